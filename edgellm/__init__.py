@@ -1,0 +1,78 @@
+"""Run, convert and adapt language models on a laptop's CPU.
+
+    import edgellm
+
+    with edgellm.load("smollm2-135m") as model:
+        for piece in model.chat([{"role": "user", "content": "Why is the sky blue?"}]):
+            print(piece, end="", flush=True)
+
+Every name is imported when it is first used, so that `import edgellm` costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgellm._version import __version__
+
+if TYPE_CHECKING:
+    from edgellm.engine import Model, load, load_tokenizer
+    from edgellm.errors import (
+        ContextOverflowError,
+        DownloadError,
+        EdgellmError,
+        FileProblem,
+        FormatError,
+        HashMismatchError,
+        KernelError,
+        MemoryLimitError,
+        TemplateError,
+        UnsupportedError,
+        UsageError,
+    )
+    from edgellm.hub import pull
+    from edgellm.params import RuntimeConfig, SamplingParams
+
+__all__ = [
+    "ContextOverflowError",
+    "DownloadError",
+    "EdgellmError",
+    "FileProblem",
+    "FormatError",
+    "HashMismatchError",
+    "KernelError",
+    "MemoryLimitError",
+    "Model",
+    "RuntimeConfig",
+    "SamplingParams",
+    "TemplateError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+    "load",
+    "load_tokenizer",
+    "pull",
+]
+
+# Where each name lives; the rest of `__all__` are errors.
+_HOMES = {
+    "Model": "edgellm.engine",
+    "load": "edgellm.engine",
+    "load_tokenizer": "edgellm.engine",
+    "pull": "edgellm.hub",
+    "RuntimeConfig": "edgellm.params",
+    "SamplingParams": "edgellm.params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "edgellm.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

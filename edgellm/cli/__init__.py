@@ -1,0 +1,5 @@
+"""The `edgellm` command: one file per command, imported when called. Only this floor prints or exits."""
+
+from edgellm.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,123 @@
+"""The command group, and the one place where errors become a line and an exit status.
+
+0    all is well
+1    a file, model, template, download or memory problem; standard input that is not text
+2    a wrong option or parameter
+130  stopped by Ctrl-C
+141  standard output was closed (`edgellm ... | head`); says nothing
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from edgellm._version import __version__
+from edgellm.cli.terminal import one_line
+from edgellm.errors import EdgellmError
+
+# Each command lives in the module of its name. The texts stand here so that --help imports none of them.
+COMMANDS = {
+    "run": "Talk to a model, or answer one prompt.",
+    "pull": "Fetch a model and check it.",
+    "list": "Show the models of this machine and of the catalogue.",
+    "rm": "Delete models.",
+    "info": "Show what is in a model file, or what this machine offers.",
+    "bench": "Measure the speed of a model.",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+OUTPUT_CLOSED = 141  # 128 + SIGPIPE
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only to run it or to show its help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"edgellm.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`edgellm run` fetches a small model and starts a chat. `edgellm COMMAND -h` explains a command. "
+    "Models and compiled kernels are kept in EDGELLM_HOME, by default your cache folder.",
+)
+@click.version_option(__version__, message="edgellm %(version)s")
+def app() -> None:
+    """Run language models on this computer's CPU."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; errors are one line on standard error."""
+    try:
+        _run(sys.argv[1:] if args is None else list(args))
+        return 0
+    except BrokenPipeError:
+        _forget_stdout()
+        return OUTPUT_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("EDGELLM_DEBUG"):
+            import traceback
+
+            traceback.print_exc()
+        line, status = _explain(error)
+        print(f"edgellm: error: {one_line(line)}", file=sys.stderr)
+        return status
+
+
+def _run(args: list[str]) -> None:
+    # Not `app.main`: click would print and exit by itself on Ctrl-C and closed pipes.
+    _accept_any_text(sys.stdout)
+    try:
+        with app.make_context("edgellm", args) as context:
+            app.invoke(context)
+    except click.exceptions.Exit:  # --help and --version are done
+        pass
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """The line and the exit status for an error."""
+    if isinstance(error, EdgellmError):
+        return str(error), error.exit_code
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        hint = f" (see: {context.command_path} --help)" if context else ""
+        return f"{error.format_message().rstrip('.')}{hint}", error.exit_code
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this; a smaller model or context (-c) needs less", 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
+    hint = "" if os.environ.get("EDGELLM_DEBUG") else "; EDGELLM_DEBUG=1 shows where"
+    return f"unexpected {type(error).__name__}: {error}{hint}", 1
+
+
+def _accept_any_text(stream: object) -> None:
+    """A terminal that cannot show a character shows a question mark, not an error."""
+    if reconfigure := getattr(stream, "reconfigure", None):
+        reconfigure(errors="replace")
+
+
+def _forget_stdout() -> None:
+    """Give the interpreter something that it can flush at exit: the reader of our output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,41 @@
+"""From the word that a person typed to a loaded model, with progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm import hub
+from edgellm.cli.progress import Progress
+from edgellm.cli.terminal import note, size_text
+from edgellm.errors import FileProblem
+
+if TYPE_CHECKING:
+    from edgellm.engine import Model
+
+
+def path_of(name: str) -> Path:
+    """The file of a model; one that has a name but is not installed yet is pulled first."""
+    try:
+        return hub.resolve(name)
+    except FileProblem:
+        if Path(name).suffix == ".gguf" and not name.startswith("hf:"):
+            raise  # a path, not a name
+    return pull(name)
+
+
+def pull(name: str) -> Path:
+    """Fetch a model with a progress bar."""
+    model = hub.find(name)
+    size = f" ({size_text(model.size)}, licence: {model.license})" if model.size else ""
+    note(f"pulling {model.name}{size}")
+    with Progress() as progress:
+        return hub.pull(name, progress, notice=note)
+
+
+def load(path: Path, n_ctx: int | None = None, n_threads: int | None = None) -> Model:
+    """Load a model; kernels that are missing are compiled under a progress line."""
+    import edgellm
+
+    with Progress("compiling kernels") as progress:
+        return edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, progress=progress)

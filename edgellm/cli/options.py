@@ -1,0 +1,60 @@
+"""Options that commands share. Their defaults are those of `edgellm.params`; none is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from edgellm.params import DEFAULT_CONTEXT_LIMIT, SamplingParams
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DEFAULTS = SamplingParams()
+
+_SAMPLING = [
+    (
+        "max_tokens",
+        ("-n", "--max-tokens"),
+        int,
+        "Stop after N tokens; without it, when the text is complete.",
+    ),
+    ("temperature", ("--temp",), float, "Higher is more varied; 0 always takes the likeliest token."),
+    ("top_k", ("--top-k",), int, "Choose among the N likeliest tokens; 0 is off."),
+    (
+        "top_p",
+        ("--top-p",),
+        float,
+        "Choose among the likeliest tokens that share this probability; 1 is off.",
+    ),
+    ("min_p", ("--min-p",), float, "Leave out tokens below this fraction of the likeliest; 0 is off."),
+    ("repeat_penalty", ("--repeat-penalty",), float, "Make repeated tokens less likely; 1 is off."),
+    ("seed", ("--seed",), int, "The same seed gives the same text."),
+]
+
+
+def sampling_options(command: Command) -> Command:
+    """Give a command the options of SamplingParams; it receives those that were typed, others as None."""
+    for name, flags, kind, text in reversed(_SAMPLING):
+        default = getattr(_DEFAULTS, name)
+        shown = f"  [default: {default}]" if default is not None else ""
+        metavar = "N" if kind is int else "X"
+        command = click.option(*flags, name, type=kind, metavar=metavar, help=text + shown)(command)
+    return command
+
+
+def sampling_params(typed: dict[str, Any]) -> SamplingParams:
+    """The parameters that were typed, over the defaults. Raises UsageError for values that cannot work."""
+    return SamplingParams(**{name: value for name, value in typed.items() if value is not None})
+
+
+def runtime_options(command: Command) -> Command:
+    """Give a command -t and -c."""
+    context = (
+        "Tokens that prompt and answers may fill together.  "
+        f"[default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
+    )
+    threads = "Worker threads.  [default: what is fastest here]"
+    command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context)(command)
+    return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=threads)(command)

@@ -1,0 +1,22 @@
+"""edgellm pull"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("pull")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def command(names: tuple[str, ...]) -> None:
+    """Fetch a model and check it.
+
+    NAME is a model of the catalogue (see `edgellm list`), or hf:ORG/REPO/FILE.gguf for a file of the Hugging
+    Face hub; hf:ORG/REPO@REVISION/FOLDER/FILE.gguf names a revision and a folder. A pull that was stopped
+    goes on where it ended. The path of the model is printed.
+    """
+    from edgellm import hub
+    from edgellm.cli import models
+
+    for name in names:
+        target = hub.path_of(hub.find(name))
+        click.echo(target if target.is_file() else models.pull(name))

@@ -1,0 +1,19 @@
+"""edgellm rm"""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("rm")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def command(names: tuple[str, ...]) -> None:
+    """Delete models.
+
+    NAME is what `edgellm list` shows as installed.
+    """
+    from edgellm import hub
+    from edgellm.cli.terminal import note, size_text
+
+    for name in names:
+        note(f"{name} is deleted, {size_text(hub.remove(name))} are free again")

@@ -1,0 +1,96 @@
+"""edgellm run"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli.options import runtime_options, sampling_options, sampling_params
+from edgellm.params import DEFAULT_MODEL, RuntimeConfig
+
+if TYPE_CHECKING:
+    from edgellm.engine import Model
+    from edgellm.params import SamplingParams
+
+
+@click.command("run")
+@click.argument("model", required=False)
+@click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and exit; - reads it from standard input.")
+@click.option("--system", metavar="TEXT", help="How the model should behave; comes before the conversation.")
+@click.option("--raw", is_flag=True, help="Continue the text as it is, without the model's chat template.")
+@sampling_options
+@runtime_options
+@click.option("--stats", is_flag=True, help="Say how fast it was (on standard error).")
+@click.option("-v", "--verbose", is_flag=True, help="Say which chat template is used.")
+def command(
+    model: str | None,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    n_ctx: int | None,
+    n_threads: int | None,
+    stats: bool,
+    verbose: bool,
+    **typed: Any,
+) -> None:
+    """Talk to a model, or answer one prompt.
+
+    MODEL is a name (see `edgellm list`), hf:ORG/REPO/FILE.gguf, or the path of a GGUF file. A model that is
+    not on this machine yet is fetched first.
+
+    On a terminal this is a chat; /help tells its commands, Ctrl-C stops an answer, Ctrl-D leaves. With -p, or
+    with text on standard input, only the answer is printed:
+
+    \b
+      edgellm run -p "Name three rivers"
+      edgellm run -p "Summarise this:" < notes.txt
+      edgellm run gemma3-270m --raw -p "Once upon a time" -n 50
+    """
+    from edgellm.cli import chat, models
+    from edgellm.cli.prompt import read_prompt
+    from edgellm.cli.terminal import note
+
+    sampling = sampling_params(typed)
+    RuntimeConfig(n_ctx, n_threads)  # refuses what cannot work before anything is fetched
+    if model is None:
+        model = DEFAULT_MODEL
+        note(f"no model named, using {model}")
+    path = models.path_of(model)
+    text = read_prompt(prompt)
+    with models.load(path, n_ctx, n_threads) as loaded:
+        if text is None:
+            chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose).loop()
+        else:
+            _answer(loaded, text, sampling, system, raw, stats, verbose)
+
+
+def _answer(
+    model: Model,
+    text: str,
+    sampling: SamplingParams,
+    system: str | None,
+    raw: bool,
+    stats: bool,
+    verbose: bool,
+) -> None:
+    """Print the answer to one prompt."""
+    from edgellm.cli.answer import stream, tell_stats
+    from edgellm.cli.conversation import Conversation
+    from edgellm.cli.template import template_of
+    from edgellm.cli.terminal import note, show_answer
+
+    settings = dataclasses.asdict(sampling)
+    if template_of(model, raw, system, verbose):
+        generation = model.chat(Conversation(system).with_user(text).messages(), **settings)
+    else:
+        generation = model.generate(text, **settings)
+    stream(generation)
+    show_answer("\n")
+    if generation.finish_reason == "cancelled":
+        raise KeyboardInterrupt
+    if generation.finish_reason == "context":
+        note(f"the context of {model.n_ctx} tokens is full, so the answer stops here; -c sets a larger one")
+    if stats:
+        tell_stats(generation.stats)

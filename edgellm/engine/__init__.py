@@ -1,0 +1,9 @@
+"""Load a model and generate: ids in, ids and text out."""
+
+from __future__ import annotations
+
+from edgellm.engine.generation import Generation, GenerationStats
+from edgellm.engine.model import Model, load
+from edgellm.engine.model import read_tokenizer as load_tokenizer
+
+__all__ = ["Generation", "GenerationStats", "Model", "load", "load_tokenizer"]

@@ -1,0 +1,135 @@
+"""One answer as it is made: the prompt is computed in pieces, then token after token becomes text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgellm.engine.runner import Runner, Span
+from edgellm.engine.sampler import Sampler
+from edgellm.params import SamplingParams
+
+if TYPE_CHECKING:
+    from edgellm.engine.kv_cache import Sequence
+    from edgellm.text import Tokenizer
+
+
+@dataclass
+class GenerationStats:
+    """What a generation took. Seconds are wall-clock time.
+
+    n_reused_tokens:  tokens of the prompt that were in the cache already and not computed again.
+    """
+
+    n_prompt_tokens: int = 0
+    n_reused_tokens: int = 0
+    n_generated_tokens: int = 0
+    prompt_seconds: float = 0.0
+    generate_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        computed = self.n_prompt_tokens - self.n_reused_tokens
+        return computed / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first, which the prompt gave."""
+        return (self.n_generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
+
+
+class Generation(Iterator[str]):
+    """An iterator over pieces of text.
+
+    finish_reason:  None while it goes on; then "stop" (the model ended its text), "length" (max_tokens),
+                    "context" (no room for more) or "cancelled".
+    stats:          counts and times so far.
+    token_ids:      the tokens generated so far.
+    """
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, sequence: Sequence, prompt: list[int],
+                 params: SamplingParams, n_ctx: int, on_end) -> None:
+        self.finish_reason: str | None = None
+        self.token_ids: list[int] = []
+        self.stats = GenerationStats(n_prompt_tokens=len(prompt), n_reused_tokens=len(sequence))
+        self._cancelled = False
+        self._pieces = self._run(runner, tokenizer, sequence, prompt, params, n_ctx)
+        self._on_end = on_end
+        self._sequence: Sequence | None = sequence
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except BaseException:  # the end, an error, or Ctrl-C
+            self._end()
+            raise
+
+    def cancel(self) -> None:
+        """Stop soon: before the next piece of the prompt or the next token. From any thread."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """Stop now; what was computed stays in the cache for the next prompt."""
+        self._pieces.close()
+        self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        sequence, self._sequence = self._sequence, None
+        if sequence is not None:
+            self.finish_reason = self.finish_reason or "cancelled"
+            self._on_end(sequence)
+
+    def _run(self, runner: Runner, tokenizer: Tokenizer, sequence: Sequence, prompt: list[int],
+             params: SamplingParams, n_ctx: int) -> Iterator[str]:
+        started = time.perf_counter()
+        sampler, text = Sampler(params), tokenizer.stream()
+        logits = np.empty((0, 0), np.float32)
+        while (done := len(sequence)) < len(prompt):
+            if self._cancelled:
+                return self._finish("cancelled")
+            piece = prompt[done : done + runner.n_batch]
+            is_last = done + len(piece) == len(prompt)
+            logits = runner.forward([Span(sequence, piece, n_logits=1 if is_last else 0)])
+            self.stats.prompt_seconds = time.perf_counter() - started
+        if params.max_tokens == 0:
+            return self._finish("length")
+        first_at = time.perf_counter()
+        while True:
+            if self._cancelled:
+                return self._finish("cancelled")
+            token_id = sampler.choose(logits[0], [*prompt, *self.token_ids] if params.repeat_penalty != 1 else ())
+            now = time.perf_counter()
+            if not self.token_ids:
+                self.stats.first_token_seconds = now - started
+                first_at = now
+            self.stats.generate_seconds = now - first_at
+            if token_id in tokenizer.stop_ids:
+                if rest := text.flush():
+                    yield rest
+                return self._finish("stop")
+            self.token_ids.append(token_id)
+            self.stats.n_generated_tokens += 1
+            if piece_of_text := text.push(token_id):
+                yield piece_of_text
+            reason = self._full(params, len(sequence), n_ctx)
+            if reason:
+                if rest := text.flush():
+                    yield rest
+                return self._finish(reason)
+            logits = runner.forward([Span(sequence, [token_id])])
+
+    def _full(self, params: SamplingParams, n_cached: int, n_ctx: int) -> str | None:
+        if params.max_tokens is not None and len(self.token_ids) >= params.max_tokens:
+            return "length"
+        return "context" if n_cached >= n_ctx else None
+
+    def _finish(self, reason: str) -> None:
+        self.finish_reason = reason

@@ -1,0 +1,206 @@
+"""A loaded model: the front door of the engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm import hub
+from edgellm.arch import architecture_of
+from edgellm.engine.generation import Generation
+from edgellm.engine.kv_cache import Sequence, blocks_for
+from edgellm.engine.runner import Runner, Span
+from edgellm.engine.threads import default_threads
+from edgellm.errors import ContextOverflowError, FileProblem, TemplateError, UsageError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
+from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
+
+MAX_IDLE_SEQUENCES = 4  # texts whose keys and values stay in the cache after their generation has ended
+
+
+def load(model: str | os.PathLike[str], *, n_ctx: int | None = None, n_threads: int | None = None,
+         n_batch: int = RuntimeConfig.n_batch, progress: Callable[[int, int, str], None] | None = None) -> Model:
+    """Open a GGUF file, or a model of the catalogue by its name, ready to run.
+
+    progress(done, total, kernel) is called while kernels are compiled, on a first start.
+    Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
+    parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
+    """
+    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch), progress)
+
+
+class Model:
+    """A model in memory. All methods may be called from several threads at once.
+
+    path, metadata:  the file and its metadata.
+    config:          its hyperparameters.
+    tokenizer:       text to ids and back.
+    chat_template:   how the file turns messages into a prompt; None for a base model.
+    n_ctx:           tokens that a conversation may hold.
+    """
+
+    def __init__(self, path: Path, runtime: RuntimeConfig,
+                 progress: Callable[[int, int, str], None] | None = None) -> None:
+        self.path = path
+        self._file = GGUFFile.open(path)
+        try:
+            self.metadata: Mapping[str, Any] = self._file.metadata
+            architecture = architecture_of(self.metadata)
+            self.config = architecture.configure(self.metadata)
+            self.n_ctx = _context(runtime.n_ctx, self.config.n_ctx_train)
+            self.n_threads = runtime.n_threads or default_threads()
+            self.tokenizer = load_tokenizer(self.metadata)
+            self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
+            self._runner = Runner(self._file, architecture, self.config, self.n_ctx, min(runtime.n_batch, self.n_ctx),
+                                  self.n_threads, progress)
+        except FileProblem as problem:
+            self._file.close()
+            raise type(problem)(f"{path}: {problem}") if str(path) not in str(problem) else problem from None
+        except BaseException:
+            self._file.close()
+            raise
+        self.n_vocab = self._runner.n_vocab
+        self._idle: list[Sequence] = []  # most recently used last
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Text to token ids. add_special: with what the model expects around a text (its BOS token, say)."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, token_ids: Iterable[int], skip_special: bool = False) -> str:
+        """Token ids to text."""
+        return self.tokenizer.decode(token_ids, skip_special=skip_special)
+
+    def logits(self, token_ids: Iterable[int]) -> np.ndarray:
+        """The scores of every next token after each token of a text: float32 [n_tokens, n_vocab]."""
+        ids = self._checked(token_ids)
+        sequence = self._start(ids, reuse=False)
+        try:
+            parts = [self._runner.forward([Span(sequence, piece, len(piece))])
+                     for start in range(0, len(ids), self._runner.n_batch)
+                     for piece in [ids[start : start + self._runner.n_batch]]]
+        finally:
+            self._forget(sequence)
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Generation:
+        """Continue a prompt, as plain text. Keywords are those of `SamplingParams`.
+
+        Raises ContextOverflowError when the prompt alone does not fit.
+        """
+        ids = self.tokenize(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
+        return self._generate(self._checked(ids), _sampling(sampling))
+
+    def chat(self, messages: list[dict[str, Any]], template_variables: Mapping[str, Any] | None = None,
+             **sampling: Any) -> Generation:
+        """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
+
+        Raises TemplateError when the model has none or its template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise TemplateError(f"{self.path.name} is a base model without a chat template; use generate() to continue "
+                                "plain text")
+        prompt = self.chat_template.render(messages, add_generation_prompt=True, **(template_variables or {}))
+        ids = self.tokenize(prompt, add_special=False, parse_special=True)
+        return self._generate(self._checked(ids), _sampling(sampling))
+
+    def close(self) -> None:
+        """End the threads and let go of the file."""
+        if not self._closed:
+            self._closed = True
+            self._runner.close()
+            self._file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}>"
+
+    def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
+        return Generation(self._runner, self.tokenizer, self._start(ids, reuse=True), ids, params, self.n_ctx, self._park)
+
+    def _checked(self, token_ids: Iterable[int]) -> list[int]:
+        if self._closed:
+            raise UsageError("the model is closed")
+        ids = [int(token_id) for token_id in token_ids]
+        if not ids:
+            raise UsageError("the prompt is empty; expected at least one token")
+        if len(ids) > self.n_ctx:
+            raise ContextOverflowError(f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; shorten it, "
+                                       f"or load with a larger n_ctx (this model was trained on {self.config.n_ctx_train})")
+        if not 0 <= min(ids) <= max(ids) < self.n_vocab:
+            raise UsageError(f"token ids from {min(ids)} to {max(ids)}; this vocabulary goes from 0 to {self.n_vocab - 1}")
+        return ids
+
+    # --- sequences in the cache -------------------------------------------------------------------------------
+
+    def _start(self, ids: list[int], reuse: bool) -> Sequence:
+        """A sequence for a prompt, beginning with what the cache already has of it."""
+        with self._lock:
+            best, n_best = None, 0
+            for idle in self._idle if reuse else ():
+                n = _common_prefix(idle.tokens, ids[:-1])  # the last token is computed anew, for its logits
+                if n > n_best:
+                    best, n_best = idle, n
+            if best is not None:
+                self._idle.remove(best)
+                self._idle.append(best)
+            self._make_room(blocks_for(len(ids)) + 1)
+            if best in self._idle and best is not None:
+                return best.fork(n_best)
+            return self._runner.cache.sequence()
+
+    def _make_room(self, n_blocks: int) -> None:
+        while self._idle and self._runner.cache.n_free_blocks < n_blocks:
+            self._idle.pop(0).release()
+
+    def _park(self, sequence: Sequence) -> None:
+        """Keep a finished text in the cache, for a prompt that goes on from it."""
+        with self._lock:
+            self._idle.append(sequence)
+            while len(self._idle) > MAX_IDLE_SEQUENCES:
+                self._idle.pop(0).release()
+
+    def _forget(self, sequence: Sequence) -> None:
+        with self._lock:
+            sequence.release()
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
+
+
+def _context(wanted: int | None, n_ctx_train: int) -> int:
+    if wanted is None:
+        return min(n_ctx_train, DEFAULT_CONTEXT_LIMIT)
+    if wanted > n_ctx_train:
+        raise UsageError(f"a context of {wanted} tokens was asked for; this model was trained on {n_ctx_train}: "
+                         f"choose -c / n_ctx up to that")
+    return wanted
+
+
+def _sampling(keywords: dict[str, Any]) -> SamplingParams:
+    try:
+        return SamplingParams(**keywords)
+    except TypeError as problem:
+        raise UsageError(f"sampling parameters: {problem}") from None
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a GGUF file or catalogue model; the file may hold a vocabulary only."""
+    with GGUFFile.open(hub.resolve(path)) as file:
+        return load_tokenizer(file.metadata)

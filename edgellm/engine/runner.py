@@ -1,0 +1,152 @@
+"""Runs a model's programs: batches of tokens in, logits out, and the cache grows by those tokens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence as SequenceOf
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+
+from edgellm.arch import Architecture, ModelConfig
+from edgellm.arch.weights import Weights
+from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
+from edgellm.errors import MemoryLimitError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.graph import Batch, Graph, Program, Team
+from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS, SPLIT_TOKENS
+from edgellm.graph.program import kernels_of
+from edgellm.graph.team import KERNELS
+from edgellm.kernels import isa
+from edgellm.kernels.store import KernelStore
+
+HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
+MAX_SEQUENCES = 4  # full contexts that the cache has room for, where memory allows
+
+
+@dataclass(frozen=True)
+class Span:
+    """New tokens of one sequence in a batch. n_logits: for how many of the last of them logits are wanted."""
+
+    sequence: Sequence
+    token_ids: SequenceOf[int]
+    n_logits: int = 1
+
+
+class Runner:
+    """A model in memory. Its methods may be called from any thread; batches run one after the other."""
+
+    def __init__(self, file: GGUFFile, architecture: Architecture, config: ModelConfig, n_ctx: int, n_batch: int,
+                 n_threads: int, progress: Callable[[int, int, str], None] | None = None) -> None:
+        self.config = config
+        self.isa = isa.choose()
+        self.n_batch = n_batch
+        self.n_threads = n_threads
+        weights = Weights(file.tensors)
+        body, head = Graph(self.isa), Graph(self.isa)
+        hidden = architecture.body(body, weights, config)
+        hidden_input = head.input(hidden.width)
+        logits = architecture.head(head, weights, config, hidden_input)
+        self.n_vocab = logits.width
+        self._hidden, self._logits = hidden, logits
+
+        layer = CacheLayer(config.n_kv_heads, config.head_dim)
+        self.cache = _allocate_cache([layer] * body.n_cache_layers, n_ctx)
+        self._store = store = KernelStore(self.isa)  # the machine code lives as long as this
+        store.load([*kernels_of(body), *kernels_of(head), *KERNELS], progress)
+        self._team = Team(store, n_threads, max_ops=len(body.ops))
+        self._batch = Batch(n_batch, body.ropes, body.windows)
+        tables = {f"cache {i}": self.cache.address(i) for i in range(body.n_cache_layers)}
+        self._body = Program(body, store, self._batch, self._team, tables)
+        self._head_batch = Batch(HEAD_TOKENS, [], [])
+        self._head = Program(head, store, self._head_batch, self._team, inputs={hidden_input: self._body.address(hidden)})
+        self._lock = threading.Lock()
+
+    def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
+        """Compute all spans in one batch of at most n_batch tokens, and append them to their sequences.
+
+        Returns float32 [sum of n_logits, n_vocab], in the order of the spans.
+        """
+        with self._lock:
+            counts = self._fill(spans)
+            self._body.run(counts)
+            wanted: list[int] = []
+            end = 0
+            for span in spans:
+                end += len(span.token_ids)
+                wanted.extend(range(end - span.n_logits, end))
+            logits = self._logits_of(wanted)
+            for span in spans:
+                span.sequence.append(span.token_ids)
+            return logits
+
+    def close(self) -> None:
+        with self._lock:
+            self._team.close()
+
+    def _logits_of(self, rows: list[int]) -> np.ndarray:
+        result = np.empty((len(rows), self.n_vocab), np.float32)
+        for start in range(0, len(rows), HEAD_TOKENS):
+            part = rows[start : start + HEAD_TOKENS]
+            self._head_batch.rows[: len(part)] = part
+            self._head.run({"tokens": len(part)})
+            result[start : start + len(part)] = self._head.view(self._logits, len(part))
+        return result
+
+    def _fill(self, spans: SequenceOf[Span]) -> dict[str, int]:
+        """Write the batch's tables for the spans; returns the counts of the run."""
+        batch, n_tokens = self._batch, 0
+        slices: list[tuple[int, int, int, int]] = []
+        positions = []
+        at_once = max(1, ATTENTION_ROWS * self.config.n_kv_heads // self.config.n_heads)
+        for span in spans:
+            n, start = len(span.token_ids), len(span.sequence)
+            span.sequence.reserve(n)
+            batch.token_ids[n_tokens : n_tokens + n] = span.token_ids
+            batch.kv_slots[n_tokens : n_tokens + n] = span.sequence.slots(n)
+            positions.append(np.arange(start, start + n))
+            table = span.sequence.block_table.ctypes.data
+            slices += [(n_tokens + i, min(at_once, n - i), start + i, table) for i in range(0, n, at_once)]
+            n_tokens += n
+        batch.turn(np.concatenate(positions))
+        counts = {"tokens": n_tokens}
+        for kind, window in enumerate(batch.windows):
+            counts[f"tasks {kind}"], counts[f"merges {kind}"] = self._divide(kind, window, slices)
+        return counts
+
+    def _divide(self, kind: int, window: int | None, slices: list[tuple[int, int, int, int]]) -> tuple[int, int]:
+        """Attention tasks for slices (token, n_tokens, position, block table); a lone token with a long past is split.
+
+        The splits are the same whatever the number of threads, and so are the results.
+        """
+        tasks, merges = self._batch.tasks[kind], self._batch.merges[kind]
+        n_tasks = n_merges = n_slots = 0
+        for token, n, position, table in slices:
+            first = 0 if window is None else max(0, position - window + 1)
+            first_split, last_split = first // SPLIT_TOKENS, position // SPLIT_TOKENS
+            n_splits = last_split - first_split + 1
+            if n > 1 or n_splits == 1 or n_slots + n_splits > MAX_SPLITS:
+                tasks[n_tasks] = (token, n, position, 0, position + n, table, -1)
+                n_tasks += 1
+                continue
+            merges[n_merges] = (token, n_slots, n_splits)
+            n_merges += 1
+            for split in range(first_split, last_split + 1):
+                begin = split * SPLIT_TOKENS
+                tasks[n_tasks] = (token, 1, position, begin, min(begin + SPLIT_TOKENS, position + 1), table, n_slots)
+                n_tasks += 1
+                n_slots += 1
+        return n_tasks, n_merges
+
+
+def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:
+    """A cache for several full contexts, or for fewer where that would take more than half of the memory."""
+    one = blocks_for(n_ctx) + 1
+    one_bytes = one * sum(layer.block_bytes for layer in layers)
+    memory = psutil.virtual_memory().total
+    if one_bytes > 0.9 * memory:
+        raise MemoryLimitError(f"a context of {n_ctx} tokens needs a KV cache of {one_bytes / 1e9:.1f} GB, and this "
+                               f"machine has {memory / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)")
+    n_sequences = min(MAX_SEQUENCES, max(1, int(memory / 2 // one_bytes)))
+    return KVCache(layers, one * n_sequences)

@@ -1,0 +1,1 @@
+"""Model files: bytes in, tensors and metadata out."""

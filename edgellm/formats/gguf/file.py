@@ -1,0 +1,200 @@
+"""An open GGUF file: metadata and tensors as views of the mapped bytes, nothing copied."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from edgellm.errors import FileProblem, FormatError
+from edgellm.formats.gguf.header import Header, quoted, read_header
+from edgellm.formats.gguf.strings import StringArray
+from edgellm.quants import BlockFormat
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgellm.formats.gguf.header import Value
+
+T = TypeVar("T")
+REQUIRED: Any = object()
+
+_TYPE_NAMES = {int: "an integer", float: "a number", bool: "a bool", str: "a string"}
+_TYPE_NAMES |= {StringArray: "an array of strings", np.ndarray: "an array of numbers"}
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor as the file holds it.
+
+    shape:   in NumPy order, outermost first: the matrix of a linear layer is (n_out, n_in).
+    format:  how its bytes mean weights.
+    raw:     its bytes, read-only: uint8[n_rows, row_bytes] or, up to one dimension, uint8[row_bytes].
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: BlockFormat
+    raw: NDArray[np.uint8]
+
+    @property
+    def address(self) -> int:
+        """Where the bytes lie in memory; valid as long as the file is open or `raw` is alive."""
+        return self.raw.__array_interface__["data"][0]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.raw.nbytes
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weights as a new float32 array of `shape`."""
+        return self.format.dequantize(self.raw).reshape(self.shape)
+
+
+class GGUFFile:
+    """A GGUF file of version 2 or 3, with all its parts when it is split.
+
+    metadata:  values are int, float, bool, str, StringArray or a NumPy array, read-only views of the file.
+    tensors:   by name, in the file's order.
+    n_bytes:   size on disk, of all parts.
+
+    Close it, or use it in a `with`.
+    """
+
+    path: Path
+    version: int
+    n_bytes: int
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
+        """Map the file and read its header.
+
+        FileProblem when the file (or a part of it) is missing or unreadable, FormatError when its bytes
+        break GGUF's rules, UnsupportedError when it needs a version or tensor type that edgellm lacks.
+        """
+        return cls(Path(path))
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_bytes = 0
+        self._maps: list[mmap.mmap] = []
+        tensors: dict[str, Tensor] = {}
+        try:
+            header = self._add_part(path, tensors)
+            self.version = header.version
+            self.metadata = MappingProxyType(header.metadata)
+            self.tensors = MappingProxyType(tensors)
+            if self.get("split.count", int, 1) > 1:
+                self._add_other_parts(tensors)
+        except BaseException:
+            tensors.clear()
+            self.close()
+            raise
+
+    def get(self, key: str, kind: type[T], default: T = REQUIRED) -> T:
+        """The metadata value of `key`, see `get_value`."""
+        try:
+            return get_value(self.metadata, key, kind, default)
+        except FormatError as problem:
+            raise FormatError(f"{self.path}: {problem}") from None
+
+    def close(self) -> None:
+        """Let go of the file. The mapping itself goes with the last array that was taken from it."""
+        self.metadata, self.tensors = {}, {}
+        for mapped in self._maps:
+            with contextlib.suppress(BufferError):
+                mapped.close()
+        self._maps.clear()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<GGUFFile {self.path} with {len(self.tensors)} tensors>"
+
+    def _add_part(self, path: Path, tensors: dict[str, Tensor]) -> Header:
+        """Map one file and add its tensors to `tensors`."""
+        mapped = _map_file(path)
+        self._maps.append(mapped)
+        self.n_bytes += len(mapped)
+        try:
+            header = read_header(memoryview(mapped))
+        except FileProblem as problem:
+            raise type(problem)(f"{path}: {problem}") from None
+        data = np.frombuffer(mapped, np.uint8)
+        for info in header.tensors:
+            if info.name in tensors:
+                raise FormatError(f"{path}: tensor {quoted(info.name)} is also in another part")
+            raw = data[info.offset : info.offset + info.n_bytes]
+            if len(info.shape) > 1:
+                raw = raw.reshape(-1, info.format.row_bytes(info.shape[-1]))
+            tensors[info.name] = Tensor(info.name, info.shape, info.format, raw)
+        return header
+
+    def _add_other_parts(self, tensors: dict[str, Tensor]) -> None:
+        """A split model names its parts NAME-00001-of-00003.gguf; the first holds the metadata."""
+        n_parts, index = self.get("split.count", int), self.get("split.no", int)
+        name = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.gguf", self.path.name)
+        if not name or int(name[3]) != n_parts or int(name[2]) != index + 1:
+            raise FormatError(
+                f"{self.path}: it is part {index + 1} of {n_parts}, so its name should end in "
+                f"-{index + 1:05d}-of-{n_parts:05d}.gguf; give it back the name it came with"
+            )
+        parts = [self.path.with_name(f"{name[1]}-{i + 1:05d}-of-{n_parts:05d}.gguf") for i in range(n_parts)]
+        if index != 0:
+            raise FileProblem(f"{self.path} is part {index + 1} of {n_parts}; open the first, {parts[0]}")
+        for i, part in enumerate(parts[1:], start=1):
+            found = self._add_part(part, tensors).metadata
+            if (found.get("split.no"), found.get("split.count")) != (i, n_parts):
+                raise FormatError(f"{part}: its metadata does not say that it is part {i + 1} of {n_parts}")
+        expected = self.get("split.tensors.count", int, len(tensors))
+        if len(tensors) != expected:
+            raise FormatError(f"{self.path}: all parts hold {len(tensors)} tensors; expected {expected}")
+
+
+def get_value(metadata: Mapping[str, Any], key: str, kind: type[T], default: T = REQUIRED) -> T:
+    """The metadata value of `key`, of type `kind`: int, float, bool, str, StringArray or np.ndarray.
+
+    An integer serves as a float. FormatError names the key, what was found and what was expected; a missing
+    key gives `default`, and is an error when there is none.
+    """
+    value = metadata.get(key)
+    if value is None:
+        if default is REQUIRED:
+            raise FormatError(f"metadata key {key!r} is missing; expected {_TYPE_NAMES[kind]}")
+        return default
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        found = _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
+        raise FormatError(f"metadata key {key!r} is {found}; expected {_TYPE_NAMES[kind]}")
+    return value
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        # Looking first: opening a pipe or device could wait for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileProblem(f"{path} is not a file" + (" but a folder" if path.is_dir() else ""))
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise FormatError(f"{path} is empty; expected a GGUF file")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise FileProblem(f"{path} does not exist") from None
+    except (OSError, ValueError) as problem:
+        raise FileProblem(f"{path} cannot be read: {problem}") from None

@@ -1,0 +1,199 @@
+"""The words in which an architecture states its forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.formats.gguf import Tensor
+from edgellm.graph.ops import Buffer, Chunks, Fixed, Op, Quantized, Table, Value
+from edgellm.kernels import records
+from edgellm.kernels.records import KV_BLOCK, TILE_ROWS
+from edgellm.kernels.registry import find
+from edgellm.quants.floats import FloatFormat
+
+# Up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
+FEW_TOKENS = 3
+ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
+BYTES_PER_CHUNK = 1 << 16  # of weights in decode
+CHUNKS_PER_OP = 16  # at least, where there are rows enough: a thread that starts late still gets its share
+ROWS_TOGETHER = 4  # decode chunks are multiples of it, so that a row is always computed in the same way
+ATTENTION_ROWS = 64  # query rows (tokens times heads of a group) that share the keys and values they load
+SPLIT_TOKENS = 256  # positions of the cache that one piece of a single token's attention covers
+MAX_SPLITS = 256  # pieces in one batch
+PREFETCH_BYTES = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """Rotary embedding: how fast each pair of dimensions turns, and which dimensions make a pair.
+
+    frequencies:  float64 [n_rot / 2], radians for each position. scale multiplies the rotated values.
+    interleaved:  pairs are neighbours (2i, 2i + 1); otherwise (i, i + n_rot / 2).
+    """
+
+    frequencies: np.ndarray
+    interleaved: bool
+
+    @property
+    def table(self) -> Table:
+        return Table(f"rope {id(self)}")
+
+
+class Graph:
+    """Records ops as an architecture calls for them.
+
+    Every method takes and returns values: float32 rows, one for each token of the batch. `ops` is the record,
+    `outputs` what must outlive a run.
+    """
+
+    def __init__(self, isa) -> None:
+        self.isa = isa
+        self.ops: list[Op] = []
+        self.outputs: list[Buffer] = []
+        self.constants: list[np.ndarray] = []  # converted weights that the file does not hold
+        self.ropes: list[Rope] = []
+        self.windows: list[int | None] = []  # kinds of attention, by how far they look back
+        self.n_cache_layers = 0
+        self._partial: Fixed | None = None
+
+    def input(self, width: int) -> Value:
+        """Rows that somebody else fills."""
+        value = Value(width, "input")
+        self.outputs.append(value)
+        return value
+
+    def output(self, value: Value, name: str = "") -> Value:
+        """Keep a value beyond the run, for anyone to read."""
+        value.name = name or value.name
+        self.outputs.append(value)
+        return value
+
+    # --- ops ----------------------------------------------------------------------------------------------
+
+    def embed(self, weight: Tensor, scale: float = 1.0) -> Value:
+        """Rows of `weight` [n_vocab, n_embd], one for each token id of the batch."""
+        out = Value(weight.shape[1], weight.name)
+        self._add("embed", records.EMBED, Chunks("tokens"), [], [out], format=weight.format, weights=weight.address,
+                  row_bytes=weight.format.row_bytes(weight.shape[1]), n_cols=weight.shape[1], scale=scale, out=out,
+                  stride=out.stride)
+        return out
+
+    def rms_norm(self, x: Value, weight: Tensor, epsilon: float, n_heads: int = 1) -> Value:
+        """Root mean square norm of whole rows, or of each of `n_heads` equal parts of them."""
+        out = Value(x.width, weight.name)
+        per_chunk = self._tokens_per_chunk(x)
+        self._add("rms_norm", records.RMS_NORM, Chunks("tokens", per_chunk), [x], [out], x=x,
+                  weight=self._floats(weight), out=out, stride=x.stride, out_stride=out.stride, n_groups=n_heads,
+                  n_cols=x.width // n_heads, epsilon=epsilon, chunk_tokens=per_chunk)
+        return out
+
+    def linear(self, x: Value, weight: Tensor) -> Value:
+        """W x, for `weight` [n_out, n_in] of any format."""
+        n_rows, n_cols = weight.shape
+        out = Value(n_rows, weight.name)
+        row_bytes = weight.format.row_bytes(n_cols)
+        is_float = isinstance(weight.format, FloatFormat)
+        source = x if is_float else self._quantize(x)
+        chunk_rows = max(1, min(BYTES_PER_CHUNK // row_bytes, -(-n_rows // CHUNKS_PER_OP)))
+        chunk_rows = -(-chunk_rows // ROWS_TOGETHER) * ROWS_TOGETHER
+        together = ROWS_TOGETHER * row_bytes
+        groups = n_cols if is_float else -(-n_cols // weight.format.scale_group)
+        tile_bytes = TILE_ROWS * (4 * n_cols if is_float else n_cols + 8 * groups)
+        self._add("linear_prefill", records.LINEAR,
+                  Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), few=-(-n_rows // chunk_rows)), [source], [out],
+                  format=weight.format, few="linear_decode", scratch=tile_bytes, weights=weight.address,
+                  row_bytes=row_bytes, n_rows=n_rows, n_cols=n_cols, **({"x": x} if is_float else {"xq": source}),
+                  x_stride=x.stride, out=out, out_stride=out.stride, chunk_rows=chunk_rows,
+                  prefetch=-(-PREFETCH_BYTES // together) * together)
+        return out
+
+    def add(self, a: Value, b: Value) -> Value:
+        out = Value(a.width, "sum")
+        per_chunk = self._tokens_per_chunk(a)
+        self._add("add", records.ADD, Chunks("tokens", per_chunk), [a, b], [out], a=a, b=b, out=out, stride=a.stride,
+                  chunk_tokens=per_chunk)
+        return out
+
+    def glu(self, gate: Value, up: Value, activation: str) -> Value:
+        """activation(gate) * up, for the activation "silu" or "gelu"."""
+        out = Value(gate.width, "glu")
+        per_chunk = self._tokens_per_chunk(gate)
+        self._add(f"{activation}_glu", records.GLU, Chunks("tokens", per_chunk), [gate, up], [out], gate=gate, up=up,
+                  out=out, stride=gate.stride, chunk_tokens=per_chunk)
+        return out
+
+    def rope(self, x: Value, n_heads: int, rope: Rope) -> Value:
+        """Turn the leading dimensions of every head by the token's position, in place."""
+        if rope not in self.ropes:
+            self.ropes.append(rope)
+        n_rot = 2 * len(rope.frequencies)
+        per_chunk = self._tokens_per_chunk(x)
+        self._add("rope", records.ROPE, Chunks("tokens", per_chunk), [], [x], x=x, stride=x.stride, n_heads=n_heads,
+                  head_dim=x.width // n_heads, n_rot=n_rot, pair_step=1 if rope.interleaved else n_rot // 2,
+                  table=rope.table, chunk_tokens=per_chunk)
+        return x
+
+    def attention(self, q: Value, k: Value, v: Value, n_heads: int, n_kv_heads: int, scale: float,
+                  window: int | None = None) -> Value:
+        """Causal attention of new tokens to themselves and to all before them in the cache, which takes k and v.
+
+        window:  positions a token looks back over, itself included; None is no limit.
+        """
+        head_dim, layer = q.width // n_heads, self.n_cache_layers
+        self.n_cache_layers += 1
+        cache, block_bytes = Table(f"cache {layer}"), 4 * n_kv_heads * head_dim * KV_BLOCK
+        per_chunk = self._tokens_per_chunk(k)
+        self._add("kv_append", records.KV_APPEND, Chunks("tokens", per_chunk), [k, v], [cache], k=k, v=v,
+                  stride=k.stride, n_heads=n_kv_heads, head_dim=head_dim, cache=cache, block_bytes=block_bytes,
+                  chunk_tokens=per_chunk)
+
+        if window not in self.windows:
+            self.windows.append(window)
+        kind = self.windows.index(window)
+        out = Value(q.width, "attention")
+        partial_bytes = MAX_SPLITS * n_heads * (head_dim + 2) * 4
+        if self._partial is None or self._partial.n_bytes < partial_bytes:
+            self._partial = Fixed(partial_bytes, "attention splits")
+        rows = -(-max(ATTENTION_ROWS, n_heads // n_kv_heads) // 4) * 4
+        self._add("attention", records.ATTENTION, Chunks(f"tasks {kind}", 1, n_kv_heads), [q, cache],
+                  [out, self._partial], scratch=4 * rows * (2 * head_dim + KV_BLOCK + 3), q=q, q_stride=q.stride,
+                  out=out, out_stride=out.stride, n_kv_heads=n_kv_heads, group=n_heads // n_kv_heads,
+                  head_dim=head_dim, scale=scale, window=window or 1 << 40, cache=cache, block_bytes=block_bytes,
+                  tasks=Table(f"tasks {kind}"), partial=self._partial)
+        self._add("attention_merge", records.ATTENTION_MERGE, Chunks(f"merges {kind}"), [self._partial], [out],
+                  tasks=Table(f"merges {kind}"), partial=self._partial, out=out, out_stride=out.stride,
+                  n_heads=n_heads, head_dim=head_dim)
+        return out
+
+    def select_rows(self, x: Value) -> Value:
+        """The rows of x that the batch names."""
+        out = Value(x.width, "selected")
+        self._add("select_rows", records.SELECT_ROWS, Chunks("tokens"), [x], [out], x=x, out=out, stride=x.stride)
+        return out
+
+    # --- helpers ------------------------------------------------------------------------------------------
+
+    def _quantize(self, x: Value) -> Quantized:
+        """x as int8, made once for all linears that read it."""
+        if x.quantized is None:
+            x.quantized = Quantized(x.width, x.name)
+            per_chunk = self._tokens_per_chunk(x)
+            self._add("quantize", records.QUANTIZE, Chunks("tokens", per_chunk), [x], [x.quantized], x=x,
+                      stride=x.stride, n_cols=x.width, to=x.quantized, chunk_tokens=per_chunk)
+        return x.quantized
+
+    def _floats(self, weight: Tensor) -> int:
+        """The address of a small weight as float32."""
+        if weight.format.name == "F32":
+            return weight.address
+        self.constants.append(np.ascontiguousarray(weight.dequantize()))
+        return self.constants[-1].ctypes.data
+
+    def _tokens_per_chunk(self, x: Value) -> int:
+        return max(1, ELEMENTS_PER_CHUNK // x.width)
+
+    def _add(self, op, schema, chunks, reads, writes, format=None, few=None, scratch=0, **fields) -> None:
+        self.ops.append(Op(find(op, format), schema, fields, chunks, reads, writes,
+                           find(few, format) if few else None, scratch))

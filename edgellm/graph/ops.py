@@ -1,0 +1,103 @@
+"""What a graph is made of: values and the ops between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.kernels.records import ROW_ALIGN
+from edgellm.kernels.registry import Kernel
+from edgellm.kernels.schema import Schema
+
+# What may change from run to run, by name: "tokens", "tasks" of each kind of attention, ...
+Counts = Mapping[str, int]
+
+
+@dataclass(eq=False)
+class Value:
+    """Rows of float32 activations, one for each token of the batch.
+
+    width:   numbers that mean something. stride: numbers from one row to the next.
+    """
+
+    width: int
+    name: str = ""
+    quantized: Quantized | None = None
+
+    @property
+    def stride(self) -> int:
+        return -(-self.width // ROW_ALIGN) * ROW_ALIGN
+
+    @property
+    def token_bytes(self) -> int:
+        return self.stride * 4
+
+
+@dataclass(eq=False)
+class Quantized:
+    """The same rows as int8 in groups of 32, with scales and sums (see `kernels.records.QUANTIZED`)."""
+
+    width: int
+    name: str = ""
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes for each token of each of the arrays, which lie one behind the other."""
+        return {"q": self.width, "d": self.width // 8, "sum32": self.width // 8, "sum16": self.width // 4}
+
+    @property
+    def token_bytes(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(eq=False)
+class Fixed:
+    """Memory of a given size, whatever the batch: partial results of attention."""
+
+    n_bytes: int
+    name: str = ""
+
+
+Buffer = Value | Quantized | Fixed
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Into how many pieces an op's work falls, given the counts of a run."""
+
+    count: str  # which of the counts it depends on
+    per_chunk: int = 1  # so many of them make a chunk
+    times: int = 1  # chunks for each of these
+    few: int | None = None  # so many chunks while the op runs as its `kernel_few`
+
+    def of(self, counts: Counts, few: bool) -> int:
+        if few and self.few is not None:
+            return self.few
+        return -(-counts[self.count] // self.per_chunk) * self.times
+
+
+@dataclass(eq=False)
+class Op:
+    """One op of a program: a kernel and what its record says.
+
+    fields:       record words by name: numbers, buffers (their address), or names of the program's tables.
+    kernel_few:   the kernel for a few tokens, where another one is better then.
+    reads, writes: buffers, or anything hashable that stands for memory elsewhere (a layer of the cache).
+    """
+
+    kernel: Kernel
+    schema: Schema
+    fields: dict[str, Any]
+    chunks: Chunks
+    reads: list[Any] = field(default_factory=list)
+    writes: list[Any] = field(default_factory=list)
+    kernel_few: Kernel | None = None
+    scratch_bytes: int = 0  # of each thread's own memory
+
+
+@dataclass(frozen=True)
+class Table:
+    """Data of the batch that a record points to, by name: the batch itself, rope tables, attention tasks."""
+
+    name: str

@@ -1,0 +1,158 @@
+"""A recorded graph made ready to run: records filled in, memory planned, kernels found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgellm.graph.builder import FEW_TOKENS, MAX_SPLITS, Graph, Rope
+from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Table, Value
+from edgellm.graph.plan import dependencies, plan
+from edgellm.graph.team import Team
+from edgellm.kernels import records
+from edgellm.kernels.registry import Kernel
+from edgellm.kernels.store import KernelStore
+
+# Tiles may write up to so many tokens at once, beyond the end of a batch too.
+TOKEN_ALIGN = 16
+LINE = 64
+
+
+def aligned(n_bytes: int) -> np.ndarray:
+    """uint8 [n_bytes] on a cache line. The system gives the memory as it is first touched."""
+    memory = np.empty(n_bytes + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + n_bytes]
+
+
+class Batch:
+    """The data of one run: token ids, positions, where keys go, and what each token attends to.
+
+    Programs hold the addresses of these arrays, so they are filled in place and never moved.
+    """
+
+    def __init__(self, capacity: int, ropes: list[Rope], windows: list[int | None]) -> None:
+        self.capacity = capacity
+        self.ropes, self.windows = ropes, windows
+        self.token_ids = np.zeros(capacity, np.int32)
+        self.kv_slots = np.zeros(capacity, np.int64)
+        self.rows = np.zeros(capacity, np.int64)
+        self.rope_tables = [np.zeros((capacity, 2, len(rope.frequencies)), np.float32) for rope in ropes]
+        self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in windows]
+        self.merges = [records.MERGE_TASK.new(capacity) for _ in windows]
+        self.record = records.BATCH.new()
+        self.record["token_ids"] = self.token_ids.ctypes.data
+        self.record["kv_slots"] = self.kv_slots.ctypes.data
+        self.record["rows"] = self.rows.ctypes.data
+
+    def turn(self, positions: np.ndarray) -> None:
+        """Fill the rope tables for the positions of the tokens."""
+        for rope, table in zip(self.ropes, self.rope_tables, strict=True):
+            angles = positions[:, None] * rope.frequencies
+            table[: len(positions), 0] = np.cos(angles)
+            table[: len(positions), 1] = np.sin(angles)
+
+    def tables(self) -> dict[str, int]:
+        """Addresses by the names that records use."""
+        result = {"batch": self.record.ctypes.data}
+        for rope, table in zip(self.ropes, self.rope_tables, strict=True):
+            result[rope.table.name] = table.ctypes.data
+        for kind, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
+            result[f"tasks {kind}"] = tasks.ctypes.data
+            result[f"merges {kind}"] = merges.ctypes.data
+        return result
+
+
+class Program:
+    """The ops of a graph as records in memory, for batches of up to `capacity` tokens.
+
+    tables:    addresses of what the graph names but does not own, beside the batch's: "cache 0", ...
+    inputs:    memory for the graph's inputs; the first row's address of each.
+    """
+
+    def __init__(self, graph: Graph, store: KernelStore, batch: Batch, team: Team,
+                 tables: Mapping[str, int] | None = None, inputs: Mapping[Value, int] | None = None) -> None:
+        self.graph = graph  # keeps converted weights alive
+        self.batch = batch
+        self.team = team
+        self.capacity = -(-batch.capacity // TOKEN_ALIGN) * TOKEN_ALIGN
+        self._offsets, size = plan(graph.ops, [b for b in graph.outputs if b not in (inputs or {})], self.capacity)
+        self.arena = aligned(size)
+        self._inputs = dict(inputs or {})
+        scratch_bytes = -(-max(op.scratch_bytes for op in graph.ops) // LINE) * LINE
+        self._scratch = aligned(scratch_bytes * team.n_threads)
+        self._tables = {**batch.tables(), **(tables or {})}
+
+        self._keep: list[np.ndarray] = []
+        self.ops = records.OP.new(len(graph.ops))
+        self.ops["depends"] = dependencies(graph.ops, self._offsets, self.capacity)
+        for op, entry in zip(graph.ops, self.ops, strict=True):
+            entry["record"] = self._record(op, scratch_bytes)
+        self._kernels = np.array([store.address(op.kernel) for op in graph.ops])
+        self._kernels_few = np.array([store.address(op.kernel_few or op.kernel) for op in graph.ops])
+        self.ops["kernel"] = self._kernels
+        self._few = False
+
+        rules: dict[Chunks, list[int]] = {}
+        for index, op in enumerate(graph.ops):
+            rules.setdefault(op.chunks, []).append(index)
+        self._rules = [(rule, np.array(indices)) for rule, indices in rules.items()]
+        self.n_chunks = np.zeros(len(graph.ops), np.int64)
+        self.record = records.PROGRAM.new()
+        self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(graph.ops)
+        self.record["n_chunks"] = self.n_chunks.ctypes.data
+
+    def run(self, counts: Mapping[str, int]) -> None:
+        """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
+        few = counts["tokens"] <= FEW_TOKENS
+        if few != self._few:
+            self.ops["kernel"] = self._kernels_few if few else self._kernels
+            self._few = few
+        for rule, indices in self._rules:
+            self.n_chunks[indices] = rule.of(counts, few)
+        self.batch.record["n_tokens"] = counts["tokens"]
+        self.team.run(self)
+
+    def view(self, value: Value, n_tokens: int) -> np.ndarray:
+        """An output as float32 [n_tokens, width]: a view of the arena, which the next run overwrites."""
+        start = self._offsets[value]
+        rows = self.arena[start : start + n_tokens * value.token_bytes].view(np.float32)
+        return rows.reshape(n_tokens, value.stride)[:, : value.width]
+
+    def address(self, buffer: Buffer) -> int:
+        if isinstance(buffer, Value) and buffer in self._inputs:
+            return self._inputs[buffer]
+        return self.arena.ctypes.data + self._offsets[buffer]
+
+    def _record(self, op: Op, scratch_bytes: int) -> int:
+        record = op.schema.new()
+        self._keep.append(record)
+        record["batch"] = self._tables["batch"]
+        if op.scratch_bytes:
+            record["scratch"], record["scratch_bytes"] = self._scratch.ctypes.data, scratch_bytes
+        for name, content in op.fields.items():
+            record[name] = self._word(content)
+        return record.ctypes.data
+
+    def _word(self, content: Any) -> Any:
+        if isinstance(content, Table):
+            return self._tables[content.name]
+        if isinstance(content, Quantized):
+            return self._quantized_record(content)
+        return self.address(content) if isinstance(content, Buffer) else content
+
+    def _quantized_record(self, quantized: Quantized) -> int:
+        record = records.QUANTIZED.new()
+        self._keep.append(record)
+        start = self.address(quantized)
+        for name, token_bytes in quantized.parts.items():
+            record[name] = start
+            start += token_bytes * self.capacity
+        return record.ctypes.data
+
+
+def kernels_of(graph: Graph) -> list[Kernel]:
+    """The kernels that a graph's ops call."""
+    return [kernel for op in graph.ops for kernel in (op.kernel, op.kernel_few) if kernel]

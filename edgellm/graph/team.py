@@ -1,0 +1,84 @@
+"""The team of threads that runs programs: the caller, and helpers that sleep while there is nothing to do."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgellm.kernels import records
+from edgellm.kernels.registry import Kernel, find
+from edgellm.kernels.store import KernelStore
+
+if TYPE_CHECKING:
+    from edgellm.graph.program import Program
+
+LINE_WORDS = 8
+KERNELS: tuple[Kernel, Kernel] = (find("lead"), find("work"))
+
+
+class Team:
+    """`n_threads` threads, the caller of `run` among them. One run at a time: the owner holds a lock."""
+
+    def __init__(self, store: KernelStore, n_threads: int, max_ops: int) -> None:
+        self.n_threads = n_threads
+        lead, work = KERNELS
+        self._lead, self._work = store.function(lead), store.function(work)
+        n_progress = n_threads + 1
+        self._progress = np.zeros((n_progress, max_ops, LINE_WORDS), np.int64)
+        self._seats = np.zeros((n_threads, LINE_WORDS), np.int64)
+        self._record = records.TEAM.new()
+        self._record["all_progress"] = self._progress.ctypes.data
+        self._record["n_progress"] = n_progress
+        self._record["progress_bytes"] = self._progress.strides[0]
+        self._record["seats"] = self._seats.ctypes.data
+        self._record["n_threads"] = n_threads
+        self._record["yield_core"] = _yield_function()
+        self._address = self._record.ctypes.data
+        self._stopping = False
+        self._asleep = [False] * n_threads
+        self._alarms = [threading.Semaphore(0) for _ in range(n_threads)]
+        self._threads = [
+            threading.Thread(target=self._help, args=(thread,), daemon=True, name=f"edgellm-{thread}")
+            for thread in range(1, n_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, program: Program) -> None:
+        """Run a program; returns when all of its ops are done. The GIL is free meanwhile."""
+        self._wake()
+        self._lead(self._address, program.record.ctypes.data, 0)
+
+    def close(self) -> None:
+        """End the helper threads."""
+        self._stopping = True
+        self._record["stop"] = 1
+        self._wake()
+        for thread in self._threads:
+            thread.join()
+
+    def _wake(self) -> None:
+        for thread in range(1, self.n_threads):
+            if self._asleep[thread]:
+                self._asleep[thread] = False
+                self._alarms[thread].release()
+
+    def _help(self, thread: int) -> None:
+        while not self._stopping:
+            self._work(self._address, thread, 0)
+            # A run that starts right here goes on without this thread; the next one finds it asleep.
+            self._asleep[thread] = True
+            if self._stopping:
+                break
+            self._alarms[thread].acquire()
+
+
+def _yield_function() -> int:
+    """The address of the system call that lets other threads have this core."""
+    library = ctypes.WinDLL("kernel32") if sys.platform == "win32" else ctypes.CDLL(None)
+    function = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -1,0 +1,61 @@
+"""From a Numba function to machine code of one object file. Imported only when a kernel must be compiled."""
+
+from __future__ import annotations
+
+import llvmlite.binding as llvm
+from numba import cfunc, types
+
+from edgellm.errors import KernelError
+from edgellm.kernels.isa import Isa, host
+from edgellm.kernels.registry import Kernel
+
+# What compiled code may call: the C library's memory functions, found in the running process.
+ALLOWED_EXTERNALS = frozenset({"memcpy", "memset", "memmove"})
+
+
+def compile_kernel(kernel: Kernel, isa: Isa) -> bytes:
+    """The object file of a kernel for an instruction set; its only symbol is `kernel.symbol`.
+
+    Raises KernelError when the code would need a function that a fresh process does not have.
+    """
+    function = kernel.build(isa)
+    compiled = cfunc(types.void(types.int64, types.int64, types.int64), error_model="numpy", fastmath={"contract", "reassoc", "nsz"})(function)
+    module = llvm.parse_assembly(compiled.inspect_llvm())
+    _keep_only(module, compiled.native_name, kernel.symbol)
+    machine = target_machine(isa)
+    _optimize(module, machine)
+    for external in module.functions:
+        name = external.name
+        if external.is_declaration and not name.startswith("llvm.") and name not in ALLOWED_EXTERNALS:
+            raise KernelError(f"kernel {kernel.name} calls {name}, which no later process would have")
+    return machine.emit_object(module)
+
+
+def target_machine(isa: Isa) -> llvm.TargetMachine:
+    """LLVM's code generator for an instruction set, tuned to this CPU."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    cpu, features = isa.target(*host())
+    return llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
+
+
+def _keep_only(module: llvm.ModuleRef, wrapper: str, symbol: str) -> None:
+    """Rename the entry point and hide everything else, so that many such objects live in one process."""
+    for function in module.functions:
+        if function.is_declaration:
+            continue
+        if function.name == wrapper:
+            function.name = symbol
+            function.linkage = "external"
+        else:
+            function.linkage = "internal"
+    for variable in module.global_variables:
+        if not variable.is_declaration:
+            variable.linkage = "internal"
+
+
+def _optimize(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+

@@ -1,0 +1,33 @@
+"""What an instruction set is to the rest of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set: the words it overrides, and the register tiles that suit it.
+
+    name:           as in `EDGELLM_ISA` and `edgellm info`.
+    needs:          tells from the CPU's feature flags (LLVM's names) whether this CPU has it.
+    target:         (LLVM CPU name, features) to compile for, from the host's own.
+    lanes:          float32 lanes of a register.
+    decode_rows:    weight rows that a dot product of one token advances together.
+    tile_tokens:    tokens that meet one unpacked tile of weights at a time (16 rows of it).
+    """
+
+    name: str
+    title: str
+    needs: Callable[[Mapping[str, bool]], bool]
+    target: Callable[[str, Mapping[str, bool]], tuple[str, str]]
+    vocabulary: type
+    lanes: int
+    decode_rows: int
+    tile_tokens: int
+
+
+def host_target(cpu: str, features: Mapping[str, bool]) -> tuple[str, str]:
+    """Compile for the host exactly as it is."""
+    return cpu, ",".join(f"{'+' if on else '-'}{name}" for name, on in sorted(features.items()))

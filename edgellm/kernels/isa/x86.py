@@ -1,0 +1,74 @@
+"""x86-64: AVX-512 with VNNI, AVX-VNNI at 256 bits, AVX2 with FMA."""
+
+from __future__ import annotations
+
+from edgellm.kernels.isa.base import Isa, host_target
+from edgellm.kernels.staged import I8, I16, I32, Value, Vocabulary, vector
+
+
+class _X86(Vocabulary):
+    def pause(self) -> None:
+        from llvmlite import ir
+
+        self.call("llvm.x86.sse2.pause", ir.VoidType(), suffix=False)
+
+    def lookup(self, table, indices: Value) -> Value:
+        if indices.n > 32:
+            return self.concat(*(self.lookup(table, half) for half in self._halves(indices)))
+        name = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b"}[indices.n]
+        lanes = self.constant([int(entry) for entry in table] * (indices.n // 16), I8)
+        return self.call(name, indices.llvm.type, lanes, indices, suffix=False)
+
+    def _halves(self, value: Value) -> tuple[Value, Value]:
+        return value[: value.n // 2], value[value.n // 2 :]
+
+
+class _Vnni(_X86):
+    """vpdpbusd multiplies four bytes by four bytes and adds them into 32 bits, in one instruction."""
+
+    def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
+        bits = u.n * 8
+        if bits > self.isa.lanes * 32:  # wider than a register: two instructions
+            parts = zip(self._halves(accumulator), self._halves(u), self._halves(s), strict=True)
+            return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
+        kind = vector(I32, u.n // 4)
+        name = f"llvm.x86.avx512.vpdpbusd.{bits}"
+        # LLVM types the byte operands of this intrinsic as bytes from version 22 on.
+        return self.call(name, kind, accumulator, u.bitcast(self.byte_operand), s.bitcast(self.byte_operand), suffix=False)
+
+    byte_operand = I32
+
+
+class _Avx2(_X86):
+    def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
+        if u.n > 32:
+            parts = zip(self._halves(accumulator), self._halves(u), self._halves(s), strict=True)
+            return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
+        if max_u > 127:  # pairs of products would overflow 16 bits: the top bit goes its own way
+            accumulator = self._add_pairs(accumulator, (u.bitcast(I16) >> 7).bitcast(I8) & 1, s, 128)
+            u = u & 127
+        return self._add_pairs(accumulator, u, s, 1)
+
+    def _add_pairs(self, accumulator: Value, u: Value, s: Value, factor: int) -> Value:
+        pairs = self.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)
+        fours = self.call("llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, self.constant(factor, I16, 16), suffix=False)
+        return accumulator + fours
+
+
+def _has_vnni_256(f):
+    return f.get("avx2") and f.get("fma") and f.get("f16c") and (
+        f.get("avxvnni") or (f.get("avx512vnni") and f.get("avx512vl")))
+
+
+def _vnni_256_target(cpu, f):
+    return "x86-64-v3", "+avxvnni" if f.get("avxvnni") else "+avx512vnni,+avx512vl"
+
+
+AVX512 = Isa(
+    "avx512", "AVX-512 VNNI", lambda f: all(f.get(x) for x in ("avx512f", "avx512bw", "avx512vl", "avx512vnni")),
+    host_target, _Vnni, lanes=16, decode_rows=4, tile_tokens=8,
+)
+AVX_VNNI = Isa("avxvnni", "AVX-VNNI (256 bit)", _has_vnni_256, _vnni_256_target, _Vnni,
+               lanes=8, decode_rows=2, tile_tokens=4)
+AVX2 = Isa("avx2", "AVX2 and FMA", lambda f: f.get("avx2") and f.get("fma") and f.get("f16c"),
+           lambda cpu, f: ("x86-64-v3", ""), _Avx2, lanes=8, decode_rows=2, tile_tokens=4)

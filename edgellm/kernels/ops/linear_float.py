@@ -1,0 +1,121 @@
+"""y = W x for float weights (F32, F16, BF16): the same two shapes of work as `linear.py`, in float32."""
+
+from __future__ import annotations
+
+from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.records import LINEAR, TILE_ROWS
+from edgellm.kernels.staged import F32, Value, Vocabulary, staged
+
+STEP = 8  # columns unpacked together
+
+
+def _dot_rows(v: Vocabulary, fmt, n_rows: int, row: Value, row_bytes: Value, n_cols: Value, x: Value,
+              prefetch: Value, out: Value) -> None:
+    lanes = 16
+
+    def body(i: Value, *totals: Value) -> list[Value]:
+        xs = v.f32(x + i * (4 * lanes), lanes)
+        results = []
+        for r, total in enumerate(totals):
+            weights = row + row_bytes * r + i * (fmt.block_bytes * lanes)
+            v.prefetch(weights + prefetch)
+            results.append(v.fma(fmt.load(v, weights, lanes), xs, total))
+        return results
+
+    def rest(i: Value, *totals: Value) -> list[Value]:
+        column = n_cols / lanes * lanes + i
+        xs = v.f32(x + column * 4)
+        return [v.fma(fmt.load(v, row + row_bytes * r + column * fmt.block_bytes, 1), xs, total)
+                for r, total in enumerate(totals)]
+
+    wide = v.loop(n_cols / lanes, [v.constant(0.0, F32, lanes)] * n_rows, body)
+    narrow = v.loop(n_cols - n_cols / lanes * lanes, [v.constant(0.0, F32)] * n_rows, rest)
+    for r in range(n_rows):
+        v.store(out + 4 * r, wide[r].sum() + narrow[r])
+
+
+def build_linear_decode(isa, fmt):
+    op_at = record_viewer(LINEAR)
+    wide = isa.decode_rows
+
+    @staged(isa, "void", *["i64"] * 6)
+    def dot_many(v, *args):
+        _dot_rows(v, fmt, wide, *args)
+
+    @staged(isa, "void", *["i64"] * 6)
+    def dot_one(v, *args):
+        _dot_rows(v, fmt, 1, *args)
+
+    def linear_decode(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_rows, op.n_rows)
+        for token in range(op.batch.n_tokens):
+            x = op.x + token * op.x_stride * 4
+            out = op.out + token * op.out_stride * 4
+            row = chunk * op.chunk_rows
+            while row + wide <= end:
+                dot_many(op.weights + row * op.row_bytes, op.row_bytes, op.n_cols, x, op.prefetch, out + row * 4)
+                row += wide
+            while row < end:
+                dot_one(op.weights + row * op.row_bytes, op.row_bytes, op.n_cols, x, op.prefetch, out + row * 4)
+                row += 1
+
+    return linear_decode
+
+
+def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value,
+                      n_cols: Value, tile: Value, lane: Value) -> None:
+    """Rows first to first + 7 (none beyond last), a column after the other, into the lanes from `lane` on."""
+    rows = [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
+    column_bytes = TILE_ROWS * 4
+
+    def body(i: Value) -> list[Value]:
+        columns = v.transpose8([fmt.load(v, row + i * (STEP * fmt.block_bytes), STEP) for row in rows])
+        for k, column in enumerate(columns):
+            v.store(tile + (i * STEP + k) * column_bytes + lane * 4, column)
+        return []
+
+    def rest(i: Value) -> list[Value]:
+        column = n_cols / STEP * STEP + i
+        v.store(tile + column * column_bytes + lane * 4,
+                v.vector_of([fmt.load(v, row + column * fmt.block_bytes, 1) for row in rows]))
+        return []
+
+    v.loop(n_cols / STEP, [], body)
+    v.loop(n_cols - n_cols / STEP * STEP, [], rest)
+
+
+def _tile_by_tokens(v: Vocabulary, n_tokens: int, tile: Value, n_cols: Value, x: Value, x_stride: Value,
+                    out: Value, out_stride: Value) -> None:
+    def body(k: Value, *totals: Value) -> list[Value]:
+        column = v.f32(tile + k * (TILE_ROWS * 4), TILE_ROWS)
+        return [v.fma(column, v.f32(x + (x_stride * token + k) * 4), total) for token, total in enumerate(totals)]
+
+    totals = v.loop(n_cols, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
+    for token, total in enumerate(totals):
+        v.store(out + out_stride * (4 * token), total)
+
+
+def build_linear_prefill(isa, fmt):
+    op_at = record_viewer(LINEAR)
+    at_once = isa.tile_tokens
+
+    @staged(isa, "void", *["i64"] * 7)
+    def unpack_half_tile(v, *args):
+        _unpack_half_tile(v, fmt, *args)
+
+    @staged(isa, "void", *["i64"] * 6)
+    def tile_by_tokens(v, *args):
+        _tile_by_tokens(v, at_once, *args)
+
+    def linear_prefill(record, chunk, thread):
+        op = op_at(record)
+        tile = op.scratch + thread * op.scratch_bytes
+        first = chunk * 16
+        for half in range(2):
+            unpack_half_tile(op.weights, op.row_bytes, first + 8 * half, op.n_rows - 1, op.n_cols, tile, 8 * half)
+        for token in range(0, op.batch.n_tokens, at_once):
+            tile_by_tokens(tile, op.n_cols, op.x + token * op.x_stride * 4, op.x_stride,
+                           op.out + (token * op.out_stride + first) * 4, op.out_stride)
+
+    return linear_prefill

@@ -1,0 +1,135 @@
+"""The records of all kernels: what each op is told, word by word. Sizes count elements, strides count floats.
+
+Activations are float32 rows, one a token, `stride` floats apart (the width rounded up to ROW_ALIGN). For the
+integer kernels the same rows stand once more as int8 in groups of 32 (see `QUANTIZED`).
+"""
+
+from __future__ import annotations
+
+from edgellm.kernels.schema import Schema
+
+ROW_ALIGN = 16  # floats: rows start on a cache line, and a tile may write 16 outputs at once
+KV_BLOCK = 64  # tokens in a block of the KV cache
+TILE_ROWS = 16  # weight rows that a prefill tile unpacks together
+
+BATCH = Schema(
+    "batch",
+    n_tokens="i64",
+    token_ids="ptr",  # int32 [n_tokens]
+    kv_slots="ptr",  # int64 [n_tokens]: block * KV_BLOCK + place in the block
+    rows="ptr",  # int64 [n_tokens]: which rows `select_rows` takes
+)
+
+# Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum
+# or with an offset, without touching every element again.
+QUANTIZED = Schema(
+    "quantized",
+    q="ptr",  # int8 [n_tokens, n_cols]
+    d="ptr",  # float32 [n_tokens, n_cols / 32]
+    sum32="ptr",  # float32 [n_tokens, n_cols / 32]: d times the sum of the group
+    sum16="ptr",  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
+)
+
+EMBED = Schema("embed", batch=BATCH, weights="ptr", row_bytes="i64", n_cols="i64", scale="f64", out="ptr", stride="i64")
+
+SELECT_ROWS = Schema("select_rows", batch=BATCH, x="ptr", out="ptr", stride="i64")
+
+RMS_NORM = Schema(
+    "rms_norm",
+    batch=BATCH, x="ptr", weight="ptr", out="ptr", stride="i64", out_stride="i64",
+    n_groups="i64",  # heads that are each normalized by themselves; 1 for a whole row
+    n_cols="i64", epsilon="f64", chunk_tokens="i64",
+)
+
+QUANTIZE = Schema("quantize", batch=BATCH, x="ptr", stride="i64", n_cols="i64", to=QUANTIZED, chunk_tokens="i64")
+
+LINEAR = Schema(
+    "linear",
+    batch=BATCH, weights="ptr", row_bytes="i64", n_rows="i64", n_cols="i64",
+    x="ptr", x_stride="i64",  # float32 input, for float weights
+    xq=QUANTIZED,  # int8 input, for quantized weights
+    out="ptr", out_stride="i64",
+    chunk_rows="i64",  # rows a thread takes at a time in decode
+    prefetch="i64",  # bytes ahead
+    scratch="ptr", scratch_bytes="i64",  # each thread's own, for the unpacked tile
+)
+
+ADD = Schema("add", batch=BATCH, a="ptr", b="ptr", out="ptr", stride="i64", chunk_tokens="i64")
+
+GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", chunk_tokens="i64")
+
+ROPE = Schema(
+    "rope",
+    batch=BATCH, x="ptr", stride="i64", n_heads="i64", head_dim="i64",
+    n_rot="i64",  # leading dimensions of a head that are rotated
+    pair_step="i64",  # 1: pairs are neighbours; n_rot / 2: pairs are half a head apart
+    table="ptr",  # float32 [n_tokens, 2, n_rot / 2]: cosines, then sines
+    chunk_tokens="i64",
+)
+
+KV_APPEND = Schema(
+    "kv_append",
+    batch=BATCH, k="ptr", v="ptr", stride="i64", n_heads="i64", head_dim="i64",
+    cache="ptr", block_bytes="i64", chunk_tokens="i64",
+)
+
+# One slice of attention: consecutive tokens of one sequence against a range of its positions.
+ATTENTION_TASK = Schema(
+    "attention_task",
+    token="i64",  # first token of the slice in the batch
+    n_tokens="i64",
+    position="i64",  # of that token in its sequence
+    kv_begin="i64", kv_end="i64",  # positions of this slice, before causality and window
+    block_table="ptr",  # int32: the cache block of every KV_BLOCK positions
+    slot="i64",  # where the partial result goes, or -1: this is the whole result
+)
+
+ATTENTION = Schema(
+    "attention",
+    batch=BATCH, q="ptr", q_stride="i64", out="ptr", out_stride="i64",
+    n_kv_heads="i64", group="i64", head_dim="i64", scale="f64",
+    window="i64",  # positions a token looks back over, itself included
+    cache="ptr", block_bytes="i64",
+    tasks="ptr", partial="ptr", scratch="ptr", scratch_bytes="i64",
+)
+
+# A token whose attention was split over ranges of positions: partial results first_slot, first_slot + 1, ...
+MERGE_TASK = Schema("merge_task", token="i64", first_slot="i64", n_slots="i64")
+
+ATTENTION_MERGE = Schema(
+    "attention_merge",
+    batch=BATCH, tasks="ptr", partial="ptr", out="ptr", out_stride="i64", n_heads="i64", head_dim="i64",
+)
+
+# --- the program and the team that runs it (see ops/run.py) ------------------------------------------------
+
+OP = Schema(
+    "op",
+    kernel="ptr",
+    record="ptr",
+    depends="i64",  # so many ops, from the first on, must be done before this one starts
+)
+
+PROGRAM = Schema(
+    "program",
+    ops="ptr",  # an OP each
+    n_ops="i64",
+    n_chunks="ptr",  # int64 [n_ops]: the chunks of this run; an op of 0 chunks is left out
+)
+
+# The progress of one run of a program: a cache line for each op.
+PROGRESS = Schema("progress", claimed="i64", done="i64", n_chunks="i64", **{f"unused{i}": "i64" for i in range(5)})
+
+TEAM = Schema(
+    "team",
+    generation="i64",  # even: a run is on (or over); odd: the leader is preparing the next
+    program="ptr",
+    progress="ptr",  # of the current run: one of `all_progress`, a PROGRESS for each op
+    all_progress="ptr",
+    n_progress="i64",
+    progress_bytes="i64",
+    seats="ptr",  # a cache line for each thread: which progress it is working on, 0 for none
+    n_threads="i64",
+    stop="i64",
+    yield_core="ptr",  # the system's function by which a thread lets others have its core
+)

@@ -1,0 +1,414 @@
+"""SIMD from Python: staged functions, whose Python runs while the kernel is compiled.
+
+A kernel has two kinds of code. The outside is ordinary Numba: loops over rows and tokens. The innermost part
+is *staged*: Python that runs once, at compile time, and whose operators emit LLVM instructions. There a
+`Value` is a register, a Python list is a tile of registers, and a Python `for` is a loop unrolled:
+
+    @staged("f32", "i64", "i64")
+    def dot_of_32(v, a, b):                          # v: the vocabulary of the instruction set
+        x, y = v.load(a, F32, 32), v.load(b, F32, 32)
+        return (x * y).sum()
+
+Numba calls such a function like any other. Register tiles need this: their size is fixed by the
+instruction set, and every index into them must be known while compiling.
+
+Types are llvmlite types; integers carry no sign, the operation does (`to_f32` signed, `u_to_f32` unsigned).
+Addresses are plain 64-bit integers. Nothing here checks bounds: Python did, before the program ran.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_KINDS = {"i64": I64, "i32": I32, "f32": F32, "f64": F64}
+# Sums may be reordered and multiply-adds fused; NaN and infinity keep their meaning.
+_FLOAT_FLAGS = ("contract", "reassoc")
+
+
+def vector(element: ir.Type, n: int) -> ir.Type:
+    """The type of n elements in a register; one element is a plain scalar."""
+    return ir.VectorType(element, n) if n > 1 else element
+
+
+class Value:
+    """A register while its code is being written: operators on it emit instructions."""
+
+    def __init__(self, v: Vocabulary, llvm: ir.Value) -> None:
+        self.v, self.llvm = v, llvm
+
+    @property
+    def n(self) -> int:
+        return self.llvm.type.count if isinstance(self.llvm.type, ir.VectorType) else 1
+
+    @property
+    def element(self) -> ir.Type:
+        return self.llvm.type.element if isinstance(self.llvm.type, ir.VectorType) else self.llvm.type
+
+    @property
+    def is_float(self) -> bool:
+        return not isinstance(self.element, ir.IntType)
+
+    def _binary(self, other: Value | float, on_int: str, on_float: str | None = None) -> Value:
+        other = self.v.like(other, self)
+        builder = self.v.builder
+        if not self.is_float:
+            return Value(self.v, getattr(builder, on_int)(self.llvm, other.llvm))
+        if on_float is None:
+            raise TypeError(f"{on_int} needs integers, found {self.llvm.type}")
+        return Value(self.v, getattr(builder, on_float)(self.llvm, other.llvm))
+
+    def __add__(self, other):
+        return self._binary(other, "add", "fadd")
+
+    def __sub__(self, other):
+        return self._binary(other, "sub", "fsub")
+
+    def __mul__(self, other):
+        return self._binary(other, "mul", "fmul")
+
+    def __truediv__(self, other):
+        return self._binary(other, "sdiv", "fdiv")
+
+    def __and__(self, other):
+        return self._binary(other, "and_")
+
+    def __or__(self, other):
+        return self._binary(other, "or_")
+
+    def __xor__(self, other):
+        return self._binary(other, "xor")
+
+    def __lshift__(self, other):
+        return self._binary(other, "shl")
+
+    def __rshift__(self, other):
+        """Logical: zeros come in from the left."""
+        return self._binary(other, "lshr")
+
+    def __neg__(self):
+        return Value(self.v, self.v.builder.fneg(self.llvm) if self.is_float else self.v.builder.neg(self.llvm))
+
+    def __getitem__(self, index: int | slice) -> Value:
+        """One lane, or a run of lanes; indices are known while compiling."""
+        if isinstance(index, slice):
+            return self.v.shuffle(self, self, list(range(self.n))[index])
+        if self.n == 1:
+            return self
+        return Value(self.v, self.v.builder.extract_element(self.llvm, ir.Constant(I32, index)))
+
+    def bitcast(self, element: ir.Type) -> Value:
+        """The same bits as lanes of another type."""
+        bits = self.n * _bits(self.element)
+        return Value(self.v, self.v.builder.bitcast(self.llvm, vector(element, bits // _bits(element))))
+
+    def _convert(self, method: str, element: ir.Type) -> Value:
+        return Value(self.v, getattr(self.v.builder, method)(self.llvm, vector(element, self.n)))
+
+    def to_f32(self) -> Value:
+        """From signed integers, or from float16 exactly."""
+        if self.element == F16:
+            return self.v.f16_to_f32(self)
+        return self._convert("sitofp", F32)
+
+    def u_to_f32(self) -> Value:
+        """From unsigned integers."""
+        return self._convert("uitofp", F32)
+
+    def zext(self, element: ir.Type) -> Value:
+        return self._convert("zext", element)
+
+    def sext(self, element: ir.Type) -> Value:
+        return self._convert("sext", element)
+
+    def trunc(self, element: ir.Type) -> Value:
+        return self._convert("trunc", element)
+
+    def sum(self) -> Value:
+        """All lanes added, in the order that is quickest."""
+        return self._reduce("fadd", ir.Constant(F32, -0.0)) if self.is_float else self._reduce("add")
+
+    def max(self) -> Value:
+        """The largest lane (floats)."""
+        return self._reduce("fmax")
+
+    def _reduce(self, operation: str, *start: ir.Value) -> Value:
+        if self.n == 1:
+            return self
+        return self.v.call(f"llvm.vector.reduce.{operation}", self.element, *(Value(self.v, s) for s in start), self)
+
+
+def _bits(element: ir.Type) -> int:
+    return {F16: 16, F32: 32, F64: 64}.get(element) or element.width
+
+
+class Vocabulary:
+    """The words of staged code on plain LLVM vectors; an instruction set overrides what it does better.
+
+    Attributes an instruction set declares (see `edgellm.kernels.isa`): `name`, `lanes` (float32 per register),
+    and the shapes of the register tiles that suit it.
+    """
+
+    def __init__(self, isa, builder: ir.IRBuilder) -> None:
+        self.isa, self.builder = isa, builder
+
+    # --- values -------------------------------------------------------------------------------------------
+
+    def constant(self, value: float | Sequence[float], element: ir.Type, n: int = 1) -> Value:
+        if isinstance(value, Sequence):
+            return Value(self, ir.Constant(vector(element, len(value)), list(value)))
+        return Value(self, ir.Constant(vector(element, n), [value] * n if n > 1 else value))
+
+    def like(self, value: Value | float, other: Value) -> Value:
+        """A number or a scalar spread over as many lanes as `other` has."""
+        if not isinstance(value, Value):
+            return self.constant(float(value) if other.is_float else int(value), other.element, other.n)
+        return self.splat(value, other.n) if value.n == 1 and other.n > 1 else value
+
+    def splat(self, scalar: Value, n: int) -> Value:
+        one = Value(self, self.builder.insert_element(
+            ir.Constant(vector(scalar.element, n), ir.Undefined), scalar.llvm, ir.Constant(I32, 0)))
+        return self.shuffle(one, one, [0] * n)
+
+    def vector_of(self, scalars: Sequence[Value]) -> Value:
+        """Scalars side by side."""
+        result = ir.Constant(vector(scalars[0].element, len(scalars)), ir.Undefined)
+        if len(scalars) == 1:
+            return scalars[0]
+        for i, scalar in enumerate(scalars):
+            result = self.builder.insert_element(result, scalar.llvm, ir.Constant(I32, i))
+        return Value(self, result)
+
+    def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+        """Lanes of a (0 to n-1) and b (n to 2n-1) in a new order."""
+        if a.n == 1:
+            return self.vector_of([(a, b)[lane] for lane in lanes])
+        if len(lanes) == 1:
+            return a[lanes[0]] if lanes[0] < a.n else b[lanes[0] - a.n]
+        mask = ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
+        return Value(self, self.builder.shuffle_vector(a.llvm, b.llvm, mask))
+
+    def concat(self, *parts: Value) -> Value:
+        """Registers end to end (a power of two of equals, or scalars)."""
+        if parts[0].n == 1:
+            return self.vector_of(parts)
+        if len(parts) == 1:
+            return parts[0]
+        half = len(parts) // 2
+        a, b = self.concat(*parts[:half]), self.concat(*parts[half:])
+        return self.shuffle(a, b, range(a.n + b.n))
+
+    def call(self, name: str, result: ir.Type, *args: Value, suffix: bool = True) -> Value:
+        """An LLVM intrinsic; the overload suffix is that of the last argument."""
+        if suffix:
+            last = args[-1]
+            kind = f"i{last.element.width}" if not last.is_float else f"f{_bits(last.element)}"
+            name += f".v{last.n}{kind}" if last.n > 1 else f".{kind}"
+        module = self.builder.module
+        function = module.globals.get(name) or ir.Function(
+            module, ir.FunctionType(result, [a.llvm.type for a in args]), name)
+        flags = _FLOAT_FLAGS if "reduce.f" in name else ()
+        return Value(self, self.builder.call(function, [a.llvm for a in args], fastmath=flags))
+
+    # --- memory -------------------------------------------------------------------------------------------
+
+    def _pointer(self, address: Value | int, element: ir.Type) -> ir.Value:
+        return self.builder.inttoptr(address.llvm, element.as_pointer())
+
+    def load(self, address: Value, element: ir.Type, n: int = 1) -> Value:
+        kind = vector(element, n)
+        return Value(self, self.builder.load(self._pointer(address, kind), align=1))
+
+    def store(self, address: Value, value: Value) -> None:
+        self.builder.store(value.llvm, self._pointer(address, value.llvm.type), align=1)
+
+    def prefetch(self, address: Value) -> None:
+        """Ask for a cache line ahead of its use; a wrong address does no harm."""
+        pointer = self.builder.inttoptr(address.llvm, I8.as_pointer())
+        name = "llvm.prefetch.p0"
+        arguments = [pointer, *(ir.Constant(I32, hint) for hint in (0, 3, 1))]  # read, keep in all levels, data
+        module = self.builder.module
+        function = module.globals.get(name) or ir.Function(
+            module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name)
+        self.builder.call(function, arguments)
+
+    # --- words of block formats (see `BlockFormat.unpack`) -----------------------------------------------
+
+    def u8(self, address: Value, n: int = 1) -> Value:
+        return self.load(address, I8, n)
+
+    def u32(self, address: Value, n: int = 1) -> Value:
+        return self.load(address, I32, n)
+
+    def f32(self, address: Value, n: int = 1) -> Value:
+        return self.load(address, F32, n)
+
+    def half(self, address: Value, n: int = 1) -> Value:
+        """float16 in memory, float32 in the register."""
+        return self.f16_to_f32(self.load(address, F16, n))
+
+    def brain_half(self, address: Value, n: int = 1) -> Value:
+        """bfloat16 in memory: the upper half of a float32."""
+        return (self.load(address, I16, n).zext(I32) << 16).bitcast(F32)
+
+    def bits(self, word: Value) -> Value:
+        """The bits of a word, lowest first, as bytes of 0 or 1."""
+        width = word.element.width
+        return Value(self, self.builder.bitcast(word.llvm, vector(I1, width))).zext(I8)
+
+    def lookup(self, table: Sequence[int], indices: Value) -> Value:
+        """table[i] for indices below 16, each entry a byte."""
+        result = self.constant(int(table[0]), I8, indices.n)
+        for i, entry in enumerate(table[1:], 1):
+            chosen = Value(self, self.builder.icmp_signed("==", indices.llvm, self.like(i, indices).llvm))
+            result = self.select(chosen, self.constant(int(entry), I8, indices.n), result)
+        return result
+
+    def power_of_two(self, e: Value) -> Value:
+        """2**(e - 128) for a byte e, also where that is subnormal."""
+        e = e.zext(I32)
+        normal = (e - 1) << 23
+        subnormal = self.like(0x00200000, e) << e  # e of 0 and 1
+        return self.select(self.greater(e, self.like(1, e)), normal, subnormal).bitcast(F32)
+
+    # --- arithmetic ---------------------------------------------------------------------------------------
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a * b + c, rounded once."""
+        wide = max((a, b, c), key=lambda x: x.n)
+        a, b, c = (self.like(x, wide) for x in (a, b, c))
+        return self.call("llvm.fma", c.llvm.type, a, b, c)
+
+    def maximum(self, a: Value, b: Value | float) -> Value:
+        b = self.like(b, a)
+        return self.select(self.greater(a, b), a, b)
+
+    def minimum(self, a: Value, b: Value | float) -> Value:
+        b = self.like(b, a)
+        return self.select(self.greater(b, a), a, b)
+
+    def greater(self, a: Value, b: Value) -> Value:
+        compare = self.builder.fcmp_ordered if a.is_float else self.builder.icmp_signed
+        return Value(self, compare(">", a.llvm, self.like(b, a).llvm))
+
+    def select(self, condition: Value, a: Value, b: Value) -> Value:
+        return Value(self, self.builder.select(condition.llvm, a.llvm, self.like(b, a).llvm))
+
+    def floor(self, a: Value) -> Value:
+        return self.call("llvm.floor", a.llvm.type, a)
+
+    def abs(self, a: Value) -> Value:
+        return self.call("llvm.fabs", a.llvm.type, a)
+
+    def round_to_i32(self, a: Value) -> Value:
+        """To the nearest integer, ties to even."""
+        return self.call("llvm.rint", a.llvm.type, a)._convert("fptosi", I32)
+
+    def f16_to_f32(self, a: Value) -> Value:
+        return a._convert("fpext", F32)
+
+    def f32_to_f16(self, a: Value) -> Value:
+        return a._convert("fptrunc", F16)
+
+    def exp(self, x: Value) -> Value:
+        """e**x to about 1 ulp for x <= 88; below -87 it is 0.
+
+        x = n ln 2 + r splits off a power of two that goes straight into the exponent bits; e**r is a short
+        polynomial on |r| <= ln 2 / 2 (Cody and Waite's two-step reduction, Taylor terms to r**7).
+        """
+        clamped = self.minimum(self.maximum(x, -87.33654), 88.0)
+        n = self.call("llvm.rint", x.llvm.type, clamped * 1.4426950408889634)
+        r = self.fma(n, self.like(-0.693145751953125, x), clamped)
+        r = self.fma(n, self.like(-1.42860682030941723212e-6, x), r)
+        result = self.like(1 / 5040, x)
+        for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+            result = self.fma(result, r, self.like(coefficient, x))
+        power = ((n._convert("fptosi", I32) + 127) << 23).bitcast(F32)
+        return self.select(self.greater(x, self.like(-87.33654, x)), result * power, self.like(0.0, x))
+
+    def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
+        """accumulator + sums of four neighbouring products, exactly.
+
+        accumulator: i32 [n/4]; u: unsigned bytes [n], none above `max_u`; s: signed bytes [n].
+        """
+        product = u.zext(I32) * s.sext(I32)
+        for _ in range(2):  # neighbours meet: n -> n/2 -> n/4
+            product = (self.shuffle(product, product, range(0, product.n, 2))
+                       + self.shuffle(product, product, range(1, product.n, 2)))
+        return accumulator + product
+
+    def pause(self) -> None:
+        """Tell the CPU that this is a waiting loop."""
+
+    def transpose8(self, rows: Sequence[Value]) -> list[Value]:
+        """Eight registers of eight lanes, mirrored at the diagonal, in three rounds of shuffles."""
+        for width in (1, 2, 4):
+            swapped = list(rows)
+            for i in range(8):
+                if i & width == 0:
+                    a, b = rows[i], rows[i + width]
+                    low = [(lane if lane & width == 0 else 8 + lane - width) for lane in range(8)]
+                    high = [(lane + width if lane & width == 0 else 8 + lane) for lane in range(8)]
+                    swapped[i], swapped[i + width] = self.shuffle(a, b, low), self.shuffle(a, b, high)
+            rows = swapped
+        return list(rows)
+
+    # --- loops --------------------------------------------------------------------------------------------
+
+    def loop(self, n: Value, carried: Sequence[Value], body: Callable[..., Sequence[Value]]) -> list[Value]:
+        """`for i in range(n): carried = body(i, *carried)`, with the carried values in registers."""
+        builder = self.builder
+        before = builder.block
+        head, inside, after = (builder.append_basic_block(part) for part in ("loop.head", "loop.body", "loop.end"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        i = builder.phi(I64)
+        i.add_incoming(ir.Constant(I64, 0), before)
+        phis = [builder.phi(value.llvm.type) for value in carried]
+        for phi, value in zip(phis, carried, strict=True):
+            phi.add_incoming(value.llvm, before)
+        builder.cbranch(builder.icmp_signed("<", i, n.llvm), inside, after)
+        builder.position_at_end(inside)
+        results = body(Value(self, i), *(Value(self, phi) for phi in phis))
+        i.add_incoming(builder.add(i, ir.Constant(I64, 1)), builder.block)
+        for phi, value in zip(phis, results, strict=True):
+            phi.add_incoming(value.llvm, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return [Value(self, phi) for phi in phis]
+
+
+def staged(isa, result: str, *arguments: str):
+    """Make a staged function callable from Numba kernels compiled for `isa`.
+
+    `result` and `arguments` are kinds: "i64" (also addresses), "i32", "f32", "f64", or "void" as a result.
+    """
+    from numba import types
+    from numba.extending import intrinsic
+
+    numba_types = {"i64": types.int64, "i32": types.int32, "f32": types.float32, "f64": types.float64,
+                   "void": types.void}
+
+    def decorate(function):
+        def typed(typing_context, *actual):
+            signature = numba_types[result](*(numba_types[kind] for kind in arguments))
+
+            def codegen(context, builder, signature, args):
+                v = isa.vocabulary(isa, builder)
+                value = function(v, *(Value(v, arg) for arg in args))
+                return context.get_dummy_value() if result == "void" else value.llvm
+
+            return signature, codegen
+
+        # Numba reads the number of arguments here.
+        names = ["typing_context", *(f"a{i}" for i in range(len(arguments)))]
+        typed.__signature__ = inspect.Signature(
+            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+        typed.__name__ = function.__name__
+        return intrinsic(typed)
+
+    return decorate

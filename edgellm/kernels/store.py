@@ -1,0 +1,123 @@
+"""The kernel store: machine code of kernels in the user's cache folder, found again without Numba.
+
+A folder of the store belongs to one combination of kernel sources, compiler versions, CPU and instruction
+set; its name is the hash of them all. So a change to any source, a new Numba or another CPU finds an empty
+folder, and nothing stale is ever run. An object file stands behind the SHA-256 of its own bytes: what is
+damaged or half there is compiled again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+
+import llvmlite
+import llvmlite.binding as llvm
+
+import edgellm.quants
+from edgellm.errors import KernelError
+from edgellm.files import atomic_write, kernels_folder
+from edgellm.kernels.isa import Isa, host
+from edgellm.kernels.registry import Kernel
+
+Progress = Callable[[int, int, str], None]
+_DIGEST_BYTES = 32
+_SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+
+
+class KernelStore:
+    """Compiled kernels for one instruction set, loaded into this process as they are asked for."""
+
+    def __init__(self, isa: Isa, folder: Path | None = None) -> None:
+        self.isa = isa
+        self.folder = (folder or kernels_folder()) / f"{isa.name}-{_fingerprint(isa)}"
+        self._addresses: dict[str, int] = {}
+        self._engine: llvm.ExecutionEngine | None = None
+
+    def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> None:
+        """Make kernels callable, compiling those that the store lacks.
+
+        progress(done, total, name) is called before each one that is compiled and once at the end.
+        Raises KernelError when one cannot be compiled or loaded.
+        """
+        wanted = [kernel for kernel in dict.fromkeys(kernels) if kernel.name not in self._addresses]
+        if not wanted:
+            return
+        objects = {kernel: self._read(kernel) for kernel in wanted}
+        missing = [kernel for kernel, code in objects.items() if code is None]
+        for done, kernel in enumerate(missing):
+            if progress:
+                progress(done, len(missing), kernel.name)
+            objects[kernel] = self._compile(kernel)
+        if missing and progress:
+            progress(len(missing), len(missing), "")
+        self._link(objects)
+
+    def address(self, kernel: Kernel) -> int:
+        """Where a loaded kernel's machine code starts."""
+        return self._addresses[kernel.name]
+
+    def function(self, kernel: Kernel) -> Callable[[int, int, int], None]:
+        """A loaded kernel as a Python function; calls release the GIL."""
+        return _SIGNATURE(self.address(kernel))
+
+    def _path(self, kernel: Kernel) -> Path:
+        return self.folder / f"{kernel.name}.o"
+
+    def _read(self, kernel: Kernel) -> bytes | None:
+        """The stored object, or None when there is none that can be trusted."""
+        try:
+            with open(self._path(kernel), "rb") as file:
+                if hasattr(os, "getuid") and os.fstat(file.fileno()).st_uid not in (os.getuid(), 0):
+                    return None
+                content = file.read()
+        except OSError:
+            return None
+        digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return code if code and hashlib.sha256(code).digest() == digest else None
+
+    def _compile(self, kernel: Kernel) -> bytes:
+        from edgellm.kernels.compiler import compile_kernel
+
+        code = compile_kernel(kernel, self.isa)
+        try:
+            with atomic_write(self._path(kernel)) as file:
+                file.write(hashlib.sha256(code).digest() + code)
+        except OSError:
+            pass  # a folder that cannot be written costs time at the next start, and nothing else
+        return code
+
+    def _link(self, objects: dict[Kernel, bytes | None]) -> None:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        if self._engine is None:
+            machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        try:
+            for code in objects.values():
+                self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+            self._engine.finalize_object()
+        except RuntimeError as problem:
+            raise KernelError(f"a compiled kernel could not be loaded: {problem}") from problem
+        for kernel in objects:
+            address = self._engine.get_function_address(kernel.symbol)
+            if not address:
+                raise KernelError(f"the object of kernel {kernel.name} does not hold {kernel.symbol}")
+            self._addresses[kernel.name] = address
+
+
+def _fingerprint(isa: Isa) -> str:
+    """A hash of everything that the machine code depends on."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    sources = [*here.rglob("*.py"), *Path(edgellm.quants.__file__).parent.glob("*.py")]
+    for source in sorted(sources):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    versions = (metadata.version("numba"), llvmlite.__version__, sys.byteorder, isa.name, *isa.target(*host()))
+    digest.update("\0".join(versions).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,85 @@
+"""The parameter objects, and every default of the runtime, once.
+
+A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from edgellm.errors import UsageError
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a model is run.
+
+    n_ctx:      tokens a conversation may hold; None takes the model's own, at most DEFAULT_CONTEXT_LIMIT.
+    n_threads:  worker threads; None takes what is fastest on this machine.
+    n_batch:    most tokens of a prompt computed in one pass; between passes a prompt can be cancelled.
+    """
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    n_batch: int = 512
+
+    def __post_init__(self) -> None:
+        _at_least(self, "n_ctx", 1, optional=True)
+        _at_least(self, "n_threads", 1, optional=True)
+        _at_least(self, "n_batch", 1)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen, in the order in which the filters run.
+
+    repeat_penalty:  divides positive and multiplies negative logits of the last `repeat_last_n` tokens; 1 is off.
+    top_k:           keep the k most likely tokens; 0 is off.
+    top_p:           keep the most likely tokens until their probabilities reach p; 1 is off.
+    min_p:           keep tokens at least min_p times as likely as the likeliest; 0 is off.
+    temperature:     divides the logits; 0 is greedy.
+    seed:            same seed, same text; None draws one.
+    max_tokens:      stop after so many new tokens; None goes on to the end of the text or of the context.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{field.name} is {value}; expected a finite number")
+        _at_least(self, "temperature", 0)
+        _at_least(self, "top_k", 0)
+        _between(self, "top_p", 0, 1)
+        _between(self, "min_p", 0, 1)
+        if self.repeat_penalty <= 0:
+            raise UsageError(f"repeat_penalty is {self.repeat_penalty}; expected a number above 0 (1 is off)")
+        _at_least(self, "repeat_last_n", 0)
+        _at_least(self, "seed", 0, optional=True)
+        _at_least(self, "max_tokens", 0, optional=True)
+
+
+def _at_least(params: object, name: str, least: int, optional: bool = False) -> None:
+    value = getattr(params, name)
+    if value is None and optional:
+        return
+    if value is None or value < least:
+        raise UsageError(f"{name} is {value}; expected a number of at least {least}")
+
+
+def _between(params: object, name: str, low: float, high: float) -> None:
+    value = getattr(params, name)
+    if not low <= value <= high:
+        raise UsageError(f"{name} is {value}; expected a number from {low} to {high}")

@@ -1,0 +1,137 @@
+"""What every block format is: a NumPy layout of one block, and exact ways into and out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from edgellm.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.integer[Any]]
+    Floats = NDArray[np.floating[Any]]
+    Blocks = NDArray[np.void]
+
+CHUNK_WEIGHTS = 1 << 16  # converted at a time: the temporaries stay in the caches, whatever the tensor's size
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A block in registers: weight = scale * (u - zero) + bias, for the format's `zero`.
+
+    weights:  unsigned bytes u, 32 lanes for every 32 weights, in order.
+    scales:   float32, one for every `scale_group` weights.
+    biases:   float32 likewise, for the formats that store a minimum.
+    """
+
+    weights: list[Any]
+    scales: Any
+    biases: Any = None
+
+
+class BlockFormat:
+    """How a fixed number of neighbouring weights of one row shares one small record of bytes.
+
+    A subclass states `ggml_type` (its number in GGUF files), `block_size` (weights per block) and `layout`
+    (the NumPy structured dtype of one block, fields named as ggml names them), and turns blocks into
+    weights with `decode` and weights into blocks with `encode`. Formats have no state: use the single
+    instances in `edgellm.quants.FORMATS`.
+    """
+
+    name: ClassVar[str]
+    ggml_type: ClassVar[int]
+    block_size: ClassVar[int]
+    block_bytes: ClassVar[int]
+    layout: ClassVar[np.dtype[np.void]]
+
+    # What kernels need to know of `unpack` while they are compiled.
+    scale_group: ClassVar[int] = 32
+    zero: ClassVar[int] = 0
+    max_u: ClassVar[int] = 127  # no u is larger
+
+    def __init_subclass__(cls) -> None:
+        cls.name = cls.__name__
+        cls.block_bytes = cls.layout.itemsize
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.block_bytes / self.block_size
+
+    def row_bytes(self, n_weights: int) -> int:
+        """Bytes of a row of `n_weights`; FormatError when they do not fill whole blocks."""
+        n_blocks, rest = divmod(n_weights, self.block_size)
+        if rest:
+            size = self.block_size
+            raise FormatError(f"a {self.name} row has {n_weights} weights, not a multiple of {size}")
+        return n_blocks * self.block_bytes
+
+    def dequantize(self, raw: Bytes) -> Floats:
+        """uint8[..., n_bytes] -> float32[..., n_weights], bit for bit what ggml computes.
+
+        A scale that is NaN or infinite gives weights that are; nothing is raised for it.
+        """
+        if raw.dtype != np.uint8 or raw.ndim == 0:
+            raise UsageError(f"{self.name}.dequantize takes rows of uint8, not {raw.dtype} {raw.shape}")
+        n_blocks, rest = divmod(raw.shape[-1], self.block_bytes)
+        if rest:
+            size = self.block_bytes
+            raise FormatError(f"a {self.name} row has {raw.shape[-1]} bytes, not a multiple of {size}")
+        blocks = np.ascontiguousarray(raw).reshape(-1).view(self.layout)
+        weights = np.empty((len(blocks), self.block_size), np.float32)
+        with np.errstate(all="ignore"):
+            for part in self._parts(len(blocks)):
+                weights[part] = self.decode(blocks[part])
+        return weights.reshape(*raw.shape[:-1], n_blocks * self.block_size)
+
+    def quantize(self, x: Floats) -> Bytes:
+        """float32[..., n_weights] -> uint8[..., n_bytes], each weight rounded to the nearest level.
+
+        FormatError when a block format is given NaN or infinity, or weights too large for its float16 scales.
+        """
+        if x.ndim == 0:
+            raise UsageError(f"{self.name}.quantize takes rows of weights, not a single number")
+        row_bytes = self.row_bytes(x.shape[-1])
+        with np.errstate(all="ignore"):
+            weights = np.ascontiguousarray(x, np.float32).reshape(-1, self.block_size)
+            blocks = np.empty(len(weights), self.layout)
+            for part in self._parts(len(weights)):
+                # One bad weight would spoil its whole block; a format of single floats can keep it.
+                if self.block_size > 1 and not np.isfinite(weights[part]).all():
+                    raise FormatError(f"the weights hold NaN or infinity, which {self.name} cannot")
+                blocks[part] = self.encode(weights[part])
+        return blocks.view(np.uint8).reshape(*x.shape[:-1], row_bytes)
+
+    def decode(self, blocks: Blocks) -> Floats:
+        """layout[n] -> float32[n, block_size]"""
+        raise NotImplementedError
+
+    def encode(self, x: Floats) -> Blocks:
+        """float32[n, block_size] -> layout[n]"""
+        raise NotImplementedError
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        """The block at an address as registers, in words of the SIMD vocabulary v (`edgellm.kernels.staged`).
+
+        Runs while a kernel is compiled: it emits the instructions that do there what `decode` does here.
+        """
+        raise NotImplementedError
+
+    def pack(self, n: int, **fields: NDArray[Any]) -> Blocks:
+        """n blocks with the given fields; a float16 field that would not be finite is a FormatError."""
+        blocks = np.empty(n, self.layout)
+        for name, values in fields.items():
+            blocks[name] = values
+            if blocks[name].dtype.kind == "f" and not np.isfinite(blocks[name]).all():
+                raise FormatError(f"the weights are too large for the float16 scales of {self.name}")
+        return blocks
+
+    def _parts(self, n_blocks: int) -> list[slice]:
+        step = CHUNK_WEIGHTS // self.block_size
+        return [slice(start, start + step) for start in range(0, n_blocks, step)]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import fit_scale, inverse, nearest_index, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+# The 16 levels lie closer together near zero, where most weights are.
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+
+
+class IQ4_NL(BlockFormat):
+    """32 weights in 18 bytes, 4.5 bits each, on uneven ("non-linear") levels: weight = d * LEVELS[q].
+
+    d:   float16, the one scale of the block.
+    qs:  16 bytes of 4-bit q from 0 to 15. The low half of byte j is weight j, the high half weight j + 16.
+    """
+
+    ggml_type = 20
+    block_size = 32
+    max_u = 255
+    zero = 127
+    layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d = blocks["d"][:, None].astype(np.float32)
+        q = split_bits(blocks["qs"], 4).reshape(-1, 32)
+        return d * LEVELS[q].astype(np.float32)
+
+    def encode(self, x: Floats) -> Blocks:
+        d = to_half(fit_scale(x, nearest_level, low=-127, stretch=25))
+        q = nearest_index(x * inverse(d), LEVELS)
+        return self.pack(len(x), d=d[:, 0], qs=join_bits(q.reshape(-1, 2, 16), 4))
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        q = v.u8(block + 2, 16)
+        return Unpacked([v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4))], v.half(block))
+
+
+def nearest_level(x: Floats) -> Floats:
+    return LEVELS[nearest_index(x, LEVELS)].astype(np.float32)

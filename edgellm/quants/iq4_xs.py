@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import extreme, fit_scale, inverse, nearest_index, round_to, to_half
+from edgellm.quants.iq4_nl import LEVELS, nearest_level
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+HIGH_SHIFTS = np.arange(0, 16, 2, dtype=np.uint16)
+
+
+class IQ4_XS(BlockFormat):
+    """256 weights in 136 bytes, 4.25 bits each, in 8 groups of 32: weight = (d * (scale - 32)) * LEVELS[q].
+
+    d:         float16, the scale of the scales.
+    scales_h:  a 16-bit number, the two upper bits of each group's 6-bit scale, group 0 lowest.
+    scales_l:  4 bytes, the four lower bits of the scales: groups 2i and 2i + 1 in byte i.
+    qs:        128 bytes of 4-bit q into the levels of IQ4_NL, 16 bytes per group: the low half of byte j is
+               weight j, the high half weight j + 16.
+    """
+
+    ggml_type = 23
+    block_size = 256
+    max_u = 255
+    zero = 127
+    layout = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        low = split_bits(blocks["scales_l"][..., None], 4).reshape(-1, 8)
+        high = (blocks["scales_h"][:, None] >> HIGH_SHIFTS) & 3
+        scale = (low | high << 4).astype(np.float32) - 32
+        d = blocks["d"][:, None].astype(np.float32) * scale
+        q = split_bits(blocks["qs"].reshape(-1, 8, 16), 4).reshape(-1, 8, 32)
+        return (d[..., None] * LEVELS[q].astype(np.float32)).reshape(-1, 256)
+
+    def encode(self, x: Floats) -> Blocks:
+        x = x.reshape(-1, 8, 32)
+        fitted = fit_scale(x, nearest_level, low=-127, stretch=25)[..., 0]
+        d = to_half(extreme(fitted) / -32)
+        scale = round_to(fitted * inverse(d), -32, 31)
+        q = nearest_index(x * inverse(d * scale)[..., None], LEVELS)
+        stored = (scale + 32).astype(np.uint16)
+        return self.pack(
+            len(x),
+            d=d[:, 0],
+            scales_h=np.bitwise_or.reduce(stored >> 4 << HIGH_SHIFTS, axis=-1),
+            scales_l=join_bits((stored & 15).astype(np.uint8).reshape(-1, 4, 2, 1), 4)[..., 0],
+            qs=join_bits(q.reshape(-1, 8, 2, 16), 4).reshape(-1, 128),
+        )
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        groups = [v.u8(block + 8 + 16 * i, 16) for i in range(8)]
+        high = [(v.u8(block + 2 + i // 4) >> 2 * (i % 4)) & 3 for i in range(8)]
+        low = [(v.u8(block + 4 + i // 2) >> 4 * (i % 2)) & 15 for i in range(8)]
+        scales = v.vector_of([a | b << 4 for a, b in zip(low, high, strict=True)]) - 32
+        return Unpacked(
+            [v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4)) for q in groups],
+            scales.to_f32() * v.half(block),
+        )

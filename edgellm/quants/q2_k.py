@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import fit_affine, inverse, round_to, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+
+class Q2_K(BlockFormat):
+    """256 weights in 84 bytes, 2.625 bits each, in 16 groups of 16: weight = (d * scale) * q - (dmin * min).
+
+    scales:  16 bytes, one per group: the 4-bit scale below, the 4-bit minimum above.
+    qs:      64 bytes of 2-bit q from 0 to 3. 32 bytes hold 128 weights, in four planes of 32 (two groups).
+    d:       float16, the scale of the group scales.
+    dmin:    float16, the scale of the group minima.
+    """
+
+    ggml_type = 10
+    block_size = 256
+    max_u = 3
+    scale_group = 16
+    layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d = blocks["d"][:, None].astype(np.float32) * (blocks["scales"] & 15).astype(np.float32)
+        m = blocks["dmin"][:, None].astype(np.float32) * (blocks["scales"] >> 4).astype(np.float32)
+        q = split_bits(blocks["qs"].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+        return (d[..., None] * q.astype(np.float32) - m[..., None]).reshape(-1, 256)
+
+    def encode(self, x: Floats) -> Blocks:
+        x = x.reshape(-1, 16, 16)
+        d, m = (fitted[..., 0] for fitted in fit_affine(x, q_max=3))
+        top_d, top_m = to_half(d.max(-1, keepdims=True) / 15), to_half(m.max(-1, keepdims=True) / 15)
+        scale = round_to(d * inverse(top_d), 0, 15).astype(np.uint8)
+        minimum = round_to(m * inverse(top_m), 0, 15).astype(np.uint8)
+        d, m = top_d * scale, top_m * minimum
+        q = round_to((x + m[..., None]) * inverse(d)[..., None], 0, 3).astype(np.uint8)
+        return self.pack(
+            len(x),
+            scales=scale | minimum << 4,
+            qs=join_bits(q.reshape(-1, 2, 4, 32), 2).reshape(-1, 64),
+            d=top_d[:, 0],
+            dmin=top_m[:, 0],
+        )
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        halves = [v.u8(block + 16 + 32 * half, 32) for half in range(2)]
+        packed = v.u8(block, 16)
+        scales = (packed & 15).u_to_f32() * v.half(block + 80)
+        biases = -((packed >> 4).u_to_f32() * v.half(block + 82))
+        return Unpacked([(q >> 2 * plane) & 3 for q in halves for plane in range(4)], scales, biases)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import extreme, fit_scale, inverse, round_to, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Bytes, Floats
+
+
+class Q3_K(BlockFormat):
+    """256 weights in 110 bytes, 3.4375 bits each, in 16 groups of 16: weight = (d * (scale - 32)) * (q - 4).
+
+    hmask:   32 bytes, the third, highest bit of q: bit i of byte j belongs to weight 32 * i + j.
+    qs:      64 bytes, the two lower bits of q. 32 bytes hold 128 weights, in four planes of 32 (two groups).
+    scales:  12 bytes, the 6-bit scales of the groups: the four lower bits in two planes of eight, then the
+             two upper bits in four planes of four.
+    d:       float16, the scale of the scales.
+    """
+
+    ggml_type = 11
+    block_size = 256
+    scale_group = 16
+    zero = 4
+    layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        scale = unpack_scales(blocks["scales"]).astype(np.float32) - 32
+        d = blocks["d"][:, None].astype(np.float32) * scale
+        low = split_bits(blocks["qs"].reshape(-1, 2, 32), 2).reshape(-1, 256)
+        high = split_bits(blocks["hmask"], 1).reshape(-1, 256)
+        q = (low | high << 2).astype(np.float32) - 4
+        return (d[..., None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
+
+    def encode(self, x: Floats) -> Blocks:
+        x = x.reshape(-1, 16, 16)
+        fitted = fit_scale(x, lambda y: round_to(y, -4, 3), low=-4, stretch=1)[..., 0]
+        d = to_half(extreme(fitted) / -32)
+        scale = round_to(fitted * inverse(d), -32, 31)
+        q = (round_to(x * inverse(d * scale)[..., None], -4, 3) + 4).astype(np.uint8)
+        return self.pack(
+            len(x),
+            hmask=join_bits((q >> 2).reshape(-1, 8, 32), 1),
+            qs=join_bits((q & 3).reshape(-1, 2, 4, 32), 2).reshape(-1, 64),
+            scales=pack_scales((scale + 32).astype(np.uint8)),
+            d=d[:, 0],
+        )
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        mask = v.u8(block, 32)
+        halves = [v.u8(block + 32 + 32 * half, 32) for half in range(2)]
+        low = [(q >> 2 * plane) & 3 for q in halves for plane in range(4)]
+        packed, top = v.u8(block + 96, 8), v.u8(block + 104, 4)
+        scales = v.concat(packed & 15, packed >> 4) | v.concat(*((top >> 2 * i) & 3 for i in range(4))) << 4
+        return Unpacked(
+            [q | ((mask >> i) & 1) << 2 for i, q in enumerate(low)],
+            (scales - 32).to_f32() * v.half(block + 108),
+        )
+
+
+def unpack_scales(packed: Bytes) -> Bytes:
+    """uint8[n, 12] -> uint8[n, 16] below 64, the scales as stored (32 more than they mean)."""
+    low = split_bits(packed[:, :8], 4).reshape(-1, 16)
+    high = split_bits(packed[:, 8:], 2).reshape(-1, 16)
+    return low | high << 4
+
+
+def pack_scales(scale: Bytes) -> Bytes:
+    """The inverse of `unpack_scales`: uint8[n, 16] below 64 -> uint8[n, 12]."""
+    low = join_bits((scale & 15).reshape(-1, 2, 8), 4)
+    high = join_bits((scale >> 4).reshape(-1, 4, 4), 2)
+    return np.concatenate([low, high], axis=-1)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import fit_affine, inverse, round_to, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Bytes, Floats
+
+
+class Q4_K(BlockFormat):
+    """256 weights in 144 bytes, 4.5 bits each, in 8 groups of 32: weight = (d * scale) * q - (dmin * min).
+
+    d:       float16, the scale of the eight 6-bit group scales.
+    dmin:    float16, the scale of the eight 6-bit group minima.
+    scales:  12 bytes, the 6-bit scales and minima of the groups (see `unpack_scales`).
+    qs:      128 bytes of 4-bit q from 0 to 15, 32 bytes for two groups: the low halves are one group,
+             the high halves the next.
+    """
+
+    ggml_type = 12
+    block_size = 256
+    layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d, m = group_scales(blocks)
+        q = split_bits(blocks["qs"].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+        return (d * q.astype(np.float32) - m).reshape(-1, 256)
+
+    def encode(self, x: Floats) -> Blocks:
+        q, fields = encode_groups(x.reshape(-1, 8, 32), q_max=15)
+        return self.pack(len(x), **fields, qs=join_bits(q.reshape(-1, 4, 2, 32), 4).reshape(-1, 128))
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        quads = [v.u8(block + 16 + 32 * i, 32) for i in range(4)]
+        scales, biases = unpack_group_scales(v, block)
+        return Unpacked([plane for q in quads for plane in (q & 15, q >> 4)], scales, biases)
+
+
+def group_scales(blocks: Blocks) -> tuple[Floats, Floats]:
+    """Q4_K or Q5_K blocks[n] -> d * scale and dmin * min of their groups, each float32[n, 8, 1]."""
+    scale, minimum = unpack_scales(blocks["scales"])
+    d = blocks["d"][:, None].astype(np.float32) * scale.astype(np.float32)
+    m = blocks["dmin"][:, None].astype(np.float32) * minimum.astype(np.float32)
+    return d[..., None], m[..., None]
+
+
+def unpack_scales(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """uint8[n, 12] -> scale and min of the eight groups, each uint8[n, 8] below 64.
+
+    Bytes 0-3 hold the scales of groups 0-3 in their six lower bits, bytes 4-7 the minima of groups 0-3.
+    Groups 4-7 came later into the same space: bytes 8-11 hold four lower bits of their scales (below) and
+    minima (above), and the two upper bits sit on top of bytes 0-3 (scales) and 4-7 (minima).
+    """
+    scale, minimum, low = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    return (
+        np.concatenate([scale & 63, (low & 15) | (scale >> 6 << 4)], axis=-1),
+        np.concatenate([minimum & 63, (low >> 4) | (minimum >> 6 << 4)], axis=-1),
+    )
+
+
+def pack_scales(scale: Bytes, minimum: Bytes) -> Bytes:
+    """The inverse of `unpack_scales`: two uint8[n, 8] below 64 -> uint8[n, 12]."""
+    return np.concatenate(
+        [
+            scale[:, :4] | (scale[:, 4:] >> 4 << 6),
+            minimum[:, :4] | (minimum[:, 4:] >> 4 << 6),
+            (scale[:, 4:] & 15) | (minimum[:, 4:] & 15) << 4,
+        ],
+        axis=-1,
+    )
+
+
+def encode_groups(x: Floats, q_max: int) -> tuple[Bytes, dict[str, Floats | Bytes]]:
+    """float32[n, 8, 32] -> q uint8[n, 8, 32] and the fields d, dmin and scales of Q4_K and Q5_K."""
+    d, m = (fitted[..., 0] for fitted in fit_affine(x, q_max))
+    top_d, top_m = to_half(d.max(-1, keepdims=True) / 63), to_half(m.max(-1, keepdims=True) / 63)
+    scale = round_to(d * inverse(top_d), 0, 63).astype(np.uint8)
+    minimum = round_to(m * inverse(top_m), 0, 63).astype(np.uint8)
+    # Round the weights with the scales that were really stored.
+    d, m = top_d * scale, top_m * minimum
+    q = round_to((x + m[..., None]) * inverse(d)[..., None], 0, q_max).astype(np.uint8)
+    return q, {"d": top_d[:, 0], "dmin": top_m[:, 0], "scales": pack_scales(scale, minimum)}
+
+
+def unpack_group_scales(v: Any, block: Any) -> tuple[Any, Any]:
+    """The registers of `group_scales`, for kernels: scales and biases of the 8 groups, float32 [8] each."""
+    scale, minimum, low = (v.u8(block + 4 + 4 * i, 4) for i in range(3))
+    scales = v.concat(scale & 63, (low & 15) | (scale >> 6) << 4)
+    minima = v.concat(minimum & 63, (low >> 4) | (minimum >> 6) << 4)
+    return scales.u_to_f32() * v.half(block), -(minima.u_to_f32() * v.half(block + 2))

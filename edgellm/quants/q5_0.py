@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import extreme, inverse, round_to, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+
+class Q5_0(BlockFormat):
+    """32 weights in 22 bytes, 5.5 bits each: weight = d * (q - 16).
+
+    d:   float16, the one scale of the block.
+    qh:  the fifth, highest bit of every q: a 32-bit little-endian number whose bit j belongs to weight j.
+    qs:  16 bytes of the four lower bits. The low half of byte j is weight j, the high half weight j + 16.
+
+    The 32 levels run from -16 to 15, so d is chosen with the sign that puts the extreme weight on -16.
+    """
+
+    ggml_type = 6
+    block_size = 32
+    zero = 16
+    layout = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d = blocks["d"][:, None].astype(np.float32)
+        low = split_bits(blocks["qs"], 4).reshape(-1, 32)
+        high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")
+        return d * ((low | high << 4).astype(np.float32) - 16)
+
+    def encode(self, x: Floats) -> Blocks:
+        d = to_half(extreme(x) / -16)
+        q = (round_to(x * inverse(d), -16, 15) + 16).astype(np.uint8)
+        return self.pack(
+            len(x),
+            d=d[:, 0],
+            qh=np.packbits(q >> 4, axis=-1, bitorder="little"),
+            qs=join_bits((q & 15).reshape(-1, 2, 16), 4),
+        )
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        q = v.u8(block + 6, 16)
+        high = v.bits(v.u32(block + 2)) << 4
+        return Unpacked([v.concat(q & 15, q >> 4) | high], v.half(block))

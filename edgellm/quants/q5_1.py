@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import inverse, round_to, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+
+class Q5_1(BlockFormat):
+    """32 weights in 24 bytes, 6 bits each: weight = d * q + m.
+
+    d:   float16, the distance of two levels.
+    m:   float16, the smallest weight, where q is 0.
+    qh:  the fifth, highest bit of every q: a 32-bit little-endian number whose bit j belongs to weight j.
+    qs:  16 bytes of the four lower bits. The low half of byte j is weight j, the high half weight j + 16.
+    """
+
+    ggml_type = 7
+    block_size = 32
+    layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d = blocks["d"][:, None].astype(np.float32)
+        m = blocks["m"][:, None].astype(np.float32)
+        low = split_bits(blocks["qs"], 4).reshape(-1, 32)
+        high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")
+        return d * (low | high << 4).astype(np.float32) + m
+
+    def encode(self, x: Floats) -> Blocks:
+        low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+        d, m = to_half((high - low) / 31), to_half(low)
+        q = round_to((x - m) * inverse(d), 0, 31).astype(np.uint8)
+        return self.pack(
+            len(x),
+            d=d[:, 0],
+            m=m[:, 0],
+            qh=np.packbits(q >> 4, axis=-1, bitorder="little"),
+            qs=join_bits((q & 15).reshape(-1, 2, 16), 4),
+        )
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        q = v.u8(block + 8, 16)
+        high = v.bits(v.u32(block + 4)) << 4
+        return Unpacked([v.concat(q & 15, q >> 4) | high], v.half(block), v.half(block + 2))

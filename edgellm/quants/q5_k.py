@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.q4_k import encode_groups, group_scales, unpack_group_scales
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+
+class Q5_K(BlockFormat):
+    """256 weights in 176 bytes, 5.5 bits each, in 8 groups of 32: weight = (d * scale) * q - (dmin * min).
+
+    d:       float16, the scale of the eight 6-bit group scales.
+    dmin:    float16, the scale of the eight 6-bit group minima.
+    scales:  12 bytes, the 6-bit scales and minima, as in Q4_K.
+    qh:      32 bytes, the fifth, highest bit of q: bit i of byte j belongs to weight j of group i.
+    qs:      128 bytes, the four lower bits of q, 32 bytes for two groups: the low halves are one group,
+             the high halves the next.
+    """
+
+    ggml_type = 13
+    block_size = 256
+    layout = np.dtype(
+        [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
+    )
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d, m = group_scales(blocks)
+        low = split_bits(blocks["qs"].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+        high = split_bits(blocks["qh"], 1)
+        return (d * (low | high << 4).astype(np.float32) - m).reshape(-1, 256)
+
+    def encode(self, x: Floats) -> Blocks:
+        q, fields = encode_groups(x.reshape(-1, 8, 32), q_max=31)
+        return self.pack(
+            len(x),
+            **fields,
+            qh=join_bits(q >> 4, 1),
+            qs=join_bits((q & 15).reshape(-1, 4, 2, 32), 4).reshape(-1, 128),
+        )
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        high = v.u8(block + 16, 32)
+        low = [plane for i in range(4) for q in [v.u8(block + 48 + 32 * i, 32)] for plane in (q & 15, q >> 4)]
+        scales, biases = unpack_group_scales(v, block)
+        return Unpacked([q | ((high >> i) & 1) << 4 for i, q in enumerate(low)], scales, biases)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.bits import join_bits, split_bits
+from edgellm.quants.fit import extreme, fit_scale, inverse, round_to, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+
+class Q6_K(BlockFormat):
+    """256 weights in 210 bytes, 6.5625 bits each, in 16 groups of 16: weight = (d * scale) * (q - 32).
+
+    ql:      128 bytes, the four lower bits of q. 64 bytes hold 128 weights, low halves first.
+    qh:      64 bytes, the two upper bits of q. 32 bytes hold 128 weights, in four planes of 32.
+    scales:  16 signed bytes, the scale of each group.
+    d:       float16, the scale of the scales.
+    """
+
+    ggml_type = 14
+    block_size = 256
+    scale_group = 16
+    zero = 32
+    layout = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d = blocks["d"][:, None].astype(np.float32) * blocks["scales"].astype(np.float32)
+        low = split_bits(blocks["ql"].reshape(-1, 2, 64), 4).reshape(-1, 256)
+        high = split_bits(blocks["qh"].reshape(-1, 2, 32), 2).reshape(-1, 256)
+        q = (low | high << 4).astype(np.float32) - 32
+        return (d[..., None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
+
+    def encode(self, x: Floats) -> Blocks:
+        x = x.reshape(-1, 16, 16)
+        fitted = fit_scale(x, lambda y: round_to(y, -32, 31), low=-32, stretch=1)[..., 0]
+        d = to_half(extreme(fitted) / -128)
+        scales = round_to(fitted * inverse(d), -128, 127)
+        q = (round_to(x * inverse(d * scales)[..., None], -32, 31) + 32).astype(np.uint8)
+        return self.pack(
+            len(x),
+            ql=join_bits((q & 15).reshape(-1, 2, 2, 64), 4).reshape(-1, 128),
+            qh=join_bits((q >> 4).reshape(-1, 2, 4, 32), 2).reshape(-1, 64),
+            scales=scales,
+            d=d[:, 0],
+        )
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        weights = []
+        for half in range(2):
+            low = [v.u8(block + 64 * half + offset, 32) for offset in (0, 32)]
+            high = v.u8(block + 128 + 32 * half, 32)
+            planes = [low[0] & 15, low[1] & 15, low[0] >> 4, low[1] >> 4]
+            weights += [plane | ((high >> 2 * i) & 3) << 4 for i, plane in enumerate(planes)]
+        return Unpacked(weights, v.u8(block + 192, 16).to_f32() * v.half(block + 208))

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.fit import inverse, round_to, to_half
+
+if TYPE_CHECKING:
+    from edgellm.quants.base import Blocks, Floats
+
+
+class Q8_0(BlockFormat):
+    """32 weights in 34 bytes, 8.5 bits each: weight = d * q.
+
+    d:   float16, the one scale of the block: the largest magnitude divided by 127.
+    qs:  32 signed bytes, q of each weight in order.
+    """
+
+    ggml_type = 8
+    block_size = 32
+    max_u = 255
+    zero = 128
+    layout = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
+
+    def decode(self, blocks: Blocks) -> Floats:
+        d = blocks["d"][:, None].astype(np.float32)
+        return d * blocks["qs"].astype(np.float32)
+
+    def encode(self, x: Floats) -> Blocks:
+        d = to_half(np.abs(x).max(-1, keepdims=True) / 127)
+        return self.pack(len(x), d=d[:, 0], qs=round_to(x * inverse(d), -127, 127))
+
+    def unpack(self, v: Any, block: Any) -> Unpacked:
+        return Unpacked([v.u8(block + 2, 32) ^ 128], v.half(block))

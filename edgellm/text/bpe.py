@@ -1,0 +1,98 @@
+"""Byte-level byte-pair encoding: the tokenizer of GPT-2, Llama 3, Qwen, SmolLM and many more.
+
+A text is cut into words, a word into bytes, and the bytes are joined by a ranked list of merges. In the file
+each byte is written as a printable character (GPT-2's table: a space is "Ġ"), so tokens and merges are
+readable text. Here words are brought into that spelling, rather than the vocabulary out of it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from edgellm.errors import FormatError
+from edgellm.text.merging import merge_pairs
+from edgellm.text.pretokenizers import pretokenizer
+from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary, as_bytes
+
+CACHE_WORDS = 50_000  # distinct words whose ids are remembered
+CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
+
+
+def _spellings() -> list[str]:
+    """GPT-2's character of each byte: printable Latin-1 stands for itself, the rest is U+0100 and up."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    spelling = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in spelling)
+    spelling |= {byte: chr(256 + n) for n, byte in enumerate(others)}
+    return [spelling[byte] for byte in range(256)]
+
+
+CHAR_OF_BYTE = _spellings()
+BYTE_OF_CHAR = {char: byte for byte, char in enumerate(CHAR_OF_BYTE)}
+SPELLED = [char.encode() for char in CHAR_OF_BYTE]
+
+
+class BytePairModel:
+    """Encodes plain text by the merges of a vocabulary and the pre-tokenizer called `pre`."""
+
+    space_prefix = False
+    splits_user_defined = False
+
+    def __init__(self, vocabulary: Vocabulary, pre: str) -> None:
+        self._vocabulary = vocabulary
+        self._rule = pretokenizer(pre)
+        self.begin = vocabulary.added("bos", self._rule.add_bos)
+        self.end = vocabulary.added("eos", False)
+        self._merges = vocabulary.strings("merges")
+        self._words: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text that holds no special tokens."""
+        ids: list[int] = []
+        words = self._words
+        for word in self._rule.split(text):
+            known = words.get(word)
+            if known is None:
+                known = self._encode_word(word)
+                if len(word) <= CACHE_WORD_CHARS:
+                    if len(words) >= CACHE_WORDS:
+                        words.clear()
+                    words[word] = known
+            ids += known
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in a text."""
+        token = self._vocabulary.token(token_id)
+        if not self._vocabulary.is_type(token_id, TokenType.NORMAL):
+            return token
+        try:
+            return bytes(BYTE_OF_CHAR[char] for char in token.decode())
+        except KeyError:
+            return token  # a token added in plain text, as `tokenizers` takes it
+
+    def join(self, pieces: list[bytes]) -> bytes:
+        return b"".join(pieces)
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids, ranks = self._vocabulary.ids, self._ranks
+        # A byte without a token is dropped before merging, as `tokenizers` does.
+        symbols = [SPELLED[byte] for byte in word.encode() if SPELLED[byte] in ids]
+        if self._rule.ignore_merges and (whole := ids.get(b"".join(symbols))) is not None:
+            return [whole]
+        tokens = merge_pairs(symbols, lambda left, right: ranks.get(left + b" " + right))
+        try:
+            return [ids[token] for token in tokens]
+        except KeyError as error:
+            made = error.args[0].decode()
+            raise FormatError(f"{PREFIX}merges makes {made!r}, a token that the vocabulary lacks") from None
+
+    @cached_property
+    def _ranks(self) -> dict[bytes, int]:
+        """The place of each merge, by its two halves with a space between; a repeated merge counts at its last."""
+        merges = as_bytes(self._merges)
+        if b"".join(merges).count(b" ") != len(merges):
+            wrong = next(merge for merge in merges if merge.count(b" ") != 1)
+            shown = wrong.decode(errors="replace")
+            raise FormatError(f"{PREFIX}merges holds {shown!r}; expected two tokens with a space between them")
+        return dict(zip(merges, range(len(merges)), strict=True))

@@ -1,0 +1,185 @@
+"""Text to token ids and back, for the tokenizer that a GGUF file describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, Protocol
+
+from edgellm.errors import FormatError, UnsupportedError
+from edgellm.text.bpe import BytePairModel
+from edgellm.text.special_tokens import SpecialTokens
+from edgellm.text.spm import SentencePieceModel
+from edgellm.text.stream import StreamDecoder
+from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
+
+# Tokens that end an answer, by the names that model families give them.
+END_OF_TURN = (
+    b"<|im_end|>", b"<|eot_id|>", b"<|eom_id|>", b"<|eot|>", b"<|eom|>", b"<end_of_turn>", b"<turn|>",
+    b"<|end|>", b"<|return|>", b"<|call|>", b"<|endoftext|>", b"<|end_of_text|>", b"<|END_OF_TURN_TOKEN|>",
+    b"<EOT>", b"[EOT]", b"<end_of_utterance>", "<｜end▁of▁sentence｜>".encode(),
+)  # fmt: skip
+
+
+class Model(Protocol):
+    """What turns a stretch of plain text into ids: one class for each `tokenizer.ggml.model`.
+
+    begin, end:      ids that `add_special` puts around a text.
+    space_prefix:    `encode` puts a space before the text, so decoding takes one away.
+    splits_user_defined:  user-defined tokens are found by `encode` itself.
+    """
+
+    begin: list[int]
+    end: list[int]
+    space_prefix: bool
+    splits_user_defined: bool
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def join(self, pieces: list[bytes]) -> bytes: ...
+
+
+class Tokenizer:
+    """Encodes and decodes with one vocabulary; made by `load_tokenizer`.
+
+    n_vocab:         number of tokens.
+    bos_id, eos_id:  the tokens at the beginning and the end of a text, or None.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, model: Model, strips_right: bool) -> None:
+        self._vocabulary = vocabulary
+        self._model = model
+        self._strips_right = strips_right
+        self.n_vocab = vocabulary.n
+        self.bos_id = vocabulary.role_id("bos")
+        self.eos_id = vocabulary.role_id("eos")
+
+    def encode(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """The token ids of a text.
+
+        add_special:    put the tokens around it that the model expects (bos, eos), as its file says.
+        parse_special:  take `<|im_end|>` and the like in the text for the control tokens of that name. A chat
+                        template needs this; text that somebody typed must not have it.
+
+        A lone surrogate, which no encoding can hold, becomes U+FFFD.
+        """
+        if not text.isascii():
+            text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+        ids = self._model.begin.copy() if add_special else []
+        special = self._all_special if parse_special else self._always_special
+        for piece in special.split(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self._model.encode(piece)
+        if add_special:
+            ids += self._model.end
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of some tokens, undoing `encode`; bytes that are not UTF-8 become U+FFFD.
+
+        `skip_special` leaves control tokens out.
+        """
+        pieces: list[bytes] = []
+        begins = self._model.space_prefix
+        for token_id in ids:
+            piece = self._model.token_bytes(token_id)
+            if self._vocabulary.is_type(token_id, TokenType.CONTROL):
+                begins = self._model.space_prefix
+                if skip_special:
+                    continue
+            elif begins:
+                piece = piece.removeprefix(b" ")
+                begins = False
+            pieces.append(piece)
+        return self._model.join(pieces).decode("utf-8", "replace")
+
+    def stream(self, skip_special: bool = True) -> StreamDecoder:
+        """A decoder for tokens that continue a text: their spaces stay. Control tokens show nothing by default."""
+        if not skip_special:
+            return StreamDecoder(self.token_bytes)
+        control = TokenType.CONTROL
+        return StreamDecoder(lambda i: b"" if self._vocabulary.is_type(i, control) else self.token_bytes(i))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in a text; not always whole characters."""
+        return self._model.token_bytes(token_id)
+
+    def token_name(self, token_id: int) -> str:
+        """A token as the file spells it."""
+        return self._vocabulary.token(token_id).decode()
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """The spelling of each token with a role, under the name that chat templates use: bos_token, ..."""
+        roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "cls": "cls"}
+        ids = {name: self._vocabulary.role_id(role) for name, role in roles.items()}
+        return {f"{name}_token": self.token_name(i) for name, i in ids.items() if i is not None}
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every token that ends a generated answer: end of text, of turn, of message."""
+        found = {self._vocabulary.role_id(role) for role in ("eos", "eot", "eom")}
+        named = {name: self._vocabulary.ids.get(name) for name in END_OF_TURN}
+        if named[b"<|return|>"] is not None and named[b"<|call|>"] is not None:
+            named[b"<|end|>"] = None  # in OpenAI's harmony format it only ends a part of an answer
+        special = (TokenType.CONTROL, TokenType.USER_DEFINED)
+        found |= {i for i in named.values() if i is not None and self._vocabulary.types[i] in special}
+        return frozenset(i for i in found if i is not None)
+
+    @cached_property
+    def _always_special(self) -> SpecialTokens:
+        """The tokens found in any text."""
+        return self._special() if self._model.splits_user_defined else self._special(TokenType.USER_DEFINED)
+
+    @cached_property
+    def _all_special(self) -> SpecialTokens:
+        """The tokens found in a text that may name control tokens."""
+        types = [TokenType.CONTROL, TokenType.UNKNOWN]
+        if not self._model.splits_user_defined:
+            types.append(TokenType.USER_DEFINED)
+        return self._special(*types)
+
+    def _special(self, *types: TokenType) -> SpecialTokens:
+        ids = self._vocabulary.spelled(*types)
+        keep = ("<unk>", "<s>", "<|endoftext|>")
+        strip = {i for token, i in ids.items() if token not in keep} if self._strips_right else set()
+        return SpecialTokens(ids, strip)
+
+
+def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that the metadata of a GGUF file describes (keys `tokenizer.ggml.*`).
+
+    String arrays may be lazy sequences that offer `len` and `as_bytes()`, number arrays are NumPy arrays.
+    Raises FormatError for a vocabulary that breaks the rules, UnsupportedError for a kind of tokenizer or a
+    pre-tokenizer that edgellm lacks. What can only be found by reading every token (duplicates, merges that
+    make no token) is raised by the first `encode`.
+    """
+    kind = _name(metadata, "model", "the kind of tokenizer")
+    if kind not in ("gpt2", "llama", "bert"):
+        raise UnsupportedError(f"the tokenizer {kind!r} is not supported; edgellm knows gpt2, llama and bert")
+    vocabulary = Vocabulary(metadata)
+    model: Model
+    if kind == "gpt2":
+        model = BytePairModel(vocabulary, _name(metadata, "pre", "the pre-tokenizer"))
+    elif kind == "llama":
+        model = SentencePieceModel(vocabulary)
+    else:
+        from edgellm.text.wordpiece import WordPieceModel  # seldom needed
+
+        model = WordPieceModel(vocabulary)
+    # GGUF does not say that the special tokens of Phi-3 swallow the white space behind them.
+    strips_right = kind == "llama" and metadata.get("general.architecture") == "phi3"
+    return Tokenizer(vocabulary, model, strips_right)
+
+
+def _name(metadata: Mapping[str, Any], key: str, what: str) -> str:
+    name = metadata.get(PREFIX + key)
+    if not isinstance(name, str):
+        found = "has no" if name is None else f"gives {name!r} as"
+        raise FormatError(f"the file {found} {PREFIX}{key}; expected the name of {what}")
+    return name

@@ -1,0 +1,101 @@
+"""WordPiece: the tokenizer of BERT and the embedding models that descend from it.
+
+A text is lower-cased, stripped of accents and cut at spaces, punctuation and Chinese characters. Each word
+is then spelled in the longest tokens that fit, from left to right; a word that cannot be is one unknown
+token. In a GGUF file a token that begins a word carries "▁" in front, one that continues a word nothing.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cached_property
+
+from edgellm.errors import FormatError
+from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
+
+START = "▁".encode()
+LONGEST_WORD = 100  # characters; a longer one is unknown
+
+# Blocks of Chinese characters, each of which is a word (the ranges of the original implementation).
+_CHINESE = (
+    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+    (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+
+
+class WordPieceModel:
+    """Encodes plain text by the longest tokens of a vocabulary."""
+
+    space_prefix = False
+    splits_user_defined = False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        unknown = vocabulary.role_id("unknown")
+        if unknown is None:
+            raise FormatError(f"the file has no {PREFIX}unknown_token_id; a tokenizer of the bert kind needs it")
+        self._unknown = unknown
+        self._lower = vocabulary.flag("normalizer.lowercase", True)
+        self._strip_accents = vocabulary.flag("normalizer.strip_accents", self._lower)
+        self.begin = [i for i in [vocabulary.role_id("cls")] if i is not None]
+        self.end = [i for i in [vocabulary.role_id("seperator")] if i is not None]  # spelled so in GGUF
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text that holds no special tokens."""
+        return [token_id for word in self._words(text) for token_id in self._encode_word(word)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for; one that begins a word brings the space before it."""
+        token = self._vocabulary.token(token_id)
+        if self._vocabulary.is_type(token_id, TokenType.NORMAL) and token.startswith(START):
+            return b" " + token.removeprefix(START)
+        return token
+
+    def join(self, pieces: list[bytes]) -> bytes:
+        return b"".join(pieces).removeprefix(b" ")
+
+    def _words(self, text: str) -> list[str]:
+        """The words as the vocabulary spells them, following the original BERT implementation."""
+        spaced = "".join(map(self._spaced, text))
+        if self._strip_accents:
+            decomposed = unicodedata.normalize("NFD", spaced)
+            spaced = "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
+        if self._lower:
+            spaced = "".join(map(str.lower, spaced))  # char by char: a final sigma is nothing special
+        return "".join(f" {char} " if _is_punctuation(char) else char for char in spaced).split()
+
+    @staticmethod
+    def _spaced(char: str) -> str:
+        """A character of the text: nothing for a control character, with spaces around for a Chinese one."""
+        if char in "\t\n\r":
+            return " "
+        if char in "\0\ufffd" or unicodedata.category(char) in ("Cc", "Cf", "Co"):
+            return ""
+        return f" {char} " if any(low <= ord(char) <= high for low, high in _CHINESE) else char
+
+    def _encode_word(self, word: str) -> list[int]:
+        if len(word) > LONGEST_WORD:
+            return [self._unknown]
+        ids: list[int] = []
+        at = 0
+        while at < len(word):
+            start = b"" if at else START
+            for end in range(len(word), at, -1):
+                token_id = self._pieces.get(start + word[at:end].encode())
+                if token_id is not None:
+                    break
+            else:
+                return [self._unknown]
+            ids.append(token_id)
+            at = end
+        return ids
+
+    @cached_property
+    def _pieces(self) -> dict[bytes, int]:
+        return self._vocabulary.ids
+
+
+def _is_punctuation(char: str) -> bool:
+    if char.isascii():
+        return char.isprintable() and not char.isalnum() and char != " "
+    return unicodedata.category(char).startswith("P")

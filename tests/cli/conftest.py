@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgellm as package
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
+REAL = [sys.executable, "-m", "edgellm"]
+
+Result = subprocess.CompletedProcess
+
+
+@pytest.fixture(autouse=True)
+def same_package_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests start runs the edgellm that they import, installed or not."""
+    places = [str(Path(package.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def model(home: Path, tmp_path: Path) -> str:
+    """A file that the fake engine takes for a chat model."""
+    path = tmp_path / "chat.gguf"
+    path.write_bytes(b"GGUF")
+    return str(path)
+
+
+@pytest.fixture
+def base_model(home: Path, tmp_path: Path) -> str:
+    """A file that the fake engine takes for a model without a chat template."""
+    path = tmp_path / "base.gguf"
+    path.write_bytes(b"GGUF")
+    return str(path)
+
+
+@pytest.fixture
+def edgellm() -> Callable[..., Result[str]]:
+    """Run the command in its own process, on the fake engine unless `real`."""
+
+    def run(*args: str, stdin: str | bytes | None = None, real: bool = False, **options: Any) -> Result[str]:
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        options |= {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
+        done = subprocess.run([*(REAL if real else FAKE), *args], capture_output=True, timeout=60, **options)
+        return Result(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run

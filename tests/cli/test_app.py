@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import edgellm as package
+from edgellm import errors
+from edgellm.cli import app, main, run
+
+from .conftest import REAL
+
+
+def test_help_lists_every_command_with_its_own_text() -> None:
+    result = CliRunner().invoke(app.app, ["-h"])
+    assert result.exit_code == 0
+    for name, text in app.COMMANDS.items():
+        command = importlib.import_module(f"edgellm.cli.{name}").command
+        assert command.help.startswith(text)
+        assert f"  {name:<5}  {text}" in result.output
+
+
+@pytest.mark.parametrize("name", app.COMMANDS)
+def test_every_command_has_help_for_every_parameter(name: str) -> None:
+    result = CliRunner().invoke(app.app, [name, "--help"])
+    assert result.exit_code == 0
+    command = importlib.import_module(f"edgellm.cli.{name}").command
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from edgellm.cli import main; main(['--help']); main(['run', '--help']);"
+        "heavy = {'numpy', 'numba', 'llvmlite', 'jinja2', 'ssl', 'psutil', 'tqdm'} & set(sys.modules);"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app.app, ["--version"])
+    assert result.output == f"edgellm {package.__version__}\n"
+
+
+def test_the_public_face() -> None:
+    assert dir(package) == package.__all__
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    every_error = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert every_error <= set(package.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = package.nonsense
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "status"),
+    [
+        (errors.UsageError("bad"), "bad", 2),
+        (errors.FormatError("evil \x1b[31m\nname"), r"evil \x1b[31m\nname", 1),
+        (MemoryError(), "there is not enough memory for this; a smaller model or context (-c) needs less", 1),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full", 1),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied", 1),
+        (RuntimeError("boom"), "unexpected RuntimeError: boom; EDGELLM_DEBUG=1 shows where", 1),
+    ],
+)
+def test_every_error_is_one_line(
+    error: Exception,
+    line: str,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("EDGELLM_DEBUG", raising=False)
+    monkeypatch.setattr(run, "sampling_params", _raise(error))
+    assert main(["run"]) == status
+    assert capsys.readouterr() == ("", f"edgellm: error: {line}\n")
+
+
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGELLM_DEBUG", "1")
+    monkeypatch.setattr(run, "sampling_params", _raise(RuntimeError("boom")))
+    assert main(["run"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("\nedgellm: error: unexpected RuntimeError: boom\n")
+
+
+def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run, "sampling_params", _raise(KeyboardInterrupt()))
+    assert main(["run"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def _raise(error: BaseException):
+    def function(*args: object) -> None:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["nonsense"], "No such command 'nonsense' (see: edgellm --help)"),
+        (["run", "--xyzzy"], "No such option '--xyzzy' (see: edgellm run --help)"),
+        (["pull"], "Missing argument 'NAME...' (see: edgellm pull --help)"),
+        (["run", "--temp", "-1"], "temperature is -1.0; expected a number of at least 0"),
+        (["run", "--temp", "nan"], "temperature is nan; expected a finite number"),
+        (["run", "-c", "0"], "n_ctx is 0; expected a number of at least 1"),
+        (["run", "-t", "0"], "n_threads is 0; expected a number of at least 1"),
+        (["rm"], "Missing argument 'NAME...' (see: edgellm rm --help)"),
+    ],
+)  # fmt: skip
+def test_usage_errors_are_one_line(args: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 2
+    assert capsys.readouterr() == ("", f"edgellm: error: {line}\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes close differently")
+@pytest.mark.parametrize("args", [["--help"], ["list"]])
+def test_a_closed_pipe_ends_silently(args: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([*REAL, *args], stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from edgellm.params import SamplingParams
+
+from .conftest import FAKE
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+def test_only_the_answer_is_on_stdout(edgellm: Run, model: str) -> None:
+    done = edgellm("run", model, "-p", "Hi")
+    assert done.returncode == 0
+    assert done.stdout == "heard 'Hi' in 1 messages\n"
+    assert done.stderr == "edgellm: compiling kernels (3)\n"
+
+
+def test_the_prompt_may_come_from_standard_input(edgellm: Run, model: str) -> None:
+    for args in ([], ["-p", "-"]):
+        assert edgellm("run", model, *args, stdin="Hällo\n").stdout == "heard 'Hällo' in 1 messages\n"
+    both = edgellm("run", model, "-p", "Sum up:", stdin="the text\n")
+    assert both.stdout == "heard 'Sum up:\\n\\nthe text' in 1 messages\n"
+
+
+def test_nothing_to_answer(edgellm: Run, model: str) -> None:
+    for args in ([], ["-p", ""], ["-p", "-"]):
+        done = edgellm("run", model, *args, stdin="")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("edgellm: error: there is nothing to answer")
+
+
+def test_standard_input_that_is_no_text(edgellm: Run, model: str) -> None:
+    done = edgellm("run", model, stdin=b"good \xff bad")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "edgellm: error: standard input is not valid UTF-8: byte 0xff at offset 5\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="arguments are always text there")
+def test_a_prompt_that_is_no_text(edgellm: Run, model: str) -> None:
+    done = edgellm("run", model, "-p", os.fsdecode(b"\xff"))
+    assert done.returncode == 2
+    assert done.stderr == "edgellm: error: the text of -p is not valid UTF-8\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX shells")
+def test_closed_standard_streams(model: str) -> None:
+    command = " ".join([*FAKE, "run", model, "-p", "Hi"])
+    done = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "heard 'Hi' in 1 messages\n")
+
+
+def test_system_and_raw(edgellm: Run, model: str, base_model: str) -> None:
+    done = edgellm("run", model, "-p", "prompt", "--system", "Be kind")
+    assert done.stdout == "<system> Be kind\n<user> prompt\n"
+    assert edgellm("run", model, "--raw", "-p", "prompt").stdout == "prompt\n"
+    for args in ([model, "--raw"], [base_model]):
+        done = edgellm("run", *args, "-p", "x", "--system", "Be kind")
+        assert done.returncode == 2
+        assert "--system cannot be used: " in done.stderr
+
+
+def test_a_base_model_says_so_once_and_continues_text(edgellm: Run, base_model: str) -> None:
+    done = edgellm("run", base_model, "-p", "prompt")
+    assert done.stdout == "prompt\n"
+    assert done.stderr.count("base.gguf has no chat template (a base model): it continues your text") == 1
+    assert "template" not in edgellm("run", base_model, "--raw", "-p", "x").stderr
+
+
+def test_verbose_names_the_template(edgellm: Run, model: str) -> None:
+    assert "chat template: the file's own" in edgellm("run", model, "-v", "-p", "x").stderr
+
+
+def test_sampling_options_arrive_and_defaults_are_those_of_params(edgellm: Run, model: str) -> None:
+    assert edgellm("run", model, "-p", "sampling").stdout == f"{SamplingParams()!r}\n"
+    options = ["-n", "5", "--temp", "0.5", "--top-k", "7", "--top-p", "0.8", "--min-p", "0.1"]
+    options += ["--repeat-penalty", "1.2", "--seed", "3"]
+    expected = SamplingParams(0.5, 7, 0.8, 0.1, 1.2, seed=3, max_tokens=5)
+    assert edgellm("run", model, "-p", "sampling", *options).stdout == f"{expected!r}\n"
+
+
+def test_stats_go_to_stderr(edgellm: Run, model: str) -> None:
+    done = edgellm("run", model, "-p", "Hi", "--stats")
+    assert done.stdout == "heard 'Hi' in 1 messages\n"
+    line = (
+        "prompt 2 tokens (1 reused), 100.0 tokens/s; answer 2 tokens, 50.0 tokens/s; first token after 0.25 s"
+    )
+    assert line in done.stderr
+
+
+def test_a_full_context_is_said(edgellm: Run, model: str) -> None:
+    done = edgellm("run", model, "-c", "10", "-p", "slow")
+    assert done.returncode == 0
+    assert len(done.stdout.split()) == 8
+    assert "the context of 10 tokens is full, so the answer stops here" in done.stderr
+    done = edgellm("run", model, "-c", "4", "-p", "a b c d e f")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("edgellm: error: the prompt has 7 tokens, the context holds 4\n")
+
+
+def test_files_that_are_no_model(edgellm: Run, home: object, tmp_path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"nonsense")
+    for name, line in [
+        ("bad.gguf", "not a GGUF file"),
+        ("no.gguf", "no such file"),
+        ("what", "no model is named"),
+    ]:
+        done = edgellm("run", name, "-p", "x", cwd=tmp_path)
+        assert done.returncode != 0
+        assert done.stdout == ""
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("edgellm: error: ") and line in last
+
+
+def test_an_unexpected_error_is_one_line(edgellm: Run, model: str) -> None:
+    done = edgellm("run", model, "-p", "crash")
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "edgellm: error: unexpected RuntimeError: boom; EDGELLM_DEBUG=1 shows where\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
+def test_ctrl_c_and_a_closed_pipe_while_answering(model: str) -> None:
+    command = [*FAKE, "run", model, "-p", "slow"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(6) == b"word0 "
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert out.endswith(b"\n") and b"error" not in err
+
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(6)
+    process.stdout.close()
+    begin = time.monotonic()
+    assert process.wait(timeout=10) == 141
+    assert time.monotonic() - begin < 2
+    assert process.stderr.read() == b"edgellm: compiling kernels (3)\n"
+    process.stderr.close()
+
+
+def test_without_a_model_the_default_is_fetched_and_named(edgellm: Run, home: object, monkeypatch) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    done = edgellm("run", "-p", "x")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "edgellm: no model named, using smollm2-135m"
+    assert lines[1] == "edgellm: pulling smollm2-135m (98.4 MB, licence: Apache-2.0)"
+    assert lines[2].startswith("edgellm: error: smollm2-135m cannot be pulled: ")
+    assert "127.0.0.1:9 cannot be reached: Connection refused" in lines[2]
+    assert len(lines) == 3

@@ -1,0 +1,162 @@
+"""Byte-level BPE gives the ids of `tokenizers`, for every pre-tokenizer of the table."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Original
+
+from edgellm.errors import FormatError, UnsupportedError
+from edgellm.text import Tokenizer, load_tokenizer
+from edgellm.text.pretokenizers import PRETOKENIZERS, pretokenizer
+
+from . import oracles
+
+
+@cache
+def trained(pre: str) -> tuple[Tokenizer, Original, Original]:
+    """Ours, and the original without and with special tokens parsed."""
+    metadata = oracles.train_byte_level(pre)
+    return load_tokenizer(metadata), oracles.byte_level(metadata), oracles.byte_level(metadata, parse_special=True)
+
+
+def test_every_rule_has_an_original_to_compare_with():
+    assert set(oracles.ORIGINAL_RULES) == set(PRETOKENIZERS)
+
+
+@pytest.mark.parametrize("pre", PRETOKENIZERS)
+def test_same_ids_as_tokenizers(pre):
+    ours, plain, special = trained(pre)
+
+    @settings(max_examples=150, deadline=None)
+    @given(oracles.texts)
+    def check(text):
+        assert ours.encode(text) == plain.encode(text).ids
+        assert ours.encode(text, parse_special=True) == special.encode(text).ids
+
+    check()
+
+
+@pytest.mark.parametrize("pre", PRETOKENIZERS)
+def test_ascii_is_cut_the_same_way_with_and_without_regex(pre):
+    rule = pretokenizer(pre)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.text(st.characters(max_codepoint=127), max_size=60))
+    def check(text):
+        words = [text]
+        for cut in rule._unicode_cuts:
+            words = [piece for word in words for piece in cut(word) if piece]
+        assert rule.split(text) == words
+
+    check()
+
+
+@settings(max_examples=300, deadline=None)
+@given(oracles.texts, st.booleans())
+def test_decoding_gives_the_text_back(text, parse_special):
+    ours, _, _ = trained("smollm")
+    assert ours.decode(ours.encode(text, parse_special=parse_special)) == text
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2"])
+def test_real_vocabularies_agree_with_tokenizers(shared, name):
+    from edgellm.formats.gguf import GGUFFile
+
+    with GGUFFile.open(shared / "vocab" / f"{name}.gguf") as file:
+        compare(file.metadata)
+
+
+def test_smollm2_agrees_with_tokenizers(smollm2):
+    from edgellm.formats.gguf import GGUFFile
+
+    with GGUFFile.open(smollm2) as file:
+        compare(file.metadata)
+
+
+def compare(metadata: Any) -> None:
+    ours = load_tokenizer(metadata)
+    plain, special = oracles.byte_level(metadata), oracles.byte_level(metadata, parse_special=True)
+
+    @settings(max_examples=300, deadline=None)
+    @given(oracles.texts)
+    def check(text):
+        assert ours.encode(text) == plain.encode(text).ids
+        assert ours.encode(text, parse_special=True) == special.encode(text).ids
+
+    check()
+    for text in oracles.CORPUS:
+        assert ours.encode(text) == plain.encode(text).ids
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, " " * 100_000, "ab" * 50_000, "漢" * 30_000, "\n" * 50_000, "1" * 50_000])
+def test_a_long_word_takes_no_quadratic_time(text):
+    ours, plain, _ = trained("smollm")
+    assert ours.encode(text) == plain.encode(text).ids
+
+
+def test_lone_surrogates_become_replacement_characters():
+    ours, _, _ = trained("smollm")
+    assert ours.encode("a\ud800b") == ours.encode("a\ufffdb")
+    assert ours.encode("") == []
+
+
+def test_words_beyond_the_cache_are_encoded_like_others(monkeypatch):
+    monkeypatch.setattr("edgellm.text.bpe.CACHE_WORDS", 2)
+    ours = load_tokenizer(oracles.train_byte_level("gpt-2"))
+    text = "the quick brown fox jumps over the lazy dog"
+    assert ours.encode(text) == trained("gpt-2")[1].encode(text).ids
+    assert len(ours._model._words) <= 2
+
+
+def test_ignored_merges_take_a_whole_word():
+    metadata = oracles.train_byte_level("llama-bpe")
+    n = len(metadata["tokenizer.ggml.tokens"])
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "Ġxqz"]  # no merge makes it
+    metadata["tokenizer.ggml.token_type"] = np.append(metadata["tokenizer.ggml.token_type"], 1)
+    assert load_tokenizer(metadata).encode(" xqz") == [n]
+    assert n not in load_tokenizer(metadata | {"tokenizer.ggml.pre": "gpt-2"}).encode(" xqz")
+
+
+def test_add_special_follows_the_file_then_the_habit_of_the_model():
+    metadata = oracles.train_byte_level("llama-bpe")
+    bos = metadata["tokenizer.ggml.bos_token_id"]
+    plain = load_tokenizer(metadata).encode("hi")
+    assert load_tokenizer(metadata).encode("hi", add_special=True) == [bos, *plain]
+    told = metadata | {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": True}
+    assert load_tokenizer(told).encode("hi", add_special=True) == [*plain, bos]
+    gpt2 = load_tokenizer(metadata | {"tokenizer.ggml.pre": "gpt-2"})
+    assert gpt2.encode("hi", add_special=True) == gpt2.encode("hi")
+
+
+def test_an_unknown_pretokenizer_is_refused_by_name():
+    with pytest.raises(UnsupportedError, match="'nonsense'.*smollm"):
+        load_tokenizer(oracles.train_byte_level("gpt-2") | {"tokenizer.ggml.pre": "nonsense"})
+
+
+def test_a_missing_pretokenizer_is_not_guessed():
+    metadata = oracles.train_byte_level("gpt-2")
+    del metadata["tokenizer.ggml.pre"]
+    with pytest.raises(FormatError, match=r"tokenizer\.ggml\.pre"):
+        load_tokenizer(metadata)
+
+
+@pytest.mark.parametrize("merge", ["nospace", "three parts here", ""])
+def test_a_merge_that_is_no_pair_is_refused(merge):
+    metadata = oracles.train_byte_level("gpt-2")
+    metadata["tokenizer.ggml.merges"] = [*metadata["tokenizer.ggml.merges"], merge]
+    with pytest.raises(FormatError, match="two tokens with a space"):
+        load_tokenizer(metadata).encode("text")
+
+
+def test_a_merge_that_makes_no_token_is_refused():
+    metadata = oracles.train_byte_level("gpt-2")
+    metadata["tokenizer.ggml.merges"] = ["t e", *metadata["tokenizer.ggml.merges"]]
+    metadata["tokenizer.ggml.tokens"] = ["<gone>" if t == "te" else t for t in metadata["tokenizer.ggml.tokens"]]
+    with pytest.raises(FormatError, match="'te', a token that the vocabulary lacks"):
+        load_tokenizer(metadata).encode("te")

@@ -1,0 +1,144 @@
+"""How far edgellm's logits are from float32 `transformers` on the same weights, and from each other.
+
+    python tools/quality.py MODEL.gguf --tokens 512 --text tools/texts/ordinary.txt --peer ~/peer/bin/python
+
+The reference dequantizes the same file: `from_pretrained(gguf_file=...)` undoes what conversion to GGUF did
+(the row order of Llama's q and k, the one added to Gemma's norms). It is slow, so its logits are kept in
+edgellm's cache folder. `--peer`, an interpreter that has llama-cpp-python, adds llama.cpp's distance on the
+same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgellm
+from edgellm import files
+
+HERE = Path(__file__).parent
+
+Logits = NDArray[np.float32]
+
+
+def reference(path: Path, text: str, n_tokens: int) -> tuple[list[int], Logits]:
+    """The first n_tokens of `text`, and float32[n_tokens, n_vocab] that transformers computes for them."""
+    key = json.dumps([files.sha256_of(path), text, n_tokens, version("transformers")])
+    folder = files.home() / "references" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    ids_file, logits_file = folder / "ids.npy", folder / "logits.npy"
+    if not logits_file.exists():
+        print("computing the reference; later runs find it in the cache", file=sys.stderr)
+        ids, logits = _reference(path, text, n_tokens)
+        with files.atomic_write(ids_file) as file:
+            np.save(file, ids)
+        with files.atomic_write(logits_file) as file:
+            np.save(file, logits)
+    return np.load(ids_file).tolist(), np.load(logits_file, mmap_mode="r")
+
+
+def _reference(path: Path, text: str, n_tokens: int) -> tuple[NDArray[np.int64], Logits]:
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    ids = tokenizer(text, return_tensors="pt").input_ids[:, :n_tokens]
+    if ids.shape[1] < n_tokens:
+        sys.exit(f"the text has {ids.shape[1]} tokens; --tokens asks for {n_tokens}")
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return ids[0].numpy(), model(ids).logits[0].numpy()
+
+
+def own_logits(path: Path, ids: list[int], n_batch: int) -> Logits:
+    """float32[n_tokens, n_vocab] of edgellm, n_batch tokens in one pass."""
+    with edgellm.load(path, n_ctx=len(ids), n_batch=n_batch) as model:
+        return model.logits(ids)
+
+
+def peer_logits(python: str, path: Path, ids: list[int]) -> Logits:
+    with tempfile.TemporaryDirectory() as folder:
+        ids_file, logits_file = Path(folder, "ids.npy"), Path(folder, "logits.npy")
+        np.save(ids_file, ids)
+        script = HERE / "peer_llama_cpp.py"
+        subprocess.run([python, script, "logits", path, ids_file, logits_file], check=True)
+        return np.load(logits_file)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Kullback-Leibler divergence from the reference, in nats, and how often the likeliest token agrees."""
+
+    mean: float
+    median: float
+    percentile_99: float
+    same_top_1: float
+
+    @classmethod
+    def between(cls, expected: Logits, found: Logits) -> Distance:
+        divergences = [_divergence(p, q) for p, q in zip(expected, found, strict=True)]
+        mean, median, high = np.mean(divergences), np.median(divergences), np.percentile(divergences, 99)
+        return cls(float(mean), float(median), float(high), float(np.mean(top_1(expected) == top_1(found))))
+
+
+def _divergence(p_logits: Logits, q_logits: Logits) -> float:
+    p, q = _log_softmax(p_logits), _log_softmax(q_logits)
+    return float(np.exp(p) @ (p - q))
+
+
+def _log_softmax(logits: Logits) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+def top_1(logits: Logits) -> NDArray[np.intp]:
+    return logits.argmax(axis=-1)
+
+
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("model", type=Path, help="a GGUF file")
+    parser.add_argument("--text", type=Path, default=HERE / "texts" / "ordinary.txt")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--peer", metavar="PYTHON", help="interpreter with llama-cpp-python")
+    args = parser.parse_args()
+
+    text = args.text.read_text(encoding="utf-8")
+    ids, expected = reference(args.model, text, args.tokens)
+    print(f"{args.model.name}, {len(ids)} tokens of {args.text.name}, from transformers in float32\n")
+    print(f"{'':12}{'mean KL':>10}{'median':>10}{'99th pct':>10}{'same top-1':>12}")
+    if args.peer:
+        show("llama.cpp", Distance.between(expected, peer_logits(args.peer, args.model, ids)))
+
+    if edgellm.load_tokenizer(args.model).encode(text, add_special=True)[: len(ids)] != ids:
+        print("edgellm's own tokenizer gives other ids for this text; these are those of the reference")
+    whole = own_logits(args.model, ids, len(ids))
+    show("edgellm", Distance.between(expected, whole))
+
+    print(f"\n{'edgellm in one batch, and':26}{'same top-1':>14}{'largest difference':>22}")
+    for way, n_batch in {"token by token": 1, "in chunks of 37": 37}.items():
+        other = own_logits(args.model, ids, n_batch)
+        same = np.count_nonzero(top_1(whole) == top_1(other))
+        largest = max(float(np.abs(a - b).max()) for a, b in zip(whole, other, strict=True))
+        print(f"{way:26}{same:>7} of {len(ids)}{largest:22.2g}")
+
+
+def show(name: str, distance: Distance) -> None:
+    columns = f"{distance.mean:10.5f}{distance.median:10.5f}{distance.percentile_99:10.5f}"
+    print(f"{name:12}{columns}{distance.same_top_1:12.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
