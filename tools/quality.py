@@ -51,6 +51,7 @@ def _reference(path: Path, text: str, n_tokens: int) -> tuple[NDArray[np.int64],
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :n_tokens]
@@ -117,27 +118,29 @@ def main() -> None:
 
     text = args.text.read_text(encoding="utf-8")
     ids, expected = reference(args.model, text, args.tokens)
-    print(f"{args.model.name}, {len(ids)} tokens of {args.text.name}, from transformers in float32\n")
-    print(f"{'':12}{'mean KL':>10}{'median':>10}{'99th pct':>10}{'same top-1':>12}")
-    if args.peer:
-        show("llama.cpp", Distance.between(expected, peer_logits(args.peer, args.model, ids)))
-
     if edgellm.load_tokenizer(args.model).encode(text, add_special=True)[: len(ids)] != ids:
-        print("edgellm's own tokenizer gives other ids for this text; these are those of the reference")
+        print("edgellm's tokenizer gives other ids; used are those of the reference", file=sys.stderr)
+
+    print(f"{args.model.name}, {len(ids)} tokens of {args.text.name}\n")
+    print(f"{'':24}{'from float32 transformers':^40}   {'from one batch':^22}")
+    print(f"{'':24}{'mean KL':>10}{'median':>10}{'99th pct':>10}{'top-1':>10}   {'top-1':>10}{'largest':>12}")
+    if args.peer:
+        show("llama.cpp", expected, peer_logits(args.peer, args.model, ids))
     whole = own_logits(args.model, ids, len(ids))
-    show("edgellm", Distance.between(expected, whole))
-
-    print(f"\n{'edgellm in one batch, and':26}{'same top-1':>14}{'largest difference':>22}")
-    for way, n_batch in {"token by token": 1, "in chunks of 37": 37}.items():
-        other = own_logits(args.model, ids, n_batch)
-        same = np.count_nonzero(top_1(whole) == top_1(other))
-        largest = max(float(np.abs(a - b).max()) for a, b in zip(whole, other, strict=True))
-        print(f"{way:26}{same:>7} of {len(ids)}{largest:22.2g}")
+    show("edgellm, one batch", expected, whole)
+    for name, n_batch in {"edgellm, by token": 1, "edgellm, chunks of 37": 37}.items():
+        show(name, expected, own_logits(args.model, ids, n_batch), whole)
 
 
-def show(name: str, distance: Distance) -> None:
-    columns = f"{distance.mean:10.5f}{distance.median:10.5f}{distance.percentile_99:10.5f}"
-    print(f"{name:12}{columns}{distance.same_top_1:12.1%}", flush=True)
+def show(name: str, expected: Logits, found: Logits, whole: Logits | None = None) -> None:
+    """A line of the table: the distance from the reference, and from edgellm's own logits of one batch."""
+    far = Distance.between(expected, found)
+    line = f"{name:24}{far.mean:10.5f}{far.median:10.5f}{far.percentile_99:10.5f}{far.same_top_1:10.2%}"
+    if whole is not None:
+        same = np.mean(top_1(whole) == top_1(found))
+        largest = max(float(np.abs(a - b).max()) for a, b in zip(whole, found, strict=True))
+        line += f"   {same:10.2%}{largest:12.2g}"
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
 from edgellm.errors import MemoryLimitError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.graph import Batch, Graph, Program, Team
-from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS, SPLIT_TOKENS
+from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.program import kernels_of
 from edgellm.graph.team import KERNELS
 from edgellm.kernels import isa
+from edgellm.kernels.records import SPAN_TOKENS
 from edgellm.kernels.store import KernelStore
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
@@ -124,7 +125,7 @@ class Runner:
         n_tasks = n_merges = n_slots = 0
         for token, n, position, table in slices:
             first = 0 if window is None else max(0, position - window + 1)
-            first_split, last_split = first // SPLIT_TOKENS, position // SPLIT_TOKENS
+            first_split, last_split = first // SPAN_TOKENS, position // SPAN_TOKENS
             n_splits = last_split - first_split + 1
             if n > 1 or n_splits == 1 or n_slots + n_splits > MAX_SPLITS:
                 tasks[n_tasks] = (token, n, position, 0, position + n, table, -1)
@@ -133,8 +134,8 @@ class Runner:
             merges[n_merges] = (token, n_slots, n_splits)
             n_merges += 1
             for split in range(first_split, last_split + 1):
-                begin = split * SPLIT_TOKENS
-                tasks[n_tasks] = (token, 1, position, begin, min(begin + SPLIT_TOKENS, position + 1), table, n_slots)
+                begin = split * SPAN_TOKENS
+                tasks[n_tasks] = (token, 1, position, begin, min(begin + SPAN_TOKENS, position + 1), table, n_slots)
                 n_tasks += 1
                 n_slots += 1
         return n_tasks, n_merges

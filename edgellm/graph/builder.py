@@ -18,11 +18,9 @@ FEW_TOKENS = 3
 ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
 BYTES_PER_CHUNK = 1 << 16  # of weights in decode
 CHUNKS_PER_OP = 16  # at least, where there are rows enough: a thread that starts late still gets its share
-ROWS_TOGETHER = 4  # decode chunks are multiples of it, so that a row is always computed in the same way
+ROWS_TOGETHER = 16  # decode kernels advance by 8 or 16 rows: chunks are multiples of both
 ATTENTION_ROWS = 64  # query rows (tokens times heads of a group) that share the keys and values they load
-SPLIT_TOKENS = 256  # positions of the cache that one piece of a single token's attention covers
 MAX_SPLITS = 256  # pieces in one batch
-PREFETCH_BYTES = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,6 @@ class Graph:
         source = x if is_float else self._quantize(x)
         chunk_rows = max(1, min(BYTES_PER_CHUNK // row_bytes, -(-n_rows // CHUNKS_PER_OP)))
         chunk_rows = -(-chunk_rows // ROWS_TOGETHER) * ROWS_TOGETHER
-        together = ROWS_TOGETHER * row_bytes
         groups = n_cols if is_float else -(-n_cols // weight.format.scale_group)
         tile_bytes = TILE_ROWS * (4 * n_cols if is_float else n_cols + 8 * groups)
         self._add("linear_prefill", records.LINEAR,
@@ -106,7 +103,7 @@ class Graph:
                   format=weight.format, few="linear_decode", scratch=tile_bytes, weights=weight.address,
                   row_bytes=row_bytes, n_rows=n_rows, n_cols=n_cols, **({"x": x} if is_float else {"xq": source}),
                   x_stride=x.stride, out=out, out_stride=out.stride, chunk_rows=chunk_rows,
-                  prefetch=-(-PREFETCH_BYTES // together) * together)
+                  prefetch=8 * row_bytes)
         return out
 
     def add(self, a: Value, b: Value) -> Value:
@@ -158,11 +155,12 @@ class Graph:
             self._partial = Fixed(partial_bytes, "attention splits")
         rows = -(-max(ATTENTION_ROWS, n_heads // n_kv_heads) // 4) * 4
         self._add("attention", records.ATTENTION, Chunks(f"tasks {kind}", 1, n_kv_heads), [q, cache],
-                  [out, self._partial], scratch=4 * rows * (2 * head_dim + KV_BLOCK + 3), q=q, q_stride=q.stride,
+                  [out, self._partial], scratch=4 * rows * (3 * head_dim + KV_BLOCK + 5), q=q, q_stride=q.stride,
                   out=out, out_stride=out.stride, n_kv_heads=n_kv_heads, group=n_heads // n_kv_heads,
                   head_dim=head_dim, scale=scale, window=window or 1 << 40, cache=cache, block_bytes=block_bytes,
                   tasks=Table(f"tasks {kind}"), partial=self._partial)
         self._add("attention_merge", records.ATTENTION_MERGE, Chunks(f"merges {kind}"), [self._partial], [out],
+                  scratch=4 * n_heads * (head_dim + 2),
                   tasks=Table(f"merges {kind}"), partial=self._partial, out=out, out_stride=out.stride,
                   n_heads=n_heads, head_dim=head_dim)
         return out

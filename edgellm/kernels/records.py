@@ -10,6 +10,7 @@ from edgellm.kernels.schema import Schema
 
 ROW_ALIGN = 16  # floats: rows start on a cache line, and a tile may write 16 outputs at once
 KV_BLOCK = 64  # tokens in a block of the KV cache
+SPAN_TOKENS = 256  # positions whose attention is summed by itself, a multiple of KV_BLOCK
 TILE_ROWS = 16  # weight rows that a prefill tile unpacks together
 
 BATCH = Schema(
@@ -99,6 +100,7 @@ MERGE_TASK = Schema("merge_task", token="i64", first_slot="i64", n_slots="i64")
 ATTENTION_MERGE = Schema(
     "attention_merge",
     batch=BATCH, tasks="ptr", partial="ptr", out="ptr", out_stride="i64", n_heads="i64", head_dim="i64",
+    scratch="ptr", scratch_bytes="i64",
 )
 
 # --- the program and the team that runs it (see ops/run.py) ------------------------------------------------

@@ -91,7 +91,7 @@ def fit_affine(x: Floats, q_max: int) -> tuple[Floats, Floats]:
         better = (error < best_error) & (d > 0)
         best_error = np.where(better, error, best_error)
         best_d, best_low = np.where(better, d, best_d), np.where(better, offset, best_low)
-    return best_d * peak, -best_low * peak
+    return best_d * peak, np.abs(best_low) * peak
 
 
 def nearest_index(x: Floats, table: NDArray[Any]) -> Bytes:

@@ -71,9 +71,6 @@ class BytePairModel:
         except KeyError:
             return token  # a token added in plain text, as `tokenizers` takes it
 
-    def join(self, pieces: list[bytes]) -> bytes:
-        return b"".join(pieces)
-
     def _encode_word(self, word: str) -> list[int]:
         ids, ranks = self._vocabulary.ids, self._ranks
         # A byte without a token is dropped before merging, as `tokenizers` does.
@@ -89,10 +86,10 @@ class BytePairModel:
 
     @cached_property
     def _ranks(self) -> dict[bytes, int]:
-        """The place of each merge, by its two halves with a space between; a repeated merge counts at its last."""
+        """The place of each merge, by its halves with a space between; the last one of a repeated merge."""
         merges = as_bytes(self._merges)
         if b"".join(merges).count(b" ") != len(merges):
             wrong = next(merge for merge in merges if merge.count(b" ") != 1)
             shown = wrong.decode(errors="replace")
-            raise FormatError(f"{PREFIX}merges holds {shown!r}; expected two tokens with a space between them")
+            raise FormatError(f"{PREFIX}merges holds {shown!r}; expected two tokens with a space between")
         return dict(zip(merges, range(len(merges)), strict=True))

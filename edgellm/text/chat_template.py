@@ -22,21 +22,25 @@ if TYPE_CHECKING:
 
 KEY = "tokenizer.chat_template"
 LONGEST_SOURCE = 1_000_000  # characters
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of a message's reasoning, the standard one first
+DEEPEST = 100  # lists within dicts within lists in a chat
+REASONING = (
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+)  # names for it in a message, the standard one first
 
 
 class ChatTemplate:
     """One template, compiled when it is first rendered.
 
-    `special_tokens` are variables it may use, such as bos_token.
+    source:          Jinja text.
+    special_tokens:  variables it may use, such as bos_token.
+    for_tools:       another template, taken instead when there are tools.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None, for_tools: str | None = None):
-        for text in (source, for_tools or ""):
-            if len(text) > LONGEST_SOURCE:
-                raise TemplateError(
-                    f"the chat template has {len(text):,} characters; more than {LONGEST_SOURCE:,} are refused"
-                )
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str] | None = None, for_tools: str | None = None
+    ) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens or {})
         self._for_tools = for_tools
@@ -64,31 +68,31 @@ class ChatTemplate:
     ) -> str:
         """The prompt for some messages, each a mapping with "role" and "content".
 
-        Encode it with `parse_special=True` and without `add_special`: it spells out every special token itself.
+        Encode it with `parse_special=True` and without `add_special`: it spells out special tokens itself.
         `tools` are JSON schemas; other keywords are variables of the template, such as `enable_thinking`.
         Raises TemplateError when the template is malformed, refuses the messages, or takes too much.
         """
-        from edgellm.text.template_sandbox import Budget, plain
+        from edgellm.text.template_sandbox import Budget
 
-        conversation = [_with_reasoning(message) for message in plain(list(messages))]
         variables = {
             **self.special_tokens,
-            **plain(extra),
-            "messages": conversation,
-            "tools": plain(tools),
-            "documents": plain(documents),
+            **_plain(extra),
+            "messages": [_with_reasoning(message) for message in _plain(list(messages))],
+            "tools": _plain(tools),
+            "documents": _plain(documents),
             "add_generation_prompt": add_generation_prompt,
         }
-        with self._lock:
-            try:
-                environment, template = self._compiled_for_tools if tools and self._for_tools else self._compiled
+        try:
+            with self._lock:
+                with_tools = tools and self._for_tools
+                environment, template = self._compiled_for_tools if with_tools else self._compiled
                 environment.budget = Budget()
                 environment.budget.weigh(variables)
                 return template.render(variables)
-            except TemplateError:
-                raise
-            except Exception as error:  # whatever a stranger's program may run into
-                raise TemplateError(_explain(error)) from error
+        except TemplateError:
+            raise
+        except Exception as error:  # whatever a stranger's program may run into
+            raise TemplateError(_explain(error)) from error
 
     @cached_property
     def _compiled(self) -> tuple[GuardedEnvironment, Template]:
@@ -100,10 +104,31 @@ class ChatTemplate:
 
 
 def _compile(source: str) -> tuple[GuardedEnvironment, Template]:
-    from edgellm.text.template_sandbox import GuardedEnvironment
+    from edgellm.text.template_sandbox import Budget, GuardedEnvironment
 
+    if len(source) > LONGEST_SOURCE:
+        raise TemplateError(
+            f"the chat template has {len(source):,} characters; more than {LONGEST_SOURCE:,} are refused"
+        )
     environment = GuardedEnvironment()
+    environment.budget = Budget()
     return environment, environment.from_string(source)
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A copy made of JSON types only, so that a template meets no object with methods of its own."""
+    if depth > DEEPEST:
+        raise UsageError(f"the chat nests lists and dicts more than {DEEPEST} deep")
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, depth + 1): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    raise UsageError(f"the chat holds a {type(value).__name__}; expected texts, numbers, lists and dicts")
 
 
 def _with_reasoning(message: Any) -> dict[str, Any]:

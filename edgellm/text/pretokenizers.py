@@ -116,23 +116,22 @@ PRETOKENIZERS = {
     "gpt-4o": _gpt4o,
     "llama4": _gpt4o,
     "deepseek-coder": PreTokenizer(
-        (r"[\r\n]", r"\s?[\p{L}]+", r"\s?[\p{P}]+", "[一-龥ࠀ-一가-퟿]+", _DIGIT),
+        (r"[\r\n]", r"\s?[\p{L}]+", r"\s?[\p{P}]+", "[一-龥ࠀ-一가-\ud7ff]+", _DIGIT),
     ),
     "deepseek-v3": PreTokenizer(
         (
             r"[\p{N}]{1,3}",
-            "[一-龥぀-ゟ゠-ヿ]+",
+            "[一-龥\u3040-\u309f\u30a0-\u30ff]+",
             r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
             r"|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
     ),
-}  # fmt: skip
+}
 
 
 def pretokenizer(name: str) -> PreTokenizer:
-    """The rule that `tokenizer.ggml.pre` names. Raises UnsupportedError for a name that edgellm does not know."""
-    try:
-        return PRETOKENIZERS[name]
-    except (KeyError, TypeError):
+    """The rule that `tokenizer.ggml.pre` names. Raises UnsupportedError when it is not in the table."""
+    if name not in PRETOKENIZERS:
         known = ", ".join(PRETOKENIZERS)
-        raise UnsupportedError(f"the pre-tokenizer {name!r} is not supported; edgellm knows {known}") from None
+        raise UnsupportedError(f"the pre-tokenizer {name!r:.60} is not supported; edgellm knows {known}")
+    return PRETOKENIZERS[name]

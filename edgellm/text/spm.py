@@ -19,7 +19,7 @@ from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 SPACE = "▁"
 UNKNOWN = " ⁇ ".encode()  # what stands for a character that the vocabulary could not encode
-CUT_FROM_CHARS = 4096  # a shorter text is merged in one go
+CUT_FROM_CHARS = 4096  # a longer text is cut in words, and each merged alone and remembered
 CACHE_WORDS = 50_000  # distinct words whose ids are remembered
 CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
 
@@ -33,7 +33,7 @@ class SentencePieceModel:
         if vocabulary.scores is None:
             raise FormatError(f"the file has no {PREFIX}scores; a tokenizer of the llama kind needs them")
         self._vocabulary = vocabulary
-        self._scores = memoryview(np.array(vocabulary.scores, np.float32))  # its items are quick to get at
+        self._scores = vocabulary.scores.astype(np.float32).data  # items of a memoryview come quickly
         self.begin = vocabulary.added("bos", True)
         self.end = vocabulary.added("eos", False)
         self._unknown = vocabulary.role_id("unknown")
@@ -50,7 +50,7 @@ class SentencePieceModel:
             elif len(piece) < CUT_FROM_CHARS:
                 ids += self._merge(piece)
             else:
-                for word in self._cut(piece):
+                for word in self._word_start.split(piece):
                     ids += self._merge_cached(word)
         return self._join_unknown(ids)
 
@@ -62,9 +62,6 @@ class SentencePieceModel:
         if self._vocabulary.is_type(token_id, TokenType.UNKNOWN):
             return UNKNOWN
         return token.replace(SPACE.encode(), b" ")
-
-    def join(self, pieces: list[bytes]) -> bytes:
-        return b"".join(pieces)
 
     def _merge(self, text: str) -> list[int]:
         ids, scores, mergeable = self._vocabulary.ids, self._scores, self._mergeable
@@ -103,18 +100,19 @@ class SentencePieceModel:
         if self._byte_ids:
             return [self._byte_ids[byte] for byte in symbol]
         if self._unknown is None:
-            raise FormatError("the vocabulary has neither byte tokens nor an unknown token for characters it lacks")
+            raise FormatError(f"the vocabulary lacks {symbol.decode()!r}, byte tokens and an unknown token")
         return [self._unknown]
 
     def _join_unknown(self, ids: list[int]) -> list[int]:
         """A run of unknown characters is one unknown token."""
         if self._byte_ids or self._unknown not in ids:
             return ids
-        return [id_ for n, id_ in enumerate(ids) if id_ != self._unknown or n == 0 or ids[n - 1] != id_]
+        previous = [-1, *ids[:-1]]
+        return [now for before, now in zip(previous, ids, strict=True) if not before == now == self._unknown]
 
     @cached_property
     def _mergeable(self) -> bytes:
-        """1 for each token that merging may make: not a control or byte token, whose spelling in a text is just text."""
+        """1 for each token that merging may make; in a text, the spelling of a control token is just text."""
         return np.isin(self._vocabulary.types, (TokenType.NORMAL, TokenType.UNUSED)).tobytes()
 
     @cached_property
@@ -135,28 +133,25 @@ class SentencePieceModel:
             for token_id in self._vocabulary.of_type(TokenType.BYTE)
         }
         if len(ids) not in (0, 256):
-            raise FormatError(f"the vocabulary has tokens for {len(ids)} of the 256 bytes; expected all or none")
+            raise FormatError(f"the vocabulary has tokens for {len(ids)} of 256 bytes; expected all or none")
         return [ids[byte] for byte in sorted(ids)]
-
-    def _cut(self, text: str) -> list[str]:
-        """A long text in words that no token can span, so that each is merged alone and remembered."""
-        return self._word_start.split(text)
 
     @cached_property
     def _word_start(self) -> re.Pattern[str]:
         """The places between a character and "▁" where no token reaches across.
 
-        Nearly all tokens have "▁" in front only. The characters before it in the few others (Gemma has ">▁</")
-        are no places to cut.
+        Nearly all tokens have "▁" in front only. Where a character stands before it in one of the few others
+        (Gemma has ">▁</"), a text is not cut behind that character.
         """
         stretches = b"\xff".join(self._vocabulary.tokens).split(SPACE.encode())
         ends = {stretch[-4:] for stretch in stretches[:-1] if stretch and stretch[-1] != 0xFF}
-        inner = {end.decode(errors="ignore")[-1] for end in ends}
+        inner = {end.decode(errors="ignore")[-1:] for end in ends}
         return re.compile(f"(?<=[^{re.escape(''.join(sorted(inner | {SPACE})))}])(?={SPACE})")
 
 
 def _byte_value(token: bytes) -> int:
     """10 for b"<0x0A>"."""
     if not re.fullmatch(rb"<0x[0-9A-Fa-f]{2}>", token):
-        raise FormatError(f"{token.decode(errors='replace')!r} is marked as a byte token; expected one like '<0x0A>'")
+        shown = token.decode(errors="replace")
+        raise FormatError(f"{shown!r} is marked as a byte token; expected a spelling like '<0x0A>'")
     return int(token[3:5], 16)

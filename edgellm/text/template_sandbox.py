@@ -1,14 +1,14 @@
 """Jinja for templates from strangers: no way out of the sandbox, and bounds on time and memory.
 
-Jinja's sandbox keeps a template away from Python, but lets it loop for hours or build a string of terabytes in
-one short line. Nothing can stop a single operation in C once it runs, so each is made small beforehand:
+Jinja's sandbox keeps a template away from Python, but lets it loop for hours, or build a string of terabytes
+in one short line. Nothing can stop a single operation in C once it runs, so each is made small beforehand:
 
 - every value has a weight, the characters it would take to write it out in full, and none may be heavier than
   LARGEST. A list that holds one list twice weighs twice as much, so what a few nested lines can blow up
   (printing, comparing, hashing) stays bounded too;
 - what a template creates is charged to a budget, CREATED in all;
-- operations whose result can be far larger than their operands (`*`, `%`, `**`, replace, join, format, indent)
-  are sized before they run;
+- operations whose result can be far larger than their operands (`*`, `%`, `**`, replace, join, format,
+  indent) are sized before they run;
 - every loop step, call, filter, test, comparison and lookup looks at the clock.
 
 To see all of these, a few kinds of expressions are wrapped in hidden filters as the template is parsed.
@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -32,7 +33,7 @@ from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
 from jinja2.runtime import Namespace
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import pass_environment
+from jinja2.tests import TESTS
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
@@ -41,32 +42,31 @@ from edgellm.errors import TemplateError
 SECONDS = 0.4  # of this thread's processor time, for compiling and for each rendering
 LARGEST = 4_000_000  # characters of any one value, and of the rendered text
 CREATED = 64_000_000  # characters created in one rendering
-MOST_TOKENS = 15_000  # of the template's source; the longest known templates have 6,000
+MOST_TOKENS = 10_000  # of the template's source; the longest known templates have under 2,000
 LARGEST_INT_BITS = 4096
-LARGEST_ARGUMENT = 100_000  # of a filter that takes a number, such as a width
+LARGEST_WIDTH = 10_000  # that a filter of SIZED_FILTERS takes
 ITEM = 8  # what a number, or the frame of a list, weighs
 
-OFFERED_FILTERS = """
-    abs attr batch capitalize center count d default dictsort e escape first float groupby int items last length
-    list lower map max min reject rejectattr reverse round safe select selectattr slice sort string title trim
-    truncate unique upper wordcount
-""".split()
-
+# What the templates of models use, and more that is harmless; Jinja's others can blow up.
+OFFERED_FILTERS = (
+    "abs attr batch capitalize center count d default dictsort e escape first float groupby int items last "
+    "length list lower map max min reject rejectattr reverse round safe select selectattr slice sort string "
+    "title trim truncate unique upper wordcount"
+)
+SIZED_FILTERS = ("batch", "center", "round", "slice", "truncate")
 OFFERED_METHODS = {
-    str: set(
-        """
-        capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit
-        islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix
-        removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip
-        swapcase title upper zfill
-        """.split()
+    str: (
+        "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal "
+        "isdigit islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition "
+        "removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines "
+        "startswith strip swapcase title upper zfill"
     ),
-    dict: {"get", "items", "keys", "values"},
-    list: {"count", "index"},
-    tuple: {"count", "index"},
-    int: set(),
-    float: set(),
-    range: set(),
+    dict: "get items keys values",
+    list: "count index",
+    tuple: "count index",
+    int: "",
+    float: "",
+    range: "",
 }
 
 
@@ -86,12 +86,12 @@ class Budget:
     def fits(self, size: float) -> None:
         """Raises TemplateError for something larger than any value may be."""
         if size > LARGEST:
-            raise TemplateError(f"the chat template makes something of over {LARGEST:,} characters; that is refused")
+            raise TemplateError(f"the chat or its template holds over {LARGEST:,} characters; refused")
 
     def charge(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            raise TemplateError(f"the chat template creates over {CREATED:,} characters in all; that is refused")
+            raise TemplateError(f"the chat template makes over {CREATED:,} characters in all; refused")
 
     def admit(self, value: Any) -> Any:
         """Count a value that has just been created, and return it."""
@@ -101,7 +101,9 @@ class Budget:
             self.charge(len(value))
         elif isinstance(value, int):
             if value.bit_length() > LARGEST_INT_BITS:
-                raise TemplateError(f"the chat template makes a number of over {LARGEST_INT_BITS} bits; that is refused")
+                raise TemplateError(
+                    f"the chat template makes a number of over {LARGEST_INT_BITS} bits; refused"
+                )
         elif isinstance(value, (list, tuple, dict)):
             self.weigh(value)
             self.charge(ITEM * len(value))
@@ -155,7 +157,7 @@ class Budget:
         else:
             huge = re.search(r"%[-#0 +]*(\d*\.)?(\d{4}|\*)", form)
         if huge:
-            raise TemplateError("the chat template formats text with a huge or computed width; that is refused")
+            raise TemplateError("the chat template formats text with a huge or computed width; refused")
         self.fits(len(form) + form.count(mark) * (1000 + self.weigh(values)))
 
 
@@ -171,7 +173,7 @@ class _Wrap(NodeTransformer):
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
         return self._counted(node) if node.ctx == "load" else node
 
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         return self._counted(node) if isinstance(node.arg, nodes.Slice) else self.generic_visit(node)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
@@ -201,7 +203,7 @@ class _Generation(Extension):
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
         for n, token in enumerate(stream):
             if n > MOST_TOKENS:
-                raise TemplateError(f"the chat template has over {MOST_TOKENS:,} words; that is refused")
+                raise TemplateError(f"the chat template has over {MOST_TOKENS:,} tokens; refused")
             yield token
 
 
@@ -215,9 +217,10 @@ class _Namespace(Namespace):
 class GuardedEnvironment(ImmutableSandboxedEnvironment):
     """The environment that `transformers` renders chat templates in, with the bounds described above.
 
-    `budget` must be renewed before each compilation or rendering, and only one of them may run at a time.
+    `budget` must be set anew before each compilation and rendering; only one of them may run at a time.
     """
 
+    budget: Budget
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
     def __init__(self) -> None:
@@ -228,7 +231,6 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
             finalize=lambda value: self.budget.text(value),
             cache_size=0,
         )
-        self.budget = Budget()
         self.globals = {
             "range": self.globals["range"],
             "cycler": self.globals["cycler"],
@@ -238,8 +240,8 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
-        self.tests = {name: self._timed(test) for name, test in self.tests.items()}
-        self.filters = {name: self._counted(FILTERS[name]) for name in OFFERED_FILTERS} | {
+        self.tests = {name: self._timed(test) for name, test in TESTS.items()}
+        self.filters = {name: self._counted(name, FILTERS[name]) for name in OFFERED_FILTERS.split()} | {
             "_admit": lambda value: self.budget.admit(value),
             "_each": lambda value: self.budget.each(value),
             "format": self._format,
@@ -265,7 +267,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         for kind, names in OFFERED_METHODS.items():
             if isinstance(obj, kind):
-                return attr in names
+                return attr in names.split()
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -288,12 +290,12 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
                     budget.fits(budget.weigh(sequence) * times)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             if left.bit_length() * abs(right) > LARGEST_INT_BITS:
-                raise TemplateError("the chat template computes a huge power; that is refused")
+                raise TemplateError("the chat template computes a huge power; refused")
         elif operator == "%" and isinstance(left, str):
             budget.sized_format(left, "%", right)
         return budget.admit(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = __self.budget
         budget.tick()
         budget.fits(sum(map(budget.weigh, args)) + sum(map(budget.weigh, kwargs.values())))
@@ -309,7 +311,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
 
     # Filters and tests
 
-    def _timed(self, test: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, test: Any) -> Callable[..., Any]:
         @functools.wraps(test)
         def timed(*args: Any) -> Any:
             self.budget.tick()
@@ -317,12 +319,14 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
 
         return timed
 
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        largest = LARGEST_WIDTH if name in SIZED_FILTERS else math.inf
+
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
             for argument in [*args[1:], *kwargs.values()]:
-                if isinstance(argument, int) and abs(argument) > LARGEST_ARGUMENT:
-                    raise TemplateError(f"the chat template passes {argument} to a filter; that is refused")
+                if isinstance(argument, int) and abs(argument) > largest:
+                    raise TemplateError(f"the chat template passes {argument} to its filter {name}; refused")
             return self.budget.admit(function(*args, **kwargs))
 
         return counted
@@ -342,27 +346,16 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         self.budget.fits(len(text) + text.count(old) * len(new))
         return self.budget.admit(text.replace(old, new, -1 if count is None else count))
 
-    @property
-    def _join(self) -> Callable[..., str]:
-        @pass_environment
-        def join(environment: Any, values: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
-            if attribute is not None:
-                values = map(make_attrgetter(environment, attribute), values)
-            return self.budget.join(self.budget.text(d), values)
+    def _join(self, values: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
+        return self.budget.join(self.budget.text(d), self._attribute(values, attribute))
 
-        return join
+    def _sum(self, values: Iterable[Any], attribute: str | int | None = None, start: float = 0) -> Any:
+        if not isinstance(start, (int, float)):
+            raise TypeError("sum adds numbers only")
+        return self.budget.admit(sum(self.budget.each(self._attribute(values, attribute)), start))
 
-    @property
-    def _sum(self) -> Callable[..., Any]:
-        @pass_environment
-        def total(environment: Any, values: Iterable[Any], attribute: str | int | None = None, start: Any = 0) -> Any:
-            if attribute is not None:
-                values = map(make_attrgetter(environment, attribute), values)
-            if not isinstance(start, (int, float)):
-                raise TypeError("sum adds numbers only")
-            return self.budget.admit(sum(self.budget.each(values), start))
-
-        return total
+    def _attribute(self, values: Iterable[Any], attribute: str | int | None) -> Iterable[Any]:
+        return values if attribute is None else map(make_attrgetter(self, attribute), values)
 
     def _tojson(
         self,
@@ -383,17 +376,3 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
 
 def _raise_exception(message: Any) -> None:
     raise TemplateError(" ".join(str(message)[:1000].split()))
-
-
-def plain(value: Any) -> Any:
-    """A copy made of JSON types only, so that a template meets no object with methods of its own."""
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    raise TemplateError(f"the chat holds a {type(value).__name__}; expected texts, numbers, lists and dicts")

@@ -18,7 +18,7 @@ from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 END_OF_TURN = (
     b"<|im_end|>", b"<|eot_id|>", b"<|eom_id|>", b"<|eot|>", b"<|eom|>", b"<end_of_turn>", b"<turn|>",
     b"<|end|>", b"<|return|>", b"<|call|>", b"<|endoftext|>", b"<|end_of_text|>", b"<|END_OF_TURN_TOKEN|>",
-    b"<EOT>", b"[EOT]", b"<end_of_utterance>", "<｜end▁of▁sentence｜>".encode(),
+    b"<EOT>", b"[EOT]", b"<end_of_utterance>", "<\uff5cend▁of▁sentence\uff5c>".encode(),
 )  # fmt: skip
 
 
@@ -26,8 +26,8 @@ class Model(Protocol):
     """What turns a stretch of plain text into ids: one class for each `tokenizer.ggml.model`.
 
     begin, end:      ids that `add_special` puts around a text.
-    space_prefix:    `encode` puts a space before the text, so decoding takes one away.
-    splits_user_defined:  user-defined tokens are found by `encode` itself.
+    space_prefix:    a text begins with a space that is not its own; decoding takes it away.
+    splits_user_defined:  `encode` itself finds user-defined tokens.
     """
 
     begin: list[int]
@@ -38,8 +38,6 @@ class Model(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def token_bytes(self, token_id: int) -> bytes: ...
-
-    def join(self, pieces: list[bytes]) -> bytes: ...
 
 
 class Tokenizer:
@@ -96,10 +94,10 @@ class Tokenizer:
                 piece = piece.removeprefix(b" ")
                 begins = False
             pieces.append(piece)
-        return self._model.join(pieces).decode("utf-8", "replace")
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def stream(self, skip_special: bool = True) -> StreamDecoder:
-        """A decoder for tokens that continue a text: their spaces stay. Control tokens show nothing by default."""
+        """A decoder for tokens that continue a text: a space in front stays, control tokens show nothing."""
         if not skip_special:
             return StreamDecoder(self.token_bytes)
         control = TokenType.CONTROL
@@ -116,8 +114,9 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """The spelling of each token with a role, under the name that chat templates use: bos_token, ..."""
-        roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator", "cls": "cls"}
-        ids = {name: self._vocabulary.role_id(role) for name, role in roles.items()}
+        roles = {"unk": "unknown", "pad": "padding", "sep": "seperator"}  # GGUF's names, where they differ
+        names = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+        ids = {name: self._vocabulary.role_id(roles.get(name, name)) for name in names}
         return {f"{name}_token": self.token_name(i) for name, i in ids.items() if i is not None}
 
     @cached_property
@@ -161,7 +160,9 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     kind = _name(metadata, "model", "the kind of tokenizer")
     if kind not in ("gpt2", "llama", "bert"):
-        raise UnsupportedError(f"the tokenizer {kind!r} is not supported; edgellm knows gpt2, llama and bert")
+        raise UnsupportedError(
+            f"the tokenizer {kind!r:.60} is not supported; edgellm knows gpt2, llama and bert"
+        )
     vocabulary = Vocabulary(metadata)
     model: Model
     if kind == "gpt2":
@@ -180,6 +181,6 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 def _name(metadata: Mapping[str, Any], key: str, what: str) -> str:
     name = metadata.get(PREFIX + key)
     if not isinstance(name, str):
-        found = "has no" if name is None else f"gives {name!r} as"
-        raise FormatError(f"the file {found} {PREFIX}{key}; expected the name of {what}")
+        found = "missing" if name is None else f"a {type(name).__name__}"
+        raise FormatError(f"{PREFIX}{key} is {found}; expected the name of {what}")
     return name

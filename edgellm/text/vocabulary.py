@@ -34,8 +34,8 @@ class Vocabulary:
     """Tokens by id, and ids by token, of one GGUF file.
 
     `types` is int32 of shape (n,), `scores` float32 of shape (n,) or None when the file has none.
-    Raises FormatError for lengths that differ, ids beyond the vocabulary, and values of the wrong type. Duplicates
-    are found when the tokens are first indexed, a token that is not UTF-8 when it is first used.
+    Raises FormatError for lengths that differ, ids beyond the vocabulary, and values of the wrong type.
+    Duplicates are found when the tokens are first indexed, a token that is not UTF-8 when it is first used.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -52,8 +52,7 @@ class Vocabulary:
 
     def token(self, token_id: int) -> bytes:
         """One token as the file spells it, as UTF-8; only this token is read."""
-        if not 0 <= token_id < self.n:
-            raise UsageError(f"token {token_id} does not exist; expected an id from 0 to {self.n - 1}")
+        self._check(token_id)
         if "tokens" not in self.__dict__:
             token = self._tokens[token_id]
             return token.encode() if isinstance(token, str) else token
@@ -74,7 +73,7 @@ class Vocabulary:
         """The id of every token; an empty token, which can never be produced, may stand several times."""
         ids = dict(zip(self.tokens, range(self.n), strict=True))
         if len(ids) < self.n and len(ids) - (b"" in ids) + self.tokens.count(b"") < self.n:
-            raise FormatError(f"{PREFIX}tokens holds duplicates: {self._first_duplicate()}; expected each token once")
+            raise FormatError(f"{self._first_duplicate()}; expected each token once")
         ids.pop(b"", None)
         return ids
 
@@ -84,12 +83,14 @@ class Vocabulary:
 
     def spelled(self, *types: TokenType) -> dict[str, int]:
         """The tokens of these types by their text, without empty ones."""
-        ids = self.of_type(*types)
-        if ids:
-            self.tokens  # thousands are read faster all at once
-        return {token.decode(): token_id for token_id in ids if (token := self.token(token_id))}
+        tokens = self.tokens  # all of them, as there may be thousands
+        return {
+            self.token(token_id).decode(): token_id for token_id in self.of_type(*types) if tokens[token_id]
+        }
 
     def is_type(self, token_id: int, token_type: TokenType) -> bool:
+        """Whether a token has this type."""
+        self._check(token_id)
         return bool(self.types[token_id] == token_type)
 
     def role_id(self, role: str) -> int | None:
@@ -99,25 +100,25 @@ class Vocabulary:
         if token_id is None:
             return None
         if isinstance(token_id, bool) or not isinstance(token_id, (int, np.integer)):
-            raise FormatError(f"{key} is {token_id!r}; expected a token id")
+            raise FormatError(f"{key} is a {type(token_id).__name__}; expected a token id")
         if not 0 <= token_id < self.n:
             raise FormatError(f"{key} is {token_id}; expected an id of the {self.n} tokens in the vocabulary")
         return int(token_id)
 
     def added(self, role: str, default: bool) -> list[int]:
-        """The token of a role, if the file wants it added to a text (`add_bos_token`); `default` if it says nothing."""
+        """The token of a role if it is added to texts, as the file says (`add_bos_token`) or by `default`."""
         if not self.flag(f"add_{role}_token", default):
             return []
         token_id = self.role_id(role)
         if token_id is None:
-            raise FormatError(f"texts must have a {role} token added, but the file has no {PREFIX}{role}_token_id")
+            raise FormatError(f"the file adds a {role} token to texts, but has no {PREFIX}{role}_token_id")
         return [token_id]
 
     def flag(self, name: str, default: bool) -> bool:
         """A yes or no of the file, such as "add_bos_token"."""
         value = self._metadata.get(PREFIX + name, default)
         if not isinstance(value, (bool, np.bool_)):
-            raise FormatError(f"{PREFIX}{name} is {value!r}; expected true or false")
+            raise FormatError(f"{PREFIX}{name} is a {type(value).__name__}; expected true or false")
         return bool(value)
 
     def strings(self, name: str) -> Any:
@@ -132,6 +133,10 @@ class Vocabulary:
             raise FormatError(f"{PREFIX}{name} is a {type(value).__name__}; expected an array of strings")
         return value
 
+    def _check(self, token_id: int) -> None:
+        if not 0 <= token_id < self.n:
+            raise UsageError(f"token {token_id} does not exist; expected an id from 0 to {self.n - 1}")
+
     def _numbers(self, name: str, what: str, kinds: str) -> np.ndarray | None:
         value = self._metadata.get(PREFIX + name)
         if value is None:
@@ -140,14 +145,15 @@ class Vocabulary:
         if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
             raise FormatError(f"{PREFIX}{name} is not an array of {what}")
         if array.size != self.n:
-            raise FormatError(f"{PREFIX}{name} has {array.size} entries; expected {self.n}, one for each token")
+            raise FormatError(f"{PREFIX}{name} has {array.size} entries; expected {self.n}, one per token")
         return array
 
     def _first_duplicate(self) -> str:
         seen: dict[bytes, int] = {}
         for token_id, token in enumerate(self.tokens):
             if token and token in seen:
-                return f"tokens {seen[token]} and {token_id} are both {token.decode(errors='replace')!r}"
+                shown = token.decode(errors="replace")
+                return f"tokens {seen[token]} and {token_id} are both {shown!r}"
             seen[token] = token_id
         raise AssertionError("called without a duplicate")
 

@@ -8,7 +8,6 @@ token. In a GGUF file a token that begins a word carries "▁" in front, one tha
 from __future__ import annotations
 
 import unicodedata
-from functools import cached_property
 
 from edgellm.errors import FormatError
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
@@ -26,14 +25,14 @@ _CHINESE = (
 class WordPieceModel:
     """Encodes plain text by the longest tokens of a vocabulary."""
 
-    space_prefix = False
+    space_prefix = True
     splits_user_defined = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         unknown = vocabulary.role_id("unknown")
         if unknown is None:
-            raise FormatError(f"the file has no {PREFIX}unknown_token_id; a tokenizer of the bert kind needs it")
+            raise FormatError(f"the file has no {PREFIX}unknown_token_id; a bert tokenizer needs it")
         self._unknown = unknown
         self._lower = vocabulary.flag("normalizer.lowercase", True)
         self._strip_accents = vocabulary.flag("normalizer.strip_accents", self._lower)
@@ -50,9 +49,6 @@ class WordPieceModel:
         if self._vocabulary.is_type(token_id, TokenType.NORMAL) and token.startswith(START):
             return b" " + token.removeprefix(START)
         return token
-
-    def join(self, pieces: list[bytes]) -> bytes:
-        return b"".join(pieces).removeprefix(b" ")
 
     def _words(self, text: str) -> list[str]:
         """The words as the vocabulary spells them, following the original BERT implementation."""
@@ -79,9 +75,11 @@ class WordPieceModel:
         ids: list[int] = []
         at = 0
         while at < len(word):
+            if at and word[at] == "▁":
+                return [self._unknown]  # what the vocabulary spells so begins a word, and this does not
             start = b"" if at else START
             for end in range(len(word), at, -1):
-                token_id = self._pieces.get(start + word[at:end].encode())
+                token_id = self._vocabulary.ids.get(start + word[at:end].encode())
                 if token_id is not None:
                     break
             else:
@@ -89,10 +87,6 @@ class WordPieceModel:
             ids.append(token_id)
             at = end
         return ids
-
-    @cached_property
-    def _pieces(self) -> dict[bytes, int]:
-        return self._vocabulary.ids
 
 
 def _is_punctuation(char: str) -> bool:

@@ -85,4 +85,4 @@ def test_a_quarter_million_strings_are_found_quickly(item):
     start = time.perf_counter()
     locate_strings(data, 0, 1 << 18)
     # 5 ms for short strings, 50 ms step by step; a busy machine takes some times that.
-    assert time.perf_counter() - start < (0.1 if item == "token{}" else 0.5)
+    assert time.perf_counter() - start < (0.2 if item == "token{}" else 1)

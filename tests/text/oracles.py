@@ -19,9 +19,9 @@ CORPUS = [
     "def main(argv):\n    if len(argv) > 1:\n        print('Hello, wörld', argv[1:])\n\n\treturn 0\r\n",
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Übermäßig!",
     "Съешь же ещё этих мягких французских булок, да выпей чаю. 42 рубля.",
-    "いろはにほへと ちりぬるを 我が世誰ぞ 常ならむ。漢字とかな、３４５。",
+    "いろはにほへと ちりぬるを 我が世誰ぞ 常ならむ。漢字とかな、\uff13\uff14。",
     "नमस्ते दुनिया, आप कैसे हैं? ១២៣ ខ្មែរ e\u0301 n\u0303 ﬁ ½ ² Ⅻ",
-    "🦙🦙 emoji 🚀🚀 and 👨\u200d👩\u200d👧 together … “quotes” — dashes – «guillemets»",
+    "🦙🦙 emoji 🚀🚀 and 👨\u200d👩\u200d👧 together … “quotes” — dashes «guillemets»",
     "     spaces\u00a0\u2003and   tabs\t\t\tand\n\n\nnewlines   ",
     "thethethe aaaa aaaaaaaa bbbb hahahaha banana bananas!!!???...",
 ] * 3
@@ -87,7 +87,7 @@ ORIGINAL_RULES = {
           for pattern in (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+")),
         _digits, _no_bytes,
     ]),
-    "deepseek-v3": _split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3),
+    "deepseek-v3": _split(r"\p{N}{1,3}", "[一-龥\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK3),
 }  # fmt: skip
 NFC = {"mpt", "olmo", "command-r", "qwen2", "qwen35"}
 IGNORE_MERGES = {"llama-bpe", "llama3", "llama-v3", "tekken", "gpt-4o", "llama4"}
@@ -119,7 +119,8 @@ def train_byte_level(pre: str) -> dict[str, Any]:
         vocab_size=900, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     twin.train_from_iterator(CORPUS, trainer)
-    return byte_level_metadata(twin, pre, special=["<|end|>", "<|im_start|>", "<|im_end|>"], added=["  ", "<tool>"])
+    special = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+    return byte_level_metadata(twin, pre, special, added=["  ", "<tool>"])
 
 
 def byte_level_metadata(
@@ -166,13 +167,14 @@ def sentencepiece_model(metadata: Mapping[str, Any]) -> sentencepiece.SentencePi
     types = np.array(metadata["tokenizer.ggml.token_type"])
     types[unknown] = 2
     parts = []
-    rows = zip(as_bytes(metadata["tokenizer.ggml.tokens"]), metadata["tokenizer.ggml.scores"].tolist(), types.tolist())
-    for token, score, token_type in rows:
+    tokens, scores = as_bytes(metadata["tokenizer.ggml.tokens"]), metadata["tokenizer.ggml.scores"].tolist()
+    for token, score, token_type in zip(tokens, scores, types.tolist(), strict=True):
         if token_type == 4:
             token = token.replace(b" ", "▁".encode())
         parts.append(_field(1, _field(1, token) + _field(2, float(score)) + _field(3, token_type)))
-    special = {40: unknown, 41: metadata["tokenizer.ggml.bos_token_id"], 42: metadata["tokenizer.ggml.eos_token_id"]}
-    trainer = _field(3, 2) + _field(35, int(6 in types)) + b"".join(_field(k, int(v)) for k, v in special.items())
+    bos, eos = metadata["tokenizer.ggml.bos_token_id"], metadata["tokenizer.ggml.eos_token_id"]
+    trainer = _field(3, 2) + _field(35, int(6 in types))
+    trainer += _field(40, int(unknown)) + _field(41, int(bos)) + _field(42, int(eos))
     prefix = int(metadata.get("tokenizer.ggml.add_space_prefix", True))
     normalizer = _field(1, b"identity") + _field(3, prefix) + _field(4, 0) + _field(5, 1)
     proto = b"".join(parts) + _field(2, trainer) + _field(3, normalizer)
@@ -236,7 +238,7 @@ def sentencepiece_metadata(
 _delicate = st.sampled_from(
     list(" \t\n\r\v\f'sStTdDlLrReEvVmM019.,!?/_-<>|#$%()abzABZ\0\x1c\x1f\x7f\x85\xa0")
     + list("éßſÄñ\u0301\u0308\u200b\u200d\u2003\u2028\u3000漢字かなカ가각१½²Ⅻ🦙🚀Дщ▁\ufffd\ufeff")
-    + ["  ", "   ", "\n\n", "\r\n", "'ll", "'RE", " the", "ing", "12345", "<|im_end|>", "<tool>", "ab▁", "aaaa"]
+    + ["  ", "   ", "\n\n", "\r\n", "'ll", "'RE", " the", "ing", "12345", "<|im_end|>", "<tool>", "ab▁", "aa"]
 )
 _any = st.characters(exclude_categories=["Cs", "Cn"], max_codepoint=0x1F9FF)
 texts = st.lists(st.one_of(_delicate, _delicate, _any), max_size=40).map("".join)

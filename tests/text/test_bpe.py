@@ -22,7 +22,8 @@ from . import oracles
 def trained(pre: str) -> tuple[Tokenizer, Original, Original]:
     """Ours, and the original without and with special tokens parsed."""
     metadata = oracles.train_byte_level(pre)
-    return load_tokenizer(metadata), oracles.byte_level(metadata), oracles.byte_level(metadata, parse_special=True)
+    special = oracles.byte_level(metadata, parse_special=True)
+    return load_tokenizer(metadata), oracles.byte_level(metadata), special
 
 
 def test_every_rule_has_an_original_to_compare_with():
@@ -94,8 +95,9 @@ def compare(metadata: Any) -> None:
         assert ours.encode(text) == plain.encode(text).ids
 
 
-@pytest.mark.parametrize("text", ["a" * 100_000, " " * 100_000, "ab" * 50_000, "漢" * 30_000, "\n" * 50_000, "1" * 50_000])
+@pytest.mark.parametrize("text", ["a", " ", "ab", "漢", "\n", "1", "A", "."])
 def test_a_long_word_takes_no_quadratic_time(text):
+    text *= 50_000
     ours, plain, _ = trained("smollm")
     assert ours.encode(text) == plain.encode(text).ids
 
@@ -135,7 +137,7 @@ def test_add_special_follows_the_file_then_the_habit_of_the_model():
 
 
 def test_an_unknown_pretokenizer_is_refused_by_name():
-    with pytest.raises(UnsupportedError, match="'nonsense'.*smollm"):
+    with pytest.raises(UnsupportedError, match=r"'nonsense'.*smollm"):
         load_tokenizer(oracles.train_byte_level("gpt-2") | {"tokenizer.ggml.pre": "nonsense"})
 
 
@@ -157,6 +159,7 @@ def test_a_merge_that_is_no_pair_is_refused(merge):
 def test_a_merge_that_makes_no_token_is_refused():
     metadata = oracles.train_byte_level("gpt-2")
     metadata["tokenizer.ggml.merges"] = ["t e", *metadata["tokenizer.ggml.merges"]]
-    metadata["tokenizer.ggml.tokens"] = ["<gone>" if t == "te" else t for t in metadata["tokenizer.ggml.tokens"]]
+    tokens = metadata["tokenizer.ggml.tokens"]
+    metadata["tokenizer.ggml.tokens"] = ["<gone>" if token == "te" else token for token in tokens]
     with pytest.raises(FormatError, match="'te', a token that the vocabulary lacks"):
         load_tokenizer(metadata).encode("te")

@@ -77,8 +77,9 @@ def test_gemma3_agrees_with_sentencepiece(gemma3):
         compare(file.metadata)
 
 
-@pytest.mark.parametrize("text", ["a" * 100_000, " " * 100_000, "ab" * 50_000, "漢" * 30_000, "\n" * 50_000])
+@pytest.mark.parametrize("text", ["a", " ", "ab", "漢", "\n"])
 def test_a_long_word_takes_no_quadratic_time(text):
+    text *= 50_000
     ours, original = trained(True, True)
     assert ours.encode(text) == original.encode(text)
 
@@ -149,7 +150,7 @@ def test_scores_are_checked(key, value, message):
 def test_byte_tokens_must_be_all_or_none():
     metadata, _ = oracles.train_sentencepiece()
     metadata["tokenizer.ggml.token_type"][metadata["tokenizer.ggml.tokens"].index("<0x0A>")] = 1
-    with pytest.raises(FormatError, match="255 of the 256 bytes"):
+    with pytest.raises(FormatError, match="255 of 256 bytes"):
         load_tokenizer(metadata).encode("\x07")
 
 

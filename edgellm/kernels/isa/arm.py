@@ -27,4 +27,4 @@ class _Neon(Vocabulary):
 
 
 NEON = Isa("neon", "NEON with dot product", lambda f: f.get("neon") and f.get("dotprod"),
-           host_target, _Neon, lanes=4, decode_rows=4, tile_tokens=8)
+           host_target, _Neon, lanes=4, tile_tokens=8)

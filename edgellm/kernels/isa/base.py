@@ -14,7 +14,6 @@ class Isa:
     needs:          tells from the CPU's feature flags (LLVM's names) whether this CPU has it.
     target:         (LLVM CPU name, features) to compile for, from the host's own.
     lanes:          float32 lanes of a register.
-    decode_rows:    weight rows that a dot product of one token advances together.
     tile_tokens:    tokens that meet one unpacked tile of weights at a time (16 rows of it).
     """
 
@@ -24,7 +23,6 @@ class Isa:
     target: Callable[[str, Mapping[str, bool]], tuple[str, str]]
     vocabulary: type
     lanes: int
-    decode_rows: int
     tile_tokens: int
 
 

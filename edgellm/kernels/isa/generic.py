@@ -45,4 +45,4 @@ def _baseline(cpu, features):
 
 
 GENERIC = Isa("generic", "plain vectors", lambda features: True, _baseline, _Generic,
-              lanes=4, decode_rows=2, tile_tokens=4)
+              lanes=4, tile_tokens=4)

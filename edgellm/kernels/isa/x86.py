@@ -66,9 +66,9 @@ def _vnni_256_target(cpu, f):
 
 AVX512 = Isa(
     "avx512", "AVX-512 VNNI", lambda f: all(f.get(x) for x in ("avx512f", "avx512bw", "avx512vl", "avx512vnni")),
-    host_target, _Vnni, lanes=16, decode_rows=4, tile_tokens=8,
+    host_target, _Vnni, lanes=16, tile_tokens=8,
 )
 AVX_VNNI = Isa("avxvnni", "AVX-VNNI (256 bit)", _has_vnni_256, _vnni_256_target, _Vnni,
-               lanes=8, decode_rows=2, tile_tokens=4)
+               lanes=8, tile_tokens=4)
 AVX2 = Isa("avx2", "AVX2 and FMA", lambda f: f.get("avx2") and f.get("fma") and f.get("f16c"),
-           lambda cpu, f: ("x86-64-v3", ""), _Avx2, lanes=8, decode_rows=2, tile_tokens=4)
+           lambda cpu, f: ("x86-64-v3", ""), _Avx2, lanes=8, tile_tokens=4)

@@ -7,16 +7,17 @@ and neither product needs sums across a register.
 
 The query heads that share a key-value head ("group") and several tokens form the rows of one tile: every key
 and value loaded serves all of them. For each row stand in scratch memory the query, the scores against one
-block, the largest score so far (m), the sum of exponentials (l) and the weighted sum of values.
+block, and the result so far: the largest score (m), the sum of exponentials (l) and the weighted sum of values.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ATTENTION, ATTENTION_MERGE, ATTENTION_TASK, KV_APPEND, KV_BLOCK, MERGE_TASK
+from edgellm.kernels.records import ATTENTION, ATTENTION_MERGE, ATTENTION_TASK, KV_APPEND, KV_BLOCK, MERGE_TASK, SPAN_TOKENS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
 ROWS = 4  # of a tile computed together
@@ -49,18 +50,19 @@ def _softmax(v: Vocabulary, scores: Value, begin: Value, end: Value, m: Value, l
     index = v.constant(list(range(lanes)), I32)
     begin, end = (v.splat(x.trunc(I32), lanes) for x in (begin, end))
     lowest = v.constant(LOWEST, F32, lanes)
-    values = []
+    zero = v.constant(0.0, F32, lanes)
+    inside, values = [], []
     largest = lowest
     for part in range(parts):
         token = index + part * lanes
-        inside = _and(v, v.greater(token + 1, begin), v.greater(end, token))
-        values.append(v.select(inside, v.f32(scores + part * lanes * 4, lanes), lowest))
+        inside.append(_and(v, v.greater(token + 1, begin), v.greater(end, token)))
+        values.append(v.select(inside[-1], v.f32(scores + part * lanes * 4, lanes), lowest))
         largest = v.maximum(largest, values[-1])
     old = v.f32(m)
     new = v.maximum(old, largest.max())
-    total = v.constant(0.0, F32, lanes)
+    total = zero
     for part, value in enumerate(values):
-        weight = v.exp(value - new)
+        weight = v.select(inside[part], v.exp(value - new), zero)
         v.store(scores + part * lanes * 4, weight)
         total = total + weight
     correction = v.exp(old - new)
@@ -73,14 +75,15 @@ def _and(v: Vocabulary, a: Value, b: Value) -> Value:
     return Value(v, v.builder.and_(a.llvm, b.llvm))
 
 
-def _weighted_values(v: Vocabulary, n_rows: int, weights: Value, begin: Value, end: Value, values: Value,
-                     head_dim: Value, first: Value, n_parts: int, corrections: Value, out: Value) -> None:
+def _weighted_values(v: Vocabulary, n_rows: int, n_parts: int, weights: Value, begin: Value, end: Value,
+                     values: Value, head_dim: Value, first: Value, corrections: Value, out: Value) -> None:
     """out[r] = out[r] * correction[r] + sum over tokens of weights[r, token] * values[token], some dimensions of it."""
     lanes = v.isa.lanes
+    row_bytes = (head_dim + 2) * 4
     sums = []
     for r in range(n_rows):
         correction = v.f32(corrections + r * 4)
-        sums += [v.f32(out + (head_dim * r + first + c * lanes) * 4, lanes) * correction for c in range(n_parts)]
+        sums += [v.f32(out + row_bytes * r + (first + c * lanes) * 4, lanes) * correction for c in range(n_parts)]
 
     def body(i: Value, *sums: Value) -> list[Value]:
         token = begin + i
@@ -94,40 +97,108 @@ def _weighted_values(v: Vocabulary, n_rows: int, weights: Value, begin: Value, e
     sums = v.loop(end - begin, sums, body)
     for r in range(n_rows):
         for c in range(n_parts):
-            v.store(out + (head_dim * r + first + c * lanes) * 4, sums[n_parts * r + c])
+            v.store(out + row_bytes * r + (first + c * lanes) * 4, sums[n_parts * r + c])
+
+
+def _merge(v: Vocabulary, part: Value, total: Value, n_rows: Value, head_dim: Value) -> None:
+    """Add a partial result to another, row by row: both weighted for the larger of their largest scores.
+
+    A result is, for every row, m and l and then head_dim sums; `total` may have seen nothing yet.
+    """
+    lanes = 16
+    row_bytes = (head_dim + 2) * 4
+
+    def merge_row(r: Value) -> list[Value]:
+        a, b = total + row_bytes * r, part + row_bytes * r
+        m_a, m_b = v.f32(a), v.f32(b)
+        m = v.maximum(m_a, m_b)
+        by_a, by_b = v.exp(m_a - m), v.exp(m_b - m)
+        v.store(a, m)
+        v.store(a + 4, v.fma(v.f32(b + 4), by_b, v.f32(a + 4) * by_a))
+
+        def merge_sums(i: Value) -> list[Value]:
+            at = i * (4 * lanes) + 8
+            v.store(a + at, v.fma(v.f32(b + at, lanes), by_b, v.f32(a + at, lanes) * by_a))
+            return []
+
+        v.loop(head_dim / lanes, [], merge_sums)
+        return []
+
+    v.loop(n_rows, [], merge_row)
+
+
+def _clear(v: Vocabulary, rows: Value, n_rows: Value, head_dim: Value) -> None:
+    """Results that have seen nothing: l and the sums are 0, and m is below every score."""
+
+    def clear_row(r: Value) -> list[Value]:
+        row = rows + (head_dim + 2) * 4 * r
+        v.store(row, v.constant([LOWEST, 0.0], F32))
+
+        def clear_sums(i: Value) -> list[Value]:
+            v.store(row + i * 64 + 8, v.constant(0.0, F32, 16))
+            return []
+
+        v.loop(head_dim / 16, [], clear_sums)
+        return []
+
+    v.loop(n_rows, [], clear_row)
 
 
 def build_attention(isa):
-    """Chunk c is key-value head c % n_kv_heads of task c // n_kv_heads."""
+    """Chunk c is key-value head c % n_kv_heads of task c // n_kv_heads.
+
+    Positions are taken in spans of SPAN_TOKENS, each with a result of its own, which is then merged into the
+    total: a long past gives the same bits whether one task sees all of it or every span is another task.
+    """
     op_at, task_at = record_viewer(ATTENTION), record_viewer(ATTENTION_TASK)
-    m_ = memory(isa)
-    load, store, load_i32 = m_.load_f32, m_.store_f32, m_.load_i32
+    m = memory(isa)
+    load, store, load_i32 = m.load_f32, m.store_f32, m.load_i32
     task_bytes = ATTENTION_TASK.dtype.itemsize
     lanes = isa.lanes
+    score_rows, score_row = (
+        staged(isa, "void", *["i64"] * 4)(lambda v, *args, n=n: _scores(v, n, *args)) for n in (ROWS, 1))
+    weigh_rows, weigh_row, weigh_rows_narrow = (
+        staged(isa, "void", *["i64"] * 8)(lambda v, *args, n=n, parts=parts: _weighted_values(v, n, parts, *args))
+        for n, parts in ((ROWS, 4), (1, 4), (ROWS, 1)))
+    softmax = staged(isa, "f32", *["i64"] * 5)(_softmax)
+    merge = staged(isa, "void", *["i64"] * 4)(_merge)
+    clear = staged(isa, "void", *["i64"] * 3)(_clear)
 
-    @staged(isa, "void", *["i64"] * 4)
-    def score_rows(v, query, head_dim, keys, scores):
-        _scores(v, ROWS, query, head_dim, keys, scores)
-
-    @staged(isa, "void", *["i64"] * 4)
-    def score_row(v, query, head_dim, keys, scores):
-        _scores(v, 1, query, head_dim, keys, scores)
-
-    @staged(isa, "f32", *["i64"] * 5)
-    def softmax(v, *args):
-        return _softmax(v, *args)
-
-    @staged(isa, "void", *["i64"] * 8)
-    def weigh_rows(v, weights, begin, end, values, head_dim, first, corrections, out):
-        _weighted_values(v, ROWS, weights, begin, end, values, head_dim, first, 4, corrections, out)
-
-    @staged(isa, "void", *["i64"] * 8)
-    def weigh_row(v, weights, begin, end, values, head_dim, first, corrections, out):
-        _weighted_values(v, 1, weights, begin, end, values, head_dim, first, 4, corrections, out)
-
-    @staged(isa, "void", *["i64"] * 8)
-    def weigh_rows_narrow(v, weights, begin, end, values, head_dim, first, corrections, out):
-        _weighted_values(v, ROWS, weights, begin, end, values, head_dim, first, 1, corrections, out)
+    @njit(error_model="numpy")
+    def attend_block(op, task, kv_head, block, first, end, query, scores, corrections, result):
+        """One block of the cache, of which positions first to end - 1 count, for all rows of the tile."""
+        head_dim, group = op.head_dim, op.group
+        n_rows = task.n_tokens * group
+        row_bytes = (head_dim + 2) * 4
+        position = block * KV_BLOCK
+        keys = op.cache + load_i32(task.block_table + block * 4) * op.block_bytes
+        values = keys + (op.n_kv_heads + kv_head) * KV_BLOCK * head_dim * 2
+        keys += kv_head * KV_BLOCK * head_dim * 2
+        begin_here, end_here = max(first - position, 0), min(end - position, KV_BLOCK)
+        for row in range(0, n_rows, ROWS):
+            at, to = query + row * head_dim * 4, scores + row * KV_BLOCK * 4
+            if n_rows - row > 1:
+                score_rows(at, head_dim, keys, to)
+            else:
+                score_row(at, head_dim, keys, to)
+        for row in range(n_rows):
+            here = task.position + row // group - position
+            m_at = result + row * row_bytes
+            begin = max(begin_here, here - op.window + 1)
+            store(corrections + row * 4,
+                  softmax(scores + row * KV_BLOCK * 4, begin, min(end_here, here + 1), m_at, m_at + 4))
+        for row in range(0, n_rows, ROWS):
+            weights, to, by = scores + row * KV_BLOCK * 4, result + row * row_bytes + 8, corrections + row * 4
+            i = 0
+            while i + 4 * lanes <= head_dim:
+                if n_rows - row > 1:
+                    weigh_rows(weights, begin_here, end_here, values, head_dim, i, by, to)
+                else:
+                    weigh_row(weights, begin_here, end_here, values, head_dim, i, by, to)
+                i += 4 * lanes
+            while i < head_dim:
+                weigh_rows_narrow(weights, begin_here, end_here, values, head_dim, i, by, to)
+                i += lanes
 
     def attention(record, chunk, thread):
         op = op_at(record)
@@ -136,112 +207,68 @@ def build_attention(isa):
         head_dim, group = op.head_dim, op.group
         n_rows = task.n_tokens * group
         padded = (n_rows + ROWS - 1) // ROWS * ROWS
+        row_bytes = (head_dim + 2) * 4
 
         query = op.scratch + thread * op.scratch_bytes
-        out = query + padded * head_dim * 4
-        scores = out + padded * head_dim * 4
-        m = scores + padded * KV_BLOCK * 4
-        l = m + padded * 4
-        corrections = l + padded * 4
+        result = query + padded * head_dim * 4
+        total = result + padded * row_bytes
+        scores = total + padded * row_bytes
+        corrections = scores + padded * KV_BLOCK * 4
         for row in range(padded):
-            store(m + row * 4, np.float32(LOWEST))
-            store(l + row * 4, np.float32(0))
             store(corrections + row * 4, np.float32(0))
-            token, head = row // group, kv_head * group + row % group
-            x = op.q + ((task.token + token) * op.q_stride + head * head_dim) * 4
+            used = min(row, n_rows - 1)
+            x = op.q + ((task.token + used // group) * op.q_stride + (kv_head * group + used % group) * head_dim) * 4
             for i in range(head_dim):
-                at = (row * head_dim + i) * 4
-                store(out + at, np.float32(0))
-                store(query + at, load(x + i * 4) * np.float32(op.scale) if row < n_rows else np.float32(0))
+                store(query + (row * head_dim + i) * 4, load(x + i * 4) * np.float32(op.scale))
 
-        # All positions that any token of the slice looks at; single tokens are masked in the softmax.
+        # All positions that any token of the slice looks at; what single tokens must not see, softmax masks.
         first = max(task.kv_begin, task.position - op.window + 1)
         end = min(task.kv_end, task.position + task.n_tokens)
-        for block in range(first // KV_BLOCK, (end + KV_BLOCK - 1) // KV_BLOCK):
-            position = block * KV_BLOCK
-            keys = op.cache + load_i32(task.block_table + block * 4) * op.block_bytes
-            values = keys + (op.n_kv_heads + kv_head) * KV_BLOCK * head_dim * 2
-            keys += kv_head * KV_BLOCK * head_dim * 2
-            begin_here = max(first - position, 0)
-            end_here = min(end - position, KV_BLOCK)
-            row = 0
-            while row < n_rows:
-                at = query + row * head_dim * 4
-                if n_rows - row > 1:
-                    score_rows(at, head_dim, keys, scores + row * KV_BLOCK * 4)
-                else:
-                    score_row(at, head_dim, keys, scores + row * KV_BLOCK * 4)
-                row += ROWS
-            for r in range(n_rows):
-                here = task.position + r // group - position
-                begin = max(task.kv_begin - position, here - op.window + 1)
-                store(corrections + r * 4, softmax(scores + r * KV_BLOCK * 4, begin, min(end_here, here + 1),
-                                                   m + r * 4, l + r * 4))
-            row = 0
-            while row < n_rows:
-                weights, to, by = scores + row * KV_BLOCK * 4, out + row * head_dim * 4, corrections + row * 4
-                i = 0
-                while i + 4 * lanes <= head_dim:
-                    if n_rows - row > 1:
-                        weigh_rows(weights, begin_here, end_here, values, head_dim, i, by, to)
-                    else:
-                        weigh_row(weights, begin_here, end_here, values, head_dim, i, by, to)
-                    i += 4 * lanes
-                while i < head_dim:
-                    weigh_rows_narrow(weights, begin_here, end_here, values, head_dim, i, by, to)
-                    i += lanes
-                row += ROWS
-
-        for row in range(n_rows):
-            token, head = row // group, kv_head * group + row % group
-            x = out + row * head_dim * 4
-            total = load(l + row * 4)
+        clear(total, n_rows, head_dim)
+        for span in range(first // SPAN_TOKENS, (end + SPAN_TOKENS - 1) // SPAN_TOKENS):
+            clear(result, padded, head_dim)
+            begin_span, end_span = max(first, span * SPAN_TOKENS), min(end, (span + 1) * SPAN_TOKENS)
+            for block in range(begin_span // KV_BLOCK, (end_span + KV_BLOCK - 1) // KV_BLOCK):
+                attend_block(op, task, kv_head, block, begin_span, end_span, query, scores, corrections, result)
             if task.slot < 0:
-                to = op.out + ((task.token + token) * op.out_stride + head * head_dim) * 4
-                for i in range(head_dim):
-                    store(to + i * 4, load(x + i * 4) / total)
-            else:
-                to = op.partial + (task.slot * op.n_kv_heads * group + head) * (head_dim + 2) * 4
-                store(to, load(m + row * 4))
-                store(to + 4, total)
-                for i in range(head_dim):
-                    store(to + 8 + i * 4, load(x + i * 4))
+                merge(result, total, n_rows, head_dim)
+
+        if task.slot >= 0:  # a task of a single span: others will merge it
+            to = op.partial + (task.slot * op.n_kv_heads + kv_head) * group * row_bytes
+            for i in range(group * (head_dim + 2)):
+                store(to + i * 4, load(result + i * 4))
+            return
+        for row in range(n_rows):
+            sums = total + row * row_bytes + 8
+            out = op.out + ((task.token + row // group) * op.out_stride + (kv_head * group + row % group) * head_dim) * 4
+            for i in range(head_dim):
+                store(out + i * 4, load(sums + i * 4) / load(sums - 4))
 
     return attention
 
 
 def build_attention_merge(isa):
-    """Put the partial results of a token together; chunk c is the c-th token that was split."""
+    """Put the partial results of a token together, in order; chunk c is the c-th token that was split."""
     op_at, task_at = record_viewer(ATTENTION_MERGE), record_viewer(MERGE_TASK)
-    m_ = memory(isa)
-    load, store = m_.load_f32, m_.store_f32
+    m = memory(isa)
+    load, store = m.load_f32, m.store_f32
     task_bytes = MERGE_TASK.dtype.itemsize
-
-    @staged(isa, "f32", "f32")
-    def exp(v, x):
-        return v.exp(x)
+    merge = staged(isa, "void", *["i64"] * 4)(_merge)
+    clear = staged(isa, "void", *["i64"] * 3)(_clear)
 
     def attention_merge(record, chunk, thread):
         op = op_at(record)
         task = task_at(op.tasks + chunk * task_bytes)
-        slot_bytes = op.n_heads * (op.head_dim + 2) * 4
+        row_bytes = (op.head_dim + 2) * 4
+        total = op.scratch + thread * op.scratch_bytes
+        clear(total, op.n_heads, op.head_dim)
+        for slot in range(task.first_slot, task.first_slot + task.n_slots):
+            merge(op.partial + slot * op.n_heads * row_bytes, total, op.n_heads, op.head_dim)
         for head in range(op.n_heads):
-            part = op.partial + task.first_slot * slot_bytes + head * (op.head_dim + 2) * 4
-            largest = np.float32(LOWEST)
-            for slot in range(task.n_slots):
-                largest = max(largest, load(part + slot * slot_bytes))
-            total = np.float32(0)
-            for slot in range(task.n_slots):
-                at = part + slot * slot_bytes
-                total += load(at + 4) * exp(load(at) - largest)
+            sums = total + head * row_bytes + 8
             out = op.out + (task.token * op.out_stride + head * op.head_dim) * 4
             for i in range(op.head_dim):
-                store(out + i * 4, np.float32(0))
-            for slot in range(task.n_slots):
-                at = part + slot * slot_bytes
-                weight = exp(load(at) - largest) / total
-                for i in range(op.head_dim):
-                    store(out + i * 4, load(out + i * 4) + weight * load(at + 8 + i * 4))
+                store(out + i * 4, load(sums + i * 4) / load(sums - 4))
 
     return attention_merge
 

@@ -6,6 +6,10 @@ inside a group the sum is an exact integer; scales come in afterwards as float32
     sum(w * x) = sum over groups of  scale * d * sum(u * q)  +  bias * (d * sum(q))
 
 with bias = -scale * zero for the formats that store no minimum.
+
+The sum over groups is made in one order, group after group, whichever kernel makes it: a lane holds a row,
+never a part of one. So decode and prefill give the same bits, as do any number of threads and every
+instruction set, and a text has the same logits in one batch or token by token.
 """
 
 from __future__ import annotations
@@ -18,129 +22,90 @@ GROUP = 32  # weights that share an activation scale
 LINE = 64  # bytes of a cache line
 
 
-class _Groups:
-    """Neighbouring groups of 32 weights of one row, unpacked from as many blocks as hold them."""
-
-    def __init__(self, v: Vocabulary, fmt, block: Value, n_blocks: int) -> None:
-        parts = [fmt.unpack(v, block + fmt.block_bytes * i) for i in range(n_blocks)]
-        self.weights = [w for part in parts for w in part.weights]
-        self.scales = v.concat(*(part.scales for part in parts))
-        if parts[0].biases is not None:
-            self.biases = v.concat(*(part.biases for part in parts))
-        else:
-            self.biases = self.scales * float(-fmt.zero)
+def _biases(fmt, unpacked):
+    """What a weight of u = 0 is worth, for every scale."""
+    return unpacked.biases if unpacked.biases is not None else unpacked.scales * float(-fmt.zero)
 
 
-def _blocks_per_step(fmt) -> int:
-    """Blocks that a loop advances by: a superblock, or four small blocks."""
-    return max(1, 4 * GROUP // fmt.block_size)
+# --- decode: eight rows by one token -----------------------------------------------------------------------
 
 
-def _spread(v: Vocabulary, values: Value, lanes: int, times: int, first: int) -> Value:
-    """Each of the lanes from `first` on, `times` times, until `lanes` are full."""
-    return v.shuffle(values, values, [first + lane // times for lane in range(lanes)])
-
-
-# --- decode: rows by one token -----------------------------------------------------------------------------
-
-
-def _dot_rows(v: Vocabulary, fmt, n_rows: int, row: Value, row_bytes: Value, n_groups: Value,
+def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value, n_blocks: Value,
               q: Value, d: Value, sums: Value, prefetch: Value, out: Value) -> None:
-    """n_rows neighbouring rows by one token: the rows share each load of the input, and hide each other's waits."""
-    lanes = max(v.isa.lanes, 8)
+    """Rows first to first + 7 (none beyond last) by one token; a lane of the result is a row."""
+    rows = [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
     per_block = fmt.block_size // GROUP
-    step = _blocks_per_step(fmt)
+    per_group = GROUP // fmt.scale_group
 
-    def advance(blocks: int, first: Value, count: Value, sums_so_far: list[Value]) -> list[Value]:
-        groups = blocks * per_block
-        n_scales = groups * GROUP // fmt.scale_group
+    def body(i: Value, total: Value) -> list[Value]:
+        for row in rows:
+            for line in range(0, fmt.block_bytes, LINE):
+                v.prefetch(row + i * fmt.block_bytes + prefetch + line)
+        unpacked = [fmt.unpack(v, row + i * fmt.block_bytes) for row in rows]
+        scales = _by_scale(v, [u.scales for u in unpacked])
+        biases = _by_scale(v, [_biases(fmt, u) for u in unpacked])
+        for g in range(per_block):
+            group = i * per_block + g
+            x = v.load(q + group * GROUP, I8, GROUP)
+            x_scale = v.f32(d + group * 4)
+            dots = [v.dot_u8_s8(v.constant(0, I32, 8), u.weights[g], x, fmt.max_u) for u in unpacked]
+            for s, sums_of_rows in enumerate(_sum_lanes(v, dots, per_group)):
+                at = g * per_group + s
+                total = v.fma(sums_of_rows.to_f32(), scales[at] * x_scale, total)
+                total = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), total)
+        return [total]
 
-        def body(i: Value, *carried: Value) -> list[Value]:
-            group = first * per_block + i * groups
-            offset = (first + i * blocks) * fmt.block_bytes
-            x = [v.load(q + group * GROUP + part * 4 * lanes, I8, min(4 * lanes, groups * GROUP))
-                 for part in range(max(1, groups * GROUP // (4 * lanes)))]
-            x_scales = _spread(v, v.f32(d + group * 4, groups), n_scales, n_scales // groups, 0)
-            x_sums = v.f32(sums + group * (4 * n_scales // groups), n_scales)
-            results = []
-            for r in range(n_rows):
-                block = row + row_bytes * r + offset
-                for line in range(0, blocks * fmt.block_bytes, LINE):
-                    v.prefetch(block + prefetch + line)
-                unpacked = _Groups(v, fmt, block, blocks)
-                total, bias = carried[2 * r], carried[2 * r + 1]
-                scales = unpacked.scales * x_scales
-                per_part = max(1, len(unpacked.weights) // len(x))
-                for part, xs in enumerate(x):
-                    u = v.concat(*unpacked.weights[part * per_part : (part + 1) * per_part])
-                    dots = v.dot_u8_s8(v.constant(0, I32, xs.n // 4), u, xs, fmt.max_u)
-                    lane_scales = _spread(v, scales, dots.n, fmt.scale_group // 4, part * len(scales_of(part)))
-                    total = _add_lanes(v, total, dots.to_f32() * lane_scales)
-                bias = _add_lanes(v, bias, unpacked.biases * x_sums)
-                results += [total, bias]
-            return results
-
-        def scales_of(part: int) -> range:
-            return range(min(4 * lanes, groups * GROUP) // fmt.scale_group)
-
-        return v.loop(count, sums_so_far, body)
-
-    zero = v.constant(0.0, F32, lanes)
-    n_blocks = n_groups / per_block
-    n_steps = n_blocks / step
-    totals = advance(step, v.constant(0, n_groups.element), n_steps, [zero] * (2 * n_rows))
-    if step > 1:
-        totals = advance(1, n_steps * step, n_blocks - n_steps * step, totals)
-    for r in range(n_rows):
-        v.store(out + 4 * r, (totals[2 * r] + totals[2 * r + 1]).sum())
+    (total,) = v.loop(n_blocks, [v.constant(0.0, F32, 8)], body)
+    v.store(out, total)
 
 
-def _add_lanes(v: Vocabulary, total: Value, part: Value) -> Value:
-    """total + part, where part may be narrower or wider than total."""
-    while part.n > total.n:
-        part = part[: part.n // 2] + part[part.n // 2 :]
-    if part.n < total.n:
-        if part.n == 1:
-            part = v.vector_of([part, *[v.constant(0.0, F32)] * (total.n - 1)])
-        else:
-            zeros = v.constant(0.0, F32, part.n)
-            part = v.shuffle(part, zeros, [min(lane, part.n) for lane in range(total.n)])
-    return total + part
+def _by_scale(v: Vocabulary, of_rows: list[Value]) -> list[Value]:
+    """Eight rows of n scales each -> n registers of eight rows."""
+    n = of_rows[0].n
+    if n == 1:
+        return [v.vector_of(of_rows)]
+    return [column for start in range(0, n, 8) for column in v.transpose8([row[start : start + 8] for row in of_rows])]
+
+
+def _sum_lanes(v: Vocabulary, rows: list[Value], n_parts: int) -> list[Value]:
+    """The sums of eight rows of eight lanes, or of their lower and upper halves: a lane of the result is a row."""
+
+    def neighbours(a: Value, b: Value, width: int) -> Value:
+        """Lanes of a and b in turn, each run of `width` lanes added to the next."""
+        lanes = [lane for lane in range(8) if lane & width == 0]
+        order = sorted([(lane, side) for lane in lanes for side in range(2)], key=lambda x: (x[0] // (2 * width), x[1]))
+        low = [lane + 8 * side for lane, side in order]
+        return v.shuffle(a, b, low) + v.shuffle(a, b, [lane + width for lane in low])
+
+    pairs = [neighbours(rows[i], rows[i + 1], 1) for i in range(0, 8, 2)]
+    fours = [neighbours(pairs[i], pairs[i + 1], 2) for i in range(0, 4, 2)]
+    halves = [v.shuffle(fours[0], fours[1], [half * 4 + lane % 4 + 8 * (lane // 4) for lane in range(8)])
+              for half in range(2)]
+    return halves if n_parts == 2 else [halves[0] + halves[1]]
 
 
 def build_linear_decode(isa, fmt):
     """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
-    per_sum = fmt.scale_group
-    wide = isa.decode_rows
-    kinds = ["i64"] * 8
+    per_sum, per_block = fmt.scale_group, fmt.block_size
 
-    @staged(isa, "void", *kinds)
-    def dot_many(v, *args):
-        _dot_rows(v, fmt, wide, *args)
-
-    @staged(isa, "void", *kinds)
-    def dot_one(v, *args):
-        _dot_rows(v, fmt, 1, *args)
+    @staged(isa, "void", *["i64"] * 10)
+    def dot_rows(v, *args):
+        _dot_rows(v, fmt, *args)
 
     def linear_decode(record, chunk, thread):
         op = op_at(record)
-        n_groups = op.n_cols // 32
         n_sums = op.n_cols // per_sum
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
-        end = min((chunk + 1) * op.chunk_rows, op.n_rows)
+        first = chunk * op.chunk_rows
         for token in range(op.batch.n_tokens):
             q = op.xq.q + token * op.n_cols
-            d = op.xq.d + token * n_groups * 4
+            d = op.xq.d + token * (op.n_cols // 32) * 4
             s = sums + token * n_sums * 4
             out = op.out + token * op.out_stride * 4
-            row = chunk * op.chunk_rows
-            while row + wide <= end:
-                dot_many(op.weights + row * op.row_bytes, op.row_bytes, n_groups, q, d, s, op.prefetch, out + row * 4)
-                row += wide
-            while row < end:
-                dot_one(op.weights + row * op.row_bytes, op.row_bytes, n_groups, q, d, s, op.prefetch, out + row * 4)
-                row += 1
+            for row in range(first, min(first + op.chunk_rows, op.n_rows), 8):
+                dot_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols // per_block, q, d, s, op.prefetch,
+                         out + row * 4)
 
     return linear_decode
 
@@ -162,7 +127,8 @@ def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, firs
     biases_at = scales_at + n_groups * (GROUP // fmt.scale_group * TILE_ROWS * 4)
 
     def body(i: Value) -> list[Value]:
-        unpacked = [_Groups(v, fmt, row + i * fmt.block_bytes, 1) for row in rows]
+        unpacked = [fmt.unpack(v, row + i * fmt.block_bytes) for row in rows]
+        biases = [_biases(fmt, u) for u in unpacked]
         for g in range(per_block):
             columns = v.transpose8([u.weights[g].bitcast(I32) for u in unpacked])
             at = tile + (i * per_block + g) * (TILE_ROWS * GROUP) + lane * 4
@@ -171,7 +137,7 @@ def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, firs
         for s in range(scales_per_block):
             at = (i * scales_per_block + s) * (TILE_ROWS * 4)
             v.store(scales_at + at, v.vector_of([u.scales[s] for u in unpacked]))
-            v.store(biases_at + at, v.vector_of([u.biases[s] for u in unpacked]))
+            v.store(biases_at + at, v.vector_of([b[s] for b in biases]))
         return []
 
     v.loop(n_groups / per_block, [], body)

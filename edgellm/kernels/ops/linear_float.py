@@ -9,56 +9,56 @@ from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 STEP = 8  # columns unpacked together
 
 
-def _dot_rows(v: Vocabulary, fmt, n_rows: int, row: Value, row_bytes: Value, n_cols: Value, x: Value,
-              prefetch: Value, out: Value) -> None:
-    lanes = 16
+def _columns(v: Vocabulary, fmt, rows: list[Value], i: Value) -> list[Value]:
+    """The i-th STEP columns of eight rows: a register for each column, a lane for each row."""
+    return v.transpose8([fmt.load(v, row + i * (STEP * fmt.block_bytes), STEP) for row in rows])
+
+
+def _column(v: Vocabulary, fmt, rows: list[Value], column: Value) -> Value:
+    """One column of eight rows, where fewer than STEP are left."""
+    return v.vector_of([fmt.load(v, row + column * fmt.block_bytes, 1) for row in rows])
+
+
+def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value, n_cols: Value,
+              x: Value, prefetch: Value, out: Value) -> None:
+    """Rows first to first + 15 (none beyond last) by one token, column after column as the tile does it."""
+    halves = [[weights + row_bytes * v.minimum(first + half * 8 + r, last) for r in range(8)] for half in range(2)]
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        xs = v.f32(x + i * (4 * lanes), lanes)
-        results = []
-        for r, total in enumerate(totals):
-            weights = row + row_bytes * r + i * (fmt.block_bytes * lanes)
-            v.prefetch(weights + prefetch)
-            results.append(v.fma(fmt.load(v, weights, lanes), xs, total))
-        return results
+        for row in (*halves[0], *halves[1]):
+            v.prefetch(row + i * (STEP * fmt.block_bytes) + prefetch)
+        columns = [_columns(v, fmt, rows, i) for rows in halves]
+        for k in range(STEP):
+            x_k = v.f32(x + (i * STEP + k) * 4)
+            totals = [v.fma(half[k], x_k, total) for half, total in zip(columns, totals, strict=True)]
+        return totals
 
     def rest(i: Value, *totals: Value) -> list[Value]:
-        column = n_cols / lanes * lanes + i
-        xs = v.f32(x + column * 4)
-        return [v.fma(fmt.load(v, row + row_bytes * r + column * fmt.block_bytes, 1), xs, total)
-                for r, total in enumerate(totals)]
+        column = n_cols / STEP * STEP + i
+        x_k = v.f32(x + column * 4)
+        return [v.fma(_column(v, fmt, rows, column), x_k, total) for rows, total in zip(halves, totals, strict=True)]
 
-    wide = v.loop(n_cols / lanes, [v.constant(0.0, F32, lanes)] * n_rows, body)
-    narrow = v.loop(n_cols - n_cols / lanes * lanes, [v.constant(0.0, F32)] * n_rows, rest)
-    for r in range(n_rows):
-        v.store(out + 4 * r, wide[r].sum() + narrow[r])
+    totals = v.loop(n_cols / STEP, [v.constant(0.0, F32, 8)] * 2, body)
+    totals = v.loop(n_cols - n_cols / STEP * STEP, totals, rest)
+    for half, total in enumerate(totals):
+        v.store(out + 32 * half, total)
 
 
 def build_linear_decode(isa, fmt):
     op_at = record_viewer(LINEAR)
-    wide = isa.decode_rows
 
-    @staged(isa, "void", *["i64"] * 6)
-    def dot_many(v, *args):
-        _dot_rows(v, fmt, wide, *args)
-
-    @staged(isa, "void", *["i64"] * 6)
-    def dot_one(v, *args):
-        _dot_rows(v, fmt, 1, *args)
+    @staged(isa, "void", *["i64"] * 8)
+    def dot_rows(v, *args):
+        _dot_rows(v, fmt, *args)
 
     def linear_decode(record, chunk, thread):
         op = op_at(record)
-        end = min((chunk + 1) * op.chunk_rows, op.n_rows)
+        first = chunk * op.chunk_rows
         for token in range(op.batch.n_tokens):
             x = op.x + token * op.x_stride * 4
             out = op.out + token * op.out_stride * 4
-            row = chunk * op.chunk_rows
-            while row + wide <= end:
-                dot_many(op.weights + row * op.row_bytes, op.row_bytes, op.n_cols, x, op.prefetch, out + row * 4)
-                row += wide
-            while row < end:
-                dot_one(op.weights + row * op.row_bytes, op.row_bytes, op.n_cols, x, op.prefetch, out + row * 4)
-                row += 1
+            for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
+                dot_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, x, op.prefetch, out + row * 4)
 
     return linear_decode
 
@@ -70,15 +70,13 @@ def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, firs
     column_bytes = TILE_ROWS * 4
 
     def body(i: Value) -> list[Value]:
-        columns = v.transpose8([fmt.load(v, row + i * (STEP * fmt.block_bytes), STEP) for row in rows])
-        for k, column in enumerate(columns):
+        for k, column in enumerate(_columns(v, fmt, rows, i)):
             v.store(tile + (i * STEP + k) * column_bytes + lane * 4, column)
         return []
 
     def rest(i: Value) -> list[Value]:
         column = n_cols / STEP * STEP + i
-        v.store(tile + column * column_bytes + lane * 4,
-                v.vector_of([fmt.load(v, row + column * fmt.block_bytes, 1) for row in rows]))
+        v.store(tile + column * column_bytes + lane * 4, _column(v, fmt, rows, column))
         return []
 
     v.loop(n_cols / STEP, [], body)

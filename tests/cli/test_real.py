@@ -1,0 +1,89 @@
+"""The command on a real model: what the fake engine cannot show."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import REAL
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+def test_the_capital_of_france(edgellm: Run, smollm2: Path) -> None:
+    args = ["--raw", "-p", "The capital of France is", "-n", "8", "--temp", "0"]
+    done = edgellm("run", "smollm2-135m", *args, real=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith(" Paris")
+    assert all("compiling" in line for line in done.stderr.splitlines())
+
+
+def test_the_same_seed_gives_the_same_text(edgellm: Run, smollm2: Path) -> None:
+    answers = [
+        edgellm("run", str(smollm2), "-p", "Hi", "-n", "12", "--seed", seed, real=True).stdout
+        for seed in "112"
+    ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_bench_and_info(edgellm: Run, smollm2: Path) -> None:
+    done = edgellm("bench", str(smollm2), "-p", "16", "-n", "4", "-r", "1", "-t", "1", "--json", real=True)
+    result = json.loads(done.stdout)
+    assert result["prefill_tokens_per_second"] > 0
+    assert result["decode_tokens_per_second"] > 0
+    shown = edgellm("info", "smollm2-135m", real=True).stdout
+    assert re.search(r"token_embd.weight +49152 x 576 +Q8_0", shown)
+    assert "total 134,515,008 weights" in shown
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_while_a_long_prompt_is_read(smollm2: Path) -> None:
+    process = subprocess.Popen(
+        [*REAL, "run", str(smollm2), "-t", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdin.write(b"word " * 7000)
+    process.stdin.close()
+    process.stdin = None
+    time.sleep(2)
+    assert process.poll() is None, "the prompt was read faster than this test expects: make it longer"
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out.strip()) == (130, b"")
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
+def test_a_chat(smollm2: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+    child = pexpect.spawn(
+        REAL[0], [*REAL[1:], "run", str(smollm2), "--stats", "--seed", "1"],
+        encoding="utf-8", timeout=90, dimensions=(50, 200), echo=False,
+    )  # fmt: skip
+    child.expect_exact(">>> ")
+    child.sendline("What is the capital of France?")
+    child.expect(r"Paris")
+    child.expect(r"\(0 reused\)")
+    child.expect_exact(">>> ")
+    child.sendline("Tell me a very long story.")
+    child.expect(r"\w+ \w+ \w+")
+    child.sendintr()
+    child.expect(r"prompt (\d+) tokens \((\d+) reused\)")
+    n_prompt, n_reused = map(int, child.match.groups())
+    assert 0 < n_reused < n_prompt  # the first turn was still in the cache
+    child.expect_exact(">>> ")
+    child.sendline("/bye")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
