@@ -51,7 +51,6 @@ def _reference(path: Path, text: str, n_tokens: int) -> tuple[NDArray[np.int64],
     import transformers
 
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :n_tokens]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,12 +24,13 @@ CHUNK_WEIGHTS = 1 << 16  # converted at a time: the temporaries stay in the cach
 class Unpacked:
     """A block in registers: weight = scale * (u - zero) + bias, for the format's `zero`.
 
-    weights:  unsigned bytes u, 32 lanes for every 32 weights, in order.
+    weights:  i -> the i-th 32 weights as unsigned bytes u. A function, so that they need be in registers only
+              while they are multiplied.
     scales:   float32, one for every `scale_group` weights.
     biases:   float32 likewise, for the formats that store a minimum.
     """
 
-    weights: list[Any]
+    weights: Callable[[int], Any]
     scales: Any
     biases: Any = None
 

@@ -55,11 +55,11 @@ class IQ4_XS(BlockFormat):
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
-        groups = [v.u8(block + 8 + 16 * i, 16) for i in range(8)]
+        def weights(group: int) -> Any:
+            q = v.u8(block + 8 + 16 * group, 16)
+            return v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4))
+
         high = [(v.u8(block + 2 + i // 4) >> 2 * (i % 4)) & 3 for i in range(8)]
         low = [(v.u8(block + 4 + i // 2) >> 4 * (i % 2)) & 15 for i in range(8)]
         scales = v.vector_of([a | b << 4 for a, b in zip(low, high, strict=True)]) - 32
-        return Unpacked(
-            [v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4)) for q in groups],
-            scales.to_f32() * v.half(block),
-        )
+        return Unpacked(weights, scales.to_f32() * v.half(block))

@@ -48,7 +48,7 @@ class MXFP4(BlockFormat):
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 1, 16)
-        return Unpacked([v.lookup(LEVELS + 12, v.concat(q & 15, q >> 4))], v.power_of_two(v.u8(block)))
+        return Unpacked(lambda group: v.lookup(LEVELS + 12, v.concat(q & 15, q >> 4)), v.power_of_two(v.u8(block)))
 
 
 def scale_of(e: Bytes) -> Floats:

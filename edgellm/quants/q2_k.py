@@ -50,8 +50,10 @@ class Q2_K(BlockFormat):
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
-        halves = [v.u8(block + 16 + 32 * half, 32) for half in range(2)]
+        def weights(group: int) -> Any:
+            half, plane = divmod(group, 4)
+            return (v.u8(block + 16 + 32 * half, 32) >> 2 * plane) & 3
+
         packed = v.u8(block, 16)
         scales = (packed & 15).u_to_f32() * v.half(block + 80)
-        biases = -((packed >> 4).u_to_f32() * v.half(block + 82))
-        return Unpacked([(q >> 2 * plane) & 3 for q in halves for plane in range(4)], scales, biases)
+        return Unpacked(weights, scales, -((packed >> 4).u_to_f32() * v.half(block + 82)))

@@ -51,15 +51,14 @@ class Q3_K(BlockFormat):
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
-        mask = v.u8(block, 32)
-        halves = [v.u8(block + 32 + 32 * half, 32) for half in range(2)]
-        low = [(q >> 2 * plane) & 3 for q in halves for plane in range(4)]
+        def weights(group: int) -> Any:
+            half, plane = divmod(group, 4)
+            low = (v.u8(block + 32 + 32 * half, 32) >> 2 * plane) & 3
+            return low | ((v.u8(block, 32) >> group) & 1) << 2
+
         packed, top = v.u8(block + 96, 8), v.u8(block + 104, 4)
         scales = v.concat(packed & 15, packed >> 4) | v.concat(*((top >> 2 * i) & 3 for i in range(4))) << 4
-        return Unpacked(
-            [q | ((mask >> i) & 1) << 2 for i, q in enumerate(low)],
-            (scales - 32).to_f32() * v.half(block + 108),
-        )
+        return Unpacked(weights, (scales - 32).to_f32() * v.half(block + 108))
 
 
 def unpack_scales(packed: Bytes) -> Bytes:

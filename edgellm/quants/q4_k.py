@@ -36,9 +36,11 @@ class Q4_K(BlockFormat):
         return self.pack(len(x), **fields, qs=join_bits(q.reshape(-1, 4, 2, 32), 4).reshape(-1, 128))
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
-        quads = [v.u8(block + 16 + 32 * i, 32) for i in range(4)]
-        scales, biases = unpack_group_scales(v, block)
-        return Unpacked([plane for q in quads for plane in (q & 15, q >> 4)], scales, biases)
+        def weights(group: int) -> Any:
+            q = v.u8(block + 16 + 32 * (group // 2), 32)
+            return q >> 4 if group % 2 else q & 15
+
+        return Unpacked(weights, *unpack_group_scales(v, block))
 
 
 def group_scales(blocks: Blocks) -> tuple[Floats, Floats]:

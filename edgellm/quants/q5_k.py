@@ -45,7 +45,9 @@ class Q5_K(BlockFormat):
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
-        high = v.u8(block + 16, 32)
-        low = [plane for i in range(4) for q in [v.u8(block + 48 + 32 * i, 32)] for plane in (q & 15, q >> 4)]
-        scales, biases = unpack_group_scales(v, block)
-        return Unpacked([q | ((high >> i) & 1) << 4 for i, q in enumerate(low)], scales, biases)
+        def weights(group: int) -> Any:
+            high = (v.u8(block + 16, 32) >> group) & 1
+            low = v.u8(block + 48 + 32 * (group // 2), 32)
+            return (low >> 4 if group % 2 else low & 15) | high << 4
+
+        return Unpacked(weights, *unpack_group_scales(v, block))

@@ -49,10 +49,10 @@ class Q6_K(BlockFormat):
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
-        weights = []
-        for half in range(2):
-            low = [v.u8(block + 64 * half + offset, 32) for offset in (0, 32)]
-            high = v.u8(block + 128 + 32 * half, 32)
-            planes = [low[0] & 15, low[1] & 15, low[0] >> 4, low[1] >> 4]
-            weights += [plane | ((high >> 2 * i) & 3) << 4 for i, plane in enumerate(planes)]
+        def weights(group: int) -> Any:
+            half, plane = divmod(group, 4)
+            low = v.u8(block + 64 * half + 32 * (plane % 2), 32)
+            high = (v.u8(block + 128 + 32 * half, 32) >> 2 * plane) & 3
+            return (low >> 4 if plane >= 2 else low & 15) | high << 4
+
         return Unpacked(weights, v.u8(block + 192, 16).to_f32() * v.half(block + 208))

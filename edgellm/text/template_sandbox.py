@@ -143,9 +143,10 @@ class Budget:
         return self.admit("".join(pieces))
 
     def join(self, separator: str, values: Iterable[Any]) -> str:
-        parts = [value if isinstance(value, str) else self.text(value) for value in self.each(values)]
+        """`separator.join(values)`, sized."""
+        parts = list(self.each(values))
         escapes = 6 if isinstance(separator, Markup) else 1  # Markup writes "&quot;" for a quote
-        self.fits(escapes * sum(map(len, parts)) + len(separator) * len(parts))
+        self.fits(escapes * sum(map(self.weigh, parts)) + len(separator) * len(parts))
         return self.admit(separator.join(parts))
 
     def sized_format(self, form: str, mark: str, values: Any) -> None:
@@ -347,7 +348,11 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         return self.budget.admit(text.replace(old, new, -1 if count is None else count))
 
     def _join(self, values: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
-        return self.budget.join(self.budget.text(d), self._attribute(values, attribute))
+        parts = self.budget.each(self._attribute(values, attribute))
+        return self.budget.join(self.budget.text(d), map(self._as_text, parts))
+
+    def _as_text(self, value: Any) -> str:
+        return value if isinstance(value, str) else self.budget.text(value)
 
     def _sum(self, values: Iterable[Any], attribute: str | int | None = None, start: float = 0) -> Any:
         if not isinstance(start, (int, float)):

@@ -104,29 +104,29 @@ SNIPPETS = [
     "{%- for m in messages -%} {{ loop.index }}/{{ loop.length }} {{ loop.last }} {%- endfor -%}",
     "{% for m in messages if m.role == 'user' %}{{ m['content'] | trim }}{% else %}none{% endfor %}",
     "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{% continue %}{% endfor %}x",
-    "{% set ns = namespace(n=0, s='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ {'ü': '<&>'} | tojson(ensure_ascii=True) }}",
     "{{ messages[0] | tojson(separators=(',', ':'), sort_keys=true) }}",
     "{{ messages[1:] | length }}{{ messages[-1].content[:3] }}{{ messages[::-1][0].role }}",
     "{{ 'a' ~ 1 ~ none ~ true ~ missing }}{{ [1, 'x'] ~ (2,) ~ {'k': 1.5} }}",
     "{{ [1, 2, 3] | join(', ') }}{{ messages | join('|', attribute='role') }}{{ ', '.join(['a', 'b']) }}",
-    "{{ 'a-b-c'.split('-') }}{{ 'a-b'.replace('-', '+') }}{{ 'x' | replace('x', 'y') }}{{ ' q '.strip() }}",
-    "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent(2, true) }}{{ 'ab' | upper | lower | title | capitalize }}",
+    "{{ 'a-b-c'.split('-') }}{{ 'a-b'.replace('-', '+') }}{{ 'x' | replace('x', 1) }}{{ ' q '.strip() }}",
+    "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent(2, true) }}{{ 'ab' | upper | lower | title }}",
     "{{ '%s is %d and %.2f' % ('x', 3, 1.5) }}{{ '{} {:>4} {k}'.format(1, 2, k=3) }}{{ '%05d' | format(7) }}",
     "{{ 1 in [1, 2] }}{{ 'a' not in 'abc' }}{{ 1 < 2 < 3 }}{{ 1 == 1.0 }}{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 8 }}",
-    "{{ missing is defined }}{{ messages is string }}{{ messages is iterable }}{{ messages[0] is mapping }}",
+    "{{ missing is defined }}{{ messages is string }}{{ messages[0] is mapping }}",
     "{{ missing | default('d') }}{{ '' | default('d', true) }}{{ 1000000 | default(5) }}",
-    "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(1) }}{{ m(1, 3, 4, z=5) }}",
+    "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ m(1, 3, 4, z=5) }}",
     "{% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}in{% endcall %}",
     "{% set x %}block {{ 1 }}{% endset %}{{ x }}{% filter upper %}abc{% endfilter %}",
     "{% if tools %}t{% elif tools is none %}n{% endif %}{{ tools is defined }}{{ documents is none }}",
-    "{% set a, b = 1, 2 %}{{ a }}{{ b }}{{ (a, b) }}{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}",
-    "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'eq', 'user') | list | length }}",
-    "{{ [3, 1, 2] | sort }}{{ {'b': 1, 'a': 2} | dictsort }}{{ [1, 1, 2] | unique | list }}{{ [1, 2] | sum }}",
-    "{{ messages | groupby('role') | map('first') | list }}{{ [1, 2, 3] | batch(2) | list }}{{ 'abc' | reverse }}",
+    "{% set a, b = 1, 2 %}{{ (b, a) }}{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}",
+    "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'eq', 'user') | list }}",
+    "{{ [3, 1] | sort }}{{ {'b': 1, 'a': 2} | dictsort }}{{ [1, 1] | unique | list }}{{ [1, 2] | sum }}",
+    "{{ messages | groupby('role') | map('first') | list }}{{ [1, 2, 3] | batch(2) | list }}",
     "{% generation %}answer{% set inner = 1 %}{% endgeneration %}{{ inner is defined }}",
     "{% for i in range(3) recursive %}{{ i }}{% endfor %}{{ range(10) | list }}{{ dict(a=1, b=2) }}",
-    "{{ '<b>' | e }}{{ '<b>' | safe }}{{ ('<' | e) + '&' }}{{ ['<', '&' | e] | join('-') }}{{ ('<' | e) ~ '>' }}",
+    "{{ '<b>' | e }}{{ ('<' | e) + '&' }}{{ ['<', '&' | e] | join('-') }}{{ ('<' | safe) ~ '>' }}",
     "{# comment #}{% raw %}{{ raw }}{% endraw %}\n    {% if true %}   \n  kept\n    {% endif %}\n",
     "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ sep_token }}{{ add_generation_prompt }}",
     "{{ messages[0].nothing }}|{{ messages[9] }}|{{ missing }}",
@@ -151,7 +151,7 @@ def test_todays_date():
 
 def test_a_template_can_refuse_the_messages():
     template = ChatTemplate("{{ raise_exception('Only user\nand assistant roles') }}")
-    with pytest.raises(TemplateError, match="^Only user and assistant roles$"):
+    with pytest.raises(TemplateError, match=r"^Only user and assistant roles$"):
         template.render([USER])
 
 

@@ -14,7 +14,8 @@ from edgellm.quants.floats import FloatFormat
 def _dequantize_blocks(v: Vocabulary, fmt, row: Value, n_cols: Value, scale: Value, out: Value) -> None:
     def body(i: Value) -> list[Value]:
         unpacked = fmt.unpack(v, row + i * fmt.block_bytes)
-        for g, u in enumerate(unpacked.weights):
+        for g in range(fmt.block_size // 32):
+            u = unpacked.weights(g)
             for half in range(2):
                 s = (2 * g + half) * 16 // fmt.scale_group
                 weights = (u[16 * half : 16 * half + 16].u_to_f32() - float(fmt.zero)) * unpacked.scales[s]

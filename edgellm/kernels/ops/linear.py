@@ -22,9 +22,19 @@ GROUP = 32  # weights that share an activation scale
 LINE = 64  # bytes of a cache line
 
 
-def _biases(fmt, unpacked):
-    """What a weight of u = 0 is worth, for every scale."""
-    return unpacked.biases if unpacked.biases is not None else unpacked.scales * float(-fmt.zero)
+def _by_scale(v: Vocabulary, of_rows: list[Value]) -> list[Value]:
+    """Eight rows of n scales each -> n registers of eight rows."""
+    n = of_rows[0].n
+    if n == 1:
+        return [v.vector_of(of_rows)]
+    return [column for start in range(0, n, 8) for column in v.transpose8([row[start : start + 8] for row in of_rows])]
+
+
+def _biases(v: Vocabulary, fmt, unpacked: list, scales: list[Value]) -> list[Value]:
+    """What a weight of u = 0 is worth, likewise by scale."""
+    if unpacked[0].biases is None:
+        return [scale * float(-fmt.zero) for scale in scales]
+    return _by_scale(v, [u.biases for u in unpacked])
 
 
 # --- decode: eight rows by one token -----------------------------------------------------------------------
@@ -38,17 +48,17 @@ def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value
     per_group = GROUP // fmt.scale_group
 
     def body(i: Value, total: Value) -> list[Value]:
-        for row in rows:
-            for line in range(0, fmt.block_bytes, LINE):
-                v.prefetch(row + i * fmt.block_bytes + prefetch + line)
+        # The next eight rows lie behind these: ask for as many of their bytes as this step uses up.
+        for line in range(0, 8 * fmt.block_bytes, LINE):
+            v.prefetch(rows[0] + prefetch + i * (8 * fmt.block_bytes) + line)
         unpacked = [fmt.unpack(v, row + i * fmt.block_bytes) for row in rows]
         scales = _by_scale(v, [u.scales for u in unpacked])
-        biases = _by_scale(v, [_biases(fmt, u) for u in unpacked])
+        biases = _biases(v, fmt, unpacked, scales)
         for g in range(per_block):
             group = i * per_block + g
             x = v.load(q + group * GROUP, I8, GROUP)
             x_scale = v.f32(d + group * 4)
-            dots = [v.dot_u8_s8(v.constant(0, I32, 8), u.weights[g], x, fmt.max_u) for u in unpacked]
+            dots = [v.dot_u8_s8(v.constant(0, I32, 8), u.weights(g), x, fmt.max_u) for u in unpacked]
             for s, sums_of_rows in enumerate(_sum_lanes(v, dots, per_group)):
                 at = g * per_group + s
                 total = v.fma(sums_of_rows.to_f32(), scales[at] * x_scale, total)
@@ -57,14 +67,6 @@ def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value
 
     (total,) = v.loop(n_blocks, [v.constant(0.0, F32, 8)], body)
     v.store(out, total)
-
-
-def _by_scale(v: Vocabulary, of_rows: list[Value]) -> list[Value]:
-    """Eight rows of n scales each -> n registers of eight rows."""
-    n = of_rows[0].n
-    if n == 1:
-        return [v.vector_of(of_rows)]
-    return [column for start in range(0, n, 8) for column in v.transpose8([row[start : start + 8] for row in of_rows])]
 
 
 def _sum_lanes(v: Vocabulary, rows: list[Value], n_parts: int) -> list[Value]:
@@ -128,16 +130,17 @@ def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, firs
 
     def body(i: Value) -> list[Value]:
         unpacked = [fmt.unpack(v, row + i * fmt.block_bytes) for row in rows]
-        biases = [_biases(fmt, u) for u in unpacked]
+        scales = _by_scale(v, [u.scales for u in unpacked])
+        biases = _biases(v, fmt, unpacked, scales)
         for g in range(per_block):
-            columns = v.transpose8([u.weights[g].bitcast(I32) for u in unpacked])
+            columns = v.transpose8([u.weights(g).bitcast(I32) for u in unpacked])
             at = tile + (i * per_block + g) * (TILE_ROWS * GROUP) + lane * 4
             for k, column in enumerate(columns):
                 v.store(at + k * TILE_ROWS * 4, column)
         for s in range(scales_per_block):
             at = (i * scales_per_block + s) * (TILE_ROWS * 4)
-            v.store(scales_at + at, v.vector_of([u.scales[s] for u in unpacked]))
-            v.store(biases_at + at, v.vector_of([b[s] for b in biases]))
+            v.store(scales_at + at, scales[s])
+            v.store(biases_at + at, biases[s])
         return []
 
     v.loop(n_groups / per_block, [], body)
