@@ -155,7 +155,7 @@ class Graph:
             self._partial = Fixed(partial_bytes, "attention splits")
         rows = -(-max(ATTENTION_ROWS, n_heads // n_kv_heads) // 4) * 4
         self._add("attention", records.ATTENTION, Chunks(f"tasks {kind}", 1, n_kv_heads), [q, cache],
-                  [out, self._partial], scratch=4 * rows * (3 * head_dim + KV_BLOCK + 5), q=q, q_stride=q.stride,
+                  [out, self._partial], scratch=4 * (rows * (3 * head_dim + KV_BLOCK + 5) + 2 * KV_BLOCK * head_dim), q=q, q_stride=q.stride,
                   out=out, out_stride=out.stride, n_kv_heads=n_kv_heads, group=n_heads // n_kv_heads,
                   head_dim=head_dim, scale=scale, window=window or 1 << 40, cache=cache, block_bytes=block_bytes,
                   tasks=Table(f"tasks {kind}"), partial=self._partial)

@@ -115,6 +115,12 @@ class Value:
             return self.v.f16_to_f32(self)
         return self._convert("sitofp", F32)
 
+    def to(self, element: ir.Type) -> Value:
+        """Signed integers or floats as floats of another size."""
+        if not self.is_float:
+            return self._convert("sitofp", element)
+        return self._convert("fpext" if _bits(element) > _bits(self.element) else "fptrunc", element)
+
     def u_to_f32(self) -> Value:
         """From unsigned integers."""
         return self._convert("uitofp", F32)
@@ -381,6 +387,20 @@ class Vocabulary:
         builder.position_at_end(after)
         return [Value(self, phi) for phi in phis]
 
+    def elements(self, n: Value, lanes: int, body: Callable[[Value, int], None]) -> None:
+        """body(i, lanes) for i = 0, lanes, 2 * lanes, ... and then body(i, 1) for each of the rest of n elements."""
+
+        def many(i: Value) -> list[Value]:
+            body(i * lanes, lanes)
+            return []
+
+        def one(i: Value) -> list[Value]:
+            body(n / lanes * lanes + i, 1)
+            return []
+
+        self.loop(n / lanes, [], many)
+        self.loop(n - n / lanes * lanes, [], one)
+
 
 def staged(isa, result: str, *arguments: str):
     """Make a staged function callable from Numba kernels compiled for `isa`.
@@ -408,7 +428,7 @@ def staged(isa, result: str, *arguments: str):
         names = ["typing_context", *(f"a{i}" for i in range(len(arguments)))]
         typed.__signature__ = inspect.Signature(
             [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
-        typed.__name__ = function.__name__
+        typed.__name__ = getattr(function, "__name__", "staged")
         return intrinsic(typed)
 
     return decorate

@@ -39,12 +39,13 @@ from markupsafe import Markup
 
 from edgellm.errors import TemplateError
 
-SECONDS = 0.4  # of this thread's processor time, for compiling and for each rendering
+SECONDS = 0.35  # of this thread's processor time, for compiling and for each rendering
 LARGEST = 4_000_000  # characters of any one value, and of the rendered text
 CREATED = 64_000_000  # characters created in one rendering
 MOST_TOKENS = 10_000  # of the template's source; the longest known templates have under 2,000
 LARGEST_INT_BITS = 4096
 LARGEST_WIDTH = 10_000  # that a filter of SIZED_FILTERS takes
+MOST_ITEMS = 200_000  # that a filter of ITEM_FILTERS goes through
 ITEM = 8  # what a number, or the frame of a list, weighs
 
 # What the templates of models use, and more that is harmless; Jinja's others can blow up.
@@ -54,6 +55,8 @@ OFFERED_FILTERS = (
     "title trim truncate unique upper wordcount"
 )
 SIZED_FILTERS = ("batch", "center", "round", "slice", "truncate")
+ITEM_FILTERS = ("batch", "dictsort", "groupby", "list", "map", "max", "min", "reject", "rejectattr", "select",
+                "selectattr", "slice", "sort", "unique")  # fmt: skip
 OFFERED_METHODS = {
     str: (
         "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal "
@@ -321,13 +324,16 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         return timed
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        largest = LARGEST_WIDTH if name in SIZED_FILTERS else math.inf
+        widest = LARGEST_WIDTH if name in SIZED_FILTERS else math.inf
+        longest = MOST_ITEMS if name in ITEM_FILTERS else math.inf
 
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            for argument in [*args[1:], *kwargs.values()]:
-                if isinstance(argument, int) and abs(argument) > largest:
+            for argument in [*args, *kwargs.values()]:
+                if isinstance(argument, int) and abs(argument) > widest:
                     raise TemplateError(f"the chat template passes {argument} to its filter {name}; refused")
+                if isinstance(argument, (str, list, tuple, dict)) and len(argument) > longest:
+                    raise TemplateError(f"the chat template has over {longest:,} items for {name}; refused")
             return self.budget.admit(function(*args, **kwargs))
 
         return counted

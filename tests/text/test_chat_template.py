@@ -130,7 +130,8 @@ SNIPPETS = [
     "{# comment #}{% raw %}{{ raw }}{% endraw %}\n    {% if true %}   \n  kept\n    {% endif %}\n",
     "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ sep_token }}{{ add_generation_prompt }}",
     "{{ messages[0].nothing }}|{{ messages[9] }}|{{ missing }}",
-    "{{ missing.attribute }}", "{{ 1 / 0 }}", "{{ messages.append(1) }}", "{{ ''.__class__ }}", "{{ none + 1 }}",
+    "{{ missing.attribute }}", "{{ 1 / 0 }}", "{{ messages.append(1) }}", "{{ ''.__class__ }}",
+    "{{ none + 1 }}",
     "{{ 'x'.join([1, 2]) }}", "{{ raise_exception('no') }}", "{% for x in 5 %}{% endfor %}",
 ]  # fmt: skip
 

@@ -12,6 +12,8 @@ block, and the result so far: the largest score (m), the sum of exponentials (l)
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numba import njit
 
@@ -24,13 +26,24 @@ ROWS = 4  # of a tile computed together
 LOWEST = -1e30  # below every score, yet finite: the difference of two of them is 0, not NaN
 
 
-def _scores(v: Vocabulary, n_rows: int, query: Value, head_dim: Value, keys: Value, scores: Value) -> None:
+def _widen(v: Vocabulary, halves: Value, floats: Value, n: Value) -> None:
+    """float16 in the cache to float32 in scratch memory: once for all rows of a tile."""
+    v.elements(n, 16, lambda i, lanes: v.store(floats + i * 4, v.half(halves + i * 2, lanes)))
+
+
+def _number(v: Vocabulary, wide: bool, base: Value, index: Value, lanes: int) -> Value:
+    """Neighbouring numbers of a block, which is in the cache or was widened."""
+    return v.f32(base + index * 4, lanes) if wide else v.half(base + index * 2, lanes)
+
+
+def _scores(v: Vocabulary, query: Value, head_dim: Value, keys: Value, scores: Value, *, n_rows: int,
+            wide: bool) -> None:
     """scores[r, token] = query[r] . keys[:, token] for the tokens of a block, four registers of them at a time."""
     lanes = v.isa.lanes
     for first in range(0, KV_BLOCK, 4 * lanes):
 
         def body(i: Value, *sums: Value, first=first) -> list[Value]:
-            key = [v.half(keys + i * (KV_BLOCK * 2) + (first + lanes * c) * 2, lanes) for c in range(4)]
+            key = [_number(v, wide, keys, i * KV_BLOCK + (first + lanes * c), lanes) for c in range(4)]
             results = []
             for r in range(n_rows):
                 x = v.f32(query + (head_dim * r + i) * 4)
@@ -75,8 +88,8 @@ def _and(v: Vocabulary, a: Value, b: Value) -> Value:
     return Value(v, v.builder.and_(a.llvm, b.llvm))
 
 
-def _weighted_values(v: Vocabulary, n_rows: int, n_parts: int, weights: Value, begin: Value, end: Value,
-                     values: Value, head_dim: Value, first: Value, corrections: Value, out: Value) -> None:
+def _weighted_values(v: Vocabulary, weights: Value, begin: Value, end: Value, values: Value, head_dim: Value,
+                     first: Value, corrections: Value, out: Value, *, n_rows: int, wide: bool, n_parts: int) -> None:
     """out[r] = out[r] * correction[r] + sum over tokens of weights[r, token] * values[token], some dimensions of it."""
     lanes = v.isa.lanes
     row_bytes = (head_dim + 2) * 4
@@ -87,7 +100,8 @@ def _weighted_values(v: Vocabulary, n_rows: int, n_parts: int, weights: Value, b
 
     def body(i: Value, *sums: Value) -> list[Value]:
         token = begin + i
-        value = [v.half(values + (token * head_dim + first + c * lanes) * 2, lanes) for c in range(n_parts)]
+        at = token * head_dim + first
+        value = [_number(v, wide, values, at + c * lanes, lanes) for c in range(n_parts)]
         results = []
         for r in range(n_rows):
             weight = v.f32(weights + (token + r * KV_BLOCK) * 4)
@@ -127,6 +141,10 @@ def _merge(v: Vocabulary, part: Value, total: Value, n_rows: Value, head_dim: Va
     v.loop(n_rows, [], merge_row)
 
 
+def _scale_copy(v: Vocabulary, x: Value, out: Value, n: Value, factor: Value) -> None:
+    v.elements(n, 16, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes) * factor))
+
+
 def _clear(v: Vocabulary, rows: Value, n_rows: Value, head_dim: Value) -> None:
     """Results that have seen nothing: l and the sums are 0, and m is below every score."""
 
@@ -155,29 +173,38 @@ def build_attention(isa):
     load, store, load_i32 = m.load_f32, m.store_f32, m.load_i32
     task_bytes = ATTENTION_TASK.dtype.itemsize
     lanes = isa.lanes
-    score_rows, score_row = (
-        staged(isa, "void", *["i64"] * 4)(lambda v, *args, n=n: _scores(v, n, *args)) for n in (ROWS, 1))
-    weigh_rows, weigh_row, weigh_rows_narrow = (
-        staged(isa, "void", *["i64"] * 8)(lambda v, *args, n=n, parts=parts: _weighted_values(v, n, parts, *args))
-        for n, parts in ((ROWS, 4), (1, 4), (ROWS, 1)))
+    score_wide, score_rows, score_row = (
+        staged(isa, "void", *["i64"] * 4)(partial(_scores, n_rows=n, wide=wide))
+        for n, wide in ((ROWS, True), (ROWS, False), (1, False)))
+    weigh_wide, weigh_rows, weigh_row, weigh_rows_narrow, weigh_row_narrow = (
+        staged(isa, "void", *["i64"] * 8)(partial(_weighted_values, n_rows=n, wide=wide, n_parts=n_parts))
+        for n, wide, n_parts in ((ROWS, True, 4), (ROWS, False, 4), (1, False, 4), (ROWS, False, 1), (1, False, 1)))
+    widen = staged(isa, "void", *["i64"] * 3)(_widen)
+    scale_copy = staged(isa, "void", "i64", "i64", "i64", "f32")(_scale_copy)
     softmax = staged(isa, "f32", *["i64"] * 5)(_softmax)
     merge = staged(isa, "void", *["i64"] * 4)(_merge)
     clear = staged(isa, "void", *["i64"] * 3)(_clear)
 
     @njit(error_model="numpy")
-    def attend_block(op, task, kv_head, block, first, end, query, scores, corrections, result):
+    def attend_block(op, task, kv_head, block, first, end, query, result, scores, corrections, wide):
         """One block of the cache, of which positions first to end - 1 count, for all rows of the tile."""
         head_dim, group = op.head_dim, op.group
         n_rows = task.n_tokens * group
         row_bytes = (head_dim + 2) * 4
+        n_numbers = KV_BLOCK * head_dim
         position = block * KV_BLOCK
-        keys = op.cache + load_i32(task.block_table + block * 4) * op.block_bytes
-        values = keys + (op.n_kv_heads + kv_head) * KV_BLOCK * head_dim * 2
-        keys += kv_head * KV_BLOCK * head_dim * 2
+        keys = op.cache + load_i32(task.block_table + block * 4) * op.block_bytes + kv_head * n_numbers * 2
+        values = keys + op.n_kv_heads * n_numbers * 2
         begin_here, end_here = max(first - position, 0), min(end - position, KV_BLOCK)
+        is_tall = n_rows > ROWS
+        if is_tall:
+            widen(keys, wide, n_numbers)
+            widen(values, wide + n_numbers * 4, n_numbers)
         for row in range(0, n_rows, ROWS):
             at, to = query + row * head_dim * 4, scores + row * KV_BLOCK * 4
-            if n_rows - row > 1:
+            if is_tall:
+                score_wide(at, head_dim, wide, to)
+            elif n_rows > 1:
                 score_rows(at, head_dim, keys, to)
             else:
                 score_row(at, head_dim, keys, to)
@@ -191,13 +218,18 @@ def build_attention(isa):
             weights, to, by = scores + row * KV_BLOCK * 4, result + row * row_bytes + 8, corrections + row * 4
             i = 0
             while i + 4 * lanes <= head_dim:
-                if n_rows - row > 1:
+                if is_tall:
+                    weigh_wide(weights, begin_here, end_here, wide + n_numbers * 4, head_dim, i, by, to)
+                elif n_rows > 1:
                     weigh_rows(weights, begin_here, end_here, values, head_dim, i, by, to)
                 else:
                     weigh_row(weights, begin_here, end_here, values, head_dim, i, by, to)
                 i += 4 * lanes
             while i < head_dim:
-                weigh_rows_narrow(weights, begin_here, end_here, values, head_dim, i, by, to)
+                if n_rows > 1:
+                    weigh_rows_narrow(weights, begin_here, end_here, values, head_dim, i, by, to)
+                else:
+                    weigh_row_narrow(weights, begin_here, end_here, values, head_dim, i, by, to)
                 i += lanes
 
     def attention(record, chunk, thread):
@@ -214,12 +246,12 @@ def build_attention(isa):
         total = result + padded * row_bytes
         scores = total + padded * row_bytes
         corrections = scores + padded * KV_BLOCK * 4
-        for row in range(padded):
+        wide = corrections + padded * 4
+        for row in range(padded):  # rows that fill up the last four repeat the last one; nobody reads their results
             store(corrections + row * 4, np.float32(0))
             used = min(row, n_rows - 1)
             x = op.q + ((task.token + used // group) * op.q_stride + (kv_head * group + used % group) * head_dim) * 4
-            for i in range(head_dim):
-                store(query + (row * head_dim + i) * 4, load(x + i * 4) * np.float32(op.scale))
+            scale_copy(x, query + row * head_dim * 4, head_dim, np.float32(op.scale))
 
         # All positions that any token of the slice looks at; what single tokens must not see, softmax masks.
         first = max(task.kv_begin, task.position - op.window + 1)
@@ -229,20 +261,18 @@ def build_attention(isa):
             clear(result, padded, head_dim)
             begin_span, end_span = max(first, span * SPAN_TOKENS), min(end, (span + 1) * SPAN_TOKENS)
             for block in range(begin_span // KV_BLOCK, (end_span + KV_BLOCK - 1) // KV_BLOCK):
-                attend_block(op, task, kv_head, block, begin_span, end_span, query, scores, corrections, result)
+                attend_block(op, task, kv_head, block, begin_span, end_span, query, result, scores, corrections, wide)
             if task.slot < 0:
                 merge(result, total, n_rows, head_dim)
 
         if task.slot >= 0:  # a task of a single span: others will merge it
             to = op.partial + (task.slot * op.n_kv_heads + kv_head) * group * row_bytes
-            for i in range(group * (head_dim + 2)):
-                store(to + i * 4, load(result + i * 4))
+            scale_copy(result, to, group * (head_dim + 2), np.float32(1))
             return
         for row in range(n_rows):
             sums = total + row * row_bytes + 8
             out = op.out + ((task.token + row // group) * op.out_stride + (kv_head * group + row % group) * head_dim) * 4
-            for i in range(head_dim):
-                store(out + i * 4, load(sums + i * 4) / load(sums - 4))
+            scale_copy(sums, out, head_dim, np.float32(1) / load(sums - 4))
 
     return attention
 
@@ -250,9 +280,9 @@ def build_attention(isa):
 def build_attention_merge(isa):
     """Put the partial results of a token together, in order; chunk c is the c-th token that was split."""
     op_at, task_at = record_viewer(ATTENTION_MERGE), record_viewer(MERGE_TASK)
-    m = memory(isa)
-    load, store = m.load_f32, m.store_f32
+    load = memory(isa).load_f32
     task_bytes = MERGE_TASK.dtype.itemsize
+    scale_copy = staged(isa, "void", "i64", "i64", "i64", "f32")(_scale_copy)
     merge = staged(isa, "void", *["i64"] * 4)(_merge)
     clear = staged(isa, "void", *["i64"] * 3)(_clear)
 
@@ -267,8 +297,7 @@ def build_attention_merge(isa):
         for head in range(op.n_heads):
             sums = total + head * row_bytes + 8
             out = op.out + (task.token * op.out_stride + head * op.head_dim) * 4
-            for i in range(op.head_dim):
-                store(out + i * 4, load(sums + i * 4) / load(sums - 4))
+            scale_copy(sums, out, op.head_dim, np.float32(1) / load(sums - 4))
 
     return attention_merge
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from types import SimpleNamespace
 
-from edgellm.kernels.staged import F32, F64, I32, I64, staged
+from edgellm.kernels.staged import F32, I32, I64, staged
 
 
 @cache
 def memory(isa) -> SimpleNamespace:
-    """Loads, stores and a square root for an instruction set; every address is in bytes."""
+    """Loads and stores for an instruction set; every address is in bytes."""
 
     @staged(isa, "f32", "i64")
     def load_f32(v, address):
@@ -32,9 +32,6 @@ def memory(isa) -> SimpleNamespace:
     def load_i32(v, address):
         return v.load(address, I32).sext(I64)
 
-    @staged(isa, "f64", "f64")
-    def sqrt(v, x):
-        return v.call("llvm.sqrt", F64, x)
-
-    return SimpleNamespace(load_f32=load_f32, store_f32=store_f32, store_f16=store_f16,
-                           load_i64=load_i64, load_i32=load_i32, sqrt=sqrt)
+    return SimpleNamespace(
+        load_f32=load_f32, store_f32=store_f32, store_f16=store_f16, load_i64=load_i64, load_i32=load_i32
+    )

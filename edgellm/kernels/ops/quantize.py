@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.records import QUANTIZE
-from edgellm.kernels.staged import F32, I8, Value, Vocabulary, staged
+from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
 
 def quantize_row(v: Vocabulary, x: Value, n_groups: Value, q: Value, d: Value, sum32: Value, sum16: Value) -> None:
     """float32 [n_groups * 32] at x becomes int8 at q, with scales and sums (see records.QUANTIZED)."""
 
     def body(g: Value) -> list[Value]:
-        values = v.f32(x + g * 128, 32)
-        largest = v.abs(values).max()
+        values = [v.f32(x + g * 128 + 64 * half, 16) for half in range(2)]
+        largest = v.maximum(v.abs(values[0]), v.abs(values[1])).max()
         scale = largest * (1 / 127)
         inverse = v.select(v.greater(largest, v.constant(0.0, F32)), v.constant(127.0, F32) / largest,
                            v.constant(0.0, F32))
-        rounded = v.round_to_i32(values * inverse)
-        v.store(q + g * 32, rounded.trunc(I8))
-        halves = [rounded[:16].sum().to_f32() * scale, rounded[16:].sum().to_f32() * scale]
+        bytes_ = v.concat(*(v.round_to_i32(half * inverse).trunc(I8) for half in values))
+        # One multiply by ones gives the sums of every four bytes.
+        fours = v.dot_u8_s8(v.constant(0, I32, 8), v.constant(1, I8, 32), bytes_, 1)
+        halves = v.vector_of([fours[:4].sum(), fours[4:].sum()]).to_f32() * scale
+        v.store(q + g * 32, bytes_)
         v.store(d + g * 4, scale)
-        v.store(sum16 + g * 8, v.vector_of(halves))
+        v.store(sum16 + g * 8, halves)
         v.store(sum32 + g * 4, halves[0] + halves[1])
         return []
 

@@ -3,32 +3,56 @@
 from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import ROPE
+from edgellm.kernels.staged import Value, Vocabulary, staged
+
+PAIRS = 8  # turned together
+
+
+def _turn_neighbours(v: Vocabulary, x: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
+    """Pairs (2i, 2i + 1)."""
+
+    def turn(i: Value, n: int) -> None:
+        pairs = v.f32(x + i * 8, 2 * n)
+        a, b = (v.shuffle(pairs, pairs, range(side, 2 * n, 2)) for side in range(2))
+        c, s = v.f32(cosines + i * 4, n), v.f32(sines + i * 4, n)
+        turned = v.concat(a * c - b * s, a * s + b * c)
+        v.store(x + i * 8, v.shuffle(turned, turned, [lane // 2 + n * (lane % 2) for lane in range(2 * n)]))
+
+    v.elements(n_pairs, PAIRS, turn)
+
+
+def _turn_halves(v: Vocabulary, x: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
+    """Pairs (i, i + n_pairs)."""
+
+    def turn(i: Value, n: int) -> None:
+        first, second = x + i * 4, x + (i + n_pairs) * 4
+        a, b = v.f32(first, n), v.f32(second, n)
+        c, s = v.f32(cosines + i * 4, n), v.f32(sines + i * 4, n)
+        v.store(first, a * c - b * s)
+        v.store(second, a * s + b * c)
+
+    v.elements(n_pairs, PAIRS, turn)
 
 
 def build_rope(isa):
     """In place. A pair is (2i, 2i + 1) or, as most Hugging Face models have it, (i, i + n_rot / 2)."""
     op_at = record_viewer(ROPE)
-    m = memory(isa)
-    load, store = m.load_f32, m.store_f32
+    turn_neighbours = staged(isa, "void", *["i64"] * 4)(_turn_neighbours)
+    turn_halves = staged(isa, "void", *["i64"] * 4)(_turn_halves)
 
     def rope(record, chunk, thread):
         op = op_at(record)
-        half = op.n_rot // 2
-        lane_step = 2 if op.pair_step == 1 else 1
+        n_pairs = op.n_rot // 2
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
             cosines = op.table + token * op.n_rot * 4
-            sines = cosines + half * 4
+            sines = cosines + n_pairs * 4
             for head in range(op.n_heads):
                 x = op.x + (token * op.stride + head * op.head_dim) * 4
-                for i in range(half):
-                    first = x + i * lane_step * 4
-                    second = first + op.pair_step * 4
-                    a, b = load(first), load(second)
-                    c, s = load(cosines + i * 4), load(sines + i * 4)
-                    store(first, a * c - b * s)
-                    store(second, a * s + b * c)
+                if op.pair_step == 1:
+                    turn_neighbours(x, cosines, sines, n_pairs)
+                else:
+                    turn_halves(x, cosines, sines, n_pairs)
 
     return rope

@@ -1,0 +1,199 @@
+"""What every kernel computes, in NumPy: the twins that tests hold the compiled kernels to.
+
+Each function takes plain arrays where a kernel takes addresses, and says the same in a few lines. Sums are made
+in float64 unless their order is part of the promise, so a twin is closer to the truth than its kernel and tests
+allow for the kernel's float32 roundings. Shapes: tokens come first, a head's dimensions last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.kernels.records import KV_BLOCK
+from edgellm.quants import BlockFormat
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+
+GROUP = 32  # activations that share a scale
+
+
+# --- rows of activations -----------------------------------------------------------------------------------
+
+
+def embed(token_ids: Ints, weights: NDArray[np.uint8], fmt: BlockFormat, scale: float = 1.0) -> Floats:
+    """Rows of weights, uint8 [n_vocab, row_bytes], for ids [n_tokens] -> float32 [n_tokens, n_cols]."""
+    return fmt.dequantize(weights[token_ids]) * np.float32(scale)
+
+
+def select_rows(x: Floats, rows: Ints) -> Floats:
+    """float32 [n_tokens, n_cols] -> its rows [n_rows, n_cols], in the order asked for."""
+    return x[rows]
+
+
+def add(a: Floats, b: Floats) -> Floats:
+    """float32 [n_tokens, n_cols] both."""
+    return a + b
+
+
+def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Floats:
+    """x / sqrt(mean(x**2) + epsilon) * weight, for x [n_tokens, n_groups * n_cols] and weight [n_cols].
+
+    Every group, a head say, is normalized by itself; all share the weight.
+    """
+    groups = x.reshape(len(x), n_groups, -1).astype(np.float64)
+    mean_square = np.square(groups).mean(-1, keepdims=True)
+    return (groups / np.sqrt(mean_square + epsilon) * weight).astype(np.float32).reshape(x.shape)
+
+
+def silu_glu(gate: Floats, up: Floats) -> Floats:
+    """gate * sigmoid(gate) * up, for [n_tokens, n_cols] both."""
+    x = gate.astype(np.float64)
+    return (x * _sigmoid(x) * up).astype(np.float32)
+
+
+def gelu_glu(gate: Floats, up: Floats) -> Floats:
+    """gelu(gate) * up with the tanh form of gelu: x/2 (1 + tanh(z)), which is x * sigmoid(2z)."""
+    x = gate.astype(np.float64)
+    z = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return (x * _sigmoid(2 * z) * up).astype(np.float32)
+
+
+def _sigmoid(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def rope(x: Floats, angles: Floats, interleaved: bool) -> Floats:
+    """Turn pairs of dimensions: x [n_tokens, n_heads, head_dim] by angles [n_tokens, n_rot / 2], in radians.
+
+    A pair is (2i, 2i + 1) when interleaved, otherwise (i, i + n_rot / 2); dimensions from n_rot on stay.
+    """
+    half = angles.shape[-1]
+    first = np.arange(half) * (2 if interleaved else 1)
+    second = first + (1 if interleaved else half)
+    a, b = x[..., first].astype(np.float64), x[..., second].astype(np.float64)
+    cosine, sine = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    out = x.copy()
+    out[..., first] = a * cosine - b * sine
+    out[..., second] = a * sine + b * cosine
+    return out
+
+
+# --- linear layers -----------------------------------------------------------------------------------------
+
+
+class Quantized(NamedTuple):
+    """Activations as int8: x is about q * d, group by group (see `records.QUANTIZED`)."""
+
+    q: NDArray[np.int8]  # [n_tokens, n_cols]
+    d: Floats  # float32 [n_tokens, n_cols / 32]
+    sum32: Floats  # float32 [n_tokens, n_cols / 32]: d * sum of q over the group
+    sum16: Floats  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
+
+    def dequantize(self) -> NDArray[np.float64]:
+        """float64 [n_tokens, n_cols]: what the linear kernels take the activations to be."""
+        return self.q * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
+
+
+def quantize(x: Floats) -> Quantized:
+    """float32 [n_tokens, n_cols] -> int8 in groups of 32, each with the scale that its largest magnitude needs.
+
+    In float32 throughout, as the kernel does it: both give the same bits. A group that holds NaN or infinity
+    has a scale that is not finite either, and so spoils all that is computed from it.
+    """
+    groups = x.astype(np.float32).reshape(len(x), -1, GROUP)
+    largest = np.abs(groups).max(-1)
+    with np.errstate(all="ignore"):
+        d = largest * np.float32(1 / 127)
+        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+        rounded = np.rint(groups * inverse[..., None])
+        q = np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
+        sum16 = q.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32).astype(np.float32) * d[..., None]
+    return Quantized(q.reshape(x.shape), d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), -1))
+
+
+def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:
+    """W x for weights uint8 [n_rows, row_bytes] -> float32 [n_tokens, n_rows].
+
+    Kernels get the sum over a group exactly, from integers, and then add groups in float32, first to last.
+    """
+    with np.errstate(all="ignore"):
+        return (x.dequantize() @ fmt.dequantize(weights).astype(np.float64).T).astype(np.float32)
+
+
+def linear_float(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Floats:
+    """The same for float formats, whose kernels take the activations x [n_tokens, n_cols] as they are."""
+    with np.errstate(all="ignore"):
+        return (x.astype(np.float64) @ fmt.dequantize(weights).astype(np.float64).T).astype(np.float32)
+
+
+# --- attention ---------------------------------------------------------------------------------------------
+
+
+def new_cache(n_blocks: int, n_kv_heads: int, head_dim: int) -> tuple[NDArray[np.float16], ...]:
+    """The keys and values of a layer's cache, as two views of one zeroed block of memory.
+
+    keys:    float16 [n_blocks, n_kv_heads, head_dim, KV_BLOCK]
+    values:  float16 [n_blocks, n_kv_heads, KV_BLOCK, head_dim], behind the keys in every block
+    """
+    cache = np.zeros((n_blocks, 2, n_kv_heads * head_dim * KV_BLOCK), np.float16)
+    return (
+        cache[:, 0].reshape(n_blocks, n_kv_heads, head_dim, KV_BLOCK),
+        cache[:, 1].reshape(n_blocks, n_kv_heads, KV_BLOCK, head_dim),
+    )
+
+
+def kv_append(keys: NDArray[np.float16], values: NDArray[np.float16], slots: Ints, k: Floats, v: Floats) -> None:
+    """Put k and v [n_tokens, n_kv_heads, head_dim] into a cache; a slot is block * KV_BLOCK + place in the block."""
+    block, place = slots // KV_BLOCK, slots % KV_BLOCK
+    with np.errstate(over="ignore"):
+        keys[block, :, :, place] = k
+        values[block, :, place] = v
+
+
+class Partial(NamedTuple):
+    """Attention to some positions: what is needed to put it together with attention to others."""
+
+    m: Floats  # [n_tokens, n_heads]: the largest score, -inf where nothing was seen
+    l: Floats  # [n_tokens, n_heads]: the sum of exp(score - m)
+    sums: Floats  # [n_tokens, n_heads, head_dim]: the sum of exp(score - m) * value
+
+
+def attention(q: Floats, keys: NDArray[np.float16], values: NDArray[np.float16], block_table: Ints, position: int,
+              scale: float, window: int | None = None, kv_begin: int = 0, kv_end: int | None = None) -> Partial:
+    """Consecutive tokens q [n_tokens, n_heads, head_dim], the first at `position`, of one sequence.
+
+    Each looks at positions kv_begin to kv_end - 1 of the sequence as far as they are not after its own and, with
+    a window, fewer than `window` before it. Position p lies in block block_table[p // KV_BLOCK] of the cache.
+    Query heads come in equal groups that share a key-value head.
+    """
+    n_tokens, n_heads, _ = q.shape
+    own = position + np.arange(n_tokens)
+    seen = np.arange(kv_begin, position + n_tokens if kv_end is None else kv_end)
+    block, place = block_table[seen // KV_BLOCK], seen % KV_BLOCK
+    group = n_heads // keys.shape[1]
+    k = np.repeat(keys[block, :, :, place], group, axis=1).astype(np.float64)
+    v = np.repeat(values[block, :, place], group, axis=1).astype(np.float64)
+    visible = seen <= own[:, None]
+    if window is not None:
+        visible &= seen > own[:, None] - window
+
+    scores = np.einsum("thd,shd->ths", q.astype(np.float64) * scale, k)
+    scores = np.where(visible[:, None], scores, -np.inf)
+    m = scores.max(-1, initial=-np.inf)
+    weights = np.where(visible[:, None], np.exp(scores - np.where(np.isinf(m), 0, m)[..., None]), 0)
+    return Partial(m, weights.sum(-1), np.einsum("ths,shd->thd", weights, v))
+
+
+def attention_merge(partials: Sequence[Partial]) -> Floats:
+    """The whole result of attention from its parts: float32 [n_tokens, n_heads, head_dim]."""
+    m = np.max([part.m for part in partials], axis=0)
+    weights = [np.exp(part.m - m) for part in partials]
+    sums = sum(part.sums * w[..., None] for part, w in zip(partials, weights, strict=True))
+    total = sum(part.l * w for part, w in zip(partials, weights, strict=True))
+    return (sums / np.asarray(total)[..., None]).astype(np.float32)

@@ -1,0 +1,222 @@
+"""Compiled kernels behind the signatures of their NumPy twins (`edgellm.kernels.reference`).
+
+Whatever a kernel writes lies between walls of sentinels, whatever it reads beyond its input is poison, and
+weights end at a page that nobody may read: a kernel that strays is found.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels import records
+from edgellm.kernels.isa import Isa
+from edgellm.kernels.records import KV_BLOCK, ROW_ALIGN, SPAN_TOKENS
+from edgellm.kernels.reference import Quantized
+from edgellm.kernels.registry import find
+from edgellm.kernels.schema import Schema
+from edgellm.kernels.store import KernelStore
+from edgellm.quants import BlockFormat
+from edgellm.quants.floats import FloatFormat
+
+SENTINEL = np.float32(-12345.678)
+TOKEN_ALIGN = 16  # a tile may compute so many tokens at once, beyond the batch too
+TILE_ROWS = 64  # query rows of an attention task
+THREAD = 1  # not the first, so that a kernel that forgets whose scratch memory it uses is found
+
+
+def rows(x: np.ndarray, poison: float = np.nan) -> np.ndarray:
+    """x [n_tokens, ...] flat, as programs hold it: aligned rows, and poison in all that is beyond it."""
+    n_tokens, width = len(x), int(np.prod(x.shape[1:]))
+    padded = np.full((-(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN, -(-width // ROW_ALIGN) * ROW_ALIGN), poison, x.dtype)
+    padded[:n_tokens, :width] = x.reshape(n_tokens, width)
+    return padded
+
+
+def before_a_wall(raw: np.ndarray) -> np.ndarray:
+    """A copy that ends where a page begins that cannot be read: reading on ends the process."""
+    if sys.platform == "win32":
+        return raw.copy()
+    size = -(-raw.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, size + mmap.PAGESIZE), np.uint8)
+    wall = ctypes.c_void_p(memory.ctypes.data + size)
+    assert ctypes.CDLL(None).mprotect(wall, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    copy = memory[size - raw.nbytes : size].reshape(raw.shape)
+    copy[...] = raw
+    return copy
+
+
+class Output:
+    """Rows for a kernel to write, between two rows of sentinels."""
+
+    def __init__(self, n_tokens: int, width: int) -> None:
+        self.n_tokens, self.width = n_tokens, width
+        capacity = max(1, -(-n_tokens // TOKEN_ALIGN)) * TOKEN_ALIGN
+        self.memory = np.full((capacity + 2, -(-width // ROW_ALIGN) * ROW_ALIGN), SENTINEL)
+        self.address = self.memory[1:].ctypes.data
+        self.stride = self.memory.shape[1]
+
+    def take(self) -> np.ndarray:
+        assert (self.memory[[0, -1]] == SENTINEL).all(), "the kernel wrote outside of its output"
+        return self.memory[1 : self.n_tokens + 1, : self.width].copy()
+
+
+class Compiled:
+    """The kernels of an instruction set, compiled once and kept in the user's own kernel store."""
+
+    def __init__(self, isa: Isa) -> None:
+        self.store = KernelStore(isa)
+
+    def embed(self, token_ids: np.ndarray, weights: np.ndarray, fmt: BlockFormat, scale: float = 1.0) -> np.ndarray:
+        weights, n_cols = before_a_wall(weights), weights.shape[1] // fmt.block_bytes * fmt.block_size
+        out = Output(len(token_ids), n_cols)
+        ids = token_ids.astype(np.int32)
+        self._run("embed", records.EMBED, len(ids), len(ids), fmt, {"token_ids": ids}, weights=weights,
+                  row_bytes=weights.shape[1], n_cols=n_cols, scale=scale, out=out, stride=out.stride)
+        return out.take()
+
+    def select_rows(self, x: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        out = Output(len(wanted), x.shape[1])
+        self._run("select_rows", records.SELECT_ROWS, len(wanted), len(wanted), None,
+                  {"rows": wanted.astype(np.int64)}, x=rows(x), out=out, stride=out.stride)
+        return out.take()
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self._elementwise("add", records.ADD, a=a, b=b)
+
+    def silu_glu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        return self._elementwise("silu_glu", records.GLU, gate=gate, up=up)
+
+    def gelu_glu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+        return self._elementwise("gelu_glu", records.GLU, gate=gate, up=up)
+
+    def _elementwise(self, op: str, schema: Schema, **inputs: np.ndarray) -> np.ndarray:
+        (n_tokens, width), *_ = (x.shape for x in inputs.values())
+        out = Output(n_tokens, width)
+        self._run(op, schema, -(-n_tokens // 2), n_tokens, chunk_tokens=2, stride=out.stride, out=out,
+                  **{name: rows(x) for name, x in inputs.items()})
+        return out.take()
+
+    def rms_norm(self, x: np.ndarray, weight: np.ndarray, epsilon: float, n_groups: int = 1) -> np.ndarray:
+        n_tokens, width = x.shape
+        out = Output(n_tokens, width)
+        self._run("rms_norm", records.RMS_NORM, -(-n_tokens // 2), n_tokens, x=rows(x), weight=weight, out=out,
+                  stride=out.stride, out_stride=out.stride, n_groups=n_groups, n_cols=width // n_groups,
+                  epsilon=epsilon, chunk_tokens=2)
+        return out.take()
+
+    def rope(self, x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
+        n_tokens, n_heads, head_dim = x.shape
+        half = angles.shape[1]
+        table = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        turned = rows(x)
+        self._run("rope", records.ROPE, -(-n_tokens // 2), n_tokens, x=turned, stride=turned.shape[1], n_heads=n_heads,
+                  head_dim=head_dim, n_rot=2 * half, pair_step=1 if interleaved else half, table=table, chunk_tokens=2)
+        return turned[:n_tokens, : n_heads * head_dim].reshape(x.shape)
+
+    def quantize(self, x: np.ndarray) -> Quantized:
+        n_tokens, n_cols = x.shape
+        source = rows(x)
+        out = Quantized(np.zeros((n_tokens, n_cols), np.int8),
+                        *(np.zeros((n_tokens, n_cols // width), np.float32) for width in (32, 32, 16)))
+        self._run("quantize", records.QUANTIZE, -(-n_tokens // 2), n_tokens, x=source, stride=source.shape[1],
+                  n_cols=n_cols, to=_record(records.QUANTIZED, **out._asdict()), chunk_tokens=2)
+        return out
+
+    def linear(self, weights: np.ndarray, fmt: BlockFormat, x: Quantized | np.ndarray, op: str) -> np.ndarray:
+        """op is "linear_decode" or "linear_prefill"; float formats take x as float32, all others quantized."""
+        raw, n_rows = before_a_wall(weights), len(weights)
+        n_cols = weights.shape[1] // fmt.block_bytes * fmt.block_size
+        if isinstance(x, Quantized):
+            n_tokens = len(x.q)
+            capacity = -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
+            padded = [np.resize(part, (capacity, part.shape[1])) for part in x]
+            fields: dict[str, Any] = {"xq": _record(records.QUANTIZED, **dict(zip(x._fields, padded, strict=True)))}
+        else:
+            n_tokens, padded = len(x), [rows(x)]
+            fields = {"x": padded[0], "x_stride": padded[0].shape[1]}
+        out = Output(n_tokens, n_rows)
+        scratch_bytes = 16 * (4 * n_cols if isinstance(fmt, FloatFormat) else n_cols + 8 * (n_cols // fmt.scale_group))
+        scratch = np.zeros((THREAD + 1) * scratch_bytes + 64, np.uint8)
+        scratch[-64:] = 99
+        chunk_rows = 16
+        self._run(op, records.LINEAR, -(-n_rows // chunk_rows), n_tokens, fmt, weights=raw, row_bytes=weights.shape[1],
+                  n_rows=n_rows, n_cols=n_cols, out=out, out_stride=out.stride, chunk_rows=chunk_rows, scratch=scratch,
+                  scratch_bytes=scratch_bytes, prefetch=1 << 12, **fields)
+        assert (scratch[-64:] == 99).all(), "the kernel wrote behind its scratch memory"
+        return out.take()
+
+    def kv_append(self, keys: np.ndarray, values: np.ndarray, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+        n_tokens, n_heads, head_dim = k.shape
+        k_rows, v_rows = rows(k), rows(v)
+        self._run("kv_append", records.KV_APPEND, -(-n_tokens // 2), n_tokens, None, {"kv_slots": slots.astype(np.int64)},
+                  k=k_rows, v=v_rows, stride=k_rows.shape[1], n_heads=n_heads, head_dim=head_dim, cache=keys,
+                  block_bytes=keys.strides[0], chunk_tokens=2)
+
+    def attention(self, q: np.ndarray, keys: np.ndarray, values: np.ndarray, block_table: np.ndarray, position: int,
+                  scale: float, window: int | None = None, split: bool = False) -> np.ndarray:
+        """float32 [n_tokens, n_heads, head_dim]; split: every token by itself, in spans that are merged afterwards."""
+        n_tokens, n_heads, head_dim = q.shape
+        n_kv_heads = keys.shape[1]
+        group = n_heads // n_kv_heads
+        at_once = 1 if split else max(1, TILE_ROWS // group)
+        table = block_table.astype(np.int32)
+        tasks, merges, n_slots = [], [], 0
+        for token in range(0, n_tokens, at_once):
+            here, n = position + token, min(at_once, n_tokens - token)
+            if not split:
+                tasks.append((token, n, here, 0, here + n, table.ctypes.data, -1))
+                continue
+            first = 0 if window is None else max(0, here - window + 1)
+            spans = range(first // SPAN_TOKENS * SPAN_TOKENS, here + 1, SPAN_TOKENS)
+            merges.append((token, n_slots, len(spans)))
+            tasks += [(token, 1, here, begin, min(begin + SPAN_TOKENS, here + 1), table.ctypes.data, n_slots + i)
+                      for i, begin in enumerate(spans)]
+            n_slots += len(spans)
+
+        out, q_rows = Output(n_tokens, n_heads * head_dim), rows(q)
+        partial = np.full((n_slots + 1, n_heads, head_dim + 2), SENTINEL)
+        scratch_bytes = 4 * max(TILE_ROWS, -(-group // 4) * 4, n_heads) * (3 * head_dim + KV_BLOCK + 5)
+        scratch = np.zeros((THREAD + 1) * scratch_bytes, np.uint8)
+        shared = {"partial": partial, "out": out, "out_stride": out.stride, "head_dim": head_dim, "scratch": scratch,
+                  "scratch_bytes": scratch_bytes}
+        self._run("attention", records.ATTENTION, len(tasks) * n_kv_heads, n_tokens, q=q_rows, q_stride=q_rows.shape[1],
+                  n_kv_heads=n_kv_heads, group=group, scale=scale, window=window or 1 << 40, cache=keys,
+                  block_bytes=keys.strides[0], tasks=_table(records.ATTENTION_TASK, tasks), **shared)
+        if split:
+            self._run("attention_merge", records.ATTENTION_MERGE, len(merges), n_tokens, n_heads=n_heads,
+                      tasks=_table(records.MERGE_TASK, merges), **shared)
+        assert (partial[-1] == SENTINEL).all(), "the kernel wrote behind the partial results"
+        return out.take().reshape(q.shape)
+
+    def _run(self, op: str, schema: Schema, n_chunks: int, n_tokens: int, fmt: BlockFormat | None = None,
+             batch: dict[str, np.ndarray] | None = None, **fields: Any) -> None:
+        """Run all chunks of an op, the last one first: none may need another."""
+        kernel = find(op, fmt)
+        self.store.load([kernel])
+        function = self.store.function(kernel)
+        of_batch = _record(records.BATCH, n_tokens=n_tokens, **(batch or {}))
+        record = _record(schema, batch=of_batch, **fields)
+        for chunk in reversed(range(n_chunks)):
+            function(record.ctypes.data, chunk, THREAD)
+
+
+def _record(schema: Schema, **fields: Any) -> np.ndarray:
+    """A record with these words; of arrays, records and outputs it takes the address. The caller keeps them alive."""
+    record = schema.new()
+    for name, content in fields.items():
+        if isinstance(content, Output):
+            record[name] = content.address
+        else:
+            record[name] = content.ctypes.data if isinstance(content, np.ndarray) else content
+    return record
+
+
+def _table(schema: Schema, entries: list[tuple[int, ...]]) -> np.ndarray:
+    table = schema.new(len(entries))
+    table[:] = entries
+    return table
