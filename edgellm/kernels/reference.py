@@ -45,7 +45,7 @@ def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Fl
 
     Every group, a head say, is normalized by itself; all share the weight.
     """
-    groups = x.reshape(len(x), n_groups, -1).astype(np.float64)
+    groups = x.reshape(len(x), n_groups, x.shape[1] // n_groups).astype(np.float64)
     mean_square = np.square(groups).mean(-1, keepdims=True)
     return (groups / np.sqrt(mean_square + epsilon) * weight).astype(np.float32).reshape(x.shape)
 
@@ -106,7 +106,7 @@ def quantize(x: Floats) -> Quantized:
     In float32 throughout, as the kernel does it: both give the same bits. A group that holds NaN or infinity
     has a scale that is not finite either, and so spoils all that is computed from it.
     """
-    groups = x.astype(np.float32).reshape(len(x), -1, GROUP)
+    groups = x.astype(np.float32).reshape(len(x), x.shape[1] // GROUP, GROUP)
     largest = np.abs(groups).max(-1)
     with np.errstate(all="ignore"):
         d = largest * np.float32(1 / 127)
@@ -114,7 +114,7 @@ def quantize(x: Floats) -> Quantized:
         rounded = np.rint(groups * inverse[..., None])
         q = np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
         sum16 = q.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32).astype(np.float32) * d[..., None]
-    return Quantized(q.reshape(x.shape), d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), -1))
+    return Quantized(q.reshape(x.shape), d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
 
 
 def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:

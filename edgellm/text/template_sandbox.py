@@ -329,9 +329,10 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            for argument in [*args, *kwargs.values()]:
-                if isinstance(argument, int) and abs(argument) > widest:
-                    raise TemplateError(f"the chat template passes {argument} to its filter {name}; refused")
+            options = [*args[1:], *kwargs.values()]
+            if any(isinstance(option, int) and abs(option) > widest for option in options):
+                raise TemplateError(f"the chat template passes a huge number to its filter {name}; refused")
+            for argument in args[:2]:  # the first may be Jinja's own context
                 if isinstance(argument, (str, list, tuple, dict)) and len(argument) > longest:
                     raise TemplateError(f"the chat template has over {longest:,} items for {name}; refused")
             return self.budget.admit(function(*args, **kwargs))

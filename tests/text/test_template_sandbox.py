@@ -69,7 +69,7 @@ HOSTILE = {
     "counts": "{% set l = range(99999) | list %}{% for i in range(99999) %}{{ l.count(7) }}{% endfor %}",
     "comparisons": BIG + "{% set other = big ~ '' %}" + "{{ 'abb' in big }}{{ big == other }}" * 1500,
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "doubling recursion": "{% macro m(n) %}{% if n %}{{ m(n-1) ~ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "doubling recursion": "{% macro m(n) %}{{ m(n-1) ~ m(n-1) if n }}{% endmacro %}{{ m(60) }}",
     "doubling callers": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
     + "{% call m() %}" * 60 + "x" + "{% endcall %}" * 60,
     "recursive loop": "{% for i in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
@@ -99,7 +99,7 @@ HOSTILE = {
     "nested tuples as keys": grow("(1,)", "(ns.s, ns.s)", "{{ {ns.s: 1} }}"),
     "nested dicts as JSON": grow("{}", "{'a': ns.s, 'b': ns.s}", "{{ ns.s | tojson }}"),
     "nested dicts by call": grow("{}", "dict(a=ns.s, b=ns.s)", "{{ ns.s | tojson }}"),
-    "arguments": "{% macro m(n) %}{% if n %}{{ m(n-1, varargs, varargs) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "arguments": "{% macro m(n) %}{{ m(n-1, varargs, varargs) if n }}{% endmacro %}{{ m(60) }}",
     "markup": grow("'<' | e", "ns.s ~ '&' ~ ns.s"),
     "deep list": grow("[1]", "[ns.s]").replace("range(60)", "range(90000)"),
     "deep JSON": grow("[1]", "[ns.s]", "{{ ns.s | tojson }}").replace("range(60)", "range(5000)"),

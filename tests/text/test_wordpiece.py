@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import Any
+from unicodedata import ucd_3_2_0
 
 import numpy as np
 import pytest
@@ -57,10 +58,12 @@ def trained(lowercase: bool):
 def test_same_ids_as_tokenizers(lowercase):
     ours, original = trained(lowercase)
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(oracles.texts)
     @example("İ ΣΑΣ ǅ \x85 \u200d" + "a" * 101)
     def check(text):
+        # `tokenizers` strips accents by an old version of Unicode; leave out what may be newer.
+        text = "".join(char for char in text if ucd_3_2_0.category(char) != "Cn")
         assert ours.encode(text) == original.encode(text).ids
 
     check()

@@ -1,0 +1,111 @@
+"""Attention over a paged cache: against its twin, and equal to the bit however the work is divided."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgellm.kernels import reference
+from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
+
+from .compiled import Compiled
+
+# float32 sums over some hundred positions of values near 1, with weights from an exp good to about 1e-6.
+ATTENTION = 3e-6
+
+HEADS = [(16, 1, 1), (64, 3, 3), (80, 2, 2), (128, 1, 8), (256, 2, 1), (64, 1, 5)]  # head_dim, n_kv_heads, group
+
+
+class Text:
+    """A sequence of n_tokens in a cache whose blocks lie in no order, among poison."""
+
+    def __init__(self, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5) -> None:
+        rng = np.random.default_rng(seed)
+        n_blocks = -(-n_tokens // KV_BLOCK)
+        self.scale = head_dim**-0.5
+        self.q = rng.standard_normal((n_tokens, n_kv_heads * group, head_dim), np.float32) * 2
+        self.block_table = rng.permutation(n_blocks + 3)[:n_blocks]
+        self.cache = reference.new_cache(n_blocks + 3, n_kv_heads, head_dim)
+        for part in self.cache:
+            part[...] = np.nan
+        positions = np.arange(n_tokens)
+        self.slots = self.block_table[positions // KV_BLOCK] * KV_BLOCK + positions % KV_BLOCK
+        self.k, self.v = (rng.standard_normal((n_tokens, n_kv_heads, head_dim), np.float32) for _ in range(2))
+        reference.kv_append(*self.cache, self.slots, self.k, self.v)
+
+    def attend(self, compiled: Compiled, first: int, end: int, window: int | None = None, split: bool = False):
+        return compiled.attention(self.q[first:end], *self.cache, self.block_table, first, self.scale, window, split)
+
+    def twin(self, first: int, end: int, window: int | None = None):
+        part = reference.attention(self.q[first:end], *self.cache, self.block_table, first, self.scale, window)
+        return reference.attention_merge([part])
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
+def test_a_prompt(compiled: Compiled, head_dim: int, n_kv_heads: int, group: int) -> None:
+    for n_tokens in (1, 3, 63, 64, 65, 130):
+        text = Text(n_tokens, head_dim, n_kv_heads, group)
+        np.testing.assert_allclose(text.attend(compiled, 0, n_tokens), text.twin(0, n_tokens), atol=ATTENTION)
+
+
+@pytest.mark.parametrize("n_past", [1, 62, 63, 64, 127, 254, 255, 256, 257, 511, 512, 700])
+@pytest.mark.parametrize("n_new", [1, 2, 33])
+@pytest.mark.parametrize("split", [False, True])
+def test_new_tokens_after_a_past(compiled: Compiled, n_past: int, n_new: int, split: bool) -> None:
+    text = Text(n_past + n_new, 64, 2, 3)
+    got = text.attend(compiled, n_past, n_past + n_new, split=split)
+    np.testing.assert_allclose(got, text.twin(n_past, n_past + n_new), atol=ATTENTION)
+
+
+@pytest.mark.parametrize("window", [1, 5, 63, 64, 65, 200, 256, 300, 10_000])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_window(compiled: Compiled, window: int, split: bool) -> None:
+    text = Text(600, 32, 1, 2)
+    for first, end in ((0, 90), (180, 300), (570, 600), (599, 600)):
+        got = text.attend(compiled, first, end, window, split)
+        np.testing.assert_allclose(got, text.twin(first, end, window), atol=ATTENTION)
+
+
+@pytest.mark.parametrize("window", [None, 5, 100, 300])
+@pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
+def test_one_task_or_many_give_the_same_bits(compiled: Compiled, head_dim, n_kv_heads, group, window) -> None:
+    """A batch, odd parts of it, single tokens, and single tokens whose past is split into spans."""
+    n_tokens = 2 * SPAN_TOKENS + 40
+    text = Text(n_tokens, head_dim, n_kv_heads, group)
+    first = n_tokens - 50
+    together = text.attend(compiled, first, n_tokens, window)
+    assert same_bits(text.attend(compiled, first, n_tokens, window, split=True), together)
+    cuts = [first, first + 1, first + 8, first + 31, n_tokens]
+    parts = [text.attend(compiled, a, b, window) for a, b in zip(cuts, cuts[1:], strict=False)]
+    assert same_bits(np.concatenate(parts), together)
+    alone = [text.attend(compiled, token, token + 1, window) for token in range(n_tokens - 4, n_tokens)]
+    assert same_bits(np.concatenate(alone), together[-4:])
+
+
+def test_large_scores_do_not_overflow(compiled: Compiled) -> None:
+    text = Text(300, 64, 1, 2)
+    text.q *= 1000
+    np.testing.assert_allclose(text.attend(compiled, 250, 300), text.twin(250, 300), atol=1e-3)
+
+
+def test_the_cache_layout(compiled: Compiled) -> None:
+    """kv_append writes the given slots, all of them and no others."""
+    text = Text(150, 80, 3, 1)
+    got = reference.new_cache(len(text.block_table) + 3, 3, 80)
+    for part in got:
+        part[...] = np.nan
+    compiled.kv_append(*got, text.slots, text.k, text.v)
+    for ours, twins in zip(got, text.cache, strict=True):
+        np.testing.assert_array_equal(ours, twins)
+
+
+def test_parts_merge_to_the_whole() -> None:
+    """The twins among themselves: spans, one of which no token of the slice may see."""
+    text = Text(200, 16, 1, 1)
+    parts = [reference.attention(text.q[150:160], *text.cache, text.block_table, 150, text.scale, 40, begin, end)
+             for begin, end in ((0, 64), (64, 128), (128, 160))]
+    np.testing.assert_allclose(reference.attention_merge(parts), text.twin(150, 160, 40), atol=1e-6)

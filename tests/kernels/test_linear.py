@@ -1,0 +1,160 @@
+"""Linear layers: decode and prefill of every format against their twin, and against each other to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgellm.kernels import reference
+from edgellm.kernels.isa import AVX2, AVX512, Isa
+from edgellm.quants import FORMATS, BlockFormat
+from edgellm.quants.floats import FloatFormat
+
+from .compiled import Compiled
+from .conftest import AVAILABLE
+from .weights import half_fields, random_weights
+
+# Kernels add up to 2 x 48 terms in float32, each rounded by 6e-8 of what was added so far, which biases
+# (-scale * zero) can make several times the sum of magnitudes that errors are measured by.
+LINEAR = 6e-6
+# Up to 768 single weights, one after the other.
+LINEAR_FLOAT = 1e-5
+
+OPS = ("linear_decode", "linear_prefill")
+FEW_FORMATS = ("F16", "Q4_1", "Q6_K")
+N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 9, 33), (32, 96, 256, 768)
+ODD_COLS = (1, 7, 8, 37, 256)  # a float row may have any length
+
+everywhere = pytest.mark.parametrize(
+    ("isa", "fmt"),
+    [(isa, fmt) for isa in AVAILABLE for fmt in FORMATS.values() if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS],
+    ids=lambda x: getattr(x, "name", None),
+)
+
+
+def activations(fmt: BlockFormat, n_tokens: int, n_cols: int, rng: np.random.Generator):
+    """Input for a linear layer of that format, and the same as numbers."""
+    x = rng.standard_normal((n_tokens, n_cols), np.float32)
+    if isinstance(fmt, FloatFormat):
+        return x, x
+    quantized = reference.quantize(x)
+    return quantized, quantized.dequantize()
+
+
+def twin(weights: np.ndarray, fmt: BlockFormat, x) -> np.ndarray:
+    return (reference.linear_float if isinstance(fmt, FloatFormat) else reference.linear)(weights, fmt, x)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def shapes(fmt: BlockFormat) -> list[tuple[int, int, int]]:
+    """Every number of rows, tokens and columns, if not with each other."""
+    widths = ODD_COLS if isinstance(fmt, FloatFormat) else [n for n in N_COLS if n % fmt.block_size == 0]
+    return [(n_rows, n_tokens, widths[(i + j) % len(widths)])
+            for i, n_rows in enumerate(N_ROWS) for j, n_tokens in enumerate(N_TOKENS)]
+
+
+@everywhere
+@pytest.mark.parametrize("op", OPS)
+def test_agrees_with_its_twin(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+    rng = np.random.default_rng(11)
+    tolerance = LINEAR_FLOAT if isinstance(fmt, FloatFormat) else LINEAR
+    for n_rows, n_tokens, n_cols in shapes(fmt):
+        weights = random_weights(fmt, n_rows, n_cols, rng)
+        x, numbers = activations(fmt, n_tokens, n_cols, rng)
+        got = compiled_for(isa).linear(weights, fmt, x, op)
+        magnitude = np.abs(numbers) @ np.abs(fmt.dequantize(weights)).T
+        error = np.abs(got - twin(weights, fmt, x)) / magnitude
+        assert error.max() < tolerance, (n_rows, n_tokens, n_cols)
+
+
+@everywhere
+def test_decode_and_prefill_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+    """Whatever a token's company: a prompt has the same logits in one batch or token by token."""
+    rng = np.random.default_rng(12)
+    compiled: Compiled = compiled_for(isa)
+    for n_rows, n_tokens, n_cols in shapes(fmt):
+        weights = random_weights(fmt, n_rows, n_cols, rng)
+        x, _ = activations(fmt, n_tokens, n_cols, rng)
+        together = compiled.linear(weights, fmt, x, "linear_prefill")
+        assert same_bits(compiled.linear(weights, fmt, x, "linear_decode"), together)
+        last = x[-1:] if isinstance(x, np.ndarray) else reference.Quantized(*(part[-1:] for part in x))
+        for op in OPS:
+            assert same_bits(compiled.linear(weights, fmt, last, op), together[-1:])
+
+
+@everywhere
+@pytest.mark.parametrize("op", OPS)
+def test_every_instruction_set_gives_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+    best = AVAILABLE[0]
+    if isa is best:
+        pytest.skip("nothing to compare it with")
+    rng = np.random.default_rng(13)
+    for n_rows, n_tokens, n_cols in shapes(fmt)[:7]:
+        weights = random_weights(fmt, n_rows, n_cols, rng)
+        x, _ = activations(fmt, n_tokens, n_cols, rng)
+        here, there = (compiled_for(one).linear(weights, fmt, x, op) for one in (isa, best))
+        assert same_bits(here, there), (n_rows, n_tokens, n_cols)
+
+
+@everywhere
+@pytest.mark.parametrize("op", OPS)
+def test_no_tokens_are_no_work(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+    rng = np.random.default_rng(14)
+    x, _ = activations(fmt, 0, 256, rng)
+    assert compiled_for(isa).linear(random_weights(fmt, 17, 256, rng), fmt, x, op).shape == (0, 17)
+
+
+@everywhere
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+    """A scale that is infinite or NaN spoils the rows that have it, all of them and no others."""
+    rng = np.random.default_rng(15)
+    weights = random_weights(fmt, 17, 512, rng)
+    blocks = weights.reshape(-1).view(fmt.layout).reshape(17, -1)
+    if isinstance(fmt, FloatFormat):
+        bad = {np.inf: 3, -np.inf: 8, np.nan: 16}
+        weights = fmt.dequantize(weights)
+        for value, row in bad.items():
+            weights[row, 5 * row] = value
+        weights = fmt.quantize(weights)
+    elif fields := half_fields(fmt):
+        bad = {np.inf: 3, -np.inf: 8, np.nan: 16}
+        for value, row in bad.items():
+            blocks[fields[row % len(fields)]][row, -1] = value
+    else:
+        pytest.skip("this format has no scale that could be infinite")
+    x, _ = activations(fmt, 4, 512, rng)
+    got, want = compiled_for(isa).linear(weights, fmt, x, op), twin(weights, fmt, x)
+    spoilt = np.isin(np.arange(17), list(bad.values()))
+    np.testing.assert_array_equal(np.isfinite(want), np.broadcast_to(~spoilt, want.shape))
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_extreme_weights_and_activations_do_not_overflow_their_integers(compiled: Compiled, op: str) -> None:
+    """Every u at its largest and every activation at 127 or -127: the largest sums of products there are."""
+    for name, highest in (("Q4_1", 0xFF), ("Q6_K", 0xFF)):
+        fmt = FORMATS[name]
+        weights = np.full((8, fmt.row_bytes(256)), highest, np.uint8)
+        for field in half_fields(fmt):
+            weights.reshape(-1).view(fmt.layout)[field] = 1
+        x = reference.quantize(np.repeat(np.float32([[1], [-1]]), 256, axis=1))
+        np.testing.assert_allclose(compiled.linear(weights, fmt, x, op), reference.linear(weights, fmt, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa in (AVX512, AVX2)], ids=lambda isa: isa.name)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_bytes_meet_the_largest_activations(compiled_for, isa: Isa, op: str, sign: int) -> None:
+    """Q8_0 uses all 256 values of a byte: AVX2's 16-bit pairs of products would overflow if it took them whole."""
+    fmt = FORMATS["Q8_0"]
+    for byte in (127, -128, -1, 0):
+        blocks = np.zeros(4 * 3, fmt.layout)
+        blocks["d"], blocks["qs"] = 1, byte
+        weights = blocks.view(np.uint8).reshape(4, -1)
+        x = reference.quantize(np.full((2, 96), sign, np.float32))
+        np.testing.assert_allclose(compiled_for(isa).linear(weights, fmt, x, op), reference.linear(weights, fmt, x),
+                                   rtol=1e-5, atol=1e-3)

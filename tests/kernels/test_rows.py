@@ -1,0 +1,129 @@
+"""Kernels that work on rows of activations: each against its NumPy twin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgellm.kernels import reference
+from edgellm.kernels.isa import AVX2, AVX512, Isa
+from edgellm.quants import FORMATS, BlockFormat
+
+from .compiled import Compiled
+from .conftest import AVAILABLE
+from .weights import random_weights
+
+# A few float32 roundings (6e-8 each) of numbers near 1.
+ROUNDINGS = 5e-7
+# Sums of up to 1,000 squares in float32, added in several lanes.
+NORM = 2e-6
+# `Vocabulary.exp` is within some units of 6e-8, and its argument, up to 20, was rounded before.
+EXP = 4e-6
+
+N_TOKENS = (0, 1, 3, 9)
+WIDTHS = (1, 16, 33, 576)  # also such that no register divides
+FEW_FORMATS = ("F16", "Q4_1", "Q6_K")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, np.float32)
+
+
+def isas_and_formats() -> list[tuple[Isa, BlockFormat]]:
+    """All formats where registers are wide, and some on the others."""
+    return [(isa, fmt) for isa in AVAILABLE for fmt in FORMATS.values()
+            if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS]
+
+
+@pytest.mark.parametrize(("isa", "fmt"), isas_and_formats(), ids=lambda x: getattr(x, "name", None))
+def test_embed(compiled_for, isa: Isa, fmt: BlockFormat, rng: np.random.Generator) -> None:
+    compiled = compiled_for(isa)
+    for n_cols in (fmt.block_size, 3 * fmt.block_size):
+        weights = random_weights(fmt, 5, n_cols, rng)
+        ids = np.array([4, 0, 2, 2])  # the last row ends at the wall
+        got, want = compiled.embed(ids, weights, fmt, 1.5), reference.embed(ids, weights, fmt, 1.5)
+        # Kernels multiply u - zero, or add a minimum, in one more rounding than ggml's order has.
+        np.testing.assert_allclose(got, want, rtol=ROUNDINGS, atol=ROUNDINGS * np.abs(want).max())
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_add_and_select_rows_are_exact(compiled: Compiled, rng, n_tokens: int, width: int) -> None:
+    a, b = normal(rng, n_tokens, width), normal(rng, n_tokens, width)
+    np.testing.assert_array_equal(compiled.add(a, b), reference.add(a, b))
+    wanted = rng.integers(0, n_tokens, 5) if n_tokens else np.zeros(0, int)
+    np.testing.assert_array_equal(compiled.select_rows(a, wanted), reference.select_rows(a, wanted))
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize(("n_groups", "n_cols"), [(1, 1), (1, 33), (1, 576), (3, 64), (4, 80)])
+def test_rms_norm(compiled: Compiled, rng, n_tokens: int, n_groups: int, n_cols: int) -> None:
+    x, weight = 30 * normal(rng, n_tokens, n_groups * n_cols), normal(rng, n_cols)
+    got = compiled.rms_norm(x, weight, 1e-5, n_groups)
+    np.testing.assert_allclose(got, reference.rms_norm(x, weight, 1e-5, n_groups), rtol=NORM)
+
+
+def test_rms_norm_of_zeros_is_held_by_epsilon(compiled: Compiled) -> None:
+    zeros, ones = np.zeros((1, 64), np.float32), np.ones(64, np.float32)
+    np.testing.assert_array_equal(compiled.rms_norm(zeros, ones, 1e-6), zeros)
+
+
+@pytest.mark.parametrize("activation", ["silu_glu", "gelu_glu"])
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_glu(compiled: Compiled, rng, activation: str, n_tokens: int, width: int) -> None:
+    gate, up = 5 * normal(rng, n_tokens, width), normal(rng, n_tokens, width)
+    got, want = (getattr(side, activation)(gate, up) for side in (compiled, reference))
+    np.testing.assert_allclose(got, want, rtol=EXP, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["silu_glu", "gelu_glu"])
+def test_glu_of_extremes(compiled: Compiled, activation: str) -> None:
+    gate = np.array([[-1e30, -100, -90, -0.0, 0, 90, 1e30, np.inf, np.nan]], np.float32)
+    up = np.ones_like(gate)
+    got = getattr(compiled, activation)(gate, up)[0]
+    assert np.abs(got[:5]).max() < 1e-6
+    np.testing.assert_array_equal(got[5:8], gate[0, 5:8])
+    assert np.isnan(got[8])
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize(("head_dim", "n_rot"), [(64, 64), (80, 32), (16, 2), (256, 256)])
+def test_rope(compiled: Compiled, rng, interleaved: bool, head_dim: int, n_rot: int) -> None:
+    for n_tokens in N_TOKENS:
+        x = normal(rng, n_tokens, 3, head_dim)
+        angles = rng.uniform(0, 1000, (n_tokens, n_rot // 2))
+        got, want = compiled.rope(x, angles, interleaved), reference.rope(x, angles, interleaved)
+        np.testing.assert_allclose(got, want, atol=5 * ROUNDINGS)
+        np.testing.assert_array_equal(got[..., n_rot:], x[..., n_rot:])
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("n_cols", [32, 96, 768])
+def test_quantize_is_exact(compiled: Compiled, rng, n_tokens: int, n_cols: int) -> None:
+    x = normal(rng, n_tokens, n_cols) * np.float32(10) ** rng.integers(-30, 30, (n_tokens, 1))
+    x[:, :32] = 0  # a group of nothing
+    x[:, 40:44] = [0, -0.0, 1e-44, -1e-44]
+    for got, want in zip(compiled.quantize(x), reference.quantize(x), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_quantize_rounds_ties_to_even(compiled: Compiled) -> None:
+    x = np.zeros((1, 32), np.float32)
+    x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
+    assert compiled.quantize(x).q[0, :6].tolist() == [127, 0, 2, 2, 0, -2]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_quantize_does_not_hide_what_is_not_finite(compiled: Compiled, rng, bad: float) -> None:
+    x = normal(rng, 1, 96)
+    for place in (32, 50, 63):  # anywhere in the second group
+        spoilt = x.copy()
+        spoilt[0, place] = bad
+        d = compiled.quantize(spoilt).d[0]
+        assert np.isfinite(d).tolist() == [True, False, True]
