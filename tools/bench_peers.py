@@ -6,7 +6,7 @@
 process of its own, A B A B, so that neither side gets the quieter minute. Prefill and decode each start from
 a context of exactly `-d` tokens and are timed inside the process. The start is timed from outside, from the
 launch of the process to the first byte of its answer, with the file in the page cache and a context of `-c`
-tokens. A ratio above 1 is better for edgellm.
+tokens. A ratio above 1 is better for edgellm. For Linux and macOS.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Runner:
         self.n_batch = n_batch
         self.n_threads = n_threads
         weights = Weights(file.tensors)
-        body, head = Graph(self.isa), Graph(self.isa)
+        body, head = Graph(self.isa, n_threads), Graph(self.isa, n_threads)
         hidden = architecture.body(body, weights, config)
         hidden_input = head.input(hidden.width)
         logits = architecture.head(head, weights, config, hidden_input)

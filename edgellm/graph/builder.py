@@ -9,6 +9,7 @@ import numpy as np
 from edgellm.formats.gguf import Tensor
 from edgellm.graph.ops import Buffer, Chunks, Fixed, Op, Quantized, Table, Value
 from edgellm.kernels import records
+from edgellm.kernels.isa import Isa
 from edgellm.kernels.records import KV_BLOCK, TILE_ROWS
 from edgellm.kernels.registry import find
 from edgellm.quants.floats import FloatFormat
@@ -16,8 +17,8 @@ from edgellm.quants.floats import FloatFormat
 # Up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
 FEW_TOKENS = 3
 ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
-BYTES_PER_CHUNK = 1 << 16  # of weights in decode
-CHUNKS_PER_OP = 16  # at least, where there are rows enough: a thread that starts late still gets its share
+BYTES_PER_CHUNK = 1 << 15  # of weights in decode: a chunk ahead, for every thread, fits into second level caches
+TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
 ROWS_TOGETHER = 16  # decode kernels advance by 8 or 16 rows: chunks are multiples of both
 ATTENTION_ROWS = 64  # query rows (tokens times heads of a group) that share the keys and values they load
 MAX_SPLITS = 256  # pieces in one batch
@@ -46,8 +47,9 @@ class Graph:
     `outputs` what must outlive a run.
     """
 
-    def __init__(self, isa) -> None:
+    def __init__(self, isa: Isa, n_threads: int) -> None:
         self.isa = isa
+        self.n_threads = n_threads
         self.ops: list[Op] = []
         self.outputs: list[Buffer] = []
         self.constants: list[np.ndarray] = []  # converted weights that the file does not hold
@@ -94,8 +96,8 @@ class Graph:
         row_bytes = weight.format.row_bytes(n_cols)
         is_float = isinstance(weight.format, FloatFormat)
         source = x if is_float else self._quantize(x)
-        chunk_rows = max(1, min(BYTES_PER_CHUNK // row_bytes, -(-n_rows // CHUNKS_PER_OP)))
-        chunk_rows = -(-chunk_rows // ROWS_TOGETHER) * ROWS_TOGETHER
+        turns = max(TURNS, round(n_rows * row_bytes / (self.n_threads * BYTES_PER_CHUNK)))
+        chunk_rows = -(-n_rows // (turns * self.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER
         groups = n_cols if is_float else -(-n_cols // weight.format.scale_group)
         tile_bytes = TILE_ROWS * (4 * n_cols if is_float else n_cols + 8 * groups)
         self._add("linear_prefill", records.LINEAR,
@@ -103,7 +105,7 @@ class Graph:
                   format=weight.format, few="linear_decode", scratch=tile_bytes, weights=weight.address,
                   row_bytes=row_bytes, n_rows=n_rows, n_cols=n_cols, **({"x": x} if is_float else {"xq": source}),
                   x_stride=x.stride, out=out, out_stride=out.stride, chunk_rows=chunk_rows,
-                  prefetch=8 * row_bytes)
+                  prefetch=self.n_threads * chunk_rows * row_bytes)
         return out
 
     def add(self, a: Value, b: Value) -> Value:

@@ -233,10 +233,10 @@ class Vocabulary:
         self.builder.store(value.llvm, self._pointer(address, value.llvm.type), align=1)
 
     def prefetch(self, address: Value) -> None:
-        """Ask for a cache line ahead of its use; a wrong address does no harm."""
+        """Ask for a cache line far ahead of its use, into the second level cache; a wrong address does no harm."""
         pointer = self.builder.inttoptr(address.llvm, I8.as_pointer())
         name = "llvm.prefetch.p0"
-        arguments = [pointer, *(ir.Constant(I32, hint) for hint in (0, 3, 1))]  # read, keep in all levels, data
+        arguments = [pointer, *(ir.Constant(I32, hint) for hint in (0, 2, 1))]  # read, second level, data
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(
             module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name)
@@ -253,9 +253,12 @@ class Vocabulary:
     def f32(self, address: Value, n: int = 1) -> Value:
         return self.load(address, F32, n)
 
+    def f16(self, address: Value, n: int = 1) -> Value:
+        return self.load(address, F16, n)
+
     def half(self, address: Value, n: int = 1) -> Value:
         """float16 in memory, float32 in the register."""
-        return self.f16_to_f32(self.load(address, F16, n))
+        return self.f16_to_f32(self.f16(address, n))
 
     def brain_half(self, address: Value, n: int = 1) -> Value:
         """bfloat16 in memory: the upper half of a float32."""

@@ -26,7 +26,8 @@ class Unpacked:
 
     weights:  i -> the i-th 32 weights as unsigned bytes u. A function, so that they need be in registers only
               while they are multiplied.
-    scales:   float32, one for every `scale_group` weights.
+    scales:   float32, one for every `scale_group` weights; a single one may be float16 still, to be converted
+              together with those of other rows.
     biases:   float32 likewise, for the formats that store a minimum.
     """
 

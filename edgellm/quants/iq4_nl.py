@@ -40,7 +40,7 @@ class IQ4_NL(BlockFormat):
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 2, 16)
-        return Unpacked(lambda group: v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4)), v.half(block))
+        return Unpacked(lambda group: v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4)), v.f16(block))
 
 
 def nearest_level(x: Floats) -> Floats:

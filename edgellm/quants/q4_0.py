@@ -38,4 +38,4 @@ class Q4_0(BlockFormat):
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 2, 16)
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4), v.half(block))
+        return Unpacked(lambda group: v.concat(q & 15, q >> 4), v.f16(block))

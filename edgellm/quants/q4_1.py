@@ -38,4 +38,4 @@ class Q4_1(BlockFormat):
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 4, 16)
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4), v.half(block), v.half(block + 2))
+        return Unpacked(lambda group: v.concat(q & 15, q >> 4), v.f16(block), v.f16(block + 2))

@@ -46,4 +46,4 @@ class Q5_0(BlockFormat):
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 6, 16)
         high = v.bits(v.u32(block + 2)) << 4
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4) | high, v.half(block))
+        return Unpacked(lambda group: v.concat(q & 15, q >> 4) | high, v.f16(block))

@@ -47,4 +47,4 @@ class Q5_1(BlockFormat):
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 8, 16)
         high = v.bits(v.u32(block + 4)) << 4
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4) | high, v.half(block), v.half(block + 2))
+        return Unpacked(lambda group: v.concat(q & 15, q >> 4) | high, v.f16(block), v.f16(block + 2))

@@ -33,4 +33,4 @@ class Q8_0(BlockFormat):
         return self.pack(len(x), d=d[:, 0], qs=round_to(x * inverse(d), -127, 127))
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
-        return Unpacked(lambda group: v.u8(block + 2, 32) ^ 128, v.half(block))
+        return Unpacked(lambda group: v.u8(block + 2, 32) ^ 128, v.f16(block))

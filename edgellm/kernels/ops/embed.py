@@ -7,20 +7,22 @@ import numpy as np
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import EMBED
-from edgellm.kernels.staged import Value, Vocabulary, staged
+from edgellm.kernels.staged import F16, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
 
 def _dequantize_blocks(v: Vocabulary, fmt, row: Value, n_cols: Value, scale: Value, out: Value) -> None:
     def body(i: Value) -> list[Value]:
         unpacked = fmt.unpack(v, row + i * fmt.block_bytes)
+        scales, biases = (None if x is None else x.to_f32() if x.element == F16 else x
+                          for x in (unpacked.scales, unpacked.biases))
         for g in range(fmt.block_size // 32):
             u = unpacked.weights(g)
             for half in range(2):
                 s = (2 * g + half) * 16 // fmt.scale_group
-                weights = (u[16 * half : 16 * half + 16].u_to_f32() - float(fmt.zero)) * unpacked.scales[s]
-                if unpacked.biases is not None:
-                    weights = weights + v.splat(unpacked.biases[s], 16)
+                weights = (u[16 * half : 16 * half + 16].u_to_f32() - float(fmt.zero)) * scales[s]
+                if biases is not None:
+                    weights = weights + v.splat(biases[s], 16)
                 v.store(out + i * (fmt.block_size * 4) + (2 * g + half) * 64, weights * scale)
         return []
 

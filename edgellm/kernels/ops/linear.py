@@ -26,7 +26,8 @@ def _by_scale(v: Vocabulary, of_rows: list[Value]) -> list[Value]:
     """Eight rows of n scales each -> n registers of eight rows."""
     n = of_rows[0].n
     if n == 1:
-        return [v.vector_of(of_rows)]
+        column = v.vector_of(of_rows)
+        return [column if column.element == F32 else column.to_f32()]
     return [column for start in range(0, n, 8) for column in v.transpose8([row[start : start + 8] for row in of_rows])]
 
 
@@ -72,15 +73,13 @@ def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value
 def _sum_lanes(v: Vocabulary, rows: list[Value], n_parts: int) -> list[Value]:
     """The sums of eight rows of eight lanes, or of their lower and upper halves: a lane of the result is a row."""
 
-    def neighbours(a: Value, b: Value, width: int) -> Value:
-        """Lanes of a and b in turn, each run of `width` lanes added to the next."""
-        lanes = [lane for lane in range(8) if lane & width == 0]
-        order = sorted([(lane, side) for lane in lanes for side in range(2)], key=lambda x: (x[0] // (2 * width), x[1]))
-        low = [lane + 8 * side for lane, side in order]
-        return v.shuffle(a, b, low) + v.shuffle(a, b, [lane + width for lane in low])
+    def neighbours(a: Value, b: Value) -> Value:
+        """Sums of neighbouring lanes: two of a, two of b, in the lower and in the upper half (as x86's phaddd does)."""
+        even = [0, 2, 8, 10, 4, 6, 12, 14]
+        return v.shuffle(a, b, even) + v.shuffle(a, b, [lane + 1 for lane in even])
 
-    pairs = [neighbours(rows[i], rows[i + 1], 1) for i in range(0, 8, 2)]
-    fours = [neighbours(pairs[i], pairs[i + 1], 2) for i in range(0, 4, 2)]
+    pairs = [neighbours(rows[i], rows[i + 1]) for i in range(0, 8, 2)]
+    fours = [neighbours(pairs[i], pairs[i + 1]) for i in range(0, 4, 2)]
     halves = [v.shuffle(fours[0], fours[1], [half * 4 + lane % 4 + 8 * (lane // 4) for lane in range(8)])
               for half in range(2)]
     return halves if n_parts == 2 else [halves[0] + halves[1]]
