@@ -2,14 +2,19 @@
 
     cache = KVCache(layers, n_blocks)
     a = cache.sequence()
-    a.append(ids)           # after their keys and values were computed
-    b = a.fork(100)         # the first 100 tokens again, sharing every full block
+    a.reserve(len(ids))
+    a.append(ids)             # after their keys and values were computed
+    b = a.fork(100)           # the first 100 tokens again, in the same blocks until one of the two goes on
     a.trim(50)
     b.release()
+    cache.park(a)             # nobody needs it now, but a later text may begin like it
+    c = cache.resume(prompt)  # a sequence that has as much of the prompt as any parked one
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -17,6 +22,8 @@ import numpy as np
 
 from edgellm.errors import ContextOverflowError
 from edgellm.kernels.records import KV_BLOCK
+
+MAX_PARKED = 4  # texts that stay in the cache after their generation has ended
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,8 @@ def blocks_for(n_tokens: int) -> int:
 class KVCache:
     """The memory of all sequences of a model: `n_blocks` blocks in every layer.
 
-    The operating system gives each page as it is first written, so an unused block costs nothing; blocks
-    that were used before are given out first.
+    Any thread may call, each with sequences of its own. The operating system gives each page as it is first
+    written, so an unused block costs nothing; blocks that were used before are given out first.
     """
 
     def __init__(self, layers: SequenceOf[CacheLayer], n_blocks: int) -> None:
@@ -48,10 +55,14 @@ class KVCache:
         self.n_blocks = n_blocks
         self._memory = [np.empty((n_blocks, layer.block_bytes), np.uint8) for layer in self.layers]
         self._free = list(range(n_blocks - 1, -1, -1))
-        self._owners = np.zeros(n_blocks, np.int32)
+        self._owners = [0] * n_blocks
+        self._parked: list[Sequence] = []  # most recently used last
+        self._arriving: deque[Sequence] = deque()
+        self._lock = threading.RLock()
 
     @property
     def n_free_blocks(self) -> int:
+        """Blocks that nobody holds; those of parked sequences come on top when they are needed."""
         return len(self._free)
 
     @property
@@ -64,27 +75,71 @@ class KVCache:
     def sequence(self) -> Sequence:
         return Sequence(self)
 
+    # --- texts that have ended ----------------------------------------------------------------------------
+
+    def park(self, sequence: Sequence) -> None:
+        """Keep a sequence that nobody uses now, until its room is needed.
+
+        Takes no lock: a finalizer may call it at any moment, even while this thread is at work in here.
+        """
+        self._arriving.append(sequence)
+
+    def resume(self, token_ids: list[int]) -> Sequence:
+        """A sequence with as many of the first tokens of a text as a parked one has, or none."""
+        with self._lock:
+            self._settle()
+            lengths = [_common_prefix(parked.tokens, token_ids) for parked in self._parked]
+            n = max(lengths, default=0)
+            if n == 0:
+                return self.sequence()
+            best = self._parked.pop(lengths.index(n))
+            if n == len(best):
+                return best
+            self._parked.append(best)  # it has more to remember than this text
+            return best.fork(n)
+
+    def _settle(self) -> None:
+        while self._arriving:
+            self._parked.append(self._arriving.popleft())
+        while len(self._parked) > MAX_PARKED:
+            self._parked.pop(0).release()
+
+    # --- blocks -------------------------------------------------------------------------------------------
+
     def take(self) -> int:
-        """A block of one's own. Raises ContextOverflowError when none is left."""
-        if not self._free:
-            raise ContextOverflowError(f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use; "
-                                       "wait for another generation to end, or load with a larger n_ctx")
-        block = self._free.pop()
-        self._owners[block] = 1
-        return block
+        """A block of one's own, of a parked sequence if need be. Raises ContextOverflowError when none is left."""
+        with self._lock:
+            self._settle()
+            while not self._free and self._parked:
+                self._parked.pop(0).release()
+            if not self._free:
+                raise ContextOverflowError(f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use by other "
+                                           "generations; let one end (or close it), or load with a larger n_ctx")
+            block = self._free.pop()
+            self._owners[block] = 1
+            return block
 
     def share(self, block: int) -> int:
-        self._owners[block] += 1
-        return block
+        with self._lock:
+            self._owners[block] += 1
+            return block
 
     def give_back(self, block: int) -> None:
-        self._owners[block] -= 1
-        if self._owners[block] == 0:
-            self._free.append(block)
+        with self._lock:
+            self._owners[block] -= 1
+            if self._owners[block] == 0:
+                self._free.append(block)
 
-    def copy(self, source: int, target: int) -> None:
-        for memory in self._memory:
-            memory[target] = memory[source]
+    def own(self, block: int) -> int:
+        """This block if nobody else has it, or else a copy in its stead."""
+        with self._lock:
+            if self._owners[block] == 1:
+                return block
+            copy = self.take()
+            for memory in self._memory:
+                memory[copy] = memory[block]
+            self.give_back(block)
+            return copy
 
 
 class Sequence:
@@ -105,6 +160,9 @@ class Sequence:
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for so many more tokens. Raises ContextOverflowError when the cache is full."""
+        last, used = divmod(len(self.tokens), KV_BLOCK)
+        if used:
+            self._blocks[last] = self.block_table[last] = self.cache.own(self._blocks[last])
         while len(self._blocks) < blocks_for(len(self.tokens) + n_tokens):
             self._add(self.cache.take())
 
@@ -124,14 +182,10 @@ class Sequence:
             self.cache.give_back(self._blocks.pop())
 
     def fork(self, n_tokens: int) -> Sequence:
-        """Another sequence that begins with the first n_tokens of this one. Full blocks are shared, not copied."""
+        """Another sequence that begins with the first n_tokens of this one; their blocks are shared."""
         other = Sequence(self.cache)
-        n_full, rest = divmod(n_tokens, KV_BLOCK)
-        for block in self._blocks[:n_full]:
+        for block in self._blocks[: blocks_for(n_tokens)]:
             other._add(self.cache.share(block))
-        if rest:
-            other._add(self.cache.take())
-            self.cache.copy(self._blocks[n_full], other._blocks[n_full])
         other.tokens = self.tokens[:n_tokens]
         return other
 
@@ -145,3 +199,10 @@ class Sequence:
             self.block_table = np.concatenate([self.block_table, np.zeros_like(self.block_table)])
         self.block_table[index] = block
         self._blocks.append(block)
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import llvmlite.binding as llvm
+import numpy as np
 from numba import cfunc, types
 
 from edgellm.errors import KernelError
@@ -19,16 +20,18 @@ def compile_kernel(kernel: Kernel, isa: Isa) -> bytes:
     Raises KernelError when the code would need a function that a fresh process does not have.
     """
     function = kernel.build(isa)
-    compiled = cfunc(types.void(types.int64, types.int64, types.int64), error_model="numpy", fastmath={"contract", "reassoc", "nsz"})(function)
+    signature = types.void(types.int64, types.int64, types.int64)
+    compiled = cfunc(signature, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})(function)
     module = llvm.parse_assembly(compiled.inspect_llvm())
     _keep_only(module, compiled.native_name, kernel.symbol)
     machine = target_machine(isa)
     _optimize(module, machine)
-    for external in module.functions:
-        name = external.name
-        if external.is_declaration and not name.startswith("llvm.") and name not in ALLOWED_EXTERNALS:
-            raise KernelError(f"kernel {kernel.name} calls {name}, which no later process would have")
-    return machine.emit_object(module)
+    called = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    code = machine.emit_object(module)
+    if missing := (called | _undefined_symbols(code)) - ALLOWED_EXTERNALS:
+        names = ", ".join(sorted(missing))
+        raise KernelError(f"kernel {kernel.name} for {isa.name} calls {names}, which no later process would have")
+    return code
 
 
 def target_machine(isa: Isa) -> llvm.TargetMachine:
@@ -52,6 +55,22 @@ def _keep_only(module: llvm.ModuleRef, wrapper: str, symbol: str) -> None:
     for variable in module.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
+
+
+_ELF_SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"),
+                        ("value", "<u8"), ("size", "<u8")])  # fmt: skip
+
+
+def _undefined_symbols(code: bytes) -> set[str]:
+    """Names that an object expects from elsewhere: also C functions that stand in for missing instructions.
+
+    Only ELF objects are read, which is what Linux has; kernels are the same elsewhere.
+    """
+    sections = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(code).sections()}
+    names = sections.get(b".strtab", b"")
+    symbols = np.frombuffer(sections.get(b".symtab", b""), _ELF_SYMBOL)
+    starts = [int(at) for at in symbols["name"][symbols["section"] == 0] if at]
+    return {names[at : names.index(b"\0", at)].decode() for at in starts}
 
 
 def _optimize(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:

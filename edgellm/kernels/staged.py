@@ -139,8 +139,8 @@ class Value:
         return self._reduce("fadd", ir.Constant(F32, -0.0)) if self.is_float else self._reduce("add")
 
     def max(self) -> Value:
-        """The largest lane (floats)."""
-        return self._reduce("fmax")
+        """The largest lane: of floats, NaN left out, or of signed integers."""
+        return self._reduce("fmax" if self.is_float else "smax")
 
     def _reduce(self, operation: str, *start: ir.Value) -> Value:
         if self.n == 1:
@@ -307,15 +307,16 @@ class Vocabulary:
     def select(self, condition: Value, a: Value, b: Value) -> Value:
         return Value(self, self.builder.select(condition.llvm, a.llvm, self.like(b, a).llvm))
 
-    def floor(self, a: Value) -> Value:
-        return self.call("llvm.floor", a.llvm.type, a)
-
     def abs(self, a: Value) -> Value:
         return self.call("llvm.fabs", a.llvm.type, a)
 
     def round_to_i32(self, a: Value) -> Value:
         """To the nearest integer, ties to even."""
-        return self.call("llvm.rint", a.llvm.type, a)._convert("fptosi", I32)
+        return self.rint(a)._convert("fptosi", I32)
+
+    def rint(self, a: Value) -> Value:
+        """To the nearest integer, ties to even, still as float; for magnitudes below 2**22."""
+        return self.call("llvm.rint", a.llvm.type, a)
 
     def f16_to_f32(self, a: Value) -> Value:
         return a._convert("fpext", F32)
@@ -330,7 +331,7 @@ class Vocabulary:
         polynomial on |r| <= ln 2 / 2 (Cody and Waite's two-step reduction, Taylor terms to r**7).
         """
         clamped = self.minimum(self.maximum(x, -87.33654), 88.0)
-        n = self.call("llvm.rint", x.llvm.type, clamped * 1.4426950408889634)
+        n = self.rint(clamped * 1.4426950408889634)
         r = self.fma(n, self.like(-0.693145751953125, x), clamped)
         r = self.fma(n, self.like(-1.42860682030941723212e-6, x), r)
         result = self.like(1 / 5040, x)

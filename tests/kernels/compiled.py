@@ -29,10 +29,11 @@ TILE_ROWS = 64  # query rows of an attention task
 THREAD = 1  # not the first, so that a kernel that forgets whose scratch memory it uses is found
 
 
-def rows(x: np.ndarray, poison: float = np.nan) -> np.ndarray:
+def rows(x: np.ndarray) -> np.ndarray:
     """x [n_tokens, ...] flat, as programs hold it: aligned rows, and poison in all that is beyond it."""
+    assert x.dtype == np.float32
     n_tokens, width = len(x), int(np.prod(x.shape[1:]))
-    padded = np.full((-(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN, -(-width // ROW_ALIGN) * ROW_ALIGN), poison, x.dtype)
+    padded = np.full((-(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN, -(-width // ROW_ALIGN) * ROW_ALIGN), np.nan, x.dtype)
     padded[:n_tokens, :width] = x.reshape(n_tokens, width)
     return padded
 
@@ -63,6 +64,19 @@ class Output:
     def take(self) -> np.ndarray:
         assert (self.memory[[0, -1]] == SENTINEL).all(), "the kernel wrote outside of its output"
         return self.memory[1 : self.n_tokens + 1, : self.width].copy()
+
+
+class Scratch:
+    """Memory of a thread's own, between walls."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+        self.memory = np.full(n_bytes + (THREAD + 1) * n_bytes, 99, np.uint8)
+        self.address = self.memory.ctypes.data
+
+    def check(self) -> None:
+        own = slice(THREAD * self.n_bytes, (THREAD + 1) * self.n_bytes)
+        assert (np.delete(self.memory, own) == 99).all(), "the kernel wrote outside of its scratch memory"
 
 
 class Compiled:
@@ -140,14 +154,12 @@ class Compiled:
             n_tokens, padded = len(x), [rows(x)]
             fields = {"x": padded[0], "x_stride": padded[0].shape[1]}
         out = Output(n_tokens, n_rows)
-        scratch_bytes = 16 * (4 * n_cols if isinstance(fmt, FloatFormat) else n_cols + 8 * (n_cols // fmt.scale_group))
-        scratch = np.zeros((THREAD + 1) * scratch_bytes + 64, np.uint8)
-        scratch[-64:] = 99
+        scratch = Scratch(16 * (4 * n_cols if isinstance(fmt, FloatFormat) else n_cols + 8 * (n_cols // fmt.scale_group)))
         chunk_rows = 16
         self._run(op, records.LINEAR, -(-n_rows // chunk_rows), n_tokens, fmt, weights=raw, row_bytes=weights.shape[1],
                   n_rows=n_rows, n_cols=n_cols, out=out, out_stride=out.stride, chunk_rows=chunk_rows, scratch=scratch,
-                  scratch_bytes=scratch_bytes, prefetch=1 << 12, **fields)
-        assert (scratch[-64:] == 99).all(), "the kernel wrote behind its scratch memory"
+                  scratch_bytes=scratch.n_bytes, prefetch=1 << 12, **fields)
+        scratch.check()
         return out.take()
 
     def kv_append(self, keys: np.ndarray, values: np.ndarray, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
@@ -180,10 +192,9 @@ class Compiled:
 
         out, q_rows = Output(n_tokens, n_heads * head_dim), rows(q)
         partial = np.full((n_slots + 1, n_heads, head_dim + 2), SENTINEL)
-        scratch_bytes = 4 * max(TILE_ROWS, -(-group // 4) * 4, n_heads) * (3 * head_dim + KV_BLOCK + 5)
-        scratch = np.zeros((THREAD + 1) * scratch_bytes, np.uint8)
+        scratch = Scratch(4 * (max(TILE_ROWS, n_heads) * (3 * head_dim + KV_BLOCK + 5) + 2 * KV_BLOCK * head_dim))
         shared = {"partial": partial, "out": out, "out_stride": out.stride, "head_dim": head_dim, "scratch": scratch,
-                  "scratch_bytes": scratch_bytes}
+                  "scratch_bytes": scratch.n_bytes}
         self._run("attention", records.ATTENTION, len(tasks) * n_kv_heads, n_tokens, q=q_rows, q_stride=q_rows.shape[1],
                   n_kv_heads=n_kv_heads, group=group, scale=scale, window=window or 1 << 40, cache=keys,
                   block_bytes=keys.strides[0], tasks=_table(records.ATTENTION_TASK, tasks), **shared)
@@ -191,6 +202,7 @@ class Compiled:
             self._run("attention_merge", records.ATTENTION_MERGE, len(merges), n_tokens, n_heads=n_heads,
                       tasks=_table(records.MERGE_TASK, merges), **shared)
         assert (partial[-1] == SENTINEL).all(), "the kernel wrote behind the partial results"
+        scratch.check()
         return out.take().reshape(q.shape)
 
     def _run(self, op: str, schema: Schema, n_chunks: int, n_tokens: int, fmt: BlockFormat | None = None,
@@ -209,7 +221,7 @@ def _record(schema: Schema, **fields: Any) -> np.ndarray:
     """A record with these words; of arrays, records and outputs it takes the address. The caller keeps them alive."""
     record = schema.new()
     for name, content in fields.items():
-        if isinstance(content, Output):
+        if isinstance(content, (Output, Scratch)):
             record[name] = content.address
         else:
             record[name] = content.ctypes.data if isinstance(content, np.ndarray) else content

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import platform
+
 from edgellm.kernels.isa.base import Isa
-from edgellm.kernels.staged import F16, F32, I16, I32, Value, Vocabulary
+from edgellm.kernels.staged import F16, F32, F64, I16, I32, I64, Value, Vocabulary
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")  # where the baseline neither fuses nor rounds
 
 
 class _Generic(Vocabulary):
-    """Converts float16 with integer arithmetic: a CPU without such instructions would call a C function per lane."""
+    """Spells out what a CPU without the instruction would call a C function for, lane by lane."""
+
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """In float64 the product is exact. Their sum is rounded to odd, so that rounding it again does no harm
+
+        (Boldo and Melquiond, 2008): where the sum is not exact, its last bit says that there is more.
+        """
+        if not X86:
+            return super().fma(a, b, c)
+        widest = max((a, b, c), key=lambda x: x.n)
+        a, b, c = (self.like(x, widest).to(F64) for x in (a, b, c))
+        product = a * b
+        total = product + c
+        part = total - product
+        error = (product - (total - part)) + (c - part)  # exactly (Knuth's two-sum)
+        bits = total.bitcast(I64)
+        outwards = self.like(1, bits) - (((error.bitcast(I64) ^ bits) >> 62) & 2)  # 1 where the error has the sum's sign, else -1
+        is_inexact = Value(self, self.builder.fcmp_ordered("!=", error.llvm, self.like(0.0, error).llvm))
+        odd = bits + self.select(is_inexact, outwards * ((bits & 1) ^ 1), 0)
+        return odd.bitcast(F64).to(F32)
+
+    def rint(self, a: Value) -> Value:
+        """The sum with so large a number has no bits left for a fraction."""
+        return (a + 1.5 * 2.0**23) - 1.5 * 2.0**23
 
     def f16_to_f32(self, a: Value) -> Value:
         half = a.bitcast(I16) if a.n > 1 else Value(self, self.builder.bitcast(a.llvm, I16))

@@ -73,13 +73,14 @@ def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value
 def _sum_lanes(v: Vocabulary, rows: list[Value], n_parts: int) -> list[Value]:
     """The sums of eight rows of eight lanes, or of their lower and upper halves: a lane of the result is a row."""
 
-    def neighbours(a: Value, b: Value) -> Value:
-        """Sums of neighbouring lanes: two of a, two of b, in the lower and in the upper half (as x86's phaddd does)."""
-        even = [0, 2, 8, 10, 4, 6, 12, 14]
-        return v.shuffle(a, b, even) + v.shuffle(a, b, [lane + 1 for lane in even])
+    def fold(a: Value, b: Value, low: list[int]) -> Value:
+        """Lanes `low` of a and b plus the lanes two further on, within each half of the registers."""
+        high = [lane + 2 for lane in low]
+        return v.shuffle(a, b, low) + v.shuffle(a, b, high)
 
-    pairs = [neighbours(rows[i], rows[i + 1]) for i in range(0, 8, 2)]
-    fours = [neighbours(pairs[i], pairs[i + 1]) for i in range(0, 4, 2)]
+    # Interleave by ones, then by twos: single instructions on every CPU.
+    pairs = [fold(rows[i], rows[i + 1], [0, 8, 1, 9, 4, 12, 5, 13]) for i in range(0, 8, 2)]
+    fours = [fold(pairs[i], pairs[i + 1], [0, 1, 8, 9, 4, 5, 12, 13]) for i in range(0, 4, 2)]
     halves = [v.shuffle(fours[0], fours[1], [half * 4 + lane % 4 + 8 * (lane // 4) for lane in range(8)])
               for half in range(2)]
     return halves if n_parts == 2 else [halves[0] + halves[1]]

@@ -12,7 +12,9 @@ def quantize_row(v: Vocabulary, x: Value, n_groups: Value, q: Value, d: Value, s
 
     def body(g: Value) -> list[Value]:
         values = [v.f32(x + g * 128 + 64 * half, 16) for half in range(2)]
-        largest = v.maximum(v.abs(values[0]), v.abs(values[1])).max()
+        # As integers, magnitudes have the same order, and NaN comes after infinity: it spoils the scale.
+        magnitudes = [v.abs(half).bitcast(I32) for half in values]
+        largest = v.maximum(*magnitudes).max().bitcast(F32)
         scale = largest * (1 / 127)
         inverse = v.select(v.greater(largest, v.constant(0.0, F32)), v.constant(127.0, F32) / largest,
                            v.constant(0.0, F32))

@@ -1,0 +1,88 @@
+"""What compiled code consists of: nothing that a later process lacks, and on ARM the instructions meant."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+
+from edgellm.errors import KernelError
+from edgellm.kernels import compiler
+from edgellm.kernels.isa import GENERIC, NEON, Isa
+from edgellm.kernels.registry import Kernel, all_kernels, find
+from edgellm.kernels.staged import Vocabulary
+from edgellm.quants import FORMATS
+
+SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0")
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="other baselines have the instruction")
+def test_code_that_would_call_the_c_library_is_refused() -> None:
+    """The plain vocabulary says llvm.fma, which x86-64 without FMA does in libm: only the object shows it."""
+    careless = replace(GENERIC, vocabulary=Vocabulary)
+    with pytest.raises(KernelError, match=r"linear_decode\.F32 for generic calls fmaf, "):
+        compiler.compile_kernel(find("linear_decode", FORMATS["F32"]), careless)
+
+
+def test_an_object_names_its_kernel() -> None:
+    kernel = find("add")
+    code = compiler.compile_kernel(kernel, GENERIC)
+    assert kernel.symbol.encode() in code
+
+
+class _StandIn(NEON.vocabulary):
+    """Numba compiles for this machine too, whose LLVM target does not know ARM's instructions: calls stand in."""
+
+    def call(self, name, result, *args, suffix=True):
+        if name.startswith("llvm.aarch64."):
+            name = "standin." + name
+            llvm.add_symbol(name, 1)  # never called
+        return super().call(name, result, *args, suffix=suffix)
+
+
+@pytest.fixture
+def for_arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Isa]:
+    """The ISA with which `compile_kernel` makes objects for 64-bit ARM, whatever this machine is."""
+    triple = "aarch64-unknown-linux-gnu"
+    try:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        target = llvm.Target.from_triple(triple)
+    except RuntimeError as problem:
+        pytest.skip(f"this LLVM cannot compile for ARM: {problem}")
+    machine = target.create_target_machine(features="+neon,+dotprod", opt=3, jit=True)
+
+    def optimize(module, machine, original=compiler._optimize):
+        module.triple, module.data_layout = triple, str(machine.target_data)
+        for function in module.functions:
+            function.name = function.name.removeprefix("standin.")
+        original(module, machine)
+
+    monkeypatch.setattr(compiler, "target_machine", lambda isa: machine)
+    monkeypatch.setattr(compiler, "_optimize", optimize)
+    yield replace(NEON, vocabulary=_StandIn)
+
+
+def machine_words(code: bytes) -> np.ndarray:
+    """ARM instructions, 4 bytes each."""
+    sections = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(code).sections()}
+    return np.frombuffer(sections.get(b".ltext") or sections[b".text"], "<u4")
+
+
+def count_dot_products(code: bytes) -> int:
+    """SDOT, with a vector or with one lane of it (Arm ARM C7.2.279)."""
+    words = machine_words(code)
+    return int(((words & 0xFFE0FC00) == 0x4E809400).sum() + ((words & 0xFFC0F400) == 0x4F80E000).sum())
+
+
+@pytest.mark.parametrize(
+    "kernel", [k for k in all_kernels() if k.format is None or k.format.name in SOME_FORMATS], ids=lambda k: k.name)
+def test_every_kernel_compiles_for_arm(for_arm: Isa, kernel: Kernel) -> None:
+    code = compiler.compile_kernel(kernel, for_arm)
+    assert kernel.symbol.encode() in code
+    is_integer = kernel.op.startswith("linear") and kernel.format is not FORMATS["F16"] or kernel.op == "quantize"
+    assert (count_dot_products(code) > 0) == is_integer

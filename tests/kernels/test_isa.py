@@ -1,0 +1,50 @@
+"""Which instruction set runs, and what a person hears who asks for another."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgellm.errors import UsageError
+from edgellm.kernels import isa
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch):
+    """Choose on a CPU with these features, with EDGELLM_ISA set."""
+
+    def choose(wanted: str, *features: str) -> isa.Isa:
+        monkeypatch.setattr(isa, "host", lambda: ("some-cpu", dict.fromkeys(features, True)))
+        monkeypatch.setenv("EDGELLM_ISA", wanted)
+        return isa.choose()
+
+    return choose
+
+
+AVX2_CPU = ("avx2", "fma", "f16c")
+AVX512_CPU = (*AVX2_CPU, "avx512f", "avx512bw", "avx512vl", "avx512vnni")
+
+
+def test_the_best_that_the_cpu_has(ask) -> None:
+    assert ask("", *AVX512_CPU) is isa.AVX512
+    assert ask("", *AVX2_CPU, "avxvnni") is isa.AVX_VNNI
+    assert ask("", *AVX2_CPU) is isa.AVX2
+    assert ask("", "avx2") is isa.GENERIC  # AVX2 without FMA is not worth a kernel of its own
+    assert ask("", "neon", "dotprod") is isa.NEON
+    assert ask("", "neon") is isa.GENERIC
+
+
+def test_the_one_that_is_asked_for(ask) -> None:
+    for name in ("avx512", "avxvnni", "avx2", "generic"):
+        assert ask(name, *AVX512_CPU).name == name
+
+
+def test_an_unknown_name(ask) -> None:
+    with pytest.raises(UsageError, match="^EDGELLM_ISA='sse9' is not an instruction set that edgellm knows; "
+                                         "this CPU can run: avx2, generic$"):
+        ask("sse9", *AVX2_CPU)
+
+
+def test_one_that_the_cpu_lacks(ask) -> None:
+    with pytest.raises(UsageError, match="^EDGELLM_ISA='avx512' is not supported by this CPU; "
+                                         "this CPU can run: avx2, generic$"):
+        ask("avx512", *AVX2_CPU)

@@ -1,0 +1,143 @@
+"""The kernel store: what it finds it can trust, and what it cannot trust it makes again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgellm.kernels import store as store_module
+from edgellm.kernels.isa import GENERIC, available, choose
+from edgellm.kernels.records import ADD, BATCH
+from edgellm.kernels.registry import find
+from edgellm.kernels.store import KernelStore
+
+KERNEL = find("add")
+
+
+def two_plus_three(store: KernelStore) -> float:
+    """Run the kernel, to see that what was loaded is it."""
+    a, b, out = (np.full(16, number, np.float32) for number in (2, 3, 0))
+    batch, record = BATCH.new(), ADD.new()
+    batch["n_tokens"] = 1
+    record[["batch", "a", "b", "out", "stride", "chunk_tokens"]] = (
+        *(array.ctypes.data for array in (batch, a, b, out)), 16, 1)
+    store.function(KERNEL)(record.ctypes.data, 0, 0)
+    return float(out[0])
+
+
+def load(folder: Path) -> list[str]:
+    """Load the kernel from a store in `folder`, see that it works, and return what had to be compiled."""
+    compiled: list[str] = []
+    store = KernelStore(choose(), folder)
+    store.load([KERNEL], lambda done, total, name: compiled.append(name))
+    assert two_plus_three(store) == 5
+    return compiled
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """The file of a compiled kernel in a store at tmp_path."""
+    assert load(tmp_path) == ["add", ""]
+    (file,) = tmp_path.rglob("*.o")
+    return file
+
+
+def test_a_second_start_compiles_nothing(stored: Path, tmp_path: Path) -> None:
+    assert load(tmp_path) == []
+
+
+def test_a_kernel_is_loaded_once(tmp_path: Path) -> None:
+    store = KernelStore(choose(), tmp_path)
+    store.load([KERNEL, KERNEL])
+    address = store.address(KERNEL)
+    store.load([KERNEL])
+    assert store.address(KERNEL) == address
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda code: b"",
+        lambda code: code[:16],
+        lambda code: code[:32],
+        lambda code: code[:-1],
+        lambda code: code + b"\0",
+        lambda code: code[:100] + bytes([code[100] ^ 1]) + code[101:],
+        lambda code: bytes([code[0] ^ 128]) + code[1:],
+        lambda code: np.random.default_rng(1).bytes(5000),
+    ],
+    ids=["empty", "half a digest", "digest alone", "truncated", "longer", "flipped bit", "flipped digest", "garbage"],
+)
+def test_a_damaged_object_is_made_again(stored: Path, tmp_path: Path, damage) -> None:
+    whole = stored.read_bytes()
+    stored.write_bytes(damage(whole))
+    assert load(tmp_path) == ["add", ""]
+    assert stored.read_bytes() == whole
+    assert load(tmp_path) == []
+
+
+def test_a_folder_in_the_place_of_an_object(stored: Path, tmp_path: Path) -> None:
+    stored.unlink()
+    stored.mkdir()
+    assert load(tmp_path) == ["add", ""]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+def test_what_another_user_put_there_is_not_run(stored: Path, tmp_path: Path) -> None:
+    os.chown(stored, 12345, 12345)
+    assert load(tmp_path) == ["add", ""]
+
+
+def test_other_sources_have_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One more byte in any file that kernels come from, and nothing old is found."""
+    before = KernelStore(GENERIC, tmp_path).folder
+    assert KernelStore(GENERIC, tmp_path).folder == before
+    read = Path.read_bytes
+    for changed in ("linear.py", "q4_k.py", "no_such.py", "x86.py"):
+        monkeypatch.setattr(Path, "read_bytes", lambda self, name=changed: read(self) + b" " * (self.name == name))
+        assert (KernelStore(GENERIC, tmp_path).folder != before) == (changed != "no_such.py")
+
+
+def test_other_compilers_and_cpus_have_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folders = {KernelStore(isa, tmp_path).folder for isa in available()}
+    monkeypatch.setattr(store_module.metadata, "version", lambda package: "0.0")
+    folders |= {KernelStore(isa, tmp_path).folder for isa in available()}
+    monkeypatch.setattr(store_module, "host", lambda: ("another-cpu", {"avx": True}))
+    best = KernelStore(available()[0], tmp_path).folder
+    assert len(folders) == 2 * len(available())
+    assert available()[0] is GENERIC or best not in folders
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    assert load(blocked) == ["add", ""]
+    assert load(blocked) == ["add", ""]
+
+
+def python(code: str, home: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "EDGELLM_HOME": str(home)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, cwd=Path(__file__).parents[2])
+
+
+LOAD = """
+import sys
+from edgellm.kernels.isa import choose
+from edgellm.kernels.registry import find
+from edgellm.kernels.store import KernelStore
+KernelStore(choose()).load([find("add"), find("rope"), find("silu_glu")])
+print("numba" in sys.modules)
+"""
+
+
+def test_two_processes_fill_the_store_at_once_and_then_numba_is_not_needed(tmp_path: Path) -> None:
+    both = [python(LOAD, tmp_path) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0] for process in both] == ["True\n", "True\n"]
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["add.o", "rope.o", "silu_glu.o"]
+    assert python(LOAD, tmp_path).communicate(timeout=60)[0] == "False\n"
