@@ -6,11 +6,13 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 
 from edgellm.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
+MAX_THREADS = 1024
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
 
 
@@ -28,9 +30,12 @@ class RuntimeConfig:
     n_batch: int = 512
 
     def __post_init__(self) -> None:
+        _only_numbers(self)
         _at_least(self, "n_ctx", 1, optional=True)
         _at_least(self, "n_threads", 1, optional=True)
         _at_least(self, "n_batch", 1)
+        if self.n_threads is not None and self.n_threads > MAX_THREADS:
+            raise UsageError(f"n_threads is {self.n_threads}; expected a number up to {MAX_THREADS}")
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,7 @@ class SamplingParams:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{field.name} is {value}; expected a finite number")
+        _only_numbers(self)
         _at_least(self, "temperature", 0)
         _at_least(self, "top_k", 0)
         _between(self, "top_p", 0, 1)
@@ -69,6 +71,19 @@ class SamplingParams:
         _at_least(self, "repeat_last_n", 0)
         _at_least(self, "seed", 0, optional=True)
         _at_least(self, "max_tokens", 0, optional=True)
+
+
+def _only_numbers(params: RuntimeConfig | SamplingParams) -> None:
+    """Every field is a finite number, whole or missing only where its type says so."""
+    for field in fields(params):
+        value = getattr(params, field.name)
+        if value is None and "None" in str(field.type):
+            continue
+        whole = "int" in str(field.type)
+        if not isinstance(value, numbers.Integral if whole else numbers.Real):
+            raise UsageError(f"{field.name} is {value!r}; expected a {'whole ' if whole else ''}number")
+        if not whole and not math.isfinite(value):
+            raise UsageError(f"{field.name} is {value}; expected a finite number")
 
 
 def _at_least(params: object, name: str, least: int, optional: bool = False) -> None:

@@ -97,8 +97,7 @@ def main() -> None:
     }
     ours, theirs = medians["edgellm"], medians["llama.cpp"]
     ratios = {
-        name: ours[name] / theirs[name] if name.endswith("per_second") else theirs[name] / ours[name]
-        for name in ours
+        name: ours[name] / theirs[name] if name.endswith("per_second") else theirs[name] / ours[name] for name in ours
     }
     if args.json:
         print(json.dumps({"setting": vars(args), "rounds": rounds, "medians": medians, "ratios": ratios}))

@@ -56,15 +56,17 @@ def picture(lines: list[str]) -> str:
         f'<text x="{MARGIN}" y="{MARGIN + LINE * (i + 0.75):.0f}" class="{style(line)}">{escape(line)}</text>'
         for i, line in enumerate(lines)
     ]
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" role="img" '
-        f'aria-label="A chat with edgellm in a terminal">',
-        "<style>text{font:14px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;white-space:pre}"
-        ".said{fill:#e6edf3}.typed{fill:#7ee787}.note{fill:#8b949e}</style>",
-        f'<rect width="{width:.0f}" height="{height}" rx="10" fill="#0d1117"/>',
-        *rows,
-        "</svg>\n",
-    ])
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" role="img" '
+            f'aria-label="A chat with edgellm in a terminal">',
+            "<style>text{font:14px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;white-space:pre}"
+            ".said{fill:#e6edf3}.typed{fill:#7ee787}.note{fill:#8b949e}</style>",
+            f'<rect width="{width:.0f}" height="{height}" rx="10" fill="#0d1117"/>',
+            *rows,
+            "</svg>\n",
+        ]
+    )
 
 
 def style(line: str) -> str:

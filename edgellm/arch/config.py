@@ -11,8 +11,14 @@ from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 
 # Far above any real model, far below what would exhaust memory before the file's size is looked at.
-_LIMITS = {"block_count": 4096, "attention.head_count": 4096, "embedding_length": 1 << 20, "context_length": 1 << 32,
-           "feed_forward_length": 1 << 24, "attention.key_length": 1 << 14}
+_LIMITS = {
+    "block_count": 4096,
+    "attention.head_count": 4096,
+    "embedding_length": 1 << 20,
+    "context_length": 1 << 32,
+    "feed_forward_length": 1 << 24,
+    "attention.key_length": 1 << 14,
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ def decoder_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
         raise UnsupportedError(f"attention heads of {head_dim} dimensions; edgellm runs multiples of 16")
     n_rot = keys.count("rope.dimension_count", head_dim)
     if n_rot % 2 or n_rot > head_dim:
-        raise FormatError(f"{keys.architecture}.rope.dimension_count is {n_rot}; expected an even number up to {head_dim}")
+        raise FormatError(
+            f"{keys.architecture}.rope.dimension_count is {n_rot}; expected an even number up to {head_dim}"
+        )
     return ModelConfig(
         architecture=keys.architecture,
         n_ctx_train=keys.count("context_length"),
@@ -106,12 +114,14 @@ def decoder_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
 
 
 def _linear_rope_scale(keys: Keys) -> float:
+    if _has(keys, "rope.scale_linear"):  # as files of 2023 say it
+        return keys.number("rope.scale_linear")
     kind_key = f"{keys.architecture}.rope.scaling.type"
     kind = get_value(keys.metadata, kind_key, str, "none" if not _has(keys, "rope.scaling.factor") else "linear")
     if kind == "none":
         return 1.0
     if kind != "linear":
-        raise UnsupportedError(f"rope scaling of type {kind!r} ({kind_key}); edgellm supports 'linear'")
+        raise UnsupportedError(f"rope scaling of type {kind!r:.60} ({kind_key}); edgellm supports 'linear'")
     return keys.number("rope.scaling.factor")
 
 

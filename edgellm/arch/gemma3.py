@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
-from edgellm.arch.parts import gated_feed_forward, logits_head, rope_frequencies, self_attention, token_embedding
+from edgellm.arch.parts import (
+    gated_feed_forward,
+    logits_head,
+    rope_frequencies,
+    self_attention,
+    token_embedding,
+)
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.graph import Graph, Value
@@ -43,8 +49,15 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
         block = w.block(layer)
         is_global = (layer + 1) % LAYERS_PER_GLOBAL == 0
         h = g.rms_norm(x, block.take("attn_norm", c.n_embd), c.epsilon)
-        h = self_attention(g, block, c, h, rope_global if is_global else rope_local,
-                           None if is_global else c.window, head_norms=True)
+        h = self_attention(
+            g,
+            block,
+            c,
+            h,
+            rope_global if is_global else rope_local,
+            None if is_global else c.window,
+            head_norms=True,
+        )
         x = g.add(x, g.rms_norm(h, block.take("post_attention_norm", c.n_embd), c.epsilon))
         h = g.rms_norm(x, block.take("ffn_norm", c.n_embd), c.epsilon)
         h = gated_feed_forward(g, block, c, h, "gelu")

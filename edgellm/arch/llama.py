@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023) and all that is built like it: Llama 1 to 3.2, TinyLlama, SmolLM, Mistral without window.
+"""Llama (Touvron et al., 2023) and its like: Llama 1 to 3.2, TinyLlama, SmolLM, Mistral without window.
 
 Norm before each half of a layer, rotary positions on neighbouring pairs (the converter has permuted the
 projections for it), SiLU-gated feed-forward.
@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
-from edgellm.arch.parts import gated_feed_forward, logits_head, rope_frequencies, self_attention, token_embedding
+from edgellm.arch.parts import (
+    gated_feed_forward,
+    logits_head,
+    rope_frequencies,
+    self_attention,
+    token_embedding,
+)
 from edgellm.arch.weights import Weights
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope

@@ -22,8 +22,15 @@ def rope_frequencies(c: ModelConfig, base: float, scale: float = 1.0, factors: n
     return frequencies if factors is None else frequencies / factors
 
 
-def self_attention(g: Graph, w: Weights, c: ModelConfig, x: Value, rope: Rope, window: int | None = None,
-                   head_norms: bool = False) -> Value:
+def self_attention(
+    g: Graph,
+    w: Weights,
+    c: ModelConfig,
+    x: Value,
+    rope: Rope,
+    window: int | None = None,
+    head_norms: bool = False,
+) -> Value:
     """Grouped-query attention (Ainslie et al., 2023) with its four projections.
 
     head_norms:  normalize every head of queries and keys before they are turned, as Gemma 3 and Qwen 3 do.

@@ -37,5 +37,5 @@ def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
     name = get_value(metadata, "general.architecture", str)
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UnsupportedError(f"the model's architecture is {name!r}; edgellm runs: {known}")
+        raise UnsupportedError(f"the model's architecture is {name!r:.60}; edgellm runs: {known}")
     return ARCHITECTURES[name]

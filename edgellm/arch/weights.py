@@ -33,7 +33,8 @@ class Weights:
         if tensor is None:
             raise FormatError(f"the file has no tensor {full!r}, which its architecture needs")
         fits = len(tensor.shape) == len(shape) and all(
-            expected in (None, size) for size, expected in zip(tensor.shape, shape, strict=True))
+            expected in (None, size) for size, expected in zip(tensor.shape, shape, strict=True)
+        )
         if not fits:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise FormatError(f"tensor {full!r} has shape {list(tensor.shape)}; expected [{wanted}]")

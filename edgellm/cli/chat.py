@@ -199,9 +199,7 @@ def changed(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
         if value != "none" or default is not None:
             change = {name: float(value) if isinstance(default, float) else int(value)}
     except ValueError:
-        raise UsageError(
-            f"{name} is {value!r}; expected a number, as in: /set {name} {default or 1}"
-        ) from None
+        raise UsageError(f"{name} is {value!r}; expected a number, as in: /set {name} {default or 1}") from None
     return dataclasses.replace(sampling, **change)
 
 

@@ -52,8 +52,7 @@ def sampling_params(typed: dict[str, Any]) -> SamplingParams:
 def runtime_options(command: Command) -> Command:
     """Give a command -t and -c."""
     context = (
-        "Tokens that prompt and answers may fill together.  "
-        f"[default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
+        f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
     threads = "Worker threads.  [default: what is fastest here]"
     command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context)(command)

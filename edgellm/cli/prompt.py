@@ -41,9 +41,7 @@ def _read_stdin() -> str:
         return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         found = data[error.start]
-        raise FileProblem(
-            f"standard input is not valid UTF-8: byte 0x{found:02x} at offset {error.start}"
-        ) from None
+        raise FileProblem(f"standard input is not valid UTF-8: byte 0x{found:02x} at offset {error.start}") from None
 
 
 def _say_when_waiting() -> None:

@@ -19,9 +19,7 @@ def template_of(model: Model, raw: bool, system: str | None, verbose: bool) -> C
     """
     template = None if raw else model.chat_template
     if template is None and system is not None:
-        why = (
-            "--raw uses no chat template" if raw else f"{model.path.name} has no chat template (a base model)"
-        )
+        why = "--raw uses no chat template" if raw else f"{model.path.name} has no chat template (a base model)"
         raise UsageError(f"--system cannot be used: {why}")
     if template is None and not raw:
         note(f"{model.path.name} has no chat template (a base model): it continues your text")

@@ -38,7 +38,8 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     sequence = cache.sequence()
     try:
         read(sequence, depth)
-        prefill, decode = [], []
+        prefill: list[float] = []
+        decode: list[float] = []
         for repetition in range(n_repetitions + 1):  # the first one warms up
             for work, seconds, n in ((read, prefill, n_prompt), (write, decode, n_generate)):
                 if n:

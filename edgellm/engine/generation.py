@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,57 +43,33 @@ class GenerationStats:
         return (self.n_generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
 
 
-class Generation(Iterator[str]):
-    """An iterator over pieces of text.
+@dataclass
+class _Answer:
+    """An answer in the making.
 
-    finish_reason:  None while it goes on; then "stop" (the model ended its text), "length" (max_tokens),
-                    "context" (no room for more) or "cancelled".
-    stats:          counts and times so far.
-    token_ids:      the tokens generated so far.
+    It knows nothing of the Generation that people hold, so that one they let go of ends at once.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, sequence: Sequence, prompt: list[int],
-                 params: SamplingParams, n_ctx: int, on_end) -> None:
-        self.finish_reason: str | None = None
-        self.token_ids: list[int] = []
-        self.stats = GenerationStats(n_prompt_tokens=len(prompt), n_reused_tokens=len(sequence))
-        self._cancelled = False
-        self._pieces = self._run(runner, tokenizer, sequence, prompt, params, n_ctx)
-        self._on_end = on_end
-        self._sequence: Sequence | None = sequence
+    stats: GenerationStats
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    cancelled: bool = False
 
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except BaseException:  # the end, an error, or Ctrl-C
-            self._end()
-            raise
-
-    def cancel(self) -> None:
-        """Stop soon: before the next piece of the prompt or the next token. From any thread."""
-        self._cancelled = True
-
-    def close(self) -> None:
-        """Stop now; what was computed stays in the cache for the next prompt."""
-        self._pieces.close()
-        self._end()
-
-    def __del__(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        sequence, self._sequence = self._sequence, None
-        if sequence is not None:
-            self.finish_reason = self.finish_reason or "cancelled"
-            self._on_end(sequence)
-
-    def _run(self, runner: Runner, tokenizer: Tokenizer, sequence: Sequence, prompt: list[int],
-             params: SamplingParams, n_ctx: int) -> Iterator[str]:
+    def pieces(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        sequence: Sequence,
+        prompt: list[int],
+        params: SamplingParams,
+        n_ctx: int,
+    ) -> Generator[str]:
+        """The text, piece by piece, while tokens are computed and appended to the sequence."""
         started = time.perf_counter()
         sampler, text = Sampler(params), tokenizer.stream()
         logits = np.empty((0, 0), np.float32)
         while (done := len(sequence)) < len(prompt):
-            if self._cancelled:
+            if self.cancelled:
                 return self._finish("cancelled")
             piece = prompt[done : done + runner.n_batch]
             is_last = done + len(piece) == len(prompt)
@@ -103,9 +79,11 @@ class Generation(Iterator[str]):
             return self._finish("length")
         first_at = time.perf_counter()
         while True:
-            if self._cancelled:
+            if self.cancelled:
                 return self._finish("cancelled")
-            token_id = sampler.choose(logits[0], [*prompt, *self.token_ids] if params.repeat_penalty != 1 else ())
+            context = [*prompt, *self.token_ids] if params.repeat_penalty != 1 else ()
+            # Some embeddings have more rows than there are tokens, to be a round number.
+            token_id = sampler.choose(logits[0, : tokenizer.n_vocab], context)
             now = time.perf_counter()
             if not self.token_ids:
                 self.stats.first_token_seconds = now - started
@@ -133,3 +111,65 @@ class Generation(Iterator[str]):
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
+
+
+class Generation(Iterator[str]):
+    """An iterator over pieces of text, for one thread at a time."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        sequence: Sequence,
+        prompt: list[int],
+        params: SamplingParams,
+        n_ctx: int,
+    ) -> None:
+        self._answer = _Answer(GenerationStats(n_prompt_tokens=len(prompt), n_reused_tokens=len(sequence)))
+        self._pieces = self._answer.pieces(runner, tokenizer, sequence, prompt, params, n_ctx)
+        self._sequence: Sequence | None = sequence
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None while it goes on; then "stop" (the model ended its text), "length" (max_tokens), "context" (no room
+        for more) or "cancelled" (by `cancel`, `close`, Ctrl-C or an error).
+        """
+        return self._answer.finish_reason
+
+    @property
+    def stats(self) -> GenerationStats:
+        """Counts and times so far."""
+        return self._answer.stats
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens generated so far."""
+        return self._answer.token_ids
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except BaseException:  # the end, an error, or Ctrl-C
+            if not self._pieces.gi_running:  # unless it was another thread that is at work in here
+                self._end()
+            raise
+
+    def cancel(self) -> None:
+        """Stop soon: before the next piece of the prompt or the next token. From any thread."""
+        self._answer.cancelled = True
+
+    def close(self) -> None:
+        """Stop now; what was computed stays in the cache for the next prompt."""
+        self.cancel()
+        if not self._pieces.gi_running:
+            self._pieces.close()
+            self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        sequence, self._sequence = self._sequence, None
+        if sequence is not None:
+            self._answer.finish_reason = self.finish_reason or "cancelled"
+            sequence.cache.park(sequence)

@@ -1,14 +1,14 @@
 """The KV cache: blocks of tokens, and sequences that own or share them.
 
-    cache = KVCache(layers, n_blocks)
-    a = cache.sequence()
-    a.reserve(len(ids))
-    a.append(ids)             # after their keys and values were computed
-    b = a.fork(100)           # the first 100 tokens again, in the same blocks until one of the two goes on
-    a.trim(50)
-    b.release()
-    cache.park(a)             # nobody needs it now, but a later text may begin like it
-    c = cache.resume(prompt)  # a sequence that has as much of the prompt as any parked one
+cache = KVCache(layers, n_blocks)
+a = cache.sequence()
+a.reserve(len(ids))
+a.append(ids)             # after their keys and values were computed
+b = a.fork(100)           # the first 100 tokens again, in the same blocks until one of the two goes on
+a.trim(50)
+b.release()
+cache.park(a)             # nobody needs it now, but a later text may begin like it
+c = cache.resume(prompt)  # a sequence that has as much of the prompt as any parked one
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ class KVCache:
     def take(self) -> int:
         """A block of one's own, of a parked sequence if need be. Raises ContextOverflowError when none is left."""
         with self._lock:
-            self._settle()
-            while not self._free and self._parked:
-                self._parked.pop(0).release()
+            self._make_room()
             if not self._free:
-                raise ContextOverflowError(f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use by other "
-                                           "generations; let one end (or close it), or load with a larger n_ctx")
+                raise ContextOverflowError(
+                    f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use by other "
+                    "generations; let one end (or close it), or load with a larger n_ctx"
+                )
             block = self._free.pop()
             self._owners[block] = 1
             return block
@@ -131,15 +131,21 @@ class KVCache:
                 self._free.append(block)
 
     def own(self, block: int) -> int:
-        """This block if nobody else has it, or else a copy in its stead."""
+        """This block if nobody else has it, or else a copy to have in its stead."""
         with self._lock:
+            if self._owners[block] > 1:
+                self._make_room()
             if self._owners[block] == 1:
                 return block
             copy = self.take()
             for memory in self._memory:
                 memory[copy] = memory[block]
-            self.give_back(block)
             return copy
+
+    def _make_room(self) -> None:
+        self._settle()
+        while not self._free and self._parked:
+            self._parked.pop(0).release()
 
 
 class Sequence:
@@ -162,7 +168,10 @@ class Sequence:
         """Make room for so many more tokens. Raises ContextOverflowError when the cache is full."""
         last, used = divmod(len(self.tokens), KV_BLOCK)
         if used:
-            self._blocks[last] = self.block_table[last] = self.cache.own(self._blocks[last])
+            shared = self._blocks[last]
+            self._blocks[last] = self.block_table[last] = self.cache.own(shared)
+            if self._blocks[last] != shared:
+                self.cache.give_back(shared)
         while len(self._blocks) < blocks_for(len(self.tokens) + n_tokens):
             self._add(self.cache.take())
 

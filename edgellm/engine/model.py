@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import operator
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,29 @@ import numpy as np
 from edgellm import hub
 from edgellm.arch import architecture_of
 from edgellm.engine.generation import Generation
-from edgellm.engine.kv_cache import Sequence, blocks_for
 from edgellm.engine.runner import Runner, Span
 from edgellm.engine.threads import default_threads
-from edgellm.errors import ContextOverflowError, FileProblem, TemplateError, UsageError
+from edgellm.errors import (
+    ContextOverflowError,
+    FileProblem,
+    FormatError,
+    MemoryLimitError,
+    TemplateError,
+    UsageError,
+)
 from edgellm.formats.gguf import GGUFFile
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
-MAX_IDLE_SEQUENCES = 4  # texts whose keys and values stay in the cache after their generation has ended
 
-
-def load(model: str | os.PathLike[str], *, n_ctx: int | None = None, n_threads: int | None = None,
-         n_batch: int = RuntimeConfig.n_batch, progress: Callable[[int, int, str], None] | None = None) -> Model:
+def load(
+    model: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    n_batch: int = RuntimeConfig.n_batch,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Model:
     """Open a GGUF file, or a model of the catalogue by its name, ready to run.
 
     progress(done, total, kernel) is called while kernels are compiled, on a first start.
@@ -45,8 +55,9 @@ class Model:
     n_ctx:           tokens that a conversation may hold.
     """
 
-    def __init__(self, path: Path, runtime: RuntimeConfig,
-                 progress: Callable[[int, int, str], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
+    ) -> None:
         self.path = path
         self._file = GGUFFile.open(path)
         try:
@@ -56,18 +67,32 @@ class Model:
             self.n_ctx = _context(runtime.n_ctx, self.config.n_ctx_train)
             self.n_threads = runtime.n_threads or default_threads()
             self.tokenizer = load_tokenizer(self.metadata)
+            _check_vocabulary(self._file, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
-            self._runner = Runner(self._file, architecture, self.config, self.n_ctx, min(runtime.n_batch, self.n_ctx),
-                                  self.n_threads, progress)
+            self._runner = Runner(
+                self._file,
+                architecture,
+                self.config,
+                self.n_ctx,
+                min(runtime.n_batch, self.n_ctx),
+                self.n_threads,
+                progress,
+            )
+            self.n_vocab = self._runner.n_vocab
+            if self.tokenizer.n_vocab > self.n_vocab:
+                raise FormatError(
+                    f"the vocabulary has {self.tokenizer.n_vocab} tokens, and tensor 'token_embd.weight' "
+                    f"rows for {self.n_vocab} only"
+                )
+        except MemoryError as problem:
+            self._file.close()
+            raise MemoryLimitError(f"{path}: not enough memory to run it with n_ctx={self.n_ctx}: {problem}") from None
         except FileProblem as problem:
             self._file.close()
-            raise type(problem)(f"{path}: {problem}") if str(path) not in str(problem) else problem from None
+            raise type(problem)(f"{path}: {problem}") from None
         except BaseException:
             self._file.close()
             raise
-        self.n_vocab = self._runner.n_vocab
-        self._idle: list[Sequence] = []  # most recently used last
-        self._lock = threading.Lock()
         self._closed = False
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
@@ -81,13 +106,15 @@ class Model:
     def logits(self, token_ids: Iterable[int]) -> np.ndarray:
         """The scores of every next token after each token of a text: float32 [n_tokens, n_vocab]."""
         ids = self._checked(token_ids)
-        sequence = self._start(ids, reuse=False)
+        sequence = self._runner.cache.sequence()
         try:
-            parts = [self._runner.forward([Span(sequence, piece, len(piece))])
-                     for start in range(0, len(ids), self._runner.n_batch)
-                     for piece in [ids[start : start + self._runner.n_batch]]]
+            parts = [
+                self._runner.forward([Span(sequence, piece, len(piece))])
+                for start in range(0, len(ids), self._runner.n_batch)
+                for piece in [ids[start : start + self._runner.n_batch]]
+            ]
         finally:
-            self._forget(sequence)
+            sequence.release()
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
     def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Generation:
@@ -98,15 +125,17 @@ class Model:
         ids = self.tokenize(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
         return self._generate(self._checked(ids), _sampling(sampling))
 
-    def chat(self, messages: list[dict[str, Any]], template_variables: Mapping[str, Any] | None = None,
-             **sampling: Any) -> Generation:
+    def chat(
+        self, messages: list[dict[str, Any]], template_variables: Mapping[str, Any] | None = None, **sampling: Any
+    ) -> Generation:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
         Raises TemplateError when the model has none or its template refuses the messages.
         """
         if self.chat_template is None:
-            raise TemplateError(f"{self.path.name} is a base model without a chat template; use generate() to continue "
-                                "plain text")
+            raise TemplateError(
+                f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
+            )
         prompt = self.chat_template.render(messages, add_generation_prompt=True, **(template_variables or {}))
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
         return self._generate(self._checked(ids), _sampling(sampling))
@@ -128,69 +157,49 @@ class Model:
         return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}>"
 
     def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
-        return Generation(self._runner, self.tokenizer, self._start(ids, reuse=True), ids, params, self.n_ctx, self._park)
+        sequence = self._runner.cache.resume(ids[:-1])  # the last token is computed anew, for its logits
+        return Generation(self._runner, self.tokenizer, sequence, ids, params, self.n_ctx)
 
     def _checked(self, token_ids: Iterable[int]) -> list[int]:
         if self._closed:
             raise UsageError("the model is closed")
-        ids = [int(token_id) for token_id in token_ids]
+        try:
+            ids = [operator.index(token_id) for token_id in token_ids]
+        except TypeError:
+            raise UsageError(f"expected token ids, whole numbers; found {token_ids!r:.60}") from None
         if not ids:
             raise UsageError("the prompt is empty; expected at least one token")
         if len(ids) > self.n_ctx:
-            raise ContextOverflowError(f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; shorten it, "
-                                       f"or load with a larger n_ctx (this model was trained on {self.config.n_ctx_train})")
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; shorten it, "
+                f"or load with a larger n_ctx (this model was trained on {self.config.n_ctx_train})"
+            )
         if not 0 <= min(ids) <= max(ids) < self.n_vocab:
-            raise UsageError(f"token ids from {min(ids)} to {max(ids)}; this vocabulary goes from 0 to {self.n_vocab - 1}")
+            raise UsageError(
+                f"token ids from {min(ids)} to {max(ids)}; this vocabulary goes from 0 to {self.n_vocab - 1}"
+            )
         return ids
-
-    # --- sequences in the cache -------------------------------------------------------------------------------
-
-    def _start(self, ids: list[int], reuse: bool) -> Sequence:
-        """A sequence for a prompt, beginning with what the cache already has of it."""
-        with self._lock:
-            best, n_best = None, 0
-            for idle in self._idle if reuse else ():
-                n = _common_prefix(idle.tokens, ids[:-1])  # the last token is computed anew, for its logits
-                if n > n_best:
-                    best, n_best = idle, n
-            if best is not None:
-                self._idle.remove(best)
-                self._idle.append(best)
-            self._make_room(blocks_for(len(ids)) + 1)
-            if best in self._idle and best is not None:
-                return best.fork(n_best)
-            return self._runner.cache.sequence()
-
-    def _make_room(self, n_blocks: int) -> None:
-        while self._idle and self._runner.cache.n_free_blocks < n_blocks:
-            self._idle.pop(0).release()
-
-    def _park(self, sequence: Sequence) -> None:
-        """Keep a finished text in the cache, for a prompt that goes on from it."""
-        with self._lock:
-            self._idle.append(sequence)
-            while len(self._idle) > MAX_IDLE_SEQUENCES:
-                self._idle.pop(0).release()
-
-    def _forget(self, sequence: Sequence) -> None:
-        with self._lock:
-            sequence.release()
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    return next(i for i in range(n) if a[i] != b[i])
 
 
 def _context(wanted: int | None, n_ctx_train: int) -> int:
     if wanted is None:
         return min(n_ctx_train, DEFAULT_CONTEXT_LIMIT)
     if wanted > n_ctx_train:
-        raise UsageError(f"a context of {wanted} tokens was asked for; this model was trained on {n_ctx_train}: "
-                         f"choose -c / n_ctx up to that")
+        raise UsageError(
+            f"a context of {wanted} tokens was asked for; this model was trained on {n_ctx_train}: "
+            f"choose -c / n_ctx up to that"
+        )
     return wanted
+
+
+def _check_vocabulary(file: GGUFFile, tokenizer: Tokenizer) -> None:
+    """Every token must have an embedding, and every logit a token."""
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and embedding.shape[0] != tokenizer.n_vocab:
+        raise FormatError(
+            f"the vocabulary has {tokenizer.n_vocab} tokens and token_embd.weight {embedding.shape[0]} rows; "
+            "expected as many"
+        )
 
 
 def _sampling(keywords: dict[str, Any]) -> SamplingParams:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence as SequenceOf
+import weakref
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,7 @@ import psutil
 from edgellm.arch import Architecture, ModelConfig
 from edgellm.arch.weights import Weights
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
-from edgellm.errors import MemoryLimitError
+from edgellm.errors import MemoryLimitError, UnsupportedError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.graph import Batch, Graph, Program, Team
 from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
@@ -38,17 +40,27 @@ class Span:
 class Runner:
     """A model in memory. Its methods may be called from any thread; batches run one after the other."""
 
-    def __init__(self, file: GGUFFile, architecture: Architecture, config: ModelConfig, n_ctx: int, n_batch: int,
-                 n_threads: int, progress: Callable[[int, int, str], None] | None = None) -> None:
+    def __init__(
+        self,
+        file: GGUFFile,
+        architecture: Architecture,
+        config: ModelConfig,
+        n_ctx: int,
+        n_batch: int,
+        n_threads: int,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
         self.config = config
         self.isa = isa.choose()
         self.n_batch = n_batch
         self.n_threads = n_threads
+        self._file = file  # programs hold addresses in its mapping
         weights = Weights(file.tensors)
         body, head = Graph(self.isa, n_threads), Graph(self.isa, n_threads)
         hidden = architecture.body(body, weights, config)
         hidden_input = head.input(hidden.width)
         logits = architecture.head(head, weights, config, hidden_input)
+        _refuse_what_is_left(file, weights, config.architecture)
         self.n_vocab = logits.width
         self._hidden, self._logits = hidden, logits
 
@@ -57,19 +69,25 @@ class Runner:
         self._store = store = KernelStore(self.isa)  # the machine code lives as long as this
         store.load([*kernels_of(body), *kernels_of(head), *KERNELS], progress)
         self._team = Team(store, n_threads, max_ops=len(body.ops))
+        self._end = weakref.finalize(self, self._team.close)  # its threads must not outlive what they work on
         self._batch = Batch(n_batch, body.ropes, body.windows)
         tables = {f"cache {i}": self.cache.address(i) for i in range(body.n_cache_layers)}
         self._body = Program(body, store, self._batch, self._team, tables)
         self._head_batch = Batch(HEAD_TOKENS, [], [])
-        self._head = Program(head, store, self._head_batch, self._team, inputs={hidden_input: self._body.address(hidden)})
+        self._head = Program(
+            head, store, self._head_batch, self._team, inputs={hidden_input: self._body.address(hidden)}
+        )
         self._lock = threading.Lock()
 
     def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
         """Compute all spans in one batch of at most n_batch tokens, and append them to their sequences.
 
-        Returns float32 [sum of n_logits, n_vocab], in the order of the spans.
+        Returns float32 [sum of n_logits, n_vocab], in the order of the spans. Raises ContextOverflowError when
+        the cache is full, UsageError after `close`.
         """
         with self._lock:
+            if not self._end.alive:
+                raise UsageError("the model is closed")
             counts = self._fill(spans)
             self._body.run(counts)
             wanted: list[int] = []
@@ -83,8 +101,9 @@ class Runner:
             return logits
 
     def close(self) -> None:
+        """End the threads, when the batch that is running is done."""
         with self._lock:
-            self._team.close()
+            self._end()
 
     def _logits_of(self, rows: list[int]) -> np.ndarray:
         result = np.empty((len(rows), self.n_vocab), np.float32)
@@ -141,13 +160,23 @@ class Runner:
         return n_tasks, n_merges
 
 
+def _refuse_what_is_left(file: GGUFFile, weights: Weights, architecture: str) -> None:
+    """A tensor that the forward pass leaves out (a bias, an expert) would make the model say something else."""
+    left = [name for name in file.tensors if name not in weights.used]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UnsupportedError(f"edgellm's {architecture} has no place for tensor {left[0]!r}{more}")
+
+
 def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:
     """A cache for several full contexts, or for fewer where that would take more than half of the memory."""
     one = blocks_for(n_ctx) + 1
     one_bytes = one * sum(layer.block_bytes for layer in layers)
     memory = psutil.virtual_memory().total
     if one_bytes > 0.9 * memory:
-        raise MemoryLimitError(f"a context of {n_ctx} tokens needs a KV cache of {one_bytes / 1e9:.1f} GB, and this "
-                               f"machine has {memory / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)")
+        raise MemoryLimitError(
+            f"a context of {n_ctx} tokens needs a KV cache of {one_bytes / 1e9:.1f} GB, and this "
+            f"machine has {memory / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)"
+        )
     n_sequences = min(MAX_SEQUENCES, max(1, int(memory / 2 // one_bytes)))
     return KVCache(layers, one * n_sequences)

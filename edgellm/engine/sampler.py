@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -20,9 +21,13 @@ class Sampler:
     def choose(self, logits: np.ndarray, context: Sequence[int]) -> int:
         """The next token id. logits: float32 [n_vocab]; context: the ids so far, prompt included.
 
-        In this order: repetition penalty, top-k, top-p, min-p, temperature, draw.
+        In this order: repetition penalty, top-k, top-p, min-p, temperature, draw. What is not a number comes last,
+        and infinities count as the largest and smallest number.
         """
         p = self.params
+        if not math.isfinite(logits.max()):
+            limits = np.finfo(np.float32)
+            logits = np.nan_to_num(logits, nan=limits.min, posinf=limits.max, neginf=limits.min)
         if p.repeat_penalty != 1 and p.repeat_last_n:
             logits = _penalize(logits, context[-p.repeat_last_n :], p.repeat_penalty)
         if p.temperature == 0 or p.top_k == 1:
@@ -46,6 +51,7 @@ class Sampler:
 def _penalize(logits: np.ndarray, recent: Sequence[int], penalty: float) -> np.ndarray:
     """Divide positive and multiply negative logits of recent tokens (Keskar et al., 2019)."""
     ids = np.unique(np.asarray(recent, np.int64))
+    ids = ids[ids < len(logits)]  # a prompt may hold tokens that are never chosen
     logits = logits.copy()
     logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
     return logits

@@ -75,18 +75,42 @@ class Graph:
     def embed(self, weight: Tensor, scale: float = 1.0) -> Value:
         """Rows of `weight` [n_vocab, n_embd], one for each token id of the batch."""
         out = Value(weight.shape[1], weight.name)
-        self._add("embed", records.EMBED, Chunks("tokens"), [], [out], format=weight.format, weights=weight.address,
-                  row_bytes=weight.format.row_bytes(weight.shape[1]), n_cols=weight.shape[1], scale=scale, out=out,
-                  stride=out.stride)
+        self._add(
+            "embed",
+            records.EMBED,
+            Chunks("tokens"),
+            [],
+            [out],
+            format=weight.format,
+            weights=weight.address,
+            row_bytes=weight.format.row_bytes(weight.shape[1]),
+            n_cols=weight.shape[1],
+            scale=scale,
+            out=out,
+            stride=out.stride,
+        )
         return out
 
     def rms_norm(self, x: Value, weight: Tensor, epsilon: float, n_heads: int = 1) -> Value:
         """Root mean square norm of whole rows, or of each of `n_heads` equal parts of them."""
         out = Value(x.width, weight.name)
         per_chunk = self._tokens_per_chunk(x)
-        self._add("rms_norm", records.RMS_NORM, Chunks("tokens", per_chunk), [x], [out], x=x,
-                  weight=self._floats(weight), out=out, stride=x.stride, out_stride=out.stride, n_groups=n_heads,
-                  n_cols=x.width // n_heads, epsilon=epsilon, chunk_tokens=per_chunk)
+        self._add(
+            "rms_norm",
+            records.RMS_NORM,
+            Chunks("tokens", per_chunk),
+            [x],
+            [out],
+            x=x,
+            weight=self._floats(weight),
+            out=out,
+            stride=x.stride,
+            out_stride=out.stride,
+            n_groups=n_heads,
+            n_cols=x.width // n_heads,
+            epsilon=epsilon,
+            chunk_tokens=per_chunk,
+        )
         return out
 
     def linear(self, x: Value, weight: Tensor) -> Value:
@@ -100,27 +124,61 @@ class Graph:
         chunk_rows = -(-n_rows // (turns * self.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER
         groups = n_cols if is_float else -(-n_cols // weight.format.scale_group)
         tile_bytes = TILE_ROWS * (4 * n_cols if is_float else n_cols + 8 * groups)
-        self._add("linear_prefill", records.LINEAR,
-                  Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), few=-(-n_rows // chunk_rows)), [source], [out],
-                  format=weight.format, few="linear_decode", scratch=tile_bytes, weights=weight.address,
-                  row_bytes=row_bytes, n_rows=n_rows, n_cols=n_cols, **({"x": x} if is_float else {"xq": source}),
-                  x_stride=x.stride, out=out, out_stride=out.stride, chunk_rows=chunk_rows,
-                  prefetch=self.n_threads * chunk_rows * row_bytes)
+        self._add(
+            "linear_prefill",
+            records.LINEAR,
+            Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), few=-(-n_rows // chunk_rows)),
+            [source],
+            [out],
+            format=weight.format,
+            few="linear_decode",
+            scratch=tile_bytes,
+            weights=weight.address,
+            row_bytes=row_bytes,
+            n_rows=n_rows,
+            n_cols=n_cols,
+            **({"x": x} if is_float else {"xq": source}),
+            x_stride=x.stride,
+            out=out,
+            out_stride=out.stride,
+            chunk_rows=chunk_rows,
+            prefetch=self.n_threads * chunk_rows * row_bytes,
+        )
         return out
 
     def add(self, a: Value, b: Value) -> Value:
         out = Value(a.width, "sum")
         per_chunk = self._tokens_per_chunk(a)
-        self._add("add", records.ADD, Chunks("tokens", per_chunk), [a, b], [out], a=a, b=b, out=out, stride=a.stride,
-                  chunk_tokens=per_chunk)
+        self._add(
+            "add",
+            records.ADD,
+            Chunks("tokens", per_chunk),
+            [a, b],
+            [out],
+            a=a,
+            b=b,
+            out=out,
+            stride=a.stride,
+            chunk_tokens=per_chunk,
+        )
         return out
 
     def glu(self, gate: Value, up: Value, activation: str) -> Value:
         """activation(gate) * up, for the activation "silu" or "gelu"."""
         out = Value(gate.width, "glu")
         per_chunk = self._tokens_per_chunk(gate)
-        self._add(f"{activation}_glu", records.GLU, Chunks("tokens", per_chunk), [gate, up], [out], gate=gate, up=up,
-                  out=out, stride=gate.stride, chunk_tokens=per_chunk)
+        self._add(
+            f"{activation}_glu",
+            records.GLU,
+            Chunks("tokens", per_chunk),
+            [gate, up],
+            [out],
+            gate=gate,
+            up=up,
+            out=out,
+            stride=gate.stride,
+            chunk_tokens=per_chunk,
+        )
         return out
 
     def rope(self, x: Value, n_heads: int, rope: Rope) -> Value:
@@ -129,13 +187,33 @@ class Graph:
             self.ropes.append(rope)
         n_rot = 2 * len(rope.frequencies)
         per_chunk = self._tokens_per_chunk(x)
-        self._add("rope", records.ROPE, Chunks("tokens", per_chunk), [], [x], x=x, stride=x.stride, n_heads=n_heads,
-                  head_dim=x.width // n_heads, n_rot=n_rot, pair_step=1 if rope.interleaved else n_rot // 2,
-                  table=rope.table, chunk_tokens=per_chunk)
+        self._add(
+            "rope",
+            records.ROPE,
+            Chunks("tokens", per_chunk),
+            [],
+            [x],
+            x=x,
+            stride=x.stride,
+            n_heads=n_heads,
+            head_dim=x.width // n_heads,
+            n_rot=n_rot,
+            pair_step=1 if rope.interleaved else n_rot // 2,
+            table=rope.table,
+            chunk_tokens=per_chunk,
+        )
         return x
 
-    def attention(self, q: Value, k: Value, v: Value, n_heads: int, n_kv_heads: int, scale: float,
-                  window: int | None = None) -> Value:
+    def attention(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        n_heads: int,
+        n_kv_heads: int,
+        scale: float,
+        window: int | None = None,
+    ) -> Value:
         """Causal attention of new tokens to themselves and to all before them in the cache, which takes k and v.
 
         window:  positions a token looks back over, itself included; None is no limit.
@@ -144,9 +222,21 @@ class Graph:
         self.n_cache_layers += 1
         cache, block_bytes = Table(f"cache {layer}"), 4 * n_kv_heads * head_dim * KV_BLOCK
         per_chunk = self._tokens_per_chunk(k)
-        self._add("kv_append", records.KV_APPEND, Chunks("tokens", per_chunk), [k, v], [cache], k=k, v=v,
-                  stride=k.stride, n_heads=n_kv_heads, head_dim=head_dim, cache=cache, block_bytes=block_bytes,
-                  chunk_tokens=per_chunk)
+        self._add(
+            "kv_append",
+            records.KV_APPEND,
+            Chunks("tokens", per_chunk),
+            [k, v],
+            [cache],
+            k=k,
+            v=v,
+            stride=k.stride,
+            n_heads=n_kv_heads,
+            head_dim=head_dim,
+            cache=cache,
+            block_bytes=block_bytes,
+            chunk_tokens=per_chunk,
+        )
 
         if window not in self.windows:
             self.windows.append(window)
@@ -156,15 +246,41 @@ class Graph:
         if self._partial is None or self._partial.n_bytes < partial_bytes:
             self._partial = Fixed(partial_bytes, "attention splits")
         rows = -(-max(ATTENTION_ROWS, n_heads // n_kv_heads) // 4) * 4
-        self._add("attention", records.ATTENTION, Chunks(f"tasks {kind}", 1, n_kv_heads), [q, cache],
-                  [out, self._partial], scratch=4 * (rows * (3 * head_dim + KV_BLOCK + 5) + 2 * KV_BLOCK * head_dim), q=q, q_stride=q.stride,
-                  out=out, out_stride=out.stride, n_kv_heads=n_kv_heads, group=n_heads // n_kv_heads,
-                  head_dim=head_dim, scale=scale, window=window or 1 << 40, cache=cache, block_bytes=block_bytes,
-                  tasks=Table(f"tasks {kind}"), partial=self._partial)
-        self._add("attention_merge", records.ATTENTION_MERGE, Chunks(f"merges {kind}"), [self._partial], [out],
-                  scratch=4 * n_heads * (head_dim + 2),
-                  tasks=Table(f"merges {kind}"), partial=self._partial, out=out, out_stride=out.stride,
-                  n_heads=n_heads, head_dim=head_dim)
+        self._add(
+            "attention",
+            records.ATTENTION,
+            Chunks(f"tasks {kind}", 1, n_kv_heads),
+            [q, cache],
+            [out, self._partial],
+            scratch=4 * (rows * (3 * head_dim + KV_BLOCK + 5) + 2 * KV_BLOCK * head_dim),
+            q=q,
+            q_stride=q.stride,
+            out=out,
+            out_stride=out.stride,
+            n_kv_heads=n_kv_heads,
+            group=n_heads // n_kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            window=window or 1 << 40,
+            cache=cache,
+            block_bytes=block_bytes,
+            tasks=Table(f"tasks {kind}"),
+            partial=self._partial,
+        )
+        self._add(
+            "attention_merge",
+            records.ATTENTION_MERGE,
+            Chunks(f"merges {kind}"),
+            [self._partial],
+            [out],
+            scratch=4 * n_heads * (head_dim + 2),
+            tasks=Table(f"merges {kind}"),
+            partial=self._partial,
+            out=out,
+            out_stride=out.stride,
+            n_heads=n_heads,
+            head_dim=head_dim,
+        )
         return out
 
     def select_rows(self, x: Value) -> Value:
@@ -180,8 +296,18 @@ class Graph:
         if x.quantized is None:
             x.quantized = Quantized(x.width, x.name)
             per_chunk = self._tokens_per_chunk(x)
-            self._add("quantize", records.QUANTIZE, Chunks("tokens", per_chunk), [x], [x.quantized], x=x,
-                      stride=x.stride, n_cols=x.width, to=x.quantized, chunk_tokens=per_chunk)
+            self._add(
+                "quantize",
+                records.QUANTIZE,
+                Chunks("tokens", per_chunk),
+                [x],
+                [x.quantized],
+                x=x,
+                stride=x.stride,
+                n_cols=x.width,
+                to=x.quantized,
+                chunk_tokens=per_chunk,
+            )
         return x.quantized
 
     def _floats(self, weight: Tensor) -> int:
@@ -195,5 +321,15 @@ class Graph:
         return max(1, ELEMENTS_PER_CHUNK // x.width)
 
     def _add(self, op, schema, chunks, reads, writes, format=None, few=None, scratch=0, **fields) -> None:
-        self.ops.append(Op(find(op, format), schema, fields, chunks, reads, writes,
-                           find(few, format) if few else None, scratch))
+        self.ops.append(
+            Op(
+                find(op, format),
+                schema,
+                fields,
+                chunks,
+                reads,
+                writes,
+                find(few, format) if few else None,
+                scratch,
+            )
+        )

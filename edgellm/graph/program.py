@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.errors import UsageError
 from edgellm.graph.builder import FEW_TOKENS, MAX_SPLITS, Graph, Rope
 from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Table, Value
 from edgellm.graph.plan import dependencies, plan
@@ -72,8 +73,17 @@ class Program:
     inputs:    memory for the graph's inputs; the first row's address of each.
     """
 
-    def __init__(self, graph: Graph, store: KernelStore, batch: Batch, team: Team,
-                 tables: Mapping[str, int] | None = None, inputs: Mapping[Value, int] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        store: KernelStore,
+        batch: Batch,
+        team: Team,
+        tables: Mapping[str, int] | None = None,
+        inputs: Mapping[Value, int] | None = None,
+    ) -> None:
+        if len(graph.ops) > team.max_ops:
+            raise UsageError(f"a program of {len(graph.ops)} ops for a team that can run {team.max_ops}")
         self.graph = graph  # keeps converted weights alive
         self.batch = batch
         self.team = team
@@ -92,8 +102,6 @@ class Program:
             entry["record"] = self._record(op, scratch_bytes)
         self._kernels = np.array([store.address(op.kernel) for op in graph.ops])
         self._kernels_few = np.array([store.address(op.kernel_few or op.kernel) for op in graph.ops])
-        self.ops["kernel"] = self._kernels
-        self._few = False
 
         rules: dict[Chunks, list[int]] = {}
         for index, op in enumerate(graph.ops):
@@ -107,9 +115,7 @@ class Program:
     def run(self, counts: Mapping[str, int]) -> None:
         """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
         few = counts["tokens"] <= FEW_TOKENS
-        if few != self._few:
-            self.ops["kernel"] = self._kernels_few if few else self._kernels
-            self._few = few
+        self.ops["kernel"] = self._kernels_few if few else self._kernels
         for rule, indices in self._rules:
             self.n_chunks[indices] = rule.of(counts, few)
         self.batch.record["n_tokens"] = counts["tokens"]

@@ -25,6 +25,8 @@ class Team:
 
     def __init__(self, store: KernelStore, n_threads: int, max_ops: int) -> None:
         self.n_threads = n_threads
+        self.max_ops = max_ops
+        self._store = store  # its machine code runs until the threads end
         lead, work = KERNELS
         self._lead, self._work = store.function(lead), store.function(work)
         n_progress = n_threads + 1
@@ -54,10 +56,11 @@ class Team:
         self._lead(self._address, program.record.ctypes.data, 0)
 
     def close(self) -> None:
-        """End the helper threads."""
+        """End the helper threads. A run that is on goes on without them."""
         self._stopping = True
         self._record["stop"] = 1
-        self._wake()
+        for alarm in self._alarms:  # whoever sleeps: an exception may have interrupted `_wake`
+            alarm.release()
         for thread in self._threads:
             thread.join()
 
@@ -79,6 +82,8 @@ class Team:
 
 def _yield_function() -> int:
     """The address of the system call that lets other threads have this core."""
-    library = ctypes.WinDLL("kernel32") if sys.platform == "win32" else ctypes.CDLL(None)
-    function = library.SwitchToThread if sys.platform == "win32" else library.sched_yield
+    if sys.platform == "win32":
+        function = ctypes.WinDLL("kernel32").SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
     return ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -74,8 +74,7 @@ def _links(page: str, network: Network) -> list[WheelLink]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DownloadError(f"{without_password(page)} is not a page of a package index") from None
     absolute = [
-        WheelLink(name, with_password_of(page, urllib.parse.urljoin(page, url)), sha256)
-        for name, url, sha256 in links
+        WheelLink(name, with_password_of(page, urllib.parse.urljoin(page, url)), sha256) for name, url, sha256 in links
     ]
     # A page from the network must not point at files of this machine.
     schemes = ("file", "http", "https") if page.startswith("file:") else ("http", "https")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def installed() -> list[InstalledModel]:
     return found
 
 
-def resolve(name_or_path: str | Path) -> Path:
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """The file that a person means: an existing path first, then an installed model.
 
     Raises FileProblem when the file is missing or the model not installed, UsageError for an unknown name.
@@ -115,9 +116,7 @@ def shard_names(file: str) -> list[str]:
 
 def _hub_model(name: str) -> NamedModel:
     match = _HUB_NAME.fullmatch(name)
-    parts = (
-        [match["org"], match["repo"], match["revision"] or "main", *match["file"].split("/")] if match else []
-    )
+    parts = [match["org"], match["repo"], match["revision"] or "main", *match["file"].split("/")] if match else []
     if not match or not all(_is_plain(part) for part in parts):
         raise UsageError(f"{name!r} does not name a file; expected hf:ORG/REPO/FILE.gguf, "
                          "or hf:ORG/REPO@REVISION/FOLDER/FILE.gguf")  # fmt: skip

@@ -36,7 +36,7 @@ def _field_type(kind: str | Schema) -> types.Type:
 class _RecordAttributes(AttributeTemplate):
     key = RecordType
 
-    def generic_resolve(self, typ, attr):
+    def generic_resolve(self, typ, attr):  # type: ignore[override]
         kind = typ.schema.fields.get(attr)
         return None if kind is None else _field_type(kind)
 

@@ -37,22 +37,36 @@ SELECT_ROWS = Schema("select_rows", batch=BATCH, x="ptr", out="ptr", stride="i64
 
 RMS_NORM = Schema(
     "rms_norm",
-    batch=BATCH, x="ptr", weight="ptr", out="ptr", stride="i64", out_stride="i64",
+    batch=BATCH,
+    x="ptr",
+    weight="ptr",
+    out="ptr",
+    stride="i64",
+    out_stride="i64",
     n_groups="i64",  # heads that are each normalized by themselves; 1 for a whole row
-    n_cols="i64", epsilon="f64", chunk_tokens="i64",
+    n_cols="i64",
+    epsilon="f64",
+    chunk_tokens="i64",
 )
 
 QUANTIZE = Schema("quantize", batch=BATCH, x="ptr", stride="i64", n_cols="i64", to=QUANTIZED, chunk_tokens="i64")
 
 LINEAR = Schema(
     "linear",
-    batch=BATCH, weights="ptr", row_bytes="i64", n_rows="i64", n_cols="i64",
-    x="ptr", x_stride="i64",  # float32 input, for float weights
+    batch=BATCH,
+    weights="ptr",
+    row_bytes="i64",
+    n_rows="i64",
+    n_cols="i64",
+    x="ptr",
+    x_stride="i64",  # float32 input, for float weights
     xq=QUANTIZED,  # int8 input, for quantized weights
-    out="ptr", out_stride="i64",
+    out="ptr",
+    out_stride="i64",
     chunk_rows="i64",  # rows a thread takes at a time in decode
     prefetch="i64",  # bytes ahead
-    scratch="ptr", scratch_bytes="i64",  # each thread's own, for the unpacked tile
+    scratch="ptr",
+    scratch_bytes="i64",  # each thread's own, for the unpacked tile
 )
 
 ADD = Schema("add", batch=BATCH, a="ptr", b="ptr", out="ptr", stride="i64", chunk_tokens="i64")
@@ -61,7 +75,11 @@ GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", 
 
 ROPE = Schema(
     "rope",
-    batch=BATCH, x="ptr", stride="i64", n_heads="i64", head_dim="i64",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    n_heads="i64",
+    head_dim="i64",
     n_rot="i64",  # leading dimensions of a head that are rotated
     pair_step="i64",  # 1: pairs are neighbours; n_rot / 2: pairs are half a head apart
     table="ptr",  # float32 [n_tokens, 2, n_rot / 2]: cosines, then sines
@@ -70,8 +88,15 @@ ROPE = Schema(
 
 KV_APPEND = Schema(
     "kv_append",
-    batch=BATCH, k="ptr", v="ptr", stride="i64", n_heads="i64", head_dim="i64",
-    cache="ptr", block_bytes="i64", chunk_tokens="i64",
+    batch=BATCH,
+    k="ptr",
+    v="ptr",
+    stride="i64",
+    n_heads="i64",
+    head_dim="i64",
+    cache="ptr",
+    block_bytes="i64",
+    chunk_tokens="i64",
 )
 
 # One slice of attention: consecutive tokens of one sequence against a range of its positions.
@@ -80,18 +105,30 @@ ATTENTION_TASK = Schema(
     token="i64",  # first token of the slice in the batch
     n_tokens="i64",
     position="i64",  # of that token in its sequence
-    kv_begin="i64", kv_end="i64",  # positions of this slice, before causality and window
+    kv_begin="i64",
+    kv_end="i64",  # positions of this slice, before causality and window
     block_table="ptr",  # int32: the cache block of every KV_BLOCK positions
     slot="i64",  # where the partial result goes, or -1: this is the whole result
 )
 
 ATTENTION = Schema(
     "attention",
-    batch=BATCH, q="ptr", q_stride="i64", out="ptr", out_stride="i64",
-    n_kv_heads="i64", group="i64", head_dim="i64", scale="f64",
+    batch=BATCH,
+    q="ptr",
+    q_stride="i64",
+    out="ptr",
+    out_stride="i64",
+    n_kv_heads="i64",
+    group="i64",
+    head_dim="i64",
+    scale="f64",
     window="i64",  # positions a token looks back over, itself included
-    cache="ptr", block_bytes="i64",
-    tasks="ptr", partial="ptr", scratch="ptr", scratch_bytes="i64",
+    cache="ptr",
+    block_bytes="i64",
+    tasks="ptr",
+    partial="ptr",
+    scratch="ptr",
+    scratch_bytes="i64",
 )
 
 # A token whose attention was split over ranges of positions: partial results first_slot, first_slot + 1, ...
@@ -99,8 +136,15 @@ MERGE_TASK = Schema("merge_task", token="i64", first_slot="i64", n_slots="i64")
 
 ATTENTION_MERGE = Schema(
     "attention_merge",
-    batch=BATCH, tasks="ptr", partial="ptr", out="ptr", out_stride="i64", n_heads="i64", head_dim="i64",
-    scratch="ptr", scratch_bytes="i64",
+    batch=BATCH,
+    tasks="ptr",
+    partial="ptr",
+    out="ptr",
+    out_stride="i64",
+    n_heads="i64",
+    head_dim="i64",
+    scratch="ptr",
+    scratch_bytes="i64",
 )
 
 # --- the program and the team that runs it (see ops/run.py) ------------------------------------------------

@@ -97,7 +97,7 @@ class Quantized(NamedTuple):
 
     def dequantize(self) -> NDArray[np.float64]:
         """float64 [n_tokens, n_cols]: what the linear kernels take the activations to be."""
-        return self.q * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
+        return self.q.astype(np.float64) * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
 
 
 def quantize(x: Floats) -> Quantized:
@@ -164,8 +164,17 @@ class Partial(NamedTuple):
     sums: Floats  # [n_tokens, n_heads, head_dim]: the sum of exp(score - m) * value
 
 
-def attention(q: Floats, keys: NDArray[np.float16], values: NDArray[np.float16], block_table: Ints, position: int,
-              scale: float, window: int | None = None, kv_begin: int = 0, kv_end: int | None = None) -> Partial:
+def attention(
+    q: Floats,
+    keys: NDArray[np.float16],
+    values: NDArray[np.float16],
+    block_table: Ints,
+    position: int,
+    scale: float,
+    window: int | None = None,
+    kv_begin: int = 0,
+    kv_end: int | None = None,
+) -> Partial:
     """Consecutive tokens q [n_tokens, n_heads, head_dim], the first at `position`, of one sequence.
 
     Each looks at positions kv_begin to kv_end - 1 of the sequence as far as they are not after its own and, with

@@ -20,136 +20,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
 
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-_KINDS = {"i64": I64, "i32": I32, "f32": F32, "f64": F64}
+from edgellm.kernels.values import F16, F32, F64, I1, I8, I16, I32, I64, Value, bits_of, vector
+
+__all__ = ["F16", "F32", "F64", "I1", "I8", "I16", "I32", "I64", "Value", "Vocabulary", "bits_of", "staged", "vector"]
+
 # Sums may be reordered and multiply-adds fused; NaN and infinity keep their meaning.
 _FLOAT_FLAGS = ("contract", "reassoc")
-
-
-def vector(element: ir.Type, n: int) -> ir.Type:
-    """The type of n elements in a register; one element is a plain scalar."""
-    return ir.VectorType(element, n) if n > 1 else element
-
-
-class Value:
-    """A register while its code is being written: operators on it emit instructions."""
-
-    def __init__(self, v: Vocabulary, llvm: ir.Value) -> None:
-        self.v, self.llvm = v, llvm
-
-    @property
-    def n(self) -> int:
-        return self.llvm.type.count if isinstance(self.llvm.type, ir.VectorType) else 1
-
-    @property
-    def element(self) -> ir.Type:
-        return self.llvm.type.element if isinstance(self.llvm.type, ir.VectorType) else self.llvm.type
-
-    @property
-    def is_float(self) -> bool:
-        return not isinstance(self.element, ir.IntType)
-
-    def _binary(self, other: Value | float, on_int: str, on_float: str | None = None) -> Value:
-        other = self.v.like(other, self)
-        builder = self.v.builder
-        if not self.is_float:
-            return Value(self.v, getattr(builder, on_int)(self.llvm, other.llvm))
-        if on_float is None:
-            raise TypeError(f"{on_int} needs integers, found {self.llvm.type}")
-        return Value(self.v, getattr(builder, on_float)(self.llvm, other.llvm))
-
-    def __add__(self, other):
-        return self._binary(other, "add", "fadd")
-
-    def __sub__(self, other):
-        return self._binary(other, "sub", "fsub")
-
-    def __mul__(self, other):
-        return self._binary(other, "mul", "fmul")
-
-    def __truediv__(self, other):
-        return self._binary(other, "sdiv", "fdiv")
-
-    def __and__(self, other):
-        return self._binary(other, "and_")
-
-    def __or__(self, other):
-        return self._binary(other, "or_")
-
-    def __xor__(self, other):
-        return self._binary(other, "xor")
-
-    def __lshift__(self, other):
-        return self._binary(other, "shl")
-
-    def __rshift__(self, other):
-        """Logical: zeros come in from the left."""
-        return self._binary(other, "lshr")
-
-    def __neg__(self):
-        return Value(self.v, self.v.builder.fneg(self.llvm) if self.is_float else self.v.builder.neg(self.llvm))
-
-    def __getitem__(self, index: int | slice) -> Value:
-        """One lane, or a run of lanes; indices are known while compiling."""
-        if isinstance(index, slice):
-            return self.v.shuffle(self, self, list(range(self.n))[index])
-        if self.n == 1:
-            return self
-        return Value(self.v, self.v.builder.extract_element(self.llvm, ir.Constant(I32, index)))
-
-    def bitcast(self, element: ir.Type) -> Value:
-        """The same bits as lanes of another type."""
-        bits = self.n * _bits(self.element)
-        return Value(self.v, self.v.builder.bitcast(self.llvm, vector(element, bits // _bits(element))))
-
-    def _convert(self, method: str, element: ir.Type) -> Value:
-        return Value(self.v, getattr(self.v.builder, method)(self.llvm, vector(element, self.n)))
-
-    def to_f32(self) -> Value:
-        """From signed integers, or from float16 exactly."""
-        if self.element == F16:
-            return self.v.f16_to_f32(self)
-        return self._convert("sitofp", F32)
-
-    def to(self, element: ir.Type) -> Value:
-        """Signed integers or floats as floats of another size."""
-        if not self.is_float:
-            return self._convert("sitofp", element)
-        return self._convert("fpext" if _bits(element) > _bits(self.element) else "fptrunc", element)
-
-    def u_to_f32(self) -> Value:
-        """From unsigned integers."""
-        return self._convert("uitofp", F32)
-
-    def zext(self, element: ir.Type) -> Value:
-        return self._convert("zext", element)
-
-    def sext(self, element: ir.Type) -> Value:
-        return self._convert("sext", element)
-
-    def trunc(self, element: ir.Type) -> Value:
-        return self._convert("trunc", element)
-
-    def sum(self) -> Value:
-        """All lanes added, in the order that is quickest."""
-        return self._reduce("fadd", ir.Constant(F32, -0.0)) if self.is_float else self._reduce("add")
-
-    def max(self) -> Value:
-        """The largest lane: of floats, NaN left out, or of signed integers."""
-        return self._reduce("fmax" if self.is_float else "smax")
-
-    def _reduce(self, operation: str, *start: ir.Value) -> Value:
-        if self.n == 1:
-            return self
-        return self.v.call(f"llvm.vector.reduce.{operation}", self.element, *(Value(self.v, s) for s in start), self)
-
-
-def _bits(element: ir.Type) -> int:
-    return {F16: 16, F32: 32, F64: 64}.get(element) or element.width
 
 
 class Vocabulary:
@@ -176,8 +56,12 @@ class Vocabulary:
         return self.splat(value, other.n) if value.n == 1 and other.n > 1 else value
 
     def splat(self, scalar: Value, n: int) -> Value:
-        one = Value(self, self.builder.insert_element(
-            ir.Constant(vector(scalar.element, n), ir.Undefined), scalar.llvm, ir.Constant(I32, 0)))
+        one = Value(
+            self,
+            self.builder.insert_element(
+                ir.Constant(vector(scalar.element, n), ir.Undefined), scalar.llvm, ir.Constant(I32, 0)
+            ),
+        )
         return self.shuffle(one, one, [0] * n)
 
     def vector_of(self, scalars: Sequence[Value]) -> Value:
@@ -208,21 +92,26 @@ class Vocabulary:
         a, b = self.concat(*parts[:half]), self.concat(*parts[half:])
         return self.shuffle(a, b, range(a.n + b.n))
 
+    def halves(self, value: Value) -> tuple[Value, Value]:
+        """The lower and the upper lanes."""
+        return value[: value.n // 2], value[value.n // 2 :]
+
     def call(self, name: str, result: ir.Type, *args: Value, suffix: bool = True) -> Value:
         """An LLVM intrinsic; the overload suffix is that of the last argument."""
         if suffix:
             last = args[-1]
-            kind = f"i{last.element.width}" if not last.is_float else f"f{_bits(last.element)}"
+            kind = f"i{last.element.width}" if not last.is_float else f"f{bits_of(last.element)}"
             name += f".v{last.n}{kind}" if last.n > 1 else f".{kind}"
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(
-            module, ir.FunctionType(result, [a.llvm.type for a in args]), name)
+            module, ir.FunctionType(result, [a.llvm.type for a in args]), name
+        )
         flags = _FLOAT_FLAGS if "reduce.f" in name else ()
         return Value(self, self.builder.call(function, [a.llvm for a in args], fastmath=flags))
 
     # --- memory -------------------------------------------------------------------------------------------
 
-    def _pointer(self, address: Value | int, element: ir.Type) -> ir.Value:
+    def _pointer(self, address: Value, element: ir.Type) -> ir.Value:
         return self.builder.inttoptr(address.llvm, element.as_pointer())
 
     def load(self, address: Value, element: ir.Type, n: int = 1) -> Value:
@@ -239,7 +128,8 @@ class Vocabulary:
         arguments = [pointer, *(ir.Constant(I32, hint) for hint in (0, 2, 1))]  # read, second level, data
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(
-            module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name)
+            module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name
+        )
         self.builder.call(function, arguments)
 
     # --- words of block formats (see `BlockFormat.unpack`) -----------------------------------------------
@@ -347,8 +237,9 @@ class Vocabulary:
         """
         product = u.zext(I32) * s.sext(I32)
         for _ in range(2):  # neighbours meet: n -> n/2 -> n/4
-            product = (self.shuffle(product, product, range(0, product.n, 2))
-                       + self.shuffle(product, product, range(1, product.n, 2)))
+            product = self.shuffle(product, product, range(0, product.n, 2)) + self.shuffle(
+                product, product, range(1, product.n, 2)
+            )
         return accumulator + product
 
     def pause(self) -> None:
@@ -414,8 +305,13 @@ def staged(isa, result: str, *arguments: str):
     from numba import types
     from numba.extending import intrinsic
 
-    numba_types = {"i64": types.int64, "i32": types.int32, "f32": types.float32, "f64": types.float64,
-                   "void": types.void}
+    numba_types: dict[str, Any] = {
+        "i64": types.int64,
+        "i32": types.int32,
+        "f32": types.float32,
+        "f64": types.float64,
+        "void": types.void,
+    }
 
     def decorate(function):
         def typed(typing_context, *actual):
@@ -430,8 +326,9 @@ def staged(isa, result: str, *arguments: str):
 
         # Numba reads the number of arguments here.
         names = ["typing_context", *(f"a{i}" for i in range(len(arguments)))]
-        typed.__signature__ = inspect.Signature(
-            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+        typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        )
         typed.__name__ = getattr(function, "__name__", "staged")
         return intrinsic(typed)
 

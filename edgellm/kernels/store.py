@@ -118,6 +118,12 @@ def _fingerprint(isa: Isa) -> str:
     sources = [*here.rglob("*.py"), *Path(edgellm.quants.__file__).parent.glob("*.py")]
     for source in sorted(sources):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    versions = (metadata.version("numba"), llvmlite.__version__, sys.byteorder, isa.name, *isa.target(*host()))
+    versions = (
+        metadata.version("numba"),
+        llvmlite.__version__,
+        sys.byteorder,
+        isa.name,
+        *isa.target(*host()),
+    )
     digest.update("\0".join(versions).encode())
     return digest.hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Block formats, how files store weights in few bits: layout, exact dequantize and quantize, in NumPy.
 
-    FORMATS["Q4_K"].dequantize(raw)     uint8[..., n_bytes] -> float32[..., n_weights]
-    by_ggml_type(12)                    the same format by its number in a GGUF file
+FORMATS["Q4_K"].dequantize(raw)     uint8[..., n_bytes] -> float32[..., n_weights]
+by_ggml_type(12)                    the same format by its number in a GGUF file
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ class Q5_K(BlockFormat):
 
     ggml_type = 13
     block_size = 256
-    layout = np.dtype(
-        [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
-    )
+    layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)])
 
     def decode(self, blocks: Blocks) -> Floats:
         d, m = group_scales(blocks)

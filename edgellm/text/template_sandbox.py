@@ -104,9 +104,7 @@ class Budget:
             self.charge(len(value))
         elif isinstance(value, int):
             if value.bit_length() > LARGEST_INT_BITS:
-                raise TemplateError(
-                    f"the chat template makes a number of over {LARGEST_INT_BITS} bits; refused"
-                )
+                raise TemplateError(f"the chat template makes a number of over {LARGEST_INT_BITS} bits; refused")
         elif isinstance(value, (list, tuple, dict)):
             self.weigh(value)
             self.charge(ITEM * len(value))
@@ -378,9 +376,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """JSON as `transformers` writes it into prompts: readable Unicode, nothing escaped for HTML."""
-        encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         self.budget.admit(value)
         self.budget.fits(indent if isinstance(indent, int) else len(indent or ""))
         return self.budget.concat(self.budget.each(encoder.iterencode(value)))

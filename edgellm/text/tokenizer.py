@@ -160,9 +160,7 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """
     kind = _name(metadata, "model", "the kind of tokenizer")
     if kind not in ("gpt2", "llama", "bert"):
-        raise UnsupportedError(
-            f"the tokenizer {kind!r:.60} is not supported; edgellm knows gpt2, llama and bert"
-        )
+        raise UnsupportedError(f"the tokenizer {kind!r:.60} is not supported; edgellm knows gpt2, llama and bert")
     vocabulary = Vocabulary(metadata)
     model: Model
     if kind == "gpt2":

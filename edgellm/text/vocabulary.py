@@ -84,9 +84,7 @@ class Vocabulary:
     def spelled(self, *types: TokenType) -> dict[str, int]:
         """The tokens of these types by their text, without empty ones."""
         tokens = self.tokens  # all of them, as there may be thousands
-        return {
-            self.token(token_id).decode(): token_id for token_id in self.of_type(*types) if tokens[token_id]
-        }
+        return {self.token(token_id).decode(): token_id for token_id in self.of_type(*types) if tokens[token_id]}
 
     def is_type(self, token_id: int, token_type: TokenType) -> bool:
         """Whether a token has this type."""

@@ -63,9 +63,7 @@ class FakeModel:
     def generate(self, prompt: str, **sampling: Any) -> FakeGeneration:
         return self._generation(prompt, prompt, sampling, 0)
 
-    def _generation(
-        self, prompt: str, text: str, sampling: dict[str, Any], n_messages: int
-    ) -> FakeGeneration:
+    def _generation(self, prompt: str, text: str, sampling: dict[str, Any], n_messages: int) -> FakeGeneration:
         params = SamplingParams(**sampling)
         n_prompt = len(prompt.split())
         if n_prompt >= self.n_ctx:
@@ -94,9 +92,7 @@ def _render(messages: list[dict[str, str]]) -> str:
     return "\n".join(f"<{m['role']}> {m['content']}" for m in messages)
 
 
-def load(
-    path: Path, n_ctx: int | None = None, n_threads: int | None = None, progress: Any = None
-) -> FakeModel:
+def load(path: Path, n_ctx: int | None = None, n_threads: int | None = None, progress: Any = None) -> FakeModel:
     if not path.read_bytes().startswith(b"GGUF"):
         raise FormatError(f"{path}: not a GGUF file")
     for done in range(4):

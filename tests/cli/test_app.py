@@ -83,9 +83,7 @@ def test_every_error_is_one_line(
     assert capsys.readouterr() == ("", f"edgellm: error: {line}\n")
 
 
-def test_debug_shows_the_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("EDGELLM_DEBUG", "1")
     monkeypatch.setattr(run, "sampling_params", _raise(RuntimeError("boom")))
     assert main(["run"]) == 1

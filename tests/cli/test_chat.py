@@ -172,9 +172,7 @@ def test_a_context_that_fills_up_is_said(chat: Chat, model: str) -> None:
     assert "in 3 messages" in shown
     shown = child.say(" ".join(["much"] * 70))
     assert "this message alone makes 71 tokens, the context holds 60; it is not sent" in shown
-    assert "in 3 messages" in child.say(
-        "four"
-    )  # two, three and four would be too much: nothing else was lost
+    assert "in 3 messages" in child.say("four")  # two, three and four would be too much: nothing else was lost
     shown = child.say("slow")
     assert "the context of 60 tokens is full, so the answer stops here; the next message drops" in shown
 
@@ -193,9 +191,7 @@ def test_what_goes_wrong_is_a_line_and_the_chat_goes_on(chat: Chat, model: str) 
     shown = child.say("Hi")
     assert "first token after 0.25 s" in shown
     child.send(
-        b"\xff\xfe bad\n".decode("utf-8", "surrogateescape")
-        .encode("utf-8", "surrogateescape")
-        .decode("latin-1")
+        b"\xff\xfe bad\n".decode("utf-8", "surrogateescape").encode("utf-8", "surrogateescape").decode("latin-1")
     )
     child.expect_exact(PROMPT)
 
@@ -212,9 +208,7 @@ def test_history_is_kept_across_chats(chat: Chat, model: str, home: Path) -> Non
     child.expect_exact("heard 'remember me'")
 
 
-def test_answers_into_a_file_leave_the_prompts_on_the_terminal(
-    home: Path, model: str, tmp_path: Path
-) -> None:
+def test_answers_into_a_file_leave_the_prompts_on_the_terminal(home: Path, model: str, tmp_path: Path) -> None:
     command = " ".join([*FAKE, "run", model])
     child = pexpect.spawn("sh", ["-c", f"{command} > {tmp_path}/out.txt"], encoding="utf-8", timeout=20)
     child.expect_exact(PROMPT)

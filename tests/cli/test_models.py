@@ -49,9 +49,7 @@ def test_info_of_a_file(gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [" ".join(line.split()) for line in shown.splitlines()]
     assert lines[0].startswith(f"{gguf}: GGUF version 3, ")
     assert r"general.name evil \x1b[31m\nname" in lines
-    assert (
-        "tokenizer.ggml.tokens ['tok0', 'tok1', 'tok2', 'tok3', 'tok4', 'tok5', …] (1,000 elements)" in lines
-    )
+    assert "tokenizer.ggml.tokens ['tok0', 'tok1', 'tok2', 'tok3', 'tok4', 'tok5', …] (1,000 elements)" in lines
     assert "tokenizer.ggml.scores [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, …] (1,000 elements)" in lines
     assert any(line.endswith("… (7,000 characters)") for line in lines)
     assert "llama.rope.freq_base 10000" in lines
@@ -101,9 +99,7 @@ def test_info_of_the_machine(home: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_bench(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def measure(
-        loaded: fake_engine.FakeModel, n_prompt: int, n_generate: int, n_repetitions: int
-    ) -> dict[str, float]:
+    def measure(loaded: fake_engine.FakeModel, n_prompt: int, n_generate: int, n_repetitions: int) -> dict[str, float]:
         assert (loaded.n_threads, loaded.n_ctx, n_prompt, n_generate, n_repetitions) == (1, 40, 32, 8, 5)
         return {"prefill_tokens_per_second": 1234.56, "decode_tokens_per_second": 78.9}
 

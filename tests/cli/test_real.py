@@ -27,10 +27,7 @@ def test_the_capital_of_france(edgellm: Run, smollm2: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_text(edgellm: Run, smollm2: Path) -> None:
-    answers = [
-        edgellm("run", str(smollm2), "-p", "Hi", "-n", "12", "--seed", seed, real=True).stdout
-        for seed in "112"
-    ]
+    answers = [edgellm("run", str(smollm2), "-p", "Hi", "-n", "12", "--seed", seed, real=True).stdout for seed in "112"]
     assert answers[0] == answers[1] != answers[2]
 
 

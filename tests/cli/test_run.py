@@ -89,9 +89,7 @@ def test_sampling_options_arrive_and_defaults_are_those_of_params(edgellm: Run, 
 def test_stats_go_to_stderr(edgellm: Run, model: str) -> None:
     done = edgellm("run", model, "-p", "Hi", "--stats")
     assert done.stdout == "heard 'Hi' in 1 messages\n"
-    line = (
-        "prompt 2 tokens (1 reused), 100.0 tokens/s; answer 2 tokens, 50.0 tokens/s; first token after 0.25 s"
-    )
+    line = "prompt 2 tokens (1 reused), 100.0 tokens/s; answer 2 tokens, 50.0 tokens/s; first token after 0.25 s"
     assert line in done.stderr
 
 
@@ -122,9 +120,7 @@ def test_files_that_are_no_model(edgellm: Run, home: object, tmp_path) -> None:
 def test_an_unexpected_error_is_one_line(edgellm: Run, model: str) -> None:
     done = edgellm("run", model, "-p", "crash")
     assert done.returncode == 1
-    assert done.stderr.endswith(
-        "edgellm: error: unexpected RuntimeError: boom; EDGELLM_DEBUG=1 shows where\n"
-    )
+    assert done.stderr.endswith("edgellm: error: unexpected RuntimeError: boom; EDGELLM_DEBUG=1 shows where\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")

@@ -430,9 +430,7 @@ def test_opening_the_first_part_opens_all(tmp_path):
         assert list(file.tensors) == ["blk.0.weight", "blk.1.weight", "blk.2.weight"]
         assert file.metadata["general.architecture"] == "llama"
         assert file.n_bytes == sum(path.stat().st_size for path in paths)
-        np.testing.assert_array_equal(
-            file.tensors["blk.2.weight"].raw, tensor("", (4, 32), "Q4_1", seed=2)[3]
-        )
+        np.testing.assert_array_equal(file.tensors["blk.2.weight"].raw, tensor("", (4, 32), "Q4_1", seed=2)[3])
 
 
 def test_opening_another_part_names_the_first(tmp_path):

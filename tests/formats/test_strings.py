@@ -17,9 +17,7 @@ from .build import string
 ordinary = st.text(max_size=12).map(str.encode)
 # What breaks the quick chain: empty strings, zeros at the ends or alone, lengths of 255, 256 and more.
 awkward = st.sampled_from([b"", b"\0", b"\0" * 7, b"\0" * 8, b"\0" * 20, b"a\0", b"\0a"])
-awkward |= st.sampled_from(
-    [b"x" * 255, b"x" * 256, b"y" * 700, struct.pack("<Q", 3), b"\x03" + b"\0" * 7 + b"abc"]
-)
+awkward |= st.sampled_from([b"x" * 255, b"x" * 256, b"y" * 700, struct.pack("<Q", 3), b"\x03" + b"\0" * 7 + b"abc"])
 
 
 def located(items: list[bytes], before: bytes = b"", after: bytes = b"") -> StringArray:

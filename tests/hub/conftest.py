@@ -93,9 +93,7 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
 
         def _index_page(self, package: str) -> None:
             names = ["a-sdist-1.0.tar.gz", *stand_in.packages[package]]
-            sums = {
-                name: hashlib.sha256(stand_in.files.get(f"/files/{name}", b"")).hexdigest() for name in names
-            }
+            sums = {name: hashlib.sha256(stand_in.files.get(f"/files/{name}", b"")).hexdigest() for name in names}
             if stand_in.json_pages:
                 kind = "application/vnd.pypi.simple.v1+json"
                 files = [

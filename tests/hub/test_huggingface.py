@@ -29,9 +29,7 @@ def test_a_revision_is_asked_for_and_kept_apart(endpoint: StandIn, own_home: Pat
 
 def test_all_shards_of_a_split_model(endpoint: StandIn) -> None:
     for number in (1, 2, 3):
-        endpoint.files[f"/some/repo/resolve/main/m-0000{number}-of-00003.gguf"] = MODEL_BYTES + bytes(
-            [number]
-        )
+        endpoint.files[f"/some/repo/resolve/main/m-0000{number}-of-00003.gguf"] = MODEL_BYTES + bytes([number])
     path = hub.pull("hf:some/repo/m-00001-of-00003.gguf")
     assert sorted(p.name for p in path.parent.iterdir()) == [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     (model,) = hub.installed()
@@ -63,9 +61,7 @@ def test_a_page_instead_of_a_model_is_refused(endpoint: StandIn) -> None:
     assert hub.installed() == []
 
 
-def test_what_is_missing_or_unreachable_is_one_line(
-    endpoint: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_missing_or_unreachable_is_one_line(endpoint: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DownloadError) as caught:
         hub.pull("hf:some/repo/missing.gguf")
     assert "\n" not in str(caught.value)

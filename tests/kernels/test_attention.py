@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -81,7 +83,7 @@ def test_one_task_or_many_give_the_same_bits(compiled: Compiled, head_dim, n_kv_
     together = text.attend(compiled, first, n_tokens, window)
     assert same_bits(text.attend(compiled, first, n_tokens, window, split=True), together)
     cuts = [first, first + 1, first + 8, first + 31, n_tokens]
-    parts = [text.attend(compiled, a, b, window) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [text.attend(compiled, a, b, window) for a, b in pairwise(cuts)]
     assert same_bits(np.concatenate(parts), together)
     alone = [text.attend(compiled, token, token + 1, window) for token in range(n_tokens - 4, n_tokens)]
     assert same_bits(np.concatenate(alone), together[-4:])
@@ -107,6 +109,8 @@ def test_the_cache_layout(compiled: Compiled) -> None:
 def test_parts_merge_to_the_whole() -> None:
     """The twins among themselves: spans, one of which no token of the slice may see."""
     text = Text(200, 16, 1, 1)
-    parts = [reference.attention(text.q[150:160], *text.cache, text.block_table, 150, text.scale, 40, begin, end)
-             for begin, end in ((0, 64), (64, 128), (128, 160))]
+    parts = [
+        reference.attention(text.q[150:160], *text.cache, text.block_table, 150, text.scale, 40, begin, end)
+        for begin, end in ((0, 64), (64, 128), (128, 160))
+    ]
     np.testing.assert_allclose(reference.attention_merge(parts), text.twin(150, 160, 40), atol=1e-6)

@@ -39,12 +39,15 @@ def test_the_one_that_is_asked_for(ask) -> None:
 
 
 def test_an_unknown_name(ask) -> None:
-    with pytest.raises(UsageError, match="^EDGELLM_ISA='sse9' is not an instruction set that edgellm knows; "
-                                         "this CPU can run: avx2, generic$"):
+    with pytest.raises(
+        UsageError,
+        match=r"^EDGELLM_ISA='sse9' is not an instruction set that edgellm knows; this CPU can run: avx2, generic$",
+    ):
         ask("sse9", *AVX2_CPU)
 
 
 def test_one_that_the_cpu_lacks(ask) -> None:
-    with pytest.raises(UsageError, match="^EDGELLM_ISA='avx512' is not supported by this CPU; "
-                                         "this CPU can run: avx2, generic$"):
+    with pytest.raises(
+        UsageError, match=r"^EDGELLM_ISA='avx512' is not supported by this CPU; this CPU can run: avx2, generic$"
+    ):
         ask("avx512", *AVX2_CPU)

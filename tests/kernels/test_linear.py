@@ -26,7 +26,6 @@ N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 9, 33), (32, 96, 256, 7
 ODD_COLS = (1, 7, 8, 37, 256)  # a float row may have any length
 
 
-
 def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator:
     """All formats on the instruction sets that most CPUs have, and a few on the others."""
     pairs = [(isa, fmt) for isa in isas for fmt in formats if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS]
@@ -56,8 +55,11 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 def shapes(fmt: BlockFormat) -> list[tuple[int, int, int]]:
     """Every number of rows, tokens and columns, if not with each other."""
     widths = ODD_COLS if isinstance(fmt, FloatFormat) else [n for n in N_COLS if n % fmt.block_size == 0]
-    return [(n_rows, n_tokens, widths[(i + j) % len(widths)])
-            for i, n_rows in enumerate(N_ROWS) for j, n_tokens in enumerate(N_TOKENS)]
+    return [
+        (n_rows, n_tokens, widths[(i + j) % len(widths)])
+        for i, n_rows in enumerate(N_ROWS)
+        for j, n_tokens in enumerate(N_TOKENS)
+    ]
 
 
 @everywhere
@@ -151,5 +153,6 @@ def test_the_largest_bytes_meet_the_largest_activations(compiled_for, isa: Isa, 
         blocks["d"], blocks["qs"] = 1, byte
         weights = blocks.view(np.uint8).reshape(4, -1)
         x = reference.quantize(np.full((2, 96), sign, np.float32))
-        np.testing.assert_allclose(compiled_for(isa).linear(weights, fmt, x, op), reference.linear(weights, fmt, x),
-                                   rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(
+            compiled_for(isa).linear(weights, fmt, x, op), reference.linear(weights, fmt, x), rtol=1e-5, atol=1e-3
+        )

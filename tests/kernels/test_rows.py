@@ -36,8 +36,9 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def isas_and_formats() -> list[tuple[Isa, BlockFormat]]:
     """All formats where registers are wide, and some on the others."""
-    return [(isa, fmt) for isa in AVAILABLE for fmt in FORMATS.values()
-            if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS]
+    return [
+        (isa, fmt) for isa in AVAILABLE for fmt in FORMATS.values() if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS
+    ]
 
 
 @pytest.mark.parametrize(("isa", "fmt"), isas_and_formats(), ids=lambda x: getattr(x, "name", None))

@@ -139,9 +139,7 @@ def byte_level_metadata(
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.token_type": np.array(
-            [1] * len(vocab) + [3] * len(special) + [4] * len(added), dtype=np.int32
-        ),
+        "tokenizer.ggml.token_type": np.array([1] * len(vocab) + [3] * len(special) + [4] * len(added), dtype=np.int32),
         "tokenizer.ggml.bos_token_id": len(vocab),
         "tokenizer.ggml.eos_token_id": len(vocab),
     }
@@ -206,9 +204,7 @@ def train_sentencepiece(
     return sentencepiece_metadata(original, space_prefix), original
 
 
-def sentencepiece_metadata(
-    original: sentencepiece.SentencePieceProcessor, space_prefix: bool = True
-) -> dict[str, Any]:
+def sentencepiece_metadata(original: sentencepiece.SentencePieceProcessor, space_prefix: bool = True) -> dict[str, Any]:
     """What a GGUF file of this `sentencepiece` model would hold."""
     ids = range(original.get_piece_size())
 

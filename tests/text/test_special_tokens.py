@@ -17,9 +17,7 @@ tokens = st.sets(st.text("ab<|>", min_size=1, max_size=5), max_size=8)
 def test_like_a_regular_expression_of_all_of_them(tokens, text):
     ids = {token: i for i, token in enumerate(sorted(tokens))}
     pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    pieces = (
-        [piece for piece in re.split(f"({pattern})", text) if piece] if tokens else [text] if text else []
-    )
+    pieces = [piece for piece in re.split(f"({pattern})", text) if piece] if tokens else [text] if text else []
     assert list(SpecialTokens(ids).split(text)) == [ids.get(piece, piece) for piece in pieces]
 
 

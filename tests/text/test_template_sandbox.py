@@ -11,10 +11,7 @@ from edgellm.errors import TemplateError
 from edgellm.text import ChatTemplate
 
 BIG = "{% set big = 'x' * 1000000 %}"
-GROW = (
-    "{{% set ns = namespace(s={start}) %}}"
-    "{{% for i in range(60) %}}{{% set ns.s = {step} %}}{{% endfor %}}{use}"
-)
+GROW = "{{% set ns = namespace(s={start}) %}}{{% for i in range(60) %}}{{% set ns.s = {step} %}}{{% endfor %}}{use}"
 
 
 def grow(start: str, step: str, use: str = "{{ ns.s }}") -> str:
@@ -172,9 +169,7 @@ def test_long_chats_are_rendered():
 
 def test_a_chat_beyond_all_bounds_is_refused():
     with pytest.raises(TemplateError, match="over 4,000,000 characters"):
-        ChatTemplate("{{ messages[0].content | length }}").render(
-            [{"role": "user", "content": "x" * 4_000_001}]
-        )
+        ChatTemplate("{{ messages[0].content | length }}").render([{"role": "user", "content": "x" * 4_000_001}])
 
 
 def test_a_template_serves_many_threads():

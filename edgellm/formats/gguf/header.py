@@ -192,9 +192,7 @@ def _place_tensors(
             raise FormatError(f"tensors {quoted(before)} and {quoted(tensor.name)} overlap")
         end, before = tensor.offset + tensor.n_bytes, tensor.name
     if end > file_bytes:
-        raise FormatError(
-            f"the file is cut off: tensor {quoted(before)} ends at byte {end}, the file has {file_bytes}"
-        )
+        raise FormatError(f"the file is cut off: tensor {quoted(before)} ends at byte {end}, the file has {file_bytes}")
     return list(tensors.values())
 
 

@@ -14,8 +14,8 @@ class _Neon(Vocabulary):
 
     def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
         if u.n > 16:
-            half = [(x[: x.n // 2], x[x.n // 2 :]) for x in (accumulator, u, s)]
-            return self.concat(*(self.dot_u8_s8(*part, max_u) for part in zip(*half, strict=True)))
+            parts = zip(self.halves(accumulator), self.halves(u), self.halves(s), strict=True)
+            return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
         if max_u > 127:  # sdot is signed by signed: u = (u - 128) + 64 + 64
             for _ in range(2):
                 accumulator = self._sdot(accumulator, self.like(64, u), s)
@@ -26,5 +26,12 @@ class _Neon(Vocabulary):
         return self.call("llvm.aarch64.neon.sdot.v4i32.v16i8", vector(I32, 4), accumulator, a, b, suffix=False)
 
 
-NEON = Isa("neon", "NEON with dot product", lambda f: f.get("neon") and f.get("dotprod"),
-           host_target, _Neon, lanes=4, tile_tokens=8)
+NEON = Isa(
+    "neon",
+    "NEON with dot product",
+    lambda f: f.get("neon") and f.get("dotprod"),
+    host_target,
+    _Neon,
+    lanes=4,
+    tile_tokens=8,
+)

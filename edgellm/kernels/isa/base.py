@@ -19,7 +19,7 @@ class Isa:
 
     name: str
     title: str
-    needs: Callable[[Mapping[str, bool]], bool]
+    needs: Callable[[Mapping[str, bool]], bool | None]
     target: Callable[[str, Mapping[str, bool]], tuple[str, str]]
     vocabulary: type
     lanes: int

@@ -27,9 +27,10 @@ class _Generic(Vocabulary):
         part = total - product
         error = (product - (total - part)) + (c - part)  # exactly (Knuth's two-sum)
         bits = total.bitcast(I64)
-        outwards = self.like(1, bits) - (((error.bitcast(I64) ^ bits) >> 62) & 2)  # 1 where the error has the sum's sign, else -1
+        # 1 where the error has the sum's sign, else -1
+        outwards = self.like(1, bits) - (((error.bitcast(I64) ^ bits) >> 62) & 2)
         is_inexact = Value(self, self.builder.fcmp_ordered("!=", error.llvm, self.like(0.0, error).llvm))
-        odd = bits + self.select(is_inexact, outwards * ((bits & 1) ^ 1), 0)
+        odd = bits + self.select(is_inexact, outwards * ((bits & 1) ^ 1), self.like(0, bits))
         return odd.bitcast(F64).to(F32)
 
     def rint(self, a: Value) -> Value:
@@ -71,5 +72,4 @@ def _baseline(cpu, features):
     return "", ""  # LLVM's baseline of the architecture
 
 
-GENERIC = Isa("generic", "plain vectors", lambda features: True, _baseline, _Generic,
-              lanes=4, tile_tokens=4)
+GENERIC = Isa("generic", "plain vectors", lambda features: True, _baseline, _Generic, lanes=4, tile_tokens=4)

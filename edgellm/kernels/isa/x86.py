@@ -14,13 +14,10 @@ class _X86(Vocabulary):
 
     def lookup(self, table, indices: Value) -> Value:
         if indices.n > 32:
-            return self.concat(*(self.lookup(table, half) for half in self._halves(indices)))
+            return self.concat(*(self.lookup(table, half) for half in self.halves(indices)))
         name = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b"}[indices.n]
         lanes = self.constant([int(entry) for entry in table] * (indices.n // 16), I8)
         return self.call(name, indices.llvm.type, lanes, indices, suffix=False)
-
-    def _halves(self, value: Value) -> tuple[Value, Value]:
-        return value[: value.n // 2], value[value.n // 2 :]
 
 
 class _Vnni(_X86):
@@ -29,12 +26,14 @@ class _Vnni(_X86):
     def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
         bits = u.n * 8
         if bits > self.isa.lanes * 32:  # wider than a register: two instructions
-            parts = zip(self._halves(accumulator), self._halves(u), self._halves(s), strict=True)
+            parts = zip(self.halves(accumulator), self.halves(u), self.halves(s), strict=True)
             return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
         kind = vector(I32, u.n // 4)
         name = f"llvm.x86.avx512.vpdpbusd.{bits}"
         # LLVM types the byte operands of this intrinsic as bytes from version 22 on.
-        return self.call(name, kind, accumulator, u.bitcast(self.byte_operand), s.bitcast(self.byte_operand), suffix=False)
+        return self.call(
+            name, kind, accumulator, u.bitcast(self.byte_operand), s.bitcast(self.byte_operand), suffix=False
+        )
 
     byte_operand = I32
 
@@ -42,7 +41,7 @@ class _Vnni(_X86):
 class _Avx2(_X86):
     def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
         if u.n > 32:
-            parts = zip(self._halves(accumulator), self._halves(u), self._halves(s), strict=True)
+            parts = zip(self.halves(accumulator), self.halves(u), self.halves(s), strict=True)
             return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
         if max_u > 127:  # pairs of products would overflow 16 bits: the top bit goes its own way
             accumulator = self._add_pairs(accumulator, (u.bitcast(I16) >> 7).bitcast(I8) & 1, s, 128)
@@ -56,8 +55,12 @@ class _Avx2(_X86):
 
 
 def _has_vnni_256(f):
-    return f.get("avx2") and f.get("fma") and f.get("f16c") and (
-        f.get("avxvnni") or (f.get("avx512vnni") and f.get("avx512vl")))
+    return (
+        f.get("avx2")
+        and f.get("fma")
+        and f.get("f16c")
+        and (f.get("avxvnni") or (f.get("avx512vnni") and f.get("avx512vl")))
+    )
 
 
 def _vnni_256_target(cpu, f):
@@ -65,10 +68,21 @@ def _vnni_256_target(cpu, f):
 
 
 AVX512 = Isa(
-    "avx512", "AVX-512 VNNI", lambda f: all(f.get(x) for x in ("avx512f", "avx512bw", "avx512vl", "avx512vnni")),
-    host_target, _Vnni, lanes=16, tile_tokens=8,
+    "avx512",
+    "AVX-512 VNNI",
+    lambda f: all(f.get(x) for x in ("avx512f", "avx512bw", "avx512vl", "avx512vnni")),
+    host_target,
+    _Vnni,
+    lanes=16,
+    tile_tokens=8,
 )
-AVX_VNNI = Isa("avxvnni", "AVX-VNNI (256 bit)", _has_vnni_256, _vnni_256_target, _Vnni,
-               lanes=8, tile_tokens=4)
-AVX2 = Isa("avx2", "AVX2 and FMA", lambda f: f.get("avx2") and f.get("fma") and f.get("f16c"),
-           lambda cpu, f: ("x86-64-v3", ""), _Avx2, lanes=8, tile_tokens=4)
+AVX_VNNI = Isa("avxvnni", "AVX-VNNI (256 bit)", _has_vnni_256, _vnni_256_target, _Vnni, lanes=8, tile_tokens=4)
+AVX2 = Isa(
+    "avx2",
+    "AVX2 and FMA",
+    lambda f: f.get("avx2") and f.get("fma") and f.get("f16c"),
+    lambda cpu, f: ("x86-64-v3", ""),
+    _Avx2,
+    lanes=8,
+    tile_tokens=4,
+)

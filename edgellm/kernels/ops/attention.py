@@ -19,7 +19,15 @@ from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ATTENTION, ATTENTION_MERGE, ATTENTION_TASK, KV_APPEND, KV_BLOCK, MERGE_TASK, SPAN_TOKENS
+from edgellm.kernels.records import (
+    ATTENTION,
+    ATTENTION_MERGE,
+    ATTENTION_TASK,
+    KV_APPEND,
+    KV_BLOCK,
+    MERGE_TASK,
+    SPAN_TOKENS,
+)
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
 ROWS = 4  # of a tile computed together
@@ -36,8 +44,9 @@ def _number(v: Vocabulary, wide: bool, base: Value, index: Value, lanes: int) ->
     return v.f32(base + index * 4, lanes) if wide else v.half(base + index * 2, lanes)
 
 
-def _scores(v: Vocabulary, query: Value, head_dim: Value, keys: Value, scores: Value, *, n_rows: int,
-            wide: bool) -> None:
+def _scores(
+    v: Vocabulary, query: Value, head_dim: Value, keys: Value, scores: Value, *, n_rows: int, wide: bool
+) -> None:
     """scores[r, token] = query[r] . keys[:, token] for the tokens of a block, four registers of them at a time."""
     lanes = v.isa.lanes
     for first in range(0, KV_BLOCK, 4 * lanes):
@@ -56,7 +65,7 @@ def _scores(v: Vocabulary, query: Value, head_dim: Value, keys: Value, scores: V
                 v.store(scores + (r * KV_BLOCK + first + lanes * c) * 4, sums[4 * r + c])
 
 
-def _softmax(v: Vocabulary, scores: Value, begin: Value, end: Value, m: Value, l: Value) -> Value:
+def _softmax(v: Vocabulary, scores: Value, begin: Value, end: Value, m: Value, denominator: Value) -> Value:
     """Scores of tokens begin to end - 1 become exponentials, all others 0. Returns what to multiply old sums by."""
     lanes = v.isa.lanes
     parts = KV_BLOCK // lanes
@@ -80,7 +89,7 @@ def _softmax(v: Vocabulary, scores: Value, begin: Value, end: Value, m: Value, l
         total = total + weight
     correction = v.exp(old - new)
     v.store(m, new)
-    v.store(l, v.fma(v.f32(l), correction, total.sum()))
+    v.store(denominator, v.fma(v.f32(denominator), correction, total.sum()))
     return correction
 
 
@@ -88,8 +97,21 @@ def _and(v: Vocabulary, a: Value, b: Value) -> Value:
     return Value(v, v.builder.and_(a.llvm, b.llvm))
 
 
-def _weighted_values(v: Vocabulary, weights: Value, begin: Value, end: Value, values: Value, head_dim: Value,
-                     first: Value, corrections: Value, out: Value, *, n_rows: int, wide: bool, n_parts: int) -> None:
+def _weighted_values(
+    v: Vocabulary,
+    weights: Value,
+    begin: Value,
+    end: Value,
+    values: Value,
+    head_dim: Value,
+    first: Value,
+    corrections: Value,
+    out: Value,
+    *,
+    n_rows: int,
+    wide: bool,
+    n_parts: int,
+) -> None:
     """out[r] = out[r] * correction[r] + sum over tokens of weights[r, token] * values[token], some dimensions of it."""
     lanes = v.isa.lanes
     row_bytes = (head_dim + 2) * 4
@@ -175,10 +197,18 @@ def build_attention(isa):
     lanes = isa.lanes
     score_wide, score_rows, score_row = (
         staged(isa, "void", *["i64"] * 4)(partial(_scores, n_rows=n, wide=wide))
-        for n, wide in ((ROWS, True), (ROWS, False), (1, False)))
+        for n, wide in ((ROWS, True), (ROWS, False), (1, False))
+    )
     weigh_wide, weigh_rows, weigh_row, weigh_rows_narrow, weigh_row_narrow = (
         staged(isa, "void", *["i64"] * 8)(partial(_weighted_values, n_rows=n, wide=wide, n_parts=n_parts))
-        for n, wide, n_parts in ((ROWS, True, 4), (ROWS, False, 4), (1, False, 4), (ROWS, False, 1), (1, False, 1)))
+        for n, wide, n_parts in (
+            (ROWS, True, 4),
+            (ROWS, False, 4),
+            (1, False, 4),
+            (ROWS, False, 1),
+            (1, False, 1),
+        )
+    )
     widen = staged(isa, "void", *["i64"] * 3)(_widen)
     scale_copy = staged(isa, "void", "i64", "i64", "i64", "f32")(_scale_copy)
     softmax = staged(isa, "f32", *["i64"] * 5)(_softmax)
@@ -212,8 +242,10 @@ def build_attention(isa):
             here = task.position + row // group - position
             m_at = result + row * row_bytes
             begin = max(begin_here, here - op.window + 1)
-            store(corrections + row * 4,
-                  softmax(scores + row * KV_BLOCK * 4, begin, min(end_here, here + 1), m_at, m_at + 4))
+            store(
+                corrections + row * 4,
+                softmax(scores + row * KV_BLOCK * 4, begin, min(end_here, here + 1), m_at, m_at + 4),
+            )
         for row in range(0, n_rows, ROWS):
             weights, to, by = scores + row * KV_BLOCK * 4, result + row * row_bytes + 8, corrections + row * 4
             i = 0
@@ -271,7 +303,9 @@ def build_attention(isa):
             return
         for row in range(n_rows):
             sums = total + row * row_bytes + 8
-            out = op.out + ((task.token + row // group) * op.out_stride + (kv_head * group + row % group) * head_dim) * 4
+            out = (
+                op.out + ((task.token + row // group) * op.out_stride + (kv_head * group + row % group) * head_dim) * 4
+            )
             scale_copy(sums, out, head_dim, np.float32(1) / load(sums - 4))
 
     return attention

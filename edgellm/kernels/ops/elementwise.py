@@ -14,7 +14,11 @@ def build_add(isa):
 
     @staged(isa, "void", "i64", "i64", "i64", "i64")
     def add_elements(v, a, b, out, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(a + i * 4, lanes) + v.f32(b + i * 4, lanes)))
+        v.elements(
+            n,
+            ROW_ALIGN,
+            lambda i, lanes: v.store(out + i * 4, v.f32(a + i * 4, lanes) + v.f32(b + i * 4, lanes)),
+        )
 
     def add(record, chunk, thread):
         op = op_at(record)
@@ -37,6 +41,10 @@ def build_select_rows(isa):
 
     def select_rows(record, chunk, thread):
         op = op_at(record)
-        copy(op.x + load_i64(op.batch.rows + chunk * 8) * op.stride * 4, op.out + chunk * op.stride * 4, op.stride)
+        copy(
+            op.x + load_i64(op.batch.rows + chunk * 8) * op.stride * 4,
+            op.out + chunk * op.stride * 4,
+            op.stride,
+        )
 
     return select_rows

@@ -14,8 +14,8 @@ from edgellm.quants.floats import FloatFormat
 def _dequantize_blocks(v: Vocabulary, fmt, row: Value, n_cols: Value, scale: Value, out: Value) -> None:
     def body(i: Value) -> list[Value]:
         unpacked = fmt.unpack(v, row + i * fmt.block_bytes)
-        scales, biases = (None if x is None else x.to_f32() if x.element == F16 else x
-                          for x in (unpacked.scales, unpacked.biases))
+        scales = _as_f32(unpacked.scales)
+        biases = None if unpacked.biases is None else _as_f32(unpacked.biases)
         for g in range(fmt.block_size // 32):
             u = unpacked.weights(g)
             for half in range(2):
@@ -27,6 +27,10 @@ def _dequantize_blocks(v: Vocabulary, fmt, row: Value, n_cols: Value, scale: Val
         return []
 
     v.loop(n_cols / fmt.block_size, [], body)
+
+
+def _as_f32(numbers: Value) -> Value:
+    return numbers.to_f32() if numbers.element == F16 else numbers
 
 
 def _convert_floats(v: Vocabulary, fmt, row: Value, n_cols: Value, scale: Value, out: Value) -> None:

@@ -41,8 +41,20 @@ def _biases(v: Vocabulary, fmt, unpacked: list, scales: list[Value]) -> list[Val
 # --- decode: eight rows by one token -----------------------------------------------------------------------
 
 
-def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value, n_blocks: Value,
-              q: Value, d: Value, sums: Value, prefetch: Value, out: Value) -> None:
+def _dot_rows(
+    v: Vocabulary,
+    fmt,
+    weights: Value,
+    row_bytes: Value,
+    first: Value,
+    last: Value,
+    n_blocks: Value,
+    q: Value,
+    d: Value,
+    sums: Value,
+    prefetch: Value,
+    out: Value,
+) -> None:
     """Rows first to first + 7 (none beyond last) by one token; a lane of the result is a row."""
     rows = [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
     per_block = fmt.block_size // GROUP
@@ -81,8 +93,9 @@ def _sum_lanes(v: Vocabulary, rows: list[Value], n_parts: int) -> list[Value]:
     # Interleave by ones, then by twos: single instructions on every CPU.
     pairs = [fold(rows[i], rows[i + 1], [0, 8, 1, 9, 4, 12, 5, 13]) for i in range(0, 8, 2)]
     fours = [fold(pairs[i], pairs[i + 1], [0, 1, 8, 9, 4, 5, 12, 13]) for i in range(0, 4, 2)]
-    halves = [v.shuffle(fours[0], fours[1], [half * 4 + lane % 4 + 8 * (lane // 4) for lane in range(8)])
-              for half in range(2)]
+    halves = [
+        v.shuffle(fours[0], fours[1], [half * 4 + lane % 4 + 8 * (lane // 4) for lane in range(8)]) for half in range(2)
+    ]
     return halves if n_parts == 2 else [halves[0] + halves[1]]
 
 
@@ -106,8 +119,18 @@ def build_linear_decode(isa, fmt):
             s = sums + token * n_sums * 4
             out = op.out + token * op.out_stride * 4
             for row in range(first, min(first + op.chunk_rows, op.n_rows), 8):
-                dot_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols // per_block, q, d, s, op.prefetch,
-                         out + row * 4)
+                dot_rows(
+                    op.weights,
+                    op.row_bytes,
+                    row,
+                    op.n_rows - 1,
+                    op.n_cols // per_block,
+                    q,
+                    d,
+                    s,
+                    op.prefetch,
+                    out + row * 4,
+                )
 
     return linear_decode
 
@@ -119,8 +142,17 @@ def build_linear_decode(isa, fmt):
 # and then the biases, 16 rows side by side.
 
 
-def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value,
-                      n_groups: Value, tile: Value, lane: Value) -> None:
+def _unpack_half_tile(
+    v: Vocabulary,
+    fmt,
+    weights: Value,
+    row_bytes: Value,
+    first: Value,
+    last: Value,
+    n_groups: Value,
+    tile: Value,
+    lane: Value,
+) -> None:
     """Unpack rows first to first + 7 (none beyond last) into the lanes from `lane` on of all registers."""
     per_block = fmt.block_size // GROUP
     scales_per_block = fmt.block_size // fmt.scale_group
@@ -146,8 +178,18 @@ def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, firs
     v.loop(n_groups / per_block, [], body)
 
 
-def _tile_by_tokens(v: Vocabulary, fmt, n_tokens: int, tile: Value, n_groups: Value,
-                    q: Value, d: Value, sums: Value, out: Value, out_stride: Value) -> None:
+def _tile_by_tokens(
+    v: Vocabulary,
+    fmt,
+    n_tokens: int,
+    tile: Value,
+    n_groups: Value,
+    q: Value,
+    d: Value,
+    sums: Value,
+    out: Value,
+    out_stride: Value,
+) -> None:
     """The 16 rows of an unpacked tile by n_tokens tokens, with one register of 16 sums for each token."""
     per_group = GROUP // fmt.scale_group
     scales_at = tile + n_groups * (TILE_ROWS * GROUP)
@@ -160,7 +202,8 @@ def _tile_by_tokens(v: Vocabulary, fmt, n_tokens: int, tile: Value, n_groups: Va
         words = [v.load(tile + g * (TILE_ROWS * GROUP) + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(8)]
         scales, biases = (
             [v.f32(at + (g * per_group + s) * (TILE_ROWS * 4), TILE_ROWS) for s in range(per_group)]
-            for at in (scales_at, biases_at))
+            for at in (scales_at, biases_at)
+        )
         results = []
         for token, total in enumerate(totals):
             x = q + q_stride * token + g * GROUP
@@ -206,7 +249,14 @@ def build_linear_prefill(isa, fmt):
             unpack_half_tile(op.weights, op.row_bytes, first + 8 * half, op.n_rows - 1, n_groups, tile, 8 * half)
         # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
         for token in range(0, op.batch.n_tokens, at_once):
-            tile_by_tokens(tile, n_groups, op.xq.q + token * op.n_cols, op.xq.d + token * n_groups * 4,
-                           sums + token * n_sums * 4, op.out + (token * op.out_stride + first) * 4, op.out_stride)
+            tile_by_tokens(
+                tile,
+                n_groups,
+                op.xq.q + token * op.n_cols,
+                op.xq.d + token * n_groups * 4,
+                sums + token * n_sums * 4,
+                op.out + (token * op.out_stride + first) * 4,
+                op.out_stride,
+            )
 
     return linear_prefill

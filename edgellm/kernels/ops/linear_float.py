@@ -19,8 +19,18 @@ def _column(v: Vocabulary, fmt, rows: list[Value], column: Value) -> Value:
     return v.vector_of([fmt.load(v, row + column * fmt.block_bytes, 1) for row in rows])
 
 
-def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value, n_cols: Value,
-              x: Value, prefetch: Value, out: Value) -> None:
+def _dot_rows(
+    v: Vocabulary,
+    fmt,
+    weights: Value,
+    row_bytes: Value,
+    first: Value,
+    last: Value,
+    n_cols: Value,
+    x: Value,
+    prefetch: Value,
+    out: Value,
+) -> None:
     """Rows first to first + 15 (none beyond last) by one token, column after column as the tile does it."""
     halves = [[weights + row_bytes * v.minimum(first + half * 8 + r, last) for r in range(8)] for half in range(2)]
 
@@ -28,10 +38,11 @@ def _dot_rows(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value
         for row in (*halves[0], *halves[1]):
             v.prefetch(row + i * (STEP * fmt.block_bytes) + prefetch)
         columns = [_columns(v, fmt, rows, i) for rows in halves]
+        results = list(totals)
         for k in range(STEP):
             x_k = v.f32(x + (i * STEP + k) * 4)
-            totals = [v.fma(half[k], x_k, total) for half, total in zip(columns, totals, strict=True)]
-        return totals
+            results = [v.fma(half[k], x_k, total) for half, total in zip(columns, results, strict=True)]
+        return results
 
     def rest(i: Value, *totals: Value) -> list[Value]:
         column = n_cols / STEP * STEP + i
@@ -63,8 +74,17 @@ def build_linear_decode(isa, fmt):
     return linear_decode
 
 
-def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value,
-                      n_cols: Value, tile: Value, lane: Value) -> None:
+def _unpack_half_tile(
+    v: Vocabulary,
+    fmt,
+    weights: Value,
+    row_bytes: Value,
+    first: Value,
+    last: Value,
+    n_cols: Value,
+    tile: Value,
+    lane: Value,
+) -> None:
     """Rows first to first + 7 (none beyond last), a column after the other, into the lanes from `lane` on."""
     rows = [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
     column_bytes = TILE_ROWS * 4
@@ -83,8 +103,16 @@ def _unpack_half_tile(v: Vocabulary, fmt, weights: Value, row_bytes: Value, firs
     v.loop(n_cols - n_cols / STEP * STEP, [], rest)
 
 
-def _tile_by_tokens(v: Vocabulary, n_tokens: int, tile: Value, n_cols: Value, x: Value, x_stride: Value,
-                    out: Value, out_stride: Value) -> None:
+def _tile_by_tokens(
+    v: Vocabulary,
+    n_tokens: int,
+    tile: Value,
+    n_cols: Value,
+    x: Value,
+    x_stride: Value,
+    out: Value,
+    out_stride: Value,
+) -> None:
     def body(k: Value, *totals: Value) -> list[Value]:
         column = v.f32(tile + k * (TILE_ROWS * 4), TILE_ROWS)
         return [v.fma(column, v.f32(x + (x_stride * token + k) * 4), total) for token, total in enumerate(totals)]
@@ -113,7 +141,13 @@ def build_linear_prefill(isa, fmt):
         for half in range(2):
             unpack_half_tile(op.weights, op.row_bytes, first + 8 * half, op.n_rows - 1, op.n_cols, tile, 8 * half)
         for token in range(0, op.batch.n_tokens, at_once):
-            tile_by_tokens(tile, op.n_cols, op.x + token * op.x_stride * 4, op.x_stride,
-                           op.out + (token * op.out_stride + first) * 4, op.out_stride)
+            tile_by_tokens(
+                tile,
+                op.n_cols,
+                op.x + token * op.x_stride * 4,
+                op.x_stride,
+                op.out + (token * op.out_stride + first) * 4,
+                op.out_stride,
+            )
 
     return linear_prefill

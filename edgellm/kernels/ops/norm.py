@@ -40,7 +40,12 @@ def build_rms_norm(isa):
         for token in range(chunk * op.chunk_tokens, end):
             for group in range(op.n_groups):
                 at = group * op.n_cols
-                norm_row(op.x + (token * op.stride + at) * 4, op.weight, op.out + (token * op.out_stride + at) * 4,
-                         op.n_cols, op.epsilon)
+                norm_row(
+                    op.x + (token * op.stride + at) * 4,
+                    op.weight,
+                    op.out + (token * op.out_stride + at) * 4,
+                    op.n_cols,
+                    op.epsilon,
+                )
 
     return rms_norm

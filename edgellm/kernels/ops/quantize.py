@@ -16,8 +16,9 @@ def quantize_row(v: Vocabulary, x: Value, n_groups: Value, q: Value, d: Value, s
         magnitudes = [v.abs(half).bitcast(I32) for half in values]
         largest = v.maximum(*magnitudes).max().bitcast(F32)
         scale = largest * (1 / 127)
-        inverse = v.select(v.greater(largest, v.constant(0.0, F32)), v.constant(127.0, F32) / largest,
-                           v.constant(0.0, F32))
+        inverse = v.select(
+            v.greater(largest, v.constant(0.0, F32)), v.constant(127.0, F32) / largest, v.constant(0.0, F32)
+        )
         bytes_ = v.concat(*(v.round_to_i32(half * inverse).trunc(I8) for half in values))
         # One multiply by ones gives the sums of every four bytes.
         fours = v.dot_u8_s8(v.constant(0, I32, 8), v.constant(1, I8, 32), bytes_, 1)
@@ -44,7 +45,13 @@ def build_quantize(isa):
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
             at = token * n_groups
-            quantize_one(op.x + token * op.stride * 4, n_groups, op.to.q + at * 32, op.to.d + at * 4,
-                         op.to.sum32 + at * 4, op.to.sum16 + at * 8)
+            quantize_one(
+                op.x + token * op.stride * 4,
+                n_groups,
+                op.to.q + at * 32,
+                op.to.d + at * 4,
+                op.to.sum32 + at * 4,
+                op.to.sum16 + at * 8,
+            )
 
     return quantize

@@ -13,6 +13,8 @@ the old run over before it looks at the seats for counters that nobody uses.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from llvmlite import ir
 from numba import njit
 
@@ -95,13 +97,16 @@ def _words(isa):
             wait_for(progress + n_done * LINE, system_yield)
             n_done += 1
 
-    return fetch_add, store, load, pause, yield_core, run_ops
+    return SimpleNamespace(
+        fetch_add=fetch_add, store=store, load=load, pause=pause, yield_core=yield_core, run_ops=run_ops
+    )
 
 
 def build_lead(isa):
     """lead(team, program, _): start a run, work in it as thread 0, and return when it is done."""
     team_at, program_at = record_viewer(TEAM), record_viewer(PROGRAM)
-    fetch_add, store, load, pause, yield_core, run_ops = _words(isa)
+    words = _words(isa)
+    fetch_add, store, load, run_ops = words.fetch_add, words.store, words.load, words.run_ops
 
     @njit(error_model="numpy")
     def free_progress(team_address):
@@ -136,7 +141,9 @@ def build_lead(isa):
 def build_work(isa):
     """work(team, thread, _): take part in runs as they come; return when none has come for a while."""
     team_at = record_viewer(TEAM)
-    fetch_add, store, load, pause, yield_core, run_ops = _words(isa)
+    words = _words(isa)
+    store, load, run_ops = words.store, words.load, words.run_ops
+    pause, yield_core = words.pause, words.yield_core
 
     def work(team_address, thread, unused):
         team = team_at(team_address)

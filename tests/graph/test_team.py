@@ -1,0 +1,156 @@
+"""The team of threads: no run is lost, torn or stuck, whoever is late, and nobody works when there is no work."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edgellm.errors import UsageError
+from edgellm.graph import Batch, Graph, Program, Team
+from edgellm.graph.program import aligned, kernels_of
+from edgellm.kernels.isa import choose
+from edgellm.kernels.store import KernelStore
+
+from .conftest import MAX_OPS
+
+CAPACITY = 16
+N_STEPS = 20
+
+
+class Shuffle:
+    """A program that permutes rows again and again: each step needs all rows of the one before it."""
+
+    def __init__(self, store: KernelStore, team: Team, n_steps: int = N_STEPS, width: int = 16) -> None:
+        graph = Graph(choose(), team.n_threads)
+        source = value = graph.input(width)
+        for _ in range(n_steps):
+            value = graph.select_rows(value)
+        self.result = graph.output(value)
+        store.load(kernels_of(graph))
+        self.batch = Batch(CAPACITY, [], [])
+        self.rows = aligned(CAPACITY * width * 4).view(np.float32).reshape(CAPACITY, width)
+        self.program = Program(graph, store, self.batch, team, inputs={source: self.rows.ctypes.data})
+        self.n_steps = n_steps
+
+    def run(self, rng: np.random.Generator) -> None:
+        """Some tokens, some permutation: the result must be what NumPy says."""
+        n = int(rng.integers(1, CAPACITY + 1))
+        order = rng.permutation(n)
+        self.rows[:n] = rng.random((n, 1), np.float32)
+        self.batch.rows[:n] = order
+        self.program.run({"tokens": n})
+        want = self.rows[:n]
+        for _ in range(self.n_steps):
+            want = want[order]
+        np.testing.assert_array_equal(self.program.view(self.result, n), want)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4, 7])
+def test_thousands_of_tiny_runs(store: KernelStore, team_of: Callable[[int], Team], n_threads: int) -> None:
+    """Two programs in turn, with more threads than most machines have cores: some are always late."""
+    team, rng = team_of(n_threads), np.random.default_rng(n_threads)
+    long, short = Shuffle(store, team), Shuffle(store, team, 1)
+    for _ in range(3000):
+        for program in (long, short):
+            program.run(rng)
+
+
+def test_runs_with_pauses(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    """As long as it takes helpers to fall asleep, more or less: runs meet them at every stage of it."""
+    team, rng = team_of(4), np.random.default_rng(1)
+    program = Shuffle(store, team)
+    for _ in range(300):
+        time.sleep(float(rng.random()) * 0.006)
+        program.run(rng)
+
+
+def test_a_thread_that_is_late_does_no_harm(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    """Helpers that must wait for a slow chunk go away for a while, in the middle of a run; the leader goes on."""
+    naps = iter(np.random.default_rng(3).random(100_000).tolist())
+    leader = threading.current_thread()
+
+    @ctypes.CFUNCTYPE(ctypes.c_int)
+    def nap() -> int:
+        if threading.current_thread() is not leader:
+            time.sleep(0.003 * next(naps))
+        return 0
+
+    team, rng = team_of(3), np.random.default_rng(4)
+    team._record["yield_core"] = ctypes.cast(nap, ctypes.c_void_p).value
+    slow, quick = Shuffle(store, team, 3, width=1 << 14), Shuffle(store, team)
+    for _ in range(400):
+        slow.run(rng)
+        for _ in range(int(rng.integers(1, 5))):
+            quick.run(rng)
+    team.close()  # before `nap` is gone
+
+
+def test_nobody_works_when_there_is_no_work(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    team = team_of(3)
+    program = Shuffle(store, team)
+    program.run(np.random.default_rng(0))
+    deadline = time.monotonic() + 5
+    while not all(team._asleep[1:]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.02
+    program.run(np.random.default_rng(0))  # and they come back
+
+
+def test_close_ends_the_threads_asleep_or_awake(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    for pause in (0, 0.001, 0.05):
+        team = team_of(4)
+        Shuffle(store, team).run(np.random.default_rng(0))
+        time.sleep(pause)
+        team.close()
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgellm-")]
+
+
+def test_a_closed_team_can_be_closed_again_and_still_run(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    team = team_of(3)
+    program = Shuffle(store, team)
+    team.close()
+    team.close()
+    program.run(np.random.default_rng(0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no interval timer")
+def test_an_exception_at_any_moment_leaves_the_team_whole(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    """Ctrl-C comes when it will: here every few milliseconds."""
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_) -> None:
+        raise Interrupt
+
+    team, rng = team_of(3), np.random.default_rng(2)
+    program = Shuffle(store, team)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(150):
+            with contextlib.suppress(Interrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + float(rng.random()) * 0.004)
+                while True:
+                    program.program.run({"tokens": 5})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for _ in range(20):
+        program.run(rng)
+
+
+def test_a_program_with_too_many_ops_is_refused(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    team = team_of(1)
+    Shuffle(store, team, MAX_OPS)
+    with pytest.raises(UsageError, match=f"{MAX_OPS + 1} ops for a team that can run {MAX_OPS}"):
+        Shuffle(store, team, MAX_OPS + 1)
