@@ -29,8 +29,8 @@ def programs(draw) -> tuple[list[Op], list[Value]]:
         writes = [draw(st.sampled_from(buffers))] if new is None else [new]
         ops.append(Op(find("add"), ADD, {}, Chunks("tokens"), reads, writes))
         buffers += [new] if new else []
-    born = {buffer for op in ops for buffer in op.writes if isinstance(buffer, Value)}
-    return ops, draw(st.lists(st.sampled_from(sorted(born, key=id)), unique=True)) if born else []
+    values = [buffer for buffer in buffers if isinstance(buffer, Value)]
+    return ops, draw(st.lists(st.sampled_from(values), unique=True)) if values else []
 
 
 @given(programs())
