@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.parts import (
     gated_feed_forward,
@@ -18,6 +20,7 @@ from edgellm.arch.parts import (
     token_embedding,
 )
 from edgellm.arch.weights import Weights
+from edgellm.errors import FormatError
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 
@@ -29,6 +32,8 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     # Llama 3 slows down its long wavelengths by factors that the file holds as a tensor.
     factors = w.take("rope_freqs", c.n_rot // 2).dequantize() if w.has("rope_freqs") else None
+    if factors is not None and not (np.isfinite(factors) & (factors > 0)).all():
+        raise FormatError("tensor 'rope_freqs.weight' holds something else than positive numbers")
     rope = Rope(rope_frequencies(c, c.rope_base, c.rope_scale, factors), interleaved=True)
     x = g.embed(token_embedding(w, c))
     for layer in range(c.n_layers):

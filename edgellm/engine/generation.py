@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -82,8 +83,7 @@ class _Answer:
             if self.cancelled:
                 return self._finish("cancelled")
             context = [*prompt, *self.token_ids] if params.repeat_penalty != 1 else ()
-            # Some embeddings have more rows than there are tokens, to be a round number.
-            token_id = sampler.choose(logits[0, : tokenizer.n_vocab], context)
+            token_id = sampler.choose(logits[0], context)
             now = time.perf_counter()
             if not self.token_ids:
                 self.stats.first_token_seconds = now - started
@@ -150,7 +150,7 @@ class Generation(Iterator[str]):
         try:
             return next(self._pieces)
         except BaseException:  # the end, an error, or Ctrl-C
-            if not self._pieces.gi_running:  # unless it was another thread that is at work in here
+            if not _is_running(self._pieces):  # unless it was another thread that is at work in here
                 self._end()
             raise
 
@@ -161,7 +161,7 @@ class Generation(Iterator[str]):
     def close(self) -> None:
         """Stop now; what was computed stays in the cache for the next prompt."""
         self.cancel()
-        if not self._pieces.gi_running:
+        if not _is_running(self._pieces):
             self._pieces.close()
             self._end()
 
@@ -173,3 +173,8 @@ class Generation(Iterator[str]):
         if sequence is not None:
             self._answer.finish_reason = self.finish_reason or "cancelled"
             sequence.cache.park(sequence)
+
+
+def _is_running(pieces: Generator[str]) -> bool:
+    """Whether a thread is at work in a generator at this moment."""
+    return inspect.getgeneratorstate(pieces) == inspect.GEN_RUNNING

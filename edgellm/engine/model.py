@@ -79,11 +79,6 @@ class Model:
                 progress,
             )
             self.n_vocab = self._runner.n_vocab
-            if self.tokenizer.n_vocab > self.n_vocab:
-                raise FormatError(
-                    f"the vocabulary has {self.tokenizer.n_vocab} tokens, and tensor 'token_embd.weight' "
-                    f"rows for {self.n_vocab} only"
-                )
         except MemoryError as problem:
             self._file.close()
             raise MemoryLimitError(f"{path}: not enough memory to run it with n_ctx={self.n_ctx}: {problem}") from None
@@ -195,10 +190,10 @@ def _context(wanted: int | None, n_ctx_train: int) -> int:
 def _check_vocabulary(file: GGUFFile, tokenizer: Tokenizer) -> None:
     """Every token must have an embedding, and every logit a token."""
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is not None and embedding.shape[0] != tokenizer.n_vocab:
+    n_rows = embedding.shape[0] if embedding is not None and embedding.shape else tokenizer.n_vocab
+    if n_rows != tokenizer.n_vocab:
         raise FormatError(
-            f"the vocabulary has {tokenizer.n_vocab} tokens and token_embd.weight {embedding.shape[0]} rows; "
-            "expected as many"
+            f"the vocabulary has {tokenizer.n_vocab} tokens and token_embd.weight {n_rows} rows; expected as many"
         )
 
 

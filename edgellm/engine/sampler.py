@@ -25,11 +25,11 @@ class Sampler:
         and infinities count as the largest and smallest number.
         """
         p = self.params
+        if p.repeat_penalty != 1 and p.repeat_last_n:
+            logits = _penalize(logits, context[-p.repeat_last_n :], p.repeat_penalty)
         if not math.isfinite(logits.max()):
             limits = np.finfo(np.float32)
             logits = np.nan_to_num(logits, nan=limits.min, posinf=limits.max, neginf=limits.min)
-        if p.repeat_penalty != 1 and p.repeat_last_n:
-            logits = _penalize(logits, context[-p.repeat_last_n :], p.repeat_penalty)
         if p.temperature == 0 or p.top_k == 1:
             return int(np.argmax(logits))
         ids = _most_likely(logits, p.top_k)
@@ -51,7 +51,6 @@ class Sampler:
 def _penalize(logits: np.ndarray, recent: Sequence[int], penalty: float) -> np.ndarray:
     """Divide positive and multiply negative logits of recent tokens (Keskar et al., 2019)."""
     ids = np.unique(np.asarray(recent, np.int64))
-    ids = ids[ids < len(logits)]  # a prompt may hold tokens that are never chosen
     logits = logits.copy()
     logits[ids] = np.where(logits[ids] > 0, logits[ids] / penalty, logits[ids] * penalty)
     return logits

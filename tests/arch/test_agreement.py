@@ -80,7 +80,7 @@ def test_a_wrong_header_would_be_noticed(family, key, value, ids, tmp_path, requ
     assert not agree(logits_of(wrong.save(tmp_path / "tiny.gguf"), ids), checkpoint.logits(ids))
 
 
-@pytest.mark.parametrize("format_name", ["F16", "BF16", "Q8_0", "Q4_1", "Q4_K"])
+@pytest.mark.parametrize("format_name", ["F16", "BF16", "Q8_0", "Q4_1", "Q4_K", "IQ4_XS"])
 def test_other_formats_give_what_their_weights_give_in_float32(format_name, ids, tmp_path) -> None:
     checkpoint = tiny.llama(hidden_size=256, intermediate_size=512, num_attention_heads=16)
     path = checkpoint.save(tmp_path / "format.gguf", format_name)

@@ -53,12 +53,14 @@ def test_every_tensor_is_needed_and_has_its_shape(family, tmp_path, request) -> 
         error = load_error(saved(checkpoint, tmp_path, tensors={name: None}))
         assert isinstance(error, FormatError) and repr(name) in str(error)
         x = checkpoint.tensors[name]
-        for wrong in (x[:-1], x[None], np.concatenate([x, x], axis=-1)):
+        for wrong in (x[:-1], x[None], np.concatenate([x, x], axis=-1), x.ravel()[0].reshape(())):
             error = load_error(saved(checkpoint, tmp_path, tensors={name: wrong}))
-            assert isinstance(error, FormatError) and "shape" in str(error)
+            assert isinstance(error, FormatError) and ("shape" in str(error) or "rows" in str(error))
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.ffn_gate_exps.weight", "blk.2.attn_q.weight", "mm.weight"])
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q.bias", "blk.1.ffn_gate_exps.weight", "blk.2.attn_q.weight", "mm.weight"]
+)
 def test_a_tensor_without_a_place(name, llama, tmp_path) -> None:
     error = load_error(saved(llama, tmp_path, tensors={name: np.ones(64, np.float32)}))
     assert isinstance(error, UnsupportedError) and repr(name) in str(error)
@@ -123,7 +125,6 @@ def test_missing_keys(key, llama, tmp_path) -> None:
         ("block_count", 4096),
         ("attention.head_count", 4096),
         ("attention.head_count_kv", 3),
-        ("attention.key_length", 1 << 14),
         ("embedding_length", 1 << 20),
         ("feed_forward_length", 1 << 24),
         ("rope.dimension_count", 15),
@@ -132,6 +133,11 @@ def test_missing_keys(key, llama, tmp_path) -> None:
 )
 def test_sizes_that_the_file_does_not_have(key, value, llama, tmp_path) -> None:
     assert isinstance(load_error(saved(llama, tmp_path, {f"llama.{key}": value})), FormatError)
+
+
+def test_huge_heads(llama, tmp_path) -> None:
+    lengths = {f"llama.attention.{name}_length": 1 << 14 for name in ("key", "value")}
+    assert isinstance(load_error(saved(llama, tmp_path, lengths)), FormatError)
 
 
 def test_a_window_of_nothing(gemma3, tmp_path) -> None:
@@ -171,28 +177,11 @@ def test_parameters_that_cannot_work(runtime, llama, tmp_path) -> None:
     assert isinstance(error, UsageError) and next(iter(runtime)) in str(error)
 
 
-def test_more_tokens_than_embeddings(llama, tmp_path) -> None:
-    error = load_error(saved(llama, tmp_path, tiny.vocabulary(tiny.N_VOCAB + 1)))
-    assert isinstance(error, FormatError) and "321" in str(error) and "320" in str(error)
-
-
-def test_more_embeddings_than_tokens(llama, tmp_path) -> None:
-    """Rows beyond the vocabulary are padding, and never chosen."""
-    path = saved(llama, tmp_path, tiny.vocabulary(300))
-    with edgellm.load(path) as model:
-        assert model.n_vocab == 320 and model.tokenizer.n_vocab == 300
-        generation = model.generate([5, 310], max_tokens=300, temperature=50.0, top_k=0, top_p=1.0, min_p=0.0,
-                                    repeat_penalty=1.1)  # fmt: skip
-        "".join(generation)
-        assert generation.token_ids and max(generation.token_ids) < 300
+@pytest.mark.parametrize("n", [tiny.N_VOCAB - 1, tiny.N_VOCAB + 1])
+def test_other_tokens_than_embeddings(n, llama, tmp_path) -> None:
+    error = load_error(saved(llama, tmp_path, tiny.vocabulary(n)))
+    assert isinstance(error, FormatError) and str(n) in str(error) and str(tiny.N_VOCAB) in str(error)
 
 
 def test_a_role_beyond_the_vocabulary(llama, tmp_path) -> None:
     assert isinstance(load_error(saved(llama, tmp_path, {"tokenizer.ggml.eos_token_id": 320})), FormatError)
-
-
-@pytest.mark.parametrize("format_name", ["IQ4_NL", "IQ4_XS", "MXFP4"])
-def test_formats_without_kernels(format_name, tmp_path) -> None:
-    checkpoint = tiny.llama(hidden_size=256, intermediate_size=512, num_attention_heads=16)
-    error = load_error(checkpoint.save(tmp_path / "bad.gguf", format_name))
-    assert isinstance(error, UnsupportedError) and format_name in str(error)

@@ -52,7 +52,7 @@ class Checkpoint:
         entries = []
         for name, x in self.tensors.items():
             block_format = FORMATS[format_name if x.ndim == 2 else "F32"]
-            entries.append((name, x.shape, block_format, block_format.quantize(x)))
+            entries.append((name, x.shape, block_format, block_format.quantize(x) if x.ndim == 2 else x))
         GGUFWriter(path, self.metadata, entries).write()
         return path
 
@@ -62,12 +62,13 @@ class Checkpoint:
             return self.model(torch.tensor([ids])).logits[0].numpy()
 
 
-def llama(rope_factors: np.ndarray | None = None, **changes: Any) -> Checkpoint:
-    """A Llama of two layers with grouped heads. rope_factors: Llama 3's, one for each pair of dimensions."""
+def llama(**changes: Any) -> Checkpoint:
+    """A Llama of two layers with grouped heads."""
     settings: dict[str, Any] = {
         "vocab_size": N_VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024,
-        "attn_implementation": "halves", "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "attn_implementation": "halves", "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     }  # fmt: skip
     config = LlamaConfig(**(settings | changes))
     model = _randomized(LlamaForCausalLM(config), norm_mean=1.0)

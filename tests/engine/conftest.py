@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import edgellm
@@ -7,9 +9,9 @@ from tests.arch import tiny
 
 
 @pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory):
+def tiny_path(tmp_path_factory) -> Path:
     """A random Llama of two layers, with a context of 1,024 tokens."""
-    return tiny.write(tiny.llama(), tmp_path_factory.mktemp("models") / "tiny.gguf")
+    return tiny.llama().save(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
 @pytest.fixture

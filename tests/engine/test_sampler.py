@@ -1,34 +1,90 @@
-"""Choosing a token: each filter against its definition, on all logits sorted."""
+"""Choosing a token: each filter against transformers' own, on all logits sorted."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from transformers.generation import logits_process
 
 from edgellm.engine.sampler import Sampler, _most_likely
 from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 LOGITS = np.log(np.array([0.02, 0.4, 0.03, 0.3, 0.2, 0.05], np.float32))
-OPEN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0, "seed": 1}
+OPEN: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0, "seed": 1}
 
 
-def seen(n: int = 4000, context=(), **params) -> Counter:
+def seen(n: int = 4000, context=(), logits=LOGITS, **params: Any) -> Counter[int]:
     sampler = Sampler(SamplingParams(**(OPEN | params)))
-    return Counter(sampler.choose(LOGITS, context) for _ in range(n))
+    return Counter(sampler.choose(logits, context) for _ in range(n))
 
 
-def test_greedy_takes_the_first_of_the_largest():
-    sampler = Sampler(SamplingParams(temperature=0))
-    assert sampler.choose(np.array([1, 3, 3, 2], np.float32), ()) == 1
+def expected_probabilities(logits: np.ndarray, context: list[int], p: SamplingParams) -> np.ndarray:
+    """transformers' processors in the order that `SamplingParams` promises."""
+    ids, scores = torch.tensor([context], dtype=torch.long), torch.tensor(logits[None], dtype=torch.float64)
+    if p.repeat_penalty != 1:
+        recent = ids[:, max(0, ids.shape[1] - p.repeat_last_n) :]
+        scores = logits_process.RepetitionPenaltyLogitsProcessor(p.repeat_penalty)(recent, scores)
+    if p.top_k:
+        scores = logits_process.TopKLogitsWarper(p.top_k)(ids, scores)
+    if p.top_p < 1:
+        scores = logits_process.TopPLogitsWarper(p.top_p)(ids, scores)
+    if p.min_p:
+        scores = logits_process.MinPLogitsWarper(p.min_p)(ids, scores)
+    return logits_process.TemperatureLogitsWarper(p.temperature)(ids, scores).softmax(-1)[0].numpy()
 
 
-def test_without_filters_tokens_come_as_often_as_they_are_likely():
+def test_greedy_takes_the_first_of_the_largest() -> None:
+    assert Sampler(SamplingParams(temperature=0)).choose(np.array([1, 3, 3, 2], np.float32), ()) == 1
+    assert Sampler(SamplingParams(top_k=1)).choose(np.array([1, 3, 3, 2], np.float32), ()) == 1
+
+
+class Draws:
+    """In the place of random numbers: one that the test knows."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def random(self) -> float:
+        return self.number
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    logits=arrays(np.float32, st.integers(1, 40), elements=st.floats(-8, 8, width=32), unique=True),
+    context=st.lists(st.integers(0, 39), max_size=12),
+    params=st.builds(
+        SamplingParams,
+        temperature=st.floats(0.1, 3),
+        top_k=st.integers(0, 45),
+        top_p=st.floats(0.05, 1),
+        min_p=st.floats(0, 0.9),
+        repeat_penalty=st.sampled_from([1.0, 0.7, 1.3]),
+        repeat_last_n=st.integers(1, 12),
+    ),
+    number=st.floats(0, 1, exclude_max=True),
+)
+def test_filters_and_their_order(logits, context, params, number) -> None:
+    """The draw falls where the cumulative probabilities, most likely first, say that it falls."""
+    context = [token % len(logits) for token in context]
+    probabilities = expected_probabilities(logits, context, params)
+    sampler = Sampler(params)
+    sampler._random = Draws(number)
+    chosen = sampler.choose(logits, context)
+    assert probabilities[chosen] > 0
+    above = probabilities[probabilities > probabilities[chosen]].sum()
+    assume(len(set(probabilities[probabilities > 0])) == (probabilities > 0).sum())  # penalties can make ties
+    assert above - 1e-6 <= number <= above + probabilities[chosen] + 1e-6
+
+
+def test_tokens_come_as_often_as_they_are_likely() -> None:
     counts = seen(20000)
     for token, logit in enumerate(LOGITS):
         assert counts[token] / 20000 == pytest.approx(np.exp(logit), abs=0.015)
@@ -42,52 +98,75 @@ def test_without_filters_tokens_come_as_often_as_they_are_likely():
         ({"top_p": 0.75}, {1, 3, 4}),
         ({"min_p": 0.4}, {1, 3, 4}),
         ({"min_p": 0.6}, {1, 3}),
+        ({"min_p": 1.0}, {1}),
         ({"top_k": 3, "top_p": 0.8}, {1, 3, 4}),  # of the three that are left, two have less than 0.8
         ({"top_p": 0.0}, {1}),
+        ({"top_p": 0.69, "temperature": 50.0}, {1, 3}),  # temperature comes last
+        ({"top_k": 10**9}, {0, 1, 2, 3, 4, 5}),
     ],
 )
-def test_filters(params, tokens):
+def test_filters(params, tokens) -> None:
     assert set(seen(**params)) == tokens
 
 
-def test_temperature_sharpens():
-    hot, cold = seen(temperature=2.0), seen(temperature=0.3)
-    assert cold[1] > 0.6 * 4000 > hot[1]
+def test_ties_for_the_last_place_go_to_the_smaller_id() -> None:
+    assert set(seen(logits=np.zeros(6, np.float32), top_k=3)) == {0, 1, 2}
+    assert set(seen(logits=np.zeros(6, np.float32), top_p=0.5)) == {0, 1, 2}
 
 
-def test_penalty_moves_recent_tokens_down():
-    assert Sampler(SamplingParams(temperature=0, repeat_penalty=2.0)).choose(LOGITS, [1]) == 3
-    assert Sampler(SamplingParams(temperature=0, repeat_penalty=2.0, repeat_last_n=1)).choose(LOGITS, [1, 3]) == 1
+def test_penalty_moves_recent_tokens_down() -> None:
+    def choose(context, **params) -> int:
+        return Sampler(SamplingParams(temperature=0, repeat_penalty=2.0, **params)).choose(LOGITS, context)
+
+    assert choose([1]) == 3
+    assert choose([1, 3], repeat_last_n=1) == 1
+    assert choose([1], repeat_last_n=0) == 1
+    assert choose([]) == 1
 
 
-def test_same_seed_same_tokens():
-    def draw(seed):
+def test_same_seed_same_tokens() -> None:
+    def draw(seed) -> list[int]:
         sampler = Sampler(SamplingParams(seed=seed))
         return [sampler.choose(LOGITS, ()) for _ in range(50)]
 
     assert draw(7) == draw(7) != draw(8)
+    assert draw(None) != draw(None)
 
 
-@given(arrays(np.float32, st.integers(1, 3000), elements=st.floats(-50, 50, width=16)), st.integers(1, 100))
-def test_most_likely_is_the_top_of_a_full_sort(logits, k):
-    chosen = _most_likely(logits, k)
+@settings(deadline=None)
+@given(arrays(np.float32, st.integers(1, 3000), elements=st.integers(-60, 60)), st.integers(1, 100))
+def test_most_likely_is_the_top_of_a_full_sort(logits, k) -> None:
     expected = np.argsort(-logits, kind="stable")[:k]
-    assert sorted(chosen.tolist()) == sorted(expected.tolist())
+    assert sorted(_most_likely(logits, k).tolist()) == sorted(expected.tolist())
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_logits_that_are_no_numbers_still_give_a_token(bad, temperature):
-    logits = LOGITS.copy()
-    logits[2] = bad
-    assert 0 <= Sampler(SamplingParams(temperature=temperature, seed=1)).choose(logits, ()) < len(logits)
-    assert 0 <= Sampler(SamplingParams(temperature=temperature)).choose(np.full(9, bad, np.float32), ()) < 9
+def test_most_likely_of_a_large_vocabulary() -> None:
+    logits = np.random.default_rng(0).standard_normal(262_144).astype(np.float32)
+    logits[-1] = logits[-2] = 9.0  # behind the last whole run
+    for k in (1, 40, 1000, 100_000):
+        expected = np.argsort(-logits, kind="stable")[:k]
+        assert sorted(_most_likely(logits, k).tolist()) == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38, -3e38])
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"temperature": 1e-6}, {"repeat_penalty": 5.0}, {"repeat_penalty": 0.5}, OPEN])
+def test_logits_that_are_no_numbers(bad, params) -> None:
+    """The only infinity is taken; what is not a number is not, while there is anything else."""
+    logits = np.tile(LOGITS, 100)
+    logits[400] = bad
+    choose = Sampler(SamplingParams(**params)).choose
+    with np.errstate(over="ignore"):  # 3e38 times a penalty is infinite, and counts as such
+        chosen = {choose(logits, [3, 400]) for _ in range(200)}
+        assert chosen == {400} if bad > 0 else 400 not in chosen
+        assert 0 <= choose(np.full(500, bad, np.float32), [1, 2]) < 500
 
 
 @pytest.mark.parametrize(
-    "params", [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"top_k": -1}, {"repeat_penalty": 0.0},
-               {"temperature": float("nan")}, {"max_tokens": -1}, {"seed": -5}],
+    "params",
+    [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"top_k": -1}, {"repeat_penalty": 0.0}, {"seed": -5},
+     {"temperature": float("nan")}, {"top_p": float("inf")}, {"max_tokens": -1}, {"top_k": 2.5}, {"max_tokens": "3"},
+     {"max_tokens": 1.5}, {"temperature": None}, {"top_k": None}, {"seed": 0.5}],
 )  # fmt: skip
-def test_parameters_that_cannot_work(params):
+def test_parameters_that_cannot_work(params) -> None:
     with pytest.raises(UsageError, match=next(iter(params))):
         SamplingParams(**params)
