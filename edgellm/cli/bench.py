@@ -16,6 +16,8 @@ from edgellm.params import DEFAULT_MODEL
               help="Tokens of the prompt.")  # fmt: skip
 @click.option("-n", "--tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N",
               help="Tokens to generate.")  # fmt: skip
+@click.option("-d", "--depth", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+              help="Tokens that the context holds before either starts.")  # fmt: skip
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=3, show_default=True, metavar="N",
               help="Measure so often, and give the median.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -24,6 +26,7 @@ def command(
     model: str,
     prompt_tokens: int,
     tokens: int,
+    depth: int,
     repetitions: int,
     as_json: bool,
     n_ctx: int | None,
@@ -36,8 +39,8 @@ def command(
     from edgellm.cli import models
     from edgellm.engine import bench
 
-    with models.load(models.path_of(model), n_ctx or prompt_tokens + tokens, n_threads) as loaded:
-        result = bench.measure(loaded, prompt_tokens, tokens, repetitions)
+    with models.load(models.path_of(model), n_ctx or depth + prompt_tokens + tokens, n_threads) as loaded:
+        result = bench.measure(loaded, prompt_tokens, tokens, repetitions, depth)
     if as_json:
         click.echo(json.dumps(result))
         return

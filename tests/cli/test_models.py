@@ -99,8 +99,8 @@ def test_info_of_the_machine(home: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_bench(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def measure(loaded: fake_engine.FakeModel, n_prompt: int, n_generate: int, n_repetitions: int) -> dict[str, float]:
-        assert (loaded.n_threads, loaded.n_ctx, n_prompt, n_generate, n_repetitions) == (1, 40, 32, 8, 5)
+    def measure(loaded: fake_engine.FakeModel, *counts: int) -> dict[str, float]:
+        assert (loaded.n_threads, loaded.n_ctx, *counts) == (1, 40, 32, 8, 5, 0)
         return {"prefill_tokens_per_second": 1234.56, "decode_tokens_per_second": 78.9}
 
     bench = ModuleType("edgellm.engine.bench")
