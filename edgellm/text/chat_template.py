@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgellm.text.tokenizer import Tokenizer
 
 KEY = "tokenizer.chat_template"
-LONGEST_SOURCE = 1_000_000  # characters
+LONGEST_SOURCE = 300_000  # characters
 DEEPEST = 100  # lists within dicts within lists in a chat
 REASONING = (
     "reasoning_content",
