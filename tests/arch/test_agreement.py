@@ -91,3 +91,11 @@ def test_other_formats_give_what_their_weights_give_in_float32(format_name, ids,
     if format_name in ("F16", "BF16"):
         assert agree(found, expected)
     assert np.abs(found - expected).mean() < INT8_DIFFERENCE * expected.std()
+
+
+def test_linear_rope_scaling_as_files_of_2023_say_it(ids, tmp_path) -> None:
+    checkpoint = tiny.llama(rope_parameters=LINEAR)
+    expected = logits_of(checkpoint.save(tmp_path / "new.gguf"), ids)
+    del checkpoint.metadata["llama.rope.scaling.type"], checkpoint.metadata["llama.rope.scaling.factor"]
+    checkpoint.metadata["llama.rope.scale_linear"] = 4.0
+    np.testing.assert_array_equal(logits_of(checkpoint.save(tmp_path / "old.gguf"), ids), expected)

@@ -149,7 +149,9 @@ def test_most_likely_of_a_large_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38, -3e38])
-@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"temperature": 1e-6}, {"repeat_penalty": 5.0}, {"repeat_penalty": 0.5}, OPEN])
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.0}, {}, {"temperature": 1e-6}, {"repeat_penalty": 5.0}, {"repeat_penalty": 0.5}, OPEN]
+)
 def test_logits_that_are_no_numbers(bad, params) -> None:
     """The only infinity is taken; what is not a number is not, while there is anything else."""
     logits = np.tile(LOGITS, 100)
