@@ -13,6 +13,7 @@ from edgellm.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
+KV_TYPES = ("f16", "q8_0")
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
 
 
@@ -23,11 +24,13 @@ class RuntimeConfig:
     n_ctx:      tokens a conversation may hold; None takes the model's own, at most DEFAULT_CONTEXT_LIMIT.
     n_threads:  worker threads; None takes what is fastest on this machine.
     n_batch:    most tokens of a prompt computed in one pass; between passes a prompt can be cancelled.
+    kv_type:    how the cache stores keys and values: "f16", or "q8_0" in about half the memory.
     """
 
     n_ctx: int | None = None
     n_threads: int | None = None
     n_batch: int = 512
+    kv_type: str = "f16"
 
     def __post_init__(self) -> None:
         _only_numbers(self)
@@ -36,6 +39,8 @@ class RuntimeConfig:
         _at_least(self, "n_batch", 1)
         if self.n_threads is not None and self.n_threads > MAX_THREADS:
             raise UsageError(f"n_threads is {self.n_threads}; expected a number up to {MAX_THREADS}")
+        if self.kv_type not in KV_TYPES:
+            raise UsageError(f"kv_type is {self.kv_type!r}; expected one of {', '.join(KV_TYPES)}")
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,10 @@ class SamplingParams:
 
 
 def _only_numbers(params: RuntimeConfig | SamplingParams) -> None:
-    """Every field is a finite number, whole or missing only where its type says so."""
+    """Every field that is no text is a finite number, whole or missing only where its type says so."""
     for field in fields(params):
         value = getattr(params, field.name)
-        if value is None and "None" in str(field.type):
+        if field.type == "str" or (value is None and "None" in str(field.type)):
             continue
         whole = "int" in str(field.type)
         if not isinstance(value, numbers.Integral if whole else numbers.Real):

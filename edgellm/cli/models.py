@@ -9,6 +9,7 @@ from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, size_text
 from edgellm.errors import FileProblem
+from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
     from edgellm.engine import Model
@@ -33,9 +34,11 @@ def pull(name: str) -> Path:
         return hub.pull(name, progress, notice=note)
 
 
-def load(path: Path, n_ctx: int | None = None, n_threads: int | None = None) -> Model:
+def load(
+    path: Path, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str = RuntimeConfig.kv_type
+) -> Model:
     """Load a model; kernels that are missing are compiled under a progress line."""
     import edgellm
 
     with Progress("compiling kernels") as progress:
-        return edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, progress=progress)
+        return edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, progress=progress)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgellm.params import DEFAULT_CONTEXT_LIMIT, SamplingParams
+from edgellm.params import DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,10 +50,14 @@ def sampling_params(typed: dict[str, Any]) -> SamplingParams:
 
 
 def runtime_options(command: Command) -> Command:
-    """Give a command -t and -c."""
+    """Give a command -t, -c and --kv-type."""
     context = (
         f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
     threads = "Worker threads.  [default: what is fastest here]"
+    stored = "How keys and values are stored; q8_0 takes about half the memory."
+    command = click.option(
+        "--kv-type", type=click.Choice(KV_TYPES), default=RuntimeConfig.kv_type, show_default=True, help=stored
+    )(command)
     command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context)(command)
     return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=threads)(command)

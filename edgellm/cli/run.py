@@ -31,6 +31,7 @@ def command(
     raw: bool,
     n_ctx: int | None,
     n_threads: int | None,
+    kv_type: str,
     stats: bool,
     verbose: bool,
     **typed: Any,
@@ -59,7 +60,7 @@ def command(
         note(f"no model named, using {model}")
     path = models.path_of(model)
     text = read_prompt(prompt)
-    with models.load(path, n_ctx, n_threads) as loaded:
+    with models.load(path, n_ctx, n_threads, kv_type) as loaded:
         if text is None:
             chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose).loop()
         else:

@@ -1,4 +1,4 @@
-"""How fast a model runs: prompt and generation, apart."""
+"""How fast a model runs, prompt and generation apart, and how near that is to what the machine can do."""
 
 from __future__ import annotations
 
@@ -6,49 +6,45 @@ import time
 from statistics import median
 from typing import Any
 
+from edgellm.engine.kv_cache import Sequence
+from edgellm.engine.limits import measure_limits
 from edgellm.engine.model import Model
-from edgellm.engine.runner import Span
+from edgellm.engine.runner import Runner, Span
 from edgellm.errors import UsageError
+from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
 
 
 def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5, depth: int = 0) -> dict[str, Any]:
     """Medians over repetitions of reading n_prompt tokens at once and of n_generate single tokens.
 
     depth:  tokens that are in the context before either starts.
+
+    Shares of the machine's limits (see `measure_limits`) count what a perfect program could not do without:
+    in decode the bytes of all weights, once for each token, and of the keys and values that attention looks at;
+    in prefill the products with weights, but not attention's own, which are of float32. A model that fits into
+    the caches can read them faster than memory, and so have a share above 1.
     """
-    need = depth + max(n_prompt, n_generate)
-    if need > model.n_ctx:
-        raise UsageError(f"{need} tokens do not fit into the context of {model.n_ctx}; choose a larger -c")
-    runner, cache = model._runner, model._runner.cache
-    ids = [(17 * i + 3) % model.n_vocab for i in range(max(depth, n_prompt, n_generate, 1))]
-
-    def read(sequence, n_tokens: int) -> float:
-        started = time.perf_counter()
-        for start in range(0, n_tokens, runner.n_batch):
-            piece = ids[start : min(start + runner.n_batch, n_tokens)]
-            runner.forward([Span(sequence, piece, n_logits=1 if start + len(piece) == n_tokens else 0)])
-        return time.perf_counter() - started
-
-    def write(sequence, n_tokens: int) -> float:
-        started = time.perf_counter()
-        for i in range(n_tokens):
-            runner.forward([Span(sequence, [ids[i]])])
-        return time.perf_counter() - started
-
-    sequence = cache.sequence()
+    check_room(model, depth + max(n_prompt, n_generate))
+    runner = model._runner
+    limits = measure_limits(runner)
+    ids = some_tokens(model, max(depth, n_prompt, n_generate, 1))
+    sequence = runner.cache.sequence()
     try:
-        read(sequence, depth)
+        read(runner, sequence, ids[:depth])
         prefill: list[float] = []
         decode: list[float] = []
         for repetition in range(n_repetitions + 1):  # the first one warms up
             for work, seconds, n in ((read, prefill, n_prompt), (write, decode, n_generate)):
                 if n:
-                    elapsed = work(sequence, n)
+                    elapsed = work(runner, sequence, ids[:n])
                     sequence.trim(depth)
                     if repetition:
                         seconds.append(elapsed)
     finally:
         sequence.release()
+    limits = limits.or_better(measure_limits(runner))  # if something else was running the first time
+    prefill_macs, decode_bytes = _macs_per_token(runner, n_prompt), _bytes_per_token(runner, depth, n_generate)
+    speeds = _speeds("prefill", n_prompt, prefill) | _speeds("decode", n_generate, decode)
     return {
         "model": model.path.name,
         "isa": runner.isa.name,
@@ -57,6 +53,68 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
         "n_generate": n_generate,
         "depth": depth,
         "repetitions": n_repetitions,
-        "prefill_tokens_per_second": n_prompt / median(prefill) if prefill else None,
-        "decode_tokens_per_second": n_generate / median(decode) if decode else None,
+        **speeds,
+        "multiply_gigamacs_per_second": limits.macs / 1e9,
+        "read_gigabytes_per_second": limits.read_bytes / 1e9,
+        "prefill_macs_per_token": prefill_macs,
+        "decode_bytes_per_token": decode_bytes,
+        "prefill_share_of_multiply_limit": _share(speeds["prefill_tokens_per_second"], prefill_macs, limits.macs),
+        "decode_share_of_read_limit": _share(speeds["decode_tokens_per_second"], decode_bytes, limits.read_bytes),
     }
+
+
+def check_room(model: Model, n_tokens: int) -> None:
+    """Raises UsageError when the context is too short for so many tokens."""
+    if n_tokens > model.n_ctx:
+        raise UsageError(f"{n_tokens} tokens do not fit into the context of {model.n_ctx}; choose a larger -c")
+
+
+def some_tokens(model: Model, n: int) -> list[int]:
+    return [(17 * i + 3) % model.n_vocab for i in range(n)]
+
+
+def read(runner: Runner, sequence: Sequence, ids: list[int]) -> float:
+    """Seconds to read a prompt, with logits for its last token only."""
+    started = time.perf_counter()
+    for start in range(0, len(ids), runner.n_batch):
+        piece = ids[start : start + runner.n_batch]
+        runner.forward([Span(sequence, piece, n_logits=1 if start + len(piece) == len(ids) else 0)])
+    return time.perf_counter() - started
+
+
+def write(runner: Runner, sequence: Sequence, ids: list[int]) -> float:
+    """Seconds to compute tokens one by one, as in writing an answer."""
+    started = time.perf_counter()
+    for token_id in ids:
+        runner.forward([Span(sequence, [token_id])])
+    return time.perf_counter() - started
+
+
+def _speeds(work: str, n_tokens: int, seconds: list[float]) -> dict[str, float | None]:
+    """Median, slowest and quickest repetition."""
+    name = f"{work}_tokens_per_second"
+    if not seconds:
+        return dict.fromkeys([name, f"{name}_lowest", f"{name}_highest"])
+    return {
+        name: n_tokens / median(seconds),
+        f"{name}_lowest": n_tokens / max(seconds),
+        f"{name}_highest": n_tokens / min(seconds),
+    }
+
+
+def _share(tokens_per_second: float | None, per_token: float, limit: float) -> float | None:
+    return None if tokens_per_second is None else tokens_per_second * per_token / limit
+
+
+def _macs_per_token(runner: Runner, n_prompt: int) -> float:
+    """Products with weights for each token of a prompt, of which the last one alone needs logits."""
+    body, head = (sum(map(weight_macs, program.graph.ops)) for program in (runner.body, runner.head))
+    return body + head / n_prompt if n_prompt else 0
+
+
+def _bytes_per_token(runner: Runner, depth: int, n_generate: int) -> float:
+    """Weights and cache that are read for each token written, on average."""
+    ops = [*runner.body.graph.ops, *runner.head.graph.ops]
+    positions = range(depth, depth + n_generate)
+    cache = sum(cache_bytes(op, position) for op in ops for position in positions)
+    return sum(map(weight_bytes, ops)) + cache / n_generate if n_generate else 0

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.errors import ContextOverflowError
+from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import KV_BLOCK
 
 MAX_PARKED = 4  # texts that stay in the cache after their generation has ended
@@ -28,14 +29,15 @@ MAX_PARKED = 4  # texts that stay in the cache after their generation has ended
 
 @dataclass(frozen=True)
 class CacheLayer:
-    """The keys and values that a layer keeps for a token, in float16."""
+    """The keys and values that a layer keeps for a token."""
 
     n_kv_heads: int
     head_dim: int
+    kv_type: KVType = F16
 
     @property
     def block_bytes(self) -> int:
-        return 2 * 2 * self.n_kv_heads * self.head_dim * KV_BLOCK
+        return self.kv_type.block_bytes(self.n_kv_heads, self.head_dim)
 
 
 def blocks_for(n_tokens: int) -> int:

@@ -24,6 +24,7 @@ from edgellm.errors import (
     UsageError,
 )
 from edgellm.formats.gguf import GGUFFile
+from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
@@ -34,15 +35,17 @@ def load(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     n_batch: int = RuntimeConfig.n_batch,
+    kv_type: str = RuntimeConfig.kv_type,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model of the catalogue by its name, ready to run.
 
-    progress(done, total, kernel) is called while kernels are compiled, on a first start.
+    The keywords are those of `RuntimeConfig`. progress(done, total, kernel) is called while kernels are compiled, on
+    a first start.
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
-    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch), progress)
+    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type), progress)
 
 
 class Model:
@@ -76,6 +79,7 @@ class Model:
                 self.n_ctx,
                 min(runtime.n_batch, self.n_ctx),
                 self.n_threads,
+                KV_TYPES[runtime.kv_type],
                 progress,
             )
             self.n_vocab = self._runner.n_vocab

@@ -21,6 +21,7 @@ from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.program import kernels_of
 from edgellm.graph.team import KERNELS
 from edgellm.kernels import isa
+from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import SPAN_TOKENS
 from edgellm.kernels.store import KernelStore
 
@@ -38,7 +39,10 @@ class Span:
 
 
 class Runner:
-    """A model in memory. Its methods may be called from any thread; batches run one after the other."""
+    """A model in memory. Its methods may be called from any thread; batches run one after the other.
+
+    body, head:  the programs, from token ids to hidden states and from those to logits; `team` runs them.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Runner:
         n_ctx: int,
         n_batch: int,
         n_threads: int,
+        kv_type: KVType = F16,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self.config = config
@@ -56,7 +61,7 @@ class Runner:
         self.n_threads = n_threads
         self._file = file  # programs hold addresses in its mapping
         weights = Weights(file.tensors)
-        body, head = Graph(self.isa, n_threads), Graph(self.isa, n_threads)
+        body, head = Graph(self.isa, n_threads, kv_type), Graph(self.isa, n_threads)
         hidden = architecture.body(body, weights, config)
         hidden_input = head.input(hidden.width)
         logits = architecture.head(head, weights, config, hidden_input)
@@ -64,19 +69,17 @@ class Runner:
         self.n_vocab = logits.width
         self._hidden, self._logits = hidden, logits
 
-        layer = CacheLayer(config.n_kv_heads, config.head_dim)
+        layer = CacheLayer(config.n_kv_heads, config.head_dim, kv_type)
         self.cache = _allocate_cache([layer] * body.n_cache_layers, n_ctx)
-        self._store = store = KernelStore(self.isa)  # the machine code lives as long as this
+        self.store = store = KernelStore(self.isa)  # the machine code lives as long as this
         store.load([*kernels_of(body), *kernels_of(head), *KERNELS], progress)
-        self._team = Team(store, n_threads, max_ops=len(body.ops))
-        self._end = weakref.finalize(self, self._team.close)  # its threads must not outlive what they work on
+        self.team = Team(store, n_threads, max_ops=len(body.ops))
+        self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
         self._batch = Batch(n_batch, body.ropes, body.windows)
         tables = {f"cache {i}": self.cache.address(i) for i in range(body.n_cache_layers)}
-        self._body = Program(body, store, self._batch, self._team, tables)
+        self.body = Program(body, store, self._batch, self.team, tables)
         self._head_batch = Batch(HEAD_TOKENS, [], [])
-        self._head = Program(
-            head, store, self._head_batch, self._team, inputs={hidden_input: self._body.address(hidden)}
-        )
+        self.head = Program(head, store, self._head_batch, self.team, inputs={hidden_input: self.body.address(hidden)})
         self._lock = threading.Lock()
 
     def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
@@ -89,7 +92,7 @@ class Runner:
             if not self._end.alive:
                 raise UsageError("the model is closed")
             counts = self._fill(spans)
-            self._body.run(counts)
+            self.body.run(counts)
             wanted: list[int] = []
             end = 0
             for span in spans:
@@ -110,8 +113,8 @@ class Runner:
         for start in range(0, len(rows), HEAD_TOKENS):
             part = rows[start : start + HEAD_TOKENS]
             self._head_batch.rows[: len(part)] = part
-            self._head.run({"tokens": len(part)})
-            result[start : start + len(part)] = self._head.view(self._logits, len(part))
+            self.head.run({"tokens": len(part)})
+            result[start : start + len(part)] = self.head.view(self._logits, len(part))
         return result
 
     def _fill(self, spans: SequenceOf[Span]) -> dict[str, int]:

@@ -10,7 +10,8 @@ from edgellm.formats.gguf import Tensor
 from edgellm.graph.ops import Buffer, Chunks, Fixed, Op, Quantized, Table, Value
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
-from edgellm.kernels.records import KV_BLOCK, TILE_ROWS
+from edgellm.kernels.kv_types import F16, KVType
+from edgellm.kernels.records import TILE_ROWS
 from edgellm.kernels.registry import find
 from edgellm.quants.floats import FloatFormat
 
@@ -20,7 +21,7 @@ ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
 BYTES_PER_CHUNK = 1 << 15  # of weights in decode: a chunk ahead, for every thread, fits into second level caches
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
 ROWS_TOGETHER = 16  # decode kernels advance by 8 or 16 rows: chunks are multiples of both
-ATTENTION_ROWS = 64  # query rows (tokens times heads of a group) that share the keys and values they load
+ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
 MAX_SPLITS = 256  # pieces in one batch
 
 
@@ -47,9 +48,10 @@ class Graph:
     `outputs` what must outlive a run.
     """
 
-    def __init__(self, isa: Isa, n_threads: int) -> None:
+    def __init__(self, isa: Isa, n_threads: int, kv_type: KVType = F16) -> None:
         self.isa = isa
         self.n_threads = n_threads
+        self.kv_type = kv_type
         self.ops: list[Op] = []
         self.outputs: list[Buffer] = []
         self.constants: list[np.ndarray] = []  # converted weights that the file does not hold
@@ -220,7 +222,7 @@ class Graph:
         """
         head_dim, layer = q.width // n_heads, self.n_cache_layers
         self.n_cache_layers += 1
-        cache, block_bytes = Table(f"cache {layer}"), 4 * n_kv_heads * head_dim * KV_BLOCK
+        cache, block_bytes = Table(f"cache {layer}"), self.kv_type.block_bytes(n_kv_heads, head_dim)
         per_chunk = self._tokens_per_chunk(k)
         self._add(
             "kv_append",
@@ -228,6 +230,7 @@ class Graph:
             Chunks("tokens", per_chunk),
             [k, v],
             [cache],
+            format=self.kv_type,
             k=k,
             v=v,
             stride=k.stride,
@@ -245,14 +248,14 @@ class Graph:
         partial_bytes = MAX_SPLITS * n_heads * (head_dim + 2) * 4
         if self._partial is None or self._partial.n_bytes < partial_bytes:
             self._partial = Fixed(partial_bytes, "attention splits")
-        rows = -(-max(ATTENTION_ROWS, n_heads // n_kv_heads) // 4) * 4
         self._add(
             "attention",
             records.ATTENTION,
             Chunks(f"tasks {kind}", 1, n_kv_heads),
             [q, cache],
             [out, self._partial],
-            scratch=4 * (rows * (3 * head_dim + KV_BLOCK + 5) + 2 * KV_BLOCK * head_dim),
+            format=self.kv_type,
+            scratch=records.attention_scratch_bytes(max(ATTENTION_ROWS, n_heads // n_kv_heads), head_dim),
             q=q,
             q_stride=q.stride,
             out=out,

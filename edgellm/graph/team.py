@@ -40,6 +40,8 @@ class Team:
         self._record["n_threads"] = n_threads
         self._record["yield_core"] = _yield_function()
         self._address = self._record.ctypes.data
+        # A thread that comes late to a run still looks at the program when that run is over: all stay to the end.
+        self._programs: set[Program] = set()
         self._stopping = False
         self._asleep = [False] * n_threads
         self._alarms = [threading.Semaphore(0) for _ in range(n_threads)]
@@ -52,8 +54,13 @@ class Team:
 
     def run(self, program: Program) -> None:
         """Run a program; returns when all of its ops are done. The GIL is free meanwhile."""
+        self._programs.add(program)
+        self._run_record(program.record)
+
+    def _run_record(self, record: np.ndarray) -> None:
+        """Run what a `records.PROGRAM` says; it must live as long as the threads do."""
         self._wake()
-        self._lead(self._address, program.record.ctypes.data, 0)
+        self._lead(self._address, record.ctypes.data, 0)
 
     def close(self) -> None:
         """End the helper threads. A run that is on goes on without them."""
@@ -63,6 +70,7 @@ class Team:
             alarm.release()
         for thread in self._threads:
             thread.join()
+        self._programs.clear()
 
     def _wake(self) -> None:
         for thread in range(1, self.n_threads):

@@ -11,6 +11,7 @@ from edgellm.kernels.schema import Schema
 ROW_ALIGN = 16  # floats: rows start on a cache line, and a tile may write 16 outputs at once
 KV_BLOCK = 64  # tokens in a block of the KV cache
 SPAN_TOKENS = 256  # positions whose attention is summed by itself, a multiple of KV_BLOCK
+ATTENTION_TILE_ROWS = 6  # query rows that meet a key or value together
 TILE_ROWS = 16  # weight rows that a prefill tile unpacks together
 
 BATCH = Schema(
@@ -131,6 +132,13 @@ ATTENTION = Schema(
     scratch_bytes="i64",
 )
 
+
+
+def attention_scratch_bytes(n_rows: int, head_dim: int) -> int:
+    """Of each thread, for slices of n_rows: queries, two results, the scores of a span, and a tile's scaled weights."""
+    return 4 * (n_rows * (3 * head_dim + 4 + SPAN_TOKENS) + ATTENTION_TILE_ROWS * KV_BLOCK)
+
+
 # A token whose attention was split over ranges of positions: partial results first_slot, first_slot + 1, ...
 MERGE_TASK = Schema("merge_task", token="i64", first_slot="i64", n_slots="i64")
 
@@ -145,6 +153,39 @@ ATTENTION_MERGE = Schema(
     head_dim="i64",
     scratch="ptr",
     scratch_bytes="i64",
+)
+
+# --- measuring: what the machine can do at most, and when an op was done (see ops/limits.py, ops/clock.py) ---
+
+READ_LIMIT = Schema(
+    "read_limit",
+    batch=BATCH,
+    memory="ptr",
+    chunk_bytes="i64",  # a multiple of 512
+    prefetch="i64",  # bytes ahead
+    sums="ptr",  # int64 for each chunk: what its words add up to
+)
+
+# Registers of bytes to multiply: all of U_REGISTERS by the next S_PER_STEP of S_REGISTERS is a step. So many sums
+# are enough for the multiplies to overlap, and few enough for sixteen registers; all operands fit into the first
+# level cache, which gives them as fast as they are used.
+U_REGISTERS, S_PER_STEP, S_REGISTERS = 3, 4, 64
+
+MULTIPLY_LIMIT = Schema(
+    "multiply_limit",
+    batch=BATCH,
+    u="ptr",  # bytes from 0 to 127
+    s="ptr",  # signed bytes, gone through again and again
+    n_steps="i64",  # in a chunk
+    sums="ptr",  # int64 for each chunk: all products added, wrapped to 32 bits
+)
+
+CLOCK = Schema(
+    "clock",
+    batch=BATCH,
+    function="ptr",  # the system's: function(first, second) writes the time somewhere
+    first="i64",
+    second="i64",
 )
 
 # --- the program and the team that runs it (see ops/run.py) ------------------------------------------------

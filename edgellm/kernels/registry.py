@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.errors import KernelError
+from edgellm.kernels.kv_types import KV_TYPES, KVType
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
 
-# op -> module under kernels/ops; a format in the name means one kernel for each block format.
+# op -> module under kernels/ops; of some there is one kernel for each block format, or each type of KV cache.
 _MODULES = {
     "rms_norm": "norm",
     "quantize": "quantize",
@@ -22,21 +23,23 @@ _MODULES = {
     "silu_glu": "glu",
     "gelu_glu": "glu",
     "rope": "rope",
-    "kv_append": "attention",
-    "attention": "attention",
-    "attention_merge": "attention",
+    "attention_merge": "attention_merge",
     "lead": "run",
     "work": "run",
+    "read_limit": "limits",
+    "multiply_limit": "limits",
+    "clock": "clock",
 }
 _MODULES_BY_FORMAT = {"embed": "embed", "linear_decode": "linear", "linear_prefill": "linear"}
+_MODULES_BY_KV_TYPE = {"kv_append": "kv_append", "attention": "attention"}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: an op, for one block format where the op reads weights."""
+    """One kernel: an op, for one block format where the op reads weights, or for one type of KV cache."""
 
     op: str
-    format: BlockFormat | None = None
+    format: BlockFormat | KVType | None = None
 
     @property
     def name(self) -> str:
@@ -48,22 +51,30 @@ class Kernel:
 
     def build(self, isa: Any) -> Any:
         """The kernel as a Numba-compilable function. Imports Numba."""
-        module = _MODULES[self.op] if self.format is None else _MODULES_BY_FORMAT[self.op]
+        module = _modules(self.format)[self.op]
         if isinstance(self.format, FloatFormat) and module == "linear":
             module = "linear_float"
         build = getattr(importlib.import_module(f"edgellm.kernels.ops.{module}"), f"build_{self.op}")
         return build(isa) if self.format is None else build(isa, self.format)
 
 
-def find(op: str, block_format: BlockFormat | None = None) -> Kernel:
-    """The kernel of an op (and format). Raises KernelError when there is none."""
-    if op not in (_MODULES if block_format is None else _MODULES_BY_FORMAT):
-        raise KernelError(f"there is no kernel {op!r} for {block_format}")
-    return Kernel(op, block_format)
+def find(op: str, number_format: BlockFormat | KVType | None = None) -> Kernel:
+    """The kernel of an op (and block format or type of cache). Raises KernelError when there is none."""
+    if op not in _modules(number_format):
+        raise KernelError(f"there is no kernel {op!r} for {number_format}")
+    return Kernel(op, number_format)
+
+
+def _modules(number_format: BlockFormat | KVType | None) -> dict[str, str]:
+    if number_format is None:
+        return _MODULES
+    return _MODULES_BY_KV_TYPE if isinstance(number_format, KVType) else _MODULES_BY_FORMAT
 
 
 def all_kernels() -> list[Kernel]:
     """Every kernel, for tests and for building them ahead."""
-    return [Kernel(op) for op in _MODULES] + [
-        Kernel(op, block_format) for op in _MODULES_BY_FORMAT for block_format in FORMATS.values()
+    return [
+        *(Kernel(op) for op in _MODULES),
+        *(Kernel(op, block_format) for op in _MODULES_BY_FORMAT for block_format in FORMATS.values()),
+        *(Kernel(op, kv_type) for op in _MODULES_BY_KV_TYPE for kv_type in KV_TYPES.values()),
     ]

@@ -217,17 +217,20 @@ class Vocabulary:
     def exp(self, x: Value) -> Value:
         """e**x to about 1 ulp for x <= 88; below -87 it is 0.
 
-        x = n ln 2 + r splits off a power of two that goes straight into the exponent bits; e**r is a short
-        polynomial on |r| <= ln 2 / 2 (Cody and Waite's two-step reduction, Taylor terms to r**7).
+        x = n ln 2 + r splits off a power of two that goes straight into the exponent bits (Cody and Waite's two-step
+        reduction). e**r is 1 + r + r**2 times a polynomial, which is fitted to |r| <= ln 2 / 2 and off by 3e-9 at most.
         """
         clamped = self.minimum(self.maximum(x, -87.33654), 88.0)
-        n = self.rint(clamped * 1.4426950408889634)
+        # So large a number has no bits left for a fraction; its last ones then hold n + 127.
+        large = self.like(1.5 * 2.0**23 + 127, x)
+        rounded = self.fma(clamped, self.like(1.4426950408889634, x), large)
+        n = rounded - large
         r = self.fma(n, self.like(-0.693145751953125, x), clamped)
         r = self.fma(n, self.like(-1.42860682030941723212e-6, x), r)
-        result = self.like(1 / 5040, x)
-        for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        result = self.like(0.00138145988, x)
+        for coefficient in (0.00836871658, 0.041668389, 0.166665211, 0.49999994, 1.0, 1.0):
             result = self.fma(result, r, self.like(coefficient, x))
-        power = ((n._convert("fptosi", I32) + 127) << 23).bitcast(F32)
+        power = (rounded.bitcast(I32) << 23).bitcast(F32)
         return self.select(self.greater(x, self.like(-87.33654, x)), result * power, self.like(0.0, x))
 
     def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
@@ -282,19 +285,20 @@ class Vocabulary:
         builder.position_at_end(after)
         return [Value(self, phi) for phi in phis]
 
+    def repeat(self, n: Value, body: Callable[[Value], None]) -> None:
+        """`for i in range(n): body(i)`, with nothing carried along."""
+
+        def inside(i: Value) -> list[Value]:
+            body(i)
+            return []
+
+        self.loop(n, [], inside)
+
     def elements(self, n: Value, lanes: int, body: Callable[[Value, int], None]) -> None:
         """body(i, lanes) for i = 0, lanes, 2 * lanes, ... and then body(i, 1) for each of the rest of n elements."""
-
-        def many(i: Value) -> list[Value]:
-            body(i * lanes, lanes)
-            return []
-
-        def one(i: Value) -> list[Value]:
-            body(n / lanes * lanes + i, 1)
-            return []
-
-        self.loop(n / lanes, [], many)
-        self.loop(n - n / lanes * lanes, [], one)
+        n_whole = n / lanes * lanes
+        self.repeat(n / lanes, lambda i: body(i * lanes, lanes))
+        self.repeat(n - n_whole, lambda i: body(n_whole + i, 1))
 
 
 def staged(isa, result: str, *arguments: str):

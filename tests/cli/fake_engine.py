@@ -92,7 +92,9 @@ def _render(messages: list[dict[str, str]]) -> str:
     return "\n".join(f"<{m['role']}> {m['content']}" for m in messages)
 
 
-def load(path: Path, n_ctx: int | None = None, n_threads: int | None = None, progress: Any = None) -> FakeModel:
+def load(
+    path: Path, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str = "f16", progress: Any = None
+) -> FakeModel:
     if not path.read_bytes().startswith(b"GGUF"):
         raise FormatError(f"{path}: not a GGUF file")
     for done in range(4):

@@ -1,13 +1,11 @@
-"""info, bench, pull, list and rm."""
+"""info, pull, list and rm."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,8 +15,6 @@ from edgellm.cli import main
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.hub import catalog
 from edgellm.quants import FORMATS
-
-from . import fake_engine
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -96,26 +92,6 @@ def test_info_of_the_machine(home: Path, capsys: pytest.CaptureFixture[str]) -> 
         "cores",
         "memory",
     } <= rows.keys()
-
-
-def test_bench(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def measure(loaded: fake_engine.FakeModel, *counts: int) -> dict[str, float]:
-        assert (loaded.n_threads, loaded.n_ctx, *counts) == (1, 40, 32, 8, 5, 0)
-        return {"prefill_tokens_per_second": 1234.56, "decode_tokens_per_second": 78.9}
-
-    bench = ModuleType("edgellm.engine.bench")
-    monkeypatch.setattr(bench, "measure", measure, raising=False)
-    monkeypatch.setitem(__import__("sys").modules, "edgellm.engine.bench", bench)
-    monkeypatch.setattr("edgellm.engine.bench", bench, raising=False)
-    monkeypatch.setattr(package, "load", fake_engine.load, raising=False)
-    args = ["bench", model, "-p", "32", "-n", "8", "-t", "1", "-r", "5"]
-    assert main(args) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert "prefill_tokens_per_second: 1234.6" in shown
-    assert "decode_tokens_per_second: 78.9" in shown
-    assert main([*args, "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result == {"prefill_tokens_per_second": 1234.56, "decode_tokens_per_second": 78.9}
 
 
 def test_list_and_rm(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,10 +32,15 @@ def test_the_same_seed_gives_the_same_text(edgellm: Run, smollm2: Path) -> None:
 
 
 def test_bench_and_info(edgellm: Run, smollm2: Path) -> None:
-    done = edgellm("bench", str(smollm2), "-p", "16", "-n", "4", "-r", "1", "-t", "1", "--json", real=True)
-    result = json.loads(done.stdout)
+    args = ["-p", "16", "-n", "4", "-d", "70", "-r", "1", "-t", "1", "--profile", "--json"]
+    result = json.loads(edgellm("bench", str(smollm2), *args, real=True).stdout)
     assert result["prefill_tokens_per_second"] > 0
     assert result["decode_tokens_per_second"] > 0
+    assert 0 < result["prefill_share_of_multiply_limit"] < 1.2
+    assert 0 < result["decode_share_of_read_limit"] < 1.2
+    rows = {row["name"]: row for row in result["profile"]["decode"]["rows"]}
+    assert rows["linear_decode.Q4_1"]["count"] == 30 * 7
+    assert rows["linear_decode.Q8_0"]["macs"] == 49152 * 576
     shown = edgellm("info", "smollm2-135m", real=True).stdout
     assert re.search(r"token_embd.weight +49152 x 576 +Q8_0", shown)
     assert "total 134,515,008 weights" in shown

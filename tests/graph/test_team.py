@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -121,6 +123,22 @@ def test_a_closed_team_can_be_closed_again_and_still_run(store: KernelStore, tea
     team.close()
     team.close()
     program.run(np.random.default_rng(0))
+
+
+def test_a_program_stays_until_no_thread_can_look_at_it(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    """Who comes late to a run finds it over, but only by looking at its program."""
+    team = team_of(2)
+    programs = [weakref.ref(Shuffle(store, team).program) for _ in range(3)]
+    kept = Shuffle(store, team)
+    kept.run(np.random.default_rng(0))
+    ran = weakref.ref(kept.program)
+    del kept
+    gc.collect()
+    assert ran() is not None
+    assert not any(program() for program in programs)  # these never ran
+    team.close()
+    gc.collect()
+    assert ran() is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no interval timer")

@@ -15,7 +15,8 @@ import numpy as np
 
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
-from edgellm.kernels.records import KV_BLOCK, ROW_ALIGN, SPAN_TOKENS
+from edgellm.kernels.kv_types import F16, KVType
+from edgellm.kernels.records import ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
@@ -243,7 +244,16 @@ class Compiled:
         scratch.check()
         return out.take()
 
-    def kv_append(self, keys: np.ndarray, values: np.ndarray, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+    def kv_append(
+        self,
+        keys: np.ndarray,
+        values: np.ndarray,
+        slots: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        kv_type: KVType = F16,
+    ) -> None:
+        """keys and values: views of one cache, which begins with the keys."""
         n_tokens, n_heads, head_dim = k.shape
         k_rows, v_rows = rows(k), rows(v)
         self._run(
@@ -251,7 +261,7 @@ class Compiled:
             records.KV_APPEND,
             -(-n_tokens // 2),
             n_tokens,
-            None,
+            kv_type,
             {"kv_slots": slots.astype(np.int64)},
             k=k_rows,
             v=v_rows,
@@ -273,6 +283,7 @@ class Compiled:
         scale: float,
         window: int | None = None,
         split: bool = False,
+        kv_type: KVType = F16,
     ) -> np.ndarray:
         """float32 [n_tokens, n_heads, head_dim]; split: every token by itself, in spans that are merged afterwards."""
         n_tokens, n_heads, head_dim = q.shape
@@ -297,7 +308,7 @@ class Compiled:
 
         out, q_rows = Output(n_tokens, n_heads * head_dim), rows(q)
         partial = np.full((n_slots + 1, n_heads, head_dim + 2), SENTINEL)
-        scratch = Scratch(4 * (max(TILE_ROWS, n_heads) * (3 * head_dim + KV_BLOCK + 5) + 2 * KV_BLOCK * head_dim))
+        scratch = Scratch(records.attention_scratch_bytes(max(TILE_ROWS, n_heads), head_dim))
         shared = {
             "partial": partial,
             "out": out,
@@ -311,6 +322,7 @@ class Compiled:
             records.ATTENTION,
             len(tasks) * n_kv_heads,
             n_tokens,
+            kv_type,
             q=q_rows,
             q_stride=q_rows.shape[1],
             n_kv_heads=n_kv_heads,
@@ -342,7 +354,7 @@ class Compiled:
         schema: Schema,
         n_chunks: int,
         n_tokens: int,
-        fmt: BlockFormat | None = None,
+        fmt: BlockFormat | KVType | None = None,
         batch: dict[str, np.ndarray] | None = None,
         **fields: Any,
     ) -> None:

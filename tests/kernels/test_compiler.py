@@ -14,11 +14,12 @@ import pytest
 from edgellm.errors import KernelError
 from edgellm.kernels import compiler
 from edgellm.kernels.isa import GENERIC, NEON, Isa
+from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.registry import Kernel, all_kernels, find
 from edgellm.kernels.staged import Vocabulary
 from edgellm.quants import FORMATS
 
-SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0")
+SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES)
 
 
 @pytest.mark.skipif(
@@ -91,5 +92,8 @@ def count_dot_products(code: bytes) -> int:
 def test_every_kernel_compiles_for_arm(for_arm: Isa, kernel: Kernel) -> None:
     code = compiler.compile_kernel(kernel, for_arm)
     assert kernel.symbol.encode() in code
-    is_integer = (kernel.op.startswith("linear") and kernel.format is not FORMATS["F16"]) or kernel.op == "quantize"
+    is_integer = (kernel.op.startswith("linear") and kernel.format is not FORMATS["F16"]) or kernel.op in (
+        "quantize",
+        "multiply_limit",
+    )
     assert (count_dot_products(code) > 0) == is_integer

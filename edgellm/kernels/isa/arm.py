@@ -33,5 +33,6 @@ NEON = Isa(
     host_target,
     _Neon,
     lanes=4,
+    n_registers=32,
     tile_tokens=8,
 )

@@ -14,6 +14,7 @@ class Isa:
     needs:          tells from the CPU's feature flags (LLVM's names) whether this CPU has it.
     target:         (LLVM CPU name, features) to compile for, from the host's own.
     lanes:          float32 lanes of a register.
+    n_registers:    so many of them hold a tile of sums and what is multiplied.
     tile_tokens:    tokens that meet one unpacked tile of weights at a time (16 rows of it).
     """
 
@@ -23,6 +24,7 @@ class Isa:
     target: Callable[[str, Mapping[str, bool]], tuple[str, str]]
     vocabulary: type
     lanes: int
+    n_registers: int
     tile_tokens: int
 
 

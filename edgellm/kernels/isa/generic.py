@@ -72,4 +72,13 @@ def _baseline(cpu, features):
     return "", ""  # LLVM's baseline of the architecture
 
 
-GENERIC = Isa("generic", "plain vectors", lambda features: True, _baseline, _Generic, lanes=4, tile_tokens=4)
+GENERIC = Isa(
+    "generic",
+    "plain vectors",
+    lambda features: True,
+    _baseline,
+    _Generic,
+    lanes=4,
+    n_registers=16,
+    tile_tokens=4,
+)

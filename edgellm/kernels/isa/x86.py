@@ -74,9 +74,19 @@ AVX512 = Isa(
     host_target,
     _Vnni,
     lanes=16,
+    n_registers=32,
     tile_tokens=8,
 )
-AVX_VNNI = Isa("avxvnni", "AVX-VNNI (256 bit)", _has_vnni_256, _vnni_256_target, _Vnni, lanes=8, tile_tokens=4)
+AVX_VNNI = Isa(
+    "avxvnni",
+    "AVX-VNNI (256 bit)",
+    _has_vnni_256,
+    _vnni_256_target,
+    _Vnni,
+    lanes=8,
+    n_registers=16,
+    tile_tokens=4,
+)
 AVX2 = Isa(
     "avx2",
     "AVX2 and FMA",
@@ -84,5 +94,6 @@ AVX2 = Isa(
     lambda cpu, f: ("x86-64-v3", ""),
     _Avx2,
     lanes=8,
+    n_registers=16,
     tile_tokens=4,
 )

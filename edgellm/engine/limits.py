@@ -1,0 +1,99 @@
+"""The limits of this machine, measured by compiled kernels with the same team of threads that runs the model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.engine.runner import Runner
+from edgellm.graph import Batch, Graph, Program
+from edgellm.graph.ops import Chunks, Op
+from edgellm.graph.program import aligned, kernels_of
+from edgellm.kernels import records
+from edgellm.kernels.records import S_PER_STEP, S_REGISTERS, U_REGISTERS
+from edgellm.kernels.registry import find
+from edgellm.kernels.schema import Schema
+
+ROUNDS = 6  # the quickest counts: whatever else the machine does can only take away
+READ_BYTES = 1 << 28  # far beyond the caches
+READ_CHUNK_BYTES = 1 << 18
+NEAR = 4096  # bytes ahead; some machines like to be asked a little ahead, others a chunk for every thread
+MULTIPLY_CHUNKS = 64  # for every thread
+MULTIPLY_STEPS = 2048  # in a chunk: some ten microseconds
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What all threads together can do in a second.
+
+    read_bytes:  bytes read from memory, one after the other.
+    macs:        products of bytes added into 32 bits, on operands that wait in registers and first level caches.
+    """
+
+    read_bytes: float
+    macs: float
+
+    def or_better(self, other: Limits) -> Limits:
+        return Limits(max(self.read_bytes, other.read_bytes), max(self.macs, other.macs))
+
+
+def measure_limits(runner: Runner) -> Limits:
+    """Takes about a quarter of a second, and 256 MB for that time."""
+    return Limits(_read_bytes(runner), _macs(runner))
+
+
+def _read_bytes(runner: Runner) -> float:
+    memory = aligned(READ_BYTES)
+    memory.fill(1)  # else all pages would be the same page of zeros
+    n_chunks = READ_BYTES // READ_CHUNK_BYTES
+    sums = np.zeros(n_chunks, np.int64)
+    seconds = [
+        _quickest(
+            runner,
+            "read_limit",
+            records.READ_LIMIT,
+            n_chunks,
+            memory=memory.ctypes.data,
+            chunk_bytes=READ_CHUNK_BYTES,
+            prefetch=prefetch,
+            sums=sums.ctypes.data,
+        )
+        for prefetch in (NEAR, runner.n_threads * READ_CHUNK_BYTES)
+    ]
+    return READ_BYTES / min(seconds)
+
+
+def _macs(runner: Runner) -> float:
+    register_bytes = runner.isa.lanes * 4
+    # Distinct bytes, so that none of the products can be saved.
+    u = np.arange(U_REGISTERS * register_bytes, dtype=np.uint8) & 127
+    s = np.arange(S_REGISTERS * register_bytes).astype(np.int8)
+    n_chunks = MULTIPLY_CHUNKS * runner.n_threads
+    sums = np.zeros(n_chunks, np.int64)
+    seconds = _quickest(
+        runner,
+        "multiply_limit",
+        records.MULTIPLY_LIMIT,
+        n_chunks,
+        u=u.ctypes.data,
+        s=s.ctypes.data,
+        n_steps=MULTIPLY_STEPS,
+        sums=sums.ctypes.data,
+    )
+    return n_chunks * MULTIPLY_STEPS * U_REGISTERS * S_PER_STEP * register_bytes / seconds
+
+
+def _quickest(runner: Runner, name: str, schema: Schema, n_chunks: int, **fields: int) -> float:
+    """Seconds that an op of so many chunks takes as a program of its own, at best."""
+    graph = Graph(runner.isa, runner.n_threads)
+    graph.ops.append(Op(find(name), schema, fields, Chunks("chunks")))
+    runner.store.load(kernels_of(graph))
+    program = Program(graph, runner.store, Batch(1, [], []), runner.team)
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        program.run({"tokens": 0, "chunks": n_chunks})
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,0 +1,24 @@
+"""What an op must do at least: bytes to read, products to make. Taken from what its record says."""
+
+from __future__ import annotations
+
+from edgellm.graph.ops import Op
+from edgellm.kernels import records
+from edgellm.kernels.records import KV_BLOCK
+
+
+def weight_bytes(op: Op) -> int:
+    """Bytes of the matrix that a linear op reads, once for a whole batch; 0 for other ops."""
+    return op.fields["n_rows"] * op.fields["row_bytes"] if op.schema is records.LINEAR else 0
+
+
+def weight_macs(op: Op) -> int:
+    """Products with weights that a linear op adds up for each token; 0 for other ops."""
+    return op.fields["n_rows"] * op.fields["n_cols"] if op.schema is records.LINEAR else 0
+
+
+def cache_bytes(op: Op, position: int) -> int:
+    """Bytes of keys and values that attention reads for the token at a position; 0 for other ops."""
+    if op.schema is not records.ATTENTION:
+        return 0
+    return min(position + 1, op.fields["window"]) * (op.fields["block_bytes"] // KV_BLOCK)

@@ -1,0 +1,116 @@
+"""The profiler: the same results and no op forgotten. And the limits' kernels: the sums they must come to."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from edgellm.graph import Batch, Graph, Program, Team
+from edgellm.graph.ops import Chunks, Op
+from edgellm.graph.profiler import Profiler
+from edgellm.graph.program import aligned, kernels_of
+from edgellm.kernels import records
+from edgellm.kernels.isa import Isa, available, choose
+from edgellm.kernels.records import S_PER_STEP, S_REGISTERS, U_REGISTERS
+from edgellm.kernels.registry import find
+from edgellm.kernels.store import KernelStore
+
+
+@pytest.fixture
+def profiler(store: KernelStore):
+    profiler = Profiler(store, 2, 8)
+    yield profiler
+    profiler.close()
+
+
+class Doubling:
+    """A program that adds x to itself three times, and skips an op in between."""
+
+    WIDTH = 4096
+
+    def __init__(self, store: KernelStore, team: Team) -> None:
+        graph = Graph(choose(), team.n_threads)
+        source = graph.input(self.WIDTH)
+        value = graph.add(source, source)
+        graph.select_rows(source)
+        graph.ops[-1].chunks = Chunks("nothing")
+        self.result = graph.output(graph.add(graph.add(value, value), source))
+        store.load(kernels_of(graph))
+        self.rows = aligned(16 * self.WIDTH * 4).view(np.float32).reshape(16, self.WIDTH)
+        self.program = Program(graph, store, Batch(16, [], []), team, inputs={source: self.rows.ctypes.data})
+
+    def run(self, n_tokens: int, rng: np.random.Generator) -> None:
+        self.rows[:] = rng.random(self.rows.shape, np.float32)
+        self.program.run({"tokens": n_tokens, "nothing": 0})
+        np.testing.assert_array_equal(self.program.view(self.result, n_tokens), 5 * self.rows[:n_tokens])
+
+
+def test_every_op_that_ran_is_timed(store: KernelStore, profiler: Profiler) -> None:
+    doubling, rng = Doubling(store, profiler), np.random.default_rng(0)
+    for n_tokens in (1, 16, 2):
+        profiler.timed = []
+        started = time.perf_counter()
+        doubling.run(n_tokens, rng)
+        elapsed = time.perf_counter() - started
+        adds = [op for op in doubling.program.graph.ops if op.kernel.op == "add"]
+        assert [timed.op for timed in profiler.timed] == adds
+        assert {timed.kernel for timed in profiler.timed} == {find("add")}
+        assert {timed.n_tokens for timed in profiler.timed} == {n_tokens}
+        assert all(timed.seconds > 0 for timed in profiler.timed)
+        assert sum(timed.seconds for timed in profiler.timed) < elapsed
+
+
+def test_the_kernel_that_ran_is_named(store: KernelStore, profiler: Profiler) -> None:
+    doubling = Doubling(store, profiler)
+    op = doubling.program.graph.ops[0]
+    op.kernel_few = find("silu_glu")  # what the program would run for a few tokens
+    store.load([op.kernel_few])
+    for kernel in (op.kernel_few, op.kernel):
+        doubling.program.n_chunks[:] = [1, 0, 0, 0]
+        doubling.program.ops["kernel"][0] = store.address(kernel)
+        profiler.timed = []
+        profiler.run(doubling.program)
+        assert [timed.kernel for timed in profiler.timed] == [kernel]
+
+
+def test_many_profiled_runs(store: KernelStore, profiler: Profiler) -> None:
+    doubling, rng = Doubling(store, profiler), np.random.default_rng(1)
+    for _ in range(300):
+        doubling.run(int(rng.integers(1, 17)), rng)
+    assert len(profiler.timed) == 900
+
+
+# --- the machine's limits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", available(), ids=lambda isa: isa.name)
+def test_what_is_read_is_all_of_the_memory(isa: Isa) -> None:
+    words = np.random.default_rng(2).integers(-(2**63), 2**63, (3, 128))
+    sums = run_alone(isa, "read_limit", 3, memory=words.ctypes.data, chunk_bytes=1024, prefetch=1024)
+    np.testing.assert_array_equal(sums, words.sum(axis=1))  # both wrap
+
+
+@pytest.mark.parametrize("isa", available(), ids=lambda isa: isa.name)
+def test_what_is_multiplied_is_all_of_it(isa: Isa) -> None:
+    rng, n_bytes, n_steps = np.random.default_rng(3), isa.lanes * 4, 1000
+    u = rng.integers(0, 128, (U_REGISTERS, n_bytes), np.uint8)
+    s = rng.integers(-128, 128, (S_REGISTERS // S_PER_STEP, S_PER_STEP, n_bytes), np.int8)
+    sums = run_alone(isa, "multiply_limit", 2, u=u.ctypes.data, s=s.ctypes.data, n_steps=n_steps)
+    steps = s[np.arange(n_steps) % len(s)].astype(np.int64)
+    want = np.einsum("ub,nsb->", u.astype(np.int64), steps)
+    assert sums.tolist() == [np.int64(want).astype(np.int32)] * 2
+
+
+def run_alone(isa: Isa, name: str, n_chunks: int, **fields: int) -> np.ndarray:
+    """The sums that an op leaves, as a program of its own."""
+    sums = np.zeros(n_chunks, np.int64)
+    kernel, schema = find(name), {"read_limit": records.READ_LIMIT, "multiply_limit": records.MULTIPLY_LIMIT}[name]
+    store, graph = KernelStore(isa), Graph(isa, 1)
+    graph.ops.append(Op(kernel, schema, {"sums": sums.ctypes.data, **fields}, Chunks("chunks")))
+    store.load([kernel, find("lead"), find("work")])
+    team = Team(store, 1, 1)
+    Program(graph, store, Batch(1, [], []), team).run({"tokens": 0, "chunks": n_chunks})
+    team.close()
+    return sums
