@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import TILE_ROWS
 from edgellm.kernels.registry import find
+from edgellm.kernels.schema import Schema
 from edgellm.quants.floats import FloatFormat
 
 # Up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
@@ -29,7 +31,7 @@ MAX_SPLITS = 256  # pieces in one batch
 class Rope:
     """Rotary embedding: how fast each pair of dimensions turns, and which dimensions make a pair.
 
-    frequencies:  float64 [n_rot / 2], radians for each position. scale multiplies the rotated values.
+    frequencies:  float64 [n_rot / 2], radians for each position.
     interleaved:  pairs are neighbours (2i, 2i + 1); otherwise (i, i + n_rot / 2).
     """
 
@@ -96,22 +98,19 @@ class Graph:
     def rms_norm(self, x: Value, weight: Tensor, epsilon: float, n_heads: int = 1) -> Value:
         """Root mean square norm of whole rows, or of each of `n_heads` equal parts of them."""
         out = Value(x.width, weight.name)
-        per_chunk = self._tokens_per_chunk(x)
-        self._add(
+        self._add_rows(
             "rms_norm",
             records.RMS_NORM,
-            Chunks("tokens", per_chunk),
+            x,
             [x],
             [out],
             x=x,
             weight=self._floats(weight),
             out=out,
-            stride=x.stride,
             out_stride=out.stride,
             n_groups=n_heads,
             n_cols=x.width // n_heads,
             epsilon=epsilon,
-            chunk_tokens=per_chunk,
         )
         return out
 
@@ -150,36 +149,30 @@ class Graph:
 
     def add(self, a: Value, b: Value) -> Value:
         out = Value(a.width, "sum")
-        per_chunk = self._tokens_per_chunk(a)
-        self._add(
+        self._add_rows(
             "add",
             records.ADD,
-            Chunks("tokens", per_chunk),
+            a,
             [a, b],
             [out],
             a=a,
             b=b,
             out=out,
-            stride=a.stride,
-            chunk_tokens=per_chunk,
         )
         return out
 
     def glu(self, gate: Value, up: Value, activation: str) -> Value:
         """activation(gate) * up, for the activation "silu" or "gelu"."""
         out = Value(gate.width, "glu")
-        per_chunk = self._tokens_per_chunk(gate)
-        self._add(
+        self._add_rows(
             f"{activation}_glu",
             records.GLU,
-            Chunks("tokens", per_chunk),
+            gate,
             [gate, up],
             [out],
             gate=gate,
             up=up,
             out=out,
-            stride=gate.stride,
-            chunk_tokens=per_chunk,
         )
         return out
 
@@ -188,21 +181,18 @@ class Graph:
         if rope not in self.ropes:
             self.ropes.append(rope)
         n_rot = 2 * len(rope.frequencies)
-        per_chunk = self._tokens_per_chunk(x)
-        self._add(
+        self._add_rows(
             "rope",
             records.ROPE,
-            Chunks("tokens", per_chunk),
+            x,
             [],
             [x],
             x=x,
-            stride=x.stride,
             n_heads=n_heads,
             head_dim=x.width // n_heads,
             n_rot=n_rot,
             pair_step=1 if rope.interleaved else n_rot // 2,
             table=rope.table,
-            chunk_tokens=per_chunk,
         )
         return x
 
@@ -223,22 +213,19 @@ class Graph:
         head_dim, layer = q.width // n_heads, self.n_cache_layers
         self.n_cache_layers += 1
         cache, block_bytes = Table(f"cache {layer}"), self.kv_type.block_bytes(n_kv_heads, head_dim)
-        per_chunk = self._tokens_per_chunk(k)
-        self._add(
+        self._add_rows(
             "kv_append",
             records.KV_APPEND,
-            Chunks("tokens", per_chunk),
+            k,
             [k, v],
             [cache],
             format=self.kv_type,
             k=k,
             v=v,
-            stride=k.stride,
             n_heads=n_kv_heads,
             head_dim=head_dim,
             cache=cache,
             block_bytes=block_bytes,
-            chunk_tokens=per_chunk,
         )
 
         if window not in self.windows:
@@ -298,18 +285,15 @@ class Graph:
         """x as int8, made once for all linears that read it."""
         if x.quantized is None:
             x.quantized = Quantized(x.width, x.name)
-            per_chunk = self._tokens_per_chunk(x)
-            self._add(
+            self._add_rows(
                 "quantize",
                 records.QUANTIZE,
-                Chunks("tokens", per_chunk),
+                x,
                 [x],
                 [x.quantized],
                 x=x,
-                stride=x.stride,
                 n_cols=x.width,
                 to=x.quantized,
-                chunk_tokens=per_chunk,
             )
         return x.quantized
 
@@ -320,8 +304,11 @@ class Graph:
         self.constants.append(np.ascontiguousarray(weight.dequantize()))
         return self.constants[-1].ctypes.data
 
-    def _tokens_per_chunk(self, x: Value) -> int:
-        return max(1, ELEMENTS_PER_CHUNK // x.width)
+    def _add_rows(self, op: str, schema: Schema, rows: Value, reads: list, writes: list, **fields: Any) -> None:
+        """An op that does something to every row by itself; `rows` is one of its values, for their size."""
+        per_chunk = max(1, ELEMENTS_PER_CHUNK // rows.width)
+        chunks = Chunks("tokens", per_chunk)
+        self._add(op, schema, chunks, reads, writes, stride=rows.stride, chunk_tokens=per_chunk, **fields)
 
     def _add(self, op, schema, chunks, reads, writes, format=None, few=None, scratch=0, **fields) -> None:
         self.ops.append(

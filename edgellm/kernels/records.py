@@ -133,7 +133,6 @@ ATTENTION = Schema(
 )
 
 
-
 def attention_scratch_bytes(n_rows: int, head_dim: int) -> int:
     """Of each thread, for slices of n_rows: queries, two results, the scores of a span, and a tile's scaled weights."""
     return 4 * (n_rows * (3 * head_dim + 4 + SPAN_TOKENS) + ATTENTION_TILE_ROWS * KV_BLOCK)

@@ -4,7 +4,7 @@ A kernel has two kinds of code. The outside is ordinary Numba: loops over rows a
 is *staged*: Python that runs once, at compile time, and whose operators emit LLVM instructions. There a
 `Value` is a register, a Python list is a tile of registers, and a Python `for` is a loop unrolled:
 
-    @staged("f32", "i64", "i64")
+    @staged(isa, "f32", "i64", "i64")
     def dot_of_32(v, a, b):                          # v: the vocabulary of the instruction set
         x, y = v.load(a, F32, 32), v.load(b, F32, 32)
         return (x * y).sum()
@@ -28,8 +28,8 @@ from edgellm.kernels.values import F16, F32, F64, I1, I8, I16, I32, I64, Value, 
 
 __all__ = ["F16", "F32", "F64", "I1", "I8", "I16", "I32", "I64", "Value", "Vocabulary", "bits_of", "staged", "vector"]
 
-# Sums may be reordered and multiply-adds fused; NaN and infinity keep their meaning.
-_FLOAT_FLAGS = ("contract", "reassoc")
+# The lanes of one register may be added in whatever order is quickest. No other sum is ever reordered.
+_REDUCTION_FLAGS = ("reassoc",)
 
 
 class Vocabulary:
@@ -106,7 +106,7 @@ class Vocabulary:
         function = module.globals.get(name) or ir.Function(
             module, ir.FunctionType(result, [a.llvm.type for a in args]), name
         )
-        flags = _FLOAT_FLAGS if "reduce.f" in name else ()
+        flags = _REDUCTION_FLAGS if "reduce.f" in name else ()
         return Value(self, self.builder.call(function, [a.llvm for a in args], fastmath=flags))
 
     # --- memory -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Both do nothing useful, as fast as they can; what they compute keeps the compile
 from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import MULTIPLY_LIMIT, READ_LIMIT, S_PER_STEP, S_REGISTERS, U_REGISTERS
 from edgellm.kernels.staged import I8, I32, I64, Value, Vocabulary, staged
 
@@ -14,7 +15,7 @@ LINE = 64  # bytes of a cache line
 LINES_PER_STEP = 8
 
 
-def _sum_words(v: Vocabulary, memory: Value, n_bytes: Value, prefetch: Value) -> Value:
+def _sum_words(v: Vocabulary, address: Value, n_bytes: Value, prefetch: Value) -> Value:
     """The 64-bit words of some memory, added; lines far ahead are asked for as decode does."""
     lanes = v.isa.lanes // 2
     step = LINES_PER_STEP * LINE
@@ -22,7 +23,7 @@ def _sum_words(v: Vocabulary, memory: Value, n_bytes: Value, prefetch: Value) ->
     def body(i: Value, *sums: Value) -> list[Value]:
         results = list(sums)
         for line in range(LINES_PER_STEP):
-            at = memory + (i * step + line * LINE)
+            at = address + (i * step + line * LINE)
             v.prefetch(at + prefetch)
             for part in range(0, LINE, lanes * 8):
                 results[line % 4] += v.load(at + part, I64, lanes)
@@ -36,10 +37,7 @@ def build_read_limit(isa):
     """Chunk c is the c-th chunk_bytes of the memory."""
     op_at = record_viewer(READ_LIMIT)
     sum_words = staged(isa, "i64", "i64", "i64", "i64")(_sum_words)
-
-    @staged(isa, "void", "i64", "i64")
-    def store(v, address, value):
-        v.store(address, value)
+    store = memory(isa).store_i64
 
     def read_limit(record, chunk, thread):
         op = op_at(record)
@@ -72,10 +70,7 @@ def build_multiply_limit(isa):
     """Every chunk does the same."""
     op_at = record_viewer(MULTIPLY_LIMIT)
     multiply = staged(isa, "i64", "i64", "i64", "i64")(_multiply)
-
-    @staged(isa, "void", "i64", "i64")
-    def store(v, address, value):
-        v.store(address, value)
+    store = memory(isa).store_i64
 
     def multiply_limit(record, chunk, thread):
         op = op_at(record)

@@ -22,6 +22,17 @@ GROUP = 32  # weights that share an activation scale
 LINE = 64  # bytes of a cache line
 
 
+def eight_rows(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value) -> list[Value]:
+    """Where rows first to first + 7 start; beyond the last row, the last again, whose results nobody reads."""
+    return [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
+
+
+def prefetch_next(v: Vocabulary, rows: Value, ahead: Value, i: Value, n_bytes: int) -> None:
+    """For the i-th step through neighbouring rows, which uses up n_bytes: ask for as many, far ahead in the file."""
+    for line in range(0, n_bytes, LINE):
+        v.prefetch(rows + ahead + i * n_bytes + line)
+
+
 def _by_scale(v: Vocabulary, of_rows: list[Value]) -> list[Value]:
     """Eight rows of n scales each -> n registers of eight rows."""
     n = of_rows[0].n
@@ -56,14 +67,12 @@ def _dot_rows(
     out: Value,
 ) -> None:
     """Rows first to first + 7 (none beyond last) by one token; a lane of the result is a row."""
-    rows = [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
+    rows = eight_rows(v, weights, row_bytes, first, last)
     per_block = fmt.block_size // GROUP
     per_group = GROUP // fmt.scale_group
 
     def body(i: Value, total: Value) -> list[Value]:
-        # The next eight rows lie behind these: ask for as many of their bytes as this step uses up.
-        for line in range(0, 8 * fmt.block_bytes, LINE):
-            v.prefetch(rows[0] + prefetch + i * (8 * fmt.block_bytes) + line)
+        prefetch_next(v, rows[0], prefetch, i, 8 * fmt.block_bytes)
         unpacked = [fmt.unpack(v, row + i * fmt.block_bytes) for row in rows]
         scales = _by_scale(v, [u.scales for u in unpacked])
         biases = _biases(v, fmt, unpacked, scales)
@@ -156,7 +165,7 @@ def _unpack_half_tile(
     """Unpack rows first to first + 7 (none beyond last) into the lanes from `lane` on of all registers."""
     per_block = fmt.block_size // GROUP
     scales_per_block = fmt.block_size // fmt.scale_group
-    rows = [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
+    rows = eight_rows(v, weights, row_bytes, first, last)
     scales_at = tile + n_groups * (TILE_ROWS * GROUP) + lane * 4
     biases_at = scales_at + n_groups * (GROUP // fmt.scale_group * TILE_ROWS * 4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.linear import eight_rows, prefetch_next
 from edgellm.kernels.records import LINEAR, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 
@@ -32,11 +33,10 @@ def _dot_rows(
     out: Value,
 ) -> None:
     """Rows first to first + 15 (none beyond last) by one token, column after column as the tile does it."""
-    halves = [[weights + row_bytes * v.minimum(first + half * 8 + r, last) for r in range(8)] for half in range(2)]
+    halves = [eight_rows(v, weights, row_bytes, first + 8 * half, last) for half in range(2)]
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        for row in (*halves[0], *halves[1]):
-            v.prefetch(row + i * (STEP * fmt.block_bytes) + prefetch)
+        prefetch_next(v, halves[0][0], prefetch, i, 16 * STEP * fmt.block_bytes)
         columns = [_columns(v, fmt, rows, i) for rows in halves]
         results = list(totals)
         for k in range(STEP):
@@ -86,7 +86,7 @@ def _unpack_half_tile(
     lane: Value,
 ) -> None:
     """Rows first to first + 7 (none beyond last), a column after the other, into the lanes from `lane` on."""
-    rows = [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
+    rows = eight_rows(v, weights, row_bytes, first, last)
     column_bytes = TILE_ROWS * 4
 
     def body(i: Value) -> list[Value]:

@@ -28,10 +28,19 @@ def memory(isa) -> SimpleNamespace:
     def load_i64(v, address):
         return v.load(address, I64)
 
+    @staged(isa, "void", "i64", "i64")
+    def store_i64(v, address, value):
+        v.store(address, value)
+
     @staged(isa, "i64", "i64")
     def load_i32(v, address):
         return v.load(address, I32).sext(I64)
 
     return SimpleNamespace(
-        load_f32=load_f32, store_f32=store_f32, store_f16=store_f16, load_i64=load_i64, load_i32=load_i32
+        load_f32=load_f32,
+        store_f32=store_f32,
+        store_f16=store_f16,
+        load_i64=load_i64,
+        store_i64=store_i64,
+        load_i32=load_i32,
     )
