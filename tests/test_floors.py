@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "cli": 8,
     "convert": 7,
+    "evaluate": 7,
     "train": 7,
     "engine": 6,
     "arch": 5,

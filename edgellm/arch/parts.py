@@ -6,7 +6,7 @@ import numpy as np
 
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.weights import Weights
-from edgellm.formats.gguf import Tensor
+from edgellm.formats.tensor import Tensor
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 

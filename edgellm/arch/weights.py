@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgellm.errors import FormatError
-from edgellm.formats.gguf import Tensor
+from edgellm.formats.tensor import Tensor
 
 
 class Weights:

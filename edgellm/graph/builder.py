@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.formats.gguf import Tensor
+from edgellm.formats.tensor import Tensor
 from edgellm.graph.ops import Buffer, Chunks, Fixed, Op, Quantized, Table, Value
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa

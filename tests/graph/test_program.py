@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgellm.formats.gguf import Tensor
+from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Program, Team
 from edgellm.graph.builder import FEW_TOKENS, Rope
 from edgellm.graph.program import aligned, kernels_of

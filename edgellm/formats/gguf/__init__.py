@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgellm.formats.gguf.file import GGUFFile, Tensor, get_value
+from edgellm.formats.gguf.file import GGUFFile, get_value
 from edgellm.formats.gguf.strings import StringArray
 
 if TYPE_CHECKING:
     from edgellm.formats.gguf.writer import GGUFWriter
 
-__all__ = ["GGUFFile", "GGUFWriter", "StringArray", "Tensor", "get_value"]
+__all__ = ["GGUFFile", "GGUFWriter", "StringArray", "get_value"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +17,7 @@ import numpy as np
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.gguf.header import Header, quoted, read_header
 from edgellm.formats.gguf.strings import StringArray
-from edgellm.quants import BlockFormat
+from edgellm.formats.tensor import Tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,34 +29,6 @@ REQUIRED: Any = object()
 
 _TYPE_NAMES = {int: "an integer", float: "a number", bool: "a bool", str: "a string"}
 _TYPE_NAMES |= {StringArray: "an array of strings", np.ndarray: "an array of numbers"}
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """A tensor as the file holds it.
-
-    shape:   in NumPy order, outermost first: the matrix of a linear layer is (n_out, n_in).
-    format:  how its bytes mean weights.
-    raw:     its bytes, read-only: uint8[n_rows, row_bytes] or, up to one dimension, uint8[row_bytes].
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    format: BlockFormat
-    raw: NDArray[np.uint8]
-
-    @property
-    def address(self) -> int:
-        """Where the bytes lie in memory; valid as long as the file is open or `raw` is alive."""
-        return self.raw.__array_interface__["data"][0]
-
-    @property
-    def n_bytes(self) -> int:
-        return self.raw.nbytes
-
-    def dequantize(self) -> NDArray[np.float32]:
-        """The weights as a new float32 array of `shape`."""
-        return self.format.dequantize(self.raw).reshape(self.shape)
 
 
 class GGUFFile:
