@@ -20,8 +20,6 @@ from edgellm.formats.gguf.strings import StringArray
 from edgellm.formats.tensor import Tensor
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from edgellm.formats.gguf.header import Value
 
 T = TypeVar("T")
