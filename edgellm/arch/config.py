@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 
@@ -27,7 +29,8 @@ class ModelConfig:
 
     rope_base:         the wavelength base of rotary embedding; rope_base_local that of sliding layers, if another.
     rope_scale:        positions are divided by it (linear scaling).
-    window:            positions that sliding layers look back over; None where all layers see everything.
+    attention_scale:   what the products of queries and keys are multiplied by.
+    windows:           for each layer, the positions it looks back over; None where it sees everything.
     """
 
     architecture: str
@@ -41,13 +44,10 @@ class ModelConfig:
     n_rot: int
     epsilon: float
     rope_base: float
+    attention_scale: float
+    windows: tuple[int | None, ...]
     rope_scale: float = 1.0
     rope_base_local: float | None = None
-    window: int | None = None
-
-    @property
-    def attention_scale(self) -> float:
-        return 1 / math.sqrt(self.head_dim)
 
 
 class Keys:
@@ -77,9 +77,34 @@ class Keys:
             raise FormatError(f"{key} is {value}; expected a positive number")
         return value
 
+    def has(self, name: str) -> bool:
+        return f"{self.architecture}.{name}" in self.metadata
+
+    def windows(self, n_layers: int, default_period: int = 0) -> tuple[int | None, ...]:
+        """How far each layer looks back: `attention.sliding_window`, in the layers that its `_pattern` names.
+
+        The pattern is a bool for every layer, or n: every n-th layer sees everything (0: none does).
+        """
+        if not self.has("attention.sliding_window"):
+            return (None,) * n_layers
+        window = self.count("attention.sliding_window")
+        key = f"{self.architecture}.attention.sliding_window_pattern"
+        pattern = self.metadata.get(key, default_period)
+        flags = np.asarray(pattern)
+        if flags.dtype == np.bool_ and flags.shape == (n_layers,):
+            slides = flags.tolist()
+        elif isinstance(pattern, int) and not isinstance(pattern, bool) and pattern >= 0:
+            slides = [not pattern or (layer + 1) % pattern != 0 for layer in range(n_layers)]
+        else:
+            raise FormatError(f"{key} is {pattern!r:.60}; expected a number, or a bool for each of {n_layers} layers")
+        return tuple(window if slide else None for slide in slides)
+
 
 def decoder_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
-    """The hyperparameters that all decoders share. Raises FormatError or UnsupportedError naming the key."""
+    """The hyperparameters that all decoders share; `more` replaces what a family has otherwise.
+
+    Raises FormatError or UnsupportedError naming the key.
+    """
     keys = Keys(metadata)
     _refuse_unsupported(keys)
     n_embd, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
@@ -89,35 +114,36 @@ def decoder_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
         raise UnsupportedError(f"{keys.architecture}.attention.value_length differs from key_length {head_dim}")
     if n_heads % n_kv_heads:
         raise FormatError(f"{n_heads} attention heads cannot share {n_kv_heads} key-value heads evenly")
-    if head_dim % 16:
-        raise UnsupportedError(f"attention heads of {head_dim} dimensions; edgellm runs multiples of 16")
     n_rot = keys.count("rope.dimension_count", head_dim)
     if n_rot % 2 or n_rot > head_dim:
         raise FormatError(
             f"{keys.architecture}.rope.dimension_count is {n_rot}; expected an even number up to {head_dim}"
         )
-    return ModelConfig(
-        architecture=keys.architecture,
-        n_ctx_train=keys.count("context_length"),
-        n_embd=n_embd,
-        n_layers=keys.count("block_count"),
-        n_ff=keys.count("feed_forward_length"),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        n_rot=n_rot,
-        epsilon=keys.number("attention.layer_norm_rms_epsilon"),
-        rope_base=keys.number("rope.freq_base", 10000.0),
-        rope_scale=_linear_rope_scale(keys),
-        **more,
-    )
+    n_layers = keys.count("block_count")
+    shape: dict[str, Any] = {
+        "architecture": keys.architecture,
+        "n_ctx_train": keys.count("context_length"),
+        "n_embd": n_embd,
+        "n_layers": n_layers,
+        "n_ff": keys.count("feed_forward_length"),
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "n_rot": n_rot,
+        "epsilon": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_base": keys.number("rope.freq_base", 10000.0),
+        "rope_scale": _linear_rope_scale(keys),
+        "attention_scale": keys.number("attention.scale", 1 / math.sqrt(head_dim)),
+        "windows": keys.windows(n_layers),
+    }
+    return ModelConfig(**(shape | more))
 
 
 def _linear_rope_scale(keys: Keys) -> float:
-    if _has(keys, "rope.scale_linear"):  # as files of 2023 say it
+    if keys.has("rope.scale_linear"):  # as files of 2023 say it
         return keys.number("rope.scale_linear")
     kind_key = f"{keys.architecture}.rope.scaling.type"
-    kind = get_value(keys.metadata, kind_key, str, "none" if not _has(keys, "rope.scaling.factor") else "linear")
+    kind = get_value(keys.metadata, kind_key, str, "none" if not keys.has("rope.scaling.factor") else "linear")
     if kind == "none":
         return 1.0
     if kind != "linear":
@@ -130,12 +156,8 @@ def _refuse_unsupported(keys: Keys) -> None:
     if get_value(keys.metadata, f"{keys.architecture}.expert_count", int, 0) > 0:
         raise UnsupportedError(f"a mixture of experts ({keys.architecture}.expert_count); edgellm runs dense models")
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if _has(keys, name) and get_value(keys.metadata, f"{keys.architecture}.{name}", float) != 0:
+        if keys.has(name) and get_value(keys.metadata, f"{keys.architecture}.{name}", float) != 0:
             raise UnsupportedError(f"soft-capped logits ({keys.architecture}.{name})")
     heads = keys.metadata.get(f"{keys.architecture}.attention.head_count")
     if heads is not None and not isinstance(heads, int):
         raise UnsupportedError(f"layers of different shapes ({keys.architecture}.attention.head_count is an array)")
-
-
-def _has(keys: Keys, name: str) -> bool:
-    return f"{keys.architecture}.{name}" in keys.metadata

@@ -12,32 +12,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
-from edgellm.arch.parts import (
-    gated_feed_forward,
-    logits_head,
-    rope_frequencies,
-    self_attention,
-    token_embedding,
+from edgellm.arch.huggingface import (
+    DECODER,
+    HEAD_NORMS,
+    HuggingFace,
+    Settings,
+    decoder_hyperparameters,
+    decoder_settings,
+    layer_types,
 )
+from edgellm.arch.parts import gated_feed_forward, logits_head, rope_frequencies, self_attention, token_embedding
 from edgellm.arch.weights import Weights
-from edgellm.errors import UnsupportedError
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 
-LAYERS_PER_GLOBAL = 6
+GLOBAL_PERIOD = 6  # of so many layers, the last sees everything
 LOCAL_ROPE_BASE = 10000.0
 # The 27B model alone scales its queries by the width per head instead of the heads' own size.
 LAYERS_OF_27B = 62
+NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "output_norm")
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     keys = Keys(metadata)
-    if keys.count("block_count") == LAYERS_OF_27B:
-        raise UnsupportedError("gemma3 with 62 layers (27B) scales its queries in its own way; smaller sizes run")
+    keys.count("attention.sliding_window")  # must be there
+    n_layers = keys.count("block_count")
+    more: dict[str, Any] = {}
+    if n_layers == LAYERS_OF_27B:
+        more["attention_scale"] = math.sqrt(keys.count("attention.head_count") / keys.count("embedding_length"))
     return decoder_config(
         metadata,
-        window=keys.count("attention.sliding_window"),
+        windows=keys.windows(n_layers, GLOBAL_PERIOD),
         rope_base_local=keys.number("rope.freq_base_swa", LOCAL_ROPE_BASE),
+        **more,
     )
 
 
@@ -45,19 +52,11 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     rope_global = Rope(rope_frequencies(c, c.rope_base, c.rope_scale), interleaved=False)
     rope_local = Rope(rope_frequencies(c, c.rope_base_local or LOCAL_ROPE_BASE), interleaved=False)
     x = g.embed(token_embedding(w, c), scale=math.sqrt(c.n_embd))
-    for layer in range(c.n_layers):
+    for layer, window in enumerate(c.windows):
         block = w.block(layer)
-        is_global = (layer + 1) % LAYERS_PER_GLOBAL == 0
+        rope = rope_global if window is None else rope_local
         h = g.rms_norm(x, block.take("attn_norm", c.n_embd), c.epsilon)
-        h = self_attention(
-            g,
-            block,
-            c,
-            h,
-            rope_global if is_global else rope_local,
-            None if is_global else c.window,
-            head_norms=True,
-        )
+        h = self_attention(g, block, c, h, rope, window, head_norms=True)
         x = g.add(x, g.rms_norm(h, block.take("post_attention_norm", c.n_embd), c.epsilon))
         h = g.rms_norm(x, block.take("ffn_norm", c.n_embd), c.epsilon)
         h = gated_feed_forward(g, block, c, h, "gelu")
@@ -66,3 +65,64 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 
 
 head = logits_head
+
+
+def _hyperparameters(s: Settings) -> dict[str, Any]:
+    s.expect("hidden_activation", "gelu_pytorch_tanh")
+    s.expect("attn_logit_softcapping", None)
+    s.expect("final_logit_softcapping", None)
+    s.expect("use_bidirectional_attention", False)
+    # Each kind of layer has a rope of its own: as two sections, or, earlier, beside each other.
+    ropes = s.section("rope_parameters")
+    by_kind = {kind: ropes.get(f"{kind}_attention") for kind in ("full", "sliding")}
+    if by_kind["full"] is not None:
+        s = Settings(s.values | {"rope_parameters": by_kind["full"]})
+        local_base = ropes.section("sliding_attention").number("rope_theta", LOCAL_ROPE_BASE)
+    else:
+        local_base = s.number("rope_local_base_freq", LOCAL_ROPE_BASE)
+    shape = decoder_hyperparameters(s)
+    n_layers, head_dim = shape["block_count"], shape["attention.key_length"]
+    period = s.count("sliding_window_pattern", s.count("_sliding_window_pattern", GLOBAL_PERIOD))
+    usual = [(layer + 1) % GLOBAL_PERIOD != 0 for layer in range(n_layers)]
+    slides = layer_types(s, n_layers) or [(layer + 1) % period != 0 for layer in range(n_layers)]
+    shape["attention.sliding_window"] = s.count("sliding_window")
+    if slides != usual:
+        shape["attention.sliding_window_pattern"] = slides
+    if local_base != LOCAL_ROPE_BASE:
+        shape["rope.freq_base_swa"] = local_base
+    scalar = s.number("query_pre_attn_scalar", head_dim)
+    expected = shape["embedding_length"] / shape["attention.head_count"] if n_layers == LAYERS_OF_27B else head_dim
+    if scalar != expected:
+        shape["attention.scale"] = scalar**-0.5
+    return shape
+
+
+def _settings(c: ModelConfig) -> dict[str, Any]:
+    return decoder_settings(c) | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round(c.attention_scale**-2, 6),
+        "sliding_window": next(window for window in c.windows if window),
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in c.windows],
+    }
+
+
+HUGGING_FACE = HuggingFace(
+    classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    model_type="gemma3_text",
+    hyperparameters=_hyperparameters,
+    settings=_settings,
+    tensors=DECODER
+    | HEAD_NORMS
+    | {
+        "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+        "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+        "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+    },
+    # Its checkpoints hold how much a norm's weight differs from one.
+    offsets=dict.fromkeys(NORMS, 1.0),
+    defaults={
+        "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "max_position_embeddings": 131072, "sliding_window": 4096, "rope_theta": 1e6, "query_pre_attn_scalar": 256,
+        "tie_word_embeddings": True,
+    },
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023) and its like: Llama 1 to 3.2, TinyLlama, SmolLM, Mistral without window.
+"""Llama (Touvron et al., 2023) and its like: Llama 1 to 3.2, TinyLlama, SmolLM.
 
 Norm before each half of a layer, rotary positions on neighbouring pairs (the converter has permuted the
 projections for it), SiLU-gated feed-forward.
@@ -9,20 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from edgellm.arch.config import ModelConfig, decoder_config
-from edgellm.arch.parts import (
-    gated_feed_forward,
-    logits_head,
-    rope_frequencies,
-    self_attention,
-    token_embedding,
-)
+from edgellm.arch.huggingface import HuggingFace, Settings, decoder_hyperparameters, decoder_settings
+from edgellm.arch.parts import logits_head, pre_norm_decoder, rope_of
 from edgellm.arch.weights import Weights
-from edgellm.errors import FormatError
 from edgellm.graph import Graph, Value
-from edgellm.graph.builder import Rope
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -30,19 +21,25 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    # Llama 3 slows down its long wavelengths by factors that the file holds as a tensor.
-    factors = w.take("rope_freqs", c.n_rot // 2).dequantize() if w.has("rope_freqs") else None
-    if factors is not None and not (np.isfinite(factors) & (factors > 0)).all():
-        raise FormatError("tensor 'rope_freqs.weight' holds something else than positive numbers")
-    rope = Rope(rope_frequencies(c, c.rope_base, c.rope_scale, factors), interleaved=True)
-    x = g.embed(token_embedding(w, c))
-    for layer in range(c.n_layers):
-        block = w.block(layer)
-        h = g.rms_norm(x, block.take("attn_norm", c.n_embd), c.epsilon)
-        x = g.add(x, self_attention(g, block, c, h, rope))
-        h = g.rms_norm(x, block.take("ffn_norm", c.n_embd), c.epsilon)
-        x = g.add(x, gated_feed_forward(g, block, c, h, "silu"))
-    return g.output(x, "hidden")
+    return pre_norm_decoder(g, w, c, rope_of(w, c, interleaved=True))
 
 
 head = logits_head
+
+
+def _hyperparameters(s: Settings) -> dict[str, Any]:
+    s.expect("hidden_act", "silu")
+    return decoder_hyperparameters(s)
+
+
+def _settings(c: ModelConfig) -> dict[str, Any]:
+    return decoder_settings(c) | {"hidden_act": "silu"}
+
+
+HUGGING_FACE = HuggingFace(
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    model_type="llama",
+    hyperparameters=_hyperparameters,
+    settings=_settings,
+    paired=("attn_q", "attn_k"),
+)

@@ -6,29 +6,50 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.arch import gemma3, llama
+from edgellm.arch import gemma3, llama, mistral, qwen2, qwen3
 from edgellm.arch.config import ModelConfig
+from edgellm.arch.huggingface import HuggingFace
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf import get_value
+from edgellm.formats.tensor import Tensor
 from edgellm.graph import Graph, Value
+from edgellm.kernels.isa import choose
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family: how to read its hyperparameters, and its two programs.
+    """A family: how to read its hyperparameters, its two programs, and what its checkpoints look like.
 
-    body:  token ids to hidden states. head: hidden states of the wanted tokens to logits.
+    body:          token ids to hidden states. head: hidden states of the wanted tokens to logits.
+    hugging_face:  the kinds of checkpoint that become this architecture.
     """
 
     configure: Callable[[Mapping[str, Any]], ModelConfig]
     body: Callable[[Graph, Weights, ModelConfig], Value]
     head: Callable[[Graph, Weights, ModelConfig, Value], Value]
+    hugging_face: tuple[HuggingFace, ...]
+
+    def check(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+        """Go through the forward pass without computing it.
+
+        Raises FormatError for a tensor that is missing or misshapen, UnsupportedError for one that has no place.
+        """
+        weights, body, head = Weights(tensors), Graph(choose(), n_threads=1), Graph(choose(), n_threads=1)
+        hidden = self.body(body, weights, config)
+        self.head(head, weights, config, head.input(hidden.width))
+        weights.refuse_the_rest(config.architecture)
+
+
+def _family(module: Any, *more: HuggingFace) -> Architecture:
+    return Architecture(module.configure, module.body, module.head, (module.HUGGING_FACE, *more))
 
 
 ARCHITECTURES = {
-    "llama": Architecture(llama.configure, llama.body, llama.head),
-    "gemma3": Architecture(gemma3.configure, gemma3.body, gemma3.head),
+    "llama": _family(llama, mistral.HUGGING_FACE),
+    "qwen2": _family(qwen2),
+    "qwen3": _family(qwen3),
+    "gemma3": _family(gemma3),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgellm.errors import FormatError
+from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.tensor import Tensor
 
 
@@ -28,7 +28,14 @@ class Weights:
 
     def take(self, name: str, *shape: int | None) -> Tensor:
         """The tensor `name`.weight; a size of None may be any. Raises FormatError when it is missing or misshapen."""
-        full = f"{self._prefix}{name}.weight"
+        return self._take(f"{self._prefix}{name}.weight", *shape)
+
+    def bias(self, name: str, size: int) -> Tensor | None:
+        """The tensor `name`.bias, where the file has one."""
+        full = f"{self._prefix}{name}.bias"
+        return self._take(full, size) if full in self._tensors else None
+
+    def _take(self, full: str, *shape: int | None) -> Tensor:
         tensor = self._tensors.get(full)
         if tensor is None:
             raise FormatError(f"the file has no tensor {full!r}, which its architecture needs")
@@ -40,3 +47,10 @@ class Weights:
             raise FormatError(f"tensor {full!r} has shape {list(tensor.shape)}; expected [{wanted}]")
         self.used.add(full)
         return tensor
+
+    def refuse_the_rest(self, architecture: str) -> None:
+        """UnsupportedError for a tensor that was not taken: without a bias or an expert, a model says something else."""
+        left = [name for name in self._tensors if name not in self.used]
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise UnsupportedError(f"edgellm's {architecture} has no place for tensor {left[0]!r}{more}")

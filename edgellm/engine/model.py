@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 
+PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
+
+
 def load(
     model: str | os.PathLike[str],
     *,
@@ -36,6 +39,7 @@ def load(
     n_threads: int | None = None,
     n_batch: int = RuntimeConfig.n_batch,
     kv_type: str = RuntimeConfig.kv_type,
+    observe: bool = RuntimeConfig.observe,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model of the catalogue by its name, ready to run.
@@ -45,7 +49,7 @@ def load(
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
-    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type), progress)
+    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, observe), progress)
 
 
 class Model:
@@ -81,6 +85,7 @@ class Model:
                 self.n_threads,
                 KV_TYPES[runtime.kv_type],
                 progress,
+                runtime.observe,
             )
             self.n_vocab = self._runner.n_vocab
         except MemoryError as problem:
@@ -105,16 +110,25 @@ class Model:
     def logits(self, token_ids: Iterable[int]) -> np.ndarray:
         """The scores of every next token after each token of a text: float32 [n_tokens, n_vocab]."""
         ids = self._checked(token_ids)
-        sequence = self._runner.cache.sequence()
-        try:
-            parts = [
-                self._runner.forward([Span(sequence, piece, len(piece))])
-                for start in range(0, len(ids), self._runner.n_batch)
-                for piece in [ids[start : start + self._runner.n_batch]]
-            ]
-        finally:
-            sequence.release()
+        parts = list(self._pieces(ids, 0, self._runner.n_batch))
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def logits_in_pieces(self, token_ids: Iterable[int], first: int = 0) -> Iterator[np.ndarray]:
+        """The rows of `logits` from the token `first` on, a few at a time: float32 [n, n_vocab].
+
+        Those before are not computed, and no piece takes more than PIECE_BYTES unless one row does.
+        """
+        n_rows = min(self._runner.n_batch, max(1, PIECE_BYTES // (4 * self.n_vocab)))
+        return self._pieces(self._checked(token_ids), first, n_rows)
+
+    @property
+    def input_squares(self) -> dict[str, np.ndarray]:
+        """What an importance matrix is made of, in a model loaded with observe=True: float64 [n_in] by weight name.
+
+        For the weight of each linear, the squares of what it was given, added up over all tokens so far. For the
+        one that makes logits, these are only the tokens whose logits were asked for.
+        """
+        return self._runner.body.graph.squares | self._runner.head.graph.squares
 
     def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Generation:
         """Continue a prompt, as plain text. Keywords are those of `SamplingParams`.
@@ -158,6 +172,19 @@ class Model:
     def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
         sequence = self._runner.cache.resume(ids[:-1])  # the last token is computed anew, for its logits
         return Generation(self._runner, self.tokenizer, sequence, ids, params, self.n_ctx)
+
+    def _pieces(self, ids: list[int], first: int, n_rows: int) -> Iterator[np.ndarray]:
+        """Logits from the token `first` on, of up to n_rows tokens in each pass."""
+        sequence, n_batch = self._runner.cache.sequence(), self._runner.n_batch
+        try:
+            while (start := len(sequence)) < len(ids):
+                n = min(n_batch, first - start) if start < first else n_rows
+                piece = ids[start : start + n]
+                logits = self._runner.forward([Span(sequence, piece, len(piece) if start >= first else 0)])
+                if start >= first:
+                    yield logits
+        finally:
+            sequence.release()
 
     def _checked(self, token_ids: Iterable[int]) -> list[int]:
         if self._closed:

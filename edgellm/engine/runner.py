@@ -14,7 +14,7 @@ import psutil
 from edgellm.arch import Architecture, ModelConfig
 from edgellm.arch.weights import Weights
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
-from edgellm.errors import MemoryLimitError, UnsupportedError, UsageError
+from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.graph import Batch, Graph, Program, Team
 from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
@@ -54,6 +54,7 @@ class Runner:
         n_threads: int,
         kv_type: KVType = F16,
         progress: Callable[[int, int, str], None] | None = None,
+        observe: bool = False,
     ) -> None:
         self.config = config
         self.isa = isa.choose()
@@ -61,22 +62,22 @@ class Runner:
         self.n_threads = n_threads
         self._file = file  # programs hold addresses in its mapping
         weights = Weights(file.tensors)
-        body, head = Graph(self.isa, n_threads, kv_type), Graph(self.isa, n_threads)
+        body, head = Graph(self.isa, n_threads, kv_type, observe), Graph(self.isa, n_threads, observe=observe)
         hidden = architecture.body(body, weights, config)
         hidden_input = head.input(hidden.width)
         logits = architecture.head(head, weights, config, hidden_input)
-        _refuse_what_is_left(file, weights, config.architecture)
+        weights.refuse_the_rest(config.architecture)
         self.n_vocab = logits.width
         self._hidden, self._logits = hidden, logits
 
-        layer = CacheLayer(config.n_kv_heads, config.head_dim, kv_type)
-        self.cache = _allocate_cache([layer] * body.n_cache_layers, n_ctx)
+        layers = [CacheLayer(n_kv_heads, head_dim, kv_type) for n_kv_heads, head_dim in body.cache_layers]
+        self.cache = _allocate_cache(layers, n_ctx)
         self.store = store = KernelStore(self.isa)  # the machine code lives as long as this
         store.load([*kernels_of(body), *kernels_of(head), *KERNELS], progress)
         self.team = Team(store, n_threads, max_ops=len(body.ops))
         self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
         self._batch = Batch(n_batch, body.ropes, body.windows)
-        tables = {f"cache {i}": self.cache.address(i) for i in range(body.n_cache_layers)}
+        tables = {f"cache {i}": self.cache.address(i) for i in range(len(layers))}
         self.body = Program(body, store, self._batch, self.team, tables)
         self._head_batch = Batch(HEAD_TOKENS, [], [])
         self.head = Program(head, store, self._head_batch, self.team, inputs={hidden_input: self.body.address(hidden)})
@@ -161,14 +162,6 @@ class Runner:
                 n_tasks += 1
                 n_slots += 1
         return n_tasks, n_merges
-
-
-def _refuse_what_is_left(file: GGUFFile, weights: Weights, architecture: str) -> None:
-    """A tensor that the forward pass leaves out (a bias, an expert) would make the model say something else."""
-    left = [name for name in file.tensors if name not in weights.used]
-    if left:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise UnsupportedError(f"edgellm's {architecture} has no place for tensor {left[0]!r}{more}")
 
 
 def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:

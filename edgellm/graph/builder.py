@@ -22,8 +22,10 @@ FEW_TOKENS = 3
 ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
 BYTES_PER_CHUNK = 1 << 15  # of weights in decode: a chunk ahead, for every thread, fits into second level caches
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
+SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
 ROWS_TOGETHER = 16  # decode kernels advance by 8 or 16 rows: chunks are multiples of both
 ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
+HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple
 MAX_SPLITS = 256  # pieces in one batch
 
 
@@ -48,9 +50,12 @@ class Graph:
 
     Every method takes and returns values: float32 rows, one for each token of the batch. `ops` is the record,
     `outputs` what must outlive a run.
+
+    observe:  in every run, also add up the squares of what each linear is given.
+    squares:  these sums so far, by the name of the linear's weight: float64 [n_in], over all tokens.
     """
 
-    def __init__(self, isa: Isa, n_threads: int, kv_type: KVType = F16) -> None:
+    def __init__(self, isa: Isa, n_threads: int, kv_type: KVType = F16, observe: bool = False) -> None:
         self.isa = isa
         self.n_threads = n_threads
         self.kv_type = kv_type
@@ -59,7 +64,10 @@ class Graph:
         self.constants: list[np.ndarray] = []  # converted weights that the file does not hold
         self.ropes: list[Rope] = []
         self.windows: list[int | None] = []  # kinds of attention, by how far they look back
-        self.n_cache_layers = 0
+        self.cache_layers: list[tuple[int, int]] = []  # (n_kv_heads, head_dim) of what each attention keeps
+        self.observe = observe
+        self.squares: dict[str, np.ndarray] = {}
+        self._observed: dict[Value, np.ndarray] = {}
         self._partial: Fixed | None = None
 
     def input(self, width: int) -> Value:
@@ -116,6 +124,8 @@ class Graph:
 
     def linear(self, x: Value, weight: Tensor) -> Value:
         """W x, for `weight` [n_out, n_in] of any format."""
+        if self.observe:
+            self.squares[weight.name] = self._sum_squares(x)[: x.width]
         n_rows, n_cols = weight.shape
         out = Value(n_rows, weight.name)
         row_bytes = weight.format.row_bytes(n_cols)
@@ -160,6 +170,11 @@ class Graph:
             out=out,
         )
         return out
+
+    def add_bias(self, x: Value, bias: Tensor) -> Value:
+        """x + bias, in place."""
+        self._add_rows("add_bias", records.ADD_BIAS, x, [], [x], x=x, bias=self._floats(bias), n_cols=x.width)
+        return x
 
     def glu(self, gate: Value, up: Value, activation: str) -> Value:
         """activation(gate) * up, for the activation "silu" or "gelu"."""
@@ -210,8 +225,15 @@ class Graph:
 
         window:  positions a token looks back over, itself included; None is no limit.
         """
-        head_dim, layer = q.width // n_heads, self.n_cache_layers
-        self.n_cache_layers += 1
+        own_head_dim = q.width // n_heads
+        if own_head_dim % HEAD_ALIGN:  # zeros change no score, and give zeros
+            padded = -(-own_head_dim // HEAD_ALIGN) * HEAD_ALIGN
+            q = self._resize_heads(q, n_heads, padded)
+            k, v = (self._resize_heads(x, n_kv_heads, padded) for x in (k, v))
+            a = self.attention(q, k, v, n_heads, n_kv_heads, scale, window)
+            return self._resize_heads(a, n_heads, own_head_dim)
+        head_dim, layer = q.width // n_heads, len(self.cache_layers)
+        self.cache_layers.append((n_kv_heads, head_dim))
         cache, block_bytes = Table(f"cache {layer}"), self.kv_type.block_bytes(n_kv_heads, head_dim)
         self._add_rows(
             "kv_append",
@@ -279,6 +301,24 @@ class Graph:
         self._add("select_rows", records.SELECT_ROWS, Chunks("tokens"), [x], [out], x=x, out=out, stride=x.stride)
         return out
 
+    def _resize_heads(self, x: Value, n_heads: int, head_dim: int) -> Value:
+        """Heads of another size: cut off, or filled up with zeros."""
+        out = Value(n_heads * head_dim, x.name)
+        self._add_rows(
+            "resize_heads",
+            records.RESIZE_HEADS,
+            x,
+            [x],
+            [out],
+            x=x,
+            head_dim=x.width // n_heads,
+            out=out,
+            out_stride=out.stride,
+            out_head_dim=head_dim,
+            n_heads=n_heads,
+        )
+        return out
+
     # --- helpers ------------------------------------------------------------------------------------------
 
     def _quantize(self, x: Value) -> Quantized:
@@ -296,6 +336,23 @@ class Graph:
                 to=x.quantized,
             )
         return x.quantized
+
+    def _sum_squares(self, x: Value) -> np.ndarray:
+        """The sums of squares of x, float64 [stride]: made once for all linears that read it."""
+        if x not in self._observed:
+            sums = self._observed[x] = np.zeros(x.stride)
+            self._add(
+                "sum_squares",
+                records.SUM_SQUARES,
+                Chunks("tokens", 1 << 30, -(-x.stride // SQUARES_PER_CHUNK)),
+                [x],
+                [],
+                x=x,
+                stride=x.stride,
+                sums=sums.ctypes.data,
+                chunk_cols=SQUARES_PER_CHUNK,
+            )
+        return self._observed[x]
 
     def _floats(self, weight: Tensor) -> int:
         """The address of a small weight as float32."""

@@ -2,6 +2,7 @@
 
 catalog()            the models that models/catalog.toml names
 pull(name)           fetch one, check it, and give its path; a name is NAME or hf:ORG/REPO/FILE.gguf
+pull_checkpoint(name)  fetch a checkpoint to be converted, hf:ORG/REPO
 installed()          what is there already
 resolve(name)        the path of a file or of an installed model
 remove(name)         delete an installed model
@@ -23,6 +24,7 @@ __all__ = [
     "installed",
     "path_of",
     "pull",
+    "pull_checkpoint",
     "remove",
     "resolve",
 ]
@@ -43,3 +45,13 @@ def pull(
     from edgellm.hub.puller import pull_model  # networking is imported only when something is fetched
 
     return pull_model(find(name), progress or (lambda done, total, what: None), notice or (lambda line: None))
+
+
+def pull_checkpoint(name: str, progress: Callable[[int, int, str], None] | None = None) -> Path:
+    """Fetch what a conversion needs of hf:ORG/REPO or hf:ORG/REPO@REVISION, and return the folder it lies in.
+
+    Files that are there already are kept. Raises DownloadError, UsageError for a malformed name.
+    """
+    from edgellm.hub.checkpoint import fetch_checkpoint
+
+    return fetch_checkpoint(name, progress or (lambda done, total, what: None))

@@ -1,4 +1,4 @@
-"""A model file of the Hugging Face hub.
+"""Files of the Hugging Face hub.
 
 `huggingface_hub` knows the endpoint (HF_ENDPOINT), the token, and what a refusal means. The bytes come
 through our own download, resumed and shown like any other.
@@ -18,8 +18,22 @@ from edgellm.hub.network import Network, Progress, download
 _TIMEOUT = 15.0  # seconds without an answer
 
 
-def fetch_from_hub(source: HubSource, target: Path, progress: Progress) -> None:
+def list_hub_files(repo: str, revision: str | None) -> list[str]:
+    """The names of all files of a repository, with their folders. Raises DownloadError."""
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_error()
+    try:
+        api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        return [entry.rfilename for entry in api.model_info(repo, revision=revision, timeout=_TIMEOUT).siblings or []]
+    except Exception as error:  # as below
+        raise DownloadError(_reason(error, HubSource(repo, "", revision))) from None
+
+
+def fetch_from_hub(source: HubSource, target: Path, progress: Progress, magic: bytes = b"") -> None:
     """Write the file into `target`, checked against the sha256 that the hub tells for large files.
+
+    magic:  what the file must begin with.
 
     Raises DownloadError, HashMismatchError.
     """
@@ -40,9 +54,9 @@ def fetch_from_hub(source: HubSource, target: Path, progress: Progress) -> None:
     whole = target.with_name(f"{version}-{target.name}")
     download(url, whole, Network(_TIMEOUT), progress, f"fetching {target.name}", sha256, authorization)
     with open(whole, "rb") as file:
-        if (magic := file.read(4)) != b"GGUF":
+        if (found := file.read(len(magic))) != magic:
             whole.unlink()
-            raise DownloadError(f"{source.file} is not a GGUF file: it begins with {magic!r}")
+            raise DownloadError(f"{source.file} is not a {magic.decode()} file: it begins with {found!r}")
     os.replace(whole, target)
 
 

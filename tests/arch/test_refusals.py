@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgellm
+from edgellm.arch import ARCHITECTURES
 from edgellm.errors import EdgellmError, FormatError, MemoryLimitError, UnsupportedError, UsageError
 
 from . import tiny
@@ -59,7 +60,7 @@ def test_every_tensor_is_needed_and_has_its_shape(family, tmp_path, request) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["blk.0.attn_q.bias", "blk.1.ffn_gate_exps.weight", "blk.2.attn_q.weight", "mm.weight"]
+    "name", ["blk.0.attn_q_norm.weight", "blk.1.ffn_gate_exps.weight", "blk.2.attn_q.weight", "mm.weight"]
 )
 def test_a_tensor_without_a_place(name, llama, tmp_path) -> None:
     error = load_error(saved(llama, tmp_path, tensors={name: np.ones(64, np.float32)}))
@@ -145,8 +146,13 @@ def test_a_window_of_nothing(gemma3, tmp_path) -> None:
         assert "sliding_window" in str(load_error(saved(gemma3, tmp_path, {"gemma3.attention.sliding_window": value})))
 
 
-def test_gemma3_of_27_billion(gemma3, tmp_path) -> None:
-    assert isinstance(load_error(saved(gemma3, tmp_path, {"gemma3.block_count": 62})), UnsupportedError)
+def test_gemma3_of_27_billion_scales_its_queries_by_the_width_per_head(gemma3) -> None:
+    configure = ARCHITECTURES["gemma3"].configure
+    shape = {"block_count": 62, "embedding_length": 5376, "attention.head_count": 32, "attention.key_length": 128,
+             "attention.value_length": 128, "attention.head_count_kv": 16}  # fmt: skip
+    metadata = gemma3.metadata | {f"gemma3.{key}": value for key, value in shape.items()}
+    assert configure(metadata).attention_scale == pytest.approx(168**-0.5)
+    assert configure(metadata | {"gemma3.block_count": 48}).attention_scale == pytest.approx(128**-0.5)
 
 
 def test_rope_factors_that_are_none(llama, tmp_path) -> None:

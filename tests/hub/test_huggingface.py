@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,46 @@ def test_the_hub_tells_the_hash(endpoint: StandIn) -> None:
     endpoint.files["/some/repo/resolve/main/model.gguf"] = data
     path = hub.pull("hf:some/repo/model.gguf")
     assert hashlib.sha256(path.read_bytes()).hexdigest() == hashlib.sha256(data).hexdigest()
+
+
+def _serve_checkpoint(endpoint: StandIn, names: list[str], revision: str = "main") -> None:
+    listing = {"id": "some/repo", "siblings": [{"rfilename": name} for name in names]}
+    path = "/api/models/some/repo" + ("" if revision == "main" else f"/revision/{revision}")
+    endpoint.files[path] = json.dumps(listing).encode()
+    for name in names:
+        endpoint.files[f"/some/repo/resolve/{revision}/{name}"] = name.encode()
+
+
+def test_a_checkpoint_is_what_a_conversion_needs(endpoint: StandIn, own_home: Path) -> None:
+    needed = ["README.md", "config.json", "tokenizer.json", "chat_template.jinja", "model-00001-of-00002.safetensors",
+              "model-00002-of-00002.safetensors", "model.safetensors.index.json"]  # fmt: skip
+    _serve_checkpoint(endpoint, [*needed, "pytorch_model.bin", "onnx/model.onnx", "logo.png", "../../escaped.json"])
+    folder = hub.pull_checkpoint("hf:some/repo")
+    assert folder == own_home / "checkpoints/some/repo"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(needed)
+    assert all((folder / name).read_text() == name for name in needed)
+
+
+def test_what_is_there_of_a_checkpoint_is_not_fetched_again(endpoint: StandIn, own_home: Path) -> None:
+    _serve_checkpoint(endpoint, ["config.json", "pytorch_model.bin"], "v2")
+    hub.pull_checkpoint("hf:some/repo@v2")
+    before = len(endpoint.requests)
+    folder = hub.pull_checkpoint("hf:some/repo@v2")
+    assert len(endpoint.requests) == before + 1  # the listing
+    assert (folder / "pytorch_model.bin").is_file()
+
+
+def test_a_repository_without_weights(endpoint: StandIn, own_home: Path) -> None:
+    _serve_checkpoint(endpoint, ["config.json", "model.Q4_0.gguf"])
+    with pytest.raises(DownloadError, match="no safetensors or PyTorch files; it holds GGUF files"):
+        hub.pull_checkpoint("hf:some/repo")
+    with pytest.raises(DownloadError):
+        hub.pull_checkpoint("hf:other/repo")
+
+
+@pytest.mark.parametrize(
+    "name", ["some/repo", "hf:repo", "hf:../repo", "hf:some/..", "hf:some/repo/file", "hf:a/b@../c"]
+)
+def test_names_that_are_no_checkpoints(name: str) -> None:
+    with pytest.raises(UsageError, match="does not name a checkpoint"):
+        hub.pull_checkpoint(name)

@@ -145,6 +145,41 @@ class Compiled:
         )
         return out.take()
 
+    def add_bias(self, x: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        n_tokens, width = x.shape
+        sums = rows(x)
+        self._run(
+            "add_bias",
+            records.ADD_BIAS,
+            -(-n_tokens // 2),
+            n_tokens,
+            x=sums,
+            bias=before_a_wall(bias.view(np.uint8)),
+            n_cols=width,
+            stride=sums.shape[1],
+            chunk_tokens=2,
+        )
+        return sums[:n_tokens, :width]
+
+    def resize_heads(self, x: np.ndarray, n_heads: int, head_dim: int) -> np.ndarray:
+        n_tokens, width = x.shape
+        heads, out = rows(x), Output(n_tokens, n_heads * head_dim)
+        self._run(
+            "resize_heads",
+            records.RESIZE_HEADS,
+            -(-n_tokens // 2),
+            n_tokens,
+            x=heads,
+            stride=heads.shape[1],
+            head_dim=width // n_heads,
+            out=out,
+            out_stride=out.stride,
+            out_head_dim=head_dim,
+            n_heads=n_heads,
+            chunk_tokens=2,
+        )
+        return out.take()
+
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, epsilon: float, n_groups: int = 1) -> np.ndarray:
         n_tokens, width = x.shape
         out = Output(n_tokens, width)

@@ -62,6 +62,20 @@ def test_add_and_select_rows_are_exact(compiled: Compiled, rng, n_tokens: int, w
 
 
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_add_bias_is_exact(compiled: Compiled, rng, n_tokens: int, width: int) -> None:
+    x, bias = normal(rng, n_tokens, width), normal(rng, width)
+    np.testing.assert_array_equal(compiled.add_bias(x, bias), reference.add_bias(x, bias))
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize(("old", "new"), [(8, 16), (100, 112), (112, 100), (5, 48), (16, 16), (1, 16)])
+def test_resize_heads_is_exact(compiled: Compiled, rng, n_tokens: int, old: int, new: int) -> None:
+    x = normal(rng, n_tokens, 3 * old)
+    np.testing.assert_array_equal(compiled.resize_heads(x, 3, new), reference.resize_heads(x, 3, new))
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize(("n_groups", "n_cols"), [(1, 1), (1, 33), (1, 576), (3, 64), (4, 80)])
 def test_rms_norm(compiled: Compiled, rng, n_tokens: int, n_groups: int, n_cols: int) -> None:
     x, weight = 30 * normal(rng, n_tokens, n_groups * n_cols), normal(rng, n_cols)

@@ -1,11 +1,11 @@
-"""Sums and copies of whole rows. Rows are padded to ROW_ALIGN, so they consist of whole registers."""
+"""Sums and copies of rows. Rows are padded to ROW_ALIGN, so whole ones consist of whole registers."""
 
 from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ADD, ROW_ALIGN, SELECT_ROWS
-from edgellm.kernels.staged import staged
+from edgellm.kernels.records import ADD, ADD_BIAS, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
+from edgellm.kernels.staged import F32, staged
 
 
 def build_add(isa):
@@ -28,6 +28,52 @@ def build_add(isa):
         add_elements(op.a + at, op.b + at, op.out + at, n_tokens * op.stride)
 
     return add
+
+
+def build_add_bias(isa):
+    """x += bias, in place."""
+    op_at = record_viewer(ADD_BIAS)
+
+    @staged(isa, "void", "i64", "i64", "i64")
+    def add_elements(v, x, bias, n):
+        v.elements(
+            n,
+            ROW_ALIGN,
+            lambda i, lanes: v.store(x + i * 4, v.f32(x + i * 4, lanes) + v.f32(bias + i * 4, lanes)),
+        )
+
+    def add_bias(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            add_elements(op.x + token * op.stride * 4, op.bias, op.n_cols)
+
+    return add_bias
+
+
+def build_resize_heads(isa):
+    """Every head cut off at `out_head_dim`, or filled up to it with zeros."""
+    op_at = record_viewer(RESIZE_HEADS)
+
+    @staged(isa, "void", "i64", "i64", "i64")
+    def copy(v, x, out, n):
+        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
+
+    @staged(isa, "void", "i64", "i64")
+    def clear(v, out, n):
+        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.constant(0.0, F32, lanes)))
+
+    def resize_heads(record, chunk, thread):
+        op = op_at(record)
+        n_kept = min(op.head_dim, op.out_head_dim)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            for head in range(op.n_heads):
+                out = op.out + (token * op.out_stride + head * op.out_head_dim) * 4
+                copy(op.x + (token * op.stride + head * op.head_dim) * 4, out, n_kept)
+                clear(out + n_kept * 4, op.out_head_dim - n_kept)
+
+    return resize_heads
 
 
 def build_select_rows(isa):

@@ -1,0 +1,247 @@
+"""How Hugging Face stores a family: the names of its tensors, and what its config.json means.
+
+It stands beside the forward pass, so that a new family can be converted as soon as it runs: one `HuggingFace`
+says both ways at once, from a checkpoint to GGUF and back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.arch.config import ModelConfig
+from edgellm.errors import FormatError, UnsupportedError
+
+# GGUF's names of the tensors that every decoder has, and Hugging Face's; both end in .weight or .bias.
+DECODER = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
+}
+HEAD_NORMS = {
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+}
+
+
+class Settings:
+    """Typed look-ups in a config.json; `defaults` stand for what it leaves out, as `transformers` has them."""
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        self.values = {**(defaults or {}), **values}
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as it is; null counts as left out."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 32:
+            raise FormatError(f"config.json: {name} is {_shown(value)}; expected a whole number of at least 1")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive, finite number."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise FormatError(f"config.json: {name} is {_shown(value)}; expected a positive number")
+        return float(value)
+
+    def section(self, name: str) -> Settings:
+        """An object inside the config; without entries when it is left out."""
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            raise FormatError(f"config.json: {name} is {_shown(value)}; expected an object")
+        return Settings(value)
+
+    def expect(self, name: str, *expected: Any) -> None:
+        """UnsupportedError unless the value, where there is one, is among those that the family can have."""
+        value = self.get(name, expected[0])
+        if value not in expected:
+            wanted = " or ".join(map(repr, expected))
+            raise UnsupportedError(f"config.json: {name} is {_shown(value)}; edgellm runs this family with {wanted}")
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else f"{value!r:.60}"
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """One kind of checkpoint.
+
+    classes:          names of the model in config.json's "architectures"; the first is written when exporting.
+    model_type:       its short name there.
+    hyperparameters:  config.json -> GGUF's keys, without the architecture's name in front.
+    settings:         the way back: what config.json says beyond what all decoders say.
+    tensors:          GGUF's names -> Hugging Face's, without the endings .weight and .bias.
+    paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
+    offsets:          tensors that GGUF holds with a number added.
+    defaults:         what config.json may leave out.
+    """
+
+    classes: tuple[str, ...]
+    model_type: str
+    hyperparameters: Callable[[Settings], dict[str, Any]]
+    settings: Callable[[ModelConfig], dict[str, Any]]
+    tensors: Mapping[str, str] = field(default_factory=lambda: DECODER)
+    paired: tuple[str, ...] = ()
+    offsets: Mapping[str, float] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def row_order(self, name: str, c: ModelConfig) -> NDArray[np.int32] | None:
+        """Which row of the checkpoint's tensor each row of GGUF's is, for `name` such as "blk.0.attn_q.weight".
+
+        None where the order is the same. Inside each head, the dimensions (i, i + n/2) become (2i, 2i + 1).
+        """
+        part = name.split(".")[-2]
+        if part not in self.paired:
+            return None
+        n_heads = c.n_heads if part == "attn_q" else c.n_kv_heads
+        rows = np.arange(n_heads * c.head_dim, dtype=np.int32)
+        return np.ascontiguousarray(rows.reshape(n_heads, 2, -1).swapaxes(1, 2)).reshape(-1)
+
+    def offset(self, name: str) -> float:
+        """What is added to the checkpoint's numbers."""
+        return self.offsets.get(name.split(".")[-2], 0.0)
+
+
+def decoder_hyperparameters(s: Settings) -> dict[str, Any]:
+    """GGUF's keys for what all decoders have in their config.json."""
+    n_embd, n_heads = s.count("hidden_size"), s.count("num_attention_heads")
+    head_dim = s.count("head_dim", max(1, n_embd // n_heads))
+    s.expect("partial_rotary_factor", 1.0)
+    s.expect("pretraining_tp", *range(1, 9))  # how the training was spread; changes nothing
+    return {
+        "block_count": s.count("num_hidden_layers"),
+        "context_length": s.count("max_position_embeddings"),
+        "embedding_length": n_embd,
+        "feed_forward_length": s.count("intermediate_size"),
+        "attention.head_count": n_heads,
+        "attention.head_count_kv": s.count("num_key_value_heads", n_heads),
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": s.number("rms_norm_eps", 1e-6),
+        "rope.dimension_count": head_dim,
+        "vocab_size": s.count("vocab_size"),
+        **rope_hyperparameters(rope_settings(s)),
+    }
+
+
+def decoder_settings(c: ModelConfig) -> dict[str, Any]:
+    """config.json for what all decoders have: the inverse of `decoder_hyperparameters`, without rotary embedding."""
+    return {
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.n_ff,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.n_ctx_train,
+        "rms_norm_eps": c.epsilon,
+    }
+
+
+def window_hyperparameters(window: int | None, slides: list[bool]) -> dict[str, Any]:
+    """GGUF's keys for layers of which some look back over a window only."""
+    if window is None or not any(slides):
+        return {}
+    pattern = {} if all(slides) else {"attention.sliding_window_pattern": slides}
+    return {"attention.sliding_window": window, **pattern}
+
+
+def layer_types(s: Settings, n_layers: int) -> list[bool] | None:
+    """Which layers slide, where the config says it for each."""
+    types = s.get("layer_types")
+    if types is None:
+        return None
+    known = {"sliding_attention": True, "full_attention": False}
+    if not isinstance(types, list) or len(types) != n_layers or not all(isinstance(kind, str) for kind in types):
+        raise FormatError(f"config.json: layer_types is {_shown(types)}; expected a name for each of {n_layers} layers")
+    if unknown := [kind for kind in types if kind not in known]:
+        raise UnsupportedError(f"config.json: a layer of type {unknown[0]!r:.60}; edgellm runs {', '.join(known)}")
+    return [known[kind] for kind in types]
+
+
+# --- rotary embedding ---------------------------------------------------------------------------------------
+
+
+def rope_settings(s: Settings) -> Settings:
+    """rope_theta, rope_type and what belongs to it, wherever this version of config.json keeps them."""
+    rope = s.section("rope_parameters").values or s.section("rope_scaling").values
+    rope = {"rope_theta": s.get("rope_theta"), **rope}
+    rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
+    return Settings(rope, {"rope_theta": 10000.0})
+
+
+def rope_hyperparameters(rope: Settings) -> dict[str, Any]:
+    """GGUF's keys; Llama 3's factors are a tensor instead, see `llama3_factors`."""
+    result: dict[str, Any] = {"rope.freq_base": rope.number("rope_theta")}
+    kind = rope.get("rope_type")
+    if kind == "linear":
+        result |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
+    elif kind not in ("default", "llama3"):
+        raise UnsupportedError(f"config.json: rope scaling of type {kind!r:.60}; edgellm knows linear and llama3")
+    return result
+
+
+def llama3_factors(rope: Settings, n_rot: int) -> NDArray[np.float32] | None:
+    """float32 [n_rot / 2]: how much slower each pair turns in Llama 3.1 and later; None for other kinds of rope.
+
+    Wavelengths that fit into the original context several times stay, those longer than it are stretched by
+    `factor`, and between the two there is a smooth passage.
+    """
+    if rope.get("rope_type") != "llama3":
+        return None
+    factor, n_ctx = rope.number("factor"), rope.number("original_max_position_embeddings")
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if high <= low:
+        raise FormatError(f"config.json: high_freq_factor {high} is not above low_freq_factor {low}")
+    turns = n_ctx * rope.number("rope_theta") ** (-np.arange(0, n_rot, 2) / n_rot) / (2 * math.pi)
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / ((1 - share) / factor + share)).astype(np.float32)
+
+
+def llama3_settings(factors: NDArray[np.float32], base: float) -> dict[str, Any]:
+    """The rope_parameters that make these factors: the inverse of `llama3_factors`.
+
+    Only products of its numbers count, so low_freq_factor can be 1, as in all published models.
+    UnsupportedError when the factors are of another kind.
+    """
+    n_rot, factor = 2 * len(factors), float(factors.max())
+    turns_per_position = base ** (-np.arange(0, n_rot, 2) / n_rot) / (2 * math.pi)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (1 / factors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+    between = np.flatnonzero((share > 1e-3) & (share < 1 - 1e-3))
+    if factor > 1 and len(between) >= 2:
+        # share = slope * turns_per_position - low / (high - low), with low = 1
+        slope, start = np.polyfit(turns_per_position[between], share[between], 1).tolist()
+        high = 1 - 1 / start
+        found = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": round(high, 3),
+            "original_max_position_embeddings": round(slope * (high - 1)),
+            "rope_theta": base,
+        }
+        again = llama3_factors(Settings(found), n_rot)
+        if again is not None and np.allclose(again, factors, rtol=1e-3):
+            return found
+    raise UnsupportedError("tensor 'rope_freqs.weight' holds factors that no rope scaling of transformers makes")

@@ -1,0 +1,33 @@
+"""Qwen 3 (Alibaba, 2025), dense: as Qwen 2, with a norm on every query and key head in place of the biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgellm.arch import qwen2
+from edgellm.arch.config import ModelConfig, decoder_config
+from edgellm.arch.huggingface import DECODER, HEAD_NORMS, HuggingFace
+from edgellm.arch.parts import logits_head, pre_norm_decoder, rope_of
+from edgellm.arch.weights import Weights
+from edgellm.graph import Graph, Value
+
+
+def configure(metadata: Mapping[str, Any]) -> ModelConfig:
+    return decoder_config(metadata)
+
+
+def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
+    return pre_norm_decoder(g, w, c, rope_of(w, c, interleaved=False), head_norms=True)
+
+
+head = logits_head
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3ForCausalLM",),
+    model_type="qwen3",
+    hyperparameters=qwen2.hyperparameters,
+    settings=qwen2.settings,
+    tensors=DECODER | HEAD_NORMS,
+    defaults={"head_dim": 128, "max_position_embeddings": 32768, "max_window_layers": 28},
+)
