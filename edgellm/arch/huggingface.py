@@ -94,6 +94,8 @@ class HuggingFace:
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
     offsets:          tensors that GGUF holds with a number added.
     defaults:         what config.json may leave out.
+    fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
+    has_optional_biases:  whether config.json says if there are biases (`attention_bias`, `mlp_bias`).
     """
 
     classes: tuple[str, ...]
@@ -104,6 +106,8 @@ class HuggingFace:
     paired: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    fits: Callable[[ModelConfig], bool] = lambda c: True
+    has_optional_biases: bool = False
 
     def row_order(self, name: str, c: ModelConfig) -> NDArray[np.int32] | None:
         """Which row of the checkpoint's tensor each row of GGUF's is, for `name` such as "blk.0.attn_q.weight".

@@ -42,4 +42,6 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=_hyperparameters,
     settings=_settings,
     paired=("attn_q", "attn_k"),
+    fits=lambda c: not any(c.windows),
+    has_optional_biases=True,
 )

@@ -33,5 +33,6 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=_hyperparameters,
     settings=_settings,
     paired=("attn_q", "attn_k"),
+    fits=lambda c: all(c.windows),
     defaults={"sliding_window": 4096, "num_key_value_heads": 8},
 )

@@ -49,7 +49,7 @@ class Weights:
         return tensor
 
     def refuse_the_rest(self, architecture: str) -> None:
-        """UnsupportedError for a tensor that was not taken: without a bias or an expert, a model says something else."""
+        """UnsupportedError for a tensor that was not taken: without its bias or expert, a model says something else."""
         left = [name for name in self._tensors if name not in self.used]
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""

@@ -11,11 +11,11 @@ from edgellm.errors import FileProblem, UsageError
 _QUIET_SECONDS = 2.0
 
 
-def read_prompt(given: str | None) -> str | None:
+def read_prompt(given: str | None, may_be_empty: bool = False) -> str | None:
     """The text to answer; None means that a person sits at a terminal and wants to talk.
 
     Text that is piped in is the prompt, or follows the text of -p after an empty line. Raises UsageError for
-    an empty prompt, FileProblem for bytes that are not UTF-8.
+    an empty prompt unless it `may_be_empty`, FileProblem for bytes that are not UTF-8.
     """
     if given is not None:
         try:
@@ -27,7 +27,7 @@ def read_prompt(given: str | None) -> str | None:
         return None
     piped = "" if at_terminal and given != "-" else _read_stdin()
     text = piped if given in (None, "-") else f"{given}\n\n{piped}" if piped else given
-    if not text:
+    if not text and not may_be_empty:
         raise UsageError("there is nothing to answer: give -p TEXT, or text on standard input")
     return text
 

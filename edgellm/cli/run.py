@@ -59,7 +59,7 @@ def command(
         model = DEFAULT_MODEL
         note(f"no model named, using {model}")
     path = models.path_of(model)
-    text = read_prompt(prompt)
+    text = read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
     with models.load(path, n_ctx, n_threads, kv_type) as loaded:
         if text is None:
             chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose).loop()

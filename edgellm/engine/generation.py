@@ -67,7 +67,7 @@ class _Answer:
     ) -> Generator[str]:
         """The text, piece by piece, while tokens are computed and appended to the sequence."""
         started = time.perf_counter()
-        sampler, text = Sampler(params), tokenizer.stream()
+        sampler, text = Sampler(params), tokenizer.stream(after=prompt[-1])
         logits = np.empty((0, 0), np.float32)
         while (done := len(sequence)) < len(prompt):
             if self.cancelled:

@@ -96,12 +96,27 @@ class Tokenizer:
             pieces.append(piece)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def stream(self, skip_special: bool = True) -> StreamDecoder:
-        """A decoder for tokens that continue a text: a space in front stays, control tokens show nothing."""
-        if not skip_special:
-            return StreamDecoder(self.token_bytes)
-        control = TokenType.CONTROL
-        return StreamDecoder(lambda i: b"" if self._vocabulary.is_type(i, control) else self.token_bytes(i))
+    def stream(self, skip_special: bool = True, after: int | None = None) -> StreamDecoder:
+        """A decoder for tokens that continue a text: a space in front stays, control tokens show nothing.
+
+        after:  the token before them. When it is a control token (bos, say), a text begins, and the space that is
+                not its own is left out, as `decode` does.
+        """
+        begins = after is not None and self._model.space_prefix and self._is_control(after)
+
+        def shown(token_id: int) -> bytes:
+            nonlocal begins
+            if skip_special and self._is_control(token_id):
+                return b""
+            piece = self.token_bytes(token_id)
+            if begins:
+                begins, piece = False, piece.removeprefix(b" ")
+            return piece
+
+        return StreamDecoder(shown)
+
+    def _is_control(self, token_id: int) -> bool:
+        return self._vocabulary.is_type(token_id, TokenType.CONTROL)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text; not always whole characters."""

@@ -1,0 +1,1 @@
+"""Trained checkpoints into GGUF files, GGUF files into smaller ones, and back."""

@@ -1,0 +1,162 @@
+"""A GGUF file as a Hugging Face folder, which `transformers` loads: safetensors, config.json, tokenizer.
+
+The way back of `edgellm.convert.huggingface`, told by the same descriptions of the families. Quantized weights
+become floats; what quantizing lost stays lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm.arch import ModelConfig, architecture_of
+from edgellm.arch.huggingface import HuggingFace, llama3_settings
+from edgellm.convert.huggingface import names_of
+from edgellm.convert.vocabulary import write_tokenizer
+from edgellm.errors import FileProblem, UnsupportedError, UsageError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.safetensors import write_safetensors
+from edgellm.formats.tensor import Tensor
+from edgellm.quants import FORMATS
+
+DTYPES = {"f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16"), "f32": ("F32", "float32")}
+CHUNK_WEIGHTS = 1 << 24  # converted at a time
+
+
+def export(
+    source: Path, folder: Path, dtype: str = "bf16", progress: Callable[[int, int, str], None] = lambda *_: None
+) -> None:
+    """Write the folder, which must not exist yet or be empty; on any error nothing of it is left.
+
+    dtype:     of the weights: "f16", "bf16" or "f32".
+    progress:  (bytes done, bytes in all, what).
+
+    Raises FileProblem for a file that cannot be exported, UsageError for a folder that holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not an empty folder; choose another name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with GGUFFile.open(source) as file:
+        try:
+            config, tensors = _plan(file, dtype)
+            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        except FileProblem as problem:
+            raise type(problem)(f"{source}: {problem}") from None
+        try:
+            (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_tokenizer(file.metadata, work)
+            _write_weights(work, tensors, dtype, progress)
+            work.chmod(0o777 & ~_umask())
+            if folder.exists():
+                folder.rmdir()
+            os.replace(work, folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, Tensor, Any, float]]]:
+    """config.json, and the tensors: (their name there, the file's tensor, its order of rows, what to take off)."""
+    entry = architecture_of(file.metadata)
+    if file.get("general.type", str, "model") != "model":
+        raise UnsupportedError(f"the file holds a {file.metadata['general.type']!r:.40}; export takes whole models")
+    c = entry.configure(file.metadata)
+    entry.check(c, file.tensors)
+    family = next((family for family in entry.hugging_face if family.fits(c)), None)
+    if family is None:
+        raise UnsupportedError(
+            f"transformers has no model of the kind {c.architecture} with windows in some layers only"
+        )
+    names = dict(names_of(family, c.n_layers))
+    tensors = []
+    for name, tensor in file.tensors.items():
+        if name == "rope_freqs.weight":
+            continue  # part of config.json
+        order = family.row_order(name, c)
+        back = None if order is None else np.argsort(order).astype(np.int32)
+        tensors.append((names[name], tensor, back, -family.offset(name)))
+    return _config(file, family, c, dtype), tensors
+
+
+def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "architectures": [family.classes[0]],
+        "model_type": family.model_type,
+        **family.settings(c),
+        **_rope(file, c),
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "torch_dtype": DTYPES[dtype][1],
+    }
+    for name, half in (("attention_bias", ("attn_q", "attn_k", "attn_v", "attn_output")),
+                       ("mlp_bias", ("ffn_gate", "ffn_up", "ffn_down"))):  # fmt: skip
+        has = [f"blk.0.{part}.bias" in file.tensors for part in half]
+        if family.has_optional_biases and any(has):
+            if not all(has):
+                raise UnsupportedError(f"{family.classes[0]} has biases on all of {', '.join(half)} or on none")
+            config[name] = True
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        if (token_id := file.metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            config[f"{role}_token_id"] = int(token_id)
+    return config
+
+
+def _rope(file: GGUFFile, c: ModelConfig) -> dict[str, Any]:
+    """Rotary embedding in the form that old and new versions of transformers read."""
+    rope: dict[str, Any] = {"rope_theta": c.rope_base}
+    if c.rope_base_local is not None:
+        rope["rope_local_base_freq"] = c.rope_base_local
+    if "rope_freqs.weight" in file.tensors:
+        scaling = llama3_settings(file.tensors["rope_freqs.weight"].dequantize(), c.rope_base)
+        rope["rope_scaling"] = {key: value for key, value in scaling.items() if key != "rope_theta"}
+    elif c.rope_scale != 1:
+        rope["rope_scaling"] = {"rope_type": "linear", "factor": c.rope_scale}
+    return rope
+
+
+def _write_weights(
+    folder: Path, tensors: list[tuple[str, Tensor, Any, float]], dtype: str, progress: Callable[[int, int, str], None]
+) -> None:
+    target = FORMATS[DTYPES[dtype][0]]
+    total = sum(tensor.n_bytes for _, tensor, _, _ in tensors)
+    done = 0
+
+    def chunks(tensor: Tensor, order: Any, offset: float) -> Iterator[Any]:
+        nonlocal done
+        for rows in _rows(tensor, order):
+            yield target.quantize(tensor.format.dequantize(rows) + np.float32(offset))
+            done += rows.nbytes
+            progress(done, total, f"writing {folder.parent.name}")
+
+    def source(tensor: Tensor, order: Any, offset: float) -> Callable[[], Iterator[Any]]:
+        return lambda: chunks(tensor, order, offset)
+
+    write_safetensors(folder, [(name, tensor.shape, target, source(tensor, order, offset))
+                               for name, tensor, order, offset in tensors])  # fmt: skip
+
+
+def _rows(tensor: Tensor, order: Any) -> Iterator[Any]:
+    """The tensor's bytes, some rows at a time, in the given order."""
+    if order is not None and tensor.raw.ndim == 1:  # a bias: every number is a row
+        yield tensor.raw.reshape(len(order), -1)[order].reshape(-1)
+        return
+    if tensor.raw.ndim == 1:
+        yield tensor.raw
+        return
+    at_once = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
+    for start in range(0, len(tensor.raw), at_once):
+        some = slice(start, start + at_once)
+        yield tensor.raw[some] if order is None else tensor.raw[order[some]]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

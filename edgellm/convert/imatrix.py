@@ -1,0 +1,59 @@
+"""Collecting an importance matrix: what a model's linear layers are given while it reads a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from edgellm.engine import Model
+from edgellm.engine.windows import windows
+from edgellm.errors import FileProblem, UsageError
+from edgellm.formats.imatrix import Importance
+from edgellm.params import DEFAULT_WINDOW
+
+
+def collect_imatrix(
+    model: Model,
+    token_ids: Sequence[int],
+    n_ctx: int = DEFAULT_WINDOW,
+    n_windows: int | None = None,
+    *,
+    with_head: bool = False,
+    datasets: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Importance:
+    """Mean squares of every linear's inputs, over the windows of a text (see `windows`).
+
+    model:      loaded with observe=True, and not run since.
+    token_ids:  the whole text, as `tokenize(text, add_special=True)` gives it.
+    with_head:  also for the matrix that makes logits. It then has to make them all, which takes far longer; llama.cpp
+                leaves it out as well unless asked.
+    datasets:   names of the text, to be kept with the numbers.
+    progress:   is called with (windows done, windows in all).
+
+    Raises UsageError for a text that is too short, FileProblem for a model whose activations are not finite.
+    """
+    parts = windows(model.tokenizer, token_ids, n_ctx, n_windows)
+    if not model.input_squares:
+        raise UsageError("the model was loaded without observe=True, so there is nothing to collect")
+    for done, window in enumerate(parts):
+        if progress:
+            progress(done, len(parts))
+        for _ in model.logits_in_pieces(window, 0 if with_head else n_ctx):
+            pass  # the squares are what matters
+    if progress:
+        progress(len(parts), len(parts))
+    squares = {name: sums for name, sums in model.input_squares.items() if with_head or name.startswith("blk.")}
+    count = len(parts) * n_ctx
+    for name, sums in squares.items():
+        if not np.isfinite(sums).all():
+            raise FileProblem(f"{model.path}: what tensor {name!r} is given is not finite; its weights may be damaged")
+    return Importance(
+        MappingProxyType({name: (sums / count).astype(np.float32) for name, sums in squares.items()}),
+        MappingProxyType({name: np.array([count], np.int64) for name in squares}),
+        len(parts),
+        n_ctx,
+        tuple(datasets),
+    )

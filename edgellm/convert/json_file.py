@@ -1,0 +1,24 @@
+"""JSON files of a checkpoint's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgellm.errors import FileProblem, FormatError
+from edgellm.formats.strict_json import MAX_BYTES, parse_object
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. FileProblem when it cannot be read, FormatError when it is something else."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise FileProblem(f"{path.name} is missing") from None
+    except OSError as problem:
+        raise FileProblem(f"{path.name} cannot be read: {problem.strerror}") from None
+    try:
+        return parse_object(raw)
+    except FormatError as problem:
+        raise FormatError(f"{path.name}: {problem}") from None

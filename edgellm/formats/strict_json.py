@@ -1,0 +1,53 @@
+"""JSON from files that may be hostile: bounded in size, depth and number of values, no key twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, NoReturn
+
+from edgellm.errors import FormatError
+from edgellm.formats.gguf.header import quoted
+
+MAX_BYTES = 100_000_000
+MAX_VALUES = 1 << 21  # bounds memory: a byte of JSON can become a Python object of 64
+MAX_DIGITS = 20  # of a whole number: more than 64 bits need
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object that `raw` is, in the file's order; FormatError says what else it is."""
+    if len(raw) > MAX_BYTES:
+        raise FormatError(f"its JSON has {len(raw)} bytes; edgellm reads at most {MAX_BYTES}")
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise FormatError(f"its JSON holds more than {MAX_VALUES} values")
+    try:
+        found = json.loads(
+            raw.decode(), object_pairs_hook=_unique, parse_int=_bounded_int, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError as problem:
+        raise FormatError(f"its JSON is not UTF-8 at byte {problem.start}") from None
+    except json.JSONDecodeError as problem:
+        raise FormatError(f"its JSON is malformed: {problem}") from None
+    except RecursionError:
+        raise FormatError("its JSON is nested too deeply") from None
+    if type(found) is not dict:
+        raise FormatError(f"its JSON is a {type(found).__name__}; expected an object")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise FormatError(f"{quoted(twice)} appears twice in its JSON")
+    return found
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise FormatError(f"its JSON holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise FormatError(f"its JSON holds {name}, which is no number")
