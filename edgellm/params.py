@@ -13,7 +13,8 @@ from edgellm.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
-KV_TYPES = ("f16", "q8_0")
+KV_TYPES = ("f16", "q8_0", "f32")
+DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
 
 
@@ -24,13 +25,15 @@ class RuntimeConfig:
     n_ctx:      tokens a conversation may hold; None takes the model's own, at most DEFAULT_CONTEXT_LIMIT.
     n_threads:  worker threads; None takes what is fastest on this machine.
     n_batch:    most tokens of a prompt computed in one pass; between passes a prompt can be cancelled.
-    kv_type:    how the cache stores keys and values: "f16", or "q8_0" in about half the memory.
+    kv_type:    how the cache stores keys and values: "f16", "q8_0" in about half the memory, "f32" exactly.
+    observe:    add up the squares of what every linear is given; see `Model.input_squares`.
     """
 
     n_ctx: int | None = None
     n_threads: int | None = None
     n_batch: int = 512
     kv_type: str = "f16"
+    observe: bool = False
 
     def __post_init__(self) -> None:
         _only_numbers(self)

@@ -54,10 +54,15 @@ def runtime_options(command: Command) -> Command:
     context = (
         f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
-    threads = "Worker threads.  [default: what is fastest here]"
-    stored = "How keys and values are stored; q8_0 takes about half the memory."
+    stored = "How keys and values are stored; q8_0 takes about half the memory, f32 is exact."
     command = click.option(
         "--kv-type", type=click.Choice(KV_TYPES), default=RuntimeConfig.kv_type, show_default=True, help=stored
     )(command)
     command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context)(command)
-    return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=threads)(command)
+    return threads_option(command)
+
+
+def threads_option(command: Command) -> Command:
+    """Give a command -t."""
+    text = "Worker threads.  [default: what is fastest here]"
+    return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=text)(command)

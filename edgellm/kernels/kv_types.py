@@ -1,4 +1,4 @@
-"""How the KV cache stores its numbers: as float16, or as int8 with scales.
+"""How the KV cache stores its numbers: as float16, as int8 with scales, or exactly.
 
 The cache of a layer is an array of blocks of KV_BLOCK tokens. A block holds the keys of every key-value head as
 [head_dim, KV_BLOCK], and behind the keys of all heads the values as [KV_BLOCK, head_dim]. Where a type has
@@ -47,6 +47,20 @@ class KVType:
         return self.name
 
 
+class _F32(KVType):
+    """Numbers as they are, for comparisons and for models whose values float16 cannot hold."""
+
+    name = "f32"
+    number_bytes = 4
+    has_scales = False
+
+    def load(self, v: Vocabulary, address: Value, lanes: int) -> Value:
+        return v.f32(address, lanes)
+
+    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value | None]:
+        return parts, None
+
+
 class _F16(KVType):
     """Numbers rounded to float16; what is beyond 65504 becomes infinity."""
 
@@ -87,5 +101,5 @@ class _Q8_0(KVType):
         return [v.round_to_i32(part).trunc(I8) for part in limited], scale
 
 
-F16, Q8_0 = _F16(), _Q8_0()
-KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16, Q8_0)}
+F16, Q8_0, F32_CACHE = _F16(), _Q8_0(), _F32()
+KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16, Q8_0, F32_CACHE)}

@@ -154,20 +154,20 @@ def linear_float(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Flo
 # --- attention ---------------------------------------------------------------------------------------------
 
 
-def new_cache(n_blocks: int, n_kv_heads: int, head_dim: int) -> tuple[NDArray[np.float16], ...]:
-    """The keys and values of a layer's cache, as two views of one zeroed block of memory.
+def new_cache(n_blocks: int, n_kv_heads: int, head_dim: int, dtype: Any = np.float16) -> tuple[Floats, ...]:
+    """The keys and values of a layer's cache in float16 or float32, as two views of one zeroed block of memory.
 
-    keys:    float16 [n_blocks, n_kv_heads, head_dim, KV_BLOCK]
-    values:  float16 [n_blocks, n_kv_heads, KV_BLOCK, head_dim], behind the keys in every block
+    keys:    [n_blocks, n_kv_heads, head_dim, KV_BLOCK]
+    values:  [n_blocks, n_kv_heads, KV_BLOCK, head_dim], behind the keys in every block
     """
-    cache = np.zeros((n_blocks, 2, n_kv_heads * head_dim * KV_BLOCK), np.float16)
+    cache = np.zeros((n_blocks, 2, n_kv_heads * head_dim * KV_BLOCK), dtype)
     return (
         cache[:, 0].reshape(n_blocks, n_kv_heads, head_dim, KV_BLOCK),
         cache[:, 1].reshape(n_blocks, n_kv_heads, KV_BLOCK, head_dim),
     )
 
 
-def kv_append(keys: NDArray[np.float16], values: NDArray[np.float16], slots: Ints, k: Floats, v: Floats) -> None:
+def kv_append(keys: Floats, values: Floats, slots: Ints, k: Floats, v: Floats) -> None:
     """Put k and v [n_tokens, n_kv_heads, head_dim] into a cache; a slot is block * KV_BLOCK + place in the block."""
     block, place = slots // KV_BLOCK, slots % KV_BLOCK
     with np.errstate(over="ignore"):

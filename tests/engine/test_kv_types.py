@@ -113,7 +113,7 @@ def test_memory(path) -> None:
 
 @pytest.mark.parametrize("wrong", ["q4_0", "F16", "", None, 8])
 def test_other_names_are_refused(path, wrong) -> None:
-    with pytest.raises(UsageError, match=r"kv_type is .*; expected one of f16, q8_0"):
+    with pytest.raises(UsageError, match=r"kv_type is .*; expected one of f16, q8_0, f32"):
         edgellm.load(path, kv_type=wrong)
 
 
@@ -122,4 +122,4 @@ def test_the_command_line(path) -> None:
     assert subprocess.run([*command, "q8_0"], capture_output=True, check=False).returncode == 0
     refused = subprocess.run([*command, "q4_0"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "'q4_0' is not one of 'f16', 'q8_0'" in refused.stderr
+    assert "'q4_0' is not one of 'f16', 'q8_0', 'f32'" in refused.stderr

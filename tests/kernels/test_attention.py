@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.kernels import reference
+from edgellm.kernels.kv_types import F16, F32_CACHE, KVType
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 
 from .compiled import Compiled
@@ -22,13 +23,16 @@ HEADS = [(16, 1, 1), (64, 3, 3), (80, 2, 2), (128, 1, 8), (256, 2, 1), (64, 1, 5
 class Text:
     """A sequence of n_tokens in a cache whose blocks lie in no order, among poison."""
 
-    def __init__(self, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5) -> None:
+    def __init__(
+        self, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5, kv_type: KVType = F16
+    ) -> None:
         rng = np.random.default_rng(seed)
+        self.kv_type = kv_type
         n_blocks = -(-n_tokens // KV_BLOCK)
         self.scale = head_dim**-0.5
         self.q = rng.standard_normal((n_tokens, n_kv_heads * group, head_dim), np.float32) * 2
         self.block_table = rng.permutation(n_blocks + 3)[:n_blocks]
-        self.cache = reference.new_cache(n_blocks + 3, n_kv_heads, head_dim)
+        self.cache = reference.new_cache(n_blocks + 3, n_kv_heads, head_dim, np.dtype(f"<f{kv_type.number_bytes}"))
         for part in self.cache:
             part[...] = np.nan
         positions = np.arange(n_tokens)
@@ -37,7 +41,8 @@ class Text:
         reference.kv_append(*self.cache, self.slots, self.k, self.v)
 
     def attend(self, compiled: Compiled, first: int, end: int, window: int | None = None, split: bool = False):
-        return compiled.attention(self.q[first:end], *self.cache, self.block_table, first, self.scale, window, split)
+        q, table = self.q[first:end], self.block_table
+        return compiled.attention(q, *self.cache, table, first, self.scale, window, split, self.kv_type)
 
     def twin(self, first: int, end: int, window: int | None = None):
         part = reference.attention(self.q[first:end], *self.cache, self.block_table, first, self.scale, window)
@@ -53,6 +58,17 @@ def test_a_prompt(compiled: Compiled, head_dim: int, n_kv_heads: int, group: int
     for n_tokens in (1, 3, 63, 64, 65, 130):
         text = Text(n_tokens, head_dim, n_kv_heads, group)
         np.testing.assert_allclose(text.attend(compiled, 0, n_tokens), text.twin(0, n_tokens), atol=ATTENTION)
+
+
+@pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
+def test_a_cache_of_float32(compiled: Compiled, head_dim: int, n_kv_heads: int, group: int) -> None:
+    text = Text(330, head_dim, n_kv_heads, group, kv_type=F32_CACHE)
+    for first, end in ((0, 130), (300, 330), (329, 330)):
+        np.testing.assert_allclose(text.attend(compiled, first, end), text.twin(first, end), atol=ATTENTION)
+    written = reference.new_cache(len(text.block_table) + 3, n_kv_heads, head_dim, np.float32)
+    compiled.kv_append(*written, text.slots, text.k, text.v, F32_CACHE)
+    for got, want in zip(written, text.cache, strict=True):
+        np.testing.assert_array_equal(got[text.block_table[0]], want[text.block_table[0]])
 
 
 @pytest.mark.parametrize("n_past", [1, 62, 63, 64, 127, 254, 255, 256, 257, 511, 512, 700])

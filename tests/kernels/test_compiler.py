@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -13,11 +12,13 @@ import pytest
 
 from edgellm.errors import KernelError
 from edgellm.kernels import compiler
-from edgellm.kernels.isa import GENERIC, NEON, Isa
+from edgellm.kernels.isa import GENERIC, Isa
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.registry import Kernel, all_kernels, find
 from edgellm.kernels.staged import Vocabulary
 from edgellm.quants import FORMATS
+
+from .arm import compiling_for_arm
 
 SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES)
 
@@ -38,40 +39,11 @@ def test_an_object_names_its_kernel() -> None:
     assert kernel.symbol.encode() in code
 
 
-class _StandIn(NEON.vocabulary):
-    """Numba compiles for this machine too, whose LLVM target does not know ARM's instructions: calls stand in."""
-
-    def call(self, name, result, *args, suffix=True):
-        if name.startswith("llvm.aarch64."):
-            name = "standin." + name
-            llvm.add_symbol(name, 1)  # never called
-        return super().call(name, result, *args, suffix=suffix)
-
-
 @pytest.fixture
-def for_arm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Isa]:
+def for_arm() -> Iterator[Isa]:
     """The ISA with which `compile_kernel` makes objects for 64-bit ARM, whatever this machine is."""
-    triple = "aarch64-unknown-linux-gnu"
-    try:
-        llvm.initialize_all_targets()
-        llvm.initialize_all_asmprinters()
-        target = llvm.Target.from_triple(triple)
-    except RuntimeError as problem:
-        pytest.skip(f"this LLVM cannot compile for ARM: {problem}")
-    machine = target.create_target_machine(features="+neon,+dotprod", opt=3, jit=True)
-
-    def cfunc_for_arm(*args, original=compiler.cfunc, **options):
-        def compile_function(function):
-            compiled = original(*args, **options)(function)
-            lines = [line for line in compiled.inspect_llvm().splitlines() if not line.startswith("target ")]
-            text = "\n".join([f'target triple = "{triple}"', *lines]).replace("standin.", "")
-            return SimpleNamespace(native_name=compiled.native_name, inspect_llvm=lambda: text)
-
-        return compile_function
-
-    monkeypatch.setattr(compiler, "target_machine", lambda isa: machine)
-    monkeypatch.setattr(compiler, "cfunc", cfunc_for_arm)
-    yield replace(NEON, vocabulary=_StandIn)
+    with compiling_for_arm() as isa:
+        yield isa
 
 
 def machine_words(code: bytes) -> np.ndarray:

@@ -1,0 +1,140 @@
+"""Kernels for 64-bit ARM on a machine that is none: compiled by LLVM, and run by an emulator.
+
+MCJIT links the objects into this process as it would on ARM. The emulator (QEMU's, as the package `unicorn`) sees
+the memory of this process under the same addresses, a page as soon as it is touched; so records, weights and
+activations are the very arrays that native kernels would be given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+
+from edgellm.kernels import compiler
+from edgellm.kernels.isa import NEON, Isa
+from edgellm.kernels.registry import Kernel
+
+TRIPLE = "aarch64-unknown-linux-gnu"
+FEATURES = "+neon,+dotprod"
+PAGE = 4096
+STACK_BYTES = 1 << 18
+
+
+class _StandIn(NEON.vocabulary):
+    """Numba compiles for this machine too, whose LLVM target does not know ARM's instructions: calls stand in."""
+
+    def call(self, name, result, *args, suffix=True):
+        if name.startswith("llvm.aarch64."):
+            name = "standin." + name
+            llvm.add_symbol(name, 1)  # never called
+        return super().call(name, result, *args, suffix=suffix)
+
+
+NEON_ELSEWHERE = replace(NEON, vocabulary=_StandIn)
+
+
+def target_machine() -> llvm.TargetMachine:
+    """LLVM's code generator for ARM; skips the test where this LLVM has none."""
+    try:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        return llvm.Target.from_triple(TRIPLE).create_target_machine(features=FEATURES, opt=3, jit=True)
+    except RuntimeError as problem:
+        pytest.skip(f"this LLVM cannot compile for ARM: {problem}")
+
+
+@contextmanager
+def compiling_for_arm() -> Iterator[Isa]:
+    """Within, `compile_kernel` makes objects for ARM of the ISA that is given."""
+    machine = target_machine()
+
+    def cfunc_for_arm(*args, original=compiler.cfunc, **options):
+        def compile_function(function):
+            compiled = original(*args, **options)(function)
+            lines = [line for line in compiled.inspect_llvm().splitlines() if not line.startswith("target ")]
+            text = "\n".join([f'target triple = "{TRIPLE}"', *lines]).replace("standin.", "")
+            return SimpleNamespace(native_name=compiled.native_name, inspect_llvm=lambda: text)
+
+        return compile_function
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "target_machine", lambda isa: machine)
+        patch.setattr(compiler, "cfunc", cfunc_for_arm)
+        yield NEON_ELSEWHERE
+
+
+class EmulatedStore:
+    """What `tests.kernels.compiled.Compiled` needs of a kernel store, for ARM."""
+
+    def __init__(self) -> None:
+        module = llvm.parse_assembly(f'target triple = "{TRIPLE}"')
+        self._engine = llvm.create_mcjit_compiler(module, target_machine())
+        self._addresses: dict[str, int] = {}
+
+    def load(self, kernels: list[Kernel]) -> None:
+        for kernel in kernels:
+            if kernel.name not in self._addresses:
+                with compiling_for_arm() as isa:
+                    code = compiler.compile_kernel(kernel, isa)
+                self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+                self._engine.finalize_object()
+                self._addresses[kernel.name] = self._engine.get_function_address(kernel.symbol)
+
+    def function(self, kernel: Kernel) -> Callable[[int, int, int], None]:
+        address = self._addresses[kernel.name]
+        return lambda record, chunk, thread: _emulate(address, record, chunk, thread)
+
+
+def _emulate(address: int, *args: int) -> None:
+    """Call a function of ARM's machine code."""
+    import unicorn
+    from unicorn import arm64_const as arm
+
+    emulator = unicorn.Uc(unicorn.UC_ARCH_ARM64, unicorn.UC_MODE_ARM)
+    emulator.ctl_set_cpu_model(arm.UC_CPU_ARM64_MAX)
+    emulator.reg_write(arm.UC_ARM64_REG_CPACR_EL1, 3 << 20)  # let it use NEON
+    emulator.hook_add(unicorn.UC_HOOK_MEM_UNMAPPED, _map_pages)
+    for name, implementation in _C_LIBRARY.items():
+        at = llvm.address_of_symbol(name)
+        emulator.hook_add(unicorn.UC_HOOK_CODE, _called, implementation, at, at)
+
+    stack, end = np.zeros(STACK_BYTES, np.uint8), np.zeros(2 * PAGE, np.uint8)
+    returns_to = -(-end.ctypes.data // PAGE) * PAGE
+    for i, value in enumerate(args):
+        emulator.reg_write(arm.UC_ARM64_REG_X0 + i, value)
+    emulator.reg_write(arm.UC_ARM64_REG_SP, (stack.ctypes.data + STACK_BYTES) // 16 * 16)
+    emulator.reg_write(arm.UC_ARM64_REG_LR, returns_to)
+    emulator.emu_start(address, returns_to)
+
+
+def _map_pages(emulator: Any, access: int, address: int, n_bytes: int, value: int, data: Any) -> bool:
+    import unicorn
+
+    for page in range(address // PAGE, (address + max(n_bytes, 1) - 1) // PAGE + 1):
+        if not any(first <= page * PAGE <= last for first, last, _ in emulator.mem_regions()):
+            emulator.mem_map_ptr(page * PAGE, PAGE, unicorn.UC_PROT_ALL, page * PAGE)
+    return True
+
+
+# What kernels may call (`compiler.ALLOWED_EXTERNALS`). The addresses are those of this machine's own code, which
+# the emulator cannot run: it is done for it.
+_C_LIBRARY: dict[str, Callable[[int, int, int], object]] = {
+    "memcpy": ctypes.memmove,
+    "memmove": ctypes.memmove,
+    "memset": ctypes.memset,
+}
+
+
+def _called(emulator: Any, address: int, n_bytes: int, implementation: Callable[[int, int, int], object]) -> None:
+    from unicorn import arm64_const as arm
+
+    implementation(*(emulator.reg_read(arm.UC_ARM64_REG_X0 + i) for i in range(3)))
+    emulator.reg_write(arm.UC_ARM64_REG_PC, emulator.reg_read(arm.UC_ARM64_REG_LR))

@@ -1,0 +1,95 @@
+"""NEON kernels, run by an emulator where this machine is no ARM: against their twins, and to the bit as x86 has it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from edgellm.kernels.isa import NEON
+from edgellm.kernels.kv_types import F16, F32_CACHE
+from edgellm.quants import FORMATS
+
+from . import test_attention, test_kv_types, test_linear, test_rows
+from .arm import EmulatedStore
+from .compiled import Compiled
+from .conftest import AVAILABLE
+from .weights import random_weights
+
+pytest.importorskip("unicorn", reason="the emulator is not installed")
+pytestmark = [
+    pytest.mark.skipif(NEON in AVAILABLE, reason="all other tests run NEON here"),
+    pytest.mark.skipif(sys.platform == "win32", reason="memory is mapped as POSIX systems do"),
+]
+
+
+@pytest.fixture(scope="module")
+def neon() -> Compiled:
+    emulated = Compiled(NEON)
+    emulated.store = EmulatedStore()
+    return emulated
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=repr)
+@pytest.mark.parametrize("op", test_linear.OPS)
+def test_linear_gives_the_bits_of_x86(neon: Compiled, compiled_for, fmt, op: str, rng) -> None:
+    """Which its twin and the other kernels have been compared with."""
+    for n_rows, n_tokens, n_cols in ((17, 3, 256), (40, 9, 512), (1, 1, 256)):
+        weights = random_weights(fmt, n_rows, n_cols, rng)
+        x, _ = test_linear.activations(fmt, n_tokens, n_cols, rng)
+        here = neon.linear(weights, fmt, x, op)
+        assert test_linear.same_bits(here, compiled_for(AVAILABLE[0]).linear(weights, fmt, x, op))
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=repr)
+def test_embed(neon: Compiled, fmt, rng) -> None:
+    test_rows.test_embed(lambda isa: neon, NEON, fmt, rng)
+
+
+@pytest.mark.parametrize("width", test_rows.WIDTHS)
+def test_rows_of_activations(neon: Compiled, rng, width: int) -> None:
+    for n_tokens in (0, 3):
+        test_rows.test_add_and_select_rows_are_exact(neon, rng, n_tokens, width)
+        test_rows.test_add_bias_is_exact(neon, rng, n_tokens, width)
+        for activation in ("silu_glu", "gelu_glu"):
+            test_rows.test_glu(neon, rng, activation, n_tokens, width)
+        test_rows.test_rms_norm(neon, rng, n_tokens, 2, width)
+    test_rows.test_resize_heads_is_exact(neon, rng, 3, 10, width)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rope(neon: Compiled, rng, interleaved: bool) -> None:
+    test_rows.test_rope(neon, rng, interleaved, 80, 32)
+
+
+def test_quantize(neon: Compiled, rng) -> None:
+    test_rows.test_quantize_is_exact(neon, rng, 3, 96)
+    test_rows.test_quantize_rounds_ties_to_even(neon)
+
+
+@pytest.mark.parametrize("kv_type", [F16, F32_CACHE], ids=repr)
+@pytest.mark.parametrize("split", [False, True])
+def test_attention_over_a_past(neon: Compiled, kv_type, split: bool) -> None:
+    text = test_attention.Text(290, 80, 1, 3, kv_type=kv_type)
+    for first, end, window in ((0, 40, None), (280, 290, None), (289, 290, 100)):
+        np.testing.assert_allclose(
+            text.attend(neon, first, end, window, split), text.twin(first, end, window), atol=test_attention.ATTENTION
+        )
+
+
+def test_attention_over_a_q8_0_cache(neon: Compiled) -> None:
+    text = test_kv_types.Text(290, 80, 1, 3)
+    got, want = text.attend(neon, 250, 290), text.twin(250, 290)
+    np.testing.assert_allclose(got, want, atol=test_attention.ATTENTION)
+
+
+def test_what_is_appended_to_caches(neon: Compiled) -> None:
+    test_attention.test_the_cache_layout(neon)
+    test_kv_types.test_the_cache_layout(neon, 80)
+    test_kv_types.test_what_does_not_fit_spoils_its_group_alone(neon, np.inf)
