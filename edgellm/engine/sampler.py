@@ -32,20 +32,24 @@ class Sampler:
             logits = np.nan_to_num(logits, nan=limits.min, posinf=limits.max, neginf=limits.min)
         if p.temperature == 0 or p.top_k == 1:
             return int(np.argmax(logits))
-        ids = _most_likely(logits, p.top_k)
-        scores = logits[ids].astype(np.float64)
-        order = np.argsort(-scores, kind="stable")
-        ids, scores = ids[order], scores[order]
-        probabilities = _softmax(scores)
-        if p.top_p < 1:
-            n_kept = int(np.searchsorted(np.cumsum(probabilities), p.top_p)) + 1
-            ids, scores, probabilities = ids[:n_kept], scores[:n_kept], probabilities[:n_kept]
-        if p.min_p > 0:
-            kept = probabilities >= p.min_p * probabilities[0]
-            ids, scores = ids[kept], scores[kept]
-        cumulative = np.cumsum(_softmax(scores / p.temperature))
+        ids = self._candidates(logits)
+        cumulative = np.cumsum(_softmax(logits[ids].astype(np.float64) / p.temperature))
         drawn = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
         return int(ids[min(drawn, len(ids) - 1)])
+
+    def _candidates(self, logits: np.ndarray) -> np.ndarray:
+        """The ids that top-k, top-p and min-p leave; a large vocabulary is sorted only as far as they need."""
+        p = self.params
+        if p.top_k:
+            ids = _most_likely(logits, p.top_k)
+            probabilities = _softmax(logits[ids].astype(np.float64))
+        else:
+            weights = np.exp(logits - logits.max())
+            ids, probabilities = _reaching(weights / np.float32(weights.sum(dtype=np.float64)), p.top_p)
+        if p.top_p < 1:
+            n_kept = int(np.searchsorted(np.cumsum(probabilities), p.top_p)) + 1
+            ids, probabilities = ids[:n_kept], probabilities[:n_kept]
+        return ids[probabilities >= p.min_p * probabilities.max()] if p.min_p > 0 else ids
 
 
 def _penalize(logits: np.ndarray, recent: Sequence[int], penalty: float) -> np.ndarray:
@@ -57,10 +61,8 @@ def _penalize(logits: np.ndarray, recent: Sequence[int], penalty: float) -> np.n
 
 
 def _most_likely(logits: np.ndarray, k: int) -> np.ndarray:
-    """Ids of the k largest logits (all for k = 0), unordered; a tie for the last place goes to the smaller id."""
+    """Ids of the k largest logits, the largest first; among equal ones the smaller ids."""
     n = len(logits)
-    if k == 0 or k >= n:
-        return np.arange(n)
     # The k-th largest of many partial maxima is a lower bound that leaves few candidates: no sort of the vocabulary.
     width = max(1, min(n // (4 * k), 512))
     maxima = logits[: n // width * width].reshape(-1, width).max(axis=1)
@@ -71,6 +73,18 @@ def _most_likely(logits: np.ndarray, k: int) -> np.ndarray:
         candidates = np.arange(n)
     order = np.argsort(-logits[candidates], kind="stable")[:k]
     return candidates[order]
+
+
+def _reaching(probabilities: np.ndarray, p: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and probabilities of at least as many of the likeliest tokens as together reach p; unordered for p = 1."""
+    n, k = len(probabilities), 64
+    while p < 1 and k < n:
+        ids = _most_likely(probabilities, k)
+        if probabilities[ids].sum(dtype=np.float64) > p:
+            return ids, probabilities[ids]
+        k *= 8
+    ids = np.arange(n) if p == 1 else np.argsort(-probabilities, kind="stable")
+    return ids, probabilities[ids]
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

@@ -3,15 +3,18 @@
 A folder of the store belongs to one combination of kernel sources, compiler versions, CPU and instruction
 set; its name is the hash of them all. So a change to any source, a new Numba or another CPU finds an empty
 folder, and nothing stale is ever run. An object file stands behind the SHA-256 of its own bytes: what is
-damaged or half there is compiled again.
+damaged or half there is compiled again. Folders that nobody has used for a season are removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +30,8 @@ from edgellm.kernels.registry import Kernel
 
 Progress = Callable[[int, int, str], None]
 _DIGEST_BYTES = 32
+_DAY = 86400  # seconds
+_UNUSED_DAYS = 90
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -57,6 +62,9 @@ class KernelStore:
         if missing and progress:
             progress(len(missing), len(missing), "")
         self._link(objects)
+        self._note_use()
+        if missing:
+            self._remove_unused_folders()
 
     def address(self, kernel: Kernel) -> int:
         """Where a loaded kernel's machine code starts."""
@@ -91,6 +99,19 @@ class KernelStore:
         except OSError:
             pass  # a folder that cannot be written costs time at the next start, and nothing else
         return code
+
+    def _note_use(self) -> None:
+        """The folder's time of change is the day of its last use."""
+        with contextlib.suppress(OSError):
+            if time.time() - self.folder.stat().st_mtime > _DAY:
+                os.utime(self.folder)
+
+    def _remove_unused_folders(self) -> None:
+        """Kernels of older versions, which otherwise pile up. Another process may do the same."""
+        with contextlib.suppress(OSError):
+            for folder in self.folder.parent.iterdir():
+                if folder != self.folder and time.time() - folder.stat().st_mtime > _UNUSED_DAYS * _DAY:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _link(self, objects: dict[Kernel, bytes | None]) -> None:
         llvm.initialize_native_target()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,20 @@ def test_two_processes_fill_the_store_at_once_and_then_numba_is_not_needed(tmp_p
     assert [process.communicate(timeout=120)[0] for process in both] == ["True\n", "True\n"]
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == ["add.o", "rope.o", "silu_glu.o"]
     assert python(LOAD, tmp_path).communicate(timeout=60)[0] == "False\n"
+
+
+def test_folders_of_other_versions_go_when_nobody_used_them_for_a_season(tmp_path: Path) -> None:
+    ages = {"avx2-old": 91, "avx2-recent": 89}
+    for name, days in ages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "add.o").write_bytes(b"x")
+        os.utime(tmp_path / name, times=(time.time() - days * 86400,) * 2)
+    load(tmp_path)
+    assert not (tmp_path / "avx2-old").exists()
+    assert (tmp_path / "avx2-recent" / "add.o").exists()
+
+
+def test_a_folder_in_use_stays(stored: Path, tmp_path: Path) -> None:
+    os.utime(stored.parent, times=(time.time() - 91 * 86400,) * 2)
+    assert load(tmp_path) == []
+    assert time.time() - stored.parent.stat().st_mtime < 60
