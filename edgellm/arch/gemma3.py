@@ -100,7 +100,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
 def _settings(c: ModelConfig) -> dict[str, Any]:
     return decoder_settings(c) | {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(c.attention_scale**-2, 6),
+        "query_pre_attn_scalar": round(c.attention_scale**-2),  # transformers takes whole numbers only
         "sliding_window": next(window for window in c.windows if window),
         "layer_types": ["sliding_attention" if window else "full_attention" for window in c.windows],
     }

@@ -39,10 +39,13 @@ HEAD_NORMS = {
 
 
 class Settings:
-    """Typed look-ups in a config.json; `defaults` stand for what it leaves out, as `transformers` has them."""
+    """Typed look-ups in a JSON file, named for errors; `defaults` stand for what it leaves out."""
 
-    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, file: str = "config.json"
+    ) -> None:
         self.values = {**(defaults or {}), **values}
+        self.file = file
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it is; null counts as left out."""
@@ -53,29 +56,29 @@ class Settings:
         """A whole number of at least 1."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 32:
-            raise FormatError(f"config.json: {name} is {_shown(value)}; expected a whole number of at least 1")
+            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a whole number of at least 1")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive, finite number."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise FormatError(f"config.json: {name} is {_shown(value)}; expected a positive number")
+            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a positive number")
         return float(value)
 
     def section(self, name: str) -> Settings:
         """An object inside the config; without entries when it is left out."""
         value = self.get(name, {})
         if not isinstance(value, dict):
-            raise FormatError(f"config.json: {name} is {_shown(value)}; expected an object")
-        return Settings(value)
+            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected an object")
+        return Settings(value, file=self.file)
 
     def expect(self, name: str, *expected: Any) -> None:
         """UnsupportedError unless the value, where there is one, is among those that the family can have."""
         value = self.get(name, expected[0])
         if value not in expected:
             wanted = " or ".join(map(repr, expected))
-            raise UnsupportedError(f"config.json: {name} is {_shown(value)}; edgellm runs this family with {wanted}")
+            raise UnsupportedError(f"{self.file}: {name} is {_shown(value)}; edgellm runs this family with {wanted}")
 
 
 def _shown(value: Any) -> str:

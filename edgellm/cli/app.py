@@ -29,6 +29,10 @@ COMMANDS = {
     "rm": "Delete models.",
     "info": "Show what is in a model file, or what this machine offers.",
     "bench": "Measure the speed of a model.",
+    "convert": "Turn a trained checkpoint into a GGUF file.",
+    "export": "Write a GGUF file as a Hugging Face folder.",
+    "eval": "Measure how good a model is.",
+    "imatrix": "Find out which weights matter, for better quantizing.",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

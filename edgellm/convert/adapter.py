@@ -6,6 +6,7 @@ GGUF names them after the weight: `blk.0.attn_q.weight.lora_a` [rank, n_in] and 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -34,31 +35,26 @@ def read_adapter(folder: Path, base: Path | None) -> Source:
     Without `base`, the folder that adapter_config.json names is used when it is on this machine.
     Raises FileProblem, FormatError, UnsupportedError, UsageError when the base is not known.
     """
-    settings = Settings(read_json(folder / CONFIG))
+    settings = Settings(read_json(folder / CONFIG), file=CONFIG)
     _refuse_other_methods(settings)
     architecture, family, config = _base_of(settings, base)
-    checkpoint = open_checkpoint(folder, "adapter_model")
-    try:
-        metadata = {
-            "general.architecture": architecture,
-            "general.type": "adapter",
-            "general.name": folder.resolve().name,
-            "adapter.type": "lora",
-            "adapter.lora.alpha": settings.number("lora_alpha"),
-        }
-        if isinstance(name := settings.get("base_model_name_or_path"), str):
-            metadata |= {
-                "general.base_model.count": 1,
-                "general.base_model.0.name": name.rstrip("/").rpartition("/")[2],
+    with contextlib.ExitStack() as opened:
+        try:
+            checkpoint = opened.enter_context(open_checkpoint(folder, "adapter_model"))
+            metadata = {
+                "general.architecture": architecture,
+                "general.type": "adapter",
+                "general.name": folder.resolve().name,
+                "adapter.type": "lora",
+                "adapter.lora.alpha": settings.number("lora_alpha"),
             }
-        parts = _parts(checkpoint.tensors, settings, family, config)
-    except FileProblem as problem:
-        checkpoint.close()
-        raise type(problem)(f"{folder}: {problem}") from None
-    except BaseException:
-        checkpoint.close()
-        raise
-    return Source(metadata, parts, [], checkpoint.close)
+            if isinstance(name := settings.get("base_model_name_or_path"), str):
+                base_name = name.rstrip("/").rpartition("/")[2]
+                metadata |= {"general.base_model.count": 1, "general.base_model.0.name": base_name}
+            parts = _parts(checkpoint.tensors, settings, family, config)
+        except FileProblem as problem:
+            raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
+        return Source(metadata, parts, [], opened.pop_all().close)
 
 
 def _refuse_other_methods(s: Settings) -> None:

@@ -1,22 +1,54 @@
-"""Which kind of checkpoint a path is, and how each becomes a GGUF file."""
+"""Which kind of checkpoint a path is, and how it becomes a GGUF file."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
 from edgellm.convert.adapter import CONFIG, is_adapter, read_adapter
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.llama2c import read_llama2c_model
+from edgellm.convert.recipes import choose_formats, recipe_of
 from edgellm.convert.source import Source
+from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, UsageError
 
+AS_IT_IS = "auto"
 
-def open_checkpoint_source(path: Path, base: Path | None = None, tokenizer: Path | None = None) -> Source:
-    """The model or adapter at `path`: a Hugging Face folder, a PEFT adapter folder or a llama2.c file.
 
+def convert(
+    path: Path,
+    target: Path,
+    type_name: str = AS_IT_IS,
+    *,
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+    overrides: Sequence[str] = (),
+    n_threads: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[str]:
+    """Write the checkpoint at `path` as a GGUF file; returns what a person should know of it.
+
+    type_name:  a recipe such as "Q4_K_M" or "F16"; "auto" keeps the float type that the checkpoint has.
     base:       the model that an adapter belongs to. tokenizer: that of a llama2.c model.
+    overrides:  types for single tensors, as `edgellm quantize` takes them.
+
+    Raises FileProblem, FormatError, UnsupportedError or UsageError; then no file is left at `target`.
+    """
+    with open_source(path, base, tokenizer) as source:
+        recipe = recipe_of(_float_type(source) if type_name.lower() == AS_IT_IS else type_name)
+        if source.metadata["general.type"] == "adapter" and not recipe.is_float:
+            raise UsageError(f"an adapter is kept in floats, not in {recipe.name}; choose F32, F16, BF16 or auto")
+        formats = choose_formats(recipe, source.parts, source.metadata, overrides)
+        write_model(target, source.metadata | recipe.metadata, source.parts, formats,
+                    n_threads=n_threads, progress=progress)  # fmt: skip
+        return source.notes
+
+
+def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = None) -> Source:
+    """The model or adapter at `path`: a Hugging Face folder, a PEFT adapter folder or a llama2.c file.
 
     Raises FileProblem, FormatError, UnsupportedError or UsageError.
     """
@@ -36,8 +68,8 @@ def open_checkpoint_source(path: Path, base: Path | None = None, tokenizer: Path
     raise UsageError(f"{path} is no checkpoint; expected a folder with config.json, or a llama2.c .bin file")
 
 
-def type_of(source: Source) -> str:
-    """The float type that most of the source's weights have: what a conversion without loss keeps."""
+def _float_type(source: Source) -> str:
+    """The type that most of the weights have: what a conversion without loss keeps."""
     counts: Counter[str] = Counter()
     for part in source.parts:
         counts[part.tensor.format.name] += prod(part.tensor.shape)

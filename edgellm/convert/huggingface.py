@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,26 +33,23 @@ def read_huggingface(folder: Path) -> Source:
     Everything that can be known before the weights are read is checked: the family, its hyperparameters, the
     tokenizer, the name and shape of every tensor. Raises FileProblem, FormatError or UnsupportedError.
     """
-    config = read_json(folder / "config.json")
-    architecture, family, settings = family_of(config)
-    checkpoint = open_checkpoint(folder)
-    try:
-        shape = family.hyperparameters(settings)
-        metadata = {"general.architecture": architecture, "general.type": "model"}
-        metadata |= model_card(folder, config)
-        metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
-        tensors, notes = _language_tensors(checkpoint.tensors)
-        _refuse_others(checkpoint.others)
-        parts = _parts(architecture, family, settings, metadata, tensors)
-        n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
-        metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab)
-    except FileProblem as problem:
-        checkpoint.close()
-        raise type(problem)(f"{folder}: {problem}") from None
-    except BaseException:
-        checkpoint.close()
-        raise
-    return Source(metadata, parts, notes, checkpoint.close)
+    with contextlib.ExitStack() as opened:
+        try:
+            config = read_json(folder / "config.json")
+            architecture, family, settings = family_of(config)
+            shape = family.hyperparameters(settings)
+            checkpoint = opened.enter_context(open_checkpoint(folder))
+            metadata = {"general.architecture": architecture, "general.type": "model"}
+            metadata |= model_card(folder, config)
+            metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
+            tensors, notes = _language_tensors(checkpoint.tensors)
+            _refuse_others(checkpoint.others)
+            parts = _parts(architecture, family, settings, metadata, tensors)
+            n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
+            metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab)
+        except FileProblem as problem:
+            raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
+        return Source(metadata, parts, notes, opened.pop_all().close)
 
 
 def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:

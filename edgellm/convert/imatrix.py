@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.engine import Model
 from edgellm.engine.windows import windows
@@ -22,11 +23,11 @@ def collect_imatrix(
     *,
     with_head: bool = False,
     datasets: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, None], None] | None = None,
 ) -> Importance:
     """Mean squares of every linear's inputs, over the windows of a text (see `windows`).
 
-    model:      loaded with observe=True, and not run since.
+    model:      loaded with observe=True; nobody else may use it meanwhile.
     token_ids:  the whole text, as `tokenize(text, add_special=True)` gives it.
     with_head:  also for the matrix that makes logits. It then has to make them all, which takes far longer; llama.cpp
                 leaves it out as well unless asked.
@@ -36,24 +37,27 @@ def collect_imatrix(
     Raises UsageError for a text that is too short, FileProblem for a model whose activations are not finite.
     """
     parts = windows(model.tokenizer, token_ids, n_ctx, n_windows)
-    if not model.input_squares:
+    before = {name: sums.copy() for name, sums in model.input_squares.items()}
+    if not before:
         raise UsageError("the model was loaded without observe=True, so there is nothing to collect")
     for done, window in enumerate(parts):
         if progress:
-            progress(done, len(parts))
+            progress(done, len(parts), None)
         for _ in model.logits_in_pieces(window, 0 if with_head else n_ctx):
             pass  # the squares are what matters
     if progress:
-        progress(len(parts), len(parts))
-    squares = {name: sums for name, sums in model.input_squares.items() if with_head or name.startswith("blk.")}
+        progress(len(parts), len(parts), None)
     count = len(parts) * n_ctx
-    for name, sums in squares.items():
-        if not np.isfinite(sums).all():
-            raise FileProblem(f"{model.path}: what tensor {name!r} is given is not finite; its weights may be damaged")
-    return Importance(
-        MappingProxyType({name: (sums / count).astype(np.float32) for name, sums in squares.items()}),
-        MappingProxyType({name: np.array([count], np.int64) for name in squares}),
-        len(parts),
-        n_ctx,
-        tuple(datasets),
-    )
+    tensors = {
+        name: _mean(sums - before[name], count, f"{model.path}: what tensor {name!r} is given")
+        for name, sums in model.input_squares.items()
+        if with_head or name.startswith("blk.")
+    }
+    counts = {name: np.array([count], np.int64) for name in tensors}
+    return Importance(MappingProxyType(tensors), MappingProxyType(counts), len(parts), n_ctx, tuple(datasets))
+
+
+def _mean(sums: NDArray[np.float64], count: int, what: str) -> NDArray[np.float32]:
+    if not (sums / count <= np.finfo(np.float32).max).all():  # nor are NaNs
+        raise FileProblem(f"{what} is not finite; its weights may be damaged")
+    return (sums / count).astype(np.float32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.strict_json import MAX_BYTES, parse_object
 
@@ -19,6 +21,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as problem:
         raise FileProblem(f"{path.name} cannot be read: {problem.strerror}") from None
     try:
-        return parse_object(raw)
+        return parse_object(np.frombuffer(raw, np.uint8))
     except FormatError as problem:
         raise FormatError(f"{path.name}: {problem}") from None

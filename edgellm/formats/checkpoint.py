@@ -22,8 +22,8 @@ MAX_LISTED = 8  # names in an error line
 # Weights in other forms that people have, and what to do with them.
 _HINTS = {
     "*.gguf": "a GGUF file is converted already: give its path itself",
-    "consolidated*.pth": "consolidated.*.pth are Meta's original weights: take the Hugging Face form of the model",
-    "consolidated*.safetensors": "consolidated.safetensors is Mistral's own form: take the Hugging Face form of the model",
+    "consolidated*.pth": "consolidated.*.pth are Meta's original weights: take the Hugging Face form",
+    "consolidated*.safetensors": "consolidated.safetensors is Mistral's own form: take the Hugging Face form",
     "adapter_model.*": "it holds an adapter, not a model: its base model is another folder",
     "*-of-*.safetensors": "the shards' index, a file ending in .index.json, is missing",
     "*-of-*.bin": "the shards' index, a file ending in .index.json, is missing",
@@ -82,9 +82,9 @@ def open_checkpoint(folder: Path, stem: str = "model") -> Checkpoint:
 
 
 def _open_shards(index: Path, read: Callable[[Path], Contents]) -> Checkpoint:
-    raw = map_file(index, "a shard index")
+    data = map_file(index, "a shard index")
     try:
-        shard_of = _read_index(parse_object(raw.tobytes()), index.name.removesuffix(".index.json"))
+        shard_of = _read_index(parse_object(data), index.name.removesuffix(".index.json"))
     except FileProblem as problem:
         raise type(problem)(f"{index}: {problem}") from None
     names = sorted(set(shard_of.values()))

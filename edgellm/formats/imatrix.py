@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -27,14 +27,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import FileProblem, FormatError
+from edgellm.errors import FormatError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter, get_value
 from edgellm.formats.gguf.strings import StringArray
+from edgellm.formats.mapped import map_file
 from edgellm.formats.tensor import Tensor
-from edgellm.quants import FORMATS
+from edgellm.quants import FORMATS, BlockFormat
 
 KIND = "imatrix"
 SUMS, COUNTS = ".in_sum2", ".counts"
+MAX_COUNT = 1 << 53
 MAX_ENTRIES = 1 << 16
 MAX_NAME_BYTES = 1 << 10
 MAX_DATASET_BYTES = 1 << 16
@@ -68,15 +70,11 @@ def read_imatrix(path: str | os.PathLike[str]) -> Importance:
     that are negative or not finite, no tokens at all, lengths that do not fit.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            is_gguf = file.read(4) == b"GGUF"
-        return _read_gguf(path) if is_gguf else _read_dat(path.read_bytes())
-    except FormatError as problem:
-        text = str(problem)
-        raise FormatError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-    except OSError as problem:
-        raise FileProblem(f"{path} cannot be read: {problem.strerror}") from None
+    data = map_file(path, "an importance matrix")
+    if bytes(data[:4]) != b"GGUF":
+        return _named(path, _read_dat, data)
+    with GGUFFile.open(path) as file:
+        return _named(path, _read_gguf, file)
 
 
 def write_imatrix(path: str | os.PathLike[str], importance: Importance) -> None:
@@ -87,7 +85,7 @@ def write_imatrix(path: str | os.PathLike[str], importance: Importance) -> None:
         "imatrix.chunk_count": importance.n_chunks,
         "imatrix.chunk_size": importance.chunk_size,
     }
-    entries = []
+    entries: list[tuple[str, tuple[int, ...], BlockFormat, NDArray[np.float32]]] = []
     for name, mean in sorted(importance.tensors.items()):
         counts = importance.counts[name].astype(np.float32)
         sums = (np.atleast_2d(mean).astype(np.float64) * counts[:, None]).astype(np.float32).reshape(mean.shape)
@@ -97,40 +95,44 @@ def write_imatrix(path: str | os.PathLike[str], importance: Importance) -> None:
     GGUFWriter(path, metadata, entries).write()
 
 
+def _named(path: Path, read: Callable[[Any], Importance], source: Any) -> Importance:
+    """What `read` makes of a source; its errors name the file."""
+    try:
+        return read(source)
+    except FormatError as problem:
+        raise FormatError(f"{path}: {problem}") from None
+
+
 # --- GGUF ---------------------------------------------------------------------------------------------------
 
 
-def _read_gguf(path: Path) -> Importance:
-    with GGUFFile.open(path) as file:
-        kind = file.get("general.type", str, "model")
-        if kind != KIND:
-            raise FormatError(f"it holds a {kind!r:.60}; expected an importance matrix (general.type {KIND!r})")
-        tensors, counts = {}, {}
-        for full_name, tensor in file.tensors.items():
-            if not full_name.endswith(SUMS):
-                continue  # newer files also hold plain sums, .in_sum
-            name = full_name.removesuffix(SUMS)
-            beside = file.tensors.get(f"{name}{COUNTS}")
-            if beside is None:
-                raise FormatError(f"tensor {full_name!r} comes without {name + COUNTS!r}")
-            tensors[name], counts[name] = _mean(tensor, _counts(beside))
-        if not tensors:
-            raise FormatError(f"it holds no tensor NAME{SUMS}; expected one for each weight")
-        datasets = file.metadata.get("imatrix.datasets", ())
-        return Importance(
-            MappingProxyType(tensors),
-            MappingProxyType(counts),
-            max(0, get_value(file.metadata, "imatrix.chunk_count", int, 0)),
-            max(0, get_value(file.metadata, "imatrix.chunk_size", int, 0)),
-            tuple(datasets) if isinstance(datasets, StringArray) else (),
-        )
+def _read_gguf(file: GGUFFile) -> Importance:
+    kind = get_value(file.metadata, "general.type", str, "model")
+    if kind != KIND:
+        raise FormatError(f"it holds a {kind!r:.60}; expected an importance matrix (general.type {KIND!r})")
+    tensors, counts = {}, {}
+    for full_name, tensor in file.tensors.items():
+        if not full_name.endswith(SUMS):
+            continue  # newer files also hold plain sums, .in_sum
+        name = full_name.removesuffix(SUMS)
+        beside = file.tensors.get(f"{name}{COUNTS}")
+        if beside is None:
+            raise FormatError(f"tensor {full_name!r} comes without {name + COUNTS!r}")
+        tensors[name], counts[name] = _mean(tensor, _counts(beside))
+    if not tensors:
+        raise FormatError(f"it holds no tensor NAME{SUMS}; expected one for each weight")
+    datasets = get_value(file.metadata, "imatrix.datasets", StringArray, ())
+    n_chunks, chunk_size = (get_value(file.metadata, f"imatrix.{key}", int, 0) for key in ("chunk_count", "chunk_size"))
+    return Importance(MappingProxyType(tensors), MappingProxyType(counts), n_chunks, chunk_size, tuple(datasets))
 
 
 def _counts(tensor: Tensor) -> NDArray[np.int64]:
-    values = _floats(tensor)
+    values = np.rint(_floats(tensor)).reshape(-1)
     if not values.any():
         raise FormatError(f"tensor {tensor.name!r} counts no tokens; collect the matrix again, from more text")
-    return np.rint(values).astype(np.int64).reshape(-1)
+    if values.max() > MAX_COUNT:
+        raise FormatError(f"tensor {tensor.name!r} counts {values.max():g} tokens; expected up to {MAX_COUNT}")
+    return values.astype(np.int64)
 
 
 def _mean(tensor: Tensor, counts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -170,19 +172,19 @@ def _check(values: NDArray[np.float32], what: str) -> None:
 class _Reader:
     """A place in the bytes that moves on by what is read, never past the end."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = memoryview(data)
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self.data = data
         self.position = 0
 
     @property
     def left(self) -> int:
         return len(self.data) - self.position
 
-    def take(self, n_bytes: int, what: str) -> memoryview:
+    def take(self, n_bytes: int, what: str) -> bytes:
         if n_bytes > self.left:
             raise FormatError(f"the file ends inside {what}: it is cut off, or no importance matrix")
         self.position += n_bytes
-        return self.data[self.position - n_bytes : self.position]
+        return self.data[self.position - n_bytes : self.position].tobytes()
 
     def number(self, low: int, high: int, what: str) -> int:
         (value,) = _I32.unpack(self.take(4, what))
@@ -191,14 +193,14 @@ class _Reader:
         return value
 
     def text(self, high: int, what: str) -> str:
-        raw = bytes(self.take(self.number(0, high, f"the length of {what}"), what))
+        raw = self.take(self.number(0, high, f"the length of {what}"), what)
         try:
             return raw.decode()
         except UnicodeDecodeError:
             raise FormatError(f"{what} is not UTF-8: {raw[:40]!r}") from None
 
 
-def _read_dat(data: bytes) -> Importance:
+def _read_dat(data: NDArray[np.uint8]) -> Importance:
     reader = _Reader(data)
     tensors, counts = {}, {}
     for index in range(reader.number(1, MAX_ENTRIES, "the number of entries")):
@@ -211,8 +213,8 @@ def _read_dat(data: bytes) -> Importance:
         _check(values, f"entry {name!r:.80}")
         tensors[name] = (values.astype(np.float64) / n_calls).astype(np.float32)
         counts[name] = np.array([n_calls], np.int64)
-    n_chunks, datasets = 0, ()
+    n_chunks, datasets = 0, []
     if reader.left:
         n_chunks = reader.number(0, 2**31 - 1, "the number of chunks")
-        datasets = (reader.text(MAX_DATASET_BYTES, "the name of the text"),)
-    return Importance(MappingProxyType(tensors), MappingProxyType(counts), n_chunks, 0, datasets)
+        datasets = [reader.text(MAX_DATASET_BYTES, "the name of the text")]
+    return Importance(MappingProxyType(tensors), MappingProxyType(counts), n_chunks, 0, tuple(datasets))

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 MAGIC = 0x616B3432  # "ak42"
 HEADER_BYTES = 256  # of version 1
+SHARED_AT = 36  # its byte for a shared classifier
 MAX_DIM = 1 << 24
 MAX_LAYERS = 1 << 10
 MAX_TOKEN_BYTES = 1 << 16
+MAX_TOKENIZER_BYTES = 64 << 20
 
 _CONFIG = struct.Struct("<7i")
 _MAGIC_AND_VERSION = struct.Struct("<Ii")
@@ -45,11 +47,11 @@ _NAMES = ("n_embd", "n_ff", "n_layers", "n_heads", "n_kv_heads", "n_vocab", "n_c
 _ROPE_TABLES = ("freq_cis_real", "freq_cis_imag")
 _MATRICES = ("wq", "wk", "wv", "wo")
 _FEED_FORWARD = ("w1", "w2", "w3")
-_ORDER_0 = (
+_ORDER_0: tuple[str, ...] = (
     *("token_embedding_table", "rms_att_weight", *_MATRICES, "rms_ffn_weight", *_FEED_FORWARD, "rms_final_weight"),
     *(*_ROPE_TABLES, "wcls"),
 )
-_ORDER_1 = (
+_ORDER_1: tuple[str, ...] = (
     *("rms_att_weight", "rms_ffn_weight", "rms_final_weight", "token_embedding_table", *_MATRICES, *_FEED_FORWARD),
     "wcls",
 )
@@ -90,16 +92,16 @@ def read_llama2c(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _read_header(data: NDArray[np.uint8]) -> tuple[dict[str, Any], tuple[str, ...], int]:
     """The checked configuration, the kinds of weights in their order, and where they start."""
-    if len(data) < HEADER_BYTES:
+    if len(data) <= SHARED_AT:
         raise FormatError(f"the file has {len(data)} bytes, too few for a llama2.c model")
-    magic, version = _MAGIC_AND_VERSION.unpack_from(data)
+    magic, version = _MAGIC_AND_VERSION.unpack_from(data.data)
     if magic != MAGIC:
-        *numbers, n_vocab, n_ctx = _CONFIG.unpack_from(data)
+        *numbers, n_vocab, n_ctx = _CONFIG.unpack_from(data.data)
         shared, numbers = n_vocab > 0, [*numbers, abs(n_vocab), n_ctx]
         order, start = _ORDER_0, _CONFIG.size
     elif version == 1:
-        numbers = list(_CONFIG.unpack_from(data, _MAGIC_AND_VERSION.size))
-        flag = int(data[_MAGIC_AND_VERSION.size + _CONFIG.size])
+        numbers = list(_CONFIG.unpack_from(data.data, _MAGIC_AND_VERSION.size))
+        flag = int(data[SHARED_AT])
         if flag > 1:
             raise FormatError(f"its byte for a shared classifier is {flag}; expected 0 or 1")
         shared, order, start = bool(flag), _ORDER_1, HEADER_BYTES
@@ -130,17 +132,12 @@ def _places(config: dict[str, Any], order: tuple[str, ...]) -> list[tuple[str, t
     width, n_ff, n_vocab = config["n_embd"], config["n_ff"], config["n_vocab"]
     head = width // config["n_heads"]
     kv_width = head * config["n_kv_heads"]
-    rope_table = (config["n_ctx"], head // 2)
-    per_layer: dict[str, tuple[int, ...]] = {
-        **{"rms_att_weight": (width,), "rms_ffn_weight": (width,)},
-        **{"wq": (width, width), "wk": (kv_width, width), "wv": (kv_width, width), "wo": (width, width)},
-        **{"w1": (n_ff, width), "w2": (width, n_ff), "w3": (n_ff, width)},
-    }
-    single: dict[str, tuple[int, ...]] = {
-        **{"token_embedding_table": (n_vocab, width), "rms_final_weight": (width,), "wcls": (n_vocab, width)},
-        **{name: rope_table for name in _ROPE_TABLES},
-    }
-    places = []
+    norm, square, key, up = (width,), (width, width), (kv_width, width), (n_ff, width)
+    per_layer: dict[str, tuple[int, ...]] = dict(rms_att_weight=norm, wq=square, wk=key, wv=key, wo=square)
+    per_layer |= dict(rms_ffn_weight=norm, w1=up, w2=(width, n_ff), w3=up)
+    single: dict[str, tuple[int, ...]] = dict.fromkeys(_ROPE_TABLES, (config["n_ctx"], head // 2))
+    single |= dict(token_embedding_table=(n_vocab, width), rms_final_weight=norm, wcls=(n_vocab, width))
+    places: list[tuple[str, tuple[int, ...]]] = []
     for kind in order:
         if kind in single:
             places.append((kind, single[kind]))
@@ -156,6 +153,8 @@ def read_llama2c_tokenizer(path: Path, n_vocab: int) -> tuple[list[bytes], NDArr
     """
     data = map_file(path, "a llama2.c tokenizer")
     try:
+        if len(data) > MAX_TOKENIZER_BYTES:
+            raise FormatError(f"the file has {len(data)} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES}")
         return _read_tokens(data.tobytes(), n_vocab)
     except FormatError as problem:
         raise FormatError(f"{path}: {problem}") from None
@@ -175,9 +174,7 @@ def _read_tokens(data: bytes, n_vocab: int) -> tuple[list[bytes], NDArray[np.flo
         scores[i], n_bytes = _TOKEN.unpack_from(data, at)
         at += _TOKEN.size
         if not 0 <= n_bytes <= min(longest, len(data) - at):
-            raise FormatError(
-                f"token {i} claims {n_bytes} bytes; the longest has {longest}, and {len(data) - at} are left"
-            )
+            raise FormatError(f"token {i} has {n_bytes} bytes; the longest has {longest}, {len(data) - at} are left")
         tokens.append(data[at : at + n_bytes])
         at += n_bytes
     if at != len(data):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Raw: TypeAlias = NDArray[Any] | bytes
-    TensorSource: TypeAlias = tuple[str, Sequence[int], BlockFormat, Raw | Callable[[], Raw]]
+    Source: TypeAlias = Raw | Callable[[], Raw | Iterator[Raw]]
 
 METADATA = "__metadata__"
 ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
@@ -77,23 +77,18 @@ def _read_header(data: NDArray[np.uint8]) -> tuple[list[Entry], int]:
     """The tensors' entries in the order of their bytes, and where these start in the file."""
     if len(data) < _LENGTH.size:
         raise FormatError(f"the file has {len(data)} bytes, too few for the length of a safetensors header")
-    (n_bytes,) = _LENGTH.unpack_from(data)
+    (n_bytes,) = _LENGTH.unpack_from(data.data)
     if n_bytes > MAX_BYTES:
         raise FormatError(f"its header claims {n_bytes} bytes; at most {MAX_BYTES} can be: is it a safetensors file?")
     start = _LENGTH.size + n_bytes
     if start > len(data):
         raise FormatError(f"the file is cut off: its header ends at byte {start}, the file has {len(data)}")
-    raw = data[_LENGTH.size : start].tobytes()
-    if raw[:1] != b"{":
-        raise FormatError(f"its header starts with {raw[:1]!r}, expected b'{{': is it a safetensors file?")
+    raw = data[_LENGTH.size : start]
+    if (first := raw[:1].tobytes()) != b"{":
+        raise FormatError(f"its header starts with {first!r}, expected b'{{': is it a safetensors file?")
     header = parse_object(raw)
     _check_metadata(header.pop(METADATA, {}))
-    entries = []
-    for name, fields in header.items():
-        try:
-            entries.append(_read_entry(name, fields))
-        except FileProblem as problem:
-            raise type(problem)(f"tensor {quoted(name)}: {problem}") from None
+    entries = [_read_entry(name, fields) for name, fields in header.items()]
     return sorted(entries, key=lambda entry: (entry.begin, entry.end)), start
 
 
@@ -103,6 +98,14 @@ def _check_metadata(metadata: Any) -> None:
 
 
 def _read_entry(name: str, fields: Any) -> Entry:
+    try:
+        return Entry(name, *_checked(fields))
+    except FileProblem as problem:
+        raise type(problem)(f"tensor {quoted(name)}: {problem}") from None
+
+
+def _checked(fields: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, begin and end of a header's entry."""
     if type(fields) is not dict or fields.keys() != ENTRY_KEYS:
         raise FormatError("its entry is something else than dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -117,7 +120,7 @@ def _read_entry(name: str, fields: Any) -> Entry:
     if rest or end - begin != n_bytes:
         needed = f"{n_bytes} bytes" if not rest else "no whole number of bytes"
         raise FormatError(f"its data_offsets hold {end - begin} bytes; {dtype} {shape} takes {needed}")
-    return Entry(name, dtype, tuple(shape), begin, end)
+    return dtype, tuple(shape), begin, end
 
 
 def _check_places(entries: list[Entry], n_bytes: int) -> None:
@@ -127,9 +130,8 @@ def _check_places(entries: list[Entry], n_bytes: int) -> None:
         if entry.begin < end:
             raise FormatError(f"tensors {before} and {quoted(entry.name)} overlap")
         if entry.begin > end:
-            raise FormatError(
-                f"{entry.begin - end} bytes between {before} and {quoted(entry.name)} belong to no tensor"
-            )
+            unused = f"{entry.begin - end} bytes between {before} and {quoted(entry.name)}"
+            raise FormatError(f"{unused} belong to no tensor")
         end, before = entry.end, quoted(entry.name)
     if end > n_bytes:
         raise FormatError(f"the file is cut off: tensor {before} ends at byte {end} of the data, there are {n_bytes}")
@@ -139,14 +141,15 @@ def _check_places(entries: list[Entry], n_bytes: int) -> None:
 
 def write_safetensors(
     folder: Path,
-    tensors: Iterable[TensorSource],
+    tensors: Iterable[tuple[str, Sequence[int], BlockFormat, Source]],
     shard_bytes: float = SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write `model.safetensors`, or shards of at most `shard_bytes` and their index; returns the paths.
 
     tensors:   (name, shape in NumPy order, format F32, F16 or BF16, raw); raw is an array, bytes, or a callable
-               that makes it. Callables run one after the other, so that one tensor at a time is in memory.
+               that makes one or an iterator of several, its bytes in order. Callables run one after the other,
+               so that one tensor, or one piece of it, is in memory at a time.
     metadata:  texts by name, {"format": "pt"} unless given, which readers of the field expect.
 
     The folder must hold no weights of that name yet: several files cannot be replaced as one. Each file is
@@ -176,9 +179,12 @@ def write_safetensors(
     return written
 
 
-def _plan(tensors: Iterable[TensorSource]) -> tuple[list[Entry], dict[str, Raw | Callable[[], Raw]]]:
+def _plan(
+    tensors: Iterable[tuple[str, Sequence[int], BlockFormat, Source]],
+) -> tuple[list[Entry], dict[str, Source]]:
     """The tensors' entries, each as if it stood alone, and what makes their bytes."""
-    entries, sources = [], {}
+    entries: list[Entry] = []
+    sources: dict[str, Source] = {}
     for name, shape, block_format, source in tensors:
         if name in sources or name == METADATA:
             raise UsageError(f"tensor {quoted(name)} appears twice, or has a name that the format keeps for itself")
@@ -216,7 +222,7 @@ def _shard_paths(folder: Path, n: int) -> list[Path]:
 def _write_file(
     file: BinaryIO,
     entries: list[Entry],
-    sources: Mapping[str, Raw | Callable[[], Raw]],
+    sources: Mapping[str, Source],
     metadata: Mapping[str, str],
 ) -> None:
     # Wider numbers first, so that each lies at a multiple of its size, which some readers need.
@@ -230,13 +236,16 @@ def _write_file(
     text += b" " * (-len(text) % 8)
     file.write(_LENGTH.pack(len(text)) + text)
     for entry in entries:
-        source = sources[entry.name]
-        raw = source() if callable(source) else source
-        if not isinstance(raw, bytes):
-            raw = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
-        if len(raw) != entry.end:
-            raise UsageError(f"tensor {quoted(entry.name)} was given {len(raw)} bytes; it has {entry.end}")
-        file.write(memoryview(raw))
+        n_bytes = sum(file.write(piece) for piece in _pieces(sources[entry.name]))
+        if n_bytes != entry.end:
+            raise UsageError(f"tensor {quoted(entry.name)} was given {n_bytes} bytes; it has {entry.end}")
+
+
+def _pieces(source: Source) -> Iterator[bytes | memoryview]:
+    """A tensor's bytes, in one piece or as they are made."""
+    made = source() if callable(source) else source
+    for piece in made if isinstance(made, Iterator) else [made]:
+        yield piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
 
 
 def _index(paths: list[Path], shards: list[list[Entry]]) -> bytes:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgellm.errors import FormatError
 from edgellm.formats.gguf.header import quoted
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 MAX_BYTES = 100_000_000
 MAX_VALUES = 1 << 21  # bounds memory: a byte of JSON can become a Python object of 64
-MAX_DIGITS = 20  # of a whole number: more than 64 bits need
+MAX_DIGITS = 64  # of a whole number; transformers writes 1e30 where there is no limit
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object that `raw` is, in the file's order; FormatError says what else it is."""
-    if len(raw) > MAX_BYTES:
-        raise FormatError(f"its JSON has {len(raw)} bytes; edgellm reads at most {MAX_BYTES}")
+def parse_object(data: NDArray[np.uint8]) -> dict[str, Any]:
+    """The JSON object in uint8[n_bytes] of a file, in the file's order; FormatError says what else it is."""
+    if len(data) > MAX_BYTES:
+        raise FormatError(f"its JSON has {len(data)} bytes; edgellm reads at most {MAX_BYTES}")
+    raw = data.tobytes()
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
         raise FormatError(f"its JSON holds more than {MAX_VALUES} values")
     try:

@@ -36,6 +36,7 @@ EXTRA_ZIP64 = 1  # the extra field that holds numbers of 64 bits
 IN_ZIP64 = 0xFFFFFFFF  # stands where that field has the number
 
 MAX_ENTRIES = 1 << 18
+MAX_DIRECTORY_BYTES = 64 << 20
 MAX_COMMENT = 0xFFFF
 
 
@@ -53,7 +54,7 @@ def read_archive(data: NDArray[np.uint8]) -> dict[str, Member]:
     FormatError when the bytes break the rules of zip, UnsupportedError when an entry is compressed or encrypted.
     """
     n_entries, directory, directory_end = _find_directory(data)
-    if n_entries > MAX_ENTRIES:
+    if n_entries > MAX_ENTRIES or directory_end - directory > MAX_DIRECTORY_BYTES:
         raise FormatError(f"its zip archive claims {n_entries} entries; edgellm reads at most {MAX_ENTRIES}")
     members: dict[str, Member] = {}
     position = directory
@@ -90,7 +91,7 @@ def _find_directory(data: NDArray[np.uint8]) -> tuple[int, int, int]:
         raise FormatError("its zip archive is in several parts, or bytes follow it")
     before = end - _LOCATOR64.size
     if before >= 0 and data[before : before + 4].tobytes() == LOCATOR64_MAGIC:
-        _, _, end, _ = _LOCATOR64.unpack_from(data, before)
+        _, _, end, _ = _LOCATOR64.unpack_from(data.data, before)
         fields = _unpack(_END64, data, end, before, END64_MAGIC, "the 64-bit end of its zip archive")
         n_entries, size, start = fields[7:10]
     if start + size > end:
@@ -104,7 +105,7 @@ def _unpack(
     """The fields of a record at byte `at`, which must end before `limit` and start with its magic bytes."""
     if at + layout.size > limit:
         raise FormatError(f"{what} is cut off or lies outside of the file")
-    fields = layout.unpack_from(data, at)
+    fields = layout.unpack_from(data.data, at)
     if fields[0] != magic:
         raise FormatError(f"{what} starts with {fields[0]!r}, expected {magic!r}")
     return fields

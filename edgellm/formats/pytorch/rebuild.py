@@ -88,18 +88,13 @@ def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     return {}
 
 
-_STORAGE_TYPES = {
-    **{"Float": "F32", "Half": "F16", "BFloat16": "BF16", "Double": "F64"},
-    **{"Long": "I64", "Int": "I32", "Short": "I16", "Char": "I8", "Byte": "U8", "Bool": "BOOL"},
-    **{"ComplexFloat": "C64", "ComplexDouble": "C128"},
-}
-_DTYPES = {
-    **{"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "bool": "BOOL"},
-    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
-    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"},
-    **{"float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ"},
-}
+_STORAGE_TYPES = dict(Float="F32", Half="F16", BFloat16="BF16", Double="F64", ComplexFloat="C64", ComplexDouble="C128")
+_STORAGE_TYPES |= dict(Long="I64", Int="I32", Short="I16", Char="I8", Byte="U8", Bool="BOOL")
+_DTYPES = dict(float32="F32", float16="F16", bfloat16="BF16", float64="F64", complex64="C64", complex128="C128")
+_DTYPES |= dict(int8="I8", int16="I16", int32="I32", int64="I64", bool="BOOL")
+_DTYPES |= dict(uint8="U8", uint16="U16", uint32="U32", uint64="U64")
+_DTYPES |= dict(float8_e4m3fn="F8_E4M3", float8_e5m2="F8_E5M2", float8_e8m0fnu="F8_E8M0")
+_DTYPES |= dict(float8_e4m3fnuz="F8_E4M3FNUZ", float8_e5m2fnuz="F8_E5M2FNUZ")
 NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): Function(_ordered_dict),
     ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Tensors whose numbers lie apart from each other (a transposed matrix) are copied, of all of them at most this.
 MAX_COPIED_BYTES = 256 << 20
+MAX_PICKLE = 64 << 20
+MAX_BYTE_ORDER = 16
 
 PICKLE, BYTE_ORDER, STORAGES = "data.pkl", "byteorder", "data/"
 
@@ -58,16 +60,18 @@ def _read_state_dict(data: NDArray[np.uint8]) -> tuple[dict[str, Member], dict[s
         raise FormatError(f"its zip archive holds {len(pickles)} entries {PICKLE}; a PyTorch file has one")
     prefix = pickles[0].removesuffix(PICKLE)
 
-    def content(name: str) -> bytes:
-        member = members[prefix + name]
-        return data[member.start : member.start + member.size].tobytes()
-
-    if prefix + BYTE_ORDER in members and content(BYTE_ORDER) != b"little":
-        raise UnsupportedError(f"its byte order is {quoted(str(content(BYTE_ORDER)))}; expected little")
+    if (order := members.get(prefix + BYTE_ORDER)) and _content(data, order, MAX_BYTE_ORDER) != b"little":
+        raise UnsupportedError("its byte order is not little, as of this machine; save it again on one like this")
     storages = prefix + STORAGES
-    found = PickleReader(content(PICKLE), NAMES, find_storage).read()
+    found = PickleReader(_content(data, members[pickles[0]], MAX_PICKLE), NAMES, find_storage).read()
     keys = {name.removeprefix(storages): member for name, member in members.items() if name.startswith(storages)}
     return keys, _tensors_by_name(found)
+
+
+def _content(data: NDArray[np.uint8], member: Member, most: int) -> bytes:
+    if member.size > most:
+        raise FormatError(f"it holds a zip entry of {member.size} bytes where edgellm reads at most {most}")
+    return data[member.start : member.start + member.size].tobytes()
 
 
 def _tensors_by_name(found: Any) -> dict[str, StoredTensor]:
@@ -127,20 +131,15 @@ def _check_bounds(tensor: StoredTensor, members: dict[str, Member]) -> int:
         raise FormatError(f"its storage {quoted(storage.key)} is missing in the zip archive")
     item = BITS[tensor.dtype] // 8
     n_bytes = storage.size if storage.dtype is None else storage.size * item
-    if members[storage.key].size != n_bytes:
-        held = members[storage.key].size
-        raise FormatError(
-            f"its storage {quoted(storage.key)} should have {n_bytes} bytes, the zip archive holds {held}"
-        )
+    if (held := members[storage.key].size) != n_bytes:
+        raise FormatError(f"its storage {quoted(storage.key)} should have {n_bytes} bytes, but has {held}")
     if n_elements == 0:
         return 0
     last = tensor.offset + sum((dim - 1) * stride for dim, stride in zip(tensor.shape, tensor.strides, strict=True))
     if (last + 1) * item > n_bytes:
         raise FormatError(f"it reaches to number {last} of a storage that has {n_bytes // item}")
     if n_elements * item > n_bytes:
-        raise UnsupportedError(
-            "it repeats the numbers of its storage (an expanded tensor); save it after .contiguous()"
-        )
+        raise UnsupportedError("it is expanded, its numbers stand for several; save it again after .contiguous()")
     return n_elements * item
 
 

@@ -1,0 +1,30 @@
+"""edgellm export"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
+              help="The folder to make.")  # fmt: skip
+@click.option("--type", "dtype", type=click.Choice(["f16", "bf16", "f32"], case_sensitive=False), default="bf16",
+              show_default=True, help="Type of the weights.")  # fmt: skip
+def command(model: str, output: Path, dtype: str) -> None:
+    """Write a GGUF file as a Hugging Face folder: safetensors, config.json, tokenizer.
+
+    MODEL is a GGUF file or a model's name. Quantized weights become floats, so that `transformers` can load them;
+    what quantizing lost stays lost.
+    """
+    from edgellm.cli import models
+    from edgellm.cli.progress import Progress
+    from edgellm.cli.terminal import note
+    from edgellm.convert.export import export
+
+    path = models.path_of(model)
+    with Progress() as progress:
+        export(path, output, dtype.lower(), progress)
+    note(f"wrote {output}")
