@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ class Part:
     name:       in the target.
     tensor:     as the source holds it.
     row_order:  int32 [n_rows], for Llama's queries and keys, whose rotary pairs GGUF has as neighbours; None
-                keeps the order.
+                keeps the order. In a tensor of one dimension, every number is a row.
     offset:     for Gemma's norms, of which checkpoints hold what they differ from one.
     """
 
@@ -28,3 +29,22 @@ class Part:
     tensor: Tensor
     row_order: NDArray[np.int32] | None = None
     offset: float = 0.0
+
+    @property
+    def n_cols(self) -> int:
+        """Weights in a row."""
+        if self.row_order is not None and len(self.tensor.shape) == 1:
+            return 1
+        return self.tensor.shape[-1] if self.tensor.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        return prod(self.tensor.shape) // self.n_cols
+
+    def raw(self, rows: slice) -> NDArray[np.uint8]:
+        """The source's bytes of some rows of the target: uint8 [n, row_bytes]."""
+        all_rows = self.tensor.raw.reshape(self.n_rows, -1)
+        return all_rows[rows] if self.row_order is None else all_rows[self.row_order[rows]]
+
+    def piece_bytes(self, rows: slice) -> int:
+        return (rows.stop - rows.start) * self.tensor.n_bytes // self.n_rows

@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(tensors, folder / "model.safetensors")
-    refused(folder, FormatError, "NaN", "blk.1.ffn_up.weight")
+    refused(folder, FormatError, "NaN", "model.layers.1.mlp.up_proj.weight")
 
 
 def test_weights_that_are_no_floats(folder: Path) -> None:

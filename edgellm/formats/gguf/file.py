@@ -34,7 +34,7 @@ class GGUFFile:
 
     metadata:  values are int, float, bool, str, StringArray or a NumPy array, read-only views of the file.
     tensors:   by name, in the file's order.
-    n_bytes:   size on disk, of all parts.
+    n_bytes:   size on disk, of all parts. paths: of all parts.
 
     Close it, or use it in a `with`.
     """
@@ -56,6 +56,7 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.paths: list[Path] = []
         self.n_bytes = 0
         self._maps: list[mmap.mmap] = []
         tensors: dict[str, Tensor] = {}
@@ -98,6 +99,7 @@ class GGUFFile:
     def _add_part(self, path: Path, tensors: dict[str, Tensor]) -> Header:
         """Map one file and add its tensors to `tensors`."""
         mapped = _map_file(path)
+        self.paths.append(path)
         self._maps.append(mapped)
         self.n_bytes += len(mapped)
         try:

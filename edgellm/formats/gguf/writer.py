@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Raw: TypeAlias = NDArray[Any] | bytes
-    TensorSource: TypeAlias = tuple[str, Sequence[int], BlockFormat, Raw | Callable[[], Raw]]
+    TensorSource: TypeAlias = tuple[str, Sequence[int], BlockFormat, Raw | Callable[[], Raw | Iterator[Raw]]]
 
 
 class GGUFWriter:
@@ -29,8 +29,9 @@ class GGUFWriter:
     metadata:  bool, str, int (stored as u32, or the first of i32, u64, i64 that holds it), float (f32);
                sequences of str or bytes, of int (i32 or i64), of float (f32) or of bool; NumPy scalars and
                arrays, which keep their exact type. `general.alignment` is obeyed.
-    tensors:   (name, shape in NumPy order, format, raw); raw is an array, bytes, or a callable that makes it.
-               Callables run one after the other while writing, so that one tensor at a time is in memory.
+    tensors:   (name, shape in NumPy order, format, raw); raw is an array, bytes, or a callable that makes it, whole
+               or piece by piece. Callables run one after the other while writing, so that one tensor, or one piece
+               of it, at a time is in memory.
 
     UsageError for what GGUF cannot hold, or a tensor whose bytes are not what its shape and format need.
     """
@@ -60,10 +61,14 @@ class GGUFWriter:
         header = self._header(sizes)
         file.write(header + self._padding(len(header)))
         for (name, _, _, source), n_bytes in zip(self.tensors, sizes, strict=True):
-            raw = np.frombuffer(np.ascontiguousarray(source() if callable(source) else source), np.uint8)
-            if raw.nbytes != n_bytes:
-                raise UsageError(f"tensor {name!r} was given {raw.nbytes} bytes; it has {n_bytes}")
-            file.write(raw.data)
+            content = source() if callable(source) else source
+            n_written = 0
+            for piece in content if isinstance(content, Iterator) else (content,):
+                raw = np.frombuffer(np.ascontiguousarray(piece), np.uint8)
+                n_written += raw.nbytes
+                file.write(raw.data)
+            if n_written != n_bytes:
+                raise UsageError(f"tensor {name!r} was given {n_written} bytes; it has {n_bytes}")
             file.write(self._padding(n_bytes))
 
     def _header(self, sizes: list[int]) -> bytes:

@@ -1,0 +1,137 @@
+"""A GGUF file into a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.convert.parts import Part
+from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of
+from edgellm.convert.writer import write_model
+from edgellm.errors import FileProblem, UsageError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.quants import FORMATS, BlockFormat
+from edgellm.quants.floats import FloatFormat
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was written.
+
+    formats:   of every tensor. warnings: what a person should know.
+    """
+
+    path: Path
+    n_bytes: int
+    bits_per_weight: float
+    formats: Mapping[str, BlockFormat]
+    warnings: Sequence[str]
+
+
+def quantize_file(
+    source: Path,
+    target: Path,
+    type_name: str,
+    *,
+    overrides: Sequence[str] = (),
+    importance: Mapping[str, NDArray[Any]] | None = None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Write `target` with the weights of `source` in the types of a recipe.
+
+    type_name, overrides:  see `recipes`. importance: mean squared inputs by tensor, see `formats.imatrix`.
+
+    Raises FileProblem, FormatError (a tensor that holds NaN), UsageError (an unknown type, OUT equal to IN).
+    """
+    recipe = recipe_of(type_name)
+    with open_model(source, target) as file:
+        parts = parts_of(file)
+        formats = choose_formats(recipe, parts, file.metadata, overrides)
+        return write_quantized(file, target, formats, recipe, importance=importance,
+                               n_threads=n_threads, progress=progress)  # fmt: skip
+
+
+def open_model(source: Path, target: Path) -> GGUFFile:
+    """The file to be quantized. UsageError when it would be written over."""
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; expected the name of a file to write")
+    file = GGUFFile.open(source)
+    if target.exists() and any(target.samefile(path) for path in file.paths):
+        file.close()
+        raise UsageError(f"{target} is the file that is being read; choose another name to write")
+    return file
+
+
+def parts_of(file: GGUFFile) -> list[Part]:
+    """The file's tensors, as they are."""
+    if not file.tensors:
+        raise FileProblem(f"{file.path} holds no tensors")
+    return [Part(name, tensor) for name, tensor in file.tensors.items()]
+
+
+def write_quantized(
+    file: GGUFFile,
+    target: Path,
+    formats: Mapping[str, BlockFormat],
+    recipe: Recipe,
+    *,
+    importance: Mapping[str, NDArray[Any]] | None = None,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Write `target` with every tensor in its format; `recipe` says what the file calls itself."""
+    parts = parts_of(file)
+    _check_importance(importance or {}, parts)
+    metadata = {key: value for key, value in file.metadata.items() if not key.startswith("split.")}
+    metadata |= {"general.quantization_version": QUANTIZATION_VERSION} | recipe.metadata
+    write_model(target, metadata, parts, formats, importance=importance, n_threads=n_threads, progress=progress)
+    n_bytes = sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts)
+    n_weights = sum(prod(part.tensor.shape) for part in parts)
+    warnings = [*_requantized(parts, formats), *_without_importance(importance, parts, formats)]
+    return Quantized(target, target.stat().st_size, 8 * n_bytes / n_weights, formats, warnings)
+
+
+def _check_importance(importance: Mapping[str, NDArray[Any]], parts: Sequence[Part]) -> None:
+    """An importance matrix must have been made for a model of these shapes."""
+    by_name = {part.name: part for part in parts}
+    for name, values in importance.items():
+        part = by_name.get(name)
+        if part and len(values) != part.n_cols:
+            raise UsageError(
+                f"the importance matrix has {len(values)} columns for {name}, which has {part.n_cols}; "
+                "it was made for another model"
+            )
+    if importance and not any(name in by_name for name in importance):
+        raise UsageError("the importance matrix names none of this model's tensors; it was made for another model")
+
+
+def _requantized(parts: Sequence[Part], formats: Mapping[str, BlockFormat]) -> list[str]:
+    again = {
+        str(part.tensor.format)
+        for part in parts
+        if formats[part.name] is not part.tensor.format
+        and not isinstance(part.tensor.format, FloatFormat)
+        and not isinstance(formats[part.name], FloatFormat)
+    }
+    if not again:
+        return []
+    return [f"weights were quantized before ({', '.join(sorted(again))}); quantizing the original loses less"]
+
+
+def _without_importance(
+    importance: Mapping[str, NDArray[Any]] | None, parts: Sequence[Part], formats: Mapping[str, BlockFormat]
+) -> list[str]:
+    if not importance:
+        return []
+    coarse = [part.name for part in parts if formats[part.name] in map(FORMATS.get, ("Q2_K", "Q3_K"))]
+    missing = [name for name in coarse if name not in importance]
+    return [f"the importance matrix says nothing of {len(missing)} tensors, {missing[0]} first"] if missing else []

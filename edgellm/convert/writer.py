@@ -1,0 +1,106 @@
+"""Streaming a model into a GGUF file: a few rows at a time are dequantized, quantized and written.
+
+Threads work on neighbouring pieces of a tensor, and the pieces are written in order. So memory holds a few pieces,
+whatever the size of the model, and the file does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgellm.convert.parts import Part
+from edgellm.convert.rows import Encoder, rows_of
+from edgellm.engine.threads import default_threads
+from edgellm.errors import FileProblem, FormatError
+from edgellm.formats.gguf import GGUFWriter
+from edgellm.quants import BlockFormat
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PIECE_WEIGHTS = 1 << 20  # 4 MB as floats: a few for each thread
+
+
+def write_model(
+    target: Path,
+    metadata: Mapping[str, Any],
+    parts: Sequence[Part],
+    formats: Mapping[str, BlockFormat],
+    *,
+    importance: Mapping[str, NDArray[Any]] | None = None,
+    n_threads: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Write `target`, which takes its name only when it is whole.
+
+    formats:     of every tensor, by its name in the target.
+    importance:  float32 [n_cols] by name: how much each column matters (see `edgellm.formats.imatrix`).
+    progress:    (bytes of the source done, bytes in all, what).
+
+    Raises FormatError naming a tensor that holds NaN or infinity, FileProblem when the disk has too little room.
+    """
+    n_threads = n_threads or default_threads()
+    encoder = Encoder(importance or {})
+    total, done = sum(part.tensor.n_bytes for part in parts), 0
+
+    def pieces_of(part: Part) -> Iterator[NDArray[Any]]:
+        nonlocal done
+
+        def encode(rows: slice) -> NDArray[Any]:
+            try:
+                return encoder.encode(part, rows, formats[part.name])
+            except FormatError as problem:
+                raise FormatError(f"tensor {part.tensor.name!r}: {problem}") from None
+
+        for piece, raw in _in_order(pool, n_threads + 2, encode, rows_of(part, PIECE_WEIGHTS)):
+            yield raw
+            done += part.piece_bytes(piece)
+            if progress:
+                progress(done, total, f"writing {target.name}")
+
+    def source(part: Part) -> Callable[[], Iterator[NDArray[Any]]]:
+        return lambda: pieces_of(part)
+
+    tensors = [(part.name, part.tensor.shape, formats[part.name], source(part)) for part in parts]
+    _check_room(target, [(part, formats[part.name]) for part in parts])
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="edgellm-quantize")
+    try:
+        GGUFWriter(target, metadata, tensors).write()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, n_ahead: int, work: Callable[[T], R], items: Iterable[T]
+) -> Iterator[tuple[T, R]]:
+    """Each item and work(item), in order, while the pool is at most n_ahead items further."""
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(work, item)))
+        if len(waiting) > n_ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    while waiting:
+        first, future = waiting.popleft()
+        yield first, future.result()
+
+
+def _check_room(target: Path, tensors: Sequence[tuple[Part, BlockFormat]]) -> None:
+    """The disk must hold the whole file before hours of work begin."""
+    folder = next((folder for folder in target.absolute().parents if folder.exists()), None)
+    if folder is None:
+        return
+    needed = sum(part.n_rows * block_format.row_bytes(part.n_cols) for part, block_format in tensors)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise FileProblem(
+            f"{target} needs {needed / 1e9:.2f} GB, and the disk of {folder} has {free / 1e9:.2f} GB free"
+        )

@@ -1,0 +1,222 @@
+"""A converted tokenizer gives the ids of the original, for every kind of tokenizer file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from unicodedata import normalize, ucd_3_2_0
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Original
+
+from edgellm.convert.vocabulary import tokenizer_metadata
+from edgellm.convert.vocabulary import tiktoken_file as families
+from edgellm.convert.vocabulary.tiktoken_file import Family
+from edgellm.errors import EdgellmError, UnsupportedError
+from edgellm.text import Tokenizer, load_tokenizer
+from edgellm.text.pretokenizers import PRETOKENIZERS
+from tests.convert import tokenizer_folders as folders
+from tests.text import oracles
+
+N_VOCAB = 1000
+SPELLED = st.sampled_from([*folders.SPECIAL, *folders.ADDED, "<s>", "</s>", "<unk>", "<turn>", "[CLS]", "[MASK]"])
+TEXTS = st.lists(st.one_of(oracles.texts, SPELLED), max_size=4).map("".join)
+LONG = [*oracles.CORPUS[:9], "".join(oracles.CORPUS[:9]), *(" " * n + "x" for n in range(20)), "\n\n\n  \n a", "aaaaaaa"]
+
+
+def converted(folder: Path) -> Tokenizer:
+    metadata = tokenizer_metadata(folder, N_VOCAB)
+    assert len(metadata["tokenizer.ggml.tokens"]) == len(metadata["tokenizer.ggml.token_type"]) == N_VOCAB
+    return load_tokenizer(metadata)
+
+
+def same(
+    ours: Callable[[str], list[int]], theirs: Callable[[str], list[int]], n: int = 100, texts: st.SearchStrategy = TEXTS
+) -> None:
+    for text in LONG:
+        assert ours(text) == theirs(text), text
+
+    @settings(max_examples=n, deadline=None)
+    @given(texts)
+    def check(text: str) -> None:
+        assert ours(text) == theirs(text)
+
+    check()
+
+
+def same_as_tokenizers(ours: Tokenizer, original: Original, n: int = 100, **options: st.SearchStrategy) -> None:
+    """With special tokens in the text and around it, and with text only."""
+    same(lambda text: ours.encode(text, True, True), lambda text: original.encode(text).ids, n, **options)
+    original.encode_special_tokens = True
+    same(ours.encode, lambda text: original.encode(text, add_special_tokens=False).ids, n // 2, **options)
+
+
+@pytest.mark.parametrize("pre", PRETOKENIZERS)
+def test_byte_level(tmp_path, pre):
+    original = folders.byte_level(tmp_path, pre)
+    found = tokenizer_metadata(tmp_path, N_VOCAB)["tokenizer.ggml.pre"]
+    theirs, ours = PRETOKENIZERS[found], PRETOKENIZERS[pre]
+    assert (theirs.patterns, theirs.nfc, theirs.ignore_merges) == (ours.patterns, ours.nfc, ours.ignore_merges)
+    same_as_tokenizers(converted(tmp_path), original, 40)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "llama-bpe"])
+def test_byte_level_with_a_token_in_front(tmp_path, pre):
+    original = folders.byte_level(tmp_path, pre, add_bos=True)
+    ours = converted(tmp_path)
+    assert ours.encode("", add_special=True) == [ours.bos_id] == [original.token_to_id("<|end|>")]
+    same_as_tokenizers(ours, original)
+
+
+def test_merges_may_be_texts(tmp_path):
+    original = folders.byte_level(tmp_path, "smollm")
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    values["model"]["merges"] = [" ".join(pair) for pair in values["model"]["merges"]]
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    same_as_tokenizers(converted(tmp_path), original)
+
+
+def test_gpt2_layout(tmp_path):
+    original = folders.train_byte_level("gpt-2")
+    original.add_special_tokens(["<|endoftext|>"])
+    vocab, merges = original.model.save(str(tmp_path))
+    assert Path(vocab).name == "vocab.json" and Path(merges).name == "merges.txt"
+    values = folders.read_json(Path(vocab)) | {"<|endoftext|>": original.token_to_id("<|endoftext|>")}
+    folders.write_json(Path(vocab), values)
+    folders.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    ours = converted(tmp_path)
+    assert ours.bos_id == ours.eos_id == original.token_to_id("<|endoftext|>")
+    same_as_tokenizers(ours, original)
+
+
+def test_gpt2_layout_of_an_unknown_class_is_refused(tmp_path):
+    folders.train_byte_level("gpt-2").model.save(str(tmp_path))
+    with pytest.raises(UnsupportedError, match="do not say how text is cut"):
+        tokenizer_metadata(tmp_path, N_VOCAB)
+    folders.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "BloomTokenizerFast"})
+    with pytest.raises(UnsupportedError, match="'BloomTokenizer'"):
+        tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+@pytest.mark.parametrize(("pre", "pattern"), [("llama-bpe", oracles.LLAMA3), ("qwen2", oracles.QWEN2)])
+def test_tiktoken_file(tmp_path, monkeypatch, pre, pattern):
+    tiktoken = pytest.importorskip("tiktoken")
+    tokens = folders.ranked_tokens(pre)
+    folders.tiktoken_file(tmp_path / "tokenizer.model", tokens)
+    family = Family("Small", pre, lambda: folders.SPECIAL, {"bos": "<|end|>", "eos": "<|im_end|>"}, add_bos=True)
+    monkeypatch.setitem(families.FAMILIES, len(tokens), family)
+    special = {text: len(tokens) + i for i, text in enumerate(folders.SPECIAL)}
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    original = tiktoken.Encoding("small", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    ours = converted(tmp_path)
+
+    def theirs(text: str, **options: object) -> list[int]:
+        return original.encode(normalize("NFC", text) if pre == "qwen2" else text, **options)
+
+    same(ours.encode, lambda text: theirs(text, disallowed_special=()))
+    same(lambda text: ours.encode(text, parse_special=True), lambda text: theirs(text, allowed_special="all"))
+    assert ours.encode("", add_special=True) == [special["<|end|>"]] and ours.eos_id == special["<|im_end|>"]
+
+
+def test_a_tiktoken_file_of_an_unknown_family_is_refused(tmp_path):
+    folders.tiktoken_file(tmp_path / "small.tiktoken", folders.ranked_tokens("qwen2"))
+    with pytest.raises(UnsupportedError, match=r"small\.tiktoken.*does not say how text is cut.*Llama 3 \(128,000\)"):
+        tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+@pytest.mark.parametrize("n", families.FAMILIES)
+def test_special_tokens_of_a_family_are_unique(n):
+    special = families.FAMILIES[n].special()
+    assert len(set(special)) == len(special) and set(families.FAMILIES[n].roles.values()) <= set(special)
+
+
+def test_tekken(tmp_path):
+    tiktoken = pytest.importorskip("tiktoken")
+    tokens = folders.ranked_tokens("tekken")
+    folders.tekken(tmp_path / "tekken.json", tokens)
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    original = tiktoken.Encoding("small", pat_str=oracles.TEKKEN, mergeable_ranks=ranks, special_tokens={})
+    ours = converted(tmp_path)
+    same(ours.encode, lambda text: [rank + 30 for rank in original.encode(text)])
+    assert ours.encode("", add_special=True) == [1]
+    assert ours.encode("[INST]<SPECIAL_29>", parse_special=True) == [3, 29]
+    assert ours.special_tokens["pad_token"] == "<pad>"
+
+
+@pytest.mark.parametrize("space_prefix", [True, False])
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_sentencepiece_model(tmp_path, space_prefix, byte_fallback):
+    original = folders.sentencepiece(tmp_path, space_prefix=space_prefix, byte_fallback=byte_fallback)
+    ours = converted(tmp_path)
+    texts = oracles.texts  # user-defined tokens in it, but no control tokens
+    same(ours.encode, original.encode, texts=texts)
+    same(lambda text: ours.encode(text, True), lambda text: original.encode(text, add_bos=True), 30, texts=texts)
+
+
+@pytest.mark.parametrize("space_prefix", [True, False])
+def test_merges_made_of_a_sentencepiece_model(tmp_path, space_prefix):
+    original = folders.of_sentencepiece(tmp_path, space_prefix)
+    same_as_tokenizers(converted(tmp_path), original, 150)
+
+
+def test_metaspace_is_as_the_model_it_was_made_of(tmp_path):
+    folders.of_sentencepiece(tmp_path)
+    plain = tokenizer_metadata(tmp_path, N_VOCAB)
+    folders.of_sentencepiece(tmp_path, metaspace=True)
+    ours = tokenizer_metadata(tmp_path, N_VOCAB)
+    assert plain.keys() == ours.keys()
+    for key, value in plain.items():
+        assert np.array_equal(value, ours[key]), key
+
+
+def test_merges_trained_by_tokenizers(tmp_path):
+    original = folders.trained_spaces(tmp_path)
+    same_as_tokenizers(converted(tmp_path), original, 150)
+
+
+def test_merges_that_scores_cannot_express_are_refused(tmp_path):
+    folders.trained_spaces(tmp_path)
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    merges = values["model"]["merges"]
+    long = next(i for i, pair in enumerate(merges) if len("".join(pair)) > 3)
+    merges[long] = ["".join(merges[long])[:1], "".join(merges[long])[1:]]  # a half that merging never leaves so
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    with pytest.raises(EdgellmError, match=r"scores cannot express|vocabulary lacks"):
+        tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+def accents_agree(text: str) -> bool:
+    """Whether all characters are older than the Unicode tables of `tokenizers`."""
+    return all(ucd_3_2_0.category(char) != "Cn" for char in text)
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_wordpiece(tmp_path, lowercase):
+    original = folders.word_pieces(tmp_path, lowercase)
+    ours = converted(tmp_path)
+
+    @settings(max_examples=150, deadline=None)
+    @given(TEXTS)
+    def check(text: str) -> None:
+        assume(accents_agree(text))
+        assert ours.encode(text, True, True) == original.encode(text).ids
+
+    check()
+    for text in LONG:
+        assert ours.encode(text, True, True) == original.encode(text).ids
+    (tmp_path / "tokenizer.json").unlink()
+    folders.write_json(tmp_path / "tokenizer_config.json", {"do_lower_case": lowercase})
+    again = converted(tmp_path)
+    for text in LONG:
+        assert again.encode(text, True, True) == original.encode(text).ids
+
+
+def test_a_japanese_bert_is_refused(tmp_path):
+    folders.word_pieces(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    folders.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"})
+    with pytest.raises(UnsupportedError, match="BertJapaneseTokenizer"):
+        tokenizer_metadata(tmp_path, N_VOCAB)
