@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -42,7 +42,9 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
     On any error, Ctrl-C included, the half-written file is removed and the target stays as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    # Not by tempfile, whose files nobody else may read.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

@@ -15,6 +15,7 @@ DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
 KV_TYPES = ("f16", "q8_0", "f32")
 DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
+LEAST_WINDOW = 8  # some to read and some to score
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
 
 

@@ -16,7 +16,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 import edgellm
 from edgellm import files
+from edgellm.evaluate import Distance
 
 HERE = Path(__file__).parent
 
@@ -76,36 +76,6 @@ def peer_logits(python: str, path: Path, ids: list[int]) -> Logits:
         return np.load(logits_file)
 
 
-@dataclass(frozen=True)
-class Distance:
-    """Kullback-Leibler divergence from the reference, in nats, and how often the likeliest token agrees."""
-
-    mean: float
-    median: float
-    percentile_99: float
-    same_top_1: float
-
-    @classmethod
-    def between(cls, expected: Logits, found: Logits) -> Distance:
-        divergences = [_divergence(p, q) for p, q in zip(expected, found, strict=True)]
-        mean, median, high = np.mean(divergences), np.median(divergences), np.percentile(divergences, 99)
-        return cls(float(mean), float(median), float(high), float(np.mean(top_1(expected) == top_1(found))))
-
-
-def _divergence(p_logits: Logits, q_logits: Logits) -> float:
-    p, q = _log_softmax(p_logits), _log_softmax(q_logits)
-    return float(np.exp(p) @ (p - q))
-
-
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
-def top_1(logits: Logits) -> NDArray[np.intp]:
-    return logits.argmax(axis=-1)
-
-
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
@@ -134,9 +104,9 @@ def main() -> None:
 def show(name: str, expected: Logits, found: Logits, whole: Logits | None = None) -> None:
     """A line of the table: the distance from the reference, and from edgellm's own logits of one batch."""
     far = Distance.between(expected, found)
-    line = f"{name:24}{far.mean:10.5f}{far.median:10.5f}{far.percentile_99:10.5f}{far.same_top_1:10.2%}"
+    line = f"{name:24}{far.mean:10.5f}{far.median:10.5f}{far.percentile_99:10.5f}{far.same_top:10.2%}"
     if whole is not None:
-        same = np.mean(top_1(whole) == top_1(found))
+        same = np.mean(whole.argmax(axis=-1) == found.argmax(axis=-1))
         largest = max(float(np.abs(a - b).max()) for a, b in zip(whole, found, strict=True))
         line += f"   {same:10.2%}{largest:12.2g}"
     print(line, flush=True)

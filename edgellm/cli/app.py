@@ -14,6 +14,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -36,6 +37,8 @@ COMMANDS = {
     "imatrix": "Find out which weights matter, for better quantizing.",
 }
 
+# What newer versions of click raise for a command that needs a word more; older ones show the help by themselves.
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 OUTPUT_CLOSED = 141  # 128 + SIGPIPE
 
@@ -95,6 +98,8 @@ def _run(args: list[str]) -> None:
             app.invoke(context)
     except click.exceptions.Exit:  # --help and --version are done
         pass
+    except _NO_ARGUMENTS as asked:
+        click.echo(asked.ctx.get_help())
     if sys.stdout is not None:
         sys.stdout.flush()
 

@@ -14,7 +14,7 @@ from edgellm.cli.options import threads_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT.gguf",
               help="The file to write.")  # fmt: skip
 @click.option("--type", "type_name", default="auto", show_default=True, metavar="TYPE",
-              help="F32, F16, BF16, Q8_0, Q4_K_M, ... (see `edgellm quantize -h`); auto keeps the checkpoint's.")  # fmt: skip
+              help="F32, F16, Q8_0, Q4_K_M, ... (see `edgellm quantize -h`); auto keeps the checkpoint's.")  # fmt: skip
 @click.option("--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE",
               help="Another type for the tensors that PATTERN finds; may stand several times.")  # fmt: skip
 @click.option("--base", metavar="MODEL", help="For an adapter: the model it was made for, a folder or a GGUF file.")

@@ -14,10 +14,10 @@ import click
 @click.option("--type", "dtype", type=click.Choice(["f16", "bf16", "f32"], case_sensitive=False), default="bf16",
               show_default=True, help="Type of the weights.")  # fmt: skip
 def command(model: str, output: Path, dtype: str) -> None:
-    """Write a GGUF file as a Hugging Face folder: safetensors, config.json, tokenizer.
+    """Write a GGUF file as a Hugging Face folder.
 
-    MODEL is a GGUF file or a model's name. Quantized weights become floats, so that `transformers` can load them;
-    what quantizing lost stays lost.
+    MODEL is a GGUF file or a model's name. The folder holds safetensors, config.json and the tokenizer, as
+    `transformers` reads them. Quantized weights become floats; what quantizing lost stays lost.
     """
     from edgellm.cli import models
     from edgellm.cli.progress import Progress

@@ -103,8 +103,8 @@ def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> 
                 raise UnsupportedError(f"{family.classes[0]} has biases on all of {', '.join(half)} or on none")
             config[name] = True
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        if (token_id := file.metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None:
-            config[f"{role}_token_id"] = int(token_id)
+        if f"tokenizer.ggml.{key}_token_id" in file.metadata:
+            config[f"{role}_token_id"] = file.get(f"tokenizer.ggml.{key}_token_id", int)
     return config
 
 

@@ -15,6 +15,8 @@ from edgellm.quants.floats import FloatFormat
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgellm.quants.base import Bytes
+
 
 def rows_of(part: Part, n_weights: int) -> Iterator[slice]:
     """All rows of a part, in slices of about n_weights."""
@@ -32,7 +34,7 @@ class Encoder:
     def __init__(self, importance: Mapping[str, NDArray[Any]]) -> None:
         self._importance = importance
 
-    def encode(self, part: Part, rows: slice, block_format: BlockFormat) -> NDArray[np.uint8]:
+    def encode(self, part: Part, rows: slice, block_format: BlockFormat) -> Bytes:
         """The target's bytes of these rows: uint8 [n_rows, row_bytes].
 
         Raises FormatError when they hold NaN or infinity.

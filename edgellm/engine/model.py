@@ -28,7 +28,6 @@ from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
-
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 
 

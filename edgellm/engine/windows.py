@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgellm.errors import UsageError
+from edgellm.params import LEAST_WINDOW
 from edgellm.text import Tokenizer
-
-LEAST_TOKENS = 8  # of a window: some to read and some to score
 
 
 def windows(
@@ -20,19 +19,20 @@ def windows(
 
     Raises UsageError when the text fills no window.
     """
-    if n_ctx < LEAST_TOKENS:
-        raise UsageError(f"a window of {n_ctx} tokens; expected at least {LEAST_TOKENS}")
+    if n_ctx < LEAST_WINDOW:
+        raise UsageError(f"a window of {n_ctx} tokens; expected at least {LEAST_WINDOW}")
     if n_windows is not None and n_windows < 1:
         raise UsageError(f"{n_windows} windows; expected at least 1")
     if len(token_ids) < n_ctx:
         raise UsageError(
             f"the text has {len(token_ids)} tokens and one window needs {n_ctx}; give a longer text or a shorter window"
         )
-    begin = [tokenizer.bos_id] if adds_bos(tokenizer) else []
+    begin = bos_of(tokenizer)
     n = min(len(token_ids) // n_ctx, n_windows or len(token_ids))
     return [[*begin, *token_ids[i * n_ctx + len(begin) : (i + 1) * n_ctx]] for i in range(n)]
 
 
-def adds_bos(tokenizer: Tokenizer) -> bool:
-    """Whether the model wants a BOS token before every text."""
-    return tokenizer.bos_id is not None and tokenizer.encode("", add_special=True)[:1] == [tokenizer.bos_id]
+def bos_of(tokenizer: Tokenizer) -> list[int]:
+    """The BOS token, if the model wants one before every text."""
+    begin = tokenizer.encode("", add_special=True)[:1]
+    return begin if begin == [tokenizer.bos_id] else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
@@ -118,13 +118,8 @@ def _read_index(index: dict[str, Any], whole: str) -> dict[str, str]:
 
 
 def _is_plain_name(name: str) -> bool:
-    """Whether a name is one of a file in the same folder, on every system."""
-    return (
-        name.isprintable()
-        and name not in ("", ".", "..")
-        and PurePosixPath(name).name == name
-        and PureWindowsPath(name).name == name
-    )
+    """Whether a name is one of a file in the same folder, on every system; Windows knows all separators."""
+    return name.isprintable() and name not in ("", "..") and PureWindowsPath(name).name == name
 
 
 def _merged(parts: list[dict[str, Any]]) -> dict[str, Any]:

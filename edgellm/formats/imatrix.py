@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,8 +77,8 @@ def read_imatrix(path: str | os.PathLike[str]) -> Importance:
         return _named(path, _read_gguf, file)
 
 
-def write_imatrix(path: str | os.PathLike[str], importance: Importance) -> None:
-    """Write the GGUF form, beside its place and then renamed. llama.cpp's own tools read it."""
+def write_imatrix(target: str | os.PathLike[str] | BinaryIO, importance: Importance) -> None:
+    """Write the GGUF form, which llama.cpp's own tools read: to a path, beside it and then renamed, or an open file."""
     metadata: dict[str, Any] = {
         "general.type": KIND,
         "imatrix.datasets": list(importance.datasets),
@@ -92,7 +92,7 @@ def write_imatrix(path: str | os.PathLike[str], importance: Importance) -> None:
         entries.append((f"{name}{SUMS}", sums.shape, FORMATS["F32"], sums))
         counts_shape = (1,) if mean.ndim == 1 else (len(counts), 1)
         entries.append((f"{name}{COUNTS}", counts_shape, FORMATS["F32"], counts))
-    GGUFWriter(path, metadata, entries).write()
+    GGUFWriter(target, metadata, entries).write()
 
 
 def _named(path: Path, read: Callable[[Any], Importance], source: Any) -> Importance:

@@ -92,14 +92,12 @@ def sentencepiece(folder: Path, **options: bool) -> Any:
 def of_sentencepiece(folder: Path, space_prefix: bool = True, metaspace: bool = False) -> Tokenizer:
     """tokenizer.json as `transformers` makes it of a SentencePiece model: every pair that makes a token is a merge."""
     _, model = oracles.train_sentencepiece(space_prefix=space_prefix)
-    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
-    # User-defined pieces are left out: `tokenizers` and SentencePiece look for them at different times.
-    vocab = {piece: i for i, piece in enumerate(pieces)}
-    normal = {
-        piece: model.get_score(i)
-        for i, piece in enumerate(pieces)
-        if not (model.is_control(i) or model.is_unknown(i) or model.is_byte(i)) and model.get_score(i) < 0
-    }
+    n = model.get_piece_size()
+    n_control = next(i for i in range(n) if model.is_byte(i))
+    # `tokenizers` and SentencePiece look for user-defined pieces at different times; here they are control tokens.
+    control = {i: model.id_to_piece(i) if i < 5 else f"<control{i}>" for i in range(n_control)}
+    vocab = {control.get(i, model.id_to_piece(i)): i for i in range(n)}
+    normal = {piece: model.get_score(i) for piece, i in vocab.items() if i >= n_control and not model.is_byte(i)}
     merges = [
         (-score, -i, (piece[:i], piece[i:]))
         for piece, score in normal.items()
@@ -113,8 +111,7 @@ def of_sentencepiece(folder: Path, space_prefix: bool = True, metaspace: bool = 
     else:
         prefix = [normalizers.Prepend("▁")] if space_prefix else []
         original.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
-    control = [piece for i, piece in enumerate(pieces) if model.is_control(i) or model.is_unknown(i)]
-    original.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control])
+    original.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in control.values()])
     original.save(str(folder / "tokenizer.json"))
     return original
 

@@ -180,6 +180,24 @@ class Compiled:
         )
         return out.take()
 
+    def sum_squares(self, x: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        source = rows(x)
+        stride, width = source.shape[1], x.shape[1]
+        walled = np.full(stride + 2, float(SENTINEL))
+        walled[1 : width + 1] = sums
+        self._run(
+            "sum_squares",
+            records.SUM_SQUARES,
+            -(-stride // ROW_ALIGN),
+            len(x),
+            x=source,
+            stride=stride,
+            sums=walled[1:],
+            chunk_cols=ROW_ALIGN,
+        )
+        assert walled[0] == walled[-1] == SENTINEL, "the kernel wrote outside of its sums"
+        return walled[1 : width + 1]
+
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, epsilon: float, n_groups: int = 1) -> np.ndarray:
         n_tokens, width = x.shape
         out = Output(n_tokens, width)

@@ -17,6 +17,8 @@ from .weights import random_weights
 ROUNDINGS = 5e-7
 # Sums of up to 1,000 squares in float32, added in several lanes.
 NORM = 2e-6
+# Sums of a few numbers in float64, in another order.
+FLOAT64_SUM = 1e-14
 # `Vocabulary.exp` is within some units of 6e-8, and its argument, up to 20, was rounded before.
 EXP = 4e-6
 
@@ -73,6 +75,22 @@ def test_add_bias_is_exact(compiled: Compiled, rng, n_tokens: int, width: int) -
 def test_resize_heads_is_exact(compiled: Compiled, rng, n_tokens: int, old: int, new: int) -> None:
     x = normal(rng, n_tokens, 3 * old)
     np.testing.assert_array_equal(compiled.resize_heads(x, 3, new), reference.resize_heads(x, 3, new))
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_sum_squares(compiled: Compiled, rng, n_tokens: int, width: int) -> None:
+    x, sums = normal(rng, n_tokens, width), rng.random(width)
+    got = compiled.sum_squares(x, sums)
+    np.testing.assert_allclose(got, reference.sum_squares(x, sums), rtol=FLOAT64_SUM)
+    in_two = compiled.sum_squares(x[n_tokens // 2 :], compiled.sum_squares(x[: n_tokens // 2], sums))
+    np.testing.assert_array_equal(in_two, got)  # as if in one batch
+
+
+def test_sum_squares_of_what_float32_cannot_hold(compiled: Compiled) -> None:
+    x = np.array([[1e30, 1e-30, 0, np.inf, np.nan]] * 2, np.float32)
+    want = [2e60, 2e-60, 0, np.inf, np.nan]
+    np.testing.assert_allclose(compiled.sum_squares(x, np.zeros(5)), want, rtol=3 * ROUNDINGS)
 
 
 @pytest.mark.parametrize("n_tokens", N_TOKENS)

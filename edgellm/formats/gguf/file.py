@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +14,7 @@ import numpy as np
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.gguf.header import Header, quoted, read_header
 from edgellm.formats.gguf.strings import StringArray
+from edgellm.formats.mapped import map_file
 from edgellm.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -58,7 +56,6 @@ class GGUFFile:
         self.path = path
         self.paths: list[Path] = []
         self.n_bytes = 0
-        self._maps: list[mmap.mmap] = []
         tensors: dict[str, Tensor] = {}
         try:
             header = self._add_part(path, tensors)
@@ -82,10 +79,6 @@ class GGUFFile:
     def close(self) -> None:
         """Let go of the file. The mapping itself goes with the last array that was taken from it."""
         self.metadata, self.tensors = {}, {}
-        for mapped in self._maps:
-            with contextlib.suppress(BufferError):
-                mapped.close()
-        self._maps.clear()
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -98,15 +91,13 @@ class GGUFFile:
 
     def _add_part(self, path: Path, tensors: dict[str, Tensor]) -> Header:
         """Map one file and add its tensors to `tensors`."""
-        mapped = _map_file(path)
+        data = map_file(path, "a GGUF file")
         self.paths.append(path)
-        self._maps.append(mapped)
-        self.n_bytes += len(mapped)
+        self.n_bytes += len(data)
         try:
-            header = read_header(memoryview(mapped))
+            header = read_header(data.data)
         except FileProblem as problem:
             raise type(problem)(f"{path}: {problem}") from None
-        data = np.frombuffer(mapped, np.uint8)
         for info in header.tensors:
             if info.name in tensors:
                 raise FormatError(f"{path}: tensor {quoted(info.name)} is also in another part")
@@ -154,18 +145,3 @@ def get_value(metadata: Mapping[str, Any], key: str, kind: type[T], default: T =
         found = _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
         raise FormatError(f"metadata key {key!r} is {found}; expected {_TYPE_NAMES[kind]}")
     return value
-
-
-def _map_file(path: Path) -> mmap.mmap:
-    try:
-        # Looking first: opening a pipe or device could wait for ever.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise FileProblem(f"{path} is not a file" + (" but a folder" if path.is_dir() else ""))
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise FormatError(f"{path} is empty; expected a GGUF file")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise FileProblem(f"{path} does not exist") from None
-    except (OSError, ValueError) as problem:
-        raise FileProblem(f"{path} cannot be read: {problem}") from None
