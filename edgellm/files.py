@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from edgellm.errors import FileProblem, UsageError
 
 
 def home() -> Path:
@@ -35,23 +39,61 @@ def kernels_folder() -> Path:
     return home() / "kernels"
 
 
+def refuse_target(target: Path, sources: Iterable[Path] = ()) -> None:
+    """Raise UsageError for a `target` that cannot be: a folder, a device, or one of the files that are being read.
+
+    Called before hours of work begin; links and other spellings of a path are followed.
+    """
+    folder = _nearest_folder(target)
+    if not folder.is_dir():
+        raise UsageError(f"{target} cannot be: {folder} is a file")
+    if not target.exists():
+        return
+    if not target.is_file():
+        kind = "a folder" if target.is_dir() else "a device"
+        raise UsageError(f"{target} is {kind}; expected the name of a file to write")
+    if any(target.samefile(source) for source in sources if source.exists()):
+        raise UsageError(f"{target} is a file that is being read; choose another name to write")
+
+
+def check_room(target: Path, n_bytes: int) -> None:
+    """Raise FileProblem when the disk of `target` has less room than `n_bytes`."""
+    folder = _nearest_folder(target)
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise FileProblem(
+            f"{target} needs {n_bytes / 1e9:.2f} GB, and the disk of {folder} has {free / 1e9:.2f} GB free"
+        )
+
+
+def _nearest_folder(target: Path) -> Path:
+    """The folder that a file is in or, while that is not there, the one that it will be made in."""
+    return next(folder for folder in Path(os.path.realpath(target)).parents if folder.exists())
+
+
 @contextlib.contextmanager
 def atomic_write(target: Path) -> Iterator[BinaryIO]:
     """Open a file beside `target` for writing; it takes the target's name only when the block succeeds.
 
-    On any error, Ctrl-C included, the half-written file is removed and the target stays as it was.
+    On any error, Ctrl-C included, the half-written file is removed and the target stays as it was. A target that
+    is a link stays one: what it leads to is written. OSError names the target, whatever could not be done.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    real = Path(os.path.realpath(target))
+    if real.exists() and not real.is_file():
+        raise FileExistsError(errno.EEXIST, "it is a folder or device, not a file", str(target))
+    real.parent.mkdir(parents=True, exist_ok=True)
     # Not by tempfile, whose files nobody else may read.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    temporary = real.with_name(f".{real.name[:32]}.{secrets.token_hex(8)}")
     try:
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(handle, "wb") as file:
             yield file
-        os.replace(temporary, target)
-    except BaseException:
+        os.replace(temporary, real)
+    except BaseException as problem:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(problem, OSError) and problem.filename in (None, str(temporary)):
+            raise type(problem)(problem.errno, problem.strerror, str(target)) from None
         raise
 
 

@@ -1,6 +1,6 @@
 """How far edgellm's logits are from float32 `transformers` on the same weights, and from each other.
 
-    python tools/quality.py MODEL.gguf --tokens 512 --text tools/texts/ordinary.txt --peer ~/peer/bin/python
+    python tools/quality.py MODEL.gguf --tokens 512 --text edgellm/evaluate/ordinary.txt --peer ~/peer/bin/python
 
 The reference dequantizes the same file: `from_pretrained(gguf_file=...)` undoes what conversion to GGUF did
 (the row order of Llama's q and k, the one added to Gemma's norms). It is slow, so its logits are kept in
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 import edgellm
 from edgellm import files
+from edgellm.evaluate import ORDINARY_TEXT
 from edgellm.evaluate import Distance
 
 HERE = Path(__file__).parent
@@ -80,7 +81,7 @@ def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("model", type=Path, help="a GGUF file")
-    parser.add_argument("--text", type=Path, default=HERE / "texts" / "ordinary.txt")
+    parser.add_argument("--text", type=Path, default=ORDINARY_TEXT)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter with llama-cpp-python")
     args = parser.parse_args()

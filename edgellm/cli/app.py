@@ -5,6 +5,7 @@
 2    a wrong option or parameter
 130  stopped by Ctrl-C
 141  standard output was closed (`edgellm ... | head`); says nothing
+143  stopped by SIGTERM (129: by SIGHUP), with nothing left half-written
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import click
 
 from edgellm._version import __version__
+from edgellm.cli.signals import ended_in_order
 from edgellm.cli.terminal import one_line
 from edgellm.errors import EdgellmError
 
@@ -73,7 +75,8 @@ def app() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; errors are one line on standard error."""
     try:
-        _run(sys.argv[1:] if args is None else list(args))
+        with ended_in_order():
+            _run(sys.argv[1:] if args is None else list(args))
         return 0
     except BrokenPipeError:
         _forget_stdout()

@@ -23,19 +23,29 @@ class _WithTypes(click.Command):
 @click.command("quantize", cls=_WithTypes)
 @click.argument("source", metavar="IN.gguf")
 @click.argument("target", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.argument("type_name", metavar="TYPE")
+@click.argument("type_name", metavar="[TYPE]", required=False)
 @click.option("--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE",
               help="Another type for the tensors that PATTERN finds (a part of their name, a regular expression, or a "
               "shell pattern of all of it); may stand several times, and the first that fits counts.")  # fmt: skip
 @click.option("--imatrix", "imatrix_file", type=click.Path(path_type=Path), metavar="FILE",
               help="An importance matrix, from `edgellm imatrix` or from llama.cpp.")  # fmt: skip
+@click.option("--budget", "budget_text", metavar="SIZE|kl=LOSS",
+              help="In place of TYPE: the types that lose least within a size (90MB), or are smallest within a mean KL "
+              "divergence (kl=0.03). Measures how much each matrix matters, which takes a while.")  # fmt: skip
+@click.option("--report", is_flag=True, help="Compare OUT.gguf with IN.gguf, and say what was lost.")
+@click.option("-f", "--file", "text_file", metavar="TEXT",
+              help="For --budget and --report: text like what the model is used for.  [default: an ordinary page]",
+              )  # fmt: skip
 @threads_option
 def command(
     source: str,
     target: Path,
-    type_name: str,
+    type_name: str | None,
     overrides: tuple[str, ...],
     imatrix_file: Path | None,
+    budget_text: str | None,
+    report: bool,
+    text_file: str | None,
     n_threads: int | None,
 ) -> None:
     """Make a GGUF file smaller.
@@ -47,23 +57,52 @@ def command(
       edgellm quantize smollm2-f16.gguf smollm2.gguf Q4_K_M
       edgellm quantize in.gguf out.gguf Q4_K_M --imatrix in.imatrix
       edgellm quantize in.gguf out.gguf Q4_0 --tensor-type ffn_down=q6_k
+      edgellm quantize in.gguf out.gguf --budget 90MB --report
     """
+    from contextlib import ExitStack
+
     from edgellm.cli import models
-    from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import note
     from edgellm.convert.quantize import quantize_file
+    from edgellm.convert.recipes import recipe_of
+    from edgellm.errors import UsageError
 
+    if (type_name is None) == (budget_text is None):
+        raise UsageError("give either a TYPE, such as Q4_K_M, or a --budget")
+    if budget_text and overrides:
+        raise UsageError("--tensor-type goes with a TYPE; a --budget chooses every type itself")
+    if type_name:
+        recipe_of(type_name)  # refuses what cannot work before a model is fetched
     path = models.path_of(source)
-    settings: dict[str, Any] = {"overrides": overrides, "n_threads": n_threads}
-    if imatrix_file is not None:
-        from edgellm.formats.imatrix import read_imatrix
+    importance = _importance(imatrix_file)
+    with ExitStack() as opened:
+        measured = None
+        if budget_text or report:
+            from edgellm.cli.budget import Budget, Measured, quantize_within_budget, show_report
 
-        settings["importance"] = read_imatrix(imatrix_file).tensors
-    with Progress() as progress:
-        done = quantize_file(path, target, type_name, progress=progress, **settings)
-    for line in done.warnings:
-        note(line)
-    note(_summary(path.stat().st_size, done))
+            budget = Budget.parse(budget_text) if budget_text else None
+            measured = opened.enter_context(Measured(path, text_file, n_threads))
+            if budget:
+                done = quantize_within_budget(measured, target, budget, importance, n_threads).quantized
+        if type_name:
+            from edgellm.cli.progress import Progress
+
+            with Progress() as progress:
+                done = quantize_file(path, target, type_name, overrides=overrides, importance=importance,
+                                     n_threads=n_threads, progress=progress)  # fmt: skip
+        for line in done.warnings:
+            note(line)
+        note(_summary(path.stat().st_size, done))
+        if measured and report:
+            show_report(measured.divergence_of(target))
+
+
+def _importance(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from edgellm.formats.imatrix import read_imatrix
+
+    return read_imatrix(path).tensors
 
 
 def _summary(n_bytes_before: int, done: Any) -> str:

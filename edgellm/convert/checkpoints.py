@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from edgellm.convert.recipes import choose_formats, recipe_of
 from edgellm.convert.source import Source
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, UsageError
+from edgellm.files import refuse_target
 
 AS_IT_IS = "auto"
 
@@ -37,8 +38,10 @@ def convert(
 
     Raises FileProblem, FormatError, UnsupportedError or UsageError; then no file is left at `target`.
     """
+    recipe = None if type_name.lower() == AS_IT_IS else recipe_of(type_name)
+    refuse_target(target, _files_of(path, base, tokenizer))
     with open_source(path, base, tokenizer) as source:
-        recipe = recipe_of(_float_type(source) if type_name.lower() == AS_IT_IS else type_name)
+        recipe = recipe or recipe_of(_float_type(source))
         if source.metadata["general.type"] == "adapter" and not recipe.is_float:
             raise UsageError(f"an adapter is kept in floats, not in {recipe.name}; choose F32, F16, BF16 or auto")
         formats = choose_formats(recipe, source.parts, source.metadata, overrides)
@@ -66,6 +69,15 @@ def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = N
     if path.suffix == ".bin":
         return read_llama2c_model(path, tokenizer)
     raise UsageError(f"{path} is no checkpoint; expected a folder with config.json, or a llama2.c .bin file")
+
+
+def _files_of(*paths: Path | None) -> Iterator[Path]:
+    """What is read, and so must not be written over: the files themselves, and those in folders."""
+    for path in paths:
+        if path is not None and path.is_dir():
+            yield from (entry for entry in path.iterdir() if entry.suffix != ".gguf")
+        elif path is not None:
+            yield path
 
 
 def _float_type(source: Source) -> str:

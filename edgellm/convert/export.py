@@ -6,11 +6,13 @@ become floats; what quantizing lost stays lost.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from edgellm.arch.huggingface import HuggingFace, llama3_settings
 from edgellm.convert.huggingface import names_of
 from edgellm.convert.vocabulary import write_tokenizer
 from edgellm.errors import FileProblem, UnsupportedError, UsageError
+from edgellm.files import check_room, refuse_target
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.safetensors import write_safetensors
 from edgellm.formats.tensor import Tensor
@@ -42,24 +45,50 @@ def export(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder; choose another name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        refuse_target(folder)
     with GGUFFile.open(source) as file:
         try:
             config, tensors = _plan(file, dtype)
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         except FileProblem as problem:
             raise type(problem)(f"{source}: {problem}") from None
         try:
-            (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            write_tokenizer(file.metadata, work)
-            _write_weights(work, tensors, dtype, progress)
-            work.chmod(0o777 & ~_umask())
-            if folder.exists():
-                folder.rmdir()
-            os.replace(work, folder)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+            check_room(
+                folder, sum(prod(tensor.shape) * FORMATS[DTYPES[dtype][0]].block_bytes for _, tensor, *_ in tensors)
+            )
+            with _atomic_folder(folder) as work:
+                (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+                write_tokenizer(file.metadata, work)
+                _write_weights(work, tensors, dtype, lambda done, total: progress(done, total, f"writing {folder}"))
+        except OSError as problem:
+            raise FileProblem(f"{folder} cannot be written: {problem.strerror or problem}") from None
+
+
+@contextlib.contextmanager
+def _atomic_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill; it takes the name of `folder` only when the block succeeds, and is removed otherwise.
+
+    A `folder` that is there, empty, stays the same folder: it may be a mount, a link or where the user stands.
+    """
+    real = Path(os.path.realpath(folder))
+    was_there = real.exists()
+    work = (real if was_there else real.parent) / f".{real.name[:32]}.{secrets.token_hex(8)}"
+    moved: list[Path] = []
+    try:
+        work.mkdir(parents=True)
+        yield work
+        if not was_there:
+            os.replace(work, real)
+            return
+        for file in sorted(work.iterdir()):
+            moved.append(real / file.name)
+            os.replace(file, moved[-1])
+        work.rmdir()
+    except BaseException:
+        for file in moved:
+            file.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, Tensor, Any, float]]]:
@@ -122,7 +151,7 @@ def _rope(file: GGUFFile, c: ModelConfig) -> dict[str, Any]:
 
 
 def _write_weights(
-    folder: Path, tensors: list[tuple[str, Tensor, Any, float]], dtype: str, progress: Callable[[int, int, str], None]
+    folder: Path, tensors: list[tuple[str, Tensor, Any, float]], dtype: str, progress: Callable[[int, int], None]
 ) -> None:
     target = FORMATS[DTYPES[dtype][0]]
     total = sum(tensor.n_bytes for _, tensor, _, _ in tensors)
@@ -133,7 +162,7 @@ def _write_weights(
         for rows in _rows(tensor, order):
             yield target.quantize(tensor.format.dequantize(rows) + np.float32(offset))
             done += rows.nbytes
-            progress(done, total, f"writing {folder.parent.name}")
+            progress(done, total)
 
     def source(tensor: Tensor, order: Any, offset: float) -> Callable[[], Iterator[Any]]:
         return lambda: chunks(tensor, order, offset)
@@ -154,9 +183,3 @@ def _rows(tensor: Tensor, order: Any) -> Iterator[Any]:
     for start in range(0, len(tensor.raw), at_once):
         some = slice(start, start + at_once)
         yield tensor.raw[some] if order is None else tensor.raw[order[some]]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -48,3 +48,9 @@ class Part:
 
     def piece_bytes(self, rows: slice) -> int:
         return (rows.stop - rows.start) * self.tensor.n_bytes // self.n_rows
+
+    def sample(self, step: int) -> Part:
+        """Every step-th row, as a part of its own."""
+        raw = np.ascontiguousarray(self.raw(slice(None))[::step])
+        tensor = Tensor(self.tensor.name, (len(raw), self.n_cols), self.tensor.format, raw)
+        return Part(self.name, tensor, offset=self.offset)

@@ -12,6 +12,7 @@ from edgellm.convert.parts import Part
 from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, UsageError
+from edgellm.files import refuse_target
 from edgellm.formats.gguf import GGUFFile
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
@@ -62,12 +63,13 @@ def quantize_file(
 
 def open_model(source: Path, target: Path) -> GGUFFile:
     """The file to be quantized. UsageError when it would be written over."""
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder; expected the name of a file to write")
+    refuse_target(target)
     file = GGUFFile.open(source)
-    if target.exists() and any(target.samefile(path) for path in file.paths):
+    try:
+        refuse_target(target, file.paths)
+    except UsageError:
         file.close()
-        raise UsageError(f"{target} is the file that is being read; choose another name to write")
+        raise
     return file
 
 

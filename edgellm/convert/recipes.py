@@ -149,7 +149,7 @@ def choose_formats(
     has_output = any(part.name == "output.weight" for part in parts)
     chosen = {}
     for part in parts:
-        if not _is_matrix(part):
+        if not is_matrix(part):
             chosen[part.name] = FORMATS["F32"]
             continue
         override = next((pattern for pattern in patterns if pattern.fits(part.name)), None)
@@ -165,7 +165,8 @@ def choose_formats(
     return chosen
 
 
-def _is_matrix(part: Part) -> bool:
+def is_matrix(part: Part) -> bool:
+    """Whether a tensor is one that is quantized: a weight of two dimensions, or an adapter's half of one."""
     return len(part.tensor.shape) > 1 and part.name.endswith((".weight", ".lora_a", ".lora_b"))
 
 

@@ -9,6 +9,9 @@ import numpy as np
 
 from edgellm.convert.parts import Part
 from edgellm.errors import FormatError
+from edgellm.kernels import isa
+from edgellm.kernels.fit import CompiledFit
+from edgellm.kernels.store import KernelStore
 from edgellm.quants import BlockFormat
 from edgellm.quants.floats import FloatFormat
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.quants.base import Bytes
+
+
+PIECE_WEIGHTS = 1 << 20  # converted at a time; 4 MB as floats
 
 
 def rows_of(part: Part, n_weights: int) -> Iterator[slice]:
@@ -33,6 +39,7 @@ class Encoder:
 
     def __init__(self, importance: Mapping[str, NDArray[Any]]) -> None:
         self._importance = importance
+        self._fit = CompiledFit(KernelStore(isa.choose()))
 
     def encode(self, part: Part, rows: slice, block_format: BlockFormat) -> Bytes:
         """The target's bytes of these rows: uint8 [n_rows, row_bytes].
@@ -48,7 +55,7 @@ class Encoder:
         if part.offset:
             x += np.float32(part.offset)
         _refuse_what_is_not_finite(x)
-        return block_format.quantize(x)
+        return block_format.quantize(x, self._importance.get(part.name), self._fit)
 
 
 def _refuse_what_is_not_finite(x: NDArray[np.float32]) -> None:

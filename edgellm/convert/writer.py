@@ -6,7 +6,6 @@ whatever the size of the model, and the file does not depend on the number of th
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm.convert.parts import Part
-from edgellm.convert.rows import Encoder, rows_of
+from edgellm.convert.rows import PIECE_WEIGHTS, Encoder, rows_of
 from edgellm.engine.threads import default_threads
 from edgellm.errors import FileProblem, FormatError
+from edgellm.files import check_room
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.quants import BlockFormat
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-PIECE_WEIGHTS = 1 << 20  # 4 MB as floats: a few for each thread
 
 
 def write_model(
@@ -45,7 +43,7 @@ def write_model(
     importance:  float32 [n_cols] by name: how much each column matters (see `edgellm.formats.imatrix`).
     progress:    (bytes of the source done, bytes in all, what).
 
-    Raises FormatError naming a tensor that holds NaN or infinity, FileProblem when the disk has too little room.
+    Raises FormatError naming a tensor that holds NaN or infinity, FileProblem when the target cannot be written.
     """
     n_threads = n_threads or default_threads()
     encoder = Encoder(importance or {})
@@ -70,10 +68,12 @@ def write_model(
         return lambda: pieces_of(part)
 
     tensors = [(part.name, part.tensor.shape, formats[part.name], source(part)) for part in parts]
-    _check_room(target, [(part, formats[part.name]) for part in parts])
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="edgellm-quantize")
     try:
+        check_room(target, sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts))
         GGUFWriter(target, metadata, tensors).write()
+    except OSError as problem:
+        raise FileProblem(f"{problem.filename or target} cannot be written: {problem.strerror or problem}") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -91,16 +91,3 @@ def _in_order(
     while waiting:
         first, future = waiting.popleft()
         yield first, future.result()
-
-
-def _check_room(target: Path, tensors: Sequence[tuple[Part, BlockFormat]]) -> None:
-    """The disk must hold the whole file before hours of work begin."""
-    folder = next((folder for folder in target.absolute().parents if folder.exists()), None)
-    if folder is None:
-        return
-    needed = sum(part.n_rows * block_format.row_bytes(part.n_cols) for part, block_format in tensors)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise FileProblem(
-            f"{target} needs {needed / 1e9:.2f} GB, and the disk of {folder} has {free / 1e9:.2f} GB free"
-        )

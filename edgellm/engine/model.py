@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,13 @@ class Model:
         """
         n_rows = min(self._runner.n_batch, max(1, PIECE_BYTES // (4 * self.n_vocab)))
         return self._pieces(self._checked(token_ids), first, n_rows)
+
+    def other_weights(self, name: str, raw: np.ndarray) -> AbstractContextManager[None]:
+        """A context in which the matrix `name` has other weights, `raw` in its own format, to see what they change.
+
+        Nobody else may use the model meanwhile.
+        """
+        return self._runner.other_weights(name, raw)
 
     @property
     def input_squares(self) -> dict[str, np.ndarray]:

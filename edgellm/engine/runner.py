@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +104,22 @@ class Runner:
             for span in spans:
                 span.sequence.append(span.token_ids)
             return logits
+
+    @contextmanager
+    def other_weights(self, name: str, raw: np.ndarray) -> Iterator[None]:
+        """Meanwhile, the matrix `name` has other bytes of its own format and size. Nobody else may run the model."""
+        tensor = self._file.tensors[name]
+        raw = np.ascontiguousarray(raw)
+        if raw.nbytes != tensor.n_bytes:
+            raise UsageError(f"{raw.nbytes} bytes for tensor {name!r}, which has {tensor.n_bytes}")
+        places = tensor.address, raw.ctypes.data
+        for program in (self.body, self.head):
+            program.replace_weights(*places)
+        try:
+            yield
+        finally:
+            for program in (self.body, self.head):
+                program.replace_weights(*reversed(places))
 
     def close(self) -> None:
         """End the threads, when the batch that is running is done."""

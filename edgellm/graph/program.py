@@ -96,10 +96,10 @@ class Program:
         self._tables = {**batch.tables(), **(tables or {})}
 
         self._keep: list[np.ndarray] = []
+        self._records = [self._record(op, scratch_bytes) for op in graph.ops]
         self.ops = records.OP.new(len(graph.ops))
         self.ops["depends"] = dependencies(graph.ops, self._offsets, self.capacity)
-        for op, entry in zip(graph.ops, self.ops, strict=True):
-            entry["record"] = self._record(op, scratch_bytes)
+        self.ops["record"] = [record.ctypes.data for record in self._records]
         self._kernels = np.array([store.address(op.kernel) for op in graph.ops])
         self._kernels_few = np.array([store.address(op.kernel_few or op.kernel) for op in graph.ops])
 
@@ -132,15 +132,20 @@ class Program:
             return self._inputs[buffer]
         return self.arena.ctypes.data + self._offsets[buffer]
 
-    def _record(self, op: Op, scratch_bytes: int) -> int:
+    def replace_weights(self, old: int, new: int) -> None:
+        """From now on, ops that read weights at the address `old` read them at `new`, in the same format."""
+        for op, record in zip(self.graph.ops, self._records, strict=True):
+            if "weights" in op.fields and record["weights"] == old:
+                record["weights"] = new
+
+    def _record(self, op: Op, scratch_bytes: int) -> np.ndarray:
         record = op.schema.new()
-        self._keep.append(record)
         record["batch"] = self._tables["batch"]
         if op.scratch_bytes:
             record["scratch"], record["scratch_bytes"] = self._scratch.ctypes.data, scratch_bytes
         for name, content in op.fields.items():
             record[name] = self._word(content)
-        return record.ctypes.data
+        return record
 
     def _word(self, content: Any) -> Any:
         if isinstance(content, Table):

@@ -89,7 +89,8 @@ class Vocabulary:
     def is_type(self, token_id: int, token_type: TokenType) -> bool:
         """Whether a token has this type."""
         self._check(token_id)
-        return bool(self.types[token_id] == token_type)
+        # Not compared as a NumPy number, which asks the enum's class first: slow, and a Ctrl-C there is lost.
+        return int(self.types[token_id]) == token_type
 
     def role_id(self, role: str) -> int | None:
         """The id that the file gives a role ("bos", "eos", "unknown", ...), or None."""

@@ -16,7 +16,7 @@ LLAMA_CPP_DIVERGENCE = 0.0037
 N_TOKENS = 128
 # Beside the file and the KV cache: Python, NumPy, LLVM, machine code and activations.
 OTHER_MEBIBYTES = 150
-TEXT = Path(__file__).parents[2] / "tools" / "texts" / "ordinary.txt"
+TEXT = Path(__file__).parents[2] / "edgellm" / "evaluate" / "ordinary.txt"
 
 
 @pytest.fixture(scope="module")

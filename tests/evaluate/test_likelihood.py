@@ -14,7 +14,7 @@ from tests.arch import tiny
 from .conftest import N_CTX
 from .oracle import error, scored
 
-TEXT = Path(__file__).parents[2] / "tools" / "texts" / "ordinary.txt"
+TEXT = Path(__file__).parents[2] / "edgellm" / "evaluate" / "ordinary.txt"
 # Exponentials are float32 (6e-8), their sums and all else float64.
 ROUNDINGS = 1e-6
 # What the logits of llama.cpp (llama-cpp-python 0.3.36) give for the same windows.

@@ -1,0 +1,111 @@
+"""What `edgellm quantize` measures with a model: a budget, a report."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli import models
+from edgellm.cli.progress import Progress
+from edgellm.cli.terminal import note, one_line, size_text
+from edgellm.cli.texts import read_text, shown, tokens_of
+from edgellm.convert.budgeted import Budget, quantize_within
+from edgellm.evaluate import ORDINARY_TEXT, Sensitivity, divergence
+from edgellm.evaluate.sensitivity import DEFAULT_WINDOW
+
+if TYPE_CHECKING:
+    from edgellm.convert.budget import Plan
+    from edgellm.convert.budgeted import WithinBudget
+    from edgellm.engine import Model
+    from edgellm.evaluate import Divergence
+
+# What a mean divergence means in words, as people know it from the types of files.
+_JUDGEMENTS = (
+    (0.004, "no loss that anyone would notice"),
+    (0.012, "hardly any loss"),
+    (0.06, "little loss: fine for most uses"),
+    (0.15, "noticeable loss"),
+    (0.5, "much loss: it will often say something else"),
+)
+_WORST = "heavy loss: hardly the same model"
+
+
+class Measured:
+    """The original model, loaded to compare with; and a text to compare on."""
+
+    def __init__(self, path: Path, text_file: str | None, n_threads: int | None) -> None:
+        self.path, self.n_threads = path, n_threads
+        self.text = read_text(Path(text_file or ORDINARY_TEXT))
+        self._open = ExitStack()
+        self.model: Model = self._open.enter_context(models.load(path, DEFAULT_WINDOW, n_threads))
+        self.token_ids = tokens_of(self.model, self.text, parse_special=False)
+
+    def divergence_of(self, path: Path) -> Divergence:
+        """How far another file is from the original, on the same text."""
+        with models.load(path, DEFAULT_WINDOW, self.n_threads) as other, Progress("comparing") as progress:
+            return divergence(other, self.model, self.token_ids, DEFAULT_WINDOW, progress=shown(progress, digits=5))
+
+    def __enter__(self) -> Measured:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._open.close()
+
+
+def quantize_within_budget(
+    measured: Measured, target: Path, budget: Budget, importance: Any, n_threads: int | None
+) -> WithinBudget:
+    """Choose, write, and show what was chosen."""
+    sensitivity = Sensitivity(measured.model, measured.token_ids)
+    note(f"measuring each matrix on {sensitivity.n_scored} tokens")
+    with Progress("measuring") as measuring, Progress() as writing:
+        done = quantize_within(
+            measured.path,
+            target,
+            budget,
+            sensitivity.of,
+            lambda path: measured.divergence_of(path).mean,
+            importance=importance,
+            n_threads=n_threads,
+            measuring=measuring,
+            writing=writing,
+        )
+    _show(done.plan)
+    return done
+
+
+def _show(plan: Plan) -> None:
+    """The table of what was chosen and why: the costliest matrices first to see."""
+    click.echo(f"{'matrix':26}{'shape':>16}  {'type':8}{'size':>10}{'loss':>10}{'share':>8}   one type less / more")
+    for choice in plan.choices:
+        part, option = choice.part, choice.option
+        shape = "x".join(str(dim) for dim in part.tensor.shape)
+        others = " / ".join(
+            f"{other.format} {other.loss:.5f}" if other else "-" for other in (choice.smaller, choice.larger)
+        )
+        share = 100 * option.loss / plan.loss if plan.loss else 0
+        click.echo(
+            one_line(
+                f"{part.name.removesuffix('.weight'):26}{shape:>16}  {option.format!s:8}"
+                f"{size_text(option.n_bytes):>10}{option.loss:10.5f}{share:6.1f} %   {others}"
+            )
+        )
+    click.echo(f"expected: {size_text(plan.n_bytes)}, a loss of {plan.loss:.4f}")
+
+
+def show_report(found: Divergence) -> None:
+    """Loss in figures, and in a line of words."""
+    click.echo(
+        f"KL divergence   {found.mean:.5f} ± {found.mean_error:.5f} mean, {found.percentile_99:.4f} 99th percentile"
+    )
+    click.echo(f"same top token  {100 * found.same_top:.1f} ± {100 * found.same_top_error:.1f} %")
+    click.echo(f"perplexity      {found.perplexity:.3f}, of the original {found.base_perplexity:.3f}")
+    click.echo(judgement(found.mean))
+
+
+def judgement(mean_divergence: float) -> str:
+    """A mean divergence in words."""
+    return next((words for most, words in _JUDGEMENTS if mean_divergence <= most), _WORST)

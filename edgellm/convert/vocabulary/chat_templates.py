@@ -1,0 +1,56 @@
+"""The chat templates of a checkpoint's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from edgellm.convert.vocabulary.files import Files, Record
+from edgellm.text.chat_template import KEY
+
+_MORE = "additional_chat_templates"
+
+
+def chat_templates(files: Files) -> dict[str, Any]:
+    """The keys `tokenizer.chat_template*`: the default template, and others by name.
+
+    A file of their own comes before tokenizer_config.json, as in `transformers`, and that before
+    chat_template.json.
+    """
+    found = _from_files(files) or _from_json(files.json("tokenizer_config.json"))
+    return to_keys(found or _from_json(files.json("chat_template.json")))
+
+
+def to_keys(templates: Mapping[str, str]) -> dict[str, Any]:
+    """Templates by name as keys of GGUF, where names are made of letters, digits and underscores."""
+    named = {re.sub(r"[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != "default"}
+    keys: dict[str, Any] = {f"{KEY}.{name}": text for name, text in named.items()}
+    if named:
+        keys[f"{KEY}s"] = list(named)
+    if "default" in templates:
+        keys[KEY] = templates["default"]
+    return keys
+
+
+def _from_files(files: Files) -> dict[str, str]:
+    found = {}
+    if files.has("chat_template.jinja"):
+        found["default"] = files.text("chat_template.jinja")
+    for name in files.matching(f"{_MORE}/*.jinja"):
+        found[name.removeprefix(f"{_MORE}/").removesuffix(".jinja")] = files.text(name)
+    return found
+
+
+def _from_json(record: Record) -> dict[str, str]:
+    value = record.values.get("chat_template")
+    if not isinstance(value, list):
+        text = record.text("chat_template")
+        return {} if text is None else {"default": text}
+    found = {}
+    for entry in record.records("chat_template"):
+        name, text = entry.text("name"), entry.text("template")
+        if name is None or text is None:
+            raise entry.wrong("name" if name is None else "template", "a text")
+        found[name] = text
+    return found

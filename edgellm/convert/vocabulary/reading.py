@@ -1,0 +1,73 @@
+"""From the tokenizer's files in a folder to the metadata of a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgellm.convert.vocabulary.byte_level import check_whole_words, read_vocab_and_merges
+from edgellm.convert.vocabulary.chat_templates import chat_templates
+from edgellm.convert.vocabulary.draft import Draft
+from edgellm.convert.vocabulary.files import Files
+from edgellm.convert.vocabulary.framing import set_frame
+from edgellm.convert.vocabulary.sentencepiece_model import is_sentencepiece, read_sentencepiece
+from edgellm.convert.vocabulary.special import add_tokens, set_frame_flags, set_roles, set_space_prefix, set_turn_ends
+from edgellm.convert.vocabulary.tekken import read_tekken
+from edgellm.convert.vocabulary.tiktoken_file import read_tiktoken
+from edgellm.convert.vocabulary.tokenizer_json import read_tokenizer_json
+from edgellm.convert.vocabulary.wordpiece import read_vocab_txt, respell
+from edgellm.errors import FileProblem
+from edgellm.text import load_tokenizer
+
+
+def tokenizer_metadata(folder: Path, n_vocab: int) -> dict[str, Any]:
+    """The keys `tokenizer.*` of a GGUF file for the tokenizer in a checkpoint's folder.
+
+    n_vocab:  rows of the model's embedding; ids without a token become unused tokens.
+
+    Tokens are str, types an int32 and scores a float32 array of shape (n_vocab,), merges str with a space between
+    the halves. Raises FileProblem when there is no tokenizer, FormatError for a file that breaks its rules,
+    UnsupportedError for a tokenizer whose ids a GGUF file or edgellm cannot give.
+    """
+    files = Files(folder)
+    draft = _read(files, n_vocab)
+    add_tokens(draft, files)
+    set_frame(draft, files.json("tokenizer.json"))
+    set_roles(draft, files)
+    if draft.model == "bert":
+        respell(draft)
+        n_types = files.json("config.json").number("type_vocab_size")
+        draft.settings |= {} if n_types is None else {"token_type_count": n_types}
+    else:
+        set_frame_flags(draft, files)
+        set_turn_ends(draft, files)
+        if draft.model == "llama":
+            set_space_prefix(draft, files)
+        check_whole_words(draft)
+    metadata = draft.metadata()
+    load_tokenizer(metadata).encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
+    return metadata | chat_templates(files)
+
+
+def _read(files: Files, n_vocab: int) -> Draft:
+    """The vocabulary of the file that tells most: the original model, then tokenizer.json, then older layouts."""
+    model = files.raw("tokenizer.model") if files.has("tokenizer.model") else b""
+    if is_sentencepiece(model):
+        return read_sentencepiece(model, n_vocab)
+    if files.has("tokenizer.json"):
+        return read_tokenizer_json(files.json("tokenizer.json"), n_vocab)
+    if files.has("tekken.json"):
+        return read_tekken(files.json("tekken.json"), n_vocab)
+    config = files.json("tokenizer_config.json")
+    if model:
+        return read_tiktoken(model, "tokenizer.model", config, n_vocab)
+    if names := files.matching("*.tiktoken"):
+        return read_tiktoken(files.raw(names[0]), names[0], config, n_vocab)
+    if files.has("vocab.json") and files.has("merges.txt"):
+        return read_vocab_and_merges(files, n_vocab)
+    if files.has("vocab.txt"):
+        return read_vocab_txt(files, n_vocab)
+    raise FileProblem(
+        "there is no tokenizer; expected tokenizer.json, tokenizer.model, tekken.json, a .tiktoken file, "
+        "vocab.json with merges.txt, or vocab.txt"
+    )
