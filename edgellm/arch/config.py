@@ -13,8 +13,9 @@ from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 
 # Far above any real model, far below what would exhaust memory before the file's size is looked at.
+MOST_LAYERS = 4096
 _LIMITS = {
-    "block_count": 4096,
+    "block_count": MOST_LAYERS,
     "attention.head_count": 4096,
     "embedding_length": 1 << 20,
     "context_length": 1 << 32,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.arch.config import ModelConfig
+from edgellm.arch.config import MOST_LAYERS, ModelConfig
 from edgellm.errors import FormatError, UnsupportedError
 
 # GGUF's names of the tensors that every decoder has, and Hugging Face's; both end in .weight or .bias.
@@ -52,17 +52,18 @@ class Settings:
         value = self.values.get(name)
         return default if value is None else value
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+    def count(self, name: str, default: int | None = None, most: int = (1 << 32) - 1) -> int:
+        """A whole number from 1 to `most`."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 32:
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a whole number of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a whole number from 1 to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive, finite number."""
+        """A positive number that float32, in which GGUF holds it, can hold too."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        float32 = np.finfo(np.float32)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not float32.tiny <= value <= float32.max:
             raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a positive number")
         return float(value)
 
@@ -136,7 +137,7 @@ def decoder_hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("partial_rotary_factor", 1.0)
     s.expect("pretraining_tp", *range(1, 9))  # how the training was spread; changes nothing
     return {
-        "block_count": s.count("num_hidden_layers"),
+        "block_count": s.count("num_hidden_layers", most=MOST_LAYERS),
         "context_length": s.count("max_position_embeddings"),
         "embedding_length": n_embd,
         "feed_forward_length": s.count("intermediate_size"),

@@ -13,7 +13,7 @@ from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf import get_value
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Graph, Value
+from edgellm.graph import Graph, Tuning, Value
 from edgellm.kernels.isa import choose
 
 
@@ -35,7 +35,7 @@ class Architecture:
 
         Raises FormatError for a tensor that is missing or misshapen, UnsupportedError for one that has no place.
         """
-        weights, body, head = Weights(tensors), Graph(choose(), n_threads=1), Graph(choose(), n_threads=1)
+        weights, body, head = Weights(tensors), *(Graph(choose(), Tuning(n_threads=1)) for _ in range(2))
         hidden = self.body(body, weights, config)
         self.head(head, weights, config, head.input(hidden.width))
         weights.refuse_the_rest(config.architecture)

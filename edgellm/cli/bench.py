@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=3, show_default=True, metavar="N",
               help="Measure so often, and give the median.")  # fmt: skip
 @click.option("--profile", "with_profile", is_flag=True, help="Also show the time of every kind of op.")
+@click.option("--tune", is_flag=True, help="First measure again which settings are quickest here, and remember them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @runtime_options
 def command(
@@ -34,6 +35,7 @@ def command(
     depth: int,
     repetitions: int,
     with_profile: bool,
+    tune: bool,
     as_json: bool,
     n_ctx: int | None,
     n_threads: int | None,
@@ -50,6 +52,12 @@ def command(
     from edgellm.cli.terminal import one_line
     from edgellm.engine import bench
 
+    if tune:
+        from edgellm.engine.tuner import forget
+        from edgellm.kernels.isa import choose
+        from edgellm.kernels.store import KernelStore
+
+        forget(KernelStore(choose()))
     room = n_ctx or depth + max(prompt_tokens, tokens)
     profiles: dict[str, Profile] = {}
     with models.load(models.path_of(model), room, n_threads, kv_type) as loaded:

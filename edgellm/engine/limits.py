@@ -87,7 +87,7 @@ def _macs(runner: Runner) -> float:
 
 def _quickest(runner: Runner, name: str, schema: Schema, n_chunks: int, **fields: int) -> float:
     """Seconds that an op of so many chunks takes as a program of its own, at best."""
-    graph = Graph(runner.isa, runner.n_threads)
+    graph = Graph(runner.isa, runner.tuning)
     graph.ops.append(Op(find(name), schema, fields, Chunks("chunks")))
     runner.store.load(kernels_of(graph))
     program = Program(graph, runner.store, Batch(1, [], []), runner.team)

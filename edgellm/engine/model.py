@@ -15,7 +15,6 @@ from edgellm import hub
 from edgellm.arch import architecture_of
 from edgellm.engine.generation import Generation
 from edgellm.engine.runner import Runner, Span
-from edgellm.engine.threads import default_threads
 from edgellm.errors import (
     ContextOverflowError,
     FileProblem,
@@ -72,7 +71,6 @@ class Model:
             architecture = architecture_of(self.metadata)
             self.config = architecture.configure(self.metadata)
             self.n_ctx = _context(runtime.n_ctx, self.config.n_ctx_train)
-            self.n_threads = runtime.n_threads or default_threads()
             self.tokenizer = load_tokenizer(self.metadata)
             _check_vocabulary(self._file, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
@@ -82,12 +80,13 @@ class Model:
                 self.config,
                 self.n_ctx,
                 min(runtime.n_batch, self.n_ctx),
-                self.n_threads,
+                runtime.n_threads,
                 KV_TYPES[runtime.kv_type],
                 progress,
                 runtime.observe,
             )
             self.n_vocab = self._runner.n_vocab
+            self.n_threads = self._runner.n_threads
         except MemoryError as problem:
             self._file.close()
             raise MemoryLimitError(f"{path}: not enough memory to run it with n_ctx={self.n_ctx}: {problem}") from None

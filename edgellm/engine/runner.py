@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
@@ -15,16 +16,19 @@ import psutil
 from edgellm.arch import Architecture, ModelConfig
 from edgellm.arch.weights import Weights
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
+from edgellm.engine.threads import default_threads
+from edgellm.engine.tuner import measure_and_remember, remembered
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.graph import Batch, Graph, Program, Team
+from edgellm.graph import Batch, Graph, Program, Team, Tuning
 from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.program import kernels_of
 from edgellm.graph.team import KERNELS
-from edgellm.kernels import isa
+from edgellm.kernels.isa import Isa, choose
 from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import SPAN_TOKENS
 from edgellm.kernels.store import KernelStore
+from edgellm.quants import BlockFormat
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
 MAX_SEQUENCES = 4  # full contexts that the cache has room for, where memory allows
@@ -52,30 +56,36 @@ class Runner:
         config: ModelConfig,
         n_ctx: int,
         n_batch: int,
-        n_threads: int,
+        n_threads: int | None,
         kv_type: KVType = F16,
         progress: Callable[[int, int, str], None] | None = None,
         observe: bool = False,
     ) -> None:
         self.config = config
-        self.isa = isa.choose()
+        self.isa = choose()
         self.n_batch = n_batch
-        self.n_threads = n_threads
         self._file = file  # programs hold addresses in its mapping
-        weights = Weights(file.tensors)
-        body, head = Graph(self.isa, n_threads, kv_type, observe), Graph(self.isa, n_threads, observe=observe)
-        hidden = architecture.body(body, weights, config)
-        hidden_input = head.input(hidden.width)
-        logits = architecture.head(head, weights, config, hidden_input)
-        weights.refuse_the_rest(config.architecture)
-        self.n_vocab = logits.width
-        self._hidden, self._logits = hidden, logits
+        self.store = store = KernelStore(self.isa)  # the machine code lives as long as this
+
+        def record(tuning: Tuning) -> _Recorded:
+            recorded = _Recorded(architecture, config, Weights(file.tensors), self.isa, tuning, kv_type, observe)
+            store.load([*kernels_of(recorded.body), *kernels_of(recorded.head), *KERNELS], progress)
+            return recorded
+
+        weights = _most_common_format(file)
+        tuning = remembered(store, weights, n_threads)
+        if tuning is None:  # the first start on this machine
+            record(Tuning(default_threads()))  # a file that cannot be run says so before anything is measured
+            tuning = measure_and_remember(store, weights, n_threads)
+        recorded = record(tuning)
+        body, head, hidden, hidden_input = recorded.body, recorded.head, recorded.hidden, recorded.hidden_input
+        self.tuning, self.n_threads = tuning, tuning.n_threads
+        self.n_vocab = recorded.logits.width
+        self._hidden, self._logits = hidden, recorded.logits
 
         layers = [CacheLayer(n_kv_heads, head_dim, kv_type) for n_kv_heads, head_dim in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx)
-        self.store = store = KernelStore(self.isa)  # the machine code lives as long as this
-        store.load([*kernels_of(body), *kernels_of(head), *KERNELS], progress)
-        self.team = Team(store, n_threads, max_ops=len(body.ops))
+        self.team = Team(store, tuning.n_threads, max_ops=len(body.ops))
         self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
         self._batch = Batch(n_batch, body.ropes, body.windows)
         tables = {f"cache {i}": self.cache.address(i) for i in range(len(layers))}
@@ -179,6 +189,34 @@ class Runner:
                 n_tasks += 1
                 n_slots += 1
         return n_tasks, n_merges
+
+
+class _Recorded:
+    """The two graphs of a model, and the values that connect them with each other and with the world."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: ModelConfig,
+        weights: Weights,
+        isa: Isa,
+        tuning: Tuning,
+        kv_type: KVType,
+        observe: bool,
+    ) -> None:
+        self.body, self.head = Graph(isa, tuning, kv_type, observe), Graph(isa, tuning, observe=observe)
+        self.hidden = architecture.body(self.body, weights, config)
+        self.hidden_input = self.head.input(self.hidden.width)
+        self.logits = architecture.head(self.head, weights, config, self.hidden_input)
+        weights.refuse_the_rest(config.architecture)
+
+
+def _most_common_format(file: GGUFFile) -> BlockFormat:
+    """The format that most bytes are in; the speed of decode is mostly that of its kernel."""
+    n_bytes: Counter[BlockFormat] = Counter()
+    for tensor in file.tensors.values():
+        n_bytes[tensor.format] += tensor.n_bytes
+    return max(n_bytes, key=lambda found: n_bytes[found])
 
 
 def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:

@@ -1,4 +1,4 @@
-"""How many threads are fastest here."""
+"""How many threads are likely to be fastest here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ def default_threads() -> int:
     A second thread on a core shares its arithmetic and its memory port: it helps nothing and costs turns at
     every op.
     """
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, min(physical, usable_threads()))
+
+
+def usable_threads() -> int:
+    """As many threads as this process may run at the same time."""
     logical = os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    physical = psutil.cpu_count(logical=False) or logical
-    return max(1, min(physical, usable, _cgroup_limit()))
+    return max(1, min(usable, _cgroup_limit()))
 
 
 def _cgroup_limit() -> int:

@@ -3,5 +3,6 @@
 from edgellm.graph.builder import Graph, Value
 from edgellm.graph.program import Batch, Program
 from edgellm.graph.team import Team
+from edgellm.graph.tuning import Tuning
 
-__all__ = ["Batch", "Graph", "Program", "Team", "Value"]
+__all__ = ["Batch", "Graph", "Program", "Team", "Tuning", "Value"]

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.ops import Buffer, Chunks, Fixed, Op, Quantized, Table, Value
+from edgellm.graph.tuning import Tuning
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16, KVType
@@ -17,10 +18,7 @@ from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.quants.floats import FloatFormat
 
-# Up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
-FEW_TOKENS = 3
 ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
-BYTES_PER_CHUNK = 1 << 15  # of weights in decode: a chunk ahead, for every thread, fits into second level caches
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
 SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
 ROWS_TOGETHER = 16  # decode kernels advance by 8 or 16 rows: chunks are multiples of both
@@ -55,9 +53,9 @@ class Graph:
     squares:  these sums so far, by the name of the linear's weight: float64 [n_in], over all tokens.
     """
 
-    def __init__(self, isa: Isa, n_threads: int, kv_type: KVType = F16, observe: bool = False) -> None:
+    def __init__(self, isa: Isa, tuning: Tuning, kv_type: KVType = F16, observe: bool = False) -> None:
         self.isa = isa
-        self.n_threads = n_threads
+        self.tuning = tuning
         self.kv_type = kv_type
         self.ops: list[Op] = []
         self.outputs: list[Buffer] = []
@@ -131,8 +129,9 @@ class Graph:
         row_bytes = weight.format.row_bytes(n_cols)
         is_float = isinstance(weight.format, FloatFormat)
         source = x if is_float else self._quantize(x)
-        turns = max(TURNS, round(n_rows * row_bytes / (self.n_threads * BYTES_PER_CHUNK)))
-        chunk_rows = -(-n_rows // (turns * self.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER
+        n_threads = self.tuning.n_threads
+        turns = max(TURNS, round(n_rows * row_bytes / (n_threads * self.tuning.chunk_bytes)))
+        chunk_rows = -(-n_rows // (turns * n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER
         groups = n_cols if is_float else -(-n_cols // weight.format.scale_group)
         tile_bytes = TILE_ROWS * (4 * n_cols if is_float else n_cols + 8 * groups)
         self._add(
@@ -153,7 +152,7 @@ class Graph:
             out=out,
             out_stride=out.stride,
             chunk_rows=chunk_rows,
-            prefetch=self.n_threads * chunk_rows * row_bytes,
+            prefetch=int(self.tuning.ahead * n_threads * chunk_rows * row_bytes),
         )
         return out
 

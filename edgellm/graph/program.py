@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import UsageError
-from edgellm.graph.builder import FEW_TOKENS, MAX_SPLITS, Graph, Rope
+from edgellm.graph.builder import MAX_SPLITS, Graph, Rope
 from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Table, Value
 from edgellm.graph.plan import dependencies, plan
 from edgellm.graph.team import Team
@@ -114,7 +114,7 @@ class Program:
 
     def run(self, counts: Mapping[str, int]) -> None:
         """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
-        few = counts["tokens"] <= FEW_TOKENS
+        few = counts["tokens"] <= self.graph.tuning.few_tokens
         self.ops["kernel"] = self._kernels_few if few else self._kernels
         for rule, indices in self._rules:
             self.n_chunks[indices] = rule.of(counts, few)

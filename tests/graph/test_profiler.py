@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from edgellm.graph import Batch, Graph, Program, Team
+from edgellm.graph import Batch, Graph, Program, Team, Tuning
 from edgellm.graph.ops import Chunks, Op
 from edgellm.graph.profiler import Profiler
 from edgellm.graph.program import aligned, kernels_of
@@ -31,7 +31,7 @@ class Doubling:
     WIDTH = 4096
 
     def __init__(self, store: KernelStore, team: Team) -> None:
-        graph = Graph(choose(), team.n_threads)
+        graph = Graph(choose(), Tuning(team.n_threads))
         source = graph.input(self.WIDTH)
         value = graph.add(source, source)
         graph.select_rows(source)
@@ -107,7 +107,7 @@ def run_alone(isa: Isa, name: str, n_chunks: int, **fields: int) -> np.ndarray:
     """The sums that an op leaves, as a program of its own."""
     sums = np.zeros(n_chunks, np.int64)
     kernel, schema = find(name), {"read_limit": records.READ_LIMIT, "multiply_limit": records.MULTIPLY_LIMIT}[name]
-    store, graph = KernelStore(isa), Graph(isa, 1)
+    store, graph = KernelStore(isa), Graph(isa, Tuning(1))
     graph.ops.append(Op(kernel, schema, {"sums": sums.ctypes.data, **fields}, Chunks("chunks")))
     store.load([kernel, find("lead"), find("work")])
     team = Team(store, 1, 1)

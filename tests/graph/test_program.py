@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Batch, Graph, Program, Team
-from edgellm.graph.builder import FEW_TOKENS, Rope
+from edgellm.graph import Batch, Graph, Program, Team, Tuning
+from edgellm.graph.builder import Rope
 from edgellm.graph.program import aligned, kernels_of
 from edgellm.kernels import reference
 from edgellm.kernels.isa import choose
@@ -49,7 +49,7 @@ class Layer:
         norm = Tensor("norm", (N_EMBD,), FORMATS["F32"], one.view(np.uint8))
         rope = Rope(10000.0 ** -(np.arange(HEAD_DIM // 2) * 2 / HEAD_DIM), interleaved=False)
 
-        g = Graph(choose(), team.n_threads)
+        g = Graph(choose(), Tuning(team.n_threads))
         x = g.embed(w["embd"])
         h = g.rms_norm(x, norm, EPSILON)
         q, k = (g.rope(g.linear(h, w[name]), n, rope) for name, n in (("q", N_HEADS), ("k", N_KV_HEADS)))
@@ -85,7 +85,7 @@ class Layer:
 
 
 IDS = np.random.default_rng(9).integers(0, N_VOCAB, 100)
-PARTS = [32, 1, 30, FEW_TOKENS, FEW_TOKENS + 1, 17, 1, 12]
+PARTS = [32, 1, 30, Tuning(1).few_tokens, Tuning(1).few_tokens + 1, 17, 1, 12]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_any_team_gives_the_same_bits(store, team_of: Callable[[int], Team], n_t
 def test_an_input_from_elsewhere_and_an_output_that_stays(store: KernelStore, team_of: Callable[[int], Team]) -> None:
     """Intermediate values can be read after a run, and are not overwritten by later ops."""
     rng = np.random.default_rng(5)
-    g = Graph(choose(), 2)
+    g = Graph(choose(), Tuning(2))
     source = g.input(48)
     first = g.output(g.add(source, source), "twice")
     last = g.output(g.add(g.add(first, first), first), "six times")
@@ -124,7 +124,7 @@ def test_an_input_from_elsewhere_and_an_output_that_stays(store: KernelStore, te
 
 def test_activations_are_quantized_once_for_all_that_read_them() -> None:
     rng = np.random.default_rng(6)
-    g = Graph(choose(), 1)
+    g = Graph(choose(), Tuning(1))
     x = g.input(64)
     for name in "abc":
         g.linear(x, tensor(name, 32, 64, rng, "Q8_0"))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from edgellm.errors import UsageError
-from edgellm.graph import Batch, Graph, Program, Team
+from edgellm.graph import Batch, Graph, Program, Team, Tuning
 from edgellm.graph.program import aligned, kernels_of
 from edgellm.kernels.isa import choose
 from edgellm.kernels.store import KernelStore
@@ -31,7 +31,7 @@ class Shuffle:
     """A program that permutes rows again and again: each step needs all rows of the one before it."""
 
     def __init__(self, store: KernelStore, team: Team, n_steps: int = N_STEPS, width: int = 16) -> None:
-        graph = Graph(choose(), team.n_threads)
+        graph = Graph(choose(), Tuning(team.n_threads))
         source = value = graph.input(width)
         for _ in range(n_steps):
             value = graph.select_rows(value)

@@ -1,0 +1,97 @@
+"""Settings are measured once, remembered, and change the speed of a model only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgellm
+from edgellm.engine import runner, tuner
+from edgellm.errors import UnsupportedError
+from edgellm.graph.tuning import Tuning
+from edgellm.kernels.isa import choose
+from edgellm.kernels.store import KernelStore
+from edgellm.quants import FORMATS
+from tests.arch import tiny
+
+F32 = FORMATS["F32"]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelStore:
+    """Kernels in a folder of the test, and few weights to measure with."""
+    monkeypatch.setattr(tuner, "WEIGHT_BYTES", 1 << 22)
+    return KernelStore(choose(), tmp_path)
+
+
+def test_what_is_measured_is_remembered_for_its_format(store: KernelStore) -> None:
+    assert tuner.remembered(store, F32) is None
+    measured = tuner.measure_and_remember(store, F32)
+    assert measured.is_sensible()
+    assert tuner.remembered(store, F32) == measured
+    assert tuner.remembered(store, FORMATS["Q4_0"]) is None
+    tuner.forget(store)
+    assert tuner.remembered(store, F32) is None
+
+
+def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelStore) -> None:
+    measured = tuner.measure_and_remember(store, F32, n_threads=3)
+    assert measured.n_threads == 3
+    again = tuner.remembered(store, F32)
+    assert again is not None and replace(again, n_threads=3) == measured
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"n_threads": 2}', {"n_threads": 0}, {"n_threads": 10**9},
+     {"n_threads": "2"}, {"chunk_bytes": 0}, {"chunk_bytes": 1 << 40}, {"ahead": -1.0}, {"ahead": 1e9}, {"ahead": "x"},
+     {"few_tokens": 0}, {"few_tokens": 1000}, {"few_tokens": True}, {"ahead": float("nan")}],
+)  # fmt: skip
+def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
+    path = tmp_path / "tuning.F32.json"
+    good = {"n_threads": 2, "chunk_bytes": 32768, "ahead": 1.0, "few_tokens": 3}
+    path.write_text(json.dumps(good))
+    assert Tuning.load(path) == Tuning(2)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(good | content).encode())
+    assert Tuning.load(path) is None
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    Tuning(2).save(tmp_path / "file" / "tuning.json")
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [Tuning(1), Tuning(3), Tuning(2, chunk_bytes=1 << 10), Tuning(2, chunk_bytes=1 << 22), Tuning(2, ahead=0.0),
+     Tuning(2, ahead=64.0), Tuning(2, few_tokens=1), Tuning(2, few_tokens=16)],
+)  # fmt: skip
+@pytest.mark.parametrize("format_name", ["F32", "Q8_0"])
+def test_settings_change_no_bit(tuning: Tuning, format_name: str, tmp_path: Path, monkeypatch) -> None:
+    path = tiny.llama(hidden_size=64).save(tmp_path / "tiny.gguf", format_name)
+    ids = list(range(3, 50))
+
+    def logits(settings: Tuning) -> np.ndarray:
+        monkeypatch.setattr(runner, "remembered", lambda *args: settings)
+        with edgellm.load(path) as model:
+            assert model.n_threads == settings.n_threads
+            few = [model.logits(ids[:n])[-1] for n in (1, 2, 5, 12)]
+            return np.concatenate([model.logits(ids), few])
+
+    np.testing.assert_array_equal(logits(tuning), logits(Tuning(2)))
+
+
+def test_a_file_that_cannot_be_run_is_not_measured(tmp_path: Path, monkeypatch) -> None:
+    def never(*args):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(runner, "remembered", lambda *args: None)
+    monkeypatch.setattr(runner, "measure_and_remember", never)
+    checkpoint = tiny.llama()
+    checkpoint.tensors["blk.0.attn_q_norm.weight"] = np.ones(16, np.float32)
+    with pytest.raises(UnsupportedError, match="attn_q_norm"):
+        edgellm.load(checkpoint.save(tmp_path / "bad.gguf"))
