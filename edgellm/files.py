@@ -78,7 +78,7 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
     On any error, Ctrl-C included, the half-written file is removed and the target stays as it was. A target that
     is a link stays one: what it leads to is written. OSError names the target, whatever could not be done.
     """
-    real = Path(os.path.realpath(target))
+    real = Path(os.path.realpath(target)) if target.is_symlink() else target
     if real.exists() and not real.is_file():
         raise FileExistsError(errno.EEXIST, "it is a folder or device, not a file", str(target))
     real.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,12 @@
     python tools/peer_llama_cpp.py bench MODEL -p 512 -n 64 -d 0 -t 2     one JSON line of tokens per second
     python tools/peer_llama_cpp.py start MODEL -p TEXT -c 512 -t 2        one token of the answer, as text
     python tools/peer_llama_cpp.py logits MODEL IDS.npy OUT.npy -t 2      float32[n_tokens, n_vocab]
+    python tools/peer_llama_cpp.py quantize IN OUT FILE_TYPE -t 2         a GGUF file of llama.cpp's own
+    python tools/peer_llama_cpp.py rows X.npy TENSOR_TYPE OUT.npy         float32[n, n_cols] as uint8[n, row_bytes]
 
-`tools/bench_peers.py` and `tools/quality.py` call it; it imports nothing of edgellm. Flash attention is
-"auto", llama.cpp's own default, which turns it on for a CPU; `--flash-attn off` is the older way, at times
-faster in a long context. The KV cache is f16.
+`tools/bench_peers.py`, `bench_quantize.py` and `quality.py` call it; it imports nothing of edgellm. Flash
+attention is "auto", llama.cpp's own default, which turns it on for a CPU; `--flash-attn off` is the older way,
+at times faster in a long context. The KV cache is f16.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import ctypes
 import json
 import sys
 import time
+from pathlib import Path
 
 import llama_cpp as lib
 
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+LIBRARY = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 BATCH = 512  # tokens in one llama_decode, and in one pass inside it (n_ubatch)
 
 
@@ -128,6 +132,39 @@ def logits(args: argparse.Namespace) -> None:
     out.flush()
 
 
+def quantize(args: argparse.Namespace) -> None:
+    """FILE_TYPE is a number of llama.h's llama_ftype; --imatrix an .npz of mean squared inputs by tensor."""
+    import numpy as np
+
+    lib.llama_log_set(_silent, None)
+    params = lib.llama_model_quantize_default_params()
+    params.nthread, params.ftype, params.allow_requantize = args.threads, args.file_type, True
+    if args.imatrix:
+        importance = {name: np.ascontiguousarray(values, np.float32) for name, values in np.load(args.imatrix).items()}
+        entries = (lib.llama_model_imatrix_data * (len(importance) + 1))()  # one without a name is the end
+        for entry, (name, values) in zip(entries, importance.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
+    if lib.llama_model_quantize(args.model.encode(), args.out.encode(), ctypes.byref(params)):
+        sys.exit("llama_model_quantize failed")
+
+
+def rows(args: argparse.Namespace) -> None:
+    """TENSOR_TYPE is a number of ggml.h's ggml_type."""
+    import numpy as np
+
+    ggml = ctypes.CDLL(str(Path(lib.__file__).parent / "lib" / f"libggml-base{LIBRARY}"))
+    size = ctypes.c_size_t
+    ggml.ggml_row_size.restype, ggml.ggml_row_size.argtypes = size, [ctypes.c_int, ctypes.c_int64]
+    ggml.ggml_quantize_chunk.restype = size
+    ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    x = np.ascontiguousarray(np.load(args.model), np.float32)
+    raw = np.empty((len(x), ggml.ggml_row_size(args.tensor_type, x.shape[1])), np.uint8)
+    ggml.ggml_quantize_chunk(args.tensor_type, x.ctypes.data, raw.ctypes.data, 0, *x.shape, None)
+    np.save(args.out, raw)
+
+
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
@@ -152,6 +189,17 @@ def main() -> None:
     command.add_argument("ids")
     command.add_argument("out")
     command.set_defaults(run=logits)
+
+    command = commands.add_parser("quantize", parents=[common])
+    command.add_argument("out")
+    command.add_argument("file_type", type=int)
+    command.add_argument("--imatrix")
+    command.set_defaults(run=quantize)
+
+    command = commands.add_parser("rows", parents=[common])
+    command.add_argument("tensor_type", type=int)
+    command.add_argument("out")
+    command.set_defaults(run=rows)
 
     args = parser.parse_args()
     args.run(args)

@@ -23,6 +23,7 @@ from edgellm.arch.huggingface import (
 )
 from edgellm.arch.parts import gated_feed_forward, logits_head, rope_frequencies, self_attention, token_embedding
 from edgellm.arch.weights import Weights
+from edgellm.errors import UnsupportedError
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 
@@ -100,10 +101,19 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
 def _settings(c: ModelConfig) -> dict[str, Any]:
     return decoder_settings(c) | {
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": round(c.attention_scale**-2),  # transformers takes whole numbers only
-        "sliding_window": next(window for window in c.windows if window),
+        "query_pre_attn_scalar": _pre_attention_scalar(c),
+        "sliding_window": next((window for window in c.windows if window), c.n_ctx_train),
         "layer_types": ["sliding_attention" if window else "full_attention" for window in c.windows],
     }
+
+
+def _pre_attention_scalar(c: ModelConfig) -> int:
+    scalar = round(min(1e9, 1 / c.attention_scale / c.attention_scale))
+    if not math.isclose(scalar * c.attention_scale**2, 1, rel_tol=1e-4):
+        raise UnsupportedError(
+            f"attention is scaled by {c.attention_scale:g}; transformers takes one over the root of a whole number only"
+        )
+    return scalar
 
 
 HUGGING_FACE = HuggingFace(

@@ -62,8 +62,8 @@ class Settings:
     def number(self, name: str, default: float | None = None) -> float:
         """A positive number that float32, in which GGUF holds it, can hold too."""
         value = self.get(name, default)
-        float32 = np.finfo(np.float32)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not float32.tiny <= value <= float32.max:
+        least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
             raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a positive number")
         return float(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
@@ -17,6 +18,12 @@ from edgellm.errors import FileProblem, UsageError
 from edgellm.files import refuse_target
 
 AS_IT_IS = "auto"
+_EXPECTED = "a folder with config.json and weights, a PEFT adapter's folder, or a llama2.c .bin file"
+_HINTS = {
+    "*.gguf": "a GGUF file is converted already",
+    "model_index.json": "it is an image model of diffusers, and edgellm runs language models",
+    "consolidated*": "consolidated.* are weights in their maker's own form: take the Hugging Face form",
+}
 
 
 def convert(
@@ -55,20 +62,40 @@ def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = N
 
     Raises FileProblem, FormatError, UnsupportedError or UsageError.
     """
-    if path.is_dir():
+    is_folder = path.is_dir()
+    if base is not None and not (is_folder and is_adapter(path)):
+        raise UsageError(f"{path} is no adapter, so it has no base model (--base)")
+    if tokenizer is not None and is_folder:
+        raise UsageError(f"{path} is a folder with its own tokenizer; --tokenizer goes with a llama2.c file")
+    if is_folder:
         if is_adapter(path):
             return read_adapter(path, base)
         if (path / "config.json").is_file():
             return read_huggingface(path)
-        holds = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        raise FileProblem(f"{path} holds neither config.json nor {CONFIG}; it holds {holds}")
+        raise FileProblem(_what_is_in(path))
     if not path.exists():
-        raise FileProblem(f"{path} does not exist")
+        raise FileProblem(f"{path} does not exist; expected {_EXPECTED}")
     if path.suffix == ".gguf":
         raise UsageError(f"{path} is a GGUF file already; `edgellm quantize` makes smaller ones")
-    if path.suffix == ".bin":
+    if path.suffix == ".bin" and not _is_pytorch(path):
         return read_llama2c_model(path, tokenizer)
-    raise UsageError(f"{path} is no checkpoint; expected a folder with config.json, or a llama2.c .bin file")
+    if (path.parent / "config.json").is_file():
+        raise UsageError(f"{path} is a part of a checkpoint; give the folder, {path.parent}")
+    raise UsageError(f"{path} alone is no checkpoint; expected {_EXPECTED}")
+
+
+def _what_is_in(folder: Path) -> str:
+    """The error line for a folder without config.json."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    hint = next((f"; {hint}" for pattern, hint in _HINTS.items() if fnmatch.filter(names, pattern)), "")
+    holds = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{folder} has no config.json and no {CONFIG}; it {f'holds {holds}' if names else 'is empty'}{hint}"
+
+
+def _is_pytorch(path: Path) -> bool:
+    """Whether a .bin file is one of PyTorch's, a zip archive or, from its first years, a bare pickle."""
+    with open(path, "rb") as file:
+        return file.read(4).startswith((b"PK\3\4", b"\x80\2\x8a"))
 
 
 def _files_of(*paths: Path | None) -> Iterator[Path]:

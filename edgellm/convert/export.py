@@ -21,6 +21,7 @@ import numpy as np
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
 from edgellm.convert.huggingface import names_of
+from edgellm.convert.model_card import write_model_card
 from edgellm.convert.vocabulary import write_tokenizer
 from edgellm.errors import FileProblem, UnsupportedError, UsageError
 from edgellm.files import check_room, refuse_target
@@ -59,6 +60,7 @@ def export(
             with _atomic_folder(folder) as work:
                 (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
                 write_tokenizer(file.metadata, work)
+                write_model_card(file.metadata, work)
                 _write_weights(work, tensors, dtype, lambda done, total: progress(done, total, f"writing {folder}"))
         except OSError as problem:
             raise FileProblem(f"{folder} cannot be written: {problem.strerror or problem}") from None
@@ -124,6 +126,8 @@ def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> 
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "torch_dtype": DTYPES[dtype][1],
     }
+    if isinstance(name := file.metadata.get("general.name"), str):
+        config["_name_or_path"] = name
     for name, half in (("attention_bias", ("attn_q", "attn_k", "attn_v", "attn_output")),
                        ("mlp_bias", ("ffn_gate", "ffn_up", "ffn_down"))):  # fmt: skip
         has = [f"blk.0.{part}.bias" in file.tensors for part in half]

@@ -13,6 +13,8 @@ from edgellm.formats.strict_json import MAX_BYTES, parse_object
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file. FileProblem when it cannot be read, FormatError when it is something else."""
+    if path.exists() and not path.is_file():  # opening a pipe could wait for ever
+        raise FileProblem(f"{path.name} is not a file")
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.convert.parts import Part
 from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of
 from edgellm.convert.writer import write_model
-from edgellm.errors import FileProblem, UsageError
+from edgellm.errors import FileProblem, FormatError, UsageError
 from edgellm.files import refuse_target
 from edgellm.formats.gguf import GGUFFile
 from edgellm.quants import FORMATS, BlockFormat
@@ -56,7 +56,10 @@ def quantize_file(
     recipe = recipe_of(type_name)
     with open_model(source, target) as file:
         parts = parts_of(file)
-        formats = choose_formats(recipe, parts, file.metadata, overrides)
+        try:
+            formats = choose_formats(recipe, parts, file.metadata, overrides)
+        except FormatError as problem:
+            raise FormatError(f"{source}: {problem}") from None
         return write_quantized(file, target, formats, recipe, importance=importance,
                                n_threads=n_threads, progress=progress)  # fmt: skip
 

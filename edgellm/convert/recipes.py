@@ -15,6 +15,7 @@ from typing import Any
 
 from edgellm.convert.parts import Part
 from edgellm.errors import UsageError
+from edgellm.formats.gguf import get_value
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
 
@@ -139,13 +140,13 @@ def choose_formats(
                 or a regular expression found in it. The first that fits counts.
 
     Norms, biases and other tensors of one dimension stay in F32. Raises UsageError for an override that is malformed,
-    fits no tensor, or names a type that does not divide its rows.
+    fits no tensor, or names a type that does not divide its rows, FormatError for a count that is none.
     """
     patterns = [_Override.parse(text) for text in overrides]
     architecture = metadata.get("general.architecture")
-    n_layers = int(metadata.get(f"{architecture}.block_count", 0))
-    n_heads = int(metadata.get(f"{architecture}.attention.head_count", 1))
-    group = n_heads // max(1, int(metadata.get(f"{architecture}.attention.head_count_kv", n_heads)))
+    n_layers = get_value(metadata, f"{architecture}.block_count", int, 0)
+    n_heads = get_value(metadata, f"{architecture}.attention.head_count", int, 1)
+    group = n_heads // max(1, get_value(metadata, f"{architecture}.attention.head_count_kv", int, n_heads))
     has_output = any(part.name == "output.weight" for part in parts)
     chosen = {}
     for part in parts:

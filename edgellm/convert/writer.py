@@ -18,6 +18,7 @@ from edgellm.engine.threads import default_threads
 from edgellm.errors import FileProblem, FormatError
 from edgellm.files import check_room
 from edgellm.formats.gguf import GGUFWriter
+from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def write_model(
     importance:  float32 [n_cols] by name: how much each column matters (see `edgellm.formats.imatrix`).
     progress:    (bytes of the source done, bytes in all, what).
 
-    Raises FormatError naming a tensor that holds NaN or infinity, FileProblem when the target cannot be written.
+    Raises FormatError naming a tensor that holds NaN or infinity, FileProblem when the target cannot
+    be written, UsageError for a number of threads that cannot be.
     """
-    n_threads = n_threads or default_threads()
+    n_threads = RuntimeConfig(n_threads=n_threads).n_threads or default_threads()
     encoder = Encoder(importance or {})
     total, done = sum(part.tensor.n_bytes for part in parts), 0
 

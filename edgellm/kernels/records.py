@@ -178,6 +178,31 @@ ATTENTION_MERGE = Schema(
     scratch_bytes="i64",
 )
 
+# --- quantizing weights (see ops/fit.py) -------------------------------------------------------------------
+
+FIT = Schema(
+    "fit",
+    x="ptr",  # float32 [n_blocks, block_size]
+    importance="ptr",  # float32 of the same shape, or 0: all weights count alike
+    n_blocks="i64",
+    chunk_blocks="i64",
+    targets="ptr",  # float32 [n_targets]
+    n_targets="i64",
+    d="ptr",  # float32 [n_blocks]
+    m="ptr",  # float32 [n_blocks]
+    scale="ptr",  # int8 [n_blocks, n_groups]
+    minimum="ptr",  # int8 [n_blocks, n_groups]
+    q="ptr",  # uint8 [n_blocks, block_size]
+    scratch="ptr",
+    scratch_bytes="i64",  # each thread's own
+)
+
+
+def fit_scratch_bytes(lanes: int, block_size: int, n_groups: int) -> int:
+    """Of each thread: weights and importance of as many blocks as a register has lanes, and two numbers a group."""
+    return 4 * lanes * (2 * block_size + 2 * n_groups)
+
+
 # --- measuring: what the machine can do at most, and when an op was done (see ops/limits.py, ops/clock.py) ---
 
 READ_LIMIT = Schema(

@@ -33,7 +33,7 @@ _MODULES = {
     "multiply_limit": "limits",
     "clock": "clock",
 }
-_MODULES_BY_FORMAT = {"embed": "embed", "linear_decode": "linear", "linear_prefill": "linear"}
+_MODULES_BY_FORMAT = {"embed": "embed", "linear_decode": "linear", "linear_prefill": "linear", "fit": "fit"}
 _MODULES_BY_KV_TYPE = {"kv_append": "kv_append", "attention": "attention"}
 
 
@@ -63,9 +63,14 @@ class Kernel:
 
 def find(op: str, number_format: BlockFormat | KVType | None = None) -> Kernel:
     """The kernel of an op (and block format or type of cache). Raises KernelError when there is none."""
-    if op not in _modules(number_format):
+    if op not in _modules(number_format) or (op == "fit" and not _is_fitted(number_format)):
         raise KernelError(f"there is no kernel {op!r} for {number_format}")
     return Kernel(op, number_format)
+
+
+def _is_fitted(number_format: BlockFormat | KVType | None) -> bool:
+    """Whether scales of this format are searched for; of the others there is no such kernel."""
+    return isinstance(number_format, BlockFormat) and number_format.grid is not None
 
 
 def _modules(number_format: BlockFormat | KVType | None) -> dict[str, str]:
@@ -78,6 +83,11 @@ def all_kernels() -> list[Kernel]:
     """Every kernel, for tests and for building them ahead."""
     return [
         *(Kernel(op) for op in _MODULES),
-        *(Kernel(op, block_format) for op in _MODULES_BY_FORMAT for block_format in FORMATS.values()),
+        *(
+            Kernel(op, block_format)
+            for op in _MODULES_BY_FORMAT
+            for block_format in FORMATS.values()
+            if op != "fit" or _is_fitted(block_format)
+        ),
         *(Kernel(op, kv_type) for op in _MODULES_BY_KV_TYPE for kv_type in KV_TYPES.values()),
     ]

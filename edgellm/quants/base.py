@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgellm.errors import FormatError, UsageError
+from edgellm.quants.fit import fit
+from edgellm.quants.grids import Fitted, Grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.integer[Any]]
     Floats = NDArray[np.floating[Any]]
     Blocks = NDArray[np.void]
+    Fit = Callable[["BlockFormat", Floats, Floats | None], Fitted]
 
+LEAST_IMPORTANCE = 1e-4  # beside the average: an input that was always 0 in the texts measured may not be elsewhere
 CHUNK_WEIGHTS = 1 << 16  # converted at a time: the temporaries stay in the caches, whatever the tensor's size
 
 
@@ -56,6 +60,8 @@ class BlockFormat:
     zero: ClassVar[int] = 0
     max_u: ClassVar[int] = 127  # no u is larger
 
+    grid: ClassVar[Grid | None] = None  # what `fit` finds scales for; None where `encode` needs no search
+
     def __init_subclass__(cls) -> None:
         cls.name = cls.__name__
         cls.block_bytes = cls.layout.itemsize
@@ -93,14 +99,19 @@ class BlockFormat:
                 weights[part] = self.decode(blocks[part])
         return weights.reshape(*raw.shape[:-1], n_blocks * self.block_size)
 
-    def quantize(self, x: Floats) -> Bytes:
-        """float32[..., n_weights] -> uint8[..., n_bytes], each weight rounded to the nearest level.
+    def quantize(self, x: Floats, importance: Floats | None = None, fit: Fit = fit) -> Bytes:
+        """float32[..., n_weights] -> uint8[..., n_bytes], on the scales with the least squared error.
 
-        FormatError when a block format is given NaN or infinity, or weights too large for its float16 scales.
+        importance:  float32 [n_weights], how much the error in each column counts; None counts all alike.
+        fit:         what chooses the scales: `edgellm.quants.fit.fit`, or its compiled twin.
+
+        FormatError when a block format is given NaN or infinity, or weights too large for its float16 scales;
+        UsageError for an importance that is negative, not finite or of another length.
         """
         if x.ndim == 0:
             raise UsageError(f"{self.name}.quantize takes rows of weights, not a single number")
         row_bytes = self.row_bytes(x.shape[-1])
+        by_block = None if importance is None else self._by_block(importance, x.shape[-1])
         with np.errstate(all="ignore"):
             weights = np.ascontiguousarray(x, np.float32).reshape(-1, self.block_size)
             blocks = np.empty(len(weights), self.layout)
@@ -108,15 +119,18 @@ class BlockFormat:
                 # One bad weight would spoil its whole block; a format of single floats can keep it.
                 if self.block_size > 1 and not np.isfinite(weights[part]).all():
                     raise FormatError(f"the weights hold NaN or infinity, which {self.name} cannot")
-                blocks[part] = self.encode(weights[part])
+                counts = None
+                if by_block is not None:
+                    counts = by_block[np.arange(part.start, min(part.stop, len(weights))) % len(by_block)]
+                blocks[part] = self.encode(weights[part], counts, fit)
         return blocks.view(np.uint8).reshape(*x.shape[:-1], row_bytes)
 
     def decode(self, blocks: Blocks) -> Floats:
         """layout[n] -> float32[n, block_size]"""
         raise NotImplementedError
 
-    def encode(self, x: Floats) -> Blocks:
-        """float32[n, block_size] -> layout[n]"""
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        """float32[n, block_size] -> layout[n]; importance has the shape of x."""
         raise NotImplementedError
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
@@ -134,6 +148,15 @@ class BlockFormat:
             if blocks[name].dtype.kind == "f" and not np.isfinite(blocks[name]).all():
                 raise FormatError(f"the weights are too large for the float16 scales of {self.name}")
         return blocks
+
+    def _by_block(self, importance: Floats, n_weights: int) -> Floats:
+        """The importance of a row as float32 [n_blocks, block_size], on average 1 and nowhere quite 0."""
+        values = np.asarray(importance, np.float64)
+        if values.shape != (n_weights,) or not (np.isfinite(values) & (values >= 0)).all():
+            raise UsageError(f"importance {values.shape} must be a finite number of at least 0 for {n_weights} columns")
+        mean = values.mean()
+        relative = values / mean if mean > 0 else np.ones_like(values)
+        return np.maximum(relative, LEAST_IMPORTANCE).astype(np.float32).reshape(-1, self.block_size)
 
     def _parts(self, n_blocks: int) -> list[slice]:
         step = CHUNK_WEIGHTS // self.block_size

@@ -10,7 +10,9 @@ from edgellm.errors import FormatError
 from edgellm.quants.base import BlockFormat
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
+
+FIRST_TO_OVERFLOW = np.float32(65520)  # halfway to what would be the next float16
 
 
 class FloatFormat(BlockFormat):
@@ -32,7 +34,7 @@ class F32(FloatFormat):
     def decode(self, blocks: Blocks) -> Floats:
         return blocks["value"][:, None]
 
-    def encode(self, x: Floats) -> Blocks:
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
         return x.reshape(-1).astype("<f4").view(self.layout)
 
     def load(self, v: Any, address: Any, n: int) -> Any:
@@ -52,11 +54,11 @@ class F16(FloatFormat):
     def decode(self, blocks: Blocks) -> Floats:
         return blocks["value"][:, None].astype(np.float32)
 
-    def encode(self, x: Floats) -> Blocks:
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        too_large = (np.abs(x) >= FIRST_TO_OVERFLOW) & np.isfinite(x)
+        if too_large.any():
+            raise FormatError(f"a weight of {np.abs(x[too_large]).max():g} does not fit into F16, which ends at 65504")
         halves = x.reshape(-1).astype("<f2")
-        if np.isinf(halves).sum() > np.isinf(x).sum():
-            largest = np.abs(x[np.isfinite(x)]).max()
-            raise FormatError(f"a weight of {largest:g} does not fit into F16, which ends at 65504")
         return halves.view(self.layout)
 
     def load(self, v: Any, address: Any, n: int) -> Any:
@@ -73,7 +75,7 @@ class BF16(FloatFormat):
     def decode(self, blocks: Blocks) -> Floats:
         return (blocks["bits"][:, None].astype(np.uint32) << 16).view(np.float32)
 
-    def encode(self, x: Floats) -> Blocks:
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
         bits = x.reshape(-1).view(np.uint32)
         to_nearest_even = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         quiet_nan = (bits >> 16) | 0x40  # rounding could turn a NaN into infinity

@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import fit_scale, inverse, nearest_index, to_half
+from edgellm.quants.grids import Scales
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 # The 16 levels lie closer together near zero, where most weights are.
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
@@ -26,6 +26,7 @@ class IQ4_NL(BlockFormat):
     block_size = 32
     max_u = 255
     zero = 127
+    grid = Scales(1, 32, tuple(LEVELS.tolist()), stretch=25)
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -33,15 +34,10 @@ class IQ4_NL(BlockFormat):
         q = split_bits(blocks["qs"], 4).reshape(-1, 32)
         return d * LEVELS[q].astype(np.float32)
 
-    def encode(self, x: Floats) -> Blocks:
-        d = to_half(fit_scale(x, nearest_level, low=-127, stretch=25))
-        q = nearest_index(x * inverse(d), LEVELS)
-        return self.pack(len(x), d=d[:, 0], qs=join_bits(q.reshape(-1, 2, 16), 4))
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        return self.pack(len(x), d=fitted.d, qs=join_bits(fitted.q.reshape(-1, 2, 16), 4))
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 2, 16)
         return Unpacked(lambda group: v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4)), v.f16(block))
-
-
-def nearest_level(x: Floats) -> Floats:
-    return LEVELS[nearest_index(x, LEVELS)].astype(np.float32)

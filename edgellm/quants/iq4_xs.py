@@ -6,11 +6,11 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import extreme, fit_scale, inverse, nearest_index, round_to, to_half
-from edgellm.quants.iq4_nl import LEVELS, nearest_level
+from edgellm.quants.grids import Scales
+from edgellm.quants.iq4_nl import LEVELS
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 HIGH_SHIFTS = np.arange(0, 16, 2, dtype=np.uint16)
 
@@ -29,6 +29,7 @@ class IQ4_XS(BlockFormat):
     block_size = 256
     max_u = 255
     zero = 127
+    grid = Scales(8, 32, tuple(LEVELS.tolist()), scale_range=(-32, 31), stretch=25)
     layout = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -39,19 +40,15 @@ class IQ4_XS(BlockFormat):
         q = split_bits(blocks["qs"].reshape(-1, 8, 16), 4).reshape(-1, 8, 32)
         return (d[..., None] * LEVELS[q].astype(np.float32)).reshape(-1, 256)
 
-    def encode(self, x: Floats) -> Blocks:
-        x = x.reshape(-1, 8, 32)
-        fitted = fit_scale(x, nearest_level, low=-127, stretch=25)[..., 0]
-        d = to_half(extreme(fitted) / -32)
-        scale = round_to(fitted * inverse(d), -32, 31)
-        q = nearest_index(x * inverse(d * scale)[..., None], LEVELS)
-        stored = (scale + 32).astype(np.uint16)
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        stored = (fitted.scale + 32).astype(np.uint16)
         return self.pack(
             len(x),
-            d=d[:, 0],
+            d=fitted.d,
             scales_h=np.bitwise_or.reduce(stored >> 4 << HIGH_SHIFTS, axis=-1),
             scales_l=join_bits((stored & 15).astype(np.uint8).reshape(-1, 4, 2, 1), 4)[..., 0],
-            qs=join_bits(q.reshape(-1, 8, 2, 16), 4).reshape(-1, 128),
+            qs=join_bits(fitted.q.reshape(-1, 8, 2, 16), 4).reshape(-1, 128),
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:

@@ -9,7 +9,7 @@ from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.fit import nearest_index
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Bytes, Floats
+    from edgellm.quants.base import Blocks, Bytes, Fit, Floats
 
 # E2M1, a float of 4 bits: 1 sign, 2 exponent, 1 fraction. The levels are doubled, so that all are integers.
 MAGNITUDES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.int8)
@@ -33,12 +33,13 @@ class MXFP4(BlockFormat):
         q = split_bits(blocks["qs"], 4).reshape(-1, 32)
         return scale_of(blocks["e"])[:, None] * LEVELS[q].astype(np.float32)
 
-    def encode(self, x: Floats) -> Blocks:
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
         # The exponent of the largest weight, or one more: nothing is cut off then, but levels are coarser.
         _, exponent = np.frexp(np.abs(x).max(-1))
         candidates = np.clip(exponent - 3 + 127 + np.arange(2)[:, None], 0, 254).astype(np.uint8)
         q = np.stack([encode_levels(x / scale_of(e)[:, None]) for e in candidates])
-        error = np.square(scale_of(candidates)[..., None] * LEVELS[q].astype(np.float32) - x).sum(-1)
+        squares = np.square(scale_of(candidates)[..., None] * LEVELS[q].astype(np.float32) - x)
+        error = (squares if importance is None else squares * importance).sum(-1)
         coarser = error[1] < error[0]
         return self.pack(
             len(x),

@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import fit_affine, inverse, round_to, to_half
+from edgellm.quants.grids import Lines
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q2_K(BlockFormat):
@@ -25,6 +25,7 @@ class Q2_K(BlockFormat):
     block_size = 256
     max_u = 3
     scale_group = 16
+    grid = Lines(16, 16, q_max=3, scale_max=15, stretch=(1, 0.5), n_targets=15)
     layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -33,20 +34,14 @@ class Q2_K(BlockFormat):
         q = split_bits(blocks["qs"].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
         return (d[..., None] * q.astype(np.float32) - m[..., None]).reshape(-1, 256)
 
-    def encode(self, x: Floats) -> Blocks:
-        x = x.reshape(-1, 16, 16)
-        d, m = (fitted[..., 0] for fitted in fit_affine(x, q_max=3))
-        top_d, top_m = to_half(d.max(-1, keepdims=True) / 15), to_half(m.max(-1, keepdims=True) / 15)
-        scale = round_to(d * inverse(top_d), 0, 15).astype(np.uint8)
-        minimum = round_to(m * inverse(top_m), 0, 15).astype(np.uint8)
-        d, m = top_d * scale, top_m * minimum
-        q = round_to((x + m[..., None]) * inverse(d)[..., None], 0, 3).astype(np.uint8)
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
         return self.pack(
             len(x),
-            scales=scale | minimum << 4,
-            qs=join_bits(q.reshape(-1, 2, 4, 32), 2).reshape(-1, 64),
-            d=top_d[:, 0],
-            dmin=top_m[:, 0],
+            scales=fitted.scale.astype(np.uint8) | fitted.minimum.astype(np.uint8) << 4,
+            qs=join_bits(fitted.q.reshape(-1, 2, 4, 32), 2).reshape(-1, 64),
+            d=fitted.d,
+            dmin=fitted.m,
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:

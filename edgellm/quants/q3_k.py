@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import extreme, fit_scale, inverse, round_to, to_half
+from edgellm.quants.grids import Scales
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Bytes, Floats
+    from edgellm.quants.base import Blocks, Bytes, Fit, Floats
 
 
 class Q3_K(BlockFormat):
@@ -26,6 +26,7 @@ class Q3_K(BlockFormat):
     block_size = 256
     scale_group = 16
     zero = 4
+    grid = Scales(16, 16, tuple(range(-4, 4)), scale_range=(-32, 31))
     layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -36,18 +37,15 @@ class Q3_K(BlockFormat):
         q = (low | high << 2).astype(np.float32) - 4
         return (d[..., None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
 
-    def encode(self, x: Floats) -> Blocks:
-        x = x.reshape(-1, 16, 16)
-        fitted = fit_scale(x, lambda y: round_to(y, -4, 3), low=-4, stretch=1)[..., 0]
-        d = to_half(extreme(fitted) / -32)
-        scale = round_to(fitted * inverse(d), -32, 31)
-        q = (round_to(x * inverse(d * scale)[..., None], -4, 3) + 4).astype(np.uint8)
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        q = fitted.q
         return self.pack(
             len(x),
             hmask=join_bits((q >> 2).reshape(-1, 8, 32), 1),
             qs=join_bits((q & 3).reshape(-1, 2, 4, 32), 2).reshape(-1, 64),
-            scales=pack_scales((scale + 32).astype(np.uint8)),
-            d=d[:, 0],
+            scales=pack_scales((fitted.scale + 32).astype(np.uint8)),
+            d=fitted.d,
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:

@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import extreme, inverse, round_to, to_half
+from edgellm.quants.grids import Scales
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q4_0(BlockFormat):
@@ -18,12 +18,13 @@ class Q4_0(BlockFormat):
     d:   float16, the one scale of the block.
     qs:  16 bytes of 4-bit q from 0 to 15. The low half of byte j is weight j, the high half weight j + 16.
 
-    The 16 levels run from -8 to 7, so d is chosen with the sign that puts the extreme weight on -8.
+    The 16 levels run from -8 to 7, one more below zero, so d is negative where the extreme weight is better on -8.
     """
 
     ggml_type = 2
     block_size = 32
     zero = 8
+    grid = Scales(1, 32, tuple(range(-8, 8)))
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -31,10 +32,9 @@ class Q4_0(BlockFormat):
         q = split_bits(blocks["qs"], 4).reshape(-1, 32)
         return d * (q.astype(np.float32) - 8)
 
-    def encode(self, x: Floats) -> Blocks:
-        d = to_half(extreme(x) / -8)
-        q = (round_to(x * inverse(d), -8, 7) + 8).astype(np.uint8)
-        return self.pack(len(x), d=d[:, 0], qs=join_bits(q.reshape(-1, 2, 16), 4))
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        return self.pack(len(x), d=fitted.d, qs=join_bits(fitted.q.reshape(-1, 2, 16), 4))
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 2, 16)

@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import inverse, round_to, to_half
+from edgellm.quants.grids import Lines
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q4_1(BlockFormat):
@@ -22,6 +22,7 @@ class Q4_1(BlockFormat):
 
     ggml_type = 3
     block_size = 32
+    grid = Lines(1, 32, q_max=15, stretch=(3, 1))
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -30,11 +31,9 @@ class Q4_1(BlockFormat):
         q = split_bits(blocks["qs"], 4).reshape(-1, 32)
         return d * q.astype(np.float32) + m
 
-    def encode(self, x: Floats) -> Blocks:
-        low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-        d, m = to_half((high - low) / 15), to_half(low)
-        q = round_to((x - m) * inverse(d), 0, 15).astype(np.uint8)
-        return self.pack(len(x), d=d[:, 0], m=m[:, 0], qs=join_bits(q.reshape(-1, 2, 16), 4))
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        return self.pack(len(x), d=fitted.d, m=-fitted.m, qs=join_bits(fitted.q.reshape(-1, 2, 16), 4))
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         q = v.u8(block + 4, 16)

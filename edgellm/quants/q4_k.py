@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import fit_affine, inverse, round_to, to_half
+from edgellm.quants.grids import Fitted, Lines
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Bytes, Floats
+    from edgellm.quants.base import Blocks, Bytes, Fit, Floats
 
 
 class Q4_K(BlockFormat):
@@ -24,6 +24,7 @@ class Q4_K(BlockFormat):
 
     ggml_type = 12
     block_size = 256
+    grid = Lines(8, 32, q_max=15, scale_max=63, stretch=(3, 1))
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -31,9 +32,10 @@ class Q4_K(BlockFormat):
         q = split_bits(blocks["qs"].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
         return (d * q.astype(np.float32) - m).reshape(-1, 256)
 
-    def encode(self, x: Floats) -> Blocks:
-        q, fields = encode_groups(x.reshape(-1, 8, 32), q_max=15)
-        return self.pack(len(x), **fields, qs=join_bits(q.reshape(-1, 4, 2, 32), 4).reshape(-1, 128))
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        qs = join_bits(fitted.q.reshape(-1, 4, 2, 32), 4).reshape(-1, 128)
+        return self.pack(len(x), **group_fields(fitted), qs=qs)
 
     def unpack(self, v: Any, block: Any) -> Unpacked:
         def weights(group: int) -> Any:
@@ -77,16 +79,10 @@ def pack_scales(scale: Bytes, minimum: Bytes) -> Bytes:
     )
 
 
-def encode_groups(x: Floats, q_max: int) -> tuple[Bytes, dict[str, Floats | Bytes]]:
-    """float32[n, 8, 32] -> q uint8[n, 8, 32] and the fields d, dmin and scales of Q4_K and Q5_K."""
-    d, m = (fitted[..., 0] for fitted in fit_affine(x, q_max))
-    top_d, top_m = to_half(d.max(-1, keepdims=True) / 63), to_half(m.max(-1, keepdims=True) / 63)
-    scale = round_to(d * inverse(top_d), 0, 63).astype(np.uint8)
-    minimum = round_to(m * inverse(top_m), 0, 63).astype(np.uint8)
-    # Round the weights with the scales that were really stored.
-    d, m = top_d * scale, top_m * minimum
-    q = round_to((x + m[..., None]) * inverse(d)[..., None], 0, q_max).astype(np.uint8)
-    return q, {"d": top_d[:, 0], "dmin": top_m[:, 0], "scales": pack_scales(scale, minimum)}
+def group_fields(fitted: Fitted) -> dict[str, Floats | Bytes]:
+    """The fields d, dmin and scales of Q4_K and Q5_K."""
+    scale, minimum = fitted.scale.astype(np.uint8), fitted.minimum.astype(np.uint8)
+    return {"d": fitted.d, "dmin": fitted.m, "scales": pack_scales(scale, minimum)}
 
 
 def unpack_group_scales(v: Any, block: Any) -> tuple[Any, Any]:

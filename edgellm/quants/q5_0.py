@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import extreme, inverse, round_to, to_half
+from edgellm.quants.grids import Scales
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q5_0(BlockFormat):
@@ -19,12 +19,13 @@ class Q5_0(BlockFormat):
     qh:  the fifth, highest bit of every q: a 32-bit little-endian number whose bit j belongs to weight j.
     qs:  16 bytes of the four lower bits. The low half of byte j is weight j, the high half weight j + 16.
 
-    The 32 levels run from -16 to 15, so d is chosen with the sign that puts the extreme weight on -16.
+    The 32 levels run from -16 to 15, one more below zero, so d is negative where the extreme weight is better on -16.
     """
 
     ggml_type = 6
     block_size = 32
     zero = 16
+    grid = Scales(1, 32, tuple(range(-16, 16)))
     layout = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -33,12 +34,12 @@ class Q5_0(BlockFormat):
         high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")
         return d * ((low | high << 4).astype(np.float32) - 16)
 
-    def encode(self, x: Floats) -> Blocks:
-        d = to_half(extreme(x) / -16)
-        q = (round_to(x * inverse(d), -16, 15) + 16).astype(np.uint8)
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        q = fitted.q
         return self.pack(
             len(x),
-            d=d[:, 0],
+            d=fitted.d,
             qh=np.packbits(q >> 4, axis=-1, bitorder="little"),
             qs=join_bits((q & 15).reshape(-1, 2, 16), 4),
         )

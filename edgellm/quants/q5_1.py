@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import inverse, round_to, to_half
+from edgellm.quants.grids import Lines
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q5_1(BlockFormat):
@@ -23,6 +23,7 @@ class Q5_1(BlockFormat):
 
     ggml_type = 7
     block_size = 32
+    grid = Lines(1, 32, q_max=31, stretch=(6, 1))
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -32,14 +33,13 @@ class Q5_1(BlockFormat):
         high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")
         return d * (low | high << 4).astype(np.float32) + m
 
-    def encode(self, x: Floats) -> Blocks:
-        low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-        d, m = to_half((high - low) / 31), to_half(low)
-        q = round_to((x - m) * inverse(d), 0, 31).astype(np.uint8)
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        q = fitted.q
         return self.pack(
             len(x),
-            d=d[:, 0],
-            m=m[:, 0],
+            d=fitted.d,
+            m=-fitted.m,
             qh=np.packbits(q >> 4, axis=-1, bitorder="little"),
             qs=join_bits((q & 15).reshape(-1, 2, 16), 4),
         )

@@ -6,10 +6,11 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.q4_k import encode_groups, group_scales, unpack_group_scales
+from edgellm.quants.grids import Lines
+from edgellm.quants.q4_k import group_fields, group_scales, unpack_group_scales
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q5_K(BlockFormat):
@@ -25,6 +26,7 @@ class Q5_K(BlockFormat):
 
     ggml_type = 13
     block_size = 256
+    grid = Lines(8, 32, q_max=31, scale_max=63, stretch=(6, 1))
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -33,11 +35,12 @@ class Q5_K(BlockFormat):
         high = split_bits(blocks["qh"], 1)
         return (d * (low | high << 4).astype(np.float32) - m).reshape(-1, 256)
 
-    def encode(self, x: Floats) -> Blocks:
-        q, fields = encode_groups(x.reshape(-1, 8, 32), q_max=31)
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        q = fitted.q.reshape(-1, 8, 32)
         return self.pack(
             len(x),
-            **fields,
+            **group_fields(fitted),
             qh=join_bits(q >> 4, 1),
             qs=join_bits((q & 15).reshape(-1, 4, 2, 32), 4).reshape(-1, 128),
         )

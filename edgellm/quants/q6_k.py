@@ -6,10 +6,10 @@ import numpy as np
 
 from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.bits import join_bits, split_bits
-from edgellm.quants.fit import extreme, fit_scale, inverse, round_to, to_half
+from edgellm.quants.grids import Scales
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q6_K(BlockFormat):
@@ -25,6 +25,7 @@ class Q6_K(BlockFormat):
     block_size = 256
     scale_group = 16
     zero = 32
+    grid = Scales(16, 16, tuple(range(-32, 32)), scale_range=(-128, 127), stretch=1.5)
     layout = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 
     def decode(self, blocks: Blocks) -> Floats:
@@ -34,18 +35,15 @@ class Q6_K(BlockFormat):
         q = (low | high << 4).astype(np.float32) - 32
         return (d[..., None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
 
-    def encode(self, x: Floats) -> Blocks:
-        x = x.reshape(-1, 16, 16)
-        fitted = fit_scale(x, lambda y: round_to(y, -32, 31), low=-32, stretch=1)[..., 0]
-        d = to_half(extreme(fitted) / -128)
-        scales = round_to(fitted * inverse(d), -128, 127)
-        q = (round_to(x * inverse(d * scales)[..., None], -32, 31) + 32).astype(np.uint8)
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
+        fitted = fit(self, x, importance)
+        q = fitted.q
         return self.pack(
             len(x),
             ql=join_bits((q & 15).reshape(-1, 2, 2, 64), 4).reshape(-1, 128),
             qh=join_bits((q >> 4).reshape(-1, 2, 4, 32), 2).reshape(-1, 64),
-            scales=scales,
-            d=d[:, 0],
+            scales=fitted.scale,
+            d=fitted.d,
         )
 
     def unpack(self, v: Any, block: Any) -> Unpacked:

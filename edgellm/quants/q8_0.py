@@ -8,7 +8,7 @@ from edgellm.quants.base import BlockFormat, Unpacked
 from edgellm.quants.fit import inverse, round_to, to_half
 
 if TYPE_CHECKING:
-    from edgellm.quants.base import Blocks, Floats
+    from edgellm.quants.base import Blocks, Fit, Floats
 
 
 class Q8_0(BlockFormat):
@@ -28,7 +28,7 @@ class Q8_0(BlockFormat):
         d = blocks["d"][:, None].astype(np.float32)
         return d * blocks["qs"].astype(np.float32)
 
-    def encode(self, x: Floats) -> Blocks:
+    def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
         d = to_half(np.abs(x).max(-1, keepdims=True) / 127)
         return self.pack(len(x), d=d[:, 0], qs=round_to(x * inverse(d), -127, 127))
 

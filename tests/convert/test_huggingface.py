@@ -173,7 +173,7 @@ def refused(folder: Path, kind: type[EdgellmError], *words: str) -> None:
         ({"num_hidden_layers": ...}, FormatError, ("num_hidden_layers", "missing")),
         ({"num_hidden_layers": 4}, FormatError, ("model.layers.3.",)),
         ({"num_hidden_layers": 2}, UnsupportedError, ("model.layers.2.",)),
-        ({"num_hidden_layers": 10**9}, FormatError, ("block_count",)),
+        ({"num_hidden_layers": 10**9}, FormatError, ("num_hidden_layers",)),
         ({"num_key_value_heads": 3}, FormatError, ("heads",)),
         ({"intermediate_size": 97}, FormatError, ("model.layers.0.mlp.gate_proj.weight", "shape")),
         ({"rms_norm_eps": float("1e400")}, FormatError, ("config.json",)),

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 
+from edgellm.kernels.fit import CompiledFit
 from edgellm.kernels.isa import NEON
 from edgellm.kernels.kv_types import F16, F32_CACHE
 from edgellm.quants import FORMATS
 
-from . import test_attention, test_kv_types, test_linear, test_rows
+from . import test_attention, test_fit, test_kv_types, test_linear, test_rows
 from .arm import EmulatedStore
 from .compiled import Compiled
 from .conftest import AVAILABLE
@@ -93,3 +94,13 @@ def test_what_is_appended_to_caches(neon: Compiled) -> None:
     test_attention.test_the_cache_layout(neon)
     test_kv_types.test_the_cache_layout(neon, 80)
     test_kv_types.test_what_does_not_fit_spoils_its_group_alone(neon, np.inf)
+
+
+@pytest.mark.parametrize("name", ["Q5_0", "Q5_1", "IQ4_XS", "Q4_K"])
+def test_fit_gives_the_bits_of_its_twin(neon: Compiled, name: str) -> None:
+    kind, store = FORMATS[name], neon.store
+    store.isa = NEON
+    x = test_fit.weights(kind, "heavy tails")
+    for counts, importance in test_fit.importances(x.shape).items():
+        found = CompiledFit(store)(kind, x, importance)
+        test_fit.assert_same_bits(found, test_fit.twin(kind, "heavy tails", counts))

@@ -18,22 +18,22 @@ from edgellm.quants import FORMATS, by_ggml_type
 BLOCKS = [f for f in FORMATS.values() if f.block_size > 1]
 FLOATS = [f for f in FORMATS.values() if f.block_size == 1]
 
-# Relative RMS error on normally distributed weights: ours and a little. ggml's own, where it is larger:
-# Q2_K 0.297, Q3_K 0.151, Q6_K 0.0177, IQ4_NL 0.0761, IQ4_XS 0.0767, MXFP4 0.1180.
+# Relative RMS error on normally distributed weights: ours and a little. That of llama.cpp is 1.02 (Q4_K) to 1.13
+# (Q2_K, Q5_1) times as large, see docs/quantization.md.
 LARGEST_ERROR = {
-    "Q4_0": 0.0861,
-    "Q4_1": 0.0784,
-    "Q5_0": 0.0430,
-    "Q5_1": 0.0381,
+    "Q4_0": 0.0815,
+    "Q4_1": 0.0697,
+    "Q5_0": 0.0403,
+    "Q5_1": 0.0333,
     "Q8_0": 0.0054,
-    "Q2_K": 0.275,
-    "Q3_K": 0.147,
-    "Q4_K": 0.0720,
-    "Q5_K": 0.0363,
-    "Q6_K": 0.0176,
-    "IQ4_NL": 0.0755,
-    "IQ4_XS": 0.0765,
-    "MXFP4": 0.1140,
+    "Q2_K": 0.2637,
+    "Q3_K": 0.1440,
+    "Q4_K": 0.0704,
+    "Q5_K": 0.0347,
+    "Q6_K": 0.0169,
+    "IQ4_NL": 0.0737,
+    "IQ4_XS": 0.0743,
+    "MXFP4": 0.1130,
 }
 
 
@@ -110,8 +110,11 @@ finite = st.floats(-1000, 1000, width=32)
 @settings(max_examples=60, deadline=None)
 @given(x=hnp.arrays(np.float32, (1, 32), elements=finite))
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
-def test_error_of_each_weight_is_bounded_by_the_step(name, x):
-    """Half a step, a whole one where symmetric formats lack the top level; and what float16 scales cost."""
+def test_mean_error_is_bounded_by_the_step(name, x):
+    """Half a step, a whole one where symmetric formats lack the top level; and what float16 scales cost.
+
+    Plain rounding keeps every weight so near; a fit gives one weight less than that, and all together no less.
+    """
     top = np.abs(x).max()
     bound = {
         "Q4_0": top / 8,
@@ -122,8 +125,8 @@ def test_error_of_each_weight_is_bounded_by_the_step(name, x):
     }[name]
     # A float16 scale is off by 2**-11 of itself or, when subnormal, by 2**-25; up to 127 steps multiply that.
     slack = 2 * top * 2.0**-11 + 127 * 2.0**-25
-    error = np.abs(FORMATS[name].dequantize(FORMATS[name].quantize(x)) - x).max()
-    assert error <= bound + slack
+    error = FORMATS[name].dequantize(FORMATS[name].quantize(x)) - x
+    assert np.sqrt(np.square(error).mean()) <= bound + slack
 
 
 @settings(max_examples=40, deadline=None)

@@ -26,7 +26,7 @@ class GGUFWriter:
     """A GGUF file to be: `GGUFWriter(target, metadata, tensors).write()`.
 
     target:    a path, written beside it and renamed; or an open binary file.
-    metadata:  bool, str, int (stored as u32, or the first of i32, u64, i64 that holds it), float (f32);
+    metadata:  bool, str, int (stored as u32, or the first of i32, u64, i64 that holds it), float (f32, or f64);
                sequences of str or bytes, of int (i32 or i64), of float (f32) or of bool; NumPy scalars and
                arrays, which keep their exact type. `general.alignment` is obeyed.
     tensors:   (name, shape in NumPy order, format, raw); raw is an array, bytes, or a callable that makes it, whole
@@ -100,7 +100,10 @@ def _tensor_bytes(name: str, shape: Sequence[int], block_format: BlockFormat) ->
 
 
 def _string(text: str | bytes, limit: int = spec.MAX_HEADER_BYTES) -> bytes:
-    raw = text.encode() if isinstance(text, str) else text
+    try:
+        raw = text.encode() if isinstance(text, str) else text
+    except UnicodeEncodeError:
+        raise UsageError(f"{text[:40]!r} is no text: it holds half of a surrogate pair") from None
     if len(raw) > limit:
         raise UsageError(f"{raw[:40]!r}... has {len(raw)} bytes; GGUF allows {limit}")
     return spec.U64.pack(len(raw)) + raw
@@ -151,7 +154,10 @@ def _smallest(key: str, value: Any, dtypes: Sequence[str]) -> Any:
     """The number or numbers in the first of `dtypes` that holds them."""
     for dtype in map(np.dtype, dtypes):
         if dtype.kind == "f":
-            return np.asarray(value, dtype)[()]
+            with np.errstate(over="ignore"):
+                numbers = np.asarray(value, dtype)
+            fits = np.isfinite(numbers).all() or not np.isfinite(value).all()
+            return numbers[()] if fits else np.asarray(value, "<f8")[()]
         limits, numbers = np.iinfo(dtype), np.atleast_1d(np.array(value, object))
         if all(limits.min <= number <= limits.max for number in numbers):
             return np.asarray(value, dtype)[()]

@@ -1,0 +1,181 @@
+"""Quantizing a file: what it holds afterwards, what is refused, and that nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgellm.convert.quantize import quantize_file
+from edgellm.errors import EdgellmError, FileProblem, FormatError, UsageError
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from edgellm.quants import FORMATS
+
+N_COLS = 256
+METADATA: dict[str, Any] = {
+    "general.architecture": "llama",
+    "general.name": "small",
+    "llama.block_count": 1,
+    "llama.attention.head_count": 4,
+    "some.large": np.float64(1e300),
+    "some.texts": ["a", "é", ""],
+    "some.numbers": np.arange(5, dtype=np.int16),
+}
+
+
+def array_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(len(name)).normal(size=shape).astype(np.float32)
+
+
+SHAPES = {
+    "token_embd.weight": (40, N_COLS), "output_norm.weight": (N_COLS,), "output.weight": (40, N_COLS),
+    "blk.0.attn_q.weight": (N_COLS, N_COLS), "blk.0.attn_q.bias": (N_COLS,), "blk.0.ffn_down.weight": (N_COLS, 96),
+}  # fmt: skip
+ARRAYS = {name: array_of(name, shape) for name, shape in SHAPES.items()}
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray] = ARRAYS, **metadata: Any) -> Path:
+    kept = {key: value for key, value in (METADATA | metadata).items() if value is not ...}
+    GGUFWriter(path, kept, [(name, x.shape, FORMATS["F32"], x) for name, x in arrays.items()]).write()
+    return path
+
+
+def save_split(folder: Path) -> Path:
+    """The same in two parts, as llama.cpp cuts large files."""
+    names = list(ARRAYS)
+    paths = [folder / f"m-0000{i + 1}-of-00002.gguf" for i in range(2)]
+    for i, (path, some) in enumerate(zip(paths, (names[:3], names[3:]), strict=True)):
+        split = {"split.no": np.uint16(i), "split.count": np.uint16(2), "split.tensors.count": np.int32(len(names))}
+        save(path, {name: ARRAYS[name] for name in some}, **split)
+    return paths[0]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save(tmp_path / "in.gguf")
+
+
+def refused(source: Path, target: Path, kind: type[EdgellmError], *words: str, **options: Any) -> None:
+    before = target.read_bytes() if target.is_file() else None
+    with pytest.raises(kind) as raised:
+        quantize_file(source, target, options.pop("type_name", "Q8_0"), **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert (target.read_bytes() if target.is_file() else None) == before
+    assert not list(source.parent.glob(".*"))
+
+
+def test_every_tensor_as_its_format_quantizes_it(source: Path, tmp_path: Path) -> None:
+    done = quantize_file(source, tmp_path / "out.gguf", "q4_k_m")
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        assert list(file.tensors) == list(ARRAYS)
+        for name, x in ARRAYS.items():
+            tensor = file.tensors[name]
+            assert tensor.format is done.formats[name]
+            np.testing.assert_array_equal(tensor.raw.reshape(-1), tensor.format.quantize(x).reshape(-1))
+        found = {name: str(tensor.format) for name, tensor in file.tensors.items()}
+        assert found["blk.0.ffn_down.weight"] == "Q8_0"  # rows of 96: no block of 256 divides them
+        assert found["blk.0.attn_q.bias"] == found["output_norm.weight"] == "F32"
+        assert found["blk.0.attn_q.weight"] == "Q4_K"
+    assert done.n_bytes == (tmp_path / "out.gguf").stat().st_size
+    assert done.warnings == []
+
+
+def test_metadata_is_kept(source: Path, tmp_path: Path) -> None:
+    quantize_file(source, tmp_path / "out.gguf", "Q8_0")
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        expected = METADATA | {"general.file_type": 7, "general.quantization_version": 2}
+        assert file.metadata.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(file.metadata[key], value)
+
+
+def test_the_same_type_copies_the_bytes(source: Path, tmp_path: Path) -> None:
+    quantize_file(source, tmp_path / "first.gguf", "Q5_1")
+    again = quantize_file(tmp_path / "first.gguf", tmp_path / "again.gguf", "Q5_1")
+    with GGUFFile.open(tmp_path / "first.gguf") as first, GGUFFile.open(tmp_path / "again.gguf") as second:
+        for name, tensor in first.tensors.items():
+            np.testing.assert_array_equal(tensor.raw, second.tensors[name].raw)
+    assert again.warnings == []
+
+
+def test_quantizing_again_is_told(source: Path, tmp_path: Path) -> None:
+    quantize_file(source, tmp_path / "q8.gguf", "Q8_0")
+    (warning,) = quantize_file(tmp_path / "q8.gguf", tmp_path / "q4.gguf", "Q4_0").warnings
+    assert "quantized before (Q8_0)" in warning
+
+
+def test_parts_become_one_file(source: Path, tmp_path: Path) -> None:
+    first = save_split(tmp_path)
+    quantize_file(first, tmp_path / "joined.gguf", "Q8_0")
+    quantize_file(source, tmp_path / "out.gguf", "Q8_0")
+    assert (tmp_path / "joined.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
+
+
+def test_no_part_is_written_over(tmp_path: Path) -> None:
+    first = save_split(tmp_path)
+    for part in sorted(tmp_path.glob("m-*.gguf")):
+        refused(first, part, UsageError, "being read")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links are others there")
+def test_other_names_of_the_source(source: Path, tmp_path: Path) -> None:
+    os.link(source, tmp_path / "hard.gguf")
+    (tmp_path / "soft.gguf").symlink_to(source)
+    for name in ("in.gguf", "hard.gguf", "soft.gguf", f"../{tmp_path.name}/in.gguf"):
+        refused(source, tmp_path / name, UsageError, name, "being read")
+
+
+def test_targets_that_cannot_be(source: Path, tmp_path: Path) -> None:
+    refused(source, tmp_path, UsageError, "is a folder")
+    refused(source, source / "out.gguf", UsageError, "in.gguf is a file")
+    if sys.platform != "win32":
+        refused(source, Path(os.devnull), UsageError, "device")
+
+
+@pytest.mark.parametrize("value", ["x", 1.5, float("nan"), True, [1, 2], ["a"], []])
+@pytest.mark.parametrize("key", ["llama.block_count", "llama.attention.head_count", "llama.attention.head_count_kv"])
+def test_counts_that_are_none(key: str, value: Any, tmp_path: Path) -> None:
+    source = save(tmp_path / "in.gguf", **{key: value})
+    refused(source, tmp_path / "out.gguf", FormatError, str(source), key, "an integer", type_name="Q4_K_M")
+
+
+@pytest.mark.parametrize("value", [0, -1, -(2**40), 2**63])
+def test_counts_that_cannot_be(value: int, tmp_path: Path) -> None:
+    """Quantizing takes models that edgellm cannot run; a count may only choose types, and must not crash."""
+    keys = ("llama.block_count", "llama.attention.head_count", "llama.attention.head_count_kv")
+    source = save(tmp_path / "in.gguf", **dict.fromkeys(keys, value))
+    assert quantize_file(source, tmp_path / "out.gguf", "Q4_K_M").formats.keys() == ARRAYS.keys()
+
+
+def test_files_that_cannot_be_quantized(source: Path, tmp_path: Path) -> None:
+    refused(save(tmp_path / "empty.gguf", {}), tmp_path / "out.gguf", FileProblem, "empty.gguf", "no tensors")
+    refused(tmp_path / "missing.gguf", tmp_path / "out.gguf", FileProblem, "missing.gguf", "does not exist")
+    (tmp_path / "cut.gguf").write_bytes(source.read_bytes()[:-1000])
+    refused(tmp_path / "cut.gguf", tmp_path / "out.gguf", FormatError, "cut.gguf")
+    broken = ARRAYS | {"output.weight": np.full((40, N_COLS), np.nan, np.float32)}
+    refused(save(tmp_path / "nan.gguf", broken), tmp_path / "out.gguf", FormatError, "output.weight", "NaN")
+    refused(source, tmp_path / "out.gguf", UsageError, "'Q9'", "Q8_0", type_name="Q9")
+
+
+def test_an_importance_matrix_of_another_model(source: Path, tmp_path: Path) -> None:
+    ones = np.ones(N_COLS + 1, np.float32)
+    refused(source, tmp_path / "out.gguf", UsageError, "blk.0.attn_q.weight", "another model",
+            importance={"blk.0.attn_q.weight": ones})  # fmt: skip
+    refused(source, tmp_path / "out.gguf", UsageError, "none of this model", importance={"other.weight": ones})
+
+
+def test_an_existing_target_is_replaced_by_a_whole_file(source: Path, tmp_path: Path) -> None:
+    shutil.copy(source, tmp_path / "out.gguf")
+    quantize_file(source, tmp_path / "out.gguf", "Q8_0")
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        assert str(file.tensors["output.weight"].format) == "Q8_0"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.gguf", "out.gguf"]
