@@ -18,7 +18,7 @@ from edgellm.quants import FORMATS
 
 WIDTH, MARGIN = 742, 46
 INK, FAINT, ACCENT, SECOND = "#1f2933", "#c3ccd5", "#0b6e99", "#c2410c"
-STYLE = "<style>text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:#1f2933}.small{font-size:11px;fill:#52606d}</style>"
+STYLE = "<style>text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:#1f2933}.small{fill:#52606d}</style>"
 
 # What the first figure shows, and in which words.
 PANELS = {
@@ -93,7 +93,8 @@ def loss_figure(points: list[tuple[str, float, float]]) -> str:
     """Divergence over size, the first on a logarithmic axis."""
     height = 330
     bits, losses = [p[1] for p in points], [math.log10(p[2]) for p in points]
-    left, right, bottom, top = math.floor(min(bits)), math.ceil(max(bits)), math.floor(min(losses)), math.ceil(max(losses))
+    left, right = math.floor(min(bits)), math.ceil(max(bits))
+    bottom, top = math.floor(min(losses)), math.ceil(max(losses))
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (
@@ -113,13 +114,15 @@ def loss_figure(points: list[tuple[str, float, float]]) -> str:
         x, y = place(size, math.log10(loss))
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{ACCENT}"/>')
         parts.append(f'<text class="small" x="{x + 7:.1f}" y="{y - 5:.1f}">{name}</text>')
-    parts.append(f'<text x="{MARGIN + 20}" y="{height - 4}">bits per weight; up: mean KL divergence from the original</text>')
+    axes = "bits per weight; up: mean KL divergence from the original"
+    parts.append(f'<text x="{MARGIN + 20}" y="{height - 4}">{axes}</text>')
     return _svg(height, parts, "Loss and size of the types")
 
 
 def _svg(height: float, parts: list[str], label: str) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}" role="img" aria-label="{label}">'
-    background = f'<rect width="{WIDTH}" height="{height:.0f}" rx="8" fill="#f8fafc"/>'
+    size = f'width="{WIDTH}" height="{height:.0f}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">'
+    background = f'<rect {size} rx="8" fill="#f8fafc"/>'
     return "\n".join([head, STYLE, background, *parts, "</svg>"]) + "\n"
 
 

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 import edgellm
 from edgellm import files
-from edgellm.evaluate import ORDINARY_TEXT
-from edgellm.evaluate import Distance
+from edgellm.evaluate import ORDINARY_TEXT, Distance
 
 HERE = Path(__file__).parent
 

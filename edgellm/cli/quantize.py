@@ -92,7 +92,7 @@ def command(
                                      n_threads=n_threads, progress=progress)  # fmt: skip
         for line in done.warnings:
             note(line)
-        note(_summary(path.stat().st_size, done))
+        note(_summary(done))
         if measured and report:
             show_report(measured.divergence_of(target))
 
@@ -105,8 +105,8 @@ def _importance(path: Path | None) -> Any:
     return read_imatrix(path).tensors
 
 
-def _summary(n_bytes_before: int, done: Any) -> str:
+def _summary(done: Any) -> str:
     from edgellm.cli.terminal import size_text
 
-    share = 100 * done.n_bytes / n_bytes_before
+    share = 100 * done.n_bytes / done.n_bytes_before
     return f"wrote {done.path}, {size_text(done.n_bytes)} ({share:.0f} %), {done.bits_per_weight:.2f} bits per weight"

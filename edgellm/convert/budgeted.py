@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ def quantize_within(
 
     Raises UsageError when the budget cannot be met, or the source is quantized already.
     """
+    target = Path(os.path.realpath(target))  # a link stays one
     with open_model(source, target) as file:
         matrices = [part for part in parts_of(file) if is_matrix(part)]
         options = measure_options(matrices, divergence_with, importance, measuring)
@@ -95,8 +96,7 @@ def quantize_within(
             os.replace(work, target)
         finally:
             work.unlink(missing_ok=True)
-    renamed = Quantized(target, written.n_bytes, written.bits_per_weight, written.formats, written.warnings)
-    return WithinBudget(renamed, plan, loss)
+    return WithinBudget(replace(written, path=target), plan, loss)
 
 
 def _slack(file: GGUFFile) -> int:

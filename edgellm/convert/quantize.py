@@ -27,11 +27,13 @@ Progress = Callable[[int, int, str], None]
 class Quantized:
     """What was written.
 
+    n_bytes:   its size; that of the source, all parts of it, was n_bytes_before.
     formats:   of every tensor. warnings: what a person should know.
     """
 
     path: Path
     n_bytes: int
+    n_bytes_before: int
     bits_per_weight: float
     formats: Mapping[str, BlockFormat]
     warnings: Sequence[str]
@@ -55,6 +57,8 @@ def quantize_file(
     """
     recipe = recipe_of(type_name)
     with open_model(source, target) as file:
+        if file.get("general.type", str, "model") == "adapter" and not recipe.is_float:
+            raise UsageError(f"{source} is an adapter, which is kept in floats, not in {recipe.name}")
         parts = parts_of(file)
         try:
             formats = choose_formats(recipe, parts, file.metadata, overrides)
@@ -102,7 +106,7 @@ def write_quantized(
     n_bytes = sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts)
     n_weights = sum(prod(part.tensor.shape) for part in parts)
     warnings = [*_requantized(parts, formats), *_without_importance(importance, parts, formats)]
-    return Quantized(target, target.stat().st_size, 8 * n_bytes / n_weights, formats, warnings)
+    return Quantized(target, target.stat().st_size, file.n_bytes, 8 * n_bytes / n_weights, formats, warnings)
 
 
 def _check_importance(importance: Mapping[str, NDArray[Any]], parts: Sequence[Part]) -> None:

@@ -19,16 +19,17 @@ class Sensitivity:
     """Compares a model with itself, one of its matrices changed.
 
     model:      mostly the original in F16 or F32; a quantized one measures its own rounding of activations along.
-    token_ids:  a text, read in windows of n_ctx tokens; what the first half of each foresees is not scored.
+    token_ids:  a text, of which the first windows of n_ctx tokens are read; what the first half of each foresees is
+                not scored. One window tells which matrices matter; more of them take as many times as long.
     """
 
-    def __init__(self, model: Model, token_ids: Sequence[int], n_ctx: int = DEFAULT_WINDOW) -> None:
+    def __init__(self, model: Model, token_ids: Sequence[int], n_ctx: int = DEFAULT_WINDOW, n_windows: int = 1) -> None:
         self._model = model
         rows_per_window = n_ctx - 1 - n_ctx // 2
         affordable = MAX_BYTES // (4 * model.n_vocab * rows_per_window)
         if affordable < 1:
             raise UsageError(f"a window of {n_ctx} tokens has too many logits to keep; choose a shorter one")
-        self._windows = windows(model.tokenizer, token_ids, n_ctx)[:affordable]
+        self._windows = windows(model.tokenizer, token_ids, n_ctx, min(n_windows, affordable))
         self._base: list[Row] = self._rows()
 
     @property

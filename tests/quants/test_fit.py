@@ -107,7 +107,7 @@ def test_every_row_meets_the_importance_of_its_columns(name):
 @pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16"])
 @pytest.mark.parametrize("bad", [np.ones(255), np.ones((2, 256)), np.full(256, -1.0), np.full(256, np.nan)])
 def test_importance_that_cannot_be_is_refused(name, bad):
-    with pytest.raises(UsageError, match="importance .* 256 columns"):
+    with pytest.raises(UsageError, match=r"importance .* 256 columns"):
         FORMATS[name].quantize(np.ones((2, 256), np.float32), bad)
 
 
