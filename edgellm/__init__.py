@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 from edgellm._version import __version__
 
 if TYPE_CHECKING:
+    from edgellm.convert.checkpoints import convert_checkpoint
+    from edgellm.convert.export import export_checkpoint
+    from edgellm.convert.quantize import quantize_file
     from edgellm.engine import Model, load, load_tokenizer
     from edgellm.errors import (
         ContextOverflowError,
@@ -50,13 +53,19 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "convert_checkpoint",
+    "export_checkpoint",
     "load",
     "load_tokenizer",
     "pull",
+    "quantize_file",
 ]
 
 # Where each name lives; the rest of `__all__` are errors.
 _HOMES = {
+    "convert_checkpoint": "edgellm.convert.checkpoints",
+    "export_checkpoint": "edgellm.convert.export",
+    "quantize_file": "edgellm.convert.quantize",
     "Model": "edgellm.engine",
     "load": "edgellm.engine",
     "load_tokenizer": "edgellm.engine",

@@ -11,9 +11,11 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from edgellm.errors import FileProblem, UsageError
+
+AnyPath: TypeAlias = "str | os.PathLike[str]"
 
 
 def home() -> Path:

@@ -43,11 +43,11 @@ def command(
     from edgellm import hub
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import note, size_text
-    from edgellm.convert.checkpoints import convert
+    from edgellm.convert.checkpoints import convert_checkpoint
 
     with Progress() as progress:
         folder = hub.pull_checkpoint(source, progress) if source.startswith("hf:") else Path(source).expanduser()
-        notes = convert(
+        notes = convert_checkpoint(
             folder,
             output,
             type_name,

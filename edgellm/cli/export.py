@@ -22,9 +22,9 @@ def command(model: str, output: Path, dtype: str) -> None:
     from edgellm.cli import models
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import note
-    from edgellm.convert.export import export
+    from edgellm.convert.export import export_checkpoint
 
     path = models.path_of(model)
     with Progress() as progress:
-        export(path, output, dtype.lower(), progress)
+        export_checkpoint(path, output, dtype.lower(), progress)
     note(f"wrote {output}")

@@ -15,7 +15,7 @@ from edgellm.convert.recipes import choose_formats, recipe_of
 from edgellm.convert.source import Source
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, UsageError
-from edgellm.files import refuse_target
+from edgellm.files import AnyPath, refuse_target
 
 AS_IT_IS = "auto"
 _EXPECTED = "a folder with config.json and weights, a PEFT adapter's folder, or a llama2.c .bin file"
@@ -26,13 +26,13 @@ _HINTS = {
 }
 
 
-def convert(
-    path: Path,
-    target: Path,
+def convert_checkpoint(
+    path: AnyPath,
+    target: AnyPath,
     type_name: str = AS_IT_IS,
     *,
-    base: Path | None = None,
-    tokenizer: Path | None = None,
+    base: AnyPath | None = None,
+    tokenizer: AnyPath | None = None,
     overrides: Sequence[str] = (),
     n_threads: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -45,6 +45,9 @@ def convert(
 
     Raises FileProblem, FormatError, UnsupportedError or UsageError; then no file is left at `target`.
     """
+    path, target = Path(path), Path(target)
+    base = None if base is None else Path(base)
+    tokenizer = None if tokenizer is None else Path(tokenizer)
     recipe = None if type_name.lower() == AS_IT_IS else recipe_of(type_name)
     refuse_target(target, _files_of(path, base, tokenizer))
     with open_source(path, base, tokenizer) as source:

@@ -24,7 +24,7 @@ from edgellm.convert.huggingface import names_of
 from edgellm.convert.model_card import write_model_card
 from edgellm.convert.vocabulary import write_tokenizer
 from edgellm.errors import FileProblem, UnsupportedError, UsageError
-from edgellm.files import check_room, refuse_target
+from edgellm.files import AnyPath, check_room, refuse_target
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.safetensors import write_safetensors
 from edgellm.formats.tensor import Tensor
@@ -34,8 +34,8 @@ DTYPES = {"f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16"), "f32": ("F32"
 CHUNK_WEIGHTS = 1 << 24  # converted at a time
 
 
-def export(
-    source: Path, folder: Path, dtype: str = "bf16", progress: Callable[[int, int, str], None] = lambda *_: None
+def export_checkpoint(
+    source: AnyPath, folder: AnyPath, dtype: str = "bf16", progress: Callable[[int, int, str], None] = lambda *_: None
 ) -> None:
     """Write the folder, which must not exist yet or be empty; on any error nothing of it is left.
 
@@ -44,6 +44,7 @@ def export(
 
     Raises FileProblem for a file that cannot be exported, UsageError for a folder that holds something.
     """
+    source, folder = Path(source), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder; choose another name")
     if not folder.exists():

@@ -12,7 +12,7 @@ from edgellm.convert.parts import Part
 from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, FormatError, UsageError
-from edgellm.files import refuse_target
+from edgellm.files import AnyPath, refuse_target
 from edgellm.formats.gguf import GGUFFile
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
@@ -40,8 +40,8 @@ class Quantized:
 
 
 def quantize_file(
-    source: Path,
-    target: Path,
+    source: AnyPath,
+    target: AnyPath,
     type_name: str,
     *,
     overrides: Sequence[str] = (),
@@ -55,6 +55,7 @@ def quantize_file(
 
     Raises FileProblem, FormatError (a tensor that holds NaN), UsageError (an unknown type, OUT equal to IN).
     """
+    source, target = Path(source), Path(target)
     recipe = recipe_of(type_name)
     with open_model(source, target) as file:
         if file.get("general.type", str, "model") == "adapter" and not recipe.is_float:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.cli import main
-from edgellm.convert.checkpoints import convert
+from edgellm.convert.checkpoints import convert_checkpoint as convert
 
 from ..convert import checkpoints
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from edgellm.convert.checkpoints import convert
+from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.errors import EdgellmError, FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.formats.gguf import GGUFFile
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edgellm.convert import export as module
-from edgellm.convert.checkpoints import convert
-from edgellm.convert.export import export
+from edgellm.convert.checkpoints import convert_checkpoint as convert
+from edgellm.convert.export import export_checkpoint as export
 from edgellm.convert.model_card import model_card, write_model_card
 from edgellm.errors import FileProblem, UnsupportedError, UsageError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import edgellm
-from edgellm.convert.checkpoints import convert
-from edgellm.convert.export import export
+from edgellm.convert.checkpoints import convert_checkpoint as convert
+from edgellm.convert.export import export_checkpoint as export
 from edgellm.errors import EdgellmError, FileProblem, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 

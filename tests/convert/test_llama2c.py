@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.convert.checkpoints import convert
+from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.errors import FileProblem, UsageError
 from edgellm.formats.gguf import GGUFFile
 
