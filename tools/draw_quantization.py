@@ -85,7 +85,7 @@ def _levels(name: str, raw: np.ndarray) -> list[float]:
 
 def measured_points(text: str) -> list[tuple[str, float, float]]:
     """(type, bits per weight, mean divergence) from the table whose first columns these are."""
-    rows = re.findall(r"^\| (\w+) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)  # of the first table
     return [(name, float(bits), float(loss)) for name, bits, loss in rows if float(loss) > 0]
 
 

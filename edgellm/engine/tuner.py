@@ -34,8 +34,8 @@ TURNS = 4
 CLEARLY = 0.96  # of the default's time: what less gains may be chance
 # Another number of threads must gain far more: who measures on a busy machine should not be left with one thread.
 CLEARLY_OTHER_THREADS = 0.75
-CHUNK_BYTES = (1 << 14, 1 << 16, 1 << 17)
-AHEAD = (0.25, 0.5, 2.0)
+CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
+AHEAD_BYTES = (1 << 14, 3 << 14, 1 << 16)
 FEW_TOKENS = (2, 4, 6, 8)
 
 
@@ -77,7 +77,7 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
         tuning, [replace(tuning, n_threads=n) for n in _thread_counts(tuning.n_threads)], CLEARLY_OTHER_THREADS
     )
     tuning = work.best(tuning, [replace(tuning, chunk_bytes=n) for n in CHUNK_BYTES])
-    tuning = work.best(tuning, [replace(tuning, ahead=factor) for factor in AHEAD])
+    tuning = work.best(tuning, [replace(tuning, ahead_bytes=n) for n in AHEAD_BYTES])
     return replace(tuning, few_tokens=work.few_tokens(tuning))
 
 

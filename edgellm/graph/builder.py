@@ -152,7 +152,7 @@ class Graph:
             out=out,
             out_stride=out.stride,
             chunk_rows=chunk_rows,
-            prefetch=int(self.tuning.ahead * n_threads * chunk_rows * row_bytes),
+            prefetch=self.tuning.ahead_bytes,
         )
         return out
 

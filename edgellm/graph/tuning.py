@@ -16,13 +16,13 @@ class Tuning:
 
     n_threads:    how many threads are quickest.
     chunk_bytes:  of weights that a thread takes at a time in decode.
-    ahead:        how far in front of itself decode asks for weights: in chunks, of each thread.
+    ahead_bytes:  how far in front of itself decode asks for weights.
     few_tokens:   up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
     """
 
     n_threads: int
-    chunk_bytes: int = 1 << 15
-    ahead: float = 1.0
+    chunk_bytes: int = 1 << 19
+    ahead_bytes: int = 1 << 15
     few_tokens: int = 3
 
     def save(self, path: Path) -> None:
@@ -45,12 +45,11 @@ class Tuning:
 
     def is_sensible(self) -> bool:
         """Whether the settings are within the bounds of what is ever measured."""
-        whole = (self.n_threads, self.chunk_bytes, self.few_tokens)
+        whole = (self.n_threads, self.chunk_bytes, self.ahead_bytes, self.few_tokens)
         return (
             all(type(value) is int for value in whole)
-            and type(self.ahead) is float
             and 1 <= self.n_threads <= MAX_THREADS
             and 1 << 10 <= self.chunk_bytes <= 1 << 24
-            and 0 <= self.ahead <= 64
+            and 0 <= self.ahead_bytes <= 1 << 24
             and 1 <= self.few_tokens <= 16
         )
