@@ -39,8 +39,8 @@ def main() -> None:
 
 def block_figure() -> str:
     """One group of 32 weights, and the levels that three formats of 4 bits lay over it."""
-    x = np.random.default_rng(11).standard_normal(32).astype(np.float32) * 0.04 + 0.01
-    height, gap = 150, 40
+    x = np.random.default_rng(11).standard_normal(32).astype(np.float32) * 0.04 + 0.03
+    height, gap = 230, 40
     parts = []
     for row, (name, words) in enumerate(PANELS.items()):
         top = 24 + row * (height + gap)
@@ -68,9 +68,9 @@ def _panel(name: str, words: str, x: np.ndarray, top: float, height: float) -> l
         cx = MARGIN + 14 + i * (WIDTH - MARGIN - 40) / 31
         parts.append(
             f'<line x1="{cx:.1f}" x2="{cx:.1f}" y1="{y_of(weight):.1f}" y2="{y_of(level):.1f}" stroke="{SECOND}" '
-            'stroke-width="2"/>'
+            'stroke-width="4"/>'
         )
-        parts.append(f'<circle cx="{cx:.1f}" cy="{y_of(weight):.1f}" r="3.2" fill="{ACCENT}"/>')
+        parts.append(f'<circle cx="{cx:.1f}" cy="{y_of(weight):.1f}" r="2.2" fill="{ACCENT}"/>')
     parts.append(f'<text class="small" x="4" y="{y_of(0) + 4:.1f}">0</text>')
     return parts
 
@@ -84,8 +84,9 @@ def _levels(name: str, raw: np.ndarray) -> list[float]:
 
 
 def measured_points(text: str) -> list[tuple[str, float, float]]:
-    """(type, bits per weight, mean divergence) from the table whose first columns these are."""
-    rows = re.findall(r"^\| (\w+) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)  # of the first table
+    """(type, bits per weight, mean divergence) from the table of losses."""
+    table = text[text.index("| mean KL divergence | llama.cpp's |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| (\w+) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", table, re.MULTILINE)
     return [(name, float(bits), float(loss)) for name, bits, loss in rows if float(loss) > 0]
 
 
