@@ -74,6 +74,7 @@ def quantize_within_budget(
             writing=writing,
         )
     _show(done.plan)
+    click.echo(f"measured: {size_text(done.quantized.n_bytes)}, a loss of {done.loss:.4f}")
     return done
 
 
