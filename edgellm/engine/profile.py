@@ -104,7 +104,8 @@ def _rows(runs: list[list[Timed]], position: int | None) -> list[Row]:
     rows: dict[str, Row] = {}
     for same in zip(*runs, strict=True):
         op, kernel, n_tokens = same[0].op, same[0].kernel, same[0].n_tokens
-        row = rows.setdefault(kernel.name, Row(kernel.name))
+        name = op.name_of(kernel)
+        row = rows.setdefault(name, Row(name))
         row.count += 1
         row.seconds += median(timed.seconds for timed in same)
         row.read_bytes += weight_bytes(op) + (cache_bytes(op, position) if position is not None else 0)

@@ -152,7 +152,8 @@ class Graph:
             out=out,
             out_stride=out.stride,
             chunk_rows=chunk_rows,
-            prefetch=self.tuning.ahead_bytes,
+            ahead=ROWS_TOGETHER * row_bytes + self.tuning.ahead_bytes,
+            n_threads=n_threads,
         )
         return out
 

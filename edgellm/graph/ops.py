@@ -83,6 +83,7 @@ class Op:
 
     fields:       record words by name: numbers, buffers (their address), or names of the program's tables.
     kernel_few:   the kernel for a few tokens, where another one is better then.
+    links:        the ops that a chain consists of (see `graph.chains`).
     reads, writes: buffers, or anything hashable that stands for memory elsewhere (a layer of the cache).
     """
 
@@ -94,6 +95,16 @@ class Op:
     writes: list[Any] = field(default_factory=list)
     kernel_few: Kernel | None = None
     scratch_bytes: int = 0  # of each thread's own memory
+    links: list[Op] = field(default_factory=list)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it treats every row by itself, some rows a chunk."""
+        return "chunk_tokens" in self.schema.fields
+
+    def name_of(self, kernel: Kernel) -> str:
+        """What it is called when that kernel does it."""
+        return " + ".join(link.kernel.name for link in self.links) or kernel.name
 
 
 @dataclass(frozen=True)

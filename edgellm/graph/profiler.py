@@ -61,7 +61,7 @@ class Profiler(Team):
         n_tokens = int(program.batch.record["n_tokens"][0])
         seconds = self._clock.between(watched.times)
         for op, address, n_chunks, elapsed in zip(
-            program.graph.ops, program.ops["kernel"], program.n_chunks, seconds, strict=True
+            program.steps, program.ops["kernel"], program.n_chunks, seconds, strict=True
         ):
             if n_chunks:  # else it was left out
                 is_few = op.kernel_few and self._store.address(op.kernel_few) == address

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgellm.errors import UsageError
 from edgellm.graph.builder import MAX_SPLITS, Graph, Rope
+from edgellm.graph.chains import CHAIN, chained
 from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Table, Value
 from edgellm.graph.plan import dependencies, plan
 from edgellm.graph.team import Team
@@ -19,6 +20,7 @@ from edgellm.kernels.store import KernelStore
 # Tiles may write up to so many tokens at once, beyond the end of a batch too.
 TOKEN_ALIGN = 16
 LINE = 64
+SOON_BYTES = 65536  # of weights asked for ahead of an op
 
 
 def aligned(n_bytes: int) -> np.ndarray:
@@ -82,40 +84,44 @@ class Program:
         tables: Mapping[str, int] | None = None,
         inputs: Mapping[Value, int] | None = None,
     ) -> None:
-        if len(graph.ops) > team.max_ops:
-            raise UsageError(f"a program of {len(graph.ops)} ops for a team that can run {team.max_ops}")
+        self.steps = chained(graph.ops)
+        if len(self.steps) > team.max_ops:
+            raise UsageError(f"a program of {len(self.steps)} ops for a team that can run {team.max_ops}")
         self.graph = graph  # keeps converted weights alive
         self.batch = batch
+        self._store = store
         self.team = team
         self.capacity = -(-batch.capacity // TOKEN_ALIGN) * TOKEN_ALIGN
-        self._offsets, size = plan(graph.ops, [b for b in graph.outputs if b not in (inputs or {})], self.capacity)
+        self._offsets, size = plan(self.steps, [b for b in graph.outputs if b not in (inputs or {})], self.capacity)
         self.arena = aligned(size)
         self._inputs = dict(inputs or {})
-        scratch_bytes = -(-max(op.scratch_bytes for op in graph.ops) // LINE) * LINE
+        scratch_bytes = -(-max(op.scratch_bytes for op in self.steps) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}
 
         self._keep: list[np.ndarray] = []
-        self._records = [self._record(op, scratch_bytes) for op in graph.ops]
-        self.ops = records.OP.new(len(graph.ops))
-        self.ops["depends"] = dependencies(graph.ops, self._offsets, self.capacity)
+        self._records = [self._record(op, scratch_bytes) for op in self.steps]
+        self.ops = records.OP.new(len(self.steps))
+        self.ops["depends"] = dependencies(self.steps, self._offsets, self.capacity)
         self.ops["record"] = [record.ctypes.data for record in self._records]
-        self._kernels = np.array([store.address(op.kernel) for op in graph.ops])
-        self._kernels_few = np.array([store.address(op.kernel_few or op.kernel) for op in graph.ops])
+        self._foresee()
+        self._kernels = np.array([store.address(op.kernel) for op in self.steps])
+        self._kernels_few = np.array([store.address(op.kernel_few or op.kernel) for op in self.steps])
 
         rules: dict[Chunks, list[int]] = {}
-        for index, op in enumerate(graph.ops):
+        for index, op in enumerate(self.steps):
             rules.setdefault(op.chunks, []).append(index)
         self._rules = [(rule, np.array(indices)) for rule, indices in rules.items()]
-        self.n_chunks = np.zeros(len(graph.ops), np.int64)
+        self.n_chunks = np.zeros(len(self.steps), np.int64)
         self.record = records.PROGRAM.new()
-        self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(graph.ops)
+        self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(self.steps)
         self.record["n_chunks"] = self.n_chunks.ctypes.data
 
     def run(self, counts: Mapping[str, int]) -> None:
         """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
         few = counts["tokens"] <= self.graph.tuning.few_tokens
         self.ops["kernel"] = self._kernels_few if few else self._kernels
+        self.ops["soon_bytes"] = SOON_BYTES if few else 0
         for rule, indices in self._rules:
             self.n_chunks[indices] = rule.of(counts, few)
         self.batch.record["n_tokens"] = counts["tokens"]
@@ -134,9 +140,19 @@ class Program:
 
     def replace_weights(self, old: int, new: int) -> None:
         """From now on, ops that read weights at the address `old` read them at `new`, in the same format."""
-        for op, record in zip(self.graph.ops, self._records, strict=True):
+        for op, record in zip(self.steps, self._records, strict=True):
             if "weights" in op.fields and record["weights"] == old:
                 record["weights"] = new
+
+    def _foresee(self) -> None:
+        """Tell every op where the weights of the next op are that has any."""
+        soon, step = 0, 0
+        for index in reversed(range(len(self.steps))):
+            op, record = self.steps[index], self._records[index][0]
+            if op.schema is records.LINEAR:
+                record["then"], record["then_step"] = soon or record["weights"], step
+                soon, step = int(record["weights"]), op.fields["chunk_rows"] * op.fields["row_bytes"]
+            self.ops[index]["soon"], self.ops[index]["soon_step"] = soon, step
 
     def _record(self, op: Op, scratch_bytes: int) -> np.ndarray:
         record = op.schema.new()
@@ -145,7 +161,18 @@ class Program:
             record["scratch"], record["scratch_bytes"] = self._scratch.ctypes.data, scratch_bytes
         for name, content in op.fields.items():
             record[name] = self._word(content)
+        if op.links:
+            record["links"] = self._links(op.links, scratch_bytes)
         return record
+
+    def _links(self, ops: list[Op], scratch_bytes: int) -> int:
+        links = records.LINK.new(len(ops))
+        for link, op in zip(links, ops, strict=True):
+            record = self._record(op, scratch_bytes)
+            link["kernel"], link["record"] = self._store.address(op.kernel), record.ctypes.data
+            self._keep.append(record)
+        self._keep.append(links)
+        return links.ctypes.data
 
     def _word(self, content: Any) -> Any:
         if isinstance(content, Table):
@@ -166,4 +193,4 @@ class Program:
 
 def kernels_of(graph: Graph) -> list[Kernel]:
     """The kernels that a graph's ops call."""
-    return [kernel for op in graph.ops for kernel in (op.kernel, op.kernel_few) if kernel]
+    return [CHAIN, *(kernel for op in graph.ops for kernel in (op.kernel, op.kernel_few) if kernel)]

@@ -22,7 +22,7 @@ class Tuning:
 
     n_threads: int
     chunk_bytes: int = 1 << 19
-    ahead_bytes: int = 1 << 15
+    ahead_bytes: int = 1 << 13
     few_tokens: int = 3
 
     def save(self, path: Path) -> None:

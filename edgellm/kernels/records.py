@@ -65,7 +65,12 @@ LINEAR = Schema(
     out="ptr",
     out_stride="i64",
     chunk_rows="i64",  # rows a thread takes at a time in decode
-    prefetch="i64",  # bytes ahead
+    # What decode asks for in advance: weights so many bytes ahead, and towards the end of a chunk those of its thread's
+    # next one, or of the next op.
+    ahead="i64",
+    n_threads="i64",
+    then="ptr",  # the weights of the next op that has any
+    then_step="i64",  # bytes from one of its chunks to the next
     scratch="ptr",
     scratch_bytes="i64",  # each thread's own, for the unpacked tile
 )
@@ -243,7 +248,15 @@ OP = Schema(
     kernel="ptr",
     record="ptr",
     depends="i64",  # so many ops, from the first on, must be done before this one starts
+    # Weights that this op or the next with any reads: who waits asks for the first soon_bytes of a thread's chunk.
+    soon="ptr",
+    soon_step="i64",  # bytes from one chunk to the next
+    soon_bytes="i64",
 )
+
+LINK = Schema("link", kernel="ptr", record="ptr")
+
+CHAIN = Schema("chain", batch=BATCH, links="ptr", n_links="i64")  # a LINK each
 
 PROGRAM = Schema(
     "program",

@@ -27,6 +27,7 @@ _MODULES = {
     "gelu_glu": "glu",
     "rope": "rope",
     "attention_merge": "attention_merge",
+    "chain": "chain",
     "lead": "run",
     "work": "run",
     "read_limit": "limits",

@@ -50,10 +50,16 @@ class Vocabulary:
         return Value(self, ir.Constant(vector(element, n), [value] * n if n > 1 else value))
 
     def like(self, value: Value | float, other: Value) -> Value:
-        """A number or a scalar spread over as many lanes as `other` has."""
+        """A number, or lanes again and again, to as many lanes as `other` has."""
         if not isinstance(value, Value):
             return self.constant(float(value) if other.is_float else int(value), other.element, other.n)
-        return self.splat(value, other.n) if value.n == 1 and other.n > 1 else value
+        return self.tile(value, other.n // value.n) if value.n < other.n else value
+
+    def tile(self, value: Value, times: int) -> Value:
+        """A scalar, or the lanes of a register, again and again."""
+        if value.n == 1:
+            return self.splat(value, times)
+        return self.shuffle(value, value, list(range(value.n)) * times)
 
     def splat(self, scalar: Value, n: int) -> Value:
         one = Value(
@@ -155,9 +161,8 @@ class Vocabulary:
         return (self.load(address, I16, n).zext(I32) << 16).bitcast(F32)
 
     def bits(self, word: Value) -> Value:
-        """The bits of a word, lowest first, as bytes of 0 or 1."""
-        width = word.element.width
-        return Value(self, self.builder.bitcast(word.llvm, vector(I1, width))).zext(I8)
+        """The bits of words, lowest first, as bytes of 0 or 1."""
+        return Value(self, self.builder.bitcast(word.llvm, vector(I1, word.n * word.element.width))).zext(I8)
 
     def lookup(self, table: Sequence[int], indices: Value) -> Value:
         """table[i] for indices below 16, each entry a byte."""
@@ -168,8 +173,7 @@ class Vocabulary:
         return result
 
     def power_of_two(self, e: Value) -> Value:
-        """2**(e - 128) for a byte e, also where that is subnormal."""
-        e = e.zext(I32)
+        """2**(e - 128) for an e from 0 to 255, also where that is subnormal."""
         normal = (e - 1) << 23
         subnormal = self.like(0x00200000, e) << e  # e of 0 and 1
         return self.select(self.greater(e, self.like(1, e)), normal, subnormal).bitcast(F32)

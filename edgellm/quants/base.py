@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
 
 LEAST_IMPORTANCE = 1e-4  # beside the average: an input that was always 0 in the texts measured may not be elsewhere
 CHUNK_WEIGHTS = 1 << 16  # converted at a time: the temporaries stay in the caches, whatever the tensor's size
-
-
-@dataclass(frozen=True)
-class Unpacked:
-    """A block in registers: weight = scale * (u - zero) + bias, for the format's `zero`.
-
-    weights:  i -> the i-th 32 weights as unsigned bytes u. A function, so that they need be in registers only
-              while they are multiplied.
-    scales:   float32, one for every `scale_group` weights; a single one may be float16 still, to be converted
-              together with those of other rows.
-    biases:   float32 likewise, for the formats that store a minimum.
-    """
-
-    weights: Callable[[int], Any]
-    scales: Any
-    biases: Any = None
 
 
 class BlockFormat:
@@ -133,11 +116,17 @@ class BlockFormat:
         """float32[n, block_size] -> layout[n]; importance has the shape of x."""
         raise NotImplementedError
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        """The block at an address as registers, in words of the SIMD vocabulary v (`edgellm.kernels.staged`).
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        """The group-th 32 weights of a block as unsigned bytes u: weight = scale * (u - zero) + bias.
 
-        Runs while a kernel is compiled: it emits the instructions that do there what `decode` does here.
+        In words of the SIMD vocabulary v (`edgellm.kernels.staged`) and of `block`, which reads the blocks of one or of
+        several rows (`edgellm.kernels.blocks`). Runs while a kernel is compiled: it emits the instructions that do
+        there what `decode` does here.
         """
+        raise NotImplementedError
+
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        """The scales of a block, one for every `scale_group` weights, and likewise the biases; or None for these."""
         raise NotImplementedError
 
     def pack(self, n: int, **fields: NDArray[Any]) -> Blocks:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
 from edgellm.quants.iq4_nl import LEVELS
@@ -51,12 +51,11 @@ class IQ4_XS(BlockFormat):
             qs=join_bits(fitted.q.reshape(-1, 8, 2, 16), 4).reshape(-1, 128),
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        def weights(group: int) -> Any:
-            q = v.u8(block + 8 + 16 * group, 16)
-            return v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4))
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        q = block.packed(8 + 16 * group, 16)
+        return v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4))
 
-        high = [(v.u8(block + 2 + i // 4) >> 2 * (i % 4)) & 3 for i in range(8)]
-        low = [(v.u8(block + 4 + i // 2) >> 4 * (i % 2)) & 15 for i in range(8)]
-        scales = v.vector_of([a | b << 4 for a, b in zip(low, high, strict=True)]) - 32
-        return Unpacked(weights, scales.to_f32() * v.half(block))
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        high, low = block.word(0) >> 16, block.word(4)
+        scales = v.concat(*((low >> 4 * i) & 15 | ((high >> 2 * i) & 3) << 4 for i in range(8)))
+        return (scales - 32).to_f32() * block.half(0), None

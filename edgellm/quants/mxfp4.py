@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.fit import nearest_index
 
@@ -47,9 +47,12 @@ class MXFP4(BlockFormat):
             qs=join_bits(np.where(coarser[:, None], q[1], q[0]).reshape(-1, 2, 16), 4),
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        q = v.u8(block + 1, 16)
-        return Unpacked(lambda group: v.lookup(LEVELS + 12, v.concat(q & 15, q >> 4)), v.power_of_two(v.u8(block)))
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        q = block.packed(1, 16)
+        return v.lookup(LEVELS + 12, v.concat(q & 15, q >> 4))
+
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return v.power_of_two(block.byte(0)), None
 
 
 def scale_of(e: Bytes) -> Floats:

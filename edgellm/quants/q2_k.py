@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Lines
 
@@ -44,11 +44,11 @@ class Q2_K(BlockFormat):
             dmin=fitted.m,
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        def weights(group: int) -> Any:
-            half, plane = divmod(group, 4)
-            return (v.u8(block + 16 + 32 * half, 32) >> 2 * plane) & 3
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        half, plane = divmod(group, 4)
+        return (block.packed(16 + 32 * half, 32) >> 2 * plane) & 3
 
-        packed = v.u8(block, 16)
-        scales = (packed & 15).u_to_f32() * v.half(block + 80)
-        return Unpacked(weights, scales, -((packed >> 4).u_to_f32() * v.half(block + 82)))
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        packed = block.bytes(0, 16)
+        d, dmin = block.halves(80)
+        return (packed & 15).to_f32() * d, -((packed >> 4).to_f32() * dmin)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
 
@@ -48,15 +48,15 @@ class Q3_K(BlockFormat):
             d=fitted.d,
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        def weights(group: int) -> Any:
-            half, plane = divmod(group, 4)
-            low = (v.u8(block + 32 + 32 * half, 32) >> 2 * plane) & 3
-            return low | ((v.u8(block, 32) >> group) & 1) << 2
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        half, plane = divmod(group, 4)
+        low = (block.packed(32 + 32 * half, 32) >> 2 * plane) & 3
+        return low | ((block.packed(0, 32) >> group) & 1) << 2
 
-        packed, top = v.u8(block + 96, 8), v.u8(block + 104, 4)
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        packed, top = block.bytes(96, 8), block.bytes(104, 4)
         scales = v.concat(packed & 15, packed >> 4) | v.concat(*((top >> 2 * i) & 3 for i in range(4))) << 4
-        return Unpacked(weights, (scales - 32).to_f32() * v.half(block + 108))
+        return (scales - 32).to_f32() * block.half(108), None
 
 
 def unpack_scales(packed: Bytes) -> Bytes:

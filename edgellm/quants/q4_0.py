@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
 
@@ -36,6 +36,9 @@ class Q4_0(BlockFormat):
         fitted = fit(self, x, importance)
         return self.pack(len(x), d=fitted.d, qs=join_bits(fitted.q.reshape(-1, 2, 16), 4))
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        q = v.u8(block + 2, 16)
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4), v.f16(block))
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        q = block.packed(2, 16)
+        return v.concat(q & 15, q >> 4)
+
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return block.half(0), None

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Lines
 
@@ -35,6 +35,9 @@ class Q4_1(BlockFormat):
         fitted = fit(self, x, importance)
         return self.pack(len(x), d=fitted.d, m=-fitted.m, qs=join_bits(fitted.q.reshape(-1, 2, 16), 4))
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        q = v.u8(block + 4, 16)
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4), v.f16(block), v.f16(block + 2))
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        q = block.packed(4, 16)
+        return v.concat(q & 15, q >> 4)
+
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return block.halves(0)

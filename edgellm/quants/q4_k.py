@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Fitted, Lines
 
@@ -37,12 +37,12 @@ class Q4_K(BlockFormat):
         qs = join_bits(fitted.q.reshape(-1, 4, 2, 32), 4).reshape(-1, 128)
         return self.pack(len(x), **group_fields(fitted), qs=qs)
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        def weights(group: int) -> Any:
-            q = v.u8(block + 16 + 32 * (group // 2), 32)
-            return q >> 4 if group % 2 else q & 15
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        q = block.packed(16 + 32 * (group // 2), 32)
+        return q >> 4 if group % 2 else q & 15
 
-        return Unpacked(weights, *unpack_group_scales(v, block))
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return unpack_group_scales(v, block)
 
 
 def group_scales(blocks: Blocks) -> tuple[Floats, Floats]:
@@ -86,8 +86,9 @@ def group_fields(fitted: Fitted) -> dict[str, Floats | Bytes]:
 
 
 def unpack_group_scales(v: Any, block: Any) -> tuple[Any, Any]:
-    """The registers of `group_scales`, for kernels: scales and biases of the 8 groups, float32 [8] each."""
-    scale, minimum, low = (v.u8(block + 4 + 4 * i, 4) for i in range(3))
+    """What `group_scales` gives, for kernels: the scales and the biases of the 8 groups."""
+    d, dmin = block.halves(0)
+    scale, minimum, low = (block.bytes(at, 4) for at in (4, 8, 12))
     scales = v.concat(scale & 63, (low & 15) | (scale >> 6) << 4)
     minima = v.concat(minimum & 63, (low >> 4) | (minimum >> 6) << 4)
-    return scales.u_to_f32() * v.half(block), -(minima.u_to_f32() * v.half(block + 2))
+    return scales.to_f32() * d, -(minima.to_f32() * dmin)

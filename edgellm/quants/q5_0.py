@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
 
@@ -44,7 +44,9 @@ class Q5_0(BlockFormat):
             qs=join_bits((q & 15).reshape(-1, 2, 16), 4),
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        q = v.u8(block + 6, 16)
-        high = v.bits(v.u32(block + 2)) << 4
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4) | high, v.f16(block))
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        q = block.packed(6, 16)
+        return v.concat(q & 15, q >> 4) | block.bits(2) << 4
+
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return block.half(0), None

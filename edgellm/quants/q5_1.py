@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Lines
 
@@ -44,7 +44,9 @@ class Q5_1(BlockFormat):
             qs=join_bits((q & 15).reshape(-1, 2, 16), 4),
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        q = v.u8(block + 8, 16)
-        high = v.bits(v.u32(block + 4)) << 4
-        return Unpacked(lambda group: v.concat(q & 15, q >> 4) | high, v.f16(block), v.f16(block + 2))
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        q = block.packed(8, 16)
+        return v.concat(q & 15, q >> 4) | block.bits(4) << 4
+
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return block.halves(0)

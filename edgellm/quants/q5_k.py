@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Lines
 from edgellm.quants.q4_k import group_fields, group_scales, unpack_group_scales
@@ -45,10 +45,10 @@ class Q5_K(BlockFormat):
             qs=join_bits((q & 15).reshape(-1, 4, 2, 32), 4).reshape(-1, 128),
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        def weights(group: int) -> Any:
-            high = (v.u8(block + 16, 32) >> group) & 1
-            low = v.u8(block + 48 + 32 * (group // 2), 32)
-            return (low >> 4 if group % 2 else low & 15) | high << 4
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        high = (block.packed(16, 32) >> group) & 1
+        low = block.packed(48 + 32 * (group // 2), 32)
+        return (low >> 4 if group % 2 else low & 15) | high << 4
 
-        return Unpacked(weights, *unpack_group_scales(v, block))
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return unpack_group_scales(v, block)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
 
@@ -46,11 +46,11 @@ class Q6_K(BlockFormat):
             d=fitted.d,
         )
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        def weights(group: int) -> Any:
-            half, plane = divmod(group, 4)
-            low = v.u8(block + 64 * half + 32 * (plane % 2), 32)
-            high = (v.u8(block + 128 + 32 * half, 32) >> 2 * plane) & 3
-            return (low >> 4 if plane >= 2 else low & 15) | high << 4
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        half, plane = divmod(group, 4)
+        low = block.packed(64 * half + 32 * (plane % 2), 32)
+        high = (block.packed(128 + 32 * half, 32) >> 2 * plane) & 3
+        return (low >> 4 if plane >= 2 else low & 15) | high << 4
 
-        return Unpacked(weights, v.u8(block + 192, 16).to_f32() * v.half(block + 208))
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return block.signed_bytes(192, 16).to_f32() * block.half(208), None

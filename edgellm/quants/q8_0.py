@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.quants.base import BlockFormat, Unpacked
+from edgellm.quants.base import BlockFormat
 from edgellm.quants.fit import inverse, round_to, to_half
 
 if TYPE_CHECKING:
@@ -32,5 +32,8 @@ class Q8_0(BlockFormat):
         d = to_half(np.abs(x).max(-1, keepdims=True) / 127)
         return self.pack(len(x), d=d[:, 0], qs=round_to(x * inverse(d), -127, 127))
 
-    def unpack(self, v: Any, block: Any) -> Unpacked:
-        return Unpacked(lambda group: v.u8(block + 2, 32) ^ 128, v.f16(block))
+    def unpack(self, v: Any, block: Any, group: int) -> Any:
+        return block.packed(2, 32) ^ 128
+
+    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+        return block.half(0), None

@@ -291,7 +291,8 @@ class Compiled:
             chunk_rows=chunk_rows,
             scratch=scratch,
             scratch_bytes=scratch.n_bytes,
-            prefetch=1 << 12,
+            ahead=1 << 12,
+            n_threads=2,
             **fields,
         )
         scratch.check()

@@ -13,9 +13,11 @@ class _X86(Vocabulary):
         self.call("llvm.x86.sse2.pause", ir.VoidType(), suffix=False)
 
     def lookup(self, table, indices: Value) -> Value:
-        if indices.n > 32:
+        if indices.n > self.isa.lanes * 4:
             return self.concat(*(self.lookup(table, half) for half in self.halves(indices)))
-        name = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b"}[indices.n]
+        name = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b", 64: "llvm.x86.avx512.pshuf.b.512"}[
+            indices.n
+        ]
         lanes = self.constant([int(entry) for entry in table] * (indices.n // 16), I8)
         return self.call(name, indices.llvm.type, lanes, indices, suffix=False)
 

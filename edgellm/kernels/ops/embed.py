@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.blocks import BlockReader
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import EMBED
-from edgellm.kernels.staged import F16, Value, Vocabulary, staged
+from edgellm.kernels.staged import Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
 
 def _dequantize_blocks(v: Vocabulary, fmt, row: Value, n_cols: Value, scale: Value, out: Value) -> None:
     def body(i: Value) -> list[Value]:
-        unpacked = fmt.unpack(v, row + i * fmt.block_bytes)
-        scales = _as_f32(unpacked.scales)
-        biases = None if unpacked.biases is None else _as_f32(unpacked.biases)
+        block = BlockReader(v, [row + i * fmt.block_bytes])
+        scales, biases = fmt.unpack_scales(v, block)
         for g in range(fmt.block_size // 32):
-            u = unpacked.weights(g)
+            u = fmt.unpack(v, block, g)
             for half in range(2):
                 s = (2 * g + half) * 16 // fmt.scale_group
                 weights = (u[16 * half : 16 * half + 16].u_to_f32() - float(fmt.zero)) * scales[s]
                 if biases is not None:
-                    weights = weights + v.splat(biases[s], 16)
+                    weights = weights + biases[s]
                 v.store(out + i * (fmt.block_size * 4) + (2 * g + half) * 64, weights * scale)
         return []
 
     v.loop(n_cols / fmt.block_size, [], body)
-
-
-def _as_f32(numbers: Value) -> Value:
-    return numbers.to_f32() if numbers.element == F16 else numbers
 
 
 def _convert_floats(v: Vocabulary, fmt, row: Value, n_cols: Value, scale: Value, out: Value) -> None:

@@ -14,42 +14,89 @@ instruction set, and a text has the same logits in one batch or token by token.
 
 from __future__ import annotations
 
+from numba import njit
+
+from edgellm.kernels.blocks import BlockReader
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.records import LINEAR, TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
 GROUP = 32  # weights that share an activation scale
+HALF = GROUP // 2
 LINE = 64  # bytes of a cache line
+SETS = 4  # a register holds quarters of every SETS-th row: so those of all sets meet in order when they are summed
 
 
-def eight_rows(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value) -> list[Value]:
-    """Where rows first to first + 7 start; beyond the last row, the last again, whose results nobody reads."""
-    return [weights + row_bytes * v.minimum(first + r, last) for r in range(8)]
+def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value, n: int) -> list[Value]:
+    """Where n rows start, from `first` on; beyond the last row, the last again, whose results nobody reads."""
+    return [weights + row_bytes * v.minimum(first + r, last) for r in range(n)]
 
 
-def prefetch_next(v: Vocabulary, rows: Value, ahead: Value, i: Value, n_bytes: int) -> None:
-    """For the i-th step through neighbouring rows, which uses up n_bytes: ask for as many, far ahead in the file."""
+def prefetch_part(v: Vocabulary, soon: Value, i: Value, n_bytes: int) -> None:
+    """In the i-th step of some work that n_bytes are used up in: ask for as many of what is needed soon."""
     for line in range(0, n_bytes, LINE):
-        v.prefetch(rows + ahead + i * n_bytes + line)
+        v.prefetch(soon + i * n_bytes + line)
 
 
-def _by_scale(v: Vocabulary, of_rows: list[Value]) -> list[Value]:
-    """Eight rows of n scales each -> n registers of eight rows."""
-    n = of_rows[0].n
-    if n == 1:
-        column = v.vector_of(of_rows)
-        return [column if column.element == F32 else column.to_f32()]
-    return [column for start in range(0, n, 8) for column in v.transpose8([row[start : start + 8] for row in of_rows])]
+@njit(error_model="numpy")
+def needed_soon(op, chunk, thread, row):
+    """The address of the weights to ask for while rows from `row` on are multiplied: op.ahead bytes further on.
+
+    Beyond the end of the chunk, these are the first ones of what this thread is likely to do next: the chunk that
+    comes when every other thread has had one too, or one of the next op.
+    """
+    end = op.weights + min((chunk + 1) * op.chunk_rows, op.n_rows) * op.row_bytes
+    soon = op.weights + row * op.row_bytes + op.ahead
+    if soon < end:
+        return soon
+    following = chunk + op.n_threads
+    if following * op.chunk_rows < op.n_rows:
+        return op.weights + following * op.chunk_rows * op.row_bytes + (soon - end)
+    return op.then + thread * op.then_step + (soon - end)
 
 
-def _biases(v: Vocabulary, fmt, unpacked: list, scales: list[Value]) -> list[Value]:
-    """What a weight of u = 0 is worth, likewise by scale."""
-    if unpacked[0].biases is None:
-        return [scale * float(-fmt.zero) for scale in scales]
-    return _by_scale(v, [u.biases for u in unpacked])
+def _readers(v: Vocabulary, fmt, rows: list[Value], i: Value) -> tuple[list[BlockReader], BlockReader]:
+    """Of the i-th blocks of some rows: those of each set, for their weights, and of all rows, for their scales."""
+    addresses = [row + i * fmt.block_bytes for row in rows]
+    return [BlockReader(v, addresses[s::SETS]) for s in range(SETS)], BlockReader(v, addresses)
 
 
-# --- decode: eight rows by one token -----------------------------------------------------------------------
+def _scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value], list[Value]]:
+    """The scales of a block, each for all rows, and what a weight of u = 0 is worth."""
+    scales, biases = fmt.unpack_scales(v, reader)
+    if biases is None:
+        biases = scales * float(-fmt.zero)
+    n_rows = len(reader.addresses)
+    of_groups = range(0, scales.n, n_rows)
+    return [scales[at : at + n_rows] for at in of_groups], [biases[at : at + n_rows] for at in of_groups]
+
+
+def _by_quarters(v: Vocabulary, a: Value, b: Value, lanes: list[int]) -> Value:
+    """In every quarter of the result, these lanes of the same quarters of a (0 to 3) and b (4 to 7)."""
+    return v.shuffle(a, b, [start + lane + (a.n - 4) * (lane >= 4) for start in range(0, a.n, 4) for lane in lanes])
+
+
+def _sum_quarters(v: Vocabulary, sets: list[Value]) -> Value:
+    """The sums of all quarters of int32 registers, one for each set; in the order of rows."""
+
+    def fold(a: Value, b: Value, some: list[int], others: list[int]) -> Value:
+        return _by_quarters(v, a, b, some) + _by_quarters(v, a, b, others)
+
+    # Single instructions on every CPU.
+    a, b = (fold(sets[s], sets[s + 1], [0, 4, 1, 5], [2, 6, 3, 7]) for s in (0, 2))
+    return fold(a, b, [0, 1, 4, 5], [2, 3, 6, 7])
+
+
+def _transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
+    """The four words of all quarters of int32 registers, one for each set: each word of all rows, in their order."""
+    words = []
+    for lanes in ([0, 4, 1, 5], [2, 6, 3, 7]):
+        a, b = (_by_quarters(v, sets[s], sets[s + 1], lanes) for s in (0, 2))
+        words += [_by_quarters(v, a, b, [0, 1, 4, 5]), _by_quarters(v, a, b, [2, 3, 6, 7])]
+    return words
+
+
+# --- decode: some rows by one token ------------------------------------------------------------------------
 
 
 def _dot_rows(
@@ -63,55 +110,44 @@ def _dot_rows(
     q: Value,
     d: Value,
     sums: Value,
-    prefetch: Value,
+    soon: Value,
     out: Value,
 ) -> None:
-    """Rows first to first + 7 (none beyond last) by one token; a lane of the result is a row."""
-    rows = eight_rows(v, weights, row_bytes, first, last)
+    """As many rows as a register has lanes, from `first` on (none beyond last), by one token."""
+    n_rows = v.isa.lanes
+    rows = row_addresses(v, weights, row_bytes, first, last, n_rows)
     per_block = fmt.block_size // GROUP
     per_group = GROUP // fmt.scale_group
+    zero = v.constant(0, I32, n_rows)
 
     def body(i: Value, total: Value) -> list[Value]:
-        prefetch_next(v, rows[0], prefetch, i, 8 * fmt.block_bytes)
-        unpacked = [fmt.unpack(v, row + i * fmt.block_bytes) for row in rows]
-        scales = _by_scale(v, [u.scales for u in unpacked])
-        biases = _biases(v, fmt, unpacked, scales)
+        prefetch_part(v, soon, i, n_rows * fmt.block_bytes)
+        sets, all_rows = _readers(v, fmt, rows, i)
+        scales, biases = _scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             group = i * per_block + g
-            x = v.load(q + group * GROUP, I8, GROUP)
+            x = [v.tile(v.load(q + group * GROUP + at, I8, HALF), n_rows // SETS) for at in (0, HALF)]
             x_scale = v.f32(d + group * 4)
-            dots = [v.dot_u8_s8(v.constant(0, I32, 8), u.weights(g), x, fmt.max_u) for u in unpacked]
-            for s, sums_of_rows in enumerate(_sum_lanes(v, dots, per_group)):
+            halves = [v.halves(fmt.unpack(v, some, g)) for some in sets]
+            dots = [[v.dot_u8_s8(zero, u, x[0], fmt.max_u) for u, _ in halves]]
+            if per_group == 1:
+                dots = [[v.dot_u8_s8(dot, u, x[1], fmt.max_u) for dot, (_, u) in zip(dots[0], halves, strict=True)]]
+            else:
+                dots.append([v.dot_u8_s8(zero, u, x[1], fmt.max_u) for _, u in halves])
+            for s, of_sets in enumerate(dots):
                 at = g * per_group + s
-                total = v.fma(sums_of_rows.to_f32(), scales[at] * x_scale, total)
+                total = v.fma(_sum_quarters(v, of_sets).to_f32(), scales[at] * x_scale, total)
                 total = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), total)
         return [total]
 
-    (total,) = v.loop(n_blocks, [v.constant(0.0, F32, 8)], body)
+    (total,) = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)], body)
     v.store(out, total)
-
-
-def _sum_lanes(v: Vocabulary, rows: list[Value], n_parts: int) -> list[Value]:
-    """The sums of eight rows of eight lanes, or of their lower and upper halves: a lane of the result is a row."""
-
-    def fold(a: Value, b: Value, low: list[int]) -> Value:
-        """Lanes `low` of a and b plus the lanes two further on, within each half of the registers."""
-        high = [lane + 2 for lane in low]
-        return v.shuffle(a, b, low) + v.shuffle(a, b, high)
-
-    # Interleave by ones, then by twos: single instructions on every CPU.
-    pairs = [fold(rows[i], rows[i + 1], [0, 8, 1, 9, 4, 12, 5, 13]) for i in range(0, 8, 2)]
-    fours = [fold(pairs[i], pairs[i + 1], [0, 1, 8, 9, 4, 5, 12, 13]) for i in range(0, 4, 2)]
-    halves = [
-        v.shuffle(fours[0], fours[1], [half * 4 + lane % 4 + 8 * (lane // 4) for lane in range(8)]) for half in range(2)
-    ]
-    return halves if n_parts == 2 else [halves[0] + halves[1]]
 
 
 def build_linear_decode(isa, fmt):
     """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
-    per_sum, per_block = fmt.scale_group, fmt.block_size
+    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.lanes
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):
@@ -122,23 +158,20 @@ def build_linear_decode(isa, fmt):
         n_sums = op.n_cols // per_sum
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         first = chunk * op.chunk_rows
-        for token in range(op.batch.n_tokens):
-            q = op.xq.q + token * op.n_cols
-            d = op.xq.d + token * (op.n_cols // 32) * 4
-            s = sums + token * n_sums * 4
-            out = op.out + token * op.out_stride * 4
-            for row in range(first, min(first + op.chunk_rows, op.n_rows), 8):
+        for row in range(first, min(first + op.chunk_rows, op.n_rows), n_rows):
+            soon = needed_soon(op, chunk, thread, row)
+            for token in range(op.batch.n_tokens):
                 dot_rows(
                     op.weights,
                     op.row_bytes,
                     row,
                     op.n_rows - 1,
                     op.n_cols // per_block,
-                    q,
-                    d,
-                    s,
-                    op.prefetch,
-                    out + row * 4,
+                    op.xq.q + token * op.n_cols,
+                    op.xq.d + token * (op.n_cols // 32) * 4,
+                    sums + token * n_sums * 4,
+                    soon,
+                    op.out + (token * op.out_stride + row) * 4,
                 )
 
     return linear_decode
@@ -151,7 +184,7 @@ def build_linear_decode(isa, fmt):
 # and then the biases, 16 rows side by side.
 
 
-def _unpack_half_tile(
+def _unpack_rows(
     v: Vocabulary,
     fmt,
     weights: Value,
@@ -162,22 +195,22 @@ def _unpack_half_tile(
     tile: Value,
     lane: Value,
 ) -> None:
-    """Unpack rows first to first + 7 (none beyond last) into the lanes from `lane` on of all registers."""
+    """Unpack as many rows as a register has lanes (none beyond last) into the lanes from `lane` on of the tile's."""
     per_block = fmt.block_size // GROUP
     scales_per_block = fmt.block_size // fmt.scale_group
-    rows = eight_rows(v, weights, row_bytes, first, last)
+    rows = row_addresses(v, weights, row_bytes, first, last, v.isa.lanes)
     scales_at = tile + n_groups * (TILE_ROWS * GROUP) + lane * 4
     biases_at = scales_at + n_groups * (GROUP // fmt.scale_group * TILE_ROWS * 4)
 
     def body(i: Value) -> list[Value]:
-        unpacked = [fmt.unpack(v, row + i * fmt.block_bytes) for row in rows]
-        scales = _by_scale(v, [u.scales for u in unpacked])
-        biases = _biases(v, fmt, unpacked, scales)
+        sets, all_rows = _readers(v, fmt, rows, i)
+        scales, biases = _scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
-            columns = v.transpose8([u.weights(g).bitcast(I32) for u in unpacked])
+            halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)
+            words = [word for half in halves for word in _transpose_quarters(v, list(half))]
             at = tile + (i * per_block + g) * (TILE_ROWS * GROUP) + lane * 4
-            for k, column in enumerate(columns):
-                v.store(at + k * TILE_ROWS * 4, column)
+            for k, word in enumerate(words):
+                v.store(at + k * TILE_ROWS * 4, word)
         for s in range(scales_per_block):
             at = (i * scales_per_block + s) * (TILE_ROWS * 4)
             v.store(scales_at + at, scales[s])
@@ -237,11 +270,11 @@ def build_linear_prefill(isa, fmt):
     """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
     op_at = record_viewer(LINEAR)
     per_sum = fmt.scale_group
-    at_once = isa.tile_tokens
+    at_once, n_rows = isa.tile_tokens, isa.lanes
 
     @staged(isa, "void", *["i64"] * 7)
-    def unpack_half_tile(v, *args):
-        _unpack_half_tile(v, fmt, *args)
+    def unpack_rows(v, *args):
+        _unpack_rows(v, fmt, *args)
 
     @staged(isa, "void", *["i64"] * 7)
     def tile_by_tokens(v, *args):
@@ -254,8 +287,8 @@ def build_linear_prefill(isa, fmt):
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         tile = op.scratch + thread * op.scratch_bytes
         first = chunk * 16
-        for half in range(2):
-            unpack_half_tile(op.weights, op.row_bytes, first + 8 * half, op.n_rows - 1, n_groups, tile, 8 * half)
+        for lane in range(0, 16, n_rows):
+            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, n_groups, tile, lane)
         # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
         for token in range(0, op.batch.n_tokens, at_once):
             tile_by_tokens(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import eight_rows, prefetch_next
+from edgellm.kernels.ops.linear import needed_soon, prefetch_part, row_addresses
 from edgellm.kernels.records import LINEAR, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 
@@ -29,14 +29,14 @@ def _dot_rows(
     last: Value,
     n_cols: Value,
     x: Value,
-    prefetch: Value,
+    soon: Value,
     out: Value,
 ) -> None:
     """Rows first to first + 15 (none beyond last) by one token, column after column as the tile does it."""
-    halves = [eight_rows(v, weights, row_bytes, first + 8 * half, last) for half in range(2)]
+    halves = [row_addresses(v, weights, row_bytes, first + 8 * half, last, 8) for half in range(2)]
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        prefetch_next(v, halves[0][0], prefetch, i, 16 * STEP * fmt.block_bytes)
+        prefetch_part(v, soon, i, 16 * STEP * fmt.block_bytes)
         columns = [_columns(v, fmt, rows, i) for rows in halves]
         results = list(totals)
         for k in range(STEP):
@@ -65,11 +65,12 @@ def build_linear_decode(isa, fmt):
     def linear_decode(record, chunk, thread):
         op = op_at(record)
         first = chunk * op.chunk_rows
-        for token in range(op.batch.n_tokens):
-            x = op.x + token * op.x_stride * 4
-            out = op.out + token * op.out_stride * 4
-            for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
-                dot_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, x, op.prefetch, out + row * 4)
+        for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
+            soon = needed_soon(op, chunk, thread, row)
+            for token in range(op.batch.n_tokens):
+                x = op.x + token * op.x_stride * 4
+                out = op.out + (token * op.out_stride + row) * 4
+                dot_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, x, soon, out)
 
     return linear_decode
 
@@ -86,7 +87,7 @@ def _unpack_half_tile(
     lane: Value,
 ) -> None:
     """Rows first to first + 7 (none beyond last), a column after the other, into the lanes from `lane` on."""
-    rows = eight_rows(v, weights, row_bytes, first, last)
+    rows = row_addresses(v, weights, row_bytes, first, last, 8)
     column_bytes = TILE_ROWS * 4
 
     def body(i: Value) -> list[Value]:

@@ -1,11 +1,19 @@
-"""Scalars for the plain Numba parts of kernels: addresses in, numbers out."""
+"""For the plain Numba parts of kernels: scalars in memory, and other kernels."""
 
 from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
 
-from edgellm.kernels.staged import F32, I32, I64, staged
+from llvmlite import ir
+
+from edgellm.kernels.staged import F32, I32, I64, Value, Vocabulary, staged
+
+
+def call_kernel(v: Vocabulary, kernel: Value, record: Value, chunk: Value, thread: Value) -> None:
+    """Do a chunk of the op that a record describes, with the kernel at an address."""
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
+    v.builder.call(v.builder.inttoptr(kernel.llvm, kind.as_pointer()), [record.llvm, chunk.llvm, thread.llvm])
 
 
 @cache

@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import call_kernel
 from edgellm.kernels.records import OP, PROGRAM, PROGRESS, TEAM
 from edgellm.kernels.schema import WORD_BYTES
 from edgellm.kernels.staged import I64, Value, staged
@@ -29,6 +30,7 @@ DONE, N_CHUNKS = (list(PROGRESS.fields).index(name) * WORD_BYTES for name in ("d
 PROGRESS_AT, PROGRAM_AT = (list(TEAM.fields).index(name) * WORD_BYTES for name in ("progress", "program"))
 # A waiting thread first watches closely, for waits are short; then it lets others have the core.
 SPINS = 2000
+LINES_PER_SPIN = 4  # of what is needed soon, asked for between two looks
 # So long a thread without work looks for some before it goes to sleep: longer than it takes to choose a token.
 IDLE_YIELDS = 5000
 
@@ -52,10 +54,7 @@ def _words(isa):
     def load(v, address):
         return Value(v, v.builder.load_atomic(pointer(address), "seq_cst", 8))
 
-    @staged(isa, "void", "i64", "i64", "i64", "i64")
-    def call_kernel(v, kernel, record, chunk, thread):
-        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64])
-        v.builder.call(v.builder.inttoptr(kernel.llvm, kind.as_pointer()), [record.llvm, chunk.llvm, thread.llvm])
+    call = staged(isa, "void", *["i64"] * 4)(call_kernel)
 
     @staged(isa, "void")
     def pause(v):
@@ -66,35 +65,49 @@ def _words(isa):
         kind = ir.FunctionType(ir.IntType(32), [])
         v.builder.call(v.builder.inttoptr(function.llvm, kind.as_pointer()), [])
 
+    @staged(isa, "void", "i64")
+    def ask_for(v, address):
+        for line in range(LINES_PER_SPIN):
+            v.prefetch(address + line * LINE)
+
     @njit(error_model="numpy")
-    def wait_for(op_progress, system_yield):
+    def wait_for(op_progress, system_yield, soon, asked, n_bytes):
+        """Meanwhile, ask for n_bytes that are needed soon; returns for how many of them was asked so far."""
         spins = 0
         while load(op_progress + DONE) < load(op_progress + N_CHUNKS):
             spins += 1
-            if spins < SPINS:
+            if asked < n_bytes:
+                ask_for(soon + asked)
+                asked += LINES_PER_SPIN * LINE
+            elif spins < SPINS:
                 pause()
             else:
                 yield_core(system_yield)
+        return asked
 
     @njit(error_model="numpy")
     def run_ops(program_address, progress, thread, system_yield):
         program = program_at(program_address)
         n_done = 0  # ops known to be done, all from the first on
+        asked, asked_of = 0, 0
         for index in range(program.n_ops):
             mine = progress + index * LINE
             n_chunks = load(mine + N_CHUNKS)
             if n_chunks > 0:
                 op = op_at(program.ops + index * OP_BYTES)
+                if op.soon != asked_of:
+                    asked, asked_of = 0, op.soon
+                soon = op.soon + thread * op.soon_step
                 while n_done < op.depends:
-                    wait_for(progress + n_done * LINE, system_yield)
+                    asked = wait_for(progress + n_done * LINE, system_yield, soon, asked, op.soon_bytes)
                     n_done += 1
                 chunk = fetch_add(mine, 1)
                 while chunk < n_chunks:
-                    call_kernel(op.kernel, op.record, chunk, thread)
+                    call(op.kernel, op.record, chunk, thread)
                     fetch_add(mine + DONE, 1)
                     chunk = fetch_add(mine, 1)
         while n_done < program.n_ops:
-            wait_for(progress + n_done * LINE, system_yield)
+            wait_for(progress + n_done * LINE, system_yield, 0, 0, 0)
             n_done += 1
 
     return SimpleNamespace(
