@@ -86,7 +86,7 @@ def write(runner: Runner, sequence: Sequence, ids: list[int]) -> float:
     """Seconds to compute tokens one by one, as in writing an answer."""
     started = time.perf_counter()
     for token_id in ids:
-        runner.forward([Span(sequence, [token_id])])
+        runner.choose(sequence, [token_id], lambda logits, maxima: int(maxima.argmax()))
     return time.perf_counter() - started
 
 

@@ -68,22 +68,29 @@ class _Answer:
         """The text, piece by piece, while tokens are computed and appended to the sequence."""
         started = time.perf_counter()
         sampler, text = Sampler(params), tokenizer.stream(after=prompt[-1])
-        logits = np.empty((0, 0), np.float32)
-        while (done := len(sequence)) < len(prompt):
+        pending = prompt[len(sequence) :]
+        n_kept = 0 if params.max_tokens == 0 else 1  # the last tokens are computed when the next one is chosen
+        while len(pending) > runner.n_batch * n_kept:
             if self.cancelled:
                 return self._finish("cancelled")
-            piece = prompt[done : done + runner.n_batch]
-            is_last = done + len(piece) == len(prompt)
-            logits = runner.forward([Span(sequence, piece, n_logits=1 if is_last else 0)])
+            runner.forward([Span(sequence, pending[: runner.n_batch], n_logits=0)])
+            pending = pending[runner.n_batch :]
             self.stats.prompt_seconds = time.perf_counter() - started
         if params.max_tokens == 0:
             return self._finish("length")
-        first_at = time.perf_counter()
+        first_at = started
+
+        def choose(logits: np.ndarray, maxima: np.ndarray) -> int:
+            if not self.token_ids:
+                self.stats.prompt_seconds = time.perf_counter() - started
+            context = [*prompt, *self.token_ids] if params.repeat_penalty != 1 else ()
+            return sampler.choose(logits, context, maxima)
+
         while True:
             if self.cancelled:
                 return self._finish("cancelled")
-            context = [*prompt, *self.token_ids] if params.repeat_penalty != 1 else ()
-            token_id = sampler.choose(logits[0], context)
+            token_id = runner.choose(sequence, pending, choose)
+            pending = [token_id]
             now = time.perf_counter()
             if not self.token_ids:
                 self.stats.first_token_seconds = now - started
@@ -102,7 +109,6 @@ class _Answer:
                 if rest := text.flush():
                     yield rest
                 return self._finish(reason)
-            logits = runner.forward([Span(sequence, [token_id])])
 
     def _full(self, params: SamplingParams, n_cached: int, n_ctx: int) -> str | None:
         if params.max_tokens is not None and len(self.token_ids) >= params.max_tokens:

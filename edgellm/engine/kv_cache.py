@@ -177,10 +177,10 @@ class Sequence:
         while len(self._blocks) < blocks_for(len(self.tokens) + n_tokens):
             self._add(self.cache.take())
 
-    def slots(self, n_tokens: int) -> np.ndarray:
-        """int64 [n_tokens]: where the keys and values of the next tokens go."""
-        positions = np.arange(len(self.tokens), len(self.tokens) + n_tokens)
-        return self.block_table[positions // KV_BLOCK].astype(np.int64) * KV_BLOCK + positions % KV_BLOCK
+    def slots(self, n_tokens: int) -> list[int]:
+        """Where the keys and values of the next tokens go: block * KV_BLOCK + place in the block."""
+        start = len(self.tokens)
+        return [self._blocks[p // KV_BLOCK] * KV_BLOCK + p % KV_BLOCK for p in range(start, start + n_tokens)]
 
     def append(self, token_ids: SequenceOf[int]) -> None:
         """Count tokens whose keys and values now are in the reserved slots."""

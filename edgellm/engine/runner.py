@@ -30,6 +30,8 @@ from edgellm.kernels.records import SPAN_TOKENS
 from edgellm.kernels.store import KernelStore
 from edgellm.quants import BlockFormat
 
+Chooser = Callable[[np.ndarray, np.ndarray], int]
+
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
 MAX_SEQUENCES = 4  # full contexts that the cache has room for, where memory allows
 
@@ -81,7 +83,7 @@ class Runner:
         body, head, hidden, hidden_input = recorded.body, recorded.head, recorded.hidden, recorded.hidden_input
         self.tuning, self.n_threads = tuning, tuning.n_threads
         self.n_vocab = recorded.logits.width
-        self._hidden, self._logits = hidden, recorded.logits
+        self._logits, self._maxima = recorded.logits, recorded.maxima
 
         layers = [CacheLayer(n_kv_heads, head_dim, kv_type) for n_kv_heads, head_dim in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx)
@@ -100,20 +102,22 @@ class Runner:
         Returns float32 [sum of n_logits, n_vocab], in the order of the spans. Raises ContextOverflowError when
         the cache is full, UsageError after `close`.
         """
-        with self._lock:
-            if not self._end.alive:
-                raise UsageError("the model is closed")
-            counts = self._fill(spans)
-            self.body.run(counts)
-            wanted: list[int] = []
-            end = 0
-            for span in spans:
-                end += len(span.token_ids)
-                wanted.extend(range(end - span.n_logits, end))
-            logits = self._logits_of(wanted)
-            for span in spans:
-                span.sequence.append(span.token_ids)
-            return logits
+        with self._computed(spans) as wanted:
+            result = np.empty((len(wanted), self.n_vocab), np.float32)
+            for start in range(0, len(wanted), HEAD_TOKENS):
+                n = self._run_head(wanted[start : start + HEAD_TOKENS])
+                result[start : start + n] = self.head.view(self._logits, n)
+            return result
+
+    def choose(self, sequence: Sequence, token_ids: SequenceOf[int], chooser: Chooser) -> int:
+        """Compute one span like `forward`, and let `chooser(logits, maxima)` say what comes next.
+
+        It gets views of the logits and of the largest of every MAXIMA_GROUP of them, where they were made and only for
+        as long as it runs; until it returns, nobody else can run the model.
+        """
+        with self._computed([Span(sequence, token_ids)]) as wanted:
+            self._run_head(wanted)
+            return chooser(self.head.view(self._logits, 1)[0], self.head.view(self._maxima, 1)[0])
 
     @contextmanager
     def other_weights(self, name: str, raw: np.ndarray) -> Iterator[None]:
@@ -136,31 +140,44 @@ class Runner:
         with self._lock:
             self._end()
 
-    def _logits_of(self, rows: list[int]) -> np.ndarray:
-        result = np.empty((len(rows), self.n_vocab), np.float32)
-        for start in range(0, len(rows), HEAD_TOKENS):
-            part = rows[start : start + HEAD_TOKENS]
-            self._head_batch.rows[: len(part)] = part
-            self.head.run({"tokens": len(part)})
-            result[start : start + len(part)] = self.head.view(self._logits, len(part))
-        return result
+    @contextmanager
+    def _computed(self, spans: SequenceOf[Span]) -> Iterator[list[int]]:
+        """Run the body for some spans; gives the rows of which logits are wanted, then counts the tokens as cached."""
+        with self._lock:
+            if not self._end.alive:
+                raise UsageError("the model is closed")
+            self.body.run(self._fill(spans))
+            wanted: list[int] = []
+            end = 0
+            for span in spans:
+                end += len(span.token_ids)
+                wanted.extend(range(end - span.n_logits, end))
+            yield wanted
+            for span in spans:
+                span.sequence.append(span.token_ids)
+
+    def _run_head(self, rows: list[int]) -> int:
+        """Logits for some rows of the body's; returns how many these are."""
+        self._head_batch.rows[: len(rows)] = rows
+        self.head.run({"tokens": len(rows)})
+        return len(rows)
 
     def _fill(self, spans: SequenceOf[Span]) -> dict[str, int]:
         """Write the batch's tables for the spans; returns the counts of the run."""
         batch, n_tokens = self._batch, 0
         slices: list[tuple[int, int, int, int]] = []
-        positions = []
+        positions: list[int] = []
         at_once = max(1, ATTENTION_ROWS * self.config.n_kv_heads // self.config.n_heads)
         for span in spans:
             n, start = len(span.token_ids), len(span.sequence)
             span.sequence.reserve(n)
             batch.token_ids[n_tokens : n_tokens + n] = span.token_ids
             batch.kv_slots[n_tokens : n_tokens + n] = span.sequence.slots(n)
-            positions.append(np.arange(start, start + n))
+            positions += range(start, start + n)
             table = span.sequence.block_table.ctypes.data
             slices += [(n_tokens + i, min(at_once, n - i), start + i, table) for i in range(0, n, at_once)]
             n_tokens += n
-        batch.turn(np.concatenate(positions))
+        batch.turn(np.array(positions))
         counts = {"tokens": n_tokens}
         for kind, window in enumerate(batch.windows):
             counts[f"tasks {kind}"], counts[f"merges {kind}"] = self._divide(kind, window, slices)
@@ -208,6 +225,7 @@ class _Recorded:
         self.hidden = architecture.body(self.body, weights, config)
         self.hidden_input = self.head.input(self.hidden.width)
         self.logits = architecture.head(self.head, weights, config, self.hidden_input)
+        self.maxima = self.head.output(self.head.maxima(self.logits))
         weights.refuse_the_rest(config.architecture)
 
 

@@ -35,7 +35,7 @@ CLEARLY = 0.96  # of the default's time: what less gains may be chance
 # Another number of threads must gain far more: who measures on a busy machine should not be left with one thread.
 CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
-AHEAD_BYTES = (1 << 14, 3 << 14, 1 << 16)
+AHEAD_BYTES = (1 << 12, 1 << 14, 1 << 15)
 FEW_TOKENS = (2, 4, 6, 8)
 
 

@@ -13,7 +13,7 @@ from edgellm.graph.tuning import Tuning
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16, KVType
-from edgellm.kernels.records import TILE_ROWS
+from edgellm.kernels.records import MAXIMA_GROUP, TILE_ROWS
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.quants.floats import FloatFormat
@@ -22,6 +22,7 @@ ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
 SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
 ROWS_TOGETHER = 16  # decode kernels advance by 8 or 16 rows: chunks are multiples of both
+MAXIMA_PER_CHUNK = 512  # groups of logits, of 64 each
 ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
 HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple
 MAX_SPLITS = 256  # pieces in one batch
@@ -299,6 +300,27 @@ class Graph:
         """The rows of x that the batch names."""
         out = Value(x.width, "selected")
         self._add("select_rows", records.SELECT_ROWS, Chunks("tokens"), [x], [out], x=x, out=out, stride=x.stride)
+        return out
+
+    def maxima(self, x: Value) -> Value:
+        """The largest of every MAXIMA_GROUP neighbours of a row."""
+        n_groups = -(-x.width // MAXIMA_GROUP)
+        out = Value(n_groups, "maxima")
+        chunks_per_token = -(-n_groups // MAXIMA_PER_CHUNK)
+        self._add(
+            "maxima",
+            records.MAXIMA,
+            Chunks("tokens", 1, chunks_per_token),
+            [x],
+            [out],
+            x=x,
+            stride=x.stride,
+            n_cols=x.width,
+            out=out,
+            out_stride=out.stride,
+            chunk_groups=MAXIMA_PER_CHUNK,
+            chunks_per_token=chunks_per_token,
+        )
         return out
 
     def _resize_heads(self, x: Value, n_heads: int, head_dim: int) -> Value:

@@ -53,9 +53,9 @@ class Batch:
     def turn(self, positions: np.ndarray) -> None:
         """Fill the rope tables for the positions of the tokens."""
         for rope, table in zip(self.ropes, self.rope_tables, strict=True):
-            angles = positions[:, None] * rope.frequencies
-            table[: len(positions), 0] = np.cos(angles)
-            table[: len(positions), 1] = np.sin(angles)
+            angles, turned = np.multiply.outer(positions, rope.frequencies), table[: len(positions)]
+            np.cos(angles, out=turned[:, 0], casting="same_kind")
+            np.sin(angles, out=turned[:, 1], casting="same_kind")
 
     def tables(self) -> dict[str, int]:
         """Addresses by the names that records use."""
@@ -113,18 +113,21 @@ class Program:
             rules.setdefault(op.chunks, []).append(index)
         self._rules = [(rule, np.array(indices)) for rule, indices in rules.items()]
         self.n_chunks = np.zeros(len(self.steps), np.int64)
+        self._counts: dict[str, int] = {}  # of the last run
         self.record = records.PROGRAM.new()
         self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(self.steps)
         self.record["n_chunks"] = self.n_chunks.ctypes.data
 
     def run(self, counts: Mapping[str, int]) -> None:
         """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
-        few = counts["tokens"] <= self.graph.tuning.few_tokens
-        self.ops["kernel"] = self._kernels_few if few else self._kernels
-        self.ops["soon_bytes"] = SOON_BYTES if few else 0
-        for rule, indices in self._rules:
-            self.n_chunks[indices] = rule.of(counts, few)
-        self.batch.record["n_tokens"] = counts["tokens"]
+        if counts != self._counts:
+            few = counts["tokens"] <= self.graph.tuning.few_tokens
+            self.ops["kernel"] = self._kernels_few if few else self._kernels
+            self.ops["soon_bytes"] = SOON_BYTES if few else 0
+            for rule, indices in self._rules:
+                self.n_chunks[indices] = rule.of(counts, few)
+            self.batch.record["n_tokens"] = counts["tokens"]
+            self._counts = dict(counts)
         self.team.run(self)
 
     def view(self, value: Value, n_tokens: int) -> np.ndarray:

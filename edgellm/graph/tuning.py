@@ -16,7 +16,7 @@ class Tuning:
 
     n_threads:    how many threads are quickest.
     chunk_bytes:  of weights that a thread takes at a time in decode.
-    ahead_bytes:  how far in front of itself decode asks for weights.
+    ahead_bytes:  how far in front of itself decode asks for weights, beyond the rows that it works on.
     few_tokens:   up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
     """
 

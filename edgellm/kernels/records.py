@@ -101,6 +101,20 @@ SUM_SQUARES = Schema(
     chunk_cols="i64",  # a multiple of ROW_ALIGN
 )
 
+MAXIMA_GROUP = 64  # neighbouring numbers of which the largest is found
+
+MAXIMA = Schema(
+    "maxima",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    n_cols="i64",
+    out="ptr",  # float32 [n_tokens, n_cols / MAXIMA_GROUP, rounded up]
+    out_stride="i64",
+    chunk_groups="i64",
+    chunks_per_token="i64",
+)
+
 GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 
 ROPE = Schema(

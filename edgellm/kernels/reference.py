@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.records import KV_BLOCK
+from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
 from edgellm.quants import BlockFormat
 
 Floats = NDArray[np.floating[Any]]
@@ -57,6 +57,12 @@ def resize_heads(x: Floats, n_heads: int, head_dim: int) -> Floats:
 def sum_squares(x: Floats, sums: Floats) -> Floats:
     """sums + the squares of x [n_tokens, n_cols], added up over the tokens: float64 [n_cols]."""
     return sums + np.square(x.astype(np.float64)).sum(0)
+
+
+def maxima(x: Floats) -> Floats:
+    """The largest of every MAXIMA_GROUP neighbours, float32 [..., n] -> [..., n_groups]; NaN is less than a number."""
+    starts = np.arange(0, x.shape[-1], MAXIMA_GROUP)
+    return np.maximum.reduceat(np.where(np.isnan(x), np.float32(-np.inf), x), starts, axis=-1)
 
 
 def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Floats:

@@ -23,6 +23,7 @@ _MODULES = {
     "add_bias": "elementwise",
     "resize_heads": "elementwise",
     "sum_squares": "squares",
+    "maxima": "maxima",
     "silu_glu": "glu",
     "gelu_glu": "glu",
     "rope": "rope",

@@ -124,7 +124,7 @@ def test_ctrl_c_leaves_the_model_usable(model, monkeypatch) -> None:
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    for place in ("_fill", "_logits_of", "forward"):  # before, within and after a batch
+    for place in ("_fill", "_run_head", "choose"):  # before, within and after a batch
         generation = model.generate(PROMPT, temperature=0.0)
         next(generation)
         monkeypatch.setattr(model._runner, place, interrupted)

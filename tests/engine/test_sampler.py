@@ -15,6 +15,7 @@ from transformers.generation import logits_process
 
 from edgellm.engine.sampler import Sampler, _most_likely
 from edgellm.errors import UsageError
+from edgellm.kernels.reference import maxima
 from edgellm.params import SamplingParams
 
 LOGITS = np.log(np.array([0.02, 0.4, 0.03, 0.3, 0.2, 0.05], np.float32))
@@ -137,7 +138,7 @@ def test_same_seed_same_tokens() -> None:
 @given(arrays(np.float32, st.integers(1, 3000), elements=st.integers(-60, 60)), st.integers(1, 100))
 def test_most_likely_is_the_top_of_a_full_sort(logits, k) -> None:
     expected = np.argsort(-logits, kind="stable")[:k]
-    assert sorted(_most_likely(logits, k).tolist()) == sorted(expected.tolist())
+    assert sorted(_most_likely(logits, maxima(logits), k).tolist()) == sorted(expected.tolist())
 
 
 def test_most_likely_of_a_large_vocabulary() -> None:
@@ -145,7 +146,19 @@ def test_most_likely_of_a_large_vocabulary() -> None:
     logits[-1] = logits[-2] = 9.0  # behind the last whole run
     for k in (1, 40, 1000, 100_000):
         expected = np.argsort(-logits, kind="stable")[:k]
-        assert sorted(_most_likely(logits, k).tolist()) == sorted(expected.tolist())
+        assert sorted(_most_likely(logits, maxima(logits), k).tolist()) == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_k": 3}, {"repeat_penalty": 1.5}, OPEN])
+def test_known_maxima_change_nothing(params) -> None:
+    """Whether the largest of every group come from the program that made the logits or are looked for here."""
+    rng = np.random.default_rng(7)
+    for n in (1, 63, 64, 65, 5000):
+        for _ in range(20):
+            logits = rng.standard_normal(n).astype(np.float32) * 4
+            seed, context = int(rng.integers(1 << 30)), rng.integers(0, n, 5).tolist()
+            alone, told = (Sampler(SamplingParams(**(params | {"seed": seed}))) for _ in range(2))
+            assert told.choose(logits, context, maxima(logits)) == alone.choose(logits, context)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38, -3e38])

@@ -54,7 +54,7 @@ def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelSt
 )  # fmt: skip
 def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
     path = tmp_path / "tuning.F32.json"
-    good = {"n_threads": 2, "chunk_bytes": 1 << 19, "ahead_bytes": 1 << 15, "few_tokens": 3}
+    good = {"n_threads": 2, "chunk_bytes": 1 << 19, "ahead_bytes": 1 << 13, "few_tokens": 3}
     path.write_text(json.dumps(good))
     assert Tuning.load(path) == Tuning(2)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(good | content).encode())

@@ -16,7 +16,7 @@ import numpy as np
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16, KVType
-from edgellm.kernels.records import ROW_ALIGN, SPAN_TOKENS
+from edgellm.kernels.records import MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
@@ -177,6 +177,25 @@ class Compiled:
             out_head_dim=head_dim,
             n_heads=n_heads,
             chunk_tokens=2,
+        )
+        return out.take()
+
+    def maxima(self, x: np.ndarray, chunk_groups: int) -> np.ndarray:
+        n_tokens, n_cols = x.shape
+        source, out = rows(x), Output(n_tokens, -(-n_cols // MAXIMA_GROUP))
+        chunks_per_token = -(-out.width // chunk_groups)
+        self._run(
+            "maxima",
+            records.MAXIMA,
+            n_tokens * chunks_per_token,
+            n_tokens,
+            x=source,
+            stride=source.shape[1],
+            n_cols=n_cols,
+            out=out,
+            out_stride=out.stride,
+            chunk_groups=chunk_groups,
+            chunks_per_token=chunks_per_token,
         )
         return out.take()
 

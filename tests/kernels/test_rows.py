@@ -87,6 +87,15 @@ def test_sum_squares(compiled: Compiled, rng, n_tokens: int, width: int) -> None
     np.testing.assert_array_equal(in_two, got)  # as if in one batch
 
 
+@pytest.mark.parametrize("n_cols", [1, 63, 64, 65, 200, 1000])
+def test_maxima(compiled: Compiled, rng, n_cols: int) -> None:
+    x = rng.standard_normal((3, n_cols), np.float32)
+    x[1, :: max(1, n_cols // 7)] = np.nan
+    x[2] = [np.nan, np.inf, -np.inf][n_cols % 3]
+    for chunk_groups in (1, 2, 64):
+        np.testing.assert_array_equal(compiled.maxima(x, chunk_groups), reference.maxima(x))
+
+
 def test_sum_squares_of_what_float32_cannot_hold(compiled: Compiled) -> None:
     x = np.array([[1e30, 1e-30, 0, np.inf, np.nan]] * 2, np.float32)
     want = [2e60, 2e-60, 0, np.inf, np.nan]

@@ -32,10 +32,11 @@ def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value,
     return [weights + row_bytes * v.minimum(first + r, last) for r in range(n)]
 
 
-def prefetch_part(v: Vocabulary, soon: Value, i: Value, n_bytes: int) -> None:
-    """In the i-th step of some work that n_bytes are used up in: ask for as many of what is needed soon."""
-    for line in range(0, n_bytes, LINE):
-        v.prefetch(soon + i * n_bytes + line)
+def prefetch_part(v: Vocabulary, soon: Value, n_bytes: int, part: int = 0, n_parts: int = 1) -> None:
+    """Ask for one part of n_bytes that are needed soon; few at a time, for a core can wait for few lines at once."""
+    starts = range(0, n_bytes, LINE)
+    for start in starts[len(starts) * part // n_parts : len(starts) * (part + 1) // n_parts]:
+        v.prefetch(soon + start)
 
 
 @njit(error_model="numpy")
@@ -118,14 +119,15 @@ def _dot_rows(
     rows = row_addresses(v, weights, row_bytes, first, last, n_rows)
     per_block = fmt.block_size // GROUP
     per_group = GROUP // fmt.scale_group
+    step_bytes = n_rows * fmt.block_bytes
     zero = v.constant(0, I32, n_rows)
 
     def body(i: Value, total: Value) -> list[Value]:
-        prefetch_part(v, soon, i, n_rows * fmt.block_bytes)
         sets, all_rows = _readers(v, fmt, rows, i)
         scales, biases = _scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             group = i * per_block + g
+            prefetch_part(v, soon + i * step_bytes, step_bytes, g, per_block)
             x = [v.tile(v.load(q + group * GROUP + at, I8, HALF), n_rows // SETS) for at in (0, HALF)]
             x_scale = v.f32(d + group * 4)
             halves = [v.halves(fmt.unpack(v, some, g)) for some in sets]

@@ -34,9 +34,10 @@ def _dot_rows(
 ) -> None:
     """Rows first to first + 15 (none beyond last) by one token, column after column as the tile does it."""
     halves = [row_addresses(v, weights, row_bytes, first + 8 * half, last, 8) for half in range(2)]
+    step_bytes = 16 * STEP * fmt.block_bytes
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        prefetch_part(v, soon, i, 16 * STEP * fmt.block_bytes)
+        prefetch_part(v, soon + i * step_bytes, step_bytes)
         columns = [_columns(v, fmt, rows, i) for rows in halves]
         results = list(totals)
         for k in range(STEP):
