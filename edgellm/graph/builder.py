@@ -153,7 +153,7 @@ class Graph:
             out=out,
             out_stride=out.stride,
             chunk_rows=chunk_rows,
-            ahead=ROWS_TOGETHER * row_bytes + self.tuning.ahead_bytes,
+            ahead=self.isa.decode_rows * row_bytes + self.tuning.ahead_bytes,
             n_threads=n_threads,
         )
         return out
@@ -278,6 +278,7 @@ class Graph:
             cache=cache,
             block_bytes=block_bytes,
             tasks=Table(f"tasks {kind}"),
+            n_threads=self.tuning.n_threads,
             partial=self._partial,
         )
         self._add(

@@ -104,7 +104,6 @@ class Program:
         self.ops = records.OP.new(len(self.steps))
         self.ops["depends"] = dependencies(self.steps, self._offsets, self.capacity)
         self.ops["record"] = [record.ctypes.data for record in self._records]
-        self._foresee()
         self._kernels = np.array([store.address(op.kernel) for op in self.steps])
         self._kernels_few = np.array([store.address(op.kernel_few or op.kernel) for op in self.steps])
 
@@ -114,6 +113,7 @@ class Program:
         self._rules = [(rule, np.array(indices)) for rule, indices in rules.items()]
         self.n_chunks = np.zeros(len(self.steps), np.int64)
         self._counts: dict[str, int] = {}  # of the last run
+        self._foresee()
         self.record = records.PROGRAM.new()
         self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(self.steps)
         self.record["n_chunks"] = self.n_chunks.ctypes.data
@@ -148,13 +148,15 @@ class Program:
                 record["weights"] = new
 
     def _foresee(self) -> None:
-        """Tell every op where the weights of the next op are that has any."""
+        """Tell every op what it may ask for in advance: the weights of the next op that has any, its own next chunks."""
         soon, step = 0, 0
         for index in reversed(range(len(self.steps))):
             op, record = self.steps[index], self._records[index][0]
             if op.schema is records.LINEAR:
                 record["then"], record["then_step"] = soon or record["weights"], step
                 soon, step = int(record["weights"]), op.fields["chunk_rows"] * op.fields["row_bytes"]
+            elif op.schema is records.ATTENTION:
+                record["chunk_count"] = self.n_chunks[index:].ctypes.data
             self.ops[index]["soon"], self.ops[index]["soon_step"] = soon, step
 
     def _record(self, op: Op, scratch_bytes: int) -> np.ndarray:

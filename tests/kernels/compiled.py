@@ -405,6 +405,8 @@ class Compiled:
             cache=keys,
             block_bytes=keys.strides[0],
             tasks=_table(records.ATTENTION_TASK, tasks),
+            chunk_count=np.array([len(tasks) * n_kv_heads]),
+            n_threads=2,
             **shared,
         )
         if split:

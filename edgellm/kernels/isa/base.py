@@ -27,6 +27,14 @@ class Isa:
     n_registers: int
     tile_tokens: int
 
+    @property
+    def decode_rows(self) -> int:
+        """Rows of weights that decode multiplies side by side, a lane each.
+
+        With more than eight, what was asked for in advance no longer waits in the first level cache.
+        """
+        return min(8, self.lanes)
+
 
 def host_target(cpu: str, features: Mapping[str, bool]) -> tuple[str, str]:
     """Compile for the host exactly as it is."""

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from numba import njit
 
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import SCALE_BYTES, SCALE_GROUP, KVType
@@ -233,7 +234,7 @@ def build_attention(isa, kind: KVType):
     """Chunk c is key-value head c % n_kv_heads of task c // n_kv_heads."""
     op_at, task_at = record_viewer(ATTENTION), record_viewer(ATTENTION_TASK)
     m = memory(isa)
-    load, load_i32 = m.load_f32, m.load_i32
+    load, load_i32, load_i64 = m.load_f32, m.load_i32, m.load_i64
     task_bytes = ATTENTION_TASK.dtype.itemsize
     score = staged(isa, "void", *["i64"] * 6)(partial(_scores, kind=kind))
     softmax = staged(isa, "void", *["i64"] * 5)(_softmax)
@@ -241,6 +242,17 @@ def build_attention(isa, kind: KVType):
     copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
     merge = staged(isa, "void", *["i64"] * 4)(merge_results)
     clear = staged(isa, "void", *["i64"] * 3)(clear_results)
+
+    @njit(error_model="numpy")
+    def next_keys(op, chunk, otherwise):
+        """Where the keys start that this thread is likely to need after this chunk."""
+        following = chunk + op.n_threads
+        if following >= load_i64(op.chunk_count):
+            return otherwise
+        task = task_at(op.tasks + following // op.n_kv_heads * task_bytes)
+        block = max(task.kv_begin, task.position - op.window + 1) // KV_BLOCK
+        head = following % op.n_kv_heads * (op.block_bytes // 2 // op.n_kv_heads)
+        return op.cache + load_i32(task.block_table + block * 4) * op.block_bytes + head
 
     def attention(record, chunk, thread):
         op = op_at(record)
@@ -286,8 +298,10 @@ def build_attention(isa, kind: KVType):
 
             for block in range(first_block, end_block):
                 values = cache + load_i32(task.block_table + block * 4) * op.block_bytes + values_at
-                next_block = min(block + 1, end_block - 1)
-                following = cache + load_i32(task.block_table + next_block * 4) * op.block_bytes + values_at
+                if block + 1 < end_block:
+                    following = cache + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes + values_at
+                else:
+                    following = next_keys(op, chunk, values)
                 begin, stop = begin_span - block * KV_BLOCK, end_span - block * KV_BLOCK
                 weigh(scores + (block - first_block) * KV_BLOCK * 4, n_rows, head_dim, max(begin, 0),
                       min(stop, KV_BLOCK), values, following - values, result, scaled)  # fmt: skip

@@ -114,8 +114,8 @@ def _dot_rows(
     soon: Value,
     out: Value,
 ) -> None:
-    """As many rows as a register has lanes, from `first` on (none beyond last), by one token."""
-    n_rows = v.isa.lanes
+    """Some rows (`Isa.decode_rows`) from `first` on, none beyond last, by one token."""
+    n_rows = v.isa.decode_rows
     rows = row_addresses(v, weights, row_bytes, first, last, n_rows)
     per_block = fmt.block_size // GROUP
     per_group = GROUP // fmt.scale_group
@@ -149,7 +149,7 @@ def _dot_rows(
 def build_linear_decode(isa, fmt):
     """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
-    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.lanes
+    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.decode_rows
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):
