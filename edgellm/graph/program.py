@@ -148,7 +148,7 @@ class Program:
                 record["weights"] = new
 
     def _foresee(self) -> None:
-        """Tell every op what it may ask for in advance: the weights of the next op that has any, its own next chunks."""
+        """Tell every op what it may ask for in advance: the weights of the next op that has any, or its own chunks."""
         soon, step = 0, 0
         for index in reversed(range(len(self.steps))):
             op, record = self.steps[index], self._records[index][0]
