@@ -27,7 +27,7 @@ def describe_machine() -> Iterator[str]:
     """Versions, processor, memory and caches."""
     from llvmlite import binding as llvm
 
-    from edgellm.kernels import isa
+    from edgellm.kernels import isa, prebuilt
 
     features = llvm.get_host_cpu_features()
     llvm_version = ".".join(map(str, llvm.llvm_version_info))
@@ -44,6 +44,7 @@ def describe_machine() -> Iterator[str]:
         "memory": f"{size_text(memory.total)}, {size_text(memory.available)} available",
         "models": _folder(files.models_folder()),
         "kernels": _folder(files.kernels_folder()),
+        "prebuilt": prebuilt.describe(isa.choose()),
     }
     for name, value in rows.items():
         yield f"{name:12}  {value}"

@@ -4,6 +4,9 @@ A folder of the store belongs to one combination of kernel sources, compiler ver
 set; its name is the hash of them all. So a change to any source, a new Numba or another CPU finds an empty
 folder, and nothing stale is ever run. An object file stands behind the SHA-256 of its own bytes: what is
 damaged or half there is compiled again. Folders that nobody has used for a season are removed.
+
+A kernel that the folder lacks may ship with the package (`prebuilt`), compiled for the family of the CPU; only
+one that is nowhere is compiled. So what was once compiled for this very CPU always comes first.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from pathlib import Path
 import llvmlite
 import llvmlite.binding as llvm
 
-import edgellm.quants
 from edgellm.errors import KernelError
 from edgellm.files import atomic_write, kernels_folder
+from edgellm.kernels import prebuilt
 from edgellm.kernels.isa import Isa, host
 from edgellm.kernels.registry import Kernel
+from edgellm.kernels.sources import source_hash
 
 Progress = Callable[[int, int, str], None]
 _DIGEST_BYTES = 32
@@ -40,12 +44,13 @@ class KernelStore:
 
     def __init__(self, isa: Isa, folder: Path | None = None) -> None:
         self.isa = isa
-        self.folder = (folder or kernels_folder()) / f"{isa.name}-{_fingerprint(isa)}"
+        self._sources = source_hash()
+        self.folder = (folder or kernels_folder()) / f"{isa.name}-{_fingerprint(isa, self._sources)}"
         self._addresses: dict[str, int] = {}
         self._engine: llvm.ExecutionEngine | None = None
 
     def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> None:
-        """Make kernels callable, compiling those that the store lacks.
+        """Make kernels callable, compiling those that neither the store nor the package has.
 
         progress(done, total, name) is called before each one that is compiled and once at the end.
         Raises KernelError when one cannot be compiled or loaded.
@@ -54,6 +59,8 @@ class KernelStore:
         if not wanted:
             return
         objects = {kernel: self._read(kernel) for kernel in wanted}
+        if lacking := [kernel for kernel, code in objects.items() if code is None]:
+            objects.update(prebuilt.read(self.isa, self._sources, lacking))
         missing = [kernel for kernel, code in objects.items() if code is None]
         for done, kernel in enumerate(missing):
             if progress:
@@ -63,7 +70,7 @@ class KernelStore:
             progress(len(missing), len(missing), "")
         self._link(objects)
         self._note_use()
-        if missing:
+        if missing or not self.folder.exists():  # a first start, if one that compiles nothing
             self._remove_unused_folders()
 
     def address(self, kernel: Kernel) -> int:
@@ -132,19 +139,14 @@ class KernelStore:
             self._addresses[kernel.name] = address
 
 
-def _fingerprint(isa: Isa) -> str:
+def _fingerprint(isa: Isa, sources: str) -> str:
     """A hash of everything that the machine code depends on."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    sources = [*here.rglob("*.py"), *Path(edgellm.quants.__file__).parent.glob("*.py")]
-    for source in sorted(sources):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    versions = (
+    parts = (
+        sources,
         metadata.version("numba"),
         llvmlite.__version__,
         sys.byteorder,
         isa.name,
         *isa.target(*host()),
     )
-    digest.update("\0".join(versions).encode())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -91,6 +91,7 @@ def test_info_of_the_machine(home: Path, capsys: pytest.CaptureFixture[str]) -> 
         "instructions",
         "cores",
         "memory",
+        "prebuilt",
     } <= rows.keys()
 
 

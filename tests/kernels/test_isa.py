@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 
 from edgellm.errors import UsageError
@@ -51,3 +53,15 @@ def test_one_that_the_cpu_lacks(ask) -> None:
         UsageError, match=r"^EDGELLM_ISA='avx512' is not supported by this CPU; this CPU can run: avx2, generic$"
     ):
         ask("avx512", *AVX2_CPU)
+
+
+@pytest.mark.parametrize("one", [one for one in isa.ALL if one.portable], ids=lambda one: one.name)
+def test_what_ships_has_all_that_its_instruction_set_needs(one: isa.Isa) -> None:
+    """The words it compiles are there on every CPU that may run it, and the target is one that LLVM knows."""
+    assert one.portable is not None
+    assert one.needs(dict.fromkeys(one.portable.needs, True))
+    assert one.portable.lacks({}) == list(one.portable.needs)
+    assert one.for_family().target("some-cpu", {}) == one.portable.target
+    if platform.machine() == "x86_64":
+        _, features = isa.host()
+        assert set(one.portable.needs) <= set(features)

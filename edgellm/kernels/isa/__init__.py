@@ -7,13 +7,13 @@ import os
 
 from edgellm.errors import UsageError
 from edgellm.kernels.isa.arm import NEON
-from edgellm.kernels.isa.base import Isa
+from edgellm.kernels.isa.base import Isa, Portable
 from edgellm.kernels.isa.generic import GENERIC
 from edgellm.kernels.isa.x86 import AVX2, AVX512, AVX_VNNI
 
 ALL = (AVX512, AVX_VNNI, AVX2, NEON, GENERIC)  # best first
 
-__all__ = ["ALL", "Isa", "available", "choose", "describe", "host"]
+__all__ = ["ALL", "Isa", "Portable", "available", "choose", "describe", "host"]
 
 
 @functools.cache

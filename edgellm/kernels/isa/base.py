@@ -3,7 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A CPU that stands for a family: what objects that ship with the package are compiled for.
+
+    cpu:      LLVM's name of it.
+    needs:    every feature that the code may use (LLVM's names), so what a CPU must have to run it.
+    tuning:   LLVM's features that change which code is chosen, and not what a CPU must have.
+    """
+
+    cpu: str
+    needs: tuple[str, ...]
+    tuning: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """(LLVM CPU name, features)."""
+        return self.cpu, ",".join((*(f"+{name}" for name in self.needs), *self.tuning))
+
+    def lacks(self, features: Mapping[str, bool]) -> list[str]:
+        """What a CPU with these feature flags does not have."""
+        return [name for name in self.needs if not features.get(name)]
 
 
 @dataclass(frozen=True)
@@ -16,6 +39,7 @@ class Isa:
     lanes:          float32 lanes of a register.
     n_registers:    so many of them hold a tile of sums and what is multiplied.
     tile_tokens:    tokens that meet one unpacked tile of weights at a time (16 rows of it).
+    portable:       what its kernels are compiled for when they are to ship with the package.
     """
 
     name: str
@@ -26,6 +50,13 @@ class Isa:
     lanes: int
     n_registers: int
     tile_tokens: int
+    portable: Portable | None = None
+
+    def for_family(self) -> Isa:
+        """The same, compiled for any CPU of the family instead of the host. Only where there is a `portable`."""
+        portable = self.portable
+        assert portable is not None
+        return replace(self, target=lambda cpu, features: portable.target)
 
     @property
     def decode_rows(self) -> int:

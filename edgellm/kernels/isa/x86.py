@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgellm.kernels.isa.base import Isa, host_target
+from edgellm.kernels.isa.base import Isa, Portable, host_target
 from edgellm.kernels.staged import I8, I16, I32, Value, Vocabulary, vector
 
 
@@ -69,6 +69,11 @@ def _vnni_256_target(cpu, f):
     return "x86-64-v3", "+avxvnni" if f.get("avxvnni") else "+avx512vnni,+avx512vl"
 
 
+# The levels of the x86-64 psABI, which LLVM's CPUs of these names have in whole.
+_V2 = ("cmov", "cx8", "cx16", "fxsr", "mmx", "popcnt", "sahf", "sse", "sse2", "sse3", "sse4.1", "sse4.2", "ssse3")
+_V3 = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
+_V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+
 AVX512 = Isa(
     "avx512",
     "AVX-512 VNNI",
@@ -78,6 +83,8 @@ AVX512 = Isa(
     lanes=16,
     n_registers=32,
     tile_tokens=8,
+    # LLVM would rather give this CPU registers of 256 bits, as its first makers needed.
+    portable=Portable("x86-64-v4", (*_V4, "avx512vnni"), ("-prefer-256-bit",)),
 )
 AVX_VNNI = Isa(
     "avxvnni",
@@ -88,6 +95,7 @@ AVX_VNNI = Isa(
     lanes=8,
     n_registers=16,
     tile_tokens=4,
+    portable=Portable("x86-64-v3", (*_V3, "avxvnni")),
 )
 AVX2 = Isa(
     "avx2",
@@ -98,4 +106,5 @@ AVX2 = Isa(
     lanes=8,
     n_registers=16,
     tile_tokens=4,
+    portable=Portable("x86-64-v3", _V3),
 )
