@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,3 +262,20 @@ def test_compilers_do_not_matter(shipped: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(store_module.metadata, "version", lambda package: "0.0")
     monkeypatch.setattr(store_module.llvmlite, "__version__", "0.0")
     assert load(tmp_path / "store") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such wheels are for Linux")
+def test_a_wheel_brings_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the tool to a first start of what it built."""
+    monkeypatch.delenv("EDGELLM_PREBUILT", raising=False)
+    pytest.importorskip("hatchling", reason="hatchling builds the wheel; it is not installed")
+    tool = Path(__file__).parents[2] / "tools" / "build_wheel.py"
+    subprocess.run([sys.executable, tool, "--out", tmp_path, "--only", "add"], check=True)
+    (wheel,) = tmp_path.iterdir()
+    assert wheel.name.endswith("-py3-none-manylinux_2_17_x86_64.whl")
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "installed"], check=True)
+    folder = tmp_path / "installed/edgellm/kernels/objects"
+    assert {path.stem for path in folder.iterdir()} == {isa.name for isa in ALL if isa.portable}
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
+    code += LOAD.format(where=f"assert prebuilt.FOLDER == Path({str(folder)!r})", isa=ISA.name)
+    assert python(code, tmp_path / "home").communicate(timeout=60)[0] == "False\n"
