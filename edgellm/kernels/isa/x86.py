@@ -56,28 +56,28 @@ class _Avx2(_X86):
         return accumulator + fours
 
 
+# The levels of the x86-64 psABI, which LLVM's CPUs of these names have in whole.
+_V2 = ("cmov", "cx8", "cx16", "fxsr", "mmx", "popcnt", "sahf", "sse", "sse2", "sse3", "sse4.1", "sse4.2", "ssse3")
+_V3 = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
+_V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+
+
+def _has(*names: str):
+    return lambda features: all(features.get(name) for name in names)
+
+
 def _has_vnni_256(f):
-    return (
-        f.get("avx2")
-        and f.get("fma")
-        and f.get("f16c")
-        and (f.get("avxvnni") or (f.get("avx512vnni") and f.get("avx512vl")))
-    )
+    return _has(*_V3)(f) and (f.get("avxvnni") or _has("avx512vnni", "avx512vl")(f))
 
 
 def _vnni_256_target(cpu, f):
     return "x86-64-v3", "+avxvnni" if f.get("avxvnni") else "+avx512vnni,+avx512vl"
 
 
-# The levels of the x86-64 psABI, which LLVM's CPUs of these names have in whole.
-_V2 = ("cmov", "cx8", "cx16", "fxsr", "mmx", "popcnt", "sahf", "sse", "sse2", "sse3", "sse4.1", "sse4.2", "ssse3")
-_V3 = (*_V2, "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave")
-_V4 = (*_V3, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
-
 AVX512 = Isa(
     "avx512",
     "AVX-512 VNNI",
-    lambda f: all(f.get(x) for x in ("avx512f", "avx512bw", "avx512vl", "avx512vnni")),
+    _has("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
     host_target,
     _Vnni,
     lanes=16,
@@ -100,7 +100,7 @@ AVX_VNNI = Isa(
 AVX2 = Isa(
     "avx2",
     "AVX2 and FMA",
-    lambda f: f.get("avx2") and f.get("fma") and f.get("f16c"),
+    _has(*_V3),
     lambda cpu, f: ("x86-64-v3", ""),
     _Avx2,
     lanes=8,
