@@ -11,6 +11,8 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 
+SHARED = 3  # query heads for each of keys and values, from which on these are computed fine
+
 
 def token_embedding(w: Weights, c: ModelConfig) -> Tensor:
     """The embedding matrix; its number of rows is the size of the vocabulary."""
@@ -31,9 +33,9 @@ def rope_of(w: Weights, c: ModelConfig, interleaved: bool) -> Rope:
     return Rope(rope_frequencies(c, c.rope_base, c.rope_scale, factors), interleaved)
 
 
-def project(g: Graph, w: Weights, x: Value, name: str, n_out: int) -> Value:
+def project(g: Graph, w: Weights, x: Value, name: str, n_out: int, fine: bool = False) -> Value:
     """W x for the weight `name` [n_out, width of x], plus its bias where the file has one."""
-    out = g.linear(x, w.take(name, n_out, x.width))
+    out = g.linear(x, w.take(name, n_out, x.width), fine)
     bias = w.bias(name, n_out)
     return out if bias is None else g.add_bias(out, bias)
 
@@ -52,9 +54,11 @@ def self_attention(
     head_norms:  normalize every head of queries and keys before they are turned, as Gemma 3 and Qwen 3 do.
     """
     q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    # All later tokens look at these keys and values. Where heads share them, few multiplies make them more exact.
+    fine = c.n_heads >= SHARED * c.n_kv_heads
     q = project(g, w, x, "attn_q", q_width)
-    k = project(g, w, x, "attn_k", kv_width)
-    v = project(g, w, x, "attn_v", kv_width)
+    k = project(g, w, x, "attn_k", kv_width, fine)
+    v = project(g, w, x, "attn_v", kv_width, fine)
     if head_norms:
         q = g.rms_norm(q, w.take("attn_q_norm", c.head_dim), c.epsilon, c.n_heads)
         k = g.rms_norm(k, w.take("attn_k_norm", c.head_dim), c.epsilon, c.n_kv_heads)
@@ -88,8 +92,11 @@ def gated_feed_forward(g: Graph, w: Weights, c: ModelConfig, x: Value, activatio
 
 
 def logits_head(g: Graph, w: Weights, c: ModelConfig, hidden: Value) -> Value:
-    """Logits of the selected tokens; without an output matrix, the embedding matrix serves again."""
+    """Logits of the selected tokens; without an output matrix, the embedding matrix serves again.
+
+    What is rounded here goes straight into the logits: no other linear adds as much to their distance from float32.
+    """
     x = g.rms_norm(g.select_rows(hidden), w.take("output_norm", c.n_embd), c.epsilon)
     embedding = token_embedding(w, c)
     output = w.take("output", embedding.shape[0], c.n_embd) if w.has("output") else embedding
-    return g.output(g.linear(x, output), "logits")
+    return g.output(g.linear(x, output, fine=True), "logits")

@@ -121,28 +121,32 @@ class Graph:
         )
         return out
 
-    def linear(self, x: Value, weight: Tensor) -> Value:
-        """W x, for `weight` [n_out, n_in] of any format."""
+    def linear(self, x: Value, weight: Tensor, fine: bool = False) -> Value:
+        """W x, for `weight` [n_out, n_in] of any format.
+
+        fine:  x in two planes of int8 rather than one, which costs twice the multiplies and no more memory.
+        """
         if self.observe:
             self.squares[weight.name] = self._sum_squares(x)[: x.width]
         n_rows, n_cols = weight.shape
         out = Value(n_rows, weight.name)
         row_bytes = weight.format.row_bytes(n_cols)
         is_float = isinstance(weight.format, FloatFormat)
-        source = x if is_float else self._quantize(x)
+        source = x if is_float else self._quantize(x, 2 if fine else 1)
+        prefix = "fine_" if fine and not is_float else ""
         n_threads = self.tuning.n_threads
         turns = max(TURNS, round(n_rows * row_bytes / (n_threads * self.tuning.chunk_bytes)))
         chunk_rows = -(-n_rows // (turns * n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER
         groups = n_cols if is_float else -(-n_cols // weight.format.scale_group)
         tile_bytes = TILE_ROWS * (4 * n_cols if is_float else n_cols + 8 * groups)
         self._add(
-            "linear_prefill",
+            f"{prefix}linear_prefill",
             records.LINEAR,
             Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), few=-(-n_rows // chunk_rows)),
             [source],
             [out],
             format=weight.format,
-            few="linear_decode",
+            few=f"{prefix}linear_decode",
             scratch=tile_bytes,
             weights=weight.address,
             row_bytes=row_bytes,
@@ -344,21 +348,21 @@ class Graph:
 
     # --- helpers ------------------------------------------------------------------------------------------
 
-    def _quantize(self, x: Value) -> Quantized:
+    def _quantize(self, x: Value, n_planes: int) -> Quantized:
         """x as int8, made once for all linears that read it."""
-        if x.quantized is None:
-            x.quantized = Quantized(x.width, x.name)
+        if n_planes not in x.quantized:
+            x.quantized[n_planes] = Quantized(x.width, x.name, n_planes)
             self._add_rows(
-                "quantize",
+                "quantize" if n_planes == 1 else "fine_quantize",
                 records.QUANTIZE,
                 x,
                 [x],
-                [x.quantized],
+                [x.quantized[n_planes]],
                 x=x,
                 n_cols=x.width,
-                to=x.quantized,
+                to=x.quantized[n_planes],
             )
-        return x.quantized
+        return x.quantized[n_planes]
 
     def _sum_squares(self, x: Value) -> np.ndarray:
         """The sums of squares of x, float64 [stride]: made once for all linears that read it."""

@@ -23,7 +23,7 @@ class Value:
 
     width: int
     name: str = ""
-    quantized: Quantized | None = None
+    quantized: dict[int, Quantized] = field(default_factory=dict)  # by the number of planes
 
     @property
     def stride(self) -> int:
@@ -36,15 +36,17 @@ class Value:
 
 @dataclass(eq=False)
 class Quantized:
-    """The same rows as int8 in groups of 32, with scales and sums (see `kernels.records.QUANTIZED`)."""
+    """The same rows as int8 in groups of 32, with scales and sums, in planes (see `kernels.records.QUANTIZED`)."""
 
     width: int
     name: str = ""
+    n_planes: int = 1
 
     @property
     def parts(self) -> dict[str, int]:
         """Bytes for each token of each of the arrays, which lie one behind the other."""
-        return {"q": self.width, "d": self.width // 8, "sum32": self.width // 8, "sum16": self.width // 4}
+        width = self.width * self.n_planes
+        return {"q": width, "d": width // 8, "sum32": width // 8, "sum16": width // 4}
 
     @property
     def token_bytes(self) -> int:

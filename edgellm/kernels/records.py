@@ -24,12 +24,14 @@ BATCH = Schema(
 
 # Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum
 # or with an offset, without touching every element again.
+# Fine ones have a second plane behind the first of every token, in each of the arrays: value = q1 * d1 + q2 * d2, about
+# as exact as 16 bits.
 QUANTIZED = Schema(
     "quantized",
-    q="ptr",  # int8 [n_tokens, n_cols]
-    d="ptr",  # float32 [n_tokens, n_cols / 32]
-    sum32="ptr",  # float32 [n_tokens, n_cols / 32]: d times the sum of the group
-    sum16="ptr",  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
+    q="ptr",  # int8 [n_tokens, n_planes, n_cols]
+    d="ptr",  # float32 [n_tokens, n_planes, n_cols / 32]
+    sum32="ptr",  # float32 [n_tokens, n_planes, n_cols / 32]: d times the sum of the group
+    sum16="ptr",  # float32 [n_tokens, n_planes, n_cols / 16]: the same by halves of a group
 )
 
 EMBED = Schema("embed", batch=BATCH, weights="ptr", row_bytes="i64", n_cols="i64", scale="f64", out="ptr", stride="i64")

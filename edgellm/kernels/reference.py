@@ -113,16 +113,25 @@ def rope(x: Floats, angles: Floats, interleaved: bool) -> Floats:
 
 
 class Quantized(NamedTuple):
-    """Activations as int8: x is about q * d, group by group (see `records.QUANTIZED`)."""
+    """Activations as int8: x is about q * d, group by group (see `records.QUANTIZED`).
+
+    Fine ones have n_planes * n_cols columns, and x is about the sum of the planes.
+    """
 
     q: NDArray[np.int8]  # [n_tokens, n_cols]
     d: Floats  # float32 [n_tokens, n_cols / 32]
     sum32: Floats  # float32 [n_tokens, n_cols / 32]: d * sum of q over the group
     sum16: Floats  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
 
-    def dequantize(self) -> NDArray[np.float64]:
+    def dequantize(self, n_planes: int = 1) -> NDArray[np.float64]:
         """float64 [n_tokens, n_cols]: what the linear kernels take the activations to be."""
-        return self.q.astype(np.float64) * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
+        x = self.q.astype(np.float64) * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
+        return x.reshape(len(x), n_planes, x.shape[1] // n_planes).sum(1)
+
+    def planes(self, n: int) -> list[Quantized]:
+        """n planes, each by itself."""
+        parts: Any = [np.split(part, n, axis=1) for part in self]
+        return [Quantized(*(part[plane] for part in parts)) for plane in range(n)]
 
 
 def quantize(x: Floats) -> Quantized:
@@ -140,6 +149,21 @@ def quantize(x: Floats) -> Quantized:
         q = np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
         sum16 = q.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32).astype(np.float32) * d[..., None]
     return Quantized(q.reshape(x.shape), d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
+
+
+def fine_quantize(x: Floats) -> Quantized:
+    """float32 [n_tokens, n_cols] -> two planes, what rounding left over of the first being the second."""
+    first = quantize(x)
+    with np.errstate(all="ignore"):
+        rest = (x.astype(np.float64) - first.dequantize()).astype(np.float32)  # exact, then rounded once
+        both: Any = [np.concatenate(parts, axis=1) for parts in zip(first, quantize(rest), strict=True)]
+    return Quantized(*both)
+
+
+def fine_linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:
+    """W x for x in two planes, each summed up by itself."""
+    a, b = (linear(weights, fmt, plane) for plane in x.planes(2))
+    return a + b
 
 
 def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:

@@ -18,6 +18,7 @@ from edgellm.quants.floats import FloatFormat
 _MODULES = {
     "rms_norm": "norm",
     "quantize": "quantize",
+    "fine_quantize": "quantize",
     "add": "elementwise",
     "select_rows": "elementwise",
     "add_bias": "elementwise",
@@ -35,7 +36,14 @@ _MODULES = {
     "multiply_limit": "limits",
     "clock": "clock",
 }
-_MODULES_BY_FORMAT = {"embed": "embed", "linear_decode": "linear", "linear_prefill": "linear", "fit": "fit"}
+_MODULES_BY_FORMAT = {
+    "embed": "embed",
+    "linear_decode": "linear",
+    "linear_prefill": "linear",
+    "fine_linear_decode": "linear",
+    "fine_linear_prefill": "linear",
+    "fit": "fit",
+}
 _MODULES_BY_KV_TYPE = {"kv_append": "kv_append", "attention": "attention"}
 
 
@@ -65,14 +73,16 @@ class Kernel:
 
 def find(op: str, number_format: BlockFormat | KVType | None = None) -> Kernel:
     """The kernel of an op (and block format or type of cache). Raises KernelError when there is none."""
-    if op not in _modules(number_format) or (op == "fit" and not _is_fitted(number_format)):
+    if op not in _modules(number_format) or not _has(op, number_format):
         raise KernelError(f"there is no kernel {op!r} for {number_format}")
     return Kernel(op, number_format)
 
 
-def _is_fitted(number_format: BlockFormat | KVType | None) -> bool:
-    """Whether scales of this format are searched for; of the others there is no such kernel."""
-    return isinstance(number_format, BlockFormat) and number_format.grid is not None
+def _has(op: str, number_format: BlockFormat | KVType | None) -> bool:
+    """Not every format has every op: only of some are scales searched for, and what is exact cannot be finer."""
+    if op == "fit":
+        return isinstance(number_format, BlockFormat) and number_format.grid is not None
+    return not (op.startswith("fine_") and isinstance(number_format, FloatFormat))
 
 
 def _modules(number_format: BlockFormat | KVType | None) -> dict[str, str]:
@@ -89,7 +99,7 @@ def all_kernels() -> list[Kernel]:
             Kernel(op, block_format)
             for op in _MODULES_BY_FORMAT
             for block_format in FORMATS.values()
-            if op != "fit" or _is_fitted(block_format)
+            if _has(op, block_format)
         ),
         *(Kernel(op, kv_type) for op in _MODULES_BY_KV_TYPE for kv_type in KV_TYPES.values()),
     ]

@@ -258,15 +258,16 @@ class Compiled:
         )
         return turned[:n_tokens, : n_heads * head_dim].reshape(x.shape)
 
-    def quantize(self, x: np.ndarray) -> Quantized:
+    def quantize(self, x: np.ndarray, op: str = "quantize") -> Quantized:
+        """op is "quantize" or "fine_quantize"."""
         n_tokens, n_cols = x.shape
-        source = rows(x)
+        source, out_cols = rows(x), n_cols * (2 if op == "fine_quantize" else 1)
         out = Quantized(
-            np.zeros((n_tokens, n_cols), np.int8),
-            *(np.zeros((n_tokens, n_cols // width), np.float32) for width in (32, 32, 16)),
+            np.zeros((n_tokens, out_cols), np.int8),
+            *(np.zeros((n_tokens, out_cols // width), np.float32) for width in (32, 32, 16)),
         )
         self._run(
-            "quantize",
+            op,
             records.QUANTIZE,
             -(-n_tokens // 2),
             n_tokens,
@@ -279,7 +280,7 @@ class Compiled:
         return out
 
     def linear(self, weights: np.ndarray, fmt: BlockFormat, x: Quantized | np.ndarray, op: str) -> np.ndarray:
-        """op is "linear_decode" or "linear_prefill"; float formats take x as float32, all others quantized."""
+        """op is "linear_decode", "linear_prefill" or a fine one; float formats take x as float32, others quantized."""
         raw, n_rows = before_a_wall(weights), len(weights)
         n_cols = weights.shape[1] // fmt.block_bytes * fmt.block_size
         if isinstance(x, Quantized):

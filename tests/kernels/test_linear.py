@@ -21,7 +21,9 @@ LINEAR = 6e-6
 LINEAR_FLOAT = 1e-5
 
 OPS = ("linear_decode", "linear_prefill")
+FINE_OPS = ("fine_linear_decode", "fine_linear_prefill")
 FEW_FORMATS = ("F16", "Q4_1", "Q6_K")
+FINE_FORMATS = ("Q4_1", "Q6_K", "Q8_0")  # scales for 32 and for 16 weights, and the largest bytes
 N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 9, 33), (32, 96, 256, 768)
 ODD_COLS = (1, 7, 8, 37, 256)  # a float row may have any length
 
@@ -50,6 +52,9 @@ def twin(weights: np.ndarray, fmt: BlockFormat, x) -> np.ndarray:
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+fine = for_all(AVAILABLE, [FORMATS[name] for name in FINE_FORMATS])
 
 
 def shapes(fmt: BlockFormat) -> list[tuple[int, int, int]]:
@@ -100,6 +105,21 @@ def test_every_instruction_set_gives_the_same_bits(compiled_for, isa: Isa, fmt: 
         x, _ = activations(fmt, n_tokens, n_cols, rng)
         here, there = (compiled_for(one).linear(weights, fmt, x, op) for one in (isa, AVAILABLE[0]))
         assert same_bits(here, there), (n_rows, n_tokens, n_cols)
+
+
+@fine
+def test_fine_ones_agree_with_their_twin_and_each_other(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+    rng = np.random.default_rng(16)
+    for n_rows, n_tokens, n_cols in shapes(fmt):
+        weights = random_weights(fmt, n_rows, n_cols, rng)
+        x = reference.fine_quantize(rng.standard_normal((n_tokens, n_cols), np.float32))
+        decode, prefill = (compiled_for(isa).linear(weights, fmt, x, op) for op in FINE_OPS)
+        magnitude = np.abs(x.dequantize(2)) @ np.abs(fmt.dequantize(weights)).T
+        error = np.abs(decode - reference.fine_linear(weights, fmt, x)) / magnitude
+        assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
+        assert same_bits(decode, prefill), (n_rows, n_tokens, n_cols)
+        if isa is not AVAILABLE[0]:
+            assert same_bits(decode, compiled_for(AVAILABLE[0]).linear(weights, fmt, x, FINE_OPS[0]))
 
 
 @everywhere

@@ -145,14 +145,21 @@ def test_rope(compiled: Compiled, rng, interleaved: bool, head_dim: int, n_rot: 
         np.testing.assert_array_equal(got[..., n_rot:], x[..., n_rot:])
 
 
+@pytest.mark.parametrize("op", ["quantize", "fine_quantize"])
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize("n_cols", [32, 96, 768])
-def test_quantize_is_exact(compiled: Compiled, rng, n_tokens: int, n_cols: int) -> None:
+def test_quantize_is_exact(compiled: Compiled, rng, n_tokens: int, n_cols: int, op: str) -> None:
     x = (normal(rng, n_tokens, n_cols) * 10.0 ** rng.integers(-30, 30, (n_tokens, 1))).astype(np.float32)
     x[:, 10:14] = [0, -0.0, 1e-44, -1e-44]
     x[:, 32:64] = 0  # a group of nothing
-    for got, want in zip(compiled.quantize(x), reference.quantize(x), strict=True):
+    for got, want in zip(compiled.quantize(x, op), getattr(reference, op)(x), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_two_planes_are_as_exact_as_16_bits(compiled: Compiled, rng) -> None:
+    x = normal(rng, 50, 768)
+    error = np.abs(compiled.quantize(x, "fine_quantize").dequantize(2) - x).reshape(50, -1, 32).max(-1)
+    assert (error <= np.abs(x).reshape(50, -1, 32).max(-1) / (2 * 127 * 254) * 1.001).all()
 
 
 def test_quantize_rounds_ties_to_even(compiled: Compiled) -> None:

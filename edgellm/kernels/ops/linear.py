@@ -7,6 +7,9 @@ inside a group the sum is an exact integer; scales come in afterwards as float32
 
 with bias = -scale * zero for the formats that store no minimum.
 
+In a fine linear, an input is twice as long in int8: as its two planes, what rounding left over of the first being the
+second (see records.QUANTIZED). Both are summed up by themselves, and then added.
+
 The sum over groups is made in one order, group after group, whichever kernel makes it: a lane holds a row,
 never a part of one. So decode and prefill give the same bits, as do any number of threads and every
 instruction set, and a text has the same logits in one batch or token by token.
@@ -103,6 +106,7 @@ def _transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
 def _dot_rows(
     v: Vocabulary,
     fmt,
+    n_planes: int,
     weights: Value,
     row_bytes: Value,
     first: Value,
@@ -120,44 +124,61 @@ def _dot_rows(
     per_block = fmt.block_size // GROUP
     per_group = GROUP // fmt.scale_group
     step_bytes = n_rows * fmt.block_bytes
-    zero = v.constant(0, I32, n_rows)
+    n_groups = n_blocks * per_block
+    planes = [(q + n_groups * (GROUP * p), d + n_groups * (4 * p), sums + n_groups * (4 * per_group * p))
+              for p in range(n_planes)]  # fmt: skip
 
-    def body(i: Value, total: Value) -> list[Value]:
+    def body(i: Value, *totals: Value) -> list[Value]:
+        results = list(totals)
         sets, all_rows = _readers(v, fmt, rows, i)
         scales, biases = _scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             group = i * per_block + g
             prefetch_part(v, soon + i * step_bytes, step_bytes, g, per_block)
-            x = [v.tile(v.load(q + group * GROUP + at, I8, HALF), n_rows // SETS) for at in (0, HALF)]
-            x_scale = v.f32(d + group * 4)
-            halves = [v.halves(fmt.unpack(v, some, g)) for some in sets]
-            dots = [[v.dot_u8_s8(zero, u, x[0], fmt.max_u) for u, _ in halves]]
-            if per_group == 1:
-                dots = [[v.dot_u8_s8(dot, u, x[1], fmt.max_u) for dot, (_, u) in zip(dots[0], halves, strict=True)]]
-            else:
-                dots.append([v.dot_u8_s8(zero, u, x[1], fmt.max_u) for _, u in halves])
-            for s, of_sets in enumerate(dots):
-                at = g * per_group + s
-                total = v.fma(_sum_quarters(v, of_sets).to_f32(), scales[at] * x_scale, total)
-                total = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), total)
-        return [total]
+            weights_of_sets = [v.halves(fmt.unpack(v, some, g)) for some in sets]
+            for p, (q, d, sums) in enumerate(planes):
+                x_scale = v.f32(d + group * 4)
+                dots = _dots(v, fmt, weights_of_sets, q + group * GROUP)
+                for s, of_rows in enumerate(dots):
+                    at = g * per_group + s
+                    results[p] = v.fma(of_rows.to_f32(), scales[at] * x_scale, results[p])
+                    results[p] = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), results[p])
+        return results
 
-    (total,) = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)], body)
-    v.store(out, total)
+    totals = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)] * n_planes, body)
+    v.store(out, _sum_planes(totals, n_planes)[0])
 
 
-def build_linear_decode(isa, fmt):
+def _dots(v: Vocabulary, fmt, weights: list[tuple[Value, Value]], q: Value) -> list[Value]:
+    """A group of weights of every row by the int8 at q, for each scale: int32 sums in the order of rows."""
+    (first, _), *_ = weights
+    x_low, x_high = (v.tile(v.load(q + at, I8, HALF), first.n // HALF) for at in (0, HALF))
+    zero = v.constant(0, I32, first.n // 4)
+    low = [v.dot_u8_s8(zero, u, x_low, fmt.max_u) for u, _ in weights]
+    if fmt.scale_group == GROUP:
+        both = [v.dot_u8_s8(dot, u, x_high, fmt.max_u) for dot, (_, u) in zip(low, weights, strict=True)]
+        return [_sum_quarters(v, both)]
+    high = [v.dot_u8_s8(zero, u, x_high, fmt.max_u) for _, u in weights]
+    return [_sum_quarters(v, low), _sum_quarters(v, high)]
+
+
+def _sum_planes(totals: list[Value], n_planes: int) -> list[Value]:
+    """The planes of every token, one behind the other, added."""
+    return totals if n_planes == 1 else [a + b for a, b in zip(totals[::2], totals[1::2], strict=True)]
+
+
+def build_linear_decode(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
     per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.decode_rows
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):
-        _dot_rows(v, fmt, *args)
+        _dot_rows(v, fmt, n_planes, *args)
 
     def linear_decode(record, chunk, thread):
         op = op_at(record)
-        n_sums = op.n_cols // per_sum
+        n_cols = op.n_cols * n_planes  # of a token, in the input
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         first = chunk * op.chunk_rows
         for row in range(first, min(first + op.chunk_rows, op.n_rows), n_rows):
@@ -169,14 +190,18 @@ def build_linear_decode(isa, fmt):
                     row,
                     op.n_rows - 1,
                     op.n_cols // per_block,
-                    op.xq.q + token * op.n_cols,
-                    op.xq.d + token * (op.n_cols // 32) * 4,
-                    sums + token * n_sums * 4,
+                    op.xq.q + token * n_cols,
+                    op.xq.d + token * (n_cols // 32) * 4,
+                    sums + token * (n_cols // per_sum) * 4,
                     soon,
                     op.out + (token * op.out_stride + row) * 4,
                 )
 
     return linear_decode
+
+
+def build_fine_linear_decode(isa, fmt):
+    return build_linear_decode(isa, fmt, n_planes=2)
 
 
 # --- prefill: a tile of 16 rows by many tokens -------------------------------------------------------------
@@ -225,7 +250,8 @@ def _unpack_rows(
 def _tile_by_tokens(
     v: Vocabulary,
     fmt,
-    n_tokens: int,
+    n_planes: int,
+    n_inputs: int,
     tile: Value,
     n_groups: Value,
     q: Value,
@@ -234,7 +260,7 @@ def _tile_by_tokens(
     out: Value,
     out_stride: Value,
 ) -> None:
-    """The 16 rows of an unpacked tile by n_tokens tokens, with one register of 16 sums for each token."""
+    """The 16 rows of an unpacked tile by n_inputs planes of tokens, with one register of 16 sums for each."""
     per_group = GROUP // fmt.scale_group
     scales_at = tile + n_groups * (TILE_ROWS * GROUP)
     biases_at = scales_at + n_groups * (per_group * TILE_ROWS * 4)
@@ -249,30 +275,30 @@ def _tile_by_tokens(
             for at in (scales_at, biases_at)
         )
         results = []
-        for token, total in enumerate(totals):
-            x = q + q_stride * token + g * GROUP
-            x_scale = v.f32(d + d_stride * token + g * 4)
+        for i, total in enumerate(totals):
+            x = q + q_stride * i + g * GROUP
+            x_scale = v.f32(d + d_stride * i + g * 4)
             for s in range(per_group):
                 dots = zero
                 for k in range(s * n_words, (s + 1) * n_words):
                     x_word = v.splat(v.u32(x + k * 4), TILE_ROWS).bitcast(I8)
                     dots = v.dot_u8_s8(dots, words[k], x_word, fmt.max_u)
                 total = v.fma(dots.to_f32(), scales[s] * x_scale, total)
-                x_sum = v.f32(sums + sums_stride * token + (g * per_group + s) * 4)
+                x_sum = v.f32(sums + sums_stride * i + (g * per_group + s) * 4)
                 total = v.fma(biases[s], x_sum, total)
             results.append(total)
         return results
 
-    totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
-    for token, total in enumerate(totals):
+    totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * n_inputs, body)
+    for token, total in enumerate(_sum_planes(totals, n_planes)):
         v.store(out + out_stride * (4 * token), total)
 
 
-def build_linear_prefill(isa, fmt):
+def build_linear_prefill(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
     op_at = record_viewer(LINEAR)
     per_sum = fmt.scale_group
-    at_once, n_rows = isa.tile_tokens, isa.lanes
+    at_once, n_rows = isa.tile_tokens // n_planes, isa.lanes
 
     @staged(isa, "void", *["i64"] * 7)
     def unpack_rows(v, *args):
@@ -280,12 +306,12 @@ def build_linear_prefill(isa, fmt):
 
     @staged(isa, "void", *["i64"] * 7)
     def tile_by_tokens(v, *args):
-        _tile_by_tokens(v, fmt, at_once, *args)
+        _tile_by_tokens(v, fmt, n_planes, at_once * n_planes, *args)
 
     def linear_prefill(record, chunk, thread):
         op = op_at(record)
         n_groups = op.n_cols // 32
-        n_sums = op.n_cols // per_sum
+        n_cols = op.n_cols * n_planes  # of a token, in the input
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         tile = op.scratch + thread * op.scratch_bytes
         first = chunk * 16
@@ -296,11 +322,15 @@ def build_linear_prefill(isa, fmt):
             tile_by_tokens(
                 tile,
                 n_groups,
-                op.xq.q + token * op.n_cols,
-                op.xq.d + token * n_groups * 4,
-                sums + token * n_sums * 4,
+                op.xq.q + token * n_cols,
+                op.xq.d + token * (n_cols // 32) * 4,
+                sums + token * (n_cols // per_sum) * 4,
                 op.out + (token * op.out_stride + first) * 4,
                 op.out_stride,
             )
 
     return linear_prefill
+
+
+def build_fine_linear_prefill(isa, fmt):
+    return build_linear_prefill(isa, fmt, n_planes=2)
