@@ -11,9 +11,6 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 
-SHARED = 3  # query heads for each of keys and values, from which on these are computed fine
-
-
 def token_embedding(w: Weights, c: ModelConfig) -> Tensor:
     """The embedding matrix; its number of rows is the size of the vocabulary."""
     return w.take("token_embd", None, c.n_embd)
@@ -33,9 +30,9 @@ def rope_of(w: Weights, c: ModelConfig, interleaved: bool) -> Rope:
     return Rope(rope_frequencies(c, c.rope_base, c.rope_scale, factors), interleaved)
 
 
-def project(g: Graph, w: Weights, x: Value, name: str, n_out: int, fine: bool = False) -> Value:
+def project(g: Graph, w: Weights, x: Value, name: str, n_out: int) -> Value:
     """W x for the weight `name` [n_out, width of x], plus its bias where the file has one."""
-    out = g.linear(x, w.take(name, n_out, x.width), fine)
+    out = g.linear(x, w.take(name, n_out, x.width))
     bias = w.bias(name, n_out)
     return out if bias is None else g.add_bias(out, bias)
 
@@ -54,11 +51,9 @@ def self_attention(
     head_norms:  normalize every head of queries and keys before they are turned, as Gemma 3 and Qwen 3 do.
     """
     q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    # All later tokens look at these keys and values. Where heads share them, few multiplies make them more exact.
-    fine = c.n_heads >= SHARED * c.n_kv_heads
     q = project(g, w, x, "attn_q", q_width)
-    k = project(g, w, x, "attn_k", kv_width, fine)
-    v = project(g, w, x, "attn_v", kv_width, fine)
+    k = project(g, w, x, "attn_k", kv_width)
+    v = project(g, w, x, "attn_v", kv_width)
     if head_norms:
         q = g.rms_norm(q, w.take("attn_q_norm", c.head_dim), c.epsilon, c.n_heads)
         k = g.rms_norm(k, w.take("attn_k_norm", c.head_dim), c.epsilon, c.n_kv_heads)
