@@ -6,7 +6,8 @@
 process of its own, A B A B, so that neither side gets the quieter minute. Prefill and decode each start from
 a context of exactly `-d` tokens and are timed inside the process. The start is timed from outside, from the
 launch of the process to the first byte of its answer, with the file in the page cache and a context of `-c`
-tokens. A ratio above 1 is better for edgellm. For Linux and macOS.
+tokens. With `--busy N`, N endless loops keep other work going meanwhile. A ratio above 1 is better for edgellm. For
+Linux and macOS.
 """
 
 from __future__ import annotations
@@ -86,11 +87,17 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2, help="threads of both (2)")
     parser.add_argument("-c", "--context", type=int, default=4096, help="context at the start (4096)")
     parser.add_argument("-r", "--rounds", type=int, default=5, help="measurements of each side (5)")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="endless loops that run beside both (0)")
     parser.add_argument("--flash-attn", choices=["auto", "off", "on"], default="auto", help="(auto)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, every round included")
     args = parser.parse_args()
 
-    rounds = measure(args)
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(args.busy)]
+    try:
+        rounds = measure(args)
+    finally:
+        for loop in loops:
+            loop.kill()
     medians = {
         side: {name: statistics.median(figures[name] for figures in taken) for name in taken[0]}
         for side, taken in rounds.items()
@@ -104,7 +111,8 @@ def main() -> None:
         return
     speeds = f"prefill {args.prompt}, tok/s", f"decode {args.generate}, tok/s"
     titles = *speeds, "first token, s", "peak memory, MiB"
-    print(f"{Path(args.model).name}, {args.threads} threads, depth {args.depth}, medians of {args.rounds}\n")
+    beside = f", beside {args.busy} endless loops" if args.busy else ""
+    print(f"{Path(args.model).name}, {args.threads} threads, depth {args.depth}, medians of {args.rounds}{beside}\n")
     print(f"{'':22}{'edgellm':>12}{'llama.cpp':>12}{'ratio':>9}")
     for title, name in zip(titles, ours, strict=True):
         print(f"{title:22}{ours[name]:12.2f}{theirs[name]:12.2f}{ratios[name]:8.2f}x")

@@ -71,7 +71,7 @@ def _silent(level: int, text: bytes, data: object) -> None:
 def bench(args: argparse.Namespace) -> None:
     """Decode, then prefill, each from a context of exactly `depth` tokens, after a warm-up of both."""
     peer = Peer(args.model, args.depth + max(args.prompt, args.generate) + 1, args.threads, args.flash_attn)
-    tokens = [1 + i * 31 % min(peer.n_vocab - 1, 30_000) for i in range(args.depth + args.prompt)]
+    tokens = [1 + i * 31 % min(peer.n_vocab - 1, 30_000) for i in range(args.depth + max(args.prompt, args.generate))]
     peer.decode(tokens[: args.prompt])
     peer.decode([1])
     peer.trim(0)
@@ -85,7 +85,7 @@ def bench(args: argparse.Namespace) -> None:
     peer.trim(args.depth)
 
     started = time.perf_counter()
-    peer.decode(tokens[args.depth :])
+    peer.decode(tokens[args.depth : args.depth + args.prompt])
     prefilled = time.perf_counter() - started
     print(
         json.dumps(

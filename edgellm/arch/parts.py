@@ -11,6 +11,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 
+
 def token_embedding(w: Weights, c: ModelConfig) -> Tensor:
     """The embedding matrix; its number of rows is the size of the vocabulary."""
     return w.take("token_embd", None, c.n_embd)
