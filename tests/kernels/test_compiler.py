@@ -64,7 +64,8 @@ def count_dot_products(code: bytes) -> int:
 def test_every_kernel_compiles_for_arm(for_arm: Isa, kernel: Kernel) -> None:
     code = compiler.compile_kernel(kernel, for_arm)
     assert kernel.symbol.encode() in code
-    is_integer = (kernel.op.startswith("linear") and kernel.format is not FORMATS["F16"]) or kernel.op in (
+    op = kernel.op.removeprefix("fine_")
+    is_integer = (op.startswith("linear") and kernel.format is not FORMATS["F16"]) or op in (
         "quantize",
         "multiply_limit",
     )
