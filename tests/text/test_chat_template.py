@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils import chat_template_utils
 
 from edgellm.errors import FormatError, TemplateError, UsageError
 from edgellm.formats.gguf import GGUFFile
@@ -65,8 +65,10 @@ EXTRAS: list[dict[str, Any]] = [
 
 def original(source: str, chat: list, prompt: bool, **variables: Any) -> str | None:
     """What `transformers` renders, or None when the template fails."""
+    if not hasattr(chat_template_utils, "_alias_reasoning_fields"):  # nor has the last for Python 3.10
+        chat = [{"thinking": m["reasoning_content"], **m} if "reasoning_content" in m else m for m in chat]
     try:
-        texts, _ = render_jinja_template(
+        texts, _ = chat_template_utils.render_jinja_template(
             [chat], chat_template=source, add_generation_prompt=prompt, **SPECIAL, **variables
         )
     except Exception:
