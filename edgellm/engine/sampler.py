@@ -43,7 +43,7 @@ class Sampler:
         if p.temperature == 0 or p.top_k == 1:
             return _likeliest(logits, maxima)
         ids = self._candidates(logits, maxima)
-        cumulative = np.cumsum(_softmax(logits[ids].astype(np.float64) / p.temperature))
+        cumulative = np.cumsum(_softmax(logits[ids].astype(np.float64), p.temperature))
         drawn = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
         return int(ids[min(drawn, len(ids) - 1)])
 
@@ -79,8 +79,9 @@ def _likeliest(logits: np.ndarray, maxima: np.ndarray) -> int:
 
 def _most_likely(logits: np.ndarray, maxima: np.ndarray, k: int) -> np.ndarray:
     """Ids of the k largest logits, the largest first; among equal ones the smaller ids."""
-    candidates = np.arange(len(logits))
-    if len(maxima) > k:
+    if len(maxima) <= k:
+        candidates = np.flatnonzero(~np.isnan(logits))
+    else:
         # The k-th largest of the groups' maxima is a lower bound of the k-th largest logit.
         bound = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
         groups = np.flatnonzero(maxima >= bound)
@@ -103,6 +104,9 @@ def _reaching(probabilities: np.ndarray, p: float) -> tuple[np.ndarray, np.ndarr
     return ids, probabilities[ids]
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    weights = np.exp(scores - scores.max())
+def _softmax(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities; what is not a number has none."""
+    with np.errstate(over="ignore"):  # of a temperature near 0
+        weights = np.exp((scores - np.nanmax(scores)) / temperature)
+    weights[np.isnan(weights)] = 0
     return weights / weights.sum()

@@ -177,6 +177,25 @@ def test_logits_that_are_no_numbers(bad, params) -> None:
 
 
 @pytest.mark.parametrize(
+    "params", [OPEN, OPEN | {"top_k": 40}, OPEN | {"top_k": 5}, OPEN | {"top_p": 0.9}, OPEN | {"min_p": 0.1}, {}]
+)
+@pytest.mark.parametrize("n_numbers", [1, 10, 127])
+def test_what_is_not_a_number_takes_no_chance_from_others(params, n_numbers: int) -> None:
+    """As if it were minus infinity."""
+    rng = np.random.default_rng(n_numbers)
+    lowest = np.full(128, -np.inf, np.float32)
+    lowest[rng.permutation(128)[:n_numbers]] = rng.standard_normal(n_numbers)
+    no_number = np.where(np.isinf(lowest), np.float32(np.nan), lowest)
+    a, b = (Sampler(SamplingParams(**(params | {"seed": 3}))) for _ in range(2))
+    assert [a.choose(no_number, ()) for _ in range(100)] == [b.choose(lowest, ()) for _ in range(100)]
+
+
+def test_the_smallest_temperatures_are_all_but_greedy() -> None:
+    for temperature in (1e-6, 1e-100, 1e-310, 5e-324):
+        assert set(seen(20, temperature=temperature)) == {1}
+
+
+@pytest.mark.parametrize(
     "params",
     [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"top_k": -1}, {"repeat_penalty": 0.0}, {"seed": -5},
      {"temperature": float("nan")}, {"top_p": float("inf")}, {"max_tokens": -1}, {"top_k": 2.5}, {"max_tokens": "3"},
