@@ -62,7 +62,8 @@ def forget(store: KernelStore) -> None:
 
 
 def _path(store: KernelStore, weights: BlockFormat) -> Path:
-    return store.folder / f"tuning.{weights}.json"
+    """What was measured in a container, or pinned to few cores, says nothing of the whole machine."""
+    return store.folder / f"tuning.{weights}.{usable_threads()}.json"
 
 
 def _with_threads(tuning: Tuning, n_threads: int | None) -> Tuning:

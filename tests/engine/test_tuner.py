@@ -38,6 +38,15 @@ def test_what_is_measured_is_remembered_for_its_format(store: KernelStore) -> No
     assert tuner.remembered(store, F32) is None
 
 
+def test_other_cores_are_measured_by_themselves(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first start in a small container leaves no model with one thread on the whole machine."""
+    monkeypatch.setattr(tuner, "usable_threads", lambda: 1)
+    measured = tuner.measure_and_remember(store, F32)
+    assert tuner.remembered(store, F32) == measured
+    monkeypatch.setattr(tuner, "usable_threads", lambda: 64)
+    assert tuner.remembered(store, F32) is None
+
+
 def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelStore) -> None:
     measured = tuner.measure_and_remember(store, F32, n_threads=3)
     assert measured.n_threads == 3
