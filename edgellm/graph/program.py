@@ -121,6 +121,7 @@ class Program:
     def run(self, counts: Mapping[str, int]) -> None:
         """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
         if counts != self._counts:
+            self._counts = {}  # Ctrl-C may come before all is written
             few = counts["tokens"] <= self.graph.tuning.few_tokens
             self.ops["kernel"] = self._kernels_few if few else self._kernels
             self.ops["soon_bytes"] = SOON_BYTES if few else 0

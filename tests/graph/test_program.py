@@ -10,6 +10,7 @@ import pytest
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Program, Team, Tuning
 from edgellm.graph.builder import Rope
+from edgellm.graph.ops import Chunks
 from edgellm.graph.program import aligned, kernels_of
 from edgellm.kernels import reference
 from edgellm.kernels.isa import choose
@@ -120,6 +121,32 @@ def test_an_input_from_elsewhere_and_an_output_that_stays(store: KernelStore, te
         program.run({"tokens": n_tokens})
         np.testing.assert_array_equal(program.view(first, n_tokens), 2 * rows[:n_tokens])
         np.testing.assert_allclose(program.view(last, n_tokens), 6 * rows[:n_tokens], rtol=1e-6)
+
+
+def test_ctrl_c_while_a_run_is_prepared(store: KernelStore, team_of: Callable[[int], Team], monkeypatch) -> None:
+    """The next run does not take what was half written for what it needs."""
+    rng = np.random.default_rng(8)
+    g = Graph(choose(), Tuning(2))
+    source = g.input(64)
+    weight = tensor("w", 1000, 64, rng, "Q8_0")
+    out = g.output(g.linear(source, weight))
+    store.load(kernels_of(g))
+    rows = aligned(16 * source.token_bytes).view(np.float32).reshape(16, 64)
+    rows[...] = rng.standard_normal(rows.shape)
+    program = Program(g, store, Batch(16, [], []), team_of(2), inputs={source: rows.ctypes.data})
+    program.run({"tokens": 1})
+    expected = program.view(out, 1).copy()
+
+    def interrupt(*_) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chunks, "of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            program.run({"tokens": 16})
+    program.view(out, 1)[...] = 0
+    program.run({"tokens": 1})
+    np.testing.assert_array_equal(program.view(out, 1), expected)
 
 
 def test_activations_are_quantized_once_for_all_that_read_them() -> None:
