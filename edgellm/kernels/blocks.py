@@ -60,7 +60,7 @@ class BlockReader:
         return self.v.f16_to_f32(low), self.v.f16_to_f32(high)
 
     def bytes(self, at: int, n: int) -> Value:
-        """n neighbouring unsigned bytes (a multiple of 4), as integers of 32 bits."""
+        """n neighbouring unsigned bytes (4, 8 or 16), as integers of 32 bits."""
         words = [self.word(at + start) for start in range(0, n, 4)]
         return self.v.concat(*((word >> 8 * i) & 255 for word in words for i in range(4)))
 

@@ -123,7 +123,7 @@ def build_lead(isa):
 
     @njit(error_model="numpy")
     def free_progress(team_address):
-        """The first progress that no seat names; there is one more of them than there are other threads."""
+        """The first progress that no seat names; there are more of them than other threads."""
         team = team_at(team_address)
         for index in range(team.n_progress):
             progress = team.all_progress + index * team.progress_bytes
