@@ -72,6 +72,7 @@ def test_rope(neon: Compiled, rng, interleaved: bool) -> None:
 def test_quantize(neon: Compiled, rng) -> None:
     for op in ("quantize", "fine_quantize"):
         test_rows.test_quantize_is_exact(neon, rng, 3, 96, op)
+        test_rows.test_quantize_of_next_to_nothing(neon, rng, 1e-38, op)
     test_rows.test_quantize_rounds_ties_to_even(neon)
 
 

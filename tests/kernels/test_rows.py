@@ -162,6 +162,15 @@ def test_two_planes_are_as_exact_as_16_bits(compiled: Compiled, rng) -> None:
     assert (error <= np.abs(x).reshape(50, -1, 32).max(-1) / (2 * 127 * 254) * 1.001).all()
 
 
+@pytest.mark.parametrize("op", ["quantize", "fine_quantize"])
+@pytest.mark.parametrize("size", [1e-34, 1e-36, 1e-38, 1e-42])
+def test_quantize_of_next_to_nothing(compiled: Compiled, rng, size: float, op: str) -> None:
+    """So small that 127 / largest is infinite."""
+    x = (rng.standard_normal((2, 64)) * size).astype(np.float32)
+    for got, want in zip(compiled.quantize(x, op), getattr(reference, op)(x), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_quantize_rounds_ties_to_even(compiled: Compiled) -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
