@@ -21,7 +21,7 @@ from edgellm.quants.floats import FloatFormat
 ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
 SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
-ROWS_TOGETHER = 16  # decode kernels advance by 8 or 16 rows: chunks are multiples of both
+ROWS_TOGETHER = 16  # decode kernels advance by 4, 8 or 16 rows: chunks are multiples of all
 MAXIMA_PER_CHUNK = 512  # groups of logits, of 64 each
 ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
 HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple
@@ -157,7 +157,7 @@ class Graph:
             out=out,
             out_stride=out.stride,
             chunk_rows=chunk_rows,
-            ahead=self.isa.decode_rows * row_bytes + self.tuning.ahead_bytes,
+            ahead=(ROWS_TOGETHER if is_float else self.isa.decode_rows) * row_bytes + self.tuning.ahead_bytes,
             n_threads=n_threads,
         )
         return out

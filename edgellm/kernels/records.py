@@ -71,7 +71,7 @@ LINEAR = Schema(
     # next one, or of the next op.
     ahead="i64",
     n_threads="i64",
-    then="ptr",  # the weights of the next op that has any
+    then="ptr",  # the weights of the next op that has any; its own where it is the last
     then_step="i64",  # bytes from one of its chunks to the next
     scratch="ptr",
     scratch_bytes="i64",  # each thread's own, for the unpacked tile

@@ -62,7 +62,7 @@ class Isa:
     def decode_rows(self) -> int:
         """Rows of weights that decode multiplies side by side, a lane each.
 
-        With more than eight, what was asked for in advance no longer waits in the first level cache.
+        More are quicker in the caches, but read from memory more slowly: so many rows are so many places to read.
         """
         return min(8, self.lanes)
 

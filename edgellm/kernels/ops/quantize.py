@@ -8,6 +8,8 @@ from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.records import QUANTIZE
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
+LEAST = 2.0**-121  # largest / 127 is then still a float32 whose inverse is finite
+
 
 def _quantize_group(v: Vocabulary, x: list[Value], q: Value, d: Value, sum32: Value, sum16: Value) -> list[Value]:
     """32 numbers, in two registers, to int8 at q with their scale and sums; returns what rounding left over."""
@@ -15,9 +17,9 @@ def _quantize_group(v: Vocabulary, x: list[Value], q: Value, d: Value, sum32: Va
     magnitudes = [v.abs(half).bitcast(I32) for half in x]
     largest = v.maximum(*magnitudes).max().bitcast(F32)
     scale = largest * (1 / 127)
-    inverse = v.select(
-        v.greater(largest, v.constant(0.0, F32)), v.constant(127.0, F32) / largest, v.constant(0.0, F32)
-    )
+    # Of what is smaller, the inverse would be infinite: all becomes 0.
+    is_some = v.greater(largest, v.constant(LEAST, F32))
+    inverse = v.select(is_some, v.constant(127.0, F32) / largest, v.constant(0.0, F32))
     rounded = [v.round_to_i32(half * inverse) for half in x]
     bytes_ = v.concat(*(half.trunc(I8) for half in rounded))
     # One multiply by ones gives the sums of every four bytes.
