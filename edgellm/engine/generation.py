@@ -95,13 +95,13 @@ class _Answer:
             if not self.token_ids:
                 self.stats.first_token_seconds = now - started
                 first_at = now
-            self.stats.generate_seconds = now - first_at
             if token_id in tokenizer.stop_ids:
                 if rest := text.flush():
                     yield rest
                 return self._finish("stop")
             self.token_ids.append(token_id)
             self.stats.n_generated_tokens += 1
+            self.stats.generate_seconds = now - first_at
             if piece_of_text := text.push(token_id):
                 yield piece_of_text
             reason = self._full(params, len(sequence), n_ctx)
