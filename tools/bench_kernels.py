@@ -92,13 +92,8 @@ class Machine:
 
     def limits(self) -> dict[str, float]:
         from edgellm.engine.limits import measure_limits
-        from edgellm.graph import Tuning
 
-        class Runner:  # what `measure_limits` wants of one
-            isa, store, team = self.store.isa, self.store, self.teams[self.n_threads]
-            tuning, n_threads = Tuning(self.n_threads), self.n_threads
-
-        found = measure_limits(Runner)  # type: ignore[arg-type]
+        found = measure_limits(self.store, self.teams[self.n_threads])
         return {"memory": found.read_bytes / 1e9, "prefill": found.macs / 1e9}
 
 

@@ -26,7 +26,7 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     """
     check_room(model, depth + max(n_prompt, n_generate))
     runner = model._runner
-    limits = measure_limits(runner)
+    limits = measure_limits(runner.store, runner.team)
     ids = some_tokens(model, max(depth, n_prompt, n_generate, 1))
     sequence = runner.cache.sequence()
     try:
@@ -42,7 +42,7 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
                         seconds.append(elapsed)
     finally:
         sequence.release()
-    limits = limits.or_better(measure_limits(runner))  # if something else was running the first time
+    limits = limits.or_better(measure_limits(runner.store, runner.team))  # if something else was running the first time
     prefill_macs, decode_bytes = _macs_per_token(runner, n_prompt), _bytes_per_token(runner, depth, n_generate)
     speeds = _speeds("prefill", n_prompt, prefill) | _speeds("decode", n_generate, decode)
     return {

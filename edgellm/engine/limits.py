@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.engine.runner import Runner
-from edgellm.graph import Batch, Graph, Program
+from edgellm.graph import Batch, Graph, Program, Team, Tuning
 from edgellm.graph.ops import Chunks, Op
 from edgellm.graph.program import aligned, kernels_of
 from edgellm.kernels import records
 from edgellm.kernels.records import S_PER_STEP, S_REGISTERS, U_REGISTERS
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
+from edgellm.kernels.store import KernelStore
 
 ROUNDS = 6  # the quickest counts: whatever else the machine does can only take away
 READ_BYTES = 1 << 28  # far beyond the caches
@@ -39,19 +39,20 @@ class Limits:
         return Limits(max(self.read_bytes, other.read_bytes), max(self.macs, other.macs))
 
 
-def measure_limits(runner: Runner) -> Limits:
+def measure_limits(store: KernelStore, team: Team) -> Limits:
     """Takes about a quarter of a second, and 256 MB for that time."""
-    return Limits(_read_bytes(runner), _macs(runner))
+    return Limits(_read_bytes(store, team), _macs(store, team))
 
 
-def _read_bytes(runner: Runner) -> float:
+def _read_bytes(store: KernelStore, team: Team) -> float:
     memory = aligned(READ_BYTES)
     memory.fill(1)  # else all pages would be the same page of zeros
     n_chunks = READ_BYTES // READ_CHUNK_BYTES
     sums = np.zeros(n_chunks, np.int64)
     seconds = [
         _quickest(
-            runner,
+            store,
+            team,
             "read_limit",
             records.READ_LIMIT,
             n_chunks,
@@ -60,20 +61,21 @@ def _read_bytes(runner: Runner) -> float:
             prefetch=prefetch,
             sums=sums.ctypes.data,
         )
-        for prefetch in (NEAR, runner.n_threads * READ_CHUNK_BYTES)
+        for prefetch in (NEAR, team.n_threads * READ_CHUNK_BYTES)
     ]
     return READ_BYTES / min(seconds)
 
 
-def _macs(runner: Runner) -> float:
-    register_bytes = runner.isa.lanes * 4
+def _macs(store: KernelStore, team: Team) -> float:
+    register_bytes = store.isa.lanes * 4
     # Distinct bytes, so that none of the products can be saved.
     u = np.arange(U_REGISTERS * register_bytes, dtype=np.uint8) & 127
     s = np.arange(S_REGISTERS * register_bytes).astype(np.int8)
-    n_chunks = MULTIPLY_CHUNKS * runner.n_threads
+    n_chunks = MULTIPLY_CHUNKS * team.n_threads
     sums = np.zeros(n_chunks, np.int64)
     seconds = _quickest(
-        runner,
+        store,
+        team,
         "multiply_limit",
         records.MULTIPLY_LIMIT,
         n_chunks,
@@ -85,12 +87,12 @@ def _macs(runner: Runner) -> float:
     return n_chunks * MULTIPLY_STEPS * U_REGISTERS * S_PER_STEP * register_bytes / seconds
 
 
-def _quickest(runner: Runner, name: str, schema: Schema, n_chunks: int, **fields: int) -> float:
+def _quickest(store: KernelStore, team: Team, name: str, schema: Schema, n_chunks: int, **fields: int) -> float:
     """Seconds that an op of so many chunks takes as a program of its own, at best."""
-    graph = Graph(runner.isa, runner.tuning)
+    graph = Graph(store.isa, Tuning(team.n_threads))
     graph.ops.append(Op(find(name), schema, fields, Chunks("chunks")))
-    runner.store.load(kernels_of(graph))
-    program = Program(graph, runner.store, Batch(1, [], []), runner.team)
+    store.load(kernels_of(graph))
+    program = Program(graph, store, Batch(1, [], []), team)
     seconds = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
