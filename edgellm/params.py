@@ -14,6 +14,7 @@ from edgellm.errors import UsageError
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
 KV_TYPES = ("f16", "q8_0", "f32")
+ACTIVATIONS = ("int8", "f32")
 DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
 LEAST_WINDOW = 8  # some to read and some to score
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
@@ -27,14 +28,15 @@ class RuntimeConfig:
     n_threads:  worker threads; None takes what is fastest on this machine.
     n_batch:    most tokens of a prompt computed in one pass; between passes a prompt can be cancelled.
     kv_type:    how the cache stores keys and values: "f16", "q8_0" in about half the memory, "f32" exactly.
-    observe:    add up the squares of what every linear is given; see `Model.input_squares`.
+    activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
+                "f32" rounds nothing: the reference, at a fraction of the speed.
     """
 
     n_ctx: int | None = None
     n_threads: int | None = None
     n_batch: int = 512
     kv_type: str = "f16"
-    observe: bool = False
+    activations: str = "int8"
 
     def __post_init__(self) -> None:
         _only_numbers(self)
@@ -45,6 +47,8 @@ class RuntimeConfig:
             raise UsageError(f"n_threads is {self.n_threads}; expected a number up to {MAX_THREADS}")
         if self.kv_type not in KV_TYPES:
             raise UsageError(f"kv_type is {self.kv_type!r}; expected one of {', '.join(KV_TYPES)}")
+        if self.activations not in ACTIVATIONS:
+            raise UsageError(f"activations is {self.activations!r}; expected one of {', '.join(ACTIVATIONS)}")
 
 
 @dataclass(frozen=True)

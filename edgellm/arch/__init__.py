@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from edgellm.arch.config import ModelConfig
-from edgellm.arch.registry import ARCHITECTURES, Architecture, architecture_of
+from edgellm.arch.registry import ARCHITECTURES, Architecture, ModelGraphs, architecture_of
 
-__all__ = ["ARCHITECTURES", "Architecture", "ModelConfig", "architecture_of"]
+__all__ = ["ARCHITECTURES", "Architecture", "ModelConfig", "ModelGraphs", "architecture_of"]

@@ -21,11 +21,18 @@ from edgellm.arch.huggingface import (
     decoder_settings,
     layer_types,
 )
-from edgellm.arch.parts import gated_feed_forward, logits_head, rope_frequencies, self_attention, token_embedding
+from edgellm.arch.parts import (
+    gated_feed_forward,
+    layer_output,
+    logits_head,
+    normalize,
+    rope_frequencies,
+    self_attention,
+    token_embedding,
+)
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
-from edgellm.graph import Graph, Value
-from edgellm.graph.builder import Rope
+from edgellm.graph.nodes import Graph, Rotation, Value, add, embed
 
 GLOBAL_PERIOD = 6  # of so many layers, the last sees everything
 LOCAL_ROPE_BASE = 10000.0
@@ -50,19 +57,19 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    rope_global = Rope(rope_frequencies(c, c.rope_base, c.rope_scale), interleaved=False)
-    rope_local = Rope(rope_frequencies(c, c.rope_base_local or LOCAL_ROPE_BASE), interleaved=False)
-    x = g.embed(token_embedding(w, c), scale=math.sqrt(c.n_embd))
+    everywhere = Rotation(rope_frequencies(c, c.rope_base, c.rope_scale), interleaved=False)
+    nearby = Rotation(rope_frequencies(c, c.rope_base_local or LOCAL_ROPE_BASE), interleaved=False)
+    x = embed(g, token_embedding(w, c), scale=math.sqrt(c.n_embd), name="embd")
     for layer, window in enumerate(c.windows):
         block = w.block(layer)
-        rope = rope_global if window is None else rope_local
-        h = g.rms_norm(x, block.take("attn_norm", c.n_embd), c.epsilon)
-        h = self_attention(g, block, c, h, rope, window, head_norms=True)
-        x = g.add(x, g.rms_norm(h, block.take("post_attention_norm", c.n_embd), c.epsilon))
-        h = g.rms_norm(x, block.take("ffn_norm", c.n_embd), c.epsilon)
-        h = gated_feed_forward(g, block, c, h, "gelu")
-        x = g.add(x, g.rms_norm(h, block.take("post_ffw_norm", c.n_embd), c.epsilon))
-    return g.output(x, "hidden")
+        rotation = everywhere if window is None else nearby
+        h = normalize(block, c, x, "attn_norm")
+        h = self_attention(block, c, h, rotation, window, head_norms=True)
+        x = add(x, normalize(block, c, h, "post_attention_norm"), name=block.named("ffn_inp"))
+        h = normalize(block, c, x, "ffn_norm")
+        h = gated_feed_forward(block, c, h, "gelu")
+        x = add(x, normalize(block, c, h, "post_ffw_norm"), name=layer_output(block, c, layer))
+    return g.output(x)
 
 
 head = logits_head

@@ -11,9 +11,9 @@ from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.huggingface import HuggingFace, Settings, decoder_hyperparameters, decoder_settings
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rope_of
+from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
 from edgellm.arch.weights import Weights
-from edgellm.graph import Graph, Value
+from edgellm.graph.nodes import Graph, Value
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -21,7 +21,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    return pre_norm_decoder(g, w, c, rope_of(w, c, interleaved=True))
+    return pre_norm_decoder(g, w, c, rotation_of(w, c, interleaved=True))
 
 
 head = logits_head

@@ -14,9 +14,9 @@ from edgellm.arch.huggingface import (
     layer_types,
     window_hyperparameters,
 )
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rope_of
+from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
 from edgellm.arch.weights import Weights
-from edgellm.graph import Graph, Value
+from edgellm.graph.nodes import Graph, Value
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -24,7 +24,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    return pre_norm_decoder(g, w, c, rope_of(w, c, interleaved=False))
+    return pre_norm_decoder(g, w, c, rotation_of(w, c, interleaved=False))
 
 
 head = logits_head

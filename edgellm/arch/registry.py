@@ -13,8 +13,27 @@ from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf import get_value
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Graph, Tuning, Value
-from edgellm.kernels.isa import choose
+from edgellm.graph.nodes import Graph, Value
+
+
+@dataclass(frozen=True)
+class ModelGraphs:
+    """A model as nodes, in two parts, for most tokens of a prompt need no logits.
+
+    body:  token ids to `hidden`, float32 [n_tokens, n_embd].
+    head:  `hidden_input`, the same rows, to `logits` of the selected ones, float32 [n_selected, n_vocab].
+    """
+
+    body: Graph
+    head: Graph
+    hidden: Value
+    hidden_input: Value
+    logits: Value
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """All that has a name, in the order in which it is computed."""
+        return self.body.values | self.head.values
 
 
 @dataclass(frozen=True)
@@ -35,10 +54,16 @@ class Architecture:
 
         Raises FormatError for a tensor that is missing or misshapen, UnsupportedError for one that has no place.
         """
-        weights, body, head = Weights(tensors), *(Graph(choose(), Tuning(n_threads=1)) for _ in range(2))
+        self.record(config, tensors)
+
+    def record(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelGraphs:
+        """The forward pass of a model, as nodes. Raises as `check` does."""
+        weights, body, head = Weights(tensors), Graph(), Graph()
         hidden = self.body(body, weights, config)
-        self.head(head, weights, config, head.input(hidden.width))
+        hidden_input = head.input(hidden.width)
+        logits = self.head(head, weights, config, hidden_input)
         weights.refuse_the_rest(config.architecture)
+        return ModelGraphs(body, head, hidden, hidden_input, logits)
 
 
 def _family(module: Any, *more: HuggingFace) -> Architecture:

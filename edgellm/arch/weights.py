@@ -23,6 +23,10 @@ class Weights:
         """The tensors of a layer."""
         return Weights(self._tensors, f"{self._prefix}blk.{layer}.", self.used)
 
+    def named(self, name: str) -> str:
+        """A name as it is called here: `attn_out` of layer 3 is `blk.3.attn_out`."""
+        return f"{self._prefix}{name}"
+
     def has(self, name: str) -> bool:
         return f"{self._prefix}{name}.weight" in self._tensors
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgellm.engine import Model
 from edgellm.engine.windows import windows
-from edgellm.errors import FileProblem, UsageError
+from edgellm.errors import FileProblem
 from edgellm.formats.imatrix import Importance
 from edgellm.params import DEFAULT_WINDOW
 
@@ -27,7 +27,7 @@ def collect_imatrix(
 ) -> Importance:
     """Mean squares of every linear's inputs, over the windows of a text (see `windows`).
 
-    model:      loaded with observe=True; nobody else may use it meanwhile.
+    model:      nobody else may use it meanwhile.
     token_ids:  the whole text, as `tokenize(text, add_special=True)` gives it.
     with_head:  also for the matrix that makes logits. It then has to make them all, which takes far longer; llama.cpp
                 leaves it out as well unless asked.
@@ -37,20 +37,18 @@ def collect_imatrix(
     Raises UsageError for a text that is too short, FileProblem for a model whose activations are not finite.
     """
     parts = windows(model.tokenizer, token_ids, n_ctx, n_windows)
-    before = {name: sums.copy() for name, sums in model.input_squares.items()}
-    if not before:
-        raise UsageError("the model was loaded without observe=True, so there is nothing to collect")
-    for done, window in enumerate(parts):
-        if progress:
-            progress(done, len(parts), None)
-        for _ in model.logits_in_pieces(window, 0 if with_head else n_ctx):
-            pass  # the squares are what matters
+    with model.square_sums() as square_sums:
+        for done, window in enumerate(parts):
+            if progress:
+                progress(done, len(parts), None)
+            for _ in model.logits_in_pieces(window, 0 if with_head else n_ctx):
+                pass  # the squares are what matters
     if progress:
         progress(len(parts), len(parts), None)
     count = len(parts) * n_ctx
     tensors = {
-        name: _mean(sums - before[name], count, f"{model.path}: what tensor {name!r} is given")
-        for name, sums in model.input_squares.items()
+        name: _mean(sums, count, f"{model.path}: what tensor {name!r} is given")
+        for name, sums in square_sums.items()
         if with_head or name.startswith("blk.")
     }
     counts = {name: np.array([count], np.int64) for name in tensors}

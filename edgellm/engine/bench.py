@@ -108,13 +108,13 @@ def _share(tokens_per_second: float | None, per_token: float, limit: float) -> f
 
 def _macs_per_token(runner: Runner, n_prompt: int) -> float:
     """Products with weights for each token of a prompt, of which the last one alone needs logits."""
-    body, head = (sum(map(weight_macs, program.graph.ops)) for program in (runner.body, runner.head))
+    body, head = (sum(map(weight_macs, program.lowered.ops)) for program in runner.programs)
     return body + head / n_prompt if n_prompt else 0
 
 
 def _bytes_per_token(runner: Runner, depth: int, n_generate: int) -> float:
     """Weights and cache that are read for each token written, on average."""
-    ops = [*runner.body.graph.ops, *runner.head.graph.ops]
+    ops = [op for program in runner.programs for op in program.lowered.ops]
     positions = range(depth, depth + n_generate)
     cache = sum(cache_bytes(op, position) for op in ops for position in positions)
     return sum(map(weight_bytes, ops)) + cache / n_generate if n_generate else 0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.graph import Batch, Graph, Program, Team, Tuning
+from edgellm.graph import Batch, Graph, Program, Target, Team, Tuning, lower
 from edgellm.graph.ops import Chunks, Op
-from edgellm.graph.program import aligned, kernels_of
+from edgellm.graph.program import aligned
 from edgellm.kernels import records
 from edgellm.kernels.records import S_PER_STEP, S_REGISTERS, U_REGISTERS
 from edgellm.kernels.registry import find
@@ -89,10 +89,10 @@ def _macs(store: KernelStore, team: Team) -> float:
 
 def _quickest(store: KernelStore, team: Team, name: str, schema: Schema, n_chunks: int, **fields: int) -> float:
     """Seconds that an op of so many chunks takes as a program of its own, at best."""
-    graph = Graph(store.isa, Tuning(team.n_threads))
-    graph.ops.append(Op(find(name), schema, fields, Chunks("chunks")))
-    store.load(kernels_of(graph))
-    program = Program(graph, store, Batch(1, [], []), team)
+    lowered = lower(Graph(), Target(store.isa, Tuning(team.n_threads)))
+    lowered.ops.append(Op(find(name), schema, fields, Chunks("chunks")))
+    store.load(lowered.kernels)
+    program = Program(lowered, store, Batch(1, lowered), team)
     seconds = []
     for _ in range(ROUNDS):
         started = time.perf_counter()

@@ -14,6 +14,7 @@ import numpy as np
 from edgellm import hub
 from edgellm.arch import architecture_of
 from edgellm.engine.generation import Generation
+from edgellm.engine.inside import bound_weights, look_inside, unembed
 from edgellm.engine.runner import Runner, Span
 from edgellm.errors import (
     ContextOverflowError,
@@ -24,7 +25,6 @@ from edgellm.errors import (
     UsageError,
 )
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
@@ -38,7 +38,7 @@ def load(
     n_threads: int | None = None,
     n_batch: int = RuntimeConfig.n_batch,
     kv_type: str = RuntimeConfig.kv_type,
-    observe: bool = RuntimeConfig.observe,
+    activations: str = RuntimeConfig.activations,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model of the catalogue by its name, ready to run.
@@ -48,7 +48,7 @@ def load(
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
-    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, observe), progress)
+    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations), progress)
 
 
 class Model:
@@ -75,15 +75,7 @@ class Model:
             _check_vocabulary(self._file, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(
-                self._file,
-                architecture,
-                self.config,
-                self.n_ctx,
-                min(runtime.n_batch, self.n_ctx),
-                runtime.n_threads,
-                KV_TYPES[runtime.kv_type],
-                progress,
-                runtime.observe,
+                self._file, architecture, self.config, self.n_ctx, runtime, progress
             )
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
@@ -120,21 +112,52 @@ class Model:
         n_rows = min(self._runner.n_batch, max(1, PIECE_BYTES // (4 * self.n_vocab)))
         return self._pieces(self._checked(token_ids), first, n_rows)
 
-    def other_weights(self, name: str, raw: np.ndarray) -> AbstractContextManager[None]:
-        """A context in which the matrix `name` has other weights, `raw` in its own format, to see what they change.
-
-        Nobody else may use the model meanwhile.
-        """
-        return self._runner.other_weights(name, raw)
-
     @property
-    def input_squares(self) -> dict[str, np.ndarray]:
-        """What an importance matrix is made of, in a model loaded with observe=True: float64 [n_in] by weight name.
+    def values(self) -> dict[str, int]:
+        """The names of all values that can be tapped or bound, in the order in which they are computed; their widths."""
+        return {name: value.width for name, value in self._runner.graphs.values.items()}
 
-        For the weight of each linear, the squares of what it was given, added up over all tokens so far. For the
-        one that makes logits, these are only the tokens whose logits were asked for.
+    def run(
+        self,
+        token_ids: Iterable[int],
+        taps: Iterable[str] = ("logits",),
+        bind: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Compute a text and look inside: float32 [n_tokens, width] of every value that `taps` name.
+
+        taps:  names of `values`, or patterns of them: "blk.*.attn_out".
+        bind:  values that are given rather than computed, float32 [n_tokens, width], by name; and weights that are
+               replaced, as bytes of their own format, by the names of their tensors.
+
+        Raises UsageError for names that do not exist and arrays that do not fit.
         """
-        return self._runner.body.graph.squares | self._runner.head.graph.squares
+        return look_inside(self._runner, self._checked(token_ids), taps, bind or {})
+
+    def unembed(self, states: np.ndarray) -> np.ndarray:
+        """Any hidden states through the head, a logit lens (nostalgebraist, 2020).
+
+        states: float32 [n, n_embd], such as `blk.5.l_out` of `run`. Returns logits, float32 [n, n_vocab].
+        """
+        self._check_open()
+        return unembed(self._runner, states)
+
+    def bind(self, memory: Mapping[str, np.ndarray]) -> AbstractContextManager[None]:
+        """A context in which weights are others: bytes, uint8, of a tensor's own format and size, by its name.
+
+        Nobody else may use the model meanwhile. Raises UsageError for names that do not exist, bytes that do not fit,
+        and weights that are bound already.
+        """
+        self._check_open()
+        return bound_weights(self._runner, memory)
+
+    def square_sums(self) -> AbstractContextManager[dict[str, np.ndarray]]:
+        """A context in which every run adds up the squares of what each linear is given, for importance matrices.
+
+        Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
+        logits are asked for count. Nobody else may use the model meanwhile.
+        """
+        self._check_open()
+        return self._runner.square_sums()
 
     def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Generation:
         """Continue a prompt, as plain text. Keywords are those of `SamplingParams`.
@@ -192,9 +215,12 @@ class Model:
         finally:
             sequence.release()
 
-    def _checked(self, token_ids: Iterable[int]) -> list[int]:
+    def _check_open(self) -> None:
         if self._closed:
             raise UsageError("the model is closed")
+
+    def _checked(self, token_ids: Iterable[int]) -> list[int]:
+        self._check_open()
         try:
             ids = [operator.index(token_id) for token_id in token_ids]
         except TypeError:

@@ -87,7 +87,7 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
 
 @contextmanager
 def _profiled(runner: Runner) -> Iterator[Profiler]:
-    programs = runner.body, runner.head
+    programs = runner.programs
     profiler = Profiler(runner.store, runner.n_threads, max(len(program.ops) for program in programs))
     for program in programs:
         program.team = profiler

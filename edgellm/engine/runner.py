@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,20 +14,22 @@ import numpy as np
 import psutil
 
 from edgellm.arch import Architecture, ModelConfig
-from edgellm.arch.weights import Weights
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
 from edgellm.engine.threads import default_threads
 from edgellm.engine.tuner import measure_and_remember, remembered
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.graph import Batch, Graph, Program, Team, Tuning
-from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
-from edgellm.graph.program import kernels_of
+from edgellm.formats.tensor import Tensor
+from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
+from edgellm.graph.lowering import cache_table
+from edgellm.graph.nodes import Linear, maxima
+from edgellm.graph.ops import Rows
 from edgellm.graph.team import KERNELS
-from edgellm.kernels.isa import Isa, choose
-from edgellm.kernels.kv_types import F16, KVType
-from edgellm.kernels.records import SPAN_TOKENS
+from edgellm.kernels.isa import choose
+from edgellm.kernels.kv_types import KV_TYPES
+from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore
+from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
 Chooser = Callable[[np.ndarray, np.ndarray], int]
@@ -44,11 +46,28 @@ class Span:
     token_ids: SequenceOf[int]
     n_logits: int = 1
 
+    def piece(self) -> Piece:
+        """The same for a batch; the cache must have room already."""
+        start, n = len(self.sequence), len(self.token_ids)
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table)
+
+
+@dataclass(frozen=True, eq=False)
+class Programs:
+    """A model's two programs: `body` from token ids to hidden states, `head` from those to logits."""
+
+    body: Program
+    head: Program
+
+    def __iter__(self) -> Iterator[Program]:
+        return iter((self.body, self.head))
+
 
 class Runner:
     """A model in memory. Its methods may be called from any thread; batches run one after the other.
 
-    body, head:  the programs, from token ids to hidden states and from those to logits; `team` runs them.
+    graphs:    the model's nodes.
+    programs:  what is run; `team` runs them.
     """
 
     def __init__(
@@ -57,44 +76,38 @@ class Runner:
         architecture: Architecture,
         config: ModelConfig,
         n_ctx: int,
-        n_batch: int,
-        n_threads: int | None,
-        kv_type: KVType = F16,
+        runtime: RuntimeConfig,
         progress: Callable[[int, int, str], None] | None = None,
-        observe: bool = False,
     ) -> None:
         self.config = config
         self.isa = choose()
-        self.n_batch = n_batch
+        self.n_batch = min(runtime.n_batch, n_ctx)
         self._file = file  # programs hold addresses in its mapping
-        self.store = store = KernelStore(self.isa)  # the machine code lives as long as this
+        self.store = KernelStore(self.isa)  # the machine code lives as long as this
+        self.graphs = architecture.record(config, file.tensors)
+        self._maxima = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
+        self.n_vocab = self.graphs.logits.width
 
-        def record(tuning: Tuning) -> _Recorded:
-            recorded = _Recorded(architecture, config, Weights(file.tensors), self.isa, tuning, kv_type, observe)
-            store.load([*kernels_of(recorded.body), *kernels_of(recorded.head), *KERNELS], progress)
-            return recorded
-
+        kv_type = KV_TYPES[runtime.kv_type]
         weights = _most_common_format(file)
-        tuning = remembered(store, weights, n_threads)
+        tuning = remembered(self.store, weights, runtime.n_threads)
         if tuning is None:  # the first start on this machine
-            record(Tuning(default_threads()))  # a file that cannot be run says so before anything is measured
-            tuning = measure_and_remember(store, weights, n_threads)
-        recorded = record(tuning)
-        body, head, hidden, hidden_input = recorded.body, recorded.head, recorded.hidden, recorded.hidden_input
-        self.tuning, self.n_threads = tuning, tuning.n_threads
-        self.n_vocab = recorded.logits.width
-        self._logits, self._maxima = recorded.logits, recorded.maxima
+            # A file that cannot be run says so before anything is measured.
+            lower(self.graphs.body, Target(self.isa, Tuning(default_threads()), kv_type, runtime.activations))
+            tuning = measure_and_remember(self.store, weights, runtime.n_threads)
+        self.target = Target(self.isa, tuning, kv_type, runtime.activations)
+        self.n_threads = tuning.n_threads
+        body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
+        self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
-        layers = [CacheLayer(n_kv_heads, head_dim, kv_type) for n_kv_heads, head_dim in body.cache_layers]
+        layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx)
-        self.team = Team(store, tuning.n_threads, max_ops=len(body.ops))
+        self.team = Team(self.store, self.n_threads, max_ops=len(body.ops) + len(self.graphs.body.nodes))
         self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
-        self._batch = Batch(n_batch, body.ropes, body.windows)
-        tables = {f"cache {i}": self.cache.address(i) for i in range(len(layers))}
-        self.body = Program(body, store, self._batch, self.team, tables)
-        self._head_batch = Batch(HEAD_TOKENS, [], [])
-        self.head = Program(head, store, self._head_batch, self.team, inputs={hidden_input: self.body.address(hidden)})
-        self._lock = threading.Lock()
+        self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
+        self.programs = self._programs(body, head)
+        self._lock = threading.RLock()
+        self._bound: set[Tensor | Value] = set()
 
     def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
         """Compute all spans in one batch of at most n_batch tokens, and append them to their sequences.
@@ -105,8 +118,8 @@ class Runner:
         with self._computed(spans) as wanted:
             result = np.empty((len(wanted), self.n_vocab), np.float32)
             for start in range(0, len(wanted), HEAD_TOKENS):
-                n = self._run_head(wanted[start : start + HEAD_TOKENS])
-                result[start : start + n] = self.head.view(self._logits, n)
+                n = self.run_head(wanted[start : start + HEAD_TOKENS])
+                result[start : start + n] = self.programs.head.view(self.graphs.logits, n)
             return result
 
     def choose(self, sequence: Sequence, token_ids: SequenceOf[int], chooser: Chooser) -> int:
@@ -116,24 +129,89 @@ class Runner:
         as long as it runs; until it returns, nobody else can run the model.
         """
         with self._computed([Span(sequence, token_ids)]) as wanted:
-            self._run_head(wanted)
-            return chooser(self.head.view(self._logits, 1)[0], self.head.view(self._maxima, 1)[0])
+            self.run_head(wanted)
+            return chooser(self.programs.head.view(self.graphs.logits, 1)[0], self.programs.head.view(self._maxima, 1)[0])
 
     @contextmanager
-    def other_weights(self, name: str, raw: np.ndarray) -> Iterator[None]:
-        """Meanwhile, the matrix `name` has other bytes of its own format and size. Nobody else may run the model."""
-        tensor = self._file.tensors[name]
-        raw = np.ascontiguousarray(raw)
-        if raw.nbytes != tensor.n_bytes:
-            raise UsageError(f"{raw.nbytes} bytes for tensor {name!r}, which has {tensor.n_bytes}")
-        places = tensor.address, raw.ctypes.data
-        for program in (self.body, self.head):
-            program.replace_weights(*places)
+    def square_sums(self) -> Iterator[dict[str, np.ndarray]]:
+        """Meanwhile, every run adds up the squares of what each linear is given: float64 [n_in], by its weight's name.
+
+        Of the linear that makes logits, only the tokens whose logits are asked for count. Nobody else may run the model.
+        """
+        sums: dict[Value, np.ndarray] = {}
+        by_weight: dict[str, np.ndarray] = {}
+        for graph in (self.graphs.body, self.graphs.head):
+            for node in graph.nodes:
+                if isinstance(node, Linear):
+                    total = sums.setdefault(node.x, np.zeros(Rows(node.x.width).stride))
+                    by_weight[node.weight.name] = total[: node.x.width]
+        usual = self.programs
+        self.programs = self.lowered_programs(square_sums=sums)
         try:
-            yield
+            yield by_weight
         finally:
-            for program in (self.body, self.head):
-                program.replace_weights(*reversed(places))
+            self.programs = usual
+
+    def lowered_programs(
+        self,
+        taps: SequenceOf[Value] = (),
+        given: Mapping[Value, int] | None = None,
+        square_sums: Mapping[Value, np.ndarray] | None = None,
+    ) -> Programs:
+        """Other programs of the same model, on the same cache and batches (see `graph.lower`).
+
+        given:  where the rows are of values that are not computed.
+        """
+        given, sums = given or {}, square_sums or {}
+
+        def lowered(graph: Graph) -> Lowered:
+            def of_graph(values: Iterable[Value]) -> list[Value]:
+                return [value for value in values if value.graph is graph]
+
+            own_sums = {value: sums[value] for value in of_graph(sums)}
+            return lower(graph, self.target, of_graph(taps), of_graph(given), own_sums)
+
+        body, head = lowered(self.graphs.body), lowered(self.graphs.head)
+        self.store.load([*body.kernels, *head.kernels])
+        return self._programs(body, head, given)
+
+    def _programs(self, body: Lowered, head: Lowered, given: Mapping[Value, int] | None = None) -> Programs:
+        tables = {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
+        given = given or {}
+        hidden, hidden_input = self.graphs.hidden, self.graphs.hidden_input
+        of_body, of_head = (
+            {value: address for value, address in given.items() if value in lowered.outside} for lowered in (body, head)
+        )
+        first = Program(body, self.store, self._body_batch, self.team, tables, of_body)
+        second = Program(
+            head, self.store, self._head_batch, self.team, inputs={hidden_input: first.address(hidden)} | of_head
+        )
+        return Programs(first, second)
+
+    @contextmanager
+    def bound(self, memory: Mapping[Tensor | Value, int]) -> Iterator[None]:
+        """Meanwhile, programs read weights at other addresses. Raises UsageError for what is bound already."""
+        if twice := [tensor.name for tensor in memory if tensor in self._bound]:
+            raise UsageError(f"{twice[0]!r} is bound already; let that end first")
+        self._bound.update(memory)
+        try:
+            with self.programs.body.bound(memory), self.programs.head.bound(memory):
+                yield
+        finally:
+            self._bound.difference_update(memory)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Meanwhile, no other thread runs the model. Raises UsageError after `close`."""
+        with self._lock:
+            if not self._end.alive:
+                raise UsageError("the model is closed")
+            yield
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights, by name."""
+        return self._file.tensors
 
     def close(self) -> None:
         """End the threads, when the batch that is running is done."""
@@ -143,10 +221,8 @@ class Runner:
     @contextmanager
     def _computed(self, spans: SequenceOf[Span]) -> Iterator[list[int]]:
         """Run the body for some spans; gives the rows of which logits are wanted, then counts the tokens as cached."""
-        with self._lock:
-            if not self._end.alive:
-                raise UsageError("the model is closed")
-            self.body.run(self._fill(spans))
+        with self.alone():
+            self.run_body(spans)
             wanted: list[int] = []
             end = 0
             for span in spans:
@@ -156,77 +232,16 @@ class Runner:
             for span in spans:
                 span.sequence.append(span.token_ids)
 
-    def _run_head(self, rows: list[int]) -> int:
+    def run_head(self, rows: SequenceOf[int]) -> int:
         """Logits for some rows of the body's; returns how many these are."""
-        self._head_batch.rows[: len(rows)] = rows
-        self.head.run({"tokens": len(rows)})
+        self.programs.head.run(self._head_batch.select(rows))
         return len(rows)
 
-    def _fill(self, spans: SequenceOf[Span]) -> dict[str, int]:
-        """Write the batch's tables for the spans; returns the counts of the run."""
-        batch, n_tokens = self._batch, 0
-        slices: list[tuple[int, int, int, int]] = []
-        positions: list[int] = []
-        at_once = max(1, ATTENTION_ROWS * self.config.n_kv_heads // self.config.n_heads)
+    def run_body(self, spans: SequenceOf[Span]) -> None:
+        """Hidden states of some spans in one batch; who calls is alone, and counts the tokens as cached afterwards."""
         for span in spans:
-            n, start = len(span.token_ids), len(span.sequence)
-            span.sequence.reserve(n)
-            batch.token_ids[n_tokens : n_tokens + n] = span.token_ids
-            batch.kv_slots[n_tokens : n_tokens + n] = span.sequence.slots(n)
-            positions += range(start, start + n)
-            table = span.sequence.block_table.ctypes.data
-            slices += [(n_tokens + i, min(at_once, n - i), start + i, table) for i in range(0, n, at_once)]
-            n_tokens += n
-        batch.turn(np.array(positions))
-        counts = {"tokens": n_tokens}
-        for kind, window in enumerate(batch.windows):
-            counts[f"tasks {kind}"], counts[f"merges {kind}"] = self._divide(kind, window, slices)
-        return counts
-
-    def _divide(self, kind: int, window: int | None, slices: list[tuple[int, int, int, int]]) -> tuple[int, int]:
-        """Attention tasks for slices (token, n_tokens, position, block table); a lone token with a long past is split.
-
-        The splits are the same whatever the number of threads, and so are the results.
-        """
-        tasks, merges = self._batch.tasks[kind], self._batch.merges[kind]
-        n_tasks = n_merges = n_slots = 0
-        for token, n, position, table in slices:
-            first = 0 if window is None else max(0, position - window + 1)
-            first_split, last_split = first // SPAN_TOKENS, position // SPAN_TOKENS
-            n_splits = last_split - first_split + 1
-            if n > 1 or n_splits == 1 or n_slots + n_splits > MAX_SPLITS:
-                tasks[n_tasks] = (token, n, position, 0, position + n, table, -1)
-                n_tasks += 1
-                continue
-            merges[n_merges] = (token, n_slots, n_splits)
-            n_merges += 1
-            for split in range(first_split, last_split + 1):
-                begin = split * SPAN_TOKENS
-                tasks[n_tasks] = (token, 1, position, begin, min(begin + SPAN_TOKENS, position + 1), table, n_slots)
-                n_tasks += 1
-                n_slots += 1
-        return n_tasks, n_merges
-
-
-class _Recorded:
-    """The two graphs of a model, and the values that connect them with each other and with the world."""
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        config: ModelConfig,
-        weights: Weights,
-        isa: Isa,
-        tuning: Tuning,
-        kv_type: KVType,
-        observe: bool,
-    ) -> None:
-        self.body, self.head = Graph(isa, tuning, kv_type, observe), Graph(isa, tuning, observe=observe)
-        self.hidden = architecture.body(self.body, weights, config)
-        self.hidden_input = self.head.input(self.hidden.width)
-        self.logits = architecture.head(self.head, weights, config, self.hidden_input)
-        self.maxima = self.head.output(self.head.maxima(self.logits))
-        weights.refuse_the_rest(config.architecture)
+            span.sequence.reserve(len(span.token_ids))
+        self.programs.body.run(self._body_batch.fill([span.piece() for span in spans]))
 
 
 def _most_common_format(file: GGUFFile) -> BlockFormat:

@@ -1,6 +1,6 @@
 """Measuring, once for every machine and format of weights, which settings are quickest (see `graph.tuning`).
 
-The work is that of a model: linear layers over weights that no cache holds, for one token and for a few. Candidates
+The work is that of a model: linear layers over weights that no cache holds, for one token and for small batches. Candidates
 take turns, so that whatever else the machine does hits all of them; the default stays unless another one is clearly
 quicker in every turn. What is measured on a busy machine is then mostly the default.
 """
@@ -19,8 +19,10 @@ import psutil
 
 from edgellm.engine.threads import default_threads, usable_threads
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Batch, Graph, Program, Team
-from edgellm.graph.program import aligned, kernels_of
+from edgellm.graph import Batch, Graph, Program, Target, Team, lower
+from edgellm.graph.nodes import linear
+from edgellm.graph.ops import Rows
+from edgellm.graph.program import aligned
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.store import KernelStore
@@ -35,8 +37,8 @@ CLEARLY = 0.96  # of the default's time: what less gains may be chance
 # Another number of threads must gain far more: who measures on a busy machine should not be left with one thread.
 CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
-AHEAD_BYTES = (1 << 12, 1 << 14, 1 << 15)
-FEW_TOKENS = (2, 4, 6, 8)
+PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
+SMALL_BATCHES = (2, 4, 6, 8)
 
 
 def remembered(store: KernelStore, weights: BlockFormat, n_threads: int | None = None) -> Tuning | None:
@@ -78,8 +80,8 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
         tuning, [replace(tuning, n_threads=n) for n in _thread_counts(tuning.n_threads)], CLEARLY_OTHER_THREADS
     )
     tuning = work.best(tuning, [replace(tuning, chunk_bytes=n) for n in CHUNK_BYTES])
-    tuning = work.best(tuning, [replace(tuning, ahead_bytes=n) for n in AHEAD_BYTES])
-    return replace(tuning, few_tokens=work.few_tokens(tuning))
+    tuning = work.best(tuning, [replace(tuning, prefetch_bytes=n) for n in PREFETCH_BYTES])
+    return replace(tuning, small_batch=work.small_batch(tuning))
 
 
 def _thread_counts(default: int) -> list[int]:
@@ -116,20 +118,20 @@ class _Work:
         best = min(others, key=lambda tuning: worst[tuning])
         return best if worst[best] < clearly else default
 
-    def few_tokens(self, tuning: Tuning) -> int:
-        """Up to how many tokens the kernel for a few is quicker than the one for many."""
-        few, many = (_Runnable(self, replace(tuning, few_tokens=n)) for n in (max(FEW_TOKENS), 1))
+    def small_batch(self, tuning: Tuning) -> int:
+        """Up to how many tokens the kernel for small batches is quicker than the one for large ones."""
+        small, large = (_Runnable(self, replace(tuning, small_batch=n)) for n in (max(SMALL_BATCHES), 1))
         try:
             found = 1
-            for n_tokens in sorted({*FEW_TOKENS, tuning.few_tokens}):
-                turns = _take_turns({program: partial(program.run, n_tokens) for program in (few, many)})
-                if min(turn[few] for turn in turns) > min(turn[many] for turn in turns):
+            for n_tokens in sorted({*SMALL_BATCHES, tuning.small_batch}):
+                turns = _take_turns({program: partial(program.run, n_tokens) for program in (small, large)})
+                if min(turn[small] for turn in turns) > min(turn[large] for turn in turns):
                     break
                 found = n_tokens
             return found
         finally:
-            few.team.close()
-            many.team.close()
+            small.team.close()
+            large.team.close()
 
 
 @dataclass(eq=False)
@@ -140,15 +142,16 @@ class _Runnable:
     tuning: Tuning
 
     def __post_init__(self) -> None:
-        graph = Graph(self.work.store.isa, self.tuning)
+        graph = Graph()
         x = graph.input(self.work.n_cols)
         for matrix in self.work.matrices:
-            graph.output(graph.linear(x, matrix))
-        self.work.store.load([*kernels_of(graph), *KERNELS])
-        self.team = Team(self.work.store, self.tuning.n_threads, len(graph.ops))
-        self._input = np.ones((16, x.stride), np.float32)
-        inputs = {x: self._input.ctypes.data}
-        self._program = Program(graph, self.work.store, Batch(max(FEW_TOKENS), [], []), self.team, inputs=inputs)
+            graph.output(linear(x, matrix))
+        lowered = lower(graph, Target(self.work.store.isa, self.tuning))
+        self.work.store.load([*lowered.kernels, *KERNELS])
+        self.team = Team(self.work.store, self.tuning.n_threads, len(lowered.ops))
+        self._input = np.ones((16, Rows(x.width).stride), np.float32)
+        batch, inputs = Batch(max(SMALL_BATCHES), lowered), {x: self._input.ctypes.data}
+        self._program = Program(lowered, self.work.store, batch, self.team, inputs=inputs)
 
     def run(self, n_tokens: int = 1) -> None:
         self._program.run({"tokens": n_tokens})

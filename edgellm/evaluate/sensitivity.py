@@ -39,7 +39,7 @@ class Sensitivity:
 
     def of(self, name: str, raw: np.ndarray) -> float:
         """The mean divergence (in nats) when the matrix `name` is `raw`, uint8 in the format of the model's file."""
-        with self._model.other_weights(name, raw):
+        with self._model.bind({name: raw}):
             changed = self._rows()
         return float(np.mean([compare(p, q).divergence for p, q in zip(self._base, changed, strict=True)]))
 

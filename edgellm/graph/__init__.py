@@ -1,8 +1,12 @@
-"""A model as a program: ops are recorded once, planned into one arena, and run by a team of threads."""
+"""A model as a program: nodes are recorded once, lowered to ops, planned into one arena, and run by a team of threads."""
 
-from edgellm.graph.builder import Graph, Value
-from edgellm.graph.program import Batch, Program
+from __future__ import annotations
+
+from edgellm.graph.batch import Batch, Piece
+from edgellm.graph.lowering import Lowered, Target, lower
+from edgellm.graph.nodes import Graph, Value
+from edgellm.graph.program import Program
 from edgellm.graph.team import Team
 from edgellm.graph.tuning import Tuning
 
-__all__ = ["Batch", "Graph", "Program", "Team", "Tuning", "Value"]
+__all__ = ["Batch", "Graph", "Lowered", "Piece", "Program", "Target", "Team", "Tuning", "Value", "lower"]

@@ -1,4 +1,4 @@
-"""What a graph is made of: values and the ops between them."""
+"""What a program is made of: buffers in memory, and ops that read and write them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Counts = Mapping[str, int]
 
 
 @dataclass(eq=False)
-class Value:
+class Rows:
     """Rows of float32 activations, one for each token of the batch.
 
     width:   numbers that mean something. stride: numbers from one row to the next.
@@ -23,7 +23,6 @@ class Value:
 
     width: int
     name: str = ""
-    quantized: dict[int, Quantized] = field(default_factory=dict)  # by the number of planes
 
     @property
     def stride(self) -> int:
@@ -36,7 +35,7 @@ class Value:
 
 @dataclass(eq=False)
 class Quantized:
-    """The same rows as int8 in groups of 32, with scales and sums, in planes (see `kernels.records.QUANTIZED`)."""
+    """Rows as int8 in groups of 32, with scales and sums, in planes (see `kernels.records.QUANTIZED`)."""
 
     width: int
     name: str = ""
@@ -61,7 +60,7 @@ class Fixed:
     name: str = ""
 
 
-Buffer = Value | Quantized | Fixed
+Buffer = Rows | Quantized | Fixed
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,11 @@ class Chunks:
     count: str  # which of the counts it depends on
     per_chunk: int = 1  # so many of them make a chunk
     times: int = 1  # chunks for each of these
-    few: int | None = None  # so many chunks while the op runs as its `kernel_few`
+    small_batch: int | None = None  # so many chunks while the op runs its kernel for small batches
 
-    def of(self, counts: Counts, few: bool) -> int:
-        if few and self.few is not None:
-            return self.few
+    def of(self, counts: Counts, is_small: bool) -> int:
+        if is_small and self.small_batch is not None:
+            return self.small_batch
         return -(-counts[self.count] // self.per_chunk) * self.times
 
 
@@ -83,9 +82,10 @@ class Chunks:
 class Op:
     """One op of a program: a kernel and what its record says.
 
-    fields:       record words by name: numbers, buffers (their address), or names of the program's tables.
-    kernel_few:   the kernel for a few tokens, where another one is better then.
-    links:        the ops that a chain consists of (see `graph.chains`).
+    fields:        record words by name: numbers, or things that have an address: buffers, tables of the program, tensors
+                   and arrays.
+    small_kernel:  the kernel for small batches, where another one is better then.
+    parts:         the ops that a fused one consists of (see `graph.fusion`).
     reads, writes: buffers, or anything hashable that stands for memory elsewhere (a layer of the cache).
     """
 
@@ -95,9 +95,9 @@ class Op:
     chunks: Chunks
     reads: list[Any] = field(default_factory=list)
     writes: list[Any] = field(default_factory=list)
-    kernel_few: Kernel | None = None
+    small_kernel: Kernel | None = None
     scratch_bytes: int = 0  # of each thread's own memory
-    links: list[Op] = field(default_factory=list)
+    parts: list[Op] = field(default_factory=list)
 
     @property
     def by_rows(self) -> bool:
@@ -106,7 +106,7 @@ class Op:
 
     def name_of(self, kernel: Kernel) -> str:
         """What it is called when that kernel does it."""
-        return " + ".join(link.kernel.name for link in self.links) or kernel.name
+        return " + ".join(part.kernel.name for part in self.parts) or kernel.name
 
 
 @dataclass(frozen=True)

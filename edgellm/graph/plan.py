@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from edgellm.graph.ops import Buffer, Fixed, Op
 
@@ -14,16 +14,19 @@ def n_bytes(buffer: Buffer, n_tokens: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def plan(ops: Sequence[Op], outputs: Sequence[Buffer], n_tokens: int) -> tuple[dict[Buffer, int], int]:
+def plan(
+    ops: Sequence[Op], outputs: Sequence[Buffer], n_tokens: int, outside: Collection[Buffer] = ()
+) -> tuple[dict[Buffer, int], int]:
     """Offsets of all buffers in an arena for `n_tokens`, and the arena's size in bytes.
 
-    A buffer lives from the op that first writes it to the last that touches it; outputs live to the end.
+    A buffer lives from the op that first writes it to the last that touches it; outputs live to the end. Those
+    that are outside have memory of their own.
     First fit, in the order in which buffers are born.
     """
     lives: dict[Buffer, list[int]] = {}
     for index, op in enumerate(ops):
         for buffer in (*op.writes, *op.reads):
-            if isinstance(buffer, Buffer):
+            if isinstance(buffer, Buffer) and buffer not in outside:
                 lives.setdefault(buffer, [index, index])[1] = index
     for buffer in outputs:
         lives[buffer][1] = len(ops)
@@ -53,7 +56,7 @@ def dependencies(ops: Sequence[Op], offsets: dict[Buffer, int], n_tokens: int) -
 
     def places(buffers: Sequence[object]) -> list[tuple[object, int, int]]:
         return [
-            ("arena", offsets[b], offsets[b] + n_bytes(b, n_tokens)) if isinstance(b, Buffer) else (b, 0, 1)
+            ("arena", offsets[b], offsets[b] + n_bytes(b, n_tokens)) if b in offsets else (b, 0, 1)
             for b in buffers
         ]
 

@@ -6,18 +6,14 @@ import ctypes
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from edgellm.graph.ops import Op
-from edgellm.graph.team import Team
+from edgellm.graph.program import Program
+from edgellm.graph.team import Runnable, Team
 from edgellm.kernels import records
 from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.store import KernelStore
-
-if TYPE_CHECKING:
-    from edgellm.graph.program import Program
 
 CLOCK = find("clock")
 
@@ -50,7 +46,8 @@ class Profiler(Team):
         self._clock = _Clock()
         self._watched: dict[Program, _Watched] = {}
 
-    def run(self, program: Program) -> None:
+    def run(self, program: Runnable) -> None:
+        assert isinstance(program, Program)
         if program not in self._watched:
             self._watched[program] = _Watched(program, self._clock, self._store.address(CLOCK))
         watched = self._watched[program]
@@ -64,8 +61,8 @@ class Profiler(Team):
             program.steps, program.ops["kernel"], program.n_chunks, seconds, strict=True
         ):
             if n_chunks:  # else it was left out
-                is_few = op.kernel_few and self._store.address(op.kernel_few) == address
-                kernel = op.kernel_few if op.kernel_few and is_few else op.kernel
+                is_small = op.small_kernel and self._store.address(op.small_kernel) == address
+                kernel = op.small_kernel if op.small_kernel and is_small else op.kernel
                 self.timed.append(Timed(op, kernel, n_tokens, elapsed))
 
 

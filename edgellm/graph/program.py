@@ -1,26 +1,28 @@
-"""A recorded graph made ready to run: records filled in, memory planned, kernels found."""
+"""Lowered ops made ready to run: records filled in, memory planned, kernels found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from edgellm.errors import UsageError
-from edgellm.graph.builder import MAX_SPLITS, Graph, Rope
-from edgellm.graph.chains import CHAIN, chained
-from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Table, Value
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.batch import Batch
+from edgellm.graph.lowering import Lowered
+from edgellm.graph.nodes import Value
+from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Rows, Table
 from edgellm.graph.plan import dependencies, plan
 from edgellm.graph.team import Team
 from edgellm.kernels import records
-from edgellm.kernels.registry import Kernel
 from edgellm.kernels.store import KernelStore
 
 # Tiles may write up to so many tokens at once, beyond the end of a batch too.
 TOKEN_ALIGN = 16
 LINE = 64
-SOON_BYTES = 65536  # of weights asked for ahead of an op
+PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
 
 
 def aligned(n_bytes: int) -> np.ndarray:
@@ -30,82 +32,45 @@ def aligned(n_bytes: int) -> np.ndarray:
     return memory[start : start + n_bytes]
 
 
-class Batch:
-    """The data of one run: token ids, positions, where keys go, and what each token attends to.
-
-    Programs hold the addresses of these arrays, so they are filled in place and never moved.
-    """
-
-    def __init__(self, capacity: int, ropes: list[Rope], windows: list[int | None]) -> None:
-        self.capacity = capacity
-        self.ropes, self.windows = ropes, windows
-        self.token_ids = np.zeros(capacity, np.int32)
-        self.kv_slots = np.zeros(capacity, np.int64)
-        self.rows = np.zeros(capacity, np.int64)
-        self.rope_tables = [np.zeros((capacity, 2, len(rope.frequencies)), np.float32) for rope in ropes]
-        self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in windows]
-        self.merges = [records.MERGE_TASK.new(capacity) for _ in windows]
-        self.record = records.BATCH.new()
-        self.record["token_ids"] = self.token_ids.ctypes.data
-        self.record["kv_slots"] = self.kv_slots.ctypes.data
-        self.record["rows"] = self.rows.ctypes.data
-
-    def turn(self, positions: np.ndarray) -> None:
-        """Fill the rope tables for the positions of the tokens."""
-        for rope, table in zip(self.ropes, self.rope_tables, strict=True):
-            angles, turned = np.multiply.outer(positions, rope.frequencies), table[: len(positions)]
-            np.cos(angles, out=turned[:, 0], casting="same_kind")
-            np.sin(angles, out=turned[:, 1], casting="same_kind")
-
-    def tables(self) -> dict[str, int]:
-        """Addresses by the names that records use."""
-        result = {"batch": self.record.ctypes.data}
-        for rope, table in zip(self.ropes, self.rope_tables, strict=True):
-            result[rope.table.name] = table.ctypes.data
-        for kind, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
-            result[f"tasks {kind}"] = tasks.ctypes.data
-            result[f"merges {kind}"] = merges.ctypes.data
-        return result
-
-
 class Program:
-    """The ops of a graph as records in memory, for batches of up to `capacity` tokens.
+    """Lowered ops as records in memory, for batches of up to `capacity` tokens.
 
-    tables:    addresses of what the graph names but does not own, beside the batch's: "cache 0", ...
-    inputs:    memory for the graph's inputs; the first row's address of each.
+    tables:    addresses of what ops name but a batch does not have: the layers of the cache.
+    inputs:    memory for the values that come from outside; the address of each one's first row.
     """
 
     def __init__(
         self,
-        graph: Graph,
+        lowered: Lowered,
         store: KernelStore,
         batch: Batch,
         team: Team,
         tables: Mapping[str, int] | None = None,
         inputs: Mapping[Value, int] | None = None,
     ) -> None:
-        self.steps = chained(graph.ops)
+        self.lowered, self.steps = lowered, lowered.steps
         if len(self.steps) > team.max_ops:
             raise UsageError(f"a program of {len(self.steps)} ops for a team that can run {team.max_ops}")
-        self.graph = graph  # keeps converted weights alive
         self.batch = batch
-        self._store = store
         self.team = team
+        self._store = store
         self.capacity = -(-batch.capacity // TOKEN_ALIGN) * TOKEN_ALIGN
-        self._offsets, size = plan(self.steps, [b for b in graph.outputs if b not in (inputs or {})], self.capacity)
+        self._inputs = {lowered.rows[value]: address for value, address in (inputs or {}).items()}
+        kept = [rows for value, rows in lowered.rows.items() if value not in lowered.outside]
+        self._offsets, size = plan(self.steps, kept, self.capacity, outside=self._inputs)
         self.arena = aligned(size)
-        self._inputs = dict(inputs or {})
         scratch_bytes = -(-max(op.scratch_bytes for op in self.steps) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}
 
         self._keep: list[np.ndarray] = []
+        self._places: dict[Any, list[tuple[np.ndarray, str]]] = {}  # where records name a tensor or an input
         self._records = [self._record(op, scratch_bytes) for op in self.steps]
         self.ops = records.OP.new(len(self.steps))
         self.ops["depends"] = dependencies(self.steps, self._offsets, self.capacity)
         self.ops["record"] = [record.ctypes.data for record in self._records]
         self._kernels = np.array([store.address(op.kernel) for op in self.steps])
-        self._kernels_few = np.array([store.address(op.kernel_few or op.kernel) for op in self.steps])
+        self._small_kernels = np.array([store.address(op.small_kernel or op.kernel) for op in self.steps])
 
         rules: dict[Chunks, list[int]] = {}
         for index, op in enumerate(self.steps):
@@ -113,52 +78,64 @@ class Program:
         self._rules = [(rule, np.array(indices)) for rule, indices in rules.items()]
         self.n_chunks = np.zeros(len(self.steps), np.int64)
         self._counts: dict[str, int] = {}  # of the last run
-        self._foresee()
+        self._plan_prefetches()
         self.record = records.PROGRAM.new()
-        self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(self.steps)
+        self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(self.ops)
         self.record["n_chunks"] = self.n_chunks.ctypes.data
 
     def run(self, counts: Mapping[str, int]) -> None:
         """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
         if counts != self._counts:
             self._counts = {}  # Ctrl-C may come before all is written
-            few = counts["tokens"] <= self.graph.tuning.few_tokens
-            self.ops["kernel"] = self._kernels_few if few else self._kernels
-            self.ops["soon_bytes"] = SOON_BYTES if few else 0
+            is_small = counts["tokens"] <= self.lowered.target.tuning.small_batch
+            self.ops["kernel"] = self._small_kernels if is_small else self._kernels
+            self.ops["prefetch_bytes"] = PREFETCH_BYTES if is_small else 0
             for rule, indices in self._rules:
-                self.n_chunks[indices] = rule.of(counts, few)
+                self.n_chunks[indices] = rule.of(counts, is_small)
             self.batch.record["n_tokens"] = counts["tokens"]
             self._counts = dict(counts)
         self.team.run(self)
 
     def view(self, value: Value, n_tokens: int) -> np.ndarray:
-        """An output as float32 [n_tokens, width]: a view of the arena, which the next run overwrites."""
-        start = self._offsets[value]
-        rows = self.arena[start : start + n_tokens * value.token_bytes].view(np.float32)
-        return rows.reshape(n_tokens, value.stride)[:, : value.width]
+        """A kept value as float32 [n_tokens, width]: a view of the arena, which the next run overwrites."""
+        rows = self.lowered.rows[value]
+        start = self._offsets[rows]
+        numbers = self.arena[start : start + n_tokens * rows.token_bytes].view(np.float32)
+        return numbers.reshape(n_tokens, rows.stride)[:, : rows.width]
 
-    def address(self, buffer: Buffer) -> int:
-        if isinstance(buffer, Value) and buffer in self._inputs:
-            return self._inputs[buffer]
-        return self.arena.ctypes.data + self._offsets[buffer]
+    def address(self, value: Value) -> int:
+        """Where the rows of a value start, that is kept or comes from outside."""
+        return self._address(self.lowered.rows[value])
 
-    def replace_weights(self, old: int, new: int) -> None:
-        """From now on, ops that read weights at the address `old` read them at `new`, in the same format."""
-        for op, record in zip(self.steps, self._records, strict=True):
-            if "weights" in op.fields and record["weights"] == old:
-                record["weights"] = new
+    @contextmanager
+    def bound(self, memory: Mapping[Tensor | Value, int]) -> Iterator[None]:
+        """Meanwhile, weights and inputs are read at other addresses: of the same format and size, or of such rows.
 
-    def _foresee(self) -> None:
-        """Tell every op what it may ask for in advance: the weights of the next op that has any, or its own chunks."""
-        soon, step = 0, 0
+        What a program does not read is passed over. Nobody else may run it.
+        """
+        places: list[tuple[np.ndarray, str, int]] = []
+        try:
+            for content, address in memory.items():
+                key = self.lowered.rows.get(content) if isinstance(content, Value) else content
+                for record, name in self._places.get(key, ()):
+                    places.append((record, name, int(record[name][0])))
+                    record[name] = address
+            yield
+        finally:
+            for record, name, address in places:
+                record[name] = address
+
+    def _plan_prefetches(self) -> None:
+        """Tell every op which weights come next: those of the next op that has any, or its own next chunks."""
+        weights, step = 0, 0
         for index in reversed(range(len(self.steps))):
             op, record = self.steps[index], self._records[index][0]
             if op.schema is records.LINEAR:
-                record["then"], record["then_step"] = soon or record["weights"], step
-                soon, step = int(record["weights"]), op.fields["chunk_rows"] * op.fields["row_bytes"]
+                record["next_weights"], record["next_step"] = weights or record["weights"], step
+                weights, step = int(record["weights"]), op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
             elif op.schema is records.ATTENTION:
                 record["chunk_count"] = self.n_chunks[index:].ctypes.data
-            self.ops[index]["soon"], self.ops[index]["soon_step"] = soon, step
+            self.ops[index]["prefetch"], self.ops[index]["prefetch_step"] = weights, step
 
     def _record(self, op: Op, scratch_bytes: int) -> np.ndarray:
         record = op.schema.new()
@@ -167,36 +144,42 @@ class Program:
             record["scratch"], record["scratch_bytes"] = self._scratch.ctypes.data, scratch_bytes
         for name, content in op.fields.items():
             record[name] = self._word(content)
-        if op.links:
-            record["links"] = self._links(op.links, scratch_bytes)
+            if isinstance(content, Tensor | Rows):
+                self._places.setdefault(content, []).append((record, name))
+        if op.parts:
+            record["parts"] = self._parts(op.parts, scratch_bytes)
         return record
 
-    def _links(self, ops: list[Op], scratch_bytes: int) -> int:
-        links = records.LINK.new(len(ops))
-        for link, op in zip(links, ops, strict=True):
+    def _parts(self, ops: list[Op], scratch_bytes: int) -> int:
+        parts = records.FUSED_PART.new(len(ops))
+        for part, op in zip(parts, ops, strict=True):
             record = self._record(op, scratch_bytes)
-            link["kernel"], link["record"] = self._store.address(op.kernel), record.ctypes.data
+            part["kernel"], part["record"] = self._store.address(op.kernel), record.ctypes.data
             self._keep.append(record)
-        self._keep.append(links)
-        return links.ctypes.data
+        self._keep.append(parts)
+        return parts.ctypes.data
 
     def _word(self, content: Any) -> Any:
         if isinstance(content, Table):
             return self._tables[content.name]
+        if isinstance(content, Tensor):
+            return content.address
+        if isinstance(content, np.ndarray):
+            return content.ctypes.data
         if isinstance(content, Quantized):
             return self._quantized_record(content)
-        return self.address(content) if isinstance(content, Buffer) else content
+        return self._address(content) if isinstance(content, Buffer) else content
+
+    def _address(self, buffer: Buffer) -> int:
+        if isinstance(buffer, Rows) and buffer in self._inputs:
+            return self._inputs[buffer]
+        return self.arena.ctypes.data + self._offsets[buffer]
 
     def _quantized_record(self, quantized: Quantized) -> int:
         record = records.QUANTIZED.new()
         self._keep.append(record)
-        start = self.address(quantized)
+        start = self._address(quantized)
         for name, token_bytes in quantized.parts.items():
             record[name] = start
             start += token_bytes * self.capacity
         return record.ctypes.data
-
-
-def kernels_of(graph: Graph) -> list[Kernel]:
-    """The kernels that a graph's ops call."""
-    return [CHAIN, *(kernel for op in graph.ops for kernel in (op.kernel, op.kernel_few) if kernel)]

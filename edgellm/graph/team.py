@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -13,11 +13,14 @@ from edgellm.kernels import records
 from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.store import KernelStore
 
-if TYPE_CHECKING:
-    from edgellm.graph.program import Program
-
 LINE_WORDS = 8
 KERNELS: tuple[Kernel, Kernel] = (find("lead"), find("work"))
+
+
+class Runnable(Protocol):
+    """What a team runs."""
+
+    record: np.ndarray  # a records.PROGRAM
 
 
 class Team:
@@ -41,7 +44,7 @@ class Team:
         self._record["yield_core"] = _yield_function()
         self._address = self._record.ctypes.data
         # A thread that comes late to a run still looks at the program when that run is over: all stay to the end.
-        self._programs: set[Program] = set()
+        self._programs: set[Runnable] = set()
         self._stopping = False
         self._asleep = [False] * n_threads
         self._alarms = [threading.Semaphore(0) for _ in range(n_threads)]
@@ -52,7 +55,7 @@ class Team:
         for thread in self._threads:
             thread.start()
 
-    def run(self, program: Program) -> None:
+    def run(self, program: Runnable) -> None:
         """Run a program; returns when all of its ops are done. The GIL is free meanwhile."""
         self._programs.add(program)
         self._run_record(program.record)

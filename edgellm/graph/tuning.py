@@ -16,14 +16,14 @@ class Tuning:
 
     n_threads:    how many threads are quickest.
     chunk_bytes:  of weights that a thread takes at a time in decode.
-    ahead_bytes:  how far in front of itself decode asks for weights, beyond the rows that it works on.
-    few_tokens:   up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
+    prefetch_bytes: how far in front of itself decode prefetches weights, beyond the rows that it works on.
+    small_batch:  up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
     """
 
     n_threads: int
     chunk_bytes: int = 1 << 19
-    ahead_bytes: int = 1 << 13
-    few_tokens: int = 3
+    prefetch_bytes: int = 1 << 13
+    small_batch: int = 3
 
     def save(self, path: Path) -> None:
         """Remember; a folder that cannot be written costs a measurement at the next start, and nothing else."""
@@ -45,11 +45,11 @@ class Tuning:
 
     def is_sensible(self) -> bool:
         """Whether the settings are within the bounds of what is ever measured."""
-        whole = (self.n_threads, self.chunk_bytes, self.ahead_bytes, self.few_tokens)
+        whole = (self.n_threads, self.chunk_bytes, self.prefetch_bytes, self.small_batch)
         return (
             all(type(value) is int for value in whole)
             and 1 <= self.n_threads <= MAX_THREADS
             and 1 << 10 <= self.chunk_bytes <= 1 << 24
-            and 0 <= self.ahead_bytes <= 1 << 24
-            and 1 <= self.few_tokens <= 16
+            and 0 <= self.prefetch_bytes <= 1 << 24
+            and 1 <= self.small_batch <= 16
         )

@@ -13,6 +13,7 @@ KV_BLOCK = 64  # tokens in a block of the KV cache
 SPAN_TOKENS = 256  # positions whose attention is summed by itself, a multiple of KV_BLOCK
 ATTENTION_TILE_ROWS = 6  # query rows that meet a key or value together
 TILE_ROWS = 16  # weight rows that a prefill tile unpacks together
+F32_TILE_COLS = 256  # columns of a tile of float32: a multiple of every block, and few enough for a first level cache
 
 BATCH = Schema(
     "batch",
@@ -24,7 +25,7 @@ BATCH = Schema(
 
 # Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum
 # or with an offset, without touching every element again.
-# Fine ones have a second plane behind the first of every token, in each of the arrays: value = q1 * d1 + q2 * d2, about
+# In two planes, there is a second one behind the first of every token, in each of the arrays: value = q1 * d1 + q2 * d2, about
 # as exact as 16 bits.
 QUANTIZED = Schema(
     "quantized",
@@ -67,19 +68,21 @@ LINEAR = Schema(
     out="ptr",
     out_stride="i64",
     chunk_rows="i64",  # rows a thread takes at a time in decode
-    # What decode asks for in advance: weights so many bytes ahead, and towards the end of a chunk those of its thread's
-    # next one, or of the next op.
-    ahead="i64",
+    # What decode prefetches: weights so many bytes further on, and towards the end of a chunk those of its thread's next
+    # one, or of the next op.
+    prefetch_distance="i64",
     n_threads="i64",
-    then="ptr",  # the weights of the next op that has any; its own where it is the last
-    then_step="i64",  # bytes from one of its chunks to the next
+    next_weights="ptr",  # of the next op that has any; its own where it is the last
+    next_step="i64",  # bytes from one of its chunks to the next
     scratch="ptr",
     scratch_bytes="i64",  # each thread's own, for the unpacked tile
 )
 
 ADD = Schema("add", batch=BATCH, a="ptr", b="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 
-ADD_BIAS = Schema("add_bias", batch=BATCH, x="ptr", bias="ptr", n_cols="i64", stride="i64", chunk_tokens="i64")
+ADD_BIAS = Schema(
+    "add_bias", batch=BATCH, x="ptr", bias="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
+)
 
 RESIZE_HEADS = Schema(
     "resize_heads",
@@ -123,6 +126,7 @@ ROPE = Schema(
     "rope",
     batch=BATCH,
     x="ptr",
+    out="ptr",  # may be x
     stride="i64",
     n_heads="i64",
     head_dim="i64",
@@ -266,15 +270,15 @@ OP = Schema(
     kernel="ptr",
     record="ptr",
     depends="i64",  # so many ops, from the first on, must be done before this one starts
-    # Weights that this op or the next with any reads: who waits asks for the first soon_bytes of a thread's chunk.
-    soon="ptr",
-    soon_step="i64",  # bytes from one chunk to the next
-    soon_bytes="i64",
+    # Weights that this op reads, or the next one with any: who waits prefetches the start of a thread's chunk.
+    prefetch="ptr",
+    prefetch_step="i64",  # bytes from one chunk to the next
+    prefetch_bytes="i64",  # of each
 )
 
-LINK = Schema("link", kernel="ptr", record="ptr")
+FUSED_PART = Schema("fused_part", kernel="ptr", record="ptr")
 
-CHAIN = Schema("chain", batch=BATCH, links="ptr", n_links="i64")  # a LINK each
+FUSED = Schema("fused", batch=BATCH, parts="ptr", n_parts="i64")  # a FUSED_PART each
 
 PROGRAM = Schema(
     "program",

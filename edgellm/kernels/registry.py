@@ -1,4 +1,4 @@
-"""Every kernel there is, by (op, format): where it is built, and what it is called in object files.
+"""Every kernel there is: an op, for a number format where it reads weights or a cache, with options where it has some.
 
 This list is light: it names the modules that build kernels without importing them.
 """
@@ -6,7 +6,9 @@ This list is light: it names the modules that build kernels without importing th
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm.errors import KernelError
@@ -14,92 +16,117 @@ from edgellm.kernels.kv_types import KV_TYPES, KVType
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
 
-# op -> module under kernels/ops; of some there is one kernel for each block format, or each type of KV cache.
-_MODULES = {
-    "rms_norm": "norm",
-    "quantize": "quantize",
-    "fine_quantize": "quantize",
-    "add": "elementwise",
-    "select_rows": "elementwise",
-    "add_bias": "elementwise",
-    "resize_heads": "elementwise",
-    "sum_squares": "squares",
-    "maxima": "maxima",
-    "silu_glu": "glu",
-    "gelu_glu": "glu",
-    "rope": "rope",
-    "attention_merge": "attention_merge",
-    "chain": "chain",
-    "lead": "run",
-    "work": "run",
-    "read_limit": "limits",
-    "multiply_limit": "limits",
-    "clock": "clock",
+NumberFormat = BlockFormat | KVType
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """The kernels of one op.
+
+    module:   under kernels/ops, where `build_OP(isa[, format], **options)` makes them.
+    formats:  there is a kernel for each of these; None: the op has nothing to do with number formats.
+    options:  the values that each option may have, the usual one first.
+    """
+
+    module: str
+    formats: tuple[NumberFormat, ...] | None = None
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def has(self, number_format: NumberFormat | None, options: Options) -> bool:
+        fits = number_format in self.formats if self.formats is not None else number_format is None
+        return fits and options.keys() == self.options.keys() and all(
+            options[name] in values for name, values in self.options.items()
+        )
+
+    def members(self) -> Iterator[tuple[NumberFormat | None, dict[str, Any]]]:
+        for number_format in self.formats if self.formats is not None else (None,):
+            for values in itertools.product(*self.options.values()):
+                yield number_format, dict(zip(self.options, values, strict=True))
+
+
+_ALL = tuple(FORMATS.values())
+_FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
+_BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
+_PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
+
+_FAMILIES: dict[str, _Family] = {
+    "embed": _Family("embed", _ALL),
+    "rms_norm": _Family("norm"),
+    "quantize": _Family("quantize", options=_PLANES),
+    "linear_decode": _Family("linear", _BLOCKS, _PLANES),
+    "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
+    "linear_f32": _Family("linear_f32", _ALL),
+    "linear_f32_decode": _Family("linear_f32", _FLOATS),
+    "add": _Family("elementwise"),
+    "add_bias": _Family("elementwise"),
+    "select_rows": _Family("elementwise"),
+    "resize_heads": _Family("elementwise"),
+    "glu": _Family("glu", options={"activation": ("silu", "gelu")}),
+    "rope": _Family("rope"),
+    "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
+    "attention": _Family("attention", tuple(KV_TYPES.values())),
+    "attention_merge": _Family("attention_merge"),
+    "maxima": _Family("maxima"),
+    "sum_squares": _Family("squares"),
+    "fused": _Family("fused"),
+    "lead": _Family("run"),
+    "work": _Family("run"),
+    "fit": _Family("fit", tuple(fmt for fmt in _ALL if fmt.grid is not None)),
+    "read_limit": _Family("limits"),
+    "multiply_limit": _Family("limits"),
+    "clock": _Family("clock"),
 }
-_MODULES_BY_FORMAT = {
-    "embed": "embed",
-    "linear_decode": "linear",
-    "linear_prefill": "linear",
-    "fine_linear_decode": "linear",
-    "fine_linear_prefill": "linear",
-    "fit": "fit",
-}
-_MODULES_BY_KV_TYPE = {"kv_append": "kv_append", "attention": "attention"}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: an op, for one block format where the op reads weights, or for one type of KV cache."""
+    """One kernel; `find` makes them.
+
+    options:  names and values, in the order of the op's own list.
+    """
 
     op: str
-    format: BlockFormat | KVType | None = None
+    format: NumberFormat | None = None
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.op}.{self.format.name}" if self.format else self.op
+        """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options as far as they are unusual."""
+        usual = _FAMILIES[self.op].options
+        unusual = [str(value) for name, value in self.options if value != usual[name][0] or isinstance(value, str)]
+        return ".".join([self.op, *([self.format.name] if self.format else []), *unusual])
 
     @property
     def symbol(self) -> str:
+        """What it is called in object files."""
         return "edgellm_" + self.name.replace(".", "_")
 
     def build(self, isa: Any) -> Any:
         """The kernel as a Numba-compilable function. Imports Numba."""
-        module = _modules(self.format)[self.op]
-        if isinstance(self.format, FloatFormat) and module == "linear":
-            module = "linear_float"
-        build = getattr(importlib.import_module(f"edgellm.kernels.ops.{module}"), f"build_{self.op}")
-        return build(isa) if self.format is None else build(isa, self.format)
+        module = importlib.import_module(f"edgellm.kernels.ops.{_FAMILIES[self.op].module}")
+        build = getattr(module, f"build_{self.op}")
+        return build(isa, *([self.format] if self.format else []), **dict(self.options))
 
 
-def find(op: str, number_format: BlockFormat | KVType | None = None) -> Kernel:
-    """The kernel of an op (and block format or type of cache). Raises KernelError when there is none."""
-    if op not in _modules(number_format) or not _has(op, number_format):
-        raise KernelError(f"there is no kernel {op!r} for {number_format}")
-    return Kernel(op, number_format)
+def find(op: str, number_format: NumberFormat | None = None, **options: Any) -> Kernel:
+    """The kernel of an op, for a block format or type of cache where the op has any; options not given are the usual.
 
-
-def _has(op: str, number_format: BlockFormat | KVType | None) -> bool:
-    """Not every format has every op: only of some are scales searched for, and what is exact cannot be finer."""
-    if op == "fit":
-        return isinstance(number_format, BlockFormat) and number_format.grid is not None
-    return not (op.startswith("fine_") and isinstance(number_format, FloatFormat))
-
-
-def _modules(number_format: BlockFormat | KVType | None) -> dict[str, str]:
-    if number_format is None:
-        return _MODULES
-    return _MODULES_BY_KV_TYPE if isinstance(number_format, KVType) else _MODULES_BY_FORMAT
+    Raises KernelError when there is none.
+    """
+    family = _FAMILIES.get(op)
+    if family is not None:
+        options = {name: values[0] for name, values in family.options.items()} | options
+        if family.has(number_format, options):
+            return Kernel(op, number_format, tuple((name, options[name]) for name in family.options))
+    asked = ", ".join(str(part) for part in (number_format, *options.items()) if part)
+    raise KernelError(f"there is no kernel {op!r}" + (f" for {asked}" if asked else ""))
 
 
 def all_kernels() -> list[Kernel]:
     """Every kernel, for tests and for building them ahead."""
     return [
-        *(Kernel(op) for op in _MODULES),
-        *(
-            Kernel(op, block_format)
-            for op in _MODULES_BY_FORMAT
-            for block_format in FORMATS.values()
-            if _has(op, block_format)
-        ),
-        *(Kernel(op, kv_type) for op in _MODULES_BY_KV_TYPE for kv_type in KV_TYPES.values()),
+        Kernel(op, number_format, tuple(options.items()))
+        for op, family in _FAMILIES.items()
+        for number_format, options in family.members()
     ]

@@ -66,6 +66,11 @@ class Isa:
         """
         return min(8, self.lanes)
 
+    @property
+    def f32_tile_rows(self) -> int:
+        """Rows of a tile of float32: two registers of sums where they are wide, so that inputs are loaded half as often."""
+        return max(16, 2 * self.lanes)
+
 
 def host_target(cpu: str, features: Mapping[str, bool]) -> tuple[str, str]:
     """Compile for the host exactly as it is."""

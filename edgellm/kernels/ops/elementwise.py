@@ -31,22 +31,23 @@ def build_add(isa):
 
 
 def build_add_bias(isa):
-    """x += bias, in place."""
+    """out = x + bias; out may be x."""
     op_at = record_viewer(ADD_BIAS)
 
-    @staged(isa, "void", "i64", "i64", "i64")
-    def add_elements(v, x, bias, n):
+    @staged(isa, "void", "i64", "i64", "i64", "i64")
+    def add_elements(v, x, bias, out, n):
         v.elements(
             n,
             ROW_ALIGN,
-            lambda i, lanes: v.store(x + i * 4, v.f32(x + i * 4, lanes) + v.f32(bias + i * 4, lanes)),
+            lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes) + v.f32(bias + i * 4, lanes)),
         )
 
     def add_bias(record, chunk, thread):
         op = op_at(record)
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
-            add_elements(op.x + token * op.stride * 4, op.bias, op.n_cols)
+            at = token * op.stride * 4
+            add_elements(op.x + at, op.bias, op.out + at, op.n_cols)
 
     return add_bias
 

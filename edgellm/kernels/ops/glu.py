@@ -20,14 +20,17 @@ def _gelu(v: Vocabulary, x: Value) -> Value:
     return x / (v.exp(z * (-2 * sqrt(2 / pi))) + 1.0)
 
 
-def _build(isa, activation):
-    op_at = record_viewer(GLU)
+_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+
+
+def build_glu(isa, activation):
+    op_at, activate = record_viewer(GLU), _ACTIVATIONS[activation]
 
     @staged(isa, "void", "i64", "i64", "i64", "i64")
     def rows(v, gate, up, out, n_steps):
         def body(i):
             at = i * (ROW_ALIGN * 4)
-            result = activation(v, v.load(gate + at, F32, ROW_ALIGN)) * v.load(up + at, F32, ROW_ALIGN)
+            result = activate(v, v.load(gate + at, F32, ROW_ALIGN)) * v.load(up + at, F32, ROW_ALIGN)
             v.store(out + at, result)
             return []
 
@@ -42,10 +45,3 @@ def _build(isa, activation):
 
     return glu
 
-
-def build_silu_glu(isa):
-    return _build(isa, _silu)
-
-
-def build_gelu_glu(isa):
-    return _build(isa, _gelu)

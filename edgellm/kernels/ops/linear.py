@@ -7,7 +7,7 @@ inside a group the sum is an exact integer; scales come in afterwards as float32
 
 with bias = -scale * zero for the formats that store no minimum.
 
-In a fine linear, an input is twice as long in int8: as its two planes, what rounding left over of the first being the
+With two planes, an input is twice as long in int8: as its two planes, what rounding left over of the first being the
 second (see records.QUANTIZED). Both are summed up by themselves, and then added.
 
 The sum over groups is made in one order, group after group, whichever kernel makes it: a lane holds a row,
@@ -35,37 +35,37 @@ def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value,
     return [weights + row_bytes * v.minimum(first + r, last) for r in range(n)]
 
 
-def prefetch_part(v: Vocabulary, soon: Value, n_bytes: int, part: int = 0, n_parts: int = 1) -> None:
-    """Ask for one part of n_bytes that are needed soon; few at a time, for a core can wait for few lines at once."""
+def prefetch_part(v: Vocabulary, address: Value, n_bytes: int, part: int = 0, n_parts: int = 1) -> None:
+    """Prefetch one part of n_bytes; few at a time, for a core can wait for few lines at once."""
     starts = range(0, n_bytes, LINE)
     for start in starts[len(starts) * part // n_parts : len(starts) * (part + 1) // n_parts]:
-        v.prefetch(soon + start)
+        v.prefetch(address + start)
 
 
 @njit(error_model="numpy")
-def needed_soon(op, chunk, thread, row):
-    """The address of the weights to ask for while rows from `row` on are multiplied: op.ahead bytes further on.
+def prefetch_address(op, chunk, thread, row):
+    """The weights to prefetch while rows from `row` on are multiplied: op.prefetch_distance bytes further on.
 
     Beyond the end of the chunk, these are the first ones of what this thread is likely to do next: the chunk that
     comes when every other thread has had one too, or one of the next op.
     """
     end = op.weights + min((chunk + 1) * op.chunk_rows, op.n_rows) * op.row_bytes
-    soon = op.weights + row * op.row_bytes + op.ahead
-    if soon < end:
-        return soon
+    address = op.weights + row * op.row_bytes + op.prefetch_distance
+    if address < end:
+        return address
     following = chunk + op.n_threads
     if following * op.chunk_rows < op.n_rows:
-        return op.weights + following * op.chunk_rows * op.row_bytes + (soon - end)
-    return op.then + thread * op.then_step + (soon - end)
+        return op.weights + following * op.chunk_rows * op.row_bytes + (address - end)
+    return op.next_weights + thread * op.next_step + (address - end)
 
 
-def _readers(v: Vocabulary, fmt, rows: list[Value], i: Value) -> tuple[list[BlockReader], BlockReader]:
+def readers(v: Vocabulary, fmt, rows: list[Value], i: Value) -> tuple[list[BlockReader], BlockReader]:
     """Of the i-th blocks of some rows: those of each set, for their weights, and of all rows, for their scales."""
     addresses = [row + i * fmt.block_bytes for row in rows]
     return [BlockReader(v, addresses[s::SETS]) for s in range(SETS)], BlockReader(v, addresses)
 
 
-def _scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value], list[Value]]:
+def scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value], list[Value]]:
     """The scales of a block, each for all rows, and what a weight of u = 0 is worth."""
     scales, biases = fmt.unpack_scales(v, reader)
     if biases is None:
@@ -91,7 +91,7 @@ def _sum_quarters(v: Vocabulary, sets: list[Value]) -> Value:
     return fold(a, b, [0, 1, 4, 5], [2, 3, 6, 7])
 
 
-def _transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
+def transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
     """The four words of all quarters of int32 registers, one for each set: each word of all rows, in their order."""
     words = []
     for lanes in ([0, 4, 1, 5], [2, 6, 3, 7]):
@@ -115,7 +115,7 @@ def _dot_rows(
     q: Value,
     d: Value,
     sums: Value,
-    soon: Value,
+    ahead: Value,
     out: Value,
 ) -> None:
     """Some rows (`Isa.decode_rows`) from `first` on, none beyond last, by one token."""
@@ -130,11 +130,11 @@ def _dot_rows(
 
     def body(i: Value, *totals: Value) -> list[Value]:
         results = list(totals)
-        sets, all_rows = _readers(v, fmt, rows, i)
-        scales, biases = _scales_by_row(v, fmt, all_rows)
+        sets, all_rows = readers(v, fmt, rows, i)
+        scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             group = i * per_block + g
-            prefetch_part(v, soon + i * step_bytes, step_bytes, g, per_block)
+            prefetch_part(v, ahead + i * step_bytes, step_bytes, g, per_block)
             weights_of_sets = [v.halves(fmt.unpack(v, some, g)) for some in sets]
             for p, (q, d, sums) in enumerate(planes):
                 x_scale = v.f32(d + group * 4)
@@ -182,7 +182,7 @@ def build_linear_decode(isa, fmt, n_planes=1):
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         first = chunk * op.chunk_rows
         for row in range(first, min(first + op.chunk_rows, op.n_rows), n_rows):
-            soon = needed_soon(op, chunk, thread, row)
+            ahead = prefetch_address(op, chunk, thread, row)
             for token in range(op.batch.n_tokens):
                 dot_rows(
                     op.weights,
@@ -193,15 +193,11 @@ def build_linear_decode(isa, fmt, n_planes=1):
                     op.xq.q + token * n_cols,
                     op.xq.d + token * (n_cols // 32) * 4,
                     sums + token * (n_cols // per_sum) * 4,
-                    soon,
+                    ahead,
                     op.out + (token * op.out_stride + row) * 4,
                 )
 
     return linear_decode
-
-
-def build_fine_linear_decode(isa, fmt):
-    return build_linear_decode(isa, fmt, n_planes=2)
 
 
 # --- prefill: a tile of 16 rows by many tokens -------------------------------------------------------------
@@ -230,11 +226,11 @@ def _unpack_rows(
     biases_at = scales_at + n_groups * (GROUP // fmt.scale_group * TILE_ROWS * 4)
 
     def body(i: Value) -> list[Value]:
-        sets, all_rows = _readers(v, fmt, rows, i)
-        scales, biases = _scales_by_row(v, fmt, all_rows)
+        sets, all_rows = readers(v, fmt, rows, i)
+        scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)
-            words = [word for half in halves for word in _transpose_quarters(v, list(half))]
+            words = [word for half in halves for word in transpose_quarters(v, list(half))]
             at = tile + (i * per_block + g) * (TILE_ROWS * GROUP) + lane * 4
             for k, word in enumerate(words):
                 v.store(at + k * TILE_ROWS * 4, word)
@@ -330,7 +326,3 @@ def build_linear_prefill(isa, fmt, n_planes=1):
             )
 
     return linear_prefill
-
-
-def build_fine_linear_prefill(isa, fmt):
-    return build_linear_prefill(isa, fmt, n_planes=2)

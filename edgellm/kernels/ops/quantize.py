@@ -1,4 +1,4 @@
-"""Activations to int8 in groups of 32, each with the scale that its largest magnitude needs; fine ones twice."""
+"""Activations to int8 in groups of 32, each with the scale that its largest magnitude needs; twice for two planes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,3 @@ def build_quantize(isa, n_planes=1):
             )
 
     return quantize
-
-
-def build_fine_quantize(isa):
-    return build_quantize(isa, n_planes=2)

@@ -9,7 +9,7 @@ from edgellm.kernels.staged import Value, Vocabulary, staged
 PAIRS = 8  # turned together
 
 
-def _turn_neighbours(v: Vocabulary, x: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
+def _turn_neighbours(v: Vocabulary, x: Value, out: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
     """Pairs (2i, 2i + 1)."""
 
     def turn(i: Value, n: int) -> None:
@@ -17,29 +17,35 @@ def _turn_neighbours(v: Vocabulary, x: Value, cosines: Value, sines: Value, n_pa
         a, b = (v.shuffle(pairs, pairs, range(side, 2 * n, 2)) for side in range(2))
         c, s = v.f32(cosines + i * 4, n), v.f32(sines + i * 4, n)
         turned = v.concat(a * c - b * s, a * s + b * c)
-        v.store(x + i * 8, v.shuffle(turned, turned, [lane // 2 + n * (lane % 2) for lane in range(2 * n)]))
+        v.store(out + i * 8, v.shuffle(turned, turned, [lane // 2 + n * (lane % 2) for lane in range(2 * n)]))
 
     v.elements(n_pairs, PAIRS, turn)
 
 
-def _turn_halves(v: Vocabulary, x: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
+def _turn_halves(v: Vocabulary, x: Value, out: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
     """Pairs (i, i + n_pairs)."""
 
     def turn(i: Value, n: int) -> None:
-        first, second = x + i * 4, x + (i + n_pairs) * 4
-        a, b = v.f32(first, n), v.f32(second, n)
+        first, second = i * 4, (i + n_pairs) * 4
+        a, b = v.f32(x + first, n), v.f32(x + second, n)
         c, s = v.f32(cosines + i * 4, n), v.f32(sines + i * 4, n)
-        v.store(first, a * c - b * s)
-        v.store(second, a * s + b * c)
+        v.store(out + first, a * c - b * s)
+        v.store(out + second, a * s + b * c)
 
     v.elements(n_pairs, PAIRS, turn)
 
 
+def _copy(v: Vocabulary, x: Value, out: Value, n: Value) -> None:
+    """The dimensions that do not turn."""
+    v.elements(n, PAIRS, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
+
+
 def build_rope(isa):
-    """In place. A pair is (2i, 2i + 1) or, as most Hugging Face models have it, (i, i + n_rot / 2)."""
+    """A pair is (2i, 2i + 1) or, as most Hugging Face models have it, (i, i + n_rot / 2)."""
     op_at = record_viewer(ROPE)
-    turn_neighbours = staged(isa, "void", *["i64"] * 4)(_turn_neighbours)
-    turn_halves = staged(isa, "void", *["i64"] * 4)(_turn_halves)
+    turn_neighbours = staged(isa, "void", *["i64"] * 5)(_turn_neighbours)
+    turn_halves = staged(isa, "void", *["i64"] * 5)(_turn_halves)
+    copy = staged(isa, "void", *["i64"] * 3)(_copy)
 
     def rope(record, chunk, thread):
         op = op_at(record)
@@ -49,10 +55,12 @@ def build_rope(isa):
             cosines = op.table + token * op.n_rot * 4
             sines = cosines + n_pairs * 4
             for head in range(op.n_heads):
-                x = op.x + (token * op.stride + head * op.head_dim) * 4
+                at = (token * op.stride + head * op.head_dim) * 4
                 if op.pair_step == 1:
-                    turn_neighbours(x, cosines, sines, n_pairs)
+                    turn_neighbours(op.x + at, op.out + at, cosines, sines, n_pairs)
                 else:
-                    turn_halves(x, cosines, sines, n_pairs)
+                    turn_halves(op.x + at, op.out + at, cosines, sines, n_pairs)
+                if op.out != op.x:
+                    copy(op.x + at + op.n_rot * 4, op.out + at + op.n_rot * 4, op.head_dim - op.n_rot)
 
     return rope

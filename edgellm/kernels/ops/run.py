@@ -30,7 +30,7 @@ DONE, N_CHUNKS = (list(PROGRESS.fields).index(name) * WORD_BYTES for name in ("d
 PROGRESS_AT, PROGRAM_AT = (list(TEAM.fields).index(name) * WORD_BYTES for name in ("progress", "program"))
 # A waiting thread first watches closely, for waits are short; then it lets others have the core.
 SPINS = 2000
-LINES_PER_SPIN = 4  # of what is needed soon, asked for between two looks
+LINES_PER_SPIN = 4  # of weights, prefetched between two looks
 # So long a thread without work looks for some before it goes to sleep: longer than it takes to choose a token.
 IDLE_YIELDS = 5000
 
@@ -66,40 +66,42 @@ def _words(isa):
         v.builder.call(v.builder.inttoptr(function.llvm, kind.as_pointer()), [])
 
     @staged(isa, "void", "i64")
-    def ask_for(v, address):
+    def prefetch(v, address):
         for line in range(LINES_PER_SPIN):
             v.prefetch(address + line * LINE)
 
     @njit(error_model="numpy")
-    def wait_for(op_progress, system_yield, soon, asked, n_bytes):
-        """Meanwhile, ask for n_bytes that are needed soon; returns for how many of them was asked so far."""
+    def wait_for(op_progress, system_yield, weights, n_prefetched, n_bytes):
+        """Meanwhile, prefetch the first n_bytes of weights; returns how many were prefetched so far."""
         spins = 0
         while load(op_progress + DONE) < load(op_progress + N_CHUNKS):
             spins += 1
-            if asked < n_bytes:
-                ask_for(soon + asked)
-                asked += LINES_PER_SPIN * LINE
+            if n_prefetched < n_bytes:
+                prefetch(weights + n_prefetched)
+                n_prefetched += LINES_PER_SPIN * LINE
             elif spins < SPINS:
                 pause()
             else:
                 yield_core(system_yield)
-        return asked
+        return n_prefetched
 
     @njit(error_model="numpy")
     def run_ops(program_address, progress, thread, system_yield):
         program = program_at(program_address)
         n_done = 0  # ops known to be done, all from the first on
-        asked, asked_of = 0, 0
+        n_prefetched, prefetched_of = 0, 0
         for index in range(program.n_ops):
             mine = progress + index * LINE
             n_chunks = load(mine + N_CHUNKS)
             if n_chunks > 0:
                 op = op_at(program.ops + index * OP_BYTES)
-                if op.soon != asked_of:
-                    asked, asked_of = 0, op.soon
-                soon = op.soon + thread * op.soon_step
+                if op.prefetch != prefetched_of:
+                    n_prefetched, prefetched_of = 0, op.prefetch
+                weights = op.prefetch + thread * op.prefetch_step
                 while n_done < op.depends:
-                    asked = wait_for(progress + n_done * LINE, system_yield, soon, asked, op.soon_bytes)
+                    n_prefetched = wait_for(
+                        progress + n_done * LINE, system_yield, weights, n_prefetched, op.prefetch_bytes
+                    )
                     n_done += 1
                 chunk = fetch_add(mine, 1)
                 while chunk < n_chunks:

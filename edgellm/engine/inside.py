@@ -1,0 +1,151 @@
+"""Looking inside a model: values by their names read, replaced, or sent through the head."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from edgellm.engine.runner import HEAD_TOKENS, Runner, Span
+from edgellm.errors import UsageError
+from edgellm.formats.tensor import Tensor
+from edgellm.graph import Value
+from edgellm.graph.ops import Rows
+from edgellm.graph.program import aligned
+
+
+def look_inside(
+    runner: Runner, token_ids: list[int], taps: Iterable[str], bind: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """See `Model.run`."""
+    values = runner.graphs.values
+    wanted = _matching(values, taps)
+    given = {values[name]: _rows_of(name, values[name], rows, len(token_ids)) for name, rows in bind.items() if name in values}
+    weights = {name: raw for name, raw in bind.items() if name not in values}
+    if both := [value.name for value in given if value in wanted.values()]:
+        raise UsageError(f"{both[0]!r} is both tapped and bound; what is bound is known already")
+    with runner.alone(), bound_weights(runner, weights, known=values):
+        memory = {value: _Rows(value, runner.n_batch) for value in given}
+        programs = runner.lowered_programs(list(wanted.values()), {v: m.address for v, m in memory.items()})
+        usual, runner.programs = runner.programs, programs
+        try:
+            return _collect(runner, token_ids, wanted, given, memory)
+        finally:
+            runner.programs = usual
+
+
+def unembed(runner: Runner, states: np.ndarray) -> np.ndarray:
+    """See `Model.unembed`."""
+    hidden = runner.graphs.hidden_input
+    states = _rows_of("states", hidden, states, len(states) if np.ndim(states) == 2 else 0)
+    memory = _Rows(hidden, HEAD_TOKENS)
+    result = np.empty((len(states), runner.n_vocab), np.float32)
+    with runner.alone(), runner.programs.head.bound({hidden: memory.address}):
+        for start in range(0, len(states), HEAD_TOKENS):
+            part = states[start : start + HEAD_TOKENS]
+            memory.fill(part)
+            runner.run_head(range(len(part)))
+            result[start : start + len(part)] = runner.programs.head.view(runner.graphs.logits, len(part))
+    return result
+
+
+@contextmanager
+def bound_weights(
+    runner: Runner, memory: Mapping[str, np.ndarray], known: Iterable[str] = ()
+) -> Iterator[None]:
+    """See `Model.bind`; `known` are other names that could have been meant."""
+    places: dict[Tensor | Value, int] = {}
+    keep = []
+    for name, raw in memory.items():
+        tensor = runner.tensors.get(name)
+        if tensor is None:
+            raise UsageError(f"the model has no value or tensor {name!r}{_nearest(name, [*known, *runner.tensors])}")
+        raw = np.asarray(raw)
+        if raw.dtype != np.uint8 or raw.nbytes != tensor.n_bytes:
+            raise UsageError(
+                f"{name!r} is bound to {raw.nbytes} bytes of {raw.dtype}; "
+                f"expected {tensor.n_bytes} bytes of uint8, in its own format {tensor.format}"
+            )
+        keep.append(np.ascontiguousarray(raw))
+        places[tensor] = keep[-1].ctypes.data
+    with runner.bound(places):
+        yield
+
+
+class _Rows:
+    """Memory for rows of a value that comes from outside."""
+
+    def __init__(self, value: Value, n_tokens: int) -> None:
+        rows = Rows(value.width)
+        self.array = aligned((n_tokens + 16) * rows.token_bytes).view(np.float32).reshape(-1, rows.stride)
+        self.array[...] = 0
+        self.width, self.address = value.width, self.array.ctypes.data
+
+    def fill(self, rows: np.ndarray) -> None:
+        self.array[: len(rows), : self.width] = rows
+
+
+def _collect(
+    runner: Runner,
+    token_ids: list[int],
+    wanted: dict[str, Value],
+    given: dict[Value, np.ndarray],
+    memory: dict[Value, _Rows],
+) -> dict[str, np.ndarray]:
+    result = {name: np.empty((len(token_ids), value.width), np.float32) for name, value in wanted.items()}
+    of_body, of_head = (
+        {name: value for name, value in wanted.items() if value.graph is graph}
+        for graph in (runner.graphs.body, runner.graphs.head)
+    )
+    body_given, head_given = (
+        [value for value in given if value.graph is graph] for graph in (runner.graphs.body, runner.graphs.head)
+    )
+    sequence = runner.cache.sequence()
+    try:
+        for start in range(0, len(token_ids), runner.n_batch):
+            piece = token_ids[start : start + runner.n_batch]
+            for value in body_given:
+                memory[value].fill(given[value][start : start + len(piece)])
+            runner.run_body([Span(sequence, piece, 0)])
+            sequence.append(piece)
+            for name, value in of_body.items():
+                result[name][start : start + len(piece)] = runner.programs.body.view(value, len(piece))
+            for first in range(0, len(piece) if of_head else 0, HEAD_TOKENS):
+                at = start + first
+                n = min(HEAD_TOKENS, len(piece) - first)
+                for value in head_given:
+                    memory[value].fill(given[value][at : at + n])
+                runner.run_head(range(first, first + n))
+                for name, value in of_head.items():
+                    result[name][at : at + n] = runner.programs.head.view(value, n)
+    finally:
+        sequence.release()
+    return result
+
+
+def _matching(values: Mapping[str, Value], patterns: Iterable[str]) -> dict[str, Value]:
+    """The values that any of some patterns names, in the order of the model."""
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in values):
+            raise UsageError(f"the model has no value {pattern!r}{_nearest(pattern, values)}")
+    return {
+        name: value for name, value in values.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """What may have been meant instead."""
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; nearest are {', '.join(near)}" if near else ""
+
+
+def _rows_of(name: str, value: Value, rows: np.ndarray, n_tokens: int) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.shape != (n_tokens, value.width) or rows.dtype != np.float32:
+        wanted = f"float32 [{n_tokens or 'n'}, {value.width}]"
+        raise UsageError(f"{name!r} is given as {rows.dtype} {list(rows.shape)}; expected {wanted}")
+    return rows

@@ -1,0 +1,113 @@
+"""A batch: tokens of one or several sequences that a program computes in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgellm.graph.lowering import ATTENTION_ROWS, MAX_SPLITS, Lowered, merges_table, rotation_table, tasks_table
+from edgellm.kernels import records
+from edgellm.kernels.records import SPAN_TOKENS
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """New tokens of one sequence.
+
+    position:     of the first of them; they see those before in the cache.
+    slots:        where the keys and values of each go: block * KV_BLOCK + place in the block.
+    block_table:  int32, the cache block of every KV_BLOCK positions. It must stay where it is until the run is over.
+    """
+
+    token_ids: Sequence[int]
+    position: int
+    slots: Sequence[int]
+    block_table: np.ndarray
+
+
+class Batch:
+    """The data of one run: token ids, angles, where keys go, and what each token attends to.
+
+    Programs hold the addresses of these arrays, so they are filled in place and never moved.
+    """
+
+    def __init__(self, capacity: int, lowered: Lowered) -> None:
+        self.capacity = capacity
+        self.rotations, self.windows = lowered.rotations, lowered.windows
+        self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
+        self.token_ids = np.zeros(capacity, np.int32)
+        self.kv_slots = np.zeros(capacity, np.int64)
+        self.rows = np.zeros(capacity, np.int64)
+        self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
+        self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
+        self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self.record = records.BATCH.new()
+        self.record["token_ids"] = self.token_ids.ctypes.data
+        self.record["kv_slots"] = self.kv_slots.ctypes.data
+        self.record["rows"] = self.rows.ctypes.data
+
+    def tables(self) -> dict[str, int]:
+        """Addresses by the names that records use."""
+        result = {"batch": self.record.ctypes.data}
+        for index, angles in enumerate(self.angles):
+            result[rotation_table(index).name] = angles.ctypes.data
+        for index, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
+            result[tasks_table(index).name] = tasks.ctypes.data
+            result[merges_table(index).name] = merges.ctypes.data
+        return result
+
+    def fill(self, pieces: Sequence[Piece]) -> dict[str, int]:
+        """Write the tokens of some sequences, one behind the other; returns how many of everything the run has."""
+        slices: list[tuple[int, int, int, int]] = []
+        positions: list[int] = []
+        for piece in pieces:
+            first, n, start = len(positions), len(piece.token_ids), piece.position
+            self.token_ids[first : first + n] = piece.token_ids
+            self.kv_slots[first : first + n] = piece.slots
+            positions += range(start, start + n)
+            table, step = piece.block_table.ctypes.data, self._slice_tokens
+            slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
+        self._turn(np.array(positions))
+        counts = {"tokens": len(positions)}
+        for index, window in enumerate(self.windows):
+            n_tasks, n_merges = self._divide(index, window, slices)
+            counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
+        return counts
+
+    def select(self, rows: Sequence[int]) -> dict[str, int]:
+        """Name rows that `select_rows` takes; returns the counts of a run for them."""
+        self.rows[: len(rows)] = rows
+        return {"tokens": len(rows)}
+
+    def _turn(self, positions: np.ndarray) -> None:
+        """Fill the tables of angles for the positions of the tokens."""
+        for rotation, table in zip(self.rotations, self.angles, strict=True):
+            angles, turned = np.multiply.outer(positions, rotation.frequencies), table[: len(positions)]
+            np.cos(angles, out=turned[:, 0], casting="same_kind")
+            np.sin(angles, out=turned[:, 1], casting="same_kind")
+
+    def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, int]]) -> tuple[int, int]:
+        """Attention tasks for slices (token, n_tokens, position, block table); a lone token with a long past is split.
+
+        The splits are the same whatever the number of threads, and so are the results.
+        """
+        tasks, merges = self.tasks[index], self.merges[index]
+        n_tasks = n_merges = n_slots = 0
+        for token, n, position, table in slices:
+            first = 0 if window is None else max(0, position - window + 1)
+            first_split, last_split = first // SPAN_TOKENS, position // SPAN_TOKENS
+            n_splits = last_split - first_split + 1
+            if n > 1 or n_splits == 1 or n_slots + n_splits > MAX_SPLITS:
+                tasks[n_tasks] = (token, n, position, 0, position + n, table, -1)
+                n_tasks += 1
+                continue
+            merges[n_merges] = (token, n_slots, n_splits)
+            n_merges += 1
+            for split in range(first_split, last_split + 1):
+                begin = split * SPAN_TOKENS
+                tasks[n_tasks] = (token, 1, position, begin, min(begin + SPAN_TOKENS, position + 1), table, n_slots)
+                n_tasks += 1
+                n_slots += 1
+        return n_tasks, n_merges

@@ -1,0 +1,121 @@
+"""Lowering: from nodes, which say what is computed, to ops, which say how.
+
+Every kind of node has a rule that adds its ops, in `rows.py`, `linear.py` and `attention.py`. What a graph leaves open
+is decided here, for one way to compute (`Target`): kernels, rounded inputs or not, what happens in place, how large a
+chunk is, where heads are padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from edgellm.graph.fusion import FUSED, fused
+from edgellm.graph.lowering import attention, linear, rows
+from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
+from edgellm.graph.lowering.base import (
+    RULES,
+    LayerShape,
+    Lowering,
+    Target,
+    cache_table,
+    merges_table,
+    rotation_table,
+    tasks_table,
+)
+from edgellm.graph.nodes import Graph, Rotation, Value
+from edgellm.graph.ops import Op, Rows
+from edgellm.kernels.registry import Kernel
+
+__all__ = [
+    "ATTENTION_ROWS",
+    "MAX_SPLITS",
+    "LayerShape",
+    "Lowered",
+    "Target",
+    "cache_table",
+    "lower",
+    "merges_table",
+    "rotation_table",
+    "tasks_table",
+]
+
+_RULE_FILES = (attention, linear, rows)  # importing them fills RULES
+
+
+@dataclass(eq=False)
+class Lowered:
+    """Ops that compute some values of a graph.
+
+    ops:           in the order in which they must seem to happen; steps: the same, neighbouring row ops fused.
+    rows:          where the values are that come from outside, and those that can be read after a run.
+    outside:       of these, the former: somebody gives their memory.
+    rotations, windows, group_size:  what a batch prepares: angles; attention tasks for each distance that is looked
+                   back (None is no limit), and for so many query heads that share a key head, at most.
+    cache_layers:  what the cache holds of every token, layer by layer.
+    constants:     float32 weights that the file holds in another format.
+    """
+
+    target: Target
+    ops: list[Op]
+    rows: dict[Value, Rows]
+    outside: list[Value]
+    rotations: list[Rotation]
+    windows: list[int | None]
+    group_size: int
+    cache_layers: list[LayerShape]
+    constants: list[np.ndarray]
+
+    @cached_property
+    def steps(self) -> list[Op]:
+        return fused(self.ops)
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """What the ops call."""
+        return [FUSED, *(kernel for op in self.ops for kernel in (op.kernel, op.small_kernel) if kernel)]
+
+
+def lower(
+    graph: Graph,
+    target: Target,
+    taps: Iterable[Value] = (),
+    given: Iterable[Value] = (),
+    square_sums: Mapping[Value, np.ndarray] | None = None,
+) -> Lowered:
+    """The ops that compute a graph's outputs.
+
+    taps:         other values that can be read after a run.
+    given:        values that are not computed: somebody fills their rows, as those of the graph's inputs.
+    square_sums:  values whose squares are added up in every run, float64 [stride] each, column by column.
+
+    Raises UnsupportedError naming what no kernel can do yet.
+    """
+    square_sums = square_sums or {}
+    outside = [*graph.inputs, *given]
+    kept = [*graph.outputs, *taps]
+    nodes = graph.needed([*kept, *square_sums], outside)
+    low = Lowering(graph, target, nodes, [*kept, *outside, *square_sums])
+    for value in outside:
+        low.new_rows(value)
+        if value in square_sums:
+            low.add_squares(value, square_sums[value])
+    for node in nodes:
+        RULES[type(node)](low, node)
+        value = graph.made_by(node)
+        if value in square_sums:
+            low.add_squares(value, square_sums[value])
+    return Lowered(
+        target,
+        low.ops,
+        {value: low.rows(value) for value in [*kept, *outside]},
+        outside,
+        low.rotations,
+        low.windows,
+        low.group_size,
+        low.cache_layers,
+        low.constants,
+    )

@@ -1,0 +1,195 @@
+"""From nodes to ops, for one way to compute them: what the rules of all kinds of nodes share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.nodes import Graph, Node, Rotation, Value
+from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Rows, Table
+from edgellm.graph.tuning import Tuning
+from edgellm.kernels import records
+from edgellm.kernels.isa import Isa
+from edgellm.kernels.kv_types import F16, KVType
+from edgellm.kernels.registry import find
+from edgellm.kernels.schema import Schema
+
+ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
+SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
+
+N = TypeVar("N", bound=Node)
+Rule = Callable[["Lowering", N], None]
+RULES: dict[type[Node], Rule[Any]] = {}
+
+
+def rule(kind: type[N]) -> Callable[[Rule[N]], Rule[N]]:
+    """Make a function the rule of a kind of node: it adds the ops that make the node's value."""
+
+    def register(function: Rule[N]) -> Rule[N]:
+        RULES[kind] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Target:
+    """A way to compute.
+
+    activations:  "int8": inputs of quantized weights are rounded to int8 in groups, which is fast and nearly exact;
+                  "f32": nothing is rounded, the reference.
+    """
+
+    isa: Isa
+    tuning: Tuning
+    kv_type: KVType = F16
+    activations: str = "int8"
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer keeps in the cache of every token: the keys and values of so many heads."""
+
+    n_kv_heads: int
+    head_dim: int
+
+
+class Lowering:
+    """Ops as the rules add them, and what they need beside them.
+
+    rotations, windows, group_size, cache_layers:  see `Lowered`.
+    caches:   the layer of the cache that each `KeysValues` node fills.
+    partial:  memory for results of attention that are put together by another op; one for all layers.
+    """
+
+    def __init__(self, graph: Graph, target: Target, nodes: list[Node], kept: Iterable[Value]) -> None:
+        self.graph, self.target = graph, target
+        self.ops: list[Op] = []
+        self.rotations: list[Rotation] = []
+        self.windows: list[int | None] = []
+        self.group_size = 1
+        self.cache_layers: list[LayerShape] = []
+        self.caches: dict[Node, int] = {}
+        self.partial: Fixed | None = None
+        self.constants: list[np.ndarray] = []
+        self._rows: dict[Value, Rows] = {}
+        self._quantized: dict[tuple[Value, int], Quantized] = {}
+        self._kept = set(kept)
+        self._n_readers = Counter(value for node in nodes for value in node.inputs)
+
+    # --- where values are ---------------------------------------------------------------------------------
+
+    def rows(self, value: Value) -> Rows:
+        return self._rows[value]
+
+    def new_rows(self, value: Value) -> Rows:
+        self._rows[value] = Rows(value.width, value.name)
+        return self._rows[value]
+
+    def read(self, value: Value) -> Rows:
+        """The rows of a value that the node at hand needs."""
+        self._n_readers[value] -= 1
+        return self._rows[value]
+
+    def make(self, node: Node) -> Rows:
+        """Rows for the value of a node."""
+        return self.new_rows(self.graph.made_by(node))
+
+    def make_from(self, x: Value, node: Node) -> tuple[Rows, Rows]:
+        """The rows of x, and rows for the value of a node: the same ones where nobody needs x after it."""
+        source = self.read(x)
+        if self._n_readers[x] or x in self._kept:
+            return source, self.make(node)
+        self._rows[self.graph.made_by(node)] = source
+        return source, source
+
+    def quantized(self, x: Value, n_planes: int) -> Quantized:
+        """A value as int8, made once for all linears that read it."""
+        if (x, n_planes) not in self._quantized:
+            rows = self._rows[x]
+            result = self._quantized[x, n_planes] = Quantized(x.width, x.name, n_planes)
+            self.add_rows(
+                "quantize",
+                records.QUANTIZE,
+                rows,
+                [rows],
+                [result],
+                options={"n_planes": n_planes},
+                x=rows,
+                n_cols=x.width,
+                to=result,
+            )
+        return self._quantized[x, n_planes]
+
+    def floats(self, weight: Tensor) -> Tensor | np.ndarray:
+        """A small weight as float32."""
+        if weight.format.name == "F32":
+            return weight
+        self.constants.append(np.ascontiguousarray(weight.dequantize()))
+        return self.constants[-1]
+
+    # --- ops ----------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        op: str,
+        schema: Schema,
+        chunks: Chunks,
+        reads: list[Any],
+        writes: list[Any],
+        format: Any = None,
+        options: Mapping[str, Any] | None = None,
+        small: str | None = None,
+        scratch: int = 0,
+        **fields: Any,
+    ) -> None:
+        """An op by the name of its kernel; small: that of the kernel for small batches."""
+        kernel = find(op, format, **(options or {}))
+        small_kernel = find(small, format, **(options or {})) if small else None
+        self.ops.append(Op(kernel, schema, fields, chunks, reads, writes, small_kernel, scratch))
+
+    def add_rows(self, op: str, schema: Schema, rows: Rows, reads: list[Any], writes: list[Any], **more: Any) -> None:
+        """An op that does something to every row by itself; `rows` is one of its buffers, for their size."""
+        per_chunk = max(1, ELEMENTS_PER_CHUNK // rows.width)
+        chunks = Chunks("tokens", per_chunk)
+        self.add(op, schema, chunks, reads, writes, stride=rows.stride, chunk_tokens=per_chunk, **more)
+
+    def add_squares(self, value: Value, sums: np.ndarray) -> None:
+        """In every run, add up the squares of a value column by column: float64 [stride], over all tokens so far."""
+        x = self._rows[value]
+        self.add(
+            "sum_squares",
+            records.SUM_SQUARES,
+            Chunks("tokens", 1 << 30, -(-x.stride // SQUARES_PER_CHUNK)),
+            [x],
+            [],
+            x=x,
+            stride=x.stride,
+            sums=sums,
+            chunk_cols=SQUARES_PER_CHUNK,
+        )
+
+
+def cache_table(layer: int) -> Table:
+    """The memory of a layer of the cache."""
+    return Table(f"cache {layer}")
+
+
+def rotation_table(index: int) -> Table:
+    """Cosines and sines of a batch's positions, for the index-th of its rotations."""
+    return Table(f"rotation {index}")
+
+
+def tasks_table(window: int) -> Table:
+    """What a batch's tokens attend to, for the index-th of its windows."""
+    return Table(f"tasks {window}")
+
+
+def merges_table(window: int) -> Table:
+    """Which partial results belong together, for the index-th of its windows."""
+    return Table(f"merges {window}")

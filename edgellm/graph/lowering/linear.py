@@ -1,0 +1,90 @@
+"""The rule of linear layers: with inputs rounded to int8 where weights are quantized too, or all in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.graph.lowering.base import Lowering, rule
+from edgellm.graph.nodes import Linear
+from edgellm.graph.ops import Chunks, Rows
+from edgellm.kernels import records
+from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
+from edgellm.quants.floats import FloatFormat
+
+TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
+ROWS_TOGETHER = 16  # kernels for small batches advance by 4, 8 or 16 rows: chunks are multiples of all
+
+
+@rule(Linear)
+def lower_linear(low: Lowering, node: Linear) -> None:
+    x, out = low.read(node.x), low.make(node)
+    weight = node.weight
+    n_cols = weight.shape[1]
+    row_bytes = weight.format.row_bytes(n_cols)
+    fields = {
+        "weights": weight,
+        "row_bytes": row_bytes,
+        "n_rows": weight.shape[0],
+        "n_cols": n_cols,
+        "x_stride": x.stride,
+        "out": out,
+        "out_stride": out.stride,
+        "n_threads": low.target.tuning.n_threads,
+    }
+    if isinstance(weight.format, FloatFormat):
+        fields |= _prefetching(low, node, ROWS_TOGETHER)
+        _add_f32(low, node, x, out, fields, small="linear_f32_decode")
+    elif low.target.activations == "f32":
+        _add_f32(low, node, x, out, fields)
+    else:
+        fields |= _prefetching(low, node, low.target.isa.decode_rows)
+        _add_int8(low, node, out, fields)
+
+
+def _add_int8(low: Lowering, node: Linear, out: Rows, fields: dict[str, Any]) -> None:
+    n_rows, n_cols = node.weight.shape
+    n_planes = 2 if node.sensitive else 1
+    xq = low.quantized(node.x, n_planes)
+    n_groups = -(-n_cols // node.weight.format.scale_group)
+    low.add(
+        "linear_prefill",
+        records.LINEAR,
+        Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), small_batch=-(-n_rows // fields["chunk_rows"])),
+        [xq],
+        [out],
+        format=node.weight.format,
+        options={"n_planes": n_planes},
+        small="linear_decode",
+        scratch=TILE_ROWS * (n_cols + 8 * n_groups),
+        xq=xq,
+        **fields,
+    )
+
+
+def _add_f32(low: Lowering, node: Linear, x: Rows, out: Rows, fields: dict[str, Any], small: str | None = None) -> None:
+    n_rows = node.weight.shape[0]
+    tile_rows = low.target.isa.f32_tile_rows
+    small_batch = -(-n_rows // fields["chunk_rows"]) if small else None
+    low.add(
+        "linear_f32",
+        records.LINEAR,
+        Chunks("tokens", 1 << 30, -(-n_rows // tile_rows), small_batch),
+        [x],
+        [out],
+        format=node.weight.format,
+        small=small,
+        scratch=4 * tile_rows * F32_TILE_COLS,
+        x=x,
+        **fields,
+    )
+
+
+def _prefetching(low: Lowering, node: Linear, rows_together: int) -> dict[str, int]:
+    """How many rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
+    tuning, n_rows = low.target.tuning, node.weight.shape[0]
+    row_bytes = node.weight.format.row_bytes(node.weight.shape[1])
+    turns = max(TURNS, round(n_rows * row_bytes / (tuning.n_threads * tuning.chunk_bytes)))
+    return {
+        "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
+        "prefetch_distance": rows_together * row_bytes + tuning.prefetch_bytes,
+    }

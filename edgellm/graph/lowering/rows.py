@@ -1,0 +1,117 @@
+"""Rules of nodes that treat every row by itself."""
+
+from __future__ import annotations
+
+from edgellm.graph.lowering.base import Lowering, rotation_table, rule
+from edgellm.graph.nodes import GLU, Add, AddBias, Embed, Maxima, RMSNorm, Rope, SelectRows
+from edgellm.graph.ops import Chunks
+from edgellm.kernels import records
+
+MAXIMA_PER_CHUNK = 512  # groups of numbers
+
+
+@rule(Embed)
+def lower_embed(low: Lowering, node: Embed) -> None:
+    out, weight = low.make(node), node.weight
+    low.add(
+        "embed",
+        records.EMBED,
+        Chunks("tokens"),
+        [],
+        [out],
+        format=weight.format,
+        weights=weight,
+        row_bytes=weight.format.row_bytes(weight.shape[1]),
+        n_cols=weight.shape[1],
+        scale=node.scale,
+        out=out,
+        stride=out.stride,
+    )
+
+
+@rule(RMSNorm)
+def lower_rms_norm(low: Lowering, node: RMSNorm) -> None:
+    x, out = low.read(node.x), low.make(node)
+    low.add_rows(
+        "rms_norm",
+        records.RMS_NORM,
+        x,
+        [x],
+        [out],
+        x=x,
+        weight=low.floats(node.weight),
+        out=out,
+        out_stride=out.stride,
+        n_groups=node.n_heads,
+        n_cols=x.width // node.n_heads,
+        epsilon=node.epsilon,
+    )
+
+
+@rule(Add)
+def lower_add(low: Lowering, node: Add) -> None:
+    a, b, out = low.read(node.a), low.read(node.b), low.make(node)
+    low.add_rows("add", records.ADD, a, [a, b], [out], a=a, b=b, out=out)
+
+
+@rule(AddBias)
+def lower_add_bias(low: Lowering, node: AddBias) -> None:
+    x, out = low.make_from(node.x, node)
+    bias = low.floats(node.bias)
+    low.add_rows("add_bias", records.ADD_BIAS, x, [x], [out], x=x, bias=bias, out=out, n_cols=x.width)
+
+
+@rule(GLU)
+def lower_glu(low: Lowering, node: GLU) -> None:
+    gate, up, out = low.read(node.gate), low.read(node.up), low.make(node)
+    options = {"activation": node.activation}
+    low.add_rows("glu", records.GLU, gate, [gate, up], [out], options=options, gate=gate, up=up, out=out)
+
+
+@rule(Rope)
+def lower_rope(low: Lowering, node: Rope) -> None:
+    rotation = node.rotation
+    if rotation not in low.rotations:
+        low.rotations.append(rotation)
+    x, out = low.make_from(node.x, node)
+    n_rot = 2 * len(rotation.frequencies)
+    low.add_rows(
+        "rope",
+        records.ROPE,
+        x,
+        [x],
+        [out],
+        x=x,
+        out=out,
+        n_heads=node.n_heads,
+        head_dim=x.width // node.n_heads,
+        n_rot=n_rot,
+        pair_step=1 if rotation.interleaved else n_rot // 2,
+        table=rotation_table(low.rotations.index(rotation)),
+    )
+
+
+@rule(SelectRows)
+def lower_select_rows(low: Lowering, node: SelectRows) -> None:
+    x, out = low.read(node.x), low.make(node)
+    low.add("select_rows", records.SELECT_ROWS, Chunks("tokens"), [x], [out], x=x, out=out, stride=x.stride)
+
+
+@rule(Maxima)
+def lower_maxima(low: Lowering, node: Maxima) -> None:
+    x, out = low.read(node.x), low.make(node)
+    chunks_per_token = -(-out.width // MAXIMA_PER_CHUNK)
+    low.add(
+        "maxima",
+        records.MAXIMA,
+        Chunks("tokens", 1, chunks_per_token),
+        [x],
+        [out],
+        x=x,
+        stride=x.stride,
+        n_cols=x.width,
+        out=out,
+        out_stride=out.stride,
+        chunk_groups=MAXIMA_PER_CHUNK,
+        chunks_per_token=chunks_per_token,
+    )

@@ -1,0 +1,43 @@
+"""The words in which an architecture states its forward pass, a file for each kind of node."""
+
+from __future__ import annotations
+
+from edgellm.graph.nodes.attention import Attention, AttentionSpec, KeysValues, attention, keys_values
+from edgellm.graph.nodes.base import Graph, Node, Value
+from edgellm.graph.nodes.elementwise import GLU, Activation, Add, AddBias, add, add_bias, glu
+from edgellm.graph.nodes.embed import Embed, embed
+from edgellm.graph.nodes.linear import Linear, linear
+from edgellm.graph.nodes.norm import RMSNorm, rms_norm
+from edgellm.graph.nodes.rope import Rope, Rotation, rope
+from edgellm.graph.nodes.rows import Maxima, SelectRows, maxima, select_rows
+
+__all__ = [
+    "GLU",
+    "Activation",
+    "Add",
+    "AddBias",
+    "Attention",
+    "AttentionSpec",
+    "Embed",
+    "Graph",
+    "KeysValues",
+    "Linear",
+    "Maxima",
+    "Node",
+    "RMSNorm",
+    "Rope",
+    "Rotation",
+    "SelectRows",
+    "Value",
+    "add",
+    "add_bias",
+    "attention",
+    "embed",
+    "glu",
+    "keys_values",
+    "linear",
+    "maxima",
+    "rms_norm",
+    "rope",
+    "select_rows",
+]

@@ -1,0 +1,132 @@
+"""Nodes and values: what a forward pass is. Nothing here knows how it is computed, or where.
+
+A node is one step: its kind (the class), the values and weights that it needs, its attributes, and the one value
+that it makes. A value is made once and never changed (single assignment), so any of them can be looked at, and the
+same record serves every way to compute it.
+
+    g = Graph()
+    x = embed(g, weights)                    # a value
+    h = rms_norm(x, norm_weight, 1e-5)       # another one; x is what it was
+    g.values["embd"], g.nodes                # what was recorded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from edgellm.errors import UsageError
+from edgellm.formats.tensor import Tensor
+
+
+@dataclass(eq=False)
+class Value:
+    """float32 [n_tokens, width]: a row for each token of a batch.
+
+    name:  by which it can be read or replaced (`blk.3.attn_out`); empty for what nobody needs to look at.
+    node:  what makes it; None for an input of the graph.
+    """
+
+    graph: Graph
+    width: int
+    name: str = ""
+    node: Node | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One step of a forward pass. A subclass is a kind of node: its fields are values, weights (`Tensor`) and attributes.
+
+    A field that may be a value or None, or a tensor or None, is left out where it is None.
+    """
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The values that it needs, in the order of its fields."""
+        return tuple(self._fields_of(Value))
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The tensors that it needs."""
+        return tuple(self._fields_of(Tensor))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Everything else that it was told, by name."""
+        contents = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: content for name, content in contents if not isinstance(content, Value | Tensor)}
+
+    @property
+    def width(self) -> int:
+        """Of the value that it makes."""
+        raise NotImplementedError
+
+    def _fields_of(self, kind: type) -> Iterator[Any]:
+        contents = (getattr(self, field.name) for field in fields(self))
+        return (content for content in contents if isinstance(content, kind))
+
+
+class Graph:
+    """The record of a forward pass, in the order in which an architecture stated it.
+
+    nodes:    every node, each after those that make its inputs.
+    inputs:   values that come from outside.
+    outputs:  values that are wanted in the end.
+    values:   those that have a name, by their names.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.inputs: list[Value] = []
+        self.outputs: list[Value] = []
+        self.values: dict[str, Value] = {}
+        self._made: dict[Node, Value] = {}
+
+    def input(self, width: int, name: str = "") -> Value:
+        """Rows that somebody else fills."""
+        value = Value(self, width)
+        self.inputs.append(value)
+        return self.name(value, name) if name else value
+
+    def output(self, value: Value, name: str = "") -> Value:
+        """Mark a value as wanted in the end."""
+        self.outputs.append(value)
+        return self.name(value, name) if name else value
+
+    def record(self, node: Node, name: str = "") -> Value:
+        """Add a node; returns the value that it makes."""
+        if any(value.graph is not self for value in node.inputs):
+            raise UsageError(f"{node.kind} takes a value of another graph")
+        value = self._made[node] = Value(self, node.width, node=node)
+        self.nodes.append(node)
+        return self.name(value, name) if name else value
+
+    def name(self, value: Value, name: str) -> Value:
+        """Give a value a name of its own. Raises UsageError when another value has it already."""
+        if name in self.values or value.name:
+            raise UsageError(f"two names for one value, or two values of one name: {value.name!r}, {name!r}")
+        value.name = name
+        self.values[name] = value
+        return value
+
+    def made_by(self, node: Node) -> Value:
+        return self._made[node]
+
+    def needed(self, wanted: Iterable[Value], given: Iterable[Value] = ()) -> list[Node]:
+        """The nodes without which `wanted` cannot be made from the inputs and from what is `given`, in order."""
+        open_, known = list(wanted), set(given)
+        needed: set[Node] = set()
+        while open_:
+            value = open_.pop()
+            if value in known:
+                continue
+            known.add(value)
+            if value.node is not None:
+                needed.add(value.node)
+                open_ += value.node.inputs
+        return [node for node in self.nodes if node in needed]

@@ -1,0 +1,29 @@
+"""Linear layers: y = W x."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.nodes.base import Node, Value
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Node):
+    """W x for weight [n_out, n_in] of any format.
+
+    sensitive:  what is rounded here is not evened out by anything after it, as in the head: a way to compute that
+                rounds its inputs does so more finely.
+    """
+
+    x: Value
+    weight: Tensor
+    sensitive: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[0]
+
+
+def linear(x: Value, weight: Tensor, *, sensitive: bool = False, name: str = "") -> Value:
+    return x.graph.record(Linear(x, weight, sensitive), name)

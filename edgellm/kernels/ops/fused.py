@@ -1,0 +1,23 @@
+"""A fused op: several ops on the same rows, one after the other (see `graph.fusion`)."""
+
+from __future__ import annotations
+
+from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import call_kernel
+from edgellm.kernels.records import FUSED, FUSED_PART
+from edgellm.kernels.staged import staged
+
+
+def build_fused(isa):
+    """Chunk c is chunk c of every part."""
+    op_at, part_at = record_viewer(FUSED), record_viewer(FUSED_PART)
+    part_bytes = FUSED_PART.dtype.itemsize
+    call = staged(isa, "void", *["i64"] * 4)(call_kernel)
+
+    def fused(record, chunk, thread):
+        op = op_at(record)
+        for index in range(op.n_parts):
+            part = part_at(op.parts + index * part_bytes)
+            call(part.kernel, part.record, chunk, thread)
+
+    return fused
