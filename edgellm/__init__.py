@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from edgellm.convert.quantize import quantize_file
     from edgellm.engine import Model, load, load_tokenizer
     from edgellm.errors import (
+        BusyError,
+        CacheFullError,
         ContextOverflowError,
         DownloadError,
         EdgellmError,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from edgellm.params import RuntimeConfig, SamplingParams
 
 __all__ = [
+    "BusyError",
+    "CacheFullError",
     "ContextOverflowError",
     "DownloadError",
     "EdgellmError",

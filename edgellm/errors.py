@@ -8,6 +8,8 @@
     ├── TemplateError               a chat template that is malformed, hostile or refuses the messages
     ├── MemoryLimitError            the work would not fit into this machine's memory
     ├── ContextOverflowError        more tokens than the context holds
+    ├── BusyError                   others use the model in a way that must not be mixed with this
+    ├── CacheFullError              no block of the KV cache is free
     ├── KernelError                 a kernel cannot be compiled or loaded on this machine
     └── DownloadError               a model cannot be fetched
         └── HashMismatchError       what arrived is not what the catalogue names
@@ -50,6 +52,14 @@ class MemoryLimitError(EdgellmError):
 
 class ContextOverflowError(EdgellmError):
     """More tokens than the context holds."""
+
+
+class BusyError(EdgellmError):
+    """Others use the model, in a way that does not allow for this at the same time."""
+
+
+class CacheFullError(EdgellmError):
+    """No block of the KV cache is free; generations wait for one, so only who uses the cache directly sees this."""
 
 
 class KernelError(EdgellmError):

@@ -30,6 +30,7 @@ class RuntimeConfig:
     kv_type:    how the cache stores keys and values: "f16", "q8_0" in about half the memory, "f32" exactly.
     activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
                 "f32" rounds nothing: the reference, at a fraction of the speed.
+    cache_bytes: of memory for keys and values of all texts together; None takes part of what is free.
     """
 
     n_ctx: int | None = None
@@ -37,12 +38,14 @@ class RuntimeConfig:
     n_batch: int = 512
     kv_type: str = "f16"
     activations: str = "int8"
+    cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _only_numbers(self)
         _at_least(self, "n_ctx", 1, optional=True)
         _at_least(self, "n_threads", 1, optional=True)
         _at_least(self, "n_batch", 1)
+        _at_least(self, "cache_bytes", 1, optional=True)
         if self.n_threads is not None and self.n_threads > MAX_THREADS:
             raise UsageError(f"n_threads is {self.n_threads}; expected a number up to {MAX_THREADS}")
         if self.kv_type not in KV_TYPES:

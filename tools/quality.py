@@ -61,9 +61,9 @@ def _reference(path: Path, text: str, n_tokens: int) -> tuple[NDArray[np.int64],
         return ids[0].numpy(), model(ids).logits[0].numpy()
 
 
-def own_logits(path: Path, ids: list[int], n_batch: int) -> Logits:
+def own_logits(path: Path, ids: list[int], n_batch: int, **how: str) -> Logits:
     """float32[n_tokens, n_vocab] of edgellm, n_batch tokens in one pass."""
-    with edgellm.load(path, n_ctx=len(ids), n_batch=n_batch) as model:
+    with edgellm.load(path, n_ctx=len(ids), n_batch=n_batch, **how) as model:
         return model.logits(ids)
 
 
@@ -83,7 +83,10 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=ORDINARY_TEXT)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter with llama-cpp-python")
+    parser.add_argument("--activations", default="int8", help="int8 or f32 (int8)")
+    parser.add_argument("--kv-type", default="f16", help="f16, q8_0 or f32 (f16)")
     args = parser.parse_args()
+    how = {"activations": args.activations, "kv_type": args.kv_type}
 
     text = args.text.read_text(encoding="utf-8")
     ids, expected = reference(args.model, text, args.tokens)
@@ -95,16 +98,16 @@ def main() -> None:
     print(f"{'':24}{'mean KL':>10}{'median':>10}{'99th pct':>10}{'top-1':>10}   {'top-1':>10}{'largest':>12}")
     if args.peer:
         show("llama.cpp", expected, peer_logits(args.peer, args.model, ids))
-    whole = own_logits(args.model, ids, len(ids))
+    whole = own_logits(args.model, ids, len(ids), **how)
     show("edgellm, one batch", expected, whole)
     for name, n_batch in {"edgellm, by token": 1, "edgellm, chunks of 37": 37}.items():
-        show(name, expected, own_logits(args.model, ids, n_batch), whole)
+        show(name, expected, own_logits(args.model, ids, n_batch, **how), whole)
 
 
 def show(name: str, expected: Logits, found: Logits, whole: Logits | None = None) -> None:
     """A line of the table: the distance from the reference, and from edgellm's own logits of one batch."""
     far = Distance.between(expected, found)
-    line = f"{name:24}{far.mean:10.5f}{far.median:10.5f}{far.percentile_99:10.5f}{far.same_top:10.2%}"
+    line = f"{name:24}{far.mean:10.2g}{far.median:10.2g}{far.percentile_99:10.2g}{far.same_top:10.2%}"
     if whole is not None:
         same = np.mean(whole.argmax(axis=-1) == found.argmax(axis=-1))
         largest = max(float(np.abs(a - b).max()) for a, b in zip(whole, found, strict=True))

@@ -6,10 +6,14 @@ import time
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.limits import measure_limits
 from edgellm.engine.model import Model
-from edgellm.engine.runner import Runner, Span
+from edgellm.engine.request import Request
+from edgellm.engine.runner import Runner
+from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
 
@@ -25,18 +29,18 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     the caches can read them faster than memory, and so have a share above 1.
     """
     check_room(model, depth + max(n_prompt, n_generate))
-    runner = model._runner
+    runner, scheduler = model._runner, model._scheduler
     limits = measure_limits(runner.store, runner.team)
     ids = some_tokens(model, max(depth, n_prompt, n_generate, 1))
     sequence = runner.cache.sequence()
     try:
-        read(runner, sequence, ids[:depth])
+        read(scheduler, sequence, ids[:depth])
         prefill: list[float] = []
         decode: list[float] = []
         for repetition in range(n_repetitions + 1):  # the first one warms up
             for work, seconds, n in ((read, prefill, n_prompt), (write, decode, n_generate)):
                 if n:
-                    elapsed = work(runner, sequence, ids[:n])
+                    elapsed = work(scheduler, sequence, ids[:n])
                     sequence.trim(depth)
                     if repetition:
                         seconds.append(elapsed)
@@ -73,21 +77,50 @@ def some_tokens(model: Model, n: int) -> list[int]:
     return [(17 * i + 3) % model.n_vocab for i in range(n)]
 
 
-def read(runner: Runner, sequence: Sequence, ids: list[int]) -> float:
+class Work(Request):
+    """Tokens whose logits are looked at and forgotten, behind others that are in the cache."""
+
+    def __init__(self, sequence: Sequence, ids: list[int], one_by_one: bool) -> None:
+        super().__init__([*sequence.tokens, *ids], is_private=True, sequence=sequence)
+        self._one_by_one = one_by_one
+
+    @property
+    def end(self) -> int:
+        return self.n_cached + 1 if self._one_by_one else len(self.tokens)
+
+    @property
+    def n_pending(self) -> int:
+        return min(super().n_pending, len(self.tokens) - self.n_cached)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.n_cached == len(self.tokens)
+
+    def wants_logits(self, position: int) -> bool:
+        return self._one_by_one or position == len(self.tokens) - 1
+
+    def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
+        maxima.argmax()
+
+
+def read(scheduler: Scheduler, sequence: Sequence, ids: list[int]) -> float:
     """Seconds to read a prompt, with logits for its last token only."""
-    started = time.perf_counter()
-    for start in range(0, len(ids), runner.n_batch):
-        piece = ids[start : start + runner.n_batch]
-        runner.forward([Span(sequence, piece, n_logits=1 if start + len(piece) == len(ids) else 0)])
-    return time.perf_counter() - started
+    return _seconds(scheduler, Work(sequence, ids, one_by_one=False))
 
 
-def write(runner: Runner, sequence: Sequence, ids: list[int]) -> float:
+def write(scheduler: Scheduler, sequence: Sequence, ids: list[int]) -> float:
     """Seconds to compute tokens one by one, as in writing an answer."""
+    return _seconds(scheduler, Work(sequence, ids, one_by_one=True))
+
+
+def _seconds(scheduler: Scheduler, work: Work) -> float:
     started = time.perf_counter()
-    for token_id in ids:
-        runner.choose(sequence, [token_id], lambda logits, maxima: int(maxima.argmax()))
-    return time.perf_counter() - started
+    scheduler.submit(work)
+    scheduler.wait(work)
+    seconds = time.perf_counter() - started
+    work.sequence = None  # the caller's
+    scheduler.retire(work)
+    return seconds
 
 
 def _speeds(work: str, n_tokens: int, seconds: list[float]) -> dict[str, float | None]:

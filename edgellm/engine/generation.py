@@ -1,22 +1,26 @@
-"""One answer as it is made: the prompt is computed in pieces, then token after token becomes text."""
+"""One answer as it is made: the prompt is computed, then token after token becomes text."""
 
 from __future__ import annotations
 
-import inspect
+import threading
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.engine.runner import Runner, Span
+from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
+from edgellm.engine.scheduler import Scheduler
+from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
-    from edgellm.engine.kv_cache import Sequence
     from edgellm.text import Tokenizer
+
+MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
 
 
 @dataclass
@@ -44,103 +48,92 @@ class GenerationStats:
         return (self.n_generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
 
 
-@dataclass
-class _Answer:
-    """An answer in the making.
+class _Answer(Request):
+    """A text in the making: every token that is chosen is the next one to be computed.
 
     It knows nothing of the Generation that people hold, so that one they let go of ends at once.
+
+    unread:  tokens that nobody has taken yet. While others are computed, this one goes on for a few tokens.
     """
 
-    stats: GenerationStats
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    cancelled: bool = False
+    def __init__(self, prompt: list[int], params: SamplingParams, stop_ids: Collection[int], n_ctx: int) -> None:
+        super().__init__(list(prompt))
+        self.unread: deque[int] = deque()
+        self.stats = GenerationStats(n_prompt_tokens=len(prompt))
+        self.finish_reason: str | None = None
+        self._params, self._stop_ids, self._n_ctx = params, stop_ids, n_ctx
+        self._sampler = Sampler(params)
+        self._started = self._first_at = 0.0
 
-    def pieces(
-        self,
-        runner: Runner,
-        tokenizer: Tokenizer,
-        sequence: Sequence,
-        prompt: list[int],
-        params: SamplingParams,
-        n_ctx: int,
-    ) -> Generator[str]:
-        """The text, piece by piece, while tokens are computed and appended to the sequence."""
-        started = time.perf_counter()
-        sampler, text = Sampler(params), tokenizer.stream(after=prompt[-1])
-        pending = prompt[len(sequence) :]
-        n_kept = 0 if params.max_tokens == 0 else 1  # the last tokens are computed when the next one is chosen
-        while len(pending) > runner.n_batch * n_kept:
-            if self.cancelled:
-                return self._finish("cancelled")
-            runner.forward([Span(sequence, pending[: runner.n_batch], n_logits=0)])
-            pending = pending[runner.n_batch :]
-            self.stats.prompt_seconds = time.perf_counter() - started
-        if params.max_tokens == 0:
-            return self._finish("length")
-        first_at = started
+    def start(self) -> None:
+        """The clock runs from here on."""
+        self._started = time.perf_counter()
 
-        def choose(logits: np.ndarray, maxima: np.ndarray) -> int:
-            if not self.token_ids:
-                self.stats.prompt_seconds = time.perf_counter() - started
-            context = [*prompt, *self.token_ids] if params.repeat_penalty != 1 else ()
-            return sampler.choose(logits, context, maxima)
+    @property
+    def end(self) -> int:
+        return len(self.tokens) if len(self.unread) < MOST_UNREAD else 0
 
-        while True:
-            if self.cancelled:
-                return self._finish("cancelled")
-            token_id = runner.choose(sequence, pending, choose)
-            pending = [token_id]
-            now = time.perf_counter()
-            if not self.token_ids:
-                self.stats.first_token_seconds = now - started
-                first_at = now
-            if token_id in tokenizer.stop_ids:
-                if rest := text.flush():
-                    yield rest
-                return self._finish("stop")
-            self.token_ids.append(token_id)
-            self.stats.n_generated_tokens += 1
-            self.stats.generate_seconds = now - first_at
-            if piece_of_text := text.push(token_id):
-                yield piece_of_text
-            reason = self._full(params, len(sequence), n_ctx)
-            if reason:
-                if rest := text.flush():
-                    yield rest
-                return self._finish(reason)
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.unread) or super().is_ready
 
-    def _full(self, params: SamplingParams, n_cached: int, n_ctx: int) -> str | None:
-        if params.max_tokens is not None and len(self.token_ids) >= params.max_tokens:
-            return "length"
-        return "context" if n_cached >= n_ctx else None
+    def wants_logits(self, position: int) -> bool:
+        return position == len(self.tokens) - 1 and self._params.max_tokens != 0
+
+    def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
+        if position != len(self.tokens) - 1:
+            return  # a step that was interrupted has chosen what comes after it
+        if not self.stats.n_generated_tokens:
+            self.stats.prompt_seconds = time.perf_counter() - self._started
+        token_id = self._sampler.choose(logits, self.tokens, maxima)
+        now = time.perf_counter()
+        if not self.stats.n_generated_tokens:
+            self.stats.first_token_seconds = now - self._started
+            self._first_at = now
+        if token_id in self._stop_ids:
+            self._finish("stop")
+            return
+        self.stats.n_generated_tokens += 1
+        self.stats.generate_seconds = now - self._first_at
+        self.tokens.append(token_id)
+        self.unread.append(token_id)
+        if self.stats.n_generated_tokens == self._params.max_tokens:
+            self._finish("length")
+        elif len(self.tokens) > self._n_ctx:
+            self._finish("context")
+
+    def progressed(self) -> None:
+        self.stats.n_reused_tokens = self.n_reused
+        if not self.stats.n_generated_tokens and not self.is_over:
+            self.stats.prompt_seconds = time.perf_counter() - self._started
+            if self.n_cached == len(self.tokens):  # a prompt that nobody wants an answer to
+                self._finish("length")
 
     def _finish(self, reason: str) -> None:
         self.finish_reason = reason
+        self.is_over = True
 
 
 class Generation(Iterator[str]):
-    """An iterator over pieces of text, for one thread at a time."""
+    """An iterator over pieces of text, for one thread at a time. Nothing is computed before the first is asked for."""
 
     def __init__(
-        self,
-        runner: Runner,
-        tokenizer: Tokenizer,
-        sequence: Sequence,
-        prompt: list[int],
-        params: SamplingParams,
-        n_ctx: int,
+        self, scheduler: Scheduler, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, n_ctx: int
     ) -> None:
-        self._answer = _Answer(GenerationStats(n_prompt_tokens=len(prompt), n_reused_tokens=len(sequence)))
-        self._pieces = self._answer.pieces(runner, tokenizer, sequence, prompt, params, n_ctx)
-        self._sequence: Sequence | None = sequence
+        self._scheduler = scheduler
+        self._answer = _Answer(prompt, params, tokenizer.stop_ids, n_ctx)
+        self._text = tokenizer.stream(after=prompt[-1])
+        self._token_ids: list[int] = []
+        self._finish_reason: str | None = None
+        self._is_submitted = False
+        self._reading = threading.Lock()
 
     @property
     def finish_reason(self) -> str | None:
         """None while it goes on; then "stop" (the model ended its text), "length" (max_tokens), "context" (no room
         for more) or "cancelled" (by `cancel`, `close`, Ctrl-C or an error).
         """
-        return self._answer.finish_reason
+        return self._finish_reason
 
     @property
     def stats(self) -> GenerationStats:
@@ -150,37 +143,64 @@ class Generation(Iterator[str]):
     @property
     def token_ids(self) -> list[int]:
         """The tokens generated so far."""
-        return self._answer.token_ids
+        return self._token_ids
 
     def __next__(self) -> str:
+        if not self._reading.acquire(blocking=False):
+            raise UsageError("another thread is reading this generation; one at a time can")
         try:
-            return next(self._pieces)
-        except BaseException:  # the end, an error, or Ctrl-C
-            if not _is_running(self._pieces):  # unless it was another thread that is at work in here
-                self._end()
+            while self._finish_reason is None:
+                if piece := self._next_piece():
+                    return piece
+            raise StopIteration
+        except StopIteration:
             raise
+        except BaseException:  # an error, or Ctrl-C
+            self._end("cancelled")
+            raise
+        finally:
+            self._reading.release()
+
+    def _next_piece(self) -> str:
+        """The text of the next token, which may be none; at the end, what is left."""
+        answer = self._answer
+        if not self._is_submitted:
+            answer.start()
+            self._is_submitted = True
+            self._scheduler.submit(answer)
+        if not answer.is_cancelled:
+            self._scheduler.wait(answer)
+        if answer.is_cancelled:
+            self._end("cancelled")
+            return ""
+        if answer.unread:
+            token_id = answer.unread.popleft()
+            self._token_ids.append(token_id)
+            return self._text.push(token_id)
+        rest = self._text.flush()
+        self._end(answer.finish_reason or "cancelled")
+        return rest
 
     def cancel(self) -> None:
-        """Stop soon: before the next piece of the prompt or the next token. From any thread."""
-        self._answer.cancelled = True
+        """Stop soon, also in the middle of a long prompt. From any thread."""
+        self._scheduler.cancel(self._answer)
 
     def close(self) -> None:
         """Stop now; what was computed stays in the cache for the next prompt."""
         self.cancel()
-        if not _is_running(self._pieces):
-            self._pieces.close()
-            self._end()
+        if self._reading.acquire(blocking=False):
+            try:
+                self._end("cancelled")
+            finally:
+                self._reading.release()
 
     def __del__(self) -> None:
-        self._end()
+        if hasattr(self, "_reading"):  # it was made
+            self._end("cancelled")
 
-    def _end(self) -> None:
-        sequence, self._sequence = self._sequence, None
-        if sequence is not None:
-            self._answer.finish_reason = self.finish_reason or "cancelled"
-            sequence.cache.park(sequence)
-
-
-def _is_running(pieces: Generator[str]) -> bool:
-    """Whether a thread is at work in a generator at this moment."""
-    return inspect.getgeneratorstate(pieces) == inspect.GEN_RUNNING
+    def _end(self, reason: str) -> None:
+        if self._finish_reason is None:
+            self._finish_reason = reason
+            self._answer.is_cancelled |= reason == "cancelled"
+            if self._is_submitted:
+                self._scheduler.retire(self._answer)

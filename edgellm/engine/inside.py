@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from edgellm.engine.runner import HEAD_TOKENS, Runner, Span
+from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Value
@@ -18,16 +19,17 @@ from edgellm.graph.program import aligned
 
 
 def look_inside(
-    runner: Runner, token_ids: list[int], taps: Iterable[str], bind: Mapping[str, np.ndarray]
+    scheduler: Scheduler, token_ids: list[int], taps: Iterable[str], bind: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """See `Model.run`."""
+    runner = scheduler.runner
     values = runner.graphs.values
     wanted = _matching(values, taps)
     given = {values[name]: _rows_of(name, values[name], rows, len(token_ids)) for name, rows in bind.items() if name in values}
     weights = {name: raw for name, raw in bind.items() if name not in values}
     if both := [value.name for value in given if value in wanted.values()]:
         raise UsageError(f"{both[0]!r} is both tapped and bound; what is bound is known already")
-    with runner.alone(), bound_weights(runner, weights, known=values):
+    with scheduler.alone(), _bound(runner, weights, known=values):
         memory = {value: _Rows(value, runner.n_batch) for value in given}
         programs = runner.lowered_programs(list(wanted.values()), {v: m.address for v, m in memory.items()})
         usual, runner.programs = runner.programs, programs
@@ -37,13 +39,14 @@ def look_inside(
             runner.programs = usual
 
 
-def unembed(runner: Runner, states: np.ndarray) -> np.ndarray:
+def unembed(scheduler: Scheduler, states: np.ndarray) -> np.ndarray:
     """See `Model.unembed`."""
+    runner = scheduler.runner
     hidden = runner.graphs.hidden_input
     states = _rows_of("states", hidden, states, len(states) if np.ndim(states) == 2 else 0)
     memory = _Rows(hidden, HEAD_TOKENS)
     result = np.empty((len(states), runner.n_vocab), np.float32)
-    with runner.alone(), runner.programs.head.bound({hidden: memory.address}):
+    with scheduler.alone(), runner.programs.head.bound({hidden: memory.address}):
         for start in range(0, len(states), HEAD_TOKENS):
             part = states[start : start + HEAD_TOKENS]
             memory.fill(part)
@@ -53,10 +56,22 @@ def unembed(runner: Runner, states: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def bound_weights(
-    runner: Runner, memory: Mapping[str, np.ndarray], known: Iterable[str] = ()
-) -> Iterator[None]:
-    """See `Model.bind`; `known` are other names that could have been meant."""
+def bound_weights(scheduler: Scheduler, memory: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """See `Model.bind`."""
+    with scheduler.alone(), _bound(scheduler.runner, memory):
+        yield
+
+
+@contextmanager
+def square_sums(scheduler: Scheduler) -> Iterator[dict[str, np.ndarray]]:
+    """See `Model.square_sums`."""
+    with scheduler.alone(), scheduler.runner.square_sums() as sums:
+        yield sums
+
+
+@contextmanager
+def _bound(runner: Runner, memory: Mapping[str, np.ndarray], known: Iterable[str] = ()) -> Iterator[None]:
+    """known: other names that could have been meant."""
     places: dict[Tensor | Value, int] = {}
     keep = []
     for name, raw in memory.items():
@@ -109,7 +124,8 @@ def _collect(
             piece = token_ids[start : start + runner.n_batch]
             for value in body_given:
                 memory[value].fill(given[value][start : start + len(piece)])
-            runner.run_body([Span(sequence, piece, 0)])
+            sequence.reserve(len(piece))
+            runner.run_body([Span(sequence, piece)])
             sequence.append(piece)
             for name, value in of_body.items():
                 result[name][start : start + len(piece)] = runner.programs.body.view(value, len(piece))

@@ -4,27 +4,22 @@ cache = KVCache(layers, n_blocks)
 a = cache.sequence()
 a.reserve(len(ids))
 a.append(ids)             # after their keys and values were computed
-b = a.fork(100)           # the first 100 tokens again, in the same blocks until one of the two goes on
+b = a.fork(100)           # the first 100 tokens again, in the same blocks until one of the two goes on (copy on write)
 a.trim(50)
 b.release()
-cache.park(a)             # nobody needs it now, but a later text may begin like it
-c = cache.resume(prompt)  # a sequence that has as much of the prompt as any parked one
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.errors import ContextOverflowError
+from edgellm.errors import CacheFullError
 from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import KV_BLOCK
-
-MAX_PARKED = 4  # texts that stay in the cache after their generation has ended
 
 
 @dataclass(frozen=True)
@@ -58,13 +53,11 @@ class KVCache:
         self._memory = [np.empty((n_blocks, layer.block_bytes), np.uint8) for layer in self.layers]
         self._free = list(range(n_blocks - 1, -1, -1))
         self._owners = [0] * n_blocks
-        self._parked: list[Sequence] = []  # most recently used last
-        self._arriving: deque[Sequence] = deque()
         self._lock = threading.RLock()
 
     @property
     def n_free_blocks(self) -> int:
-        """Blocks that nobody holds; those of parked sequences come on top when they are needed."""
+        """Blocks that nobody holds."""
         return len(self._free)
 
     @property
@@ -77,46 +70,11 @@ class KVCache:
     def sequence(self) -> Sequence:
         return Sequence(self)
 
-    # --- texts that have ended ----------------------------------------------------------------------------
-
-    def park(self, sequence: Sequence) -> None:
-        """Keep a sequence that nobody uses now, until its room is needed.
-
-        Takes no lock: a finalizer may call it at any moment, even while this thread is at work in here.
-        """
-        self._arriving.append(sequence)
-
-    def resume(self, token_ids: list[int]) -> Sequence:
-        """A sequence with as many of the first tokens of a text as a parked one has, or none."""
-        with self._lock:
-            self._settle()
-            lengths = [_common_prefix(parked.tokens, token_ids) for parked in self._parked]
-            n = max(lengths, default=0)
-            if n == 0:
-                return self.sequence()
-            best = self._parked.pop(lengths.index(n))
-            if n == len(best):
-                return best
-            self._parked.append(best)  # it has more to remember than this text
-            return best.fork(n)
-
-    def _settle(self) -> None:
-        while self._arriving:
-            self._parked.append(self._arriving.popleft())
-        while len(self._parked) > MAX_PARKED:
-            self._parked.pop(0).release()
-
-    # --- blocks -------------------------------------------------------------------------------------------
-
     def take(self) -> int:
-        """A block of one's own, of a parked sequence if need be. Raises ContextOverflowError when none is left."""
+        """A block that nobody else has. Raises CacheFullError when none is left."""
         with self._lock:
-            self._make_room()
             if not self._free:
-                raise ContextOverflowError(
-                    f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use by other "
-                    "generations; let one end (or close it), or load with a larger n_ctx"
-                )
+                raise CacheFullError(f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use")
             block = self._free.pop()
             self._owners[block] = 1
             return block
@@ -132,22 +90,16 @@ class KVCache:
             if self._owners[block] == 0:
                 self._free.append(block)
 
-    def own(self, block: int) -> int:
-        """This block if nobody else has it, or else a copy to have in its stead."""
+    def writable(self, block: int) -> int:
+        """This block if nobody shares it, or else a copy to have in its stead (copy on write)."""
         with self._lock:
-            if self._owners[block] > 1:
-                self._make_room()
             if self._owners[block] == 1:
                 return block
             copy = self.take()
             for memory in self._memory:
                 memory[copy] = memory[block]
+            self.give_back(block)
             return copy
-
-    def _make_room(self) -> None:
-        self._settle()
-        while not self._free and self._parked:
-            self._parked.pop(0).release()
 
 
 class Sequence:
@@ -167,13 +119,10 @@ class Sequence:
         return len(self._blocks)
 
     def reserve(self, n_tokens: int) -> None:
-        """Make room for so many more tokens. Raises ContextOverflowError when the cache is full."""
+        """Make room for so many more tokens. Raises CacheFullError when there is none; what was had stays."""
         last, used = divmod(len(self.tokens), KV_BLOCK)
         if used:
-            shared = self._blocks[last]
-            self._blocks[last] = self.block_table[last] = self.cache.own(shared)
-            if self._blocks[last] != shared:
-                self.cache.give_back(shared)
+            self._blocks[last] = self.block_table[last] = self.cache.writable(self._blocks[last])
         while len(self._blocks) < blocks_for(len(self.tokens) + n_tokens):
             self._add(self.cache.take())
 
@@ -210,10 +159,3 @@ class Sequence:
             self.block_table = np.concatenate([self.block_table, np.zeros_like(self.block_table)])
         self.block_table[index] = block
         self._blocks.append(block)
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    return next(i for i in range(n) if a[i] != b[i])

@@ -14,8 +14,10 @@ import numpy as np
 from edgellm import hub
 from edgellm.arch import architecture_of
 from edgellm.engine.generation import Generation
-from edgellm.engine.inside import bound_weights, look_inside, unembed
-from edgellm.engine.runner import Runner, Span
+from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
+from edgellm.engine.request import Scores
+from edgellm.engine.runner import Runner
+from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import (
     ContextOverflowError,
     FileProblem,
@@ -39,6 +41,7 @@ def load(
     n_batch: int = RuntimeConfig.n_batch,
     kv_type: str = RuntimeConfig.kv_type,
     activations: str = RuntimeConfig.activations,
+    cache_bytes: int | None = RuntimeConfig.cache_bytes,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model of the catalogue by its name, ready to run.
@@ -48,7 +51,7 @@ def load(
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
-    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations), progress)
+    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes), progress)
 
 
 class Model:
@@ -77,6 +80,7 @@ class Model:
             self._runner = Runner(
                 self._file, architecture, self.config, self.n_ctx, runtime, progress
             )
+            self._scheduler = Scheduler(self._runner)
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
         except MemoryError as problem:
@@ -131,7 +135,7 @@ class Model:
 
         Raises UsageError for names that do not exist and arrays that do not fit.
         """
-        return look_inside(self._runner, self._checked(token_ids), taps, bind or {})
+        return look_inside(self._scheduler, self._checked(token_ids), taps, bind or {})
 
     def unembed(self, states: np.ndarray) -> np.ndarray:
         """Any hidden states through the head, a logit lens (nostalgebraist, 2020).
@@ -139,7 +143,7 @@ class Model:
         states: float32 [n, n_embd], such as `blk.5.l_out` of `run`. Returns logits, float32 [n, n_vocab].
         """
         self._check_open()
-        return unembed(self._runner, states)
+        return unembed(self._scheduler, states)
 
     def bind(self, memory: Mapping[str, np.ndarray]) -> AbstractContextManager[None]:
         """A context in which weights are others: bytes, uint8, of a tensor's own format and size, by its name.
@@ -148,7 +152,7 @@ class Model:
         and weights that are bound already.
         """
         self._check_open()
-        return bound_weights(self._runner, memory)
+        return bound_weights(self._scheduler, memory)
 
     def square_sums(self) -> AbstractContextManager[dict[str, np.ndarray]]:
         """A context in which every run adds up the squares of what each linear is given, for importance matrices.
@@ -157,7 +161,7 @@ class Model:
         logits are asked for count. Nobody else may use the model meanwhile.
         """
         self._check_open()
-        return self._runner.square_sums()
+        return square_sums(self._scheduler)
 
     def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Generation:
         """Continue a prompt, as plain text. Keywords are those of `SamplingParams`.
@@ -186,7 +190,7 @@ class Model:
         """End the threads and let go of the file."""
         if not self._closed:
             self._closed = True
-            self._runner.close()
+            self._scheduler.close()
             self._file.close()
 
     def __enter__(self) -> Model:
@@ -199,21 +203,24 @@ class Model:
         return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}>"
 
     def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
-        sequence = self._runner.cache.resume(ids[:-1])  # the last token is computed anew, for its logits
-        return Generation(self._runner, self.tokenizer, sequence, ids, params, self.n_ctx)
+        return Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx)
 
     def _pieces(self, ids: list[int], first: int, n_rows: int) -> Iterator[np.ndarray]:
-        """Logits from the token `first` on, of up to n_rows tokens in each pass."""
-        sequence, n_batch = self._runner.cache.sequence(), self._runner.n_batch
+        """Logits from the token `first` on, of up to n_rows tokens in each piece."""
+        request = Scores(ids)
+        self._scheduler.submit(request)
         try:
-            while (start := len(sequence)) < len(ids):
-                n = min(n_batch, first - start) if start < first else n_rows
-                piece = ids[start : start + n]
-                logits = self._runner.forward([Span(sequence, piece, len(piece) if start >= first else 0)])
-                if start >= first:
-                    yield logits
+            while (start := max(first, request.n_cached)) < len(ids):
+                end = min(start + n_rows, len(ids))
+                rows = np.empty((end - start, self.n_vocab), np.float32)
+                request.ask(end, rows)
+                self._scheduler.wait(request)
+                yield rows
+            if request.n_cached < len(ids):  # nobody wants logits, but maybe what happens on the way
+                request.ask(len(ids), np.empty((0, self.n_vocab), np.float32))
+                self._scheduler.wait(request)
         finally:
-            sequence.release()
+            self._scheduler.retire(request)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -12,6 +12,7 @@ from edgellm.engine.bench import check_room, read, some_tokens, write
 from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.model import Model
 from edgellm.engine.runner import Runner
+from edgellm.engine.scheduler import Scheduler
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
 from edgellm.graph.profiler import Profiler, Timed
 
@@ -56,20 +57,20 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
 
     Times are medians over repetitions, op by op.
     """
-    runner = model._runner
+    runner, scheduler = model._runner, model._scheduler
     n_batch = min(n_prompt, runner.n_batch)
     check_room(model, depth + max(n_batch, 1))
     ids = some_tokens(model, max(depth, n_batch, 1))
     sequence = runner.cache.sequence()
 
-    def repeat(work: Callable[[Runner, Sequence, list[int]], float], n_tokens: int) -> Iterator[float]:
+    def repeat(work: Callable[[Scheduler, Sequence, list[int]], float], n_tokens: int) -> Iterator[float]:
         for _ in range(n_repetitions + 1):  # the first one warms up
-            seconds = work(runner, sequence, ids[:n_tokens])
+            seconds = work(scheduler, sequence, ids[:n_tokens])
             sequence.trim(depth)
             yield seconds
 
     try:
-        read(runner, sequence, ids[:depth])
+        read(scheduler, sequence, ids[:depth])
         result = {}
         for name, work, n_tokens in (("prefill", read, n_batch), ("decode", write, 1)):
             _, *unprofiled = repeat(work, n_tokens)

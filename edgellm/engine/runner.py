@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,19 +31,18 @@ from edgellm.kernels.store import KernelStore
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
-Chooser = Callable[[np.ndarray, np.ndarray], int]
-
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
-MAX_SEQUENCES = 4  # full contexts that the cache has room for, where memory allows
+MOST_OF_MEMORY = 0.9  # for one context: more would leave nothing for the weights
+DEFAULT_CONTEXTS = 8  # full ones that the cache has room for
+DEFAULT_OF_AVAILABLE = 0.25  # of the memory that is free now, at most
 
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence in a batch. n_logits: for how many of the last of them logits are wanted."""
+    """New tokens of one sequence in a batch."""
 
     sequence: Sequence
     token_ids: SequenceOf[int]
-    n_logits: int = 1
 
     def piece(self) -> Piece:
         """The same for a batch; the cache must have room already."""
@@ -64,7 +62,7 @@ class Programs:
 
 
 class Runner:
-    """A model in memory. Its methods may be called from any thread; batches run one after the other.
+    """A model in memory: its programs, their data, and the cache. For one thread at a time; the scheduler sees to that.
 
     graphs:    the model's nodes.
     programs:  what is run; `team` runs them.
@@ -101,36 +99,39 @@ class Runner:
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
         layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
-        self.cache = _allocate_cache(layers, n_ctx)
+        self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
         self.team = Team(self.store, self.n_threads, max_ops=len(body.ops) + len(self.graphs.body.nodes))
         self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
         self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
         self.programs = self._programs(body, head)
-        self._lock = threading.RLock()
         self._bound: set[Tensor | Value] = set()
 
-    def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
-        """Compute all spans in one batch of at most n_batch tokens, and append them to their sequences.
+    def run_body(self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None) -> bool:
+        """Hidden states of some spans in one batch of at most n_batch tokens, for which the cache has room.
 
-        Returns float32 [sum of n_logits, n_vocab], in the order of the spans. Raises ContextOverflowError when
-        the cache is full, UsageError after `close`.
+        stop:  see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
         """
-        with self._computed(spans) as wanted:
-            result = np.empty((len(wanted), self.n_vocab), np.float32)
-            for start in range(0, len(wanted), HEAD_TOKENS):
-                n = self.run_head(wanted[start : start + HEAD_TOKENS])
-                result[start : start + n] = self.programs.head.view(self.graphs.logits, n)
-            return result
+        return self.programs.body.run(self._body_batch.fill([span.piece() for span in spans]), stop)
 
-    def choose(self, sequence: Sequence, token_ids: SequenceOf[int], chooser: Chooser) -> int:
-        """Compute one span like `forward`, and let `chooser(logits, maxima)` say what comes next.
+    def logits_of(self, rows: SequenceOf[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For some rows of the last batch, logits, float32 [n_vocab], and the largest of every MAXIMA_GROUP of them.
 
-        It gets views of the logits and of the largest of every MAXIMA_GROUP of them, where they were made and only for
-        as long as it runs; until it returns, nobody else can run the model.
+        They are views of where they were made, valid until the next is asked for.
         """
-        with self._computed([Span(sequence, token_ids)]) as wanted:
-            self.run_head(wanted)
-            return chooser(self.programs.head.view(self.graphs.logits, 1)[0], self.programs.head.view(self._maxima, 1)[0])
+        for start in range(0, len(rows), HEAD_TOKENS):
+            n = self.run_head(rows[start : start + HEAD_TOKENS])
+            head = self.programs.head
+            yield from zip(head.view(self.graphs.logits, n), head.view(self._maxima, n), strict=True)
+
+    def run_head(self, rows: SequenceOf[int]) -> int:
+        """The head for some rows of the last batch, HEAD_TOKENS at most; returns how many these are."""
+        self.programs.head.run(self._head_batch.select(rows))
+        return len(rows)
+
+    def check_open(self) -> None:
+        """Raises UsageError after `close`."""
+        if not self._end.alive:
+            raise UsageError("the model is closed")
 
     @contextmanager
     def square_sums(self) -> Iterator[dict[str, np.ndarray]]:
@@ -200,48 +201,14 @@ class Runner:
         finally:
             self._bound.difference_update(memory)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Meanwhile, no other thread runs the model. Raises UsageError after `close`."""
-        with self._lock:
-            if not self._end.alive:
-                raise UsageError("the model is closed")
-            yield
-
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights, by name."""
         return self._file.tensors
 
     def close(self) -> None:
-        """End the threads, when the batch that is running is done."""
-        with self._lock:
-            self._end()
-
-    @contextmanager
-    def _computed(self, spans: SequenceOf[Span]) -> Iterator[list[int]]:
-        """Run the body for some spans; gives the rows of which logits are wanted, then counts the tokens as cached."""
-        with self.alone():
-            self.run_body(spans)
-            wanted: list[int] = []
-            end = 0
-            for span in spans:
-                end += len(span.token_ids)
-                wanted.extend(range(end - span.n_logits, end))
-            yield wanted
-            for span in spans:
-                span.sequence.append(span.token_ids)
-
-    def run_head(self, rows: SequenceOf[int]) -> int:
-        """Logits for some rows of the body's; returns how many these are."""
-        self.programs.head.run(self._head_batch.select(rows))
-        return len(rows)
-
-    def run_body(self, spans: SequenceOf[Span]) -> None:
-        """Hidden states of some spans in one batch; who calls is alone, and counts the tokens as cached afterwards."""
-        for span in spans:
-            span.sequence.reserve(len(span.token_ids))
-        self.programs.body.run(self._body_batch.fill([span.piece() for span in spans]))
+        """End the threads."""
+        self._end()
 
 
 def _most_common_format(file: GGUFFile) -> BlockFormat:
@@ -252,15 +219,25 @@ def _most_common_format(file: GGUFFile) -> BlockFormat:
     return max(n_bytes, key=lambda found: n_bytes[found])
 
 
-def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:
-    """A cache for several full contexts, or for fewer where that would take more than half of the memory."""
-    one = blocks_for(n_ctx) + 1
-    one_bytes = one * sum(layer.block_bytes for layer in layers)
-    memory = psutil.virtual_memory().total
-    if one_bytes > 0.9 * memory:
+def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | None) -> KVCache:
+    """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
+
+    The system gives the memory as it is first used.
+    """
+    n_blocks = blocks_for(n_ctx) + 1
+    block_bytes = sum(layer.block_bytes for layer in layers)
+    one, memory = n_blocks * block_bytes, psutil.virtual_memory()
+    if cache_bytes is not None:
+        if cache_bytes < one:
+            raise MemoryLimitError(
+                f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
+                "choose a larger cache or a shorter context (-c, n_ctx)"
+            )
+        return KVCache(layers, cache_bytes // block_bytes)
+    if one > MOST_OF_MEMORY * memory.total:
         raise MemoryLimitError(
-            f"a context of {n_ctx} tokens needs a KV cache of {one_bytes / 1e9:.1f} GB, and this "
-            f"machine has {memory / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)"
+            f"a context of {n_ctx} tokens needs a KV cache of {one / 1e9:.1f} GB, and this "
+            f"machine has {memory.total / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)"
         )
-    n_sequences = min(MAX_SEQUENCES, max(1, int(memory / 2 // one_bytes)))
-    return KVCache(layers, one * n_sequences)
+    usual = min(DEFAULT_CONTEXTS * one, int(DEFAULT_OF_AVAILABLE * memory.available))
+    return KVCache(layers, max(one, usual) // block_bytes)

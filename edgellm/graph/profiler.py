@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np
 
@@ -46,7 +47,7 @@ class Profiler(Team):
         self._clock = _Clock()
         self._watched: dict[Program, _Watched] = {}
 
-    def run(self, program: Runnable) -> None:
+    def run(self, program: Runnable, is_long: bool = False, stop: Callable[[], bool] | None = None) -> bool:
         assert isinstance(program, Program)
         if program not in self._watched:
             self._watched[program] = _Watched(program, self._clock, self._store.address(CLOCK))
@@ -64,6 +65,7 @@ class Profiler(Team):
                 is_small = op.small_kernel and self._store.address(op.small_kernel) == address
                 kernel = op.small_kernel if op.small_kernel and is_small else op.kernel
                 self.timed.append(Timed(op, kernel, n_tokens, elapsed))
+        return True
 
 
 class _Watched:

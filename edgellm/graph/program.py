@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,18 +83,22 @@ class Program:
         self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(self.ops)
         self.record["n_chunks"] = self.n_chunks.ctypes.data
 
-    def run(self, counts: Mapping[str, int]) -> None:
-        """Run all ops for the batch as it stands; `counts` says how many of everything it has."""
+    def run(self, counts: Mapping[str, int], stop: Callable[[], bool] | None = None) -> bool:
+        """Run all ops for the batch as it stands; `counts` says how many of everything it has.
+
+        stop:  asked now and then while many tokens are computed, whether they are still wanted. If not, the run ends
+               at once and this returns False.
+        """
+        is_small = counts["tokens"] <= self.lowered.target.tuning.small_batch
         if counts != self._counts:
             self._counts = {}  # Ctrl-C may come before all is written
-            is_small = counts["tokens"] <= self.lowered.target.tuning.small_batch
             self.ops["kernel"] = self._small_kernels if is_small else self._kernels
             self.ops["prefetch_bytes"] = PREFETCH_BYTES if is_small else 0
             for rule, indices in self._rules:
                 self.n_chunks[indices] = rule.of(counts, is_small)
             self.batch.record["n_tokens"] = counts["tokens"]
             self._counts = dict(counts)
-        self.team.run(self)
+        return self.team.run(self, not is_small, stop)
 
     def view(self, value: Value, n_tokens: int) -> np.ndarray:
         """A kept value as float32 [n_tokens, width]: a view of the arena, which the next run overwrites."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.store import KernelStore
 
 LINE_WORDS = 8
+SLICE_SECONDS = 0.03  # of a long run, between two looks at what else has happened
 KERNELS: tuple[Kernel, Kernel] = (find("lead"), find("work"))
 
 
@@ -43,6 +46,7 @@ class Team:
         self._record["n_threads"] = n_threads
         self._record["yield_core"] = _yield_function()
         self._address = self._record.ctypes.data
+        self._slice_ops = 1
         # A thread that comes late to a run still looks at the program when that run is over: all stay to the end.
         self._programs: set[Runnable] = set()
         self._stopping = False
@@ -55,15 +59,51 @@ class Team:
         for thread in self._threads:
             thread.start()
 
-    def run(self, program: Runnable) -> None:
-        """Run a program; returns when all of its ops are done. The GIL is free meanwhile."""
-        self._programs.add(program)
-        self._run_record(program.record)
+    def run(self, program: Runnable, is_long: bool = False, stop: Callable[[], bool] | None = None) -> bool:
+        """Run a program; returns when all of its ops are done. The GIL is free meanwhile.
 
-    def _run_record(self, record: np.ndarray) -> None:
+        is_long:  come back to Python every SLICE_SECONDS, for Ctrl-C and for `stop()`.
+        stop:     whether the results are no longer wanted. The run then ends at once, and this returns False.
+        """
+        self._programs.add(program)
+        return self._run_record(program.record, is_long, stop)
+
+    def _run_record(
+        self, record: np.ndarray, is_long: bool = False, stop: Callable[[], bool] | None = None
+    ) -> bool:
         """Run what a `records.PROGRAM` says; it must live as long as the threads do."""
+        n_ops, at = int(record["n_ops"][0]), 0
         self._wake()
-        self._lead(self._address, record.ctypes.data, 0)
+        try:
+            while at < n_ops:
+                if at and stop is not None and stop():
+                    self._abort(record, at)
+                    return False
+                n = self._slice_ops if is_long else n_ops
+                self._record["slice_ops"] = n
+                started = time.perf_counter()
+                self._lead(self._address, record.ctypes.data, at)
+                at += n
+                if is_long:
+                    self._adapt(time.perf_counter() - started)
+        except BaseException:  # Ctrl-C between two slices, while the other threads are at work
+            self._abort(record, at)
+            raise
+        return True
+
+    def _abort(self, record: np.ndarray, at: int) -> None:
+        """Go through what is left of a run without doing it."""
+        record["abort"] = 1
+        self._record["slice_ops"] = record["n_ops"]
+        self._lead(self._address, record.ctypes.data, at)
+        record["abort"] = 0
+
+    def _adapt(self, seconds: float) -> None:
+        """Make slices as long as they should be; ops of one program take about as long as those of the next."""
+        if seconds > SLICE_SECONDS:
+            self._slice_ops = max(1, self._slice_ops // 2)
+        elif seconds < SLICE_SECONDS / 4:
+            self._slice_ops = min(self.max_ops, 2 * self._slice_ops)
 
     def close(self) -> None:
         """End the helper threads. A run that is on goes on without them."""

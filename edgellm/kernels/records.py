@@ -285,6 +285,7 @@ PROGRAM = Schema(
     ops="ptr",  # an OP each
     n_ops="i64",
     n_chunks="ptr",  # int64 [n_ops]: the chunks of this run; an op of 0 chunks is left out
+    abort="i64",  # 1: what is left of this run is not done, and its results are worthless
 )
 
 # The progress of one run of a program: a cache line for each op.
@@ -300,6 +301,7 @@ TEAM = Schema(
     progress_bytes="i64",
     seats="ptr",  # a cache line for each thread: which progress it is working on, 0 for none
     n_threads="i64",
+    slice_ops="i64",  # after so many ops the leader returns, and is called again to go on
     stop="i64",
     yield_core="ptr",  # the system's function by which a thread lets others have its core
 )

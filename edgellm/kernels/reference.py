@@ -75,17 +75,21 @@ def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Fl
     return (groups / np.sqrt(mean_square + epsilon) * weight).astype(np.float32).reshape(x.shape)
 
 
-def silu_glu(gate: Floats, up: Floats) -> Floats:
-    """gate * sigmoid(gate) * up, for [n_tokens, n_cols] both."""
-    x = gate.astype(np.float64)
-    return (x * _sigmoid(x) * up).astype(np.float32)
+def glu(gate: Floats, up: Floats, activation: str) -> Floats:
+    """activation(gate) * up, for [n_tokens, n_cols] both."""
+    return (_ACTIVATIONS[activation](gate.astype(np.float64)) * up).astype(np.float32)
 
 
-def gelu_glu(gate: Floats, up: Floats) -> Floats:
-    """gelu(gate) * up with the tanh form of gelu: x/2 (1 + tanh(z)), which is x * sigmoid(2z)."""
-    x = gate.astype(np.float64)
-    z = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-    return (x * _sigmoid(2 * z) * up).astype(np.float32)
+def _silu(x: Floats) -> Floats:
+    return x * _sigmoid(x)
+
+
+def _gelu(x: Floats) -> Floats:
+    """The tanh form: x/2 (1 + tanh(z)), which is x * sigmoid(2z)."""
+    return x * _sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+
+
+_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -115,13 +119,13 @@ def rope(x: Floats, angles: Floats, interleaved: bool) -> Floats:
 class Quantized(NamedTuple):
     """Activations as int8: x is about q * d, group by group (see `records.QUANTIZED`).
 
-    Fine ones have n_planes * n_cols columns, and x is about the sum of the planes.
+    In n_planes, there are so many of each of these behind each other, and x is about the sum of the planes.
     """
 
-    q: NDArray[np.int8]  # [n_tokens, n_cols]
-    d: Floats  # float32 [n_tokens, n_cols / 32]
-    sum32: Floats  # float32 [n_tokens, n_cols / 32]: d * sum of q over the group
-    sum16: Floats  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
+    q: NDArray[np.int8]  # [n_tokens, n_planes * n_cols]
+    d: Floats  # float32 [n_tokens, n_planes * n_cols / 32]
+    sum32: Floats  # float32 [n_tokens, n_planes * n_cols / 32]: d * sum of q over the group
+    sum16: Floats  # float32 [n_tokens, n_planes * n_cols / 16]: the same by halves of a group
 
     def dequantize(self, n_planes: int = 1) -> NDArray[np.float64]:
         """float64 [n_tokens, n_cols]: what the linear kernels take the activations to be."""
@@ -134,12 +138,23 @@ class Quantized(NamedTuple):
         return [Quantized(*(part[plane] for part in parts)) for plane in range(n)]
 
 
-def quantize(x: Floats) -> Quantized:
+def quantize(x: Floats, n_planes: int = 1) -> Quantized:
     """float32 [n_tokens, n_cols] -> int8 in groups of 32, each with the scale that its largest magnitude needs.
 
-    In float32 throughout, as the kernel does it: both give the same bits. A group that holds NaN or infinity
-    has a scale that is not finite either, and so spoils all that is computed from it.
+    What rounding leaves over goes into the next plane. In float32 throughout, as the kernel does it: both give the
+    same bits. A group that holds NaN or infinity has a scale that is not finite either, and so spoils all that is
+    computed from it.
     """
+    planes = []
+    for _ in range(n_planes):
+        planes.append(_quantize_plane(x))
+        with np.errstate(all="ignore"):
+            x = (x.astype(np.float64) - planes[-1].dequantize()).astype(np.float32)  # exact, then rounded once
+    parts: Any = [np.concatenate(part, axis=1) for part in zip(*planes, strict=True)]
+    return Quantized(*parts)
+
+
+def _quantize_plane(x: Floats) -> Quantized:
     groups = x.astype(np.float32).reshape(len(x), x.shape[1] // GROUP, GROUP)
     largest = np.abs(groups).max(-1)
     with np.errstate(all="ignore"):
@@ -151,34 +166,43 @@ def quantize(x: Floats) -> Quantized:
     return Quantized(q.reshape(x.shape), d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
 
 
-def fine_quantize(x: Floats) -> Quantized:
-    """float32 [n_tokens, n_cols] -> two planes, what rounding left over of the first being the second."""
-    first = quantize(x)
-    with np.errstate(all="ignore"):
-        rest = (x.astype(np.float64) - first.dequantize()).astype(np.float32)  # exact, then rounded once
-        both: Any = [np.concatenate(parts, axis=1) for parts in zip(first, quantize(rest), strict=True)]
-    return Quantized(*both)
-
-
-def fine_linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:
-    """W x for x in two planes, each summed up by itself."""
-    a, b = (linear(weights, fmt, plane) for plane in x.planes(2))
-    return a + b
-
-
-def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:
+def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized, n_planes: int = 1) -> Floats:
     """W x for weights uint8 [n_rows, row_bytes] -> float32 [n_tokens, n_rows].
 
-    Kernels get the sum over a group exactly, from integers, and then add groups in float32, first to last.
+    Kernels get the sum over a group exactly, from integers, and then add groups in float32, first to last; planes are
+    each summed up by themselves.
     """
     with np.errstate(all="ignore"):
-        return (x.dequantize() @ fmt.dequantize(weights).astype(np.float64).T).astype(np.float32)
+        w = fmt.dequantize(weights).astype(np.float64).T
+        return np.sum([(plane.dequantize() @ w).astype(np.float32) for plane in x.planes(n_planes)], 0, np.float32)
 
 
-def linear_float(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Floats:
-    """The same for float formats, whose kernels take the activations x [n_tokens, n_cols] as they are."""
+def linear_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Floats:
+    """W x for inputs float32 [n_tokens, n_cols] that nobody has rounded -> float32 [n_tokens, n_rows].
+
+    Column after column, each by one fused multiply-add, as the kernels do it: both give the same bits.
+    """
+    w = fmt.dequantize(weights)
+    total = np.zeros((len(x), len(w)), np.float32)
+    for column in range(w.shape[1]):
+        total = _fused_multiply_add(x[:, column, None], w[:, column], total)
+    return total
+
+
+def _fused_multiply_add(a: Floats, b: Floats, c: Floats) -> Floats:
+    """a * b + c in float32, rounded once.
+
+    In float64 the product is exact, and the sum is rounded to odd, so that rounding it again does no harm (Boldo and
+    Melquiond, 2008): of the two numbers around a sum that is not exact, the one whose last bit is 1.
+    """
     with np.errstate(all="ignore"):
-        return (x.astype(np.float64) @ fmt.dequantize(weights).astype(np.float64).T).astype(np.float32)
+        product = a.astype(np.float64) * b
+        total = product + c
+        part = total - product
+        error = (product - (total - part)) + (c - part)  # exactly (Knuth's two-sum)
+        is_even = total.view(np.int64) % 2 == 0
+        beside = np.nextafter(total, np.copysign(np.inf, error))
+        return np.where(is_even & (error != 0), beside, total).astype(np.float32)
 
 
 # --- attention ---------------------------------------------------------------------------------------------

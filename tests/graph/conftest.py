@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import pytest
 
-from edgellm.graph import Team
+from edgellm.formats.tensor import Tensor
+from edgellm.graph import Batch, Graph, Lowered, Program, Target, Team, Tuning, Value, lower
+from edgellm.graph.ops import Rows
+from edgellm.graph.program import aligned
 from edgellm.graph.team import KERNELS
 from edgellm.kernels.isa import choose
 from edgellm.kernels.store import KernelStore
+from edgellm.quants import FORMATS
 
 MAX_OPS = 64
 
@@ -35,3 +41,37 @@ def team_of(store: KernelStore) -> Iterator[Callable[[int], Team]]:
     for team in teams:
         team.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgellm-")]
+
+
+def lowered(graph: Graph, n_threads: int = 1, taps=(), given=(), square_sums=None, **target: Any) -> Lowered:
+    """A graph's ops for this machine."""
+    return lower(graph, Target(choose(), Tuning(n_threads), **target), taps, given, square_sums)
+
+
+def program_of(
+    ops: Lowered,
+    store: KernelStore,
+    team: Team,
+    capacity: int = 16,
+    inputs: Mapping[Value, np.ndarray] | None = None,
+    tables: Mapping[str, int] | None = None,
+) -> Program:
+    """Ops ready to run; inputs: what `rows_for` made, which must stay as long as the program."""
+    store.load(ops.kernels)
+    addresses = {value: rows.ctypes.data for value, rows in (inputs or {}).items()}
+    return Program(ops, store, Batch(capacity, ops), team, tables, addresses)
+
+
+def rows_for(value: Value, n_tokens: int) -> np.ndarray:
+    """Memory for a value from outside: float32 [n_tokens, its width rounded up]."""
+    stride = Rows(value.width).stride
+    rows = aligned(n_tokens * stride * 4).view(np.float32).reshape(n_tokens, stride)
+    rows[...] = 0
+    return rows
+
+
+def tensor(name: str, *shape: int, format_name: str = "F32", seed: int = 3) -> Tensor:
+    """Random weights, of a size that keeps what they multiply."""
+    x = np.random.default_rng(seed).standard_normal(shape, np.float32) / shape[-1] ** 0.5
+    fmt = FORMATS[format_name]
+    return Tensor(name, shape, fmt, fmt.quantize(x))

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Table, Value
+from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Rows, Table
 from edgellm.graph.plan import ALIGN, dependencies, n_bytes, plan
 from edgellm.kernels.records import ADD
 from edgellm.kernels.registry import find
@@ -18,18 +18,18 @@ N_TOKENS = 3
 
 
 @st.composite
-def programs(draw) -> tuple[list[Op], list[Value]]:
+def programs(draw) -> tuple[list[Op], list[Rows]]:
     """Ops that read some of what there is, and write something new or, in place, something old."""
     buffers: list = [Table("cache 0")]
     ops = []
     for _ in range(draw(st.integers(1, 25))):
         reads = draw(st.lists(st.sampled_from(buffers), max_size=3, unique=True))
         width = draw(st.integers(1, 6)) * 32
-        new = draw(st.sampled_from([Value(width), Quantized(width), Fixed(width), None]))
+        new = draw(st.sampled_from([Rows(width), Quantized(width), Fixed(width), None]))
         writes = [draw(st.sampled_from(buffers))] if new is None else [new]
         ops.append(Op(find("add"), ADD, {}, Chunks("tokens"), reads, writes))
         buffers += [new] if new else []
-    values = [buffer for buffer in buffers if isinstance(buffer, Value)]
+    values = [buffer for buffer in buffers if isinstance(buffer, Rows)]
     return ops, draw(st.lists(st.sampled_from(values), unique=True)) if values else []
 
 
@@ -89,13 +89,13 @@ def test_any_order_that_dependencies_allow_gives_every_op_its_inputs(program, ch
 
 def test_places_are_used_again() -> None:
     """A long chain needs room for two links."""
-    chain = [Value(16) for _ in range(50)]
+    chain = [Rows(16) for _ in range(50)]
     ops = [Op(find("add"), ADD, {}, Chunks("tokens"), [a], [b]) for a, b in pairwise(chain)]
     assert plan(ops, [], N_TOKENS)[1] == 2 * n_bytes(chain[0], N_TOKENS)
 
 
 def test_ops_that_share_nothing_do_not_wait() -> None:
-    a, b, c, d = (Value(16) for _ in range(4))
+    a, b, c, d = (Rows(16) for _ in range(4))
     ops = [Op(find("add"), ADD, {}, Chunks("tokens"), [], [value]) for value in (a, b, c)]
     ops.append(Op(find("add"), ADD, {}, Chunks("tokens"), [b], [d]))
     offsets, _ = plan(ops, [a, b, c, d], N_TOKENS)

@@ -7,15 +7,17 @@ import time
 import numpy as np
 import pytest
 
-from edgellm.graph import Batch, Graph, Program, Team, Tuning
+from edgellm.graph import Batch, Graph, Program, Target, Team, Tuning, lower
+from edgellm.graph.nodes import add, select_rows
 from edgellm.graph.ops import Chunks, Op
 from edgellm.graph.profiler import Profiler
-from edgellm.graph.program import aligned, kernels_of
 from edgellm.kernels import records
-from edgellm.kernels.isa import Isa, available, choose
+from edgellm.kernels.isa import Isa, available
 from edgellm.kernels.records import S_PER_STEP, S_REGISTERS, U_REGISTERS
 from edgellm.kernels.registry import find
 from edgellm.kernels.store import KernelStore
+
+from .conftest import lowered, program_of, rows_for
 
 
 @pytest.fixture
@@ -31,15 +33,15 @@ class Doubling:
     WIDTH = 4096
 
     def __init__(self, store: KernelStore, team: Team) -> None:
-        graph = Graph(choose(), Tuning(team.n_threads))
+        graph = Graph()
         source = graph.input(self.WIDTH)
-        value = graph.add(source, source)
-        graph.select_rows(source)
-        graph.ops[-1].chunks = Chunks("nothing")
-        self.result = graph.output(graph.add(graph.add(value, value), source))
-        store.load(kernels_of(graph))
-        self.rows = aligned(16 * self.WIDTH * 4).view(np.float32).reshape(16, self.WIDTH)
-        self.program = Program(graph, store, Batch(16, [], []), team, inputs={source: self.rows.ctypes.data})
+        value = add(source, source)
+        graph.output(select_rows(source))
+        self.result = graph.output(add(add(value, value), source))
+        ops = lowered(graph, team.n_threads)
+        ops.ops[1].chunks = Chunks("nothing")
+        self.rows = rows_for(source, 16)
+        self.program = program_of(ops, store, team, inputs={source: self.rows})
 
     def run(self, n_tokens: int, rng: np.random.Generator) -> None:
         self.rows[:] = rng.random(self.rows.shape, np.float32)
@@ -55,7 +57,7 @@ def test_every_op_that_ran_is_timed(store: KernelStore, profiler: Profiler) -> N
         doubling.run(n_tokens, rng)
         elapsed = time.perf_counter() - started
         names = [timed.op.name_of(timed.kernel) for timed in profiler.timed]
-        assert names == ["add", "add + add"]  # the last two are a chain
+        assert names == ["add", "add + add"]  # the last two are one
         assert {timed.n_tokens for timed in profiler.timed} == {n_tokens}
         assert all(timed.seconds > 0 for timed in profiler.timed)
         assert sum(timed.seconds for timed in profiler.timed) < elapsed
@@ -64,9 +66,9 @@ def test_every_op_that_ran_is_timed(store: KernelStore, profiler: Profiler) -> N
 def test_the_kernel_that_ran_is_named(store: KernelStore, profiler: Profiler) -> None:
     doubling = Doubling(store, profiler)
     op = doubling.program.steps[0]
-    op.kernel_few = find("silu_glu")  # what the program would run for a few tokens
-    store.load([op.kernel_few])
-    for kernel in (op.kernel_few, op.kernel):
+    op.small_kernel = find("glu")  # what the program would run for a small batch
+    store.load([op.small_kernel])
+    for kernel in (op.small_kernel, op.kernel):
         doubling.program.n_chunks[:] = [1, 0, 0]
         doubling.program.ops["kernel"][0] = store.address(kernel)
         profiler.timed = []
@@ -106,10 +108,10 @@ def run_alone(isa: Isa, name: str, n_chunks: int, **fields: int) -> np.ndarray:
     """The sums that an op leaves, as a program of its own."""
     sums = np.zeros(n_chunks, np.int64)
     kernel, schema = find(name), {"read_limit": records.READ_LIMIT, "multiply_limit": records.MULTIPLY_LIMIT}[name]
-    store, graph = KernelStore(isa), Graph(isa, Tuning(1))
-    graph.ops.append(Op(kernel, schema, {"sums": sums.ctypes.data, **fields}, Chunks("chunks")))
+    store, ops = KernelStore(isa), lower(Graph(), Target(isa, Tuning(1)))
+    ops.ops.append(Op(kernel, schema, {"sums": sums.ctypes.data, **fields}, Chunks("chunks")))
     store.load([kernel, find("lead"), find("work")])
     team = Team(store, 1, 1)
-    Program(graph, store, Batch(1, [], []), team).run({"tokens": 0, "chunks": n_chunks})
+    Program(ops, store, Batch(1, ops), team).run({"tokens": 0, "chunks": n_chunks})
     team.close()
     return sums

@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 
 from edgellm.errors import UsageError
-from edgellm.graph import Batch, Graph, Program, Team, Tuning
-from edgellm.graph.program import aligned, kernels_of
-from edgellm.kernels.isa import choose
+from edgellm.graph import Graph, Team
+from edgellm.graph.nodes import select_rows
 from edgellm.kernels.store import KernelStore
 
-from .conftest import MAX_OPS
+from .conftest import MAX_OPS, lowered, program_of, rows_for
 
 CAPACITY = 16
 N_STEPS = 20
@@ -31,15 +30,13 @@ class Shuffle:
     """A program that permutes rows again and again: each step needs all rows of the one before it."""
 
     def __init__(self, store: KernelStore, team: Team, n_steps: int = N_STEPS, width: int = 16) -> None:
-        graph = Graph(choose(), Tuning(team.n_threads))
+        graph = Graph()
         source = value = graph.input(width)
         for _ in range(n_steps):
-            value = graph.select_rows(value)
+            value = select_rows(value)
         self.result = graph.output(value)
-        store.load(kernels_of(graph))
-        self.batch = Batch(CAPACITY, [], [])
-        self.rows = aligned(CAPACITY * width * 4).view(np.float32).reshape(CAPACITY, width)
-        self.program = Program(graph, store, self.batch, team, inputs={source: self.rows.ctypes.data})
+        self.rows = rows_for(source, CAPACITY)
+        self.program = program_of(lowered(graph, team.n_threads), store, team, CAPACITY, {source: self.rows})
         self.n_steps = n_steps
 
     def run(self, rng: np.random.Generator) -> None:
@@ -47,8 +44,7 @@ class Shuffle:
         n = int(rng.integers(1, CAPACITY + 1))
         order = rng.permutation(n)
         self.rows[:n] = rng.random((n, 1), np.float32)
-        self.batch.rows[:n] = order
-        self.program.run({"tokens": n})
+        self.program.run(self.program.batch.select(order))
         want = self.rows[:n]
         for _ in range(self.n_steps):
             want = want[order]

@@ -74,6 +74,8 @@ def compiling_for_arm() -> Iterator[Isa]:
 class EmulatedStore:
     """What `tests.kernels.compiled.Compiled` needs of a kernel store, for ARM."""
 
+    isa = NEON
+
     def __init__(self) -> None:
         module = llvm.parse_assembly(f'target triple = "{TRIPLE}"')
         self._engine = llvm.create_mcjit_compiler(module, target_machine())

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,17 +18,17 @@ import numpy as np
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16, KVType
-from edgellm.kernels.records import MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
+from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.kernels.store import KernelStore
 from edgellm.quants import BlockFormat
-from edgellm.quants.floats import FloatFormat
 
 SENTINEL = np.float32(-12345.678)
 TOKEN_ALIGN = 16  # a tile may compute so many tokens at once, beyond the batch too
 TILE_ROWS = 64  # query rows of an attention task
+CHUNK_ROWS = 16  # of weights that a thread takes at a time
 THREAD = 1  # not the first, so that a kernel that forgets whose scratch memory it uses is found
 
 
@@ -65,6 +67,18 @@ class Output:
     def take(self) -> np.ndarray:
         assert (self.memory[[0, -1]] == SENTINEL).all(), "the kernel wrote outside of its output"
         return self.memory[1 : self.n_tokens + 1, : self.width].copy()
+
+
+@contextmanager
+def into(x: np.ndarray, in_place: bool) -> Iterator[tuple[np.ndarray | Output, Output]]:
+    """Where a kernel reads x, and where it writes: there too, or elsewhere, and then x must stay as it is."""
+    source, out = rows(x), Output(len(x), int(np.prod(x.shape[1:])))
+    if in_place:
+        out.memory[1 : len(source) + 1] = source
+        yield out, out
+    else:
+        yield source, out
+        np.testing.assert_array_equal(source, rows(x), "the kernel wrote into its input")
 
 
 class Scratch:
@@ -124,13 +138,12 @@ class Compiled:
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return self._elementwise("add", records.ADD, a=a, b=b)
 
-    def silu_glu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        return self._elementwise("silu_glu", records.GLU, gate=gate, up=up)
+    def glu(self, gate: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
+        return self._elementwise("glu", records.GLU, {"activation": activation}, gate=gate, up=up)
 
-    def gelu_glu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-        return self._elementwise("gelu_glu", records.GLU, gate=gate, up=up)
-
-    def _elementwise(self, op: str, schema: Schema, **inputs: np.ndarray) -> np.ndarray:
+    def _elementwise(
+        self, op: str, schema: Schema, options: dict[str, Any] | None = None, **inputs: np.ndarray
+    ) -> np.ndarray:
         (n_tokens, width), *_ = (x.shape for x in inputs.values())
         out = Output(n_tokens, width)
         self._run(
@@ -138,6 +151,7 @@ class Compiled:
             schema,
             -(-n_tokens // 2),
             n_tokens,
+            options=options,
             chunk_tokens=2,
             stride=out.stride,
             out=out,
@@ -145,21 +159,22 @@ class Compiled:
         )
         return out.take()
 
-    def add_bias(self, x: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    def add_bias(self, x: np.ndarray, bias: np.ndarray, in_place: bool = False) -> np.ndarray:
         n_tokens, width = x.shape
-        sums = rows(x)
-        self._run(
-            "add_bias",
-            records.ADD_BIAS,
-            -(-n_tokens // 2),
-            n_tokens,
-            x=sums,
-            bias=before_a_wall(bias.view(np.uint8)),
-            n_cols=width,
-            stride=sums.shape[1],
-            chunk_tokens=2,
-        )
-        return sums[:n_tokens, :width]
+        with into(x, in_place) as (source, out):
+            self._run(
+                "add_bias",
+                records.ADD_BIAS,
+                -(-n_tokens // 2),
+                n_tokens,
+                x=source,
+                out=out,
+                bias=before_a_wall(bias.view(np.uint8)),
+                n_cols=width,
+                stride=out.stride,
+                chunk_tokens=2,
+            )
+        return out.take()
 
     def resize_heads(self, x: np.ndarray, n_heads: int, head_dim: int) -> np.ndarray:
         n_tokens, width = x.shape
@@ -237,40 +252,41 @@ class Compiled:
         )
         return out.take()
 
-    def rope(self, x: np.ndarray, angles: np.ndarray, interleaved: bool) -> np.ndarray:
+    def rope(self, x: np.ndarray, angles: np.ndarray, interleaved: bool, in_place: bool = False) -> np.ndarray:
         n_tokens, n_heads, head_dim = x.shape
         half = angles.shape[1]
         table = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-        turned = rows(x)
-        self._run(
-            "rope",
-            records.ROPE,
-            -(-n_tokens // 2),
-            n_tokens,
-            x=turned,
-            stride=turned.shape[1],
-            n_heads=n_heads,
-            head_dim=head_dim,
-            n_rot=2 * half,
-            pair_step=1 if interleaved else half,
-            table=table,
-            chunk_tokens=2,
-        )
-        return turned[:n_tokens, : n_heads * head_dim].reshape(x.shape)
+        with into(x, in_place) as (source, out):
+            self._run(
+                "rope",
+                records.ROPE,
+                -(-n_tokens // 2),
+                n_tokens,
+                x=source,
+                out=out,
+                stride=out.stride,
+                n_heads=n_heads,
+                head_dim=head_dim,
+                n_rot=2 * half,
+                pair_step=1 if interleaved else half,
+                table=table,
+                chunk_tokens=2,
+            )
+        return out.take().reshape(x.shape)
 
-    def quantize(self, x: np.ndarray, op: str = "quantize") -> Quantized:
-        """op is "quantize" or "fine_quantize"."""
+    def quantize(self, x: np.ndarray, n_planes: int = 1) -> Quantized:
         n_tokens, n_cols = x.shape
-        source, out_cols = rows(x), n_cols * (2 if op == "fine_quantize" else 1)
+        source, out_cols = rows(x), n_planes * n_cols
         out = Quantized(
             np.zeros((n_tokens, out_cols), np.int8),
             *(np.zeros((n_tokens, out_cols // width), np.float32) for width in (32, 32, 16)),
         )
         self._run(
-            op,
+            "quantize",
             records.QUANTIZE,
             -(-n_tokens // 2),
             n_tokens,
+            options={"n_planes": n_planes},
             x=source,
             stride=source.shape[1],
             n_cols=n_cols,
@@ -279,30 +295,60 @@ class Compiled:
         )
         return out
 
-    def linear(self, weights: np.ndarray, fmt: BlockFormat, x: Quantized | np.ndarray, op: str) -> np.ndarray:
-        """op is "linear_decode", "linear_prefill" or a fine one; float formats take x as float32, others quantized."""
-        raw, n_rows = before_a_wall(weights), len(weights)
-        n_cols = weights.shape[1] // fmt.block_bytes * fmt.block_size
-        if isinstance(x, Quantized):
-            n_tokens = len(x.q)
-            capacity = -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
-            padded = [np.resize(part, (capacity, part.shape[1])) for part in x]
-            fields: dict[str, Any] = {"xq": _record(records.QUANTIZED, **dict(zip(x._fields, padded, strict=True)))}
-        else:
-            n_tokens, padded = len(x), [rows(x)]
-            fields = {"x": padded[0], "x_stride": padded[0].shape[1]}
-        out = Output(n_tokens, n_rows)
-        scratch = Scratch(
-            16 * (4 * n_cols if isinstance(fmt, FloatFormat) else n_cols + 8 * (n_cols // fmt.scale_group))
+    def linear(
+        self, weights: np.ndarray, fmt: BlockFormat, x: Quantized, op: str = "linear_prefill", n_planes: int = 1
+    ) -> np.ndarray:
+        """op is "linear_decode" or "linear_prefill"."""
+        n_tokens, n_cols = len(x.q), x.q.shape[1] // n_planes
+        capacity = -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
+        padded = [np.resize(part, (capacity, part.shape[1])) for part in x]
+        return self._linear(
+            op,
+            weights,
+            fmt,
+            n_cols,
+            n_tokens,
+            chunk_rows=CHUNK_ROWS,
+            scratch_bytes=CHUNK_ROWS * (n_cols + 8 * (n_cols // fmt.scale_group)),
+            options={"n_planes": n_planes},
+            xq=_record(records.QUANTIZED, **dict(zip(x._fields, padded, strict=True))),
         )
-        chunk_rows = 16
+
+    def linear_f32(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray, op: str = "linear_f32") -> np.ndarray:
+        """op is "linear_f32" or, for float formats, "linear_f32_decode"."""
+        padded, tile_rows = rows(x), self.store.isa.f32_tile_rows
+        return self._linear(
+            op,
+            weights,
+            fmt,
+            x.shape[1],
+            len(x),
+            chunk_rows=tile_rows if op == "linear_f32" else CHUNK_ROWS,
+            scratch_bytes=4 * tile_rows * F32_TILE_COLS,
+            x=padded,
+            x_stride=padded.shape[1],
+        )
+
+    def _linear(
+        self,
+        op: str,
+        weights: np.ndarray,
+        fmt: BlockFormat,
+        n_cols: int,
+        n_tokens: int,
+        chunk_rows: int,
+        scratch_bytes: int,
+        **fields: Any,
+    ) -> np.ndarray:
+        n_rows = len(weights)
+        out, scratch = Output(n_tokens, n_rows), Scratch(scratch_bytes)
         self._run(
             op,
             records.LINEAR,
             -(-n_rows // chunk_rows),
             n_tokens,
             fmt,
-            weights=raw,
+            weights=before_a_wall(weights),
             row_bytes=weights.shape[1],
             n_rows=n_rows,
             n_cols=n_cols,
@@ -311,7 +357,7 @@ class Compiled:
             chunk_rows=chunk_rows,
             scratch=scratch,
             scratch_bytes=scratch.n_bytes,
-            ahead=1 << 12,
+            prefetch_distance=1 << 12,
             n_threads=2,
             **fields,
         )
@@ -432,10 +478,11 @@ class Compiled:
         n_tokens: int,
         fmt: BlockFormat | KVType | None = None,
         batch: dict[str, np.ndarray] | None = None,
+        options: dict[str, Any] | None = None,
         **fields: Any,
     ) -> None:
         """Run all chunks of an op, the last one first: none may need another."""
-        kernel = find(op, fmt)
+        kernel = find(op, fmt, **(options or {}))
         self.store.load([kernel])
         function = self.store.function(kernel)
         of_batch = _record(records.BATCH, n_tokens=n_tokens, **(batch or {}))

@@ -29,8 +29,8 @@ SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES)
 def test_code_that_would_call_the_c_library_is_refused() -> None:
     """The plain vocabulary says llvm.fma, which x86-64 without FMA does in libm: only the object shows it."""
     careless = replace(GENERIC, vocabulary=Vocabulary)
-    with pytest.raises(KernelError, match=r"linear_decode\.F32 for generic calls fmaf, "):
-        compiler.compile_kernel(find("linear_decode", FORMATS["F32"]), careless)
+    with pytest.raises(KernelError, match=r"linear_f32\.F32 for generic calls fmaf, "):
+        compiler.compile_kernel(find("linear_f32", FORMATS["F32"]), careless)
 
 
 def test_an_object_names_its_kernel() -> None:
@@ -64,9 +64,5 @@ def count_dot_products(code: bytes) -> int:
 def test_every_kernel_compiles_for_arm(for_arm: Isa, kernel: Kernel) -> None:
     code = compiler.compile_kernel(kernel, for_arm)
     assert kernel.symbol.encode() in code
-    op = kernel.op.removeprefix("fine_")
-    is_integer = (op.startswith("linear") and kernel.format is not FORMATS["F16"]) or op in (
-        "quantize",
-        "multiply_limit",
-    )
+    is_integer = kernel.op in ("linear_decode", "linear_prefill", "quantize", "multiply_limit")
     assert (count_dot_products(code) > 0) == is_integer

@@ -1,4 +1,5 @@
-"""Linear layers: decode and prefill of every format against their twin, and against each other to the bit."""
+"""Linear layers on rounded inputs: decode and prefill of every block format against their twin, and to the bit
+against each other."""
 
 from __future__ import annotations
 
@@ -7,25 +8,21 @@ import pytest
 
 from edgellm.kernels import reference
 from edgellm.kernels.isa import AVX2, AVX512, Isa
+from edgellm.kernels.reference import Quantized
 from edgellm.quants import FORMATS, BlockFormat
-from edgellm.quants.floats import FloatFormat
 
 from .compiled import Compiled
 from .conftest import AVAILABLE
-from .weights import half_fields, random_weights
+from .weights import BLOCKS, half_fields, random_weights
 
 # Kernels add up to 2 x 48 terms in float32, each rounded by 6e-8 of what was added so far, which biases
 # (-scale * zero) can make several times the sum of magnitudes that errors are measured by.
 LINEAR = 6e-6
-# Up to 768 single weights, one after the other.
-LINEAR_FLOAT = 1e-5
 
 OPS = ("linear_decode", "linear_prefill")
-FINE_OPS = ("fine_linear_decode", "fine_linear_prefill")
-FEW_FORMATS = ("F16", "Q4_1", "Q6_K")
-FINE_FORMATS = ("Q4_1", "Q6_K", "Q8_0")  # scales for 32 and for 16 weights, and the largest bytes
+FEW_FORMATS = ("Q4_1", "Q6_K")
+TWO_PLANE_FORMATS = ("Q4_1", "Q6_K", "Q8_0")  # scales for 32 and for 16 weights, and the largest bytes
 N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 9, 33), (32, 96, 256, 768)
-ODD_COLS = (1, 7, 8, 37, 256)  # a float row may have any length
 
 
 def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator:
@@ -34,32 +31,21 @@ def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator
     return pytest.mark.parametrize(("isa", "fmt"), pairs, ids=lambda x: getattr(x, "name", None))
 
 
-everywhere = for_all(AVAILABLE, list(FORMATS.values()))
+everywhere = for_all(AVAILABLE, BLOCKS)
+everywhere_in_two_planes = for_all(AVAILABLE, [FORMATS[name] for name in TWO_PLANE_FORMATS])
 
 
-def activations(fmt: BlockFormat, n_tokens: int, n_cols: int, rng: np.random.Generator):
-    """Input for a linear layer of that format, and the same as numbers."""
-    x = rng.standard_normal((n_tokens, n_cols), np.float32)
-    if isinstance(fmt, FloatFormat):
-        return x, x
-    quantized = reference.quantize(x)
-    return quantized, quantized.dequantize()
-
-
-def twin(weights: np.ndarray, fmt: BlockFormat, x) -> np.ndarray:
-    return (reference.linear_float if isinstance(fmt, FloatFormat) else reference.linear)(weights, fmt, x)
+def activations(n_tokens: int, n_cols: int, rng: np.random.Generator, n_planes: int = 1) -> Quantized:
+    return reference.quantize(rng.standard_normal((n_tokens, n_cols), np.float32), n_planes)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-fine = for_all(AVAILABLE, [FORMATS[name] for name in FINE_FORMATS])
-
-
 def shapes(fmt: BlockFormat) -> list[tuple[int, int, int]]:
     """Every number of rows, tokens and columns, if not with each other."""
-    widths = ODD_COLS if isinstance(fmt, FloatFormat) else [n for n in N_COLS if n % fmt.block_size == 0]
+    widths = [n for n in N_COLS if n % fmt.block_size == 0]
     return [
         (n_rows, n_tokens, widths[(i + j) % len(widths)])
         for i, n_rows in enumerate(N_ROWS)
@@ -71,14 +57,13 @@ def shapes(fmt: BlockFormat) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("op", OPS)
 def test_agrees_with_its_twin(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
     rng = np.random.default_rng(11)
-    tolerance = LINEAR_FLOAT if isinstance(fmt, FloatFormat) else LINEAR
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
-        x, numbers = activations(fmt, n_tokens, n_cols, rng)
+        x = activations(n_tokens, n_cols, rng)
         got = compiled_for(isa).linear(weights, fmt, x, op)
-        magnitude = np.abs(numbers) @ np.abs(fmt.dequantize(weights)).T
-        error = np.abs(got - twin(weights, fmt, x)) / magnitude
-        assert error.max() < tolerance, (n_rows, n_tokens, n_cols)
+        magnitude = np.abs(x.dequantize()) @ np.abs(fmt.dequantize(weights)).T
+        error = np.abs(got - reference.linear(weights, fmt, x)) / magnitude
+        assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
 
 
 @everywhere
@@ -88,63 +73,60 @@ def test_decode_and_prefill_give_the_same_bits(compiled_for, isa: Isa, fmt: Bloc
     compiled: Compiled = compiled_for(isa)
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
-        x, _ = activations(fmt, n_tokens, n_cols, rng)
+        x = activations(n_tokens, n_cols, rng)
         together = compiled.linear(weights, fmt, x, "linear_prefill")
         assert same_bits(compiled.linear(weights, fmt, x, "linear_decode"), together)
-        last = x[-1:] if isinstance(x, np.ndarray) else reference.Quantized(*(part[-1:] for part in x))
+        last = Quantized(*(part[-1:] for part in x))
         for op in OPS:
             assert same_bits(compiled.linear(weights, fmt, last, op), together[-1:])
 
 
-@for_all(AVAILABLE[1:], list(FORMATS.values()))
+@for_all(AVAILABLE[1:], BLOCKS)
 @pytest.mark.parametrize("op", OPS)
 def test_every_instruction_set_gives_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
     rng = np.random.default_rng(13)
     for n_rows, n_tokens, n_cols in shapes(fmt)[:7]:
         weights = random_weights(fmt, n_rows, n_cols, rng)
-        x, _ = activations(fmt, n_tokens, n_cols, rng)
+        x = activations(n_tokens, n_cols, rng)
         here, there = (compiled_for(one).linear(weights, fmt, x, op) for one in (isa, AVAILABLE[0]))
         assert same_bits(here, there), (n_rows, n_tokens, n_cols)
 
 
-@fine
-def test_fine_ones_agree_with_their_twin_and_each_other(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+@everywhere_in_two_planes
+def test_with_two_planes_they_agree_with_their_twin_and_each_other(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     rng = np.random.default_rng(16)
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
-        x = reference.fine_quantize(rng.standard_normal((n_tokens, n_cols), np.float32))
-        decode, prefill = (compiled_for(isa).linear(weights, fmt, x, op) for op in FINE_OPS)
+        x = activations(n_tokens, n_cols, rng, n_planes=2)
+        decode, prefill = (compiled_for(isa).linear(weights, fmt, x, op, n_planes=2) for op in OPS)
         magnitude = np.abs(x.dequantize(2)) @ np.abs(fmt.dequantize(weights)).T
-        error = np.abs(decode - reference.fine_linear(weights, fmt, x)) / magnitude
+        error = np.abs(decode - reference.linear(weights, fmt, x, n_planes=2)) / magnitude
         assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
         assert same_bits(decode, prefill), (n_rows, n_tokens, n_cols)
         if isa is not AVAILABLE[0]:
-            assert same_bits(decode, compiled_for(AVAILABLE[0]).linear(weights, fmt, x, FINE_OPS[0]))
+            assert same_bits(decode, compiled_for(AVAILABLE[0]).linear(weights, fmt, x, OPS[0], n_planes=2))
 
 
 @everywhere
 @pytest.mark.parametrize("op", OPS)
 def test_no_tokens_are_no_work(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
     rng = np.random.default_rng(14)
-    x, _ = activations(fmt, 0, 256, rng)
+    x = activations(0, 256, rng)
     assert compiled_for(isa).linear(random_weights(fmt, 17, 256, rng), fmt, x, op).shape == (0, 17)
 
 
-@for_all(AVAILABLE, [fmt for fmt in FORMATS.values() if fmt.name != "MXFP4"])  # whose scales are always finite
+@for_all(AVAILABLE, [fmt for fmt in BLOCKS if fmt.name != "MXFP4"])  # whose scales are always finite
 @pytest.mark.parametrize("op", OPS)
 def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
     """A scale that is infinite or NaN spoils the rows that have it, all of them and no others."""
     rng = np.random.default_rng(15)
     weights = random_weights(fmt, 17, 512, rng)
     bad = {np.inf: 3, -np.inf: 8, np.nan: 16}
+    fields = half_fields(fmt)
     for value, row in bad.items():
-        if isinstance(fmt, FloatFormat):
-            weights[row, -fmt.block_bytes :] = fmt.quantize(np.float32([value]))
-        else:
-            fields = half_fields(fmt)
-            weights.reshape(-1).view(fmt.layout).reshape(17, -1)[fields[row % len(fields)]][row, -1] = value
-    x, _ = activations(fmt, 4, 512, rng)
-    got, want = compiled_for(isa).linear(weights, fmt, x, op), twin(weights, fmt, x)
+        weights.reshape(-1).view(fmt.layout).reshape(17, -1)[fields[row % len(fields)]][row, -1] = value
+    x = activations(4, 512, rng)
+    got, want = compiled_for(isa).linear(weights, fmt, x, op), reference.linear(weights, fmt, x)
     spoilt = np.isin(np.arange(17), list(bad.values()))
     np.testing.assert_array_equal(np.isfinite(want), np.broadcast_to(~spoilt, want.shape))
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))

@@ -12,11 +12,11 @@ from edgellm.kernels.isa import NEON
 from edgellm.kernels.kv_types import F16, F32_CACHE
 from edgellm.quants import FORMATS
 
-from . import test_attention, test_fit, test_kv_types, test_linear, test_rows
+from . import test_attention, test_fit, test_kv_types, test_linear, test_linear_f32, test_rows
 from .arm import EmulatedStore
 from .compiled import Compiled
 from .conftest import AVAILABLE
-from .weights import random_weights
+from .weights import BLOCKS, random_weights
 
 pytest.importorskip("unicorn", reason="the emulator is not installed")
 pytestmark = [
@@ -37,15 +37,24 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-@pytest.mark.parametrize("fmt", FORMATS.values(), ids=repr)
+IN_PLANES = [(fmt, 1) for fmt in BLOCKS] + [(FORMATS[name], 2) for name in test_linear.TWO_PLANE_FORMATS]
+
+
+@pytest.mark.parametrize(("fmt", "n_planes"), IN_PLANES, ids=repr)
 @pytest.mark.parametrize("op", test_linear.OPS)
-def test_linear_gives_the_bits_of_x86(neon: Compiled, compiled_for, fmt, op: str, rng) -> None:
+def test_linear_gives_the_bits_of_x86(neon: Compiled, compiled_for, fmt, n_planes: int, op: str, rng) -> None:
     """Which its twin and the other kernels have been compared with."""
     for n_rows, n_tokens, n_cols in ((17, 3, 256), (40, 9, 512), (1, 1, 256)):
         weights = random_weights(fmt, n_rows, n_cols, rng)
-        x, _ = test_linear.activations(fmt, n_tokens, n_cols, rng)
-        here = neon.linear(weights, fmt, x, op)
-        assert test_linear.same_bits(here, compiled_for(AVAILABLE[0]).linear(weights, fmt, x, op))
+        x = test_linear.activations(n_tokens, n_cols, rng, n_planes)
+        here, there = (side.linear(weights, fmt, x, op, n_planes) for side in (neon, compiled_for(AVAILABLE[0])))
+        assert test_linear.same_bits(here, there)
+
+
+@test_linear_f32.for_all([NEON], test_linear_f32.ALL)
+def test_linear_f32(neon: Compiled, isa, fmt) -> None:
+    test_linear_f32.test_as_its_twin_to_the_bit(lambda isa: neon, isa, fmt)
+    test_linear_f32.test_weights_are_dequantized_to_the_bit(lambda isa: neon, isa, fmt)
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=repr)
@@ -58,7 +67,7 @@ def test_rows_of_activations(neon: Compiled, rng, width: int) -> None:
     for n_tokens in (0, 3):
         test_rows.test_add_and_select_rows_are_exact(neon, rng, n_tokens, width)
         test_rows.test_add_bias_is_exact(neon, rng, n_tokens, width)
-        for activation in ("silu_glu", "gelu_glu"):
+        for activation in ("silu", "gelu"):
             test_rows.test_glu(neon, rng, activation, n_tokens, width)
         test_rows.test_rms_norm(neon, rng, n_tokens, 2, width)
     test_rows.test_resize_heads_is_exact(neon, rng, 3, 10, width)
@@ -70,9 +79,9 @@ def test_rope(neon: Compiled, rng, interleaved: bool) -> None:
 
 
 def test_quantize(neon: Compiled, rng) -> None:
-    for op in ("quantize", "fine_quantize"):
-        test_rows.test_quantize_is_exact(neon, rng, 3, 96, op)
-        test_rows.test_quantize_of_next_to_nothing(neon, rng, 1e-38, op)
+    for n_planes in (1, 2):
+        test_rows.test_quantize_is_exact(neon, rng, 3, 96, n_planes)
+        test_rows.test_quantize_of_next_to_nothing(neon, rng, 1e-38, n_planes)
     test_rows.test_quantize_rounds_ties_to_even(neon)
 
 
@@ -101,7 +110,6 @@ def test_what_is_appended_to_caches(neon: Compiled) -> None:
 @pytest.mark.parametrize("name", ["Q5_0", "Q5_1", "IQ4_XS", "Q4_K"])
 def test_fit_gives_the_bits_of_its_twin(neon: Compiled, name: str) -> None:
     kind, store = FORMATS[name], neon.store
-    store.isa = NEON
     x = test_fit.weights(kind, "heavy tails")
     for counts, importance in test_fit.importances(x.shape).items():
         found = CompiledFit(store)(kind, x, importance)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.quants import BlockFormat
+from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
+
+FLOATS = [fmt for fmt in FORMATS.values() if isinstance(fmt, FloatFormat)]
+BLOCKS = [fmt for fmt in FORMATS.values() if fmt not in FLOATS]
 
 
 def random_weights(fmt: BlockFormat, n_rows: int, n_cols: int, rng: np.random.Generator) -> np.ndarray:

@@ -27,6 +27,7 @@ from edgellm.kernels.staged import I64, Value, staged
 LINE = 64  # bytes
 OP_BYTES = len(OP.fields) * WORD_BYTES
 DONE, N_CHUNKS = (list(PROGRESS.fields).index(name) * WORD_BYTES for name in ("done", "n_chunks"))
+ABORT_AT = list(PROGRAM.fields).index("abort") * WORD_BYTES
 PROGRESS_AT, PROGRAM_AT = (list(TEAM.fields).index(name) * WORD_BYTES for name in ("progress", "program"))
 # A waiting thread first watches closely, for waits are short; then it lets others have the core.
 SPINS = 2000
@@ -86,11 +87,12 @@ def _words(isa):
         return n_prefetched
 
     @njit(error_model="numpy")
-    def run_ops(program_address, progress, thread, system_yield):
+    def run_ops(program_address, progress, thread, system_yield, first, last):
+        """Ops first to last - 1, with all other threads; after the last one of the program, all of it is done."""
         program = program_at(program_address)
         n_done = 0  # ops known to be done, all from the first on
         n_prefetched, prefetched_of = 0, 0
-        for index in range(program.n_ops):
+        for index in range(first, last):
             mine = progress + index * LINE
             n_chunks = load(mine + N_CHUNKS)
             if n_chunks > 0:
@@ -105,10 +107,11 @@ def _words(isa):
                     n_done += 1
                 chunk = fetch_add(mine, 1)
                 while chunk < n_chunks:
-                    call(op.kernel, op.record, chunk, thread)
+                    if load(program_address + ABORT_AT) == 0:
+                        call(op.kernel, op.record, chunk, thread)
                     fetch_add(mine + DONE, 1)
                     chunk = fetch_add(mine, 1)
-        while n_done < program.n_ops:
+        while last == program.n_ops and n_done < last:
             wait_for(progress + n_done * LINE, system_yield, 0, 0, 0)
             n_done += 1
 
@@ -118,7 +121,10 @@ def _words(isa):
 
 
 def build_lead(isa):
-    """lead(team, program, _): start a run, work in it as thread 0, and return when it is done."""
+    """lead(team, program, first): work in a run as thread 0, from the op `first` on; 0 starts a run.
+
+    Returns after TEAM.slice_ops ops, so that Python can look at signals, or when the run is done.
+    """
     team_at, program_at = record_viewer(TEAM), record_viewer(PROGRAM)
     words = _words(isa)
     fetch_add, store, load, run_ops = words.fetch_add, words.store, words.load, words.run_ops
@@ -136,26 +142,29 @@ def build_lead(isa):
                 return progress
         return team.all_progress
 
-    def lead(team_address, program_address, unused):
+    def lead(team_address, program_address, first):
         team, program = team_at(team_address), program_at(program_address)
-        fetch_add(team_address, 1)  # odd: the last run is over
-        progress = free_progress(team_address)
-        for index in range(program.n_ops):
-            at = progress + index * LINE
-            store(at, 0)
-            store(at + DONE, 0)
-            store(at + N_CHUNKS, load(program.n_chunks + index * 8))
-        store(team_address + PROGRAM_AT, program_address)
-        store(team_address + PROGRESS_AT, progress)
-        fetch_add(team_address, 1)  # even: the run is on
-        run_ops(program_address, progress, 0, team.yield_core)
+        progress = team.progress
+        if first == 0:
+            fetch_add(team_address, 1)  # odd: the last run is over
+            progress = free_progress(team_address)
+            for index in range(program.n_ops):
+                at = progress + index * LINE
+                store(at, 0)
+                store(at + DONE, 0)
+                store(at + N_CHUNKS, load(program.n_chunks + index * 8))
+            store(team_address + PROGRAM_AT, program_address)
+            store(team_address + PROGRESS_AT, progress)
+            fetch_add(team_address, 1)  # even: the run is on
+        last = min(first + team.slice_ops, program.n_ops)
+        run_ops(program_address, progress, 0, team.yield_core, first, last)
 
     return lead
 
 
 def build_work(isa):
     """work(team, thread, _): take part in runs as they come; return when none has come for a while."""
-    team_at = record_viewer(TEAM)
+    team_at, program_at = record_viewer(TEAM), record_viewer(PROGRAM)
     words = _words(isa)
     store, load, run_ops = words.store, words.load, words.run_ops
     pause, yield_core = words.pause, words.yield_core
@@ -177,7 +186,7 @@ def build_work(isa):
                 program, progress = load(team_address + PROGRAM_AT), load(team_address + PROGRESS_AT)
                 store(seat, progress)
                 if load(team_address) == generation:
-                    run_ops(program, progress, thread, team.yield_core)
+                    run_ops(program, progress, thread, team.yield_core, 0, program_at(program).n_ops)
                     seen = generation
                     idle = 0
                 store(seat, 0)

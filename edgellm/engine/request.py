@@ -1,0 +1,93 @@
+"""What can be asked of a model: tokens of one text to be computed, and what becomes of their logits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgellm.engine.kv_cache import Sequence
+
+
+class Request:
+    """A text, and how much of it is in the cache. The scheduler computes what is missing, step by step.
+
+    tokens:        all that is known of the text.
+    sequence:      its part of the cache; None before its turn has come, and while others needed the room.
+    is_private:    whether it neither begins with what other texts left in the cache nor leaves anything there.
+    n_reused:      tokens that it found there when it began.
+    is_over:       nothing more is to be computed; error says why, where that is one.
+    is_awaited:    somebody waits for it at this moment; others may be computed along, and lose their room first.
+    is_cancelled:  nobody wants the rest. Any thread may set it, at any time.
+    """
+
+    def __init__(self, tokens: list[int], is_private: bool = False, sequence: Sequence | None = None) -> None:
+        self.tokens = tokens
+        self.sequence = sequence
+        self.is_private = is_private
+        self.n_reused = 0
+        self.is_over = False
+        self.is_cancelled = False
+        self.error: Exception | None = None
+        self.is_awaited = False
+        # What the scheduler notes of it.
+        self.arrival = 0  # its place in the order of arrival
+        self.last_step = 0  # in which it took part
+        self.n_over_when_preempted = -1  # so many had ended when others took its room; -1: they did not
+
+    @property
+    def n_cached(self) -> int:
+        return len(self.sequence) if self.sequence is not None else 0
+
+    @property
+    def end(self) -> int:
+        """Tokens before this position may be computed now."""
+        return len(self.tokens)
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that may be computed now."""
+        return 0 if self.is_over or self.is_cancelled else max(0, self.end - self.n_cached)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether who waits for it can go on."""
+        return self.is_over or self.is_cancelled
+
+    def wants_logits(self, position: int) -> bool:
+        raise NotImplementedError
+
+    def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
+        """The scores of what comes after the token at a position: views, valid until this returns.
+
+        logits:  float32 [n_vocab]. maxima: the largest of every MAXIMA_GROUP of them.
+        """
+        raise NotImplementedError
+
+    def progressed(self) -> None:
+        """Called when more of its tokens are in the cache."""
+
+
+class Scores(Request):
+    """Logits of given tokens, as many rows at a time as the reader has room for."""
+
+    def __init__(self, tokens: list[int], sequence: Sequence | None = None) -> None:
+        super().__init__(tokens, is_private=True, sequence=sequence)
+        self._first = self._end = self.n_cached
+        self._rows = np.empty((0, 0), np.float32)
+
+    def ask(self, end: int, rows: np.ndarray) -> None:
+        """Compute the tokens before `end`; the logits of the last of them go to `rows`, float32 [n, n_vocab]."""
+        self._rows, self._first, self._end = rows, end - len(rows), end
+
+    @property
+    def end(self) -> int:
+        return self._end
+
+    @property
+    def is_ready(self) -> bool:
+        return super().is_ready or self.n_cached >= self._end
+
+    def wants_logits(self, position: int) -> bool:
+        return position >= self._first
+
+    def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
+        self._rows[position - self._first] = logits

@@ -1,0 +1,291 @@
+"""The scheduler: all that is asked of a model, from any thread, in batches that are computed one after the other.
+
+    request = Scores(ids)
+    scheduler.submit(request)
+    scheduler.wait(request)      # runs steps until the request is ready; other threads' requests go along
+
+There is no thread of its own. Of all threads that wait, one runs the next step, for its request and those of the
+others; then another one may. A step first takes the next token of every text that is being written, and then pieces of
+prompts. What a text's tokens give does not depend on what else is in the batch, to the bit.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+
+from edgellm.engine.kv_cache import Sequence as CachedTokens
+from edgellm.engine.prefix_cache import PrefixCache, common_prefix
+from edgellm.engine.request import Request
+from edgellm.engine.runner import Runner, Span
+from edgellm.errors import BusyError, CacheFullError
+from edgellm.kernels.records import KV_BLOCK
+
+# Who reads an answer waits no longer than this for its next token while a prompt is computed beside it.
+SECONDS_BESIDE_DECODE = 0.1
+LEAST_PIECE = 16  # tokens of a prompt
+RATE_WEIGHT = 0.3  # of the last step, in the average speed of reading prompts
+
+
+class Scheduler:
+    """Steps of a runner, for requests in the order of their arrival."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.prefixes = PrefixCache()
+        self._arrivals: deque[Request] = deque()
+        self._requests: list[Request] = []
+        self._numbers = count(1)
+        self._n_steps = 0
+        self._n_over = 0
+        self._prompt_rate = 0.0  # tokens a second
+        self._run = threading.RLock()  # whoever runs a step, or has the model for itself
+        self._changed = threading.Condition()  # after every step
+        self._is_stepping = False
+        self._alone: int | None = None  # the thread that has the model for itself
+        self._is_closing = False
+
+    # --- for any thread -----------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Request:
+        """Let a request take part in steps from now on; never waits."""
+        request.arrival = next(self._numbers)
+        request.is_private |= self._alone == threading.get_ident()
+        self._arrivals.append(request)
+        return request
+
+    def wait(self, request: Request) -> None:
+        """Run steps, or let other threads run them, until a request is ready. Raises what went wrong with it."""
+        request.is_awaited = True
+        try:
+            while not request.is_ready:
+                n_steps = self._n_steps
+                if self._run.acquire(blocking=False):
+                    try:
+                        self._step(request)
+                    finally:
+                        self._run.release()
+                        self._tell()
+                else:
+                    self._wait_for_another(request, n_steps)
+        finally:
+            request.is_awaited = False
+        if request.error is not None:
+            raise request.error
+
+    def _tell(self) -> None:
+        """Wake those that wait."""
+        with self._changed:
+            self._n_steps += 1
+            self._changed.notify_all()
+
+    def _wait_for_another(self, request: Request, n_steps: int) -> None:
+        """Until a step has ended since there were n_steps, or the request is ready."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._n_steps != n_steps or request.is_ready)
+
+    def retire(self, request: Request) -> None:
+        """Nobody needs a request any more. What it has in the cache is given back, or kept for texts that begin alike.
+
+        Takes no lock that it would have to wait for: a finalizer may call it at any moment.
+        """
+        request.is_over = True
+        if self._run.acquire(blocking=False):
+            try:
+                if not self._is_stepping:
+                    self._is_stepping = True
+                    try:
+                        self.settle()
+                    finally:
+                        self._is_stepping = False
+            finally:
+                self._run.release()
+
+    def cancel(self, request: Request) -> None:
+        """Let a request end soon, also in the middle of a batch that nobody else needs."""
+        request.is_cancelled = True
+        self._tell()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Meanwhile, only this thread's requests are computed, and nothing is left in the prefix cache.
+
+        Raises UsageError after `close`.
+        """
+        with self._run:
+            self.runner.check_open()
+            if self._is_stepping:
+                raise BusyError("the model is in the middle of a step, which called this; wait until it is over")
+            outer, self._alone = self._alone, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._alone = outer
+                self._tell()
+
+    def close(self) -> None:
+        """End all requests, when the step that is on has ended, which it does early."""
+        self._is_closing = True
+        with self._run:
+            self.runner.close()
+        self._tell()
+
+    def settle(self) -> None:
+        """Take in what has arrived, and let go of what is over. Only between steps."""
+        while self._arrivals:
+            self._requests.append(self._arrivals.popleft())
+        for request in [request for request in self._requests if request.is_over or request.is_cancelled]:
+            self._requests.remove(request)
+            self._n_over += 1
+            if request.sequence is not None:
+                if request.is_private:
+                    request.sequence.release()
+                else:
+                    self.prefixes.keep(request.sequence)
+                request.sequence = None
+
+    # --- a step -------------------------------------------------------------------------------------------
+
+    def _step(self, asked: Request) -> None:
+        """Compute some tokens of some requests, and hand out their logits."""
+        self.runner.check_open()
+        if self._is_stepping:
+            raise BusyError("the model is in the middle of a step, which called this; wait until it is over")
+        self._is_stepping = True
+        try:
+            self.settle()
+            batch = self._next_batch()
+            if not batch:
+                if not asked.is_ready:
+                    raise BusyError("the model is used in a way that must not be mixed with this; wait until it is over")
+                return
+            self._compute(batch)
+        finally:
+            self._is_stepping = False
+
+    def _compute(self, batch: list[tuple[Request, Span]]) -> None:
+        started = time.perf_counter()
+        if not self.runner.run_body([span for _, span in batch], lambda: self._is_unwanted(batch)):
+            return
+        rows: list[int] = []
+        wanted: list[tuple[Request, int]] = []
+        first = 0
+        for request, span in batch:
+            for i in range(len(span.token_ids)):
+                if request.wants_logits(len(span.sequence) + i):
+                    rows.append(first + i)
+                    wanted.append((request, len(span.sequence) + i))
+            first += len(span.token_ids)
+        for (request, position), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
+            if not (request.is_over or request.is_cancelled):
+                try:
+                    request.take(position, logits, maxima)
+                except Exception as problem:
+                    request.error, request.is_over = problem, True
+        for request, span in batch:
+            span.sequence.append(span.token_ids)
+            request.last_step = self._n_steps
+            request.progressed()
+        self._note_rate(first, time.perf_counter() - started)
+
+    def _is_unwanted(self, batch: list[tuple[Request, Span]]) -> bool:
+        return self._is_closing or all(request.is_cancelled for request, _ in batch)
+
+    def _note_rate(self, n_tokens: int, seconds: float) -> None:
+        if n_tokens >= LEAST_PIECE:
+            rate = n_tokens / seconds
+            self._prompt_rate += (rate - self._prompt_rate) * (RATE_WEIGHT if self._prompt_rate else 1)
+
+    # --- who takes part -----------------------------------------------------------------------------------
+
+    def _next_batch(self) -> list[tuple[Request, Span]]:
+        """The next token of every text that is being written, and then pieces of prompts."""
+        active = [request for request in self._requests if request.n_pending and self._may_run(request)]
+        writing = [request for request in active if request.n_cached and request.n_pending == 1]
+        batch: list[tuple[Request, Span]] = []
+        n_left = self.runner.n_batch
+        for request in sorted(writing, key=lambda request: (request.last_step, request.arrival))[:n_left]:
+            self._add(batch, request, 1)
+        n_left -= len(batch)
+        if batch and self._prompt_rate:
+            n_left = min(n_left, max(LEAST_PIECE, int(self._prompt_rate * SECONDS_BESIDE_DECODE)))
+        prompts = self._admitted([request for request in active if request not in writing])
+        # Short ones take what they need, and the others share the rest.
+        prompts.sort(key=lambda request: request.n_pending)
+        for index, request in enumerate(prompts):
+            n = min(request.n_pending, -(-n_left // (len(prompts) - index)))
+            if n > 0 and self._add(batch, request, n):
+                n_left -= n
+        return batch
+
+    def _may_run(self, request: Request) -> bool:
+        if self._alone is not None:
+            return request.is_private
+        if request.n_over_when_preempted == self._n_over:  # the room that it lost is still taken
+            return not any(other.is_awaited and other.n_pending for other in self._requests if other is not request)
+        return True
+
+    def _admitted(self, prompts: list[Request]) -> list[Request]:
+        """Give new texts the longest prefix that is in the cache; those whose prefix is being computed wait for it."""
+        admitted: list[Request] = []
+        for request in sorted(prompts, key=lambda request: request.arrival):
+            if request.sequence is None:
+                wanted = request.tokens[:-1]  # the last token is computed anew, for its logits
+                live = [] if request.is_private else self._live()
+                found = None if request.is_private else self.prefixes.longest(wanted, live)
+                n_found = len(found) if found else 0
+                if not request.is_private and any(
+                    common_prefix(other.tokens, wanted) >= n_found + KV_BLOCK
+                    for other in admitted
+                    if not other.is_private
+                ):
+                    if found is not None:
+                        self.prefixes.keep(found)
+                    continue
+                request.sequence = found if found is not None else self.runner.cache.sequence()
+                if request.n_over_when_preempted < 0:
+                    request.n_reused = n_found
+            admitted.append(request)
+        return admitted
+
+    def _live(self) -> list[CachedTokens]:
+        return [other.sequence for other in self._requests if other.sequence is not None and not other.is_private]
+
+    def _add(self, batch: list[tuple[Request, Span]], request: Request, n_tokens: int) -> bool:
+        """Put the next tokens of a request into a batch, if the cache has room for them or others can make some."""
+        sequence = request.sequence
+        assert sequence is not None
+        while True:
+            try:
+                sequence.reserve(n_tokens)
+                break
+            except CacheFullError:
+                if not (self.prefixes.evict() or self._preempt(request, [other for other, _ in batch])):
+                    return False
+        start = len(sequence)
+        batch.append((request, Span(sequence, request.tokens[start : start + n_tokens])))
+        return True
+
+    def _preempt(self, request: Request, served: Sequence[Request]) -> bool:
+        """Take the room of a request that nobody waits for, or of one that came later; it is computed anew in its turn."""
+        holders = [
+            other
+            for other in self._requests
+            if other is not request
+            and other not in served
+            and other.sequence is not None
+            and other.sequence.n_blocks
+            and (not (other.is_awaited and other.n_pending) or other.arrival > request.arrival)
+        ]
+        if not holders:
+            return False
+        victim = max(holders, key=lambda other: (not other.is_awaited, other.arrival))
+        assert victim.sequence is not None
+        victim.sequence.release()
+        victim.sequence = None
+        victim.n_over_when_preempted = self._n_over
+        return True

@@ -1,0 +1,92 @@
+"""A batch: its tokens, their angles, and tasks that cover what each of them sees, once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgellm.graph import Batch, Graph, Piece
+from edgellm.graph.lowering import MAX_SPLITS
+from edgellm.graph.nodes import AttentionSpec, Rotation, attention, keys_values, rope
+from edgellm.kernels.records import SPAN_TOKENS
+
+from .conftest import lowered
+
+CAPACITY = 600
+WINDOWS = (None, 5, 300)
+ROTATIONS = (Rotation(np.array([1.0, 0.1]), True), Rotation(np.array([0.5]), False))
+
+
+@pytest.fixture(params=[1, 3])
+def batch(request) -> Batch:
+    """Of a graph with these windows and rotations, and so many heads that share keys."""
+    g = Graph()
+    x, few = g.input(request.param * 32), g.input(32)
+    for window in WINDOWS:
+        kv = keys_values(few, few, 2)
+        g.output(attention(x, kv, 2 * request.param, AttentionSpec(1.0, window=window)))
+    for rotation in ROTATIONS:
+        g.output(rope(few, 2, rotation))
+    return Batch(CAPACITY, lowered(g))
+
+
+def piece(n: int, position: int, seed: int = 0) -> Piece:
+    rng = np.random.default_rng(seed)
+    return Piece(rng.integers(0, 99, n).tolist(), position, rng.integers(0, 999, n).tolist(), np.arange(40, dtype=np.int32))
+
+
+BATCHES = [
+    [piece(1, 0)],
+    [piece(CAPACITY, 0)],
+    [piece(1, 700)],
+    [piece(40, 251, seed=1), piece(1, 255, seed=2), piece(1, 256, seed=3), piece(7, 0, seed=4), piece(1, 2000, seed=5)],
+    [piece(1, 255 + 2 * i, seed=i) for i in range(CAPACITY)],  # more splits than there is room for
+]
+
+
+@pytest.mark.parametrize("pieces", BATCHES, ids=range(len(BATCHES)))
+def test_everything_of_the_pieces_in_their_order(batch: Batch, pieces: list[Piece]) -> None:
+    counts = batch.fill(pieces)
+    n = counts["tokens"]
+    assert batch.token_ids[:n].tolist() == [token for p in pieces for token in p.token_ids]
+    assert batch.kv_slots[:n].tolist() == [slot for p in pieces for slot in p.slots]
+    positions = np.concatenate([p.position + np.arange(len(p.token_ids)) for p in pieces])
+    for rotation, table in zip(ROTATIONS, batch.angles, strict=True):
+        angles = positions[:, None] * rotation.frequencies
+        np.testing.assert_allclose(table[:n, 0], np.cos(angles), atol=1e-7)
+        np.testing.assert_allclose(table[:n, 1], np.sin(angles), atol=1e-7)
+
+
+@pytest.mark.parametrize("pieces", BATCHES, ids=range(len(BATCHES)))
+def test_every_token_sees_what_it_may_once(batch: Batch, pieces: list[Piece]) -> None:
+    counts = batch.fill(pieces)
+    own = [(p.position + i, p.block_table.ctypes.data) for p in pieces for i in range(len(p.token_ids))]
+    for index, window in enumerate(WINDOWS):
+        slots_of: dict[int, list[int]] = {}
+        covered: list[list[tuple[int, int]]] = [[] for _ in own]
+        for task in batch.tasks[index][: counts[f"tasks {index}"]]:
+            for i in range(task["n_tokens"]):
+                token = int(task["token"]) + i
+                assert own[token] == (task["position"] + i, task["block_table"])
+                position = own[token][0]
+                first = 0 if window is None else max(0, position - window + 1)
+                begin, end = max(int(task["kv_begin"]), first), min(int(task["kv_end"]), position + 1)
+                if begin < end:
+                    covered[token].append((begin, end))
+                if task["slot"] >= 0:
+                    assert task["n_tokens"] == 1
+                    assert task["kv_begin"] % SPAN_TOKENS == 0 and task["kv_end"] - task["kv_begin"] <= SPAN_TOKENS
+                    slots_of.setdefault(token, []).append(int(task["slot"]))
+        for (position, _), parts in zip(own, covered, strict=True):
+            first = 0 if window is None else max(0, position - window + 1)
+            assert [place for begin, end in sorted(parts) for place in range(begin, end)] == list(range(first, position + 1))
+        merges = batch.merges[index][: counts[f"merges {index}"]]
+        merged = {int(m["token"]): list(range(m["first_slot"], m["first_slot"] + m["n_slots"])) for m in merges}
+        assert merged == slots_of and len(merges) == len(merged)
+        used = sorted(slot for slots in slots_of.values() for slot in slots)
+        assert used == list(range(len(used))) and len(used) <= MAX_SPLITS
+
+
+def test_selected_rows(batch: Batch) -> None:
+    assert batch.select([5, 2, 2]) == {"tokens": 3}
+    assert batch.rows[:3].tolist() == [5, 2, 2]

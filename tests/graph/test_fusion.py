@@ -1,0 +1,77 @@
+"""Fused ops: neighbouring row ops become one op, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from edgellm.graph import Graph, Lowered, Team, Value
+from edgellm.graph.nodes import add, linear, rms_norm, select_rows
+from edgellm.kernels import reference
+from edgellm.kernels.store import KernelStore
+
+from .conftest import lowered, program_of, rows_for, tensor
+
+NARROW, WIDE, EPSILON = 64, 8192, 1e-5
+NORM = tensor("norm", NARROW)
+
+
+def names(ops: Lowered) -> list[str]:
+    return [op.name_of(op.kernel) for op in ops.steps]
+
+
+def test_only_neighbours_that_work_by_rows_are_fused() -> None:
+    g = Graph()
+    x = g.input(NARROW)
+    h = linear(rms_norm(add(x, x), NORM, EPSILON), tensor("w", NARROW, NARROW, format_name="Q8_0"))
+    g.output(add(select_rows(h), x))
+    assert names(lowered(g)) == ["add + rms_norm + quantize", "linear_prefill.Q8_0", "select_rows", "add"]
+
+
+def test_what_is_added_up_of_a_value_parts_its_neighbours() -> None:
+    g = Graph()
+    h = rms_norm(g.input(NARROW), NORM, EPSILON)
+    g.output(linear(h, tensor("w", NARROW, NARROW, format_name="Q8_0")))
+    ops = lowered(g, square_sums={h: np.zeros(NARROW)})
+    assert names(ops) == ["rms_norm", "sum_squares", "quantize", "linear_prefill.Q8_0"]
+
+
+def test_a_chunk_is_as_many_rows_as_the_widest_op_wants() -> None:
+    g = Graph()
+    narrow, wide = g.input(NARROW), g.input(WIDE)
+    g.output(add(narrow, narrow))
+    g.output(add(wide, wide))
+    ops = lowered(g)
+    (step,) = ops.steps
+    assert step.chunks.per_chunk == 1 < ops.ops[0].chunks.per_chunk
+    assert [part.fields["chunk_tokens"] for part in step.parts] == [1, 1]
+    assert ops.ops[0].fields["chunk_tokens"] == ops.ops[0].chunks.per_chunk  # the ops themselves are as they were
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_fused_op_gives_what_its_parts_give(
+    store: KernelStore, team_of: Callable[[int], Team], n_threads: int
+) -> None:
+    """Every part writes where later parts, later ops and the caller read, whatever the number of tokens."""
+    g = Graph()
+    x = g.input(NARROW)
+    total = g.output(add(x, x), "total")
+    h = g.output(rms_norm(total, NORM, EPSILON), "norm")
+    w = tensor("w", 96, NARROW, format_name="Q8_0")
+    y = g.output(linear(h, w), "product")
+    rows = rows_for(x, 512)
+    program = program_of(lowered(g, n_threads), store, team_of(n_threads), 512, {x: rows})
+    rng = np.random.default_rng(8)
+    for n_tokens in (1, 2, 129, 512):
+        rows[:] = rng.standard_normal(rows.shape)
+
+        def view(value: Value, n: int = n_tokens) -> np.ndarray:
+            return program.view(value, n)
+
+        program.run({"tokens": n_tokens})
+        np.testing.assert_array_equal(view(total), 2 * rows[:n_tokens])
+        want = reference.rms_norm(view(total), NORM.dequantize(), EPSILON)
+        np.testing.assert_allclose(view(h), want, rtol=1e-5)
+        np.testing.assert_allclose(view(y), reference.linear(w.raw, w.format, reference.quantize(view(h))), atol=1e-4)

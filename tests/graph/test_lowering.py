@@ -1,0 +1,352 @@
+"""Lowering: the ops of each way to compute, values that stay what they are, and what no kernel can do by its name."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edgellm.errors import UnsupportedError
+from edgellm.graph import Graph, Lowered, Piece, Value
+from edgellm.graph.nodes import (
+    AttentionSpec,
+    Rotation,
+    add,
+    add_bias,
+    attention,
+    embed,
+    glu,
+    keys_values,
+    linear,
+    maxima,
+    rms_norm,
+    rope,
+    select_rows,
+)
+from edgellm.kernels import reference
+from edgellm.kernels.kv_types import F32_CACHE
+from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
+
+from .conftest import lowered, program_of, rows_for, tensor
+from .twin import Text, evaluate
+
+WIDTH, N_HEADS, N_TOKENS = 64, 4, 11
+ROTATION = Rotation(10.0 ** -np.arange(6.0), interleaved=False)  # the last dimensions of a head stay
+W = tensor("w", WIDTH, WIDTH, format_name="Q8_0")
+BIAS, HALF_BIAS = tensor("b", WIDTH, seed=4), tensor("b", WIDTH, format_name="F16", seed=5)
+
+
+def kernels(ops: Lowered) -> list[str]:
+    return [op.kernel.name for op in ops.ops]
+
+
+@pytest.fixture
+def run(store, team_of):
+    """Lower, run and read: the values asked for, of a graph with one input."""
+    team = team_of(2)
+
+    def run(g: Graph, rows: np.ndarray, wanted: list[Value], taps=(), activations: str = "int8") -> list[np.ndarray]:
+        (x,) = g.inputs
+        ops = lowered(g, 2, taps=taps, activations=activations)
+        memory = rows_for(x, 16)
+        memory[: len(rows), : x.width] = rows
+        program = program_of(ops, store, team, inputs={x: memory})
+        n = len(rows)
+        program.run(program.batch.fill([Piece([0] * n, 0, [0] * n, np.zeros(1, np.int32))]))
+        np.testing.assert_array_equal(memory[:n, : x.width], rows, "what comes from outside was changed")
+        return [program.view(value, n).copy() for value in wanted]
+
+    return run
+
+
+@pytest.fixture
+def rows() -> np.ndarray:
+    return np.random.default_rng(6).standard_normal((N_TOKENS, WIDTH), np.float32)
+
+
+# --- a value is what it was made as ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [lambda x: add_bias(x, BIAS), lambda x: rope(x, N_HEADS, ROTATION)])
+@pytest.mark.parametrize("from_outside", [True, False])
+def test_every_linear_is_given_its_own_input(run, rows, change, from_outside: bool) -> None:
+    """Of x, of what was made of x, and of x again: as each would have it alone, rounded to int8 or not."""
+    g = Graph()
+    source = g.input(WIDTH)
+    x = source if from_outside else linear(source, tensor("v", WIDTH, WIDTH, seed=9))
+    before = g.output(linear(x, W))
+    changed = change(x)
+    between = g.output(linear(changed, W))
+    after = g.output(linear(x, W))
+    inputs = run(g, rows, [changed] if from_outside else [x, changed], taps=[x, changed][from_outside:])
+    inputs = [rows, *inputs] if from_outside else inputs
+    assert np.abs(inputs[0] - inputs[1]).max() > 0.1
+
+    found = run(g, rows, [before, between, after])
+    for value, x_rows in zip(found, [*inputs, inputs[0]], strict=True):
+        want = reference.linear(W.raw, W.format, reference.quantize(x_rows))
+        np.testing.assert_allclose(value, want, atol=2e-5)
+    exact = run(g, rows, [before, between, after], taps=[changed], activations="f32")
+    inputs = [evaluate(g, Text(np.zeros(0), np.zeros(0)), {source: rows})[value] for value in (x, changed, x)]
+    for value, x_rows in zip(exact, inputs, strict=True):
+        np.testing.assert_allclose(value, reference.linear_f32(W.raw, W.format, x_rows), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["add_bias", "rope"])
+def test_in_place_only_where_nobody_else_needs_the_value(name: str) -> None:
+    change = {"add_bias": lambda x: add_bias(x, BIAS), "rope": lambda x: rope(x, N_HEADS, ROTATION)}[name]
+
+    def is_in_place(use, **lowering) -> bool:
+        g = Graph()
+        x = linear(g.input(WIDTH), W)
+        values = use(g, x)
+        for value in values:
+            g.output(value)
+        asked = {how: values_of(x) for how, values_of in lowering.items()}
+        ops = lowered(g, **asked)
+        (op,) = (op for op in ops.ops if op.kernel.op == name)
+        assert op.reads == [op.fields["x"]] and op.writes == [op.fields["out"]]
+        return op.fields["x"] is op.fields["out"]
+
+    assert is_in_place(lambda g, x: [change(x)])
+    assert is_in_place(lambda g, x: [add(x, x), change(x)])  # nobody after it
+    assert not is_in_place(lambda g, x: [change(x), add(x, x)])
+    assert not is_in_place(lambda g, x: [change(x), linear(x, W)])
+    assert not is_in_place(lambda g, x: [x, change(x)])
+    assert not is_in_place(lambda g, x: [change(x)], taps=lambda x: [x])
+    assert not is_in_place(lambda g, x: [change(x)], given=lambda x: [x])
+    assert not is_in_place(lambda g, x: [change(x)], square_sums=lambda x: {x: np.zeros(WIDTH)})
+    assert not is_in_place(lambda g, x: [change(x.node.x)])  # an input of the graph
+    assert is_in_place(lambda g, x: [change(x), x.node.x])
+
+
+def test_in_place_again_and_again(run, rows) -> None:
+    g = Graph()
+    source = g.input(WIDTH)
+    x = linear(source, tensor("v", WIDTH, WIDTH, seed=9))
+    for _ in range(3):
+        x = rope(add_bias(x, BIAS), N_HEADS, ROTATION)
+    g.output(x)
+    (found,) = run(g, rows, [x])
+    np.testing.assert_allclose(found, evaluate(g, Text(np.zeros(0), np.zeros(0)), {source: rows})[x], atol=1e-5)
+
+
+def test_what_nobody_needs_is_not_computed() -> None:
+    g = Graph()
+    x = g.input(WIDTH)
+    y = add(x, x)
+    aside = rms_norm(y, BIAS, 1e-5)
+    g.output(linear(y, W))
+    assert kernels(lowered(g)) == ["add", "quantize", "linear_prefill.Q8_0"]
+    assert kernels(lowered(g, taps=[aside])) == ["add", "rms_norm", "quantize", "linear_prefill.Q8_0"]
+
+
+def test_a_given_value_cuts_the_graph(store, team_of, rows) -> None:
+    g = Graph()
+    x = g.input(WIDTH)
+    h = rms_norm(add(x, x), BIAS, 1e-5)
+    y = g.output(linear(h, W))
+    ops = lowered(g, given=[h])
+    assert kernels(ops) == ["quantize", "linear_prefill.Q8_0"]
+    assert ops.outside == [x, h]
+    memory = rows_for(h, 16)
+    memory[:N_TOKENS] = rows
+    program = program_of(ops, store, team_of(1), inputs={h: memory})
+    program.run({"tokens": N_TOKENS})
+    want = reference.linear(W.raw, W.format, reference.quantize(rows))
+    np.testing.assert_allclose(program.view(y, N_TOKENS), want, atol=2e-5)
+
+
+# --- ways to compute ---------------------------------------------------------------------------------------
+
+
+def test_activations_are_quantized_once_for_all_that_read_them() -> None:
+    g = Graph()
+    x = g.input(WIDTH)
+    y = add(x, x)
+    for value in (x, y, x):
+        g.output(linear(value, W))
+    g.output(linear(x, W, sensitive=True))
+    g.output(linear(x, W, sensitive=True))
+    assert kernels(lowered(g)) == [
+        "add",
+        *("quantize", "linear_prefill.Q8_0") * 2,
+        "linear_prefill.Q8_0",
+        *("quantize.2", "linear_prefill.Q8_0.2", "linear_prefill.Q8_0.2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("format_name", "activations", "sensitive", "kernel", "small"),
+    [
+        ("Q8_0", "int8", False, "linear_prefill.Q8_0", "linear_decode.Q8_0"),
+        ("Q4_K", "int8", True, "linear_prefill.Q4_K.2", "linear_decode.Q4_K.2"),
+        ("Q8_0", "f32", False, "linear_f32.Q8_0", None),
+        ("Q4_K", "f32", True, "linear_f32.Q4_K", None),
+        *(("BF16", how, is_so, "linear_f32.BF16", "linear_f32_decode.BF16") for how in ("int8", "f32") for is_so in (0, 1)),
+    ],
+)  # fmt: skip
+def test_the_kernels_of_a_linear(format_name, activations, sensitive, kernel, small) -> None:
+    g = Graph()
+    weight = tensor("w", 32, 256, format_name=format_name)
+    g.output(linear(g.input(256), weight, sensitive=bool(sensitive)))
+    ops = lowered(g, activations=activations)
+    *quantize, op = ops.ops
+    assert (op.kernel.name, op.small_kernel and op.small_kernel.name) == (kernel, small)
+    assert bool(quantize) == kernel.startswith("linear_prefill")
+    assert {op.kernel, op.small_kernel} - {None} <= set(ops.kernels)
+
+
+def test_small_weights_of_other_formats_are_held_as_float32(run, rows) -> None:
+    g = Graph()
+    y = g.output(add_bias(g.input(WIDTH), HALF_BIAS))
+    (constant,) = lowered(g).constants
+    np.testing.assert_array_equal(constant, HALF_BIAS.dequantize())
+    np.testing.assert_array_equal(run(g, rows, [y])[0], rows + constant)
+
+
+def test_rotations_and_windows_are_prepared_once() -> None:
+    g = Graph()
+    other = Rotation(np.ones(8), interleaved=True)
+    x = g.input(WIDTH)
+    for rotation, window in ((ROTATION, None), (other, 5), (ROTATION, 5), (other, None)):
+        q = rope(x, N_HEADS, rotation)
+        g.output(attention(q, keys_values(x, x, N_HEADS), N_HEADS, AttentionSpec(0.25, window=window)))
+    ops = lowered(g)
+    assert ops.rotations == [ROTATION, other]
+    assert ops.windows == [None, 5]
+    assert len(ops.cache_layers) == 4
+
+
+def test_layers_may_share_a_cache() -> None:
+    g = Graph()
+    x = g.input(WIDTH)
+    kv = keys_values(x, x, N_HEADS)
+    for q in (x, add(x, x)):
+        g.output(attention(q, kv, N_HEADS, AttentionSpec(0.25)))
+    ops = lowered(g)
+    assert kernels(ops).count("kv_append.f16") == len(ops.cache_layers) == 1
+    assert len({op.fields["cache"] for op in ops.ops if op.kernel.op == "attention"}) == 1
+
+
+# --- what is not built -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (AttentionSpec(0.25, soft_cap=50.0), r"with soft-capped scores \(50\.0\)"),
+        (AttentionSpec(0.25, sinks=tensor("sinks", N_HEADS)), "with sinks"),
+        (AttentionSpec(0.25, alibi=np.ones(N_HEADS, np.float32)), r"with linear biases \(ALiBi\)"),
+        (AttentionSpec(0.25, causal=False), "that is not causal"),
+        (AttentionSpec(0.25, causal=False, window=7), "that is not causal"),
+        (AttentionSpec(0.25, soft_cap=math.inf, window=7), "with soft-capped scores"),
+    ],
+)
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_attention_that_no_kernel_can_do_is_refused_by_name(spec: AttentionSpec, name: str, activations: str) -> None:
+    g = Graph()
+    x = g.input(WIDTH)
+    g.output(attention(x, keys_values(x, x, N_HEADS), N_HEADS, spec))
+    with pytest.raises(UnsupportedError, match=f"^attention {name}.* is not built yet$"):
+        lowered(g, activations=activations)
+
+
+def test_caches_that_no_kernel_can_fill_are_refused_by_name() -> None:
+    for n_values, cached, line in (
+        (32, True, "keys of 16 and values of 8 dimensions is not built yet"),
+        (128, True, "keys of 16 and values of 32 dimensions is not built yet"),
+        (64, False, "keys and values outside of the cache is not built yet"),
+    ):
+        g = Graph()
+        x = g.input(WIDTH)
+        g.output(attention(x, keys_values(x, g.input(n_values), N_HEADS, cached), N_HEADS, AttentionSpec(0.25)))
+        with pytest.raises(UnsupportedError, match=line):
+            lowered(g)
+
+
+# --- whatever the graph ------------------------------------------------------------------------------------
+
+
+class Random:
+    """A graph of random steps, each of values of any age, and some of them asked for in the end."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = np.random.default_rng(seed)
+        self.graph = g = Graph()
+        self.windows: set[int | None] = set()
+        self.values = [g.input(64), embed(g, tensor("embd", 50, 96, format_name="Q4_0", seed=seed), 0.5)]
+        for step in range(25):
+            self.values.append(self.record(step))
+        for index in rng.choice(len(self.values) - 1, 3, replace=False) + 1:
+            g.output(self.values[index])
+        g.output(maxima(self.values[-1], MAXIMA_GROUP))
+
+    def record(self, step: int) -> Value:
+        rng = self.rng
+        x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
+        weight_format = str(rng.choice(["Q8_0", "Q4_1", "F16", "F32"]))
+        to = [32, 64, 96, 160][int(rng.integers(4))]
+        kind = rng.integers(8)
+        if kind == 0 or (kind in (1, 2) and x.width != y.width):
+            return linear(x, tensor("w", to, x.width, format_name=weight_format, seed=step), sensitive=rng.random() < 0.3)
+        if kind == 1:
+            return add(x, y)
+        if kind == 2:
+            return glu(x, y, "gelu" if rng.random() < 0.5 else "silu")
+        if kind == 3:
+            return add_bias(x, tensor("b", x.width, format_name="F16" if rng.random() < 0.5 else "F32", seed=step))
+        if kind == 4:
+            return rms_norm(x, tensor("n", x.width // 4, seed=step), 1e-5, n_heads=4)
+        if kind == 5:
+            n_rot = 2 * int(rng.integers(1, x.width // 8 + 1))
+            return rope(x, 4, Rotation(rng.random(n_rot // 2), interleaved=rng.random() < 0.5))
+        if kind == 6:
+            return select_rows(x)
+        return self.attend(x, y)
+
+    def attend(self, x: Value, y: Value) -> Value:
+        """Heads of 8, 16, 24 or 40 dimensions: kernels have them in sixteens."""
+        x, y = (rms_norm(z, tensor("n", z.width), 1e-5) for z in (x, y if y.width == x.width else x))
+        n_kv_heads = int(self.rng.choice([2, 4]))
+        head_dim = x.width // 4
+        kv = keys_values(x, y, 4)
+        if n_kv_heads == 2:
+            k, v = (linear(part, tensor("kv", 2 * head_dim, x.width, seed=n_kv_heads)) for part in (x, y))
+            kv = keys_values(k, v, 2)
+        window = [None, 3][int(self.rng.integers(2))]
+        return attention(x, kv, 4, AttentionSpec(0.3, window=window))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_value_of_any_graph_is_what_its_nodes_say(store, team_of, seed: int) -> None:
+    """In float32 it is what NumPy has; and looking at it, or not, changes nothing of the others."""
+    case = Random(seed)
+    g, rng, team = case.graph, case.rng, team_of(2)
+    (x,) = g.inputs
+    text = Text(rng.integers(0, 50, N_TOKENS), rng.integers(0, N_TOKENS, N_TOKENS))
+    x_rows = rng.standard_normal((N_TOKENS, x.width), np.float32)
+
+    def run(activations: str, taps: list[Value]) -> dict[Value, np.ndarray]:
+        ops = lowered(g, 2, taps=taps, activations=activations, kv_type=F32_CACHE)
+        caches = [np.zeros((2, F32_CACHE.block_bytes(s.n_kv_heads, s.head_dim)), np.uint8) for s in ops.cache_layers]
+        memory = rows_for(x, 16)
+        memory[:N_TOKENS] = x_rows
+        tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
+        program = program_of(ops, store, team, inputs={x: memory}, tables=tables)
+        program.batch.select(text.rows)
+        slots = KV_BLOCK + np.arange(N_TOKENS)
+        program.run(program.batch.fill([Piece(text.token_ids, 0, slots, np.array([1], np.int32))]))
+        return {value: program.view(value, N_TOKENS).copy() for value in [*g.outputs, *taps]}
+
+    expected = evaluate(g, text, {x: x_rows})
+    found = run("f32", case.values[1:])
+    for value, result in found.items():
+        assert np.abs(result - expected[value]).max() <= 1e-4 * max(1, np.abs(expected[value]).max()), value.node
+    some = [value for value in case.values[1:] if rng.random() < 0.2]
+    rounded = run("int8", case.values[1:])
+    for whole, activations in ((found, "f32"), (rounded, "int8")):
+        for taps in ([], some):
+            for value, result in run(activations, taps).items():
+                np.testing.assert_array_equal(result, whole[value])

@@ -1,0 +1,81 @@
+"""What nodes mean, in NumPy and nearly float64: every value of a graph, for one text from its first token on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgellm.graph.nodes import (
+    GLU,
+    Add,
+    AddBias,
+    Attention,
+    Embed,
+    Graph,
+    KeysValues,
+    Linear,
+    Maxima,
+    Node,
+    RMSNorm,
+    Rope,
+    SelectRows,
+    Value,
+)
+from edgellm.kernels import reference
+
+
+@dataclass(frozen=True)
+class Text:
+    """token_ids: what is embedded; rows: which of them `select_rows` takes."""
+
+    token_ids: np.ndarray
+    rows: np.ndarray
+
+
+def evaluate(graph: Graph, text: Text, inputs: Mapping[Value, np.ndarray] | None = None) -> dict[Value, Any]:
+    """float32 [n_tokens, width] of every value; of a cache, its keys and values."""
+    values: dict[Value, Any] = dict(inputs or {})
+    for node in graph.nodes:
+        value = graph.made_by(node)
+        if value not in values:
+            values[value] = _TWINS[type(node)](node, text, *(values[needed] for needed in node.inputs))
+    return values
+
+
+def _rope(node: Rope, text: Text, x: np.ndarray) -> np.ndarray:
+    angles = np.multiply.outer(np.arange(len(x)), node.rotation.frequencies)
+    return reference.rope(_heads(x, node.n_heads), angles, node.rotation.interleaved).reshape(x.shape)
+
+
+def _attention(node: Attention, text: Text, q: np.ndarray, kv: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    group = node.n_heads // node.source.n_heads
+    keys, values = (np.repeat(_heads(part, node.source.n_heads).astype(np.float64), group, axis=1) for part in kv)
+    scores = node.spec.scale * np.einsum("thd,shd->hts", _heads(q, node.n_heads), keys)
+    distance = np.subtract.outer(np.arange(len(q)), np.arange(len(q)))
+    seen = (distance >= 0) & (distance < (node.spec.window or len(q)))
+    scores = np.where(seen, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    found = np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), values)
+    return found.reshape(q.shape).astype(np.float32)
+
+
+def _heads(x: np.ndarray, n_heads: int) -> np.ndarray:
+    return x.reshape(len(x), n_heads, -1)
+
+
+_TWINS: dict[type[Node], Any] = {
+    Embed: lambda node, text: reference.embed(text.token_ids, node.weight.raw, node.weight.format, node.scale),
+    RMSNorm: lambda node, text, x: reference.rms_norm(x, node.weight.dequantize(), node.epsilon, node.n_heads),
+    Linear: lambda node, text, x: reference.linear_f32(node.weight.raw, node.weight.format, x),
+    Add: lambda node, text, a, b: reference.add(a, b),
+    AddBias: lambda node, text, x: reference.add_bias(x, node.bias.dequantize()),
+    GLU: lambda node, text, gate, up: reference.glu(gate, up, node.activation),
+    Rope: _rope,
+    KeysValues: lambda node, text, keys, values: (keys, values),
+    Attention: _attention,
+    SelectRows: lambda node, text, x: reference.select_rows(x, text.rows),
+    Maxima: lambda node, text, x: reference.maxima(x),
+}
