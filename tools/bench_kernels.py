@@ -6,7 +6,8 @@
 For every format three figures: `cached`, GB/s of weights that one thread's second level cache holds, in decode, so
 what computing alone allows; `memory`, the same from memory with all threads; `prefill`, 10^9 products a second of a
 batch of 512 tokens. In the row of the limits stand what all threads read and multiply at most, measured in the same
-process. `--against` runs another checkout's kernels in turn with these, A B A B, and gives medians of rounds.
+process. `--against` runs another checkout's kernels in turn with these, A B A B, and gives medians of rounds; each
+checkout measures itself by its own copy of this tool.
 """
 
 from __future__ import annotations
@@ -60,22 +61,24 @@ class Machine:
     def linear(self, name: str, n_rows: int, n_cols: int, n_tokens: int, n_threads: int, times: int = 1) -> float:
         """Seconds of one op of `times`, all on the same random weights."""
         from edgellm.formats.tensor import Tensor
-        from edgellm.graph import Batch, Graph, Program, Tuning
-        from edgellm.graph.program import aligned, kernels_of
+        from edgellm.graph import Batch, Graph, Program, Target, Tuning, lower
+        from edgellm.graph.nodes import linear
+        from edgellm.graph.program import aligned
         from edgellm.quants import FORMATS
 
         fmt = FORMATS[name]
         raw = aligned(n_rows * fmt.row_bytes(n_cols)).reshape(n_rows, -1)
         raw[...] = np.random.default_rng(0).integers(0, 256, raw.shape[1], np.uint8)
-        graph = Graph(self.store.isa, Tuning(n_threads))
+        graph = Graph()
         x = graph.input(n_cols)
         for _ in range(times):
-            graph.output(graph.linear(x, Tensor("weight", (n_rows, n_cols), fmt, raw)))
-        self.store.load(kernels_of(graph))
-        rows = aligned(n_tokens * x.token_bytes).view(np.float32)
+            graph.output(linear(x, Tensor("weight", (n_rows, n_cols), fmt, raw)))
+        lowered = lower(graph, Target(self.store.isa, Tuning(n_threads)))
+        self.store.load(lowered.kernels)
+        rows = aligned(n_tokens * lowered.rows[x].token_bytes).view(np.float32)
         rows[:] = 1
         inputs = {x: rows.ctypes.data}
-        program = Program(graph, self.store, Batch(n_tokens, [], []), self.teams[n_threads], inputs=inputs)
+        program = Program(lowered, self.store, Batch(n_tokens, lowered), self.teams[n_threads], inputs=inputs)
         return quickest(lambda: program.run({"tokens": n_tokens})) / times
 
     def figures(self, name: str, n_cols: int) -> dict[str, float]:
@@ -113,7 +116,7 @@ def in_turns(options: argparse.Namespace) -> dict[str, Figures]:
     rounds: dict[str, list[Figures]] = {side: [] for side in checkouts}
     for _ in range(options.rounds):
         for side, checkout in checkouts.items():
-            command = [sys.executable, __file__, *same]
+            command = [sys.executable, str(checkout / "tools" / "bench_kernels.py"), *same]
             done = subprocess.run(
                 command, env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.PIPE, check=True
             )

@@ -66,7 +66,10 @@ def normalize(w: Weights, c: ModelConfig, x: Value, name: str, n_heads: int = 1)
 
 
 def project(w: Weights, x: Value, name: str, n_out: int, made: str | None = None) -> Value:
-    """W x for the weight `name` [n_out, width of x], plus its bias where the file has one; named `made` or as the weight."""
+    """W x for the weight `name` [n_out, width of x], plus its bias where the file has one.
+
+    made:  the name of the value; None takes the weight's.
+    """
     weight, bias = w.take(name, n_out, x.width), w.bias(name, n_out)
     value_name = w.named(made or name)
     if bias is None:

@@ -48,7 +48,7 @@ def command(
     if output.exists() and any(output.samefile(source) for source in (path, text_file)):
         raise UsageError(f"{output} would be written over what is being read; choose another name")
     with Progress("compiling kernels") as progress:
-        loaded = edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, observe=True, progress=progress)
+        loaded = edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, progress=progress)
     # Opened before the work, so that a place that cannot be written to is told at once.
     with loaded, atomic_write(output) as file, Progress("collecting") as progress:
         importance = collect_imatrix(

@@ -25,7 +25,13 @@ def look_inside(
     runner = scheduler.runner
     values = runner.graphs.values
     wanted = _matching(values, taps)
-    given = {values[name]: _rows_of(name, values[name], rows, len(token_ids)) for name, rows in bind.items() if name in values}
+    if not isinstance(bind, Mapping):
+        raise UsageError(f"bind is {bind!r:.60}; expected arrays by the names of what they are bound to")
+    given = {
+        values[name]: _rows_of(name, values[name], rows, len(token_ids))
+        for name, rows in bind.items()
+        if name in values
+    }
     weights = {name: raw for name, raw in bind.items() if name not in values}
     if both := [value.name for value in given if value in wanted.values()]:
         raise UsageError(f"{both[0]!r} is both tapped and bound; what is bound is known already")
@@ -34,7 +40,7 @@ def look_inside(
         programs = runner.lowered_programs(list(wanted.values()), {v: m.address for v, m in memory.items()})
         usual, runner.programs = runner.programs, programs
         try:
-            return _collect(runner, token_ids, wanted, given, memory)
+            return _collect(scheduler, token_ids, wanted, given, memory)
         finally:
             runner.programs = usual
 
@@ -43,10 +49,10 @@ def unembed(scheduler: Scheduler, states: np.ndarray) -> np.ndarray:
     """See `Model.unembed`."""
     runner = scheduler.runner
     hidden = runner.graphs.hidden_input
-    states = _rows_of("states", hidden, states, len(states) if np.ndim(states) == 2 else 0)
+    states = _rows_of("states", hidden, states, None)
     memory = _Rows(hidden, HEAD_TOKENS)
     result = np.empty((len(states), runner.n_vocab), np.float32)
-    with scheduler.alone(), runner.programs.head.bound({hidden: memory.address}):
+    with scheduler.alone(), runner.programs.head.bound({hidden: memory.array}):
         for start in range(0, len(states), HEAD_TOKENS):
             part = states[start : start + HEAD_TOKENS]
             memory.fill(part)
@@ -72,20 +78,25 @@ def square_sums(scheduler: Scheduler) -> Iterator[dict[str, np.ndarray]]:
 @contextmanager
 def _bound(runner: Runner, memory: Mapping[str, np.ndarray], known: Iterable[str] = ()) -> Iterator[None]:
     """known: other names that could have been meant."""
-    places: dict[Tensor | Value, int] = {}
-    keep = []
+    if not isinstance(memory, Mapping):
+        raise UsageError(f"expected arrays by the names of what they are bound to; found {memory!r:.60}")
+    places: dict[Tensor | Value, np.ndarray] = {}
+    read = {
+        tensor for graph in (runner.graphs.body, runner.graphs.head) for node in graph.nodes for tensor in node.weights
+    }
     for name, raw in memory.items():
         tensor = runner.tensors.get(name)
         if tensor is None:
             raise UsageError(f"the model has no value or tensor {name!r}{_nearest(name, [*known, *runner.tensors])}")
-        raw = np.asarray(raw)
+        if tensor not in read:
+            raise UsageError(f"{name!r} is used before the model runs, not while it does, and cannot be bound")
+        raw = _array_of(name, raw)
         if raw.dtype != np.uint8 or raw.nbytes != tensor.n_bytes:
             raise UsageError(
                 f"{name!r} is bound to {raw.nbytes} bytes of {raw.dtype}; "
                 f"expected {tensor.n_bytes} bytes of uint8, in its own format {tensor.format}"
             )
-        keep.append(np.ascontiguousarray(raw))
-        places[tensor] = keep[-1].ctypes.data
+        places[tensor] = np.ascontiguousarray(raw)
     with runner.bound(places):
         yield
 
@@ -104,12 +115,13 @@ class _Rows:
 
 
 def _collect(
-    runner: Runner,
+    scheduler: Scheduler,
     token_ids: list[int],
     wanted: dict[str, Value],
     given: dict[Value, np.ndarray],
     memory: dict[Value, _Rows],
 ) -> dict[str, np.ndarray]:
+    runner = scheduler.runner
     result = {name: np.empty((len(token_ids), value.width), np.float32) for name, value in wanted.items()}
     of_body, of_head = (
         {name: value for name, value in wanted.items() if value.graph is graph}
@@ -124,7 +136,7 @@ def _collect(
             piece = token_ids[start : start + runner.n_batch]
             for value in body_given:
                 memory[value].fill(given[value][start : start + len(piece)])
-            sequence.reserve(len(piece))
+            scheduler.reserve(sequence, len(piece))
             runner.run_body([Span(sequence, piece)])
             sequence.append(piece)
             for name, value in of_body.items():
@@ -144,24 +156,34 @@ def _collect(
 
 def _matching(values: Mapping[str, Value], patterns: Iterable[str]) -> dict[str, Value]:
     """The values that any of some patterns names, in the order of the model."""
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    try:
+        patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
+    except TypeError:
+        raise UsageError(f"taps is {patterns!r:.60}; expected names of values") from None
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in values):
             raise UsageError(f"the model has no value {pattern!r}{_nearest(pattern, values)}")
-    return {
-        name: value for name, value in values.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
+    return {name: value for name, value in values.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     """What may have been meant instead."""
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), list(names), n=3, cutoff=0.5)
     return f"; nearest are {', '.join(near)}" if near else ""
 
 
-def _rows_of(name: str, value: Value, rows: np.ndarray, n_tokens: int) -> np.ndarray:
-    rows = np.asarray(rows)
-    if rows.shape != (n_tokens, value.width) or rows.dtype != np.float32:
-        wanted = f"float32 [{n_tokens or 'n'}, {value.width}]"
+def _rows_of(name: str, value: Value, rows: np.ndarray, n_tokens: int | None) -> np.ndarray:
+    """Rows that somebody gives for a value, checked; n_tokens of None: any number."""
+    rows = _array_of(name, rows)
+    is_matrix = rows.ndim == 2 and rows.shape[1] == value.width and n_tokens in (None, len(rows))
+    if not is_matrix or rows.dtype != np.float32:
+        wanted = f"float32 [{'n' if n_tokens is None else n_tokens}, {value.width}]"
         raise UsageError(f"{name!r} is given as {rows.dtype} {list(rows.shape)}; expected {wanted}")
     return rows
+
+
+def _array_of(name: str, rows: np.ndarray) -> np.ndarray:
+    try:
+        return np.asarray(rows)
+    except ValueError:
+        raise UsageError(f"{name!r} is given as rows of different lengths; expected an array") from None

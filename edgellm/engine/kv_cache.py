@@ -90,6 +90,10 @@ class KVCache:
             if self._owners[block] == 0:
                 self._free.append(block)
 
+    def is_shared(self, block: int) -> bool:
+        """Whether several sequences hold a block."""
+        return self._owners[block] > 1
+
     def writable(self, block: int) -> int:
         """This block if nobody shares it, or else a copy to have in its stead (copy on write)."""
         with self._lock:
@@ -117,6 +121,13 @@ class Sequence:
     @property
     def n_blocks(self) -> int:
         return len(self._blocks)
+
+    def can_grow(self, n_tokens: int) -> bool:
+        """Whether there is room for so many more tokens now."""
+        last, used = divmod(len(self.tokens), KV_BLOCK)
+        n_copied = 1 if used and self.cache.is_shared(self._blocks[last]) else 0
+        n_new = blocks_for(len(self.tokens) + n_tokens) - len(self._blocks)
+        return n_copied + max(0, n_new) <= self.cache.n_free_blocks
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for so many more tokens. Raises CacheFullError when there is none; what was had stays."""

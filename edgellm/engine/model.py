@@ -51,7 +51,9 @@ def load(
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
-    return Model(hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes), progress)
+    return Model(
+        hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes), progress
+    )
 
 
 class Model:
@@ -77,9 +79,7 @@ class Model:
             self.tokenizer = load_tokenizer(self.metadata)
             _check_vocabulary(self._file, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
-            self._runner = Runner(
-                self._file, architecture, self.config, self.n_ctx, runtime, progress
-            )
+            self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
             self._scheduler = Scheduler(self._runner)
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
@@ -118,7 +118,7 @@ class Model:
 
     @property
     def values(self) -> dict[str, int]:
-        """The names of all values that can be tapped or bound, in the order in which they are computed; their widths."""
+        """Widths of all values that can be tapped or bound, by their names, in the order in which they are computed."""
         return {name: value.width for name, value in self._runner.graphs.values.items()}
 
     def run(

@@ -28,7 +28,7 @@ class PrefixCache:
         self._arriving.append(sequence)
 
     def longest(self, token_ids: list[int], live: Iterable[Sequence] = ()) -> Sequence | None:
-        """A sequence with as many of the first tokens of a text as any kept or live one has; None where there are none."""
+        """A sequence with as many of the first tokens of a text as any kept or live one has; None if none has any."""
         self._settle()
         best, length = None, 0
         for sequence in (*live, *self._kept):

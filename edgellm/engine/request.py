@@ -29,6 +29,7 @@ class Request:
         self.error: Exception | None = None
         self.is_awaited = False
         # What the scheduler notes of it.
+        self.owner: int | None = None  # the thread that submitted it while it had the model for itself
         self.arrival = 0  # its place in the order of arrival
         self.last_step = 0  # in which it took part
         self.n_over_when_preempted = -1  # so many had ended when others took its room; -1: they did not

@@ -102,9 +102,9 @@ class Runner:
         self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
         self.team = Team(self.store, self.n_threads, max_ops=len(body.ops) + len(self.graphs.body.nodes))
         self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
+        self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
         self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
         self.programs = self._programs(body, head)
-        self._bound: set[Tensor | Value] = set()
 
     def run_body(self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None) -> bool:
         """Hidden states of some spans in one batch of at most n_batch tokens, for which the cache has room.
@@ -137,7 +137,7 @@ class Runner:
     def square_sums(self) -> Iterator[dict[str, np.ndarray]]:
         """Meanwhile, every run adds up the squares of what each linear is given: float64 [n_in], by its weight's name.
 
-        Of the linear that makes logits, only the tokens whose logits are asked for count. Nobody else may run the model.
+        Of the linear that makes logits, only tokens whose logits are asked for count. Nobody else may run the model.
         """
         sums: dict[Value, np.ndarray] = {}
         by_weight: dict[str, np.ndarray] = {}
@@ -187,11 +187,13 @@ class Runner:
         second = Program(
             head, self.store, self._head_batch, self.team, inputs={hidden_input: first.address(hidden)} | of_head
         )
+        for program in (first, second):
+            program.bind(self._bound)
         return Programs(first, second)
 
     @contextmanager
-    def bound(self, memory: Mapping[Tensor | Value, int]) -> Iterator[None]:
-        """Meanwhile, programs read weights at other addresses. Raises UsageError for what is bound already."""
+    def bound(self, memory: Mapping[Tensor | Value, np.ndarray]) -> Iterator[None]:
+        """Meanwhile, programs read weights elsewhere. Raises UsageError for what is bound already."""
         if twice := [tensor.name for tensor in memory if tensor in self._bound]:
             raise UsageError(f"{twice[0]!r} is bound already; let that end first")
         self._bound.update(memory)
@@ -199,7 +201,8 @@ class Runner:
             with self.programs.body.bound(memory), self.programs.head.bound(memory):
                 yield
         finally:
-            self._bound.difference_update(memory)
+            for tensor in memory:
+                del self._bound[tensor]
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:

@@ -54,7 +54,8 @@ class Scheduler:
     def submit(self, request: Request) -> Request:
         """Let a request take part in steps from now on; never waits."""
         request.arrival = next(self._numbers)
-        request.is_private |= self._alone == threading.get_ident()
+        if self._alone == threading.get_ident():
+            request.owner, request.is_private = self._alone, True
         self._arrivals.append(request)
         return request
 
@@ -161,7 +162,9 @@ class Scheduler:
             batch = self._next_batch()
             if not batch:
                 if not asked.is_ready:
-                    raise BusyError("the model is used in a way that must not be mixed with this; wait until it is over")
+                    raise BusyError(
+                        "the model is used in a way that must not be mixed with this; wait until it is over"
+                    )
                 return
             self._compute(batch)
         finally:
@@ -208,7 +211,8 @@ class Scheduler:
         writing = [request for request in active if request.n_cached and request.n_pending == 1]
         batch: list[tuple[Request, Span]] = []
         n_left = self.runner.n_batch
-        for request in sorted(writing, key=lambda request: (request.last_step, request.arrival))[:n_left]:
+        writing.sort(key=lambda request: (not request.is_awaited, request.last_step, request.arrival))
+        for request in writing[:n_left]:
             self._add(batch, request, 1)
         n_left -= len(batch)
         if batch and self._prompt_rate:
@@ -224,7 +228,7 @@ class Scheduler:
 
     def _may_run(self, request: Request) -> bool:
         if self._alone is not None:
-            return request.is_private
+            return request.owner == self._alone
         if request.n_over_when_preempted == self._n_over:  # the room that it lost is still taken
             return not any(other.is_awaited and other.n_pending for other in self._requests if other is not request)
         return True
@@ -258,34 +262,41 @@ class Scheduler:
     def _add(self, batch: list[tuple[Request, Span]], request: Request, n_tokens: int) -> bool:
         """Put the next tokens of a request into a batch, if the cache has room for them or others can make some."""
         sequence = request.sequence
-        assert sequence is not None
-        while True:
-            try:
-                sequence.reserve(n_tokens)
-                break
-            except CacheFullError:
-                if not (self.prefixes.evict() or self._preempt(request, [other for other, _ in batch])):
-                    return False
+        if sequence is None:
+            return False  # it lost its room to one of this batch
+        may_take = [other for other in self._requests if self._yields(other, request)] if request.is_awaited else []
+        served = [other for other, _ in batch]
+        try:
+            self._reserve(sequence, n_tokens, [other for other in may_take if other not in served])
+        except CacheFullError:
+            return False
         start = len(sequence)
         batch.append((request, Span(sequence, request.tokens[start : start + n_tokens])))
         return True
 
-    def _preempt(self, request: Request, served: Sequence[Request]) -> bool:
-        """Take the room of a request that nobody waits for, or of one that came later; it is computed anew in its turn."""
-        holders = [
-            other
-            for other in self._requests
-            if other is not request
-            and other not in served
-            and other.sequence is not None
-            and other.sequence.n_blocks
-            and (not (other.is_awaited and other.n_pending) or other.arrival > request.arrival)
-        ]
-        if not holders:
-            return False
-        victim = max(holders, key=lambda other: (not other.is_awaited, other.arrival))
-        assert victim.sequence is not None
-        victim.sequence.release()
-        victim.sequence = None
-        victim.n_over_when_preempted = self._n_over
-        return True
+    def _yields(self, other: Request, request: Request) -> bool:
+        """Whether a request may take the room of another: of one that nobody waits for, or that came later."""
+        return other is not request and (not (other.is_awaited and other.n_pending) or other.arrival > request.arrival)
+
+    def reserve(self, sequence: CachedTokens, n_tokens: int) -> None:
+        """Room for more tokens of a sequence that is no request's, for who has the model alone."""
+        self.settle()
+        self._reserve(sequence, n_tokens, self._requests)
+
+    def _reserve(self, sequence: CachedTokens, n_tokens: int, others: Sequence[Request]) -> None:
+        """Room for more tokens: first that of kept texts, then that of `others`, which are computed anew later."""
+        while not sequence.can_grow(n_tokens):
+            holders = [other for other in others if other.sequence is not None and other.sequence.n_blocks]
+            if self.prefixes.evict():
+                continue
+            if not holders:
+                break
+            self._preempt(max(holders, key=lambda other: (not other.is_awaited, other.arrival)))
+        sequence.reserve(n_tokens)
+
+    def _preempt(self, request: Request) -> None:
+        """Take a request's room; it is computed anew when its turn comes."""
+        assert request.sequence is not None
+        request.sequence.release()
+        request.sequence = None
+        request.n_over_when_preempted = self._n_over

@@ -1,8 +1,8 @@
-"""Measuring, once for every machine and format of weights, which settings are quickest (see `graph.tuning`).
+"""Which settings are quickest, measured once for every machine and format of weights (see `graph.tuning`).
 
-The work is that of a model: linear layers over weights that no cache holds, for one token and for small batches. Candidates
-take turns, so that whatever else the machine does hits all of them; the default stays unless another one is clearly
-quicker in every turn. What is measured on a busy machine is then mostly the default.
+The work is that of a model: linear layers over weights that no cache holds, for one token and for small batches.
+Candidates take turns, so that whatever else the machine does hits all of them; the default stays unless another one
+is clearly quicker in every turn. What is measured on a busy machine is then mostly the default.
 """
 
 from __future__ import annotations

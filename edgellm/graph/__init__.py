@@ -1,4 +1,4 @@
-"""A model as a program: nodes are recorded once, lowered to ops, planned into one arena, and run by a team of threads."""
+"""A model as a program: nodes are recorded once, lowered to ops, planned into one arena, run by a team of threads."""
 
 from __future__ import annotations
 

@@ -82,8 +82,7 @@ class Chunks:
 class Op:
     """One op of a program: a kernel and what its record says.
 
-    fields:        record words by name: numbers, or things that have an address: buffers, tables of the program, tensors
-                   and arrays.
+    fields:        record words by name: numbers, or what has an address (buffers, tables, tensors, arrays).
     small_kernel:  the kernel for small batches, where another one is better then.
     parts:         the ops that a fused one consists of (see `graph.fusion`).
     reads, writes: buffers, or anything hashable that stands for memory elsewhere (a layer of the cache).

@@ -56,8 +56,7 @@ def dependencies(ops: Sequence[Op], offsets: dict[Buffer, int], n_tokens: int) -
 
     def places(buffers: Sequence[object]) -> list[tuple[object, int, int]]:
         return [
-            ("arena", offsets[b], offsets[b] + n_bytes(b, n_tokens)) if b in offsets else (b, 0, 1)
-            for b in buffers
+            ("arena", offsets[b], offsets[b] + n_bytes(b, n_tokens)) if b in offsets else (b, 0, 1) for b in buffers
         ]
 
     def overlap(some, others) -> bool:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
 import numpy as np
 
 from edgellm.graph.ops import Op

@@ -59,7 +59,7 @@ class Program:
         kept = [rows for value, rows in lowered.rows.items() if value not in lowered.outside]
         self._offsets, size = plan(self.steps, kept, self.capacity, outside=self._inputs)
         self.arena = aligned(size)
-        scratch_bytes = -(-max(op.scratch_bytes for op in self.steps) // LINE) * LINE
+        scratch_bytes = -(-max((op.scratch_bytes for op in self.steps), default=0) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}
 
@@ -96,8 +96,8 @@ class Program:
             self.ops["prefetch_bytes"] = PREFETCH_BYTES if is_small else 0
             for rule, indices in self._rules:
                 self.n_chunks[indices] = rule.of(counts, is_small)
-            self.batch.record["n_tokens"] = counts["tokens"]
             self._counts = dict(counts)
+        self.batch.record["n_tokens"] = counts["tokens"]  # other programs of this batch may have run since
         return self.team.run(self, not is_small, stop)
 
     def view(self, value: Value, n_tokens: int) -> np.ndarray:
@@ -111,23 +111,37 @@ class Program:
         """Where the rows of a value start, that is kept or comes from outside."""
         return self._address(self.lowered.rows[value])
 
-    @contextmanager
-    def bound(self, memory: Mapping[Tensor | Value, int]) -> Iterator[None]:
-        """Meanwhile, weights and inputs are read at other addresses: of the same format and size, or of such rows.
+    def bind(self, memory: Mapping[Tensor | Value, np.ndarray]) -> None:
+        """From now on, read weights and inputs elsewhere: bytes of the same format and size, or such rows.
 
-        What a program does not read is passed over. Nobody else may run it.
+        What a program does not read is passed over. Nobody may be running it, and the arrays must stay alive.
         """
-        places: list[tuple[np.ndarray, str, int]] = []
+        for content, array in memory.items():
+            for record, name in self._places_of(content):
+                record[name] = array.ctypes.data
+            if isinstance(content, Tensor) and content in self.lowered.constants:
+                numbers = content.format.dequantize(array.reshape(content.raw.shape))
+                self.lowered.constants[content][...] = numbers.reshape(content.shape)
+
+    @contextmanager
+    def bound(self, memory: Mapping[Tensor | Value, np.ndarray]) -> Iterator[None]:
+        """The same for a while."""
+        before = [
+            (record, name, int(record[name][0])) for content in memory for record, name in self._places_of(content)
+        ]
+        constants = {tensor: numbers.copy() for tensor, numbers in self.lowered.constants.items() if tensor in memory}
         try:
-            for content, address in memory.items():
-                key = self.lowered.rows.get(content) if isinstance(content, Value) else content
-                for record, name in self._places.get(key, ()):
-                    places.append((record, name, int(record[name][0])))
-                    record[name] = address
+            self.bind(memory)
             yield
         finally:
-            for record, name, address in places:
+            for record, name, address in before:
                 record[name] = address
+            for tensor, numbers in constants.items():
+                self.lowered.constants[tensor][...] = numbers
+
+    def _places_of(self, content: Tensor | Value) -> list[tuple[np.ndarray, str]]:
+        key = self.lowered.rows.get(content) if isinstance(content, Value) else content
+        return self._places.get(key, [])
 
     def _plan_prefetches(self) -> None:
         """Tell every op which weights come next: those of the next op that has any, or its own next chunks."""

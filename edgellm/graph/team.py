@@ -68,9 +68,7 @@ class Team:
         self._programs.add(program)
         return self._run_record(program.record, is_long, stop)
 
-    def _run_record(
-        self, record: np.ndarray, is_long: bool = False, stop: Callable[[], bool] | None = None
-    ) -> bool:
+    def _run_record(self, record: np.ndarray, is_long: bool = False, stop: Callable[[], bool] | None = None) -> bool:
         """Run what a `records.PROGRAM` says; it must live as long as the threads do."""
         n_ops, at = int(record["n_ops"][0]), 0
         self._wake()

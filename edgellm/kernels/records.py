@@ -25,8 +25,8 @@ BATCH = Schema(
 
 # Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum
 # or with an offset, without touching every element again.
-# In two planes, there is a second one behind the first of every token, in each of the arrays: value = q1 * d1 + q2 * d2, about
-# as exact as 16 bits.
+# In two planes, there is a second one behind the first of every token, in each of the arrays:
+# value = q1 * d1 + q2 * d2, about as exact as 16 bits.
 QUANTIZED = Schema(
     "quantized",
     q="ptr",  # int8 [n_tokens, n_planes, n_cols]
@@ -68,8 +68,8 @@ LINEAR = Schema(
     out="ptr",
     out_stride="i64",
     chunk_rows="i64",  # rows a thread takes at a time in decode
-    # What decode prefetches: weights so many bytes further on, and towards the end of a chunk those of its thread's next
-    # one, or of the next op.
+    # What decode prefetches: weights so many bytes further on, and towards the end of a chunk those of its thread's
+    # next one, or of the next op.
     prefetch_distance="i64",
     n_threads="i64",
     next_weights="ptr",  # of the next op that has any; its own where it is the last

@@ -35,8 +35,10 @@ class _Family:
 
     def has(self, number_format: NumberFormat | None, options: Options) -> bool:
         fits = number_format in self.formats if self.formats is not None else number_format is None
-        return fits and options.keys() == self.options.keys() and all(
-            options[name] in values for name, values in self.options.items()
+        return (
+            fits
+            and options.keys() == self.options.keys()
+            and all(options[name] in values for name, values in self.options.items())
         )
 
     def members(self) -> Iterator[tuple[NumberFormat | None, dict[str, Any]]]:

@@ -176,7 +176,7 @@ def test_a_context_beyond_the_model_s(llama, tmp_path) -> None:
 @pytest.mark.parametrize(
     "runtime",
     [{"n_ctx": 0}, {"n_ctx": 1.5}, {"n_ctx": "8"}, {"n_threads": 0}, {"n_threads": 100_000}, {"n_batch": 0},
-     {"n_batch": None}, {"n_batch": 2.0}],
+     {"n_batch": None}, {"n_batch": 2.0}, {"activations": "f16"}, {"activations": None}, {"activations": 8}],
 )  # fmt: skip
 def test_parameters_that_cannot_work(runtime, llama, tmp_path) -> None:
     error = load_error(saved(llama, tmp_path), **runtime)

@@ -9,20 +9,23 @@ import edgellm
 
 from . import tiny
 
+CASES = [("F32", "int8"), ("BF16", "int8"), ("Q4_K", "int8"), ("Q8_0", "int8"), ("gemma3", "int8"),
+         ("Q4_K", "f32"), ("Q3_K", "f32"), ("IQ4_NL", "f32"), ("gemma3", "f32")]  # fmt: skip
+
 
 def small(name: str) -> tuple[tiny.Checkpoint, str]:
     if name == "gemma3":
-        return tiny.gemma3(), "F32"
+        return tiny.gemma3(), "Q8_0"
     return tiny.llama(hidden_size=256, intermediate_size=512, num_attention_heads=16), name
 
 
-@pytest.mark.parametrize("name", ["F32", "BF16", "Q4_K", "Q8_0", "gemma3"])
-def test_batches_and_threads(name, ids, tmp_path) -> None:
+@pytest.mark.parametrize(("name", "activations"), CASES)
+def test_batches_and_threads(name: str, activations: str, ids, tmp_path) -> None:
     checkpoint, format_name = small(name)
     path = checkpoint.save(tmp_path / "tiny.gguf", format_name)
 
     def logits(n_batch: int, n_threads: int) -> np.ndarray:
-        with edgellm.load(path, n_batch=n_batch, n_threads=n_threads) as model:
+        with edgellm.load(path, n_batch=n_batch, n_threads=n_threads, activations=activations) as model:
             return model.logits(ids)
 
     whole = logits(600, 1)

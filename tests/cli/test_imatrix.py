@@ -30,7 +30,7 @@ def test_a_file_of_means(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     out, err = capsys.readouterr()
     assert out == "out.gguf: importance of 14 tensors, from 2 windows of 32 tokens\n"
     assert err.splitlines()[-1] == "edgellm: collecting (2)"
-    with package.load("tiny.gguf", n_ctx=32, observe=True) as model:
+    with package.load("tiny.gguf", n_ctx=32) as model:
         expected = collect_imatrix(model, model.tokenize(TEXT, add_special=True), 32, 2)
     found = read_imatrix("out.gguf")
     assert (found.n_chunks, found.chunk_size, found.datasets) == (2, 32, ("text.txt",))

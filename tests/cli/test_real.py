@@ -40,7 +40,7 @@ def test_bench_and_info(edgellm: Run, smollm2: Path) -> None:
     assert 0 < result["decode_share_of_read_limit"] < 1.2
     rows = {row["name"]: row for row in result["profile"]["decode"]["rows"]}
     assert rows["linear_decode.Q4_1"]["count"] == 30 * 7
-    assert rows["fine_linear_decode.Q8_0"]["macs"] == 49152 * 576
+    assert rows["linear_decode.Q8_0.2"]["macs"] == 49152 * 576
     shown = edgellm("info", "smollm2-135m", real=True).stdout
     assert re.search(r"token_embd.weight +49152 x 576 +Q8_0", shown)
     assert "total 134,515,008 weights" in shown

@@ -84,7 +84,7 @@ def with_weights(checkpoint: tiny.Checkpoint, path: Path) -> tiny.Checkpoint:
 
 
 def collected(path: Path, ids: list[int], **settings):
-    with edgellm.load(path, n_ctx=N_CTX, observe=True) as model:
+    with edgellm.load(path, n_ctx=N_CTX) as model:
         return collect_imatrix(model, ids, N_CTX, **settings), windows(model.tokenizer, ids, N_CTX)
 
 
@@ -136,7 +136,7 @@ def test_the_head_only_when_asked_and_only_as_many_windows_as_asked(path, ids) -
 
 
 def test_what_a_model_has_read_before_does_not_count(path, ids) -> None:
-    with edgellm.load(path, n_ctx=N_CTX, observe=True) as model:
+    with edgellm.load(path, n_ctx=N_CTX) as model:
         first = collect_imatrix(model, ids, N_CTX)
         again = collect_imatrix(model, ids, N_CTX)
     for name, mean in first.tensors.items():
@@ -153,8 +153,6 @@ def test_into_a_file_and_back(path, ids, tmp_path) -> None:
 
 
 def test_refusals(path, ids, tmp_path) -> None:
-    with edgellm.load(path, n_ctx=N_CTX) as model, pytest.raises(UsageError, match="without observe=True"):
-        collect_imatrix(model, ids, N_CTX)
     with pytest.raises(UsageError, match="the text has 30 tokens and one window needs 48"):
         collected(path, ids[:30])
     checkpoint = tiny.llama()

@@ -72,11 +72,11 @@ def test_a_profile_names_every_op(model) -> None:
     (attention,) = (row for name, row in decode.items() if name.partition(".")[0] == "attention")
     assert (profiles["prefill"].n_tokens, profiles["decode"].n_tokens) == (40, 1)
 
-    assert prefill["linear_prefill.F32"].count == 7 * LAYERS
-    assert prefill["linear_prefill.F32"].macs == BODY_WEIGHTS * 40
-    assert prefill["linear_decode.F32"].macs == HEAD_WEIGHTS  # of the only token that needs logits
-    assert decode["linear_decode.F32"].count == 7 * LAYERS + 1
-    assert decode["linear_decode.F32"].read_bytes == 4 * (BODY_WEIGHTS + HEAD_WEIGHTS)
+    assert prefill["linear_f32.F32"].count == 7 * LAYERS
+    assert prefill["linear_f32.F32"].macs == BODY_WEIGHTS * 40
+    assert prefill["linear_f32_decode.F32"].macs == HEAD_WEIGHTS  # of the only token that needs logits
+    assert decode["linear_f32_decode.F32"].count == 7 * LAYERS + 1
+    assert decode["linear_f32_decode.F32"].read_bytes == 4 * (BODY_WEIGHTS + HEAD_WEIGHTS)
     assert attention.read_bytes == model._runner.cache.token_bytes * 301
     assert "attention_merge" in decode  # a lone token's past is long enough to be split
     assert "attention_merge" not in prefill
@@ -87,6 +87,6 @@ def test_a_profile_names_every_op(model) -> None:
         assert one.seconds > 0 < one.seconds_unprofiled
 
     # And the model is as it was.
-    assert model._runner.body.team is model._runner.head.team is model._runner.team
+    assert {program.team for program in model._runner.programs} == {model._runner.team}
     assert model._runner.cache.n_free_blocks == model._runner.cache.n_blocks
     assert (model.logits([1, 2, 3]) == before).all()

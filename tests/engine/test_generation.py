@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import edgellm
+from edgellm.engine.sampler import Sampler
 from edgellm.errors import ContextOverflowError, TemplateError, UsageError
 from edgellm.kernels.records import KV_BLOCK
 from tests.arch import tiny
@@ -24,11 +25,12 @@ def generated(model, prompt=PROMPT, **params) -> list[int]:
 
 
 def holds_nothing(model) -> bool:
-    """Whether all of the cache can be had: nobody but parked texts holds a block."""
-    cache = model._runner.cache
-    cache._settle()
-    held = {block for parked in cache._parked for block in parked._blocks}
-    return len(held) + cache.n_free_blocks == cache.n_blocks
+    """Whether all of the cache can be had: nobody but the prefix cache holds a block."""
+    scheduler, cache = model._scheduler, model._runner.cache
+    scheduler.settle()
+    scheduler.prefixes._settle()
+    held = {block for kept in scheduler.prefixes._kept for block in kept._blocks}
+    return not scheduler._requests and len(held) + cache.n_free_blocks == cache.n_blocks
 
 
 def test_greedy_takes_the_largest_logit_every_time(model) -> None:
@@ -100,22 +102,22 @@ def test_cancel_between_tokens(model) -> None:
 def test_cancel_during_the_prompt_from_another_thread(tiny_path, monkeypatch) -> None:
     with edgellm.load(tiny_path, n_threads=1, n_batch=8) as model:
         slow = model.generate(PROMPT * 10, temperature=0.0)
-        forward, calls = model._runner.forward, []
+        run_body, calls = model._runner.run_body, []
 
-        def cancel_at_third(spans):
+        def cancel_at_third(spans, stop):
             calls.append(spans)
             if len(calls) == 3:
                 canceller = threading.Thread(target=slow.cancel)
                 canceller.start()
                 canceller.join()
-            return forward(spans)
+            return run_body(spans, stop)
 
-        monkeypatch.setattr(model._runner, "forward", cancel_at_third)
+        monkeypatch.setattr(model._runner, "run_body", cancel_at_third)
         assert list(slow) == [] and slow.finish_reason == "cancelled" and len(calls) == 3
         monkeypatch.undo()
         again = model.generate(PROMPT * 10, temperature=0.0, max_tokens=3)
         list(again)
-        assert again.stats.n_reused_tokens == 3 * 8  # what was computed is not lost
+        assert 2 * 8 <= again.stats.n_reused_tokens <= 3 * 8  # what was computed is not lost
 
 
 def test_ctrl_c_leaves_the_model_usable(model, monkeypatch) -> None:
@@ -124,10 +126,11 @@ def test_ctrl_c_leaves_the_model_usable(model, monkeypatch) -> None:
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    for place in ("_fill", "_run_head", "choose"):  # before, within and after a batch
+    places = [(model._runner._body_batch, "fill"), (model._runner, "run_head"), (Sampler, "choose")]
+    for owner, place in places:  # before, within and after a batch
         generation = model.generate(PROMPT, temperature=0.0)
         next(generation)
-        monkeypatch.setattr(model._runner, place, interrupted)
+        monkeypatch.setattr(owner, place, interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(generation)
         monkeypatch.undo()
@@ -171,7 +174,7 @@ def test_closing_a_generation(model) -> None:
     assert holds_nothing(model)
 
 
-def test_parked_texts_make_room_while_a_text_grows(tiny_path, monkeypatch) -> None:
+def test_kept_prefixes_make_room_while_a_text_grows(tiny_path, monkeypatch) -> None:
     with edgellm.load(tiny_path, n_ctx=256, n_threads=1) as model:
         monkeypatch.setattr(model.tokenizer, "stop_ids", frozenset())
         for start in range(3, 15):  # more different texts than the cache holds, from prompts that fit
@@ -183,16 +186,20 @@ def test_parked_texts_make_room_while_a_text_grows(tiny_path, monkeypatch) -> No
 def test_more_texts_at_once_than_the_cache_holds(tiny_path) -> None:
     with edgellm.load(tiny_path, n_ctx=256, n_threads=1) as model:
         room = model._runner.cache.n_blocks * KV_BLOCK // 256
+        assert room >= 4
         started = [model.generate([start] * 250, temperature=0.0) for start in range(3, 3 + room + 1)]
         for generation in started[:-1]:
             next(generation)
-        with pytest.raises(ContextOverflowError, match="in use by other generations"):
-            next(started[-1])
-        started[0].close()
-        assert generated(model, [99] * 250, max_tokens=3)  # which takes the place of the one that ended
-        for generation in started[1:-1]:
+        next(started[-1])  # it takes the room of one that nobody waits for
+        assert generated(model, [99] * 250, max_tokens=3)
+        for generation in started:
             list(generation)
             assert generation.finish_reason == "context"
+        with edgellm.load(tiny_path, n_ctx=256, n_threads=1) as fresh:
+            for start, generation in enumerate(started, 3):  # what was computed anew is what it was
+                alone = fresh.generate([start] * 250, temperature=0.0)
+                list(alone)
+                assert generation.token_ids == alone.token_ids
         assert holds_nothing(model)
 
 

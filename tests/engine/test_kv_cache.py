@@ -10,8 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from edgellm.engine.kv_cache import MAX_PARKED, CacheLayer, KVCache, Sequence
-from edgellm.errors import ContextOverflowError
+from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
+from edgellm.engine.prefix_cache import PrefixCache, common_prefix
+from edgellm.errors import CacheFullError
 from edgellm.kernels.records import KV_BLOCK
 
 
@@ -57,57 +58,24 @@ def test_a_full_cache_says_so() -> None:
     cache = new_cache(2)
     a = cache.sequence()
     grow(a, 2 * KV_BLOCK)
-    with pytest.raises(ContextOverflowError, match="all 128 tokens of the KV cache are in use"):
+    with pytest.raises(CacheFullError, match="all 128 tokens of the KV cache are in use"):
         a.reserve(1)
     assert written(a) == a.tokens
     a.trim(KV_BLOCK)
     grow(a, 1)
 
 
-def test_parked_texts_give_way_the_oldest_first() -> None:
-    cache = new_cache(6)
-    for first in (1, 2, 3):
-        text = cache.sequence()
-        grow(text, 2 * KV_BLOCK, first)
-        cache.park(text)
-    grow(cache.sequence(), KV_BLOCK)
-    assert len(cache.resume([1, 2])) == 0  # gone
-    assert len(cache.resume([2, 3])) == 2
-
-
-def test_no_more_texts_are_parked_than_agreed() -> None:
-    cache = new_cache(50)
-    for first in range(MAX_PARKED + 5):
-        text = cache.sequence()
-        grow(text, 10, first)
-        cache.park(text)
-    cache.resume([250])
-    assert cache.n_blocks - cache.n_free_blocks == MAX_PARKED
-
-
-def test_resuming_takes_the_longest_beginning() -> None:
-    cache = new_cache()
-    for n in (5, 70, 40):
-        text = cache.sequence()
-        grow(text, n)
-        cache.park(text)
-    ids = [i % 251 for i in range(60)]
-    assert cache.resume(ids).tokens == ids  # a fork of the 70, which stays
-    assert cache.resume(ids).tokens == ids
-    whole = cache.resume([i % 251 for i in range(100)])
-    assert len(whole) == 70
-    assert len(cache.resume(ids)) == 40  # the 70 are in use now
-    assert len(cache.resume([7, *ids])) == 0
-
-
-def test_the_only_text_of_a_full_cache_can_be_resumed_within() -> None:
-    cache = new_cache(1)
-    text = cache.sequence()
-    grow(text, 50)
-    cache.park(text)
-    again = cache.resume(list(range(30)))
-    grow(again, 34, first=9)
-    assert written(again) == again.tokens
+def test_a_copy_takes_a_block_and_leaves_the_others_theirs() -> None:
+    cache = new_cache(3)
+    a = cache.sequence()
+    grow(a, 50)
+    b, c = a.fork(50), a.fork(50)
+    grow(b, 1, first=3)
+    grow(c, 1, first=4)
+    assert cache.n_free_blocks == 0
+    with pytest.raises(CacheFullError):
+        a.fork(10).reserve(1)
+    assert written(a) == a.tokens and written(b) == b.tokens and written(c) == c.tokens
 
 
 def test_threads_lose_no_block() -> None:
@@ -116,27 +84,31 @@ def test_threads_lose_no_block() -> None:
     def work(seed: int) -> None:
         random = np.random.default_rng(seed)
         for _ in range(150):
-            text = cache.resume(list(range(random.integers(1, 200))))
+            text = cache.sequence()
             grow(text, int(random.integers(1, 80)))
-            assert written(text) == text.tokens
-            cache.park(text)
+            fork = text.fork(int(random.integers(0, len(text))))
+            grow(fork, int(random.integers(1, 80)))
+            assert written(text) == text.tokens and written(fork) == fork.tokens
+            text.release()
+            fork.release()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    grow(cache.sequence(), 64 * KV_BLOCK)  # what is parked makes room for all
+    assert cache.n_free_blocks == 64
 
 
 class Sequences(RuleBasedStateMachine):
-    """Any order of appends, forks, trims, releases, parking and resuming."""
+    """Any order of appends, forks, trims and releases, and of keeping and finding prefixes."""
 
     sequences = Bundle("sequences")
 
     @initialize()
     def start(self) -> None:
         self.cache = new_cache()
+        self.prefixes = PrefixCache()
         self.alive: list[Sequence] = []
 
     @rule(target=sequences)
@@ -148,8 +120,9 @@ class Sequences(RuleBasedStateMachine):
     def append(self, sequence: Sequence, n: int, first: int) -> None:
         try:
             grow(sequence, n, first)
-        except ContextOverflowError:
-            assert self.cache.n_free_blocks == 0 and not self.cache._parked
+        except CacheFullError:
+            assert self.cache.n_free_blocks == 0
+            self.prefixes.evict()
 
     @rule(target=sequences, sequence=sequences, share=st.floats(0, 1))
     def fork(self, sequence: Sequence, share: float) -> Sequence:
@@ -160,20 +133,25 @@ class Sequences(RuleBasedStateMachine):
     def trim(self, sequence: Sequence, share: float) -> None:
         sequence.trim(int(len(sequence) * share))
 
-    @rule(sequence=consumes(sequences), park=st.booleans())
-    def end(self, sequence: Sequence, park: bool) -> None:
+    @rule(sequence=consumes(sequences), keep=st.booleans())
+    def end(self, sequence: Sequence, keep: bool) -> None:
         self.alive = [other for other in self.alive if other is not sequence]
-        if park:
-            self.cache.park(sequence)
+        if keep:
+            self.prefixes.keep(sequence)
         else:
             sequence.release()
 
     @rule(target=sequences, n=st.integers(1, 300), first=st.integers(0, 3))
-    def resume(self, n: int, first: int) -> Sequence:
+    def find(self, n: int, first: int) -> Sequence:
         ids = [(first + i) % 251 for i in range(n)]
-        self.alive.append(self.cache.resume(ids))
-        assert self.alive[-1].tokens == ids[: len(self.alive[-1])]
-        return self.alive[-1]
+        longest = max((common_prefix(s.tokens, ids) for s in self.everyone()), default=0)
+        found = self.prefixes.longest(ids, self.alive) or self.cache.sequence()
+        self.alive.append(found)
+        assert found.tokens == ids[:longest]
+        return found
+
+    def everyone(self) -> list[Sequence]:
+        return [*self.alive, *self.prefixes._kept, *self.prefixes._arriving]
 
     @invariant()
     def every_sequence_keeps_its_tokens(self) -> None:
@@ -182,9 +160,8 @@ class Sequences(RuleBasedStateMachine):
 
     @invariant()
     def every_owner_is_counted(self) -> None:
-        everyone = [*self.alive, *self.cache._parked, *self.cache._arriving]
         owners = np.zeros(self.cache.n_blocks, int)
-        for sequence in everyone:
+        for sequence in self.everyone():
             owners[sequence.block_table[: sequence.n_blocks]] += 1
         assert owners.tolist() == self.cache._owners
         assert sorted(self.cache._free) == np.flatnonzero(owners == 0).tolist()

@@ -69,16 +69,20 @@ def test_real_models_say_the_same(name, request) -> None:
 def test_forks_and_trims(path) -> None:
     """A forked, trimmed and regrown sequence predicts what a fresh one does."""
     with edgellm.load(path, kv_type="q8_0") as model:
-        runner = model._runner
-        want = runner.forward([Span(runner.cache.sequence(), IDS, len(IDS))])
+        runner, want = model._runner, model.logits(IDS)
 
-        def grow(sequence: Sequence, end: int) -> np.ndarray:
-            return runner.forward([Span(sequence, IDS[len(sequence) : end])])[0]
+        def grow(sequence: Sequence, end: int, ids: list[int] = IDS) -> np.ndarray:
+            sequence.reserve(end - len(sequence))
+            piece = ids[len(sequence) : end]
+            runner.run_body([Span(sequence, piece)])
+            ((logits, _),) = runner.logits_of([len(piece) - 1])
+            sequence.append(piece)
+            return logits.copy()
 
         a = runner.cache.sequence()
         grow(a, 300)
         b = a.fork(150)
-        runner.forward([Span(b, [5, 6, 7])])  # goes its own way, in a copy of the block they share
+        grow(b, 153, [*IDS[:150], 5, 6, 7])  # goes its own way, in a copy of the block they share
         np.testing.assert_array_equal(grow(a, 301), want[300])
         b.trim(150)
         np.testing.assert_array_equal(grow(b, 200), want[199])

@@ -58,12 +58,12 @@ def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelSt
     "content",
     [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"n_threads": 2}', {"n_threads": 0}, {"n_threads": 10**9},
      {"n_threads": "2"}, {"chunk_bytes": 0}, {"chunk_bytes": 1 << 40},
-     {"ahead_bytes": -1}, {"ahead_bytes": 1 << 40}, {"ahead_bytes": 1.5},
-     {"few_tokens": 0}, {"few_tokens": 1000}, {"few_tokens": True}, {"ahead_bytes": "x"}],
+     {"prefetch_bytes": -1}, {"prefetch_bytes": 1 << 40}, {"prefetch_bytes": 1.5},
+     {"small_batch": 0}, {"small_batch": 1000}, {"small_batch": True}, {"prefetch_bytes": "x"}],
 )  # fmt: skip
 def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
     path = tmp_path / "tuning.F32.json"
-    good = {"n_threads": 2, "chunk_bytes": 1 << 19, "ahead_bytes": 1 << 13, "few_tokens": 3}
+    good = {"n_threads": 2, "chunk_bytes": 1 << 19, "prefetch_bytes": 1 << 13, "small_batch": 3}
     path.write_text(json.dumps(good))
     assert Tuning.load(path) == Tuning(2)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(good | content).encode())
@@ -77,8 +77,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "tuning",
-    [Tuning(1), Tuning(3), Tuning(2, chunk_bytes=1 << 10), Tuning(2, chunk_bytes=1 << 22), Tuning(2, ahead_bytes=0),
-     Tuning(2, ahead_bytes=1 << 24), Tuning(2, few_tokens=1), Tuning(2, few_tokens=16)],
+    [Tuning(1), Tuning(3), Tuning(2, chunk_bytes=1 << 10), Tuning(2, chunk_bytes=1 << 22), Tuning(2, prefetch_bytes=0),
+     Tuning(2, prefetch_bytes=1 << 24), Tuning(2, small_batch=1), Tuning(2, small_batch=16)],
 )  # fmt: skip
 @pytest.mark.parametrize("format_name", ["F32", "Q8_0"])
 def test_settings_change_no_bit(tuning: Tuning, format_name: str, tmp_path: Path, monkeypatch) -> None:

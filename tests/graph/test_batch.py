@@ -32,7 +32,8 @@ def batch(request) -> Batch:
 
 def piece(n: int, position: int, seed: int = 0) -> Piece:
     rng = np.random.default_rng(seed)
-    return Piece(rng.integers(0, 99, n).tolist(), position, rng.integers(0, 999, n).tolist(), np.arange(40, dtype=np.int32))
+    ids, slots = (rng.integers(0, 999, n).tolist() for _ in range(2))
+    return Piece(ids, position, slots, np.arange(40, dtype=np.int32))
 
 
 BATCHES = [
@@ -57,6 +58,10 @@ def test_everything_of_the_pieces_in_their_order(batch: Batch, pieces: list[Piec
         np.testing.assert_allclose(table[:n, 1], np.sin(angles), atol=1e-7)
 
 
+def first_seen(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position - window + 1)
+
+
 @pytest.mark.parametrize("pieces", BATCHES, ids=range(len(BATCHES)))
 def test_every_token_sees_what_it_may_once(batch: Batch, pieces: list[Piece]) -> None:
     counts = batch.fill(pieces)
@@ -69,8 +74,10 @@ def test_every_token_sees_what_it_may_once(batch: Batch, pieces: list[Piece]) ->
                 token = int(task["token"]) + i
                 assert own[token] == (task["position"] + i, task["block_table"])
                 position = own[token][0]
-                first = 0 if window is None else max(0, position - window + 1)
-                begin, end = max(int(task["kv_begin"]), first), min(int(task["kv_end"]), position + 1)
+                begin, end = (
+                    max(int(task["kv_begin"]), first_seen(position, window)),
+                    min(int(task["kv_end"]), position + 1),
+                )
                 if begin < end:
                     covered[token].append((begin, end))
                 if task["slot"] >= 0:
@@ -78,8 +85,8 @@ def test_every_token_sees_what_it_may_once(batch: Batch, pieces: list[Piece]) ->
                     assert task["kv_begin"] % SPAN_TOKENS == 0 and task["kv_end"] - task["kv_begin"] <= SPAN_TOKENS
                     slots_of.setdefault(token, []).append(int(task["slot"]))
         for (position, _), parts in zip(own, covered, strict=True):
-            first = 0 if window is None else max(0, position - window + 1)
-            assert [place for begin, end in sorted(parts) for place in range(begin, end)] == list(range(first, position + 1))
+            seen = [place for begin, end in sorted(parts) for place in range(begin, end)]
+            assert seen == list(range(first_seen(position, window), position + 1))
         merges = batch.merges[index][: counts[f"merges {index}"]]
         merged = {int(m["token"]): list(range(m["first_slot"], m["first_slot"] + m["n_slots"])) for m in merges}
         assert merged == slots_of and len(merges) == len(merged)

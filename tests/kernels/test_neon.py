@@ -52,7 +52,7 @@ def test_linear_gives_the_bits_of_x86(neon: Compiled, compiled_for, fmt, n_plane
 
 
 @test_linear_f32.for_all([NEON], test_linear_f32.ALL)
-def test_linear_f32(neon: Compiled, isa, fmt) -> None:
+def test_linear_on_inputs_as_they_are(neon: Compiled, isa, fmt) -> None:
     test_linear_f32.test_as_its_twin_to_the_bit(lambda isa: neon, isa, fmt)
     test_linear_f32.test_weights_are_dequantized_to_the_bit(lambda isa: neon, isa, fmt)
 

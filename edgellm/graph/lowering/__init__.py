@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
 from edgellm.graph.lowering import attention, linear, rows
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
@@ -56,7 +57,7 @@ class Lowered:
     rotations, windows, group_size:  what a batch prepares: angles; attention tasks for each distance that is looked
                    back (None is no limit), and for so many query heads that share a key head, at most.
     cache_layers:  what the cache holds of every token, layer by layer.
-    constants:     float32 weights that the file holds in another format.
+    constants:     small weights as float32, which the file holds in another format.
     """
 
     target: Target
@@ -67,7 +68,7 @@ class Lowered:
     windows: list[int | None]
     group_size: int
     cache_layers: list[LayerShape]
-    constants: list[np.ndarray]
+    constants: dict[Tensor, np.ndarray]
 
     @cached_property
     def steps(self) -> list[Op]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from edgellm.errors import UnsupportedError
-from edgellm.graph.lowering.base import LayerShape, Lowering, cache_table, merges_table, rule, tasks_table
+from edgellm.graph.lowering.base import (
+    Lowering,
+    cache_table,
+    merges_table,
+    padded_head_dim,
+    rule,
+    tasks_table,
+)
 from edgellm.graph.nodes import Attention, KeysValues
 from edgellm.graph.ops import Chunks, Fixed, Rows
 from edgellm.kernels import records
 
 ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
-HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple
 MAX_SPLITS = 256  # pieces in one batch
 NO_WINDOW = 1 << 40  # further back than any position
 
@@ -22,11 +28,9 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         raise UnsupportedError(
             f"attention with keys of {node.key_dim} and values of {node.value_dim} dimensions is not built yet"
         )
-    head_dim, n_heads = _padded(node.key_dim), node.n_heads
+    head_dim, n_heads = padded_head_dim(node.key_dim), node.n_heads
     k, v = (_resized(low, low.read(x), n_heads, head_dim) for x in (node.keys, node.values))
-    layer = low.caches[node] = len(low.cache_layers)
-    low.cache_layers.append(LayerShape(n_heads, head_dim))
-    kind, cache = low.target.kv_type, cache_table(layer)
+    kind, cache = low.target.kv_type, cache_table(low.caches[node])
     low.add_rows(
         "kv_append",
         records.KV_APPEND,
@@ -47,7 +51,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
 def lower_attention(low: Lowering, node: Attention) -> None:
     _refuse_what_is_not_built(node)
     own_dim = node.q.width // node.n_heads
-    head_dim = _padded(own_dim)
+    head_dim = padded_head_dim(own_dim)
     q = _resized(low, low.read(node.q), node.n_heads, head_dim)
     out = low.make(node)
     if head_dim == own_dim:
@@ -62,10 +66,7 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
     kind, window = low.target.kv_type, node.spec.window
     n_heads, n_kv_heads = node.n_heads, node.source.n_heads
     head_dim, group = q.width // n_heads, n_heads // n_kv_heads
-    if window not in low.windows:
-        low.windows.append(window)
     index = low.windows.index(window)
-    low.group_size = max(low.group_size, group)
     cache = cache_table(low.caches[node.source])
     partial_bytes = MAX_SPLITS * n_heads * (head_dim + 2) * 4
     if low.partial is None or low.partial.n_bytes < partial_bytes:
@@ -120,10 +121,6 @@ def _refuse_what_is_not_built(node: Attention) -> None:
     for what, is_asked in missing.items():
         if is_asked:
             raise UnsupportedError(f"attention {what} is not built yet")
-
-
-def _padded(head_dim: int) -> int:
-    return -(-head_dim // HEAD_ALIGN) * HEAD_ALIGN
 
 
 def _resized(low: Lowering, x: Rows, n_heads: int, head_dim: int) -> Rows:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.nodes import Graph, Node, Rotation, Value
+from edgellm.graph.nodes import Attention, Graph, KeysValues, Node, Rope, Value
 from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Rows, Table
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels import records
@@ -51,6 +51,14 @@ class Target:
     activations: str = "int8"
 
 
+HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """How wide kernels have a head."""
+    return -(-head_dim // HEAD_ALIGN) * HEAD_ALIGN
+
+
 @dataclass(frozen=True)
 class LayerShape:
     """What a layer keeps in the cache of every token: the keys and values of so many heads."""
@@ -70,13 +78,16 @@ class Lowering:
     def __init__(self, graph: Graph, target: Target, nodes: list[Node], kept: Iterable[Value]) -> None:
         self.graph, self.target = graph, target
         self.ops: list[Op] = []
-        self.rotations: list[Rotation] = []
-        self.windows: list[int | None] = []
-        self.group_size = 1
-        self.cache_layers: list[LayerShape] = []
-        self.caches: dict[Node, int] = {}
+        # Of the whole graph, whatever part of it is lowered: so all programs of a graph fit one cache and one batch.
+        attentions = [node for node in graph.nodes if isinstance(node, Attention)]
+        sources = [node for node in graph.nodes if isinstance(node, KeysValues)]
+        self.rotations = list(dict.fromkeys(node.rotation for node in graph.nodes if isinstance(node, Rope)))
+        self.windows = list(dict.fromkeys(node.spec.window for node in attentions))
+        self.group_size = max((node.n_heads // node.source.n_heads for node in attentions), default=1)
+        self.cache_layers = [LayerShape(node.n_heads, padded_head_dim(node.key_dim)) for node in sources]
+        self.caches = {node: layer for layer, node in enumerate(sources)}
         self.partial: Fixed | None = None
-        self.constants: list[np.ndarray] = []
+        self.constants: dict[Tensor, np.ndarray] = {}
         self._rows: dict[Value, Rows] = {}
         self._quantized: dict[tuple[Value, int], Quantized] = {}
         self._kept = set(kept)
@@ -130,8 +141,7 @@ class Lowering:
         """A small weight as float32."""
         if weight.format.name == "F32":
             return weight
-        self.constants.append(np.ascontiguousarray(weight.dequantize()))
-        return self.constants[-1]
+        return self.constants.setdefault(weight, np.ascontiguousarray(weight.dequantize()))
 
     # --- ops ----------------------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.base import Lowering, rotation_table, rule
 from edgellm.graph.nodes import GLU, Add, AddBias, Embed, Maxima, RMSNorm, Rope, SelectRows
 from edgellm.graph.ops import Chunks
 from edgellm.kernels import records
+from edgellm.kernels.records import MAXIMA_GROUP
 
 MAXIMA_PER_CHUNK = 512  # groups of numbers
 
@@ -71,8 +73,6 @@ def lower_glu(low: Lowering, node: GLU) -> None:
 @rule(Rope)
 def lower_rope(low: Lowering, node: Rope) -> None:
     rotation = node.rotation
-    if rotation not in low.rotations:
-        low.rotations.append(rotation)
     x, out = low.make_from(node.x, node)
     n_rot = 2 * len(rotation.frequencies)
     low.add_rows(
@@ -99,6 +99,8 @@ def lower_select_rows(low: Lowering, node: SelectRows) -> None:
 
 @rule(Maxima)
 def lower_maxima(low: Lowering, node: Maxima) -> None:
+    if node.group != MAXIMA_GROUP:
+        raise UnsupportedError(f"maxima of every {node.group} numbers are not built, only of {MAXIMA_GROUP}")
     x, out = low.read(node.x), low.make(node)
     chunks_per_token = -(-out.width // MAXIMA_PER_CHUNK)
     low.add(

@@ -36,7 +36,7 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One step of a forward pass. A subclass is a kind of node: its fields are values, weights (`Tensor`) and attributes.
+    """One step of a forward pass. A subclass is a kind of node, its fields are values, weights and attributes.
 
     A field that may be a value or None, or a tensor or None, is left out where it is None.
     """
@@ -95,8 +95,9 @@ class Graph:
 
     def output(self, value: Value, name: str = "") -> Value:
         """Mark a value as wanted in the end."""
+        named = self.name(value, name) if name else value
         self.outputs.append(value)
-        return self.name(value, name) if name else value
+        return named
 
     def record(self, node: Node, name: str = "") -> Value:
         """Add a node; returns the value that it makes."""

@@ -68,7 +68,7 @@ class Isa:
 
     @property
     def f32_tile_rows(self) -> int:
-        """Rows of a tile of float32: two registers of sums where they are wide, so that inputs are loaded half as often."""
+        """Rows of a tile of float32. Two registers of sums for an input, where they are wide, load it half as often."""
         return max(16, 2 * self.lanes)
 
 

@@ -212,7 +212,8 @@ def build_linear_f32(isa, fmt):
             n_cols = min(n_piece, op.n_cols - start)
             is_first = 1 if start == 0 else 0
             for lane in range(0, n_rows, lanes):
-                unpack(op.weights, op.row_bytes, first + lane, op.n_rows - 1, start, n_cols, tile + lane * 4, n_rows * 4)
+                to = tile + lane * 4
+                unpack(op.weights, op.row_bytes, first + lane, op.n_rows - 1, start, n_cols, to, n_rows * 4)
             token = 0
             while token < op.batch.n_tokens:
                 x = op.x + (token * op.x_stride + start) * 4
