@@ -46,7 +46,8 @@ def command(
     from edgellm.convert.checkpoints import convert_checkpoint
 
     with Progress() as progress:
-        folder = hub.pull_checkpoint(source, progress) if source.startswith("hf:") else Path(source).expanduser()
+        is_named = source.startswith("hf:")
+        folder = hub.pull_checkpoint(source, progress, progress.note) if is_named else Path(source).expanduser()
         notes = convert_checkpoint(
             folder,
             output,

@@ -46,6 +46,11 @@ class Progress:
             self._drawn = now
             self._draw(self._line(done, total, what, now))
 
+    def note(self, text: str) -> None:
+        """Say a line of its own in between."""
+        self._clear()
+        note(text)
+
     def _line(self, done: int, total: int, what: str, now: float) -> str:
         line = one_line(self._task or "")
         if total:
