@@ -134,7 +134,7 @@ class _Broken(Exception):
 
 def _read(response: Any, errand: Errand, have: int, whole: int) -> bytes:
     try:
-        return response.read(_CHUNK)
+        return response.read1(_CHUNK)  # what has come is kept even if no more follows
     except TimeoutError:
         raise _Broken(f"{_ended(errand, have, whole)}: nothing came for {errand.network.timeout:g} seconds") from None
     except (OSError, http.client.HTTPException) as error:

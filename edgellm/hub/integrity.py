@@ -102,7 +102,7 @@ def record_of(path: Path) -> Record | None:
     """The record of a file; None when there is none that can be read."""
     try:
         record = Record(**json.loads(_place_of(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     kinds = (int, str, int, str)
     fields = (record.size, record.digest, record.mtime_ns, record.commit)

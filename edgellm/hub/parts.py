@@ -95,7 +95,7 @@ def write_note(part: Path, note: Note) -> None:
 
 def read_note(part: Path) -> Note:
     """The note beside a part; an empty one if there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         kept = json.loads(_note_of(part).read_text(encoding="utf-8"))
         return Note(int(kept["size"]), str(kept["validator"]))
     return Note()

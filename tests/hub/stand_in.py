@@ -54,7 +54,7 @@ class StandIn:
         self.etags = True
         self.blobs = True
         self.break_after: list[int] = []  # one entry per response that is cut off after so many bytes
-        self.wrong_length = 0  # added to Content-Length
+        self.wrong_length = 0  # added to Content-Length of a whole file
         self.stall_after: int | None = None  # bytes of a file after which the server falls silent
         self.status: dict[str, tuple[int, dict[str, str]]] = {}  # answers for paths that hold these words
         self.credentials: str | None = None
@@ -212,7 +212,7 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             is_file = "/files/" in self.path or "/cdn/" in self.path
-            length = len(body) + (stand_in.wrong_length if is_file and body else 0)
+            length = len(body) + (stand_in.wrong_length if is_file and status == 200 else 0)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(length)}.items():
                 self.send_header(name, value)

@@ -120,16 +120,13 @@ def test_a_damaged_file_of_a_checkpoint_is_mended(endpoint: StandIn, damage: byt
 
 
 def test_a_checkpoint_is_listed_and_removed(endpoint: StandIn, own_home: Path) -> None:
-    endpoint.commit("some/repo", files_of("config.json", "model.safetensors", "additional_chat_templates/t.jinja"))
+    served = files_of("config.json", "model.safetensors", "additional_chat_templates/t.jinja")
+    endpoint.commit("some/repo", served)
     folder = hub.pull_checkpoint("hf:some/repo")
     (model,) = hub.present()
     assert (model.name, model.state, model.title) == ("hf:some/repo", "installed", "checkpoint")
     assert hub.installed() == []  # it cannot be run
-    assert (
-        hub.remove("hf:some/repo")
-        == model.n_bytes
-        == sum(map(len, endpoint.commits["some/repo"].popitem()[1].values()))
-    )
+    assert hub.remove("hf:some/repo") == model.n_bytes == sum(map(len, served.values()))
     assert not folder.parent.exists()
 
 
