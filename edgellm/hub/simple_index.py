@@ -89,11 +89,7 @@ def _links(page: str, network: Network) -> list[WheelLink]:
                 return [WheelLink(path.name, path.as_uri()) for path in folder.glob("*.whl")]
             page = (folder / "index.html").as_uri()
     with network.open(page, {"Accept": _ACCEPT}) as response:
-        try:
-            body = response.read(_PAGE_LIMIT)
-        except (OSError, http.client.HTTPException) as error:
-            why = error if str(error) else type(error).__name__
-            raise Unavailable(f"{host_of(page)} broke off its answer: {why}") from None
+        body = _body(response, page)
         kind = response.headers.get_content_type()
         page = with_password_of(page, response.url)
     # A page from the network must not point at files of this machine.
@@ -104,6 +100,18 @@ def _links(page: str, network: Network) -> list[WheelLink]:
         return [link for link in absolute if urllib.parse.urlsplit(link.url).scheme in schemes]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DownloadError(f"{without_password(page)} is not a page of a package index") from None
+
+
+def _body(response: Any, page: str) -> bytes:
+    """The bytes of a page; raises Unavailable when they end too early."""
+    try:
+        body: bytes = response.read(_PAGE_LIMIT)
+    except (OSError, http.client.HTTPException) as error:
+        raise Unavailable(f"{host_of(page)} broke off its answer: {error or type(error).__name__}") from None
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and len(body) < min(int(length), _PAGE_LIMIT):
+        raise Unavailable(f"{host_of(page)} broke off its answer after {len(body):,} bytes")
+    return body
 
 
 def _links_of_json(body: bytes) -> list[WheelLink]:

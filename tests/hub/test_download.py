@@ -229,7 +229,7 @@ def test_a_disk_that_really_fills_up(endpoint: StandIn, tmp_path: Path, monkeypa
         assert endpoint.downloads() == []  # room is asked for first
         assert hub.present() == []
         monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-        with pytest.raises(DownloadError, match="what has arrived is kept, but the disk of .* is full"):
+        with pytest.raises(DownloadError, match=r"what has arrived is kept, but the disk of .* is full"):
             hub.pull(HUB_NAME)
         (half,) = hub.present()
         assert half.n_bytes > 300_000
