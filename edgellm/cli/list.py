@@ -23,7 +23,7 @@ def command() -> None:
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import one_line, size_text
 
-    with Progress() as progress:
+    with Progress(quiet=True) as progress:
         here = {model.name: _looked_into(model) for model in hub.present(progress)}
     catalogued = hub.catalog()
     rows = [("NAME", "SIZE", "STATE", "WHAT")]

@@ -20,6 +20,6 @@ def command(names: tuple[str, ...]) -> None:
     from edgellm.cli.progress import Progress
 
     for name in names:
-        with Progress() as progress:
+        with Progress(quiet=True) as progress:
             sound = hub.is_sound(name, progress)
         click.echo(hub.path_of(hub.find(name)) if sound else models.pull(name))

@@ -42,7 +42,7 @@ class Errand:
 
 
 def download(errand: Errand, target: Path, progress: Progress, notice: Notice = lambda line: None) -> None:
-    """Fetch a file into `target`, which appears only when it is whole.
+    """Fetch a file into `target`, unless it is there and right; it appears only when it is whole.
 
     A part that an earlier try left is gone on with if it is surely of the same file: its digest will tell, or the
     server says that the file has not changed since. A connection that breaks is taken up again as long as bytes keep
@@ -52,6 +52,11 @@ def download(errand: Errand, target: Path, progress: Progress, notice: Notice = 
     """
     part = part_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        if not _wrong(errand, target):
+            drop(part)
+            return
+        target.unlink()
     _fetch(errand, part, progress, notice)
     os.replace(part, target)
     drop(part)

@@ -79,8 +79,6 @@ def fetch_from_hub(file: HubFile, folder: Path, progress: Progress, notice: Noti
     from huggingface_hub.utils import build_hf_headers
 
     target = place_in_work(file, folder)
-    if target.is_file():
-        return target
     with _explained(file.repo, file.name, file.commit):
         url = _url(file.repo, file.name, file.commit)
         authorization = build_hf_headers().get("authorization")

