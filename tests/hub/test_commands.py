@@ -70,7 +70,7 @@ def test_ctrl_c_says_that_the_part_is_kept(endpoint: StandIn, own_home: Path) ->
     child = subprocess.Popen(
         [sys.executable, "-m", "edgellm", "pull", "hf:some/repo/x.gguf"],
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_until(lambda: any(model.n_bytes for model in present()))

@@ -359,7 +359,12 @@ PULL = f"from edgellm import hub; print(hub.pull({HUB_NAME!r}))"
 def test_a_process_that_is_stopped_leaves_a_part_and_no_lock(endpoint: StandIn, number: int) -> None:
     endpoint.commit("some/repo", {"tiny.gguf": MODEL_BYTES})
     endpoint.stall_after = HALF
-    child = subprocess.Popen([sys.executable, "-c", PULL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-c", PULL],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None,
+    )
     try:
         wait_until(lambda: any(model.n_bytes >= HALF - (1 << 18) for model in hub.present()))
         with pytest.raises(FileProblem, match="is being fetched by another process; stop that first"):
