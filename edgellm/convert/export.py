@@ -111,6 +111,8 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
     for name, tensor in file.tensors.items():
         if name == "rope_freqs.weight":
             continue  # part of config.json
+        if name not in names:
+            raise UnsupportedError(f"{family.classes[0]} has no place for tensor {name!r}")
         order = family.row_order(name, c)
         back = None if order is None else np.argsort(order).astype(np.int32)
         tensors.append((names[name], tensor, back, -family.offset(name)))
@@ -129,13 +131,13 @@ def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> 
     }
     if isinstance(name := file.metadata.get("general.name"), str):
         config["_name_or_path"] = name
-    for name, half in (("attention_bias", ("attn_q", "attn_k", "attn_v", "attn_output")),
-                       ("mlp_bias", ("ffn_gate", "ffn_up", "ffn_down"))):  # fmt: skip
-        has = [f"blk.0.{part}.bias" in file.tensors for part in half]
-        if family.has_optional_biases and any(has):
-            if not all(has):
-                raise UnsupportedError(f"{family.classes[0]} has biases on all of {', '.join(half)} or on none")
-            config[name] = True
+    for key in dict.fromkeys(family.biases.values()):
+        linears = [part for part, its_key in family.biases.items() if its_key == key]
+        has = {f"blk.{layer}.{part}.bias" in file.tensors for layer in range(c.n_layers) for part in linears}
+        if has != {True} and (key is None or True in has):
+            raise UnsupportedError(f"{family.classes[0]} has biases on all of {', '.join(linears)}, in every layer")
+        if key is not None:
+            config[key] = True in has
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"tokenizer.ggml.{key}_token_id" in file.metadata:
             config[f"{role}_token_id"] = file.get(f"tokenizer.ggml.{key}_token_id", int)

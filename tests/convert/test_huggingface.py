@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +133,54 @@ def test_what_the_model_card_says(tmp_path: Path) -> None:
         assert file.get("general.base_model.0.repo_url", str) == "https://huggingface.co/some/base"
 
 
+def edit_tensors(folder: Path, **changes: Any) -> None:
+    """Change tensors of a checkpoint, whose names have "__" for dots; None takes one away."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {name.replace("__", "."): x for name, x in changes.items()}
+    kept = {name: x.contiguous() for name, x in tensors.items() if x is not None}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama, tied", "gemma3"])
+def test_an_output_matrix_that_only_config_json_ties(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    embedding = checkpoints.save(family, folder).get_input_embeddings().weight.detach()
+    edit_tensors(folder, lm_head__weight=(embedding.flip(0) * 0.5).to(dtype))
+    (note,) = convert(folder, tmp_path / "out.gguf")
+    assert "lm_head.weight" in note and "model.embed_tokens.weight" in note and "tie_word_embeddings" in note
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    np.testing.assert_allclose(own_logits(tmp_path / "out.gguf"), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+
+
+def test_a_second_copy_of_tied_embeddings_is_not_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    embedding = checkpoints.save("llama, tied", folder).get_input_embeddings().weight.detach().clone()
+    convert(folder, tmp_path / "one.gguf")
+    halves = embedding.to(torch.bfloat16)
+    for first, second in ((embedding, embedding.clone()), (halves, halves.float()), (None, embedding)):
+        edit_tensors(folder, model__embed_tokens__weight=first, lm_head__weight=second)
+        assert convert(folder, tmp_path / "two.gguf") == []
+        with GGUFFile.open(tmp_path / "two.gguf") as file:
+            assert "output.weight" not in file.tensors
+    np.testing.assert_array_equal(own_logits(tmp_path / "two.gguf"), own_logits(tmp_path / "one.gguf"))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_biases_come_and_go(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of families whose published models have none."""
+    model_class, config_class, changes = FAMILIES[family]
+    monkeypatch.setitem(FAMILIES, family, (model_class, config_class, changes | {"attention_bias": True}))
+    model = checkpoints.save(family, tmp_path / "model")
+    assert convert(tmp_path / "model", tmp_path / "out.gguf") == []
+    np.testing.assert_allclose(own_logits(tmp_path / "out.gguf"), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+    export(tmp_path / "out.gguf", tmp_path / "again", "f32")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    np.testing.assert_allclose(checkpoints.logits(again, IDS), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+
+
 # --- what cannot be converted -------------------------------------------------------------------------------
 
 
@@ -186,6 +235,27 @@ def refused(folder: Path, kind: type[EdgellmError], *words: str) -> None:
 def test_a_config_that_cannot_be(folder: Path, changes: dict, kind: type[EdgellmError], words: tuple[str, ...]) -> None:
     checkpoints.edit_json(folder / "config.json", **changes)
     refused(folder, kind, str(folder), *words)
+
+
+@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias"])
+def test_biases_that_config_json_does_not_know_of(key: str, tmp_path: Path) -> None:
+    """transformers leaves them out, and with them what the model has learned."""
+    checkpoints.save("llama, biases", tmp_path / "model")
+    checkpoints.edit_json(tmp_path / "model" / "config.json", **{key: ...})
+    refused(tmp_path / "model", FormatError, "model.layers.0.", "proj.bias", key)
+
+
+def test_biases_that_are_missing(folder: Path, tmp_path: Path) -> None:
+    checkpoints.edit_json(folder / "config.json", attention_bias=True)
+    refused(folder, FormatError, "model.layers.0.self_attn.q_proj.bias", "attention_bias")
+    checkpoints.save("qwen2", tmp_path / "qwen")
+    edit_tensors(tmp_path / "qwen", model__layers__2__self_attn__v_proj__bias=None)
+    refused(tmp_path / "qwen", FormatError, "model.layers.2.self_attn.v_proj.bias")
+
+
+def test_two_names_of_one_weight(folder: Path) -> None:
+    edit_tensors(folder, language_model__model__norm__weight=torch.ones(64))
+    refused(folder, FormatError, "language_model.model.norm.weight", "model.norm.weight")
 
 
 def test_a_missing_output_matrix(folder: Path) -> None:
