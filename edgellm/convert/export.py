@@ -22,6 +22,7 @@ from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
 from edgellm.convert.huggingface import names_of
 from edgellm.convert.model_card import write_model_card
+from edgellm.convert.targets import check_folder
 from edgellm.convert.vocabulary import write_tokenizer
 from edgellm.errors import FileProblem, UnsupportedError, UsageError
 from edgellm.files import AnyPath, check_room, refuse_target
@@ -49,6 +50,7 @@ def export_checkpoint(
         raise UsageError(f"{folder} exists and is not an empty folder; choose another name")
     if not folder.exists():
         refuse_target(folder)
+    check_folder(folder)
     with GGUFFile.open(source) as file:
         try:
             config, tensors = _plan(file, dtype)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, Encoder, rows_of
 from edgellm.engine.threads import default_threads
-from edgellm.errors import FileProblem, FormatError
+from edgellm.errors import FileProblem
 from edgellm.files import check_room
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.params import RuntimeConfig
@@ -55,10 +55,7 @@ def write_model(
         nonlocal done
 
         def encode(rows: slice) -> NDArray[Any]:
-            try:
-                return encoder.encode(part, rows, formats[part.name])
-            except FormatError as problem:
-                raise FormatError(f"tensor {part.tensor.name!r}: {problem}") from None
+            return encoder.encode(part, rows, formats[part.name])
 
         for piece, raw in _in_order(pool, n_threads + 2, encode, rows_of(part, PIECE_WEIGHTS)):
             yield raw
