@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 
 from edgellm.convert.adapter import CONFIG, is_adapter, read_adapter
+from edgellm.convert.checked import runs_again
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.llama2c import read_llama2c_model
 from edgellm.convert.recipes import check_overrides, choose_formats, recipe_of, renamed, true_recipe
@@ -58,8 +59,9 @@ def convert_checkpoint(
             raise UsageError(f"an adapter is kept in floats, not in {recipe.name}; choose F32, F16, BF16 or auto")
         formats = choose_formats(recipe, source.parts, source.metadata, overrides)
         true = true_recipe(recipe, source.parts, formats)
-        write_model(target, source.metadata | true.metadata, source.parts, formats,
-                    n_threads=n_threads, progress=progress)  # fmt: skip
+        is_model = source.metadata["general.type"] == "model"
+        write_model(target, source.metadata | true.metadata, source.parts, formats, n_threads=n_threads,
+                    progress=progress, check=runs_again if is_model else None)  # fmt: skip
         return [*source.notes, *formats.told(), *renamed(recipe, true.name)]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
-from edgellm.convert.huggingface import names_of
+from edgellm.convert.huggingface import names_of, read_huggingface
 from edgellm.convert.model_card import write_model_card
 from edgellm.convert.targets import check_folder
 from edgellm.convert.vocabulary import write_tokenizer
@@ -65,8 +65,18 @@ def export_checkpoint(
                 write_tokenizer(file.metadata, work)
                 write_model_card(file.metadata, work)
                 _write_weights(work, tensors, dtype, lambda done, total: progress(done, total, f"writing {folder}"))
+                _read_again(work, folder)
         except OSError as problem:
             raise FileProblem(f"{folder} cannot be written: {problem.strerror or problem}") from None
+
+
+def _read_again(work: Path, folder: Path) -> None:
+    """Raise FileProblem when the folder, under the name that it has while it is written, is no checkpoint."""
+    try:
+        read_huggingface(work).close()
+    except FileProblem as problem:
+        reason = str(problem).removeprefix(f"{work}: ")
+        raise type(problem)(f"{folder}: what was written cannot be read again, so it was not kept: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def read_huggingface(folder: Path) -> Source:
             architecture, family, settings = family_of(config)
             shape = family.hyperparameters(settings)
             checkpoint = opened.enter_context(open_checkpoint(folder))
-            metadata = {"general.architecture": architecture, "general.type": "model"}
+            metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others)
@@ -50,6 +50,7 @@ def read_huggingface(folder: Path) -> Source:
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab)
+            notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
         return Source(metadata, parts, notes, opened.pop_all().close)
@@ -122,6 +123,17 @@ def _tie(settings: Settings, tensors: dict[str, Tensor]) -> list[str]:
         ]
     del tensors[output]
     return []
+
+
+def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
+    """A note on added tokens that the model was never given, such as a padding token of its training."""
+    if not tokens:
+        return []
+    more = f" and {len(tokens) - 1} more" if len(tokens) > 1 else ""
+    return [
+        f"the added token {tokens[0]!r:.60}{more} is beyond the {n_rows} rows of the embedding: no answer can hold it, "
+        "a prompt with it is refused, and llama.cpp does not load such a file"
+    ]
 
 
 def _same_weights(a: Tensor, b: Tensor) -> bool:

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.convert.checked import is_runnable, runs_again
 from edgellm.convert.parts import Part
 from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of, renamed, true_recipe
 from edgellm.convert.targets import check_target
@@ -110,7 +111,9 @@ def write_quantized(
     check_importance(importance or {}, parts)
     metadata = {key: value for key, value in file.metadata.items() if not key.startswith("split.")}
     metadata |= {"general.quantization_version": QUANTIZATION_VERSION} | recipe.metadata
-    write_model(target, metadata, parts, formats, importance=importance, n_threads=n_threads, progress=progress)
+    check = runs_again if is_runnable(file.metadata, file.tensors) else None
+    write_model(target, metadata, parts, formats, importance=importance, n_threads=n_threads, progress=progress,
+                check=check)  # fmt: skip
     n_bytes = sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts)
     n_weights = sum(prod(part.tensor.shape) for part in parts)
     warnings = [*_requantized(parts, formats), *_without_importance(importance, parts, formats)]

@@ -227,5 +227,19 @@ def test_other_tokens_than_embeddings(n, llama, tmp_path) -> None:
     assert isinstance(error, FormatError) and str(n) in str(error) and str(tiny.N_VOCAB) in str(error)
 
 
+@pytest.mark.parametrize("kind", [3, 4, 5])
+def test_added_tokens_without_a_row(kind, llama, tmp_path) -> None:
+    """Their ids are known, and no prompt or answer holds them."""
+    more = tiny.vocabulary(tiny.N_VOCAB + 2)
+    more["tokenizer.ggml.token_type"][-2:] = [kind, kind]
+    with edgellm.load(saved(llama, tmp_path, more), n_threads=1) as model:
+        assert model.n_vocab == tiny.N_VOCAB and model.tokenizer.n_vocab == tiny.N_VOCAB + 2
+        assert model.logits([5, tiny.N_VOCAB - 1]).shape == (2, tiny.N_VOCAB)
+        with pytest.raises(UsageError, match="its embedding has"):
+            model.logits([5, tiny.N_VOCAB + 1])
+        with pytest.raises(UsageError, match="from 0 to"):
+            model.logits([5, tiny.N_VOCAB + 2])
+
+
 def test_a_role_beyond_the_vocabulary(llama, tmp_path) -> None:
     assert isinstance(load_error(saved(llama, tmp_path, {"tokenizer.ggml.eos_token_id": 320})), FormatError)

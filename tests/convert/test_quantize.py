@@ -272,3 +272,17 @@ def test_a_place_that_cannot_be_written(source: Path, monkeypatch: pytest.Monkey
     """It is said before any weight is read."""
     monkeypatch.setattr("edgellm.convert.quantize.GGUFFile.open", lambda path: pytest.fail("too late"))
     refused(source, Path("/proc/out.gguf"), FileProblem, "/proc", "cannot be written")
+
+
+def test_what_is_written_is_opened_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that go astray are found before the file takes its name."""
+    write = GGUFWriter._write_to
+
+    def astray(self: GGUFWriter, file: Any) -> None:
+        write(self, file)
+        file.seek(30)
+        file.write(b"\xff" * 8)
+
+    (tmp_path / "out.gguf").write_bytes(b"old")
+    monkeypatch.setattr(GGUFWriter, "_write_to", astray)
+    refused(source, tmp_path / "out.gguf", FormatError, "out.gguf")
