@@ -22,14 +22,15 @@ from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
 from edgellm.convert.huggingface import names_of, read_huggingface
 from edgellm.convert.model_card import write_model_card
+from edgellm.convert.rows import check_finite
 from edgellm.convert.targets import check_folder
 from edgellm.convert.vocabulary import write_tokenizer
-from edgellm.errors import FileProblem, UnsupportedError, UsageError
+from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.files import AnyPath, check_room, refuse_target
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.safetensors import write_safetensors
 from edgellm.formats.tensor import Tensor
-from edgellm.quants import FORMATS
+from edgellm.quants import FORMATS, BlockFormat
 
 DTYPES = {"f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16"), "f32": ("F32", "float32")}
 CHUNK_WEIGHTS = 1 << 24  # converted at a time
@@ -179,7 +180,7 @@ def _write_weights(
     def chunks(tensor: Tensor, order: Any, offset: float) -> Iterator[Any]:
         nonlocal done
         for rows in _rows(tensor, order):
-            yield target.quantize(tensor.format.dequantize(rows) + np.float32(offset))
+            yield _converted(tensor, rows, target, offset)
             done += rows.nbytes
             progress(done, total)
 
@@ -188,6 +189,16 @@ def _write_weights(
 
     write_safetensors(folder, [(name, tensor.shape, target, source(tensor, order, offset))
                                for name, tensor, order, offset in tensors])  # fmt: skip
+
+
+def _converted(tensor: Tensor, rows: Any, target: BlockFormat, offset: float) -> Any:
+    """Some rows of a tensor in another format. Raises FormatError naming it for numbers that are none, or too large."""
+    try:
+        x = tensor.format.dequantize(rows)
+        check_finite(x)
+        return target.quantize(x + np.float32(offset))
+    except FormatError as problem:
+        raise FormatError(f"tensor {tensor.name!r}: {problem}") from None
 
 
 def _rows(tensor: Tensor, order: Any) -> Iterator[Any]:

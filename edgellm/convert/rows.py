@@ -53,9 +53,7 @@ class Encoder:
     def _encode(self, part: Part, rows: slice, block_format: BlockFormat) -> Bytes:
         raw = part.raw(rows)
         x = part.tensor.format.dequantize(raw)
-        if not np.isfinite(x).all():
-            what = "NaN" if np.isnan(x).any() else "infinity"
-            raise FormatError(f"its weights hold {what}; the file is damaged, or the training failed")
+        check_finite(x)
         if block_format is part.tensor.format and not part.offset:
             return raw
         if part.offset:
@@ -68,3 +66,10 @@ class Encoder:
         return np.concatenate(
             [block_format.quantize(x[matrix == m], by_matrix[m], self._fit) for m in np.unique(matrix)]
         )
+
+
+def check_finite(x: NDArray[Any]) -> None:
+    """Raise FormatError for weights that hold NaN or infinity."""
+    if not np.isfinite(x).all():
+        what = "NaN" if np.isnan(x).any() else "infinity"
+        raise FormatError(f"its weights hold {what}; the file is damaged, or the training failed")
