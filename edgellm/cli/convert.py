@@ -43,8 +43,9 @@ def command(
     from edgellm import hub
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import note, size_text
-    from edgellm.convert.checkpoints import convert_checkpoint
+    from edgellm.convert.checkpoints import check_request, convert_checkpoint
 
+    check_request(output, type_name, overrides)
     with Progress() as progress:
         is_named = source.startswith("hf:")
         folder = hub.pull_checkpoint(source, progress, progress.note) if is_named else Path(source).expanduser()
