@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -46,7 +47,7 @@ def command(
     from edgellm.convert.checkpoints import convert_checkpoint
 
     with Progress() as progress:
-        folder = hub.pull_checkpoint(source, progress) if source.startswith("hf:") else Path(source).expanduser()
+        folder = hub.pull_checkpoint(source, progress) if source.startswith("hf:") else Path(os.path.expanduser(source))
         notes = convert_checkpoint(
             folder,
             output,
@@ -68,5 +69,5 @@ def _base(name: str | None) -> Path | None:
         return None
     from edgellm import hub
 
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path if path.is_dir() else hub.resolve(name)

@@ -73,7 +73,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
 
     Raises FileProblem when the file is missing or the model not installed, UsageError for an unknown name.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))
     name = str(name_or_path)
     if path.is_file():
         return path
