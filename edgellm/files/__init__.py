@@ -34,16 +34,23 @@ def home() -> Path:
     """
     if chosen := os.environ.get("EDGELLM_HOME"):
         return Path(os.path.expanduser(chosen))
+    if sys.platform == "win32":
+        base: str | Path | None = os.environ.get("LOCALAPPDATA") or _user_folder("AppData", "Local")
+    elif sys.platform == "darwin":
+        base = _user_folder("Library", "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or _user_folder(".cache")
+    return Path(base) / "edgellm" if base else _without_home()
+
+
+def _user_folder(*parts: str) -> Path | None:
+    """A folder in the user's home; None where there is no home, or only "/", which containers give to strangers."""
     try:
-        if sys.platform == "win32":
-            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        found = Path.home()
     except RuntimeError:
-        return _without_home()
-    return Path(base) / "edgellm"
+        return None
+    is_root = found == Path(found.anchor)
+    return None if is_root and not os.access(found, os.W_OK) else found.joinpath(*parts)
 
 
 def _without_home() -> Path:

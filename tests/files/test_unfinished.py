@@ -160,9 +160,9 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     clear_unfinished(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "日" * 85, "a\nb", ".", "-"])
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "日" * 85, "a\nb", "-"])
 def test_any_name_that_a_file_can_have(name: str, tmp_path: Path) -> None:
-    if name == "." or (sys.platform == "win32" and "\n" in name):
+    if sys.platform == "win32" and "\n" in name:
         pytest.skip("no name of a file")
     for content in (b"one", b"two"):
         write(tmp_path / name, content)
