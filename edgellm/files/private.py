@@ -51,6 +51,17 @@ def read(path: Path) -> bytes | None:
         os.close(handle)
 
 
+def is_ours_or_nothing(path: Path) -> bool:
+    """Whether a path leads to a regular file of ours, or to none: no link, pipe or file that somebody put there."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and (not _HAS_OWNERS or status.st_uid == os.getuid())
+
+
 def keep(path: Path, content: bytes) -> None:
     """Write a private file, whole or not at all, in place of whatever is there.
 
@@ -97,25 +108,26 @@ def check(folder: Path, may_be_shared: bool = False) -> None:
     if not _HAS_OWNERS:
         os.stat(folder)
         return
+    trusted = _trusted()
     for place, status in _way_to(folder):
-        if status.st_uid not in _trusted():
-            raise PermissionError(errno.EPERM, f"{place} belongs to another user", str(place))
+        if status.st_uid not in trusted:
+            raise PermissionError(errno.EPERM, f"{place} belongs to another user", place)
         if not stat.S_ISLNK(status.st_mode) and not _only_we_move_files(status):
-            raise PermissionError(errno.EPERM, f"others can write in {place} (chmod go-w ends that)", str(place))
+            raise PermissionError(errno.EPERM, f"others can write in {place} (chmod go-w ends that)", place)
     if not may_be_shared and not _is_folder_of_ours(os.lstat(folder)):
         raise PermissionError(errno.EPERM, f"{folder} is a link, or others can write there", str(folder))
 
 
-def _way_to(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _way_to(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Every folder and link on the way to a folder, that one included. Raises OSError where the way ends.
 
     From the top down: what was found good cannot be changed by others while the rest is looked at.
     """
-    here, *todo = (Path.cwd() / folder).parts
-    yield Path(here), os.lstat(here)
+    here, *todo = folder.absolute().parts
+    yield here, os.lstat(here)
     n_links = 0
     while todo:
-        place = Path(here, todo.pop(0))
+        place = os.path.join(here, todo.pop(0))
         status = os.lstat(place)
         yield place, status
         if not stat.S_ISLNK(status.st_mode):

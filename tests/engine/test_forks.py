@@ -28,7 +28,7 @@ def answer(prompt=PROMPT, n=20):
 def in_child(work):
     child = os.fork()
     if child == 0:
-        signal.alarm(20)
+        signal.alarm(60)
         status = 1
         try:
             work()
@@ -55,7 +55,7 @@ def work():
     assert [t.name for t in threading.enumerate()][1:] == ["edgellm-1", "edgellm-2"], threading.enumerate()
     model.close()
     assert threading.active_count() == 1
-for _ in range(12):
+for _ in range(8):
     time.sleep(0.01)
     assert ended(in_child(work)) == 0
     assert answer() == expected
@@ -115,7 +115,7 @@ process.join(30)
 assert process.exitcode == 0
 child = os.fork()
 if child == 0:
-    signal.alarm(20)
+    signal.alarm(60)
     sys.exit(7)  # with all that runs at the end of an interpreter
 assert os.waitstatus_to_exitcode(ended(child)) == 7
 """
@@ -177,5 +177,5 @@ other.join()
 )  # fmt: skip
 def test_a_fork(code: str, tiny_path: Path) -> None:
     command = [sys.executable, "-c", BEGIN + code, str(tiny_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.stderr, done.returncode) == ("", 0)

@@ -242,6 +242,14 @@ def test_a_file_that_is_swapped_while_it_is_read(file: Path, monkeypatch: pytest
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("spoil", [link, dangling, folder, pipe])
+def test_a_file_that_a_library_will_open_by_its_name(spoil: Callable[[Path], object], file: Path) -> None:
+    assert private.is_ours_or_nothing(file)
+    assert private.is_ours_or_nothing(file.with_name("nothing"))
+    spoil(file)
+    assert not private.is_ours_or_nothing(file)
+
+
 # --- what cannot be kept ------------------------------------------------------------------------------------
 
 
