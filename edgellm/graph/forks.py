@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 _Step = Callable[[Any], None]
-_lock = threading.Lock()
+_lock = threading.RLock()
 _steps: weakref.WeakKeyDictionary[Any, dict[str, _Step]] = weakref.WeakKeyDictionary()
-_forking: list[tuple[Any, dict[str, _Step]]] = []  # who was there before a fork, until it is over
+_ready: list[tuple[Any, dict[str, _Step]]] = []  # who is ready for the fork that is going on
 
 
 def at_fork(owner: Any, **steps: _Step) -> None:
@@ -28,23 +28,21 @@ def at_fork(owner: Any, **steps: _Step) -> None:
         _steps[owner] = steps
 
 
-def _take(step: str) -> None:
-    for owner, steps in _forking:
-        if step in steps:
-            steps[step](owner)
-
-
 def _before() -> None:
     _lock.acquire()
-    _forking.extend(_steps.items())
-    _take("before")
+    for owner, steps in list(_steps.items()):
+        if step := steps.get("before"):
+            step(owner)
+        _ready.append((owner, steps))  # one by one: Ctrl-C may end this, and the process forks all the same
 
 
-def _after(step: str) -> None:
+def _after(name: str) -> None:
     try:
-        _take(step)
+        while _ready:
+            owner, steps = _ready.pop()
+            if step := steps.get(name):
+                step(owner)
     finally:
-        _forking.clear()
         _lock.release()
 
 
