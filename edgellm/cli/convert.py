@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -48,7 +49,7 @@ def command(
     check_request(output, type_name, overrides)
     with Progress() as progress:
         is_named = source.startswith("hf:")
-        folder = hub.pull_checkpoint(source, progress, progress.note) if is_named else Path(source).expanduser()
+        folder = hub.pull_checkpoint(source, progress, progress.note) if is_named else Path(os.path.expanduser(source))
         notes = convert_checkpoint(
             folder,
             output,
@@ -70,5 +71,5 @@ def _base(name: str | None) -> Path | None:
         return None
     from edgellm import hub
 
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path if path.is_dir() else hub.resolve(name)

@@ -22,6 +22,7 @@ from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.graph import Batch, Graph, Program, Team, Tuning
 from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
+from edgellm.graph.forks import at_fork
 from edgellm.graph.program import kernels_of
 from edgellm.graph.team import KERNELS
 from edgellm.kernels.isa import Isa, choose
@@ -94,7 +95,8 @@ class Runner:
         self.body = Program(body, store, self._batch, self.team, tables)
         self._head_batch = Batch(HEAD_TOKENS, [], [])
         self.head = Program(head, store, self._head_batch, self.team, inputs={hidden_input: self.body.address(hidden)})
-        self._lock = threading.Lock()
+        self._unlock()
+        at_fork(self, in_child=Runner._unlock)  # a batch of another thread has no end there
 
     def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
         """Compute all spans in one batch of at most n_batch tokens, and append them to their sequences.
@@ -139,6 +141,9 @@ class Runner:
         """End the threads, when the batch that is running is done."""
         with self._lock:
             self._end()
+
+    def _unlock(self) -> None:
+        self._lock = threading.Lock()
 
     @contextmanager
     def _computed(self, spans: SequenceOf[Span]) -> Iterator[list[int]]:

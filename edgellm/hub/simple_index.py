@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import http.client
 import json
+import os
 import re
 import urllib.parse
 import urllib.request
@@ -75,7 +76,7 @@ def _kind_of(troubles: list[DownloadError]) -> type[DownloadError]:
 def _pages(package: str, config: PipConfig) -> Iterator[str]:
     """Where the wheel's link may stand: the folders and pages of find-links, then the indexes."""
     for place in config.find_links:
-        yield place if "://" in place else Path(place).expanduser().absolute().as_uri()
+        yield place if "://" in place else Path(os.path.expanduser(place)).absolute().as_uri()
     for index in config.index_urls:
         yield f"{index.rstrip('/')}/{_normalised(package)}/"
 
