@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +207,7 @@ def changed(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
 def _path(rest: str, command: str) -> Path:
     if not rest:
         raise UsageError(f"{command} needs a file name, as in: {command} chat.json")
-    return Path(rest).expanduser()
+    return Path(os.path.expanduser(rest))
 
 
 def _word(value: float | None) -> str:

@@ -6,7 +6,8 @@ import atexit
 import contextlib
 import sys
 
-from edgellm.files import home
+from edgellm.cli.terminal import note
+from edgellm.files import home, private
 
 _QUOTES = '"""'
 _HISTORY_LINES = 1000
@@ -52,6 +53,9 @@ def _set_up_editing() -> None:
     readline.parse_and_bind("set enable-bracketed-paste on")
     readline.set_history_length(_HISTORY_LINES)
     history = home() / "chat_history"
+    if not private.is_ours_or_nothing(history):
+        note(f"{history} is not a file of yours, so what you type is not remembered")
+        return
     with contextlib.suppress(OSError):
         home().mkdir(parents=True, exist_ok=True)
         readline.read_history_file(history)

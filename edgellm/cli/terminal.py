@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from edgellm.errors import size_text
+
+__all__ = ["harmless", "note", "one_line", "show_answer", "size_text"]
+
 # C0 and C1 control characters and DEL start terminal escapes. Only line feed and tab are shown as they are: a
 # carriage return would let later text overwrite earlier text.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -30,12 +34,3 @@ def show_answer(text: str) -> None:
     """Write a piece of an answer to standard output at once."""
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def size_text(n_bytes: float) -> str:
-    """Bytes for people, in decimal units: 98.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.errors import CacheFullError
+from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import KV_BLOCK
 
@@ -54,6 +55,7 @@ class KVCache:
         self._free = list(range(n_blocks - 1, -1, -1))
         self._owners = [0] * n_blocks
         self._lock = threading.RLock()
+        at_fork(self, before=KVCache._hold, in_parent=KVCache._let_go, in_child=KVCache._let_go)
 
     @property
     def n_free_blocks(self) -> int:
@@ -69,6 +71,13 @@ class KVCache:
 
     def sequence(self) -> Sequence:
         return Sequence(self)
+
+    def _hold(self) -> None:
+        """Nobody is in the middle of anything until `_let_go`: what a child process gets is whole."""
+        self._lock.acquire()
+
+    def _let_go(self) -> None:
+        self._lock.release()
 
     def take(self) -> int:
         """A block that nobody else has. Raises CacheFullError when none is left."""

@@ -23,6 +23,7 @@ from edgellm.engine.prefix_cache import PrefixCache, common_prefix
 from edgellm.engine.request import Request
 from edgellm.engine.runner import Runner, Span
 from edgellm.errors import BusyError, CacheFullError
+from edgellm.graph.forks import at_fork
 from edgellm.kernels.records import KV_BLOCK
 
 # Who reads an answer waits no longer than this for its next token while a prompt is computed beside it.
@@ -43,11 +44,21 @@ class Scheduler:
         self._n_steps = 0
         self._n_over = 0
         self._prompt_rate = 0.0  # tokens a second
+        self._is_closing = False
+        self._unlock()
+        at_fork(self, in_child=Scheduler._forget_threads)
+
+    def _forget_threads(self) -> None:
+        """In a child process, a step of another thread has no end, and nobody waits for its requests."""
+        self._unlock()
+        for request in (*self._requests, *self._arrivals):
+            request.is_awaited = False
+
+    def _unlock(self) -> None:
         self._run = threading.RLock()  # whoever runs a step, or has the model for itself
         self._changed = threading.Condition()  # after every step
         self._is_stepping = False
         self._alone: int | None = None  # the thread that has the model for itself
-        self._is_closing = False
 
     # --- for any thread -----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 
 from edgellm.engine.threads import default_threads, usable_threads
+from edgellm.files import private
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Program, Target, Team, lower
 from edgellm.graph.nodes import linear
@@ -52,6 +53,7 @@ def measure_and_remember(store: KernelStore, weights: BlockFormat, n_threads: in
 
     weights:  the format that most of a model's weights have.
     """
+    private.prepare(store.folder)
     tuning = measure(store, weights)
     tuning.save(_path(store, weights))
     return _with_threads(tuning, n_threads)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba import cfunc, types
 
 from edgellm.errors import KernelError
 from edgellm.kernels.isa import Isa, host
+from edgellm.kernels.numba_settings import plain_numba
 from edgellm.kernels.registry import Kernel
+
+with plain_numba():
+    from numba import cfunc, types
 
 # What compiled code may call: the C library's memory functions, found in the running process.
 ALLOWED_EXTERNALS = frozenset({"memcpy", "memset", "memmove"})
@@ -17,14 +20,11 @@ ALLOWED_EXTERNALS = frozenset({"memcpy", "memset", "memmove"})
 def compile_kernel(kernel: Kernel, isa: Isa) -> bytes:
     """The object file of a kernel for an instruction set; its only symbol is `kernel.symbol`.
 
-    Raises KernelError when the code would need a function that a fresh process does not have.
+    The same whatever is set for Numba. Raises KernelError when the code would need a function that a fresh process
+    does not have.
     """
-    function = kernel.build(isa)
-    signature = types.void(types.int64, types.int64, types.int64)
-    # No fastmath: it would let LLVM reorder the sums whose order the kernels promise.
-    compiled = cfunc(signature, error_model="numpy")(function)
-    module = llvm.parse_assembly(compiled.inspect_llvm())
-    _keep_only(module, compiled.native_name, kernel.symbol)
+    with plain_numba():
+        module = _numba_module(kernel, isa)
     machine = target_machine(isa)
     _optimize(module, machine)
     called = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
@@ -33,6 +33,17 @@ def compile_kernel(kernel: Kernel, isa: Isa) -> bytes:
         names = ", ".join(sorted(missing))
         raise KernelError(f"kernel {kernel.name} for {isa.name} calls {names}, which no later process would have")
     return code
+
+
+def _numba_module(kernel: Kernel, isa: Isa) -> llvm.ModuleRef:
+    """What Numba makes of a kernel: a module whose only name to the outside is `kernel.symbol`."""
+    function = kernel.build(isa)
+    signature = types.void(types.int64, types.int64, types.int64)
+    # No fastmath: it would let LLVM reorder the sums whose order the kernels promise.
+    compiled = cfunc(signature, error_model="numpy")(function)
+    module = llvm.parse_assembly(compiled.inspect_llvm())
+    _keep_only(module, compiled.native_name, kernel.symbol)
+    return module
 
 
 def target_machine(isa: Isa) -> llvm.TargetMachine:

@@ -94,7 +94,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options as far as they are unusual."""
+        """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options that are unusual or words."""
         usual = _FAMILIES[self.op].options
         unusual = [str(value) for name, value in self.options if value != usual[name][0] or isinstance(value, str)]
         return ".".join([self.op, *([self.format.name] if self.format else []), *unusual])

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
+
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.special_tokens import SpecialTokens
@@ -125,6 +127,13 @@ class Tokenizer:
     def token_name(self, token_id: int) -> str:
         """A token as the file spells it."""
         return self._vocabulary.token(token_id).decode()
+
+    @property
+    def n_without_added(self) -> int:
+        """Number of tokens up to the last that is no added one (control, user-defined or unused)."""
+        added = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED)
+        ordinary = np.flatnonzero(~np.isin(self._vocabulary.types, added))
+        return int(ordinary[-1]) + 1 if len(ordinary) else 0
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:

@@ -265,7 +265,7 @@ def test_random_work_against_texts_alone(tiny_path) -> None:
 
 
 def test_a_first_token_costs_little_more_than_its_batch(model) -> None:
-    """No thread is started and nothing is waited for: with many repetitions, the extra time is far below a millisecond."""
+    """No thread is started and nothing is waited for: at best, the extra time is far below a millisecond."""
     model.logits([5])
     seconds = []
     for _ in range(20):

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from edgellm.convert.vocabulary.byte_level import refuse_unusual
 from edgellm.convert.vocabulary.draft import Draft, Token
-from edgellm.convert.vocabulary.files import Record, shown
+from edgellm.convert.vocabulary.files import Record, added_texts, shown
 from edgellm.convert.vocabulary.rules import flatten, pattern_of
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf.header import quoted
@@ -31,12 +31,11 @@ def read_metaspace(file: Record, model: Record, n_vocab: int) -> Draft:
     vocab = model.record("vocab")
     if vocab is None:
         raise model.wrong("vocab", "an object of tokens and their ids")
-    draft.put_all(vocab.values)
+    draft.put_all(vocab.values, added_texts(file))
     draft.take_merges(model.list("merges"))
     _set_prefix(draft, file)
     _mark_unknown(draft, model)
-    added = {text for text in (added.text("content") for added in file.records("added_tokens")) if text}
-    _score(draft, added)
+    _score(draft, added_texts(file))
     return draft
 
 
