@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sized, ValuesView
 from typing import Any
 
 from edgellm.errors import TemplateError
 from edgellm.text.provenance import Text, join
 
-STEPS = 12_000_000  # for compiling, and for each rendering of a short chat
+STEPS = 6_000_000  # for compiling, and for each rendering of a short chat
 STEPS_PER_CHAR = 20  # of the chat
-STEPS_PER_PAIR = 40  # of its messages
+STEPS_PER_PAIR = 80  # of its messages
 MOST_MESSAGES = 8192  # whose pairs count
 LARGEST = 4_000_000  # characters of any one value, and of the rendered text
-MEMORY = 128 << 20  # bytes of all values created in one rendering
+MEMORY = 96 << 20  # bytes of all values created in one rendering
 LARGEST_INT_BITS = 4096
 DEEPEST = 150  # lists within dicts within lists
 MOST_ITEMS = 200_000  # that one operation goes through or makes
@@ -35,10 +35,12 @@ ITEM_BYTES = 96  # most that a new item of a list takes, apart from its text
 KNOWN_ITEM_BYTES = 16  # that an item takes which exists already
 CALL = 20  # steps of a call from Python to Python
 CHARS_PER_STEP = 50  # of what C does with a text
+BITS_PER_STEP = 16  # of what it does with a large number
+SHORT_NEEDLE = 100  # characters; C looks for a longer text in one pass, but for a shorter one may try every place
 LIST_COSTS = 5  # times as much as a text, for the same weight
 MACRO = 6 * CALL  # steps of calling a macro, besides those of its body
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS = (KeysView, ValuesView, ItemsView)
 _HELD = (list, tuple, dict)
 
 
@@ -121,7 +123,7 @@ class Budget:
         known = self._weighed.get(id(value))
         if known is None:
             self.spend(CALL + 4 * len(value))
-            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            parts: Iterable[Any] = [*value, *value.values()] if isinstance(value, dict) else value
             weight, depth = ITEM, 0
             for part in parts:
                 if isinstance(part, _HELD):
@@ -142,6 +144,13 @@ class Budget:
             weight = self.weigh(value)
             self.spend_chars(weight if isinstance(value, str) else LIST_COSTS * weight)
 
+    def search(self, value: Any, n_searched: int = SHORT_NEEDLE) -> None:
+        """Charge looking for something in a value: in a text, for so many characters."""
+        if isinstance(value, str):
+            self.spend_chars(len(value) * min(max(n_searched, 1), SHORT_NEEDLE))
+        else:
+            self.look(value)
+
     def text(self, value: Any) -> str:
         """A value as a template writes it."""
         if isinstance(value, str):
@@ -152,12 +161,14 @@ class Budget:
     def each(self, iterable: Iterable[Any], steps: int = CALL) -> Iterator[Any]:
         """Go through something, with so many steps for each item."""
         for item in iterable:
-            self.spend(steps)
+            self._steps -= steps  # `spend`, in the loop that is run most
+            if self._steps < 0:
+                self.spend(0)
             yield item
 
     def collect(self, iterable: Iterable[Any], what: str, steps: int = CALL) -> list[Any]:
         """The items of something, as a list of bounded weight."""
-        if hasattr(iterable, "__len__"):
+        if isinstance(iterable, Sized):
             self.few(len(iterable), what)
         items: list[Any] = []
         n_bytes = ITEM_BYTES if isinstance(iterable, (str, range)) else KNOWN_ITEM_BYTES

@@ -20,13 +20,12 @@ from jinja2.parser import Parser
 from jinja2.visitor import NodeTransformer
 
 from edgellm.errors import TemplateError
-from edgellm.text.template_budget import CALL
+from edgellm.text.template_budget import CALL, SHORT_NEEDLE
 
 MOST_TOKENS = 10_000  # of the template's source; the longest known templates have under 2,000
 LEAST_STEPS = 10  # of a branch that is worth counting by itself
 
-_CALLS = (nodes.Call, nodes.Filter, nodes.Test, nodes.Getattr, nodes.Getitem, nodes.Output)
-_BY_VALUE = ("eq", "ne", "lt", "lteq", "gt", "gteq")
+_CALLS = (nodes.Call, nodes.Filter, nodes.Test, nodes.Getattr, nodes.Getitem, nodes.Output, nodes.BinExpr)
 _CONSTANTS = (nodes.Const, nodes.List, nodes.Tuple)
 
 
@@ -63,13 +62,16 @@ class Wrap(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:
         """Two values are compared as far as the shorter goes, a container is searched to its end."""
-        constant = isinstance(node.expr, _CONSTANTS)
+        left: Any = node.expr
         self.generic_visit(node)
         for operand in node.ops:
-            is_constant = isinstance(operand.expr, nodes.Const)
-            if not is_constant and not (constant and operand.op in _BY_VALUE):
-                operand.expr = _filter(operand.expr, "@look")
-            constant = is_constant
+            right = operand.expr
+            if operand.op in ("in", "notin"):
+                n_searched = len(left.value) if _is_text(left) else SHORT_NEEDLE
+                operand.expr = _filter(right, "@search", n_searched)
+            elif not (isinstance(left, _CONSTANTS) or isinstance(right, nodes.Const)):
+                operand.expr = _filter(right, "@look")
+            left = right
         return node
 
     # Statements
@@ -116,6 +118,10 @@ class Wrap(NodeTransformer):
         if id(node) in self._counted_nodes:
             return 0
         return (CALL if isinstance(node, _CALLS) else 1) + sum(map(self._steps, node.iter_child_nodes()))
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, nodes.Const) and isinstance(node.value, str)
 
 
 def _filter(node: Any, name: str, *constants: Any) -> nodes.Filter:

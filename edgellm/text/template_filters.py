@@ -56,10 +56,10 @@ class Filters:
             "title": self._title, "tojson": self._tojson, "trim": self._trim, "truncate": self._truncate,
             "wordcount": self._wordcount,
             "@admit": self._budget.admit, "@each": self._budget.each, "@step": self._budget.spend,
-            "@look": self._look, "@step_to": self._step_to,
+            "@look": self._look, "@search": self._search, "@step_to": self._step_to,
         }  # fmt: skip
 
-    def tests(self) -> dict[str, Callable[..., Any]]:
+    def tests(self) -> dict[str, Any]:
         return (
             TESTS
             | {name: self._looking(TESTS[name]) for name in LOOKING_TESTS}
@@ -70,6 +70,10 @@ class Filters:
 
     def _look(self, value: Any) -> Any:
         self._budget.look(value)
+        return value
+
+    def _search(self, value: Any, n_searched: int) -> Any:
+        self._budget.search(value, n_searched)
         return value
 
     def _step_to(self, value: Any, steps: int) -> Any:
@@ -114,6 +118,7 @@ class Filters:
         @functools.wraps(test)
         def looking(*args: Any) -> Any:
             self._budget.look(*args)
+            self._budget.search(args[-1])
             return test(*args)
 
         return looking

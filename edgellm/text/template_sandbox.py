@@ -20,29 +20,32 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgellm.errors import TemplateError
 from edgellm.text.provenance import written
-from edgellm.text.template_budget import LARGEST_INT_BITS, MACRO, Budget
+from edgellm.text.template_budget import BITS_PER_STEP, CALL, LARGEST_INT_BITS, MACRO, Budget
 from edgellm.text.template_compiler import Generation, Generator, Wrap
 from edgellm.text.template_filters import Filters
 from edgellm.text.template_strings import Strings
 
-OFFERED_METHODS = {
-    str: (
-        "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal "
-        "isdigit islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition "
-        "removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines "
-        "startswith strip swapcase title upper zfill"
-    ),
-    dict: "get items keys values",
-    list: "count index",
-    tuple: "count index grouper list",  # the last two are those of a group
-    int: "",
-    float: "",
-    range: "",
-    types.GeneratorType: "",
-    types.FunctionType: "",
-    types.MethodType: "",
+# The attributes that values of these types offer. Of what is not listed, Jinja's own objects, it is all public ones.
+OFFERED: dict[type, frozenset[str]] = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        str: (
+            "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit "
+            "islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix "
+            "removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip "
+            "swapcase title upper zfill"
+        ),
+        dict: "get items keys values",
+        list: "count index",
+        tuple: "count index grouper list",  # the last two are those of a group
+        int: "",
+        float: "",
+        range: "",
+        types.GeneratorType: "",
+        types.FunctionType: "",
+        types.MethodType: "",
+    }.items()
 }
-
 _JINJAS_OWN = ("_loop_vars", "_block_vars")  # arguments that compiled templates pass to Jinja itself
 
 
@@ -126,10 +129,21 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
             self.budget.look(argument)  # it is hashed
         return super().getitem(obj, argument)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Jinja's, with a short way for what templates ask for most: keys of messages, and names in a namespace."""
+        if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
+            return obj[attribute]
+        if type(obj) is _Namespace and not attribute.startswith("_"):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        for kind, names in OFFERED_METHODS.items():
+        for kind, names in OFFERED.items():
             if isinstance(obj, kind):
-                return attr in names.split()
+                return attr in names
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -165,6 +179,8 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
                 raise TemplateError("the chat template computes a huge power; refused")
         elif operator == "+":
             budget.fits(budget.weigh(left) + budget.weigh(right))
+        if isinstance(left, int) and isinstance(right, int):
+            budget.spend((left.bit_length() + right.bit_length()) // BITS_PER_STEP)
         return budget.admit(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -178,7 +194,7 @@ class GuardedEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, (list, tuple, dict, LoopContext)) or isinstance(__obj, _Dict):
             budget.look(*given, owner if isinstance(owner, (list, tuple)) else None)
         elif isinstance(__obj, (Macro, BlockReference, LoopContext)):
-            budget.spend(MACRO)
+            budget.spend(MACRO + CALL * len(getattr(__obj, "arguments", ())))
         elif isinstance(owner, _Dict):
             args = (budget.collect(args[0], "fromkeys") if args else (), *args[1:])
         return budget.admit(super().call(__context, __obj, *args, **kwargs))

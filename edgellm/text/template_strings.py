@@ -134,7 +134,8 @@ class Strings:
         budget, n = self._budget, len(text)
         texts = [option for option in options if isinstance(option, str)]
         widths = [option for option in options if isinstance(option, int)]
-        budget.look(text, *options)
+        budget.look(*options)
+        budget.search(text, max(map(len, texts), default=1))
         if name in PADDING:
             budget.fits(max([n, *widths]))
         elif name == "replace" and len(texts) > 1:
