@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sized, ValuesView
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from edgellm.errors import TemplateError
@@ -40,7 +40,7 @@ SHORT_NEEDLE = 100  # characters; C looks for a longer text in one pass, but for
 LIST_COSTS = 5  # times as much as a text, for the same weight
 MACRO = 6 * CALL  # steps of calling a macro, besides those of its body
 
-_VIEWS = (KeysView, ValuesView, ItemsView)
+_VIEWS: Any = (type({}.keys()), type({}.values()), type({}.items()))
 _HELD = (list, tuple, dict)
 
 
