@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from string import Formatter
 from typing import Any, SupportsIndex
-
-from markupsafe import Markup
 
 MOST_PIECES = 200_000  # that a text is cut into while its provenance is followed
 
@@ -60,7 +57,7 @@ def follows(values: Iterable[Any]) -> bool:
     """Whether there is provenance to follow: a Text, and nothing that escapes what it is joined with."""
     found = False
     for value in values:
-        if isinstance(value, Markup):
+        if hasattr(value, "__html__"):  # Jinja's Markup
             return False
         found = found or isinstance(value, Text)
     return found
@@ -265,6 +262,8 @@ def _percent_pieces(form: str, values: Any) -> list[str]:
 
 
 def _format_pieces(form: str, args: Sequence[Any], names: Mapping[str, Any]) -> list[str]:
+    from string import Formatter  # seldom needed
+
     whole = isinstance(form, Text) and 0 not in form.own
     n_fields, pieces = 0, []
     for literal, field, spec, conversion in Formatter().parse(form):

@@ -39,6 +39,7 @@ class Strings:
         else:
             result = getattr(text, name)(*args, **named)
         if isinstance(result, list):
+            budget.spend(CALL // 2 * len(result))
             budget.create(ITEM_BYTES * len(result) + len(text))
         return budget.admit(result)
 
