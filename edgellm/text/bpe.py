@@ -7,6 +7,7 @@ readable text. Here words are brought into that spelling, rather than the vocabu
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import cached_property
 
 from edgellm.errors import FormatError
@@ -46,11 +47,11 @@ class BytePairModel:
         self._merges = vocabulary.strings("merges")
         self._words: dict[str, list[int]] = {}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]:
         """The ids of a text that holds no special tokens."""
         ids: list[int] = []
         words = self._words
-        for word in self._rule.split(text):
+        for word in self._rule.split(str(text)):
             known = words.get(word)
             if known is None:
                 known = self._encode_word(word)

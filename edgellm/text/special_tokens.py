@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 
 
 class SpecialTokens:
@@ -28,12 +28,16 @@ class SpecialTokens:
         starts = sorted(lengths, key=len, reverse=True)
         self._start = re.compile("|".join(map(re.escape, starts))) if starts else None
 
-    def split(self, text: str) -> Iterator[str | int]:
-        """The text in order, as stretches of plain text (never empty) and ids of the tokens between them."""
+    def split(self, text: str, may_be: Callable[[int, int, int], bool] | None = None) -> Iterator[str | int]:
+        """The text in order, as stretches of plain text (never empty) and ids of the tokens between them.
+
+        may_be(token_id, start, end):  whether these characters may be that token; without it, all may.
+        """
         done = at = 0
-        while self._start and (match := self._start.search(text, at)):
+        plain = str(text)  # searched faster than a text with provenance, of which the stretches are cut
+        while self._start and (match := self._start.search(plain, at)):
             at = match.start()
-            token_id, end = self._longest_at(text, at, self._lengths[match[0]])
+            token_id, end = self._longest_at(plain, at, self._lengths[match[0]], may_be)
             if token_id is None:
                 at += 1
                 continue
@@ -47,9 +51,11 @@ class SpecialTokens:
         if done < len(text):
             yield text[done:]
 
-    def _longest_at(self, text: str, at: int, lengths: list[int]) -> tuple[int | None, int]:
+    def _longest_at(
+        self, text: str, at: int, lengths: list[int], may_be: Callable[[int, int, int], bool] | None
+    ) -> tuple[int | None, int]:
         for length in lengths:
             token_id = self._ids.get(text[at : at + length])
-            if token_id is not None:
+            if token_id is not None and (may_be is None or may_be(token_id, at, at + length)):
                 return token_id, at + length
         return None, at

@@ -8,12 +8,14 @@ a token, the one with the highest score first. A character without a token is sp
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from functools import cached_property
 
 import numpy as np
 
 from edgellm.errors import FormatError
 from edgellm.text.merging import merge_pairs
+from edgellm.text.provenance import only_written
 from edgellm.text.special_tokens import SpecialTokens
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
@@ -38,13 +40,18 @@ class SentencePieceModel:
         self.end = vocabulary.added("eos", False)
         self._unknown = vocabulary.role_id("unknown")
         self.space_prefix = vocabulary.flag("add_space_prefix", True)
+        self._prefix = SPACE if self.space_prefix else ""
         self._words: dict[str, list[int]] = {}
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text that holds no control tokens; user-defined tokens are found here."""
-        text = (SPACE if self.space_prefix else "") + text.replace(" ", SPACE)
+    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]:
+        """The ids of a text that holds no control tokens; user-defined tokens are found here.
+
+        Those in `control` are found only where a template wrote them.
+        """
+        may_be = only_written(text, control, len(self._prefix)) if control else None
+        text = self._prefix + text.replace(" ", SPACE)
         ids: list[int] = []
-        for piece in self._user_defined.split(text):
+        for piece in self._user_defined.split(text, may_be):
             if isinstance(piece, int):
                 ids.append(piece)
             elif len(piece) < CUT_FROM_CHARS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text.bpe import BytePairModel
+from edgellm.text.provenance import Text, like, only_written
 from edgellm.text.special_tokens import SpecialTokens
 from edgellm.text.spm import SentencePieceModel
 from edgellm.text.stream import StreamDecoder
@@ -23,13 +24,17 @@ END_OF_TURN = (
     b"<EOT>", b"[EOT]", b"<end_of_utterance>", "<\uff5cend▁of▁sentence\uff5c>".encode(),
 )  # fmt: skip
 
+ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask")  # spelled so in GGUF
+_FRAME = re.compile("<\\|.+\\|>|<\uff5c.+\uff5c>|<(start|end)_of_turn>|<\\|turn>|<turn\\|>")
+
 
 class Model(Protocol):
     """What turns a stretch of plain text into ids: one class for each `tokenizer.ggml.model`.
 
     begin, end:      ids that `add_special` puts around a text.
     space_prefix:    a text begins with a space that is not its own; decoding takes it away.
-    splits_user_defined:  `encode` itself finds user-defined tokens.
+    splits_user_defined:  `encode` itself finds user-defined tokens, those in `control` only where a template wrote
+                     them.
     """
 
     begin: list[int]
@@ -37,7 +42,7 @@ class Model(Protocol):
     space_prefix: bool
     splits_user_defined: bool
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]: ...
 
     def token_bytes(self, token_id: int) -> bytes: ...
 
@@ -62,19 +67,21 @@ class Tokenizer:
 
         add_special:    put the tokens around it that the model expects (bos, eos), as its file says.
         parse_special:  take `<|im_end|>` and the like in the text for the control tokens of that name. A chat
-                        template needs this; text that somebody typed must not have it.
+                        template needs this; text that somebody typed must not have it. Of a prompt that
+                        `ChatTemplate.render` made, only what the template wrote is taken so.
 
         A lone surrogate, which no encoding can hold, becomes U+FFFD.
         """
-        if not text.isascii():
-            text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-        ids = self._model.begin.copy() if add_special else []
         special = self._all_special if parse_special else self._always_special
-        for piece in special.split(text):
+        control: Set[int] = self._control if isinstance(text, Text) else frozenset()
+        if not text.isascii():
+            text = like(text, re.sub("[\ud800-\udfff]", "\ufffd", text))
+        ids = self._model.begin.copy() if add_special else []
+        for piece in special.split(text, only_written(text, control) if control else None):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += self._model.encode(piece)
+                ids += self._model.encode(piece, control)
         if add_special:
             ids += self._model.end
         return ids
@@ -153,6 +160,15 @@ class Tokenizer:
         special = (TokenType.CONTROL, TokenType.USER_DEFINED)
         found |= {i for i in named.values() if i is not None and self._vocabulary.types[i] in special}
         return frozenset(i for i in found if i is not None)
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """The tokens that no text of a chat may become: all that frame texts, however the file types them."""
+        found = set(self._vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)) | self.stop_ids
+        found |= {i for i in map(self._vocabulary.role_id, ROLES) if i is not None}
+        named = self._vocabulary.spelled(TokenType.USER_DEFINED)
+        found |= {token_id for token, token_id in named.items() if _FRAME.fullmatch(token)}
+        return frozenset(found)
 
     @cached_property
     def _always_special(self) -> SpecialTokens:

@@ -8,6 +8,7 @@ token. In a GGUF file a token that begins a word carries "▁" in front, one tha
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Set
 
 from edgellm.errors import FormatError
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
@@ -39,7 +40,7 @@ class WordPieceModel:
         self.begin = [i for i in [vocabulary.role_id("cls")] if i is not None]
         self.end = [i for i in [vocabulary.role_id("seperator")] if i is not None]  # spelled so in GGUF
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]:
         """The ids of a text that holds no special tokens."""
         return [token_id for word in self._words(text) for token_id in self._encode_word(word)]
 

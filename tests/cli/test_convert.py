@@ -163,7 +163,7 @@ def test_names_that_name_no_repository(name: str, refuse: Callable[..., None]) -
 def test_options_that_cannot_be(refuse: Callable[..., None], inputs: dict[str, Path]) -> None:
     model = inputs["MODEL"]
     refuse(["convert", model, "--type", "nonsense"], 2, "'nonsense'", "Q4_K_M")
-    refuse(["convert", model, "-t", "0"], 2, "n_threads is 0")
+    refuse(["convert", model, "-t", "0"], 2, "-t/--threads is 0")
     refuse(["convert", model, "--base", model], 2, "no adapter", "--base")
     refuse(["convert", model, "--tokenizer", "x"], 2, "--tokenizer")
     refuse(["convert", model, "--tensor-type", "blk"], 2, "PATTERN=TYPE")
