@@ -94,7 +94,7 @@ class Machine:
         }
 
     def limits(self) -> dict[str, float]:
-        from edgellm.engine.limits import measure_limits
+        from edgellm.measure.limits import measure_limits
 
         found = measure_limits(self.store, self.teams[self.n_threads])
         return {"memory": found.read_bytes / 1e9, "prefill": found.macs / 1e9}

@@ -11,7 +11,7 @@ from edgellm.cli.options import runtime_options
 from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from edgellm.engine.profile import Profile
+    from edgellm.measure.profile import Profile
 
 
 @click.command("bench")
@@ -50,10 +50,10 @@ def command(
     """
     from edgellm.cli import models
     from edgellm.cli.terminal import one_line
-    from edgellm.engine import bench
+    from edgellm.measure import bench
 
     if tune:
-        from edgellm.engine.tuner import forget
+        from edgellm.graph.tuner import forget
         from edgellm.kernels.isa import choose
         from edgellm.kernels.store import KernelStore
 
@@ -63,7 +63,7 @@ def command(
     with models.load(models.path_of(model), room, n_threads, kv_type) as loaded:
         result = bench.measure(loaded, prompt_tokens, tokens, repetitions, depth)
         if with_profile:
-            from edgellm.engine.profile import profile
+            from edgellm.measure.profile import profile
 
             profiles = profile(loaded, prompt_tokens, repetitions, depth)
     if as_json:

@@ -51,7 +51,7 @@ def read_text(path: Path) -> str:
 
 
 def tokens_of(model: Model, text: str, parse_special: bool) -> list[int]:
-    """The ids of a whole text, as `edgellm.engine.windows` divides them."""
+    """The ids of a whole text, as `edgellm.evaluate.windows` divides them."""
     return model.tokenize(text, add_special=True, parse_special=parse_special)
 
 

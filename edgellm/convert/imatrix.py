@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.engine import Model
-from edgellm.engine.windows import windows
 from edgellm.errors import FileProblem
+from edgellm.evaluate.windows import windows
 from edgellm.formats.imatrix import Importance
 from edgellm.params import DEFAULT_WINDOW
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgellm.errors import CacheFullError
 from edgellm.graph.forks import at_fork
-from edgellm.kernels.kv_types import F16, KVType
+from edgellm.kernels.kv_types import F16_CACHE, KVType
 from edgellm.kernels.records import KV_BLOCK
 
 
@@ -29,7 +29,7 @@ class CacheLayer:
 
     n_kv_heads: int
     head_dim: int
-    kv_type: KVType = F16
+    kv_type: KVType = F16_CACHE
 
     @property
     def block_bytes(self) -> int:

@@ -15,7 +15,6 @@ import psutil
 from edgellm.arch import Architecture, ModelConfig
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
 from edgellm.engine.threads import default_threads
-from edgellm.engine.tuner import measure_and_remember, remembered
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -24,6 +23,7 @@ from edgellm.graph.lowering import cache_table
 from edgellm.graph.nodes import Linear, maxima
 from edgellm.graph.ops import Rows
 from edgellm.graph.team import KERNELS
+from edgellm.graph.tuner import measure_and_remember, remembered
 from edgellm.kernels.isa import choose
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.engine import Model
-from edgellm.engine.windows import windows
 from edgellm.errors import UsageError
 from edgellm.evaluate.likelihood import Progress, perplexity_of
 from edgellm.evaluate.scores import Floats, Row, compare, first_scored, scored_rows, standard_error
+from edgellm.evaluate.windows import windows
 from edgellm.params import DEFAULT_WINDOW
 
 
@@ -100,7 +100,7 @@ def divergence(
     check_same_vocabulary(model, base)
     started = time.perf_counter()
     parts = windows(base.tokenizer, token_ids, n_ctx, n_windows)
-    table: list[tuple[float, bool, float, float]] = []  # divergence, same top, surprise of the base, of the model
+    table: list[tuple[float, bool, float, float]] = []  # divergence, same top, negative log-likelihood by the base, by the model
     for done, window in enumerate(parts):
         if progress:
             progress(done, len(parts), float(np.mean([row[0] for row in table])) if table else None)
@@ -112,20 +112,20 @@ def divergence(
                 (found.divergence, same_top, found.base_sum - float(p[token]), found.own_sum - float(q[token]))
             )
     seconds = time.perf_counter() - started
-    divergences, same_tops, base_surprises, surprises = (np.array(column) for column in zip(*table, strict=True))
+    divergences, same_tops, base_nlls, nlls = (np.array(column) for column in zip(*table, strict=True))
     distance = Distance.of(divergences, same_tops)
     if progress:
         progress(len(parts), len(parts), distance.mean)
-    (own, own_error), (others, others_error) = perplexity_of(surprises), perplexity_of(base_surprises)
+    (own, own_error), (others, others_error) = perplexity_of(nlls), perplexity_of(base_nlls)
     return Divergence(
         **asdict(distance),
-        rms_probability_difference=sqrt(np.square(np.exp(-surprises) - np.exp(-base_surprises)).mean()),
+        rms_probability_difference=sqrt(np.square(np.exp(-nlls) - np.exp(-base_nlls)).mean()),
         perplexity=own,
         perplexity_error=own_error,
         base_perplexity=others,
         base_perplexity_error=others_error,
-        ln_ratio=float((surprises - base_surprises).mean()),
-        ln_ratio_error=standard_error(surprises - base_surprises),
+        ln_ratio=float((nlls - base_nlls).mean()),
+        ln_ratio_error=standard_error(nlls - base_nlls),
         n_windows=len(parts),
         n_ctx=n_ctx,
         n_scored=len(table),

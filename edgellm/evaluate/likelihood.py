@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from edgellm.engine import Model
-from edgellm.engine.windows import windows
 from edgellm.evaluate.scores import Floats, first_scored, log_sum, scored_rows, standard_error
+from edgellm.evaluate.windows import windows
 from edgellm.params import DEFAULT_WINDOW
 
 Progress = Callable[[int, int, float | None], None]
@@ -21,7 +21,7 @@ Progress = Callable[[int, int, float | None], None]
 class Perplexity:
     """How well a model foresees a text.
 
-    perplexity, perplexity_error:  exp of the mean surprise, which is -ln of a token's probability; standard error.
+    perplexity, perplexity_error:  exp of the mean negative log-likelihood of a token; standard error.
     n_scored:                      tokens that were foreseen: the second half of each window.
     tokens_per_second:             of all tokens of the windows, scoring included.
     """
@@ -54,15 +54,15 @@ def perplexity(
     """
     started = time.perf_counter()
     parts = windows(model.tokenizer, token_ids, n_ctx, n_windows)
-    surprises: list[float] = []
+    nlls: list[float] = []
     for done, window in enumerate(parts):
         if progress:
-            progress(done, len(parts), perplexity_of(np.array(surprises))[0] if surprises else None)
+            progress(done, len(parts), perplexity_of(np.array(nlls))[0] if nlls else None)
         foreseen = window[first_scored(n_ctx) + 1 :]
         rows = scored_rows(model, window)
-        surprises += [log_sum(row) - float(row[token]) for row, token in zip(rows, foreseen, strict=True)]
+        nlls += [log_sum(row) - float(row[token]) for row, token in zip(rows, foreseen, strict=True)]
     seconds = time.perf_counter() - started
-    value, error = perplexity_of(np.array(surprises))
+    value, error = perplexity_of(np.array(nlls))
     if progress:
         progress(len(parts), len(parts), value)
     return Perplexity(
@@ -70,14 +70,14 @@ def perplexity(
         perplexity_error=error,
         n_windows=len(parts),
         n_ctx=n_ctx,
-        n_scored=len(surprises),
+        n_scored=len(nlls),
         seconds=seconds,
         tokens_per_second=len(parts) * n_ctx / seconds,
     )
 
 
-def perplexity_of(surprises: Floats) -> tuple[float, float]:
+def perplexity_of(nlls: Floats) -> tuple[float, float]:
     """The perplexity and its standard error; infinity beyond what a float holds."""
     with np.errstate(over="ignore"):
-        value = float(np.exp(surprises.mean()))
-    return value, value * standard_error(surprises)
+        value = float(np.exp(nlls.mean()))
+    return value, value * standard_error(nlls)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.engine import Model
-from edgellm.engine.windows import windows
 from edgellm.errors import UsageError
 from edgellm.evaluate.scores import Row, compare, scored_rows
+from edgellm.evaluate.windows import windows
 
 MAX_BYTES = 1 << 28  # of the base's logits, which are kept
 DEFAULT_WINDOW = 256

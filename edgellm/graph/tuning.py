@@ -12,7 +12,7 @@ from edgellm.params import MAX_THREADS
 
 @dataclass(frozen=True)
 class Tuning:
-    """The defaults suit most machines; `engine.tuner` measures them on this one.
+    """The defaults suit most machines; `graph.tuner` measures them on this one.
 
     n_threads:    how many threads are quickest.
     chunk_bytes:  of weights that a thread takes at a time in decode.

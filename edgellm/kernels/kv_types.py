@@ -101,5 +101,5 @@ class _Q8_0(KVType):
         return [v.round_to_i32(part).trunc(I8) for part in limited], scale
 
 
-F16, Q8_0, F32_CACHE = _F16(), _Q8_0(), _F32()
-KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16, Q8_0, F32_CACHE)}
+F16_CACHE, Q8_0_CACHE, F32_CACHE = _F16(), _Q8_0(), _F32()
+KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16_CACHE, Q8_0_CACHE, F32_CACHE)}

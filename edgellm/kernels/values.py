@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from llvmlite import ir
-
-if TYPE_CHECKING:
-    from edgellm.kernels.staged import Vocabulary
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -18,10 +16,24 @@ def vector(element: ir.Type, n: int) -> ir.Type:
     return ir.VectorType(element, n) if n > 1 else element
 
 
+class Emitter(Protocol):
+    """What values need of the vocabulary that they belong to."""
+
+    builder: Any  # llvmlite's IRBuilder
+
+    def like(self, value: Value | float, other: Value) -> Value: ...
+
+    def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value: ...
+
+    def f16_to_f32(self, a: Value) -> Value: ...
+
+    def call(self, name: str, result: ir.Type, *args: Value, suffix: bool = True) -> Value: ...
+
+
 class Value:
     """A register while its code is being written: operators on it emit instructions."""
 
-    def __init__(self, v: Vocabulary, llvm: ir.Value) -> None:
+    def __init__(self, v: Emitter, llvm: ir.Value) -> None:
         self.v, self.llvm = v, llvm
 
     @property

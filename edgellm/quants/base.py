@@ -10,6 +10,7 @@ import numpy as np
 from edgellm.errors import FormatError, UsageError
 from edgellm.quants.fit import fit
 from edgellm.quants.grids import Fitted, Grid
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,7 +117,7 @@ class BlockFormat:
         """float32[n, block_size] -> layout[n]; importance has the shape of x."""
         raise NotImplementedError
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         """The group-th 32 weights of a block as unsigned bytes u: weight = scale * (u - zero) + bias.
 
         In words of the SIMD vocabulary v (`edgellm.kernels.staged`) and of `block`, which reads the blocks of one or of
@@ -125,7 +126,7 @@ class BlockFormat:
         """
         raise NotImplementedError
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         """The scales of a block, one for every `scale_group` weights, and likewise the biases; or None for these."""
         raise NotImplementedError
 

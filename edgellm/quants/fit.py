@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.quants.grids import Fitted, Lines, Scales
+from edgellm.quants.protocols import Gridded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgellm.quants.base import BlockFormat, Bytes, Floats
+    from edgellm.quants.grids import Floats, Ints
+
 
 N_POLISHES = 2  # of a line: rounding with what was just fitted, and fitting again
 N_REFINEMENTS = 2  # of the block's scale and its groups' integers, in turns
@@ -35,7 +37,7 @@ LEAST_SPREAD = np.float32(1e-5)  # of a determinant beside its terms: below, all
 _TOP_BITS = np.int32(254 << 23)
 
 
-def fit(block_format: BlockFormat, x: Floats, importance: Floats | None = None) -> Fitted:
+def fit(block_format: Gridded, x: Floats, importance: Floats | None = None) -> Fitted:
     """float32 [n, block_size] -> scales and levels on the format's grid; importance has the shape of x.
 
     Where weights are too large for float16 scales, d or m is infinite and the rest means nothing.
@@ -282,7 +284,7 @@ def round_to(x: Floats, low: int, high: int) -> NDArray[np.int8]:
     return np.clip(np.rint(x), low, high).astype(np.int8)
 
 
-def nearest_index(x: Floats, table: NDArray[Any]) -> Bytes:
+def nearest_index(x: Floats, table: NDArray[Any]) -> Ints:
     """The index of the value of an ascending `table` nearest to each x."""
     index = np.zeros(x.shape, np.uint8)
     for middle in (table[1:].astype(np.float32) + table[:-1]) / 2:

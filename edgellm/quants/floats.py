@@ -8,6 +8,7 @@ import numpy as np
 
 from edgellm.errors import FormatError
 from edgellm.quants.base import BlockFormat
+from edgellm.quants.protocols import Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Fit, Floats
@@ -20,7 +21,7 @@ class FloatFormat(BlockFormat):
 
     layout = np.dtype([("value", "<f4")])
 
-    def load(self, v: Any, address: Any, n: int) -> Any:
+    def load(self, v: Vocabulary, address: Any, n: int) -> Register:
         raise NotImplementedError
 
 
@@ -37,7 +38,7 @@ class F32(FloatFormat):
     def encode(self, x: Floats, importance: Floats | None, fit: Fit) -> Blocks:
         return x.reshape(-1).astype("<f4").view(self.layout)
 
-    def load(self, v: Any, address: Any, n: int) -> Any:
+    def load(self, v: Vocabulary, address: Any, n: int) -> Register:
         return v.f32(address, n)
 
 
@@ -61,7 +62,7 @@ class F16(FloatFormat):
         halves = x.reshape(-1).astype("<f2")
         return halves.view(self.layout)
 
-    def load(self, v: Any, address: Any, n: int) -> Any:
+    def load(self, v: Vocabulary, address: Any, n: int) -> Register:
         return v.half(address, n)
 
 
@@ -82,5 +83,5 @@ class BF16(FloatFormat):
         upper = np.where(np.isnan(x.reshape(-1)), quiet_nan, to_nearest_even)
         return upper.astype("<u2").view(self.layout)
 
-    def load(self, v: Any, address: Any, n: int) -> Any:
+    def load(self, v: Vocabulary, address: Any, n: int) -> Register:
         return v.brain_half(address, n)

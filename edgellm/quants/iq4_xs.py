@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
 from edgellm.quants.iq4_nl import LEVELS
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Fit, Floats
@@ -51,11 +52,11 @@ class IQ4_XS(BlockFormat):
             qs=join_bits(fitted.q.reshape(-1, 8, 2, 16), 4).reshape(-1, 128),
         )
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         q = block.packed(8 + 16 * group, 16)
         return v.lookup(LEVELS + 127, v.concat(q & 15, q >> 4))
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         high, low = block.word(0) >> 16, block.word(4)
         scales = v.concat(*((low >> 4 * i) & 15 | ((high >> 2 * i) & 3) << 4 for i in range(8)))
         return (scales - 32).to_f32() * block.half(0), None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.fit import nearest_index
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Bytes, Fit, Floats
@@ -47,11 +48,11 @@ class MXFP4(BlockFormat):
             qs=join_bits(np.where(coarser[:, None], q[1], q[0]).reshape(-1, 2, 16), 4),
         )
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         q = block.packed(1, 16)
         return v.lookup(LEVELS + 12, v.concat(q & 15, q >> 4))
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         return v.power_of_two(block.byte(0)), None
 
 

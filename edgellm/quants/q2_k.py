@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Lines
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Fit, Floats
@@ -44,11 +45,11 @@ class Q2_K(BlockFormat):
             dmin=fitted.m,
         )
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         half, plane = divmod(group, 4)
         return (block.packed(16 + 32 * half, 32) >> 2 * plane) & 3
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         packed = block.bytes(0, 16)
         d, dmin = block.halves(80)
         return (packed & 15).to_f32() * d, -((packed >> 4).to_f32() * dmin)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Bytes, Fit, Floats
@@ -48,12 +49,12 @@ class Q3_K(BlockFormat):
             d=fitted.d,
         )
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         half, plane = divmod(group, 4)
         low = (block.packed(32 + 32 * half, 32) >> 2 * plane) & 3
         return low | ((block.packed(0, 32) >> group) & 1) << 2
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         packed, top = block.bytes(96, 8), block.bytes(104, 4)
         scales = v.concat(packed & 15, packed >> 4) | v.concat(*((top >> 2 * i) & 3 for i in range(4))) << 4
         return (scales - 32).to_f32() * block.half(108), None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Lines
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Fit, Floats
@@ -35,9 +36,9 @@ class Q4_1(BlockFormat):
         fitted = fit(self, x, importance)
         return self.pack(len(x), d=fitted.d, m=-fitted.m, qs=join_bits(fitted.q.reshape(-1, 2, 16), 4))
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         q = block.packed(4, 16)
         return v.concat(q & 15, q >> 4)
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         return block.halves(0)

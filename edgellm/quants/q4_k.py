@@ -7,6 +7,7 @@ import numpy as np
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Fitted, Lines
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Bytes, Fit, Floats
@@ -37,11 +38,11 @@ class Q4_K(BlockFormat):
         qs = join_bits(fitted.q.reshape(-1, 4, 2, 32), 4).reshape(-1, 128)
         return self.pack(len(x), **group_fields(fitted), qs=qs)
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         q = block.packed(16 + 32 * (group // 2), 32)
         return q >> 4 if group % 2 else q & 15
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         return unpack_group_scales(v, block)
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Fit, Floats
@@ -44,9 +45,9 @@ class Q5_0(BlockFormat):
             qs=join_bits((q & 15).reshape(-1, 2, 16), 4),
         )
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         q = block.packed(6, 16)
         return v.concat(q & 15, q >> 4) | block.bits(2) << 4
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         return block.half(0), None

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Lines
+from edgellm.quants.protocols import Block, Register, Vocabulary
 from edgellm.quants.q4_k import group_fields, group_scales, unpack_group_scales
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class Q5_K(BlockFormat):
             qs=join_bits((q & 15).reshape(-1, 4, 2, 32), 4).reshape(-1, 128),
         )
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         high = (block.packed(16, 32) >> group) & 1
         low = block.packed(48 + 32 * (group // 2), 32)
         return (low >> 4 if group % 2 else low & 15) | high << 4
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         return unpack_group_scales(v, block)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.bits import join_bits, split_bits
 from edgellm.quants.grids import Scales
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Fit, Floats
@@ -46,11 +47,11 @@ class Q6_K(BlockFormat):
             d=fitted.d,
         )
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         half, plane = divmod(group, 4)
         low = block.packed(64 * half + 32 * (plane % 2), 32)
         high = (block.packed(128 + 32 * half, 32) >> 2 * plane) & 3
         return (low >> 4 if plane >= 2 else low & 15) | high << 4
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         return block.signed_bytes(192, 16).to_f32() * block.half(208), None

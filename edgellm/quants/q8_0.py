@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.quants.base import BlockFormat
 from edgellm.quants.fit import inverse, round_to, to_half
+from edgellm.quants.protocols import Block, Register, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.quants.base import Blocks, Fit, Floats
@@ -32,8 +33,8 @@ class Q8_0(BlockFormat):
         d = to_half(np.abs(x).max(-1, keepdims=True) / 127)
         return self.pack(len(x), d=d[:, 0], qs=round_to(x * inverse(d), -127, 127))
 
-    def unpack(self, v: Any, block: Any, group: int) -> Any:
+    def unpack(self, v: Vocabulary, block: Block, group: int) -> Register:
         return block.packed(2, 32) ^ 128
 
-    def unpack_scales(self, v: Any, block: Any) -> tuple[Any, Any]:
+    def unpack_scales(self, v: Vocabulary, block: Block) -> tuple[Register, Register]:
         return block.half(0), None

@@ -9,9 +9,9 @@ import pytest
 
 import edgellm as package
 from edgellm.cli import main
-from edgellm.engine import bench
-from edgellm.engine import profile as profiling
-from edgellm.engine.profile import Profile, Row
+from edgellm.measure import bench
+from edgellm.measure import profile as profiling
+from edgellm.measure.profile import Profile, Row
 
 from . import fake_engine
 

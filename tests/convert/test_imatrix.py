@@ -10,8 +10,8 @@ import torch
 
 import edgellm
 from edgellm.convert.imatrix import collect_imatrix
-from edgellm.engine.windows import windows
 from edgellm.errors import FileProblem, UsageError
+from edgellm.evaluate.windows import windows
 from edgellm.formats.imatrix import read_imatrix, write_imatrix
 from tests.arch import tiny
 

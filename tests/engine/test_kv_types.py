@@ -12,7 +12,7 @@ import edgellm
 from edgellm.engine.kv_cache import CacheLayer, Sequence
 from edgellm.engine.runner import Span
 from edgellm.errors import UsageError
-from edgellm.kernels.kv_types import KV_TYPES, Q8_0
+from edgellm.kernels.kv_types import KV_TYPES, Q8_0_CACHE
 from tests.arch import tiny
 
 # Mean KL divergence from the predictions with an f16 cache, in nats. Of random weights, measured 3e-4.
@@ -112,7 +112,7 @@ def test_memory(path) -> None:
         groups = -(-config.head_dim // 32)
         want = 2 * layers * config.n_kv_heads * (config.head_dim + 2 * groups)
         assert small._runner.cache.token_bytes == want
-    assert CacheLayer(2, 64, Q8_0).block_bytes == Q8_0.block_bytes(2, 64)
+    assert CacheLayer(2, 64, Q8_0_CACHE).block_bytes == Q8_0_CACHE.block_bytes(2, 64)
 
 
 @pytest.mark.parametrize("wrong", ["q4_0", "F16", "", None, 8])

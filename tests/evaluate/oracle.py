@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.engine.windows import windows
+from edgellm.evaluate.windows import windows
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -21,13 +21,13 @@ ROUNDINGS = 1e-6
 LLAMA_CPP_PERPLEXITY = 21.763
 
 
-def test_perplexity_is_exp_of_the_mean_surprise(base, ids) -> None:
+def test_perplexity_is_exp_of_the_mean_negative_log_likelihood(base, ids) -> None:
     found = perplexity(base, ids, N_CTX)
     rows, tokens = scored(base.logits, base.tokenizer, ids, N_CTX)
-    surprises = -rows[np.arange(len(tokens)), tokens]
-    expected = np.exp(surprises.mean())
+    nlls = -rows[np.arange(len(tokens)), tokens]
+    expected = np.exp(nlls.mean())
     assert found.perplexity == pytest.approx(expected, rel=ROUNDINGS)
-    assert found.perplexity_error == pytest.approx(expected * error(surprises), rel=ROUNDINGS)
+    assert found.perplexity_error == pytest.approx(expected * error(nlls), rel=ROUNDINGS)
     assert (found.n_windows, found.n_ctx, found.n_scored) == (2, N_CTX, 2 * (N_CTX // 2 - 1))
     assert found.tokens_per_second == pytest.approx(2 * N_CTX / found.seconds)
     assert found.as_dict()["perplexity"] == found.perplexity

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
-from edgellm.kernels.kv_types import F16, KVType
+from edgellm.kernels.kv_types import F16_CACHE, KVType
 from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
 from edgellm.kernels.registry import find
@@ -371,7 +371,7 @@ class Compiled:
         slots: np.ndarray,
         k: np.ndarray,
         v: np.ndarray,
-        kv_type: KVType = F16,
+        kv_type: KVType = F16_CACHE,
     ) -> None:
         """keys and values: views of one cache, which begins with the keys."""
         n_tokens, n_heads, head_dim = k.shape
@@ -403,7 +403,7 @@ class Compiled:
         scale: float,
         window: int | None = None,
         split: bool = False,
-        kv_type: KVType = F16,
+        kv_type: KVType = F16_CACHE,
     ) -> np.ndarray:
         """float32 [n_tokens, n_heads, head_dim]; split: every token by itself, in spans that are merged afterwards."""
         n_tokens, n_heads, head_dim = q.shape

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.kernels import reference
-from edgellm.kernels.kv_types import F16, F32_CACHE, KVType
+from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE, KVType
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 
 from .compiled import Compiled
@@ -24,7 +24,7 @@ class Text:
     """A sequence of n_tokens in a cache whose blocks lie in no order, among poison."""
 
     def __init__(
-        self, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5, kv_type: KVType = F16
+        self, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5, kv_type: KVType = F16_CACHE
     ) -> None:
         rng = np.random.default_rng(seed)
         self.kv_type = kv_type

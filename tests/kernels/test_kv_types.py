@@ -10,7 +10,7 @@ import pytest
 from edgellm import params
 from edgellm.errors import KernelError
 from edgellm.kernels import reference
-from edgellm.kernels.kv_types import F16, KV_TYPES, Q8_0
+from edgellm.kernels.kv_types import F16_CACHE, KV_TYPES, Q8_0_CACHE
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 from edgellm.kernels.reference import Q8Cache
 from edgellm.kernels.registry import find
@@ -41,7 +41,7 @@ class Text:
     def attend(self, compiled: Compiled, first: int, end: int, window: int | None = None, split: bool = False):
         keys, values = self.cache.keys, self.cache.values
         q, table = self.q[first:end], self.block_table
-        return compiled.attention(q, keys, values, table, first, self.scale, window, split, Q8_0)
+        return compiled.attention(q, keys, values, table, first, self.scale, window, split, Q8_0_CACHE)
 
     def twin(self, first: int, end: int, window: int | None = None):
         keys, values = self.cache.dequantize()
@@ -59,7 +59,7 @@ def poisoned(n_blocks: int, n_kv_heads: int, head_dim: int) -> Q8Cache:
 
 
 def append(compiled: Compiled, cache: Q8Cache, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
-    compiled.kv_append(cache.keys, cache.values, slots, k, v, Q8_0)
+    compiled.kv_append(cache.keys, cache.values, slots, k, v, Q8_0_CACHE)
 
 
 @pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
@@ -139,16 +139,16 @@ def test_precision(compiled: Compiled) -> None:
 
 
 def test_sizes() -> None:
-    assert F16.block_bytes(3, 64) == KV_BLOCK * 3 * 64 * 2 * 2
-    assert Q8_0.block_bytes(3, 64) == KV_BLOCK * 3 * (64 + 2 * 2) * 2
-    assert Q8_0.block_bytes(1, 80) == KV_BLOCK * (80 + 3 * 2) * 2
-    assert Q8Cache.new(2, 3, 80).keys.strides[0] == Q8_0.block_bytes(3, 80)
+    assert F16_CACHE.block_bytes(3, 64) == KV_BLOCK * 3 * 64 * 2 * 2
+    assert Q8_0_CACHE.block_bytes(3, 64) == KV_BLOCK * 3 * (64 + 2 * 2) * 2
+    assert Q8_0_CACHE.block_bytes(1, 80) == KV_BLOCK * (80 + 3 * 2) * 2
+    assert Q8Cache.new(2, 3, 80).keys.strides[0] == Q8_0_CACHE.block_bytes(3, 80)
 
 
 def test_names() -> None:
     assert tuple(KV_TYPES) == params.KV_TYPES
-    assert find("attention", Q8_0).symbol == "edgellm_attention_q8_0"
+    assert find("attention", Q8_0_CACHE).symbol == "edgellm_attention_q8_0"
     with pytest.raises(KernelError, match="attention"):
         find("attention", FORMATS["Q8_0"])
     with pytest.raises(KernelError, match=r"rope.*f16"):
-        find("rope", F16)
+        find("rope", F16_CACHE)

@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.kernels.fit import CompiledFit
 from edgellm.kernels.isa import NEON
-from edgellm.kernels.kv_types import F16, F32_CACHE
+from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE
 from edgellm.quants import FORMATS
 
 from . import test_attention, test_fit, test_kv_types, test_linear, test_linear_f32, test_rows
@@ -85,7 +85,7 @@ def test_quantize(neon: Compiled, rng) -> None:
     test_rows.test_quantize_rounds_ties_to_even(neon)
 
 
-@pytest.mark.parametrize("kv_type", [F16, F32_CACHE], ids=repr)
+@pytest.mark.parametrize("kv_type", [F16_CACHE, F32_CACHE], ids=repr)
 @pytest.mark.parametrize("split", [False, True])
 def test_attention_over_a_past(neon: Compiled, kv_type, split: bool) -> None:
     text = test_attention.Text(290, 80, 1, 3, kv_type=kv_type)

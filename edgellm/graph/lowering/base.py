@@ -15,7 +15,7 @@ from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Rows, Table
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
-from edgellm.kernels.kv_types import F16, KVType
+from edgellm.kernels.kv_types import F16_CACHE, KVType
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 
@@ -47,7 +47,7 @@ class Target:
 
     isa: Isa
     tuning: Tuning
-    kv_type: KVType = F16
+    kv_type: KVType = F16_CACHE
     activations: str = "int8"
 
 

@@ -7,8 +7,8 @@ import pytest
 
 import edgellm
 from edgellm.engine import model as engine_model
-from edgellm.engine.windows import windows
 from edgellm.errors import UsageError
+from edgellm.evaluate.windows import windows
 from tests.arch import tiny
 
 

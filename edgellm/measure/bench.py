@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from edgellm.engine.kv_cache import Sequence
-from edgellm.engine.limits import measure_limits
 from edgellm.engine.model import Model
 from edgellm.engine.request import Request
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
+from edgellm.measure.limits import measure_limits
 
 
 def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5, depth: int = 0) -> dict[str, Any]:

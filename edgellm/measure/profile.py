@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from edgellm.engine.bench import check_room, read, some_tokens, write
 from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.model import Model
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
 from edgellm.graph.profiler import Profiler, Timed
+from edgellm.measure.bench import check_room, read, some_tokens, write
 
 
 @dataclass

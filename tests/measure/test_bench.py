@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 import edgellm
-from edgellm.engine import limits
-from edgellm.engine.bench import measure
-from edgellm.engine.profile import profile
 from edgellm.errors import UsageError
+from edgellm.measure import limits
+from edgellm.measure.bench import measure
+from edgellm.measure.profile import profile
 from tests.arch import tiny
 
 LAYERS = 2
