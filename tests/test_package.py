@@ -21,7 +21,7 @@ TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".cfg", ".ini", ".yml",
 
 def texts() -> Iterator[tuple[str, str]]:
     """Every text file that belongs to the repository, with its relative path."""
-    folders = (ROOT / name for name in ("edgellm", "tools", "tests", "docs", "models", ".ci"))
+    folders = (ROOT / name for name in ("edgellm", "tools", "tests", "docs", "models", ".ci", ".github"))
     inside = (path for folder in folders for path in folder.rglob("*"))
     for path in sorted([*inside, *ROOT.glob("*")]):
         if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts:
