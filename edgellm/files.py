@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -16,6 +17,9 @@ from typing import BinaryIO, TypeAlias
 from edgellm.errors import FileProblem, UsageError
 
 AnyPath: TypeAlias = "str | os.PathLike[str]"
+
+WINDOWS = sys.platform == "win32"  # where a file that somebody has open or mapped keeps its name
+_PAUSES = (0.1, 0.2, 0.4, 0.8)  # seconds; virus scanners look at new files that long
 
 
 def home() -> Path:
@@ -56,6 +60,9 @@ def refuse_target(target: Path, sources: Iterable[Path] = ()) -> None:
         raise UsageError(f"{target} is {kind}; expected the name of a file to write")
     if any(target.samefile(source) for source in sources if source.exists()):
         raise UsageError(f"{target} is a file that is being read; choose another name to write")
+    if WINDOWS and _is_in_use(target):
+        raise UsageError(f"{target} is in use by another program, such as a running edgellm; end that, or choose "
+                         "another name to write")  # fmt: skip
 
 
 def check_room(target: Path, n_bytes: int) -> None:
@@ -68,9 +75,38 @@ def check_room(target: Path, n_bytes: int) -> None:
         )
 
 
+def _is_in_use(target: Path) -> bool:
+    """Whether Windows refuses to rename a file: one to its own name as well, and nothing else comes of that."""
+    try:
+        os.rename(target, target)
+    except PermissionError:
+        return True
+    return False
+
+
 def _nearest_folder(target: Path) -> Path:
     """The folder that a file is in or, while that is not there, the one that it will be made in."""
     return next(folder for folder in Path(os.path.realpath(target)).parents if folder.exists())
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file, over another if there is one.
+
+    Windows refuses while somebody has either open or mapped: that is waited for a moment, and then a PermissionError
+    says so.
+    """
+    for pause in _PAUSES if WINDOWS else ():
+        with contextlib.suppress(PermissionError):
+            os.replace(source, target)
+            return
+        time.sleep(pause)
+    try:
+        os.replace(source, target)
+    except PermissionError:
+        if not WINDOWS or not target.exists():
+            raise
+        why = "another program, such as a running edgellm, has it open; end that and try again"
+        raise PermissionError(errno.EACCES, why, str(target)) from None
 
 
 @contextlib.contextmanager
@@ -90,7 +126,7 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(handle, "wb") as file:
             yield file
-        os.replace(temporary, real)
+        rename(temporary, real)
     except BaseException as problem:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

