@@ -55,7 +55,7 @@ def describe_machine() -> Iterator[str]:
 def _cpu_name() -> str:
     """The name that the maker gave the processor."""
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
     if sys.platform == "darwin":
