@@ -85,12 +85,12 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise FileProblem("standard output is closed, so there is nowhere to write to; > /dev/null discards it")
             _run(words)
         return 0
-    except BrokenPipeError:
-        _forget_stdout()
-        return OUTPUT_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
+        if _means_closed_output(error):
+            _forget_stdout()
+            return OUTPUT_CLOSED
         if os.environ.get("EDGELLM_DEBUG"):
             import traceback
 
@@ -102,7 +102,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> None:
     # Not `app.main`: click would print and exit by itself on Ctrl-C and closed pipes.
-    _accept_any_text(sys.stdout)
+    _accept_any_text(sys.stdout, "replace")
+    _accept_any_text(sys.stderr, "backslashreplace")
     try:
         with app.make_context("edgellm", args) as context:
             app.invoke(context)
@@ -151,10 +152,21 @@ def _options(words: list[str]) -> Iterator[click.Option]:
         yield from (option for option in command.params if isinstance(option, click.Option))
 
 
-def _accept_any_text(stream: object) -> None:
-    """A terminal that cannot show a character shows a question mark, not an error."""
+def _accept_any_text(stream: object, errors: str) -> None:
+    """What cannot show a character shows a question mark or its number, and is no error.
+
+    Windows gives files and pipes the old code page of the country; they get UTF-8, as everywhere else.
+    """
     if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(errors="replace")
+        is_old_page = sys.platform == "win32" and not os.environ.get("PYTHONIOENCODING")
+        reconfigure(errors=errors, **({"encoding": "utf-8"} if is_old_page else {}))
+
+
+def _means_closed_output(error: Exception) -> bool:
+    """Whether nobody reads our output any more. Windows says no more than "invalid argument", of no file."""
+    if sys.platform == "win32" and isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return error.filename is None
+    return isinstance(error, BrokenPipeError)
 
 
 def _forget_stdout() -> None:

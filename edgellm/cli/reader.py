@@ -62,9 +62,11 @@ def _read_line(prompt: str) -> str:
 
 def _set_up_editing() -> None:
     """Arrow keys, history across sessions, and pasted lines as one message, where there is a readline."""
+    if sys.platform == "win32":  # its console edits lines itself
+        return
     try:
         import readline
-    except ImportError:  # Windows: its console edits lines itself
+    except ImportError:
         return
     readline.parse_and_bind("set enable-bracketed-paste on")
     readline.set_history_length(_HISTORY_LINES)

@@ -16,7 +16,7 @@ from edgellm.convert.parts import Part
 from edgellm.convert.quantize import Progress, Quantized, check_importance, open_model, parts_of, write_quantized
 from edgellm.convert.recipes import RECIPES, as_it_is, true_recipe
 from edgellm.errors import UsageError
-from edgellm.files import check_room
+from edgellm.files import check_room, rename
 from edgellm.formats.gguf import GGUFFile
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def quantize_within(
             else:
                 assert budget.loss is not None
                 written, plan, loss = _search(matrices, options, other_bytes, budget.loss, write)
-            os.replace(work, target)
+            rename(work, target)
         finally:
             work.unlink(missing_ok=True)
     return WithinBudget(replace(written, path=target), plan, loss)

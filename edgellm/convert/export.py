@@ -26,7 +26,7 @@ from edgellm.convert.rows import check_finite
 from edgellm.convert.targets import check_folder
 from edgellm.convert.vocabulary import write_tokenizer
 from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
-from edgellm.files import AnyPath, check_room, refuse_target
+from edgellm.files import AnyPath, check_room, refuse_target, rename
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.safetensors import write_safetensors
 from edgellm.formats.tensor import Tensor
@@ -94,11 +94,11 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
         work.mkdir(parents=True)
         yield work
         if not was_there:
-            os.replace(work, real)
+            rename(work, real)
             return
         for file in sorted(work.iterdir()):
             moved.append(real / file.name)
-            os.replace(file, moved[-1])
+            rename(file, moved[-1])
         work.rmdir()
     except BaseException:
         for file in moved:

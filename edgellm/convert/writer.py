@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, Encoder, rows_of
-from edgellm.engine.threads import default_threads
 from edgellm.errors import FileProblem
 from edgellm.files import check_room
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from edgellm.machine import default_threads
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 

@@ -6,15 +6,13 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
 from edgellm.arch import Architecture, ModelConfig
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
-from edgellm.engine.threads import default_threads
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -28,6 +26,7 @@ from edgellm.kernels.isa import choose
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore
+from edgellm.machine import available_memory, default_threads, total_memory
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
@@ -227,20 +226,22 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | Non
 
     The system gives the memory as it is first used.
     """
-    n_blocks = blocks_for(n_ctx) + 1
     block_bytes = sum(layer.block_bytes for layer in layers)
-    one, memory = n_blocks * block_bytes, psutil.virtual_memory()
-    if cache_bytes is not None:
-        if cache_bytes < one:
-            raise MemoryLimitError(
-                f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
-                "choose a larger cache or a shorter context (-c, n_ctx)"
-            )
-        return KVCache(layers, cache_bytes // block_bytes)
-    if one > MOST_OF_MEMORY * memory.total:
+    one = (blocks_for(n_ctx) + 1) * block_bytes
+    if cache_bytes is not None and cache_bytes < one:
         raise MemoryLimitError(
-            f"a context of {n_ctx} tokens needs a KV cache of {one / 1e9:.1f} GB, and this "
-            f"machine has {memory.total / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)"
+            f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
+            "choose a larger cache or a smaller n_ctx",
+            parameter="cache_bytes",
         )
-    usual = min(DEFAULT_CONTEXTS * one, int(DEFAULT_OF_AVAILABLE * memory.available))
-    return KVCache(layers, max(one, usual) // block_bytes)
+    usual = max(one, min(DEFAULT_CONTEXTS * one, int(DEFAULT_OF_AVAILABLE * available_memory())))
+    memory = total_memory()
+    for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
+        if n_bytes <= MOST_OF_MEMORY * memory:
+            with suppress(MemoryError):  # there may be less than the machine has
+                return KVCache(layers, n_bytes // block_bytes)
+    raise MemoryLimitError(
+        f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
+        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",
+        parameter="n_ctx",
+    )

@@ -19,11 +19,24 @@ from typing import BinaryIO, TypeAlias
 from edgellm.errors import FileProblem, UsageError
 from edgellm.files import private
 from edgellm.files.notice import say_once
+from edgellm.files.renaming import WINDOWS, is_in_use, rename
 from edgellm.files.unfinished import clear_unfinished, unfinished
 
 _MAX_LINKS = 40  # from a name to the file that it means
 
 AnyPath: TypeAlias = "str | os.PathLike[str]"
+
+__all__ = [
+    "AnyPath",
+    "atomic_write",
+    "check_room",
+    "home",
+    "kernels_folder",
+    "models_folder",
+    "refuse_target",
+    "rename",
+    "sha256_of",
+]
 
 
 def home() -> Path:
@@ -103,6 +116,9 @@ def refuse_target(target: Path, sources: Iterable[Path] = ()) -> None:
         raise UsageError(f"{target} is {kind}; expected the name of a file to write")
     if any(target.samefile(source) for source in sources if source.exists()):
         raise UsageError(f"{target} is a file that is being read; choose another name to write")
+    if WINDOWS and is_in_use(target):
+        raise UsageError(f"{target} is in use by another program, such as a running edgellm; end that, or choose "
+                         "another name to write")  # fmt: skip
 
 
 def check_room(target: Path, n_bytes: int) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from edgellm.files.renaming import rename
+
 _NAME = re.compile(r"\..{1,32}\.[0-9a-f]{16}\.unfinished", re.DOTALL)
 # A link is not followed, a pipe not waited for, and on Windows no line end translated.
 SAFELY = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -47,9 +49,9 @@ def unfinished(
                 if to_disk:
                     os.fsync(handle)
                 if sys.platform != "win32":
-                    os.replace(path, target)  # before the lock is gone
+                    rename(path, target)  # before the lock is gone
             if sys.platform == "win32":
-                os.replace(path, target)
+                rename(path, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import re
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import DownloadError, HashMismatchError, size_text
+from edgellm.files import rename
 from edgellm.hub.integrity import digest_of
 from edgellm.hub.network import Network, RangeRefused, Unavailable, host_of
 from edgellm.hub.parts import Note, drop, part_of, read_note, size_of, write_note
@@ -58,7 +58,7 @@ def download(errand: Errand, target: Path, progress: Progress, notice: Notice = 
             return
         target.unlink()
     _fetch(errand, part, progress, notice)
-    os.replace(part, target)
+    rename(part, target)
     drop(part)
 
 

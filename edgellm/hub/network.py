@@ -22,6 +22,7 @@ from edgellm._version import __version__
 from edgellm.errors import DownloadError
 
 _LONGEST_LINE = 300  # characters of what a server says
+MACOS_CERTIFICATES = "/etc/ssl/cert.pem"  # those that the system itself trusts
 
 
 class AccessDenied(DownloadError):
@@ -88,10 +89,6 @@ class Network:
 
     def _ssl_context(self, url: str) -> ssl.SSLContext:
         cert = self.cert
-        if cert is None and sys.platform == "darwin":  # a Python from python.org finds none by itself
-            import certifi
-
-            cert = certifi.where()
         parts = urllib.parse.urlsplit(url)
         return _ssl_context(cert, self.client_cert, not self.trusted_hosts.isdisjoint((parts.hostname, parts.netloc)))
 
@@ -101,6 +98,9 @@ def _ssl_context(cert: str | None, client_cert: str | None, trusts_all: bool) ->
     where = {"capath" if cert and os.path.isdir(cert) else "cafile": cert}
     with _told_by_name(cert):
         context = ssl.create_default_context(**where)  # type: ignore[arg-type]
+    if sys.platform == "darwin" and not context.get_ca_certs():  # a Python from python.org brings none
+        with contextlib.suppress(OSError):
+            context.load_verify_locations(MACOS_CERTIFICATES)
     if trusts_all:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

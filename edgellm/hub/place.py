@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from edgellm.files import rename
 from edgellm.hub.download import Notice, Progress
 from edgellm.hub.huggingface import HubFile, fetch_from_hub, look_up, place_in_work
 from edgellm.hub.integrity import ANY_SHA256, digest_of, fault_of, record_of, remember
@@ -81,7 +82,7 @@ def put(path: Path, place: Path, notice: Notice) -> None:
             aside = _free_name(place)
             place.rename(aside)
             notice(f"the folder {place} is in the way; it is called {aside.name} now")
-    os.replace(path, place)
+    rename(path, place)
 
 
 def _free_name(place: Path) -> Path:

@@ -34,6 +34,7 @@ from edgellm.files import kernels_folder, private
 from edgellm.files.unfinished import clear_unfinished
 from edgellm.kernels import prebuilt
 from edgellm.kernels.isa import Isa, host
+from edgellm.kernels.isa.cpu import architecture
 from edgellm.kernels.registry import Kernel
 from edgellm.kernels.sources import source_hash
 
@@ -148,6 +149,8 @@ def _fingerprint(isa: Isa, sources: str) -> str:
         sources,
         metadata.version("numba"),
         llvmlite.__version__,
+        sys.platform,  # a folder may be shared, with a container or another system on the same CPU
+        architecture(),
         sys.byteorder,
         isa.name,
         *isa.target(*host()),

@@ -37,14 +37,14 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_set_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/alice")
+    monkeypatch.setenv("HOME", "/homes/alice")
     monkeypatch.setenv("XDG_CACHE_HOME", "/fast/cache")
     monkeypatch.setenv("EDGELLM_HOME", "~/models")
-    assert files.home() == Path("/home/alice/models")
+    assert files.home() == Path("/homes/alice/models")
     monkeypatch.delenv("EDGELLM_HOME")
     assert files.home() == Path("/fast/cache/edgellm")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert files.home() == Path("/home/alice/.cache/edgellm")
+    assert files.home() == Path("/homes/alice/.cache/edgellm")
 
 
 @pytest.mark.parametrize("setting", ["EDGELLM_HOME", "XDG_CACHE_HOME"])

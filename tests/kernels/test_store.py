@@ -196,6 +196,16 @@ def test_other_compilers_and_cpus_have_another_folder(monkeypatch: pytest.Monkey
     assert available()[0] is GENERIC or best not in folders
 
 
+def test_another_system_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the same CPU: a home that a container or two systems of one computer share."""
+    folders = {KernelStore(GENERIC, tmp_path).folder}
+    for system, architecture in (("win32", "x86_64"), ("darwin", "x86_64"), ("darwin", "arm64")):
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(store_module, "architecture", lambda name=architecture: name)
+        folders.add(KernelStore(GENERIC, tmp_path).folder)
+    assert len(folders) == 4
+
+
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """That is said before anything is compiled, and once."""
     blocked = tmp_path / "file"
