@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy as np
 
 from edgellm.engine.runner import Runner, Span
 from edgellm.engine.sampler import Sampler
+from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class _Answer:
         n_ctx: int,
     ) -> Generator[str]:
         """The text, piece by piece, while tokens are computed and appended to the sequence."""
+        if self.cancelled:
+            return self._finish("cancelled")
         started = time.perf_counter()
         sampler, text = Sampler(params), tokenizer.stream(after=prompt[-1])
         pending = prompt[len(sequence) :]
@@ -120,7 +122,14 @@ class _Answer:
 
 
 class Generation(Iterator[str]):
-    """An iterator over pieces of text, for one thread at a time."""
+    """An iterator over pieces of text, for one thread at a time.
+
+    Whoever iterates gets the errors: UsageError when another thread is at it or the model has been closed,
+    ContextOverflowError when other generations hold the whole cache, FileProblem when the model's logits are NaN or
+    infinite. An answer ends with its first error.
+    """
+
+    _sequence: Sequence | None = None  # what it holds of the cache, until it ends
 
     def __init__(
         self,
@@ -133,7 +142,7 @@ class Generation(Iterator[str]):
     ) -> None:
         self._answer = _Answer(GenerationStats(n_prompt_tokens=len(prompt), n_reused_tokens=len(sequence)))
         self._pieces = self._answer.pieces(runner, tokenizer, sequence, prompt, params, n_ctx)
-        self._sequence: Sequence | None = sequence
+        self._sequence = sequence
 
     @property
     def finish_reason(self) -> str | None:
@@ -155,9 +164,10 @@ class Generation(Iterator[str]):
     def __next__(self) -> str:
         try:
             return next(self._pieces)
-        except BaseException:  # the end, an error, or Ctrl-C
-            if not _is_running(self._pieces):  # unless it was another thread that is at work in here
-                self._end()
+        except BaseException as end:  # the end, an error, or Ctrl-C
+            if _came_second(end):
+                raise UsageError("another thread is iterating over this generation; let one thread do it") from None
+            self._end()
             raise
 
     def cancel(self) -> None:
@@ -167,8 +177,22 @@ class Generation(Iterator[str]):
     def close(self) -> None:
         """Stop now; what was computed stays in the cache for the next prompt."""
         self.cancel()
-        if not _is_running(self._pieces):
-            self._pieces.close()
+        self._leave()
+
+    def lose(self, error: Exception) -> None:
+        """End with an error, which whoever goes on iterating gets, and hold nothing of the model any more."""
+        if self._sequence is not None:  # else it has ended
+            pieces, self._pieces = self._pieces, _raising(error)
+            self._leave(pieces)
+
+    def _leave(self, pieces: Generator[str] | None = None) -> None:
+        """End unless a thread is at work in there: then that thread will."""
+        try:
+            (pieces or self._pieces).close()
+        except ValueError as problem:
+            if not _came_second(problem):
+                raise
+        else:
             self._end()
 
     def __del__(self) -> None:
@@ -181,6 +205,14 @@ class Generation(Iterator[str]):
             sequence.cache.park(sequence)
 
 
-def _is_running(pieces: Generator[str]) -> bool:
-    """Whether a thread is at work in a generator at this moment."""
-    return inspect.getgeneratorstate(pieces) == inspect.GEN_RUNNING
+def _came_second(problem: BaseException) -> bool:
+    """Whether this is what Python says when a thread enters a generator that another thread is in.
+
+    To ask the generator itself would be too late: the other thread may have left it.
+    """
+    return type(problem) is ValueError and problem.args == ("generator already executing",)
+
+
+def _raising(error: Exception) -> Generator[str]:
+    raise error
+    yield

@@ -77,6 +77,13 @@ class KVCache:
     def sequence(self) -> Sequence:
         return Sequence(self)
 
+    def close(self) -> None:
+        """Give the memory back, whoever holds the cache still. Nothing may compute with it any more."""
+        with self._lock:
+            self._memory = []
+            self._parked.clear()
+            self._arriving.clear()
+
     # --- texts that have ended ----------------------------------------------------------------------------
 
     def park(self, sequence: Sequence) -> None:
@@ -115,7 +122,7 @@ class KVCache:
             if not self._free:
                 raise ContextOverflowError(
                     f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use by other "
-                    "generations; let one end (or close it), or load with a larger n_ctx"
+                    "generations; let one of them end, or close it"
                 )
             block = self._free.pop()
             self._owners[block] = 1

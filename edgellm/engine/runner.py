@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import psutil
 
 from edgellm.arch import Architecture, ModelConfig
 from edgellm.arch.weights import Weights
+from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
 from edgellm.engine.threads import default_threads
 from edgellm.engine.tuner import measure_and_remember, remembered
@@ -67,6 +69,7 @@ class Runner:
         self.isa = choose()
         self.n_batch = n_batch
         self._file = file  # programs hold addresses in its mapping
+        self._kv_type = kv_type
         self.store = store = KernelStore(self.isa)  # the machine code lives as long as this
 
         def record(tuning: Tuning) -> _Recorded:
@@ -88,19 +91,24 @@ class Runner:
         layers = [CacheLayer(n_kv_heads, head_dim, kv_type) for n_kv_heads, head_dim in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx)
         self.team = Team(store, tuning.n_threads, max_ops=len(body.ops))
-        self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
-        self._batch = Batch(n_batch, body.ropes, body.windows)
-        tables = {f"cache {i}": self.cache.address(i) for i in range(len(layers))}
-        self.body = Program(body, store, self._batch, self.team, tables)
-        self._head_batch = Batch(HEAD_TOKENS, [], [])
-        self.head = Program(head, store, self._head_batch, self.team, inputs={hidden_input: self.body.address(hidden)})
+        self._end = weakref.finalize(self, _end, self.team, self.cache)
+        try:
+            self._batch = Batch(n_batch, body.ropes, body.windows)
+            tables = {f"cache {i}": self.cache.address(i) for i in range(len(layers))}
+            self.body = Program(body, store, self._batch, self.team, tables)
+            self._head_batch = Batch(HEAD_TOKENS, [], [])
+            inputs = {hidden_input: self.body.address(hidden)}
+            self.head = Program(head, store, self._head_batch, self.team, inputs=inputs)
+        except BaseException:
+            self._end()
+            raise
         self._lock = threading.Lock()
 
     def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
         """Compute all spans in one batch of at most n_batch tokens, and append them to their sequences.
 
         Returns float32 [sum of n_logits, n_vocab], in the order of the spans. Raises ContextOverflowError when
-        the cache is full, UsageError after `close`.
+        the cache is full, FileProblem when logits are NaN or infinite, UsageError after `close`.
         """
         with self._computed(spans) as wanted:
             result = np.empty((len(wanted), self.n_vocab), np.float32)
@@ -136,9 +144,11 @@ class Runner:
                 program.replace_weights(*reversed(places))
 
     def close(self) -> None:
-        """End the threads, when the batch that is running is done."""
+        """End the threads and give back all memory, whoever holds this still; a batch that is running is waited for."""
         with self._lock:
             self._end()
+            for name in ("body", "head", "team", "store", "_batch", "_head_batch", "_file"):
+                self.__dict__.pop(name, None)
 
     @contextmanager
     def _computed(self, spans: SequenceOf[Span]) -> Iterator[list[int]]:
@@ -157,9 +167,11 @@ class Runner:
                 span.sequence.append(span.token_ids)
 
     def _run_head(self, rows: list[int]) -> int:
-        """Logits for some rows of the body's; returns how many these are."""
+        """Logits for some rows of the body's, and their maxima; returns how many rows these are."""
         self._head_batch.rows[: len(rows)] = rows
         self.head.run({"tokens": len(rows)})
+        if not math.isfinite(self.head.view(self._maxima, len(rows)).max()):  # see `ops.maxima`
+            raise no_numbers(self._file, self._kv_type)
         return len(rows)
 
     def _fill(self, spans: SequenceOf[Span]) -> dict[str, int]:
@@ -229,6 +241,12 @@ class _Recorded:
         weights.refuse_the_rest(config.architecture)
 
 
+def _end(team: Team, cache: KVCache) -> None:
+    """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
+    team.close()
+    cache.close()
+
+
 def _most_common_format(file: GGUFFile) -> BlockFormat:
     """The format that most bytes are in; the speed of decode is mostly that of its kernel."""
     n_bytes: Counter[BlockFormat] = Counter()
@@ -242,10 +260,12 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:
     one = blocks_for(n_ctx) + 1
     one_bytes = one * sum(layer.block_bytes for layer in layers)
     memory = psutil.virtual_memory().total
-    if one_bytes > 0.9 * memory:
-        raise MemoryLimitError(
-            f"a context of {n_ctx} tokens needs a KV cache of {one_bytes / 1e9:.1f} GB, and this "
-            f"machine has {memory / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)"
-        )
-    n_sequences = min(MAX_SEQUENCES, max(1, int(memory / 2 // one_bytes)))
-    return KVCache(layers, one * n_sequences)
+    if one_bytes <= 0.9 * memory:
+        for n_sequences in range(min(MAX_SEQUENCES, max(1, int(memory / 2 // one_bytes))), 0, -1):
+            with suppress(MemoryError):  # there may be less than the machine has
+                return KVCache(layers, one * n_sequences)
+    raise MemoryLimitError(
+        f"n_ctx is {n_ctx}, which needs a KV cache of {one_bytes / 1e9:.1f} GB; this machine has "
+        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx, or a smaller kv_type",
+        parameter="n_ctx",
+    )

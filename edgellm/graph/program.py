@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import psutil
 
-from edgellm.errors import UsageError
+from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.graph.builder import MAX_SPLITS, Graph, Rope
 from edgellm.graph.chains import CHAIN, chained
 from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Table, Value
@@ -28,6 +30,19 @@ def aligned(n_bytes: int) -> np.ndarray:
     memory = np.empty(n_bytes + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
     return memory[start : start + n_bytes]
+
+
+def _arena(n_bytes: int, n_tokens: int) -> np.ndarray:
+    """Memory for all values of a batch of so many tokens. Raises MemoryLimitError when there is not enough."""
+    memory = psutil.virtual_memory().total
+    if n_bytes <= 0.9 * memory:
+        with suppress(MemoryError):  # there may be less than the machine has
+            return aligned(n_bytes)
+    raise MemoryLimitError(
+        f"n_batch is {n_tokens}, and a batch of so many tokens needs {n_bytes / 1e9:.1f} GB; this machine has "
+        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_batch",
+        parameter="n_batch",
+    )
 
 
 class Batch:
@@ -93,7 +108,7 @@ class Program:
         self.team = team
         self.capacity = -(-batch.capacity // TOKEN_ALIGN) * TOKEN_ALIGN
         self._offsets, size = plan(self.steps, [b for b in graph.outputs if b not in (inputs or {})], self.capacity)
-        self.arena = aligned(size)
+        self.arena = _arena(size, batch.capacity)
         self._inputs = dict(inputs or {})
         scratch_bytes = -(-max(op.scratch_bytes for op in self.steps) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
