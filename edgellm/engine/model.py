@@ -291,7 +291,10 @@ def _resolve(model: str | os.PathLike[str]) -> Path:
     """The file that a path or a name means."""
     if not (isinstance(model, (str, os.PathLike)) and isinstance(os.fspath(model), str) and os.fspath(model)):
         raise UsageError(f"model is {shown(model)}; expected a path or the name of a model", parameter="model")
-    return hub.resolve(model)
+    try:
+        return hub.resolve(model)
+    except OSError as problem:  # a name that no file can have
+        raise FileProblem(f"model is {shown(model)}, which cannot be read: {problem.strerror}") from None
 
 
 def _context(wanted: int | None, n_ctx_train: int) -> int:
