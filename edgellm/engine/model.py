@@ -26,7 +26,7 @@ from edgellm.engine.prompt import (
 )
 from edgellm.engine.runner import Runner, Span
 from edgellm.errors import FileProblem, FormatError, MemoryLimitError, TemplateError, UsageError, shown
-from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.gguf import GGUFFile, StringArray
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams, whole_number
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
@@ -87,7 +87,7 @@ class Model:
         self.path = path
         self._lock = threading.Lock()
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
-        self._file = GGUFFile.open(path)
+        self._file = _open(path)
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
@@ -297,6 +297,13 @@ def _resolve(model: str | os.PathLike[str]) -> Path:
         raise FileProblem(f"model is {shown(model)}, which cannot be read: {problem.strerror}") from None
 
 
+def _open(path: Path) -> GGUFFile:
+    try:
+        return GGUFFile.open(path)
+    except MemoryError:
+        raise MemoryLimitError(f"{path}: there is not enough memory to open it") from None
+
+
 def _context(wanted: int | None, n_ctx_train: int) -> int:
     if wanted is None:
         return min(n_ctx_train, DEFAULT_CONTEXT_LIMIT)
@@ -324,5 +331,8 @@ def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
     Raises FileProblem (or its FormatError, UnsupportedError) for a file without a tokenizer that edgellm knows.
     """
-    with GGUFFile.open(_resolve(path)) as file:
-        return load_tokenizer(file.metadata)
+    with _open(_resolve(path)) as file:
+        # A tokenizer may be kept for long, and the file replaced meanwhile.
+        is_array = (StringArray, np.ndarray)
+        own = {key: value.copy() if isinstance(value, is_array) else value for key, value in file.metadata.items()}
+    return load_tokenizer(own)

@@ -265,7 +265,7 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:
             with suppress(MemoryError):  # there may be less than the machine has
                 return KVCache(layers, one * n_sequences)
     raise MemoryLimitError(
-        f"n_ctx is {n_ctx}, which needs a KV cache of {one_bytes / 1e9:.1f} GB; this machine has "
-        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx, or a smaller kv_type",
+        f"a context of {n_ctx} tokens needs a KV cache of {one_bytes / 1e9:.1f} GB; this machine has "
+        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",
         parameter="n_ctx",
     )

@@ -39,8 +39,8 @@ def _arena(n_bytes: int, n_tokens: int) -> np.ndarray:
         with suppress(MemoryError):  # there may be less than the machine has
             return aligned(n_bytes)
     raise MemoryLimitError(
-        f"n_batch is {n_tokens}, and a batch of so many tokens needs {n_bytes / 1e9:.1f} GB; this machine has "
-        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_batch",
+        f"a batch of {n_tokens} tokens needs {n_bytes / 1e9:.1f} GB; this machine has {memory / 1e9:.1f} GB, "
+        f"and not all of it may be free: choose a smaller n_batch",
         parameter="n_batch",
     )
 

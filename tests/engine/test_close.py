@@ -93,6 +93,15 @@ def test_a_model_that_is_let_go_leaves_no_mapping(tmp_path) -> None:
     assert [array for array in arrays if array() is not None] == [] and not is_mapped(path)
 
 
+@pytest.mark.usefixtures("no_collector")
+def test_a_tokenizer_alone_needs_no_file(tmp_path) -> None:
+    path = tiny.llama().save(tmp_path / "tiny.gguf")
+    tokenizer = edgellm.load_tokenizer(path)
+    assert not is_mapped(path)
+    with edgellm.load(path, n_threads=1) as model:
+        assert tokenizer.encode("the tea", add_special=True) == model.tokenize("the tea", add_special=True)
+
+
 USES = {
     "metadata": lambda model: model.metadata,
     "tokenizer": lambda model: model.tokenizer,
