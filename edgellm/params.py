@@ -5,13 +5,11 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.errors import UsageError, shown
+from edgellm.checks import flag, number, one_of, positive_number, whole_number
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
@@ -79,71 +77,8 @@ class SamplingParams:
         _take(self, "max_tokens", whole_number, 0, optional=True)
 
 
-# What a parameter may be. Each gives the plain value (an int for a NumPy integer, say), or raises a UsageError that
-# names the parameter, what was found and what is expected. True and False are no numbers.
-
-
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """An int of any kind, from `least` on, up to `most` if there is one."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise _wrong(name, value, "a whole number")
-    found = int(value)
-    if found < least:
-        raise _wrong(name, found, f"a number of at least {least}")
-    if most is not None and found > most:
-        raise _wrong(name, found, f"a number up to {most}")
-    return found
-
-
-def number(name: str, value: Any, least: float, most: float | None = None) -> float:
-    """A finite number of any kind, from `least` on, up to `most` if there is one."""
-    found = _finite(name, value)
-    if found < least or (most is not None and found > most):
-        range_ = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise _wrong(name, found, f"a number {range_}")
-    return found
-
-
-def positive_number(name: str, value: Any) -> float:
-    """A finite number above 0."""
-    found = _finite(name, value)
-    if found <= 0:
-        raise _wrong(name, found, "a number above 0")
-    return found
-
-
-def one_of(name: str, value: Any, names: tuple[str, ...]) -> str:
-    """One of some names."""
-    if not (isinstance(value, str) and value in names):
-        raise _wrong(name, value, f"one of {', '.join(names)}")
-    return str(value)
-
-
-def flag(name: str, value: Any) -> bool:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise _wrong(name, value, "True or False")
-    return value
-
-
 def _take(params: object, name: str, check: Callable[..., Any], *bounds: Any, optional: bool = False) -> None:
     """Check a field, and put the plain value in its place."""
     value = getattr(params, name)
     if not (optional and value is None):
         object.__setattr__(params, name, check(name, value, *bounds))
-
-
-def _finite(name: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise _wrong(name, value, "a number")
-    try:
-        found = float(value)
-    except OverflowError:  # of an int or a fraction
-        found = math.inf
-    if not math.isfinite(found):
-        raise _wrong(name, value, "a finite number")
-    return found
-
-
-def _wrong(name: str, value: Any, expected: str) -> UsageError:
-    return UsageError(f"{name} is {shown(value)}; expected {expected}", parameter=name)

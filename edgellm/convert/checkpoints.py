@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
+from edgellm import checks
 from edgellm.convert.adapter import CONFIG, is_adapter, read_adapter
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.llama2c import read_llama2c_model
@@ -45,10 +46,11 @@ def convert_checkpoint(
 
     Raises FileProblem, FormatError, UnsupportedError or UsageError; then no file is left at `target`.
     """
-    path, target = Path(path), Path(target)
-    base = None if base is None else Path(base)
-    tokenizer = None if tokenizer is None else Path(tokenizer)
-    recipe = None if type_name.lower() == AS_IT_IS else recipe_of(type_name)
+    path, target = checks.path("path", path), checks.path("target", target)
+    base = None if base is None else checks.path("base", base)
+    tokenizer = None if tokenizer is None else checks.path("tokenizer", tokenizer)
+    overrides, progress = checks.texts("overrides", overrides), checks.function("progress", progress)
+    recipe = None if checks.text("type_name", type_name).lower() == AS_IT_IS else recipe_of(type_name)
     refuse_target(target, _files_of(path, base, tokenizer))
     with open_source(path, base, tokenizer) as source:
         recipe = recipe or recipe_of(_float_type(source))

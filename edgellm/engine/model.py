@@ -13,22 +13,21 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm import hub
+from edgellm import checks, hub
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.generation import Generation
 from edgellm.engine.prompt import (
     checked_ids,
     checked_messages,
     checked_prompt,
-    checked_text,
     checked_variables,
     refuse_unknown,
 )
 from edgellm.engine.runner import Runner, Span
-from edgellm.errors import FileProblem, FormatError, MemoryLimitError, TemplateError, UsageError, shown
+from edgellm.errors import FileProblem, FormatError, MemoryLimitError, TemplateError, UsageError
 from edgellm.formats.gguf import GGUFFile, StringArray
 from edgellm.kernels.kv_types import KV_TYPES
-from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams, whole_number
+from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
@@ -53,9 +52,7 @@ def load(
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
     runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, observe)
-    if progress is not None and not callable(progress):
-        raise UsageError(f"progress is {shown(progress)}; expected a function", parameter="progress")
-    return Model(_resolve(model), runtime, progress)
+    return Model(_resolve(model), runtime, checks.function("progress", progress))
 
 
 class Model:
@@ -125,7 +122,7 @@ class Model:
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Text to token ids. add_special: with what the model expects around a text (its BOS token, say)."""
-        return self.tokenizer.encode(checked_text("text", text), add_special=add_special, parse_special=parse_special)
+        return self.tokenizer.encode(checks.text("text", text), add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, token_ids: Iterable[int], skip_special: bool = False) -> str:
         """Token ids to text."""
@@ -148,7 +145,7 @@ class Model:
         Those before are not computed, and no piece takes more than PIECE_BYTES unless one row does.
         """
         n_rows = min(self._runner.n_batch, max(1, PIECE_BYTES // (4 * self.n_vocab)))
-        return self._pieces(self._checked("token_ids", token_ids), whole_number("first", first, 0), n_rows)
+        return self._pieces(self._checked("token_ids", token_ids), checks.whole_number("first", first, 0), n_rows)
 
     def other_weights(self, name: str, raw: NDArray[np.uint8]) -> AbstractContextManager[None]:
         """A context in which the matrix `name` has other weights, `raw` in its own format, to see what they change.
@@ -289,12 +286,8 @@ class Model:
 
 def _resolve(model: str | os.PathLike[str]) -> Path:
     """The file that a path or a name means."""
-    if not (isinstance(model, (str, os.PathLike)) and isinstance(os.fspath(model), str) and os.fspath(model)):
-        raise UsageError(f"model is {shown(model)}; expected a path or the name of a model", parameter="model")
-    try:
-        return hub.resolve(model)
-    except OSError as problem:  # a name that no file can have
-        raise FileProblem(f"model is {shown(model)}, which cannot be read: {problem.strerror}") from None
+    checks.path("model", model, "a path or the name of a model")
+    return hub.resolve(model)
 
 
 def _open(path: Path) -> GGUFFile:

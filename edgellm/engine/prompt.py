@@ -1,7 +1,4 @@
-"""What a person may hand to a model, checked: text, token ids, messages, keywords.
-
-Each check gives the plain thing, or raises a UsageError that names the parameter, what was found and what is expected.
-"""
+"""What a person may hand to a model, checked: token ids, messages, keywords. See also `edgellm.checks`."""
 
 from __future__ import annotations
 
@@ -11,17 +8,11 @@ from dataclasses import fields
 from itertools import islice
 from typing import Any
 
+from edgellm.checks import wrong
 from edgellm.errors import ContextOverflowError, UsageError, shown
 from edgellm.params import SamplingParams
 
 RENDERED = ("self", "messages", "add_generation_prompt")  # what `chat` itself gives a template
-
-
-def checked_text(name: str, text: Any) -> str:
-    """A str."""
-    if not isinstance(text, str):
-        raise UsageError(f"{name} is {shown(text)}; expected a text (str)", parameter=name)
-    return text
 
 
 def checked_ids(name: str, token_ids: Any, n_vocab: int, most: int | None = None) -> list[int]:
@@ -31,7 +22,7 @@ def checked_ids(name: str, token_ids: Any, n_vocab: int, most: int | None = None
     """
     expected = "token ids, whole numbers" if name != "prompt" else "a text (str) or token ids, whole numbers"
     if not isinstance(token_ids, Iterable) or isinstance(token_ids, (str, bytes, bytearray, Mapping)):
-        raise UsageError(f"{name} is {shown(token_ids)}; expected {expected}", parameter=name)
+        raise wrong(name, token_ids, expected)
     ids: list[int] = []
     for found in islice(token_ids, None if most is None else most + 1):
         try:
@@ -41,8 +32,10 @@ def checked_ids(name: str, token_ids: Any, n_vocab: int, most: int | None = None
         if isinstance(found, bool):
             raise UsageError(f"{name} holds {found}; expected {expected}", parameter=name)
     if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
-        wrong = shown(min(ids) if min(ids) < 0 else max(ids))
-        raise UsageError(f"{name} holds {wrong}; the ids of this vocabulary go from 0 to {n_vocab - 1}", parameter=name)
+        beyond = shown(min(ids) if min(ids) < 0 else max(ids))
+        raise UsageError(
+            f"{name} holds {beyond}; the ids of this vocabulary go from 0 to {n_vocab - 1}", parameter=name
+        )
     return ids
 
 
@@ -68,7 +61,7 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
     """Messages of a chat: at least one dict with a "role"; what else they hold is the template's affair."""
     expected = 'a list of dicts like {"role": "user", "content": "Hello"}'
     if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, bytearray, Mapping)):
-        raise UsageError(f"messages is {shown(messages)}; expected {expected}", parameter="messages")
+        raise wrong("messages", messages, expected)
     found = list(messages)
     if not found:
         raise UsageError("messages is empty; expected at least one message", parameter="messages")
@@ -84,7 +77,7 @@ def checked_variables(variables: Any) -> dict[str, Any]:
         return {}
     name = "template_variables"
     if not (isinstance(variables, Mapping) and all(isinstance(key, str) for key in variables)):
-        raise UsageError(f"{name} is {shown(variables)}; expected a dict of values by name", parameter=name)
+        raise wrong(name, variables, "a dict of values by name")
     for key in RENDERED:
         if key in variables:
             raise UsageError(f"{name} holds {key!r}, which chat() itself gives the template", parameter=name)

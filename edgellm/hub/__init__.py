@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edgellm import checks
 from edgellm.hub.catalog import NamedModel, catalog
 from edgellm.hub.store import InstalledModel, find, installed, path_of, remove, resolve
 
@@ -44,7 +45,11 @@ def pull(
     """
     from edgellm.hub.puller import pull_model  # networking is imported only when something is fetched
 
-    return pull_model(find(name), progress or (lambda done, total, what: None), notice or (lambda line: None))
+    checks.function("progress", progress)
+    checks.function("notice", notice)
+    return pull_model(
+        find(checks.text("name", name)), progress or (lambda done, total, what: None), notice or (lambda line: None)
+    )
 
 
 def pull_checkpoint(name: str, progress: Callable[[int, int, str], None] | None = None) -> Path:

@@ -41,6 +41,8 @@ def test_strings_are_found_wherever_they_lie(items, window, after):
     assert len(array) == len(items)
     assert [array[i].encode() for i in range(len(items))] == items
     assert [text.encode() for text in array] == items
+    copy = array.copy()
+    assert copy.as_bytes() == items and [copy[i].encode() for i in range(len(items))] == items
 
 
 def test_it_is_a_sequence_of_str():
