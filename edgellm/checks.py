@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import math
 import numbers
+import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,30 @@ def texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
         raise wrong(name, value, "a list of texts (str)")
     return [text(name, item) for item in value]
+
+
+def token_ids(name: str, value: Any, n_vocab: int, most: int | None = None) -> list[int]:
+    """Token ids of a vocabulary: ints of any kind, in anything that can be iterated but is no text, bytes or dict.
+
+    No more than most + 1 of them are read.
+    """
+    expected = "token ids, whole numbers" if name != "prompt" else "a text (str) or token ids, whole numbers"
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray, Mapping)):
+        raise wrong(name, value, expected)
+    ids: list[int] = []
+    for found in islice(value, None if most is None else most + 1):
+        try:
+            ids.append(operator.index(found))
+        except TypeError:
+            raise UsageError(f"{name} holds {shown(found)}; expected {expected}", parameter=name) from None
+        if isinstance(found, bool):
+            raise UsageError(f"{name} holds {found}; expected {expected}", parameter=name)
+    if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
+        beyond = shown(min(ids) if min(ids) < 0 else max(ids))
+        raise UsageError(
+            f"{name} holds {beyond}; the ids of this vocabulary go from 0 to {n_vocab - 1}", parameter=name
+        )
+    return ids
 
 
 def path(name: str, value: Any, expected: str = "a path") -> Path:

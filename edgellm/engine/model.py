@@ -17,7 +17,6 @@ from edgellm import checks, hub
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.generation import Generation
 from edgellm.engine.prompt import (
-    checked_ids,
     checked_messages,
     checked_prompt,
     checked_variables,
@@ -126,7 +125,7 @@ class Model:
 
     def detokenize(self, token_ids: Iterable[int], skip_special: bool = False) -> str:
         """Token ids to text."""
-        ids = checked_ids("token_ids", token_ids, self.tokenizer.n_vocab)
+        ids = checks.token_ids("token_ids", token_ids, self.tokenizer.n_vocab)
         return self.tokenizer.decode(ids, skip_special=skip_special)
 
     def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:

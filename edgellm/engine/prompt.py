@@ -1,47 +1,21 @@
-"""What a person may hand to a model, checked: token ids, messages, keywords. See also `edgellm.checks`."""
+"""What a person may hand to a model, checked: prompts, messages, keywords. See also `edgellm.checks`."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import fields
-from itertools import islice
 from typing import Any
 
-from edgellm.checks import wrong
+from edgellm import checks
 from edgellm.errors import ContextOverflowError, UsageError, shown
 from edgellm.params import SamplingParams
 
 RENDERED = ("self", "messages", "add_generation_prompt")  # what `chat` itself gives a template
 
 
-def checked_ids(name: str, token_ids: Any, n_vocab: int, most: int | None = None) -> list[int]:
-    """Token ids of a vocabulary: ints of any kind, in anything that can be iterated but is no text, bytes or dict.
-
-    No more than most + 1 of them are read.
-    """
-    expected = "token ids, whole numbers" if name != "prompt" else "a text (str) or token ids, whole numbers"
-    if not isinstance(token_ids, Iterable) or isinstance(token_ids, (str, bytes, bytearray, Mapping)):
-        raise wrong(name, token_ids, expected)
-    ids: list[int] = []
-    for found in islice(token_ids, None if most is None else most + 1):
-        try:
-            ids.append(operator.index(found))
-        except TypeError:
-            raise UsageError(f"{name} holds {shown(found)}; expected {expected}", parameter=name) from None
-        if isinstance(found, bool):
-            raise UsageError(f"{name} holds {found}; expected {expected}", parameter=name)
-    if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
-        beyond = shown(min(ids) if min(ids) < 0 else max(ids))
-        raise UsageError(
-            f"{name} holds {beyond}; the ids of this vocabulary go from 0 to {n_vocab - 1}", parameter=name
-        )
-    return ids
-
-
 def checked_prompt(name: str, token_ids: Any, n_vocab: int, n_ctx: int, n_ctx_train: int) -> list[int]:
     """Token ids to compute: at least one, and no more than the context holds, or it is a ContextOverflowError."""
-    ids = checked_ids(name, token_ids, n_vocab, n_ctx)
+    ids = checks.token_ids(name, token_ids, n_vocab, n_ctx)
     what = "the prompt" if name == "prompt" else name
     if not ids:
         raise UsageError(f"{what} is empty; expected at least one token", parameter=name)
@@ -61,7 +35,7 @@ def checked_messages(messages: Any) -> list[Mapping[str, Any]]:
     """Messages of a chat: at least one dict with a "role"; what else they hold is the template's affair."""
     expected = 'a list of dicts like {"role": "user", "content": "Hello"}'
     if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, bytearray, Mapping)):
-        raise wrong("messages", messages, expected)
+        raise checks.wrong("messages", messages, expected)
     found = list(messages)
     if not found:
         raise UsageError("messages is empty; expected at least one message", parameter="messages")
@@ -77,7 +51,7 @@ def checked_variables(variables: Any) -> dict[str, Any]:
         return {}
     name = "template_variables"
     if not (isinstance(variables, Mapping) and all(isinstance(key, str) for key in variables)):
-        raise wrong(name, variables, "a dict of values by name")
+        raise checks.wrong(name, variables, "a dict of values by name")
     for key in RENDERED:
         if key in variables:
             raise UsageError(f"{name} holds {key!r}, which chat() itself gives the template", parameter=name)

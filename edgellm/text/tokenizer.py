@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
+from edgellm import checks
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.special_tokens import SpecialTokens
@@ -64,7 +65,7 @@ class Tokenizer:
 
         A lone surrogate, which no encoding can hold, becomes U+FFFD.
         """
-        if not text.isascii():
+        if not checks.text("text", text).isascii():
             text = re.sub("[\ud800-\udfff]", "\ufffd", text)
         ids = self._model.begin.copy() if add_special else []
         special = self._all_special if parse_special else self._always_special
@@ -84,7 +85,7 @@ class Tokenizer:
         """
         pieces: list[bytes] = []
         begins = self._model.space_prefix
-        for token_id in ids:
+        for token_id in checks.token_ids("ids", ids, self.n_vocab):
             piece = self._model.token_bytes(token_id)
             if self._vocabulary.is_type(token_id, TokenType.CONTROL):
                 begins = self._model.space_prefix

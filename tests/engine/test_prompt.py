@@ -73,6 +73,16 @@ def test_ids_beyond_the_vocabulary(chatty, wrong: int) -> None:
             refuses(lambda call=call, ids=ids: call(ids), name, text)
 
 
+def test_a_tokenizer_alone(chatty) -> None:
+    tokenizer = edgellm.load_tokenizer(chatty.path)
+    for text, found in TEXTS:
+        refuses(lambda text=text: tokenizer.encode(text), "text", f"text is {found}; expected a text (str)")
+    for ids, found in IDS:
+        refuses(lambda ids=ids: tokenizer.decode(ids), "ids", f"ids {found}; expected token ids, whole numbers")
+    refuses(lambda: tokenizer.decode([320]), "ids", "ids holds 320; the ids of this vocabulary go from 0 to 319")
+    assert tokenizer.decode(np.array([5, 6])) == "\x02\x03"
+
+
 def test_ids_of_all_kinds(chatty) -> None:
     expected = chatty.logits([5, 6])
     for ids in ((5, 6), iter([5, 6]), range(5, 7), np.array([5, 6], np.uint16), torch.tensor([5, 6])):
