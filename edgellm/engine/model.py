@@ -80,7 +80,9 @@ class Model:
     def __init__(
         self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
     ) -> None:
-        self.path = path
+        self.path = path = checks.path("path", path)
+        if not isinstance(runtime, RuntimeConfig):
+            raise checks.wrong("runtime", runtime, "a RuntimeConfig")
         self._lock = threading.Lock()
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
         self._file = _open(path)

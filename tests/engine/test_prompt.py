@@ -216,6 +216,13 @@ def test_a_model_that_is_not_there(model: Any) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_model_made_without_load(tiny_path) -> None:
+    with edgellm.Model(str(tiny_path), edgellm.RuntimeConfig(n_threads=1)) as model:  # type: ignore[arg-type]
+        assert "tiny.gguf" in repr(model)
+    refuses(lambda: edgellm.Model(5, edgellm.RuntimeConfig()), "path", "path is 5; expected a path")  # type: ignore[arg-type]
+    refuses(lambda: edgellm.Model(tiny_path, 5), "runtime", "runtime is 5; expected a RuntimeConfig")  # type: ignore[arg-type]
+
+
 def test_load_takes_what_runtime_config_takes(tiny_path) -> None:
     for name, wrong in (("n_ctx", True), ("n_threads", 0), ("n_batch", 2.5), ("kv_type", 5), ("observe", 0.5)):
         with pytest.raises(UsageError, match=f"^{name} is ") as error:
