@@ -171,7 +171,7 @@ def test_closing_ends_what_other_threads_generate(tmp_path, n_threads) -> None:
 def test_closing_from_several_threads(tiny_path) -> None:
     for _ in range(5):
         model = edgellm.load(tiny_path, n_threads=2)
-        next(model.generate(PROMPT))
+        next(model.generate(PROMPT, temperature=0.0))
         threads = [threading.Thread(target=model.close) for _ in range(4)]
         for thread in threads:
             thread.start()
