@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgellm.convert.checkpoints import convert_checkpoint
     from edgellm.convert.export import export_checkpoint
     from edgellm.convert.quantize import quantize_file
-    from edgellm.engine import Model, load, load_tokenizer
+    from edgellm.engine import Generation, GenerationStats, Model, load, load_tokenizer
     from edgellm.errors import (
         BusyError,
         CacheFullError,
@@ -47,6 +47,8 @@ __all__ = [
     "EdgellmError",
     "FileProblem",
     "FormatError",
+    "Generation",
+    "GenerationStats",
     "HashMismatchError",
     "KernelError",
     "MemoryLimitError",
@@ -70,6 +72,8 @@ _HOMES = {
     "convert_checkpoint": "edgellm.convert.checkpoints",
     "export_checkpoint": "edgellm.convert.export",
     "quantize_file": "edgellm.convert.quantize",
+    "Generation": "edgellm.engine",
+    "GenerationStats": "edgellm.engine",
     "Model": "edgellm.engine",
     "load": "edgellm.engine",
     "load_tokenizer": "edgellm.engine",
@@ -79,12 +83,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES.get(name, "edgellm.errors")), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers know the names from above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES.get(name, "edgellm.errors")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -14,14 +14,26 @@
     └── DownloadError               a model cannot be fetched
         └── HashMismatchError       what arrived is not what the catalogue names
 
-Types decide exit codes, not texts: each class carries its `exit_code`.
+Types decide exit codes, not texts: each class carries its `exit_code`. An error about one parameter carries the name
+of it, `parameter`, as the Python interface spells it and as the text does, so that a command line can say its own.
 """
+
+from __future__ import annotations
 
 
 class EdgellmError(Exception):
-    """Base of all errors of this package; `str(error)` is one line for people."""
+    """Base of all errors of this package; `str(error)` is one line for people.
+
+    parameter:  the parameter that is to be changed, by its name in Python, where there is one.
+    """
 
     exit_code = 1
+    parameter: str | None = None
+
+    def __init__(self, *text: object, parameter: str | None = None) -> None:
+        super().__init__(*text)
+        if parameter is not None:
+            self.parameter = parameter
 
 
 class UsageError(EdgellmError, ValueError):
@@ -81,3 +93,12 @@ def size_text(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value that somebody gave, for an error's text: in one line of at most so many characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an object's own code, or a number of more digits than Python prints
+        text = f"something of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

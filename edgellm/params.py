@@ -5,11 +5,11 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 
 from __future__ import annotations
 
-import math
-import numbers
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from edgellm.errors import UsageError
+from edgellm.checks import number, one_of, positive_number, whole_number
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
@@ -41,17 +41,12 @@ class RuntimeConfig:
     cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        _only_numbers(self)
-        _at_least(self, "n_ctx", 1, optional=True)
-        _at_least(self, "n_threads", 1, optional=True)
-        _at_least(self, "n_batch", 1)
-        _at_least(self, "cache_bytes", 1, optional=True)
-        if self.n_threads is not None and self.n_threads > MAX_THREADS:
-            raise UsageError(f"n_threads is {self.n_threads}; expected a number up to {MAX_THREADS}")
-        if self.kv_type not in KV_TYPES:
-            raise UsageError(f"kv_type is {self.kv_type!r}; expected one of {', '.join(KV_TYPES)}")
-        if self.activations not in ACTIVATIONS:
-            raise UsageError(f"activations is {self.activations!r}; expected one of {', '.join(ACTIVATIONS)}")
+        _take(self, "n_ctx", whole_number, 1, optional=True)
+        _take(self, "n_threads", whole_number, 1, MAX_THREADS, optional=True)
+        _take(self, "n_batch", whole_number, 1)
+        _take(self, "kv_type", one_of, KV_TYPES)
+        _take(self, "activations", one_of, ACTIVATIONS)
+        _take(self, "cache_bytes", whole_number, 1, optional=True)
 
 
 @dataclass(frozen=True)
@@ -77,40 +72,18 @@ class SamplingParams:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _only_numbers(self)
-        _at_least(self, "temperature", 0)
-        _at_least(self, "top_k", 0)
-        _between(self, "top_p", 0, 1)
-        _between(self, "min_p", 0, 1)
-        if self.repeat_penalty <= 0:
-            raise UsageError(f"repeat_penalty is {self.repeat_penalty}; expected a number above 0 (1 is off)")
-        _at_least(self, "repeat_last_n", 0)
-        _at_least(self, "seed", 0, optional=True)
-        _at_least(self, "max_tokens", 0, optional=True)
+        _take(self, "temperature", number, 0)
+        _take(self, "top_k", whole_number, 0)
+        _take(self, "top_p", number, 0, 1)
+        _take(self, "min_p", number, 0, 1)
+        _take(self, "repeat_penalty", positive_number)
+        _take(self, "repeat_last_n", whole_number, 0)
+        _take(self, "seed", whole_number, 0, optional=True)
+        _take(self, "max_tokens", whole_number, 0, optional=True)
 
 
-def _only_numbers(params: RuntimeConfig | SamplingParams) -> None:
-    """Every field that is no text is a finite number, whole or missing only where its type says so."""
-    for field in fields(params):
-        value = getattr(params, field.name)
-        if field.type == "str" or (value is None and "None" in str(field.type)):
-            continue
-        whole = "int" in str(field.type)
-        if not isinstance(value, numbers.Integral if whole else numbers.Real):
-            raise UsageError(f"{field.name} is {value!r}; expected a {'whole ' if whole else ''}number")
-        if not whole and not math.isfinite(value):
-            raise UsageError(f"{field.name} is {value}; expected a finite number")
-
-
-def _at_least(params: object, name: str, least: int, optional: bool = False) -> None:
+def _take(params: object, name: str, check: Callable[..., Any], *bounds: Any, optional: bool = False) -> None:
+    """Check a field, and put the plain value in its place."""
     value = getattr(params, name)
-    if value is None and optional:
-        return
-    if value is None or value < least:
-        raise UsageError(f"{name} is {value}; expected a number of at least {least}")
-
-
-def _between(params: object, name: str, low: float, high: float) -> None:
-    value = getattr(params, name)
-    if not low <= value <= high:
-        raise UsageError(f"{name} is {value}; expected a number from {low} to {high}")
+    if not (optional and value is None):
+        object.__setattr__(params, name, check(name, value, *bounds))

@@ -1,4 +1,10 @@
-"""Fixtures for all floors: real models, and the folder of extra conformance files."""
+"""For all floors: how properties are tested, real models, and the folder of extra conformance files.
+
+What hypothesis tries is the same in every run, so that a test passes or fails by the code alone, not by chance or by
+the clock. A longer random search stands beside it:
+
+    HYPOTHESIS_PROFILE=search pytest -m hypothesis        # other examples in every run, ten times as many
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,25 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+SEARCH_TIMES = 10
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "gate")
+
+settings.register_profile("gate", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("search", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile(PROFILE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A search takes more examples of every property, whatever number its test names."""
+    if PROFILE != "search":
+        return
+    for item in items:
+        test = getattr(item, "obj", None)
+        if getattr(test, "is_hypothesis_test", False):
+            few = test._hypothesis_internal_use_settings
+            test._hypothesis_internal_use_settings = settings(few, max_examples=SEARCH_TIMES * few.max_examples)
 
 
 def _heed_ignored_signals() -> None:

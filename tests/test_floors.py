@@ -25,6 +25,7 @@ FLOORS = {
     "hub": 2,
     "quants": 1,
     "errors": 0,
+    "checks": 0,
     "params": 0,
     "files": 0,
     "machine": 0,

@@ -85,6 +85,6 @@ def test_the_wheel_is_pure_python_and_whole(tmp_path: Path) -> None:
     assert wheel.name == f"edgellm-{edgellm.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
-    assert "edgellm/hub/catalog.toml" in names
+    assert {"edgellm/hub/catalog.toml", "edgellm/py.typed"} <= names
     assert {path for path, _ in texts() if re.match(r"edgellm/.*\.py$", path)} <= names
     assert {name.split("/")[0] for name in names} == {"edgellm", f"edgellm-{edgellm.__version__}.dist-info"}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
+from edgellm import checks
 from edgellm.convert.adapter import CONFIG, is_adapter, read_adapter
 from edgellm.convert.checked import runs_again
 from edgellm.convert.huggingface import read_huggingface
@@ -47,10 +48,11 @@ def convert_checkpoint(
 
     Raises FileProblem, FormatError, UnsupportedError or UsageError; then no file is left at `target`.
     """
-    path, target = Path(path), Path(target)
-    base = None if base is None else Path(base)
-    tokenizer = None if tokenizer is None else Path(tokenizer)
-    check_request(target, type_name, overrides)
+    path, target = checks.path("path", path), checks.path("target", target)
+    base = None if base is None else checks.path("base", base)
+    tokenizer = None if tokenizer is None else checks.path("tokenizer", tokenizer)
+    overrides, progress = checks.texts("overrides", overrides), checks.function("progress", progress)
+    check_request(target, checks.text("type_name", type_name), overrides)
     recipe = None if type_name.lower() == AS_IT_IS else recipe_of(type_name)
     check_target(target, _files_of(path, base, tokenizer))
     with open_source(path, base, tokenizer) as source:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
 from edgellm.convert.huggingface import names_of, read_huggingface
@@ -37,7 +38,7 @@ CHUNK_WEIGHTS = 1 << 24  # converted at a time
 
 
 def export_checkpoint(
-    source: AnyPath, folder: AnyPath, dtype: str = "bf16", progress: Callable[[int, int, str], None] = lambda *_: None
+    source: AnyPath, folder: AnyPath, dtype: str = "bf16", progress: Callable[[int, int, str], None] | None = None
 ) -> None:
     """Write the folder, which must not exist yet or be empty; on any error nothing of it is left.
 
@@ -46,7 +47,9 @@ def export_checkpoint(
 
     Raises FileProblem for a file that cannot be exported, UsageError for a folder that holds something.
     """
-    source, folder = Path(source), Path(folder)
+    source, folder = checks.path("source", source), checks.path("folder", folder)
+    dtype = checks.one_of("dtype", dtype, tuple(DTYPES))
+    report = checks.function("progress", progress) or (lambda done, total, what: None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder; choose another name")
     if not folder.exists():
@@ -65,7 +68,7 @@ def export_checkpoint(
                 (work / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
                 write_tokenizer(file.metadata, work)
                 write_model_card(file.metadata, work)
-                _write_weights(work, tensors, dtype, lambda done, total: progress(done, total, f"writing {folder}"))
+                _write_weights(work, tensors, dtype, lambda done, total: report(done, total, f"writing {folder}"))
                 _read_again(work, folder)
         except OSError as problem:
             raise FileProblem(f"{folder} cannot be written: {problem.strerror or problem}") from None

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm import checks
 from edgellm.convert.checked import is_runnable, runs_again
 from edgellm.convert.parts import Part
 from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of, renamed, true_recipe
@@ -61,8 +62,11 @@ def quantize_file(
 
     Raises FileProblem, FormatError (a tensor that holds NaN), UsageError (an unknown type, OUT equal to IN).
     """
-    source, target = Path(source), Path(target)
-    recipe = recipe_of(type_name)
+    source, target = checks.path("source", source), checks.path("target", target)
+    overrides, progress = checks.texts("overrides", overrides), checks.function("progress", progress)
+    if importance is not None and not isinstance(importance, Mapping):
+        raise checks.wrong("importance", importance, "a dict of mean squares by tensor")
+    recipe = recipe_of(checks.text("type_name", type_name))
     with open_model(source, target) as file:
         if file.get("general.type", str, "model") == "adapter" and not recipe.is_float:
             raise UsageError(f"{source} is an adapter, which is kept in floats, not in {recipe.name}")

@@ -19,6 +19,7 @@ from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
     from edgellm.text import Tokenizer
+    from edgellm.text.stream import StreamDecoder
 
 MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
 
@@ -115,16 +116,21 @@ class _Answer(Request):
 
 
 class Generation(Iterator[str]):
-    """An iterator over pieces of text, for one thread at a time. Nothing is computed before the first is asked for."""
+    """An iterator over pieces of text, for one thread at a time. Nothing is computed before the first is asked for.
+
+    Whoever iterates gets the errors: UsageError when another thread is at it or the model has been closed, FileProblem
+    when the model's logits are NaN or infinite. An answer ends with its first error.
+    """
 
     def __init__(
         self, scheduler: Scheduler, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, n_ctx: int
     ) -> None:
         self._scheduler = scheduler
         self._answer = _Answer(prompt, params, tokenizer.stop_ids, n_ctx)
-        self._text = tokenizer.stream(after=prompt[-1])
+        self._text: StreamDecoder | None = tokenizer.stream(after=prompt[-1])
         self._token_ids: list[int] = []
         self._finish_reason: str | None = None
+        self._lost: Exception | None = None
         self._is_submitted = False
         self._reading = threading.Lock()
 
@@ -147,12 +153,13 @@ class Generation(Iterator[str]):
 
     def __next__(self) -> str:
         if not self._reading.acquire(blocking=False):
-            raise UsageError("another thread is reading this generation; one at a time can")
+            raise UsageError("another thread is iterating over this generation; let one thread do it")
         try:
             while self._finish_reason is None:
                 if piece := self._next_piece():
                     return piece
-            raise StopIteration
+            lost, self._lost = self._lost, None
+            raise lost or StopIteration
         except StopIteration:
             raise
         except BaseException:  # an error, or Ctrl-C
@@ -163,7 +170,8 @@ class Generation(Iterator[str]):
 
     def _next_piece(self) -> str:
         """The text of the next token, which may be none; at the end, what is left."""
-        answer = self._answer
+        answer, text = self._answer, self._text
+        assert text is not None  # as long as it goes on
         if not self._is_submitted:
             answer.start()
             self._is_submitted = True
@@ -176,8 +184,8 @@ class Generation(Iterator[str]):
         if answer.unread:
             token_id = answer.unread.popleft()
             self._token_ids.append(token_id)
-            return self._text.push(token_id)
-        rest = self._text.flush()
+            return text.push(token_id)
+        rest = text.flush()
         self._end(answer.finish_reason or "cancelled")
         return rest
 
@@ -194,13 +202,22 @@ class Generation(Iterator[str]):
             finally:
                 self._reading.release()
 
+    def lose(self, error: Exception) -> None:
+        """End with an error, which whoever goes on iterating gets, and hold nothing of the model any more."""
+        if self._finish_reason is None and self._reading.acquire(blocking=False):  # who is reading is told anyway
+            try:
+                self._lost = error
+                self._end("cancelled")
+            finally:
+                self._reading.release()
+
     def __del__(self) -> None:
         if hasattr(self, "_reading"):  # it was made
             self._end("cancelled")
 
     def _end(self, reason: str) -> None:
         if self._finish_reason is None:
-            self._finish_reason = reason
+            self._finish_reason, self._text = reason, None
             self._answer.is_cancelled |= reason == "cancelled"
             if self._is_submitted:
                 self._scheduler.retire(self._answer)

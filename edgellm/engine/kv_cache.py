@@ -72,6 +72,11 @@ class KVCache:
     def sequence(self) -> Sequence:
         return Sequence(self)
 
+    def close(self) -> None:
+        """Give the memory back, whoever holds the cache still. Nothing may compute with it any more."""
+        with self._lock:
+            self._memory = []
+
     def _hold(self) -> None:
         """Nobody is in the middle of anything until `_let_go`: what a child process gets is whole."""
         self._lock.acquire()

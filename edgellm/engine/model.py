@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import operator
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgellm import hub
-from edgellm.arch import architecture_of
+from edgellm import checks, hub
+from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
+from edgellm.engine.prompt import (
+    checked_messages,
+    checked_prompt,
+    checked_variables,
+    refuse_unknown,
+)
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
-from edgellm.errors import (
-    ContextOverflowError,
-    FileProblem,
-    FormatError,
-    MemoryLimitError,
-    TemplateError,
-    UsageError,
-)
-from edgellm.formats.gguf import GGUFFile
+from edgellm.errors import FileProblem, FormatError, MemoryLimitError, TemplateError, UsageError
+from edgellm.formats.gguf import GGUFFile, StringArray
 from edgellm.formats.tensor import Tensor
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
+# What a closed model has no more.
+GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file")
 
 
 def load(
     model: str | os.PathLike[str],
     *,
-    n_ctx: int | None = None,
-    n_threads: int | None = None,
+    n_ctx: int | None = RuntimeConfig.n_ctx,
+    n_threads: int | None = RuntimeConfig.n_threads,
     n_batch: int = RuntimeConfig.n_batch,
     kv_type: str = RuntimeConfig.kv_type,
     activations: str = RuntimeConfig.activations,
@@ -52,9 +55,8 @@ def load(
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
-    return Model(
-        hub.resolve(model), RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes), progress
-    )
+    runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes)
+    return Model(_resolve(model), runtime, checks.function("progress", progress))
 
 
 class Model:
@@ -65,15 +67,32 @@ class Model:
     tokenizer:       text to ids and back.
     chat_template:   how the file turns messages into a prompt; None for a base model.
     n_ctx:           tokens that a conversation may hold.
+    n_vocab:         tokens it can produce: as many logits as each token has.
+    n_threads:       threads that compute.
+
+    A closed model has its numbers still; anything else raises a UsageError.
     """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    n_ctx: int
+    n_vocab: int
+    n_threads: int
 
     def __init__(
         self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
     ) -> None:
-        self.path = path
-        self._file = GGUFFile.open(path)
+        self.path = path = checks.path("path", path)
+        if not isinstance(runtime, RuntimeConfig):
+            raise checks.wrong("runtime", runtime, "a RuntimeConfig")
+        self._lock = threading.Lock()
+        self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
+        self._file = _open(path)
         try:
-            self.metadata: Mapping[str, Any] = self._file.metadata
+            self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
             self.config = architecture.configure(self.metadata)
             self.n_ctx = _context(runtime.n_ctx, self.config.n_ctx_train)
@@ -84,38 +103,46 @@ class Model:
             self._scheduler = Scheduler(self._runner)
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
-        except MemoryError as problem:
-            self._file.close()
-            raise MemoryLimitError(f"{path}: not enough memory to run it with n_ctx={self.n_ctx}: {problem}") from None
+        except MemoryError:
+            self._let_go()
+            raise MemoryLimitError(
+                f"{path}: there is not enough memory to run it with n_ctx={runtime.n_ctx} and "
+                f"n_batch={runtime.n_batch}; choose smaller ones",
+                parameter="n_ctx",
+            ) from None
         except FileProblem as problem:
-            self._file.close()
+            self._let_go()
             raise type(problem)(f"{path}: {problem}") from None
         except BaseException:
-            self._file.close()
+            self._let_go()
             raise
-        self._closed = False
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Text to token ids. add_special: with what the model expects around a text (its BOS token, say)."""
-        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+        return self.tokenizer.encode(checks.text("text", text), add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, token_ids: Iterable[int], skip_special: bool = False) -> str:
         """Token ids to text."""
-        return self.tokenizer.decode(token_ids, skip_special=skip_special)
+        ids = checks.token_ids("token_ids", token_ids, self.tokenizer.n_vocab)
+        return self.tokenizer.decode(ids, skip_special=skip_special)
 
-    def logits(self, token_ids: Iterable[int]) -> np.ndarray:
-        """The scores of every next token after each token of a text: float32 [n_tokens, n_vocab]."""
-        ids = self._checked(token_ids)
+    def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
+        """The scores of every next token after each token of a text: float32 [n_tokens, n_vocab].
+
+        All of them are finite numbers: FileProblem tells of a model that gives others, and which tensors are damaged.
+        Raises UsageError for what are no ids of this vocabulary, ContextOverflowError for more than n_ctx.
+        """
+        ids = self._checked("token_ids", token_ids)
         parts = list(self._pieces(ids, 0, self._runner.n_batch))
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
-    def logits_in_pieces(self, token_ids: Iterable[int], first: int = 0) -> Iterator[np.ndarray]:
+    def logits_in_pieces(self, token_ids: Iterable[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """The rows of `logits` from the token `first` on, a few at a time: float32 [n, n_vocab].
 
         Those before are not computed, and no piece takes more than PIECE_BYTES unless one row does.
         """
         n_rows = min(self._runner.n_batch, max(1, PIECE_BYTES // (4 * self.n_vocab)))
-        return self._pieces(self._checked(token_ids), first, n_rows)
+        return self._pieces(self._checked("token_ids", token_ids), checks.whole_number("first", first, 0), n_rows)
 
     @property
     def values(self) -> dict[str, int]:
@@ -126,8 +153,8 @@ class Model:
         self,
         token_ids: Iterable[int],
         taps: Iterable[str] = ("logits",),
-        bind: Mapping[str, np.ndarray] | None = None,
-    ) -> dict[str, np.ndarray]:
+        bind: Mapping[str, NDArray[Any]] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
         """Compute a text and look inside: float32 [n_tokens, width] of every value that `taps` name.
 
         taps:  names of `values`, or patterns of them: "blk.*.attn_out".
@@ -136,63 +163,99 @@ class Model:
 
         Raises UsageError for names that do not exist and arrays that do not fit.
         """
-        return look_inside(self._scheduler, self._checked(token_ids), taps, bind or {})
+        return look_inside(self._scheduler, self._checked("token_ids", token_ids), taps, {} if bind is None else bind)
 
-    def unembed(self, states: np.ndarray) -> np.ndarray:
+    def unembed(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Any hidden states through the head, a logit lens (nostalgebraist, 2020).
 
         states: float32 [n, n_embd], such as `blk.5.l_out` of `run`. Returns logits, float32 [n, n_vocab].
         """
-        self._check_open()
         return unembed(self._scheduler, states)
 
-    def bind(self, memory: Mapping[str, np.ndarray]) -> AbstractContextManager[None]:
+    def bind(self, memory: Mapping[str, NDArray[np.uint8]]) -> AbstractContextManager[None]:
         """A context in which weights are others: bytes, uint8, of a tensor's own format and size, by its name.
 
         Nobody else may use the model meanwhile. Raises UsageError for names that do not exist, bytes that do not fit,
         and weights that are bound already.
         """
-        self._check_open()
         return bound_weights(self._scheduler, memory)
 
-    def square_sums(self) -> AbstractContextManager[dict[str, np.ndarray]]:
+    def square_sums(self) -> AbstractContextManager[dict[str, NDArray[np.float64]]]:
         """A context in which every run adds up the squares of what each linear is given, for importance matrices.
 
         Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
         logits are asked for count. Nobody else may use the model meanwhile.
         """
-        self._check_open()
         return square_sums(self._scheduler)
 
-    def generate(self, prompt: str | Iterable[int], **sampling: Any) -> Generation:
-        """Continue a prompt, as plain text. Keywords are those of `SamplingParams`.
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        temperature: float = SamplingParams.temperature,
+        top_k: int = SamplingParams.top_k,
+        top_p: float = SamplingParams.top_p,
+        min_p: float = SamplingParams.min_p,
+        repeat_penalty: float = SamplingParams.repeat_penalty,
+        repeat_last_n: int = SamplingParams.repeat_last_n,
+        seed: int | None = SamplingParams.seed,
+        max_tokens: int | None = SamplingParams.max_tokens,
+        **unknown: NoReturn,
+    ) -> Generation:
+        """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`.
 
-        Raises ContextOverflowError when the prompt alone does not fit.
+        Raises UsageError for what cannot work, ContextOverflowError when the prompt alone does not fit.
         """
-        ids = self.tokenize(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
-        return self._generate(self._checked(ids), _sampling(sampling))
+        refuse_unknown(unknown)
+        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens)
+        if isinstance(prompt, str):
+            prompt = self.tokenize(prompt, add_special=True, parse_special=True)
+        return self._generate(self._checked("prompt", prompt), params)
 
     def chat(
-        self, messages: list[dict[str, Any]], template_variables: Mapping[str, Any] | None = None, **sampling: Any
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        template_variables: Mapping[str, Any] | None = None,
+        *,
+        temperature: float = SamplingParams.temperature,
+        top_k: int = SamplingParams.top_k,
+        top_p: float = SamplingParams.top_p,
+        min_p: float = SamplingParams.min_p,
+        repeat_penalty: float = SamplingParams.repeat_penalty,
+        repeat_last_n: int = SamplingParams.repeat_last_n,
+        seed: int | None = SamplingParams.seed,
+        max_tokens: int | None = SamplingParams.max_tokens,
+        **unknown: NoReturn,
     ) -> Generation:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
-        Raises TemplateError when the model has none or its template refuses the messages.
+        template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
+        The keywords are those of `SamplingParams`.
+
+        Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
+        work, ContextOverflowError when the messages do not fit.
         """
+        refuse_unknown(unknown)
+        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens)
         if self.chat_template is None:
             raise TemplateError(
                 f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
             )
-        prompt = self.chat_template.render(messages, add_generation_prompt=True, **(template_variables or {}))
+        messages, variables = checked_messages(messages), checked_variables(template_variables)
+        prompt = self.chat_template.render(messages, add_generation_prompt=True, **variables)
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._generate(self._checked(ids), _sampling(sampling))
+        return self._generate(self._checked("prompt", ids), params)
 
     def close(self) -> None:
-        """End the threads and let go of the file."""
-        if not self._closed:
-            self._closed = True
-            self._scheduler.close()
-            self._file.close()
+        """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
+
+        A batch that is being computed is waited for. Generations that have not ended do now: whoever goes on iterating
+        over one gets a UsageError, and so does whoever uses the model.
+        """
+        scheduler = self.__dict__.get("_scheduler")
+        if scheduler is not None:
+            scheduler.close()
+        self._let_go()
 
     def __enter__(self) -> Model:
         return self
@@ -201,55 +264,72 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}>"
+        closed = "" if "_runner" in self.__dict__ else ", closed"
+        return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}{closed}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in GIVEN_BACK:
+                raise UsageError("the model is closed")
+            raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
+
+    def _let_go(self) -> None:
+        """Forget all that takes memory, and leave nothing of it to generations that have not ended."""
+        for name in GIVEN_BACK:
+            self.__dict__.pop(name, None)
+        with self._lock:
+            generations = list(self._generations)
+        for generation in generations:
+            generation.lose(UsageError("the model is closed"))
 
     def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
-        return Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx)
+        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx)
+        with self._lock:
+            self._generations.add(generation)
+        return generation
 
     def _pieces(self, ids: list[int], first: int, n_rows: int) -> Iterator[np.ndarray]:
         """Logits from the token `first` on, of up to n_rows tokens in each piece."""
-        request = Scores(ids)
-        self._scheduler.submit(request)
+        scheduler, n_vocab, request = self._scheduler, self.n_vocab, Scores(ids)
+        scheduler.submit(request)
         try:
             while (start := max(first, request.n_cached)) < len(ids):
                 end = min(start + n_rows, len(ids))
-                rows = np.empty((end - start, self.n_vocab), np.float32)
+                rows = np.empty((end - start, n_vocab), np.float32)
                 request.ask(end, rows)
-                self._scheduler.wait(request)
+                scheduler.wait(request)
                 yield rows
             if request.n_cached < len(ids):  # nobody wants logits, but maybe what happens on the way
-                request.ask(len(ids), np.empty((0, self.n_vocab), np.float32))
-                self._scheduler.wait(request)
+                request.ask(len(ids), np.empty((0, n_vocab), np.float32))
+                scheduler.wait(request)
         finally:
-            self._scheduler.retire(request)
+            scheduler.retire(request)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError("the model is closed")
-
-    def _checked(self, token_ids: Iterable[int]) -> list[int]:
-        self._check_open()
-        try:
-            ids = [operator.index(token_id) for token_id in token_ids]
-        except TypeError:
-            raise UsageError(f"expected token ids, whole numbers; found {token_ids!r:.60}") from None
-        if not ids:
-            raise UsageError("the prompt is empty; expected at least one token")
-        if len(ids) > self.n_ctx:
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; shorten it, "
-                f"or load with a larger n_ctx (this model was trained on {self.config.n_ctx_train})"
-            )
-        if self.n_vocab <= max(ids) < self.tokenizer.n_vocab:
+    def _checked(self, name: str, token_ids: Iterable[int]) -> list[int]:
+        """What is to be computed, as a parameter of that name gives it."""
+        self._runner  # noqa: B018 - or the model is closed, which is to be said first
+        ids = checked_prompt(name, token_ids, self.tokenizer.n_vocab, self.n_ctx, self.config.n_ctx_train)
+        if max(ids) >= self.n_vocab:
             raise UsageError(
-                f"the prompt holds token {max(ids)} ({self.tokenizer.token_name(max(ids))!r:.60}), which was added to "
-                f"the vocabulary and never to the model: its embedding has {self.n_vocab} rows; leave it out"
-            )
-        if not 0 <= min(ids) <= max(ids) < self.n_vocab:
-            raise UsageError(
-                f"token ids from {min(ids)} to {max(ids)}; this vocabulary goes from 0 to {self.n_vocab - 1}"
+                f"{name} holds token {max(ids)} ({self.tokenizer.token_name(max(ids))!r:.60}), which was added to the "
+                f"vocabulary and never to the model: its embedding has {self.n_vocab} rows; leave it out",
+                parameter=name,
             )
         return ids
+
+
+def _resolve(model: str | os.PathLike[str]) -> Path:
+    """The file that a path or a name means."""
+    checks.path("model", model, "a path or the name of a model")
+    return hub.resolve(model)
+
+
+def _open(path: Path) -> GGUFFile:
+    try:
+        return GGUFFile.open(path)
+    except MemoryError:
+        raise MemoryLimitError(f"{path}: there is not enough memory to open it") from None
 
 
 def _context(wanted: int | None, n_ctx_train: int) -> int:
@@ -258,7 +338,8 @@ def _context(wanted: int | None, n_ctx_train: int) -> int:
     if wanted > n_ctx_train:
         raise UsageError(
             f"a context of {wanted} tokens was asked for; this model was trained on {n_ctx_train}: "
-            f"choose -c / n_ctx up to that"
+            f"choose n_ctx up to that",
+            parameter="n_ctx",
         )
     return wanted
 
@@ -277,14 +358,13 @@ def check_vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> Non
         )
 
 
-def _sampling(keywords: dict[str, Any]) -> SamplingParams:
-    try:
-        return SamplingParams(**keywords)
-    except TypeError as problem:
-        raise UsageError(f"sampling parameters: {problem}") from None
-
-
 def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a GGUF file or catalogue model; the file may hold a vocabulary only."""
-    with GGUFFile.open(hub.resolve(path)) as file:
-        return load_tokenizer(file.metadata)
+    """The tokenizer of a GGUF file or catalogue model; the file may hold a vocabulary only.
+
+    Raises FileProblem (or its FormatError, UnsupportedError) for a file without a tokenizer that edgellm knows.
+    """
+    with _open(_resolve(path)) as file:
+        # A tokenizer may be kept for long, and the file replaced meanwhile.
+        is_array = (StringArray, np.ndarray)
+        own = {key: value.copy() if isinstance(value, is_array) else value for key, value in file.metadata.items()}
+    return load_tokenizer(own)

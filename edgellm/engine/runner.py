@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.arch import Architecture, ModelConfig
+from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
@@ -100,10 +102,14 @@ class Runner:
         layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
         self.team = Team(self.store, self.n_threads, max_ops=len(body.ops) + len(self.graphs.body.nodes))
-        self._end = weakref.finalize(self, self.team.close)  # its threads must not outlive what they work on
+        self._end = weakref.finalize(self, _end, self.team, self.cache)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
-        self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
-        self.programs = self._programs(body, head)
+        try:
+            self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
+            self.programs = self._programs(body, head)
+        except BaseException:
+            self._end()
+            raise
 
     def run_body(self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None) -> bool:
         """Hidden states of some spans in one batch of at most n_batch tokens, for which the cache has room.
@@ -126,6 +132,11 @@ class Runner:
         """The head for some rows of the last batch, HEAD_TOKENS at most; returns how many these are."""
         self.programs.head.run(self._head_batch.select(rows))
         return len(rows)
+
+    def check_numbers(self, maxima: np.ndarray) -> None:
+        """Raise FileProblem, naming damaged tensors, when logits are NaN or infinite, as `maxima` tells."""
+        if not math.isfinite(maxima.max()):
+            raise no_numbers(self._file, self.target.kv_type)
 
     def check_open(self) -> None:
         """Raises UsageError after `close`."""
@@ -209,8 +220,16 @@ class Runner:
         return self._file.tensors
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads and give back all memory, whoever holds this still."""
         self._end()
+        for name in ("programs", "graphs", "team", "store", "_maxima", "_body_batch", "_head_batch", "_file"):
+            self.__dict__.pop(name, None)
+
+
+def _end(team: Team, cache: KVCache) -> None:
+    """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
+    team.close()
+    cache.close()
 
 
 def _most_common_format(file: GGUFFile) -> BlockFormat:

@@ -22,7 +22,7 @@ from edgellm.engine.kv_cache import Sequence as CachedTokens
 from edgellm.engine.prefix_cache import PrefixCache, common_prefix
 from edgellm.engine.request import Request
 from edgellm.engine.runner import Runner, Span
-from edgellm.errors import BusyError, CacheFullError
+from edgellm.errors import BusyError, CacheFullError, UsageError
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.records import KV_BLOCK
 
@@ -140,9 +140,13 @@ class Scheduler:
                 self._tell()
 
     def close(self) -> None:
-        """End all requests, when the step that is on has ended, which it does early."""
+        """End all requests, with an error, when the step that is on has ended, which it does early."""
         self._is_closing = True
         with self._run:
+            for request in (*self._requests, *self._arrivals):
+                request.error, request.is_over = UsageError("the model is closed"), True
+            self.settle()
+            self.prefixes.clear()
             self.runner.close()
         self._tell()
 
@@ -197,6 +201,7 @@ class Scheduler:
         for (request, position), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
             if not (request.is_over or request.is_cancelled):
                 try:
+                    self.runner.check_numbers(maxima)
                     request.take(position, logits, maxima)
                 except Exception as problem:
                     request.error, request.is_over = problem, True

@@ -100,7 +100,7 @@ def divergence(
     check_same_vocabulary(model, base)
     started = time.perf_counter()
     parts = windows(base.tokenizer, token_ids, n_ctx, n_windows)
-    table: list[tuple[float, bool, float, float]] = []  # divergence, same top, negative log-likelihood by the base, by the model
+    table: list[tuple[float, bool, float, float]] = []  # divergence, same top, NLL by base and model
     for done, window in enumerate(parts):
         if progress:
             progress(done, len(parts), float(np.mean([row[0] for row in table])) if table else None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
-from edgellm.errors import UsageError
+from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.batch import Batch
 from edgellm.graph.lowering import Lowered
@@ -18,10 +18,12 @@ from edgellm.graph.plan import dependencies, plan
 from edgellm.graph.team import Team
 from edgellm.kernels import records
 from edgellm.kernels.store import KernelStore
+from edgellm.machine import total_memory
 
 # Tiles may write up to so many tokens at once, beyond the end of a batch too.
 TOKEN_ALIGN = 16
 LINE = 64
+MOST_OF_MEMORY = 0.9  # for the values of a batch
 PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
 
 
@@ -30,6 +32,19 @@ def aligned(n_bytes: int) -> np.ndarray:
     memory = np.empty(n_bytes + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
     return memory[start : start + n_bytes]
+
+
+def _arena(n_bytes: int, n_tokens: int) -> np.ndarray:
+    """Memory for all values of a batch of so many tokens. Raises MemoryLimitError when there is not enough."""
+    memory = total_memory()
+    if n_bytes <= MOST_OF_MEMORY * memory:
+        with suppress(MemoryError):  # there may be less than the machine has
+            return aligned(n_bytes)
+    raise MemoryLimitError(
+        f"a batch of {n_tokens} tokens needs {n_bytes / 1e9:.1f} GB; this process may have {memory / 1e9:.1f} GB, "
+        f"and not all of it may be free: choose a smaller n_batch",
+        parameter="n_batch",
+    )
 
 
 class Program:
@@ -58,7 +73,7 @@ class Program:
         self._inputs = {lowered.rows[value]: address for value, address in (inputs or {}).items()}
         kept = [rows for value, rows in lowered.rows.items() if value not in lowered.outside]
         self._offsets, size = plan(self.steps, kept, self.capacity, outside=self._inputs)
-        self.arena = aligned(size)
+        self.arena = _arena(size, batch.capacity)
         scratch_bytes = -(-max((op.scratch_bytes for op in self.steps), default=0) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}

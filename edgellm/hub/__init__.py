@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edgellm import checks
 from edgellm.hub.catalog import NamedModel, catalog
 from edgellm.hub.inventory import DamagedModel, InstalledModel, installed, present, resolve
 from edgellm.hub.store import find, path_of
@@ -53,7 +54,11 @@ def pull(
     """
     from edgellm.hub.puller import pull_model  # networking is imported only when something is fetched
 
-    return pull_model(find(name), progress or (lambda done, total, what: None), notice or (lambda line: None))
+    checks.function("progress", progress)
+    checks.function("notice", notice)
+    return pull_model(
+        find(checks.text("name", name)), progress or (lambda done, total, what: None), notice or (lambda line: None)
+    )
 
 
 def is_sound(name: str, progress: Callable[[int, int, str], None] | None = None) -> bool:

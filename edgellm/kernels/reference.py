@@ -60,9 +60,13 @@ def sum_squares(x: Floats, sums: Floats) -> Floats:
 
 
 def maxima(x: Floats) -> Floats:
-    """The largest of every MAXIMA_GROUP neighbours, float32 [..., n] -> [..., n_groups]; NaN is less than a number."""
+    """The largest of every MAXIMA_GROUP neighbours, float32 [..., n] -> [..., n_groups].
+
+    NaN where one of the neighbours is NaN or infinite.
+    """
     starts = np.arange(0, x.shape[-1], MAXIMA_GROUP)
-    return np.maximum.reduceat(np.where(np.isnan(x), np.float32(-np.inf), x), starts, axis=-1)
+    finite = np.where(np.isfinite(x), x, np.float32(np.nan))
+    return np.maximum.reduceat(finite, starts, axis=-1)
 
 
 def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Floats:

@@ -70,7 +70,9 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
 def check_room(model: Model, n_tokens: int) -> None:
     """Raises UsageError when the context is too short for so many tokens."""
     if n_tokens > model.n_ctx:
-        raise UsageError(f"{n_tokens} tokens do not fit into the context of {model.n_ctx}; choose a larger -c")
+        most = model.config.n_ctx_train
+        advice = "choose a larger n_ctx" if n_tokens <= most else f"this model was trained on {most}: choose fewer"
+        raise UsageError(f"{n_tokens} tokens do not fit into the context of {model.n_ctx}; {advice}", parameter="n_ctx")
 
 
 def some_tokens(model: Model, n: int) -> list[int]:

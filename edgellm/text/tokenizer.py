@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgellm import checks
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.provenance import Text, like, only_written
@@ -72,6 +73,7 @@ class Tokenizer:
 
         A lone surrogate, which no encoding can hold, becomes U+FFFD.
         """
+        checks.text("text", text)
         special = self._all_special if parse_special else self._always_special
         control: Set[int] = self._control if isinstance(text, Text) else frozenset()
         if not text.isascii():
@@ -93,7 +95,7 @@ class Tokenizer:
         """
         pieces: list[bytes] = []
         begins = self._model.space_prefix
-        for token_id in ids:
+        for token_id in checks.token_ids("ids", ids, self.n_vocab):
             piece = self._model.token_bytes(token_id)
             if self._vocabulary.is_type(token_id, TokenType.CONTROL):
                 begins = self._model.space_prefix

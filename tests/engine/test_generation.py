@@ -162,6 +162,32 @@ def test_dropping_a_generation_ends_it_at_once(model) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("n_tokens", [0, 5])
+def test_cancel_before_the_start(model, n_tokens) -> None:
+    generation = model.generate(PROMPT, temperature=0.0, max_tokens=n_tokens)
+    generation.cancel()
+    assert list(generation) == [] and generation.finish_reason == "cancelled" and generation.token_ids == []
+    assert holds_nothing(model)
+
+
+def test_leaving_a_loop(model) -> None:
+    """By `close` or `cancel` inside it, or by an exception of one's own, after which it can go on."""
+    for leave in ("close", "cancel"):
+        generation, pieces = model.generate(PROMPT, temperature=0.0, max_tokens=20), []
+        for piece in generation:
+            pieces.append(piece)
+            if len(pieces) == 3:
+                getattr(generation, leave)()
+        assert len(pieces) == 3 and generation.finish_reason == "cancelled" and holds_nothing(model)
+    generation = model.generate(PROMPT, temperature=0.0, max_tokens=20)
+    with pytest.raises(ZeroDivisionError):
+        for _ in generation:
+            1 / 0  # noqa: B018
+    assert generation.finish_reason is None
+    list(generation)
+    assert generation.finish_reason == "length" and generation.token_ids == generated(model)
+
+
 def test_closing_a_generation(model) -> None:
     generation = model.generate(PROMPT, temperature=0.0)
     generation.close()

@@ -63,7 +63,7 @@ def whole_files(tmp_path_factory) -> dict[str, Whole]:
 
 def open_and_run(path) -> None:
     """Load a file, and use all that a user would; an EdgellmError of one line is a fine end."""
-    started = time.perf_counter()
+    started = time.process_time()
     compiled: list = []  # a changed tensor type may need other kernels
     try:
         with edgellm.load(path, n_threads=1, progress=lambda *step: compiled.append(step)) as model:
@@ -74,7 +74,7 @@ def open_and_run(path) -> None:
                 "".join(model.generate(ids, max_tokens=8, **params))
     except EdgellmError as error:
         assert "\n" not in str(error)
-    assert compiled or time.perf_counter() - started < SECONDS
+    assert compiled or time.process_time() - started < SECONDS
 
 
 numbers = st.sampled_from([0, 1, 2, 3, 7, 8, 15, 16, 31, 64, 255, 2**16, 2**31, 2**32 - 1, 2**63, 2**64 - 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -55,10 +56,33 @@ def test_two_models_at_once(model, tmp_path) -> None:
 
 
 def test_two_threads_cannot_share_a_generation(model) -> None:
-    generation = model.generate(PROMPT, temperature=0.0, max_tokens=300)
-    results = in_threads([lambda: list(generation)] * 2)
-    assert all(isinstance(result, (list, UsageError)) for result in results)
-    assert generation.finish_reason == "length" and len(generation.token_ids) == 300
+    for _ in range(10):
+        generation = model.generate(PROMPT, temperature=0.0, max_tokens=100)
+        pieces: list[str] = []
+
+        def take(generation=generation, pieces=pieces) -> None:
+            while generation.finish_reason is None:
+                with contextlib.suppress(UsageError):  # another thread was in it just now
+                    pieces.extend(generation)
+
+        assert in_threads([take] * 3) == [None] * 3
+        assert generation.finish_reason == "length" and len(generation.token_ids) == 100
+    assert sorted("".join(pieces)) == sorted("".join(model.generate(PROMPT, temperature=0.0, max_tokens=100)))
+
+
+def test_a_second_thread_is_told(model, monkeypatch) -> None:
+    """While the first computes a token."""
+    generation = model.generate(PROMPT, temperature=0.0, max_tokens=3)
+    choose, found = model._runner.choose, []
+
+    def slow_choose(*args):
+        found.extend(in_threads([lambda: next(generation), generation.close]))
+        return choose(*args)
+
+    monkeypatch.setattr(model._runner, "choose", slow_choose)
+    list(generation)
+    assert isinstance(found[0], UsageError) and "another thread" in str(found[0]) and found[1] is None
+    assert generation.finish_reason == "cancelled" and len(generation.token_ids) == 1
 
 
 def test_closing_a_generation_that_another_thread_is_in(model) -> None:

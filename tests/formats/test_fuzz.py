@@ -16,6 +16,7 @@ from edgellm.formats.gguf import GGUFFile, StringArray
 
 from .build import raw_file, small_model
 
+SECONDS = 2.0  # of processor time
 MODELS = {version: small_model(version) for version in (2, 3)}
 HEADER_BYTES = 9000  # of the small model; weights lie behind them, where anything is allowed
 
@@ -62,7 +63,7 @@ def open_and_use(path) -> None:
         assert "\n" not in str(error)
 
 
-@settings(max_examples=600, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(version=st.sampled_from([2, 3]), changes=st.lists(mutations, min_size=1, max_size=4))
 def test_mutated_models(tmp_path, version, changes):
     content = MODELS[version]
@@ -70,20 +71,24 @@ def test_mutated_models(tmp_path, version, changes):
         content = mutate(content, *change)
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
+    started = time.process_time()
     tracemalloc.start()
     try:
         open_and_use(path)
+        assert time.process_time() - started < SECONDS
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300), n_tensors=st.integers(0, 3), n_metadata=st.integers(0, 3))
 def test_random_headers(tmp_path, content, n_tensors, n_metadata):
     path = tmp_path / "model.gguf"
     path.write_bytes(raw_file([content], n_tensors=n_tensors, n_metadata=n_metadata))
+    started = time.process_time()
     open_and_use(path)
+    assert time.process_time() - started < SECONDS
 
 
 def test_mutated_header_of_a_real_model(smollm2, tmp_path):
@@ -105,12 +110,12 @@ def test_mutated_header_of_a_real_model(smollm2, tmp_path):
         with open(path, "wb") as file:
             file.write(changed)
             file.truncate(size if i % 4 else len(changed))
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             GGUFFile.open(path).close()
         except EdgellmError as error:
             assert "\n" not in str(error)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("version", [2, 3])

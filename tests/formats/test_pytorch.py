@@ -276,10 +276,10 @@ def test_hostile_pickles(tmp_path, case):
 )
 def test_bombs_of_opcodes_end_soon(tmp_path, body):
     path = archive(tmp_path / "m.bin", b"\x80\x02" + body)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FormatError, match=f"more than {MAX_OPCODES} opcodes"):
         read_pytorch(path)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_values_in_themselves_and_deeply_nested_ones_are_let_go(tmp_path):
@@ -478,13 +478,13 @@ mutations = st.one_of(
 
 
 def open_and_use(path: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         for found in read_pytorch(path).tensors.values():
             assert found.dequantize().shape == found.shape
     except EdgellmError as error:
         assert "\n" not in str(error)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @settings(any_settings, max_examples=400)

@@ -7,6 +7,7 @@ import pytest
 
 from edgellm.kernels import reference
 from edgellm.kernels.isa import AVX2, AVX512, Isa
+from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
@@ -91,10 +92,19 @@ def test_sum_squares(compiled: Compiled, rng, n_tokens: int, width: int) -> None
 @pytest.mark.parametrize("n_cols", [1, 63, 64, 65, 200, 1000])
 def test_maxima(compiled: Compiled, rng, n_cols: int) -> None:
     x = rng.standard_normal((3, n_cols), np.float32)
-    x[1, :: max(1, n_cols // 7)] = np.nan
-    x[2] = [np.nan, np.inf, -np.inf][n_cols % 3]
+    x[1] *= np.float32(1e37)
+    x[2, :: max(1, n_cols // 7)] = [np.nan, np.inf, -np.inf][n_cols % 3]
     for chunk_groups in (1, 2, 64):
         np.testing.assert_array_equal(compiled.maxima(x, chunk_groups), reference.maxima(x))
+
+
+@pytest.mark.parametrize("n_cols", [5, 64, 130])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_that_is_no_number_spoils_its_maximum(compiled: Compiled, rng, n_cols: int, bad: float) -> None:
+    for at in range(n_cols):
+        x = rng.standard_normal((1, n_cols), np.float32)
+        x[0, at] = bad
+        assert np.isnan(compiled.maxima(x, 2)[0]).nonzero()[0].tolist() == [at // MAXIMA_GROUP]
 
 
 def test_sum_squares_of_what_float32_cannot_hold(compiled: Compiled) -> None:

@@ -1,4 +1,7 @@
-"""The largest of every MAXIMA_GROUP numbers of a row: with them, sampling looks at few of the logits themselves."""
+"""The largest of every MAXIMA_GROUP numbers of a row: with them, sampling looks at few of the logits themselves.
+
+Where one of a group is NaN or infinite, so is no number its largest: it is NaN, whatever the others are.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,27 @@ LANES = 16
 
 
 def _group_maxima(v: Vocabulary, x: Value, n: Value, out: Value) -> None:
-    """Of n numbers at x; the last group may be smaller. NaN is less than every number."""
+    """Of n numbers at x; the last group may be smaller."""
     n_whole = n / MAXIMA_GROUP
 
+    def take(x: Value, best: Value, spoilt: Value) -> list[Value]:
+        # The comparison is false for NaN, which then is not taken; but 0 times what is no number is NaN.
+        return [v.maximum(x, best), v.fma(x, v.like(0.0, x), spoilt)]
+
     def whole(g: Value) -> None:
-        best = v.constant(-inf, F32, LANES)
+        best, spoilt = v.constant(-inf, F32, LANES), v.constant(0.0, F32, LANES)
         for at in range(0, MAXIMA_GROUP, LANES):
-            # The comparison is false for NaN, which then is not taken.
-            best = v.maximum(v.f32(x + g * (4 * MAXIMA_GROUP) + 4 * at, LANES), best)
-        v.store(out + g * 4, best.max())
+            best, spoilt = take(v.f32(x + g * (4 * MAXIMA_GROUP) + 4 * at, LANES), best, spoilt)
+        v.store(out + g * 4, best.max() + spoilt.sum())
 
     def rest(_: Value) -> None:
         first = n_whole * MAXIMA_GROUP
-        (best,) = v.loop(
-            n - first, [v.constant(-inf, F32)], lambda i, best: [v.maximum(v.f32(x + (first + i) * 4), best)]
+        best, spoilt = v.loop(
+            n - first,
+            [v.constant(-inf, F32), v.constant(0.0, F32)],
+            lambda i, best, spoilt: take(v.f32(x + (first + i) * 4), best, spoilt),
         )
-        v.store(out + n_whole * 4, best)
+        v.store(out + n_whole * 4, best + spoilt)
 
     v.repeat(n_whole, whole)
     v.repeat(v.minimum(n - n_whole * MAXIMA_GROUP, v.like(1, n)), rest)

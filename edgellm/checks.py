@@ -1,0 +1,140 @@
+"""What a parameter may be.
+
+Each check gives the plain value (an int for a NumPy integer, say), or raises a UsageError that names the parameter,
+what was found and what is expected. True and False are no numbers.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import numbers
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from edgellm.errors import UsageError, shown
+
+
+def wrong(name: str, value: Any, expected: str) -> UsageError:
+    """The error of a parameter that has a value it cannot have."""
+    return UsageError(f"{name} is {shown(value)}; expected {expected}", parameter=name)
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """An int of any kind, from `least` on, up to `most` if there is one."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise wrong(name, value, "a whole number")
+    found = int(value)
+    if found < least:
+        raise wrong(name, found, f"a number of at least {least}")
+    if most is not None and found > most:
+        raise wrong(name, found, f"a number up to {most}")
+    return found
+
+
+def number(name: str, value: Any, least: float, most: float | None = None) -> float:
+    """A finite number of any kind, from `least` on, up to `most` if there is one."""
+    found = _finite(name, value)
+    if found < least or (most is not None and found > most):
+        range_ = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise wrong(name, found, f"a number {range_}")
+    return found
+
+
+def positive_number(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    found = _finite(name, value)
+    if found <= 0:
+        raise wrong(name, found, "a number above 0")
+    return found
+
+
+def one_of(name: str, value: Any, names: tuple[str, ...]) -> str:
+    """One of some names."""
+    if not (isinstance(value, str) and value in names):
+        raise wrong(name, value, f"one of {', '.join(names)}")
+    return str(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise wrong(name, value, "True or False")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """A str."""
+    if not isinstance(value, str):
+        raise wrong(name, value, "a text (str)")
+    return value
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """Several str; a single one is most likely meant to stand in a list."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise wrong(name, value, "a list of texts (str)")
+    return [text(name, item) for item in value]
+
+
+def token_ids(name: str, value: Any, n_vocab: int, most: int | None = None) -> list[int]:
+    """Token ids of a vocabulary: ints of any kind, in anything that can be iterated but is no text, bytes or dict.
+
+    No more than most + 1 of them are read.
+    """
+    expected = "token ids, whole numbers" if name != "prompt" else "a text (str) or token ids, whole numbers"
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray, Mapping)):
+        raise wrong(name, value, expected)
+    ids: list[int] = []
+    for found in islice(value, None if most is None else most + 1):
+        try:
+            ids.append(operator.index(found))
+        except TypeError:
+            raise UsageError(f"{name} holds {shown(found)}; expected {expected}", parameter=name) from None
+        if isinstance(found, bool):
+            raise UsageError(f"{name} holds {found}; expected {expected}", parameter=name)
+    if ids and not 0 <= min(ids) <= max(ids) < n_vocab:
+        beyond = shown(min(ids) if min(ids) < 0 else max(ids))
+        raise UsageError(
+            f"{name} holds {beyond}; the ids of this vocabulary go from 0 to {n_vocab - 1}", parameter=name
+        )
+    return ids
+
+
+def path(name: str, value: Any, expected: str = "a path") -> Path:
+    """A str or path-like object that a file can have as its path."""
+    try:
+        found = os.fspath(value)
+    except TypeError:
+        raise wrong(name, value, expected) from None
+    if not isinstance(found, str) or not found or "\0" in found:
+        raise wrong(name, value, expected)
+    try:
+        os.lstat(found)
+    except OSError as problem:
+        if problem.errno == errno.ENAMETOOLONG:
+            raise wrong(name, value, f"{expected}, and this one is too long for a file") from None
+    return Path(found)
+
+
+def function(name: str, value: Any) -> Callable[..., Any] | None:
+    """Something to be called, or None."""
+    if value is not None and not callable(value):
+        raise wrong(name, value, "a function")
+    return value  # type: ignore[no-any-return]
+
+
+def _finite(name: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise wrong(name, value, "a number")
+    try:
+        found = float(value)
+    except OverflowError:  # of an int or a fraction
+        found = math.inf
+    if not math.isfinite(found):
+        raise wrong(name, value, "a finite number")
+    return found

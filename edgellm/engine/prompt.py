@@ -1,0 +1,66 @@
+"""What a person may hand to a model, checked: prompts, messages, keywords. See also `edgellm.checks`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import fields
+from typing import Any
+
+from edgellm import checks
+from edgellm.errors import ContextOverflowError, UsageError
+from edgellm.params import SamplingParams
+
+RENDERED = ("self", "messages", "add_generation_prompt")  # what `chat` itself gives a template
+
+
+def checked_prompt(name: str, token_ids: Any, n_vocab: int, n_ctx: int, n_ctx_train: int) -> list[int]:
+    """Token ids to compute: at least one, and no more than the context holds, or it is a ContextOverflowError."""
+    ids = checks.token_ids(name, token_ids, n_vocab, n_ctx)
+    what = "the prompt" if name == "prompt" else name
+    if not ids:
+        raise UsageError(f"{what} is empty; expected at least one token", parameter=name)
+    if len(ids) > n_ctx:
+        n_tokens = len(token_ids) if isinstance(token_ids, Sized) else f"more than {n_ctx}"
+        advice = "shorten it; this model was trained on no longer texts"
+        if n_ctx < n_ctx_train:
+            advice = f"shorten it, or load with a larger n_ctx (up to {n_ctx_train})"
+        raise ContextOverflowError(
+            f"{what} has {n_tokens} tokens and the context holds {n_ctx}: {advice}",
+            parameter="n_ctx" if n_ctx < n_ctx_train else name,
+        )
+    return ids
+
+
+def checked_messages(messages: Any) -> list[Any]:
+    """Messages of a chat: at least one; what they hold is checked where they are rendered."""
+    expected = 'a list of dicts like {"role": "user", "content": "Hello"}'
+    if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, bytearray, Mapping)):
+        raise checks.wrong("messages", messages, expected)
+    found = list(messages)
+    if not found:
+        raise UsageError("messages is empty; expected at least one message", parameter="messages")
+    return found
+
+
+def checked_variables(variables: Any) -> dict[str, Any]:
+    """Variables for a chat template, by name; None for no variables."""
+    if variables is None:
+        return {}
+    name = "template_variables"
+    if not (isinstance(variables, Mapping) and all(isinstance(key, str) for key in variables)):
+        raise checks.wrong(name, variables, "a dict of values by name")
+    for key in RENDERED:
+        if key in variables:
+            raise UsageError(f"{name} holds {key!r}, which chat() itself gives the template", parameter=name)
+    return dict(variables)
+
+
+def refuse_unknown(keywords: Mapping[str, Any]) -> None:
+    """UsageError for a keyword that is no sampling parameter."""
+    if keywords:
+        import difflib
+
+        word, names = next(iter(keywords)), [field.name for field in fields(SamplingParams)]
+        close = difflib.get_close_matches(word, names, 1)
+        expected = f"did you mean {close[0]}?" if close else f"expected {', '.join(names)}"
+        raise UsageError(f"{word} is no sampling parameter; {expected}", parameter=word)

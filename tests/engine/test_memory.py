@@ -1,0 +1,118 @@
+"""What does not fit into memory: said before anything is half made, with the bytes it would take and what to change."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import edgellm
+from edgellm.engine import model as model_module
+from edgellm.engine import runner as runner_module
+from edgellm.errors import MemoryLimitError
+from edgellm.formats.gguf import GGUFFile
+from tests.arch import tiny
+
+from .test_close import is_mapped
+from .test_generation import generated
+
+KV_BYTES = 2 * 2 * 2 * 16 * 2  # of a token: layers, keys and values, heads, dimensions, float16
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory) -> Path:
+    """A tiny model that says of itself that it was trained on four thousand million tokens."""
+    checkpoint = tiny.llama()
+    checkpoint.metadata["llama.context_length"] = (1 << 32) - 1
+    return checkpoint.save(tmp_path_factory.mktemp("models") / "endless.gguf")
+
+
+def refuses(path: Path, parameter: str, text: str, **params) -> None:
+    n_threads = threading.active_count()
+    with pytest.raises(MemoryLimitError, match=text) as error:
+        edgellm.load(path, n_threads=2, **params)
+    assert error.value.parameter == parameter and parameter in str(error.value) and "\n" not in str(error.value)
+    del error
+    assert threading.active_count() == n_threads and not is_mapped(path)
+
+
+def test_a_context_beyond_all_memory(endless) -> None:
+    for n_ctx in (1 << 31, (1 << 32) - 1):
+        gigabytes = n_ctx * KV_BYTES / 1e9
+        refuses(endless, "n_ctx", rf"a context of {n_ctx} tokens needs a KV cache of {gigabytes:.1f} GB", n_ctx=n_ctx)
+    with edgellm.load(endless, n_threads=1) as model:
+        assert model.n_ctx == 8192
+
+
+def test_a_batch_beyond_all_memory(endless, monkeypatch) -> None:
+    monkeypatch.setattr(runner_module.psutil, "virtual_memory", lambda: type("Memory", (), {"total": 100_000_000}))
+    refuses(endless, "n_batch", r"a batch of 300000 tokens needs 0\.\d GB", n_ctx=300_000, n_batch=300_000)
+
+
+def test_memory_that_cannot_be_had(tiny_path, monkeypatch) -> None:
+    """The cache makes do with less; what is not enough for one context is said."""
+    made, allocate = [], runner_module.KVCache
+
+    def at_most(n_blocks: int):
+        def cache(layers, n):
+            made.append(n)
+            if n > n_blocks:
+                raise MemoryError
+            return allocate(layers, n)
+
+        return cache
+
+    monkeypatch.setattr(runner_module, "KVCache", at_most(40))
+    with edgellm.load(tiny_path, n_threads=1) as model:
+        assert made == [68, 51, 34] and generated(model)
+    monkeypatch.setattr(runner_module, "KVCache", at_most(0))
+    refuses(tiny_path, "n_ctx", r"a context of 1024 tokens needs a KV cache of 0\.0 GB")
+
+
+@pytest.mark.parametrize("place", ["_context", "load_tokenizer", "Runner"])
+def test_out_of_memory_anywhere(tiny_path, monkeypatch, place: str) -> None:
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(model_module, place, fail)
+    refuses(tiny_path, "n_ctx", "not enough memory to run it with n_ctx=100 and n_batch=512", n_ctx=100)
+
+
+def test_out_of_memory_while_the_file_is_opened(tiny_path, monkeypatch) -> None:
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(GGUFFile, "_add_part", fail)
+    for call in (edgellm.load, edgellm.load_tokenizer):
+        with pytest.raises(MemoryLimitError, match="not enough memory to open it"):
+            call(tiny_path)
+
+
+LIMITED = """
+import resource, sys
+import edgellm
+
+path, n_ctx, allowed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+edgellm.load(path, n_threads=1).close()  # all that loading needs anyway
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + allowed, used + allowed))
+try:
+    with edgellm.load(path, n_ctx=n_ctx, n_threads=1) as model:
+        print("loaded", len(model.logits([5])))
+except edgellm.MemoryLimitError as error:
+    print(error.parameter, error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are tried on Linux")
+def test_a_limit_of_the_process(endless) -> None:
+    def run(n_ctx: int, allowed: int) -> str:
+        command = [sys.executable, "-c", LIMITED, str(endless), str(n_ctx), str(allowed)]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    n_ctx = 1 << 22
+    assert run(n_ctx, 600 << 20).startswith("n_ctx a context of 4194304 tokens needs a KV cache of 1.1 GB; this ")
+    assert run(n_ctx, 1800 << 20) == "loaded 1\n"  # one context fits, if not four

@@ -1,0 +1,142 @@
+"""Parameter objects: whatever is given to whichever field, it is taken as a plain value or refused by its name."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import fields
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.errors import EdgellmError, UsageError, shown
+from edgellm.params import KV_TYPES, MAX_THREADS, RuntimeConfig, SamplingParams
+
+FIELDS = [(kind, field.name) for kind in (RuntimeConfig, SamplingParams) for field in fields(kind)]
+
+
+class Five(enum.IntEnum):
+    FIVE = 5
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("incomparable")
+
+
+ODD = [
+    None, True, False, "5", "", "f16", b"f16", [], [5], {}, (1,), object(), Unspeakable(), int, 1j, Decimal(1),
+    Fraction(1, 3), Fraction(10**400), 10**400, 10**5000, -(10**5000), -1, 0, 1, 5, Five.FIVE, 0.5, -0.0, 2.0, 1e308,
+    math.nan, math.inf, -math.inf, np.int8(5), np.uint64(2**64 - 1), np.float16(0.5), np.float32(np.nan), np.float64(1),
+    np.bool_(True), np.array(5), np.array([5]), np.array(["f16", "f32"]), np.str_("f16"), "a\nb", "x" * 10**6,
+]  # fmt: skip
+values = st.one_of(
+    st.sampled_from(ODD), st.integers(), st.floats(), st.text(), st.none(), st.booleans(), st.binary(), st.fractions()
+)
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS)
+@given(value=values)
+def test_any_value_is_taken_or_refused_by_name(kind, name: str, value: Any) -> None:
+    try:
+        found = getattr(kind(**{name: value}), name)
+    except UsageError as error:
+        assert error.parameter == name
+        text = str(error)
+        assert text.startswith(f"{name} is ") and "; expected " in text and "\n" not in text and len(text) < 160
+    else:
+        assert found is None or type(found) in (int, float, bool, str)
+        if found is not None:
+            assert found == type(found)(value)
+            assert isinstance(value, (bool, np.bool_)) == (type(found) is bool)
+
+
+@pytest.mark.parametrize(("kind", "name"), FIELDS)
+def test_every_odd_value(kind, name: str) -> None:
+    for value in ODD:
+        test_any_value_is_taken_or_refused_by_name.hypothesis.inner_test(kind, name, value)
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"n_ctx": True}, "n_ctx is True; expected a whole number"),
+        ({"n_ctx": 0}, "n_ctx is 0; expected a number of at least 1"),
+        ({"n_ctx": "512"}, "n_ctx is '512'; expected a whole number"),
+        ({"n_threads": np.int64(-3)}, "n_threads is -3; expected a number of at least 1"),
+        ({"n_threads": MAX_THREADS + 1}, f"n_threads is {MAX_THREADS + 1}; expected a number up to {MAX_THREADS}"),
+        ({"n_batch": None}, "n_batch is None; expected a whole number"),
+        ({"n_batch": 2.0}, "n_batch is 2.0; expected a whole number"),
+        ({"kv_type": "q4_0"}, f"kv_type is 'q4_0'; expected one of {', '.join(KV_TYPES)}"),
+        ({"kv_type": ["f16"]}, f"kv_type is ['f16']; expected one of {', '.join(KV_TYPES)}"),
+        ({"observe": 0.5}, "observe is 0.5; expected True or False"),
+        ({"observe": 1}, "observe is 1; expected True or False"),
+    ],
+)
+def test_what_is_said_of_a_runtime(params, text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        RuntimeConfig(**params)
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"temperature": -1}, "temperature is -1.0; expected a number of at least 0"),
+        ({"temperature": math.nan}, "temperature is nan; expected a finite number"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"temperature": None}, "temperature is None; expected a number"),
+        ({"temperature": False}, "temperature is False; expected a number"),
+        ({"top_k": 2.5}, "top_k is 2.5; expected a whole number"),
+        ({"top_k": -1}, "top_k is -1; expected a number of at least 0"),
+        ({"top_p": 1.5}, "top_p is 1.5; expected a number from 0 to 1"),
+        ({"top_p": math.inf}, "top_p is inf; expected a finite number"),
+        ({"min_p": -0.1}, "min_p is -0.1; expected a number from 0 to 1"),
+        ({"repeat_penalty": 0}, "repeat_penalty is 0.0; expected a number above 0"),
+        ({"repeat_last_n": None}, "repeat_last_n is None; expected a whole number"),
+        ({"seed": -5}, "seed is -5; expected a number of at least 0"),
+        ({"max_tokens": "3"}, "max_tokens is '3'; expected a whole number"),
+        ({"max_tokens": True}, "max_tokens is True; expected a whole number"),
+    ],
+)
+def test_what_is_said_of_sampling(params, text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        SamplingParams(**params)
+    assert str(error.value).startswith(text)
+
+
+def test_numbers_of_other_kinds_become_plain_ones() -> None:
+    params = SamplingParams(temperature=np.float32(0.5), top_k=np.int16(3), top_p=Fraction(1, 2), seed=Five.FIVE)
+    plain = SamplingParams(temperature=0.5, top_k=3, top_p=0.5, seed=5)
+    assert repr(params) == repr(plain)
+    assert RuntimeConfig(n_ctx=np.uint8(7), kv_type=np.str_("f32")) == RuntimeConfig(n_ctx=7, kv_type="f32")
+
+
+def test_an_error_knows_its_parameter() -> None:
+    assert EdgellmError("text").parameter is None
+    error = UsageError("n_ctx is 0", parameter="n_ctx")
+    assert (error.parameter, str(error), isinstance(error, ValueError)) == ("n_ctx", "n_ctx is 0", True)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (5, "5"),
+        ("a\nb", r"'a\nb'"),
+        ("x" * 100, "'" + "x" * 56 + "..."),
+        (Unspeakable(), "something of type Unspeakable"),
+        (10**5000, "something of type int"),
+        (np.zeros((2, 2)), "array([[0., 0.], [0., 0.]])"),
+    ],
+    ids=["number", "line", "long", "unspeakable", "digits", "array"],
+)
+def test_values_are_shown_in_one_short_line(value: Any, text: str) -> None:
+    assert shown(value) == text

@@ -1,0 +1,137 @@
+"""The public face as a type checker sees it: whole, exact, and without `Any` for names that do not exist."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgellm
+
+ROOT = Path(__file__).parents[1]
+
+# Lines that are wrong carry an "ignore" of the error that is expected: in strict mode, one that is not needed is an
+# error itself. So both what must pass and what must not are checked in one run.
+SCRIPT = """
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import assert_type
+
+import edgellm
+
+
+def right(path: Path, settings: dict[str, Any]) -> None:
+    with edgellm.load(path, n_ctx=512, n_threads=2, n_batch=64, kv_type="q8_0", observe=True) as model:
+        assert_type(model, edgellm.Model)
+        assert_type(model.tokenize("a", add_special=True), list[int])
+        assert_type(model.detokenize(np.array([1, 2])), str)
+        assert_type(model.logits([1, 2]), NDArray[np.float32])
+        assert_type(model.logits_in_pieces((1, 2), first=1), Iterator[NDArray[np.float32]])
+        assert_type(model.input_squares, dict[str, NDArray[np.float64]])
+        assert_type(model.metadata, Mapping[str, Any])
+        assert_type(model.n_ctx + model.n_vocab + model.n_threads + model.config.n_layers, int)
+        answer = model.generate("a", temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, repeat_penalty=1.1,
+                                repeat_last_n=9, seed=None, max_tokens=5)
+        assert_type(answer, edgellm.Generation)
+        for piece in answer:
+            assert_type(piece, str)
+        assert_type(answer.finish_reason, str | None)
+        assert_type(answer.token_ids, list[int])
+        assert_type(answer.stats.tokens_per_second, float)
+        messages = [{"role": "user", "content": "Hi"}]
+        "".join(model.chat(messages, {"enable_thinking": False}, seed=1))
+        model.generate([1, 2], **settings)
+    assert_type(edgellm.load_tokenizer("name").encode("a"), list[int])
+    assert_type(edgellm.SamplingParams(seed=3).temperature, float)
+    assert_type(edgellm.pull("smollm2-135m"), Path)
+    assert_type(edgellm.convert_checkpoint(path, "b", "F16"), list[str])
+    assert_type(edgellm.UsageError("a").parameter, str | None)
+    edgellm.quantize_file("a", path, "Q4_K_M")
+    edgellm.export_checkpoint("a", path)
+
+
+def wrong(model: edgellm.Model) -> None:
+    edgellm.load("a", n_ctx="512")  # type: ignore[arg-type]
+    edgellm.load("a", context=512)  # type: ignore[call-arg]
+    edgellm.load(5)  # type: ignore[arg-type]
+    edgellm.lod("a")  # type: ignore[attr-defined]
+    model.generate("a", temprature=0.5)  # type: ignore[arg-type]
+    model.generate("a", temperature="hot")  # type: ignore[arg-type]
+    model.generate("a", max_tokens=1.5)  # type: ignore[arg-type]
+    model.generate(None)  # type: ignore[arg-type]
+    model.chat("a")  # type: ignore[arg-type]
+    model.chat([{"role": "user"}], top_k=None)  # type: ignore[arg-type]
+    model.chat([{"role": "user"}], topk=3)  # type: ignore[arg-type]
+    model.tokenize(None)  # type: ignore[arg-type]
+    model.logits("a")  # type: ignore[arg-type]
+    model.no_such  # type: ignore[attr-defined]
+    model.generate("a").no_such  # type: ignore[attr-defined]
+    edgellm.SamplingParams(top_k="3")  # type: ignore[arg-type]
+    edgellm.SamplingParams(topk=3)  # type: ignore[call-arg]
+"""
+
+
+def test_strict_types_of_a_script(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is what checks types; it is not installed")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", tmp_path, "script.py"],
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    ours = [line for line in done.stdout.splitlines() if line.startswith("script.py")]
+    assert ours == []
+    assert "no issues found" in done.stdout or done.returncode == 1  # 2: mypy itself could not work
+
+
+def public_functions() -> Iterator[tuple[str, Any]]:
+    """All functions and methods that a person may call."""
+    for name in edgellm.__all__:
+        value = getattr(edgellm, name)
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value):
+            for method_name, member in vars(value).items():
+                function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+                if inspect.isfunction(function) and (not method_name.startswith("_") or method_name == "__init__"):
+                    yield f"{name}.{method_name}", function
+
+
+def test_every_public_function_is_annotated() -> None:
+    lacking = []
+    for name, function in public_functions():
+        signature = inspect.signature(function)
+        parameters = [parameter for key, parameter in signature.parameters.items() if key not in ("self", "cls")]
+        bare = [parameter.name for parameter in parameters if parameter.annotation is parameter.empty]
+        if bare or signature.return_annotation is signature.empty:
+            lacking.append((name, bare))
+    assert lacking == []
+
+
+@pytest.mark.parametrize("name", ["generate", "chat"])
+def test_keywords_of_an_answer_are_those_of_sampling_params(name: str) -> None:
+    """The same names and types in the same order, and each default stands in `SamplingParams` alone."""
+    parameters = inspect.signature(getattr(edgellm.Model, name)).parameters.values()
+    keywords = [(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert keywords == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
+
+
+def test_keywords_of_load_are_those_of_runtime_config() -> None:
+    parameters = inspect.signature(edgellm.load).parameters.values()
+    keywords = [(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
+    expected = [(field.name, field.type, field.default) for field in fields(edgellm.RuntimeConfig)]
+    assert [keyword for keyword in keywords if keyword[0] != "progress"] == expected
