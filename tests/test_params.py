@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import EdgellmError, UsageError, shown
-from edgellm.params import KV_TYPES, MAX_THREADS, RuntimeConfig, SamplingParams
+from edgellm.params import ACTIVATIONS, KV_TYPES, MAX_THREADS, RuntimeConfig, SamplingParams
 
 FIELDS = [(kind, field.name) for kind in (RuntimeConfig, SamplingParams) for field in fields(kind)]
 
@@ -77,8 +77,8 @@ def test_every_odd_value(kind, name: str) -> None:
         ({"n_batch": 2.0}, "n_batch is 2.0; expected a whole number"),
         ({"kv_type": "q4_0"}, f"kv_type is 'q4_0'; expected one of {', '.join(KV_TYPES)}"),
         ({"kv_type": ["f16"]}, f"kv_type is ['f16']; expected one of {', '.join(KV_TYPES)}"),
-        ({"observe": 0.5}, "observe is 0.5; expected True or False"),
-        ({"observe": 1}, "observe is 1; expected True or False"),
+        ({"activations": "f16"}, f"activations is 'f16'; expected one of {', '.join(ACTIVATIONS)}"),
+        ({"cache_bytes": 1.5}, "cache_bytes is 1.5; expected a whole number"),
     ],
 )
 def test_what_is_said_of_a_runtime(params, text: str) -> None:

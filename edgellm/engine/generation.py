@@ -158,8 +158,11 @@ class Generation(Iterator[str]):
             while self._finish_reason is None:
                 if piece := self._next_piece():
                     return piece
-            lost, self._lost = self._lost, None
-            raise lost or StopIteration
+            lost, self._lost = self._lost or StopIteration(), None
+            try:
+                raise lost
+            finally:
+                del lost  # which holds this frame, and all that it sees
         except StopIteration:
             raise
         except BaseException:  # an error, or Ctrl-C

@@ -87,7 +87,11 @@ class Scheduler:
         finally:
             request.is_awaited = False
         if request.error is not None:
-            raise request.error
+            error, request.error = request.error, None
+            try:
+                raise error
+            finally:
+                del error  # which holds this frame, and all that it sees
 
     def _tell(self) -> None:
         """Wake those that wait."""

@@ -73,7 +73,9 @@ def _plain_message(n: int, given: Any) -> dict[str, Any]:
         raise UsageError(f"message {n} is {given!r:.80}; expected a dict with 'role' and 'content'")
     message = {key: value for key, value in message.items() if value is not None}
     role, content = message.get("role"), message.get("content")
-    if not isinstance(role, (str, type(None))):
+    if role is None:
+        raise UsageError(f"message {n} has no 'role'; expected a text, such as 'user'")
+    if not isinstance(role, str):
         raise UsageError(f"message {n}: 'role' is a {type(role).__name__}; expected a text, such as 'user'")
     if not isinstance(content, (str, list, tuple, dict, type(None))):
         raise UsageError(f"message {n}: 'content' is a {type(content).__name__}; expected a text or a list of parts")

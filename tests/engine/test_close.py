@@ -29,9 +29,9 @@ def large_arrays(model) -> list[weakref.ref]:
     """All that takes memory: values, scratch, keys and values, batches, converted weights."""
     runner = model._runner
     arrays = [*runner.cache._memory]
-    for program in (runner.body, runner.head):
+    for program in runner.programs:
         arrays += [program.arena, program._scratch, program.ops, program.batch.token_ids, *program._records]
-        arrays += program.graph.constants
+        arrays += program.lowered.constants.values()
     return [weakref.ref(array if array.base is None else array.base) for array in arrays]
 
 
@@ -110,8 +110,11 @@ USES = {
     "detokenize": lambda model: model.detokenize([5]),
     "logits": lambda model: model.logits([5]),
     "logits_in_pieces": lambda model: model.logits_in_pieces([5]),
-    "input_squares": lambda model: model.input_squares,
-    "other_weights": lambda model: model.other_weights("output.weight", np.zeros(1, np.uint8)),
+    "values": lambda model: model.values,
+    "run": lambda model: model.run([5]),
+    "unembed": lambda model: model.unembed(np.zeros((1, 64), np.float32)),
+    "bind": lambda model: model.bind({"output.weight": np.zeros(1, np.uint8)}),
+    "square_sums": lambda model: model.square_sums(),
     "generate": lambda model: model.generate("a"),
     "generate ids": lambda model: model.generate([5]),
     "chat": lambda model: model.chat([{"role": "user", "content": "Hi"}]),

@@ -125,7 +125,7 @@ def test_weights_too_large_to_compute_with(tmp_path) -> None:
 
 def test_scores_and_importance(tmp_path) -> None:
     path = save(tiny.llama(), tmp_path / "bad.gguf", {"blk.1.attn_q.weight": np.nan})
-    with edgellm.load(path, n_threads=1, observe=True) as model:
+    with edgellm.load(path, n_threads=1) as model:
         with pytest.raises(FileProblem, match=r"tensor 'blk.1.attn_q.weight'"):
             list(scored_rows(model, PROMPT))
         for with_head in (True, False):

@@ -125,17 +125,18 @@ def test_more_than_the_context_holds(chatty, tmp_path) -> None:
 
 
 MESSAGES = [
-    (None, "is None"), ("text", "is 'text'"), (5, "is 5"), (b"text", "is b'text'"), (HI[0], f"is {HI[0]}"),
-    (["text"], "holds 'text'"), ([None], "holds None"), ([HI], f"holds {HI}"), ([{}], "holds {}"),
-    ([*HI, {"content": "Hi"}], "holds {'content': 'Hi'}"), ([{"role": 5}], "holds {'role': 5}"),
-    ([{"role": None, "content": "Hi"}], "holds {'role': None, 'content': 'Hi'}"),
+    (None, "messages is None"), ("text", "messages is 'text'"), (5, "messages is 5"), (b"text", "messages is b'text'"),
+    (HI[0], f"messages is {HI[0]}"), (["text"], "message 0 is 'text'"), ([None], "message 0 is None"),
+    ([HI], f"message 0 is {HI}"), ([{}], "message 0 has no 'role'"), ([{"role": 5}], "message 0: 'role' is a int"),
+    ([*HI, {"content": "Hi"}], "message 1 has no 'role'"), ([{"role": None}], "message 0 has no 'role'"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("messages", "found"), MESSAGES)
 def test_what_are_no_messages(chatty, messages: Any, found: str) -> None:
-    text = f'messages {found}; expected a list of dicts like {{"role": "user", "content": "Hello"}}'
-    refuses(lambda: chatty.chat(messages), "messages", text)
+    with pytest.raises(UsageError) as error:
+        chatty.chat(messages)
+    assert str(error.value).startswith(f"{found}; expected a ") and "\n" not in str(error.value)
 
 
 def test_no_messages(chatty) -> None:
@@ -224,7 +225,8 @@ def test_a_model_made_without_load(tiny_path) -> None:
 
 
 def test_load_takes_what_runtime_config_takes(tiny_path) -> None:
-    for name, wrong in (("n_ctx", True), ("n_threads", 0), ("n_batch", 2.5), ("kv_type", 5), ("observe", 0.5)):
+    wrongs = {"n_ctx": True, "n_threads": 0, "n_batch": 2.5, "kv_type": 5, "activations": 0.5, "cache_bytes": 0}
+    for name, wrong in wrongs.items():
         with pytest.raises(UsageError, match=f"^{name} is ") as error:
             edgellm.load(tiny_path, **{name: wrong})
         assert error.value.parameter == name

@@ -231,12 +231,15 @@ def test_a_step_cannot_begin_another(model, monkeypatch) -> None:
 
 def test_a_request_after_close(tiny_path) -> None:
     model = edgellm.load(tiny_path, n_threads=2)
-    request = Scores([5, 6])
-    request.ask(2, np.empty((1, model.n_vocab), np.float32))
+    scheduler, late, early = model._scheduler, Scores([5, 6]), Scores([5, 6])
+    for request in (late, early):
+        request.ask(2, np.empty((1, model.n_vocab), np.float32))
+    scheduler.submit(early)
     model.close()
-    model._scheduler.submit(request)
-    with pytest.raises(UsageError, match="the model is closed"):
-        model._scheduler.wait(request)
+    scheduler.submit(late)
+    for request in (late, early):
+        with pytest.raises(UsageError, match="the model is closed"):
+            scheduler.wait(request)
 
 
 def test_random_work_against_texts_alone(tiny_path) -> None:

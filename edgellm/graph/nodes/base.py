@@ -12,6 +12,7 @@ same record serves every way to compute it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,10 +29,18 @@ class Value:
     node:  what makes it; None for an input of the graph.
     """
 
-    graph: Graph
     width: int
     name: str = ""
     node: Node | None = None
+    _graph: weakref.ref[Graph] | None = None  # which has all its values: so both go at once
+
+    @property
+    def graph(self) -> Graph:
+        """The record that it is part of; somebody must keep it."""
+        graph = self._graph() if self._graph is not None else None
+        if graph is None:
+            raise UsageError("the graph of this value is gone")
+        return graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +98,7 @@ class Graph:
 
     def input(self, width: int, name: str = "") -> Value:
         """Rows that somebody else fills."""
-        value = Value(self, width)
+        value = Value(width, _graph=weakref.ref(self))
         self.inputs.append(value)
         return self.name(value, name) if name else value
 
@@ -103,7 +112,7 @@ class Graph:
         """Add a node; returns the value that it makes."""
         if any(value.graph is not self for value in node.inputs):
             raise UsageError(f"{node.kind} takes a value of another graph")
-        value = self._made[node] = Value(self, node.width, node=node)
+        value = self._made[node] = Value(node.width, node=node, _graph=weakref.ref(self))
         self.nodes.append(node)
         return self.name(value, name) if name else value
 
