@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgellm.cli.options import runtime_options
-from edgellm.params import DEFAULT_MODEL
+from edgellm.params import DEFAULT_MODEL, RuntimeConfig
 
 if TYPE_CHECKING:
     from edgellm.measure.profile import Profile
@@ -37,9 +38,7 @@ def command(
     with_profile: bool,
     tune: bool,
     as_json: bool,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
+    runtime: RuntimeConfig,
 ) -> None:
     """Measure the speed of a model.
 
@@ -58,9 +57,10 @@ def command(
         from edgellm.kernels.store import KernelStore
 
         forget(KernelStore(choose()))
-    room = n_ctx or depth + max(prompt_tokens, tokens)
+    if runtime.n_ctx is None:
+        runtime = replace(runtime, n_ctx=depth + max(prompt_tokens, tokens))
     profiles: dict[str, Profile] = {}
-    with models.load(models.path_of(model), room, n_threads, kv_type) as loaded:
+    with models.load(models.path_of(model), runtime) as loaded:
         result = bench.measure(loaded, prompt_tokens, tokens, repetitions, depth)
         if with_profile:
             from edgellm.measure.profile import profile

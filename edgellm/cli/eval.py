@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.texts import window_options
+from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
     from edgellm.evaluate import Divergence, Perplexity
@@ -30,9 +31,8 @@ def command() -> None:
 def perplexity_command(
     model: str,
     text_file: Path,
-    n_ctx: int,
     n_windows: int | None,
-    n_threads: int | None,
+    runtime: RuntimeConfig,
     parse_special: bool,
     as_json: bool,
 ) -> None:
@@ -47,11 +47,11 @@ def perplexity_command(
     from edgellm.evaluate import perplexity
 
     path, text = models.path_of(model), read_text(text_file)
-    with models.load(path, n_ctx, n_threads) as loaded, Progress("perplexity") as progress:
+    with models.load(path, runtime) as loaded, Progress("perplexity") as progress:
         result = perplexity(
             loaded,
             tokens_of(loaded, text, parse_special),
-            n_ctx,
+            loaded.n_ctx,
             n_windows,
             shown(progress, digits=4),
         )
@@ -69,9 +69,8 @@ def kl_command(
     model: str,
     base: str,
     text_file: Path,
-    n_ctx: int,
     n_windows: int | None,
-    n_threads: int | None,
+    runtime: RuntimeConfig,
     parse_special: bool,
     as_json: bool,
 ) -> None:
@@ -87,15 +86,15 @@ def kl_command(
 
     path, base_path, text = models.path_of(model), models.path_of(base), read_text(text_file)
     with (
-        models.load(path, n_ctx, n_threads) as loaded,
-        models.load(base_path, n_ctx, n_threads) as loaded_base,
+        models.load(path, runtime) as loaded,
+        models.load(base_path, runtime) as loaded_base,
         Progress("divergence") as progress,
     ):
         result = divergence(
             loaded,
             loaded_base,
             tokens_of(loaded_base, text, parse_special),
-            n_ctx,
+            loaded.n_ctx,
             n_windows,
             shown(progress, digits=6),
         )

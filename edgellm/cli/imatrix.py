@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgellm.cli.texts import window_options
+from edgellm.params import RuntimeConfig
 
 
 @click.command("imatrix")
@@ -19,9 +20,8 @@ from edgellm.cli.texts import window_options
 def command(
     model: str,
     text_file: Path,
-    n_ctx: int,
     n_windows: int | None,
-    n_threads: int | None,
+    runtime: RuntimeConfig,
     parse_special: bool,
     output: Path,
     with_head: bool,
@@ -32,7 +32,6 @@ def command(
     file that `edgellm quantize --imatrix` and llama.cpp's tools take. Text like what the model will be used for is
     best, some 100 windows of it; MODEL should be the one to be quantized, in F16 or Q8_0.
     """
-    import edgellm
     from edgellm.cli import models
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import one_line
@@ -51,18 +50,16 @@ def command(
     path, text = models.path_of(model), read_text(text_file)
     if output.exists() and any(output.samefile(source) for source in (path, text_file)):
         raise UsageError(f"{output} would be written over what is being read; choose another name")
-    with Progress("compiling kernels") as progress:
-        loaded = edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, progress=progress)
-    with loaded, atomic_write(output) as file, Progress("collecting") as progress:
+    with models.load(path, runtime) as loaded, atomic_write(output) as file, Progress("collecting") as progress:
         importance = collect_imatrix(
             loaded,
             tokens_of(loaded, text, parse_special),
-            n_ctx,
+            loaded.n_ctx,
             n_windows,
             with_head=with_head,
             datasets=[text_file.name],
             progress=shown(progress),
         )
         write_imatrix(file, importance)
-    read = f"{importance.n_chunks} windows of {n_ctx} tokens"
+    read = f"{importance.n_chunks} windows of {importance.chunk_size} tokens"
     click.echo(one_line(f"{output}: importance of {len(importance.tensors)} tensors, from {read}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,9 @@ def pull(name: str) -> Path:
             raise
 
 
-def load(
-    path: Path, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str = RuntimeConfig.kv_type
-) -> Model:
+def load(path: Path, runtime: RuntimeConfig) -> Model:
     """Load a model; kernels that are missing are compiled under a progress line."""
     import edgellm
 
     with Progress("compiling kernels") as progress:
-        return edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, progress=progress)
+        return edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)

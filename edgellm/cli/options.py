@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
 from edgellm.errors import UsageError
-from edgellm.params import DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig, SamplingParams
+from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,17 +73,42 @@ def sampling_params(typed: dict[str, Any]) -> SamplingParams:
 
 
 def runtime_options(command: Command) -> Command:
-    """Give a command -t, -c and --kv-type."""
+    """Give a command -t, -c, --kv-type, --activations and --cache-bytes; it receives them as `runtime`."""
     context = (
         f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
     stored = "How keys and values are stored; q8_0 takes about half the memory, f32 is exact."
+    memory = "Memory for the keys and values of all texts together.  [default: a part of what is free]"
+    check = _checked(RuntimeConfig)
+    command = as_runtime(command)
+    command = click.option("--cache-bytes", type=int, metavar="N", help=memory, callback=check)(command)
+    command = activations_option(command)
     command = click.option(
         "--kv-type", type=click.Choice(KV_TYPES), default=RuntimeConfig.kv_type, show_default=True, help=stored
     )(command)
-    check = _checked(RuntimeConfig)
     command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context, callback=check)(command)
     return threads_option(command)
+
+
+def as_runtime(command: Command) -> Command:
+    """Hand a command its options of RuntimeConfig as one, `runtime`."""
+    names = {field.name for field in fields(RuntimeConfig)}
+
+    @functools.wraps(command)
+    def with_runtime(**typed: Any) -> Any:
+        runtime = RuntimeConfig(**{name: typed.pop(name) for name in names & typed.keys()})
+        return command(runtime=runtime, **typed)
+
+    return with_runtime  # type: ignore[return-value]
+
+
+def activations_option(command: Command) -> Command:
+    """Give a command --activations."""
+    text = "int8 rounds what meets quantized weights, which is fast and nearly exact; f32 rounds nothing: the reference."
+    default = RuntimeConfig.activations
+    return click.option(
+        "--activations", type=click.Choice(ACTIVATIONS), default=default, show_default=True, help=text
+    )(command)
 
 
 def threads_option(command: Command) -> Command:

@@ -12,7 +12,7 @@ from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from edgellm.engine import Model
-    from edgellm.params import SamplingParams
+    from edgellm.params import RuntimeConfig, SamplingParams
 
 
 @click.command("run")
@@ -29,9 +29,7 @@ def command(
     prompt: str | None,
     system: str | None,
     raw: bool,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
+    runtime: RuntimeConfig,
     stats: bool,
     verbose: bool,
     **typed: Any,
@@ -59,7 +57,7 @@ def command(
         note(f"no model named, using {model}")
     path = models.path_of(model)
     text = read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
-    with models.load(path, n_ctx, n_threads, kv_type) as loaded:
+    with models.load(path, runtime) as loaded:
         if text is None:
             chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose).loop()
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgellm.cli.options import threads_option
+from edgellm.cli.options import activations_option, as_runtime, threads_option
 from edgellm.cli.progress import Progress
 from edgellm.errors import FormatError
 from edgellm.params import DEFAULT_WINDOW, LEAST_WINDOW
@@ -27,13 +27,15 @@ _OPTIONS = [
     click.option("--chunks", "n_windows", type=click.IntRange(1), metavar="N",
                  help="Read the first N windows only.  [default: all]"),
     threads_option,
+    activations_option,
     click.option("--parse-special", is_flag=True,
                  help="Take <|im_end|> and the like in the text for control tokens."),
 ]  # fmt: skip
 
 
 def window_options(command: Command) -> Command:
-    """Give a command -f, -c, --chunks, -t and --parse-special."""
+    """Give a command -f, -c, --chunks, -t, --activations and --parse-special; -c, -t and --activations as `runtime`."""
+    command = as_runtime(command)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
