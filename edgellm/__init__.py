@@ -19,6 +19,7 @@ from edgellm._version import __version__
 if TYPE_CHECKING:
     from edgellm.convert.checkpoints import convert_checkpoint
     from edgellm.convert.export import export_checkpoint
+    from edgellm.convert.measured import quantize_to_budget
     from edgellm.convert.quantize import quantize_file
     from edgellm.engine import Generation, GenerationStats, Model, load, load_tokenizer
     from edgellm.errors import (
@@ -65,6 +66,7 @@ __all__ = [
     "load_tokenizer",
     "pull",
     "quantize_file",
+    "quantize_to_budget",
 ]
 
 # Where each name lives; the rest of `__all__` are errors.
@@ -72,6 +74,7 @@ _HOMES = {
     "convert_checkpoint": "edgellm.convert.checkpoints",
     "export_checkpoint": "edgellm.convert.export",
     "quantize_file": "edgellm.convert.quantize",
+    "quantize_to_budget": "edgellm.convert.measured",
     "Generation": "edgellm.engine",
     "GenerationStats": "edgellm.engine",
     "Model": "edgellm.engine",

@@ -74,3 +74,20 @@ def _pulled(name: str) -> Path:
     from edgellm import hub
 
     return hub.pull(name)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory) -> Path:
+    """A random Llama of two layers, with a context of 1,024 tokens."""
+    from tests.arch import tiny
+
+    return tiny.llama().save(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture
+def model(tiny_path):
+    """The same, loaded."""
+    import edgellm
+
+    with edgellm.load(tiny_path, n_threads=2) as loaded:
+        yield loaded

@@ -32,13 +32,16 @@ import edgellm
 
 
 def right(path: Path, settings: dict[str, Any]) -> None:
-    with edgellm.load(path, n_ctx=512, n_threads=2, n_batch=64, kv_type="q8_0", observe=True) as model:
+    with edgellm.load(path, n_ctx=512, n_threads=2, n_batch=64, kv_type="q8_0", activations="f32") as model:
         assert_type(model, edgellm.Model)
         assert_type(model.tokenize("a", add_special=True), list[int])
         assert_type(model.detokenize(np.array([1, 2])), str)
         assert_type(model.logits([1, 2]), NDArray[np.float32])
         assert_type(model.logits_in_pieces((1, 2), first=1), Iterator[NDArray[np.float32]])
-        assert_type(model.input_squares, dict[str, NDArray[np.float64]])
+        assert_type(model.run([1, 2], taps=["hidden"])["hidden"], NDArray[np.float32])
+        assert_type(model.values["logits"], int)
+        with model.square_sums() as sums:
+            assert_type(sums, dict[str, NDArray[np.float64]])
         assert_type(model.metadata, Mapping[str, Any])
         assert_type(model.n_ctx + model.n_vocab + model.n_threads + model.config.n_layers, int)
         answer = model.generate("a", temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, repeat_penalty=1.1,

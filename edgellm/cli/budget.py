@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,15 @@ import click
 from edgellm.cli import models
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, one_line, size_text
-from edgellm.cli.texts import read_text, shown, tokens_of
+from edgellm.cli.texts import read_text, shown
 from edgellm.convert.budgeted import Budget, quantize_within
-from edgellm.evaluate import ORDINARY_TEXT, Sensitivity, divergence
-from edgellm.evaluate.sensitivity import DEFAULT_WINDOW
+from edgellm.convert.measured import Original
 
 if TYPE_CHECKING:
     from edgellm.convert.budget import Plan
     from edgellm.convert.budgeted import WithinBudget
-    from edgellm.engine import Model
     from edgellm.evaluate import Divergence
+    from edgellm.params import RuntimeConfig
 
 # What a mean divergence means in words, as people know it from the types of files.
 _JUDGEMENTS = (
@@ -33,41 +31,31 @@ _JUDGEMENTS = (
 _WORST = "heavy loss: hardly the same model"
 
 
-class Measured:
-    """The original model, loaded to compare with; and a text to compare on."""
+def open_original(path: Path, text_file: str | None, runtime: RuntimeConfig) -> Original:
+    """The original model and a text, loaded under a progress line."""
+    text = read_text(Path(text_file)) if text_file else None
+    return Original(path, text, runtime, load=models.load)
 
-    def __init__(self, path: Path, text_file: str | None, n_threads: int | None) -> None:
-        self.path, self.n_threads = path, n_threads
-        self.text = read_text(Path(text_file or ORDINARY_TEXT))
-        self._open = ExitStack()
-        self.model: Model = self._open.enter_context(models.load(path, DEFAULT_WINDOW, n_threads))
-        self.token_ids = tokens_of(self.model, self.text, parse_special=False)
 
-    def divergence_of(self, path: Path) -> Divergence:
-        """How far another file is from the original, on the same text."""
-        with models.load(path, DEFAULT_WINDOW, self.n_threads) as other, Progress("comparing") as progress:
-            return divergence(other, self.model, self.token_ids, DEFAULT_WINDOW, progress=shown(progress, digits=5))
-
-    def __enter__(self) -> Measured:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._open.close()
+def divergence_of(original: Original, path: Path) -> Divergence:
+    """How far another file is from the original, under a progress line."""
+    with Progress("comparing") as progress:
+        return original.divergence_of(path, shown(progress, digits=5))
 
 
 def quantize_within_budget(
-    measured: Measured, target: Path, budget: Budget, importance: Any, n_threads: int | None
+    original: Original, target: Path, budget: Budget, importance: Any, n_threads: int | None
 ) -> WithinBudget:
     """Choose, write, and show what was chosen."""
-    sensitivity = Sensitivity(measured.model, measured.token_ids)
+    sensitivity = original.sensitivity()
     note(f"measuring each matrix on {sensitivity.n_scored} tokens")
     with Progress("measuring") as measuring, Progress() as writing:
         done = quantize_within(
-            measured.path,
+            original.path,
             target,
             budget,
             sensitivity.of,
-            lambda path: measured.divergence_of(path).mean,
+            lambda path: divergence_of(original, path).mean,
             importance=importance,
             n_threads=n_threads,
             measuring=measuring,

@@ -104,7 +104,7 @@ def as_runtime(command: Command) -> Command:
 
 def activations_option(command: Command) -> Command:
     """Give a command --activations."""
-    text = "int8 rounds what meets quantized weights, which is fast and nearly exact; f32 rounds nothing: the reference."
+    text = "int8 rounds what meets quantized weights: fast and nearly exact; f32 rounds nothing: the reference."
     default = RuntimeConfig.activations
     return click.option(
         "--activations", type=click.Choice(ACTIVATIONS), default=default, show_default=True, help=text

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from edgellm.cli.options import threads_option
+from edgellm.cli.options import activations_option, as_runtime, threads_option
+from edgellm.params import RuntimeConfig
 
 
 class _WithTypes(click.Command):
@@ -37,6 +38,8 @@ class _WithTypes(click.Command):
               help="For --budget and --report: text like what the model is used for.  [default: an ordinary page]",
               )  # fmt: skip
 @threads_option
+@activations_option
+@as_runtime
 def command(
     source: str,
     target: Path,
@@ -46,7 +49,7 @@ def command(
     budget_text: str | None,
     report: bool,
     text_file: str | None,
-    n_threads: int | None,
+    runtime: RuntimeConfig,
 ) -> None:
     """Make a GGUF file smaller.
 
@@ -85,24 +88,24 @@ def command(
     if budget:
         check_budget(path, target, budget, importance)
     with ExitStack() as opened:
-        measured = None
+        original = None
         if budget or report:
-            from edgellm.cli.budget import Measured, quantize_within_budget, show_report
+            from edgellm.cli.budget import divergence_of, open_original, quantize_within_budget, show_report
 
-            measured = opened.enter_context(Measured(path, text_file, n_threads))
+            original = opened.enter_context(open_original(path, text_file, runtime))
             if budget:
-                done = quantize_within_budget(measured, target, budget, importance, n_threads).quantized
+                done = quantize_within_budget(original, target, budget, importance, runtime.n_threads).quantized
         if type_name:
             from edgellm.cli.progress import Progress
 
             with Progress() as progress:
                 done = quantize_file(path, target, type_name, overrides=overrides, importance=importance,
-                                     n_threads=n_threads, progress=progress)  # fmt: skip
+                                     n_threads=runtime.n_threads, progress=progress)  # fmt: skip
         for line in (*done.notes, *done.warnings):
             note(line)
         note(_summary(done))
-        if measured and report:
-            show_report(measured.divergence_of(target))
+        if original and report:
+            show_report(divergence_of(original, target))
 
 
 def _importance(path: Path | None) -> Any:

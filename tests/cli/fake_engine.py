@@ -95,7 +95,7 @@ def _render(messages: list[dict[str, str]]) -> str:
 
 
 def load(
-    path: Path, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str = "f16", progress: Any = None
+    path: Path, n_ctx: int | None = None, n_threads: int | None = None, progress: Any = None, **runtime: Any
 ) -> FakeModel:
     if not path.read_bytes().startswith(b"GGUF"):
         raise FormatError(f"{path}: not a GGUF file")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.engine import runner, tuner
+from edgellm.engine import runner
 from edgellm.errors import UnsupportedError
+from edgellm.graph import tuner
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.isa import choose
 from edgellm.kernels.store import KernelStore
