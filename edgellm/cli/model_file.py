@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.cli.terminal import size_text
+from edgellm.errors import FileProblem
 from edgellm.formats.gguf import GGUFFile
 
 _ELEMENTS_SHOWN = 6
@@ -37,6 +38,27 @@ def describe_file(path: Path) -> Iterator[str]:
             yield f"  {name:{wide[0]}}  {shape:>{wide[1]}}  {format_name:{wide[2]}}  {size:>{wide[3]}}"
         yield ""
         yield f"total {n_weights:,} weights: {_by_format(file)}"
+
+
+def describe_values(path: Path) -> Iterator[str]:
+    """The values inside a model, and what makes each, in the order in which they are computed.
+
+    Raises what `edgellm.load` raises for a file that cannot be run.
+    """
+    from edgellm.arch import architecture_of
+
+    with GGUFFile.open(path) as file:
+        try:
+            architecture = architecture_of(file.metadata)
+            values = architecture.record(architecture.configure(file.metadata), file.tensors).values
+        except FileProblem as problem:
+            raise type(problem)(f"{path}: {problem}") from None
+        yield f"{path}: {len(values)} values, float32 [tokens, width]"
+        yield ""
+        wide = max(map(len, values))
+        for name, value in values.items():
+            made_by = value.node.kind if value.node else "input"
+            yield f"  {name:{wide}}  {value.width:8}  {made_by}"
 
 
 def value_text(value: Any) -> str:
