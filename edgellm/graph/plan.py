@@ -8,6 +8,8 @@ from edgellm.graph.ops import Buffer, Fixed, Op
 
 ALIGN = 64
 
+Places = list[tuple[object, int, int]]  # what memory, from where, to where
+
 
 def n_bytes(buffer: Buffer, n_tokens: int) -> int:
     size = buffer.n_bytes if isinstance(buffer, Fixed) else buffer.token_bytes * n_tokens
@@ -54,12 +56,12 @@ def dependencies(ops: Sequence[Op], offsets: dict[Buffer, int], n_tokens: int) -
     a place in the arena that is used again.
     """
 
-    def places(buffers: Sequence[object]) -> list[tuple[object, int, int]]:
+    def places(buffers: Sequence[object]) -> Places:
         return [
             ("arena", offsets[b], offsets[b] + n_bytes(b, n_tokens)) if b in offsets else (b, 0, 1) for b in buffers
         ]
 
-    def overlap(some, others) -> bool:
+    def overlap(some: Places, others: Places) -> bool:
         return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in some for b in others)
 
     touched = [(places(op.reads), places(op.writes)) for op in ops]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from edgellm.errors import UsageError
@@ -22,8 +23,9 @@ def available() -> list[Isa]:
     return [isa for isa in ALL if isa.needs(features)]
 
 
+@functools.cache
 def choose() -> Isa:
-    """The best instruction set, or the one that `EDGELLM_ISA` names.
+    """The best instruction set, or the one that `EDGELLM_ISA` names. The environment is read once.
 
     Raises UsageError when that name is unknown or this CPU lacks it.
     """
