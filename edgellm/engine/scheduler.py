@@ -107,19 +107,21 @@ class Scheduler:
     def retire(self, request: Request) -> None:
         """Nobody needs a request any more. What it has in the cache is given back, or kept for texts that begin alike.
 
-        Takes no lock that it would have to wait for: a finalizer may call it at any moment.
+        Waits for no step: a finalizer may call it at any moment.
         """
         request.is_over = True
-        if self._run.acquire(blocking=False):
-            try:
-                if not self._is_stepping:
-                    self._is_stepping = True
-                    try:
-                        self.settle()
-                    finally:
-                        self._is_stepping = False
-            finally:
-                self._run.release()
+        if not self._run.acquire(blocking=False):
+            return  # whoever runs a step will see to it
+        try:
+            if not self._is_stepping:
+                self._is_stepping = True
+                try:
+                    self.settle()
+                finally:
+                    self._is_stepping = False
+        finally:
+            self._run.release()
+            self._tell()  # those that could not run a step meanwhile
 
     def cancel(self, request: Request) -> None:
         """Let a request end soon, also in the middle of a batch that nobody else needs."""
@@ -132,16 +134,18 @@ class Scheduler:
 
         Raises UsageError after `close`.
         """
-        with self._run:
-            self.runner.check_open()
-            if self._is_stepping:
-                raise BusyError("the model is in the middle of a step, which called this; wait until it is over")
-            outer, self._alone = self._alone, threading.get_ident()
-            try:
-                yield
-            finally:
-                self._alone = outer
-                self._tell()
+        try:
+            with self._run:
+                self.runner.check_open()
+                if self._is_stepping:
+                    raise BusyError("the model is in the middle of a step, which called this; wait until it is over")
+                outer, self._alone = self._alone, threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._alone = outer
+        finally:
+            self._tell()  # those that waited for the lock
 
     def close(self) -> None:
         """End all requests, with an error, when the step that is on has ended, which it does early."""

@@ -286,3 +286,29 @@ def test_gemma_sliding_windows_in_batches_of_several(tmp_path) -> None:
         expected = [generated(model, prompt) for prompt in prompts]
         model._scheduler.prefixes.clear()
         assert in_threads([lambda p=p: generated(model, p) for p in prompts]) == expected
+
+
+def test_nobody_is_forgotten_who_waited_while_others_came_and_went(model) -> None:
+    """Generations that are dropped, and models taken alone, hold the lock for moments only; who waits goes on."""
+    expected = generated(model, [9] * 30, max_tokens=200)
+    done = threading.Event()
+
+    def disturb() -> None:
+        while not done.is_set():
+            generation = model.generate([7, 8, 9], temperature=0.0, max_tokens=2)
+            next(generation)
+            del generation
+            with model.square_sums():
+                pass
+
+    disturbing = [threading.Thread(target=disturb) for _ in range(2)]
+    for thread in disturbing:
+        thread.start()
+    try:
+        found = in_threads([lambda: generated(model, [9] * 30, max_tokens=200)] * 2)
+    finally:
+        done.set()
+    for thread in disturbing:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert found == [expected] * 2
