@@ -37,8 +37,11 @@ def pull(name: str) -> Path:
 def load(
     path: Path, n_ctx: int | None = None, n_threads: int | None = None, kv_type: str = RuntimeConfig.kv_type
 ) -> Model:
-    """Load a model; kernels that are missing are compiled under a progress line."""
+    """Load a model; kernels that are missing are compiled under a progress line, and what its file lacks is told."""
     import edgellm
 
     with Progress("compiling kernels") as progress:
-        return edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, progress=progress)
+        model = edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, progress=progress)
+    for line in model.tokenizer.notes:
+        note(f"{path.name}: {line}")
+    return model

@@ -46,7 +46,7 @@ def read_huggingface(folder: Path) -> Source:
             _refuse_others(checkpoint.others)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
-            metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab)
+            metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
         return Source(metadata, parts, notes, opened.pop_all().close)
