@@ -14,8 +14,9 @@ UNMISTAKABLE = (
 
 # Names that can be words of a text as well, where a file does not set the token apart.
 AMBIGUOUS = (
-    b"</s>", b"<eos>", b"[EOS]", b"EOT", b"<EOT>", b"< EOT >", b"_<EOT>", "▁<EOT>".encode(), b"[EOT]", b"[e~["
+    b"</s>", b"<eos>", b"[EOS]", b"<EOT>", b"< EOT >", b"_<EOT>", "▁<EOT>".encode(), b"[EOT]", b"[e~["
 )  # fmt: skip
+_WORDS = (b"EOT",)  # which mostly are
 
 # Where all the first are in a vocabulary, the last ends only a part of an answer: OpenAI's harmony format and the one
 # of Solar have it between a thought and a message, and in Gemma 4 it is nothing.
@@ -29,4 +30,4 @@ _PARTS = (
 def end_names(vocabulary: Container[bytes]) -> list[bytes]:
     """The names that end an answer with a vocabulary, whether it has all of them or not."""
     parts = {name for witnesses, name in _PARTS if all(witness in vocabulary for witness in witnesses)}
-    return [name for name in UNMISTAKABLE + AMBIGUOUS if name not in parts]
+    return [name for name in UNMISTAKABLE + AMBIGUOUS + _WORDS if name not in parts]

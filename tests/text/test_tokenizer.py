@@ -163,6 +163,12 @@ def test_a_word_that_merges_make_is_text(metadata):
     assert tokenizer.decode([len(tokens) + 2], skip_special=True) == "</s>"
 
 
+def test_a_plain_word_is_an_end_only_if_the_file_sets_it_apart(metadata):
+    token_id = len(metadata["tokenizer.ggml.tokens"])
+    assert token_id in load_tokenizer(with_token(metadata, "EOT", 3)).stop_ids
+    assert token_id not in load_tokenizer(with_token(metadata, "EOT", 1)).stop_ids
+
+
 def test_tags_of_a_page_are_no_ends(metadata):
     told = with_token(metadata, "</s>", 4)  # as in Gemma
     assert len(metadata["tokenizer.ggml.tokens"]) not in load_tokenizer(told).stop_ids
