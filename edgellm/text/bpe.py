@@ -15,7 +15,7 @@ from edgellm.errors import FormatError
 from edgellm.text.long_words import LONG, PairTable, merge_long
 from edgellm.text.merging import merge_pairs
 from edgellm.text.pretokenizers import PreTokenizer
-from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary, as_bytes
+from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 CACHE_WORDS = 50_000  # distinct words whose ids are remembered
 CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
@@ -45,7 +45,7 @@ class BytePairModel:
         self._vocabulary = vocabulary
         self._rule = rule
         self.normalize = rule.normalize
-        self._merges = vocabulary.strings("merges")
+        vocabulary.strings("merges")  # that there are none, or no texts, is an error at once
         self._words: dict[str, list[int]] = {}
 
     @cached_property
@@ -101,7 +101,7 @@ class BytePairModel:
     @cached_property
     def _ranks(self) -> dict[bytes, int]:
         """The place of each merge, by its halves with a space between; the last one of a repeated merge."""
-        merges = as_bytes(self._merges)
+        merges = self._vocabulary.merges
         if b"".join(merges).count(b" ") != len(merges):
             wrong = next(merge for merge in merges if merge.count(b" ") != 1)
             shown = wrong.decode(errors="replace")

@@ -142,11 +142,14 @@ class Vocabulary:
 
     def _is_joined(self, token: bytes) -> bool:
         """Whether merging can make a token, by the list of merges or of two others."""
-        merges = self._metadata.get(PREFIX + "merges")
         halves = ((token[:i], token[i:]) for i in range(1, len(token)))
-        if merges is None:
-            return any(left in self.ids and right in self.ids for left, right in halves)
-        return not {left + b" " + right for left, right in halves}.isdisjoint(as_bytes(merges))
+        pairs = [left + b" " + right for left, right in halves if left in self.ids and right in self.ids]
+        return any(pair in self.merges for pair in pairs) if f"{PREFIX}merges" in self._metadata else bool(pairs)
+
+    @cached_property
+    def merges(self) -> list[bytes]:
+        """The merges as the file spells them: two tokens with a space between, best first."""
+        return as_bytes(self.strings("merges"))
 
     def _type_by_name(self, token_id: int, token: bytes) -> int:
         if _BYTE.fullmatch(token) and self.kind == "llama":
