@@ -62,3 +62,12 @@ class DownloadError(EdgellmError):
 
 class HashMismatchError(DownloadError):
     """What arrived is not what the catalogue names."""
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes as messages name them, in decimal units: 98.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+
+def _heed_ignored_signals() -> None:
+    """Let the programs that tests start begin with the default for every signal, however the run was started.
+
+    `nohup` and background jobs of a script start a run that ignores some, and what it starts inherits that. A
+    handler is not inherited. This one does nothing, so the run itself goes on as if the signal were ignored.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGTERM", "SIGQUIT"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+_heed_ignored_signals()
 
 
 @pytest.fixture(scope="session")

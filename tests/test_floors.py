@@ -25,6 +25,7 @@ FLOORS = {
     "errors": 0,
     "params": 0,
     "files": 0,
+    "machine": 0,
     "_version": 0,
 }
 TOP = max(FLOORS.values())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import edgellm
+from tests.test_floors import MODULES, imports_of
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("numba", "llvmlite", "numpy", "jinja2", "torch", "click")
@@ -21,7 +22,7 @@ TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".json", ".cfg", ".ini", ".yml",
 
 def texts() -> Iterator[tuple[str, str]]:
     """Every text file that belongs to the repository, with its relative path."""
-    folders = (ROOT / name for name in ("edgellm", "tools", "tests", "docs", "models", ".ci"))
+    folders = (ROOT / name for name in ("edgellm", "tools", "tests", "docs", "models", ".ci", ".github"))
     inside = (path for folder in folders for path in folder.rglob("*"))
     for path in sorted([*inside, *ROOT.glob("*")]):
         if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts:
@@ -62,6 +63,18 @@ def test_the_version_stands_in_one_place() -> None:
 def test_no_path_of_a_workplace_is_named() -> None:
     place = re.compile(r"(?<![\w.~$}])/(?:work|root|home/\w+|Users/\w+)/")
     assert [(path, line) for path, text in texts() for line in text.split("\n") if place.search(line)] == []
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """Inside functions and for other systems too: what another package happens to bring may be gone tomorrow."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert table is not None
+    declared = set(re.findall(r'"([\w-]+)', table[1].lower()))
+    named_otherwise = {"yaml": "pyyaml"}
+    imported = {name.partition(".")[0] for path in MODULES for name in imports_of(path, path.read_text("utf-8"))}
+    others = imported - sys.stdlib_module_names - {"edgellm", "__future__"}
+    assert {named_otherwise.get(name, name) for name in others} <= declared
 
 
 def test_the_wheel_is_pure_python_and_whole(tmp_path: Path) -> None:

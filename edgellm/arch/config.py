@@ -58,22 +58,24 @@ class Keys:
         self.metadata = metadata
         self.architecture = get_value(metadata, "general.architecture", str)
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+    def count(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`."""
         key = f"{self.architecture}.{name}"
         if default is not None and key not in self.metadata:
             return default
         value = get_value(self.metadata, key, int)
-        if not 1 <= value <= _LIMITS.get(name, 1 << 32):
-            raise FormatError(f"{key} is {value}; expected a number from 1 to {_LIMITS.get(name, 1 << 32)}")
+        if not least <= value <= _LIMITS.get(name, 1 << 32):
+            raise FormatError(f"{key} is {value}; expected a number from {least} to {_LIMITS.get(name, 1 << 32)}")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A positive, finite number."""
+    def number(self, name: str, default: float | None = None, zero: float | None = None) -> float:
+        """A positive, finite number; `zero` is what 0 means where it means something."""
         key = f"{self.architecture}.{name}"
         if default is not None and key not in self.metadata:
             return default
         value = get_value(self.metadata, key, float)
+        if value == 0 and zero is not None:
+            return zero
         if not (math.isfinite(value) and value > 0):
             raise FormatError(f"{key} is {value}; expected a positive number")
         return value
@@ -84,11 +86,12 @@ class Keys:
     def windows(self, n_layers: int, default_period: int = 0) -> tuple[int | None, ...]:
         """How far each layer looks back: `attention.sliding_window`, in the layers that its `_pattern` names.
 
-        The pattern is a bool for every layer, or n: every n-th layer sees everything (0: none does).
+        A window of 0 is none. The pattern is a bool for every layer, or n: every n-th layer sees everything (0: none
+        does).
         """
-        if not self.has("attention.sliding_window"):
+        window = self.count("attention.sliding_window", 0, least=0)
+        if not window:
             return (None,) * n_layers
-        window = self.count("attention.sliding_window")
         key = f"{self.architecture}.attention.sliding_window_pattern"
         pattern = self.metadata.get(key, default_period)
         flags = np.asarray(pattern)
@@ -134,27 +137,35 @@ def decoder_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
         "epsilon": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_base": keys.number("rope.freq_base", 10000.0),
         "rope_scale": _linear_rope_scale(keys),
-        "attention_scale": keys.number("attention.scale", 1 / math.sqrt(head_dim)),
+        "attention_scale": keys.number("attention.scale", 1 / math.sqrt(head_dim), zero=1 / math.sqrt(head_dim)),
         "windows": keys.windows(n_layers),
     }
     return ModelConfig(**(shape | more))
 
 
 def _linear_rope_scale(keys: Keys) -> float:
-    if keys.has("rope.scale_linear"):  # as files of 2023 say it
-        return keys.number("rope.scale_linear")
-    kind_key = f"{keys.architecture}.rope.scaling.type"
-    kind = get_value(keys.metadata, kind_key, str, "none" if not keys.has("rope.scaling.factor") else "linear")
-    if kind == "none":
+    """By what positions are divided.
+
+    As in llama.cpp, a factor of 0 is none, and without a factor no type scales anything.
+    """
+    name = "rope.scaling.factor" if keys.has("rope.scaling.factor") else "rope.scale_linear"  # as files of 2023 say it
+    factor = keys.number(name, 1.0, zero=1.0)
+    if factor == 1:
         return 1.0
-    if kind != "linear":
+    kind_key = f"{keys.architecture}.rope.scaling.type"
+    kind = get_value(keys.metadata, kind_key, str, "linear")
+    if kind not in ("none", "linear"):
         raise UnsupportedError(f"rope scaling of type {kind!r:.60} ({kind_key}); edgellm supports 'linear'")
-    return keys.number("rope.scaling.factor")
+    return factor if kind == "linear" else 1.0
 
 
 def _refuse_unsupported(keys: Keys) -> None:
-    """Features that would change the forward pass and that no family here has."""
-    if get_value(keys.metadata, f"{keys.architecture}.expert_count", int, 0) > 0:
+    """Features that would change the forward pass and that no family here has.
+
+    A count of experts that is no number is passed over: their tensors would have no place.
+    """
+    n_experts = keys.metadata.get(f"{keys.architecture}.expert_count")
+    if isinstance(n_experts, int) and n_experts > 0:
         raise UnsupportedError(f"a mixture of experts ({keys.architecture}.expert_count); edgellm runs dense models")
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if keys.has(name) and get_value(keys.metadata, f"{keys.architecture}.{name}", float) != 0:

@@ -13,13 +13,16 @@ from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
 from edgellm.arch.huggingface import (
+    ATTENTION_BIASES,
     DECODER,
+    DEFAULTS,
     HEAD_NORMS,
     HuggingFace,
     Settings,
     decoder_hyperparameters,
     decoder_settings,
     layer_types,
+    rope_settings,
 )
 from edgellm.arch.parts import gated_feed_forward, logits_head, rope_frequencies, self_attention, token_embedding
 from edgellm.arch.weights import Weights
@@ -28,7 +31,7 @@ from edgellm.graph import Graph, Value
 from edgellm.graph.builder import Rope
 
 GLOBAL_PERIOD = 6  # of so many layers, the last sees everything
-LOCAL_ROPE_BASE = 10000.0
+ROPE_BASE, LOCAL_ROPE_BASE = 1e6, 10000.0
 # The 27B model alone scales its queries by the width per head instead of the heads' own size.
 LAYERS_OF_27B = 62
 NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "output_norm")
@@ -73,29 +76,44 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("attn_logit_softcapping", None)
     s.expect("final_logit_softcapping", None)
     s.expect("use_bidirectional_attention", False)
-    # Each kind of layer has a rope of its own: as two sections, or, earlier, beside each other.
-    ropes = s.section("rope_parameters")
-    by_kind = {kind: ropes.get(f"{kind}_attention") for kind in ("full", "sliding")}
-    if by_kind["full"] is not None:
-        s = Settings(s.values | {"rope_parameters": by_kind["full"]})
-        local_base = ropes.section("sliding_attention").number("rope_theta", LOCAL_ROPE_BASE)
-    else:
-        local_base = s.number("rope_local_base_freq", LOCAL_ROPE_BASE)
-    shape = decoder_hyperparameters(s)
+    full, sliding = _ropes(s)
+    shape = decoder_hyperparameters(s, full)
     n_layers, head_dim = shape["block_count"], shape["attention.key_length"]
-    period = s.count("sliding_window_pattern", s.count("_sliding_window_pattern", GLOBAL_PERIOD))
+    period = s.count("sliding_window_pattern", GLOBAL_PERIOD)
     usual = [(layer + 1) % GLOBAL_PERIOD != 0 for layer in range(n_layers)]
     slides = layer_types(s, n_layers) or [(layer + 1) % period != 0 for layer in range(n_layers)]
-    shape["attention.sliding_window"] = s.count("sliding_window")
+    # GGUF always has a window, though all layers may see everything.
+    shape["attention.sliding_window"] = s.count("sliding_window", None if any(slides) else shape["context_length"])
     if slides != usual:
         shape["attention.sliding_window_pattern"] = slides
-    if local_base != LOCAL_ROPE_BASE:
+    if (local_base := sliding.number("rope_theta")) != LOCAL_ROPE_BASE:
         shape["rope.freq_base_swa"] = local_base
-    scalar = s.number("query_pre_attn_scalar", head_dim)
+    scalar = s.number("query_pre_attn_scalar")
     expected = shape["embedding_length"] / shape["attention.head_count"] if n_layers == LAYERS_OF_27B else head_dim
     if scalar != expected:
         shape["attention.scale"] = scalar**-0.5
     return shape
+
+
+def _ropes(s: Settings) -> tuple[Settings, Settings]:
+    """The rotary embeddings of layers that see everything and of those that slide.
+
+    They are two sections of rope_parameters, or what they differ in stands beside each other, as in older files.
+    """
+    ropes = s.section("rope_parameters")
+    if unknown := [key for key in ropes.values if key not in ("full_attention", "sliding_attention")]:
+        raise UnsupportedError(
+            f"{ropes.file} has {unknown[0]!r:.60}; expected the sections full_attention and sliding_attention"
+        )
+    s.expect("partial_rotary_factor", 1.0)
+    full, sliding = (ropes.section(f"{kind}_attention").values for kind in ("full", "sliding"))
+    if scaling := s.section("rope_scaling").values:
+        full = {key: value for key, value in full.items() if key not in ("type", "rope_type")} | scaling
+    base, local_base = s.get("rope_theta", ROPE_BASE), s.get("rope_local_base_freq", LOCAL_ROPE_BASE)
+    return (
+        rope_settings(Settings({"rope_theta": base, "rope_parameters": full}), known=("default", "linear")),
+        rope_settings(Settings({"rope_theta": local_base, "rope_parameters": sliding}), known=("default",)),
+    )
 
 
 def _settings(c: ModelConfig) -> dict[str, Any]:
@@ -130,9 +148,13 @@ HUGGING_FACE = HuggingFace(
     },
     # Its checkpoints hold how much a norm's weight differs from one.
     offsets=dict.fromkeys(NORMS, 1.0),
-    defaults={
-        "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-        "max_position_embeddings": 131072, "sliding_window": 4096, "rope_theta": 1e6, "query_pre_attn_scalar": 256,
-        "tie_word_embeddings": True,
+    biases=ATTENTION_BIASES,
+    defaults=DEFAULTS
+    | {
+        "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 4096,
+        "query_pre_attn_scalar": 256, "tie_word_embeddings": True,
     },
+    null_stays=("sliding_window",),
+    rope=lambda s: _ropes(s)[0],
 )  # fmt: skip

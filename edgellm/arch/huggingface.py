@@ -7,7 +7,7 @@ says both ways at once, from a checkpoint to GGUF and back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,27 +36,54 @@ HEAD_NORMS = {
     "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
     "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
 }
+# The linears that can have biases, and the key of config.json that says whether they do.
+ATTENTION_BIASES = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), "attention_bias")
+FEED_FORWARD_BIASES = dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "mlp_bias")
+# What transformers takes for keys that config.json leaves out; families differ in the rest.
+DEFAULTS: dict[str, Any] = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 class Settings:
-    """Typed look-ups in a JSON file, named for errors; `defaults` stand for what it leaves out."""
+    """Typed look-ups in a JSON file, named for errors.
+
+    values:      what the file says over `defaults`. As in transformers, null counts as left out.
+    defaults:    what stands for a key that is left out.
+    null_stays:  keys whose null is a value of its own: no window, as many key-value heads as heads.
+    assumed:     the defaults that stand for something.
+    """
 
     def __init__(
-        self, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, file: str = "config.json"
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        file: str = "config.json",
+        null_stays: Collection[str] = (),
     ) -> None:
-        self.values = {**(defaults or {}), **values}
+        said = {name: value for name, value in values.items() if value is not None or name in null_stays}
+        self.values = {**(defaults or {}), **said}
+        self.assumed = {name: value for name, value in (defaults or {}).items() if name not in said}
         self.file = file
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value as it is; null counts as left out."""
+        """The value as it is, or `default`."""
         value = self.values.get(name)
         return default if value is None else value
 
-    def count(self, name: str, default: int | None = None, most: int = (1 << 32) - 1) -> int:
-        """A whole number from 1 to `most`."""
+    def flag(self, name: str) -> bool:
+        """True or false; false when it is left out."""
+        value = self.get(name, False)
+        if not isinstance(value, bool):
+            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected true or false")
+        return value
+
+    def count(self, name: str, default: int | None = None, most: int = (1 << 32) - 1, least: int = 1) -> int:
+        """A whole number from `least` to `most`."""
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a whole number from 1 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -72,7 +99,7 @@ class Settings:
         value = self.get(name, {})
         if not isinstance(value, dict):
             raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected an object")
-        return Settings(value, file=self.file)
+        return Settings(value, file=f"{self.file}: {name}")
 
     def expect(self, name: str, *expected: Any) -> None:
         """UnsupportedError unless the value, where there is one, is among those that the family can have."""
@@ -97,9 +124,11 @@ class HuggingFace:
     tensors:          GGUF's names -> Hugging Face's, without the endings .weight and .bias.
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
     offsets:          tensors that GGUF holds with a number added.
-    defaults:         what config.json may leave out.
+    biases:           linears with biases, and the key of config.json that says so; None where they always have one.
+    defaults:         what transformers takes for what config.json leaves out.
+    null_stays:       keys whose null is a value of its own, see `Settings`.
+    rope:             config.json -> the rotary embedding of layers that see everything, see `rope_settings`.
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
-    has_optional_biases:  whether config.json says if there are biases (`attention_bias`, `mlp_bias`).
     """
 
     classes: tuple[str, ...]
@@ -109,9 +138,15 @@ class HuggingFace:
     tensors: Mapping[str, str] = field(default_factory=lambda: DECODER)
     paired: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    biases: Mapping[str, str | None] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
+    null_stays: tuple[str, ...] = ("num_key_value_heads",)
+    rope: Callable[[Settings], Settings] = lambda s: rope_settings(s)
     fits: Callable[[ModelConfig], bool] = lambda c: True
-    has_optional_biases: bool = False
+
+    def settings_of(self, config: Mapping[str, Any]) -> Settings:
+        """config.json with what transformers takes for what it leaves out."""
+        return Settings(config, self.defaults, null_stays=self.null_stays)
 
     def row_order(self, name: str, c: ModelConfig) -> NDArray[np.int32] | None:
         """Which row of the checkpoint's tensor each row of GGUF's is, for `name` such as "blk.0.attn_q.weight".
@@ -130,12 +165,10 @@ class HuggingFace:
         return self.offsets.get(name.split(".")[-2], 0.0)
 
 
-def decoder_hyperparameters(s: Settings) -> dict[str, Any]:
-    """GGUF's keys for what all decoders have in their config.json."""
+def decoder_hyperparameters(s: Settings, rope: Settings | None = None) -> dict[str, Any]:
+    """GGUF's keys for what all decoders have in their config.json; `rope` where the family keeps it elsewhere."""
     n_embd, n_heads = s.count("hidden_size"), s.count("num_attention_heads")
     head_dim = s.count("head_dim", max(1, n_embd // n_heads))
-    s.expect("partial_rotary_factor", 1.0)
-    s.expect("pretraining_tp", *range(1, 9))  # how the training was spread; changes nothing
     return {
         "block_count": s.count("num_hidden_layers", most=MOST_LAYERS),
         "context_length": s.count("max_position_embeddings"),
@@ -145,10 +178,9 @@ def decoder_hyperparameters(s: Settings) -> dict[str, Any]:
         "attention.head_count_kv": s.count("num_key_value_heads", n_heads),
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": s.number("rms_norm_eps", 1e-6),
+        "attention.layer_norm_rms_epsilon": s.number("rms_norm_eps"),
         "rope.dimension_count": head_dim,
-        "vocab_size": s.count("vocab_size"),
-        **rope_hyperparameters(rope_settings(s)),
+        **rope_hyperparameters(rope or rope_settings(s)),
     }
 
 
@@ -167,9 +199,17 @@ def decoder_settings(c: ModelConfig) -> dict[str, Any]:
 
 
 def window_hyperparameters(window: int | None, slides: list[bool]) -> dict[str, Any]:
-    """GGUF's keys for layers of which some look back over a window only."""
-    if window is None or not any(slides):
+    """GGUF's keys for layers of which some look back over a window only.
+
+    Raises FormatError for layers that slide when there is no window.
+    """
+    if not any(slides):
         return {}
+    if window is None:
+        raise FormatError(
+            "config.json: layer_types names sliding_attention, and there is no window; expected a sliding_window (with "
+            "use_sliding_window where the family has it)"
+        )
     pattern = {} if all(slides) else {"attention.sliding_window_pattern": slides}
     return {"attention.sliding_window": window, **pattern}
 
@@ -190,22 +230,35 @@ def layer_types(s: Settings, n_layers: int) -> list[bool] | None:
 # --- rotary embedding ---------------------------------------------------------------------------------------
 
 
-def rope_settings(s: Settings) -> Settings:
-    """rope_theta, rope_type and what belongs to it, wherever this version of config.json keeps them."""
-    rope = s.section("rope_parameters").values or s.section("rope_scaling").values
-    rope = {"rope_theta": s.get("rope_theta"), **rope}
-    rope["rope_type"] = rope.get("rope_type") or rope.pop("type", None) or "default"
-    return Settings(rope, {"rope_theta": 10000.0})
+def rope_settings(s: Settings, known: tuple[str, ...] = ("default", "linear", "llama3")) -> Settings:
+    """rope_theta, rope_type and what belongs to it, wherever this version of config.json keeps them.
+
+    As in transformers, rope_scaling counts before rope_parameters, and what the section leaves out may stand beside it.
+    Raises UnsupportedError for a rope_type that is not `known`, and for sections by kind of layer.
+    """
+    name = "rope_scaling" if s.section("rope_scaling").values else "rope_parameters"
+    rope = s.section(name)
+    if inner := next((key for key, value in rope.values.items() if isinstance(value, dict)), None):
+        raise UnsupportedError(f"{rope.file} has a section {inner!r:.60}; edgellm runs this family with one for all")
+    for place in (s, rope):
+        place.expect("partial_rotary_factor", 1.0)
+    beside = {
+        "rope_theta": s.get("rope_theta", 10000.0),
+        "rope_type": rope.get("type", "default"),
+        "original_max_position_embeddings": s.get("max_position_embeddings"),
+    }
+    original = {key: s.get(key) for key in ("original_max_position_embeddings",) if s.get(key) is not None}
+    found = Settings(rope.values | original, beside, rope.file)
+    if (kind := found.get("rope_type")) not in known:
+        raise UnsupportedError(f"{rope.file}: rope scaling of type {kind!r:.60}; edgellm knows {', '.join(known)} here")
+    return found
 
 
 def rope_hyperparameters(rope: Settings) -> dict[str, Any]:
     """GGUF's keys; Llama 3's factors are a tensor instead, see `llama3_factors`."""
     result: dict[str, Any] = {"rope.freq_base": rope.number("rope_theta")}
-    kind = rope.get("rope_type")
-    if kind == "linear":
+    if rope.get("rope_type") == "linear":
         result |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
-    elif kind not in ("default", "llama3"):
-        raise UnsupportedError(f"config.json: rope scaling of type {kind!r:.60}; edgellm knows linear and llama3")
     return result
 
 
@@ -220,7 +273,7 @@ def llama3_factors(rope: Settings, n_rot: int) -> NDArray[np.float32] | None:
     factor, n_ctx = rope.number("factor"), rope.number("original_max_position_embeddings")
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     if high <= low:
-        raise FormatError(f"config.json: high_freq_factor {high} is not above low_freq_factor {low}")
+        raise FormatError(f"{rope.file}: high_freq_factor {high} is not above low_freq_factor {low}")
     turns = n_ctx * rope.number("rope_theta") ** (-np.arange(0, n_rot, 2) / n_rot) / (2 * math.pi)
     share = np.clip((turns - low) / (high - low), 0, 1)
     return (1 / ((1 - share) / factor + share)).astype(np.float32)

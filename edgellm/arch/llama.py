@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
-from edgellm.arch.huggingface import HuggingFace, Settings, decoder_hyperparameters, decoder_settings
+from edgellm.arch.huggingface import (
+    ATTENTION_BIASES,
+    DEFAULTS,
+    FEED_FORWARD_BIASES,
+    HuggingFace,
+    Settings,
+    decoder_hyperparameters,
+    decoder_settings,
+)
 from edgellm.arch.parts import logits_head, pre_norm_decoder, rope_of
 from edgellm.arch.weights import Weights
 from edgellm.graph import Graph, Value
@@ -42,6 +50,7 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=_hyperparameters,
     settings=_settings,
     paired=("attn_q", "attn_k"),
+    biases=ATTENTION_BIASES | FEED_FORWARD_BIASES,
+    defaults=DEFAULTS | {"intermediate_size": 11008, "max_position_embeddings": 2048},
     fits=lambda c: not any(c.windows),
-    has_optional_biases=True,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import (
+    DEFAULTS,
     HuggingFace,
     Settings,
     decoder_hyperparameters,
@@ -18,9 +19,9 @@ from edgellm.arch.huggingface import (
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     shape = decoder_hyperparameters(s)
-    window = s.count("sliding_window") if s.get("sliding_window") else None
+    window = None if s.get("sliding_window") is None else s.count("sliding_window")
     n_layers = shape["block_count"]
-    return shape | window_hyperparameters(window, layer_types(s, n_layers) or [True] * n_layers)
+    return shape | window_hyperparameters(window, layer_types(s, n_layers) or [window is not None] * n_layers)
 
 
 def _settings(c: ModelConfig) -> dict[str, Any]:
@@ -33,6 +34,13 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=_hyperparameters,
     settings=_settings,
     paired=("attn_q", "attn_k"),
+    defaults=DEFAULTS
+    | {
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+    null_stays=("num_key_value_heads", "sliding_window"),
     fits=lambda c: all(c.windows),
-    defaults={"sliding_window": 4096, "num_key_value_heads": 8},
 )

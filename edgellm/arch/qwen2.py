@@ -7,6 +7,7 @@ from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.huggingface import (
+    DEFAULTS,
     HuggingFace,
     Settings,
     decoder_hyperparameters,
@@ -35,11 +36,10 @@ def hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     shape = decoder_hyperparameters(s)
     n_layers = shape["block_count"]
-    if not s.get("use_sliding_window"):
-        return shape
-    from_layer = s.get("max_window_layers", n_layers)
-    slides = layer_types(s, n_layers) or [layer >= from_layer for layer in range(n_layers)]
-    return shape | window_hyperparameters(s.count("sliding_window", 4096), slides)
+    window = s.count("sliding_window") if s.flag("use_sliding_window") and s.get("sliding_window") is not None else None
+    from_layer = s.count("max_window_layers", least=0)
+    slides = layer_types(s, n_layers) or [window is not None and layer >= from_layer for layer in range(n_layers)]
+    return shape | window_hyperparameters(window, slides)
 
 
 def settings(c: ModelConfig) -> dict[str, Any]:
@@ -52,10 +52,19 @@ def settings(c: ModelConfig) -> dict[str, Any]:
     }
 
 
+# Of both, what transformers takes for what config.json leaves out.
+QWEN_DEFAULTS = DEFAULTS | {
+    "intermediate_size": 22016, "num_key_value_heads": 32, "max_position_embeddings": 32768, "sliding_window": 4096,
+    "max_window_layers": 28,
+}  # fmt: skip
+NULL_STAYS = ("num_key_value_heads", "sliding_window")
+
 HUGGING_FACE = HuggingFace(
     classes=("Qwen2ForCausalLM",),
     model_type="qwen2",
     hyperparameters=hyperparameters,
     settings=settings,
-    defaults={"max_position_embeddings": 32768, "num_key_value_heads": 32, "max_window_layers": 28},
+    biases=dict.fromkeys(("attn_q", "attn_k", "attn_v")),
+    defaults=QWEN_DEFAULTS,
+    null_stays=NULL_STAYS,
 )

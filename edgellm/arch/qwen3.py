@@ -7,7 +7,7 @@ from typing import Any
 
 from edgellm.arch import qwen2
 from edgellm.arch.config import ModelConfig, decoder_config
-from edgellm.arch.huggingface import DECODER, HEAD_NORMS, HuggingFace
+from edgellm.arch.huggingface import ATTENTION_BIASES, DECODER, HEAD_NORMS, HuggingFace
 from edgellm.arch.parts import logits_head, pre_norm_decoder, rope_of
 from edgellm.arch.weights import Weights
 from edgellm.graph import Graph, Value
@@ -29,5 +29,7 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=qwen2.hyperparameters,
     settings=qwen2.settings,
     tensors=DECODER | HEAD_NORMS,
-    defaults={"head_dim": 128, "max_position_embeddings": 32768, "max_window_layers": 28},
+    biases=ATTENTION_BIASES,
+    defaults=qwen2.QWEN_DEFAULTS | {"head_dim": 128},
+    null_stays=qwen2.NULL_STAYS,
 )

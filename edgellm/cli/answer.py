@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgellm.cli.terminal import note, show_answer
 
 if TYPE_CHECKING:
-    from edgellm.engine import Generation, GenerationStats
+    from edgellm.engine import Generation, GenerationStats, Model
 
 
 def stream(generation: Generation) -> str:
@@ -41,13 +42,21 @@ def tell_stats(stats: GenerationStats) -> None:
     )
 
 
+def larger_context(model: Model) -> str:
+    """What to do about a context that is too short for something."""
+    most = getattr(getattr(model, "config", None), "n_ctx_train", math.inf)
+    if model.n_ctx < most:
+        return "a shorter text helps, or a larger context (-c)"
+    return f"only a shorter text helps: this model was trained on no more than {most} tokens"
+
+
 @contextlib.contextmanager
 def _ctrl_c_cancels(generation: Generation) -> Iterator[None]:
-    """The first Ctrl-C asks the answer to end, a second one interrupts as usual."""
-    if threading.current_thread() is not threading.main_thread():
+    """The first Ctrl-C asks the answer to end, a second one interrupts as usual. Where it is ignored, it stays so."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is signal.SIG_IGN:
         yield  # signals belong to the main thread
         return
-    usual = signal.getsignal(signal.SIGINT)
 
     def cancel(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, usual)

@@ -1,7 +1,7 @@
 """The command group, and the one place where errors become a line and an exit status.
 
 0    all is well
-1    a file, model, template, download or memory problem; standard input that is not text
+1    a file, model, template, download or memory problem; standard input that is not text; a closed standard output
 2    a wrong option or parameter
 130  stopped by Ctrl-C
 141  standard output was closed (`edgellm ... | head`); says nothing
@@ -13,16 +13,18 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from edgellm._version import __version__
+from edgellm.cli.options import typed_name
 from edgellm.cli.signals import ended_in_order
-from edgellm.cli.terminal import one_line
-from edgellm.errors import EdgellmError
+from edgellm.cli.terminal import one_line, with_standard_streams
+from edgellm.errors import EdgellmError, FileProblem
 
 # Each command lives in the module of its name. The texts stand here so that --help imports none of them.
 COMMANDS = {
@@ -74,28 +76,34 @@ def app() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; errors are one line on standard error."""
+    words = sys.argv[1:] if args is None else list(args)
+    output_is_closed = sys.stdout is None
+    with_standard_streams()
     try:
         with ended_in_order():
-            _run(sys.argv[1:] if args is None else list(args))
+            if output_is_closed:
+                raise FileProblem("standard output is closed, so there is nowhere to write to; > /dev/null discards it")
+            _run(words)
         return 0
-    except BrokenPipeError:
-        _forget_stdout()
-        return OUTPUT_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
+        if _means_closed_output(error):
+            _forget_stdout()
+            return OUTPUT_CLOSED
         if os.environ.get("EDGELLM_DEBUG"):
             import traceback
 
             traceback.print_exc()
-        line, status = _explain(error)
+        line, status = _explain(error, words)
         print(f"edgellm: error: {one_line(line)}", file=sys.stderr)
         return status
 
 
 def _run(args: list[str]) -> None:
     # Not `app.main`: click would print and exit by itself on Ctrl-C and closed pipes.
-    _accept_any_text(sys.stdout)
+    _accept_any_text(sys.stdout, "replace")
+    _accept_any_text(sys.stderr, "backslashreplace")
     try:
         with app.make_context("edgellm", args) as context:
             app.invoke(context)
@@ -103,14 +111,13 @@ def _run(args: list[str]) -> None:
         pass
     except _NO_ARGUMENTS as asked:
         click.echo(asked.ctx.get_help())
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: Exception, words: list[str]) -> tuple[str, int]:
     """The line and the exit status for an error."""
     if isinstance(error, EdgellmError):
-        return str(error), error.exit_code
+        return _as_typed(error, words), error.exit_code
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context else ""
@@ -119,16 +126,47 @@ def _explain(error: Exception) -> tuple[str, int]:
         return "there is not enough memory for this; a smaller model or context (-c) needs less", 1
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full", 1
+    if isinstance(error, OSError) and error.errno == errno.EBADF and not error.filename:
+        return "standard output cannot be written to", 1
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
     hint = "" if os.environ.get("EDGELLM_DEBUG") else "; EDGELLM_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {error}{hint}", 1
 
 
-def _accept_any_text(stream: object) -> None:
-    """A terminal that cannot show a character shows a question mark, not an error."""
+def _as_typed(error: EdgellmError, words: list[str]) -> str:
+    """An error's text with the option that was typed, or can be, in place of a parameter of the Python interface."""
+    line = str(error)
+    begins = re.match(r"(\w+) is ", line)
+    name = getattr(error, "parameter", None) or (begins[1] if begins else None)
+    option = next((option for option in _options(words) if option.name == name), None)
+    return re.sub(rf"\b{name}\b", typed_name(option), line) if option else line
+
+
+def _options(words: list[str]) -> Iterator[click.Option]:
+    """The options of the command that was typed, or of those in its group."""
+    name = next((word for word in words if word in COMMANDS), None)
+    commands = [importlib.import_module(f"edgellm.cli.{name}").command] if name else []
+    for command in commands:
+        commands += command.commands.values() if isinstance(command, click.Group) else []
+        yield from (option for option in command.params if isinstance(option, click.Option))
+
+
+def _accept_any_text(stream: object, errors: str) -> None:
+    """What cannot show a character shows a question mark or its number, and is no error.
+
+    Windows gives files and pipes the old code page of the country; they get UTF-8, as everywhere else.
+    """
     if reconfigure := getattr(stream, "reconfigure", None):
-        reconfigure(errors="replace")
+        is_old_page = sys.platform == "win32" and not os.environ.get("PYTHONIOENCODING")
+        reconfigure(errors=errors, **({"encoding": "utf-8"} if is_old_page else {}))
+
+
+def _means_closed_output(error: Exception) -> bool:
+    """Whether nobody reads our output any more. Windows says no more than "invalid argument", of no file."""
+    if sys.platform == "win32" and isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return error.filename is None
+    return isinstance(error, BrokenPipeError)
 
 
 def _forget_stdout() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli.answer import stream, tell_stats
+from edgellm.cli.answer import larger_context, stream, tell_stats
 from edgellm.cli.conversation import Conversation, Message
 from edgellm.cli.reader import LineReader
 from edgellm.cli.template import describe_template, template_of
@@ -29,6 +30,8 @@ _HELP = '''\
   /bye              leave (as does Ctrl-D)
   """               begin and end a message of several lines
   Ctrl-C            stop the answer'''
+
+_WITH_WORDS = ("/system", "/set", "/save", "/load")
 
 
 class Chat:
@@ -74,7 +77,7 @@ class Chat:
             except UnicodeError:
                 note("that line is not valid UTF-8; nothing was sent")
                 continue
-            if text == "/bye" and not quoted:
+            if text.strip() == "/bye" and not quoted:
                 return
             if text:
                 self._handle(text, quoted)
@@ -82,11 +85,8 @@ class Chat:
     def _handle(self, text: str, quoted: bool) -> None:
         """Run a command or answer a message; whatever goes wrong is a line, and the chat goes on."""
         try:
-            if text.startswith("/") and not quoted:
-                name, _, rest = text.partition(" ")
-                if name not in self._commands:
-                    raise UsageError(f'no command {name}; /? lists them, and """ lets a message begin with /')
-                self._commands[name](rest.strip())
+            if text.lstrip().startswith("/") and not quoted:
+                self._command(*text.split(maxsplit=1))
             elif self._template is None:
                 self._complete(text)
             else:
@@ -98,9 +98,19 @@ class Chat:
         except OSError as error:
             note(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
+    def _command(self, name: str, rest: str = "") -> None:
+        if name not in self._commands and name != "/bye":
+            raise UsageError(f'no command {name}; /? lists them, and """ lets a message begin with /')
+        if rest.strip() and name not in _WITH_WORDS:
+            raise UsageError(
+                f'{name} takes no words, so nothing was done; """ lets a message begin with /, and {name} alone is the '
+                "command"
+            )
+        self._commands[name](rest.strip())
+
     def _answer(self, asked: Conversation) -> None:
         """Answer the last message of `asked`. The conversation changes only when something came."""
-        fitted = asked.fitted(self._model.n_ctx, self._count)
+        fitted = asked.fitted(self._model.n_ctx, self._count, larger_context(self._model))
         n_dropped = len(asked.turns) - len(fitted.turns)
         if n_dropped:
             what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
@@ -110,6 +120,8 @@ class Chat:
         if text:
             self._conversation = fitted.with_answer(text)
         self._end_answer(generation)
+        if not text and generation.finish_reason == "stop":
+            note("the model answered with nothing; the message is not kept")
 
     def _complete(self, text: str) -> None:
         """Continue plain text; every message stands for itself."""
@@ -123,7 +135,7 @@ class Chat:
         stats = generation.stats
         self._n_used = stats.n_prompt_tokens + stats.n_generated_tokens
         if generation.finish_reason == "context":
-            then = "the next message drops the oldest turns" if self._template else "-c sets a larger one"
+            then = "the next message drops the oldest turns" if self._template else larger_context(self._model)
             note(f"the context of {self._model.n_ctx} tokens is full, so the answer stops here; {then}")
         elif generation.finish_reason == "cancelled" and not stats.n_generated_tokens:
             note("stopped before the answer began; the message is not kept")
@@ -206,7 +218,7 @@ def changed(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
 def _path(rest: str, command: str) -> Path:
     if not rest:
         raise UsageError(f"{command} needs a file name, as in: {command} chat.json")
-    return Path(rest).expanduser()
+    return Path(os.path.expanduser(rest))
 
 
 def _word(value: float | None) -> str:

@@ -56,11 +56,11 @@ class Conversation:
                 messages.append({"role": "assistant", "content": turn.answer})
         return messages
 
-    def fitted(self, n_ctx: int, count: Callable[[list[Message]], int]) -> Conversation:
+    def fitted(self, n_ctx: int, count: Callable[[list[Message]], int], advice: str = "shorten it") -> Conversation:
         """Without the oldest turns that leave too little room for an answer.
 
-        n_ctx: tokens of the context; count(messages): tokens of a prompt. Raises ContextOverflowError when
-        the last turn alone does not fit.
+        n_ctx: tokens of the context; count(messages): tokens of a prompt. Raises ContextOverflowError, with an
+        advice, when the last turn alone does not fit.
         """
         room = n_ctx - n_ctx // _ANSWER_SHARE
         for n_dropped in range(len(self.turns)):
@@ -72,7 +72,7 @@ class Conversation:
             return shorter
         raise ContextOverflowError(
             f"this message alone makes {n_tokens} tokens, the context holds {n_ctx}; it is not sent and the "
-            "conversation is unchanged: shorten it, or start with a larger -c"
+            f"conversation is unchanged; {advice}"
         )
 
     def save(self, path: Path) -> None:
@@ -102,7 +102,7 @@ def _from_messages(messages: list[dict[str, Any]]) -> Conversation:
     conversation = Conversation()
     for position, message in enumerate(messages):
         role, content = message["role"], message["content"]
-        if not isinstance(content, str):
+        if not isinstance(content, str) or len(message) > 2:  # a key that would be lost
             raise TypeError(content)
         answered = not conversation.turns or conversation.turns[-1].answer is not None
         if role == "system" and position == 0:

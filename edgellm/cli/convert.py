@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -43,10 +44,12 @@ def command(
     from edgellm import hub
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import note, size_text
-    from edgellm.convert.checkpoints import convert_checkpoint
+    from edgellm.convert.checkpoints import check_request, convert_checkpoint
 
+    check_request(output, type_name, overrides)
     with Progress() as progress:
-        folder = hub.pull_checkpoint(source, progress) if source.startswith("hf:") else Path(source).expanduser()
+        is_named = source.startswith("hf:")
+        folder = hub.pull_checkpoint(source, progress, progress.note) if is_named else Path(os.path.expanduser(source))
         notes = convert_checkpoint(
             folder,
             output,
@@ -68,5 +71,5 @@ def _base(name: str | None) -> Path | None:
         return None
     from edgellm import hub
 
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path if path.is_dir() else hub.resolve(name)

@@ -38,18 +38,21 @@ def command(
     from edgellm.cli.terminal import one_line
     from edgellm.cli.texts import read_text, shown, tokens_of
     from edgellm.convert.imatrix import collect_imatrix
+    from edgellm.convert.targets import check_folder, check_target
     from edgellm.errors import UsageError
     from edgellm.files import atomic_write
     from edgellm.formats.imatrix import write_imatrix
 
-    path, text = models.path_of(model), read_text(text_file)
+    # What is wrong with the target is said before a model is fetched or loaded.
     if output.is_dir():
         raise UsageError(f"{output} is a folder; expected the name of a file to write")
+    check_folder(output.parent)
+    check_target(output)
+    path, text = models.path_of(model), read_text(text_file)
     if output.exists() and any(output.samefile(source) for source in (path, text_file)):
         raise UsageError(f"{output} would be written over what is being read; choose another name")
     with Progress("compiling kernels") as progress:
         loaded = edgellm.load(path, n_ctx=n_ctx, n_threads=n_threads, observe=True, progress=progress)
-    # Opened before the work, so that a place that cannot be written to is told at once.
     with loaded, atomic_write(output) as file, Progress("collecting") as progress:
         importance = collect_imatrix(
             loaded,

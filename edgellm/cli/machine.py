@@ -14,6 +14,7 @@ import psutil
 from edgellm import files
 from edgellm._version import __version__
 from edgellm.cli.terminal import size_text
+from edgellm.machine import available_memory, total_memory, usable_threads
 
 # Of the dozens of features a processor lists, those that decide which kernels it can run.
 _TELLING_FEATURES = [
@@ -29,19 +30,20 @@ def describe_machine() -> Iterator[str]:
 
     from edgellm.kernels import isa, prebuilt
 
-    features = llvm.get_host_cpu_features()
+    cpu, features = isa.host()
     llvm_version = ".".join(map(str, llvm.llvm_version_info))
-    memory = psutil.virtual_memory()
     rows = {
         "edgellm": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "numba": importlib.metadata.version("numba"),
         "llvm": f"{llvm_version} (llvmlite {importlib.metadata.version('llvmlite')})",
-        "processor": f"{_cpu_name()} ({llvm.get_host_cpu_name()})",
+        "processor": f"{_cpu_name()} ({cpu})",
         "features": " ".join(name for name in _TELLING_FEATURES if features.get(name)) or "none that matter",
         "instructions": isa.describe(),
-        "cores": f"{psutil.cpu_count(logical=False) or 'unknown'} physical, {psutil.cpu_count()} logical",
-        "memory": f"{size_text(memory.total)}, {size_text(memory.available)} available",
+        "cores": f"{psutil.cpu_count(logical=False) or 'unknown'} physical, {psutil.cpu_count()} logical; "
+        f"this process may keep {usable_threads()} busy",
+        "memory": f"{size_text(psutil.virtual_memory().total)}; "
+        f"this process may have {size_text(total_memory())}, {size_text(available_memory())} now",
         "models": _folder(files.models_folder()),
         "kernels": _folder(files.kernels_folder()),
         "prebuilt": prebuilt.describe(isa.choose()),
@@ -53,7 +55,7 @@ def describe_machine() -> Iterator[str]:
 def _cpu_name() -> str:
     """The name that the maker gave the processor."""
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith("model name"):
                 return line.partition(":")[2].strip()
     if sys.platform == "darwin":

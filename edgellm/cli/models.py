@@ -19,6 +19,8 @@ def path_of(name: str) -> Path:
     """The file of a model; one that has a name but is not installed yet is pulled first."""
     try:
         return hub.resolve(name)
+    except hub.DamagedModel:
+        raise
     except FileProblem:
         if Path(name).suffix == ".gguf" and not name.startswith("hf:"):
             raise  # a path, not a name
@@ -31,7 +33,11 @@ def pull(name: str) -> Path:
     size = f" ({size_text(model.size)}, licence: {model.license})" if model.size else ""
     note(f"pulling {model.name}{size}")
     with Progress() as progress:
-        return hub.pull(name, progress, notice=note)
+        try:
+            return hub.pull(name, progress, notice=progress.note)
+        except KeyboardInterrupt:
+            progress.note(f"stopped; what has come is kept: edgellm pull {name} goes on, edgellm rm {name} deletes it")
+            raise
 
 
 def load(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -34,13 +35,33 @@ _SAMPLING = [
 ]
 
 
+def typed_name(option: click.Parameter) -> str:
+    """An option as people type it: -t/--threads."""
+    return "/".join(option.opts)
+
+
+def _checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A check of an option's value by the parameter object that it belongs to, before any work begins."""
+
+    def check(context: click.Context, option: click.Parameter, value: Any) -> Any:
+        if value is not None and option.name is not None:
+            try:
+                kind(**{option.name: value})
+            except UsageError as error:
+                raise UsageError(str(error).replace(option.name, typed_name(option), 1)) from None
+        return value
+
+    return check
+
+
 def sampling_options(command: Command) -> Command:
     """Give a command the options of SamplingParams; it receives those that were typed, others as None."""
     for name, flags, kind, text in reversed(_SAMPLING):
         default = getattr(_DEFAULTS, name)
         shown = f"  [default: {default}]" if default is not None else ""
         metavar = "N" if kind is int else "X"
-        command = click.option(*flags, name, type=kind, metavar=metavar, help=text + shown)(command)
+        check = _checked(SamplingParams)
+        command = click.option(*flags, name, type=kind, metavar=metavar, help=text + shown, callback=check)(command)
     return command
 
 
@@ -58,11 +79,13 @@ def runtime_options(command: Command) -> Command:
     command = click.option(
         "--kv-type", type=click.Choice(KV_TYPES), default=RuntimeConfig.kv_type, show_default=True, help=stored
     )(command)
-    command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context)(command)
+    check = _checked(RuntimeConfig)
+    command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context, callback=check)(command)
     return threads_option(command)
 
 
 def threads_option(command: Command) -> Command:
     """Give a command -t."""
     text = "Worker threads.  [default: what is fastest here]"
-    return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=text)(command)
+    check = _checked(RuntimeConfig)
+    return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=text, callback=check)(command)

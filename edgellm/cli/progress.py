@@ -16,11 +16,13 @@ _BAR_WIDTH = 24
 class Progress:
     """Call it with (done, total, what); total is 0 while unknown.
 
-    With a `task`, the numbers count its steps and `what` is the present one; without, bytes of `what`.
+    With a `task`, the numbers count its steps and `what` is the present one; without, bytes of `what`. A `quiet` one
+    says nothing where there is no terminal.
     """
 
-    def __init__(self, task: str | None = None) -> None:
+    def __init__(self, task: str | None = None, quiet: bool = False) -> None:
         self._fixed_task = task
+        self._quiet = quiet
         self._task: str | None = None
         self._begun = 0.0  # when the present task began, and what was done of it then
         self._begun_with = 0
@@ -40,11 +42,16 @@ class Progress:
         if is_new:
             self._task, self._begun, self._begun_with, self._drawn = task, now, done, 0.0
         if not sys.stderr.isatty():
-            if is_new:
+            if is_new and not self._quiet:
                 note(f"{task} ({self._amount(total)})" if total else task)
         elif now - self._drawn >= _RENEW_SECONDS or done == total:
             self._drawn = now
             self._draw(self._line(done, total, what, now))
+
+    def note(self, text: str) -> None:
+        """Say a line of its own in between."""
+        self._clear()
+        note(text)
 
     def _line(self, done: int, total: int, what: str, now: float) -> str:
         line = one_line(self._task or "")

@@ -22,8 +22,8 @@ def read_prompt(given: str | None, may_be_empty: bool = False) -> str | None:
             given.encode()
         except UnicodeEncodeError:
             raise UsageError("the text of -p is not valid UTF-8") from None
-    at_terminal = sys.stdin is None or sys.stdin.isatty()
-    if given is None and at_terminal and sys.stdin is not None:
+    at_terminal = sys.stdin.isatty()
+    if given is None and at_terminal:
         return None
     piped = "" if at_terminal and given != "-" else _read_stdin()
     text = piped if given in (None, "-") else f"{given}\n\n{piped}" if piped else given
@@ -33,8 +33,6 @@ def read_prompt(given: str | None, may_be_empty: bool = False) -> str | None:
 
 
 def _read_stdin() -> str:
-    if sys.stdin is None:
-        return ""
     _say_when_waiting()
     data = sys.stdin.buffer.read()
     try:

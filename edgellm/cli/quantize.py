@@ -63,24 +63,32 @@ def command(
 
     from edgellm.cli import models
     from edgellm.cli.terminal import note
-    from edgellm.convert.quantize import quantize_file
-    from edgellm.convert.recipes import recipe_of
+    from edgellm.convert.budgeted import Budget, check_budget
+    from edgellm.convert.quantize import open_model, quantize_file
+    from edgellm.convert.recipes import check_overrides, recipe_of
+    from edgellm.convert.targets import check_target
     from edgellm.errors import UsageError
 
     if (type_name is None) == (budget_text is None):
         raise UsageError("give either a TYPE, such as Q4_K_M, or a --budget")
     if budget_text and overrides:
         raise UsageError("--tensor-type goes with a TYPE; a --budget chooses every type itself")
+    # What cannot work is refused before a model is fetched, and then before one is loaded.
+    budget = Budget.parse(budget_text) if budget_text else None
     if type_name:
-        recipe_of(type_name)  # refuses what cannot work before a model is fetched
-    path = models.path_of(source)
+        recipe_of(type_name)
+    check_overrides(overrides)
+    check_target(target)
     importance = _importance(imatrix_file)
+    path = models.path_of(source)
+    open_model(path, target).close()
+    if budget:
+        check_budget(path, target, budget, importance)
     with ExitStack() as opened:
         measured = None
-        if budget_text or report:
-            from edgellm.cli.budget import Budget, Measured, quantize_within_budget, show_report
+        if budget or report:
+            from edgellm.cli.budget import Measured, quantize_within_budget, show_report
 
-            budget = Budget.parse(budget_text) if budget_text else None
             measured = opened.enter_context(Measured(path, text_file, n_threads))
             if budget:
                 done = quantize_within_budget(measured, target, budget, importance, n_threads).quantized
@@ -90,7 +98,7 @@ def command(
             with Progress() as progress:
                 done = quantize_file(path, target, type_name, overrides=overrides, importance=importance,
                                      n_threads=n_threads, progress=progress)  # fmt: skip
-        for line in done.warnings:
+        for line in (*done.notes, *done.warnings):
             note(line)
         note(_summary(done))
         if measured and report:
@@ -109,4 +117,5 @@ def _summary(done: Any) -> str:
     from edgellm.cli.terminal import size_text
 
     share = 100 * done.n_bytes / done.n_bytes_before
-    return f"wrote {done.path}, {size_text(done.n_bytes)} ({share:.0f} %), {done.bits_per_weight:.2f} bits per weight"
+    bits = f"{done.bits_per_weight:.2f} bits per weight"
+    return f"wrote {done.path}, {done.type_name}, {size_text(done.n_bytes)} ({share:.0f} %), {bits}"

@@ -6,7 +6,8 @@ import atexit
 import contextlib
 import sys
 
-from edgellm.files import home
+from edgellm.cli.terminal import note
+from edgellm.files import home, private
 
 _QUOTES = '"""'
 _HISTORY_LINES = 1000
@@ -22,15 +23,31 @@ class LineReader:
     def read(self) -> tuple[str, bool]:
         """The next message, and whether it stood between triple quotes: then it is never a command.
 
+        Quotes frame a message only when nothing stands behind the closing ones; otherwise they are part of it, as in
+        a pasted program that begins with a docstring. Nothing that was typed is left out.
         Raises EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C, UnicodeError for bytes that are no text.
         """
-        line = _read_line(">>> ")
-        if not line.lstrip().startswith(_QUOTES):
-            return line.strip(), False
-        text = line.lstrip()[len(_QUOTES) :]
-        while _QUOTES not in text:
-            text += "\n" + _read_line("... ")
-        return text.partition(_QUOTES)[0].strip("\n"), True
+        block = _read_line(">>> ")
+        if not block.lstrip().startswith(_QUOTES):
+            return block if block.strip() else "", False
+        while _QUOTES not in block.lstrip()[len(_QUOTES) :]:
+            block += _read_more()
+        inner, _, behind = block.strip()[len(_QUOTES) :].partition(_QUOTES)
+        if behind:
+            return block, True
+        return inner.removeprefix("\n").removesuffix("\n"), True
+
+
+def _read_more() -> str:
+    """A further line of a message between quotes, with the line end before it."""
+    try:
+        return "\n" + _read_line("... ")
+    except EOFError:
+        note('the input ended before the closing """; the message is sent as far as it came')
+        return _QUOTES
+    except UnicodeError:
+        note("that line is not valid UTF-8 and is left out; the message goes on")
+        return ""
 
 
 def _read_line(prompt: str) -> str:
@@ -45,13 +62,18 @@ def _read_line(prompt: str) -> str:
 
 def _set_up_editing() -> None:
     """Arrow keys, history across sessions, and pasted lines as one message, where there is a readline."""
+    if sys.platform == "win32":  # its console edits lines itself
+        return
     try:
         import readline
-    except ImportError:  # Windows: its console edits lines itself
+    except ImportError:
         return
     readline.parse_and_bind("set enable-bracketed-paste on")
     readline.set_history_length(_HISTORY_LINES)
     history = home() / "chat_history"
+    if not private.is_ours_or_nothing(history):
+        note(f"{history} is not a file of yours, so what you type is not remembered")
+        return
     with contextlib.suppress(OSError):
         home().mkdir(parents=True, exist_ok=True)
         readline.read_history_file(history)

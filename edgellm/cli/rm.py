@@ -10,7 +10,7 @@ import click
 def command(names: tuple[str, ...]) -> None:
     """Delete models.
 
-    NAME is what `edgellm list` shows as installed.
+    NAME is what `edgellm list` shows: installed, damaged, or fetched in part.
     """
     from edgellm import hub
     from edgellm.cli.terminal import note, size_text

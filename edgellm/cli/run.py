@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.options import runtime_options, sampling_options, sampling_params
-from edgellm.params import DEFAULT_MODEL, RuntimeConfig
+from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from edgellm.engine import Model
@@ -54,7 +54,6 @@ def command(
     from edgellm.cli.terminal import note
 
     sampling = sampling_params(typed)
-    RuntimeConfig(n_ctx, n_threads)  # refuses what cannot work before anything is fetched
     if model is None:
         model = DEFAULT_MODEL
         note(f"no model named, using {model}")
@@ -77,7 +76,7 @@ def _answer(
     verbose: bool,
 ) -> None:
     """Print the answer to one prompt."""
-    from edgellm.cli.answer import stream, tell_stats
+    from edgellm.cli.answer import larger_context, stream, tell_stats
     from edgellm.cli.conversation import Conversation
     from edgellm.cli.template import template_of
     from edgellm.cli.terminal import note, show_answer
@@ -92,6 +91,6 @@ def _answer(
     if generation.finish_reason == "cancelled":
         raise KeyboardInterrupt
     if generation.finish_reason == "context":
-        note(f"the context of {model.n_ctx} tokens is full, so the answer stops here; -c sets a larger one")
+        note(f"the context of {model.n_ctx} tokens is full, so the answer stops here; {larger_context(model)}")
     if stats:
         tell_stats(generation.stats)

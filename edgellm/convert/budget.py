@@ -80,14 +80,10 @@ def measure_options(
 
     Raises UsageError for matrices that are quantized already.
     """
+    refuse_quantized(parts)
     encoder = Encoder(importance or {})
     options = {}
     for done, part in enumerate(parts):
-        if not isinstance(part.tensor.format, FloatFormat):
-            raise UsageError(
-                f"{part.name} is {part.tensor.format} already; a budget is divided best from the original weights, "
-                "in F32, F16 or BF16"
-            )
         if progress:
             progress(done, len(parts), part.name)
         options[part.name] = _worth_having(_options_of(part, encoder, divergence_with, importance or {}))
@@ -96,13 +92,37 @@ def measure_options(
     return options
 
 
+def refuse_quantized(parts: Sequence[Part]) -> None:
+    """Raise UsageError for matrices that are quantized already."""
+    for part in parts:
+        if not isinstance(part.tensor.format, FloatFormat):
+            raise UsageError(
+                f"{part.name} is {part.tensor.format} already; a budget is divided best from the original weights, "
+                "in F32, F16 or BF16"
+            )
+
+
+def refuse_size(parts: Sequence[Part], other_bytes: int, n_bytes: int) -> None:
+    """Raise UsageError when even the smallest types need more than n_bytes, of which other_bytes are taken already."""
+    least = other_bytes + sum(part.n_rows * _formats_of(part)[0].row_bytes(part.n_cols) for part in parts)
+    if least > n_bytes:
+        raise UsageError(
+            f"a budget of {n_bytes / 1e6:.1f} MB; with the smallest types this model takes {least / 1e6:.1f} MB"
+        )
+
+
+def _formats_of(part: Part) -> list[BlockFormat]:
+    """The formats that a matrix can have, the smallest first."""
+    return [FORMATS[name] for name in CANDIDATES if part.n_cols % FORMATS[name].block_size == 0]
+
+
 def _options_of(
     part: Part,
     encoder: Encoder,
     divergence_with: Callable[[str, NDArray[Any]], float],
     importance: Mapping[str, NDArray[Any]],
 ) -> list[Option]:
-    formats = [FORMATS[name] for name in CANDIDATES if part.n_cols % FORMATS[name].block_size == 0]
+    formats = _formats_of(part)
     weight = importance.get(part.name, np.float32(1))
     step = max(1, part.n_rows * part.n_cols // SAMPLE_WEIGHTS)
     sample = part.sample(step)
@@ -145,13 +165,9 @@ def within_size(parts: Sequence[Part], options: Mapping[str, list[Option]], othe
 
     Raises UsageError when even the smallest types need more.
     """
-    smallest = other_bytes + sum(found[0].n_bytes for found in options.values())
-    if smallest > n_bytes:
-        raise UsageError(
-            f"a budget of {n_bytes / 1e6:.1f} MB; with the smallest types this model takes {smallest / 1e6:.1f} MB"
-        )
+    refuse_size(parts, other_bytes, n_bytes)
     level = dict.fromkeys(options, 0)
-    used = smallest
+    used = other_bytes + sum(found[0].n_bytes for found in options.values())
     steps = [(-_gain(*found[:2]), name) for name, found in options.items() if len(found) > 1]
     heapq.heapify(steps)
     while steps:  # the step that saves most per byte, again and again

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.convert.budget import Plan, measure_options, within_loss, within_size
+from edgellm.convert.budget import Plan, measure_options, refuse_quantized, refuse_size, within_loss, within_size
+from edgellm.convert.linears import is_linear
 from edgellm.convert.parts import Part
-from edgellm.convert.quantize import Progress, Quantized, open_model, parts_of, write_quantized
-from edgellm.convert.recipes import RECIPES, Recipe, is_matrix
+from edgellm.convert.quantize import Progress, Quantized, check_importance, open_model, parts_of, write_quantized
+from edgellm.convert.recipes import RECIPES, as_it_is, true_recipe
 from edgellm.errors import UsageError
+from edgellm.files import check_room, rename
 from edgellm.formats.gguf import GGUFFile
-from edgellm.quants import FORMATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,14 +76,15 @@ def quantize_within(
     """
     target = Path(os.path.realpath(target))  # a link stays one
     with open_model(source, target) as file:
-        matrices = [part for part in parts_of(file) if is_matrix(part)]
+        parts = parts_of(file)
+        matrices, other_bytes = _check(file, parts, target, budget, importance)
         options = measure_options(matrices, divergence_with, importance, measuring)
-        other_bytes = file.n_bytes - sum(part.tensor.n_bytes for part in matrices) + _slack(file)
         work = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
 
         def write(plan: Plan) -> tuple[Quantized, float]:
-            formats = dict.fromkeys(file.tensors, FORMATS["F32"]) | plan.formats
-            written = write_quantized(file, work, formats, _recipe_like(plan), importance=importance,
+            formats = {part.name: as_it_is(part) for part in parts} | plan.formats
+            recipe = true_recipe(RECIPES["F32"], parts, formats)
+            written = write_quantized(file, work, formats, recipe, importance=importance,
                                       n_threads=n_threads, progress=writing)  # fmt: skip
             return written, divergence_of(work)
 
@@ -93,10 +95,42 @@ def quantize_within(
             else:
                 assert budget.loss is not None
                 written, plan, loss = _search(matrices, options, other_bytes, budget.loss, write)
-            os.replace(work, target)
+            rename(work, target)
         finally:
             work.unlink(missing_ok=True)
     return WithinBudget(replace(written, path=target), plan, loss)
+
+
+def check_budget(
+    source: Path, target: Path, budget: Budget, importance: Mapping[str, NDArray[Any]] | None = None
+) -> None:
+    """Raise what `quantize_within` would before it measures anything, which takes a model and minutes.
+
+    UsageError for a size that the smallest types exceed, a source that is quantized already, an importance matrix of
+    another model, FileProblem for a target that cannot be written.
+    """
+    with open_model(source, target) as file:
+        _check(file, parts_of(file), target, budget, importance)
+
+
+def _check(
+    file: GGUFFile,
+    parts: list[Part],
+    target: Path,
+    budget: Budget,
+    importance: Mapping[str, NDArray[Any]] | None,
+) -> tuple[list[Part], int]:
+    """The matrices whose types are chosen, and the bytes that all else takes in the file to be."""
+    matrices = [part for part in parts if is_linear(part)]
+    refuse_quantized(matrices)
+    check_importance(importance or {}, parts)
+    others = [part for part in parts if not is_linear(part)]
+    header = file.n_bytes - sum(part.tensor.n_bytes for part in parts)
+    other_bytes = header + _slack(file) + sum(part.n_rows * as_it_is(part).row_bytes(part.n_cols) for part in others)
+    if budget.n_bytes is not None:
+        refuse_size(matrices, other_bytes, budget.n_bytes)
+    check_room(target, other_bytes)
+    return matrices, other_bytes
 
 
 def _slack(file: GGUFFile) -> int:
@@ -141,14 +175,3 @@ def _next_guess(tries: list[tuple[float, float]], wanted: float) -> float:
     planned_before, measured_before = tries[-2]
     slope = (measured - measured_before) / (planned - planned_before) if planned != planned_before else 0
     return max(0.0, planned + (wanted - measured) / slope) if slope > 0 else 0.0
-
-
-def _recipe_like(plan: Plan) -> Recipe:
-    """The plain recipe of the type that most bytes have: what the file calls itself for programs that ask."""
-    n_bytes: dict[str, int] = {}
-    for choice in plan.choices:
-        name = choice.option.format.name
-        n_bytes[name] = n_bytes.get(name, 0) + choice.option.n_bytes
-    most = max(n_bytes, key=lambda name: n_bytes[name])
-    return next((recipe for recipe in RECIPES.values() if recipe.base == most and not recipe.rules),
-                next((recipe for recipe in RECIPES.values() if recipe.base == most), RECIPES["F16"]))  # fmt: skip

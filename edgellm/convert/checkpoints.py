@@ -9,13 +9,15 @@ from math import prod
 from pathlib import Path
 
 from edgellm.convert.adapter import CONFIG, is_adapter, read_adapter
+from edgellm.convert.checked import runs_again
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.llama2c import read_llama2c_model
-from edgellm.convert.recipes import choose_formats, recipe_of
+from edgellm.convert.recipes import check_overrides, choose_formats, recipe_of, renamed, true_recipe
 from edgellm.convert.source import Source
+from edgellm.convert.targets import check_target
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, UsageError
-from edgellm.files import AnyPath, refuse_target
+from edgellm.files import AnyPath
 
 AS_IT_IS = "auto"
 _EXPECTED = "a folder with config.json and weights, a PEFT adapter's folder, or a llama2.c .bin file"
@@ -48,16 +50,27 @@ def convert_checkpoint(
     path, target = Path(path), Path(target)
     base = None if base is None else Path(base)
     tokenizer = None if tokenizer is None else Path(tokenizer)
+    check_request(target, type_name, overrides)
     recipe = None if type_name.lower() == AS_IT_IS else recipe_of(type_name)
-    refuse_target(target, _files_of(path, base, tokenizer))
+    check_target(target, _files_of(path, base, tokenizer))
     with open_source(path, base, tokenizer) as source:
         recipe = recipe or recipe_of(_float_type(source))
         if source.metadata["general.type"] == "adapter" and not recipe.is_float:
             raise UsageError(f"an adapter is kept in floats, not in {recipe.name}; choose F32, F16, BF16 or auto")
         formats = choose_formats(recipe, source.parts, source.metadata, overrides)
-        write_model(target, source.metadata | recipe.metadata, source.parts, formats,
-                    n_threads=n_threads, progress=progress)  # fmt: skip
-        return source.notes
+        true = true_recipe(recipe, source.parts, formats)
+        is_model = source.metadata["general.type"] == "model"
+        write_model(target, source.metadata | true.metadata, source.parts, formats, n_threads=n_threads,
+                    progress=progress, check=runs_again if is_model else None)  # fmt: skip
+        return [*source.notes, *formats.told(), *renamed(recipe, true.name)]
+
+
+def check_request(target: Path, type_name: str = AS_IT_IS, overrides: Sequence[str] = ()) -> None:
+    """Raise what `convert_checkpoint` would for these, whatever the checkpoint: it may have to be fetched first."""
+    if type_name.lower() != AS_IT_IS:
+        recipe_of(type_name)
+    check_overrides(overrides)
+    check_target(target)
 
 
 def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = None) -> Source:

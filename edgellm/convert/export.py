@@ -20,15 +20,17 @@ import numpy as np
 
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
-from edgellm.convert.huggingface import names_of
+from edgellm.convert.huggingface import names_of, read_huggingface
 from edgellm.convert.model_card import write_model_card
+from edgellm.convert.rows import check_finite
+from edgellm.convert.targets import check_folder
 from edgellm.convert.vocabulary import write_tokenizer
-from edgellm.errors import FileProblem, UnsupportedError, UsageError
-from edgellm.files import AnyPath, check_room, refuse_target
+from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
+from edgellm.files import AnyPath, check_room, refuse_target, rename
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.safetensors import write_safetensors
 from edgellm.formats.tensor import Tensor
-from edgellm.quants import FORMATS
+from edgellm.quants import FORMATS, BlockFormat
 
 DTYPES = {"f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16"), "f32": ("F32", "float32")}
 CHUNK_WEIGHTS = 1 << 24  # converted at a time
@@ -49,6 +51,7 @@ def export_checkpoint(
         raise UsageError(f"{folder} exists and is not an empty folder; choose another name")
     if not folder.exists():
         refuse_target(folder)
+    check_folder(folder)
     with GGUFFile.open(source) as file:
         try:
             config, tensors = _plan(file, dtype)
@@ -63,8 +66,18 @@ def export_checkpoint(
                 write_tokenizer(file.metadata, work)
                 write_model_card(file.metadata, work)
                 _write_weights(work, tensors, dtype, lambda done, total: progress(done, total, f"writing {folder}"))
+                _read_again(work, folder)
         except OSError as problem:
             raise FileProblem(f"{folder} cannot be written: {problem.strerror or problem}") from None
+
+
+def _read_again(work: Path, folder: Path) -> None:
+    """Raise FileProblem when the folder, under the name that it has while it is written, is no checkpoint."""
+    try:
+        read_huggingface(work).close()
+    except FileProblem as problem:
+        reason = str(problem).removeprefix(f"{work}: ")
+        raise type(problem)(f"{folder}: what was written cannot be read again, so it was not kept: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -81,11 +94,11 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
         work.mkdir(parents=True)
         yield work
         if not was_there:
-            os.replace(work, real)
+            rename(work, real)
             return
         for file in sorted(work.iterdir()):
             moved.append(real / file.name)
-            os.replace(file, moved[-1])
+            rename(file, moved[-1])
         work.rmdir()
     except BaseException:
         for file in moved:
@@ -111,6 +124,8 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
     for name, tensor in file.tensors.items():
         if name == "rope_freqs.weight":
             continue  # part of config.json
+        if name not in names:
+            raise UnsupportedError(f"{family.classes[0]} has no place for tensor {name!r}")
         order = family.row_order(name, c)
         back = None if order is None else np.argsort(order).astype(np.int32)
         tensors.append((names[name], tensor, back, -family.offset(name)))
@@ -129,13 +144,13 @@ def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> 
     }
     if isinstance(name := file.metadata.get("general.name"), str):
         config["_name_or_path"] = name
-    for name, half in (("attention_bias", ("attn_q", "attn_k", "attn_v", "attn_output")),
-                       ("mlp_bias", ("ffn_gate", "ffn_up", "ffn_down"))):  # fmt: skip
-        has = [f"blk.0.{part}.bias" in file.tensors for part in half]
-        if family.has_optional_biases and any(has):
-            if not all(has):
-                raise UnsupportedError(f"{family.classes[0]} has biases on all of {', '.join(half)} or on none")
-            config[name] = True
+    for key in dict.fromkeys(family.biases.values()):
+        linears = [part for part, its_key in family.biases.items() if its_key == key]
+        has = {f"blk.{layer}.{part}.bias" in file.tensors for layer in range(c.n_layers) for part in linears}
+        if has != {True} and (key is None or True in has):
+            raise UnsupportedError(f"{family.classes[0]} has biases on all of {', '.join(linears)}, in every layer")
+        if key is not None:
+            config[key] = True in has
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"tokenizer.ggml.{key}_token_id" in file.metadata:
             config[f"{role}_token_id"] = file.get(f"tokenizer.ggml.{key}_token_id", int)
@@ -165,7 +180,7 @@ def _write_weights(
     def chunks(tensor: Tensor, order: Any, offset: float) -> Iterator[Any]:
         nonlocal done
         for rows in _rows(tensor, order):
-            yield target.quantize(tensor.format.dequantize(rows) + np.float32(offset))
+            yield _converted(tensor, rows, target, offset)
             done += rows.nbytes
             progress(done, total)
 
@@ -174,6 +189,16 @@ def _write_weights(
 
     write_safetensors(folder, [(name, tensor.shape, target, source(tensor, order, offset))
                                for name, tensor, order, offset in tensors])  # fmt: skip
+
+
+def _converted(tensor: Tensor, rows: Any, target: BlockFormat, offset: float) -> Any:
+    """Some rows of a tensor in another format. Raises FormatError naming it for numbers that are none, or too large."""
+    try:
+        x = tensor.format.dequantize(rows)
+        check_finite(x)
+        return target.quantize(x + np.float32(offset))
+    except FormatError as problem:
+        raise FormatError(f"tensor {tensor.name!r}: {problem}") from None
 
 
 def _rows(tensor: Tensor, order: Any) -> Iterator[Any]:

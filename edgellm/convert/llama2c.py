@@ -16,6 +16,7 @@ from edgellm.convert.parts import Part
 from edgellm.convert.source import Source
 from edgellm.errors import FileProblem, UsageError
 from edgellm.formats.llama2c import read_llama2c, read_llama2c_tokenizer
+from edgellm.text import load_tokenizer
 from edgellm.text.vocabulary import TokenType
 
 # What llama2.c leaves unsaid, as its run.c computes it.
@@ -44,7 +45,8 @@ def read_llama2c_model(path: Path, tokenizer: Path | None) -> Source:
     shape, tensors = read_llama2c(path)
     tokenizer = tokenizer or _tokenizer_beside(path, shape["n_vocab"])
     try:
-        tokens, scores = read_llama2c_tokenizer(tokenizer, shape["n_vocab"])
+        vocabulary = _vocabulary(*read_llama2c_tokenizer(tokenizer, shape["n_vocab"]))
+        load_tokenizer(vocabulary).encode("a", add_special=True)  # what is wrong shows now
     except FileProblem as problem:
         raise type(problem)(f"{tokenizer}: {str(problem).removeprefix(f'{tokenizer}: ')}") from None
     metadata = {
@@ -52,7 +54,7 @@ def read_llama2c_model(path: Path, tokenizer: Path | None) -> Source:
         "general.type": "model",
         "general.name": path.stem,
         **{f"llama.{key}": value for key, value in _hyperparameters(shape).items()},
-        **_vocabulary(tokens, scores),
+        **vocabulary,
     }
     parts = _parts(tensors, shape["n_layers"])
     llama = ARCHITECTURES["llama"]

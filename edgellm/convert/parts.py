@@ -41,6 +41,11 @@ class Part:
     def n_rows(self) -> int:
         return prod(self.tensor.shape) // self.n_cols
 
+    @property
+    def n_matrices(self) -> int:
+        """How many matrices are stacked: experts have one each."""
+        return self.tensor.shape[0] if len(self.tensor.shape) == 3 else 1
+
     def raw(self, rows: slice) -> NDArray[np.uint8]:
         """The source's bytes of some rows of the target: uint8 [n, row_bytes]."""
         all_rows = self.tensor.raw.reshape(self.n_rows, -1)

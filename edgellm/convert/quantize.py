@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.convert.checked import is_runnable, runs_again
 from edgellm.convert.parts import Part
-from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of
+from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of, renamed, true_recipe
+from edgellm.convert.targets import check_target
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, FormatError, UsageError
-from edgellm.files import AnyPath, refuse_target
+from edgellm.files import AnyPath
 from edgellm.formats.gguf import GGUFFile
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
@@ -27,8 +29,10 @@ Progress = Callable[[int, int, str], None]
 class Quantized:
     """What was written.
 
-    n_bytes:   its size; that of the source, all parts of it, was n_bytes_before.
-    formats:   of every tensor. warnings: what a person should know.
+    n_bytes:    its size; that of the source, all parts of it, was n_bytes_before.
+    formats:    of every tensor. type_name: what the file calls itself, see `recipes.true_recipe`.
+    notes:      the tensors that got another type than the recipe has for them, and why.
+    warnings:   what a person should know: that a file is not what was asked for, or could be better.
     """
 
     path: Path
@@ -37,6 +41,8 @@ class Quantized:
     bits_per_weight: float
     formats: Mapping[str, BlockFormat]
     warnings: Sequence[str]
+    type_name: str
+    notes: Sequence[str] = ()
 
 
 def quantize_file(
@@ -65,16 +71,18 @@ def quantize_file(
             formats = choose_formats(recipe, parts, file.metadata, overrides)
         except FormatError as problem:
             raise FormatError(f"{source}: {problem}") from None
-        return write_quantized(file, target, formats, recipe, importance=importance,
+        done = write_quantized(file, target, formats, true_recipe(recipe, parts, formats), importance=importance,
                                n_threads=n_threads, progress=progress)  # fmt: skip
+        warnings = [*renamed(recipe, done.type_name), *done.warnings]
+        return replace(done, notes=formats.told(), warnings=warnings)
 
 
 def open_model(source: Path, target: Path) -> GGUFFile:
-    """The file to be quantized. UsageError when it would be written over."""
-    refuse_target(target)
+    """The file to be quantized. UsageError when it would be written over, FileProblem when nothing can be written."""
+    check_target(target)
     file = GGUFFile.open(source)
     try:
-        refuse_target(target, file.paths)
+        check_target(target, file.paths)
     except UsageError:
         file.close()
         raise
@@ -100,24 +108,27 @@ def write_quantized(
 ) -> Quantized:
     """Write `target` with every tensor in its format; `recipe` says what the file calls itself."""
     parts = parts_of(file)
-    _check_importance(importance or {}, parts)
+    check_importance(importance or {}, parts)
     metadata = {key: value for key, value in file.metadata.items() if not key.startswith("split.")}
     metadata |= {"general.quantization_version": QUANTIZATION_VERSION} | recipe.metadata
-    write_model(target, metadata, parts, formats, importance=importance, n_threads=n_threads, progress=progress)
+    check = runs_again if is_runnable(file.metadata, file.tensors) else None
+    write_model(target, metadata, parts, formats, importance=importance, n_threads=n_threads, progress=progress,
+                check=check)  # fmt: skip
     n_bytes = sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts)
     n_weights = sum(prod(part.tensor.shape) for part in parts)
     warnings = [*_requantized(parts, formats), *_without_importance(importance, parts, formats)]
-    return Quantized(target, target.stat().st_size, file.n_bytes, 8 * n_bytes / n_weights, formats, warnings)
+    return Quantized(target, target.stat().st_size, file.n_bytes, 8 * n_bytes / n_weights, formats, warnings,
+                     recipe.name)  # fmt: skip
 
 
-def _check_importance(importance: Mapping[str, NDArray[Any]], parts: Sequence[Part]) -> None:
-    """An importance matrix must have been made for a model of these shapes."""
+def check_importance(importance: Mapping[str, NDArray[Any]], parts: Sequence[Part]) -> None:
+    """Raise UsageError for an importance matrix that was made for a model of other shapes."""
     by_name = {part.name: part for part in parts}
     for name, values in importance.items():
         part = by_name.get(name)
-        if part and len(values) != part.n_cols:
+        if part and values.size not in (part.n_cols, part.n_cols * part.n_matrices):
             raise UsageError(
-                f"the importance matrix has {len(values)} columns for {name}, which has {part.n_cols}; "
+                f"the importance matrix has {values.size} columns for {name}, which has {part.n_cols}; "
                 "it was made for another model"
             )
     if importance and not any(name in by_name for name in importance):

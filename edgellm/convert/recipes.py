@@ -3,16 +3,20 @@
 The names and what they mean are llama.cpp's, so that a Q4_K_M from here is what people expect of one. A recipe has
 one type for most weights; what matters more gets more bits: the output matrix, and in the mixes (_S, _M, _L) the
 values and the second half of the feed-forward, in the first and last eighth of the layers and every third between.
+Stacked experts are feed-forwards too. What is no linear stays as it is (see `linears`).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any
 
+from edgellm.convert.linears import is_linear, is_matrix, role_of
 from edgellm.convert.parts import Part
 from edgellm.errors import UsageError
 from edgellm.formats.gguf import get_value
@@ -78,6 +82,18 @@ class Recipe:
         return isinstance(FORMATS[self.base], FloatFormat)
 
     @property
+    def head(self) -> str:
+        """The type of the matrix that makes logits."""
+        return "Q8_0" if self.base in ("Q8_0", "MXFP4") else self.base if self.is_float else "Q6_K"
+
+    @property
+    def types(self) -> set[str]:
+        """All types that it gives to linears."""
+        places = [Place(layer, 32, group) for layer in range(32) for group in (1, 4)]
+        given = {rule(place) for rule in self.rules.values() for place in places}
+        return {self.base, self.head} | {name for name in given if name}
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """What a file says about how it was made."""
         version = {} if self.is_float else {"general.quantization_version": QUANTIZATION_VERSION}
@@ -131,16 +147,45 @@ def recipe_of(name: str) -> Recipe:
     raise UsageError(f"{name!r:.40} is no type of file; known are {', '.join(RECIPES)}")
 
 
+class Formats(dict[str, BlockFormat]):
+    """The format of every tensor, by name.
+
+    replaced:  of the tensors whose rows the recipe's type does not divide: (part, that type, the format in its place).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced: list[tuple[Part, str, BlockFormat]] = []
+
+    def told(self) -> list[str]:
+        """A line for each type that could not be given, and why."""
+        kinds: dict[tuple[str, str, int], list[str]] = {}
+        for part, wanted, given in self.replaced:
+            kinds.setdefault((wanted, given.name, part.n_cols), []).append(part.name)
+        return [
+            f"{_counted(names)} rows of {n_cols} weights, which {wanted} does not divide (blocks of "
+            f"{FORMATS[wanted].block_size}): {given} in its place"
+            for (wanted, given, n_cols), names in kinds.items()
+        ]
+
+
+def _counted(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} has"
+    return f"{names[0]} and {len(names) - 1} more have"
+
+
 def choose_formats(
     recipe: Recipe, parts: Sequence[Part], metadata: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> dict[str, BlockFormat]:
+) -> Formats:
     """The format of every tensor.
 
     overrides:  "PATTERN=TYPE": another type for the tensors that PATTERN names, as a shell pattern of the whole name
                 or a regular expression found in it. The first that fits counts.
 
-    Norms, biases and other tensors of one dimension stay in F32. Raises UsageError for an override that is malformed,
-    fits no tensor, or names a type that does not divide its rows, FormatError for a count that is none.
+    Tensors of one dimension (norms, biases) become F32; others that are no linears stay as they are. Raises UsageError
+    for an override that is malformed, fits no tensor, or names a type that does not divide its rows, FormatError for a
+    count that is none.
     """
     patterns = [_Override.parse(text) for text in overrides]
     architecture = metadata.get("general.architecture")
@@ -148,39 +193,69 @@ def choose_formats(
     n_heads = get_value(metadata, f"{architecture}.attention.head_count", int, 1)
     group = n_heads // max(1, get_value(metadata, f"{architecture}.attention.head_count_kv", int, n_heads))
     has_output = any(part.name == "output.weight" for part in parts)
-    chosen = {}
+    chosen = Formats()
     for part in parts:
-        if not is_matrix(part):
-            chosen[part.name] = FORMATS["F32"]
-            continue
-        override = next((pattern for pattern in patterns if pattern.fits(part.name)), None)
+        override = next((pattern for pattern in patterns if is_matrix(part) and pattern.fits(part.name)), None)
         if override:
             override.used = True
             chosen[part.name] = override.format_for(part)
-            continue
-        name = _by_recipe(recipe, part.name, n_layers, group, has_output)
-        chosen[part.name] = _dividing(name, part.tensor.shape[-1])
+        elif not is_linear(part):
+            chosen[part.name] = as_it_is(part)
+        else:
+            wanted = _by_recipe(recipe, part.name, n_layers, group, has_output)
+            given = chosen[part.name] = _dividing(wanted, part.tensor.shape[-1])
+            if given.name != wanted:
+                chosen.replaced.append((part, wanted, given))
     for pattern in patterns:
         if not pattern.used:
             raise UsageError(f"{pattern.pattern!r:.80} fits no matrix of this model (it has {parts[0].name}, ...)")
     return chosen
 
 
-def is_matrix(part: Part) -> bool:
-    """Whether a tensor is one that is quantized: a weight of two dimensions, or an adapter's half of one."""
-    return len(part.tensor.shape) > 1 and part.name.endswith((".weight", ".lora_a", ".lora_b"))
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise UsageError for one that is malformed or names no type, whatever the model."""
+    for text in overrides:
+        _Override.parse(text)
+
+
+def as_it_is(part: Part) -> BlockFormat:
+    """The format of a tensor that no recipe quantizes: its own, and F32 for what has one dimension."""
+    return part.tensor.format if len(part.tensor.shape) > 1 and not part.offset else FORMATS["F32"]
+
+
+def true_recipe(recipe: Recipe, parts: Sequence[Part], formats: Mapping[str, BlockFormat]) -> Recipe:
+    """What a file with these formats may call itself: `recipe` if most weights have a type of it.
+
+    Otherwise the plainest recipe of the type that most weights have.
+    """
+    n_weights: Counter[str] = Counter()
+    for part in parts:
+        if is_linear(part):
+            n_weights[formats[part.name].name] += prod(part.tensor.shape)
+    most = n_weights.most_common(1)[0][0] if n_weights else recipe.base
+    if most in recipe.types:
+        return recipe
+    plain = [other for other in RECIPES.values() if other.base == most]
+    return min(plain, key=lambda other: len(other.rules), default=RECIPES["F16"])
+
+
+def renamed(recipe: Recipe, type_name: str) -> list[str]:
+    """A line for a file that is not what was asked for."""
+    if type_name == recipe.name:
+        return []
+    return [f"most weights are not of a type of {recipe.name}, so the file calls itself {type_name}"]
 
 
 def _by_recipe(recipe: Recipe, name: str, n_layers: int, group: int, has_output: bool) -> str:
     if recipe.is_float:
         return recipe.base
     if name == "output.weight" or (name == "token_embd.weight" and not has_output):
-        return "Q8_0" if recipe.base in ("Q8_0", "MXFP4") else "Q6_K"
+        return recipe.head
     if name == "token_embd.weight" and recipe.base == "MXFP4":
         return "Q8_0"  # a row of it is looked up, not summed over: its errors do not average out
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-    rule = recipe.rules.get(match[2]) if match else None
-    place = Place(int(match[1]), n_layers, group) if match else None
+    layer = re.match(r"blk\.(\d+)\.", name)
+    rule = recipe.rules.get(re.sub("_(exps|chexps|shexp)$", "", role_of(name))) if layer else None
+    place = Place(int(layer[1]), n_layers, group) if layer else None
     return (rule and place and rule(place)) or recipe.base
 
 

@@ -13,7 +13,6 @@ from edgellm.kernels import isa
 from edgellm.kernels.fit import CompiledFit
 from edgellm.kernels.store import KernelStore
 from edgellm.quants import BlockFormat
-from edgellm.quants.floats import FloatFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +33,7 @@ def rows_of(part: Part, n_weights: int) -> Iterator[slice]:
 class Encoder:
     """Turns rows into a format. `encode` may be called from several threads at once.
 
-    importance:  float32 [n_cols] by the target's name of a tensor.
+    importance:  float32 [n_cols], or [n_matrices, n_cols] for stacked experts, by the target's name of a tensor.
     """
 
     def __init__(self, importance: Mapping[str, NDArray[Any]]) -> None:
@@ -44,21 +43,33 @@ class Encoder:
     def encode(self, part: Part, rows: slice, block_format: BlockFormat) -> Bytes:
         """The target's bytes of these rows: uint8 [n_rows, row_bytes].
 
-        Raises FormatError when they hold NaN or infinity.
+        Raises FormatError naming the tensor when they hold NaN or infinity, or numbers that the format cannot.
         """
+        try:
+            return self._encode(part, rows, block_format)
+        except FormatError as problem:
+            raise FormatError(f"tensor {part.tensor.name!r}: {problem}") from None
+
+    def _encode(self, part: Part, rows: slice, block_format: BlockFormat) -> Bytes:
         raw = part.raw(rows)
-        if block_format is part.tensor.format and not part.offset:
-            if isinstance(block_format, FloatFormat):
-                _refuse_what_is_not_finite(block_format.dequantize(raw))
-            return raw
         x = part.tensor.format.dequantize(raw)
+        check_finite(x)
+        if block_format is part.tensor.format and not part.offset:
+            return raw
         if part.offset:
             x += np.float32(part.offset)
-        _refuse_what_is_not_finite(x)
-        return block_format.quantize(x, self._importance.get(part.name), self._fit)
+        importance = self._importance.get(part.name)
+        if importance is None or importance.size == part.n_cols:
+            return block_format.quantize(x, None if importance is None else importance.reshape(-1), self._fit)
+        by_matrix = importance.reshape(part.n_matrices, part.n_cols)
+        matrix = np.arange(rows.start, rows.stop) // (part.n_rows // part.n_matrices)
+        return np.concatenate(
+            [block_format.quantize(x[matrix == m], by_matrix[m], self._fit) for m in np.unique(matrix)]
+        )
 
 
-def _refuse_what_is_not_finite(x: NDArray[np.float32]) -> None:
+def check_finite(x: NDArray[Any]) -> None:
+    """Raise FormatError for weights that hold NaN or infinity."""
     if not np.isfinite(x).all():
         what = "NaN" if np.isnan(x).any() else "infinity"
-        raise FormatError(f"its weights hold {what}; the checkpoint is damaged, or its training failed")
+        raise FormatError(f"its weights hold {what}; the file is damaged, or the training failed")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, Encoder, rows_of
-from edgellm.engine.threads import default_threads
-from edgellm.errors import FileProblem, FormatError
+from edgellm.errors import FileProblem
 from edgellm.files import check_room
-from edgellm.formats.gguf import GGUFWriter
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from edgellm.machine import default_threads
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
@@ -37,12 +37,14 @@ def write_model(
     importance: Mapping[str, NDArray[Any]] | None = None,
     n_threads: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    check: Callable[[GGUFFile], None] | None = None,
 ) -> None:
-    """Write `target`, which takes its name only when it is whole.
+    """Write `target`, which takes its name only when it is whole and opens again.
 
     formats:     of every tensor, by its name in the target.
     importance:  float32 [n_cols] by name: how much each column matters (see `edgellm.formats.imatrix`).
     progress:    (bytes of the source done, bytes in all, what).
+    check:       is given the file as it was written; what it raises is raised, and nothing is left.
 
     Raises FormatError naming a tensor that holds NaN or infinity, FileProblem when the target cannot
     be written, UsageError for a number of threads that cannot be.
@@ -55,10 +57,7 @@ def write_model(
         nonlocal done
 
         def encode(rows: slice) -> NDArray[Any]:
-            try:
-                return encoder.encode(part, rows, formats[part.name])
-            except FormatError as problem:
-                raise FormatError(f"tensor {part.tensor.name!r}: {problem}") from None
+            return encoder.encode(part, rows, formats[part.name])
 
         for piece, raw in _in_order(pool, n_threads + 2, encode, rows_of(part, PIECE_WEIGHTS)):
             yield raw
@@ -73,7 +72,7 @@ def write_model(
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="edgellm-quantize")
     try:
         check_room(target, sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts))
-        GGUFWriter(target, metadata, tensors).write()
+        GGUFWriter(target, metadata, tensors).write(check or (lambda file: None))
     except OSError as problem:
         raise FileProblem(f"{problem.filename or target} cannot be written: {problem.strerror or problem}") from None
     finally:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgellm.errors import ContextOverflowError
+from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import KV_BLOCK
 
@@ -61,6 +62,7 @@ class KVCache:
         self._parked: list[Sequence] = []  # most recently used last
         self._arriving: deque[Sequence] = deque()
         self._lock = threading.RLock()
+        at_fork(self, before=KVCache._hold, in_parent=KVCache._let_go, in_child=KVCache._let_go)
 
     @property
     def n_free_blocks(self) -> int:
@@ -76,6 +78,13 @@ class KVCache:
 
     def sequence(self) -> Sequence:
         return Sequence(self)
+
+    def _hold(self) -> None:
+        """Nobody is in the middle of anything until `_let_go`: what a child process gets is whole."""
+        self._lock.acquire()
+
+    def _let_go(self) -> None:
+        self._lock.release()
 
     # --- texts that have ended ----------------------------------------------------------------------------
 

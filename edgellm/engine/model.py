@@ -24,6 +24,7 @@ from edgellm.errors import (
     UsageError,
 )
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.tensor import Tensor
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
@@ -72,7 +73,7 @@ class Model:
             self.config = architecture.configure(self.metadata)
             self.n_ctx = _context(runtime.n_ctx, self.config.n_ctx_train)
             self.tokenizer = load_tokenizer(self.metadata)
-            _check_vocabulary(self._file, self.tokenizer)
+            check_vocabulary(self._file.tensors, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(
                 self._file,
@@ -206,6 +207,11 @@ class Model:
                 f"the prompt has {len(ids)} tokens and the context holds {self.n_ctx}; shorten it, "
                 f"or load with a larger n_ctx (this model was trained on {self.config.n_ctx_train})"
             )
+        if self.n_vocab <= max(ids) < self.tokenizer.n_vocab:
+            raise UsageError(
+                f"the prompt holds token {max(ids)} ({self.tokenizer.token_name(max(ids))!r:.60}), which was added to "
+                f"the vocabulary and never to the model: its embedding has {self.n_vocab} rows; leave it out"
+            )
         if not 0 <= min(ids) <= max(ids) < self.n_vocab:
             raise UsageError(
                 f"token ids from {min(ids)} to {max(ids)}; this vocabulary goes from 0 to {self.n_vocab - 1}"
@@ -224,11 +230,15 @@ def _context(wanted: int | None, n_ctx_train: int) -> int:
     return wanted
 
 
-def _check_vocabulary(file: GGUFFile, tokenizer: Tokenizer) -> None:
-    """Every token must have an embedding, and every logit a token."""
-    embedding = file.tensors.get("token_embd.weight")
+def check_vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:
+    """Raise FormatError unless every token has an embedding, and every logit a token.
+
+    Added tokens may come after the last row: people add a padding token and never give it one. No prompt can hold such
+    a token (see `Model.logits`), and as it has no logit, no answer does.
+    """
+    embedding = tensors.get("token_embd.weight")
     n_rows = embedding.shape[0] if embedding is not None and embedding.shape else tokenizer.n_vocab
-    if n_rows != tokenizer.n_vocab:
+    if not tokenizer.n_without_added <= n_rows <= tokenizer.n_vocab:
         raise FormatError(
             f"the vocabulary has {tokenizer.n_vocab} tokens and token_embd.weight {n_rows} rows; expected as many"
         )

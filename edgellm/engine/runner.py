@@ -11,23 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
 from edgellm.arch import Architecture, ModelConfig
 from edgellm.arch.weights import Weights
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
-from edgellm.engine.threads import default_threads
 from edgellm.engine.tuner import measure_and_remember, remembered
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.graph import Batch, Graph, Program, Team, Tuning
 from edgellm.graph.builder import ATTENTION_ROWS, MAX_SPLITS
+from edgellm.graph.forks import at_fork
 from edgellm.graph.program import kernels_of
 from edgellm.graph.team import KERNELS
 from edgellm.kernels.isa import Isa, choose
 from edgellm.kernels.kv_types import F16, KVType
 from edgellm.kernels.records import SPAN_TOKENS
 from edgellm.kernels.store import KernelStore
+from edgellm.machine import default_threads, total_memory
 from edgellm.quants import BlockFormat
 
 Chooser = Callable[[np.ndarray, np.ndarray], int]
@@ -94,7 +94,8 @@ class Runner:
         self.body = Program(body, store, self._batch, self.team, tables)
         self._head_batch = Batch(HEAD_TOKENS, [], [])
         self.head = Program(head, store, self._head_batch, self.team, inputs={hidden_input: self.body.address(hidden)})
-        self._lock = threading.Lock()
+        self._unlock()
+        at_fork(self, in_child=Runner._unlock)  # a batch of another thread has no end there
 
     def forward(self, spans: SequenceOf[Span]) -> np.ndarray:
         """Compute all spans in one batch of at most n_batch tokens, and append them to their sequences.
@@ -139,6 +140,9 @@ class Runner:
         """End the threads, when the batch that is running is done."""
         with self._lock:
             self._end()
+
+    def _unlock(self) -> None:
+        self._lock = threading.Lock()
 
     @contextmanager
     def _computed(self, spans: SequenceOf[Span]) -> Iterator[list[int]]:
@@ -241,11 +245,11 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int) -> KVCache:
     """A cache for several full contexts, or for fewer where that would take more than half of the memory."""
     one = blocks_for(n_ctx) + 1
     one_bytes = one * sum(layer.block_bytes for layer in layers)
-    memory = psutil.virtual_memory().total
+    memory = total_memory()
     if one_bytes > 0.9 * memory:
         raise MemoryLimitError(
             f"a context of {n_ctx} tokens needs a KV cache of {one_bytes / 1e9:.1f} GB, and this "
-            f"machine has {memory / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)"
+            f"process may have {memory / 1e9:.1f} GB; choose a shorter one (-c, n_ctx)"
         )
     n_sequences = min(MAX_SEQUENCES, max(1, int(memory / 2 // one_bytes)))
     return KVCache(layers, one * n_sequences)

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
 
-from edgellm.engine.threads import default_threads, usable_threads
+from edgellm.files import private
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Program, Team
 from edgellm.graph.program import aligned, kernels_of
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.store import KernelStore
+from edgellm.machine import available_memory, default_threads, usable_threads
 from edgellm.quants import BlockFormat
 
 T = TypeVar("T")
@@ -50,6 +50,7 @@ def measure_and_remember(store: KernelStore, weights: BlockFormat, n_threads: in
 
     weights:  the format that most of a model's weights have.
     """
+    private.prepare(store.folder)
     tuning = measure(store, weights)
     tuning.save(_path(store, weights))
     return _with_threads(tuning, n_threads)
@@ -72,7 +73,7 @@ def _with_threads(tuning: Tuning, n_threads: int | None) -> Tuning:
 
 def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
     """Find the settings, one after the other, each with those found before."""
-    work = _Work(store, weights, min(WEIGHT_BYTES, psutil.virtual_memory().available // 4))
+    work = _Work(store, weights, min(WEIGHT_BYTES, available_memory() // 4))
     tuning = Tuning(default_threads())
     tuning = work.best(
         tuning, [replace(tuning, n_threads=n) for n in _thread_counts(tuning.n_threads)], CLEARLY_OTHER_THREADS

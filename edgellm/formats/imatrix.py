@@ -88,7 +88,9 @@ def write_imatrix(target: str | os.PathLike[str] | BinaryIO, importance: Importa
     entries: list[tuple[str, tuple[int, ...], BlockFormat, NDArray[np.float32]]] = []
     for name, mean in sorted(importance.tensors.items()):
         counts = importance.counts[name].astype(np.float32)
-        sums = (np.atleast_2d(mean).astype(np.float64) * counts[:, None]).astype(np.float32).reshape(mean.shape)
+        with np.errstate(over="ignore"):
+            sums = (np.atleast_2d(mean).astype(np.float64) * counts[:, None]).astype(np.float32).reshape(mean.shape)
+        _check(sums, f"the importance of {name!r}")
         entries.append((f"{name}{SUMS}", sums.shape, FORMATS["F32"], sums))
         counts_shape = (1,) if mean.ndim == 1 else (len(counts), 1)
         entries.append((f"{name}{COUNTS}", counts_shape, FORMATS["F32"], counts))

@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def map_file(path: Path, kind: str) -> NDArray[np.uint8]:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FormatError(f"{path} is empty; expected {kind}")
-            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            data = map_open(file)
     except FileNotFoundError:
         raise FileProblem(f"{path} does not exist") from None
     except (OSError, ValueError) as problem:
@@ -68,6 +68,11 @@ def map_file(path: Path, kind: str) -> NDArray[np.uint8]:
     if bytes(data[: len(_LFS_POINTER)]) == _LFS_POINTER:
         raise FileProblem(f"{path} is only a pointer of Git LFS to the real file; fetch that with `git lfs pull`")
     return data
+
+
+def map_open(file: BinaryIO) -> NDArray[np.uint8]:
+    """The bytes of an open file that has some, read-only; OSError or ValueError when it cannot be mapped."""
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def count_elements(shape: Sequence[object]) -> int:

@@ -1,4 +1,7 @@
-"""The team of threads that runs programs: the caller, and helpers that sleep while there is nothing to do."""
+"""The team of threads that runs programs: the caller, and helpers that sleep while there is nothing to do.
+
+A team survives a fork: in the child its helpers start anew when it first runs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.graph.forks import at_fork
 from edgellm.kernels import records
 from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.store import KernelStore
@@ -43,14 +47,9 @@ class Team:
         # A thread that comes late to a run still looks at the program when that run is over: all stay to the end.
         self._programs: set[Program] = set()
         self._stopping = False
-        self._asleep = [False] * n_threads
-        self._alarms = [threading.Semaphore(0) for _ in range(n_threads)]
-        self._threads = [
-            threading.Thread(target=self._help, args=(thread,), daemon=True, name=f"edgellm-{thread}")
-            for thread in range(1, n_threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._gather()
+        at_fork(self, in_child=Team._gather)
+        self._wake()
 
     def run(self, program: Program) -> None:
         """Run a program; returns when all of its ops are done. The GIL is free meanwhile."""
@@ -68,15 +67,32 @@ class Team:
         self._record["stop"] = 1
         for alarm in self._alarms:  # whoever sleeps: an exception may have interrupted `_wake`
             alarm.release()
-        for thread in self._threads:
-            thread.join()
+        for helper in self._helpers:
+            if helper and helper.is_alive():
+                helper.join()
         self._programs.clear()
+
+    def _gather(self) -> None:
+        """Helpers that are not there yet, and no run that they could be late for."""
+        self._record[["generation", "program", "progress"]] = 0
+        self._seats.fill(0)
+        self._asleep = [True] * self.n_threads
+        self._alarms = [threading.Semaphore(0) for _ in range(self.n_threads)]
+        self._helpers: list[threading.Thread | None] = [None] * self.n_threads
 
     def _wake(self) -> None:
         for thread in range(1, self.n_threads):
             if self._asleep[thread]:
                 self._asleep[thread] = False
-                self._alarms[thread].release()
+                if self._helpers[thread]:
+                    self._alarms[thread].release()
+                elif not self._stopping:
+                    self._start(thread)
+
+    def _start(self, thread: int) -> None:
+        helper = threading.Thread(target=self._help, args=(thread,), daemon=True, name=f"edgellm-{thread}")
+        self._helpers[thread] = helper  # before it starts: an exception in between must not lead to two of them
+        helper.start()
 
     def _help(self, thread: int) -> None:
         while not self._stopping:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from edgellm.files import atomic_write
+from edgellm.files import private
 from edgellm.params import MAX_THREADS
 
 
@@ -26,20 +26,16 @@ class Tuning:
     few_tokens: int = 3
 
     def save(self, path: Path) -> None:
-        """Remember; a folder that cannot be written costs a measurement at the next start, and nothing else."""
-        try:
-            with atomic_write(path) as file:
-                file.write(json.dumps(asdict(self)).encode())
-        except OSError:
-            pass
+        """Remember, in a file that nobody else can write; where that cannot be, every start measures, which is said."""
+        private.keep(path, json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, path: Path) -> Tuning | None:
         """What was remembered, or None when there is nothing that can be used."""
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(private.read(path) or b"")
             tuning = cls(**{field.name: found[field.name] for field in fields(cls)})
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
         return tuning if tuning.is_sensible() else None
 

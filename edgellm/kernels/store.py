@@ -2,8 +2,12 @@
 
 A folder of the store belongs to one combination of kernel sources, compiler versions, CPU and instruction
 set; its name is the hash of them all. So a change to any source, a new Numba or another CPU finds an empty
-folder, and nothing stale is ever run. An object file stands behind the SHA-256 of its own bytes: what is
-damaged or half there is compiled again. Folders that nobody has used for a season are removed.
+folder, and nothing stale is ever run. An object stands behind a SHA-256 of its bytes, its kernel's name and its
+folder's: what is damaged, half there or another kernel's is compiled again.
+
+Machine code is run only from files that nobody else can have written (`edgellm.files.private`). What is not such a
+file is not waited for and not believed: it is as good as absent, and replaced. Where such a file cannot be, kernels
+are compiled at every start, which is said. Folders that nobody has used for a season are removed.
 
 A kernel that the folder lacks may ship with the package (`prebuilt`), compiled for the family of the CPU; only
 one that is nowhere is compiled. So what was once compiled for this very CPU always comes first.
@@ -26,9 +30,11 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from edgellm.errors import KernelError
-from edgellm.files import atomic_write, kernels_folder
+from edgellm.files import kernels_folder, private
+from edgellm.files.unfinished import clear_unfinished
 from edgellm.kernels import prebuilt
 from edgellm.kernels.isa import Isa, host
+from edgellm.kernels.isa.cpu import architecture
 from edgellm.kernels.registry import Kernel
 from edgellm.kernels.sources import source_hash
 
@@ -52,16 +58,21 @@ class KernelStore:
     def load(self, kernels: Iterable[Kernel], progress: Progress | None = None) -> None:
         """Make kernels callable, compiling those that neither the store nor the package has.
 
-        progress(done, total, name) is called before each one that is compiled and once at the end.
+        progress(done, total, name) is called before each one that is compiled and once at the end. Before the first,
+        a log says so if they cannot be kept.
         Raises KernelError when one cannot be compiled or loaded.
         """
         wanted = [kernel for kernel in dict.fromkeys(kernels) if kernel.name not in self._addresses]
         if not wanted:
             return
+        if self._engine is None:
+            clear_unfinished(self.folder)
         objects = {kernel: self._read(kernel) for kernel in wanted}
         if lacking := [kernel for kernel, code in objects.items() if code is None]:
             objects.update(prebuilt.read(self.isa, self._sources, lacking))
         missing = [kernel for kernel, code in objects.items() if code is None]
+        if missing:
+            private.prepare(self.folder)
         for done, kernel in enumerate(missing):
             if progress:
                 progress(done, len(missing), kernel.name)
@@ -86,26 +97,19 @@ class KernelStore:
 
     def _read(self, kernel: Kernel) -> bytes | None:
         """The stored object, or None when there is none that can be trusted."""
-        try:
-            with open(self._path(kernel), "rb") as file:
-                if hasattr(os, "getuid") and os.fstat(file.fileno()).st_uid not in (os.getuid(), 0):
-                    return None
-                content = file.read()
-        except OSError:
-            return None
+        content = private.read(self._path(kernel)) or b""
         digest, code = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        return code if code and hashlib.sha256(code).digest() == digest else None
+        return code if code and digest == self._digest(kernel, code) else None
 
     def _compile(self, kernel: Kernel) -> bytes:
         from edgellm.kernels.compiler import compile_kernel
 
         code = compile_kernel(kernel, self.isa)
-        try:
-            with atomic_write(self._path(kernel)) as file:
-                file.write(hashlib.sha256(code).digest() + code)
-        except OSError:
-            pass  # a folder that cannot be written costs time at the next start, and nothing else
+        private.keep(self._path(kernel), self._digest(kernel, code) + code)
         return code
+
+    def _digest(self, kernel: Kernel, code: bytes) -> bytes:
+        return hashlib.sha256(f"{self.folder.name}\0{kernel.name}\0".encode() + code).digest()
 
     def _note_use(self) -> None:
         """The folder's time of change is the day of its last use."""
@@ -145,6 +149,8 @@ def _fingerprint(isa: Isa, sources: str) -> str:
         sources,
         metadata.version("numba"),
         llvmlite.__version__,
+        sys.platform,  # a folder may be shared, with a container or another system on the same CPU
+        architecture(),
         sys.byteorder,
         isa.name,
         *isa.target(*host()),

@@ -15,6 +15,7 @@ from edgellm.errors import FormatError
 from edgellm.text.long_words import LONG, PairTable, merge_long
 from edgellm.text.merging import merge_pairs
 from edgellm.text.pretokenizers import PreTokenizer
+from edgellm.text.provenance import changed
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 CACHE_WORDS = 50_000  # distinct words whose ids are remembered
@@ -44,7 +45,6 @@ class BytePairModel:
     def __init__(self, vocabulary: Vocabulary, rule: PreTokenizer) -> None:
         self._vocabulary = vocabulary
         self._rule = rule
-        self.normalize = rule.normalize
         vocabulary.strings("merges")  # that there are none, or no texts, is an error at once
         self._words: dict[str, list[int]] = {}
 
@@ -55,6 +55,10 @@ class BytePairModel:
     @cached_property
     def end(self) -> list[int]:
         return self._vocabulary.added("eos", False)
+
+    def normalize(self, text: str) -> str:
+        """The text in composed form, if the rule has it so."""
+        return changed(text, self._rule.normalize)
 
     def encode(self, text: str, at_start: bool = True) -> list[int]:
         """The ids of a normalized text that holds no special tokens."""
@@ -85,7 +89,8 @@ class BytePairModel:
         ids, ranks = self._vocabulary.ids, self._ranks
         # A byte without a token is dropped before merging, as `tokenizers` does.
         symbols = [SPELLED[byte] for byte in word.encode() if SPELLED[byte] in ids]
-        if self._rule.ignore_merges and (whole := ids.get(b"".join(symbols))) is not None:
+        whole = ids.get(b"".join(symbols)) if self._rule.ignore_merges else None
+        if whole is not None and not self._vocabulary.is_type(whole, TokenType.CONTROL):  # whose name is only a word
             return [whole]
         if len(symbols) >= LONG and self._table is not None:
             merged = merge_long(np.array([ids[symbol] for symbol in symbols]), self._table)

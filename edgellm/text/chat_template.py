@@ -7,12 +7,15 @@ such as one for tools. They are rendered as `transformers` does, byte for byte, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import FormatError, TemplateError, UsageError
+from edgellm.errors import FormatError, TemplateError
+from edgellm.text.messages import holds_parts, joined_parts, plain, plain_messages
+from edgellm.text.provenance import Text, written
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -22,12 +25,7 @@ if TYPE_CHECKING:
 
 KEY = "tokenizer.chat_template"
 LONGEST_SOURCE = 300_000  # characters
-DEEPEST = 100  # lists within dicts within lists in a chat
-REASONING = (
-    "reasoning_content",
-    "thinking",
-    "reasoning",
-)  # names for it in a message, the standard one first
+PROBE = "a text in a part"
 
 
 class ChatTemplate:
@@ -45,6 +43,7 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         self._for_tools = for_tools
         self._lock = Lock()
+        self._parts_known: dict[bool, bool] = {}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -65,34 +64,58 @@ class ChatTemplate:
         tools: list[Mapping[str, Any]] | None = None,
         documents: list[Mapping[str, Any]] | None = None,
         **extra: Any,
-    ) -> str:
+    ) -> Text:
         """The prompt for some messages, each a mapping with "role" and "content".
 
-        Encode it with `parse_special=True` and without `add_special`: it spells out special tokens itself.
-        `tools` are JSON schemas; other keywords are variables of the template, such as `enable_thinking`.
-        Raises TemplateError when the template is malformed, refuses the messages, or takes too much.
-        """
-        from edgellm.text.template_sandbox import Budget
+        The result is a `str` that knows which of its characters the template wrote itself. Encode it, as it is, with
+        `parse_special=True` and without `add_special`: the template spells out special tokens, and only its own text
+        makes them. What people, models and tools have said stays text, whatever it spells.
 
+        A content may be a text or a list of parts {"type": "text", "text": ...}; a key whose value is None counts as
+        absent. `tools` are JSON schemas; other keywords are variables of the template, such as `enable_thinking`.
+        Raises UsageError for messages of another form, TemplateError when the template is malformed, refuses the
+        messages, or takes too much.
+        """
+        chat = plain_messages(messages)
+        if holds_parts(chat) and not self._knows_parts(bool(tools)):
+            chat = joined_parts(chat)
         variables = {
-            **self.special_tokens,
-            **_plain(extra),
-            "messages": [_with_reasoning(message) for message in _plain(list(messages))],
-            "tools": _plain(tools),
-            "documents": _plain(documents),
+            **{name: written(text) for name, text in self.special_tokens.items()},
+            **plain(extra),
+            "messages": chat,
+            "tools": plain(tools),
+            "documents": plain(documents),
             "add_generation_prompt": add_generation_prompt,
         }
+        return self._rendered(variables, bool(tools))
+
+    def _rendered(self, variables: dict[str, Any], with_tools: bool) -> Text:
         try:
             with self._lock:
-                with_tools = tools and self._for_tools
-                environment, template = self._compiled_for_tools if with_tools else self._compiled
-                environment.budget = Budget()
-                environment.budget.weigh(variables)
-                return template.render(variables)
+                environment, template = self._compiled_for_tools if with_tools and self._for_tools else self._compiled
+                environment.budget.begin()
+                environment.budget.allow_for(variables, len(variables["messages"]))
+                prompt = template.render(variables)
+                return prompt if isinstance(prompt, Text) else Text(prompt)
         except TemplateError:
             raise
         except Exception as error:  # whatever a stranger's program may run into
             raise TemplateError(_explain(error)) from error
+
+    def _knows_parts(self, with_tools: bool) -> bool:
+        """Whether the template writes the text of a part, rather than the list that it stands in."""
+        if with_tools not in self._parts_known:
+            try:
+                shown = str(self._probe(with_tools))
+            except TemplateError:
+                shown = ""
+            self._parts_known[with_tools] = PROBE in shown and not re.search(rf"""['"]{PROBE}['"]""", shown)
+        return self._parts_known[with_tools]
+
+    def _probe(self, with_tools: bool) -> Text:
+        message = {"role": written("user"), "content": [{"type": "text", "text": PROBE}]}
+        special = {name: written(text) for name, text in self.special_tokens.items()}
+        return self._rendered(special | {"messages": [message], "add_generation_prompt": True}, with_tools)
 
     @cached_property
     def _compiled(self) -> tuple[GuardedEnvironment, Template]:
@@ -104,41 +127,14 @@ class ChatTemplate:
 
 
 def _compile(source: str) -> tuple[GuardedEnvironment, Template]:
-    from edgellm.text.template_sandbox import Budget, GuardedEnvironment
+    from edgellm.text.template_sandbox import GuardedEnvironment
 
     if len(source) > LONGEST_SOURCE:
         raise TemplateError(
             f"the chat template has {len(source):,} characters; more than {LONGEST_SOURCE:,} are refused"
         )
     environment = GuardedEnvironment()
-    environment.budget = Budget()
     return environment, environment.from_string(source)
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """A copy made of JSON types only, so that a template meets no object with methods of its own."""
-    if depth > DEEPEST:
-        raise UsageError(f"the chat nests lists and dicts more than {DEEPEST} deep")
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, Mapping):
-        return {_plain(key, depth + 1): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value]
-    raise UsageError(f"the chat holds a {type(value).__name__}; expected texts, numbers, lists and dicts")
-
-
-def _with_reasoning(message: Any) -> dict[str, Any]:
-    """The message with its reasoning under each of the names that templates know it by."""
-    if not isinstance(message, dict):
-        raise UsageError(f"a message is {message!r:.80}; expected a dict with 'role' and 'content'")
-    reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _explain(error: Exception) -> str:

@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Set
 from functools import cached_property
 
+from edgellm.text.provenance import cut, has_provenance, own_of
+
 _WINDOW = 32  # characters of a text that are compared at first
 _MOST_CHARS = 64  # distinct characters beyond ASCII that are told apart where a token may start
 _BEYOND_ASCII = "\x80-\U0010ffff"
@@ -27,6 +29,7 @@ class SpecialTokens:
     ids:           the id of each token; none is empty.
     lstrip, rstrip:  ids of tokens that swallow the white space before or behind them.
     single_word:   ids of tokens that are none inside of a word.
+    control:       ids of tokens that, in a prompt which a chat template made, only the template itself can write.
 
     There can be millions of tokens, of any length. They are kept in one sorted list, where a token that begins a text
     is found by bisection, and a small regular expression finds the places where that may be worth it.
@@ -38,11 +41,13 @@ class SpecialTokens:
         lstrip: Set[int] = frozenset(),
         rstrip: Set[int] = frozenset(),
         single_word: Set[int] = frozenset(),
+        control: Set[int] = frozenset(),
     ) -> None:
         self._tokens = sorted(ids)
         self._ids = list(map(ids.__getitem__, self._tokens))
         self._start = _start_of(self._tokens)
         self._lstrip, self._rstrip, self._single_word = lstrip, rstrip, single_word
+        self._control = control
 
     def __bool__(self) -> bool:
         return bool(self._tokens)
@@ -51,30 +56,37 @@ class SpecialTokens:
         """The text in order, as stretches of plain text (never empty) and ids of the tokens between them.
 
         plain:  ids of tokens that are only text where they occur, with all that they hold.
+
+        Stretches of a text with provenance have theirs.
         """
+        chars = str(text)  # searched faster than a text with provenance
+        own = own_of(text) if has_provenance(text) else None
         done = 0
-        for index, start, end in self._matches(text):
+        for index, start, end in self._matches(chars, own):
             token_id = self._ids[index]
-            if token_id in plain or (token_id in self._single_word and _inside_word(text, start, end)):
+            counts = own if token_id in self._control else None  # no letter of the chat's undoes the template's token
+            if token_id in plain or (token_id in self._single_word and _inside_word(chars, start, end, counts)):
                 continue
             if token_id in self._lstrip:
-                start = max(_before_spaces(text, start), done)
+                start = max(_before_spaces(chars, start), done)
             if token_id in self._rstrip:
-                end = _behind_spaces(text, end)
+                end = _behind_spaces(chars, end)
             if done < start:
-                yield text[done:start]
+                yield cut(text, done, start)
             if start < end:  # else white space that the token before has swallowed
                 yield token_id
             done = end
         if done < len(text):
-            yield text[done:]
+            yield cut(text, done, len(text))
 
-    def _matches(self, text: str) -> Iterator[tuple[int, int, int]]:
+    def _matches(self, text: str, own: bytes | None) -> Iterator[tuple[int, int, int]]:
         """Where tokens occur: (place in the sorted list, start, end), none across another."""
         at = 0
         while self._start and (match := self._start.search(text, at)):
             at = match.start()
             index = self._longest_at(text, at)
+            if own is not None and index >= 0:
+                index = self._longest_allowed(index, text, own, at)
             if index < 0:
                 at += 1
                 continue
@@ -99,6 +111,42 @@ class SpecialTokens:
         if index < 0 or ahead.startswith(tokens[index]):
             return index
         return self._beginning(index, _n_common(ahead, tokens[index]))
+
+    def _longest_allowed(self, index: int, text: str, own: bytes, at: int) -> int:
+        """That token, or the longest that it begins with, which may stand there by the text's provenance; -1 for none.
+
+        Over characters of the chat's there is no control token, and no other that would take characters from a
+        control token of the template's.
+        """
+        if own.find(0, at, at + len(self._tokens[index])) < 0:
+            return index
+        if (control := self._written_control(index, own, at)) >= 0:
+            return control
+        index = self._ordinary[index]
+        inner = at
+        while index >= 0 and (inner := own.find(1, inner + 1, at + len(self._tokens[index]))) >= 0:
+            other = self._longest_at(text, inner)
+            if other >= 0 and self._written_control(other, own, inner) >= 0:
+                return self._ordinary[self._beginning(index, inner - at)]
+        return index
+
+    def _written_control(self, index: int, own: bytes, at: int) -> int:
+        """Of a token and all that it begins with, the longest that the template wrote, if it is control; or -1."""
+        n = len(self._tokens[index])
+        chats = own.find(0, at, at + n)
+        index = self._beginning(index, n if chats < 0 else chats - at)
+        return index if index >= 0 and self._ids[index] in self._control else -1
+
+    @cached_property
+    def _ordinary(self) -> list[int]:
+        """For each token itself, or the longest that it begins with, which is no control token; -1 for none.
+
+        One entry more, so that none (-1) has none.
+        """
+        found = [-1] * (len(self._tokens) + 1)
+        for index, (token_id, shorter) in enumerate(zip(self._ids, self._shorter[0], strict=True)):
+            found[index] = found[shorter] if token_id in self._control else index
+        return found
 
     def _beginning(self, index: int, n: int) -> int:
         """The longest token that is the first n characters of a token, or fewer of them; -1 if there is none."""
@@ -180,9 +228,10 @@ def _behind_spaces(text: str, start: int) -> int:
     return match.end() if match else start
 
 
-def _inside_word(text: str, start: int, end: int) -> bool:
-    """Whether a letter stands on one side."""
-    return (start > 0 and _is_letter(text[start - 1])) or (end < len(text) and _is_letter(text[end]))
+def _inside_word(text: str, start: int, end: int, counts: bytes | None) -> bool:
+    """Whether a letter stands on one side. counts: not 0 for each character that matters; None for all."""
+    sides = [at for at in (start - 1, end) if 0 <= at < len(text) and (counts is None or counts[at])]
+    return any(_is_letter(text[at]) for at in sides)
 
 
 def _is_letter(char: str) -> bool:

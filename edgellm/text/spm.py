@@ -15,6 +15,7 @@ import numpy as np
 from edgellm.errors import FormatError
 from edgellm.text.long_words import LONG, PairTable, merge_long
 from edgellm.text.merging import merge_pairs
+from edgellm.text.provenance import like
 from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary
 
 SPACE = "▁"
@@ -68,7 +69,8 @@ class SentencePieceModel:
         """The text with "▁" for spaces, and one in front; Metaspace leaves that to `encode`."""
         if self._scheme is not None or not text:
             return text
-        return (SPACE if self.space_prefix else "") + text.replace(" ", SPACE)
+        prefix = SPACE if self.space_prefix else ""
+        return like(text, prefix + text.replace(" ", SPACE), len(prefix))
 
     def encode(self, text: str, at_start: bool = True) -> list[int]:
         """The ids of a normalized text that holds no special tokens. at_start: it begins the whole text."""

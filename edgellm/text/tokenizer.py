@@ -7,18 +7,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
+
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.plain_bpe import PlainPairModel
+from edgellm.text.provenance import like
 from edgellm.text.rule import rule_of
 from edgellm.text.special_tokens import SpecialTokens
 from edgellm.text.spm import SPACE, SentencePieceModel
 from edgellm.text.stream import StreamDecoder
-from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary, kind_of
+from edgellm.text.vocabulary import PREFIX, ROLES, TokenType, Vocabulary, kind_of
 
 KINDS = ("gpt2", "llama", "bert", "gemma4")
 _STEERS = (TokenType.CONTROL, TokenType.UNKNOWN)
 KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # Phi-3's other special tokens swallow the white space behind them
+_FRAME = re.compile("<\\|.+\\|>|<\uff5c.+\uff5c>|<(start|end)_of_turn>|<\\|turn>|<turn\\|>")
 
 
 class Model(Protocol):
@@ -28,6 +32,7 @@ class Model(Protocol):
     space_prefix:    a text begins with a space that is not its own; decoding takes it away.
     prefix_once:     only what begins the whole text does, not what follows a control token.
     seeks_spaced:    user-defined tokens are looked for after spaces have become "▁".
+    normalize:       gives a prompt of a chat template back with its provenance (`text/provenance.py`).
     """
 
     space_prefix: bool
@@ -67,12 +72,13 @@ class Tokenizer:
 
         add_special:    put the tokens around it that the model expects (bos, eos), as its file says.
         parse_special:  take `<|im_end|>` and the like in the text for the control tokens of that name. A chat
-                        template needs this; text that somebody typed must not have it.
+                        template needs this; text that somebody typed must not have it. Of a prompt that
+                        `ChatTemplate.render` made, only what the template wrote is taken so.
 
         A lone surrogate, which no encoding can hold, becomes U+FFFD.
         """
         if not text.isascii():
-            text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+            text = like(text, re.sub("[\ud800-\udfff]", "\ufffd", text))
         ids = self._model.begin.copy() if add_special else []
         plain = () if parse_special else self._steering
         at_start = True
@@ -91,15 +97,18 @@ class Tokenizer:
 
         As in `tokenizers`, some tokens are looked for in the text as it is, and then others in what is left of it,
         once it is normalized. plain: ids of tokens that are only text where they occur.
+
+        A text with provenance has it until no more tokens are looked for.
         """
         seeks_more = bool(self._normalized_tokens)
         for piece in self._exact_tokens.split(text, plain):
             if isinstance(piece, int):
                 yield piece
             elif seeks_more:
-                yield from self._normalized_tokens.split(self._model.normalize(piece), plain)
+                for part in self._normalized_tokens.split(self._model.normalize(piece), plain):
+                    yield part if isinstance(part, int) else str(part)
             else:
-                yield self._model.normalize(piece)
+                yield self._model.normalize(str(piece))
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of some tokens, undoing `encode`; bytes that are not UTF-8 become U+FFFD.
@@ -151,6 +160,13 @@ class Tokenizer:
         """A token as the file spells it."""
         return self._vocabulary.token(token_id).decode()
 
+    @property
+    def n_without_added(self) -> int:
+        """Number of tokens up to the last that is no added one (control, user-defined or unused)."""
+        added = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED)
+        ordinary = np.flatnonzero(~np.isin(self._vocabulary.types, added))
+        return int(ordinary[-1]) + 1 if len(ordinary) else 0
+
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """The spelling of each token with a role, under the name that chat templates use: bos_token, ..."""
@@ -174,6 +190,14 @@ class Tokenizer:
     def _steering(self) -> frozenset[int]:
         """The tokens that no text makes unless it may name control tokens."""
         return frozenset(self._vocabulary.of_type(*_STEERS))
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """The tokens that no text of a chat may become: all that frame texts, however the file types them."""
+        found = self._steering | self.stop_ids
+        found |= {i for i in map(self._vocabulary.role_id, ROLES) if i is not None}
+        named = self._vocabulary.spelled(TokenType.USER_DEFINED)
+        return found | {token_id for token, token_id in named.items() if _FRAME.fullmatch(token)}
 
     @cached_property
     def _added(self) -> dict[str, int]:
@@ -203,7 +227,8 @@ class Tokenizer:
         if rstrip is None and self._architecture == "phi3" and not normalized:
             rstrip = frozenset(i for text, i in ids.items() if text not in KEEPS_SPACE)
         nothing: frozenset[int] = frozenset()
-        return SpecialTokens(ids, marked("lstrip") or nothing, rstrip or nothing, marked("single_word") or nothing)
+        flags = (marked("lstrip") or nothing, rstrip or nothing, marked("single_word") or nothing)
+        return SpecialTokens(ids, *flags, self._control)
 
     @cached_property
     def _normalized_ids(self) -> frozenset[int]:

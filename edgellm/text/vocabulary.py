@@ -28,7 +28,7 @@ _HABITS = {
     "bert": {"padding": 0, "unknown": 100, "cls": 101, "seperator": 102, "mask": 103},
     "gpt2": {"bos": 11, "eos": 11},
 }
-_ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask")
+ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask")  # spelled so in GGUF
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _STEERING = re.compile(rb"<\|.*\|>|<\xef\xbd\x9c.*\xef\xbd\x9c>", re.DOTALL)
 _BRACKETED = re.compile(rb"<.+>|\[.+\]", re.DOTALL)
@@ -163,7 +163,7 @@ class Vocabulary:
     def _named_ids(self) -> dict[str, int]:
         """The ids that the file gives roles, or habit where it has no type for any token."""
         habits = _HABITS.get(self.kind, {})
-        found = {role: self._stored_id(role) for role in _ROLES}
+        found = {role: self._stored_id(role) for role in ROLES}
         return {role: habits.get(role, -1) if token_id is None else token_id for role, token_id in found.items()}
 
     @property

@@ -11,6 +11,7 @@ import unicodedata
 from functools import cached_property
 
 from edgellm.errors import FormatError
+from edgellm.text.provenance import changed
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 START = "▁".encode()
@@ -44,6 +45,9 @@ class WordPieceModel:
 
     def normalize(self, text: str) -> str:
         """The text without control characters, accents and capitals, as the original BERT implementation has it."""
+        return changed(text, self._normalized)
+
+    def _normalized(self, text: str) -> str:
         spaced = "".join(map(self._spaced, text))
         if self._strip_accents:
             decomposed = unicodedata.normalize("NFD", spaced)

@@ -110,8 +110,46 @@ def test_counts_that_are_none(key, value, llama, tmp_path) -> None:
 @pytest.mark.parametrize("key", ["attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), "1", False])
 def test_numbers_that_are_none(key, value, llama, tmp_path) -> None:
+    if (key, value) == ("rope.scaling.factor", 0.0):
+        return  # no scaling
     error = load_error(saved(llama, tmp_path, {f"llama.{key}": value}))
     assert isinstance(error, FormatError) and f"llama.{key}" in str(error)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 0.0},
+        {"rope.scaling.type": "linear", "rope.scaling.factor": 0},
+        {"rope.scaling.type": "linear"},
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 0.0, "rope.scaling.original_context_length": 0},
+        {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+        {"rope.scaling.type": 7, "rope.scaling.factor": 1.0},
+        {"rope.scale_linear": 0.0},
+        {"rope.scaling.type": "none", "rope.scale_linear": 4.0},
+        {"rope.scaling.factor": 0.0, "rope.scale_linear": 4.0},
+        {"attention.scale": 0.0},
+        {"attention.sliding_window": 0},
+        {"attention.sliding_window_pattern": "x"},
+        {"expert_count": "none"},
+        {"expert_count": 0.0},
+        {"vocab_size": "x"},
+        {"rope.scaling.original_context_length": "x"},
+    ],
+    ids=str,
+)
+def test_keys_that_change_nothing(more, llama, tmp_path) -> None:
+    """llama.cpp takes 0 for "none" there; and what nobody needs may hold what it likes."""
+    configure = ARCHITECTURES["llama"].configure
+    assert configure(llama.metadata | {f"llama.{key}": x for key, x in more.items()}) == configure(llama.metadata)
+    edgellm.load(saved(llama, tmp_path, {f"llama.{key}": x for key, x in more.items()})).close()
+
+
+def test_linear_scaling_by_either_key(llama) -> None:
+    configure = ARCHITECTURES["llama"].configure
+    for more in ({"rope.scaling.factor": 4.0}, {"rope.scale_linear": 4.0},
+                 {"rope.scaling.factor": 4.0, "rope.scaling.type": "linear", "rope.scale_linear": 2.0}):  # fmt: skip
+        assert configure(llama.metadata | {f"llama.{key}": x for key, x in more.items()}).rope_scale == 4.0
 
 
 @pytest.mark.parametrize("key", ["general.architecture", *(f"llama.{key}" for key in COUNTS[:5])])
@@ -187,6 +225,20 @@ def test_parameters_that_cannot_work(runtime, llama, tmp_path) -> None:
 def test_other_tokens_than_embeddings(n, llama, tmp_path) -> None:
     error = load_error(saved(llama, tmp_path, tiny.vocabulary(n)))
     assert isinstance(error, FormatError) and str(n) in str(error) and str(tiny.N_VOCAB) in str(error)
+
+
+@pytest.mark.parametrize("kind", [3, 4, 5])
+def test_added_tokens_without_a_row(kind, llama, tmp_path) -> None:
+    """Their ids are known, and no prompt or answer holds them."""
+    more = tiny.vocabulary(tiny.N_VOCAB + 2)
+    more["tokenizer.ggml.token_type"][-2:] = [kind, kind]
+    with edgellm.load(saved(llama, tmp_path, more), n_threads=1) as model:
+        assert model.n_vocab == tiny.N_VOCAB and model.tokenizer.n_vocab == tiny.N_VOCAB + 2
+        assert model.logits([5, tiny.N_VOCAB - 1]).shape == (2, tiny.N_VOCAB)
+        with pytest.raises(UsageError, match="its embedding has"):
+            model.logits([5, tiny.N_VOCAB + 1])
+        with pytest.raises(UsageError, match="from 0 to"):
+            model.logits([5, tiny.N_VOCAB + 2])
 
 
 def test_a_role_beyond_the_vocabulary(llama, tmp_path) -> None:

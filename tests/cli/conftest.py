@@ -48,12 +48,16 @@ def base_model(home: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def edgellm() -> Callable[..., Result[str]]:
-    """Run the command in its own process, on the fake engine unless `real`."""
+    """Run the command in its own process, on the fake engine unless `real`; outputs are bytes if `raw_output`."""
 
-    def run(*args: str, stdin: str | bytes | None = None, real: bool = False, **options: Any) -> Result[str]:
+    def run(
+        *args: str, stdin: str | bytes | None = None, real: bool = False, raw_output: bool = False, **options: Any
+    ) -> Result[Any]:
         data = stdin.encode() if isinstance(stdin, str) else stdin
         options |= {"stdin": subprocess.DEVNULL} if data is None else {"input": data}
         done = subprocess.run([*(REAL if real else FAKE), *args], capture_output=True, timeout=60, **options)
+        if raw_output:
+            return done
         return Result(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run

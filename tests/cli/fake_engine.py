@@ -82,6 +82,8 @@ class FakeModel:
             yield prompt
         elif text.startswith("sampling"):
             yield repr(params)
+        elif text.startswith("silence"):
+            return
         elif text.startswith("crash"):
             raise RuntimeError("boom")
         else:

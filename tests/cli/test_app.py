@@ -3,8 +3,10 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import click
 import pytest
@@ -112,16 +114,84 @@ def _raise(error: BaseException):
         (["nonsense"], "No such command 'nonsense' (see: edgellm --help)"),
         (["run", "--xyzzy"], "No such option '--xyzzy' (see: edgellm run --help)"),
         (["pull"], "Missing argument 'NAME...' (see: edgellm pull --help)"),
-        (["run", "--temp", "-1"], "temperature is -1.0; expected a number of at least 0"),
-        (["run", "--temp", "nan"], "temperature is nan; expected a finite number"),
-        (["run", "-c", "0"], "n_ctx is 0; expected a number of at least 1"),
-        (["run", "-t", "0"], "n_threads is 0; expected a number of at least 1"),
+        (["run", "--temp", "-1"], "--temp is -1.0; expected a number of at least 0"),
+        (["run", "--temp", "nan"], "--temp is nan; expected a finite number"),
+        (["run", "-c", "0"], "-c/--ctx is 0; expected a number of at least 1"),
+        (["run", "-t", "0"], "-t/--threads is 0; expected a number of at least 1"),
         (["rm"], "Missing argument 'NAME...' (see: edgellm rm --help)"),
     ],
 )  # fmt: skip
 def test_usage_errors_are_one_line(args: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args) == 2
     assert capsys.readouterr() == ("", f"edgellm: error: {line}\n")
+
+
+NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
+
+
+def numeric_options() -> Iterator[tuple[list[str], click.Command, click.Option]]:
+    """Every option of every command that takes a number."""
+    commands = [([name], importlib.import_module(f"edgellm.cli.{name}").command) for name in app.COMMANDS]
+    for words, command in commands:
+        if isinstance(command, click.Group):
+            commands += [([*words, name], inner) for name, inner in command.commands.items()]
+        for option in command.params:
+            if isinstance(option, click.Option) and isinstance(option.type, NUMBERS):
+                yield words, command, option
+
+
+def test_every_number_out_of_range_is_refused_by_the_name_that_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is read or fetched: the files and models that are named here are nowhere."""
+    found = list(numeric_options())
+    assert len(found) > 25
+    for words, command, option in found:
+        needed = [word for parameter in command.params if parameter.required for word in _given(parameter)]
+        for flag in option.opts:
+            for value in ("-1", "many", "nan", "1e999"):
+                assert main([*words, *needed, flag, value]) == 2
+                out, line = capsys.readouterr()
+                assert out == "" and line.count("\n") == 1
+                assert all(name in line for name in option.opts), line
+                assert value in line or f"{float(value)}" in line
+                assert option.name in option.opts[-1] or f"{option.name} " not in line
+
+
+def _given(parameter: click.Parameter) -> list[str]:
+    return [parameter.opts[0], "nowhere"] if isinstance(parameter, click.Option) else ["nowhere"]
+
+
+def test_a_parameter_of_the_engine_is_said_as_the_option_that_sets_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = errors.ContextOverflowError("9 tokens; load with a larger n_ctx (up to 16)")
+    error.parameter = "n_ctx"  # type: ignore[attr-defined]
+    monkeypatch.setattr(run, "sampling_params", _raise(error))
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err == "edgellm: error: 9 tokens; load with a larger -c/--ctx (up to 16)\n"
+
+
+CLOSED = "standard output is closed, so there is nowhere to write to; > /dev/null discards it"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX shells")
+@pytest.mark.parametrize("words", [*app.COMMANDS, "run -p Hi", "--help", "--version", "run --help", "nonsense"])
+def test_a_closed_standard_output_is_said_by_every_command(words: str, home: object) -> None:
+    command = f"{shlex.join(REAL)} {words}"
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, f"edgellm: error: {CLOSED}\n")
+    done = subprocess.run(["sh", "-c", f"{command} <&- >&- 2>&-"], timeout=60)
+    assert done.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX shells")
+def test_other_closed_streams(home: object) -> None:
+    command = shlex.join(REAL)
+    done = subprocess.run(["sh", "-c", f"{command} list 2>&- <&-"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("NAME")
+    done = subprocess.run(["sh", "-c", f"{command} rm nothing 2>&-"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")  # the error is not put among the output
+    done = subprocess.run(["sh", "-c", f"{command} list 1</dev/null"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "edgellm: error: standard output cannot be written to\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes close differently")

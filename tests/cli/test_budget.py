@@ -57,6 +57,37 @@ def test_what_cannot_be(model: Path, tmp_path: Path, args: list[str], words: str
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+@pytest.mark.parametrize(
+    ("target", "args", "status", "words"),
+    [
+        ("out.gguf", ["--budget", "2k"], 2, "smallest types"),
+        ("out.gguf", ["--budget", "0.001MB", "--report"], 2, "smallest types"),
+        ("/proc/out.gguf", ["--budget", "1MB"], 1, "/proc cannot be written"),
+        ("/proc/out.gguf", ["Q8_0", "--report"], 1, "/proc cannot be written"),
+        ("out.gguf", ["Q8_0", "--report", "--tensor-type", "x=y"], 2, "'y'"),
+        ("MODEL", ["Q8_0", "--report"], 2, "being read"),
+        ("MODEL", ["--budget", "kl=0.1"], 2, "being read"),
+    ],
+)
+def test_what_is_known_at_the_start_is_said_then(
+    model: Path, tmp_path: Path, monkeypatch, target: str, args: list[str], status: int, words: str, capsys
+) -> None:
+    """Before a model is loaded, let alone measured."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgellm.cli.models.load", lambda *_: pytest.fail("too late"))
+    assert main(["quantize", str(model), str(model) if target == "MODEL" else target, *args]) == status
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_is_quantized_already(model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    assert main(["quantize", str(model), str(tmp_path / "q8.gguf"), "Q8_0"]) == 0
+    monkeypatch.setattr("edgellm.cli.models.load", lambda *_: pytest.fail("too late"))
+    assert main(["quantize", str(tmp_path / "q8.gguf"), str(tmp_path / "out.gguf"), "--budget", "1GB"]) == 2
+    assert "Q8_0 already" in capsys.readouterr().err
+
+
 def test_judgements_grow_worse() -> None:
     words = [judgement(loss) for loss in (0.001, 0.008, 0.03, 0.1, 0.4, 2.0)]
     assert len(set(words)) == 6

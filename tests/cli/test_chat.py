@@ -118,6 +118,54 @@ def test_pasted_lines_are_one_message(chat: Chat, model: str) -> None:
         pytest.skip("this readline does not know bracketed paste")
 
 
+def test_a_pasted_program_that_begins_with_a_docstring_is_sent_whole(chat: Chat, model: str) -> None:
+    pytest.importorskip("readline")
+    child = chat(model)
+    child.send('\x1b[200~"""docstring."""\nimport os\n\n"""more"""\nlast = 1\x1b[201~\n')
+    child.expect_exact(PROMPT)
+    if "in 3 messages" not in child.before and "import os" not in child.before:
+        pytest.skip("this readline does not know bracketed paste")
+    assert r'"""docstring."""\nimport os\n\n"""more"""\nlast = 1' in child.before
+
+
+@pytest.mark.parametrize("typed, heard", [
+    ('"""a""" and more', '"""a""" and more'), ('"""a\nb""" and more', '"""a\nb""" and more'), ('  """a"""  ', "a"),
+    ('"""a\n  b\n"""', "a\n  b"), ('"""\n\na\n\n"""', "\na\n"), ('""""a""""', '""""a""""'), ('"""/bye"""', "/bye"),
+    ('"a"', '"a"'), ('x = """a"""', 'x = """a"""'), ("ends with \\", "ends with \\"), ("    indented", "    indented"),
+    ("'''a'''", "'''a'''"), ('"""a"""b"""', '"""a"""b"""'),
+])  # fmt: skip
+def test_nothing_that_was_typed_is_left_out(chat: Chat, model: str, typed: str, heard: str) -> None:
+    child = chat(model)
+    child.send(f"{typed}\n")
+    child.expect_exact(" in 1 messages")
+    assert _plain(child.before).strip().endswith(f"heard {heard!r}")
+
+
+def test_an_end_of_the_input_inside_quotes(chat: Chat, model: str) -> None:
+    child = chat(model)
+    child.send('"""first\nsecond\n')
+    child.expect_exact("... ")
+    child.send("\x04")
+    child.expect_exact("before the closing")
+    child.expect_exact(r"heard 'first\nsecond' in 1 messages")
+    child.expect_exact(PROMPT)
+    assert "in 3 messages" in child.say("again")
+
+
+def test_words_behind_a_command_that_takes_none_are_not_dropped(chat: Chat, model: str) -> None:
+    child = chat(model)
+    child.say("one")
+    for line in ("/clear the table", "/regen with less", "/show me", "/? what", "/help me", "/bye now"):
+        assert f"{line.split()[0]} takes no words, so nothing was done" in child.say(line)
+    assert "in 3 messages" in child.say("two")
+    assert "the system text is set" in child.say("  /system\tBe kind")
+    assert "<system> Be kind" in child.say("prompt")
+
+
+def test_an_empty_answer_is_said(chat: Chat, model: str) -> None:
+    assert "the model answered with nothing; the message is not kept" in chat(model).say("silence")
+
+
 def test_a_model_cannot_steer_the_terminal(chat: Chat, model: str) -> None:
     shown = chat(model).say("escape")
     assert r"red \x1b[31m\x9b\x0d bell\x07" in shown
@@ -250,6 +298,7 @@ def test_a_conversation_survives_its_file(tmp_path: Path) -> None:
     [
         "", "{}", "[1]", '{"messages": 3}', '{"messages": [3]}', '{"messages": [{"role": "user"}]}',
         '{"messages": [{"role": "user", "content": 3}]}', '{"messages": [{"role": "robot", "content": "x"}]}',
+        '{"messages": [{"role": "user", "content": "x", "name": "lost"}]}',
         '{"messages": [{"role": "assistant", "content": "x"}]}', "[" * 100_000, "\udcff",
         '{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]}',
         '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}]}',

@@ -163,7 +163,7 @@ def test_names_that_name_no_repository(name: str, refuse: Callable[..., None]) -
 def test_options_that_cannot_be(refuse: Callable[..., None], inputs: dict[str, Path]) -> None:
     model = inputs["MODEL"]
     refuse(["convert", model, "--type", "nonsense"], 2, "'nonsense'", "Q4_K_M")
-    refuse(["convert", model, "-t", "0"], 2, "n_threads is 0")
+    refuse(["convert", model, "-t", "0"], 2, "-t/--threads is 0")
     refuse(["convert", model, "--base", model], 2, "no adapter", "--base")
     refuse(["convert", model, "--tokenizer", "x"], 2, "--tokenizer")
     refuse(["convert", model, "--tensor-type", "blk"], 2, "PATTERN=TYPE")
@@ -189,3 +189,36 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(name: str, inputs: dict[str
     words = [sys.executable, "-m", "edgellm", "convert", str(folder), "-o", str(tmp_path / "out.gguf")]
     done = subprocess.run(words, capture_output=True, timeout=60)
     assert done.returncode == (1 if name == "config.json" else 0), done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+def test_what_is_known_at_the_start_is_said_then(
+    inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a checkpoint is fetched, or a file opened."""
+    monkeypatch.setattr("edgellm.hub.pull_checkpoint", lambda *_: pytest.fail("too late"))
+    for args, words in (
+        (["convert", "hf:a/b", "-o", "/proc/out.gguf"], "/proc cannot be written"),
+        (["convert", "hf:a/b", "-o", "o.gguf", "--type", "Q9"], "'Q9'"),
+        (["convert", "hf:a/b", "-o", "o.gguf", "--tensor-type", "a=b"], "'b'"),
+        (["convert", str(inputs["MODEL"]), "-o", "/proc/out.gguf"], "/proc cannot be written"),
+        (["export", str(inputs["GGUF"]), "-o", "/proc/out"], "/proc/out cannot be written"),
+    ):
+        assert main(args) in (1, 2)
+        assert words in capsys.readouterr().err
+
+
+def test_a_type_that_fits_no_row_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=checkpoints.N_VOCAB, hidden_size=48, intermediate_size=48, num_hidden_layers=1,
+                         num_attention_heads=3, head_dim=16)  # fmt: skip
+    LlamaForCausalLM(config).to(torch.float16).save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    assert main(["convert", str(tmp_path / "model"), "-o", str(tmp_path / "o.gguf"), "--type", "Q4_K_M"]) == 0
+    errors = capsys.readouterr().err
+    assert "rows of 48 weights" in errors and "calls itself F16" in errors
+    assert main(["quantize", str(tmp_path / "o.gguf"), str(tmp_path / "q.gguf"), "Q4_K_M"]) == 0
+    errors = capsys.readouterr().err
+    assert "rows of 48 weights" in errors and "calls itself F16" in errors and "q.gguf, F16, " in errors

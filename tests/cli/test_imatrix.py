@@ -61,3 +61,11 @@ def test_nothing_is_harmed(here: Path, args: list[str], status: int, line: str, 
     out, err = capsys.readouterr()
     assert (out, err.splitlines()[-1]) == ("", f"edgellm: error: {line.format(n=n)}")
     assert {path.name: path.read_bytes() for path in here.iterdir()} == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+@pytest.mark.parametrize("target", ["/proc/out.gguf", "/proc/a/b.gguf", "/dev/null"])
+def test_a_target_that_cannot_be_written_is_told_first(here: Path, target: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("edgellm.load", lambda *_, **__: pytest.fail("too late"))
+    assert main(["imatrix", "tiny.gguf", "-f", "text.txt", "-o", target, "-c", "32"]) in (1, 2)
+    assert target.rpartition("/")[0] in capsys.readouterr().err

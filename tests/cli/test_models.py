@@ -96,30 +96,59 @@ def test_info_of_the_machine(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     } <= rows.keys()
 
 
-def test_list_and_rm(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (home / "models/hf/org/repo").mkdir(parents=True)
-    (home / "models/hf/org/repo/x.gguf").write_bytes(bytes(1500))
-    (home / "models" / catalog()["smollm2-135m"].path).write_bytes(bytes(2500))
+def put(home: Path, name: str, content: bytes | Path) -> Path:
+    path = home / "models" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    return path
+
+
+def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     assert main(["list"]) == 0
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "NAME SIZE STATE WHAT"
-    assert lines[1].startswith("smollm2-135m 2.5 kB installed SmolLM2 135M Instruct (Apache-2.0).")
-    assert lines[2].startswith("gemma3-270m 253.1 MB - Gemma 3 270M (Gemma terms of use).")
-    assert lines[3] == "hf:org/repo/x.gguf 1.5 kB installed"
-    assert main(["rm", "hf:org/repo/x.gguf", "smollm2"]) == 0
+    head, *lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert head == "NAME SIZE STATE WHAT"
+    return dict(line.split(" ", maxsplit=1) for line in lines)
+
+
+def test_list_and_rm(home: Path, gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(home, "hf/org/repo/x.gguf", gguf)
+    put(home, catalog()["smollm2-135m"].path, bytes(2500))
+    put(home, f".partial/{catalog()['gemma3-270m'].path}/0123-part1.whl.partial", bytes(40_000_000))
+    put(home, "mine.gguf", gguf.read_bytes()[:-1])
+    size = f"{gguf.stat().st_size / 1000:.1f} kB"
+    rows = listed(capsys)
+    assert list(rows) == ["smollm2-135m", "gemma3-270m", "hf:org/repo/x.gguf", "mine.gguf"]
+    assert rows["smollm2-135m"] == (
+        "2.5 kB damaged it has 2,500 bytes, expected 98,362,432; mend it with: edgellm pull smollm2-135m"
+    )
+    assert rows["gemma3-270m"] == (
+        "253.1 MB incomplete 40.0 MB of 253.1 MB are here; go on with: edgellm pull gemma3-270m"
+    )
+    assert rows["hf:org/repo/x.gguf"] == f"{size} installed"
+    assert rows["mine.gguf"].startswith(f"{size} damaged ")  # nobody told its size, but it cannot be opened
+    assert main(["rm", "hf:org/repo/x.gguf", "smollm2", "gemma3"]) == 0
     assert capsys.readouterr().err == (
-        "edgellm: hf:org/repo/x.gguf is deleted, 1.5 kB are free again\n"
+        f"edgellm: hf:org/repo/x.gguf is deleted, {size} are free again\n"
         "edgellm: smollm2 is deleted, 2.5 kB are free again\n"
+        "edgellm: gemma3 is deleted, 40.0 MB are free again\n"
     )
     assert main(["rm", "smollm2"]) == 2
+    rows = listed(capsys)
+    assert rows["smollm2-135m"].startswith("98.4 MB - SmolLM2 135M Instruct (Apache-2.0).")
+    assert rows["gemma3-270m"].startswith("253.1 MB - Gemma 3 270M (Gemma terms of use).")
 
 
-def test_pull_prints_the_path(home: Path, edgellm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = home / "models" / catalog()["smollm2-135m"].path
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"GGUF")
-    done = edgellm("pull", "smollm2", real=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}\n", "")
+def test_a_damaged_model_is_not_run(home: Path, edgellm: Run) -> None:
+    path = put(home, catalog()["smollm2-135m"].path, b"GGUF")
+    done = edgellm("run", "smollm2", "-p", "hello")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"edgellm: error: smollm2-135m is damaged ({path.name}: it has 4 bytes, expected 98,362,432); "
+        "mend it with: edgellm pull smollm2-135m\n"
+    )
+
+
+def test_a_pull_that_fails_is_one_line(home: Path, edgellm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")

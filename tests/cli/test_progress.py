@@ -67,3 +67,9 @@ def test_sizes() -> None:
     assert [size_text(n) for n in (0, 999, 1000, 98_362_432, 5e9, 7.25e13)] == [
         "0 B", "999 B", "1.0 kB", "98.4 MB", "5.0 GB", "72.5 TB",
     ]  # fmt: skip
+
+
+def test_a_quiet_one_says_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(quiet=True) as progress:
+        progress(1, 2, "checking")
+    assert capsys.readouterr().err == ""

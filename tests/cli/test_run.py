@@ -143,6 +143,20 @@ def test_ctrl_c_and_a_closed_pipe_while_answering(model: str) -> None:
     process.stderr.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_a_signal_that_is_ignored_stays_so(model: str, name: str) -> None:
+    """As `nohup` and a shell without job control ask for it."""
+    ignoring = f"trap '' {name.removeprefix('SIG')}; exec \"$@\""
+    command = ["sh", "-c", ignoring, "sh", *FAKE, "run", model, "-p", "slow", "-c", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(6) == b"word0 "
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and b"word50 " in out
+    assert b"the context of 60 tokens is full, so the answer stops here" in err
+
+
 def test_without_a_model_the_default_is_fetched_and_named(edgellm: Run, home: object, monkeypatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")

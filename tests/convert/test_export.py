@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgellm.convert import export as module
 from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.export import export_checkpoint as export
 from edgellm.convert.model_card import model_card, write_model_card
-from edgellm.errors import FileProblem, UnsupportedError, UsageError
+from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from edgellm.quants import FORMATS
 
 from . import checkpoints
 
@@ -174,3 +176,26 @@ def test_what_transformers_cannot_say(tmp_path: Path) -> None:
     export(changed(source, tmp_path / "x.gguf", **{"gemma3.attention.sliding_window_pattern": 1}), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert set(config["layer_types"]) == {"full_attention"}
+
+
+@pytest.mark.parametrize(("value", "dtype", "words"), [(float("nan"), "bf16", "NaN"), (float("inf"), "f32", "infinity"),
+                                                       (1e9, "f16", "does not fit into F16")])  # fmt: skip
+def test_weights_that_are_no_numbers(source: Path, tmp_path: Path, value: float, dtype: str, words: str) -> None:
+    with GGUFFile.open(source) as file:
+        arrays = {name: tensor.dequantize() for name, tensor in file.tensors.items()}
+        arrays["blk.1.ffn_up.weight"][3, 4] = value
+        tensors = [(name, x.shape, FORMATS["F32"], x) for name, x in arrays.items()]
+        GGUFWriter(tmp_path / "in.gguf", dict(file.metadata), tensors).write()
+    with pytest.raises(FormatError, match=f"'blk.1.ffn_up.weight'.*{words}"):
+        export(tmp_path / "in.gguf", tmp_path / "out", dtype)
+    assert names(tmp_path) == {"in.gguf"}
+
+
+def test_what_transformers_has_no_place_for(source: Path, tmp_path: Path) -> None:
+    """Biases in some layers only, which it would leave out or make up."""
+    with GGUFFile.open(source) as file:
+        tensors = [(t.name, t.shape, t.format, t.raw) for t in file.tensors.values()]
+        tensors.append(("blk.1.attn_q.bias", (64,), FORMATS["F32"], np.ones(64, np.float32)))
+        GGUFWriter(tmp_path / "in.gguf", dict(file.metadata), tensors).write()
+    with pytest.raises(UnsupportedError, match="biases on all of attn_q, attn_k, attn_v, attn_output"):
+        export(tmp_path / "in.gguf", tmp_path / "out")

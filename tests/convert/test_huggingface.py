@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.export import export_checkpoint as export
-from edgellm.errors import EdgellmError, FileProblem, FormatError, UnsupportedError
+from edgellm.convert.quantize import quantize_file
+from edgellm.errors import EdgellmError, FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.formats.gguf import GGUFFile
 
 from . import checkpoints
@@ -132,6 +135,97 @@ def test_what_the_model_card_says(tmp_path: Path) -> None:
         assert file.get("general.base_model.0.repo_url", str) == "https://huggingface.co/some/base"
 
 
+def edit_tensors(folder: Path, **changes: Any) -> None:
+    """Change tensors of a checkpoint, whose names have "__" for dots; None takes one away."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {name.replace("__", "."): x for name, x in changes.items()}
+    kept = {name: x.contiguous() for name, x in tensors.items() if x is not None}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama, tied", "gemma3"])
+def test_an_output_matrix_that_only_config_json_ties(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    embedding = checkpoints.save(family, folder).get_input_embeddings().weight.detach()
+    edit_tensors(folder, lm_head__weight=(embedding.flip(0) * 0.5).to(dtype))
+    (note,) = convert(folder, tmp_path / "out.gguf")
+    assert "lm_head.weight" in note and "model.embed_tokens.weight" in note and "tie_word_embeddings" in note
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    np.testing.assert_allclose(own_logits(tmp_path / "out.gguf"), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+
+
+def test_a_second_copy_of_tied_embeddings_is_not_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    embedding = checkpoints.save("llama, tied", folder).get_input_embeddings().weight.detach().clone()
+    convert(folder, tmp_path / "one.gguf")
+    halves = embedding.to(torch.bfloat16)
+    for first, second in ((embedding, embedding.clone()), (halves, halves.float()), (None, embedding)):
+        edit_tensors(folder, model__embed_tokens__weight=first, lm_head__weight=second)
+        assert convert(folder, tmp_path / "two.gguf") == []
+        with GGUFFile.open(tmp_path / "two.gguf") as file:
+            assert "output.weight" not in file.tensors
+    np.testing.assert_array_equal(own_logits(tmp_path / "two.gguf"), own_logits(tmp_path / "one.gguf"))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_biases_come_and_go(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of families whose published models have none."""
+    model_class, config_class, changes = FAMILIES[family]
+    monkeypatch.setitem(FAMILIES, family, (model_class, config_class, changes | {"attention_bias": True}))
+    model = checkpoints.save(family, tmp_path / "model")
+    assert convert(tmp_path / "model", tmp_path / "out.gguf") == []
+    np.testing.assert_allclose(own_logits(tmp_path / "out.gguf"), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+    export(tmp_path / "out.gguf", tmp_path / "again", "f32")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    np.testing.assert_allclose(checkpoints.logits(again, IDS), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+
+
+# --- tokens without a row, rows without a token -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("added", [["<pad>"], ["[PAD]", "<|extra|>", "plain words"]])
+def test_added_tokens_without_a_row(added: list[str], tmp_path: Path) -> None:
+    """As in Alpaca and its like: a padding token was added for training, and the embedding never grew."""
+    folder = tmp_path / "model"
+    model = checkpoints.save("llama", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": added[0]})
+    tokenizer.add_tokens(added[1:])
+    tokenizer.save_pretrained(folder)
+    (note,) = convert(folder, tmp_path / "out.gguf")
+    assert repr(added[0]) in note and str(checkpoints.N_VOCAB) in note
+    quantize_file(tmp_path / "out.gguf", tmp_path / "q8.gguf", "Q8_0")
+    export(tmp_path / "out.gguf", tmp_path / "again", "f32")
+    convert(tmp_path / "again", tmp_path / "again.gguf")
+    for name in ("out", "q8", "again"):
+        with edgellm.load(tmp_path / f"{name}.gguf", n_threads=1, kv_type="f32") as own:
+            assert own.logits(IDS).shape[1] == own.n_vocab == checkpoints.N_VOCAB
+            for i, text in enumerate(added):
+                assert own.tokenize(f"a{text}", parse_special=True)[-1] == checkpoints.N_VOCAB + i
+            for use in (own.logits, own.generate):
+                with pytest.raises(UsageError, match=re.escape(repr(added[0]))):
+                    use([*IDS, checkpoints.N_VOCAB])
+            with pytest.raises(UsageError, match=re.escape(repr(added[0]))):
+                own.generate(f"a {added[0]}")
+            answer = own.generate("def f", max_tokens=40, temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=1)
+            "".join(answer)
+            assert max(answer.token_ids) < checkpoints.N_VOCAB
+    np.testing.assert_allclose(own_logits(tmp_path / "out.gguf"), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+
+
+def test_rows_without_a_token(tmp_path: Path) -> None:
+    """Embeddings are often rounded up to a multiple of 64."""
+    folder = tmp_path / "model"
+    model = checkpoints.save("llama", folder)
+    model.resize_token_embeddings(checkpoints.N_VOCAB + 61)
+    model.save_pretrained(folder)
+    assert convert(folder, tmp_path / "out.gguf") == []
+    np.testing.assert_allclose(own_logits(tmp_path / "out.gguf"), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
+
+
 # --- what cannot be converted -------------------------------------------------------------------------------
 
 
@@ -186,6 +280,67 @@ def refused(folder: Path, kind: type[EdgellmError], *words: str) -> None:
 def test_a_config_that_cannot_be(folder: Path, changes: dict, kind: type[EdgellmError], words: tuple[str, ...]) -> None:
     checkpoints.edit_json(folder / "config.json", **changes)
     refused(folder, kind, str(folder), *words)
+
+
+@pytest.mark.parametrize("key", ["attention_bias", "mlp_bias"])
+def test_biases_that_config_json_does_not_know_of(key: str, tmp_path: Path) -> None:
+    """transformers leaves them out, and with them what the model has learned."""
+    checkpoints.save("llama, biases", tmp_path / "model")
+    checkpoints.edit_json(tmp_path / "model" / "config.json", **{key: ...})
+    refused(tmp_path / "model", FormatError, "model.layers.0.", "proj.bias", key)
+
+
+def test_biases_that_are_missing(folder: Path, tmp_path: Path) -> None:
+    checkpoints.edit_json(folder / "config.json", attention_bias=True)
+    refused(folder, FormatError, "model.layers.0.self_attn.q_proj.bias", "attention_bias")
+    checkpoints.save("qwen2", tmp_path / "qwen")
+    edit_tensors(tmp_path / "qwen", model__layers__2__self_attn__v_proj__bias=None)
+    refused(tmp_path / "qwen", FormatError, "model.layers.2.self_attn.v_proj.bias")
+
+
+def test_a_tokenizer_of_another_model(folder: Path) -> None:
+    words = json.loads((folder / "tokenizer.json").read_text())
+    checkpoints.edit_json(folder / "tokenizer.json", model=words["model"] | {
+        "vocab": words["model"]["vocab"] | {"beyond": checkpoints.N_VOCAB}})  # fmt: skip
+    refused(folder, FormatError, "'beyond'", str(checkpoints.N_VOCAB))
+    far = {"id": 10**8, "content": "<far>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+           "normalized": False}  # fmt: skip
+    checkpoints.edit_json(folder / "tokenizer.json", model=words["model"], added_tokens=[*words["added_tokens"], far])
+    refused(folder, FormatError, "'<far>'", str(10**8))
+
+
+def test_what_is_written_is_opened_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever went wrong while it was written, the file that was there stays."""
+    from edgellm.convert import huggingface
+
+    def with_a_token_twice(*args: Any) -> dict[str, Any]:
+        found = tokenizer_metadata(*args)
+        found["tokenizer.ggml.tokens"][7] = found["tokenizer.ggml.tokens"][8]
+        return found
+
+    tokenizer_metadata = huggingface.tokenizer_metadata
+    out = folder.parent / "out.gguf"
+    out.write_bytes(b"old")
+    monkeypatch.setattr(huggingface, "tokenizer_metadata", with_a_token_twice)
+    with pytest.raises(FormatError, match="tokens 7 and 8"):
+        convert(folder, out)
+    assert out.read_bytes() == b"old"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["model", "out.gguf"]
+
+
+def test_what_is_exported_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(folder, folder.parent / "in.gguf")
+    monkeypatch.setattr("edgellm.convert.export.write_tokenizer", lambda metadata, work: None)
+    with pytest.raises(
+        FileProblem, match="what was written cannot be read again, so it was not kept: there is no tokenizer"
+    ):
+        export(folder.parent / "in.gguf", folder.parent / "again")
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["in.gguf", "model"]
+
+
+def test_two_names_of_one_weight(folder: Path) -> None:
+    edit_tensors(folder, language_model__model__norm__weight=torch.ones(64))
+    refused(folder, FormatError, "language_model.model.norm.weight", "model.norm.weight")
 
 
 def test_a_missing_output_matrix(folder: Path) -> None:

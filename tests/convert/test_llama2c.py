@@ -12,7 +12,7 @@ import pytest
 
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint as convert
-from edgellm.errors import FileProblem, UsageError
+from edgellm.errors import FileProblem, FormatError, UsageError
 from edgellm.formats.gguf import GGUFFile
 
 N_EMBD, N_FF, N_LAYERS, N_HEADS, N_KV_HEADS, N_VOCAB, N_CTX = 48, 72, 2, 6, 3, 300, 64
@@ -87,3 +87,14 @@ def test_the_real_story(shared: Path, tmp_path: Path, command: list[str]) -> Non
     assert (command[1] + answer.removesuffix("\n")).startswith(story)
     if not command[1]:
         assert answer == story + "\n"
+
+
+def test_a_tokenizer_that_cannot_work(tmp_path: Path) -> None:
+    """It is named at once, and no file is written that could not be loaded."""
+    path = write_model(tmp_path)
+    good = (tmp_path / "tokenizer.bin").read_bytes()
+    assert good.count(b"t0") == 1
+    (tmp_path / "tokenizer.bin").write_bytes(good.replace(b"t0", b"t1"))
+    with pytest.raises(FormatError, match=r"tokenizer\.bin: .*'t1'"):
+        convert(path, tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("*out*"))

@@ -179,3 +179,110 @@ def test_an_existing_target_is_replaced_by_a_whole_file(source: Path, tmp_path: 
     with GGUFFile.open(tmp_path / "out.gguf") as file:
         assert str(file.tensors["output.weight"].format) == "Q8_0"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.gguf", "out.gguf"]
+
+
+# --- results that are not what was asked for ----------------------------------------------------------------
+
+
+def test_rows_that_no_block_divides(tmp_path: Path) -> None:
+    """The file says what it is, and the result why."""
+    narrow = {name: array_of(name, (64, 48)) for name in ("token_embd.weight", "blk.0.attn_q.weight")}
+    source = save(tmp_path / "in.gguf", narrow, **{"general.file_type": 15})
+    done = quantize_file(source, tmp_path / "out.gguf", "Q4_K_M")
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        assert file.get("general.file_type", int) == 1
+        assert {str(tensor.format) for tensor in file.tensors.values()} == {"F16"}
+    assert done.type_name == "F16"
+    assert any("blk.0.attn_q.weight has rows of 48 weights" in line and "F16" in line for line in done.notes)
+    assert any("Q4_K_M" in line and "F16" in line for line in done.warnings)
+
+
+def test_rows_that_smaller_blocks_divide(source: Path, tmp_path: Path) -> None:
+    done = quantize_file(source, tmp_path / "out.gguf", "Q4_K_M")
+    (note,) = done.notes
+    assert "blk.0.ffn_down.weight" in note and "96" in note and "Q8_0" in note
+    assert done.type_name == "Q4_K_M" and done.warnings == []
+
+
+def experts() -> dict[str, np.ndarray]:
+    shapes = {"token_embd.weight": (40, N_COLS), "blk.0.ffn_gate_inp.weight": (4, N_COLS),
+              "blk.0.ffn_up_exps.weight": (4, 64, N_COLS), "blk.0.ffn_down_exps.weight": (4, 64, N_COLS)}  # fmt: skip
+    return {name: array_of(name, shape) for name, shape in shapes.items()}
+
+
+def test_a_mixture_of_experts(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.gguf", experts(), **{"llama.expert_count": 4})
+    quantize_file(source, tmp_path / "out.gguf", "Q4_K_M")
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        found = {name: str(tensor.format) for name, tensor in file.tensors.items()}
+        assert found["blk.0.ffn_gate_inp.weight"] == "F32"
+        np.testing.assert_array_equal(file.tensors["blk.0.ffn_gate_inp.weight"].dequantize(),
+                                      experts()["blk.0.ffn_gate_inp.weight"])  # fmt: skip
+        assert found["blk.0.ffn_up_exps.weight"] == "Q4_K"
+        assert file.tensors["blk.0.ffn_up_exps.weight"].shape == (4, 64, N_COLS)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_experts_have_an_importance_each(flat: bool, tmp_path: Path) -> None:
+    name, x = "blk.0.ffn_up_exps.weight", experts()["blk.0.ffn_up_exps.weight"]
+    importance = np.random.default_rng(1).uniform(0.01, 9, (4, N_COLS)).astype(np.float32)
+    source = save(tmp_path / "in.gguf", experts())
+    given = importance.reshape(-1) if flat else importance
+    quantize_file(source, tmp_path / "out.gguf", "Q4_K_S", importance={name: given})
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        raw = file.tensors[name].raw.reshape(4, 64, -1)
+        for expert in range(4):
+            np.testing.assert_array_equal(raw[expert], FORMATS["Q4_K"].quantize(x[expert], importance[expert]))
+
+
+# --- weights that are no numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["output_norm.weight", "blk.0.attn_q.bias", "blk.0.attn_q.weight"])
+@pytest.mark.parametrize("type_name", ["Q4_K_M", "F32", "F16"])
+def test_one_weight_that_is_no_number(value: float, name: str, type_name: str, tmp_path: Path) -> None:
+    x = ARRAYS[name].copy()
+    x.reshape(-1)[-1] = value
+    source = save(tmp_path / "in.gguf", ARRAYS | {name: x})
+    refused(source, tmp_path / "out.gguf", FormatError, name, "NaN" if np.isnan(value) else "infinity",
+            type_name=type_name)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "F16"])
+def test_scales_that_are_no_numbers(kind: str, tmp_path: Path) -> None:
+    """Also where the bytes would only be copied."""
+    name, x = "blk.0.attn_q.weight", ARRAYS["blk.0.attn_q.weight"]
+    raw = FORMATS[kind].quantize(x)
+    raw.reshape(-1)[:2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+    source = tmp_path / "in.gguf"
+    GGUFWriter(source, METADATA, [(name, x.shape, FORMATS[kind], raw)]).write()
+    refused(source, tmp_path / "out.gguf", FormatError, name, type_name=kind if kind != "Q4_K" else "Q4_K_S")
+
+
+def test_weights_too_large_for_the_type(tmp_path: Path) -> None:
+    source = save(tmp_path / "in.gguf", ARRAYS | {"blk.0.attn_q.weight": np.full((N_COLS, N_COLS), 1e38, np.float32)})
+    for type_name in ("F16", "Q8_0", "Q4_K_M"):
+        refused(source, tmp_path / "out.gguf", FormatError, "blk.0.attn_q.weight", type_name=type_name)
+    quantize_file(source, tmp_path / "out.gguf", "BF16")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+def test_a_place_that_cannot_be_written(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before any weight is read."""
+    monkeypatch.setattr("edgellm.convert.quantize.GGUFFile.open", lambda path: pytest.fail("too late"))
+    refused(source, Path("/proc/out.gguf"), FileProblem, "/proc", "cannot be written")
+
+
+def test_what_is_written_is_opened_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that go astray are found before the file takes its name."""
+    write = GGUFWriter._write_to
+
+    def astray(self: GGUFWriter, file: Any) -> None:
+        write(self, file)
+        file.seek(30)
+        file.write(b"\xff" * 8)
+
+    (tmp_path / "out.gguf").write_bytes(b"old")
+    monkeypatch.setattr(GGUFWriter, "_write_to", astray)
+    refused(source, tmp_path / "out.gguf", FormatError, "out.gguf")

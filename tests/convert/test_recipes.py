@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgellm.convert.parts import Part
-from edgellm.convert.recipes import RECIPES, choose_formats, recipe_of
+from edgellm.convert.recipes import RECIPES, choose_formats, recipe_of, true_recipe
 from edgellm.convert.source import tensor_of
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
@@ -101,6 +101,96 @@ def test_overrides_that_cannot_be(override: str, problem: str) -> None:
     parts, metadata = model(n_layers=2, n_cols=96)
     with pytest.raises(UsageError, match=problem):
         choose_formats(recipe_of("Q4_0"), parts, metadata, [override])
+
+
+# --- families that edgellm does not run ---------------------------------------------------------------------
+
+
+def part_of(name: str, *shape: int, kind: str = "F16") -> Part:
+    """A tensor without its weights."""
+    return Part(name, Tensor(name, shape, FORMATS[kind], np.zeros((0, FORMATS[kind].row_bytes(shape[-1])), np.uint8)))
+
+
+def chosen_for(parts: list[Part], recipe: str = "Q4_K_M", n_layers: int = 8) -> dict[str, str]:
+    metadata = {"general.architecture": "other", "other.block_count": n_layers}
+    found = choose_formats(recipe_of(recipe), parts, metadata)
+    return {name: str(block_format) for name, block_format in found.items()}
+
+
+STAYS = [
+    ("blk.0.ffn_gate_inp.weight", (128, 2048)), ("blk.1.ffn_gate_inp_shexp.weight", (1, 2048)),
+    ("blk.0.altup_router.weight", (64, 2048)), ("blk.0.altup_predict_coef.weight", (64, 64)),
+    ("blk.0.laurel_l.weight", (64, 2048)), ("per_layer_model_proj.weight", (2048, 2048)),
+    ("blk.3.ssm_conv1d.weight", (4096, 4)), ("blk.0.shortconv.conv.weight", (2048, 3)),
+    ("blk.0.ssm_x.weight", (192, 4096)), ("blk.0.ssm_dt.weight", (4096, 128)), ("blk.0.ssm_a", (4096, 256)),
+    ("blk.0.ssm_ba.weight", (64, 2048)), ("position_embd.weight", (512, 768)), ("token_types.weight", (2, 768)),
+    ("enc.blk.0.attn_rel_b.weight", (32, 256)), ("blk.0.attn_q_norm.weight", (32, 256)),
+    ("blk.0.time_mix_w1.weight", (160, 2048)), ("blk.0.time_mix_lerp_fused.weight", (5, 1, 2048)),
+    ("blk.0.time_mix_decay_w2.weight", (2048, 64)), ("v.patch_embd.weight", (1024, 3, 14, 14)),
+    ("v.position_embd.weight", (729, 1024)), ("a.conv1d.1.weight", (1024, 512, 3)), ("conv1d.weight", (512, 512, 7)),
+    ("convnext.0.pw1.weight", (768, 768)), ("blk.0.of_next_year.weight", (16, 4096)),
+    ("blk.0.of_next_year.weight", (4096, 16)), ("rope_factors_long.weight", (2, 256)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["Q4_K_M", "Q2_K", "Q8_0", "IQ4_XS", "F16", "BF16"])
+@pytest.mark.parametrize(("name", "shape"), STAYS)
+@pytest.mark.parametrize("kind", ["F32", "BF16"])
+def test_what_is_no_linear_stays_as_it_is(recipe: str, name: str, shape: tuple[int, ...], kind: str) -> None:
+    parts = [part_of(name, *shape, kind=kind), part_of("blk.0.attn_q.weight", 2048, 2048)]
+    assert chosen_for(parts, recipe)[name] == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("blk.0.ffn_gate_exps.weight", (8, 512, 256), "Q4_K"), ("blk.0.ffn_up_shexp.weight", (512, 256), "Q4_K"),
+        ("blk.0.ffn_down_exps.weight", (8, 256, 512), "Q6_K"), ("blk.2.ffn_down_exps.weight", (8, 256, 512), "Q4_K"),
+        ("blk.0.ffn_down_shexp.weight", (256, 512), "Q6_K"), ("blk.0.attn_qkv.weight", (768, 256), "Q4_K"),
+        ("blk.0.attn_q_a.weight", (1536, 2048), "Q4_K"), ("blk.0.attn_k_b.weight", (16, 512, 256), "Q4_K"),
+        ("blk.0.ssm_in.weight", (4096, 2048), "Q4_K"), ("blk.0.ssm_out.weight", (2048, 4096), "Q4_K"),
+        ("blk.0.shortconv.in_proj.weight", (6144, 2048), "Q4_K"), ("blk.0.time_mix_key.weight", (2048, 2048), "Q4_K"),
+        ("dec.blk.0.cross_attn_v.weight", (2048, 2048), "Q4_K"), ("blk.0.of_next_year.weight", (64, 256), "Q4_K"),
+        ("blk.0.attn_k.weight", (16, 256), "Q4_K"),
+    ],
+)  # fmt: skip
+def test_linears_of_any_family(name: str, shape: tuple[int, ...], expected: str) -> None:
+    parts = [part_of(name, *shape), part_of("blk.7.attn_q.weight", 2048, 2048)]
+    assert chosen_for(parts)[name] == expected
+
+
+def test_an_override_reaches_what_stays() -> None:
+    parts = [part_of("blk.0.ffn_gate_inp.weight", 8, 256), part_of("blk.0.attn_q.weight", 256, 256)]
+    found = choose_formats(recipe_of("Q4_K_M"), parts, {"general.architecture": "x"}, ["ffn_gate_inp=q8_0"])
+    assert found["blk.0.ffn_gate_inp.weight"] is FORMATS["Q8_0"]
+
+
+# --- what a file may call itself ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "n_cols", "expected"),
+    [("Q4_K_M", 256, "Q4_K_M"), ("Q4_K_M", 48, "F16"), ("Q4_K_M", 96, "Q5_0"), ("Q6_K", 96, "Q8_0"),
+     ("IQ4_XS", 96, "IQ4_NL"), ("Q3_K_S", 96, "Q4_0"), ("Q2_K", 256, "Q2_K"), ("Q5_K_S", 160, "Q5_1"),
+     ("Q8_0", 48, "F16"), ("BF16", 48, "BF16"), ("Q4_0", 96, "Q4_0"), ("MXFP4", 64, "MXFP4")],
+)  # fmt: skip
+def test_a_file_calls_itself_what_most_of_it_is(recipe: str, n_cols: int, expected: str) -> None:
+    parts, metadata = model(n_cols=n_cols)
+    formats = choose_formats(recipe_of(recipe), parts, metadata)
+    assert true_recipe(recipe_of(recipe), parts, formats).name == expected
+    said = "\n".join(formats.told())
+    replaced = {part.name for part in parts if f"rows of {n_cols} weights" in said}
+    assert bool(replaced) == any(n_cols % FORMATS[name].block_size for name in (recipe_of(recipe).base, "Q6_K")
+                                 if not recipe_of(recipe).is_float and recipe != "MXFP4")  # fmt: skip
+
+
+def test_few_replaced_tensors_change_no_name() -> None:
+    parts = [part_of("blk.0.attn_q.weight", 256, 256), part_of("blk.0.ffn_down.weight", 256, 48)]
+    formats = choose_formats(recipe_of("Q4_K_S"), parts, {"general.architecture": "x"})
+    assert true_recipe(recipe_of("Q4_K_S"), parts, formats).name == "Q4_K_S"
+    assert formats.told() == [
+        "blk.0.ffn_down.weight has rows of 48 weights, which Q4_K does not divide (blocks of 256): F16 in its place"
+    ]
 
 
 @pytest.mark.parametrize("name", ["Q7_K", "", "Q4_K_XL", "Q4_K_M "])

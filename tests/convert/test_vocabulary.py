@@ -241,3 +241,15 @@ def test_a_japanese_bert_is_refused(tmp_path):
     folders.write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"})
     with pytest.raises(UnsupportedError, match="BertJapaneseTokenizer"):
         tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+def test_a_padding_token_beyond_the_rows_of_sentencepiece(tmp_path: Path) -> None:
+    """Alpaca's folders: the original tokenizer.model, and added_tokens.json with one more id than there are rows."""
+    original = folders.sentencepiece(tmp_path)
+    n = original.vocab_size()
+    folders.write_json(tmp_path / "added_tokens.json", {"[PAD]": n})
+    folders.write_json(tmp_path / "special_tokens_map.json", {"pad_token": "[PAD]"})
+    metadata = tokenizer_metadata(tmp_path, n)
+    assert list(metadata["tokenizer.ggml.tokens"])[n:] == ["[PAD]"]
+    assert metadata["tokenizer.ggml.padding_token_id"] == n
+    assert load_tokenizer(metadata).encode("a[PAD]", parse_special=True)[-1] == n

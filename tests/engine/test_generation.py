@@ -229,6 +229,21 @@ def test_chat_renders_the_template_of_the_file(tmp_path) -> None:
         assert chat.token_ids == generated(model, model.tokenize("<s>the</s>", parse_special=True), max_tokens=5)
 
 
+def test_what_is_said_in_a_chat_makes_no_control_tokens(tmp_path) -> None:
+    checkpoint = tiny.llama()
+    checkpoint.metadata["tokenizer.chat_template"] = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    with edgellm.load(checkpoint.save(tmp_path / "chat.gguf"), n_threads=1) as model:
+        bos, eos = model.tokenize("<s>", parse_special=True), model.tokenize("</s>", parse_special=True)
+        turn = {"role": "user", "content": "the </s><s> the"}
+        chat = model.chat([turn], temperature=0.0, max_tokens=3)
+        list(chat)
+        expected = [*bos, *model.tokenize("the </s><s> the"), *eos]
+        assert chat.token_ids == generated(model, expected, max_tokens=3)
+        again = model.chat([turn, turn], max_tokens=1)
+        list(again)
+        assert again.stats.n_reused_tokens >= len(expected)
+
+
 def test_logits_of_one_token_and_of_arrays(model) -> None:
     one = model.logits([5])
     assert one.shape == (1, tiny.N_VOCAB) and one.dtype == np.float32

@@ -83,9 +83,9 @@ def test_arrays_outlive_the_file(write):
 def test_closing_lets_go_of_the_mapping(write):
     path = write(small_model())
     file = GGUFFile.open(path)
-    assert str(path) in Path("/proc/self/maps").read_text()
+    assert str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
     file.close()
-    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 def test_a_file_of_vocabulary_only(write):

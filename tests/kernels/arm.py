@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from edgellm.kernels import compiler
-from edgellm.kernels.isa import NEON, Isa
+from edgellm.kernels.isa import NEON
 from edgellm.kernels.registry import Kernel
 
 TRIPLE = "aarch64-unknown-linux-gnu"
@@ -41,34 +41,39 @@ class _StandIn(NEON.vocabulary):
 NEON_ELSEWHERE = replace(NEON, vocabulary=_StandIn)
 
 
-def target_machine() -> llvm.TargetMachine:
-    """LLVM's code generator for ARM; skips the test where this LLVM has none."""
+def target_machine(triple: str = TRIPLE, cpu: str = "", features: str = FEATURES) -> llvm.TargetMachine:
+    """LLVM's code generator for another machine; skips the test where this LLVM has none."""
     try:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
-        return llvm.Target.from_triple(TRIPLE).create_target_machine(features=FEATURES, opt=3, jit=True)
+        return llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
     except RuntimeError as problem:
-        pytest.skip(f"this LLVM cannot compile for ARM: {problem}")
+        pytest.skip(f"this LLVM cannot compile for {triple}: {problem}")
+
+
+def compiling_for_arm() -> AbstractContextManager[None]:
+    """Within, `compile_kernel` makes objects for ARM, of NEON_ELSEWHERE."""
+    return compiling_for(TRIPLE, target_machine())
 
 
 @contextmanager
-def compiling_for_arm() -> Iterator[Isa]:
-    """Within, `compile_kernel` makes objects for ARM of the ISA that is given."""
-    machine = target_machine()
+def compiling_for(triple: str, machine: llvm.TargetMachine) -> Iterator[None]:
+    """Within, `compile_kernel` makes objects for another machine."""
 
-    def cfunc_for_arm(*args, original=compiler.cfunc, **options):
+    def cfunc_elsewhere(*args, original=compiler.cfunc, **options):
         def compile_function(function):
             compiled = original(*args, **options)(function)
             lines = [line for line in compiled.inspect_llvm().splitlines() if not line.startswith("target ")]
-            text = "\n".join([f'target triple = "{TRIPLE}"', *lines]).replace("standin.", "")
+            target = [f'target triple = "{triple}"', f'target datalayout = "{machine.target_data}"']
+            text = "\n".join([*target, *lines]).replace("standin.", "")
             return SimpleNamespace(native_name=compiled.native_name, inspect_llvm=lambda: text)
 
         return compile_function
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "target_machine", lambda isa: machine)
-        patch.setattr(compiler, "cfunc", cfunc_for_arm)
-        yield NEON_ELSEWHERE
+        patch.setattr(compiler, "cfunc", cfunc_elsewhere)
+        yield
 
 
 class EmulatedStore:
@@ -82,8 +87,8 @@ class EmulatedStore:
     def load(self, kernels: list[Kernel]) -> None:
         for kernel in kernels:
             if kernel.name not in self._addresses:
-                with compiling_for_arm() as isa:
-                    code = compiler.compile_kernel(kernel, isa)
+                with compiling_for_arm():
+                    code = compiler.compile_kernel(kernel, NEON_ELSEWHERE)
                 self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
                 self._engine.finalize_object()
                 self._addresses[kernel.name] = self._engine.get_function_address(kernel.symbol)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -14,11 +18,12 @@ from edgellm.errors import KernelError
 from edgellm.kernels import compiler
 from edgellm.kernels.isa import GENERIC, Isa
 from edgellm.kernels.kv_types import KV_TYPES
+from edgellm.kernels.numba_settings import plain_numba
 from edgellm.kernels.registry import Kernel, all_kernels, find
 from edgellm.kernels.staged import Vocabulary
 from edgellm.quants import FORMATS
 
-from .arm import compiling_for_arm
+from .arm import NEON_ELSEWHERE, compiling_for_arm
 
 SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES)
 
@@ -39,11 +44,81 @@ def test_an_object_names_its_kernel() -> None:
     assert kernel.symbol.encode() in code
 
 
+SETTINGS = {
+    "NUMBA_DISABLE_JIT": "1",
+    "NUMBA_OPT": "0",
+    "NUMBA_CPU_NAME": "no-such-cpu",
+    "NUMBA_CPU_FEATURES": "+no-such-feature",
+    "NUMBA_DEBUG": "1",
+    "NUMBA_DEBUGINFO": "1",
+    "NUMBA_BOUNDSCHECK": "1",
+    "NUMBA_TRACE": "1",
+    "NUMBA_NUM_THREADS": "0",
+    "NUMBA_CACHE_DIR": "/no/such/folder",
+    "NUMBA_CHROME_TRACE": "/no/such/folder/trace",
+    "NUMBA_DUMP_HTML": "/no/such/folder/dump",
+    "PYTHONOPTIMIZE": "2",
+    "PYTHONNOUSERSITE": "1",
+}
+COMPILE = """
+import hashlib, os
+from edgellm.kernels.isa import GENERIC
+from edgellm.kernels.registry import find
+before = dict(os.environ)
+from edgellm.kernels import compiler
+for name in ("add", "sum_squares"):
+    print(hashlib.sha256(compiler.compile_kernel(find(name), GENERIC)).hexdigest())
+assert dict(os.environ) == before
+"""
+
+
+def compiled_with(folder: Path, **settings: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), **settings}
+    command = [sys.executable, "-c", COMPILE]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert (done.stderr, done.returncode) == ("", 0)
+    return done.stdout
+
+
+def test_what_is_set_for_numba_changes_nothing(tmp_path: Path) -> None:
+    """Neither that kernels are compiled, nor into what: later starts use them without those settings."""
+    (tmp_path / "empty").mkdir()
+    plain = compiled_with(tmp_path / "empty")
+    assert len(plain.splitlines()) == 2
+    assert compiled_with(tmp_path / "empty", **SETTINGS) == plain
+    (tmp_path / ".numba_config.yaml").write_text("disable_jit: 1\nopt: '0'\n")
+    assert compiled_with(tmp_path, NUMBA_OPT="9") == plain
+
+
+def test_settings_of_numba_are_a_persons_own_again() -> None:
+    from numba.core import config
+
+    config.DISABLE_JIT = 1
+    try:
+        with plain_numba():
+            assert config.DISABLE_JIT == 0
+            with plain_numba():
+                config.reload_config()
+        assert config.DISABLE_JIT == 1
+        assert compiler.compile_kernel(find("add"), GENERIC)
+        config.reload_config()
+        assert config.DISABLE_JIT == 1
+    finally:
+        config.DISABLE_JIT = 0
+
+
+def test_a_numba_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba.core", None)
+    with pytest.raises(KernelError, match="Numba, which compiles kernels, cannot be imported: "), plain_numba():
+        pass
+
+
 @pytest.fixture
 def for_arm() -> Iterator[Isa]:
     """The ISA with which `compile_kernel` makes objects for 64-bit ARM, whatever this machine is."""
-    with compiling_for_arm() as isa:
-        yield isa
+    with compiling_for_arm():
+        yield NEON_ELSEWHERE
 
 
 def machine_words(code: bytes) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +85,89 @@ def test_a_damaged_object_is_made_again(stored: Path, tmp_path: Path, damage) ->
     assert load(tmp_path) == []
 
 
-def test_a_folder_in_the_place_of_an_object(stored: Path, tmp_path: Path) -> None:
-    stored.unlink()
-    stored.mkdir()
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_suffix(".real"))
+    path.symlink_to(path.with_suffix(".real"))
+
+
+def second_name(path: Path) -> None:
+    os.link(path, path.with_suffix(".second"))
+
+
+def another_kernel(path: Path) -> None:
+    """Its digest is right: only the name is not."""
+    KernelStore(choose(), path.parents[1]).load([find("sum_squares")])
+    path.with_name("sum_squares.o").replace(path)
+
+
+def another_generation(path: Path) -> None:
+    """A sound object of the same kernel, from another folder of the store."""
+    (store := KernelStore(GENERIC, path.parents[1])).load([KERNEL])
+    (store.folder / path.name).replace(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes and links in folders")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pipe,
+        folder,
+        link,
+        second_name,
+        another_kernel,
+        another_generation,
+        lambda path: path.chmod(0o666),
+        lambda path: path.chmod(0o660),
+        lambda path: path.parent.chmod(0o777),
+        lambda path: path.parent.chmod(0o770),
+    ],
+    ids=["pipe", "folder", "link", "second name", "another kernel", "another generation",
+         "open to all", "open to a group", "folder open to all", "folder open to a group"],
+)  # fmt: skip
+def test_what_is_not_ours_alone_is_not_run_but_replaced(spoil: Callable[[Path], object], stored: Path) -> None:
+    spoil(stored)
+    assert load(stored.parents[1]) == ["add", ""]
+    assert load(stored.parents[1]) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+def test_in_a_home_that_all_can_write_nothing_is_kept_or_believed(
+    stored: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tmp_path.chmod(0o777)
     assert load(tmp_path) == ["add", ""]
+    assert load(tmp_path) == ["add", ""]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert f"others can write in {tmp_path}" in line and "EDGELLM_HOME" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+def test_an_umask_that_hides_nothing(tmp_path: Path) -> None:
+    code = f"import os; os.umask(0)\n{LOAD}"
+    assert python(code, tmp_path / "home").communicate(timeout=120)[0] == "True\n"
+    kernels = tmp_path / "home" / "kernels"
+    (generation,) = kernels.iterdir()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (kernels, generation)] == [0o700] * 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in generation.iterdir()} == {0o600}
+    assert python(code, tmp_path / "home").communicate(timeout=60)[0] == "False\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files in use are removed by nobody there")
+def test_a_start_clears_what_a_killed_one_left(stored: Path) -> None:
+    left = stored.with_name(".rope.o.0123456789abcdef.unfinished")
+    left.touch()
+    assert load(stored.parents[1]) == []
+    assert not left.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
@@ -115,11 +196,29 @@ def test_other_compilers_and_cpus_have_another_folder(monkeypatch: pytest.Monkey
     assert available()[0] is GENERIC or best not in folders
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
+def test_another_system_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the same CPU: a home that a container or two systems of one computer share."""
+    folders = {KernelStore(GENERIC, tmp_path).folder}
+    for system, architecture in (("win32", "x86_64"), ("darwin", "x86_64"), ("darwin", "arm64")):
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(store_module, "architecture", lambda name=architecture: name)
+        folders.add(KernelStore(GENERIC, tmp_path).folder)
+    assert len(folders) == 4
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That is said before anything is compiled, and once."""
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
-    assert load(blocked) == ["add", ""]
-    assert load(blocked) == ["add", ""]
+    events: list[str] = []
+    caplog.handler.emit = lambda record: events.append(record.getMessage())  # type: ignore[method-assign]
+    for _ in range(2):
+        store = KernelStore(choose(), blocked)
+        store.load([KERNEL], lambda done, total, name: events.append(name))
+        assert two_plus_three(store) == 5
+    line, *compiled = events
+    assert compiled == ["add", "", "add", ""]
+    assert str(store.folder) in line and "EDGELLM_HOME can name another folder" in line
 
 
 def python(code: str, home: Path) -> subprocess.Popen[str]:

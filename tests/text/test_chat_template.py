@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime
 from typing import Any
 
@@ -213,3 +214,86 @@ def test_the_messages_stay_as_they_were_and_hold_plain_values():
     template = ChatTemplate("{{ messages[0].content.upper() }}{{ messages[0].reasoning_content }}")
     assert template.render([message]) == "HIt"
     assert message == {"role": "user", "content": "hi", "thinking": "t"}
+
+
+OPENAI = [
+    {"role": "user", "content": "Weather?", "name": None},
+    {"role": "assistant", "content": None, "refusal": None, "reasoning_content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "abcdefghi", "name": "get_weather", "content": "21"},
+]
+
+
+def applied(source: str, chat: list) -> str | None:
+    """What `apply_chat_template` gives, which drops keys before it renders."""
+    return original(source, chat_template_utils._normalize_chat_messages(chat), True)
+
+
+@pytest.mark.skipif(not hasattr(chat_template_utils, "_normalize_chat_messages"), reason="an older transformers")
+def test_keys_without_a_value_are_dropped_as_transformers_does(shared):
+    sources = [path.read_text(encoding="utf-8") for path in sorted((shared / "templates").glob("*.jinja"))]
+    sources += ["{% for m in messages %}{{ m.content }}|{{ m['content'] is defined }}|{{ m | length }}{% endfor %}"]
+    for source in sources:
+        assert ours(ChatTemplate(source, SPECIAL), OPENAI, True) == applied(source, OPENAI)
+    assert "None" not in ChatTemplate(sources[-1]).render(OPENAI)
+    inner = [{"role": "user", "content": {"a": None}}]
+    assert ChatTemplate("{{ messages[0].content }}").render(inner) == "{'a': None}"  # only those of messages
+
+
+@dataclasses.dataclass
+class MessageObject:
+    role: str
+    content: str | None
+    parts: tuple[int, ...] = (1, 2)
+
+
+class Pydantic:
+    def model_dump(self) -> dict[str, Any]:
+        return {"role": "user", "content": "hi", "audio": None}
+
+
+def test_message_objects():
+    chat = [MessageObject("user", "a"), MessageObject("user", None), Pydantic()]
+    source = "{% for m in messages %}{{ m }}{% endfor %}"
+    assert ours(ChatTemplate(source), chat, True) == (
+        "{'role': 'user', 'content': 'a', 'parts': (1, 2)}{'role': 'user', 'parts': (1, 2)}"
+        "{'role': 'user', 'content': 'hi'}"
+    )
+
+
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
+
+
+@pytest.mark.parametrize("source", [
+    "{{ messages[0].content }}", "{{ '<' + messages[0].content + '>' }}", "{{ messages[0].content | tojson }}",
+    "{% if messages[0].content is string %}{{ messages[0].content }}{% endif %}",
+])  # fmt: skip
+def test_parts_become_one_text_for_a_template_that_knows_texts_only(source):
+    whole = [{"role": "user", "content": "one\ntwo"}]
+    assert ChatTemplate(source).render(PARTS) == ChatTemplate(source).render(whole)
+
+
+def test_parts_are_handed_on_to_a_template_that_knows_them(shared):
+    source = "{% for p in messages[0].content %}{% if p.type == 'text' %}[{{ p['text'] }}]{% endif %}{% endfor %}"
+    assert ChatTemplate(source).render(PARTS) == original(source, PARTS, True) == "[one][two]"
+    for path in sorted((shared / "templates").glob("*.jinja")):
+        prompt = ChatTemplate(path.read_text(encoding="utf-8"), SPECIAL).render(PARTS, tools=[], documents=[])
+        assert "one" in prompt and "two" in prompt and "'text'" not in prompt, path.name
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([{"role": 3, "content": "x"}], "message 0: 'role' is a int"),
+        ([USER, {"role": "user", "content": 3}], "message 1: 'content' is a int"),
+        ([{"role": "user", "content": True}], "'content' is a bool"),
+        ([{"role": "user", "content": [3]}], "'content' holds a int"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "no text under 'text'"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "edgellm reads texts only"),
+        (USER, "a dict; expected a list of dicts"),
+        (None, "a NoneType; expected a list of dicts"),
+        ([[USER]], "message 0 is"),
+    ],
+)  # fmt: skip
+def test_messages_of_the_wrong_form_are_refused_by_name(messages, what):
+    with pytest.raises(UsageError, match=what):
+        ChatTemplate("{{ messages }}").render(messages)

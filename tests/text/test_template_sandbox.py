@@ -1,4 +1,4 @@
-"""Hostile chat templates end within a second, in one clear error, without large memory."""
+"""Hostile chat templates end within a second, in one clear error, without large memory; work is counted, not timed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from edgellm.errors import TemplateError
 from edgellm.text import ChatTemplate
 
+WORDS = "{% set words = 'x ' * 2000000 %}"
 BIG = "{% set big = 'x' * 1000000 %}"
 GROW = "{{% set ns = namespace(s={start}) %}}{{% for i in range(60) %}}{{% set ns.s = {step} %}}{{% endfor %}}{use}"
 
@@ -131,6 +132,69 @@ HOSTILE = {
     "word wrap": "{{ ('a' * 100000) | wordwrap(1, wrapstring='b' * 100000) }}",
     "sum of lists": "{{ ([[1] * 1000] * 1000) | sum(start=[]) }}",
     "lorem ipsum": "{{ lipsum(1000000) }}",
+    "dates": "{{ strftime_now('%c' * 1999999) }}",
+    "years": "{{ strftime_now('%Y' * 1999999) }}",
+    "title": WORDS + "{{ words | title }}",
+    "split": WORDS + "{{ words.split() | length }}",
+    "split at a text": WORDS + "{{ words.split(' ') | length }}",
+    "split from the right": WORDS + "{{ words.rsplit() | length }}",
+    "split often": WORDS + "{{ words.split(' ', 1000000) | length }}",
+    "split at line ends": "{{ ('\u2028' * 1000000).splitlines() | length }}",
+    "characters": WORDS + "{{ words | list | length }}",
+    "sorted characters": WORDS + "{{ words | sort | length }}",
+    "found from the right": "{{ ('a' * 2000000).rfind('ab' ~ 'a' * 1000000) }}",
+    "cut from the right": "{{ ('a' * 2000000).rpartition('ab' ~ 'a' * 1000000) }}",
+    "found at every place": "{% set t = 'a' * 29999 %}{% set p = 'a' * 49 ~ 'b' ~ 'a' * 49 %}"
+    "{% for i in range(99999) %}{{ t.find(p) }}{{ p in t }}{{ t.count(p) }}{% endfor %}",
+    "strip many": "{{ ('a' * 2000000).strip('b' * 1000000 ~ 'a') }}",
+    "trim many": "{{ ('a' * 2000000) | trim('b' * 1000000 ~ 'a') }}",
+    "odd text": "{{ '%1000000000d' is odd }}",
+    "even texts": "{{ ['%1000000000d'] | select('even') | list }}",
+    "divisible text": "{{ '%1000000000d' is divisibleby(3) }}",
+    "rounded text": "{{ 'x' | round(9, 'ceil') }}",
+    "rounded list": "{{ [1] | round(8, 'floor') }}",
+    "deep JSON with indent": grow("[1]", "[ns.s]", "{{ ns.s | tojson(indent=3900000) }}"),
+    "JSON in ASCII": "{{ ('\U0010ffff' * 3999999) | tojson(ensure_ascii=true) }}",
+    "written with escapes": "{{ ['\x00' * 3999990] }}",
+    "filters in a row": "{{ range(99999)" + " | select" * 400 + " | list | length }}",
+    "recursive loop over many": "{% set l = range(99999) | list %}{% for i in [1] recursive %}"
+    "{% if loop.first %}{{ loop(l) }}{% endif %}{% endfor %}",
+    "recursive loop that picks": "{% set l = range(99999) | list %}{% for i in l if i == 0 recursive %}{{ loop(l) }}"
+    "{% endfor %}",
+    "keys of one dict": "{% set t = (1,) * 400000 %}{% set d = {" + "t: 1, " * 1500 + "} %}",
+    "heavy defaults": "{% set t = (1,) * 400000 %}{{ range(99999) | map(attribute='x', default=t) | unique | list }}",
+    "heavy sort": BIG + "{{ range(99999) | map(attribute='x', default=big) | sort }}",
+    "searched range": "{% for i in range(99999) %}{{ 'a' in range(99999) }}{% endfor %}",
+    "searched values": "{% set d = dict.fromkeys(range(99999), 'x') %}{% for i in range(99999) %}"
+    "{{ 'a' in d.values() }}{% endfor %}",
+    "lists compared": "{% set a = range(99999) | list %}{% set b = range(99999) | list %}"
+    "{% for i in range(99999) %}{{ a == b }}{{ a < b }}{% endfor %}",
+    "long body": "{% for i in range(99999) %}" + "{% set a = i %}" * 1500 + "{% endfor %}",
+    "many conditions": "{% for i in range(99999) %}{% if false %}a" + "{% elif i == -1 %}x" * 900
+    + "{% endif %}{% endfor %}",
+    "many arguments": "{% macro m(" + ",".join(f"a{i}=1" for i in range(900)) + ") %}{% endmacro %}"
+    "{% for i in range(99999) %}{{ m() }}{% endfor %}",
+    "long caller": "{% macro m() %}{% for i in range(99999) %}{{ caller() }}{% endfor %}{% endmacro %}"
+    "{% call m() %}" + "{% set a = 1 %}" * 1500 + "{% endcall %}",
+    "long block": "{% block b %}" + "{% set a = 1 %}" * 1500 + "{% endblock %}"
+    "{% for i in range(99999) %}{{ self.b() }}{% endfor %}",
+    "deep tuple": grow("(1,)", "(ns.s,)", "{{ {ns.s: 1} }}").replace("range(60)", "range(90000)"),
+    "hidden filter": "{{ 1 | @step }}",
+    "work given back": "{{ [-1000000000] | map('@step') | list }}",
+    "long casefold": "{{ ('\u0390' * 3999999).casefold() }}",
+    "escaped": "{{ ('\"' * 3999999) | e }}",
+    "escaped by a sum": "{{ ('<' | e) + '\"' * 3999999 }}",
+    "escaped by a format": "{{ ('%s' | e) % ('\"' * 3999999) }}",
+    "long number in hexadecimal": "{{ ('f' * 3999999) | int(base=16) }}",
+    "large numbers": "{% set ns = namespace(s=3) %}{% for i in range(99999) %}{% set ns.s = ns.s * 3 % 7 ** 1400 %}"
+    "{% endfor %}" * 9,
+    "numbers from long texts": "{% for i in range(99999) %}{{ ('9' * 3999999) | float }}{% endfor %}",
+    "many new lists": "{% set ns = namespace(s=[]) %}{% for i in range(99999) %}"
+    "{% set ns.s = ns.s + [range(9999) | list] %}{% endfor %}",
+    "many wide texts": "{% set t = '\U0001f600' * 900000 %}" + "".join(f"{{% set c{i} = t[1:] %}}" for i in range(300)),
+    "cycled": "{% set l = range(99999) | list %}{% for i in range(99999) %}{{ loop.cycle(*l) }}{% endfor %}",
+    "changed": "{% set a = range(99999) | list %}{% set b = range(99999) | list %}"
+    "{% for i in range(99999) %}{{ loop.changed(a if i is odd else b) }}{% endfor %}",
 }  # fmt: skip
 
 
@@ -142,7 +206,7 @@ def test_hostile_templates_end_in_one_clear_error(source):
     with pytest.raises(TemplateError, match=r"^[^\n]{5,500}$"):
         ChatTemplate(source).render([{"role": "user", "content": "hi"}])
     assert time.thread_time() - start < 1.0
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000  # KB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KB
 
 
 HARMLESS = {
@@ -151,6 +215,11 @@ HARMLESS = {
     "blown-up date": ("{{ strftime_now('%Y' * 100000) | length }}", "400000"),
     "a number too long": ("{{ ('9' * 1000000) | int }}", "0"),
     "a year in a format": ("{{ 'in 2024: %s, %d' % ('x', 5) }}{{ '2024 {{}} {}'.format(1) }}", None),
+    "a wide date": ("{{ strftime_now('%1000000000d' ~ 'x' * 3999000) | length }}", "3999000"),
+    "names of days": ("{{ strftime_now('%c' * 100000) | length > 100000 }}", "True"),
+    "a long title": ("{{ ('x ' * 2000000).title() | length }}", "4000000"),
+    "a long trim": ("{{ ('x ' * 2000000) | upper | trim | length }}", "3999999"),
+    "a few pieces": ("{{ ('x ' * 1000000).split(none, 2) | length }}", "3"),
     "100,000 values": ("{{ range(100000) | list | length }}", "100000"),
 }
 
@@ -165,6 +234,50 @@ def test_long_chats_are_rendered():
     source = "{% for m in messages %}{{ '<' + m.role + '>' ~ m['content'] | trim }}\n{% endfor %}"
     chat = [{"role": "user", "content": f" message {i} " * 100} for i in range(1000)]
     assert len(ChatTemplate(source).render(chat)) > 1_000_000
+
+
+LOOKING_BACK = """
+{%- for message in messages -%}
+    {%- set before = namespace(role=none, found=false) -%}
+    {%- for j in range(loop.index0 - 1, -1, -1) -%}
+        {%- if not before.found and messages[j]['role'] != 'tool' -%}
+            {%- set before.role = messages[j]['role'] -%}{%- set before.found = true -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if message.role != before.role -%}{{- '<|turn>' + message['role'] + '\n' -}}{%- endif -%}
+    {{- message['content'] | trim + '<turn|>\n' -}}
+{%- endfor -%}"""
+
+
+def turns(n: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "Hi there"}, {"role": "assistant", "content": "Hello"}] * n
+
+
+@pytest.mark.parametrize("n", [200, 600])
+def test_a_template_may_look_back_from_every_message(n):
+    assert ChatTemplate(LOOKING_BACK).render(turns(n)).count("<|turn>") == 2 * n
+
+
+def test_two_thousand_turns_of_any_template(shared):
+    for path in sorted((shared / "templates").glob("*.jinja")):
+        template = ChatTemplate(path.read_text(encoding="utf-8"), {"bos_token": "<s>", "eos_token": "</s>"})
+        chat = [*turns(2000), {"role": "user", "content": "Bye"}]
+        prompt = template.render(chat, tools=[], documents=[])
+        assert prompt.count("Hi there") == 2000, path.name
+
+
+def test_a_longer_chat_may_cost_more_but_not_without_end():
+    triple = "{% for a in messages %}{% for b in messages %}{% for c in messages %}{% endfor %}{% endfor %}{% endfor %}"
+    assert ChatTemplate(triple).render(turns(10)) == ""
+    with pytest.raises(TemplateError, match="far more work than a chat of this size needs"):
+        ChatTemplate(triple).render(turns(150))
+
+
+def test_a_busy_machine_changes_nothing(monkeypatch):
+    ticks = iter(range(10**9))
+    for clock in ("time", "monotonic", "perf_counter", "thread_time", "process_time"):
+        monkeypatch.setattr(time, clock, lambda: next(ticks))
+    assert len(ChatTemplate(LOOKING_BACK).render(turns(50))) > 1000
 
 
 def test_a_chat_beyond_all_bounds_is_refused():

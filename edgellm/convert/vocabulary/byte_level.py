@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgellm.convert.vocabulary.draft import Draft
-from edgellm.convert.vocabulary.files import Files, Record
+from edgellm.convert.vocabulary.files import Files, Record, added_texts
 from edgellm.convert.vocabulary.rules import composes, flatten, recognise
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
@@ -31,7 +31,7 @@ def read_byte_level(file: Record, model: Record, n_vocab: int) -> Draft:
     vocab = model.record("vocab")
     if vocab is None:
         raise model.wrong("vocab", "an object of tokens and their ids")
-    draft.put_all(vocab.values)
+    draft.put_all(vocab.values, added_texts(file))
     draft.take_merges(model.list("merges"))
     unknown = model.text("unk_token")
     if unknown is not None and (missing := [char for char in BYTE_OF_CHAR if char not in draft.ids]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgellm.formats.gguf.header import quoted
 from edgellm.text.spm import SPACE
 from edgellm.text.vocabulary import OURS, PREFIX, TokenType
 
+MOST_BEYOND = 1024  # added tokens that may come after the rows of the embedding
 ADDED_SCORE = -1000.0  # of tokens that no merging makes, as other converters write it
 MOST_CHARS = 512  # of a token; the longest in use have half of that
 
@@ -37,7 +38,7 @@ class Draft:
     """Tokens by id, and what else the metadata says of a tokenizer.
 
     file:     the file that it is read from, for errors.
-    n_vocab:  rows of the model's embedding; every id lies below.
+    n_vocab:  rows of the model's embedding; every id lies below, but for a few of added tokens.
     model, pre:   GGUF's names of the kind of tokenizer and of the pre-tokenizer.
     merges:   pairs, best first, for the kind "gpt2".
     ignore_merges:  whether a word that is a token is taken whole, whatever the merges would make of it.
@@ -72,12 +73,22 @@ class Draft:
         self.made: frozenset[str] = frozenset()
         self.notes: list[str] = []
 
-    def put(self, token_id: Any, text: Any, token_type: TokenType = TokenType.NORMAL, score: float = 0.0) -> None:
-        """Give an id its token. FormatError for ids that are taken or lie beyond the model, and for no texts."""
+    def put(
+        self,
+        token_id: Any,
+        text: Any,
+        token_type: TokenType = TokenType.NORMAL,
+        score: float = 0.0,
+        n_beyond: int = 0,
+    ) -> None:
+        """Give an id its token. FormatError for ids that are taken or lie beyond the model, and for no texts.
+
+        n_beyond:  how far beyond the model's rows it may lie.
+        """
         if type(text) is not str or len(text) > MOST_CHARS:
             found = f"{len(text)} characters long" if type(text) is str else kind_of(text)
             raise FormatError(f"{self.file}: token {token_id} is {found}; expected a text of up to {MOST_CHARS}")
-        if type(token_id) is not int or not 0 <= token_id < self.n_vocab:
+        if type(token_id) is not int or not 0 <= token_id < self.n_vocab + n_beyond:
             raise self._beyond(token_id, text)
         if not text.isascii():
             whole_text(text, f"{self.file}: token {token_id}")
@@ -90,10 +101,10 @@ class Draft:
         self.tokens[token_id] = Token(text, token_type, score)
         self.ids[text] = token_id
 
-    def put_all(self, vocab: Mapping[str, Any]) -> None:
-        """Take a vocabulary that maps tokens to ids."""
+    def put_all(self, vocab: Mapping[str, Any], added: Collection[str] = ()) -> None:
+        """Take a vocabulary that maps tokens to ids; those of `added` are added ones, and may lie beyond the rows."""
         for text, token_id in vocab.items():
-            self.put(token_id, text)
+            self.put(token_id, text, n_beyond=MOST_BEYOND if text in added else 0)
 
     def add(self, token_id: Any, text: Any, special: bool, file: str, may_rename: bool = False) -> None:
         """A token added beside the vocabulary, or set apart within it, as `file` says.
@@ -107,7 +118,7 @@ class Draft:
             known = None
         if known is None or known.text != text:
             origin, self.file = self.file, file
-            self.put(token_id, text)
+            self.put(token_id, text, n_beyond=MOST_BEYOND)
             self.file = origin
         if known is not None and known.type in (TokenType.UNKNOWN, TokenType.BYTE):
             return
@@ -150,8 +161,11 @@ class Draft:
         return self.ids[text]
 
     def metadata(self) -> dict[str, Any]:
-        """The keys `tokenizer.ggml.*`; ids without a token become unused ones."""
-        tokens = [self._token(i) for i in range(self.n_vocab)]
+        """The keys `tokenizer.ggml.*`; ids without a token become unused ones.
+
+        There are n_vocab tokens, or more where added ones have no row in the embedding.
+        """
+        tokens = [self._token(i) for i in range(max(self.n_vocab, max(self.tokens, default=0) + 1))]
         found: dict[str, Any] = {"model": self.model, "pre": self.pre, "tokens": [token.text for token in tokens]}
         if self.model == "llama":
             found["scores"] = np.array([token.score for token in tokens], np.float32)

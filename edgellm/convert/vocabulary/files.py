@@ -136,3 +136,8 @@ def shown(value: Any, most: int = 80) -> str:
     """A JSON value for an error, cut to a readable length."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else text[:most] + "..."
+
+
+def added_texts(file: Record) -> set[str]:
+    """The spellings of the tokens that a tokenizer.json adds beside its model's vocabulary, or sets apart within it."""
+    return {text for text in (added.text("content") for added in file.records("added_tokens")) if text}

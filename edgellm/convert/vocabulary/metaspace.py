@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from edgellm.convert.vocabulary.byte_level import refuse_unusual
 from edgellm.convert.vocabulary.draft import Draft, Token
-from edgellm.convert.vocabulary.files import Record, shown
+from edgellm.convert.vocabulary.files import Record, added_texts, shown
 from edgellm.convert.vocabulary.rules import flatten, pattern_of
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf.header import quoted
@@ -31,7 +31,7 @@ def read_metaspace(file: Record, model: Record, n_vocab: int) -> Draft:
     vocab = model.record("vocab")
     if vocab is None:
         raise model.wrong("vocab", "an object of tokens and their ids")
-    draft.put_all(vocab.values)
+    draft.put_all(vocab.values, added_texts(file))
     draft.take_merges(model.list("merges"))
     draft.made = frozenset(left + right for left, right in draft.merges or ())
     read_spaces(draft, file)

@@ -30,14 +30,14 @@ from edgellm.text import load_tokenizer
 def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = None) -> dict[str, Any]:
     """The keys `tokenizer.*` of a GGUF file for the tokenizer in a checkpoint's folder.
 
-    n_vocab:  rows of the model's embedding; ids without a token become unused tokens.
+    n_vocab:  rows of the model's embedding; ids without a token become unused tokens, and added tokens may come after.
     notes:    what a person should know is added here: settings of the files that are left out.
 
     What GGUF has no key for stands under `edgellm.tokenizer.*`: `prepend_scheme` and `split_at_spaces` of a Metaspace,
     the ids of added tokens with a flag (`lstrip`, `rstrip`, `single_word`, `normalized`: int32), and `stop_ids`, all
     tokens that end an answer, where they are more than the roles eos, eot and eom hold.
 
-    Tokens are str, types an int32 and scores a float32 array of shape (n_vocab,), merges str with a space between
+    Tokens are str, types an int32 and scores a float32 array as long as they, merges str with a space between
     the halves. Raises FileProblem when there is no tokenizer, FormatError for a file that breaks its rules,
     UnsupportedError for a tokenizer whose ids a GGUF file or edgellm cannot give.
     """

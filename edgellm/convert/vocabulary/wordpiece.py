@@ -6,7 +6,7 @@ In a GGUF file a token that begins a word carries U+2581 in front, and one that 
 from __future__ import annotations
 
 from edgellm.convert.vocabulary.draft import Draft
-from edgellm.convert.vocabulary.files import Files, Record, shown
+from edgellm.convert.vocabulary.files import Files, Record, added_texts, shown
 from edgellm.convert.vocabulary.rules import flatten
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
@@ -29,7 +29,7 @@ def read_wordpiece(file: Record, model: Record, n_vocab: int) -> Draft:
     vocab = model.record("vocab")
     if vocab is None:
         raise model.wrong("vocab", "an object of tokens and their ids")
-    draft.put_all(vocab.values)
+    draft.put_all(vocab.values, added_texts(file))
     draft.names = {"unk": model.text("unk_token") or _NAMES["unk"]}
     return draft
 

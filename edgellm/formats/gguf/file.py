@@ -7,17 +7,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.gguf.header import Header, quoted, read_header
 from edgellm.formats.gguf.strings import StringArray
-from edgellm.formats.mapped import map_file
+from edgellm.formats.mapped import map_file, map_open
 from edgellm.formats.tensor import Tensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgellm.formats.gguf.header import Value
 
 T = TypeVar("T")
@@ -52,13 +54,15 @@ class GGUFFile:
         """
         return cls(Path(path))
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: BinaryIO | None = None) -> None:
+        """See `open`; with `file`, the bytes of that open file are read, and `path` is the name it will have."""
         self.path = path
         self.paths: list[Path] = []
         self.n_bytes = 0
         tensors: dict[str, Tensor] = {}
         try:
-            header = self._add_part(path, tensors)
+            data = map_file(path, "a GGUF file") if file is None else map_open(file)
+            header = self._add_part(path, data, tensors)
             self.version = header.version
             self.metadata = MappingProxyType(header.metadata)
             self.tensors = MappingProxyType(tensors)
@@ -89,9 +93,8 @@ class GGUFFile:
     def __repr__(self) -> str:
         return f"<GGUFFile {self.path} with {len(self.tensors)} tensors>"
 
-    def _add_part(self, path: Path, tensors: dict[str, Tensor]) -> Header:
-        """Map one file and add its tensors to `tensors`."""
-        data = map_file(path, "a GGUF file")
+    def _add_part(self, path: Path, data: NDArray[np.uint8], tensors: dict[str, Tensor]) -> Header:
+        """Read the header of one file and add its tensors to `tensors`."""
         self.paths.append(path)
         self.n_bytes += len(data)
         try:
@@ -120,7 +123,7 @@ class GGUFFile:
         if index != 0:
             raise FileProblem(f"{self.path} is part {index + 1} of {n_parts}; open the first, {parts[0]}")
         for i, part in enumerate(parts[1:], start=1):
-            found = self._add_part(part, tensors).metadata
+            found = self._add_part(part, map_file(part, "a GGUF file"), tensors).metadata
             if (found.get("split.no"), found.get("split.count")) != (i, n_parts):
                 raise FormatError(f"{part}: its metadata does not say that it is part {i + 1} of {n_parts}")
         expected = self.get("split.tensors.count", int, len(tensors))

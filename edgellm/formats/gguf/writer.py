@@ -12,6 +12,7 @@ import numpy as np
 from edgellm.errors import UsageError
 from edgellm.files import atomic_write
 from edgellm.formats.gguf import spec
+from edgellm.formats.gguf.file import GGUFFile
 from edgellm.formats.gguf.strings import StringArray
 from edgellm.quants import BlockFormat
 
@@ -49,10 +50,16 @@ class GGUFWriter:
         if self.alignment < 1 or self.alignment & (self.alignment - 1):
             raise UsageError(f"general.alignment is {self.alignment}; expected a power of two")
 
-    def write(self) -> None:
+    def write(self, check: Callable[[GGUFFile], None] | None = None) -> None:
+        """Write the file. `check` is given what was written, opened again; what it raises keeps a path unchanged."""
         if isinstance(self.target, (str, os.PathLike)):
-            with atomic_write(Path(self.target)) as file:
+            path = Path(self.target)
+            with atomic_write(path) as file:
                 self._write_to(file)
+                if check:
+                    file.flush()
+                    with GGUFFile(path, file) as written:
+                        check(written)
         else:
             self._write_to(self.target)
 

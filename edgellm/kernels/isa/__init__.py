@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import os
 
 from edgellm.errors import UsageError
 from edgellm.kernels.isa.arm import NEON
 from edgellm.kernels.isa.base import Isa, Portable
+from edgellm.kernels.isa.cpu import host
 from edgellm.kernels.isa.generic import GENERIC
 from edgellm.kernels.isa.x86 import AVX2, AVX512, AVX_VNNI
 
 ALL = (AVX512, AVX_VNNI, AVX2, NEON, GENERIC)  # best first
 
 __all__ = ["ALL", "Isa", "Portable", "available", "choose", "describe", "host"]
-
-
-@functools.cache
-def host() -> tuple[str, dict[str, bool]]:
-    """LLVM's name of this CPU and its feature flags."""
-    import llvmlite.binding as llvm
-
-    return llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
 
 
 def available() -> list[Isa]:

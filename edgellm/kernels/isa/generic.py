@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-
 from edgellm.kernels.isa.base import Isa
+from edgellm.kernels.isa.cpu import architecture
 from edgellm.kernels.staged import F16, F32, F64, I16, I32, I64, Value, Vocabulary
-
-X86 = platform.machine().lower() in ("x86_64", "amd64")  # where the baseline neither fuses nor rounds
 
 
 class _Generic(Vocabulary):
@@ -18,7 +15,7 @@ class _Generic(Vocabulary):
 
         (Boldo and Melquiond, 2008): where the sum is not exact, its last bit says that there is more.
         """
-        if not X86:
+        if architecture() != "x86_64":  # other baselines have an instruction
             return super().fma(a, b, c)
         widest = max((a, b, c), key=lambda x: x.n)
         a, b, c = (self.like(x, widest).to(F64) for x in (a, b, c))

@@ -1,0 +1,166 @@
+"""What is on this machine: models that are whole, damaged or half fetched, and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.errors import FileProblem, size_text
+from edgellm.files import models_folder
+from edgellm.hub import store
+from edgellm.hub.catalog import NamedModel
+from edgellm.hub.integrity import MISSING, Progress, fault_of, record_of
+from edgellm.hub.names import did_you_mean, meant_on_the_hub, nearest
+from edgellm.hub.parts import unfinished, whole_size, work_folder
+
+INSTALLED, DAMAGED, INCOMPLETE = "installed", "damaged", "incomplete"
+
+
+class DamagedModel(FileProblem):
+    """A model lies in its place and is not whole."""
+
+
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model on this machine.
+
+    n_bytes:        of all files of a split model; of one that is half fetched, what is there.
+    state:          installed, damaged, or incomplete: its download was stopped.
+    fault:          what is wrong, for people; empty for a model that is whole.
+    verified:       whether it is known what its bytes must be.
+    is_checkpoint:  whether it is a checkpoint of the hub, to be converted.
+    """
+
+    name: str
+    path: Path
+    n_bytes: int
+    title: str = ""
+    license: str = ""
+    state: str = INSTALLED
+    fault: str = ""
+    verified: bool = False
+    is_checkpoint: bool = False
+
+
+def installed() -> list[InstalledModel]:
+    """The models that can be run: those of the catalogue first, then the others by name."""
+    return [model for model in present() if model.state == INSTALLED and not model.is_checkpoint]
+
+
+def present(progress: Progress | None = None) -> list[InstalledModel]:
+    """All that lies on this machine, in any state; a file is hashed if it is new or has changed.
+
+    progress(done, total, what) hears of the hashing of large files.
+    """
+    seen = [_seen(place, model, fetched, progress) for place, (model, fetched) in places().items()]
+    return seen + list(_checkpoints())
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file that a person means: an existing path first, then an installed model.
+
+    Raises FileProblem when the file is missing or the model not installed, DamagedModel when it is not whole,
+    UsageError for an unknown name.
+    """
+    name = os.fspath(name_or_path)
+    path = os.path.expanduser(name)  # os.path: a name may be no path at all, too long for one, or hold a zero byte
+    if os.path.isfile(path):
+        return Path(path)
+    own = models_folder() / name
+    if os.path.isfile(own) and ".." not in own.parts and store.name_of(own) == name:
+        return own
+    if name and os.path.exists(path):
+        return Path(path)  # a directory or device: whoever opens it says what is wrong with it
+    if _looks_like_a_path(name):
+        raise FileProblem(f"{name}: no such file{_hint(name)}")
+    wanted = store.find(name)
+    files = store.paths_of(wanted)
+    faults = [fault_of(file, wanted.size, wanted.sha256) for file in files]
+    if not any(faults):
+        return files[0]
+    if all(fault == MISSING for fault in faults):
+        raise FileProblem(f"{wanted.name} is not installed; get it with: edgellm pull {wanted.name}")
+    fault = next(f"{file.name}: {fault}" for file, fault in zip(files, faults, strict=True) if fault)
+    raise DamagedModel(f"{wanted.name} is damaged ({fault}); mend it with: edgellm pull {wanted.name}")
+
+
+def places() -> dict[Path, tuple[NamedModel | None, int]]:
+    """Where models lie, wholly or in parts: catalogued ones first; with what was fetched of each so far, in bytes."""
+    fetched = unfinished(models_folder())
+    catalogued = {store.path_of(model): model for model in store.catalog().values()}
+    lying = {store.files_beside(path)[0] for path in models_folder().rglob("*.gguf") if store.name_of(path)}
+    here = [place for place in catalogued if os.path.lexists(place) or place in fetched]
+    here += sorted((lying | fetched.keys()) - catalogued.keys())
+    return {place: (catalogued.get(place), fetched.get(place, 0)) for place in here}
+
+
+def _seen(place: Path, model: NamedModel | None, fetched: int, progress: Progress | None) -> InstalledModel:
+    files = store.files_beside(place)
+    size, sha256 = (model.size, model.sha256) if model else (None, None)
+    faults = {file.name: fault_of(file, size, sha256, progress=progress) for file in files}
+    wrong = {name: fault for name, fault in faults.items() if fault}
+    state = INSTALLED if not wrong else INCOMPLETE if set(wrong.values()) == {MISSING} else DAMAGED
+    if len(wrong) == len(files) and state == INCOMPLETE:
+        whole = size or (whole_size(work_folder(place)) if len(files) == 1 else 0)
+        said = f"{size_text(fetched)}{f' of {size_text(whole)}' if whole else ''} are here"
+    else:
+        said = ", ".join(f"{name}: {fault}" if len(files) > 1 else str(fault) for name, fault in wrong.items())
+        said += f"; {size_text(fetched)} of a new one are here" if fetched else ""
+    return InstalledModel(
+        name=store.name_of(place) or place.name,
+        path=place,
+        n_bytes=sum(map(bytes_of, files)) or fetched,
+        title=model.title if model else "",
+        license=model.license if model else "",
+        state=state,
+        fault=said,
+        verified=bool(sha256) or all(record_of(file) for file in files),
+    )
+
+
+def _checkpoints() -> Iterator[InstalledModel]:
+    fetched = unfinished(store.checkpoints_folder())
+    for name, folder in checkpoint_folders().items():
+        there = sum(map(bytes_of, files_below(folder)))
+        is_half = folder in fetched
+        said = f"{size_text(fetched[folder])} of it are here" if is_half else ""
+        state = INCOMPLETE if is_half else INSTALLED
+        yield InstalledModel(
+            name, folder, there + fetched.get(folder, 0), "checkpoint", state=state, fault=said, is_checkpoint=True
+        )
+
+
+def checkpoint_folders() -> dict[str, Path]:
+    """The folders of checkpoints that are here, wholly or in parts, by name."""
+    top = store.checkpoints_folder()
+    folders = {path for path in top.glob("[!.]*/*") if path.is_dir()} | unfinished(top).keys()
+    return {f"hf:{folder.relative_to(top).as_posix()}": folder for folder in sorted(folders)}
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+
+
+def bytes_of(path: Path) -> int:
+    """The bytes of a regular file; 0 for anything else."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return not name.startswith("hf:") and (name.endswith(".gguf") or "/" in name or "\\" in name)
+
+
+def _hint(name: str) -> str:
+    """What a path that is not there may have meant."""
+    if meant := meant_on_the_hub(name) or nearest(name, [str(store.name_of(place)) for place in places()]):
+        return did_you_mean(meant)
+    if name.count("/") >= 2 and (meant := meant_on_the_hub(f"hf://{name}")):
+        return f"; a file of the Hugging Face hub is {meant}"
+    return ""

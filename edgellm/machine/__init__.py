@@ -1,0 +1,50 @@
+"""What this process may use of the machine: how many threads at a time, and how much memory.
+
+That is often less than the machine has: a container has limits, a process may be pinned to some CPUs. `root` is where
+the files of the kernel lie, / but for tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from edgellm.machine import cgroups, cores
+
+ROOT = Path("/")
+
+__all__ = ["available_memory", "default_threads", "total_memory", "usable_threads"]
+
+
+def default_threads(root: Path = ROOT) -> int:
+    """One for every core that this process may use; where cores differ, for every fast one.
+
+    A second thread on a core shares its arithmetic and its memory port: it helps nothing and costs turns at
+    every op. A slow core makes the fast ones wait at the end of every op.
+    """
+    return min(cores.fast_cores(root), usable_threads(root))
+
+
+def usable_threads(root: Path = ROOT) -> int:
+    """As many threads as this process may run at the same time.
+
+    A quota of 2.5 cores is two: of three threads, all would be stopped together for a part of every period.
+    """
+    limit = cgroups.cpu_limit(root)
+    usable = len(cores.usable_cpus())
+    return usable if limit is None else max(1, min(usable, int(limit)))
+
+
+def total_memory(root: Path = ROOT) -> int:
+    """Bytes that this process could have at most."""
+    limit = cgroups.memory_limit(root)
+    total = psutil.virtual_memory().total
+    return total if limit is None else min(total, limit)
+
+
+def available_memory(root: Path = ROOT) -> int:
+    """Bytes that this process can take now without pushing others out."""
+    room = cgroups.memory_room(root)
+    available = psutil.virtual_memory().available
+    return available if room is None else min(available, room)

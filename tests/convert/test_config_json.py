@@ -1,0 +1,264 @@
+"""What config.json leaves out, or gives as null, means what transformers takes it for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+import edgellm
+from edgellm.arch import ARCHITECTURES, ModelConfig
+from edgellm.arch.huggingface import llama3_factors
+from edgellm.arch.parts import rope_frequencies
+from edgellm.convert.checkpoints import convert_checkpoint as convert
+from edgellm.convert.huggingface import family_of
+from edgellm.errors import EdgellmError, UnsupportedError
+
+from . import checkpoints
+
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "LlamaForCausalLM": LlamaConfig,
+    "MistralForCausalLM": MistralConfig,
+    "Qwen2ForCausalLM": Qwen2Config,
+    "Qwen3ForCausalLM": Qwen3Config,
+    "Gemma3ForCausalLM": Gemma3TextConfig,
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def written(name: str, **changes: Any) -> dict[str, Any]:
+    """config.json as this version of transformers writes it."""
+    shape = {"num_hidden_layers": 7, "num_attention_heads": 8, "num_key_value_heads": 4, "hidden_size": 512,
+             "head_dim": 64, "rms_norm_eps": 1e-5}  # fmt: skip
+    return json.loads(CONFIGS[name](architectures=[name], **(shape | changes)).to_json_string(use_diff=False))
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    """The same as transformers 4 wrote it: what belongs to rotary embedding stands beside the rest."""
+    rope = config.pop("rope_parameters")
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return config | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+
+
+def samples() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in CONFIGS:
+        yield f"{name}, new", written(name)
+        yield f"{name}, old", older(written(name))
+    yield "windows", written("Qwen3ForCausalLM", use_sliding_window=True, sliding_window=9, max_window_layers=2)
+    yield "llama 3", written("LlamaForCausalLM", rope_parameters=LLAMA3 | {"original_max_position_embeddings": 99})
+    yield "llama 3, old", older(written("Qwen2ForCausalLM", rope_parameters=LLAMA3))
+    linear = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}
+    yield "linear", written("MistralForCausalLM", rope_parameters=linear)
+    yield "linear, old", older(written("LlamaForCausalLM", rope_parameters=linear))
+    yield "gemma linear", older(written("Gemma3ForCausalLM", rope_scaling={"rope_type": "linear", "factor": 8.0}))
+
+
+SAMPLES = dict(samples())
+
+
+def ours(config: dict[str, Any]) -> dict[str, Any]:
+    """What edgellm makes of a config.json; EdgellmError for what it refuses."""
+    architecture, family, said = family_of(config)
+    shape = family.hyperparameters(said)
+    metadata = {f"{architecture}.{key}": value for key, value in shape.items()}
+    c = ARCHITECTURES[architecture].configure(metadata | {"general.architecture": architecture})
+    factors = llama3_factors(family.rope(said), c.n_rot)
+    return {
+        "layers": c.n_layers, "width": c.n_embd, "feed-forward": c.n_ff, "heads": c.n_heads, "kv heads": c.n_kv_heads,
+        "head": c.head_dim, "context": c.n_ctx_train, "epsilon": c.epsilon, "windows": list(c.windows),
+        "scale": c.attention_scale, "tied": said.flag("tie_word_embeddings"),
+        "biases": {part for part, key in family.biases.items() if key is None or said.flag(key)},
+        "frequencies": [_frequencies(c, window, factors) for window in c.windows],
+    }  # fmt: skip
+
+
+def _frequencies(c: ModelConfig, window: int | None, factors: Any) -> list[float]:
+    if c.architecture == "gemma3" and window:
+        return rope_frequencies(c, c.rope_base_local or 1e4).tolist()
+    return rope_frequencies(c, c.rope_base, c.rope_scale, factors).tolist()
+
+
+def theirs(config: dict[str, Any]) -> dict[str, Any]:
+    """What transformers makes of it; any error for what it cannot run."""
+    c = AutoConfig.for_model(**config)
+    with torch.device("meta"):  # no weights are made
+        model: Any = AutoModelForCausalLM.from_config(c).model
+    window = getattr(c, "sliding_window", None)
+    kinds = getattr(c, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"] * c.num_hidden_layers
+    if ("sliding_attention" in kinds and not window) or c.num_attention_heads % c.num_key_value_heads:
+        raise ValueError("its forward pass fails")
+    rope, attention = type(model.rotary_emb)(config=c), model.layers[0].self_attn
+    turns = [getattr(rope, f"{kind}_inv_freq", getattr(rope, "inv_freq", None)).tolist() for kind in kinds]
+    linears = {"attn_q": attention.q_proj, "attn_k": attention.k_proj, "attn_v": attention.v_proj,
+               "attn_output": attention.o_proj, "ffn_gate": model.layers[0].mlp.gate_proj,
+               "ffn_up": model.layers[0].mlp.up_proj, "ffn_down": model.layers[0].mlp.down_proj}  # fmt: skip
+    return {
+        "layers": len(model.layers), "width": c.hidden_size, "feed-forward": c.intermediate_size,
+        "heads": c.num_attention_heads, "kv heads": c.num_key_value_heads, "head": attention.head_dim,
+        "context": c.max_position_embeddings, "epsilon": c.rms_norm_eps, "scale": attention.scaling,
+        "windows": [window if kind == "sliding_attention" else None for kind in kinds],
+        "tied": c.tie_word_embeddings, "biases": {name for name, x in linears.items() if x.bias is not None},
+        "frequencies": turns,
+    }  # fmt: skip
+
+
+def assert_same(config: dict[str, Any], what: str = "") -> None:
+    """Both understand it alike; what transformers cannot run may be refused or have the family's default."""
+    try:
+        expected = theirs(config)
+    except Exception:
+        try:
+            ours(config)
+        except EdgellmError as refused:
+            assert "\n" not in str(refused)
+        return
+    found = ours(config)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name in ("frequencies", "scale", "epsilon"):
+            np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=f"{name} {what}")
+        else:
+            assert found[name] == value, f"{name} {what}"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_as_it_is(name: str) -> None:
+    assert_same(SAMPLES[name])
+    theirs(SAMPLES[name])
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_key_left_out_or_null(name: str) -> None:
+    for key in SAMPLES[name].keys() - {"architectures"}:
+        without = {other: value for other, value in SAMPLES[name].items() if other != key}
+        assert_same(without, f"without {key}")
+        assert_same(without | {key: None}, f"with {key} null")
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_keys_left_out_or_null(data: st.DataObject) -> None:
+    config = SAMPLES[data.draw(st.sampled_from(list(SAMPLES)))]
+    fate = st.sampled_from(["kept", "kept", "gone", "null"])
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        what = "kept" if key == "architectures" else data.draw(fate)
+        if what != "gone":
+            kept[key] = value if what == "kept" else None
+    assert_same(kept)
+
+
+LINEAR = {"type": "linear", "factor": 4.0}
+ROPES: list[dict[str, Any]] = [
+    {},
+    {"rope_theta": 5e5},
+    {"rope_scaling": LINEAR},
+    {"rope_scaling": LINEAR, "rope_theta": 5e5},
+    {"rope_scaling": LINEAR, "rope_theta": None},
+    {"rope_scaling": {}, "rope_theta": 5e5},
+    {"rope_parameters": {}, "rope_theta": 5e5},
+    {"rope_parameters": {"rope_theta": 3e5}, "rope_theta": 5e5},
+    {"rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_theta": 5e5},
+    {"rope_parameters": {"rope_theta": 3e5}, "rope_scaling": LINEAR},
+    {"rope_parameters": {"rope_theta": None}},
+    {"rope_parameters": None, "rope_scaling": None, "rope_theta": None},
+    {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 128}},
+    {"rope_scaling": LLAMA3, "original_max_position_embeddings": 128},
+    {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}, "original_max_position_embeddings": 128},
+    {"rope_parameters": LLAMA3, "original_max_position_embeddings": 128, "rope_theta": 5e5},
+    {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": None}},
+    {"rope_scaling": LLAMA3},
+    {"rope_scaling": {"type": "default", "factor": 4.0}},
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_wherever_rope_is_said(name: str, rope: dict[str, Any]) -> None:
+    plain = {key: value for key, value in written(name).items() if key != "rope_parameters"}
+    if name == "Gemma3ForCausalLM":
+        if "rope_parameters" in rope:
+            full = {"full_attention": rope["rope_parameters"]}
+            rope = rope | {"rope_parameters": rope["rope_parameters"] and full}
+        if (scaling := rope.get("rope_scaling") or {}) and "type" in scaling:
+            # Version 5 overlooks this older name of rope_type, and this family alone; 4 did not.
+            rope = rope | {"rope_scaling": {"rope_type" if key == "type" else key: x for key, x in scaling.items()}}
+        if "llama3" in str(rope):
+            with pytest.raises(UnsupportedError, match="llama3"):
+                ours(plain | rope)
+            return
+    assert_same(plain | rope)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("Qwen2ForCausalLM", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'full_attention'"),
+        ("LlamaForCausalLM", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),
+        ("Gemma3ForCausalLM", {"rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "'rope_type'"),
+        ("Gemma3ForCausalLM", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 8.0}}},
+         "'linear'"),
+        ("Gemma3ForCausalLM", {"sliding_window": None}, "sliding_window"),
+        ("MistralForCausalLM", {"sliding_window": 0}, "sliding_window is 0"),
+        ("Qwen2ForCausalLM", {"layer_types": ["sliding_attention"] * 7}, "no window"),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "layer_types": None, "max_window_layers": "x"}, "max_window"),
+        ("Qwen2ForCausalLM", {"use_sliding_window": "yes"}, "use_sliding_window"),
+        ("LlamaForCausalLM", {"attention_bias": 1}, "attention_bias"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(name: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(EdgellmError, match=words):
+        ours(written(name) | changes)
+
+
+def test_null_is_the_default_but_where_it_has_a_meaning() -> None:
+    mistral = written("MistralForCausalLM")
+    assert ours(mistral | {"sliding_window": None})["windows"] == [None] * 7
+    assert ours({k: v for k, v in mistral.items() if k != "sliding_window"})["windows"] == [4096] * 7
+    assert ours(mistral | {"num_key_value_heads": None})["kv heads"] == 8
+    qwen = written("Qwen3ForCausalLM", use_sliding_window=True, max_window_layers=3)
+    assert ours(qwen | {"layer_types": None})["windows"] == [None] * 3 + [4096] * 4
+    assert ours(qwen | {"layer_types": None, "sliding_window": None})["windows"] == [None] * 7
+    gemma = written("Gemma3ForCausalLM")
+    assert ours(gemma | {"tie_word_embeddings": None})["tied"]
+    everything = {"sliding_window": None, "layer_types": ["full_attention"] * 7}
+    assert ours(gemma | everything)["windows"] == [None] * 7
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "rope", [{}, {"rope_scaling": LINEAR}, {"rope_scaling": LLAMA3, "original_max_position_embeddings": 64}], ids=str
+)
+def test_logits_without_rope_theta(family: str, rope: dict[str, Any], tmp_path: Path) -> None:
+    checkpoints.save(family, tmp_path / "model")
+    checkpoints.edit_json(tmp_path / "model" / "config.json", rope_parameters=..., **rope)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    convert(tmp_path / "model", tmp_path / "out.gguf")
+    ids = list(range(3, 150))
+    with edgellm.load(tmp_path / "out.gguf", n_threads=1, kv_type="f32") as own:
+        np.testing.assert_allclose(own.logits(ids), checkpoints.logits(model, ids), atol=1e-3)
