@@ -175,7 +175,7 @@ class Tokenizer:
         ids = {name: self._vocabulary.role_id(roles.get(name, name)) for name in names}
         return {f"{name}_token": self.token_name(i) for name, i in ids.items() if i is not None}
 
-    @property
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Every token that ends a generated answer: end of text, of turn, of message."""
         return self._vocabulary.end_ids

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgellm.text import provenance
+from edgellm.text.provenance import Text, written
 from edgellm.text.special_tokens import SpecialTokens
 
 tokens = st.sets(st.text("ab<|>", min_size=1, max_size=5), max_size=8)
@@ -30,6 +32,25 @@ def test_white_space_behind_some_tokens_goes_with_them():
 def test_tokens_that_are_only_text_hide_what_they_hold():
     special = SpecialTokens({"<ab>": 1, "ab": 2})
     assert list(special.split("<ab>ab", plain={1})) == ["<ab>", 2]
+
+
+chat = st.text("ab<|> ", min_size=1, max_size=6)
+
+
+@given(tokens, tokens, st.lists(st.tuples(chat, st.integers(0, 7)), max_size=4), chat)
+def test_in_a_prompt_control_tokens_are_those_that_the_template_wrote(control, ordinary, framed, last):
+    """Whatever stands beside them, and however tokens begin with or reach into each other."""
+    names = sorted(control | ordinary)
+    special = SpecialTokens(
+        {name: i for i, name in enumerate(names)}, control={i for i, name in enumerate(names) if name in control}
+    )
+    frames = [sorted(control)[n % len(control)] for _, n in framed] if control else []
+    parts = [part for (said, _), frame in zip(framed, frames, strict=False) for part in (said, written(frame))]
+    text = provenance.join("", [*parts, last])
+    pieces = list(special.split(text if isinstance(text, Text) else Text(text)))
+    assert [names[piece] for piece in pieces if isinstance(piece, int) and names[piece] in control] == frames
+    assert "".join(names[piece] if isinstance(piece, int) else piece for piece in pieces) == text
+    assert list(special.split(written(text))) == list(special.split(str(text)))
 
 
 class Counted(str):
@@ -75,6 +96,18 @@ def test_looking_takes_few_comparisons_whatever_the_tokens(name):
     if name in ("beginnings of each other", "many") and pattern:
         ids = {token: i for i, token in enumerate(tokens)}
         assert found == [ids.get(piece, piece) for piece in re.split(f"({pattern.pattern})", text) if piece]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_so_does_looking_for_those_that_a_chat_may_not_have(name):
+    tokens, text = HOSTILE[name]
+    special = SpecialTokens(
+        {Counted(token): i for i, token in enumerate(tokens)}, control=frozenset(range(len(tokens)))
+    )
+    _ = special._ordinary
+    Counted.n_compared = 0
+    assert list(special.split(Text(text))) == [text]
+    assert Counted.n_compared < 60 * len(text)
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=6), max_size=30), st.text("ab", max_size=40))
