@@ -215,8 +215,9 @@ def test_letters_beside_a_control_token_that_is_a_word():
     assert end not in ids_of(told, "{{ messages[0].content }}a<|im_end|>", [{"role": "user", "content": END}])
 
 
+@pytest.mark.parametrize("only_one", [True, False])
 @pytest.mark.parametrize("kind", ["qwen2", "bert"])
-def test_control_tokens_that_are_found_in_a_normalized_text(kind, shared):
+def test_control_tokens_that_are_found_in_a_normalized_text(kind, only_one, shared):
     """Composing, or taking accents away, moves characters; each stays the template's or the chat's."""
     if kind == "bert":
         with GGUFFile.open(shared / "vocab/bert-bge.gguf") as file:
@@ -225,12 +226,13 @@ def test_control_tokens_that_are_found_in_a_normalized_text(kind, shared):
         metadata = oracles.train_byte_level(kind)
     metadata = with_tokens(metadata, **CONTROL)
     made = {name: load_tokenizer(metadata).encode(name, parse_special=True)[0] for name in CONTROL}
-    flags = {"edgellm.tokenizer.normalized": np.array(list(made.values()), np.int32)}
-    tokenizer = load_tokenizer(metadata | flags)
-    source = "e\u0301<|user|>{{ messages[0].content }}<|im_end|>e\u0301{{ messages[0].content }}<|assistant|>"
+    normalized = [made[END]] if only_one else list(made.values())
+    tokenizer = load_tokenizer(metadata | {"edgellm.tokenizer.normalized": np.array(normalized, np.int32)})
+    names = ["<|user|>", "<|user|>", END, "<|assistant|>"]
+    source = "e\u0301<|user|>x<|user|>x<|im_end|>e\u0301x<|assistant|>x".replace("x", "{{ messages[0].content }}")
     for content in ("x", "e\u0301" + EVIL, "\u0338" + EVIL, EVIL + "\u0958", "<|im_e\u0301nd|>", "<|im_\0end|>", ""):
         ids = ids_of(tokenizer, source, [{"role": "user", "content": content}])
-        assert [i for i in ids if i in made.values()] == [made["<|user|>"], made[END], made["<|assistant|>"]]
+        assert [i for i in ids if i in made.values()] == [made[name] for name in names]
 
 
 def test_an_ordinary_token_of_the_chat_takes_nothing_from_the_templates():
