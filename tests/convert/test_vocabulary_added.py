@@ -121,6 +121,15 @@ def test_any_added_tokens_give_the_ids_of_tokenizers(tmp_path_factory, kind):
     check()
 
 
+@pytest.mark.parametrize("kind", PREPARATIONS)
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
+def test_white_space_beside_a_token_that_is_not_special(tmp_path, kind, flag):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    (tmp_path / "again").mkdir()
+    values = with_added(values_of(kind, tmp_path), [{"content": "[INST]", **flags, flag: True}])
+    check_same(tmp_path, values, ["Hi  [INST]  Hi", " [INST]  ", "[INST]"])
+
+
 def test_keys_of_our_own_survive_a_file(tmp_path):
     values = values_of("first, whole", tmp_path)
     flags = {"single_word": False, "lstrip": True, "rstrip": True, "normalized": False, "special": False}

@@ -59,7 +59,8 @@ def settle_flags(draft: Draft) -> None:
 
     Which tokens are found in normalized text makes none where nothing is normalized and all are found alike. Without
     a word on it, a tokenizer of the llama kind looks for user-defined tokens as SentencePiece does: where spaces have
-    become U+2581, and a text gets a space in front once. For `tokenizers` a text begins anew behind each of them.
+    become U+2581, which no token swallows, and a text gets a space in front once. For `tokenizers` a text begins anew
+    behind each of them.
     """
     added = {i for i, t in draft.tokens.items() if t.type in (TokenType.CONTROL, TokenType.USER_DEFINED)}
     for ids in draft.flags.values():
@@ -74,8 +75,9 @@ def settle_flags(draft: Draft) -> None:
             )
     if draft.model == "gpt2" and normalized == added and not PRETOKENIZERS[draft.pre].nfc:
         normalized.clear()
-    user_defined = any(token.type == TokenType.USER_DEFINED for token in draft.tokens.values())
-    if draft.model == "llama" and user_defined and not normalized and draft.prefixed:
+    user_defined = {i for i, token in draft.tokens.items() if token.type == TokenType.USER_DEFINED}
+    swallowing = user_defined & (draft.flags["lstrip"] | draft.flags["rstrip"])
+    if draft.model == "llama" and not normalized and (swallowing or (user_defined and draft.prefixed)):
         draft.ours["normalized"] = np.zeros(0, np.int32)
 
 
