@@ -42,8 +42,11 @@ def pull(name: str) -> Path:
 
 
 def load(path: Path, runtime: RuntimeConfig) -> Model:
-    """Load a model; kernels that are missing are compiled under a progress line."""
+    """Load a model; kernels that are missing are compiled under a progress line, and what its file lacks is told."""
     import edgellm
 
     with Progress("compiling kernels") as progress:
-        return edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
+        model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
+    for line in getattr(model.tokenizer, "notes", ()):  # of an engine that stands in for the real one there are none
+        note(f"{path.name}: {line}")
+    return model

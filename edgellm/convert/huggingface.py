@@ -49,7 +49,7 @@ def read_huggingface(folder: Path) -> Source:
             notes += _tie(settings, tensors)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
-            metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab)
+            metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None

@@ -7,13 +7,16 @@ readable text. Here words are brought into that spelling, rather than the vocabu
 
 from __future__ import annotations
 
-from collections.abc import Set
 from functools import cached_property
 
+import numpy as np
+
 from edgellm.errors import FormatError
+from edgellm.text.long_words import LONG, PairTable, merge_long
 from edgellm.text.merging import merge_pairs
-from edgellm.text.pretokenizers import pretokenizer
-from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary, as_bytes
+from edgellm.text.pretokenizers import PreTokenizer
+from edgellm.text.provenance import changed
+from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 CACHE_WORDS = 50_000  # distinct words whose ids are remembered
 CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
@@ -34,24 +37,34 @@ SPELLED = [char.encode() for char in CHAR_OF_BYTE]
 
 
 class BytePairModel:
-    """Encodes plain text by the merges of a vocabulary and the pre-tokenizer called `pre`."""
+    """Encodes plain text by the merges of a vocabulary and a pre-tokenizer's rule."""
 
-    space_prefix = False
-    splits_user_defined = False
+    space_prefix = prefix_once = False
+    seeks_spaced = False
 
-    def __init__(self, vocabulary: Vocabulary, pre: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, rule: PreTokenizer) -> None:
         self._vocabulary = vocabulary
-        self._rule = pretokenizer(pre)
-        self.begin = vocabulary.added("bos", self._rule.add_bos)
-        self.end = vocabulary.added("eos", False)
-        self._merges = vocabulary.strings("merges")
+        self._rule = rule
+        vocabulary.strings("merges")  # that there are none, or no texts, is an error at once
         self._words: dict[str, list[int]] = {}
 
-    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]:
-        """The ids of a text that holds no special tokens."""
+    @cached_property
+    def begin(self) -> list[int]:
+        return self._vocabulary.added("bos", self._rule.add_bos)
+
+    @cached_property
+    def end(self) -> list[int]:
+        return self._vocabulary.added("eos", False)
+
+    def normalize(self, text: str) -> str:
+        """The text in composed form, if the rule has it so."""
+        return changed(text, self._rule.normalize)
+
+    def encode(self, text: str, at_start: bool = True) -> list[int]:
+        """The ids of a normalized text that holds no special tokens."""
         ids: list[int] = []
         words = self._words
-        for word in self._rule.split(str(text)):
+        for word in self._rule.split(text):
             known = words.get(word)
             if known is None:
                 known = self._encode_word(word)
@@ -76,8 +89,13 @@ class BytePairModel:
         ids, ranks = self._vocabulary.ids, self._ranks
         # A byte without a token is dropped before merging, as `tokenizers` does.
         symbols = [SPELLED[byte] for byte in word.encode() if SPELLED[byte] in ids]
-        if self._rule.ignore_merges and (whole := ids.get(b"".join(symbols))) is not None:
+        whole = ids.get(b"".join(symbols)) if self._rule.ignore_merges else None
+        if whole is not None and not self._vocabulary.is_type(whole, TokenType.CONTROL):  # whose name is only a word
             return [whole]
+        if len(symbols) >= LONG and self._table is not None:
+            merged = merge_long(np.array([ids[symbol] for symbol in symbols]), self._table)
+            if merged is not None:
+                return merged[0].tolist()
         tokens = merge_pairs(symbols, lambda left, right: ranks.get(left + b" " + right))
         try:
             return [ids[token] for token in tokens]
@@ -88,9 +106,21 @@ class BytePairModel:
     @cached_property
     def _ranks(self) -> dict[bytes, int]:
         """The place of each merge, by its halves with a space between; the last one of a repeated merge."""
-        merges = as_bytes(self._merges)
+        merges = self._vocabulary.merges
         if b"".join(merges).count(b" ") != len(merges):
             wrong = next(merge for merge in merges if merge.count(b" ") != 1)
             shown = wrong.decode(errors="replace")
             raise FormatError(f"{PREFIX}merges holds {shown!r}; expected two tokens with a space between")
         return dict(zip(merges, range(len(merges)), strict=True))
+
+    @cached_property
+    def _table(self) -> PairTable | None:
+        """The merges as numbers, for very long words; None when one of them has no token."""
+        ids, ranks = self._vocabulary.ids, self._ranks
+        halves = b" ".join(ranks).split(b" ")
+        left, right = halves[::2], halves[1::2]
+        columns = [list(map(ids.get, column)) for column in (left, right, map(bytes.__add__, left, right))]
+        if any(None in column for column in columns):
+            return None
+        first, second, made = (np.array(column, np.int64) for column in columns)
+        return PairTable(first, second, np.fromiter(ranks.values(), np.int64, len(ranks)), made, self._vocabulary.n)

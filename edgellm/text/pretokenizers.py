@@ -2,7 +2,8 @@ r"""Pre-tokenizers: how a text is cut into words before the byte-pair merges of 
 
 `tokenizer.ggml.pre` names the rule. A rule is a row of patterns: each cuts what the one before left, into its
 matches and the stretches between them. A word never merges with its neighbour, so a wrong rule gives wrong
-ids without any other sign; a name that is not in the table is therefore refused, never guessed.
+ids without any other sign; a name that is not in the table is therefore refused, never guessed. The names are all
+that llama.cpp writes and reads, and many mean the same.
 
 The patterns are those of the models' own tokenizer files. They speak of Unicode classes (`\p{L}`), which need
 the `regex` package, and importing it takes as long as reading a vocabulary. Most prompts are plain ASCII,
@@ -10,17 +11,22 @@ where the same classes are a handful of ranges that the standard library can mat
 ASCII pays for `regex`. Classes stand in brackets everywhere, which keeps that exchange a plain substitution.
 """
 
+# Letters of many scripts are what the patterns are about.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 from edgellm.errors import UnsupportedError
 
 _DIGIT = r"[\p{N}]"
+PUNCTUATION = r"[\p{P}!-/:-@\[-`{-~]"  # as `tokenizers` has it: Unicode's, and what ASCII has of signs
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -46,6 +52,48 @@ _GPT4O = (
 )
 
 
+_REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_KIMI_UPPER, _KIMI_LOWER = rf"(?:(?![\p{{Han}}]){_UPPER})", rf"(?:(?![\p{{Han}}]){_LOWER})"
+_KIMI = (
+    rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_KIMI_UPPER}*{_KIMI_LOWER}+{_SUFFIX}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_KIMI_UPPER}+{_KIMI_LOWER}*{_SUFFIX}|[\p{{N}}]{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+) + _REST
+_JAIS2 = _LLAMA3.removesuffix(r"\s+(?!\S)|\s+") + "|".join(
+    [*(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)), r"\s{1,2}(?!\S)", r"\s{1}"]
+)
+_BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+[\p{L}]+|[\p{N}]| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_EXAONE_MOE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:[\p{L}][\p{M}]*(?: [\p{L}][\p{M}]*)*)+|[\p{N}]"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_SEED_CODER = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}]+|[\p{N}]{1}| ?[^\s\p{L}\p{N}\r\n]+" + _REST
+_LINES = r"[^\n]+|[\n]+"
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
+
+_KANA_AND_HAN = "[一-龥\u3040-\u309f\u30a0-\u30ff]+"
+_HAN_AND_HANGUL = "[一-龥ࠀ-一가-\ud7ff]+"
+_DEEPSEEK3 = r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*" + _REST
+_SPARK = _DEEPSEEK3.replace(r"+[\r\n]*|\s*[\r\n]+|", r"+|[\r\n]|")
+_DEEPSEEK_LLM_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ"
+    "\u1f5f-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
+    "Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ\U00010400-\U0001044f𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_YOUTU_SCRIPTS = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-\u309f\u30a0-\u30ff]+"
+_AFMOE_SCRIPTS = (
+    "[一-鿿㐀-䶿豈-\ufaff\u3040-ゟ゠-ヿ･-ﾟ⼀-\u2fdfเ-\u0e7f\u0e80-\u0effក-\u17ffက-႟ꩠ-ꩿꧠ-\ua9ff가-\ud7afᄀ-ᇿ]+"
+)
+
+# Digits in threes, counted from the right. The patterns, as the files have them, look at all that is left of a number
+# for each three of its digits; `_in_threes` does what they mean.
+_THREES = r"(?=(?:\d{3})+(?!\d))"
+_THREES_TO_BOUNDARY = r"\d{1,3}(?=(?:\d{3})*\b)"
+_THREES_OF_ANY = r"[\p{N}]{1,3}(?=(?:[\p{N}]{3})*(?![\p{N}]))"
+
+
 @dataclass(frozen=True)
 class PreTokenizer:
     """One rule of the table.
@@ -54,40 +102,76 @@ class PreTokenizer:
     nfc:            the text is first brought into Unicode's composed form.
     ignore_merges:  a word that is a token is taken whole, whatever the merges would make of it.
     add_bos:        `add_special` puts the bos token first, unless the file says otherwise.
+    spells_bytes:   tokens and merges are in GPT-2's spelling of bytes; else they are plain text.
+    marks_spaces:   of plain text: with "▁" for spaces.
     """
 
     patterns: tuple[str, ...]
     nfc: bool = False
     ignore_merges: bool = False
     add_bos: bool = False
+    spells_bytes: bool = True
+    marks_spaces: bool = False
+
+    def normalize(self, text: str) -> str:
+        """The text in composed form if `nfc`."""
+        if not self.nfc or text.isascii():
+            return text
+        from unicodedata import normalize
+
+        return normalize("NFC", text)
 
     def split(self, text: str) -> list[str]:
-        """The words of a text, in order; joined, they are the text (in composed form if `nfc`)."""
-        ascii_only = text.isascii()
-        if self.nfc and not ascii_only:
-            from unicodedata import normalize
-
-            text = normalize("NFC", text)
+        """The words of a text, in order; joined, they are the text."""
         words = [text]
-        for cut in self._ascii_cuts if ascii_only else self._unicode_cuts:
+        for cut in self._ascii_cuts if text.isascii() else self._unicode_cuts:
             words = [piece for word in words for piece in cut(word) if piece]
         return words
 
     @cached_property
     def _ascii_cuts(self) -> list[Callable[[str], list[Any]]]:
-        patterns = [re.sub(r"\\p\{(\w+)\}", lambda match: _ASCII[match[1]], p) for p in self.patterns]
-        return [re.compile(f"({pattern})", re.ASCII).split for pattern in patterns]
+        def ascii_only(pattern: str) -> re.Pattern[str]:
+            return re.compile(re.sub(r"\\p\{(\w+)\}", lambda match: _ASCII[match[1]], pattern), re.ASCII)
+
+        return [_cut(pattern, ascii_only) for pattern in self.patterns]
 
     @cached_property
     def _unicode_cuts(self) -> list[Callable[[str], list[Any]]]:
         import regex
 
-        return [regex.compile(f"({pattern})").split for pattern in self.patterns]
+        return [_cut(pattern, regex.compile) for pattern in self.patterns]
 
 
-# The members of each Unicode class among the ASCII characters, as they are written between brackets.
+def _cut(pattern: str, compiled: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """What cuts a text into the matches of a pattern and what lies between."""
+    if pattern in (_THREES, _THREES_TO_BOUNDARY, _THREES_OF_ANY):
+        number = compiled(r"[\p{N}]+" if pattern == _THREES_OF_ANY else r"\d+")
+        # For the engine behind `tokenizers`, ²³¹¼½¾ belong to words.
+        return partial(_in_threes, number=number, letter=compiled(r"[\w\xb2\xb3\xb9\xbc-\xbe]"), pattern=pattern)
+    # Python 3.10 has no possessive repeats; in the one rule that has them, greedy ones match the same.
+    greedy = pattern.replace("?+", "?").replace("++", "+")
+    return compiled(f"({greedy})").split
+
+
+def _in_threes(text: str, number: re.Pattern[str], letter: re.Pattern[str], pattern: str) -> list[str]:
+    """Cuts numbers in threes from the right, in time that grows with the text alone."""
+    cuts = [0]
+    for match in number.finditer(text):
+        start, end = match.span()
+        if pattern == _THREES_TO_BOUNDARY and letter.match(text, end):
+            continue
+        if pattern != _THREES:
+            cuts.append(start)
+        cuts += range(start + (end - start) % 3, end, 3)
+        if pattern != _THREES:
+            cuts.append(end)
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)])]
+
+
+# The members of each Unicode class among the ASCII characters, as they are written between brackets. A class that can
+# stand alone and has none is given another character, for brackets must not be empty.
 _ASCII = {
-    "L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": "", "N": "0-9",
+    "Han": r"\x80", "L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "Lt": "", "Lm": "", "Lo": "", "M": r"\x80", "N": "0-9",
     "P": r"!-#%-*,-/:;?@\[-\]_{}", "S": r"$+<->\^`|~",
 }  # fmt: skip
 
@@ -95,40 +179,61 @@ _gpt2 = PreTokenizer((_GPT2,))
 _gpt2_nfc = PreTokenizer((_GPT2,), nfc=True)
 _digits_gpt2 = PreTokenizer((_DIGIT, _GPT2))
 _llama3 = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
+_llama3_merged = PreTokenizer((_LLAMA3,))
+_qwen2 = PreTokenizer((_QWEN2,))
 _gpt4o = PreTokenizer((_GPT4O,), ignore_merges=True)
+_deepseek3 = PreTokenizer((r"[\p{N}]{1,3}", _KANA_AND_HAN, _DEEPSEEK3))
+_bailing = PreTokenizer((_BAILING,))
+_bloom = PreTokenizer((_BLOOM,))
+_aya = PreTokenizer((_THREES_TO_BOUNDARY, _GPT4O))
+
+
+def _named(rule: PreTokenizer, *names: str) -> dict[str, PreTokenizer]:
+    return dict.fromkeys(names, rule)
+
 
 PRETOKENIZERS = {
     "default": PreTokenizer((r"[\p{P}$+<=>\^~|]+", _GPT2, r"[\p{N}]+", r"[0-9][0-9][0-9]")),
-    "gpt-2": _gpt2,
-    "phi-2": _gpt2,
-    "mpt": _gpt2_nfc,
-    "olmo": _gpt2_nfc,
-    "smollm": _digits_gpt2,
-    "starcoder": _digits_gpt2,
-    "refact": _digits_gpt2,
+    **_named(_gpt2, "gpt-2", "phi-2", "a.x-4.0", "exaone4", "gigachat", "granite-docling", "jais", "mellum",
+             "modern-bert", "trillion"),
+    **_named(_gpt2, "jina-de", "jina-es", "jina-v1-en", "jina-v2-code", "jina-v2-de", "jina-v2-es", "roberta-bpe"),
+    **_named(_gpt2_nfc, "mpt", "olmo"),
+    **_named(_digits_gpt2, "smollm", "starcoder", "refact", "codeshell", "exaone", "mellum2", "minerva-7b"),
     "command-r": PreTokenizer((_DIGIT, _GPT2), nfc=True),
-    "llama-bpe": _llama3,
-    "llama3": _llama3,
-    "llama-v3": _llama3,
-    "dbrx": PreTokenizer((_LLAMA3,)),
+    **_named(_llama3, "llama-bpe", "llama3", "llama-v3", "falcon-h1", "falcon3", "jina-v5-nano", "lfm2", "midm-2.0",
+             "pixtral"),
+    **_named(_llama3_merged, "dbrx", "smaug-bpe", "chatglm-bpe", "glm4"),
     "qwen2": PreTokenizer((_QWEN2,), nfc=True),
-    "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
+    **_named(_qwen2, "deepseek-r1-qwen", "f2llmv2", "grok-2", "hunyuan", "kormo", "megrez", "solar-open", "stablelm2"),
     "qwen35": PreTokenizer((_QWEN35,), nfc=True),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
-    "gpt-4o": _gpt4o,
-    "llama4": _gpt4o,
-    "deepseek-coder": PreTokenizer(
-        (r"[\r\n]", r"\s?[\p{L}]+", r"\s?[\p{P}]+", "[一-龥ࠀ-一가-\ud7ff]+", _DIGIT),
-    ),
-    "deepseek-v3": PreTokenizer(
-        (
-            r"[\p{N}]{1,3}",
-            "[一-龥\u3040-\u309f\u30a0-\u30ff]+",
-            r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-    ),
-}
+    **_named(_gpt4o, "gpt-4o", "llama4", "granite-embed-multi-97m", "kanana2", "minimax-m2", "talkie"),
+    "deepseek-llm": PreTokenizer((r"[\r\n]", rf"\s?[{_DEEPSEEK_LLM_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+                                  r"\s+$", _HAN_AND_HANGUL, r"[\p{N}]+")),
+    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?[\p{L}]+", r"\s?[\p{P}]+", _HAN_AND_HANGUL, _DIGIT)),
+    **_named(_deepseek3, "deepseek-v3", "hunyuan-dense", "hy_v4", "joyai-llm"),
+    "spark2_5": PreTokenizer((r"[\p{N}]{1,3}", _KANA_AND_HAN, _SPARK, _DIGIT)),
+    "youtu": PreTokenizer((_YOUTU_SCRIPTS, _GPT4O.replace(r"[\p{N}]{1,3}", _DIGIT)), ignore_merges=True),
+    "afmoe": PreTokenizer((_THREES_OF_ANY, _AFMOE_SCRIPTS, _DEEPSEEK3)),
+    "falcon": PreTokenizer((f"{PUNCTUATION}+", _GPT2, r"[\p{N}]+", r"[0-9][0-9][0-9]")),
+    **_named(_bloom, "bloom", "gpt3-finnish", "poro-chat"),
+    "viking": PreTokenizer((_BLOOM, _DIGIT)),
+    "jais-2": PreTokenizer((_JAIS2,)),
+    "chameleon": PreTokenizer(("<sentinel:[0-9]+>", "(?:IMGIMG)(?:(?:A|B|C|D|E|F|G|H|I){1,4})Z", r"(?:[\t\n]|    |  )",
+                               _DIGIT, PUNCTUATION, _GPT2), add_bos=True),
+    "superbpe": PreTokenizer((r"[\p{N}]+", _THREES)),
+    **_named(_aya, "tiny_aya", "cohere2moe"),
+    "kimi-k2": PreTokenizer((_KIMI,)),
+    **_named(_bailing, "bailingmoe", "bailingmoe2", "llada-moe"),
+    "seed-coder": PreTokenizer((_SEED_CODER,)),
+    "ufakzeka": PreTokenizer((_QWEN2.removeprefix("(?i:'s|'t|'re|'ve|'m|'ll|'d)|"),)),
+    "laguna": PreTokenizer((_LINES, _QWEN2)),
+    "exaone-moe": PreTokenizer((_EXAONE_MOE,)),
+    "gemma4": PreTokenizer((_LINES,), add_bos=True, spells_bytes=False, marks_spaces=True),
+    **_named(PreTokenizer((_LINES,), spells_bytes=False, marks_spaces=True), "granite-embed-multi-311m", "sarvam-moe"),
+    "whitespace": PreTokenizer((r"\S+",), spells_bytes=False),
+    "minicpm5": PreTokenizer((r"[\p{N}]{1,3}", _QWEN2.replace("|[\\p{N}]|", "|[\\p{N}]+|")), ignore_merges=True),
+}  # fmt: skip
 
 
 def pretokenizer(name: str) -> PreTokenizer:

@@ -11,7 +11,7 @@ The result of an operation is always Python's own; only `own`, which runs beside
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 MOST_PIECES = 200_000  # that a text is cut into while its provenance is followed
@@ -63,19 +63,35 @@ def follows(values: Iterable[Any]) -> bool:
     return found
 
 
-def like(text: str, other: str) -> str:
-    """`other`, as long as `text`, with its provenance."""
-    return Text(other, text.own) if isinstance(text, Text) else other
+# A prompt on its way to tokens. Each part of it stays a Text, though all of it may be the chat's.
 
 
-def only_written(text: str, control: Set[int], shift: int = 0) -> Callable[[int, int, int], bool]:
-    """Says for (token id, start, end) whether these characters of a text may be that token.
+def has_provenance(text: str) -> bool:
+    return isinstance(text, Text)
 
-    A token of `control` needs characters that all are the template's. The text that is searched has `shift` more
-    characters in front.
-    """
-    own = own_of(text)
-    return lambda token_id, start, end: token_id not in control or own.find(0, max(0, start - shift), end - shift) < 0
+
+def like(text: str, other: str, n_before: int = 0) -> str:
+    """`other`, which is as long as `text`, with its provenance, behind n_before characters that nobody wrote."""
+    return Text(other, b"\1" * n_before + text.own) if isinstance(text, Text) else other
+
+
+def cut(text: str, start: int, end: int) -> str:
+    """`text[start:end]`"""
+    return Text(str(text)[start:end], text.own[start:end]) if isinstance(text, Text) else text[start:end]
+
+
+def changed(text: str, change: Callable[[str], str]) -> str:
+    """`change(text)`, of what the template and what the chat wrote apart, so that neither becomes the other's."""
+    plain = str(text)
+    if not isinstance(text, Text):
+        return change(plain)
+    if change(plain) == plain:
+        return text
+    runs = [(match[0][0], change(plain[match.start() : match.end()])) for match in _RUN.finditer(text.own)]
+    return Text("".join(run for _, run in runs), b"".join(bytes([own]) * len(run) for own, run in runs))
+
+
+_RUN = re.compile(b"\0+|\1+")
 
 
 # Operators

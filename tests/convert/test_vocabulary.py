@@ -60,7 +60,8 @@ def same_as_tokenizers(ours: Tokenizer, original: Original, n: int = 100, **opti
     same(ours.encode, lambda text: original.encode(text, add_special_tokens=False).ids, n // 2, **options)
 
 
-@pytest.mark.parametrize("pre", PRETOKENIZERS)
+# Of Kimi K2 there is no tokenizer.json; its pattern needs classes cut with each other.
+@pytest.mark.parametrize("pre", [names[0] for names in oracles.ALIKE if names != ["kimi-k2"]])
 def test_byte_level(tmp_path, pre):
     original = folders.byte_level(tmp_path, pre)
     found = tokenizer_metadata(tmp_path, N_VOCAB)["tokenizer.ggml.pre"]
@@ -173,6 +174,7 @@ def test_metaspace_is_as_the_model_it_was_made_of(tmp_path):
     plain = tokenizer_metadata(tmp_path, N_VOCAB)
     folders.of_sentencepiece(tmp_path, metaspace=True)
     ours = tokenizer_metadata(tmp_path, N_VOCAB)
+    assert ours.pop("edgellm.tokenizer.prepend_scheme") == "first"
     assert plain.keys() == ours.keys()
     for key, value in plain.items():
         assert np.array_equal(value, ours[key]), key

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgellm.convert.vocabulary import tokenizer_metadata
+from edgellm.convert.vocabulary import tokenizer_metadata, write_tokenizer
 from edgellm.convert.vocabulary.patterns import form_of
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text import ChatTemplate, load_tokenizer
@@ -246,3 +246,72 @@ def test_the_space_in_front_can_be_turned_off(tmp_path):
     assert metadata_of(tmp_path)["add_space_prefix"] is True
     found = metadata_of(tmp_path, tokenizer_config={"add_prefix_space": False, "add_bos_token": False})
     assert (found["add_space_prefix"], found["add_bos_token"]) == (False, False)
+
+
+def test_all_tokens_that_end_an_answer_are_kept(folder):
+    ids = ids_of(folder)
+    ends = [ids[text] for text in ("<|end|>", "<tool>", "a", "b", "c")]
+    folders.write_json(folder / "tokenizer_config.json", {"eos_token": "<|end|>"})
+    folders.write_json(folder / "generation_config.json", {"eos_token_id": ends})
+    metadata = tokenizer_metadata(folder, N_VOCAB)
+    assert metadata["edgellm.tokenizer.stop_ids"].tolist() == sorted(ends)
+    assert load_tokenizer(metadata).stop_ids == {*ends, ids["<|im_end|>"]}
+    (folder / "again").mkdir()
+    write_tokenizer(metadata, folder / "again")
+    again = load_tokenizer(tokenizer_metadata(folder / "again", N_VOCAB))
+    assert again.stop_ids == load_tokenizer(metadata).stop_ids and again.eos_id == ends[0]
+
+
+def test_ends_that_cannot_be_kept_are_told(folder):
+    notes: list[str] = []
+    ends = {"eos_token_id": [3, N_VOCAB + 7], "stop_strings": ["User:"]}
+    folders.write_json(folder / "generation_config.json", ends)
+    metadata = tokenizer_metadata(folder, N_VOCAB, notes)
+    assert 3 in load_tokenizer(metadata).stop_ids
+    assert len(notes) == 2 and "eos_token_id 1007 is left out" in notes[0] and '"User:"' in notes[1]
+
+
+def test_what_belongs_to_batches_is_left_out_and_told(folder):
+    change(folder, truncation={"max_length": 512}, padding={"strategy": "BatchLongest"})
+    notes: list[str] = []
+    tokenizer_metadata(folder, N_VOCAB, notes)
+    assert [note.split(" {")[0] for note in notes] == ["tokenizer.json: truncation", "tokenizer.json: padding"]
+
+
+def test_usual_files_need_no_keys_of_our_own(folder, tmp_path_factory):
+    spaced = tmp_path_factory.mktemp("spaced")
+    folders.sentencepiece(spaced)
+    for path in (folder, spaced):
+        assert not [key for key in tokenizer_metadata(path, N_VOCAB) if key.startswith("edgellm.")]
+
+
+@pytest.mark.parametrize("legacy", [False, True, None])
+def test_legacy_says_whether_a_space_follows_a_special_token(tmp_path, legacy):
+    folders.sentencepiece(tmp_path)
+    folders.write_json(tmp_path / "tokenizer_config.json", {} if legacy is None else {"legacy": legacy})
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
+    ids = ours.encode("Hi</s>Hi", parse_special=True)
+    once = legacy is False
+    assert "".join(map(ours.token_name, ids)) == ("▁Hi</s>Hi" if once else "▁Hi</s>▁Hi")
+    assert ours.decode(ids) == "Hi</s>Hi" and ours.decode(ids, skip_special=True) == "HiHi"
+    assert "".join(map(ours.token_name, ours.encode(" Hi"))) == ("▁Hi" if once else "▁▁Hi")
+    ids = ours.encode("Hi", add_special=True)
+    assert ours.decode(ids, skip_special=True) == "Hi"
+
+
+def test_tokenizer_json_beside_a_sentencepiece_model_says_where_spaces_go(tmp_path):
+    original = folders.of_sentencepiece(tmp_path, metaspace=True)
+    folders.sentencepiece(tmp_path)
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
+    for text in ("Hi", " Hi", "  Hi", "", " ", "Hi</s>Hi", "Hi</s> Hi", "</s>Hi <s></s> Hi", "<s><s>Hi"):
+        assert ours.encode(text, parse_special=True) == original.encode(text, add_special_tokens=False).ids, text
+
+
+def test_a_token_that_is_found_here_and_made_there_is_refused(tmp_path):
+    folders.of_sentencepiece(tmp_path)
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    token = values["added_tokens"][0] | {"id": values["model"]["vocab"]["the"], "content": "the", "special": False}
+    values["added_tokens"].append(token | {"single_word": True})
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    with pytest.raises(UnsupportedError, match="'the' is found in some places"):
+        tokenizer_metadata(tmp_path, N_VOCAB)

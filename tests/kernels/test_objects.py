@@ -133,8 +133,11 @@ def test_what_systems_have_of_their_own_is_allowed(triple: str, used: set[str]) 
 def test_a_kernel_that_would_call_the_c_library_is_refused(triple: str) -> None:
     careless = replace(GENERIC, vocabulary=Vocabulary)
     machine = target_machine(triple, features="")
-    with compiling_for(triple, machine), pytest.raises(KernelError, match=r"linear_decode\.F32 for generic calls fmaf"):
-        compiler.compile_kernel(find("linear_decode", FORMATS["F32"]), careless)
+    with (
+        compiling_for(triple, machine),
+        pytest.raises(KernelError, match=r"linear_f32_decode\.F32 for generic calls fmaf"),
+    ):
+        compiler.compile_kernel(find("linear_f32_decode", FORMATS["F32"]), careless)
 
 
 def test_the_process_and_not_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +146,6 @@ def test_the_process_and_not_the_machine_decides(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("platform.machine", lambda: "ARM64")
     triple = X86[2]
     with compiling_for(triple, target_machine(triple, features="")):
-        code = compiler.compile_kernel(find("linear_decode", FORMATS["F32"]), GENERIC)
+        code = compiler.compile_kernel(find("linear_f32_decode", FORMATS["F32"]), GENERIC)
     assert "fmaf" not in undefined_symbols(code)
     assert cpu.architecture() in ("x86_64", "aarch64", "arm64")

@@ -1,8 +1,12 @@
 """The original tokenizers, built from the vocabulary of a GGUF file or trained on the spot."""
 
+# Letters of many scripts are what the patterns are about.
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import io
+import json
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +57,32 @@ DEEPSEEK3 = (
 )
 
 
+REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+KIMI = (
+    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]+{SUFFIX}?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
+    rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]*{SUFFIX}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+) + REST
+JAIS2 = LLAMA3.removesuffix(r"\s+(?!\S)|\s+") + (
+    r"\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)"
+    r"|\s{1,2}(?!\S)|\s{1}"
+)
+BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+EXAONE_MOE = SUFFIX + (
+    r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]"
+    r"|\s+(?!\S)|\s+"
+)
+SEED_CODER = SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+" + REST
+BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
+SPARK = DEEPSEEK3.replace("[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+", "[\\p{P}\\p{S}]+|[\r\n]")
+AFMOE_SCRIPTS = "[一-鿿㐀-䶿豈-\ufaff\u3040-ゟ゠-ヿ･-ﾟ⼀-\u2fdfเ-\u0e7f\u0e80-\u0effក-\u17ffက-႟ꩠ-ꩿꧠ-\ua9ff가-\ud7afᄀ-ᇿ]+"
+YOUTU_SCRIPTS = "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u3040-\u309f\u30a0-\u30ff]+"
+HAN = "[一-龥ࠀ-一가-\ud7ff]+"
+
+
 def _split(*patterns: str) -> pre_tokenizers.PreTokenizer:
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
     return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -63,36 +93,62 @@ _digits = pre_tokenizers.Digits(individual_digits=True)
 _digits_gpt2 = pre_tokenizers.Sequence([_digits, _byte_level])
 _no_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
-# name: how the models that use this name cut a text
-ORIGINAL_RULES = {
-    "default": _split(r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-    "gpt-2": _byte_level,
-    "phi-2": _byte_level,
-    "mpt": _byte_level,
-    "olmo": _byte_level,
-    "smollm": _digits_gpt2,
-    "starcoder": _digits_gpt2,
-    "refact": _digits_gpt2,
-    "command-r": _digits_gpt2,
-    "llama-bpe": _split(LLAMA3),
-    "llama3": _split(LLAMA3),
-    "llama-v3": _split(LLAMA3),
-    "dbrx": _split(LLAMA3),
-    "qwen2": _split(QWEN2),
-    "deepseek-r1-qwen": _split(QWEN2),
-    "qwen35": _split(QWEN35),
-    "tekken": _split(TEKKEN),
-    "gpt-4o": _split(GPT4O),
-    "llama4": _split(GPT4O),
-    "deepseek-coder": pre_tokenizers.Sequence([
-        *(pre_tokenizers.Split(Regex(pattern), "isolated")
-          for pattern in (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+")),
-        _digits, _no_bytes,
-    ]),
-    "deepseek-v3": _split(r"\p{N}{1,3}", "[一-龥\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK3),
-}  # fmt: skip
-NFC = {"mpt", "olmo", "command-r", "qwen2", "qwen35"}
-IGNORE_MERGES = {"llama-bpe", "llama3", "llama-v3", "tekken", "gpt-4o", "llama4"}
+_deepseek3 = _split(r"\p{N}{1,3}", "[一-龥\u3040-\u309f\u30a0-\u30ff]+", DEEPSEEK3)
+_punctuation = pre_tokenizers.Punctuation("isolated")
+
+
+def _steps(*steps: pre_tokenizers.PreTokenizer | str) -> pre_tokenizers.PreTokenizer:
+    made = [pre_tokenizers.Split(Regex(step), "isolated") if isinstance(step, str) else step for step in steps]
+    return pre_tokenizers.Sequence([*made, _no_bytes])
+
+
+# How the models cut a text that use one of some names, and whether they compose it (NFC) and take whole words that are
+# tokens, whatever the merges make of them.
+_RULES: list[tuple[str, pre_tokenizers.PreTokenizer, bool, bool]] = [
+    ("default", _split(r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"), False, False),
+    ("gpt-2 phi-2 a.x-4.0 exaone4 gigachat granite-docling jais mellum modern-bert trillion jina-de jina-es jina-v1-en "
+     "jina-v2-code jina-v2-de jina-v2-es roberta-bpe", _byte_level, False, False),
+    ("mpt olmo", _byte_level, True, False),
+    ("smollm starcoder refact codeshell exaone mellum2 minerva-7b", _digits_gpt2, False, False),
+    ("command-r", _digits_gpt2, True, False),
+    ("llama-bpe llama3 llama-v3 falcon-h1 falcon3 jina-v5-nano lfm2 midm-2.0 pixtral", _split(LLAMA3), False, True),
+    ("dbrx smaug-bpe chatglm-bpe glm4", _split(LLAMA3), False, False),
+    ("qwen2", _split(QWEN2), True, False),
+    ("deepseek-r1-qwen f2llmv2 grok-2 hunyuan kormo megrez solar-open stablelm2", _split(QWEN2), False, False),
+    ("qwen35", _split(QWEN35), True, False),
+    ("tekken", _split(TEKKEN), False, True),
+    ("gpt-4o llama4 granite-embed-multi-97m kanana2 minimax-m2 talkie", _split(GPT4O), False, True),
+    ("deepseek-llm", _split(
+        r"[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
+        "ὐ-ὗὙὛὝ\u1f5f-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
+        "Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ\U00010400-\U0001044f𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+        r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", HAN, r"\p{N}+"), False, False),
+    ("deepseek-coder", _steps(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", HAN, _digits), False, False),
+    ("deepseek-v3 hunyuan-dense hy_v4 joyai-llm", _deepseek3, False, False),
+    ("spark2_5", _split(r"\p{N}{1,3}", "[一-龥\u3040-\u309f\u30a0-\u30ff]+", SPARK, r"\p{N}"), False, False),
+    ("youtu", _split(YOUTU_SCRIPTS, GPT4O.replace(r"\p{N}{1,3}", r"\p{N}")), False, True),
+    ("afmoe", _split(r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", AFMOE_SCRIPTS, DEEPSEEK3), False, False),
+    ("falcon", _steps(pre_tokenizers.Punctuation("contiguous"), GPT2, pre_tokenizers.Digits(individual_digits=False),
+                      "[0-9][0-9][0-9]"), False, False),
+    ("bloom gpt3-finnish poro-chat", _split(BLOOM), False, False),
+    ("viking", _steps(BLOOM, _digits), False, False),
+    ("jais-2", _split(JAIS2), False, False),
+    ("chameleon", _steps("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", _digits,
+                         _punctuation, GPT2), False, False),
+    ("superbpe", _split(r"\p{N}+", r"(?=(\d{3})+(?!\d))"), False, False),
+    ("tiny_aya cohere2moe", _split(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), False, False),
+    ("kimi-k2", _split(KIMI), False, False),
+    ("bailingmoe bailingmoe2 llada-moe", _split(BAILING), False, False),
+    ("seed-coder", _split(SEED_CODER), False, False),
+    ("ufakzeka", _split(QWEN2.removeprefix(f"{SUFFIX}|")), False, False),
+    ("laguna", _split(r"[^\n]+|[\n]+", QWEN2), False, False),
+    ("exaone-moe", _split(EXAONE_MOE), False, False),
+    ("minicpm5", _split(r"\p{N}{1,3}", QWEN2.replace(r"|\p{N}|", r"|\p{N}+|")), False, True),
+]  # fmt: skip
+ALIKE = [names.split() for names, *_ in _RULES]  # names with one meaning
+ORIGINAL_RULES = {name: rule for names, rule, *_ in _RULES for name in names.split()}
+NFC = {name for names, _, composes, _ in _RULES for name in names.split() if composes}
+IGNORE_MERGES = {name for names, *_, whole in _RULES for name in names.split() if whole}
 
 
 def byte_level(metadata: Mapping[str, Any], parse_special: bool = False) -> Tokenizer:
@@ -125,12 +181,24 @@ def train_byte_level(pre: str) -> dict[str, Any]:
     return byte_level_metadata(twin, pre, special, added=["  ", "<tool>"])
 
 
+def train_plain(marks_spaces: bool, pattern: str) -> Tokenizer:
+    """A tokenizer with merges of characters, and tokens for bytes of which the others are made."""
+    original = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if marks_spaces:
+        original.normalizer = normalizers.Replace(" ", "▁")
+    original.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=800, show_progress=False, special_tokens=names)
+    texts = [text.replace("\n", "") for text in CORPUS]  # no merge makes line breaks, nor spaces that are not marked
+    original.train_from_iterator(texts if marks_spaces else " ".join(texts).split(), trainer)
+    values = json.loads(original.to_str())
+    return Tokenizer.from_str(json.dumps(values | {"added_tokens": []}))
+
+
 def byte_level_metadata(
     twin: Tokenizer, pre: str, special: list[str], added: list[str] | None = None
 ) -> dict[str, Any]:
     """What a GGUF file of this `tokenizers` tokenizer would hold."""
-    import json
-
     model = json.loads(twin.to_str())["model"]
     vocab = sorted(model["vocab"], key=model["vocab"].__getitem__)
     added = added or []

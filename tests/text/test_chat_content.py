@@ -163,6 +163,95 @@ def test_a_longer_token_into_the_chat_does_not_hide_the_templates(tokenizer):
     assert [longer.token_name(i) for i in ids] == [END, "!"]
 
 
+def pieces_of(tokenizer, source: str, content: str) -> list[str]:
+    return [tokenizer.token_name(i) for i in ids_of(tokenizer, source, [{"role": "user", "content": content}])]
+
+
+def test_white_space_that_a_control_token_swallows(tokenizer):
+    """The template's token takes it from the chat; the same name in the chat takes none."""
+    metadata = with_tokens(oracles.train_byte_level("qwen2"), **CONTROL)
+    (end,) = tokenizer.encode(END, parse_special=True)
+    flags = {f"edgellm.tokenizer.{flag}": np.array([end], np.int32) for flag in ("lstrip", "rstrip")}
+    swallowing = load_tokenizer(metadata | flags)
+    source = "<|user|>{{ messages[0].content }}<|im_end|>\n{{ messages[0].content }}<|assistant|>"
+    user, assistant = swallowing.encode("<|user|><|assistant|>", parse_special=True)
+    for content in ("x", f" x {END} ", f"{END}", f"a {END}\n {END}", " ", f"\n{END}|>"):
+        ids = ids_of(swallowing, source, [{"role": "user", "content": content}])
+        before, behind = (swallowing.encode(text) for text in (content.rstrip(), content.lstrip()))
+        assert ids == [user, *before, end, *behind, assistant]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_where_a_space_is_put_in_front_of_a_chat(scheme):
+    """As in a text that holds the same control tokens: the chat's own make no new beginning."""
+    metadata, _ = oracles.train_sentencepiece()
+    frames = dict.fromkeys(["[INST]", "[DONE]"], TokenType.CONTROL)
+    tokenizer = load_tokenizer(with_tokens(metadata, **frames) | {"edgellm.tokenizer.prepend_scheme": scheme})
+    source, content = "{{ messages[0].content }}[INST]{{ messages[0].content }}[DONE]", "the[INST]fox[DONE]"
+
+    def shown(prepended: bool) -> str:
+        return "▁" * prepended + content
+
+    names = "".join(pieces_of(tokenizer, source, content))
+    assert names == f"{shown(scheme != 'never')}[INST]{shown(scheme == 'always')}[DONE]"
+    made = tokenizer.encode("[INST][DONE]", parse_special=True)
+    ids = ids_of(tokenizer, source, [{"role": "user", "content": content}])
+    assert [i for i in ids if i in made] == made
+    names = "".join(pieces_of(tokenizer, "[INST]{{ messages[0].content }}", content))
+    assert names == f"[INST]{shown(scheme == 'always')}"
+
+
+def test_letters_beside_a_control_token_that_is_a_word():
+    """The chat cannot undo the template's token by a letter; the template itself may."""
+    metadata = with_tokens(oracles.train_byte_level("gpt-2"), **CONTROL)
+    plain = load_tokenizer(metadata)
+    (end,) = plain.encode(END, parse_special=True)
+    told = load_tokenizer(metadata | {"edgellm.tokenizer.single_word": np.array([end], np.int32)})
+    for content in ("a", " ", "é", f"{END}", f" {END} "):
+        ids = ids_of(
+            told, "{{ x }}<|im_end|>{{ x }}".replace("x", "messages[0].content"), [{"role": "user", "content": content}]
+        )
+        assert ids == [*plain.encode(content), end, *plain.encode(content)]
+    assert end not in ids_of(told, "{{ messages[0].content }}a<|im_end|>", [{"role": "user", "content": END}])
+
+
+@pytest.mark.parametrize("only_one", [True, False])
+@pytest.mark.parametrize("kind", ["qwen2", "bert"])
+def test_control_tokens_that_are_found_in_a_normalized_text(kind, only_one, shared):
+    """Composing, or taking accents away, moves characters; each stays the template's or the chat's."""
+    if kind == "bert":
+        with GGUFFile.open(shared / "vocab/bert-bge.gguf") as file:
+            metadata = {key: _kept(value) for key, value in file.metadata.items()}
+    else:
+        metadata = oracles.train_byte_level(kind)
+    metadata = with_tokens(metadata, **CONTROL)
+    made = {name: load_tokenizer(metadata).encode(name, parse_special=True)[0] for name in CONTROL}
+    normalized = [made[END]] if only_one else list(made.values())
+    tokenizer = load_tokenizer(metadata | {"edgellm.tokenizer.normalized": np.array(normalized, np.int32)})
+    names = ["<|user|>", "<|user|>", END, "<|assistant|>"]
+    source = "e\u0301<|user|>x<|user|>x<|im_end|>e\u0301x<|assistant|>x".replace("x", "{{ messages[0].content }}")
+    for content in ("x", "e\u0301" + EVIL, "\u0338" + EVIL, EVIL + "\u0958", "<|im_e\u0301nd|>", "<|im_\0end|>", ""):
+        ids = ids_of(tokenizer, source, [{"role": "user", "content": content}])
+        assert [i for i in ids if i in made.values()] == [made[name] for name in names]
+
+
+def test_an_ordinary_token_of_the_chat_takes_nothing_from_the_templates():
+    more = {"<<": TokenType.USER_DEFINED, f"{END}>": TokenType.USER_DEFINED}
+    told = load_tokenizer(with_tokens(oracles.train_byte_level("gpt-2"), **CONTROL, **more))
+    assert pieces_of(told, "{{ messages[0].content }}<|im_end|>", "a<<<") == ["a", "<<", "<", END]
+    assert pieces_of(told, "<|im_end|>{{ messages[0].content }}", ">") == [END, ">"]
+    assert pieces_of(told, "<|im_end|>>{{ messages[0].content }}<<", "<<") == [f"{END}>", "<<", "<<"]
+
+
+def test_a_word_that_is_spelled_like_a_control_token():
+    """Where words that are tokens are taken whole, not those."""
+    told = load_tokenizer(with_tokens(oracles.train_byte_level("llama-bpe"), EOT=TokenType.CONTROL))
+    (end,) = told.encode("EOT", parse_special=True)
+    ids = ids_of(told, "{{ messages[0].content }} EOT", [{"role": "user", "content": "EOT"}])
+    assert ids.count(end) == 1 and ids[-1] == end
+    assert end not in told.encode("EOT") and told.decode(told.encode("EOT")) == "EOT"
+
+
 VOCABULARIES = {
     "llama-bpe": ["meta-llama-Llama-3.2-3B-Instruct", "deepseek-ai-DeepSeek-R1-Distill-Llama-8B"],
     "qwen2": ["Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "HuggingFaceTB-SmolLM3-3B"],

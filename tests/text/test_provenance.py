@@ -110,3 +110,15 @@ def test_every_method_is_pythons_own(name):
             "rpartition": ("b",), "removeprefix": ("a",), "removesuffix": ("d",), "replace": ("b", "xx")}  # fmt: skip
     text = " abcd\nAB d"
     assert METHODS[name](written(text), *args.get(name, ())) == getattr(text, name)(*args.get(name, ()))
+
+
+@given(texts, st.integers(0, 9), st.integers(0, 9))
+def test_a_prompt_keeps_its_provenance_on_its_way_to_tokens(text, start, end):
+    prompt = text if isinstance(text, Text) else Text(text)
+    doubled = provenance.changed(prompt, lambda part: "".join(char * 2 for char in part if char not in "bB"))
+    assert doubled == "".join(char * 2 for char in str(text) if char not in "bB")
+    for part, expected in ((provenance.cut(prompt, start, end), str(text)[start:end]), (doubled, str(doubled))):
+        assert isinstance(part, Text) and part == expected and right(part)
+    assert own_of(provenance.like(prompt, "_" + text, 1)) == b"\1" + prompt.own
+    for part in (provenance.cut("abc", 0, 2), provenance.changed("ab", str.upper), provenance.like("ab", "cd")):
+        assert type(part) is str

@@ -147,18 +147,22 @@ def test_scores_are_checked(key, value, message):
         load_tokenizer(metadata)
 
 
-def test_byte_tokens_must_be_all_or_none():
+@pytest.mark.parametrize("spelling", ["<0xZZ>", "<0x07>x"])
+def test_a_byte_token_that_lacks_matters_where_the_byte_is_needed(spelling):
+    """As in `tokenizers`: a character that has not all of its bytes is unknown."""
     metadata, _ = oracles.train_sentencepiece()
-    metadata["tokenizer.ggml.token_type"][metadata["tokenizer.ggml.tokens"].index("<0x0A>")] = 1
-    with pytest.raises(FormatError, match="255 of 256 bytes"):
-        load_tokenizer(metadata).encode("\x07")
-
-
-def test_a_byte_token_must_look_like_one():
-    metadata, _ = oracles.train_sentencepiece()
-    token_id = metadata["tokenizer.ggml.tokens"].index("<0x0A>")
-    metadata["tokenizer.ggml.tokens"][token_id] = "<0xZZ>"
-    with pytest.raises(FormatError, match="<0xZZ>"):
-        load_tokenizer(metadata).encode("\x07")
-    with pytest.raises(FormatError, match="<0xZZ>"):
-        load_tokenizer(metadata).token_bytes(token_id)
+    tokens = metadata["tokenizer.ggml.tokens"]
+    token_id = tokens.index("<0x07>")
+    whole = load_tokenizer(metadata)
+    tokens[token_id] = spelling
+    ours = load_tokenizer(metadata)
+    assert ours.encode("the\x08fox") == whole.encode("the\x08fox")
+    unknown = metadata["tokenizer.ggml.unknown_token_id"]
+    assert ours.encode("a\x07\x07b") == [i if i != token_id else unknown for i in whole.encode("a\x07b")]
+    with pytest.raises(FormatError, match=spelling):
+        ours.token_bytes(token_id)
+    del metadata["tokenizer.ggml.unknown_token_id"]
+    metadata["tokenizer.ggml.token_type"][unknown] = 1
+    with pytest.raises(FormatError, match=r"no token for '\\x07', none for its byte <0x07>, and no unknown token"):
+        load_tokenizer(metadata).encode("a\x07b")
+    assert load_tokenizer(metadata).encode("the\x08fox") == whole.encode("the\x08fox")

@@ -77,8 +77,9 @@ def test_special_tokens_and_decoding():
     assert ours.encode("[SEP]", parse_special=True) == [ids[-1]]
 
 
-def test_an_unknown_token_is_needed():
+def test_an_unknown_token_is_needed_for_a_word_that_cannot_be_spelled():
     metadata = metadata_of({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3}, True)
     del metadata["tokenizer.ggml.unknown_token_id"]
+    assert load_tokenizer(metadata).encode("a") == [3]
     with pytest.raises(FormatError, match="unknown_token_id"):
-        load_tokenizer(metadata)
+        load_tokenizer(metadata).encode("b")

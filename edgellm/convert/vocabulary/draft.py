@@ -11,7 +11,8 @@ import numpy as np
 from edgellm.convert.vocabulary.files import kind_of, whole_text
 from edgellm.errors import FormatError
 from edgellm.formats.gguf.header import quoted
-from edgellm.text.vocabulary import PREFIX, TokenType
+from edgellm.text.spm import SPACE
+from edgellm.text.vocabulary import OURS, PREFIX, TokenType
 
 MOST_BEYOND = 1024  # added tokens that may come after the rows of the embedding
 ADDED_SCORE = -1000.0  # of tokens that no merging makes, as other converters write it
@@ -19,6 +20,8 @@ MOST_CHARS = 512  # of a token; the longest in use have half of that
 
 # Added tokens that steer a model, though some files do not call them special.
 _STEERING = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>|<unused\d+>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
+# What `tokenizers` says of an added token: where it is found, and what it swallows.
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 # GGUF's names of the roles that a token can have, where they differ from those of Hugging Face.
 _GGUF_ROLES = {"unk": "unknown", "pad": "padding", "sep": "seperator"}
 
@@ -43,6 +46,11 @@ class Draft:
     names:    the same by their spelling; what the folder's settings say comes before.
     begin, end:   ids that are put around a text; None when the files leave it to the settings.
     settings: further keys of the metadata, without their prefix.
+    ours:     the same for keys of our own, `edgellm.tokenizer.*`: what GGUF cannot say.
+    flags:    the ids of the added tokens that have each of FLAGS.
+    prefixed: each stretch between added tokens can get a space in front.
+    made:     what merges make, where U+2581 stands for spaces.
+    notes:    what a person should know: what is left out.
     """
 
     def __init__(self, file: str, n_vocab: int, model: str, pre: str = "default") -> None:
@@ -59,6 +67,11 @@ class Draft:
         self.begin: list[int] | None = None
         self.end: list[int] | None = None
         self.settings: dict[str, Any] = {}
+        self.ours: dict[str, Any] = {}
+        self.flags: dict[str, set[int]] = {flag: set() for flag in FLAGS}
+        self.prefixed = False
+        self.made: frozenset[str] = frozenset()
+        self.notes: list[str] = []
 
     def put(
         self,
@@ -109,9 +122,19 @@ class Draft:
             self.file = origin
         if known is not None and known.type in (TokenType.UNKNOWN, TokenType.BYTE):
             return
+        if not special and self.merges_spaces(text):
+            return
         steers = special or _STEERING.fullmatch(text)
         token_type = TokenType.CONTROL if steers else TokenType.USER_DEFINED
         self.tokens[token_id] = Token(text, token_type, ADDED_SCORE)
+
+    def merges_spaces(self, text: str) -> bool:
+        """Whether an added token with U+2581 in it is left to merging, which makes it of spaces.
+
+        The text has spaces in their place, so `tokenizers` finds no such token in it. Programs that read GGUF do; so
+        the token is added where that comes to the same, and where it does not, it is not.
+        """
+        return self.prefixed and SPACE in text and text in self.made
 
     def take_merges(self, merges: Iterable[Any]) -> None:
         """Take merges, each a pair or a text with a space between; FormatError for one that names no tokens."""
@@ -150,7 +173,10 @@ class Draft:
         if self.merges is not None:
             found["merges"] = [f"{left} {right}" for left, right in self.merges]
         found |= {f"{_GGUF_ROLES.get(role, role)}_token_id": token_id for role, token_id in self.roles.items()}
-        return {PREFIX + key: value for key, value in (found | self.settings).items()}
+        ours = self.ours | {flag: np.array(sorted(ids), np.int32) for flag, ids in self.flags.items() if ids}
+        return {PREFIX + key: value for key, value in (found | self.settings).items()} | {
+            OURS + key: value for key, value in ours.items()
+        }
 
     def _token(self, token_id: int) -> Token:
         token = self.tokens.get(token_id)
@@ -161,7 +187,7 @@ class Draft:
             return Token(name, TokenType.UNUSED, ADDED_SCORE)
         if self.model == "llama" and token.type == TokenType.USER_DEFINED:
             # Other programs look for these in the text before its spaces become "\u2581".
-            spaced = token.text.replace("\u2581", " ")
+            spaced = token.text.replace(SPACE, " ")
             return token if spaced in self.ids else token._replace(text=spaced)
         return token
 

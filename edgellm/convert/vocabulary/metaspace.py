@@ -16,7 +16,7 @@ from edgellm.convert.vocabulary.rules import flatten, pattern_of
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf.header import quoted
 from edgellm.text.merging import merge_pairs
-from edgellm.text.spm import SPACE
+from edgellm.text.spm import SCHEMES, SPACE
 from edgellm.text.vocabulary import TokenType
 
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -33,16 +33,23 @@ def read_metaspace(file: Record, model: Record, n_vocab: int) -> Draft:
         raise model.wrong("vocab", "an object of tokens and their ids")
     draft.put_all(vocab.values, added_texts(file))
     draft.take_merges(model.list("merges"))
-    _set_prefix(draft, file)
+    draft.made = frozenset(left + right for left, right in draft.merges or ())
+    read_spaces(draft, file)
     _mark_unknown(draft, model)
-    _score(draft, added_texts(file))
+    added = {(added.text("content") or "", added.flag("special")) for added in file.records("added_tokens")}
+    _score(draft, {text for text, special in added if text and (special or not draft.merges_spaces(text))})
     return draft
 
 
-def _set_prefix(draft: Draft, file: Record) -> None:
-    """Whether a text gets a space in front; UnsupportedError for any other preparation of the text."""
+def read_spaces(draft: Draft, file: Record) -> None:
+    """Which texts get a space in front; UnsupportedError for any other preparation of the text.
+
+    A normalizer that prepends does so in every stretch between special tokens, as other programs do. A Metaspace
+    does it where there is no space yet, and perhaps only where the text begins, which takes keys of our own.
+    """
     normalizer, pre_tokenizer = flatten(file.record("normalizer")), flatten(file.record("pre_tokenizer"))
     replaces = prepends = False
+    scheme: str | None = None
     for step in normalizer:
         kind, content = step.text("type"), step.values.get("content")
         if kind == "Prepend" and step.text("prepend") == SPACE:
@@ -53,28 +60,29 @@ def _set_prefix(draft: Draft, file: Record) -> None:
             raise UnsupportedError(f"{file.file}: the normalizer {shown(step.values)} is not supported")
     for step in pre_tokenizer:
         kind = step.text("type")
-        if kind == "Metaspace" and step.text("replacement") == SPACE and not replaces:
-            scheme = step.text("prepend_scheme") or ("never" if step.flag("add_prefix_space") is False else "always")
-            replaces, prepends = True, scheme != "never"
-            if step.flag("split") is not False:
-                _refuse_reaching_across(draft)
+        if kind == "Metaspace" and step.text("replacement") == SPACE and scheme is None and not (replaces or prepends):
+            scheme = _scheme(step)
+            if step.flag("split") is not False and any(SPACE in text[1:] for text in draft.ids):
+                draft.ours["split_at_spaces"] = True  # which makes no difference where no token reaches across one
         elif kind != "Split" or not replaces or pattern_of(step) not in (" ", "\\ "):  # no space is left to split at
             raise UnsupportedError(f"{file.file}: the pre-tokenizer {shown(step.values)} is not supported")
-    if not replaces:
+    if not replaces and scheme is None:
         raise UnsupportedError(
             f"{file.file}: the BPE model is neither byte-level nor over text with U+2581 for spaces; "
             "edgellm knows these two"
         )
-    draft.settings["add_space_prefix"] = prepends
+    if scheme is not None:
+        draft.ours["prepend_scheme"] = scheme
+    draft.settings["add_space_prefix"] = prepends or scheme in ("first", "always")
+    draft.prefixed = prepends or scheme is not None
 
 
-def _refuse_reaching_across(draft: Draft) -> None:
-    """Cutting text at spaces first makes no difference if no token reaches across one."""
-    for text in draft.ids:
-        if SPACE in text[1:]:
-            raise UnsupportedError(
-                f"{draft.file}: text is cut at spaces, but the token {quoted(text)} holds one; GGUF cannot say so"
-            )
+def _scheme(step: Record) -> str:
+    """Where a Metaspace puts a space in front; files of older versions say only whether it does."""
+    scheme = step.text("prepend_scheme") or ("never" if step.flag("add_prefix_space") is False else "always")
+    if scheme not in SCHEMES:
+        raise step.wrong("prepend_scheme", f"one of {', '.join(SCHEMES)}")
+    return scheme
 
 
 def _mark_unknown(draft: Draft, model: Record) -> None:

@@ -49,7 +49,7 @@ def _items(pattern: str) -> list[object]:
             code = ord(_char(match[0]))
             items.append((False, frozenset(), ((code, code),)) if match[0] != "." else ".")
         else:
-            items.append(match[0])
+            items.append("(" if match[0] == "(?:" else match[0])  # what a group remembers does not matter here
     return items
 
 

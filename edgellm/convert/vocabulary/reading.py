@@ -8,10 +8,17 @@ from typing import Any
 from edgellm.convert.vocabulary.byte_level import check_whole_words, read_vocab_and_merges
 from edgellm.convert.vocabulary.chat_templates import chat_templates
 from edgellm.convert.vocabulary.draft import Draft
-from edgellm.convert.vocabulary.files import Files
+from edgellm.convert.vocabulary.files import Files, Record, shown
 from edgellm.convert.vocabulary.framing import set_frame
 from edgellm.convert.vocabulary.sentencepiece_model import is_sentencepiece, read_sentencepiece
-from edgellm.convert.vocabulary.special import add_tokens, set_frame_flags, set_roles, set_space_prefix, set_turn_ends
+from edgellm.convert.vocabulary.special import (
+    add_tokens,
+    set_frame_flags,
+    set_roles,
+    set_space_prefix,
+    set_turn_ends,
+    settle_flags,
+)
 from edgellm.convert.vocabulary.tekken import read_tekken
 from edgellm.convert.vocabulary.tiktoken_file import read_tiktoken
 from edgellm.convert.vocabulary.tokenizer_json import read_tokenizer_json
@@ -20,10 +27,15 @@ from edgellm.errors import FileProblem
 from edgellm.text import load_tokenizer
 
 
-def tokenizer_metadata(folder: Path, n_vocab: int) -> dict[str, Any]:
+def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = None) -> dict[str, Any]:
     """The keys `tokenizer.*` of a GGUF file for the tokenizer in a checkpoint's folder.
 
     n_vocab:  rows of the model's embedding; ids without a token become unused tokens, and added tokens may come after.
+    notes:    what a person should know is added here: settings of the files that are left out.
+
+    What GGUF has no key for stands under `edgellm.tokenizer.*`: `prepend_scheme` and `split_at_spaces` of a Metaspace,
+    the ids of added tokens with a flag (`lstrip`, `rstrip`, `single_word`, `normalized`: int32), and `stop_ids`, all
+    tokens that end an answer, where they are more than the roles eos, eot and eom hold.
 
     Tokens are str, types an int32 and scores a float32 array as long as they, merges str with a space between
     the halves. Raises FileProblem when there is no tokenizer, FormatError for a file that breaks its rules,
@@ -31,6 +43,8 @@ def tokenizer_metadata(folder: Path, n_vocab: int) -> dict[str, Any]:
     """
     files = Files(folder)
     draft = _read(files, n_vocab)
+    if draft.model == "llama":
+        set_space_prefix(draft, files)
     add_tokens(draft, files)
     set_frame(draft, files.json("tokenizer.json"))
     set_roles(draft, files)
@@ -41,12 +55,19 @@ def tokenizer_metadata(folder: Path, n_vocab: int) -> dict[str, Any]:
     else:
         set_frame_flags(draft, files)
         set_turn_ends(draft, files)
-        if draft.model == "llama":
-            set_space_prefix(draft, files)
         check_whole_words(draft)
+    settle_flags(draft)
     metadata = draft.metadata()
     load_tokenizer(metadata).encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
+    if notes is not None:
+        notes += [*draft.notes, *_left_out(files.json("tokenizer.json"))]
     return metadata | chat_templates(files)
+
+
+def _left_out(file: Record) -> list[str]:
+    """Settings of batches, which belong to a program that makes batches, and not to a tokenizer."""
+    keys = (key for key in ("truncation", "padding") if key in file)
+    return [f"{file.file}: {key} {shown(file.values[key])} is left out" for key in keys]
 
 
 def _read(files: Files, n_vocab: int) -> Draft:

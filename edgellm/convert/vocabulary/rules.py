@@ -13,7 +13,7 @@ from typing import Any
 from edgellm.convert.vocabulary.files import Record, shown
 from edgellm.convert.vocabulary.patterns import Form, form_of
 from edgellm.errors import FormatError, UnsupportedError
-from edgellm.text.pretokenizers import PRETOKENIZERS
+from edgellm.text.pretokenizers import PRETOKENIZERS, PUNCTUATION
 
 _DIGIT = r"\p{N}"
 
@@ -73,6 +73,8 @@ def _known() -> Mapping[tuple[tuple[Form, ...], bool, bool], str]:
     """Names by what their rules do; of several with one meaning, the first."""
     found: dict[tuple[tuple[Form, ...], bool, bool], str] = {}
     for name, rule in PRETOKENIZERS.items():
+        if not rule.spells_bytes:
+            continue
         found.setdefault((tuple(map(form_of, rule.patterns)), rule.nfc, rule.ignore_merges), name)
     return found
 
@@ -90,6 +92,8 @@ def _patterns(step: Record, is_last: bool) -> list[str]:
         return list(PRETOKENIZERS["gpt-2"].patterns) if uses_regex is None or uses_regex else []
     if kind == "Digits":
         return [_DIGIT if step.flag("individual_digits") else f"{_DIGIT}+"]
+    if kind == "Punctuation" and step.text("behavior") in ("Isolated", "Contiguous"):
+        return [PUNCTUATION if step.text("behavior") == "Isolated" else f"{PUNCTUATION}+"]
     if kind == "Split":
         how = (step.text("behavior"), step.flag("invert") or False)
         if how in (("Isolated", False), ("Removed", True)):

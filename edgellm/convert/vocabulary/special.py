@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from edgellm.convert.vocabulary.draft import Draft
-from edgellm.convert.vocabulary.files import Files, Record
-from edgellm.errors import FormatError
-from edgellm.text.tokenizer import END_OF_TURN
+import numpy as np
+
+from edgellm.convert.vocabulary.draft import FLAGS, Draft
+from edgellm.convert.vocabulary.files import Files, Record, shown
+from edgellm.convert.vocabulary.metaspace import read_spaces
+from edgellm.errors import FormatError, UnsupportedError
+from edgellm.formats.gguf.header import quoted
+from edgellm.text.pretokenizers import PRETOKENIZERS
 from edgellm.text.vocabulary import TokenType
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -30,6 +34,7 @@ def add_tokens(draft: Draft, files: Files) -> None:
         if token is None or not re.fullmatch(r"\d{1,9}", key):
             raise FormatError(f"{_CONFIG}: added_tokens_decoder has the key {key!r:.40}; expected ids with tokens")
         draft.add(int(key), token.values.get("content"), bool(token.flag("special")), _CONFIG, may_rename)
+        _take_flags(draft, int(key), token)
     listed = files.json("added_tokens.json")
     for text, token_id in listed.values.items():
         if draft.ids.get(text) != token_id:
@@ -37,6 +42,43 @@ def add_tokens(draft: Draft, files: Files) -> None:
     for token in files.json("tokenizer.json").records("added_tokens"):
         special = bool(token.flag("special"))
         draft.add(token.values.get("id"), token.values.get("content"), special, token.file, may_rename)
+        _take_flags(draft, token.values["id"], token)
+
+
+def _take_flags(draft: Draft, token_id: int, token: Record) -> None:
+    """Where an added token is found, and what it swallows; the file that is read last counts."""
+    for flag in FLAGS:
+        if token.flag(flag):
+            draft.flags[flag].add(token_id)
+        else:
+            draft.flags[flag].discard(token_id)
+
+
+def settle_flags(draft: Draft) -> None:
+    """Keep those flags alone that make a difference.
+
+    Which tokens are found in normalized text makes none where nothing is normalized and all are found alike. Without
+    a word on it, a tokenizer of the llama kind looks for user-defined tokens as SentencePiece does: where spaces have
+    become U+2581, which no token swallows, and a text gets a space in front once. For `tokenizers` a text begins anew
+    behind each of them.
+    """
+    added = {i for i, t in draft.tokens.items() if t.type in (TokenType.CONTROL, TokenType.USER_DEFINED)}
+    for ids in draft.flags.values():
+        ids &= added
+    normalized = draft.flags["normalized"]
+    for token_id in sorted(normalized | draft.flags["single_word"]):
+        text = draft.tokens[token_id].text
+        if draft.model == "llama" and text in draft.made:
+            raise UnsupportedError(
+                f"{draft.file}: the added token {quoted(text)} is found in some places (single_word, normalized) and "
+                "made by merging in others; in a GGUF file of the llama kind it can be one or the other"
+            )
+    if draft.model == "gpt2" and normalized == added and not PRETOKENIZERS[draft.pre].nfc:
+        normalized.clear()
+    user_defined = {i for i, token in draft.tokens.items() if token.type == TokenType.USER_DEFINED}
+    swallowing = user_defined & (draft.flags["lstrip"] | draft.flags["rstrip"])
+    if draft.model == "llama" and not normalized and (swallowing or (user_defined and draft.prefixed)):
+        draft.ours["normalized"] = np.zeros(0, np.int32)
 
 
 def set_roles(draft: Draft, files: Files) -> None:
@@ -72,27 +114,51 @@ def set_frame_flags(draft: Draft, files: Files) -> None:
 
 
 def set_space_prefix(draft: Draft, files: Files) -> None:
-    """Let the settings decide whether texts get a space in front, where SentencePiece's own model says one thing."""
-    told = files.json(_CONFIG).flag("add_prefix_space")
-    if told is not None and not draft.file.endswith(".json"):
+    """Say which texts get a space in front, where SentencePiece's own model leaves that to its program.
+
+    tokenizer.json tells it exactly. Without one, `legacy` in the settings does: when it is false, only what begins a
+    text gets a space, not what follows a special token.
+    """
+    if draft.file.endswith(".json"):
+        return
+    if files.has("tokenizer.json"):
+        read_spaces(draft, files.json("tokenizer.json"))
+        return
+    config = files.json(_CONFIG)
+    told = config.flag("add_prefix_space")
+    if told is not None:
         draft.settings["add_space_prefix"] = told
+    if config.flag("legacy") is False and draft.settings["add_space_prefix"]:
+        draft.ours["prepend_scheme"] = "first"
 
 
 def set_turn_ends(draft: Draft, files: Files) -> None:
-    """Give the other tokens that end an answer the roles "eot" and "eom"."""
+    """Give the other tokens that end an answer the roles "eot" and "eom", and list all where they are more."""
     ends = {token_id: None for record in _model_configs(files) for token_id in _ids(record, "eos_token_id")}
+    _note_ends(draft, files, ends)
     others = [token_id for token_id in ends if token_id in draft.tokens and token_id != draft.roles.get("eos")]
     texts = {draft.tokens[token_id].text: token_id for token_id in others}
     for role, names in (("eot", _TURN_ENDS), ("eom", _MESSAGE_ENDS)):
         for name in names:
             if name in texts:
                 draft.roles.setdefault(role, texts[name])
-    known_by_name = {token.decode() for token in END_OF_TURN}
-    for text, token_id in texts.items():
-        if text not in known_by_name:
-            free = next((role for role in ("eot", "eom") if role not in draft.roles), None)
-            if free:
-                draft.roles[free] = token_id
+    for token_id in others:
+        free = next((role for role in ("eot", "eom") if role not in draft.roles), None)
+        if free and token_id not in draft.roles.values():
+            draft.roles[free] = token_id
+    listed = {token_id for token_id in ends if 0 <= token_id < draft.n_vocab}
+    if not listed <= {draft.roles.get(role) for role in ("eos", "eot", "eom")}:
+        draft.ours["stop_ids"] = np.array(sorted(listed), np.int32)
+
+
+def _note_ends(draft: Draft, files: Files, ends: Iterable[int]) -> None:
+    """What ends an answer for `transformers` and cannot here."""
+    for token_id in ends:
+        if not 0 <= token_id < draft.n_vocab:
+            draft.notes.append(f"eos_token_id {token_id} is left out: the model has {draft.n_vocab} tokens")
+    strings = files.json("generation_config.json").values.get("stop_strings")
+    if strings:
+        draft.notes.append(f"generation_config.json: stop_strings {shown(strings)} are left out: tokens end an answer")
 
 
 def _take_role(draft: Draft, role: str, token_id: int) -> None:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.convert.vocabulary.draft import MOST_CHARS
+from edgellm.convert.vocabulary.draft import FLAGS, MOST_CHARS
 from edgellm.convert.vocabulary.wordpiece import CONTINUES
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
-from edgellm.text.pretokenizers import pretokenizer
-from edgellm.text.spm import SPACE
+from edgellm.text.rule import rule_of
+from edgellm.text.spm import SCHEME, SPACE
+from edgellm.text.tokenizer import KEEPS_SPACE
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary, as_bytes
 from edgellm.text.wordpiece import LONGEST_WORD
 
@@ -20,7 +21,6 @@ Steps = dict[str, Any]
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 _SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
 _NO_TOKEN = re.compile(r"\[+PAD\d+\]+")  # what a row of the embedding without a token is called
-_KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # Phi-3's other special tokens swallow the white space behind them
 
 
 def framing_roles(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[str | None, str | None]:
@@ -29,7 +29,7 @@ def framing_roles(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[
     if kind == "bert":
         begin, end = (role if vocabulary.role_id(role) is not None else None for role in ("cls", "seperator"))
         return begin, end
-    adds_bos = kind == "llama" or pretokenizer(metadata[f"{PREFIX}pre"]).add_bos
+    adds_bos = kind == "llama" or rule_of(vocabulary).add_bos
     return "bos" if vocabulary.added("bos", adds_bos) else None, "eos" if vocabulary.added("eos", False) else None
 
 
@@ -40,29 +40,25 @@ def twin_of(metadata: Mapping[str, Any], vocabulary: Vocabulary, strips_right: b
     """
     tokens = _tokens(vocabulary)
     kind = metadata[f"{PREFIX}model"]
-    if kind == "gpt2":
-        parts = _byte_level(metadata, vocabulary, tokens)
+    if kind in ("gpt2", "gemma4"):
+        parts = _byte_level(vocabulary, tokens)
     elif kind == "llama":
         parts = _sentencepiece(vocabulary, tokens)
     else:
         parts = _wordpiece(vocabulary, tokens)
+    flags = {flag: vocabulary.marked(flag) for flag in FLAGS}
+    if flags["rstrip"] is None and strips_right:
+        flags["rstrip"] = frozenset(i for i, text in tokens.items() if text not in KEEPS_SPACE)
     # Where spaces only change their spelling, a token is looked for after that; where text also gets a space in
     # front, so would the token, and it has to be found before.
-    normalized = kind == "llama" and not vocabulary.flag("add_space_prefix", True)
+    if flags["normalized"] is None and kind == "llama" and not vocabulary.flag("add_space_prefix", True):
+        flags["normalized"] = frozenset(vocabulary.of_type(TokenType.USER_DEFINED))
     added = []
     for token_id in vocabulary.of_type(*_SPECIAL, TokenType.USER_DEFINED):
         if token_id in tokens:
+            flagged: Steps = {flag: ids is not None and token_id in ids for flag, ids in flags.items()}
             special = bool(vocabulary.types[token_id] in _SPECIAL)
-            text = tokens[token_id]
-            added.append({
-                "id": token_id,
-                "content": text,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": strips_right and text not in _KEEPS_SPACE,
-                "normalized": normalized and not special,
-                "special": special,
-            })  # fmt: skip
+            added.append({"id": token_id, "content": tokens[token_id], **flagged, "special": special})
     frame = _frame(vocabulary, *framing_roles(metadata, vocabulary))
     return {
         "version": "1.0",
@@ -74,8 +70,10 @@ def twin_of(metadata: Mapping[str, Any], vocabulary: Vocabulary, strips_right: b
     }
 
 
-def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary, tokens: Mapping[int, str]) -> Steps:
-    rule = pretokenizer(metadata[f"{PREFIX}pre"])
+def _byte_level(vocabulary: Vocabulary, tokens: Mapping[int, str]) -> Steps:
+    rule = rule_of(vocabulary)
+    if not rule.spells_bytes:
+        raise UnsupportedError("the vocabulary has merges of plain text, as Gemma 4; edgellm cannot write it out again")
     ids = {text: token_id for token_id, text in tokens.items()}
     merges = []
     for merge in as_bytes(vocabulary.strings("merges")):
@@ -95,24 +93,27 @@ def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary, tokens: Map
 
 def _sentencepiece(vocabulary: Vocabulary, tokens: Mapping[int, str]) -> Steps:
     """BPE with all pairs that make a token as merges, in the order of the tokens' scores."""
-    prefix = vocabulary.flag("add_space_prefix", True)
+    scheme = vocabulary.text(SCHEME)
+    prefix = vocabulary.flag("add_space_prefix", True) if scheme is None else scheme != "never"
     unknown = vocabulary.role_id("unknown")
     to_space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     steps: list[Steps] = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    splits = vocabulary.our_flag("split_at_spaces", False)
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": splits}
     undo: list[Steps] = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}]
     undo += [{"type": "ByteFallback"}, {"type": "Fuse"}]
     undo += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
     ids = {text: token_id for token_id, text in tokens.items()}
     return {
-        "normalizer": {"type": "Sequence", "normalizers": [*steps, to_space]},
-        "pre_tokenizer": None,
+        "normalizer": {"type": "Sequence", "normalizers": [*steps, to_space]} if scheme is None else None,
+        "pre_tokenizer": metaspace if scheme else None,
         "decoder": {"type": "Sequence", "decoders": undo},
         "model": _bpe(
             ids,
             _merges(vocabulary, tokens),
             unk_token=None if unknown is None else tokens.get(unknown),
             fuse_unk=True,
-            byte_fallback=len(vocabulary.of_type(TokenType.BYTE)) == 256,
+            byte_fallback=bool(vocabulary.of_type(TokenType.BYTE)),
         ),
     }
 
@@ -147,6 +148,12 @@ def _merges(vocabulary: Vocabulary, tokens: Mapping[int, str]) -> list[list[str]
 
 def _wordpiece(vocabulary: Vocabulary, tokens: Mapping[int, str]) -> Steps:
     normal = set(vocabulary.of_type(TokenType.NORMAL))
+    for token_id in sorted(vocabulary.marked("single_word") or ()):
+        if token_id in tokens and tokens[token_id].isalnum():
+            raise UnsupportedError(
+                f"the added token {quoted(tokens[token_id])} is found as a word alone (single_word); in a "
+                "tokenizer.json of BERT's kind it would begin other words as well"
+            )
     ids: dict[str, int] = {}
     for token_id, text in tokens.items():
         spelled = _hugging_face_spelling(text) if token_id in normal else text

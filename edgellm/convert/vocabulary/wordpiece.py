@@ -8,7 +8,7 @@ from __future__ import annotations
 from edgellm.convert.vocabulary.draft import Draft
 from edgellm.convert.vocabulary.files import Files, Record, added_texts, shown
 from edgellm.convert.vocabulary.rules import flatten
-from edgellm.errors import UnsupportedError
+from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
 from edgellm.text.spm import SPACE
 from edgellm.text.vocabulary import TokenType
@@ -69,12 +69,20 @@ def respell(draft: Draft) -> None:
                 f"{draft.file}: the post-processor puts {side} around texts where BERT has its {role} token "
                 f"({draft.roles.get(role)}); a GGUF file can say only that"
             )
+    if "unk" not in draft.roles:
+        raise FormatError(f"{draft.file}: no token stands for unknown words (unknown_token_id), as [UNK] does in BERT")
     draft.begin = draft.end = None  # it goes without saying
     words = {i: token for i, token in draft.tokens.items() if token.type == TokenType.NORMAL}
     for token_id, token in words.items():
         del draft.tokens[token_id], draft.ids[token.text]
     for token_id, token in words.items():
-        draft.put(token_id, _respelled(token.text))
+        spelled = _respelled(token.text)
+        if spelled in draft.ids:
+            raise UnsupportedError(
+                f"{draft.file}: the tokens {draft.ids[spelled]} and {token_id} ({quoted(token.text)}) are both spelled "
+                f"{quoted(spelled)} in a GGUF file, which can hold only one of them"
+            )
+        draft.put(token_id, spelled)
 
 
 def _respelled(text: str) -> str:

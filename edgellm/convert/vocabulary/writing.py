@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgellm.convert.vocabulary.twins import framing_roles, twin_of
 from edgellm.errors import FormatError
 from edgellm.files import atomic_write
 from edgellm.text import Tokenizer, load_tokenizer
 from edgellm.text.chat_template import KEY
-from edgellm.text.vocabulary import PREFIX, Vocabulary, as_bytes
+from edgellm.text.vocabulary import PREFIX, Vocabulary, as_bytes, kind_of
 
 
 def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
@@ -25,13 +27,13 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     """
     tokenizer = load_tokenizer(metadata)
     vocabulary = Vocabulary(metadata)
-    architecture = metadata.get("general.architecture")
+    architecture = vocabulary.text("general.architecture")
     _write(folder / "tokenizer.json", twin_of(metadata, vocabulary, architecture == "phi3"), indent=None)
     _write(folder / "tokenizer_config.json", _config(metadata, tokenizer, vocabulary), indent=2)
-    ends = [vocabulary.role_id(role) for role in ("eos", "eot", "eom")]
-    if any(token_id is not None for token_id in ends[1:]):
-        unique = list(dict.fromkeys(token_id for token_id in ends if token_id is not None))
-        _write(folder / "generation_config.json", {"eos_token_id": unique}, indent=2)
+    ends = [i for role in ("eos", "eot", "eom") for i in vocabulary.role_ids(role)]
+    ends = list(dict.fromkeys([*ends, *sorted(vocabulary.marked("stop_ids") or ())]))
+    if len(ends) > 1:
+        _write(folder / "generation_config.json", {"eos_token_id": ends}, indent=2)
 
 
 def _config(metadata: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -47,8 +49,11 @@ def _config(metadata: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: Vocab
     if not bert:
         begin, end = framing_roles(metadata, vocabulary)
         config |= {"add_bos_token": begin is not None, "add_eos_token": end is not None}
-    length = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    key = f"{metadata.get('general.architecture')}.context_length"
+    length = metadata.get(key)
     if length is not None:
+        if isinstance(length, bool) or not isinstance(length, (int, np.integer)):
+            raise FormatError(f"{key} is {kind_of(length)}; expected a number of tokens")
         config["model_max_length"] = int(length)
     if (templates := _templates(metadata)) is not None:
         config["chat_template"] = templates
@@ -58,6 +63,8 @@ def _config(metadata: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: Vocab
 def _templates(metadata: Mapping[str, Any]) -> str | list[dict[str, str]] | None:
     """The chat template, or several with their names, as tokenizer_config.json holds them."""
     names = metadata.get(f"{KEY}s", [])
+    if not hasattr(names, "as_bytes") and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise FormatError(f"{KEY}s is {kind_of(names)}; expected an array of names")
     names = [name.decode() for name in as_bytes(names)]
     found = {name: metadata.get(f"{KEY}.{name}") for name in names}
     default = metadata.get(KEY, metadata.get(f"{KEY}.default"))

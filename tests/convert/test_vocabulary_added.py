@@ -1,0 +1,163 @@
+"""What GGUF cannot say and our own keys hold: where added tokens are found, what they swallow, and where texts get a
+space in front. With any settings, the ids are those of `tokenizers`, before and after a way through a folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Original
+
+from edgellm.convert.vocabulary import tokenizer_metadata, write_tokenizer
+from edgellm.errors import UnsupportedError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.gguf.writer import GGUFWriter
+from edgellm.text import load_tokenizer
+from tests.convert import tokenizer_folders as folders
+
+N_VOCAB = 1000
+SPACE = "▁"
+METASPACE = {"type": "Metaspace", "replacement": SPACE}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+PREPEND = {"type": "Prepend", "prepend": SPACE}
+
+# How a text is prepared by a tokenizer of the llama kind: (normalizer, pre-tokenizer)
+PREPARATIONS: dict[str, tuple[Any, Any]] = {
+    "prepend": ({"type": "Sequence", "normalizers": [PREPEND, REPLACE]}, None),
+    "replace": (REPLACE, None),
+    "old metaspace": (None, METASPACE | {"add_prefix_space": True, "split": False}),
+    **{
+        f"{scheme}, {'split' if split else 'whole'}": (None, METASPACE | {"prepend_scheme": scheme, "split": split})
+        for scheme, split in itertools.product(("first", "always", "never"), (True, False))
+    },
+}  # fmt: skip
+BYTE_LEVEL = ["gpt-2", "qwen2", "llama-bpe"]
+
+ADDED = ["[INST]", "[/INST]", "<t>", "<tt>", "tt>", "ab", "aa", " x", "é!", "E\u0301", "  "]
+OTHERS = [" ", "  ", "\n", "\t ", "\u3000", "a", "b", "Hi", "_", "é", "\u0301", SPACE, "<", ">", "1", "漢", "."]
+PIECES = st.sampled_from([*ADDED, *OTHERS])
+TEXTS = st.lists(PIECES, max_size=12).map("".join)
+TOKEN = st.fixed_dictionaries({
+    "content": st.sampled_from(ADDED), "single_word": st.booleans(), "lstrip": st.booleans(), "rstrip": st.booleans(),
+    "normalized": st.booleans(), "special": st.booleans(),
+})  # fmt: skip
+TOKENS = st.lists(TOKEN, min_size=1, max_size=6, unique_by=lambda token: token["content"])
+
+
+@cache
+def values_of(kind: str, base: Path) -> Any:
+    """The contents of a tokenizer.json, without added tokens beyond the usual ones."""
+    folder = base / kind.replace(" ", "_")
+    folder.mkdir()
+    if kind in BYTE_LEVEL:
+        folders.byte_level(folder, kind)
+        values = folders.read_json(folder / "tokenizer.json")
+        values["added_tokens"] = []
+    elif kind == "bert":
+        folders.word_pieces(folder)
+        values = folders.read_json(folder / "tokenizer.json")
+    else:
+        folders.of_sentencepiece(folder)
+        values = folders.read_json(folder / "tokenizer.json")
+        values["normalizer"], values["pre_tokenizer"] = PREPARATIONS[kind]
+    return values
+
+
+def with_added(values: Any, tokens: list[dict[str, Any]]) -> Any:
+    known = values["model"]["vocab"]
+    kept = [token for token in values["added_tokens"] if token["content"] in known]
+    first = max([*known.values(), *(token["id"] for token in kept)]) + 1
+    new = [token | {"id": first + i} for i, token in enumerate(t for t in tokens if t["content"] not in known)]
+    return values | {"added_tokens": kept + new}
+
+
+def ids_of(original: Original, text: str) -> list[int] | None:
+    """None where the original falls over: white space that two tokens swallow, one to its left and one to its right."""
+    try:
+        return original.encode(text, add_special_tokens=False).ids
+    except BaseException as error:
+        assert type(error).__name__ == "PanicException" and "bad split" in str(error)
+        return None
+
+
+def check_same(folder: Path, values: Any, texts: list[str]) -> None:
+    folders.write_json(folder / "tokenizer.json", values)
+    original = Original.from_file(str(folder / "tokenizer.json"))
+    plain = Original.from_file(str(folder / "tokenizer.json"))
+    plain.encode_special_tokens = True
+    metadata = tokenizer_metadata(folder, N_VOCAB)
+    ours = load_tokenizer(metadata)
+    write_tokenizer(metadata, folder / "again")
+    again = Original.from_file(str(folder / "again" / "tokenizer.json"))
+    for text in texts:
+        ids = ids_of(original, text)
+        assert ids in (None, ours.encode(text, parse_special=True)), text
+        assert ids_of(plain, text) in (None, ours.encode(text)), text
+        assert ids_of(again, text) == ids, text
+
+
+@pytest.mark.parametrize("kind", [*BYTE_LEVEL, *PREPARATIONS, "bert"])
+def test_any_added_tokens_give_the_ids_of_tokenizers(tmp_path_factory, kind):
+    folder = tmp_path_factory.mktemp("added")
+    values = values_of(kind, tmp_path_factory.getbasetemp())
+    (folder / "again").mkdir()
+
+    @settings(max_examples=12, deadline=None)
+    @given(TOKENS, st.lists(TEXTS, min_size=4, max_size=8))
+    def check(tokens: list[dict[str, Any]], texts: list[str]) -> None:
+        try:
+            check_same(folder, with_added(values, tokens), texts)
+        except UnsupportedError as error:
+            # An added "aa" and BERT's "##aa"; an added "ab", which would be a piece of words.
+            assert kind == "bert" and re.search("can hold only one of them|would begin other words", str(error))
+
+    check()
+
+
+@pytest.mark.parametrize("kind", PREPARATIONS)
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
+def test_white_space_beside_a_token_that_is_not_special(tmp_path, kind, flag):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    (tmp_path / "again").mkdir()
+    values = with_added(values_of(kind, tmp_path), [{"content": "[INST]", **flags, flag: True}])
+    check_same(tmp_path, values, ["Hi  [INST]  Hi", " [INST]  ", "[INST]"])
+
+
+def test_keys_of_our_own_survive_a_file(tmp_path):
+    values = values_of("first, whole", tmp_path)
+    flags = {"single_word": False, "lstrip": True, "rstrip": True, "normalized": False, "special": False}
+    folders.write_json(tmp_path / "tokenizer.json", with_added(values, [{"content": "<t>", **flags}]))
+    metadata = tokenizer_metadata(tmp_path, N_VOCAB)
+    GGUFWriter(tmp_path / "vocab.gguf", {"general.architecture": "llama"} | metadata).write()
+    with GGUFFile.open(tmp_path / "vocab.gguf") as file:
+        assert {key for key in file.metadata if key.startswith("edgellm.")} == {
+            f"edgellm.tokenizer.{name}" for name in ("prepend_scheme", "normalized", "lstrip", "rstrip")
+        }
+        original = Original.from_file(str(tmp_path / "tokenizer.json"))
+        for text in ("Hi <t> Hi", " Hi", "<t>Hi", "Hi  <t>"):
+            assert load_tokenizer(file.metadata).encode(text) == original.encode(text, add_special_tokens=False).ids
+
+
+def test_the_instructions_of_mistral(tmp_path):
+    """No space is added behind special tokens, and none to a text that begins with one."""
+    values = values_of("first, whole", tmp_path)
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokens = [{"content": content, **special} for content in ("[INST]", "[/INST]")]
+    folders.write_json(tmp_path / "tokenizer.json", with_added(values, tokens))
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
+
+    def pieces(text: str) -> str:
+        return "".join(map(ours.token_name, ours.encode(text, parse_special=True)))
+
+    assert pieces("[INST] Hi[/INST] Hi") == "[INST]▁Hi[/INST]▁Hi"
+    assert pieces("[INST]Hi[/INST][INST]Hi") == "[INST]Hi[/INST][INST]Hi"
+    assert pieces("Hi[/INST]Hi") == "▁Hi[/INST]Hi" and pieces(" Hi") == "▁Hi" and pieces("") == ""
+    for text in ("[INST] Hi[/INST] Hi", "Hi[/INST]Hi", "Hi"):
+        assert ours.decode(ours.encode(text, parse_special=True)) == text
