@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -168,6 +167,8 @@ def _matching(values: Mapping[str, Value], patterns: Iterable[str]) -> dict[str,
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     """What may have been meant instead."""
+    import difflib
+
     near = difflib.get_close_matches(str(name), list(names), n=3, cutoff=0.5)
     return f"; nearest are {', '.join(near)}" if near else ""
 
