@@ -47,6 +47,6 @@ def load(path: Path, runtime: RuntimeConfig) -> Model:
 
     with Progress("compiling kernels") as progress:
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
-    for line in getattr(model.tokenizer, "notes", ()):  # of an engine that stands in for the real one there are none
+    for line in model.tokenizer.notes:
         note(f"{path.name}: {line}")
     return model

@@ -136,9 +136,7 @@ class Scheduler:
         """
         try:
             with self._run:
-                self.runner.check_open()
-                if self._is_stepping:
-                    raise BusyError("the model is in the middle of a step, which called this; wait until it is over")
+                self._check_free()
                 outer, self._alone = self._alone, threading.get_ident()
                 try:
                     yield
@@ -172,13 +170,17 @@ class Scheduler:
                     self.prefixes.keep(request.sequence)
                 request.sequence = None
 
+    def _check_free(self) -> None:
+        """Raises UsageError after `close`, BusyError for who calls from within a step."""
+        self.runner.check_open()
+        if self._is_stepping:
+            raise BusyError("the model is in the middle of a step, which called this; wait until it is over")
+
     # --- a step -------------------------------------------------------------------------------------------
 
     def _step(self, asked: Request) -> None:
         """Compute some tokens of some requests, and hand out their logits."""
-        self.runner.check_open()
-        if self._is_stepping:
-            raise BusyError("the model is in the middle of a step, which called this; wait until it is over")
+        self._check_free()
         self._is_stepping = True
         try:
             self.settle()
@@ -288,10 +290,12 @@ class Scheduler:
         sequence = request.sequence
         if sequence is None:
             return False  # it lost its room to one of this batch
-        may_take = [other for other in self._requests if self._yields(other, request)] if request.is_awaited else []
-        served = [other for other, _ in batch]
+        others: list[Request] = []
+        if request.is_awaited and not sequence.can_grow(n_tokens):
+            served = [other for other, _ in batch]
+            others = [other for other in self._requests if self._yields(other, request) and other not in served]
         try:
-            self._reserve(sequence, n_tokens, [other for other in may_take if other not in served])
+            self._reserve(sequence, n_tokens, others)
         except CacheFullError:
             return False
         start = len(sequence)

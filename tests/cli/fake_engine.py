@@ -46,7 +46,7 @@ class FakeModel:
         self.path = path
         self.n_ctx = n_ctx or 1000
         self.n_threads = n_threads or 2
-        self.tokenizer = SimpleNamespace(encode=lambda text, parse_special=False: text.split())
+        self.tokenizer = SimpleNamespace(encode=lambda text, parse_special=False: text.split(), notes=[])
         has_template = "base" not in path.name
         self.chat_template = SimpleNamespace(render=_render) if has_template else None
         self.closed = False

@@ -205,7 +205,7 @@ def test_hostile_templates_end_in_one_clear_error(source):
     start = time.thread_time()
     with pytest.raises(TemplateError, match=r"^[^\n]{5,500}$"):
         ChatTemplate(source).render([{"role": "user", "content": "hi"}])
-    assert time.thread_time() - start < 10  # a second on a quiet machine; what is not bounded takes minutes
+    assert time.thread_time() - start < 4  # about one on a quiet machine; what is not bounded takes minutes
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000  # KB
 
 
