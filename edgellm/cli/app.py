@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import re
@@ -45,6 +46,8 @@ COMMANDS = {
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 OUTPUT_CLOSED = 141  # 128 + SIGPIPE
+# So many before garbage is looked for: a start makes a hundred thousand that stay, and looking is a part of its time.
+NEW_OBJECTS = 50_000
 
 
 class LazyGroup(click.Group):
@@ -79,6 +82,8 @@ def main(args: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if args is None else list(args)
     output_is_closed = sys.stdout is None
     with_standard_streams()
+    usual = gc.get_threshold()
+    gc.set_threshold(NEW_OBJECTS)
     try:
         with ended_in_order():
             if output_is_closed:
@@ -98,6 +103,8 @@ def main(args: Sequence[str] | None = None) -> int:
         line, status = _explain(error, words)
         print(f"edgellm: error: {one_line(line)}", file=sys.stderr)
         return status
+    finally:
+        gc.set_threshold(*usual)
 
 
 def _run(args: list[str]) -> None:

@@ -106,9 +106,9 @@ def activations_option(command: Command) -> Command:
     """Give a command --activations."""
     text = "int8 rounds what meets quantized weights: fast and nearly exact; f32 rounds nothing: the reference."
     default = RuntimeConfig.activations
-    return click.option(
-        "--activations", type=click.Choice(ACTIVATIONS), default=default, show_default=True, help=text
-    )(command)
+    return click.option("--activations", type=click.Choice(ACTIVATIONS), default=default, show_default=True, help=text)(
+        command
+    )
 
 
 def threads_option(command: Command) -> Command:

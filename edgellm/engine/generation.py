@@ -78,8 +78,9 @@ class _Answer(Request):
     def is_ready(self) -> bool:
         return bool(self.unread) or super().is_ready
 
-    def wants_logits(self, position: int) -> bool:
-        return position == len(self.tokens) - 1 and self._params.max_tokens != 0
+    @property
+    def first_wanted(self) -> int:
+        return len(self.tokens) - (1 if self._params.max_tokens != 0 else 0)
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
         if position != len(self.tokens) - 1:

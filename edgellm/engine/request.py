@@ -53,7 +53,9 @@ class Request:
         """Whether who waits for it can go on."""
         return self.is_over or self.is_cancelled
 
-    def wants_logits(self, position: int) -> bool:
+    @property
+    def first_wanted(self) -> int:
+        """Logits are wanted of the tokens from this position on."""
         raise NotImplementedError
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
@@ -87,8 +89,9 @@ class Scores(Request):
     def is_ready(self) -> bool:
         return super().is_ready or self.n_cached >= self._end
 
-    def wants_logits(self, position: int) -> bool:
-        return position >= self._first
+    @property
+    def first_wanted(self) -> int:
+        return self._first
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
         self._rows[position - self._first] = logits

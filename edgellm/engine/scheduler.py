@@ -203,11 +203,11 @@ class Scheduler:
         wanted: list[tuple[Request, int]] = []
         first = 0
         for request, span in batch:
-            for i in range(len(span.token_ids)):
-                if request.wants_logits(len(span.sequence) + i):
-                    rows.append(first + i)
-                    wanted.append((request, len(span.sequence) + i))
-            first += len(span.token_ids)
+            start, n = len(span.sequence), len(span.token_ids)
+            for position in range(max(start, request.first_wanted), start + n):
+                rows.append(first + position - start)
+                wanted.append((request, position))
+            first += n
         for (request, position), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
             if not (request.is_over or request.is_cancelled):
                 try:
@@ -233,19 +233,24 @@ class Scheduler:
 
     def _next_batch(self) -> list[tuple[Request, Span]]:
         """The next token of every text that is being written, and then pieces of prompts."""
-        active = [request for request in self._requests if request.n_pending and self._may_run(request)]
-        writing = [request for request in active if request.n_cached and request.n_pending == 1]
+        writing: list[Request] = []
+        prompts: list[Request] = []
+        for request in self._requests:
+            n_pending = request.n_pending
+            if n_pending and self._may_run(request):
+                (writing if n_pending == 1 and request.n_cached else prompts).append(request)
         batch: list[tuple[Request, Span]] = []
         n_left = self.runner.n_batch
         writing.sort(key=lambda request: (not request.is_awaited, request.last_step, request.arrival))
         for request in writing[:n_left]:
             self._add(batch, request, 1)
+        if not prompts:
+            return batch
         n_left -= len(batch)
         if batch and self._prompt_rate:
             n_left = min(n_left, max(LEAST_PIECE, int(self._prompt_rate * SECONDS_BESIDE_DECODE)))
-        prompts = self._admitted([request for request in active if request not in writing])
         # Short ones take what they need, and the others share the rest.
-        prompts.sort(key=lambda request: request.n_pending)
+        prompts = sorted(self._admitted(prompts), key=lambda request: request.n_pending)
         for index, request in enumerate(prompts):
             n = min(request.n_pending, -(-n_left // (len(prompts) - index)))
             if n > 0 and self._add(batch, request, n):

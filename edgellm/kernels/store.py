@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import llvmlite
@@ -143,11 +143,19 @@ class KernelStore:
             self._addresses[kernel.name] = address
 
 
+def _numba_version() -> str:
+    """The file in which numba keeps its version: to import numba takes longer than a start should."""
+    spec = find_spec("numba")
+    if spec is None or spec.origin is None:
+        raise KernelError("numba is not installed; pip install numba")
+    return Path(spec.origin).with_name("_version.py").read_text()
+
+
 def _fingerprint(isa: Isa, sources: str) -> str:
     """A hash of everything that the machine code depends on."""
     parts = (
         sources,
-        metadata.version("numba"),
+        _numba_version(),
         llvmlite.__version__,
         sys.platform,  # a folder may be shared, with a container or another system on the same CPU
         architecture(),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
-
 from edgellm.machine import cgroups, cores
+from edgellm.machine.memory import memory
 
 ROOT = Path("/")
 
@@ -39,12 +38,12 @@ def usable_threads(root: Path = ROOT) -> int:
 def total_memory(root: Path = ROOT) -> int:
     """Bytes that this process could have at most."""
     limit = cgroups.memory_limit(root)
-    total = psutil.virtual_memory().total
+    total = memory(root).total
     return total if limit is None else min(total, limit)
 
 
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that this process can take now without pushing others out."""
     room = cgroups.memory_room(root)
-    available = psutil.virtual_memory().available
+    available = memory(root).available
     return available if room is None else min(available, room)

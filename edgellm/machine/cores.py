@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from edgellm.machine.sysctl import sysctl
 
 _FAST = 2 / 3  # of the fastest one's speed; those that makers call efficient have a half of it or less
@@ -24,6 +22,8 @@ def usable_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     if sys.platform == "win32":
+        import psutil
+
         return set(psutil.Process().cpu_affinity())
     return set(range(os.cpu_count() or 1))
 
@@ -37,7 +37,11 @@ def fast_cores(root: Path) -> int:
         found = apple_cores(sysctl)
     elif sys.platform == "win32":
         found = windows_cores(_windows_records())
-    return found or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if found:
+        return found
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def linux_cores(cpus: set[int], root: Path) -> int:

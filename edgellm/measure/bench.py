@@ -98,8 +98,9 @@ class Work(Request):
     def is_ready(self) -> bool:
         return self.n_cached == len(self.tokens)
 
-    def wants_logits(self, position: int) -> bool:
-        return self._one_by_one or position == len(self.tokens) - 1
+    @property
+    def first_wanted(self) -> int:
+        return 0 if self._one_by_one else len(self.tokens) - 1
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
         maxima.argmax()

@@ -238,5 +238,3 @@ def _of_numbers(test: Any) -> Callable[..., Any]:
 def _narrow(name: str, *options: Any) -> None:
     if any(isinstance(option, int) and abs(option) > LARGEST_WIDTH for option in options):
         raise TemplateError(f"the chat template passes a huge number to its filter {name}; refused")
-
-

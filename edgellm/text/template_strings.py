@@ -152,9 +152,7 @@ class Strings:
         elif name == "splitlines":
             budget.few(sum(map(text.count, LINE_ENDS)), name)
 
-    def _size_format(
-        self, form: str, mark: str, huge: str, searched: str, values: Any, listed: Iterable[Any]
-    ) -> None:
+    def _size_format(self, form: str, mark: str, huge: str, searched: str, values: Any, listed: Iterable[Any]) -> None:
         """Check what a format would make of some values; `mark` begins a field, `huge` finds a wide one."""
         budget = self._budget
         budget.spend_chars(10 * len(form))

@@ -158,6 +158,16 @@ def test_a_limit_of_memory_counts_where_it_is_less_than_the_machine_has(system, 
     assert (machine.total_memory(root), machine.available_memory(root)) == (64 * GIB, 48 * GIB)
 
 
+def test_memory_is_what_the_kernel_tells(system, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=3, available=2))
+    told = "MemTotal:       24576000 kB\nMemFree:         1000 kB\nMemAvailable:   12345678 kB\nSwapTotal: 7 kB\n"
+    root = system("0::/\n", V2, {})
+    (root / "proc/meminfo").write_text(told)
+    assert (machine.total_memory(root), machine.available_memory(root)) == (24576000 * 1024, 12345678 * 1024)
+    (root / "proc/meminfo").write_text(told.replace("MemAvailable", "MemBuffers"))  # before Linux 3.14
+    assert (machine.total_memory(root), machine.available_memory(root)) == (3, 2)
+
+
 def test_this_very_process() -> None:
     assert 1 <= machine.default_threads() <= machine.usable_threads() <= len(cores.usable_cpus())
     assert 0 < machine.available_memory() <= machine.total_memory() <= psutil.virtual_memory().total

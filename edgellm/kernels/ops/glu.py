@@ -44,4 +44,3 @@ def build_glu(isa, activation):
         rows(op.gate + at, op.up + at, op.out + at, n_tokens * op.stride // 16)
 
     return glu
-

@@ -1,0 +1,32 @@
+"""The memory of the machine, whatever this process may have of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Memory(NamedTuple):
+    """Bytes. available: what can be taken without pushing others out."""
+
+    total: int
+    available: int
+
+
+def memory(root: Path) -> Memory:
+    """As the kernel tells it: on Linux in a file (proc_meminfo(5)), elsewhere by way of psutil.
+
+    Every start asks, and importing psutil takes longer than opening a model.
+    """
+    try:
+        text = (root / "proc/meminfo").read_text()
+    except OSError:
+        text = ""
+    kibibytes = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", text, re.MULTILINE))
+    if len(kibibytes) == 2:
+        return Memory(1024 * int(kibibytes["MemTotal"]), 1024 * int(kibibytes["MemAvailable"]))
+    import psutil
+
+    found = psutil.virtual_memory()
+    return Memory(found.total, found.available)
