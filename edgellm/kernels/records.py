@@ -205,6 +205,59 @@ ATTENTION_MERGE = Schema(
     scratch_bytes="i64",
 )
 
+# --- training: gradients of attention (see ops/attention_backward.py) ----------------------------------------
+
+GRADIENT_TILE_TOKENS = 32  # queries whose scores are computed together
+
+# A text that attends to nothing but itself, in consecutive rows of the batch.
+DOCUMENT_TASK = Schema("document_task", token="i64", n_tokens="i64")
+
+ATTENTION_BACKWARD = Schema(
+    "attention_backward",
+    batch=BATCH,
+    q="ptr",  # n_kv_heads * group heads, rotated
+    dout="ptr",  # like q
+    dq="ptr",  # like q
+    q_stride="i64",  # of all three
+    k="ptr",  # n_kv_heads heads, rotated
+    v="ptr",  # like k
+    kv_stride="i64",  # of both
+    dk="ptr",  # n_kv_heads * n_parts heads
+    dv="ptr",  # like dk
+    dkv_stride="i64",  # of both
+    n_kv_heads="i64",
+    group="i64",  # query heads that share a key-value head
+    n_parts="i64",  # of a group, a divisor: each has a chunk, and its own head in dk and dv (`sum_heads` adds them up)
+    head_dim="i64",  # any
+    scale="f64",
+    window="i64",  # positions a token looks back over, itself included
+    ahead="i64",  # positions after its own that it sees: 0 is causal
+    documents="ptr",  # a DOCUMENT_TASK each
+    scratch="ptr",
+    scratch_bytes="i64",
+)
+
+
+def attention_backward_scratch_bytes(n_tokens: int, head_dim: int, window: int, ahead: int = 0) -> int:
+    """Of each thread, for documents of up to n_tokens: of a tile of queries the queries themselves and the gradients
+    of their results, and for all keys that they see, probabilities and the gradients of scores."""
+    n_keys = min(n_tokens, window + ahead + GRADIENT_TILE_TOKENS - 1)
+    return 4 * GRADIENT_TILE_TOKENS * 2 * (head_dim + n_keys)
+
+
+SUM_HEADS = Schema(
+    "sum_heads",
+    batch=BATCH,
+    x="ptr",  # n_heads * n_parts heads
+    stride="i64",
+    n_heads="i64",
+    n_parts="i64",
+    head_dim="i64",
+    out="ptr",  # n_heads heads: each the sum of n_parts neighbours, first to last
+    out_stride="i64",
+    chunk_tokens="i64",
+)
+
 # --- quantizing weights (see ops/fit.py) -------------------------------------------------------------------
 
 FIT = Schema(

@@ -69,6 +69,8 @@ _FAMILIES: dict[str, _Family] = {
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
+    "attention_backward": _Family("attention_backward"),
+    "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
     "sum_squares": _Family("squares"),
     "fused": _Family("fused"),
