@@ -122,6 +122,51 @@ MAXIMA = Schema(
 
 GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 
+# --- training: what goes backwards through a linear layer (see ops/linear_transposed.py, ops/outer_sum.py) ---
+
+# A tile of rows is unpacked and meets a piece of the tokens. Small enough for a second level cache, and many enough
+# tokens that unpacking costs next to nothing.
+TRANSPOSED_ROWS, TRANSPOSED_TOKENS = 64, 128
+
+LINEAR_TRANSPOSED = Schema(
+    "linear_transposed",
+    batch=BATCH,
+    weights="ptr",  # [n_rows, n_cols], as for LINEAR
+    row_bytes="i64",
+    n_rows="i64",
+    n_cols="i64",
+    x="ptr",  # float32 [n_tokens, n_rows]
+    x_stride="i64",
+    out="ptr",  # float32 [n_tokens, n_cols]
+    out_stride="i64",
+    scratch="ptr",
+    scratch_bytes="i64",  # each thread's own: TRANSPOSED_SCRATCH_BYTES
+)
+
+# Rows of a tile are a cache line longer than what they hold, so that they do not all fall into few sets of a cache.
+TRANSPOSED_TILE_BYTES = 4 * (F32_TILE_COLS + ROW_ALIGN)  # of a row
+TRANSPOSED_SCRATCH_BYTES = TRANSPOSED_ROWS * TRANSPOSED_TILE_BYTES
+
+# A chunk is a tile of the sums; so many tokens are added to all of it before the next come.
+OUTER_ROWS, OUTER_COLS, OUTER_TOKENS = 96, 256, 64
+
+OUTER_SUM = Schema(
+    "outer_sum",
+    batch=BATCH,
+    a="ptr",  # float32 [n_tokens, n_rows]
+    a_stride="i64",
+    b="ptr",  # float32 [n_tokens, n_cols]
+    b_stride="i64",
+    g="ptr",  # float32 [n_rows, n_cols]: what is added to, with nothing between the rows that may be written
+    g_stride="i64",  # floats from one of its rows to the next; any number from n_cols on
+    n_rows="i64",
+    n_cols="i64",
+    scratch="ptr",
+    scratch_bytes="i64",  # each thread's own: OUTER_SCRATCH_BYTES
+)
+
+OUTER_SCRATCH_BYTES = 4 * OUTER_ROWS * ROW_ALIGN  # the last columns of a tile, where they do not fill a register
+
 ROPE = Schema(
     "rope",
     batch=BATCH,

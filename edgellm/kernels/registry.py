@@ -65,6 +65,8 @@ _FAMILIES: dict[str, _Family] = {
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
     "glu": _Family("glu", options={"activation": ("silu", "gelu")}),
+    "linear_transposed": _Family("linear_transposed", _ALL),
+    "outer_sum": _Family("outer_sum"),
     "rope": _Family("rope"),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),

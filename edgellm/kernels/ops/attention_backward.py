@@ -19,7 +19,7 @@ from numba import njit
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.attention_merge import LOWEST
 from edgellm.kernels.ops.linear import row_addresses
-from edgellm.kernels.ops.products import Matrix, add_product, set_product
+from edgellm.kernels.ops.matrix_products import Matrix, add_product, set_product
 from edgellm.kernels.records import ATTENTION_BACKWARD, DOCUMENT_TASK, GRADIENT_TILE_TOKENS, SUM_HEADS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 

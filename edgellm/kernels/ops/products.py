@@ -1,81 +1,105 @@
-"""Products of float32 matrices that lie in memory in any way: out = a b, in tiles of registers.
+"""C += A B in float32, a tile of C in registers at a time: what goes backwards through linear layers.
 
-A number of the result is summed up over the steps in their order, each by one fused multiply-add, whatever tile it is
-in.
+Lanes hold neighbouring columns of C. A sum goes through k in its order, one fused multiply-add after the other,
+whatever tile it falls into: so a result's bits do not depend on the shape of C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from edgellm.kernels.isa import Isa
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import F32, Value, Vocabulary
 
-COLUMNS = 2  # registers side by side in a tile
+# Rows of a tile, tallest first: what one leaves over, the next takes. With the registers of `_tile_widths`, six rows
+# leave room for a piece of B and one number of A.
+_TILE_ROWS = (6, 2, 1)
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """Where numbers are: (row, column) stands at start + row * row_bytes + column * column_bytes."""
+class Matrix(NamedTuple):
+    """Float32 in memory: an address, and the bytes from one row to the next and from one column to the next."""
 
-    start: Value
-    row_bytes: Value | int
-    column_bytes: Value | int = 4
+    address: Value
+    row_bytes: Value
+    column_bytes: Value
 
+    def at(self, row: Value | int, column: Value | int) -> Value:
+        return self.address + self.row_bytes * row + self.column_bytes * column
 
-def add_product(v: Vocabulary, a: Matrix, b: Matrix, out: Matrix, n_rows: Value, n_cols: Value, n_steps: Value) -> None:
-    """out += a b, for a [n_rows, n_steps], b [n_steps, n_cols]; columns of b and out are neighbours."""
-    _product(v, a, b, out, n_rows, n_cols, n_steps, lambda place, lanes: v.f32(place, lanes))
-
-
-def set_product(v: Vocabulary, a: Matrix, b: Matrix, out: Matrix, n_rows: Value, n_cols: Value, n_steps: Value) -> None:
-    """out = a b."""
-    _product(v, a, b, out, n_rows, n_cols, n_steps, lambda place, lanes: v.constant(0.0, F32, lanes))
+    def part(self, row: Value | int, column: Value | int) -> Matrix:
+        """From a row and a column on."""
+        return self._replace(address=self.at(row, column))
 
 
-def _product(v: Vocabulary, a: Matrix, b: Matrix, out: Matrix, n_rows: Value, n_cols: Value, n_steps: Value,
-             begin: Callable[[Value, int], Value]) -> None:  # fmt: skip
-    """begin(address, lanes): what a register of sums starts with."""
+def rows_of(v: Vocabulary, address: Value, row_bytes: Value) -> Matrix:
+    """A matrix whose rows are each in one piece."""
+    return Matrix(address, row_bytes, v.like(4, address))
 
-    def strip(column: Value, lanes: int, width: int) -> None:
-        """All rows of some columns."""
-        parts = [column * 4 + part * 4 for part in range(0, width, lanes)]
 
-        def tile(row: Value, height: int) -> None:
-            rows = range(height)
-            own = a.start + row * a.row_bytes
-            places = [out.start + row * out.row_bytes + out.row_bytes * r + part for r in rows for part in parts]
+def columns_of(v: Vocabulary, address: Value, column_bytes: Value) -> Matrix:
+    """A matrix whose columns are each in one piece."""
+    return Matrix(address, v.like(4, address), column_bytes)
 
-            def step(k: Value, *sums: Value) -> list[Value]:
-                at = b.start + k * b.row_bytes
-                right = [v.f32(at + part, lanes) for part in parts]
-                left = [v.f32(own + a.row_bytes * r + k * a.column_bytes) for r in rows]
-                return [v.fma(right[c], left[r], sums[len(parts) * r + c]) for r in rows for c in range(len(parts))]
 
-            totals = v.loop(n_steps, [begin(place, lanes) for place in places], step)
-            for place, total in zip(places, totals, strict=True):
-                v.store(place, total)
+def add_products(
+    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, n_rows: Value, n_cols: Value, n: Value, starts_at_0: Value
+) -> None:
+    """c [n_rows, n_cols] += a [n_rows, n] b [n, n_cols], for rows of c and b in one piece.
 
-        _in_pieces(v, n_rows, _heights(v.isa), tile)
+    n_cols:       a multiple of ROW_ALIGN.
+    starts_at_0:  1: what c holds does not count, 0: it is added to.
+    """
+    first: Value | int = 0
+    for width in _tile_widths(v):
+        n_strips = (n_cols - first) / width
 
+        def strip(i: Value, first: Value | int = first, width: int = width) -> None:
+            column = i * width + first
+            _add_to_strip(v, c.part(0, column), a, b.part(0, column), n_rows, width, n, starts_at_0)
+
+        v.repeat(n_strips, strip)
+        first = n_strips * width + first
+
+
+def _tile_widths(v: Vocabulary) -> list[int]:
+    """Columns of a tile, widest first: of registers as many as six rows leave room for."""
+    widest = v.isa.n_registers // 8 * v.isa.lanes
+    return [widest, ROW_ALIGN] if widest > ROW_ALIGN else [widest]
+
+
+def _add_to_strip(
+    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, n_rows: Value, width: int, n: Value, starts_at_0: Value
+) -> None:
+    """The same for `width` columns: all rows in turn, while the strip of b stays in the first level cache."""
+    first: Value | int = 0
+    for height in _TILE_ROWS:
+        n_tiles = (n_rows - first) / height
+
+        def tile(i: Value, first: Value | int = first, height: int = height) -> None:
+            row = i * height + first
+            _add_to_tile(v, c.part(row, 0), a.part(row, 0), b, height, width, n, starts_at_0)
+
+        v.repeat(n_tiles, tile)
+        first = n_tiles * height + first
+
+
+def _add_to_tile(
+    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, height: int, width: int, n: Value, starts_at_0: Value
+) -> None:
     lanes = v.isa.lanes
-    _in_pieces(v, n_cols, (COLUMNS * lanes, lanes, 4, 1), lambda column, width: strip(column, min(width, lanes), width))
+    columns = range(0, width, lanes)
+    places = [c.at(row, column) for row in range(height) for column in columns]
+    fresh, zero = v.greater(starts_at_0, v.like(0, starts_at_0)), v.constant(0.0, F32, lanes)
 
+    def body(k: Value, *totals: Value) -> list[Value]:
+        registers = [v.f32(b.at(k, column), lanes) for column in columns]
+        results = []
+        for row in range(height):
+            number = v.f32(a.at(row, k))
+            of_row = totals[row * len(registers) :]
+            results += [v.fma(register, number, total) for register, total in zip(registers, of_row, strict=False)]
+        return results
 
-def _heights(isa: Isa) -> tuple[int, ...]:
-    """Rows of a tile: with the highest, sums fill most registers. The first as often as there are rows for it, ..."""
-    return (12, 4, 1) if isa.n_registers >= 32 else (6, 2, 1)
-
-
-def _in_pieces(v: Vocabulary, n: Value, sizes: tuple[int, ...], piece: Callable[[Value, int], None]) -> None:
-    """piece(first, size) until all n had their turn: of the first size as often as it fits, then of the next."""
-    first = v.like(0, n)
-    for size in dict.fromkeys(sizes):
-        times = (n - first) / size
-
-        def one(i: Value, first: Value = first, size: int = size) -> None:
-            piece(first + i * size, size)
-
-        v.repeat(times, one)
-        first = first + times * size
+    totals = v.loop(n, [v.select(fresh, zero, v.f32(place, lanes)) for place in places], body)
+    for place, total in zip(places, totals, strict=True):
+        v.store(place, total)
