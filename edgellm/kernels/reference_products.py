@@ -21,12 +21,12 @@ def linear_transposed(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -
     return total
 
 
-def outer_sum(a: Floats, b: Floats, g: Floats) -> Floats:
-    """g + the outer products of the rows of a and b: float32 [n_tokens, n_rows] and [n_tokens, n_cols] -> as g.
+def outer_sum(a: Floats, b: Floats, g: Floats, scale: float = 1.0) -> Floats:
+    """g + scale times the outer products of the rows of a and b: float32 [n_tokens, n_rows] and [n_tokens, n_cols] -> as g.
 
     Token after token, each by one fused multiply-add to what g [n_rows, n_cols] had: the bits of the kernel.
     """
     total = g
     for left, right in zip(a, b, strict=True):
-        total = fused_multiply_add(left[:, None], right, total)
+        total = fused_multiply_add(left[:, None] * np.float32(scale), right, total)
     return total

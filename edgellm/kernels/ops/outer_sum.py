@@ -1,4 +1,4 @@
-"""G += the sum over tokens of a outer b: the gradient of a matrix that rows went through.
+"""G += scale times the sum over tokens of a outer b: the gradient of a matrix that rows went through.
 
 A number of G is added to token after token, one fused multiply-add after the other, from what it was. So it depends on
 the tokens of the batch and their order alone, and not on threads.
@@ -19,10 +19,10 @@ def build_outer_sum(isa):
     """
     op_at = record_viewer(OUTER_SUM)
 
-    @staged(isa, "void", *["i64"] * 9)
-    def add_tokens(v, g, g_bytes, n_rows, n_cols, a, a_bytes, b, b_bytes, n_tokens):
-        of_a, of_b = columns_of(v, a, a_bytes), rows_of(v, b, b_bytes)
-        add_products(v, rows_of(v, g, g_bytes), of_a, of_b, n_rows, n_cols, n_tokens, v.like(0, n_tokens))
+    @staged(isa, "void", *["i64"] * 9, "f64")
+    def add_tokens(v, g, g_bytes, n_rows, n_cols, a, a_bytes, b, b_bytes, n_tokens, scale):
+        of_a, of_b, of_g = columns_of(v, a, a_bytes), rows_of(v, b, b_bytes), rows_of(v, g, g_bytes)
+        add_products(v, of_g, of_a, of_b, n_rows, n_cols, n_tokens, v.like(0, n_tokens), scale.to(F32))
 
     @staged(isa, "void", *["i64"] * 6)
     def copy(v, source, source_bytes, to, to_bytes, n_rows, n_cols):
@@ -48,13 +48,13 @@ def build_outer_sum(isa):
         if n_whole > 0:
             for token in range(0, n_tokens, OUTER_TOKENS):
                 n = min(OUTER_TOKENS, n_tokens - token)
-                add_tokens(g, g_bytes, n_rows, n_whole, a + token * a_bytes, a_bytes, b + token * b_bytes, b_bytes, n)
+                add_tokens(g, g_bytes, n_rows, n_whole, a + token * a_bytes, a_bytes, b + token * b_bytes, b_bytes, n, op.scale)
         if n_whole < n_cols:
             rest, rest_bytes = op.scratch + thread * op.scratch_bytes, 4 * ROW_ALIGN
             g, b, n_rest = g + n_whole * 4, b + n_whole * 4, n_cols - n_whole
             clear(rest, n_rows)
             copy(g, g_bytes, rest, rest_bytes, n_rows, n_rest)
-            add_tokens(rest, rest_bytes, n_rows, ROW_ALIGN, a, a_bytes, b, b_bytes, n_tokens)
+            add_tokens(rest, rest_bytes, n_rows, ROW_ALIGN, a, a_bytes, b, b_bytes, n_tokens, op.scale)
             copy(rest, rest_bytes, g, g_bytes, n_rows, n_rest)
 
     return outer_sum

@@ -42,12 +42,14 @@ def columns_of(v: Vocabulary, address: Value, column_bytes: Value) -> Matrix:
 
 
 def add_products(
-    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, n_rows: Value, n_cols: Value, n: Value, starts_at_0: Value
-) -> None:
-    """c [n_rows, n_cols] += a [n_rows, n] b [n, n_cols], for rows of c and b in one piece.
+    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, n_rows: Value, n_cols: Value, n: Value, starts_at_0: Value,
+    scale: Value | None = None,
+) -> None:  # fmt: skip
+    """c [n_rows, n_cols] += scale * a [n_rows, n] b [n, n_cols], for rows of c and b in one piece.
 
     n_cols:       a multiple of ROW_ALIGN.
     starts_at_0:  1: what c holds does not count, 0: it is added to.
+    scale:        float32; None is 1.
     """
     first: Value | int = 0
     for width in _tile_widths(v):
@@ -55,7 +57,7 @@ def add_products(
 
         def strip(i: Value, first: Value | int = first, width: int = width) -> None:
             column = i * width + first
-            _add_to_strip(v, c.part(0, column), a, b.part(0, column), n_rows, width, n, starts_at_0)
+            _add_to_strip(v, c.part(0, column), a, b.part(0, column), n_rows, width, n, starts_at_0, scale)
 
         v.repeat(n_strips, strip)
         first = n_strips * width + first
@@ -68,8 +70,9 @@ def _tile_widths(v: Vocabulary) -> list[int]:
 
 
 def _add_to_strip(
-    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, n_rows: Value, width: int, n: Value, starts_at_0: Value
-) -> None:
+    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, n_rows: Value, width: int, n: Value, starts_at_0: Value,
+    scale: Value | None,
+) -> None:  # fmt: skip
     """The same for `width` columns: all rows in turn, while the strip of b stays in the first level cache."""
     first: Value | int = 0
     for height in _TILE_ROWS:
@@ -77,15 +80,16 @@ def _add_to_strip(
 
         def tile(i: Value, first: Value | int = first, height: int = height) -> None:
             row = i * height + first
-            _add_to_tile(v, c.part(row, 0), a.part(row, 0), b, height, width, n, starts_at_0)
+            _add_to_tile(v, c.part(row, 0), a.part(row, 0), b, height, width, n, starts_at_0, scale)
 
         v.repeat(n_tiles, tile)
         first = n_tiles * height + first
 
 
 def _add_to_tile(
-    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, height: int, width: int, n: Value, starts_at_0: Value
-) -> None:
+    v: Vocabulary, c: Matrix, a: Matrix, b: Matrix, height: int, width: int, n: Value, starts_at_0: Value,
+    scale: Value | None,
+) -> None:  # fmt: skip
     lanes = v.isa.lanes
     columns = range(0, width, lanes)
     places = [c.at(row, column) for row in range(height) for column in columns]
@@ -96,6 +100,8 @@ def _add_to_tile(
         results = []
         for row in range(height):
             number = v.f32(a.at(row, k))
+            if scale is not None:
+                number = number * scale
             of_row = totals[row * len(registers) :]
             results += [v.fma(register, number, total) for register, total in zip(registers, of_row, strict=False)]
         return results
