@@ -31,7 +31,6 @@ def _memory(array: np.ndarray) -> tuple[str, int]:
 @rule(OuterSum)
 def lower_outer_sum(low: Lowering, node: OuterSum) -> None:
     a, b = low.read(node.a), low.read(node.b)
-    low.make(node)
     tiles = -(-a.width // records.OUTER_ROWS) * -(-b.width // records.OUTER_COLS)
     low.add(
         "outer_sum",
