@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from numba import njit
+from numba import njit, types
 
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
@@ -71,7 +71,8 @@ def product(isa: Isa):
     """
     inlined = staged(isa, "void", *["i64"] * 11)(_product)
 
-    @njit(error_model="numpy")  # compiled once for all who call it
+    # With types given, Numba does not compile it once more for every set of constants among the arguments.
+    @njit(types.void(*[types.int64] * 11), error_model="numpy")
     def call(a, a_row, a_step, b, b_step, out, out_row, n_rows, n_cols, n_steps, adds):
         inlined(a, a_row, a_step, b, b_step, out, out_row, n_rows, n_cols, n_steps, adds)
 
