@@ -187,9 +187,7 @@ class GradientPasses:
         b.walk()
         return b, b.value(selected), losses, b.graph.output(b.found[selected])
 
-    def _head_of(
-        self, lowered: Lowered, b: Backward, selected: Value, losses: Value, gradient: Value | None
-    ) -> Head:
+    def _head_of(self, lowered: Lowered, b: Backward, selected: Value, losses: Value, gradient: Value | None) -> Head:
         n_rows = LOGIT_BYTES // (4 * self._graphs.logits.width) // 16 * 16
         n_rows = min(max(n_rows, LEAST_ROWS), MOST_ROWS)
         memory = RowMemory(selected.width, n_rows)

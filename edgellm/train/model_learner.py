@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.engine.gradients import GradientPasses
-from edgellm.quants import FORMATS
 from edgellm.formats.tensor import Tensor
+from edgellm.quants import FORMATS
 from edgellm.train.documents import NOTHING, Documents
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ class ModelLearner:
         self, graphs: ModelGraphs, recompute: bool = False, transposed: Mapping[Tensor, Tensor] | None = None
     ) -> None:
         """Make the programs, once all trained weights are known."""
-        self._passes = GradientPasses(
-            self.model._scheduler, graphs, self._sums, self.n_batch, recompute, transposed
-        )
+        self._passes = GradientPasses(self.model._scheduler, graphs, self._sums, self.n_batch, recompute, transposed)
         self._resources.callback(self._passes.close)
 
     def begin_pass(self, step: int, index: int) -> None:

@@ -12,8 +12,16 @@ from edgellm.kernels.isa import NEON
 from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE
 from edgellm.quants import FORMATS
 
-from . import test_attention, test_fit, test_kv_types, test_linear, test_linear_f32, test_products, test_rows
-from . import test_attention, test_attention_backward, test_fit, test_kv_types, test_linear, test_linear_f32, test_rows
+from . import (
+    test_attention,
+    test_attention_backward,
+    test_fit,
+    test_kv_types,
+    test_linear,
+    test_linear_f32,
+    test_products,
+    test_rows,
+)
 from .arm import EmulatedStore
 from .compiled import Compiled
 from .conftest import AVAILABLE
