@@ -73,10 +73,8 @@ def _summary(summary: Summary, config: DataConfig) -> Iterator[tuple[str, str]]:
         if file.unused:
             yield "", f"keys that are not used: {', '.join(map(str, file.unused))}"
     if summary.n_bad:
-        yield (
-            "bad",
-            f"{summary.n_bad:,} skipped: {'; '.join(summary.problems)}{'; ...' * (summary.n_bad > len(summary.problems))}",
-        )
+        more = "; ..." if summary.n_bad > len(summary.problems) else ""
+        yield "bad", f"{summary.n_bad:,} skipped: {'; '.join(summary.problems)}{more}"
     share = 100 * summary.n_targets / summary.n_tokens
     yield "tokens", f"{summary.n_targets:,} of {summary.n_tokens:,} are trained ({share:.1f} %)"
     lengths = summary.lengths

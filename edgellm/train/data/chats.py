@@ -27,7 +27,7 @@ PROBE = "\ue000"  # an answer that begins like no other
 OTHER_PROMPT = "the template's prompt for an answer is not how the answers begin that it renders"
 NO_END = "the template ends answers with no token at which generation stops, so the model does not learn to stop"
 NO_PROMPT = "an answer with nothing before it cannot be told apart, and is not learnt"
-IN_PARTS = "the template rewrites earlier answers, so each is learnt in a document of its own"
+IN_PARTS = "later prompts do not go on from earlier answers token by token, so each is learnt in a document of its own"
 
 
 class ChatEncoder:
@@ -92,9 +92,22 @@ class ChatEncoder:
                 n_same = len(prompt)
             else:
                 notes.add(OTHER_PROMPT)
-        ids = self._encode(whole)
-        # A token that lies across the border has some of the answer, so it counts.
-        return ids, n_common(self._encode(cut(whole, 0, n_same)), ids)
+        return self._bordered(whole, n_same, n_same == len(prompt))
+
+    def _bordered(self, text: Text, border: int, is_prompt: bool) -> tuple[list[int], int]:
+        """The tokens of a text, and the first behind a border between two characters.
+
+        Where a token would lie across the border and a whole prompt is before it, both sides are tokenized apart, as
+        the model is given the prompt; unless the tokenizer then spells another text. Else that token is behind.
+        """
+        ids, before = self._encode(text), self._encode(cut(text, 0, border))
+        if ids[: len(before)] == before:
+            return ids, len(before)
+        if is_prompt:
+            apart = before + self._encode(cut(text, border, len(text)))
+            if self._tokenizer.decode(apart) == self._tokenizer.decode(ids):
+                return apart, len(before)
+        return ids, n_common(before, ids)
 
     def _behind(self, chat: Chat, n: int, prompt: Text, whole: Text) -> Text:
         """The prompt and then the answer, for a template that writes the messages before an answer anew with it.

@@ -98,8 +98,8 @@ class Encoder:
             answer = answer.chat
         if self._chats is None:
             raise TemplateError(
-                "this is a chat, and the model has no chat template (a base model); give one as template, or write "
-                "the data as texts, or as prompts with completions",
+                "this is a chat, and the model is a base model, whose file does not say how chats are written; give a "
+                "template, or write the data as texts, or as prompts with completions",
                 parameter="template",
             )
         return self._chats.whole(answer) if train_on == "all" else self._chats.answers(answer, train_on == "last")
