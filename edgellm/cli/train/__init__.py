@@ -8,6 +8,8 @@ from edgellm.cli.lazy import LazyGroup
 
 # Each command lives in the module of its name, in this folder.
 COMMANDS = {
+    "new": "Train a model from nothing: its shape, tokenizer and weights.",
+    "plan": "Say what size, text and time go together.",
     "preview": "Show examples as a model would see them, and what it would learn of them.",
 }
 
