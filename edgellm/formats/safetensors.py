@@ -179,6 +179,17 @@ def write_safetensors(
     return written
 
 
+def write_safetensors_file(
+    path: Path,
+    tensors: Iterable[tuple[str, Sequence[int], BlockFormat, Source]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one file of any name, in place of what may be there; the arguments are those of `write_safetensors`."""
+    entries, sources = _plan(tensors)
+    with atomic_write(path) as file:
+        _write_file(file, entries, sources, {"format": "pt"} if metadata is None else metadata)
+
+
 def _plan(
     tensors: Iterable[tuple[str, Sequence[int], BlockFormat, Source]],
 ) -> tuple[list[Entry], dict[str, Source]]:
