@@ -205,6 +205,65 @@ ATTENTION_MERGE = Schema(
     scratch_bytes="i64",
 )
 
+# --- low-rank steps beside a linear, and training: see ops/low_rank.py and the ops named *_backward -----------
+
+NARROW = Schema(
+    "narrow",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    n_cols="i64",
+    weight="ptr",  # float32 [rank, n_cols]
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: a row that counts 0 is not computed
+    out="ptr",
+    out_stride="i64",
+    chunk_tokens="i64",
+)
+
+WIDEN = Schema(
+    "widen",
+    batch=BATCH,
+    y="ptr",
+    out="ptr",  # may be y
+    stride="i64",
+    n_cols="i64",
+    h="ptr",
+    h_stride="i64",
+    weight="ptr",  # float32 [rank, n_cols]
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: how much of it each row takes
+    chunk_tokens="i64",
+)
+
+RMS_NORM_BACKWARD = Schema(
+    "rms_norm_backward",
+    batch=BATCH,
+    x="ptr",
+    weight="ptr",
+    dy="ptr",
+    out="ptr",  # may be dy
+    stride="i64",
+    n_groups="i64",
+    n_cols="i64",
+    epsilon="f64",
+    chunk_tokens="i64",
+)
+
+GLU_BACKWARD = Schema(
+    "glu_backward",
+    batch=BATCH,
+    gate="ptr",
+    up="ptr",
+    dy="ptr",
+    d_gate="ptr",  # these two may be any two of the inputs
+    d_up="ptr",
+    stride="i64",
+    chunk_tokens="i64",
+)
+
 # --- quantizing weights (see ops/fit.py) -------------------------------------------------------------------
 
 FIT = Schema(

@@ -252,7 +252,9 @@ class Compiled:
         )
         return out.take()
 
-    def rope(self, x: np.ndarray, angles: np.ndarray, interleaved: bool, in_place: bool = False) -> np.ndarray:
+    def rope(
+        self, x: np.ndarray, angles: np.ndarray, interleaved: bool, in_place: bool = False, inverse: bool = False
+    ) -> np.ndarray:
         n_tokens, n_heads, head_dim = x.shape
         half = angles.shape[1]
         table = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -262,6 +264,7 @@ class Compiled:
                 records.ROPE,
                 -(-n_tokens // 2),
                 n_tokens,
+                options={"inverse": inverse},
                 x=source,
                 out=out,
                 stride=out.stride,
