@@ -15,7 +15,7 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, rows
+from edgellm.graph.lowering import attention, linear, low_rank, rows
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     RULES,
@@ -44,7 +44,7 @@ __all__ = [
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, rows)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows)  # importing them fills RULES
 
 
 @dataclass(eq=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import linear_transposed, OuterSum
+from edgellm.graph.nodes.gradients import OuterSum, linear_transposed
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
