@@ -14,7 +14,7 @@ costs time and saves memory (gradient checkpointing; Chen et al., 2016).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -33,10 +33,16 @@ class Backward:
     seeds:    values of the forward pass whose gradients come from outside, and its inputs that hold these.
     found:    the gradient of each value of the forward pass that has one.
     sums:     where the gradients of trainable weights are added up, float32 of the weight's shape.
+    is_kept:  whether a value of the forward pass is there, or is computed again.
+    wanted:   values whose gradients are wanted beside; nothing before them is gone through.
     """
 
     def __init__(
-        self, forward: Graph, sums: Mapping[Tensor, np.ndarray], is_kept: Callable[[Value], bool] = lambda value: True
+        self,
+        forward: Graph,
+        sums: Mapping[Tensor, np.ndarray],
+        is_kept: Callable[[Value], bool] = lambda value: True,
+        wanted: Iterable[Value] = (),
     ) -> None:
         self.graph = Graph()
         self.forward, self.sums = forward, dict(sums)
@@ -45,7 +51,8 @@ class Backward:
         self.found: dict[Value, Value] = {}
         self._is_kept = is_kept
         self._copies: dict[Value, Value] = {}
-        self._wanted: set[Value] = set()
+        self._ends = frozenset(wanted)
+        self._wanted: set[Value] = set(self._ends)
 
     # --- for nodes ------------------------------------------------------------------------------------------
 
@@ -88,9 +95,9 @@ class Backward:
             if any(map(self.trains, node.weights)) or any(map(self.needs, node.inputs)):
                 self._wanted.update(self.forward.all_made_by(node))
         for node in reversed(self.forward.nodes):
-            gradient = self.found.get(self.forward.made_by(node))
-            if gradient is not None and self.needs(self.forward.made_by(node)):
-                node.backward(self, gradient)
+            value = self.forward.made_by(node)
+            if value in self.found and self.needs(value) and value not in self._ends:
+                node.backward(self, self.found[value])
 
     def _compute_again(self, node: Node) -> None:
         """Record a node of the forward pass here, and before it what it needs."""

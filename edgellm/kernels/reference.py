@@ -194,11 +194,11 @@ def linear_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Float
     w = fmt.dequantize(weights)
     total = np.zeros((len(x), len(w)), np.float32)
     for column in range(w.shape[1]):
-        total = _fused_multiply_add(x[:, column, None], w[:, column], total)
+        total = fused_multiply_add(x[:, column, None], w[:, column], total)
     return total
 
 
-def _fused_multiply_add(a: Floats, b: Floats, c: Floats) -> Floats:
+def fused_multiply_add(a: Floats, b: Floats, c: Floats) -> Floats:
     """a * b + c in float32, rounded once.
 
     In float64 the product is exact, and the sum is rounded to odd, so that rounding it again does no harm (Boldo and

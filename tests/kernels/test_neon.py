@@ -12,7 +12,7 @@ from edgellm.kernels.isa import NEON
 from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE
 from edgellm.quants import FORMATS
 
-from . import test_attention, test_fit, test_kv_types, test_linear, test_linear_f32, test_rows
+from . import test_attention, test_fit, test_kv_types, test_linear, test_linear_f32, test_products, test_rows
 from .arm import EmulatedStore
 from .compiled import Compiled
 from .conftest import AVAILABLE
@@ -55,6 +55,16 @@ def test_linear_gives_the_bits_of_x86(neon: Compiled, compiled_for, fmt, n_plane
 def test_linear_on_inputs_as_they_are(neon: Compiled, isa, fmt) -> None:
     test_linear_f32.test_as_its_twin_to_the_bit(lambda isa: neon, isa, fmt)
     test_linear_f32.test_weights_are_dequantized_to_the_bit(lambda isa: neon, isa, fmt)
+
+
+@test_linear_f32.for_all([NEON], [FORMATS[name] for name in ("F32", "F16", "Q4_1", "Q4_K")])
+def test_linear_transposed(neon: Compiled, isa, fmt) -> None:
+    test_products.test_linear_transposed_as_its_twin_to_the_bit(lambda isa: neon, isa, fmt)
+
+
+@pytest.mark.parametrize(("n_rows", "n_cols", "n_tokens"), [(1, 1, 1), (8, 100, 70), (100, 8, 3)])
+def test_outer_sum(neon: Compiled, n_rows: int, n_cols: int, n_tokens: int) -> None:
+    test_products.test_outer_sum_as_its_twin_to_the_bit(neon, n_rows, n_cols, n_tokens)
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=repr)
