@@ -74,7 +74,6 @@ class TrainConfig:
     weight_decay:   of AdamW (Loshchilov & Hutter 2019), as are `betas` and `epsilon`.
     clip:           the greatest norm of all gradients together; what is longer is shortened to it. 0 is off.
     seed:           of every random choice: same seed, same data, same settings, same weights.
-    max_length:     tokens of an example; None takes what the model's context holds.
     validation:     examples kept apart to validate with; below 1, their share of all.
     eval_every:     steps between two validations; None validates at the end of every epoch.
     patience:       stop after so many validations in a row without a lower loss, and take the best weights; None
@@ -97,7 +96,6 @@ class TrainConfig:
     epsilon: float = 1e-8
     clip: float = 1.0
     seed: int = 0
-    max_length: int | None = None
     validation: float = 0.0
     eval_every: int | None = None
     patience: int | None = None
@@ -119,7 +117,6 @@ class TrainConfig:
         take(self, "epsilon", positive_number)
         take(self, "clip", number, 0)
         take(self, "seed", whole_number, 0, (1 << 63) - 1)
-        take(self, "max_length", whole_number, 2, optional=True)
         take(self, "validation", _share_or_count)
         take(self, "eval_every", whole_number, 1, optional=True)
         take(self, "patience", whole_number, 1, optional=True)

@@ -151,8 +151,7 @@ def rewritten(path: Path, **changes) -> None:
         for kind in ("weights", "means", "squares")
         for name, array in Bigram().parameters.items()
     ]
-    with open(path, "wb") as file:
-        write_safetensors_file(file, tensors, {"edgellm.training": json.dumps(described)})
+    write_safetensors_file(path, tensors, {"edgellm.training": json.dumps(described)})
 
 
 GOOD = {"step": 3, "n_tokens": 0, "seconds": 0, "best_step": None, "best_loss": None, "n_worse": 0, "validated": -1}
