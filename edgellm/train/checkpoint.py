@@ -144,8 +144,8 @@ class Checkpoints:
 
     def _not_written(self, path: Path, problem: OSError) -> FileProblem:
         steps = self.steps()
-        kept = f"; the checkpoint of step {steps[-1]} is kept, and --resume goes on from there" if steps else ""
-        return FileProblem(f"{path} cannot be written: {problem.strerror}{kept}")
+        kept = f"; the checkpoint of step {steps[-1]} is kept, and resume goes on from there" if steps else ""
+        return FileProblem(f"{path} cannot be written: {problem.strerror}{kept}", parameter="resume")
 
 
 def _arrays(optimizer: AdamW) -> Iterator[tuple[str, NDArray[np.float32]]]:

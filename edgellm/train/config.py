@@ -13,7 +13,7 @@ from typing import Any
 
 from edgellm.checks import flag, number, one_of, positive_number, take, texts, whole_number, wrong
 from edgellm.errors import UsageError
-from edgellm.params import ACTIVATIONS, RuntimeConfig
+from edgellm.params import ACTIVATIONS
 
 ALL_LINEAR = "all-linear"
 METHODS = ("lora", "dora")
@@ -81,7 +81,7 @@ class TrainConfig:
     checkpoint_every: steps between two checkpoints.
     keep_checkpoints: how many of the last are kept, beside the best.
     precision:      "float32", or "mixed": what the backward pass needs of the forward one is kept as bfloat16.
-    activations:    "int8" or "f32", as in `RuntimeConfig`, of the forward pass.
+    activations:    "int8" or "f32", as in `RuntimeConfig`, of the forward pass; None for those of the loaded model.
     """
 
     epochs: float = 3.0
@@ -102,7 +102,7 @@ class TrainConfig:
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     precision: str = "float32"
-    activations: str = RuntimeConfig.activations
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         take(self, "epochs", positive_number)
@@ -123,7 +123,7 @@ class TrainConfig:
         take(self, "checkpoint_every", whole_number, 1)
         take(self, "keep_checkpoints", whole_number, 1)
         take(self, "precision", one_of, PRECISIONS)
-        take(self, "activations", one_of, ACTIVATIONS)
+        take(self, "activations", one_of, ACTIVATIONS, optional=True)
 
     def n_steps(self, n_batches: int) -> int:
         """Updates of a run whose data make so many logical batches."""

@@ -101,7 +101,7 @@ def _label(number: float) -> str:
 
 
 def _points(entries: Iterable[Mapping[str, Any]], name: str) -> list[Point]:
-    found = [(entry.get("step"), entry.get(name)) for entry in entries]
+    found: list[tuple[Any, Any]] = [(entry.get("step"), entry.get(name)) for entry in entries]
     return [(float(x), float(y)) for x, y in found if _is_number(x) and _is_number(y)]
 
 

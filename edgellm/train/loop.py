@@ -28,8 +28,11 @@ class Batches(Protocol):
     validation:  what is never learnt from, in passes; empty for none.
     """
 
-    n_batches: int
-    validation: Sequence[Documents]
+    @property
+    def n_batches(self) -> int: ...
+
+    @property
+    def validation(self) -> Sequence[Documents]: ...
 
     def epoch(self, number: int) -> Iterable[Batch]:
         """The batches of an epoch, counted from 0: the same ones in the same order whenever it is asked."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import yaml
 
 MAX_BYTES = 1 << 20
-WHERE = ("model", "data", "template")  # what a file holds beside the fields of the parameter objects
+WHERE = ("model", "data", "validation_data", "template")  # what a file holds beside the fields of the parameter objects
 
 _INT = re.compile(r"[-+]?[0-9]{1,99}")
 _FLOAT = re.compile(r"[-+]?([0-9]{1,99}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -157,7 +157,7 @@ def _written(value: Any) -> str:
 
 def _place(name: str, value: Any) -> str | list[str]:
     """A path or name; for data several."""
-    if name != "data":
+    if name not in ("data", "validation_data"):
         return text(name, value)
     found = [value] if isinstance(value, str) else texts(name, value)
     if not found:

@@ -210,7 +210,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: i
     kept = Checkpoints(tmp_path, IDENTITY).steps()[-1]
     path = tmp_path / "step-00000008.safetensors"
     assert str(error.value) == (
-        f"{path} cannot be written: {os.strerror(problem)}; the checkpoint of step {kept} is kept, and --resume goes "
+        f"{path} cannot be written: {os.strerror(problem)}; the checkpoint of step {kept} is kept, and resume goes "
         "on from there"
     )
     assert kept == 5 and not list(tmp_path.glob(".*"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgellm.errors import EdgellmError, FileProblem, UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
-from edgellm.train.settings import as_settings, made, read_settings, write_settings
+from edgellm.train.settings import WHERE, as_settings, made, read_settings, write_settings
 
 KINDS = (LoraConfig, TrainConfig, DataConfig)
 
@@ -147,7 +147,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data: bytes) -> None:
     except EdgellmError as error:
         assert "\n" not in str(error)
     else:
-        assert found.keys() <= as_settings(*(kind() for kind in KINDS)).keys() | {"model", "data", "template"}
+        assert found.keys() <= as_settings(*(kind() for kind in KINDS)).keys() | set(WHERE)
 
 
 NAMES = st.text(min_size=1).filter(lambda name: "," not in name and name.strip() == name and max(name) < "\ud800")
