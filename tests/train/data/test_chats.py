@@ -179,7 +179,7 @@ def test_tools_and_what_they_say():
 
 def test_a_template_that_cannot_be_split_is_refused_with_advice():
     shuffled = "{% for m in messages[::-1] %}{{ m.role + m.content + '\\n' }}{% endfor %}"
-    with pytest.raises(TemplateError, match="message 2 .* cannot be told apart; all needs no telling apart") as raised:
+    with pytest.raises(TemplateError, match=r"message 2 .* cannot be told apart; all needs no telling apart") as raised:
         answers(shuffled, TURNS[:2])
     assert raised.value.parameter == "train_on"
     encoder = ChatEncoder(ChatTemplate(shuffled, SPECIAL), tokenizer())
@@ -283,7 +283,7 @@ REAL = {
                         "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nMore<|im_end|>\n"
                         "<|im_start|>assistant\n[[<think>\n\n</think>\n\nSure<|im_end|>]]"],
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": [
-        "<｜Assistant｜>[[Hello<｜end▁of▁sentence｜>]]<｜User｜>More<｜Assistant｜>[[Sure<｜end▁of▁sentence｜>]]"],
+        "<\uff5cAssistant\uff5c>[[Hello<\uff5cend▁of▁sentence\uff5c>]]<\uff5cUser\uff5c>More<\uff5cAssistant\uff5c>[[Sure<\uff5cend▁of▁sentence\uff5c>]]"],
     "google-gemma-2-2b-it": ["<start_of_turn>model\n[[Hello<end_of_turn>]]\n<start_of_turn>user\nMore<end_of_turn>\n"
                              "<start_of_turn>model\n[[Sure<end_of_turn>]]"],
     "ibm-granite-granite-3.3-2B-Instruct": [
@@ -301,7 +301,7 @@ REAL = {
         "<|start|>assistant[[<|channel|>final<|message|>Sure<|return|>]]"],
 }  # fmt: skip
 CONTROLS = [
-    "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
+    "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend▁of▁sentence\uff5c>",
     "<start_of_turn>", "<end_of_turn>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>",
     "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|end|>", "[INST]",
     "[/INST]", "<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>",

@@ -112,7 +112,12 @@ def test_a_bad_line_is_that_lines_problem(line, problem, tmp_path):
     path = tmp_path / "a.jsonl"
     before, bad, after = read(path, b'{"text": "one"}\n' + line + b'\n{"text": "two"}\n')
     assert bad.place == f"{path}, line 2" and problem in bad.problem
-    assert (before.values, after.values, before.problem, after.problem) == ({"text": "one"}, {"text": "two"}, None, None)
+    assert (before.values, after.values, before.problem, after.problem) == (
+        {"text": "one"},
+        {"text": "two"},
+        None,
+        None,
+    )
 
 
 def test_a_line_without_end_is_not_loaded(tmp_path, monkeypatch):

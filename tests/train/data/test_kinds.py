@@ -39,9 +39,10 @@ def made(record: dict, wanted=ALL):
             Chat([HI, YO]),
         ),
         (
-            {"conversations": [{"from": "system", "value": "S"}, {"from": "user", "value": "Hi"},
-                               {"from": "function_call", "value": "{}"}][:2]},
-            Chat([system("S"), HI]),
+            {"conversations": [{"from": "system", "value": "S"},
+                               {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]},
+            Chat([system("S"), {"role": "assistant", "content": "", "tool_calls": [
+                {"type": "function", "function": {"name": "f", "arguments": {}}}]}]),
         ),
         (
             {"system": "S", "conversations": [{"from": "Human", "value": "Hi"}, {"from": "tool", "value": "21"}]},
@@ -111,7 +112,11 @@ def test_what_is_asked_for_decides_between_kinds():
         ({}, TO_IMITATE, "has no keys"),
         ({"text": "a"}, PREFERENCES, "so it is one of texts; expected chosen, rejected"),
         ({"prompt": "a", "completion": "b", "label": True}, TO_IMITATE, "one of labelled answers; expected"),
-        ({"prompt": "a", "completion": "b"}, LABELLED, "one of prompts with answers; expected prompt, completion, label"),
+        (
+            {"prompt": "a", "completion": "b"},
+            LABELLED,
+            "one of prompts with answers; expected prompt, completion, label",
+        ),
         ({"prompt": "a"}, ALL, "has the keys prompt; expected"),
     ],
 )
@@ -136,6 +141,7 @@ def test_a_record_of_another_kind(record, wanted, found):
         ({"conversations": [{"from": "alien", "value": "x"}]}, "turn 1 from 'alien'; expected one of human"),
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "turn 1 from ['human']"),
         ({"conversations": [{"from": "human", "value": 7}]}, "turn 1 whose 'value' is 7"),
+        ({"conversations": [{"from": "function_call", "value": "f()"}]}, "turn 1 that calls 'f()'; expected JSON"),
         ({"conversations": [{"from": "human", "value": "x"}], "system": 7}, "'system' is 7; expected a text"),
         ({"prompt": 7, "completion": "b"}, "'prompt' is 7; expected a text or a list of messages"),
         ({"prompt": "a", "completion": None}, "'completion' has no value"),
