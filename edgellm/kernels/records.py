@@ -296,10 +296,10 @@ ATTENTION_BACKWARD = Schema(
 
 
 def attention_backward_scratch_bytes(n_tokens: int, head_dim: int, window: int, ahead: int = 0) -> int:
-    """Of each thread, for documents of up to n_tokens: of a tile of queries the queries themselves and the gradients
-    of their results, and for all keys that they see, probabilities and the gradients of scores."""
+    """Of each thread, for documents of up to n_tokens: a tile of queries, and for all keys that they see, probabilities
+    and the gradients of scores."""
     n_keys = min(n_tokens, window + ahead + GRADIENT_TILE_TOKENS - 1)
-    return 4 * GRADIENT_TILE_TOKENS * 2 * (head_dim + n_keys)
+    return 4 * GRADIENT_TILE_TOKENS * (head_dim + 2 * n_keys)
 
 
 SUM_HEADS = Schema(
@@ -372,6 +372,18 @@ GLU_BACKWARD = Schema(
     d_up="ptr",
     stride="i64",
     chunk_tokens="i64",
+)
+
+CROSS_ENTROPY = Schema(
+    "cross_entropy",
+    batch=BATCH,  # its rows: int64 [n_tokens], the target of each row of logits, or -1: nothing is learnt there
+    x="ptr",
+    out="ptr",  # the gradient by the logits; may be x, or 0: not wanted
+    stride="i64",
+    n_cols="i64",
+    weights="ptr",  # float32 [n_tokens], or 0: all are 1
+    nll="ptr",  # float32 for each row
+    nll_stride="i64",
 )
 
 # --- quantizing weights (see ops/fit.py) -------------------------------------------------------------------
