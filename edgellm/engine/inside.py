@@ -13,8 +13,7 @@ from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Value
-from edgellm.graph.ops import Rows
-from edgellm.graph.program import aligned
+from edgellm.graph.program import RowMemory
 
 
 def look_inside(
@@ -35,7 +34,7 @@ def look_inside(
     if both := [value.name for value in given if value in wanted.values()]:
         raise UsageError(f"{both[0]!r} is both tapped and bound; what is bound is known already")
     with scheduler.alone(), _bound(runner, weights, known=values):
-        memory = {value: _Rows(value, runner.n_batch) for value in given}
+        memory = {value: RowMemory(value.width, runner.n_batch) for value in given}
         programs = runner.lowered_programs(list(wanted.values()), {v: m.address for v, m in memory.items()})
         usual, runner.programs = runner.programs, programs
         try:
@@ -49,7 +48,7 @@ def unembed(scheduler: Scheduler, states: np.ndarray) -> np.ndarray:
     runner = scheduler.runner
     hidden = runner.graphs.hidden_input
     states = _rows_of("states", hidden, states, None)
-    memory = _Rows(hidden, HEAD_TOKENS)
+    memory = RowMemory(hidden.width, HEAD_TOKENS)
     result = np.empty((len(states), runner.n_vocab), np.float32)
     with scheduler.alone(), runner.programs.head.bound({hidden: memory.array}):
         for start in range(0, len(states), HEAD_TOKENS):
@@ -100,25 +99,12 @@ def _bound(runner: Runner, memory: Mapping[str, np.ndarray], known: Iterable[str
         yield
 
 
-class _Rows:
-    """Memory for rows of a value that comes from outside."""
-
-    def __init__(self, value: Value, n_tokens: int) -> None:
-        rows = Rows(value.width)
-        self.array = aligned((n_tokens + 16) * rows.token_bytes).view(np.float32).reshape(-1, rows.stride)
-        self.array[...] = 0
-        self.width, self.address = value.width, self.array.ctypes.data
-
-    def fill(self, rows: np.ndarray) -> None:
-        self.array[: len(rows), : self.width] = rows
-
-
 def _collect(
     scheduler: Scheduler,
     token_ids: list[int],
     wanted: dict[str, Value],
     given: dict[Value, np.ndarray],
-    memory: dict[Value, _Rows],
+    memory: dict[Value, RowMemory],
 ) -> dict[str, np.ndarray]:
     runner = scheduler.runner
     result = {name: np.empty((len(token_ids), value.width), np.float32) for name, value in wanted.items()}

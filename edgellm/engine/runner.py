@@ -187,7 +187,7 @@ class Runner:
         return self._programs(body, head, given)
 
     def _programs(self, body: Lowered, head: Lowered, given: Mapping[Value, int] | None = None) -> Programs:
-        tables = {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
+        tables = self.cache_tables()
         given = given or {}
         hidden, hidden_input = self.graphs.hidden, self.graphs.hidden_input
         of_body, of_head = (
@@ -200,6 +200,10 @@ class Runner:
         for program in (first, second):
             program.bind(self._bound)
         return Programs(first, second)
+
+    def cache_tables(self) -> dict[str, int]:
+        """Where the layers of the cache are, by the names that programs have for them."""
+        return {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
 
     @contextmanager
     def bound(self, memory: Mapping[Tensor | Value, np.ndarray]) -> Iterator[None]:

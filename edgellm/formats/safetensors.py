@@ -181,13 +181,14 @@ def write_safetensors(
 
 
 def write_safetensors_file(
-    file: BinaryIO,
+    path: Path,
     tensors: Iterable[tuple[str, Sequence[int], BlockFormat, Source]],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one open file, whatever its name; `tensors` and errors as in `write_safetensors`."""
+    """Write one file of any name, in place of what may be there; the arguments are those of `write_safetensors`."""
     entries, sources = _plan(tensors)
-    _write_file(file, entries, sources, metadata)
+    with atomic_write(path) as file:
+        _write_file(file, entries, sources, {"format": "pt"} if metadata is None else metadata)
 
 
 def _plan(

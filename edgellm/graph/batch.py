@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.graph.lowering import ATTENTION_ROWS, MAX_SPLITS, Lowered, merges_table, rotation_table, tasks_table
+from edgellm.graph.lowering import (
+    ATTENTION_ROWS,
+    DOCUMENTS,
+    MAX_SPLITS,
+    TARGET_WEIGHTS,
+    Lowered,
+    merges_table,
+    rotation_table,
+    tasks_table,
+)
 from edgellm.kernels import records
 from edgellm.kernels.records import SPAN_TOKENS
 
@@ -43,6 +52,8 @@ class Batch:
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self.documents = records.DOCUMENT_TASK.new(capacity)
+        self.target_weights = np.zeros(capacity, np.float32)
         self.record = records.BATCH.new()
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["kv_slots"] = self.kv_slots.ctypes.data
@@ -50,7 +61,11 @@ class Batch:
 
     def tables(self) -> dict[str, int]:
         """Addresses by the names that records use."""
-        result = {"batch": self.record.ctypes.data}
+        result = {
+            "batch": self.record.ctypes.data,
+            DOCUMENTS.name: self.documents.ctypes.data,
+            TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
+        }
         for index, angles in enumerate(self.angles):
             result[rotation_table(index).name] = angles.ctypes.data
         for index, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
@@ -75,6 +90,21 @@ class Batch:
             n_tasks, n_merges = self._divide(index, window, slices)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
         return counts
+
+    def fill_documents(self, lengths: Sequence[int]) -> dict[str, int]:
+        """Write where documents begin that stand one behind the other in the batch, for backward passes."""
+        first = 0
+        for index, length in enumerate(lengths):
+            self.documents[index] = (first, length)
+            first += length
+        return {"documents": len(lengths)}
+
+    def targets(self, token_ids: np.ndarray, weights: np.ndarray | float) -> dict[str, int]:
+        """Name what should come after each row, and how much it counts; returns the counts of a run for them."""
+        n = len(token_ids)
+        self.rows[:n] = token_ids
+        self.target_weights[:n] = weights
+        return {"tokens": n}
 
     def select(self, rows: Sequence[int]) -> dict[str, int]:
         """Name rows that `select_rows` takes; returns the counts of a run for them."""

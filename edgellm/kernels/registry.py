@@ -51,6 +51,7 @@ _ALL = tuple(FORMATS.values())
 _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
+_ACTIVATION = {"activation": ("silu", "gelu")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
@@ -62,15 +63,25 @@ _FAMILIES: dict[str, _Family] = {
     "linear_f32_decode": _Family("linear_f32", _FLOATS),
     "add": _Family("elementwise"),
     "add_bias": _Family("elementwise"),
+    "choose": _Family("elementwise"),
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
-    "glu": _Family("glu", options={"activation": ("silu", "gelu")}),
-    "rope": _Family("rope"),
+    "linear_transposed": _Family("linear_transposed", _ALL),
+    "outer_sum": _Family("outer_sum"),
+    "glu": _Family("glu", options=_ACTIVATION),
+    "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
+    "attention_backward": _Family("attention_backward"),
+    "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
     "sum_squares": _Family("squares"),
+    "narrow": _Family("low_rank"),
+    "widen": _Family("low_rank"),
+    "rms_norm_backward": _Family("norm_backward"),
+    "glu_backward": _Family("glu_backward", options=_ACTIVATION),
+    "cross_entropy": _Family("cross_entropy"),
     "fused": _Family("fused"),
     "lead": _Family("run"),
     "work": _Family("run"),
@@ -94,9 +105,16 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options that are unusual or words."""
+        """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options that are unusual or words.
+
+        An option that is on goes by its own name: `rope.inverse`.
+        """
         usual = _FAMILIES[self.op].options
-        unusual = [str(value) for name, value in self.options if value != usual[name][0] or isinstance(value, str)]
+        unusual = [
+            name if value is True else str(value)
+            for name, value in self.options
+            if value != usual[name][0] or isinstance(value, str)
+        ]
         return ".".join([self.op, *([self.format.name] if self.format else []), *unusual])
 
     @property

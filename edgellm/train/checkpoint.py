@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import FileProblem, FormatError, UsageError, shown
-from edgellm.files import atomic_write
 from edgellm.formats.safetensors import read_safetensors, write_safetensors_file
 from edgellm.formats.strict_json import parse_object
 from edgellm.quants import FORMATS
@@ -83,8 +82,7 @@ class Checkpoints:
         f32 = FORMATS["F32"]
         tensors = [(name, array.shape, f32, array) for name, array in _arrays(optimizer)]
         try:
-            with atomic_write(path) as file:
-                write_safetensors_file(file, tensors, {_STATE: json.dumps(described)})
+            write_safetensors_file(path, tensors, {_STATE: json.dumps(described)})
         except OSError as problem:
             raise self._not_written(path, problem) from None
         self._thin_out({state.best_step})
@@ -146,8 +144,8 @@ class Checkpoints:
 
     def _not_written(self, path: Path, problem: OSError) -> FileProblem:
         steps = self.steps()
-        kept = f"; the checkpoint of step {steps[-1]} is kept, and --resume goes on from there" if steps else ""
-        return FileProblem(f"{path} cannot be written: {problem.strerror}{kept}")
+        kept = f"; the checkpoint of step {steps[-1]} is kept, and resume goes on from there" if steps else ""
+        return FileProblem(f"{path} cannot be written: {problem.strerror}{kept}", parameter="resume")
 
 
 def _arrays(optimizer: AdamW) -> Iterator[tuple[str, NDArray[np.float32]]]:

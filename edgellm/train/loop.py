@@ -28,8 +28,11 @@ class Batches(Protocol):
     validation:  what is never learnt from, in passes; empty for none.
     """
 
-    n_batches: int
-    validation: Sequence[Documents]
+    @property
+    def n_batches(self) -> int: ...
+
+    @property
+    def validation(self) -> Sequence[Documents]: ...
 
     def epoch(self, number: int) -> Iterable[Batch]:
         """The batches of an epoch, counted from 0: the same ones in the same order whenever it is asked."""
@@ -229,7 +232,7 @@ class Run:
     def _save(self) -> None:
         """Write a checkpoint, unless there is one of this step. No weight that is no number gets into one."""
         if not all_finite(self.learner.parameters):
-            raise self._diverged("a weight", math.nan)
+            raise self._diverged("a weight", "infinite or no number", self.state.step)
         if self._checkpoints is not None and self._saved != self.state.step:
             self.state.seconds = time.monotonic() - self._begun
             self._checkpoints.save(self.state, self._optimizer)
@@ -245,13 +248,13 @@ class Run:
 
     def _refuse(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise self._diverged(what, value)
+            raise self._diverged(what, str(value), self.state.step + 1)
 
-    def _diverged(self, what: str, value: float) -> TrainingError:
+    def _diverged(self, what: str, became: str, step: int) -> TrainingError:
         saved = self._saved
         kept = "no checkpoint was written yet" if saved is None else f"the checkpoint of step {saved} is kept"
         return TrainingError(
-            f"{what} became {value} at step {self.state.step + 1}, so training cannot go on; {kept}. A lower "
-            f"learning_rate than {self.config.learning_rate} may help",
+            f"{what} became {became} at step {step}, so training cannot go on; {kept}. A lower learning_rate than "
+            f"{self.config.learning_rate} may help",
             parameter="learning_rate",
         )

@@ -10,14 +10,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgellm.checks import texts
+from edgellm.checks import text, texts, wrong
 from edgellm.errors import EdgellmError, FileProblem, FormatError, UsageError, shown
 from edgellm.files import atomic_write
 
+if TYPE_CHECKING:
+    import yaml
+
 MAX_BYTES = 1 << 20
-WHERE = {"model": "the model", "data": "the data"}  # what a file holds beside the fields of the parameter objects
+WHERE = ("model", "data", "validation_data", "template")  # what a file holds beside the fields of the parameter objects
 
 _INT = re.compile(r"[-+]?[0-9]{1,99}")
 _FLOAT = re.compile(r"[-+]?([0-9]{1,99}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -79,7 +82,7 @@ def _entries(path: Path) -> Iterable[tuple[str, Any, int]]:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise FormatError(f"{path} has more than {MAX_BYTES} bytes, too many for settings")
-        root = yaml.compose(raw.decode("utf-8-sig"), yaml.SafeLoader)
+        root = yaml.compose(raw.decode("utf-8-sig"), _without_aliases())
     except OSError as problem:
         raise FileProblem(f"{path} cannot be read: {problem.strerror}") from None
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as problem:
@@ -94,37 +97,54 @@ def _entries(path: Path) -> Iterable[tuple[str, Any, int]]:
         raise type(error)(f"{path}: {error}") from None
 
 
+def _without_aliases() -> type[yaml.SafeLoader]:
+    """A reader that refuses what stands for something else in the file: a few lines of those are a million values."""
+    import yaml
+
+    class Reader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise yaml.MarkedYAMLError(problem="aliases (*) are not read", problem_mark=mark)
+            return super().compose_node(parent, index)
+
+    return Reader
+
+
 def _plain(node: Any) -> Any:
-    """A text, number, flag, None or list of those, by the core schema of YAML 1.2.
+    """A text, number, flag, None, or lists and dicts of those, by the core schema of YAML 1.2.
 
     YAML 1.1, by which PyYAML goes, takes 1e-4 for a text, `no` for a flag and 010 for eight.
     """
     import yaml
 
     if isinstance(node, yaml.SequenceNode):
-        if any(not isinstance(item, yaml.ScalarNode) for item in node.value):
-            raise FormatError(f"line {node.start_mark.line + 1} holds a list in a list; expected plain values")
         return [_plain(item) for item in node.value]
-    if not isinstance(node, yaml.ScalarNode):
-        raise FormatError(f"line {node.start_mark.line + 1} holds settings in a setting; expected a plain value")
+    if isinstance(node, yaml.MappingNode):
+        found = {str(_plain(name)): _plain(value) for name, value in node.value}
+        if len(found) < len(node.value):
+            raise FormatError(f"line {node.start_mark.line + 1}: a name stands there twice")
+        return found
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
         raise FormatError(f"line {node.start_mark.line + 1} holds the tag {shown(node.tag)}; expected a plain value")
-    text = str(node.value)
+    word = str(node.value)
     if node.style:  # in quotes, or a block
-        return text
-    if text.lower() in ("", "~", "null"):
+        return word
+    if word.lower() in ("", "~", "null"):
         return None
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if _FLOAT.fullmatch(text):
-        return int(text) if _INT.fullmatch(text) else float(text)
-    return text
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    if _FLOAT.fullmatch(word):
+        return int(word) if _INT.fullmatch(word) else float(word)
+    return word
 
 
 def _written(value: Any) -> str:
     """A value as `_plain` reads it, and as readers of YAML 1.1 do."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_written(str(name))}: {_written(part)}' for name, part in value.items())}}}"
     if isinstance(value, float):
         digits, e, exponent = repr(value).partition("e")
         return f"{digits}{'.0' if e and '.' not in digits else ''}{e}{exponent}"
@@ -136,11 +156,13 @@ def _written(value: Any) -> str:
 
 
 def _place(name: str, value: Any) -> str | list[str]:
-    """A path or name, or several of them for data."""
+    """A path or name; for data several."""
+    if name not in ("data", "validation_data"):
+        return text(name, value)
     found = [value] if isinstance(value, str) else texts(name, value)
-    if not found or (name == "model" and len(found) > 1):
-        raise UsageError(f"{name} is {shown(value)}; expected {'one name' if name == 'model' else 'files'}")
-    return found[0] if name == "model" else found
+    if not found:
+        raise wrong(name, value, "at least one file")
+    return found
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

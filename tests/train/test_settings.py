@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from edgellm.errors import EdgellmError, FileProblem, UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
-from edgellm.train.settings import as_settings, made, read_settings, write_settings
+from edgellm.train.data.config import DataConfig
+from edgellm.train.settings import WHERE, as_settings, made, read_settings, write_settings
 
-KINDS = (LoraConfig, TrainConfig)
+KINDS = (LoraConfig, TrainConfig, DataConfig)
 
 
 @pytest.fixture
@@ -105,10 +106,14 @@ def test_an_empty_file_changes_nothing(read) -> None:
         ("epochs: .nan", ", line 1: epochs is '.nan'; expected a number"),
         ("seed: " + "9" * 5000, ", line 1: seed is '999"),
         ("data: 5", ", line 1: data is 5; expected a list of texts"),
-        ("model: [a, b]", ", line 1: model is ['a', 'b']; expected one name"),
-        ("rank: {a: 1}", ": line 1 holds settings in a setting; expected a plain value"),
-        ("betas: [[1], 2]", ": line 1 holds a list in a list; expected plain values"),
-        ("a: &a [*a]", ": line 1 holds a list in a list; expected plain values"),
+        ("data: []", ", line 1: data is []; expected at least one file"),
+        ("model: [a, b]", ", line 1: model is ['a', 'b']; expected a text"),
+        ("rank: {a: 1}", ", line 1: rank is {'a': 1}; expected a whole number"),
+        ("betas: [[1], 2]", ", line 1: betas is [[1], 2]; expected two numbers"),
+        ("template_variables: {a: 1, a: 2}", ": line 1: a name stands there twice"),
+        ("template_variables: 5", ", line 1: template_variables is 5; expected a dict"),
+        ("rank: 8\na: &a [*a]", " is no YAML: line 2: aliases (*) are not read"),
+        ("a: &a [x, x]\nb: &b [*a, *a]", " is no YAML: line 2: aliases (*) are not read"),
         ("rank: !!python/object:os.system 8", ": line 1 holds the tag 'tag:yaml.org,2002:python/object:os.system'"),
         ("rank: !mine 8", ": line 1 holds the tag '!mine'; expected a plain value"),
         ("- rank", ": it holds no settings; expected lines such as `rank: 8`"),
@@ -142,7 +147,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, data: bytes) -> None:
     except EdgellmError as error:
         assert "\n" not in str(error)
     else:
-        assert found.keys() <= as_settings(LoraConfig(), TrainConfig()).keys() | {"model", "data"}
+        assert found.keys() <= as_settings(*(kind() for kind in KINDS)).keys() | set(WHERE)
 
 
 NAMES = st.text(min_size=1).filter(lambda name: "," not in name and name.strip() == name and max(name) < "\ud800")
@@ -164,16 +169,21 @@ NAMES = st.text(min_size=1).filter(lambda name: "," not in name and name.strip()
         seed=st.integers(0, 2**63 - 1),
         steps=st.none() | st.integers(1, 10**9),
     ),
+    examples=st.builds(
+        DataConfig,
+        max_length=st.integers(2, 10**6),
+        template_variables=st.dictionaries(NAMES, st.booleans() | NAMES | st.integers(), max_size=3),
+    ),
     model=st.text(min_size=1),
     data=st.lists(st.sampled_from(["a.jsonl", "no", "1e5", "~", "a: b", "#x", "ä b", "-", "'", "null", "12", "a\nb"]),
                   min_size=1),
 )  # fmt: skip
-def test_what_is_written_is_read_again(tmp_path_factory, lora, config, model: str, data: list[str]) -> None:
+def test_what_is_written_is_read_again(tmp_path_factory, lora, config, examples, model: str, data: list[str]) -> None:
     path = tmp_path_factory.mktemp("settings") / "a.yaml"
-    settings = {"model": model, "data": data, **as_settings(lora, config)}
+    settings = {"model": model, "data": data, **as_settings(lora, config, examples)}
     write_settings(path, settings)
     found = read_settings(path, KINDS)
-    assert (made(LoraConfig, found), made(TrainConfig, found)) == (lora, config)
+    assert (made(LoraConfig, found), made(TrainConfig, found), made(DataConfig, found)) == (lora, config, examples)
     assert (found["model"], found["data"]) == (model, data)
     of_others = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert {**of_others, "betas": tuple(of_others["betas"])} == {**found, "betas": tuple(found["betas"])}

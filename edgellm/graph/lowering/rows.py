@@ -81,6 +81,7 @@ def lower_rope(low: Lowering, node: Rope) -> None:
         x,
         [x],
         [out],
+        options={"inverse": node.inverse},
         x=x,
         out=out,
         n_heads=node.n_heads,

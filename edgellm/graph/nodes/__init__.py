@@ -7,6 +7,7 @@ from edgellm.graph.nodes.base import Graph, Node, Value
 from edgellm.graph.nodes.elementwise import GLU, Activation, Add, AddBias, add, add_bias, glu
 from edgellm.graph.nodes.embed import Embed, embed
 from edgellm.graph.nodes.linear import Linear, linear
+from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import RMSNorm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, SelectRows, maxima, select_rows
@@ -18,26 +19,34 @@ __all__ = [
     "AddBias",
     "Attention",
     "AttentionSpec",
+    "Choose",
     "Embed",
     "Graph",
     "KeysValues",
     "Linear",
     "Maxima",
+    "MultiplyColumns",
+    "Narrow",
     "Node",
     "RMSNorm",
     "Rope",
     "Rotation",
     "SelectRows",
     "Value",
+    "Widen",
     "add",
     "add_bias",
     "attention",
+    "choose",
     "embed",
     "glu",
     "keys_values",
     "linear",
     "maxima",
+    "multiply_columns",
+    "narrow",
     "rms_norm",
     "rope",
     "select_rows",
+    "widen",
 ]

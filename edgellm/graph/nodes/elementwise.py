@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.gradients import ColumnSum, GLUBackward
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 Activation = Literal["silu", "gelu"]
 
@@ -22,6 +26,11 @@ class Add(Node):
     def width(self) -> int:
         return self.a.width
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        for value in (self.a, self.b):
+            if b.needs(value):
+                b.add(value, grad)
+
 
 @dataclass(frozen=True, eq=False)
 class AddBias(Node):
@@ -33,6 +42,12 @@ class AddBias(Node):
     @property
     def width(self) -> int:
         return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.bias):
+            b.add_sum(ColumnSum(grad, b.sums[self.bias]))
+        if b.needs(self.x):
+            b.add(self.x, grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +64,12 @@ class GLU(Node):
     @property
     def width(self) -> int:
         return self.gate.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
+        for value, gradient in zip((self.gate, self.up), made, strict=True):
+            if b.needs(value):
+                b.add(value, gradient)
 
 
 def add(a: Value, b: Value, name: str = "") -> Value:

@@ -27,6 +27,7 @@ PROBE = "\ue000"  # an answer that begins like no other
 OTHER_PROMPT = "the template's prompt for an answer is not how the answers begin that it renders"
 NO_END = "the template ends answers with no token at which generation stops, so the model does not learn to stop"
 NO_PROMPT = "an answer with nothing before it cannot be told apart, and is not learnt"
+DATED = "the template can write today's date, so other days make other tokens, unless template_variables set it"
 IN_PARTS = "later prompts do not go on from earlier answers token by token, so each is learnt in a document of its own"
 
 
@@ -51,7 +52,7 @@ class ChatEncoder:
         turns = [n for n, message in enumerate(chat.messages) if n >= chat.n_given and _is_answer(message)]
         chat = replace(chat, messages=[_without_weight(message) for message in chat.messages])
         found: list[tuple[list[int], list[bool]]] = []
-        notes: set[str] = set()
+        notes = {DATED} if "strftime_now" in self._template.source else set()
         for n in turns[-1:] if only_last else turns:
             ids, start = self._turn(chat, n, notes)
             end = self._end(ids, start, notes)
@@ -66,7 +67,7 @@ class ChatEncoder:
                 else:
                     notes.add(IN_PARTS)
             found.append((ids[:end], trained))
-        self.notes.update(notes)
+        self.notes.update(sorted(notes))
         return [Documents.of(ids, trained) for ids, trained in found]
 
     def whole(self, chat: Chat) -> list[Documents]:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.errors import UsageError, shown
+from edgellm.errors import FormatError, UsageError, shown
+from edgellm.formats.strict_json import parse
 from edgellm.train.data.examples import Chat, Completion, Example, Labelled, Preference, Text
 from edgellm.train.data.values import Values
 
@@ -69,7 +70,8 @@ def _chat(values: Values) -> Chat:
 SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
     "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
-    "observation": "tool", "function_response": "tool", "function": "tool", "developer": "developer",
+    "function_call": "assistant", "observation": "tool", "function_response": "tool", "function": "tool",
+    "developer": "developer",
 }  # fmt: skip
 
 
@@ -86,11 +88,24 @@ def _sharegpt(values: Values) -> Chat:
             )
         if not isinstance(said, str):
             raise UsageError(f"'conversations' has a turn {n + 1} whose 'value' is {shown(said)}; expected a text")
-        messages.append({"role": role, "content": said})
+        messages.append(_called(n, said) if speaker == "function_call" else {"role": role, "content": said})
     system = values.optional_text("system")
     if system:
         messages.insert(0, {"role": "system", "content": system})
     return Chat(messages, values.tools())
+
+
+def _called(n: int, said: str) -> dict[str, Any]:
+    """The message of a turn that calls a function, as JSON with a name and arguments."""
+    try:
+        call = parse(said.encode("utf-8", "surrogatepass"))
+    except FormatError:
+        call = None
+    if not (isinstance(call, dict) and {"name", "arguments"} <= call.keys()):
+        raise UsageError(
+            f"'conversations' has a turn {n + 1} that calls {shown(said)}; expected JSON with 'name' and 'arguments'"
+        )
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
 
 
 # Prompts and their answers

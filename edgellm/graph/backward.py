@@ -1,0 +1,112 @@
+"""Gradients: the nodes of a forward pass gone through backwards, as the nodes of another graph (backpropagation).
+
+Every kind of node says how the gradient of its value becomes that of its inputs (`Node.backward`, beside its forward).
+A `Backward` collects these steps, adds up what meets at one value, and leaves out what no trainable weight depends on.
+
+    b = Backward(forward, {weight: gradient_memory, ...}, is_kept)
+    b.seed(hidden)              # whose gradient somebody fills in, with every run
+    b.walk()
+    b.kept                      # values of the forward pass that must be there; the others are computed again
+
+What the forward pass found is needed again on the way back. It is kept, or computed once more from what is kept: that
+costs time and saves memory (gradient checkpointing; Chen et al., 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.nodes.base import Graph, Node, Value
+from edgellm.graph.nodes.elementwise import add
+
+
+class Backward:
+    """The gradients of a graph, while they are recorded.
+
+    graph:    the nodes of the backward pass.
+    kept:     values of the forward pass that it reads, and its inputs that hold them.
+    seeds:    values of the forward pass whose gradients come from outside, and its inputs that hold these.
+    found:    the gradient of each value of the forward pass that has one.
+    sums:     where the gradients of trainable weights are added up, float32 of the weight's shape.
+    is_kept:  whether a value of the forward pass is there, or is computed again.
+    wanted:   values whose gradients are wanted beside; nothing before them is gone through.
+    """
+
+    def __init__(
+        self,
+        forward: Graph,
+        sums: Mapping[Tensor, np.ndarray],
+        is_kept: Callable[[Value], bool] = lambda value: True,
+        wanted: Iterable[Value] = (),
+    ) -> None:
+        self.graph = Graph()
+        self.forward, self.sums = forward, dict(sums)
+        self.kept: dict[Value, Value] = {}
+        self.seeds: dict[Value, Value] = {}
+        self.found: dict[Value, Value] = {}
+        self._is_kept = is_kept
+        self._copies: dict[Value, Value] = {}
+        self._ends = frozenset(wanted)
+        self._wanted: set[Value] = set(self._ends)
+
+    # --- for nodes ------------------------------------------------------------------------------------------
+
+    def value(self, value: Value) -> Value:
+        """What the forward pass found, in this graph."""
+        if value not in self._copies:
+            if value.node is None or self._is_kept(value):
+                self._copies[value] = self.kept[value] = self.graph.input(value.width)
+            else:
+                self._compute_again(value.node)
+        return self._copies[value]
+
+    def needs(self, value: Value) -> bool:
+        """Whether some trainable weight had a part in a value, so that its gradient is wanted."""
+        return value in self._wanted
+
+    def trains(self, weight: Tensor) -> bool:
+        return weight in self.sums
+
+    def add(self, value: Value, gradient: Value) -> None:
+        """One more part of the gradient of a value."""
+        before = self.found.get(value)
+        self.found[value] = gradient if before is None else add(before, gradient)
+
+    def add_sum(self, node: Node) -> None:
+        """A step that adds to the gradient of a weight."""
+        self.graph.output(self.graph.record(node))
+
+    # --- for who trains -------------------------------------------------------------------------------------
+
+    def seed(self, value: Value) -> Value:
+        """An input of this graph for the gradient of a value, which somebody fills in."""
+        self.seeds[value] = gradient = self.graph.input(value.width)
+        self.add(value, gradient)
+        return gradient
+
+    def walk(self) -> None:
+        """Go through the forward pass backwards, from the seeds to the first trainable weight."""
+        for node in self.forward.nodes:
+            if any(map(self.trains, node.weights)) or any(map(self.needs, node.inputs)):
+                self._wanted.update(self.forward.all_made_by(node))
+        for node in reversed(self.forward.nodes):
+            value = self.forward.made_by(node)
+            if value in self.found and self.needs(value) and value not in self._ends:
+                node.backward(self, self.found[value])
+
+    def _compute_again(self, node: Node) -> None:
+        """Record a node of the forward pass here, and before it what it needs."""
+        inputs = {
+            field.name: self.value(content)
+            for field in fields(node)
+            if isinstance(content := getattr(node, field.name), Value)
+        }
+        changes: dict[str, Any] = {**inputs, **node.marks_of_copy()}
+        copy = replace(node, **changes)
+        made = self.graph.record_all(copy)
+        self._copies.update(zip(self.forward.all_made_by(node), made, strict=True))

@@ -1,0 +1,78 @@
+"""The NumPy twins of what training adds to the kernels of rows (see `reference.py`): low-rank steps and gradients.
+
+`dy` is the gradient of the loss by what an op made. Sums are made in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgellm.kernels.reference import Floats, Ints, rope
+
+
+def narrow(x: Floats, weight: Floats, scale: float = 1.0, scales: Floats | None = None) -> Floats:
+    """scale * W x for x [n_tokens, n_cols] and W [rank, n_cols]; 0 for a row whose own scale is 0, of [n_tokens]."""
+    out = (scale * (x.astype(np.float64) @ weight.T)).astype(np.float32)
+    return out if scales is None else np.where(scales[:, None] != 0, out, np.float32(0))
+
+
+def widen(y: Floats, h: Floats, weight: Floats, scale: float = 1.0, scales: Floats | None = None) -> Floats:
+    """y + scale * scales * W^T h for y [n_tokens, n_cols], h [n_tokens, rank], W [rank, n_cols], scales [n_tokens]."""
+    factors = scale * (np.ones(len(y)) if scales is None else scales.astype(np.float64))[:, None]
+    h = np.where(factors != 0, h, 0).astype(np.float64)  # a row that takes nothing does not look at it
+    return (y + factors * (h @ weight)).astype(np.float32)
+
+
+def rms_norm_backward(x: Floats, weight: Floats, dy: Floats, epsilon: float, n_groups: int = 1) -> Floats:
+    """By x of `rms_norm`, all [n_tokens, n_groups * n_cols] with weight [n_cols]."""
+    groups = x.reshape(len(x), n_groups, x.shape[1] // n_groups).astype(np.float64)
+    size = np.sqrt(np.square(groups).mean(-1, keepdims=True) + epsilon)
+    g = dy.reshape(groups.shape) * weight.astype(np.float64)
+    dx = (g - groups * (g * groups).mean(-1, keepdims=True) / size**2) / size
+    return dx.astype(np.float32).reshape(x.shape)
+
+
+def glu_backward(gate: Floats, up: Floats, dy: Floats, activation: str) -> tuple[Floats, Floats]:
+    """By gate and by up of `glu`, [n_tokens, n_cols] all."""
+    x, gradient = gate.astype(np.float64), dy.astype(np.float64)
+    z, slope_of_z = _EXPONENTS[activation](x)
+    with np.errstate(over="ignore"):
+        s = 1 / (1 + np.exp(-z))
+    slope = s + x * s * (1 - s) * slope_of_z
+    return (gradient * up * slope).astype(np.float32), (gradient * x * s).astype(np.float32)
+
+
+def _silu_exponent(x: Floats) -> tuple[Floats, Floats]:
+    return x, np.ones_like(x)
+
+
+def _gelu_exponent(x: Floats) -> tuple[Floats, Floats]:
+    steep = 2 * np.sqrt(2 / np.pi)
+    return steep * (x + 0.044715 * x**3), steep * (1 + 3 * 0.044715 * x**2)
+
+
+# Both activations are x * sigmoid(z): z and its slope.
+_EXPONENTS = {"silu": _silu_exponent, "gelu": _gelu_exponent}
+
+
+def rope_inverse(x: Floats, angles: Floats, interleaved: bool) -> Floats:
+    """`rope` turned back, which is also its gradient."""
+    return rope(x, -angles, interleaved)
+
+
+def cross_entropy(logits: Floats, targets: Ints, weights: Floats | None = None) -> tuple[Floats, Floats]:
+    """Negative log-likelihoods [n_tokens], and weights times their gradient by the logits [n_tokens, n_vocab].
+
+    Both are 0 where the target is -1, and NaN where one of the logits is NaN or infinite.
+    """
+    x = np.where(np.isfinite(logits).all(-1, keepdims=True), logits, np.nan).astype(np.float64)
+    shifted = x - x.max(-1, keepdims=True, initial=-np.inf)
+    total = np.exp(shifted).sum(-1, keepdims=True)
+    learnt, rows = targets >= 0, np.arange(len(x))
+    nll = np.log(total[:, 0]) - shifted[rows, targets]
+    gradient = np.exp(shifted) / total
+    gradient[rows, targets] -= 1
+    if weights is not None:
+        gradient *= weights[:, None]
+    nll, gradient = np.where(learnt, nll, 0), np.where(learnt[:, None], gradient, 0)
+    return nll.astype(np.float32), gradient.astype(np.float32)

@@ -1,0 +1,152 @@
+"""Compiled kernels behind the signatures of their NumPy twins in `edgellm.kernels.reference_rows`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels import records
+from edgellm.kernels.schema import Schema
+
+from .compiled import Compiled, Output, before_a_wall, into, rows
+
+CHUNK_TOKENS = 2
+
+
+def walled(x: np.ndarray) -> np.ndarray:
+    """A small weight, which ends where nobody may read."""
+    return before_a_wall(np.ascontiguousarray(x).view(np.uint8))
+
+
+class CompiledRows:
+    """The row kernels of training, of an instruction set."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+
+    def _by_rows(
+        self, op: str, schema: Schema, n_tokens: int, options: dict[str, Any] | None = None, **fields: Any
+    ) -> None:
+        n_chunks = -(-n_tokens // CHUNK_TOKENS)
+        self.compiled._run(op, schema, n_chunks, n_tokens, options=options, chunk_tokens=CHUNK_TOKENS, **fields)
+
+    def narrow(
+        self, x: np.ndarray, weight: np.ndarray, scale: float = 1.0, scales: np.ndarray | None = None
+    ) -> np.ndarray:
+        source, (rank, n_cols) = rows(x), weight.shape
+        out = Output(len(x), rank)
+        self._by_rows(
+            "narrow",
+            records.NARROW,
+            len(x),
+            x=source,
+            stride=source.shape[1],
+            n_cols=n_cols,
+            weight=walled(weight),
+            rank=rank,
+            scale=scale,
+            scales=0 if scales is None else walled(scales),
+            out=out,
+            out_stride=out.stride,
+        )
+        return out.take()
+
+    def widen(
+        self,
+        y: np.ndarray,
+        h: np.ndarray,
+        weight: np.ndarray,
+        scale: float = 1.0,
+        scales: np.ndarray | None = None,
+        in_place: bool = False,
+    ) -> np.ndarray:
+        narrow_rows, (rank, n_cols) = rows(h), weight.shape
+        with into(y, in_place) as (source, out):
+            self._by_rows(
+                "widen",
+                records.WIDEN,
+                len(y),
+                y=source,
+                out=out,
+                stride=out.stride,
+                n_cols=n_cols,
+                h=narrow_rows,
+                h_stride=narrow_rows.shape[1],
+                weight=walled(weight),
+                rank=rank,
+                scale=scale,
+                scales=0 if scales is None else walled(scales),
+            )
+        return out.take()
+
+    def rms_norm_backward(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        dy: np.ndarray,
+        epsilon: float,
+        n_groups: int = 1,
+        in_place: bool = False,
+    ) -> np.ndarray:
+        with into(dy, in_place) as (source, out):
+            self._by_rows(
+                "rms_norm_backward",
+                records.RMS_NORM_BACKWARD,
+                len(x),
+                x=rows(x),
+                weight=walled(weight),
+                dy=source,
+                out=out,
+                stride=out.stride,
+                n_groups=n_groups,
+                n_cols=len(weight),
+                epsilon=epsilon,
+            )
+        return out.take()
+
+    def glu_backward(
+        self, gate: np.ndarray, up: np.ndarray, dy: np.ndarray, activation: str, in_place: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        with into(gate, in_place) as (of_gate, d_gate), into(up, in_place) as (of_up, d_up):
+            self._by_rows(
+                "glu_backward",
+                records.GLU_BACKWARD,
+                len(gate),
+                {"activation": activation},
+                gate=of_gate,
+                up=of_up,
+                dy=rows(dy),
+                d_gate=d_gate,
+                d_up=d_up,
+                stride=d_gate.stride,
+            )
+        return d_gate.take(), d_up.take()
+
+    def cross_entropy(
+        self,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        weights: np.ndarray | None = None,
+        in_place: bool = True,
+        gradient: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Without a gradient, what takes its place is what stood there before."""
+        n_tokens, n_cols = logits.shape
+        nll = Output(n_tokens, 1)
+        with into(logits, in_place) as (source, out):
+            self.compiled._run(
+                "cross_entropy",
+                records.CROSS_ENTROPY,
+                n_tokens,
+                n_tokens,
+                batch={"rows": targets.astype(np.int64)},
+                x=source,
+                out=out if gradient else 0,
+                stride=out.stride,
+                n_cols=n_cols,
+                weights=0 if weights is None else walled(weights),
+                nll=nll,
+                nll_stride=nll.stride,
+            )
+        return nll.take()[:, 0], out.take()

@@ -1,0 +1,111 @@
+"""LoRA's losses and gradients beside peft's, on the same weights in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+import edgellm
+from edgellm.convert.checkpoints import convert_checkpoint
+from edgellm.train.config import LoraConfig
+from edgellm.train.documents import Documents
+from edgellm.train.lora import LoraLearner
+from tests.arch.tiny import _paired
+from tests.convert import checkpoints
+
+# Another order of summation, in float32, over a few hundred numbers.
+LOSS = 1e-5
+GRADIENT = 1e-4  # of the largest of a weight's gradients
+RANK, ALPHA = 4, 10.0
+PEFT_NAMES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+
+
+def documents() -> Documents:
+    """Of three lengths, one of them beyond every window; some tokens are not learnt, and targets count differently."""
+    random = np.random.default_rng(4)
+    parts = []
+    for length in (5, 2 * checkpoints.WINDOW + 9, 33):
+        ids = random.integers(2, checkpoints.N_VOCAB, length)
+        parts.append(Documents.of(ids, random.random(length) < 0.7, weight=float(random.integers(1, 4))))
+    return Documents.joined(parts)
+
+
+class Reference:
+    """The same model and adapter in peft."""
+
+    def __init__(self, family: str, model: torch.nn.Module, learner: LoraLearner) -> None:
+        # Attention that keeps its keys and values as they are.
+        model.set_attn_implementation("sdpa")
+        settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+        self.model = peft.get_peft_model(model, settings)
+        self.is_paired = family.startswith(("llama", "mistral"))
+        self.n_heads = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
+        self.weights = dict(self.model.named_parameters())
+        for name, values in learner.parameters.items():
+            with torch.no_grad():
+                self.weight(name).copy_(torch.from_numpy(self.as_peft(name, values)))
+
+    def weight(self, name: str) -> torch.nn.Parameter:
+        _, layer, own, _, kind = name.split(".")
+        side = {"lora_a": "lora_A", "lora_b": "lora_B"}[kind]
+        return self.weights[f"base_model.model.model.layers.{layer}.{PEFT_NAMES[own]}.{side}.default.weight"]
+
+    def as_peft(self, name: str, values: np.ndarray) -> np.ndarray:
+        """B is transposed in edgellm; where the rows of W are paired for rotations, so are those of B."""
+        if name.endswith("lora_a"):
+            return values
+        own = name.split(".")[2]
+        if not (self.is_paired and own in self.n_heads):
+            return values.T
+        order = _paired(np.arange(values.shape[1]).reshape(-1, 1), self.n_heads[own])[:, 0]
+        return values.T[np.argsort(order)]
+
+    def losses(self, texts: Documents) -> torch.Tensor:
+        """float32 of every target."""
+        found = []
+        for start, length in zip(texts.starts, texts.lengths, strict=True):
+            ids, targets = (torch.from_numpy(x[start : start + length]).long() for x in (texts.ids, texts.targets))
+            logits = self.model(ids[None]).logits[0]
+            found.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=-1)[targets >= 0])
+        return torch.cat(found)
+
+
+def learner_of(model: edgellm.Model, **options: object) -> LoraLearner:
+    """With random B too: where it is zero, A has no gradient."""
+    learner = LoraLearner(model, LoraConfig(rank=RANK, alpha=ALPHA), n_batch=256, **options)
+    random = np.random.default_rng(6)
+    for values in learner.parameters.values():
+        values[...] = random.normal(0, 0.1, values.shape)
+    return learner
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_losses_and_gradients_are_those_of_peft(family: str, recompute: bool, tmp_path: Path) -> None:
+    reference_model = checkpoints.save(family, tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    texts = documents()
+    with edgellm.load(tmp_path / "model.gguf", n_threads=2, kv_type="f32", activations="f32") as model:
+        learner = learner_of(model, recompute=recompute)
+        try:
+            reference = Reference(family, reference_model, learner)
+            expected = reference.losses(texts)
+            np.testing.assert_allclose(learner.negative_log_likelihoods(texts), expected.detach(), atol=LOSS, rtol=LOSS)
+            weights = torch.from_numpy(texts.weights[texts.targets >= 0])
+            loss = (expected * weights).sum()
+            assert learner.loss_and_gradients(texts, 0.25) == pytest.approx(loss.item(), rel=LOSS)
+            assert learner.loss(texts) == pytest.approx((loss.item(), texts.total_weight), rel=LOSS)
+            (0.25 * loss).backward()
+            for name, gradient in learner.gradients.items():
+                given = reference.weight(name).grad.numpy()
+                ours = reference.as_peft(name, gradient)
+                np.testing.assert_allclose(ours, given, rtol=0, atol=GRADIENT * np.abs(given).max(), err_msg=name)
+        finally:
+            learner.close()
