@@ -30,10 +30,6 @@ DEFAULTS: dict[str, Any] = {
     "betas": (0.9, 0.95),
     "validation": 0.05,
 }
-_MEANINGLESS = {
-    "max_length": "a text is cut into windows of n_ctx tokens",
-    "model": "a new model has none to begin with",
-}
 
 
 @dataclass(frozen=True)
@@ -65,9 +61,6 @@ class NewConfig:
 
         Raises UsageError for a name that is no setting of a new model, and values that cannot be.
         """
-        for name, why in _MEANINGLESS.items():
-            if settings.get(name) is not None:
-                raise UsageError(f"{name} is no setting of a new model: {why}", parameter=name)
         known = [field.name for kind in KINDS for field in fields(kind)] + ["data"]
         for name in settings:
             if name not in known:
@@ -92,8 +85,7 @@ class NewConfig:
 
     def settings(self) -> dict[str, Any]:
         """All that is in effect, by name, as `read` takes it."""
-        found = as_settings(self.shape, self.tokenizer, self.documents, self.training)
-        return {name: value for name, value in found.items() if name not in _MEANINGLESS} | {"data": list(self.data)}
+        return as_settings(self.shape, self.tokenizer, self.documents, self.training) | {"data": list(self.data)}
 
 
 def _separator(name: str, value: Any) -> str:

@@ -1,21 +1,29 @@
-"""From a config and text files to a model that can be trained, and to its GGUF file."""
+"""From a config and files of text to a model that can be trained, and to its GGUF file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from edgellm.engine import load
 from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.files import refuse_target
 from edgellm.machine import available_memory
 from edgellm.text import load_tokenizer
+from edgellm.train.full import FullLearner
+from edgellm.train.loop import Step
+from edgellm.train.model_learner import DEFAULT_BATCH
 from edgellm.train.new.config import NewConfig
-from edgellm.train.new.corpus import Corpus, encode_corpus
+from edgellm.train.new.corpus import Corpus, WindowBatches, encode_corpus
 from edgellm.train.new.model import NewModel, new_model
 from edgellm.train.new.texts import TextFiles
 from edgellm.train.new.vocabulary import learn_vocabulary
+from edgellm.train.session import Session, Summary
 
 TRAINED_BYTES = 16  # for each weight: itself, its gradient, and two averages of AdamW
 
@@ -75,3 +83,53 @@ def prepare(config: NewConfig, target: Path, progress: Progress | None = None) -
         learnt = size_text(config.tokenizer.sample_bytes)
         notes.append(f"tokens were learnt from about {learnt} of the {size_text(text.n_bytes)} of text (sample_bytes)")
     return Prepared(model, corpus, notes)
+
+
+def train_new(
+    config: NewConfig,
+    target: Path,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    n_threads: int | None = None,
+    tensorboard: bool | None = None,
+    progress: Progress | None = None,
+    told: Callable[[Prepared], object] = lambda prepared: None,
+    callback: Callable[[Step], object] | None = None,
+) -> Summary:
+    """Prepare a model, train it, and write its GGUF file; whenever it is stopped, a file at `target` stays as it was.
+
+    folder:    for settings, log, loss curve and checkpoints (see `Session`); None keeps none.
+    resume:    go on with the run in that folder, to the same weights as if it had never stopped.
+    told:      called with what was prepared, before training begins.
+    callback:  called with each Step; True ends the run there, and what was learnt is written.
+
+    Raises as `prepare` and `Session.train` do.
+    """
+    Session(folder, resume=resume).check()
+    prepared = prepare(config, target, progress)
+    told(prepared)
+    model, corpus, training = prepared.model, prepared.corpus, config.training
+    n_batch = max(DEFAULT_BATCH, config.shape.n_ctx)
+    batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_batch, training.seed)
+    digests = {"data_digest": _digest(corpus)} if folder else {}
+    session = Session(folder, config.settings(), digests, resume, tensorboard)
+    with TemporaryDirectory(prefix="edgellm-") as place:
+        first = Path(place) / "first.gguf"
+        model.write(first)
+        model.weights.clear()  # the learner has its own
+        with (
+            load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations="f32") as loaded,
+            closing(FullLearner(loaded, n_batch=n_batch)) as learner,
+        ):
+            summary = session.train(learner, batches, training, callback or (lambda step: None))
+            replace(model, weights=learner.parameters).write(target)
+    return summary
+
+
+def _digest(corpus: Corpus) -> str:
+    """What tells one text, cut into tokens and parts, from another."""
+    digest = sha256()
+    for windows in (corpus.training, corpus.validation):
+        digest.update(len(windows.ids).to_bytes(8, "little") + windows.ids.tobytes())
+    return digest.hexdigest()
