@@ -179,11 +179,11 @@ class GradientPasses:
         selected = graphs.head.made_by(graphs.head.nodes[0])
         b = Backward(graphs.head, sums or {}, lambda value: value is selected, wanted=[selected])
         logits = b.value(graphs.logits)
-        losses, gradient = b.graph.record_all(CrossEntropy(logits))
+        losses, *gradient = b.graph.record_all(CrossEntropy(logits, with_gradient=sums is not None))
         b.graph.output(losses)
-        if sums is None:
+        if not gradient:
             return b, b.value(selected), losses, None
-        b.add(graphs.logits, gradient)
+        b.add(graphs.logits, gradient[0])
         b.walk()
         return b, b.value(selected), losses, b.graph.output(b.found[selected])
 

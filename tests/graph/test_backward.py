@@ -98,27 +98,27 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
     found = [b.graph.output(b.found[value]) for value in wanted]
     taps = [value for value in b.kept if value not in g.outputs and value not in g.inputs]
     forward = lowered(g, 2, taps=taps, activations="f32", kv_type=F32_CACHE)
-    back = lower(b.graph, forward.target, like=g, longest=16)
-    memory = {value: rows_for(value, 16) for value in g.inputs}
+    back = lower(b.graph, forward.target, like=g, longest=160)
+    memory = {value: rows_for(value, 160) for value in g.inputs}
     for value, rows in inputs.items():
         memory[value][: len(rows), : value.width] = rows
-    caches = [np.zeros((4, F32_CACHE.block_bytes(s.n_kv_heads, s.head_dim)), np.uint8) for s in forward.cache_layers]
+    caches = [np.zeros((4 * len(LENGTHS) + 4, F32_CACHE.block_bytes(s.n_kv_heads, s.head_dim)), np.uint8) for s in forward.cache_layers]
     tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
-    program = program_of(forward, store, team, inputs=memory, tables=tables)
+    program = program_of(forward, store, team, 160, inputs=memory, tables=tables)
     pieces, start = [], 0
     for block, length in enumerate(LENGTHS, 1):
-        slots = block * KV_BLOCK + np.arange(length)
-        pieces.append(Piece(ids[start : start + length], 0, slots, np.array([block], np.int32)))
+        slots = 4 * block * KV_BLOCK + np.arange(length)
+        pieces.append(Piece(ids[start : start + length], 0, slots, 4 * block + np.arange(4, dtype=np.int32)))
         start += length
     counts = program.batch.fill(pieces) | program.batch.fill_documents(LENGTHS)
     program.run(counts)
     from_forward = {}
     for value, inside in b.kept.items():
-        from_forward[inside] = memory[value] if value in memory else rows_for(value, 16)
+        from_forward[inside] = memory[value] if value in memory else rows_for(value, 160)
         if value not in memory:
             from_forward[inside][:N_TOKENS, : value.width] = program.view(value, N_TOKENS)
     for gradient, rows in zip(seeded, seeds, strict=True):
-        from_forward[gradient] = rows_for(gradient, 16)
+        from_forward[gradient] = rows_for(gradient, 160)
         from_forward[gradient][:N_TOKENS, : gradient.width] = rows
     store.load(back.kernels)
     from edgellm.graph import Program

@@ -148,16 +148,17 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
 
 @rule(CrossEntropy)
 def lower_cross_entropy(low: Lowering, node: CrossEntropy) -> None:
-    x = low.read(node.logits)
-    losses, gradient = low.make_all(node)
+    values = low.graph.all_made_by(node)
+    losses = low.new_rows(values[0])
+    x, gradient = low.make_value_from(node.logits, values[1]) if node.with_gradient else (low.read(node.logits), None)
     low.add(
         "cross_entropy",
         records.CROSS_ENTROPY,
         Chunks("tokens"),
         [x],
-        [losses, gradient],
+        [losses] if gradient is None else [losses, gradient],
         x=x,
-        out=gradient,
+        out=0 if gradient is None else gradient,
         stride=x.stride,
         n_cols=x.width,
         weights=TARGET_WEIGHTS,

@@ -85,7 +85,7 @@ class ChatEncoder:
         try:
             prompt = self._render(chat, before, True)
         except TemplateError as error:
-            raise TemplateError(f"the template gives no prompt for message {n + 1}, an answer: {error}") from None
+            raise TemplateError(f"the template gives no prompt for message {n}, an answer: {error}") from None
         n_same = _n_alike(prompt, whole)
         if n_same < len(prompt):
             if _is_rewritten(self._render(chat, before, False), prompt, n_same):
@@ -122,7 +122,7 @@ class ChatEncoder:
         tail = str(prompt)[max(0, prompt.rfind(asked.strip())) :] if isinstance(asked, str) else str(prompt)
         if not str(whole)[:n_same].endswith(tail):
             raise TemplateError(
-                f"the template renders the messages before message {n + 1} in another way once it is answered, so the "
+                f"the template renders the messages before message {n} in another way once it is answered, so the "
                 "answer cannot be told apart; all needs no telling apart, as train_on",
                 parameter="train_on",
             )

@@ -83,11 +83,9 @@ def _sharegpt(values: Values) -> Chat:
         speaker, said = turn.get("from"), turn.get("value")
         role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
-            raise UsageError(
-                f"'conversations' has a turn {n + 1} from {shown(speaker)}; expected one of {', '.join(SPEAKERS)}"
-            )
+            raise UsageError(f"conversations[{n}] is from {shown(speaker)}; expected one of {', '.join(SPEAKERS)}")
         if not isinstance(said, str):
-            raise UsageError(f"'conversations' has a turn {n + 1} whose 'value' is {shown(said)}; expected a text")
+            raise UsageError(f"conversations[{n}] has {shown(said)} as its 'value'; expected a text")
         messages.append(_called(n, said) if speaker == "function_call" else {"role": role, "content": said})
     system = values.optional_text("system")
     if system:
@@ -102,9 +100,7 @@ def _called(n: int, said: str) -> dict[str, Any]:
     except FormatError:
         call = None
     if not (isinstance(call, dict) and {"name", "arguments"} <= call.keys()):
-        raise UsageError(
-            f"'conversations' has a turn {n + 1} that calls {shown(said)}; expected JSON with 'name' and 'arguments'"
-        )
+        raise UsageError(f"conversations[{n}] calls {shown(said)}; expected JSON with 'name' and 'arguments'")
     return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
 
 

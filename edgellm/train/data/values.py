@@ -7,6 +7,7 @@ from typing import Any
 
 from edgellm.errors import FormatError, UsageError, shown
 from edgellm.formats.strict_json import parse
+from edgellm.train.data.files.record import is_too_deep
 
 RENDERED = ("messages", "tools", "add_generation_prompt")
 YES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -40,7 +41,7 @@ class Values:
             raise _wrong(key, value, "a list of objects")
         for n, item in enumerate(value):
             if not isinstance(item, dict):
-                raise UsageError(f"{key!r} holds {shown(item)} in place {n + 1}; expected objects only")
+                raise UsageError(f"{key}[{n}] is {shown(item)}; expected an object")
         if not value:
             raise UsageError(f"{key!r} is an empty list")
         return value
@@ -50,7 +51,7 @@ class Values:
         found = self.objects(key)
         for n, message in enumerate(found):
             if not isinstance(message.get("role"), str):
-                raise UsageError(f"message {n + 1} of {key!r} has no 'role'; expected a text, such as 'user'")
+                raise UsageError(f"{key}[{n}] has no 'role'; expected a text, such as 'user'")
         return found
 
     def text_or_messages(self, key: str) -> str | list[dict[str, Any]]:
@@ -87,9 +88,10 @@ class Values:
         if not isinstance(value, str):
             return value
         try:
-            return parse(value.encode("utf-8", "surrogatepass"))
+            found = parse(value.encode("utf-8", "surrogatepass"))
         except FormatError:
             return value
+        return value if is_too_deep(found) else found
 
 
 def _wrong(key: str, value: Any, expected: str) -> UsageError:

@@ -179,14 +179,14 @@ def test_tools_and_what_they_say():
 
 def test_a_template_that_cannot_be_split_is_refused_with_advice():
     shuffled = "{% for m in messages[::-1] %}{{ m.role + m.content + '\\n' }}{% endfor %}"
-    with pytest.raises(TemplateError, match=r"message 2 .* cannot be told apart; all needs no telling apart") as raised:
+    with pytest.raises(TemplateError, match=r"message 1 .* cannot be told apart; all needs no telling apart") as raised:
         answers(shuffled, TURNS[:2])
     assert raised.value.parameter == "train_on"
     encoder = ChatEncoder(ChatTemplate(shuffled, SPECIAL), tokenizer())
     (document,) = encoder.whole(Chat(TURNS[:2]))
     assert document.n_targets == len(document) - 1
     only_user_last = CHATML + "{% if messages[-1].role != 'user' and add_generation_prompt %}{{ 1 / 0 }}{% endif %}"
-    with pytest.raises(TemplateError, match="no prompt for message 3"):
+    with pytest.raises(TemplateError, match="no prompt for message 2"):
         answers(only_user_last, [user("a"), model("b", weight=0), model("c")])
 
 
@@ -301,7 +301,8 @@ REAL = {
         "<|start|>assistant[[<|channel|>final<|message|>Sure<|return|>]]"],
 }  # fmt: skip
 CONTROLS = [
-    "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend▁of▁sentence\uff5c>",
+    "<s>", "</s>", "<|im_start|>", "<|im_end|>",
+    "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend▁of▁sentence\uff5c>",
     "<start_of_turn>", "<end_of_turn>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>",
     "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|user|>", "<|assistant|>", "<|end|>", "[INST]",
     "[/INST]", "<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>",

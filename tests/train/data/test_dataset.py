@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from edgellm.errors import FormatError, TemplateError, UsageError
+from edgellm.errors import EdgellmError, FormatError, TemplateError, UsageError
 from edgellm.train.data.config import DataConfig
 from edgellm.train.data.dataset import documents_of, read_dataset
 from edgellm.train.data.kinds import ALL, PREFERENCES, TO_IMITATE
@@ -70,7 +72,7 @@ def test_a_text_file_becomes_an_example_for_each_piece(tmp_path):
 
 BAD = [
     ("{oops", "malformed"),
-    ({"messages": [user("Hi"), {"content": "x"}]}, "message 2 of 'messages' has no 'role'"),
+    ({"messages": [user("Hi"), {"content": "x"}]}, "messages[1] has no 'role'"),
     ({"messages": [user("Hi"), model(7)]}, "message 1: 'content' is a int"),  # type: ignore[arg-type]
     ({"text": "x"}, "is an example with text, and those before it have messages"),
     ({"unknown": "x"}, "has the keys unknown; expected"),
@@ -140,6 +142,24 @@ def test_no_file_and_no_path():
 def test_kinds_that_are_not_asked_for(lines):
     with pytest.raises(FormatError, match="line 1: has the keys messages, so it is one of chats; expected chosen"):
         read(lines(chat("One")), wanted=PREFERENCES)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "parquet", "txt"])
+@given(raw=st.binary(max_size=80) | st.text(alphabet='{}[]",:\n\r\\ temxsag1\0\ufeff', max_size=80).map(str.encode))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_data_or_one_error(suffix, raw, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    for content in (raw, b"PAR1" + raw + b"PAR1", b"text\n" + raw):
+        path.write_bytes(content)
+        assert all(found != 0 and "\n" not in str(found) for found in map(outcome, (path, path), (True, False)))
+
+
+def outcome(path, skip_bad: bool) -> int | str:
+    """How many examples a file has, or the error."""
+    try:
+        return len(read(path, skip_bad=skip_bad))
+    except EdgellmError as error:
+        return str(error)
 
 
 def test_the_fingerprint_tells_other_data(lines):

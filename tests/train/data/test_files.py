@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
         (b'{"text": 1' + b"0" * 5000 + b"}", "digits"),
         (b'{"text": "a", "text": "b"}', "'text' appears twice"),
         (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"text": ' + b"[" * 100 + b"]" * 100 + b"}", "nests lists and objects more than 100 deep"),
     ],
 )
 def test_a_bad_line_is_that_lines_problem(line, problem, tmp_path):
@@ -175,5 +177,7 @@ def test_a_file_that_is_none(name, raw, problem, tmp_path):
 def test_a_folder_and_nothing(tmp_path):
     with pytest.raises(FormatError, match="is a folder"):
         list(read_records(tmp_path))
+    with pytest.raises(FormatError, match="is no regular file"):
+        list(read_records(Path(os.devnull)))
     with pytest.raises(FileNotFoundError):
         list(read_records(tmp_path / "nothing.jsonl"))

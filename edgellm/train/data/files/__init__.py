@@ -40,6 +40,8 @@ def read_records(path: Path) -> Iterator[Record]:
     """
     if path.is_dir():
         raise FormatError(f"{path} is a folder; name the files in it")
+    if path.exists() and not path.is_file():
+        raise FormatError(f"{path} is no regular file; write what it gives to one first")
     with open(path, "rb") as file:
         head = file.read(4)
     if not head:

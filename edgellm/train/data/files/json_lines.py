@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from edgellm.errors import FormatError
 from edgellm.formats.strict_json import parse
-from edgellm.train.data.files.record import Record
+from edgellm.train.data.files.record import DEEPEST, Record, is_too_deep
 
 LONGEST_LINE = 64 << 20  # bytes
 BOM = b"\xef\xbb\xbf"
@@ -47,6 +47,8 @@ def record_of(place: str, found: object) -> Record:
     """The record that a value of JSON is, if it is an object."""
     if not isinstance(found, dict):
         return Record(place, problem=f"is {KINDS.get(type(found), 'something else')}; expected an object {{...}}")
+    if is_too_deep(found):
+        return Record(place, problem=f"nests lists and objects more than {DEEPEST} deep")
     return Record(place, found)
 
 

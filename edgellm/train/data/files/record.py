@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+DEEPEST = 100  # lists and objects within each other
+
 
 @dataclass(frozen=True)
 class Record:
@@ -21,3 +23,18 @@ class Record:
     values: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
     is_file: bool = False
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and objects lie more than DEEPEST deep, where comparing or copying them could fail."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
