@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from edgellm import checks
@@ -73,7 +74,7 @@ def train(
     FormatError for data that cannot be used, TrainingError when the loss is no number any more, FileProblem for what
     cannot be written, BusyError for a model in use. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
     """
-    adapter, _, _ = train_adapter(
+    adapter, _ = train_adapter(
         model, data, lora or LoraConfig(), config or TrainConfig(), examples or DataConfig(),
         validation_data=validation_data, template=template, output=output, resume=resume, tensorboard=tensorboard,
         callback=callback,
@@ -96,9 +97,10 @@ def train_adapter(
     callback: Callable[[Step], object] | None = None,
     told: Callable[[Dataset], object] = lambda dataset: None,
     names: Mapping[str, Any] | None = None,
-) -> tuple[Adapter, Summary, Dataset]:
-    """As `train`, with what else there is to say. told: called with the data before training begins.
+) -> tuple[Adapter, Summary]:
+    """As `train`, with what else there is to say.
 
+    told:   called with the data before training begins.
     names:  what model and data are called in the settings that are written; else their paths.
     """
     config = _with_activations(config, model)
@@ -107,7 +109,7 @@ def train_adapter(
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
              "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip
     settings = {name: value for name, value in known.items() if value} | as_settings(lora, config, examples)
-    Session(folder, settings, {}, resume, tensorboard).check()
+    check_run(folder, resume)
 
     vocabulary = Vocabulary.of(model, None if template is None else os.fspath(template))
     dataset = read_dataset(files, vocabulary, TO_IMITATE, examples)
@@ -132,7 +134,12 @@ def train_adapter(
         adapter = _adapter_of(learner, model)
     if folder is not None:
         save_adapter(folder, adapter, model.metadata)
-    return adapter, summary, dataset
+    return adapter, summary
+
+
+def check_run(folder: Path | None, resume: bool) -> None:
+    """Raise UsageError for a folder where the run cannot be, before a model is loaded."""
+    Session(folder, resume=resume).check()
 
 
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
