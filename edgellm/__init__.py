@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         KernelError,
         MemoryLimitError,
         TemplateError,
+        TrainingError,
         UnsupportedError,
         UsageError,
     )
@@ -57,6 +58,7 @@ __all__ = [
     "RuntimeConfig",
     "SamplingParams",
     "TemplateError",
+    "TrainingError",
     "UnsupportedError",
     "UsageError",
     "__version__",

@@ -21,7 +21,7 @@ import numpy as np
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
-from edgellm.convert.huggingface import names_of, read_huggingface
+from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.model_card import write_model_card
 from edgellm.convert.rows import check_finite
 from edgellm.convert.targets import check_folder
@@ -122,7 +122,7 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
         raise UnsupportedError(
             f"transformers has no model of the kind {c.architecture} with windows in some layers only"
         )
-    names = dict(names_of(family, c.n_layers))
+    names = dict(family.names(c.n_layers))
     tensors = []
     for name, tensor in file.tensors.items():
         if name == "rope_freqs.weight":

@@ -84,6 +84,17 @@ ADD_BIAS = Schema(
     "add_bias", batch=BATCH, x="ptr", bias="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
 )
 
+CHOOSE = Schema(
+    "choose",
+    batch=BATCH,
+    x="ptr",
+    other="ptr",
+    scales="ptr",  # float32 [n_tokens]: rows that count something are those of `other`
+    out="ptr",  # may be x
+    stride="i64",
+    chunk_tokens="i64",
+)
+
 RESIZE_HEADS = Schema(
     "resize_heads",
     batch=BATCH,

@@ -45,6 +45,11 @@ def add_bias(x: Floats, bias: Floats) -> Floats:
     return x + bias
 
 
+def choose(x: Floats, other: Floats, scales: Floats) -> Floats:
+    """The rows of `other` where scales [n_tokens] are not 0, else those of x: float32 [n_tokens, n_cols] both."""
+    return np.where(scales[:, None] != 0, other, x)
+
+
 def resize_heads(x: Floats, n_heads: int, head_dim: int) -> Floats:
     """Every head of x [n_tokens, n_heads * old] cut off at head_dim, or filled up to it with zeros."""
     heads = x.reshape(len(x), n_heads, x.shape[1] // n_heads)

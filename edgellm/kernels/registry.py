@@ -63,6 +63,7 @@ _FAMILIES: dict[str, _Family] = {
     "linear_f32_decode": _Family("linear_f32", _FLOATS),
     "add": _Family("elementwise"),
     "add_bias": _Family("elementwise"),
+    "choose": _Family("elementwise"),
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),

@@ -169,6 +169,23 @@ class Compiled:
         )
         return out.take()
 
+    def choose(self, x: np.ndarray, other: np.ndarray, scales: np.ndarray, in_place: bool = False) -> np.ndarray:
+        n_tokens, _ = x.shape
+        with into(x, in_place) as (source, out):
+            self._run(
+                "choose",
+                records.CHOOSE,
+                -(-n_tokens // 2),
+                n_tokens,
+                x=source,
+                other=rows(other),
+                scales=before_a_wall(scales.view(np.uint8)),
+                out=out,
+                stride=out.stride,
+                chunk_tokens=2,
+            )
+        return out.take()
+
     def add_bias(self, x: np.ndarray, bias: np.ndarray, in_place: bool = False) -> np.ndarray:
         n_tokens, width = x.shape
         with into(x, in_place) as (source, out):

@@ -49,7 +49,7 @@ def command(
 
         click.echo(json.dumps(_as_dict(found, n_shown)))
         return
-    for line in _lines(found, config):
+    for line in summary_lines(found, config):
         click.echo(line)
     for n in range(min(n_shown, len(found))):
         click.echo()
@@ -57,7 +57,8 @@ def command(
             click.echo(text)
 
 
-def _lines(data: Dataset, config: DataConfig) -> Iterator[str]:
+def summary_lines(data: Dataset, config: DataConfig) -> Iterator[str]:
+    """What was found in the data, line by line."""
     from edgellm.cli.terminal import one_line
 
     for name, line in _summary(data.summary, config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
-from edgellm.graph.nodes import Narrow, Widen
+from edgellm.graph.nodes import Choose, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
 from edgellm.kernels import records
 
@@ -48,6 +48,29 @@ def lower_widen(low: Lowering, node: Widen) -> None:
         scale=node.scale,
         scales=_scales(node.scales),
     )
+
+
+@rule(MultiplyColumns)
+def lower_multiply_columns(low: Lowering, node: MultiplyColumns) -> None:
+    x, out = low.make_from(node.x, node)
+    low.add_rows(
+        "multiply_columns",
+        records.MULTIPLY_COLUMNS,
+        x,
+        [x],
+        [out],
+        x=x,
+        weight=low.floats(node.weight),
+        out=out,
+        n_cols=x.width,
+    )
+
+
+@rule(Choose)
+def lower_choose(low: Lowering, node: Choose) -> None:
+    other = low.read(node.other)
+    x, out = low.make_from(node.x, node)
+    low.add_rows("choose", records.CHOOSE, x, [x, other], [out], x=x, other=other, out=out, scales=Table(node.scales))
 
 
 def _scales(name: str | None) -> Table | int:

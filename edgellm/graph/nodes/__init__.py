@@ -7,7 +7,7 @@ from edgellm.graph.nodes.base import Graph, Node, Value
 from edgellm.graph.nodes.elementwise import GLU, Activation, Add, AddBias, add, add_bias, glu
 from edgellm.graph.nodes.embed import Embed, embed
 from edgellm.graph.nodes.linear import Linear, linear
-from edgellm.graph.nodes.low_rank import Narrow, Widen, narrow, widen
+from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import RMSNorm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, SelectRows, maxima, select_rows
@@ -19,11 +19,13 @@ __all__ = [
     "AddBias",
     "Attention",
     "AttentionSpec",
+    "Choose",
     "Embed",
     "Graph",
     "KeysValues",
     "Linear",
     "Maxima",
+    "MultiplyColumns",
     "Narrow",
     "Node",
     "RMSNorm",
@@ -35,11 +37,13 @@ __all__ = [
     "add",
     "add_bias",
     "attention",
+    "choose",
     "embed",
     "glu",
     "keys_values",
     "linear",
     "maxima",
+    "multiply_columns",
     "narrow",
     "rms_norm",
     "rope",

@@ -69,9 +69,42 @@ class Widen(Node):
             b.add(self.y, grad)
 
 
+@dataclass(frozen=True, eq=False)
+class MultiplyColumns(Node):
+    """x * weight, for float32 weight [width] that is the same for all rows: the magnitudes of DoRA."""
+
+    x: Value
+    weight: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+@dataclass(frozen=True, eq=False)
+class Choose(Node):
+    """The rows of `other` where the table of the batch named `scales` does not have 0, and else those of x."""
+
+    x: Value
+    other: Value
+    scales: str
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
 def narrow(x: Value, weight: Tensor, scale: float = 1.0, scales: str | None = None) -> Value:
     return x.graph.record(Narrow(x, weight, scale, scales))
 
 
 def widen(y: Value, h: Value, weight: Tensor, scale: float = 1.0, scales: str | None = None) -> Value:
     return y.graph.record(Widen(y, h, weight, scale, scales))
+
+
+def multiply_columns(x: Value, weight: Tensor) -> Value:
+    return x.graph.record(MultiplyColumns(x, weight))
+
+
+def choose(x: Value, other: Value, scales: str) -> Value:
+    return x.graph.record(Choose(x, other, scales))
