@@ -49,7 +49,7 @@ def edgellm_step(model_name: str, threads: int, activations: str) -> Callable[[]
         for gradient in learner.gradients.values():
             gradient[...] = 0
         loss = sum(learner.loss_and_gradients(part, 1 / weight) for part in documents) / weight
-        optimizer.step(learner.gradients, 1e-4)
+        optimizer.update(learner.gradients, 1e-4)
         return loss
 
     return step
@@ -93,16 +93,16 @@ def measured(step: Callable[[], float]) -> dict[str, float]:
 
 
 def in_turns(model: str, threads: int, rounds: int, activations: str) -> None:
-    from edgellm.convert.exporter import export_folder  # type: ignore[import-not-found]
+    from edgellm.convert.export import export_checkpoint
     from edgellm.hub import resolve
 
     path = resolve(model)
     with tempfile.TemporaryDirectory() as folder:
-        export_folder(path, Path(folder))
+        export_checkpoint(path, Path(folder) / "model", "f32")
         found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(rounds):
             for side in SIDES:
-                command = [sys.executable, __file__, str(path), "--side", side, "--folder", folder]
+                command = [sys.executable, __file__, str(path), "--side", side, "--folder", f"{folder}/model"]
                 command += ["--threads", str(threads), "--activations", activations]
                 found[side].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
     print(f"{path.name}, {threads} threads\n{'':14}" + "".join(f"{side:>12}" for side in SIDES) + f"{'ratio':>10}")
