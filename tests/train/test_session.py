@@ -65,7 +65,7 @@ def test_an_early_stop_without_a_folder_takes_the_best_weights(tmp_path: Path, m
 def test_a_resumed_run_leaves_the_same(tmp_path: Path) -> None:
     train(tmp_path / "straight")
     train(tmp_path / "stopped", lambda step: step.step == 7)
-    learner, summary = train(tmp_path / "stopped", resume=True)
+    _, summary = train(tmp_path / "stopped", resume=True)
     timing = {"seconds", "seconds_left", "tokens_per_second", "memory"}
     straight, stopped = (
         [
