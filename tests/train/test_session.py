@@ -40,7 +40,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert summary.loss == pytest.approx(np.mean([entry["loss"] for entry in entries[1:]]))
     assert summary.validation_loss == min(entry["validation_loss"] for entry in entries if "validation_loss" in entry)
     assert summary.n_tokens == sum(entry.get("n_tokens", 0) for entry in entries)
-    assert summary.tokens_per_second == pytest.approx(summary.n_tokens / summary.seconds)
+    assert 0 < summary.train_seconds < summary.seconds
+    assert summary.tokens_per_second == pytest.approx(summary.n_tokens / summary.train_seconds)
     assert summary.peak_memory > 1_000_000
 
 
