@@ -41,6 +41,7 @@ _TRAIN: list[tuple[str, Any, str]] = [
     ("checkpoint_every", int, "Steps between two checkpoints."),
     ("keep_checkpoints", int, "How many of the last to keep, beside the best."),
     ("precision", PRECISIONS, "mixed keeps values for the way back in 16 bits."),
+    ("gradient_checkpointing", True, "Compute values once more on the way back: slower, in little memory."),
     ("activations", ACTIVATIONS, "int8 rounds what meets quantized weights; f32 rounds nothing.  [default: int8]"),
 ]
 _DATA: list[tuple[str, Any, str]] = [
@@ -49,7 +50,11 @@ _DATA: list[tuple[str, Any, str]] = [
     ("train_on", TRAIN_ON, "What is learnt of a chat: its answers, the last one, or every token."),
     ("skip_bad", True, "Go on at lines that cannot be used, and count them."),
 ]
-_FLAGS = {"use_rslora": "--rslora/--no-rslora", "skip_bad": "--skip-bad/--no-skip-bad"}
+_FLAGS = {
+    "use_rslora": "--rslora/--no-rslora",
+    "skip_bad": "--skip-bad/--no-skip-bad",
+    "gradient_checkpointing": "--gradient-checkpointing/--no-gradient-checkpointing",
+}
 _TABLES = {LoraConfig: _LORA, TrainConfig: _TRAIN, DataConfig: _DATA}
 
 
