@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edgellm.engine import load
+from edgellm.engine.kv_cache import blocks_for
 from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.files import refuse_target
+from edgellm.kernels.records import KV_BLOCK
 from edgellm.machine import available_memory
 from edgellm.text import load_tokenizer
 from edgellm.train.full import FullLearner
@@ -47,6 +49,7 @@ class Prepared:
             f"model: {self.model.n_parameters:,} weights, a vocabulary of {n_vocab:,} tokens",
             f"text: {documents}, {corpus.n_tokens:,} tokens of {per_token:.2f} bytes; "
             f"{len(corpus.validation.ids):,} of them for validation",
+            *self.notes,
         ]
 
 
@@ -110,16 +113,19 @@ def train_new(
     prepared = prepare(config, target, progress)
     told(prepared)
     model, corpus, training = prepared.model, prepared.corpus, config.training
-    n_batch = max(DEFAULT_BATCH, config.shape.n_ctx)
-    batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_batch, training.seed)
+    n_ctx = config.shape.n_ctx
+    n_windows = max(1, DEFAULT_BATCH // (blocks_for(n_ctx) * KV_BLOCK))  # of a pass: each has blocks of its own
+    n_batch = n_windows * n_ctx
+    batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_windows, training.seed)
     digests = {"data_digest": _digest(corpus)} if folder else {}
     session = Session(folder, config.settings(), digests, resume, tensorboard)
+    activations = training.activations or "f32"
     with TemporaryDirectory(prefix="edgellm-") as place:
         first = Path(place) / "first.gguf"
         model.write(first)
         model.weights.clear()  # the learner has its own
         with (
-            load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations="f32") as loaded,
+            load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations=activations) as loaded,
             closing(FullLearner(loaded, n_batch=n_batch)) as learner,
         ):
             summary = session.train(learner, batches, training, callback or (lambda step: None))
