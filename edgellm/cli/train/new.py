@@ -56,7 +56,7 @@ def command(
     """
     from edgellm.files import refuse_target
 
-    folder = output.with_suffix(".training")
+    folder = output.with_name(f"{output.name.removesuffix('.gguf')}.training")
     config = _config(config_file, folder, resume, typed_settings({"data": data, **typed}))
     refuse_target(output, [config_file] if config_file else [])
     if untrained:

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import edgellm
 from edgellm.errors import FileProblem, TemplateError
@@ -77,6 +78,20 @@ def test_other_programs_read_the_file(tmp_path: Path) -> None:
     found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     assert found.keys() == model.weights.keys()
     assert all((found[name] == x).all() for name, x in model.weights.items())
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_transformers_reads_the_file(kind: str, tmp_path: Path) -> None:
+    made(kind).write(tmp_path / "new.gguf")
+    source = {"pretrained_model_name_or_path": tmp_path, "gguf_file": "new.gguf"}
+    theirs = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+    text = "It's the 3rd of May — naïve?\n\n  x"
+    with edgellm.load(tmp_path / "new.gguf", activations="f32", kv_type="f32", n_threads=1) as loaded:
+        ids = loaded.tokenize(text, add_special=True)
+        ours = np.asarray(loaded.logits(ids))
+    assert AutoTokenizer.from_pretrained(**source)(text)["input_ids"] == ids
+    with torch.no_grad():
+        assert np.abs(theirs(torch.tensor([ids])).logits[0].numpy() - ours).max() < 1e-5
 
 
 def test_tensors_see_what_training_changes() -> None:
