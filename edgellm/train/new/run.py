@@ -109,6 +109,10 @@ def train_new(
 
     Raises as `prepare` and `Session.train` do.
     """
+    if config.training.precision != "float32":
+        raise UsageError(
+            f"precision is {config.training.precision}; this version trains with float32 alone", parameter="precision"
+        )
     Session(folder, resume=resume).check()
     prepared = prepare(config, target, progress)
     told(prepared)
