@@ -23,11 +23,13 @@ from edgellm.train.model_learner import DEFAULT_BATCH
 from edgellm.train.new.config import NewConfig
 from edgellm.train.new.corpus import Corpus, WindowBatches, encode_corpus
 from edgellm.train.new.model import NewModel, new_model
+from edgellm.train.new.shape import Shape
 from edgellm.train.new.texts import TextFiles
 from edgellm.train.new.vocabulary import learn_vocabulary
 from edgellm.train.session import Session, Summary
 
 TRAINED_BYTES = 16  # for each weight: itself, its gradient, and two averages of AdamW
+QUANTIZED_COLUMNS = 32  # of the smallest blocks
 
 Progress = Callable[[int, int, str], None]
 
@@ -81,7 +83,7 @@ def prepare(config: NewConfig, target: Path, progress: Progress | None = None) -
         seed=config.training.seed,
         progress=(lambda done: progress(done, text.n_bytes, "reading the text")) if progress else None,
     )
-    notes = list(vocabulary.notes)
+    notes = [*vocabulary.notes, *_notes_on_widths(config.shape)]
     if text.n_bytes > config.tokenizer.sample_bytes and config.tokenizer.tokenizer != "bytes":
         learnt = size_text(config.tokenizer.sample_bytes)
         notes.append(f"tokens were learnt from about {learnt} of the {size_text(text.n_bytes)} of text (sample_bytes)")
@@ -135,6 +137,14 @@ def train_new(
             summary = session.train(learner, batches, training, callback or (lambda step: None))
             replace(model, weights=learner.parameters).write(target)
     return summary
+
+
+def _notes_on_widths(shape: Shape) -> list[str]:
+    return [
+        f"{name} is {width}, no multiple of {QUANTIZED_COLUMNS}: such matrices cannot be quantized and stay floats"
+        for name, width in (("n_embd", shape.n_embd), ("n_ff", shape.n_ff))
+        if width % QUANTIZED_COLUMNS
+    ]
 
 
 def _digest(corpus: Corpus) -> str:

@@ -64,6 +64,14 @@ def test_a_text_that_is_only_sampled_is_said(config: NewConfig, tmp_path: Path) 
     assert note.startswith("tokens were learnt from about 1.0 kB of the ")
 
 
+def test_widths_that_cannot_be_quantized_are_said(config: NewConfig, tmp_path: Path) -> None:
+    config = replace(config, shape=replace(config.shape, n_embd=48, n_ff=100))
+    assert [note.split(",")[0] for note in prepare(config, tmp_path / "out.gguf").notes] == [
+        "n_embd is 48",
+        "n_ff is 100",
+    ]
+
+
 def test_what_cannot_be_is_refused(config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="a new model needs a text to learn from"):
         prepare(replace(config, data=()), tmp_path / "out.gguf")
