@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from edgellm.arch import ModelGraphs
-from edgellm.engine.runner import Runner, Span
+from edgellm.engine.runner import Span
 from edgellm.engine.scheduler import Scheduler
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower

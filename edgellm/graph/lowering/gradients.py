@@ -5,17 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.graph.lowering.attention import NO_WINDOW, refuse_what_is_not_built
-from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rotation_table, rule
+from edgellm.graph.lowering.base import DOCUMENTS, Lowering, rule
 from edgellm.graph.nodes.gradients import (
     AttentionBackward,
-    ColumnProductSum,
-    ColumnSum,
-    CrossEntropy,
-    EmbedSum,
     GLUBackward,
     OuterSum,
     RMSNormBackward,
-    RMSNormWeightSum,
 )
 from edgellm.graph.ops import Chunks, Rows
 from edgellm.kernels import records
