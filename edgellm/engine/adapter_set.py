@@ -25,8 +25,11 @@ class Adapter(Protocol):
     replaced:  the names of the tensors that it has in place of the model's.
     """
 
-    name: str
     number: int
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def is_dora(self) -> bool: ...
@@ -120,15 +123,25 @@ class Adapters:
         uses = sorted(((adapter, scale) for adapter, scale in uses if scale != 0), key=lambda use: use[0].number)
         if len(uses) > MOST_TOGETHER:
             raise UsageError(f"adapters names {len(uses)}; up to {MOST_TOGETHER} can be together", parameter="adapters")
-        _refuse_two_wholes(uses)
+        refuse_two_wholes(uses)
         for adapter, scale in uses:
             adapter.check_scale(scale)
         return AdapterSet(tuple(uses))
 
 
-def _refuse_two_wholes(uses: Iterable[tuple[Adapter, float]]) -> None:
+class HasWholes(Protocol):
+    """An adapter, loaded or not: its name, and the names of the tensors that it has in place of the model's."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def replaced(self) -> Iterable[str]: ...
+
+
+def refuse_two_wholes(uses: Iterable[tuple[HasWholes, float]]) -> None:
     """Raise UsageError where a whole weight is asked for by halves, or by two adapters."""
-    owners: dict[str, Adapter] = {}
+    owners: dict[str, HasWholes] = {}
     for adapter, scale in uses:
         for weight in sorted(adapter.replaced):
             if scale != 1:

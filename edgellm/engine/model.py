@@ -221,6 +221,10 @@ class Model:
 
         return load_into(self._adapters, self._scheduler, self._file, path, name, checks.flag("replace", replace))
 
+    def adapter_notes(self, name: str) -> tuple[str, ...]:
+        """What a person should know of an adapter: settings of its files that mean nothing here."""
+        return self._adapters.find(checks.text("name", name), "name").notes
+
     def set_adapters(self, adapters: AdapterScales | None) -> None:
         """Say which adapters texts have that ask for no others: scales by name, or names; None or {} for none.
 
