@@ -374,6 +374,18 @@ GLU_BACKWARD = Schema(
     chunk_tokens="i64",
 )
 
+CROSS_ENTROPY = Schema(
+    "cross_entropy",
+    batch=BATCH,  # its rows: int64 [n_tokens], the target of each row of logits, or -1: nothing is learnt there
+    x="ptr",
+    out="ptr",  # the gradient by the logits; may be x, or 0: not wanted
+    stride="i64",
+    n_cols="i64",
+    weights="ptr",  # float32 [n_tokens], or 0: all are 1
+    nll="ptr",  # float32 for each row
+    nll_stride="i64",
+)
+
 # --- quantizing weights (see ops/fit.py) -------------------------------------------------------------------
 
 FIT = Schema(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgellm.kernels.reference import Floats, rope
+from edgellm.kernels.reference import Floats, Ints, rope
 
 
 def narrow(x: Floats, weight: Floats, scale: float = 1.0, scales: Floats | None = None) -> Floats:
@@ -58,3 +58,21 @@ _EXPONENTS = {"silu": _silu_exponent, "gelu": _gelu_exponent}
 def rope_inverse(x: Floats, angles: Floats, interleaved: bool) -> Floats:
     """`rope` turned back, which is also its gradient."""
     return rope(x, -angles, interleaved)
+
+
+def cross_entropy(logits: Floats, targets: Ints, weights: Floats | None = None) -> tuple[Floats, Floats]:
+    """Negative log-likelihoods [n_tokens], and weights times their gradient by the logits [n_tokens, n_vocab].
+
+    Both are 0 where the target is -1, and NaN where one of the logits is NaN or infinite.
+    """
+    x = np.where(np.isfinite(logits).all(-1, keepdims=True), logits, np.nan).astype(np.float64)
+    shifted = x - x.max(-1, keepdims=True, initial=-np.inf)
+    total = np.exp(shifted).sum(-1, keepdims=True)
+    learnt, rows = targets >= 0, np.arange(len(x))
+    nll = np.log(total[:, 0]) - shifted[rows, targets]
+    gradient = np.exp(shifted) / total
+    gradient[rows, targets] -= 1
+    if weights is not None:
+        gradient *= weights[:, None]
+    nll, gradient = np.where(learnt, nll, 0), np.where(learnt[:, None], gradient, 0)
+    return nll.astype(np.float32), gradient.astype(np.float32)

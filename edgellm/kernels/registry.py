@@ -81,6 +81,7 @@ _FAMILIES: dict[str, _Family] = {
     "widen": _Family("low_rank"),
     "rms_norm_backward": _Family("norm_backward"),
     "glu_backward": _Family("glu_backward", options=_ACTIVATION),
+    "cross_entropy": _Family("cross_entropy"),
     "fused": _Family("fused"),
     "lead": _Family("run"),
     "work": _Family("run"),

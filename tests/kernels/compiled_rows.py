@@ -122,3 +122,31 @@ class CompiledRows:
                 stride=d_gate.stride,
             )
         return d_gate.take(), d_up.take()
+
+    def cross_entropy(
+        self,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        weights: np.ndarray | None = None,
+        in_place: bool = True,
+        gradient: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Without a gradient, what takes its place is what stood there before."""
+        n_tokens, n_cols = logits.shape
+        nll = Output(n_tokens, 1)
+        with into(logits, in_place) as (source, out):
+            self.compiled._run(
+                "cross_entropy",
+                records.CROSS_ENTROPY,
+                n_tokens,
+                n_tokens,
+                batch={"rows": targets.astype(np.int64)},
+                x=source,
+                out=out if gradient else 0,
+                stride=out.stride,
+                n_cols=n_cols,
+                weights=0 if weights is None else walled(weights),
+                nll=nll,
+                nll_stride=nll.stride,
+            )
+        return nll.take()[:, 0], out.take()

@@ -174,3 +174,87 @@ def test_rope_inverse_is_the_transpose(rng, interleaved: bool) -> None:
     angles = rng.uniform(0, 1000, (4, 6))
     turned, back = reference.rope(x, angles, interleaved), reference_rows.rope_inverse(dy, angles, interleaved)
     assert np.vdot(turned, dy) == pytest.approx(np.vdot(x, back), abs=1e-4)
+
+
+# --- the loss ------------------------------------------------------------------------------------------------
+
+VOCABULARIES = (1, 2, 15, 16, 17, 1000, 49155)
+LIKELIHOOD = 1e-6  # of sums in float64 of exponentials that are within some units of 6e-8
+
+
+def some_targets(rng: np.random.Generator, n_tokens: int, n_cols: int) -> np.ndarray:
+    targets = rng.integers(0, n_cols, n_tokens)
+    targets[1::3] = -1
+    return targets
+
+
+@pytest.mark.parametrize("n_cols", VOCABULARIES)
+def test_cross_entropy(of_rows: CompiledRows, rng, n_cols: int) -> None:
+    for n_tokens in (0, 1, 5):
+        logits, targets = 8 * normal(rng, n_tokens, n_cols), some_targets(rng, n_tokens, n_cols)
+        for weights in (None, rng.uniform(0, 3, n_tokens).astype(np.float32)):
+            nll, gradient = of_rows.cross_entropy(logits, targets, weights)
+            want_nll, want_gradient = reference_rows.cross_entropy(logits, targets, weights)
+            np.testing.assert_allclose(nll, want_nll, rtol=LIKELIHOOD, atol=LIKELIHOOD)
+            np.testing.assert_allclose(gradient, want_gradient, rtol=EXP, atol=1e-12)
+            assert not nll[targets < 0].any() and not gradient[targets < 0].any()
+            elsewhere = of_rows.cross_entropy(logits, targets, weights, in_place=False)
+            np.testing.assert_array_equal(elsewhere[0], nll)
+            np.testing.assert_array_equal(elsewhere[1], gradient)
+
+
+def test_cross_entropy_without_gradient_leaves_the_logits(of_rows: CompiledRows, rng) -> None:
+    logits, targets = 8 * normal(rng, 5, 100), some_targets(rng, 5, 100)
+    nll, left = of_rows.cross_entropy(logits, targets, gradient=False)
+    np.testing.assert_array_equal(nll, of_rows.cross_entropy(logits, targets)[0])
+    np.testing.assert_array_equal(left, logits)
+
+
+def test_cross_entropy_is_torchs(of_rows: CompiledRows, rng) -> None:
+    logits, weights = 3 * normal(rng, 6, 80), rng.uniform(0, 3, 6).astype(np.float32)
+    targets = some_targets(rng, 6, 80)
+    inputs = tensor(logits)
+    nll = torch.nn.functional.cross_entropy(inputs, torch.from_numpy(targets), ignore_index=-1, reduction="none")
+    (gradient,) = gradients(nll, weights, inputs)
+    for side in (of_rows, reference_rows):
+        got = side.cross_entropy(logits, targets, weights)
+        np.testing.assert_allclose(got[0], nll.detach().numpy(), rtol=LIKELIHOOD)
+        np.testing.assert_allclose(got[1], gradient, rtol=EXP, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0, 1000, -1000, 3e38, -3e38])
+def test_cross_entropy_of_large_logits(of_rows: CompiledRows, shift: float) -> None:
+    """One logit above all others by 50, wherever zero is; beyond 2**24, equal ones."""
+    logits = np.full((2, 40), shift, np.float32)
+    logits[:, 7] += np.float32(50)
+    nll, gradient = of_rows.cross_entropy(logits, np.array([7, 8]))
+    want_nll, want_gradient = reference_rows.cross_entropy(logits, np.array([7, 8]))
+    np.testing.assert_allclose(nll, want_nll, rtol=LIKELIHOOD, atol=0)
+    np.testing.assert_allclose(gradient, want_gradient, rtol=EXP, atol=1e-20)
+
+
+def test_the_loss_of_a_likely_target_is_exact(of_rows: CompiledRows) -> None:
+    """Where a likelihood of 1 less so little is 1 in float32."""
+    for least in (1e-9, 1e-12):
+        logits = np.array([[0, np.log(least)]], np.float32)
+        nll, gradient = of_rows.cross_entropy(logits, np.array([0]))
+        np.testing.assert_allclose(nll, least, rtol=1e-3)
+        np.testing.assert_allclose(gradient[0], [-least, least], rtol=1e-3)
+
+
+@pytest.mark.parametrize("n_cols", [5, 16, 40])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_logit_that_is_no_number_spoils_its_row(of_rows: CompiledRows, rng, n_cols: int, bad: float) -> None:
+    for at in range(n_cols):
+        logits = normal(rng, 2, n_cols)
+        logits[1, at] = bad
+        nll, gradient = of_rows.cross_entropy(logits, np.array([1, 1]))
+        assert np.isfinite(nll[0]) and np.isfinite(gradient[0]).all()
+        assert np.isnan(nll[1]) and np.isnan(gradient[1]).all()
+
+
+def test_the_logarithm_of_equal_chances(of_rows: CompiledRows) -> None:
+    """Of every power of two and what lies between: log n for n equal logits."""
+    for n in (1, 2, 3, 5, 6, 7, 11, 12, 100, 1023, 1024, 1025, 1449, 100_000, 262_144):
+        nll, _ = of_rows.cross_entropy(np.full((1, n), 2.5, np.float32), np.array([n - 1]))
+        assert nll[0] == np.float32(np.log(n))

@@ -14,7 +14,6 @@ from edgellm.kernels.records import NARROW, WIDEN
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 
 ROWS = 8  # of weights that meet an input together; it divides ROW_ALIGN
-REGISTERS = 4  # of columns that are widened together
 
 
 def _dot_rows(
@@ -61,61 +60,47 @@ def build_narrow(isa):
     return narrow
 
 
-def _add_product(
-    v: Vocabulary, n: int, y: Value, weight: Value, row_bytes: Value, rank: Value, h: Value, scale: Value, out: Value
+def _add_rows(
+    v: Vocabulary, weight: Value, n_cols: Value, first: Value, last: Value, h: Value, scale: Value, y: Value, out: Value
 ) -> None:
-    """out = y + scale * W^T h for n columns, row after row of W."""
+    """out = y + scale * W^T h for rows first to first + ROWS - 1 of W, none beyond last."""
+    rows = row_addresses(v, weight, n_cols * 4, first, last, ROWS)
+    zero = v.constant(0.0, F32)
+    factors = [v.select(v.greater(first + r, last), zero, v.f32(h + (first + r) * 4)) for r in range(ROWS)]
 
-    def add_row(row: Value, total: Value) -> list[Value]:
-        return [v.fma(v.f32(weight + row * row_bytes, n), v.f32(h + row * 4), total)]
+    def add_parts(column: Value, n: int) -> None:
+        total = v.constant(0.0, F32, n)
+        for row, factor in zip(rows, factors, strict=True):
+            total = v.fma(v.f32(row + column * 4, n), factor, total)
+        v.store(out + column * 4, v.fma(total, scale, v.f32(y + column * 4, n)))
 
-    (total,) = v.loop(rank, [v.constant(0.0, F32, n)], add_row)
-    v.store(out, v.fma(total, scale, v.f32(y, n)))
+    v.elements(n_cols, v.isa.lanes, add_parts)
 
 
 def build_widen(isa):
     """out = y + scale * W^T h, for W [rank, n_cols] and h [rank]; y as it is where the scale is 0."""
     op_at = record_viewer(WIDEN)
     load_f32 = memory(isa).load_f32
-    one, some = isa.lanes, REGISTERS * isa.lanes
-
-    def of_columns(n):
-        @staged(isa, "void", *["i64"] * 5, "f32", "i64")
-        def add_product(v, *args):
-            _add_product(v, n, *args)
-
-        return add_product
-
-    add_to_some, add_to_register, add_to_column = of_columns(some), of_columns(one), of_columns(1)
+    add_rows = staged(isa, "void", *["i64"] * 5, "f32", "i64", "i64")(_add_rows)
 
     @staged(isa, "void", "i64", "i64", "i64")
     def copy(v, y, out, n):
-        v.elements(n, one, lambda i, lanes: v.store(out + i * 4, v.f32(y + i * 4, lanes)))
+        v.elements(n, isa.lanes, lambda i, lanes: v.store(out + i * 4, v.f32(y + i * 4, lanes)))
 
     def widen(record, chunk, thread):
         op = op_at(record)
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
-        column = 0
-        # Some columns of all tokens before the next ones: so their weights stay near.
-        while column < op.n_cols:
-            n_left = op.n_cols - column
-            n = some if n_left >= some else one if n_left >= one else 1
-            weight = op.weight + column * 4
+        for row in range(0, op.rank, ROWS):
             for token in range(chunk * op.chunk_tokens, end):
                 scale = np.float32(op.scale)
                 if op.scales != 0:
                     scale *= load_f32(op.scales + token * 4)
-                at = (token * op.stride + column) * 4
-                h = op.h + token * op.h_stride * 4
-                if scale == 0:
-                    if op.out != op.y:
-                        copy(op.y + at, op.out + at, n)
-                elif n == some:
-                    add_to_some(op.y + at, weight, op.n_cols * 4, op.rank, h, scale, op.out + at)
-                elif n == one:
-                    add_to_register(op.y + at, weight, op.n_cols * 4, op.rank, h, scale, op.out + at)
-                else:
-                    add_to_column(op.y + at, weight, op.n_cols * 4, op.rank, h, scale, op.out + at)
-            column += n
+                at = token * op.stride * 4
+                y = op.y if row == 0 else op.out  # further rows add to what the first ones made
+                if scale != 0:
+                    h = op.h + token * op.h_stride * 4
+                    add_rows(op.weight, op.n_cols, row, op.rank - 1, h, scale, y + at, op.out + at)
+                elif y != op.out:
+                    copy(y + at, op.out + at, op.n_cols)
 
     return widen
