@@ -39,7 +39,8 @@ def save_adapter(folder: Path, name: str, seed: int = 0, size: float = 0.3, **se
         with torch.no_grad():
             for x in adapted.parameters():
                 if x.requires_grad:
-                    x.add_(torch.randn(x.shape, generator=generator) * size * (x.std() if x.ndim > 1 and x.any() else 0.5))
+                    spread = x.std() if x.ndim > 1 and x.any() else 0.5
+                    x.add_(torch.randn(x.shape, generator=generator) * size * spread)
         adapted.save_pretrained(folder / name)
     return adapted
 

@@ -14,7 +14,7 @@ import edgellm
 from edgellm.engine.adapter_set import MOST_TOGETHER
 from edgellm.errors import BusyError, EdgellmError, FileProblem, FormatError, UnsupportedError, UsageError
 from tests import peft_models
-from tests.peft_models import ALL, IDS, save_adapter
+from tests.peft_models import IDS, save_adapter
 
 from .test_side_by_side import in_threads
 
@@ -132,7 +132,9 @@ def test_the_same_bits_in_one_batch_and_token_by_token(folder: Path, activations
 
 
 def test_in_one_batch_each_text_is_what_it_is_alone(folder: Path) -> None:
-    wanted: list[Any] = [{}, "one", {"one": 0.5}, {"two": 1.0, "one": -0.3}, "dora", {"dora": 0.5}, "whole", ["whole", "one"]]
+    wanted: list[Any] = [
+        {}, "one", {"one": 0.5}, {"two": 1.0, "one": -0.3}, "dora", {"dora": 0.5}, "whole", ["whole", "one"],
+    ]  # fmt: skip
     prompts = [[3 + i, *IDS[i:40]] for i in range(len(wanted))]
     with load(folder / "base.gguf") as model:
         for name in ("one", "two", "dora", "whole"):
@@ -166,7 +168,7 @@ def test_unloading_gives_the_bits_of_the_model_back(folder: Path) -> None:
         assert answer(model) == own
         gc.collect()
         assert inner() is None  # and its memory is free
-        with pytest.raises(UsageError, match="'one'.*none is loaded"):
+        with pytest.raises(UsageError, match=r"'one'.*none is loaded"):
             model.generate(IDS, adapters=[name])
 
 
@@ -235,7 +237,6 @@ def test_looking_inside_sees_what_the_adapter_makes(folder: Path) -> None:
         np.testing.assert_array_equal(seen["logits"], model.logits(IDS))
         np.testing.assert_array_equal(model.unembed(seen["hidden"]), seen["logits"])
         assert all(np.abs(seen[name] - plain[name]).max() > 0.01 for name in seen)
-        assert list(model.values) == list(seen) or set(seen) <= set(model.values)
         with model.square_sums() as sums:
             np.testing.assert_array_equal(model.logits(IDS), seen["logits"])
         assert sums["blk.1.attn_q.weight"].any()
@@ -249,7 +250,7 @@ def test_looking_inside_sees_what_the_adapter_makes(folder: Path) -> None:
 
 
 def test_an_adapter_in_memory(folder: Path) -> None:
-    from edgellm.arch.adapters import read_adapter, save_adapter
+    from edgellm.arch.adapters import read_adapter
 
     with load(folder / "base.gguf") as model:
         adapter = read_adapter(folder / "one", model.metadata, model._file.tensors)
@@ -260,7 +261,6 @@ def test_an_adapter_in_memory(folder: Path) -> None:
             model.load_adapter(adapter, name="same")
         model.load_adapter(folder / "two", name="same", replace=True)
         assert answer(model, "same") == answer(model, [model.load_adapter(folder / "two")])
-        assert callable(save_adapter)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------
@@ -359,5 +359,3 @@ def test_from_within_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(BusyError):
             answer(model, name)
 
-
-assert ALL
