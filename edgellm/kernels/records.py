@@ -386,6 +386,52 @@ CROSS_ENTROPY = Schema(
     nll_stride="i64",
 )
 
+MULTIPLY_COLUMNS = Schema(
+    "multiply_columns", batch=BATCH, x="ptr", weight="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
+)
+
+DROPOUT = Schema(
+    "dropout",
+    batch=BATCH,
+    x="ptr",
+    out="ptr",  # may be x
+    stride="i64",
+    p="f64",  # the share that is dropped, from 0 to below 1
+    seed="i64",
+    chunk_tokens="i64",
+)
+
+# What is added up over the tokens goes to memory of float32, and chunks are of columns.
+COLUMN_SUMS = Schema("column_sums", batch=BATCH, x="ptr", stride="i64", n_cols="i64", sums="ptr", chunk_cols="i64")
+
+COLUMN_PRODUCTS = Schema(
+    "column_products", batch=BATCH, a="ptr", b="ptr", stride="i64", n_cols="i64", sums="ptr", chunk_cols="i64"
+)
+
+RMS_NORM_WEIGHT_SUM = Schema(
+    "rms_norm_weight_sum",
+    batch=BATCH,
+    x="ptr",
+    dy="ptr",
+    stride="i64",
+    n_groups="i64",
+    n_cols="i64",
+    epsilon="f64",
+    sums="ptr",  # float32 [n_cols]
+    chunk_cols="i64",
+)
+
+EMBED_BACKWARD = Schema(
+    "embed_backward",
+    batch=BATCH,
+    dy="ptr",
+    stride="i64",
+    n_cols="i64",
+    scale="f64",
+    sums="ptr",  # float32 [n_vocab, n_cols]
+    chunk_cols="i64",
+)
+
 # --- quantizing weights (see ops/fit.py) -------------------------------------------------------------------
 
 FIT = Schema(

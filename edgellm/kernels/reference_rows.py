@@ -32,6 +32,13 @@ def rms_norm_backward(x: Floats, weight: Floats, dy: Floats, epsilon: float, n_g
     return dx.astype(np.float32).reshape(x.shape)
 
 
+def rms_norm_weight_sum(sums: Floats, x: Floats, dy: Floats, epsilon: float, n_groups: int = 1) -> Floats:
+    """sums [n_cols] + the gradient by the weight of `rms_norm`, added up over the tokens and groups."""
+    groups = x.reshape(len(x), n_groups, x.shape[1] // n_groups).astype(np.float64)
+    size = np.sqrt(np.square(groups).mean(-1, keepdims=True) + epsilon)
+    return (sums + (dy.reshape(groups.shape) * groups / size).sum((0, 1))).astype(np.float32)
+
+
 def glu_backward(gate: Floats, up: Floats, dy: Floats, activation: str) -> tuple[Floats, Floats]:
     """By gate and by up of `glu`, [n_tokens, n_cols] all."""
     x, gradient = gate.astype(np.float64), dy.astype(np.float64)
@@ -76,3 +83,52 @@ def cross_entropy(logits: Floats, targets: Ints, weights: Floats | None = None) 
         gradient *= weights[:, None]
     nll, gradient = np.where(learnt, nll, 0), np.where(learnt[:, None], gradient, 0)
     return nll.astype(np.float32), gradient.astype(np.float32)
+
+
+def embed_backward(sums: Floats, token_ids: Ints, dy: Floats, scale: float = 1.0) -> Floats:
+    """sums [n_vocab, n_cols] + scale * dy [n_tokens, n_cols], each row added to that of its token id."""
+    total = sums.astype(np.float64)
+    np.add.at(total, token_ids, scale * dy.astype(np.float64))
+    return total.astype(np.float32)
+
+
+def column_sums(sums: Floats, x: Floats) -> Floats:
+    """sums [n_cols] + x [n_tokens, n_cols], added up over the tokens."""
+    return (sums + x.sum(0, dtype=np.float64)).astype(np.float32)
+
+
+def column_products(sums: Floats, a: Floats, b: Floats) -> Floats:
+    """sums [n_cols] + a * b, [n_tokens, n_cols] both, added up over the tokens."""
+    return (sums + (a.astype(np.float64) * b).sum(0)).astype(np.float32)
+
+
+def multiply_columns(x: Floats, weight: Floats) -> Floats:
+    """float32 [n_tokens, n_cols] and [n_cols]."""
+    return x * weight
+
+
+def dropout(x: Floats, p: float, seed: int) -> Floats:
+    """x [n_tokens, n_cols] / (1 - p), or 0 where a random word of 32 bits, read as signed, is below its share p."""
+    n_tokens, n_cols = x.shape
+    keys = split_mix_64(seed, n_tokens)
+    first, second = (part.astype(np.uint32)[:, None] for part in (keys & np.uint64(2**32 - 1), keys >> np.uint64(32)))
+    words = _low_bias_32(_low_bias_32(np.arange(n_cols, dtype=np.uint32) ^ first) ^ second)
+    is_dropped = words.view(np.int32) < int(p * 2**32) - 2**31
+    return np.where(is_dropped, np.float32(0), x * np.float32(1 / (1 - p)))
+
+
+def split_mix_64(seed: int, n: int) -> Ints:
+    """The first n numbers of the generator SplitMix64 with that seed, uint64."""
+    with np.errstate(over="ignore"):
+        state = np.uint64(seed % 2**64) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return _mixed(state, (30, 27, 31), (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _low_bias_32(x: Ints) -> Ints:
+    return _mixed(x, (16, 15, 16), (0x7FEB352D, 0x846CA68B))
+
+
+def _mixed(x: Ints, shifts: tuple[int, int, int], factors: tuple[int, int]) -> Ints:
+    for shift, factor in zip(shifts[:2], factors, strict=True):
+        x = (x ^ (x >> x.dtype.type(shift))) * x.dtype.type(factor)
+    return x ^ (x >> x.dtype.type(shifts[2]))

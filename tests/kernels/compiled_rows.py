@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels import records
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.schema import Schema
 
-from .compiled import Compiled, Output, before_a_wall, into, rows
+from .compiled import SENTINEL, Compiled, Output, before_a_wall, into, rows
 
 CHUNK_TOKENS = 2
 
@@ -122,6 +123,71 @@ class CompiledRows:
                 stride=d_gate.stride,
             )
         return d_gate.take(), d_up.take()
+
+    def multiply_columns(self, x: np.ndarray, weight: np.ndarray, in_place: bool = False) -> np.ndarray:
+        with into(x, in_place) as (source, out):
+            self._by_rows(
+                "multiply_columns",
+                records.MULTIPLY_COLUMNS,
+                len(x),
+                x=source,
+                out=out,
+                weight=walled(weight),
+                n_cols=len(weight),
+                stride=out.stride,
+            )
+        return out.take()
+
+    def dropout(self, x: np.ndarray, p: float, seed: int, in_place: bool = False) -> np.ndarray:
+        with into(x, in_place) as (source, out):
+            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, seed=seed)
+        return out.take()
+
+    def _over_tokens(
+        self,
+        op: str,
+        schema: Schema,
+        sums: np.ndarray,
+        inputs: dict[str, np.ndarray],
+        batch: dict[str, np.ndarray] | None = None,
+        **fields: Any,
+    ) -> np.ndarray:
+        """sums [..., n_cols] after the op."""
+        n_cols, (x, *_) = sums.shape[-1], inputs.values()
+        memory = np.full(sums.size + 2, SENTINEL)
+        memory[1:-1] = sums.reshape(-1)
+        aligned = {name: rows(x) for name, x in inputs.items()}
+        self.compiled._run(
+            op,
+            schema,
+            -(-n_cols // ROW_ALIGN),
+            len(x),
+            batch=batch,
+            stride=aligned[next(iter(inputs))].shape[1],
+            n_cols=n_cols,
+            sums=memory[1:],
+            chunk_cols=ROW_ALIGN,
+            **aligned,
+            **fields,
+        )
+        assert memory[0] == memory[-1] == SENTINEL, "the kernel wrote outside of its sums"
+        return memory[1:-1].reshape(sums.shape)
+
+    def column_sums(self, sums: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return self._over_tokens("column_sums", records.COLUMN_SUMS, sums, {"x": x})
+
+    def column_products(self, sums: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self._over_tokens("column_products", records.COLUMN_PRODUCTS, sums, {"a": a, "b": b})
+
+    def rms_norm_weight_sum(
+        self, sums: np.ndarray, x: np.ndarray, dy: np.ndarray, epsilon: float, n_groups: int = 1
+    ) -> np.ndarray:
+        fields = {"epsilon": epsilon, "n_groups": n_groups}
+        return self._over_tokens("rms_norm_weight_sum", records.RMS_NORM_WEIGHT_SUM, sums, {"x": x, "dy": dy}, **fields)
+
+    def embed_backward(self, sums: np.ndarray, token_ids: np.ndarray, dy: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        batch = {"token_ids": token_ids.astype(np.int32)}
+        return self._over_tokens("embed_backward", records.EMBED_BACKWARD, sums, {"dy": dy}, batch, scale=scale)
 
     def cross_entropy(
         self,

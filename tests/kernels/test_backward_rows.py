@@ -258,3 +258,111 @@ def test_the_logarithm_of_equal_chances(of_rows: CompiledRows) -> None:
     for n in (1, 2, 3, 5, 6, 7, 11, 12, 100, 1023, 1024, 1025, 1449, 100_000, 262_144):
         nll, _ = of_rows.cross_entropy(np.full((1, n), 2.5, np.float32), np.array([n - 1]))
         assert nll[0] == np.float32(np.log(n))
+
+
+# --- factors of columns, and sums over the tokens ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_multiply_columns_is_exact(of_rows: CompiledRows, rng, n_tokens: int, width: int) -> None:
+    x, weight = normal(rng, n_tokens, width), normal(rng, width)
+    for in_place in (False, True):
+        got = of_rows.multiply_columns(x, weight, in_place)
+        np.testing.assert_array_equal(got, reference_rows.multiply_columns(x, weight))
+
+
+@pytest.mark.parametrize("n_tokens", [*N_TOKENS, 300])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_column_sums_and_products(of_rows: CompiledRows, rng, n_tokens: int, width: int) -> None:
+    a, b, sums = normal(rng, n_tokens, width), normal(rng, n_tokens, width), normal(rng, width)
+    # In float64 up to the last step, which rounds once.
+    for got, want in (
+        (of_rows.column_sums(sums, a), reference_rows.column_sums(sums, a)),
+        (of_rows.column_products(sums, a, b), reference_rows.column_products(sums, a, b)),
+    ):
+        np.testing.assert_allclose(got, want, rtol=ROUNDINGS / 4, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_tokens", [*N_TOKENS, 300])
+@pytest.mark.parametrize(("n_groups", "n_cols"), [(1, 1), (1, 33), (1, 576), (3, 64), (4, 80)])
+def test_rms_norm_weight_sum(of_rows: CompiledRows, rng, n_tokens: int, n_groups: int, n_cols: int) -> None:
+    shape = n_tokens, n_groups * n_cols
+    x, dy, sums = 3 * normal(rng, *shape), normal(rng, *shape), normal(rng, n_cols)
+    got, want = (side.rms_norm_weight_sum(sums, x, dy, EPSILON, n_groups) for side in (of_rows, reference_rows))
+    np.testing.assert_allclose(got, want, rtol=NORM, atol=NORM * np.sqrt(1 + n_tokens * n_groups))
+
+
+def test_rms_norm_weight_sum_is_torchs(rng) -> None:
+    x, dy, weight = 3 * normal(rng, 5, 3 * 20), normal(rng, 5, 3 * 20), normal(rng, 20)
+    heads = tensor(weight)
+    normed = torch.nn.functional.rms_norm(tensor(x).reshape(5, 3, 20), (20,), heads, EPSILON).reshape(5, 60)
+    (want,) = gradients(normed, dy, heads)
+    got = reference_rows.rms_norm_weight_sum(np.zeros(20, np.float32), x, dy, EPSILON, 3)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_embed_backward(of_rows: CompiledRows, rng, width: int) -> None:
+    for n_tokens in N_TOKENS:
+        ids, dy, sums = rng.integers(0, 7, n_tokens), normal(rng, n_tokens, width), normal(rng, 7, width)
+        got, want = (side.embed_backward(sums, ids, dy, 1.5) for side in (of_rows, reference_rows))
+        np.testing.assert_allclose(got, want, rtol=ROUNDINGS, atol=3 * ROUNDINGS)
+        unused = np.setdiff1d(np.arange(7), ids)
+        np.testing.assert_array_equal(got[unused], sums[unused])
+
+
+def test_embed_backward_is_torchs(rng) -> None:
+    ids, dy, weight = np.array([3, 0, 3, 3, 6]), normal(rng, 5, 20), tensor(normal(rng, 7, 20))
+    (want,) = gradients(1.5 * torch.nn.functional.embedding(torch.from_numpy(ids), weight), dy, weight)
+    got = reference_rows.embed_backward(np.zeros((7, 20), np.float32), ids, dy, 1.5)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+# --- dropout -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.5, 0.999])
+def test_dropout(of_rows: CompiledRows, rng, p: float, seed: int) -> None:
+    for width in WIDTHS:
+        x = normal(rng, 9, width)
+        want = reference_rows.dropout(x, p, seed)
+        for in_place in (False, True):
+            np.testing.assert_array_equal(of_rows.dropout(x, p, seed, in_place), want)
+        np.testing.assert_array_equal(of_rows.dropout(x[:4], p, seed), want[:4])
+
+
+def test_dropout_of_nothing_changes_nothing(of_rows: CompiledRows, rng) -> None:
+    x = normal(rng, 9, 100)
+    np.testing.assert_array_equal(of_rows.dropout(x, 0.0, 5), x)
+
+
+def test_split_mix_64() -> None:
+    """Against its authors' code: what Vigna's splitmix64.c gives for this seed."""
+    want = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert reference_rows.split_mix_64(1234567, 5).tolist() == want
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+    ones = np.ones((500, 1000), np.float32)
+    for seed in (0, 1, 2):
+        dropped = reference_rows.dropout(ones, p, seed)
+        for share in ((dropped == 0).mean(axis) for axis in (None, 0, 1)):
+            n = ones.size // np.size(share)
+            assert np.abs(share - p).max() < 5 * np.sqrt(p * (1 - p) / n)
+        assert dropped.mean() == pytest.approx(1, abs=5 * np.sqrt(p / (1 - p) / ones.size))
+
+
+def test_dropouts_of_tokens_columns_and_seeds_have_nothing_in_common() -> None:
+    ones = np.ones((200, 600), np.float32)
+    masks = [reference_rows.dropout(ones, 0.5, seed) - 1 for seed in (0, 1, 2, 1 << 32, -1)]
+    for other in masks[1:]:  # seeds
+        assert abs((masks[0] * other).mean()) < 5 / np.sqrt(ones.size)
+    for mask, n in ((masks[0], 600), (masks[0].T, 200)):  # tokens, and columns
+        alike = mask @ mask.T / n
+        assert np.abs(alike - np.eye(len(mask))).max() < 6 / np.sqrt(n)
+    for shift in (1, 2, 16, 64):  # neighbours, in both directions
+        assert abs((masks[0][:, shift:] * masks[0][:, :-shift]).mean()) < 5 / np.sqrt(ones.size)
+        assert abs((masks[0][shift:] * masks[0][:-shift]).mean()) < 5 / np.sqrt(ones.size)

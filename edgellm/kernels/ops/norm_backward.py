@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.norm import LANES, inverse_size
-from edgellm.kernels.records import RMS_NORM_BACKWARD
+from edgellm.kernels.records import RMS_NORM_BACKWARD, RMS_NORM_WEIGHT_SUM
 from edgellm.kernels.staged import F32, F64, Value, Vocabulary, staged
 
 
@@ -46,3 +46,36 @@ def build_rms_norm_backward(isa):
                 row_backward(op.x + at, op.weight, op.dy + at, op.out + at, op.n_cols, op.epsilon)
 
     return rms_norm_backward
+
+
+def _add_row(
+    v: Vocabulary, x: Value, n_cols: Value, epsilon: Value, first: Value, n: Value, dy: Value, sums: Value
+) -> None:
+    """sums += dy * x * r for n columns from `first` on."""
+    inverse = inverse_size(v, x, n_cols, epsilon)
+
+    def add_part(i: Value, lanes: int) -> None:
+        at = (first + i) * 4
+        v.store(sums + at, v.fma(v.f32(dy + at, lanes) * v.f32(x + at, lanes), inverse, v.f32(sums + at, lanes)))
+
+    v.elements(n, LANES, add_part)
+
+
+def build_rms_norm_weight_sum(isa):
+    """By the weight: sums [n_cols] of all tokens and groups, in their order. Chunk c is the c-th `chunk_cols` columns.
+
+    Each chunk finds r anew, in rows that the caches still hold.
+    """
+    op_at = record_viewer(RMS_NORM_WEIGHT_SUM)
+    add_row = staged(isa, "void", "i64", "i64", "f64", *["i64"] * 4)(_add_row)
+
+    def rms_norm_weight_sum(record, chunk, thread):
+        op = op_at(record)
+        first = chunk * op.chunk_cols
+        n = min(op.chunk_cols, op.n_cols - first)
+        for token in range(op.batch.n_tokens):
+            for group in range(op.n_groups):
+                at = (token * op.stride + group * op.n_cols) * 4
+                add_row(op.x + at, op.n_cols, op.epsilon, first, n, op.dy + at, op.sums)
+
+    return rms_norm_weight_sum
