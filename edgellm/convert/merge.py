@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +83,14 @@ def merged_parts(file: GGUFFile, adapters: Sequence[tuple[Adapter, float]]) -> t
     changed = {name for adapter, _ in adapters for name in (*adapter.weights, *adapter.replaced)}
     if OUTPUT not in parts and changed & {EMBEDDING, OUTPUT}:
         parts[OUTPUT] = Part(OUTPUT, file.tensors[EMBEDDING])
+    steps: dict[str, list[tuple[LowRank, float]]] = defaultdict(list)
     for adapter, scale in adapters:
         for name, x in adapter.replaced.items():
             parts[name] = Part(name, tensor_of(name, x))
         for name, change in adapter.weights.items():
-            parts[name] = replace(parts[name], change=_then(parts[name].change, _merging(change, scale)))
+            steps[name].append((change, scale))
+    for name, of_weight in steps.items():
+        parts[name] = replace(parts[name], change=partial(_merged, of_weight))
     return list(parts.values()), changed
 
 
@@ -98,28 +103,21 @@ def _scales(adapters: Mapping[Any, float] | Iterable[AnyPath]) -> dict[Path, flo
     return {path: scale for path, scale in found.items() if scale}
 
 
-Rows = Callable[[slice, "NDArray[Any]"], "NDArray[Any]"]
+def _merged(steps: Sequence[tuple[LowRank, float]], rows: slice, w: NDArray[Any]) -> NDArray[Any]:
+    """Rows of the merged weight, float32 [n, n_in], from those of the model's.
 
-
-def _merging(change: LowRank, scale: float) -> Rows:
-    """What makes rows of the merged weight from those of the model's, float32 [n, n_in]."""
-
-    def merged(rows: slice, x: NDArray[Any]) -> NDArray[Any]:
-        x = x + np.float32(scale) * change.added(rows)
-        if change.magnitude is None:
-            return x
-        lengths = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
-        if not lengths.all():
-            raise FormatError("a row of W + scale * B A is 0 and has no direction, which its magnitude needs")
-        return (x * (change.magnitude[rows] / lengths)[:, None]).astype(np.float32)
-
-    return merged
-
-
-def _then(first: Rows | None, second: Rows) -> Rows:
-    if first is None:
-        return second
-    return lambda rows, x: second(rows, first(rows, x))
+    As when adapters are run: what the rows of one with magnitudes are divided by does not depend on the others.
+    """
+    y = w
+    for change, scale in steps:
+        added = np.float32(scale) * change.added(rows)
+        y = y + added
+        if change.magnitude is not None:
+            lengths = np.sqrt(np.square(w + added).sum(1, dtype=np.float64))
+            if not lengths.all():
+                raise FormatError("a row of W + scale * B A is 0 and has no direction, which its magnitude needs")
+            y = (y * (change.magnitude[rows] / lengths)[:, None]).astype(np.float32)
+    return y
 
 
 def _own_format(file: GGUFFile, name: str) -> BlockFormat:

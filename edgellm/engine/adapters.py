@@ -49,7 +49,9 @@ class LoadedAdapter:
             }
             self._replaced = {weight: tensor_of(weight, x) for weight, x in adapter.replaced.items()}
             self._lengths = {
-                weight: _Lengths(change, tensors[weight if weight in tensors else EMBEDDING])
+                weight: _Lengths(
+                    change, self._replaced.get(weight) or tensors[weight if weight in tensors else EMBEDDING]
+                )
                 for weight, change in adapter.weights.items()
                 if change.magnitude is not None
             }
