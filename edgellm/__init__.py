@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         KernelError,
         MemoryLimitError,
         TemplateError,
+        TrainingError,
         UnsupportedError,
         UsageError,
     )
@@ -60,6 +61,7 @@ __all__ = [
     "RuntimeConfig",
     "SamplingParams",
     "TemplateError",
+    "TrainingError",
     "UnsupportedError",
     "UsageError",
     "__version__",

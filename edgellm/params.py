@@ -5,11 +5,9 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from edgellm.checks import number, one_of, positive_number, whole_number
+from edgellm.checks import number, one_of, positive_number, take, whole_number
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
@@ -41,12 +39,12 @@ class RuntimeConfig:
     cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        _take(self, "n_ctx", whole_number, 1, optional=True)
-        _take(self, "n_threads", whole_number, 1, MAX_THREADS, optional=True)
-        _take(self, "n_batch", whole_number, 1)
-        _take(self, "kv_type", one_of, KV_TYPES)
-        _take(self, "activations", one_of, ACTIVATIONS)
-        _take(self, "cache_bytes", whole_number, 1, optional=True)
+        take(self, "n_ctx", whole_number, 1, optional=True)
+        take(self, "n_threads", whole_number, 1, MAX_THREADS, optional=True)
+        take(self, "n_batch", whole_number, 1)
+        take(self, "kv_type", one_of, KV_TYPES)
+        take(self, "activations", one_of, ACTIVATIONS)
+        take(self, "cache_bytes", whole_number, 1, optional=True)
 
 
 @dataclass(frozen=True)
@@ -72,18 +70,11 @@ class SamplingParams:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _take(self, "temperature", number, 0)
-        _take(self, "top_k", whole_number, 0)
-        _take(self, "top_p", number, 0, 1)
-        _take(self, "min_p", number, 0, 1)
-        _take(self, "repeat_penalty", positive_number)
-        _take(self, "repeat_last_n", whole_number, 0)
-        _take(self, "seed", whole_number, 0, optional=True)
-        _take(self, "max_tokens", whole_number, 0, optional=True)
-
-
-def _take(params: object, name: str, check: Callable[..., Any], *bounds: Any, optional: bool = False) -> None:
-    """Check a field, and put the plain value in its place."""
-    value = getattr(params, name)
-    if not (optional and value is None):
-        object.__setattr__(params, name, check(name, value, *bounds))
+        take(self, "temperature", number, 0)
+        take(self, "top_k", whole_number, 0)
+        take(self, "top_p", number, 0, 1)
+        take(self, "min_p", number, 0, 1)
+        take(self, "repeat_penalty", positive_number)
+        take(self, "repeat_last_n", whole_number, 0)
+        take(self, "seed", whole_number, 0, optional=True)
+        take(self, "max_tokens", whole_number, 0, optional=True)

@@ -6,8 +6,8 @@ a few at a time, so there is never a matrix of all logits. Then one program goes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,10 +34,14 @@ class Texts(Protocol):
     weights:  float32 [n], how much each target counts.
     """
 
-    ids: np.ndarray
-    lengths: list[int]
-    targets: np.ndarray
-    weights: np.ndarray
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def lengths(self) -> np.ndarray | Sequence[int]: ...
+    @property
+    def targets(self) -> np.ndarray: ...
+    @property
+    def weights(self) -> np.ndarray: ...
 
 
 class Head(NamedTuple):
@@ -102,64 +106,70 @@ class GradientPasses:
     def losses(self, texts: Texts) -> np.ndarray:
         """The negative log-likelihood of every target, float32, in order."""
         with self._read(texts):
-            return self._heads(self._score, texts, None)
+            return self._losses(self._score, texts, None)
 
-    def gradients(self, texts: Texts, scale: float) -> np.ndarray:
-        """The same; adds scale * the gradient of the sum of weight * loss to the sums."""
-        with self._read(texts):
-            losses = self._heads(self._head, texts, scale)
-            self._back_through_body(len(texts.ids))
+    def gradients(
+        self, texts: Texts, scale: float, weigh: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> np.ndarray:
+        """The same; adds scale * the gradient of the sum of weight * loss to the sums.
+
+        weigh:  makes the weights of all losses, in place of the texts' own.
+        """
+        with self._read(texts) as counts:
+            (at,) = np.nonzero(texts.targets >= 0)
+            weights = texts.weights[at] if weigh is None else weigh(self._losses(self._score, texts, None))
+            losses = self._losses(self._head, texts, scale * np.asarray(weights, np.float32))
+            self._backward.run(counts)
             return losses
+
+    def gradients_of_hidden(self, texts: Texts, gradient_of: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Add the gradient of whatever depends on the hidden states alone.
+
+        gradient_of:  given these, float32 [n, n_embd], says how much the loss grows with each number of them.
+        """
+        with self._read(texts) as counts:
+            hidden = self._forward.view(self._graphs.hidden, len(texts.ids))
+            self._gradient.array[:] = 0
+            self._gradient.fill(gradient_of(hidden.copy()))
+            self._backward.run(counts)
 
     def hidden(self, texts: Texts) -> np.ndarray:
         """The hidden states of all tokens, float32 [n, n_embd]: a copy."""
         with self._read(texts):
             return self._forward.view(self._graphs.hidden, len(texts.ids)).copy()
 
-    def gradients_of_hidden(self, texts: Texts, gradient_of: object) -> np.ndarray:
-        raise NotImplementedError
-
-    def _read(self, texts: Texts) -> ExitStack:
-        """Run the body over some documents; their keys and values are in the cache until the context ends."""
-        stack = ExitStack()
-        try:
-            spans, start = [], 0
-            for length in texts.lengths:
+    @contextmanager
+    def _read(self, texts: Texts) -> Iterator[dict[str, int]]:
+        """Run the body over some documents; their keys and values are in the cache meanwhile. Gives the run's counts."""
+        lengths = [int(length) for length in texts.lengths]
+        with ExitStack() as stack:
+            pieces, start = [], 0
+            for length in lengths:
                 sequence = self._runner.cache.sequence()
                 stack.callback(sequence.release)
                 self._scheduler.reserve(sequence, length)
-                spans.append(Span(sequence, texts.ids[start : start + length].tolist()))
+                pieces.append(Span(sequence, texts.ids[start : start + length].tolist()).piece())
                 start += length
-            pieces = [span.piece() for span in spans]
-            counts = self._batch.fill(pieces) | self._batch.fill_documents(texts.lengths)
-            self._counts = counts
+            counts = self._batch.fill(pieces) | self._batch.fill_documents(lengths)
             self._forward.run(counts)
-        except BaseException:
-            stack.close()
-            raise
-        return stack
+            yield counts
 
-    def _heads(self, head: Head, texts: Texts, scale: float | None) -> np.ndarray:
-        """Losses of all targets; with a scale, the gradient by the hidden states too."""
+    def _losses(self, head: Head, texts: Texts, weights: np.ndarray | None) -> np.ndarray:
+        """Losses of all targets; with weights, their gradient by the hidden states too."""
         (at,) = np.nonzero(texts.targets >= 0)
         hidden = self._forward.view(self._graphs.hidden, len(texts.ids))
-        if scale is not None:
-            self._gradient.array[:] = 0
         losses = np.empty(len(at), np.float32)
         batch = head.program.batch
+        self._gradient.array[:] = 0
         for start in range(0, len(at), batch.capacity):
-            rows = at[start : start + batch.capacity]
-            n = len(rows)
+            some = slice(start, start + batch.capacity)
+            rows = at[some]
             head.rows.fill(hidden[rows])
-            weights = texts.weights[rows] * (0.0 if scale is None else scale)
-            head.program.run(batch.targets(texts.targets[rows], weights))
-            losses[start : start + n] = head.program.view(head.losses, n)[:, 0]
+            head.program.run(batch.targets(texts.targets[rows], 0.0 if weights is None else weights[some]))
+            losses[some] = head.program.view(head.losses, len(rows))[:, 0]
             if head.gradient is not None:
-                self._gradient.array[rows, : hidden.shape[1]] = head.program.view(head.gradient, n)
+                self._gradient.array[rows, : hidden.shape[1]] = head.program.view(head.gradient, len(rows))
         return losses
-
-    def _back_through_body(self, n_tokens: int) -> None:
-        self._backward.run(self._counts)
 
     # --- programs -------------------------------------------------------------------------------------------
 
@@ -169,17 +179,15 @@ class GradientPasses:
         selected = graphs.head.made_by(graphs.head.nodes[0])
         b = Backward(graphs.head, sums or {}, lambda value: value is selected, wanted=[selected])
         logits = b.value(graphs.logits)
-        losses, gradient = b.graph.record_all(CrossEntropy(logits))
+        losses, *gradient = b.graph.record_all(CrossEntropy(logits, with_gradient=sums is not None))
         b.graph.output(losses)
-        if sums is None:
+        if not gradient:
             return b, b.value(selected), losses, None
-        b.add(graphs.logits, gradient)
+        b.add(graphs.logits, gradient[0])
         b.walk()
         return b, b.value(selected), losses, b.graph.output(b.found[selected])
 
-    def _head_of(
-        self, lowered: Lowered, b: Backward, selected: Value, losses: Value, gradient: Value | None
-    ) -> Head:
+    def _head_of(self, lowered: Lowered, b: Backward, selected: Value, losses: Value, gradient: Value | None) -> Head:
         n_rows = LOGIT_BYTES // (4 * self._graphs.logits.width) // 16 * 16
         n_rows = min(max(n_rows, LEAST_ROWS), MOST_ROWS)
         memory = RowMemory(selected.width, n_rows)

@@ -111,7 +111,7 @@ class Batch:
             first += length
         return {"documents": len(lengths)}
 
-    def targets(self, token_ids: np.ndarray, weights: np.ndarray) -> dict[str, int]:
+    def targets(self, token_ids: np.ndarray, weights: np.ndarray | float) -> dict[str, int]:
         """Name what should come after each row, and how much it counts; returns the counts of a run for them."""
         n = len(token_ids)
         self.rows[:n] = token_ids

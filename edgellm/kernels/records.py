@@ -296,10 +296,10 @@ ATTENTION_BACKWARD = Schema(
 
 
 def attention_backward_scratch_bytes(n_tokens: int, head_dim: int, window: int, ahead: int = 0) -> int:
-    """Of each thread, for documents of up to n_tokens: of a tile of queries the queries themselves and the gradients
-    of their results, and for all keys that they see, probabilities and the gradients of scores."""
+    """Of each thread, for documents of up to n_tokens: a tile of queries, and for all keys that they see, probabilities
+    and the gradients of scores."""
     n_keys = min(n_tokens, window + ahead + GRADIENT_TILE_TOKENS - 1)
-    return 4 * GRADIENT_TILE_TOKENS * 2 * (head_dim + n_keys)
+    return 4 * GRADIENT_TILE_TOKENS * (head_dim + 2 * n_keys)
 
 
 SUM_HEADS = Schema(

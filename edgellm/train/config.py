@@ -13,7 +13,7 @@ from typing import Any
 
 from edgellm.checks import flag, number, one_of, positive_number, take, texts, whole_number, wrong
 from edgellm.errors import UsageError
-from edgellm.params import ACTIVATIONS, RuntimeConfig
+from edgellm.params import ACTIVATIONS
 
 ALL_LINEAR = "all-linear"
 METHODS = ("lora", "dora")
@@ -74,7 +74,6 @@ class TrainConfig:
     weight_decay:   of AdamW (Loshchilov & Hutter 2019), as are `betas` and `epsilon`.
     clip:           the greatest norm of all gradients together; what is longer is shortened to it. 0 is off.
     seed:           of every random choice: same seed, same data, same settings, same weights.
-    max_length:     tokens of an example; None takes what the model's context holds.
     validation:     examples kept apart to validate with; below 1, their share of all.
     eval_every:     steps between two validations; None validates at the end of every epoch.
     patience:       stop after so many validations in a row without a lower loss, and take the best weights; None
@@ -82,7 +81,7 @@ class TrainConfig:
     checkpoint_every: steps between two checkpoints.
     keep_checkpoints: how many of the last are kept, beside the best.
     precision:      "float32", or "mixed": what the backward pass needs of the forward one is kept as bfloat16.
-    activations:    "int8" or "f32", as in `RuntimeConfig`, of the forward pass.
+    activations:    "int8" or "f32", as in `RuntimeConfig`, of the forward pass; None for those of the loaded model.
     """
 
     epochs: float = 3.0
@@ -97,14 +96,13 @@ class TrainConfig:
     epsilon: float = 1e-8
     clip: float = 1.0
     seed: int = 0
-    max_length: int | None = None
     validation: float = 0.0
     eval_every: int | None = None
     patience: int | None = None
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     precision: str = "float32"
-    activations: str = RuntimeConfig.activations
+    activations: str | None = None
 
     def __post_init__(self) -> None:
         take(self, "epochs", positive_number)
@@ -119,14 +117,13 @@ class TrainConfig:
         take(self, "epsilon", positive_number)
         take(self, "clip", number, 0)
         take(self, "seed", whole_number, 0, (1 << 63) - 1)
-        take(self, "max_length", whole_number, 2, optional=True)
         take(self, "validation", _share_or_count)
         take(self, "eval_every", whole_number, 1, optional=True)
         take(self, "patience", whole_number, 1, optional=True)
         take(self, "checkpoint_every", whole_number, 1)
         take(self, "keep_checkpoints", whole_number, 1)
         take(self, "precision", one_of, PRECISIONS)
-        take(self, "activations", one_of, ACTIVATIONS)
+        take(self, "activations", one_of, ACTIVATIONS, optional=True)
 
     def n_steps(self, n_batches: int) -> int:
         """Updates of a run whose data make so many logical batches."""

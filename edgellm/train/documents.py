@@ -55,6 +55,17 @@ class Documents:
         names = ("ids", "lengths", "targets", "weights")
         return cls(*(np.concatenate([getattr(part, name) for part in found] or [np.empty(0)]) for name in names))
 
+    def apart(self) -> list[Documents]:
+        """Each document by itself."""
+        if self.n_documents == 1:
+            return [self]
+        ends = np.cumsum(self.lengths).tolist()
+        found = []
+        for start, end in zip([0, *ends], ends, strict=False):
+            here = slice(start, end)
+            found.append(Documents(self.ids[here], np.array([end - start]), self.targets[here], self.weights[here]))
+        return found
+
     def __len__(self) -> int:
         """Tokens of all documents."""
         return len(self.ids)

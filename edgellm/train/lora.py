@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.arch import ModelGraphs
-from edgellm.engine.gradients import GradientPasses
 from edgellm.errors import UsageError
-from edgellm.formats.tensor import Tensor
 from edgellm.graph.adapters import LowRank, adapted
 from edgellm.graph.nodes import Linear
-from edgellm.quants import FORMATS
 from edgellm.train.config import ALL_LINEAR, LoraConfig
-from edgellm.train.documents import Documents
+from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
 from edgellm.train.transposed import transposed_copies
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from edgellm.arch import ModelGraphs
     from edgellm.engine import Model
+    from edgellm.formats.tensor import Tensor
 
-DEFAULT_BATCH = 512  # tokens of a pass
 
-
-class LoraLearner:
-    """A model whose adapter is trained; see `Learner`. It has the model for itself until `close`.
+class LoraLearner(ModelLearner):
+    """An adapter of a model.
 
     Parameters are named after the weights that they stand beside: `blk.0.attn_q.weight.lora_a` [rank, n_in], and
     `.lora_b` [rank, n_out], which is B transposed.
@@ -41,66 +36,28 @@ class LoraLearner:
         seed: int = 0,
         recompute: bool = False,
     ) -> None:
-        self.config, self.n_batch = config, n_batch
+        super().__init__(model, n_batch)
+        self.config = config
         runner = model._runner
-        weights = _targets(runner.graphs, config)
         random = np.random.default_rng(seed)
-        self.parameters: dict[str, NDArray[np.float32]] = {}
         low_ranks: dict[str, list[LowRank]] = {}
-        tensors: dict[str, Tensor] = {}
-        for weight in weights:
+        for weight in _targets(runner.graphs, config):
             n_out, n_in = weight.shape
             # As in PEFT: A random and B zero, so that training begins with what the base model does.
             bound = 1 / np.sqrt(n_in)
             a = random.uniform(-bound, bound, (config.rank, n_in)).astype(np.float32)
-            pair = []
-            for kind, array in (("lora_a", a), ("lora_b", np.zeros((config.rank, n_out), np.float32))):
-                name = f"{weight.name}.{kind}"
-                self.parameters[name] = array
-                tensors[name] = _tensor(name, array)
-                pair.append(tensors[name])
+            b = np.zeros((config.rank, n_out), np.float32)
+            pair = (self.train(f"{weight.name}.{kind}", array) for kind, array in (("lora_a", a), ("lora_b", b)))
             low_ranks[weight.name] = [LowRank(*pair, config.scale)]
-        self.gradients = {name: np.zeros_like(array) for name, array in self.parameters.items()}
-        sums = {tensor: self.gradients[name] for name, tensor in tensors.items()}
-        body, values = adapted(runner.graphs.body, low_ranks)
-        graphs = ModelGraphs(
-            body, runner.graphs.head, values[runner.graphs.hidden], runner.graphs.hidden_input, runner.graphs.logits
-        )
-        every = [node.weight for graph in (body, graphs.head) for node in graph.nodes if isinstance(node, Linear)]
-        copies = transposed_copies(every, runner.n_threads) if runner.target.activations == "int8" else {}
-        self._alone = model._scheduler.alone()
-        self._alone.__enter__()
         try:
-            self._passes = GradientPasses(model._scheduler, graphs, sums, n_batch, recompute, copies)
+            body, values = adapted(runner.graphs.body, low_ranks)
+            graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
+            linears = [node.weight for g in (body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
+            is_int8 = runner.target.activations == "int8"
+            self.prepare(graphs, recompute, transposed_copies(linears, runner.n_threads) if is_int8 else None)
         except BaseException:
-            self._alone.__exit__(None, None, None)
+            self.close()
             raise
-
-    def begin_pass(self, step: int, index: int) -> None:
-        pass
-
-    def loss_and_gradients(self, documents: Documents, scale: float) -> float:
-        return _weighted(self._passes.gradients(documents, scale), documents)
-
-    def loss(self, documents: Documents) -> tuple[float, float]:
-        return _weighted(self._passes.losses(documents), documents), documents.total_weight
-
-    def negative_log_likelihoods(self, documents: Documents) -> NDArray[np.float32]:
-        return self._passes.losses(documents)
-
-    def close(self) -> None:
-        """Give the model back."""
-        self._passes.close()
-        self._alone.__exit__(None, None, None)
-
-
-def _weighted(losses: NDArray[np.float32], documents: Documents) -> float:
-    return float(np.dot(losses.astype(np.float64), documents.weights[documents.targets >= 0]))
-
-
-def _tensor(name: str, array: NDArray[np.float32]) -> Tensor:
-    """An array as a weight that programs read where it is."""
-    return Tensor(name, array.shape, FORMATS["F32"], array.view(np.uint8).reshape(len(array), -1))
 
 
 def _targets(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:

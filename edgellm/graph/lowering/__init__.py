@@ -125,7 +125,7 @@ def lower(
     return Lowered(
         target,
         low.ops,
-        {value: low.rows(value) for value in [*kept, *outside]},
+        {value: low.rows(value) for value in [*kept, *outside] if value.width},
         outside,
         low.rotations,
         low.windows,

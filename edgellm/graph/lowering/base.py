@@ -133,10 +133,14 @@ class Lowering:
 
     def make_from(self, x: Value, node: Node) -> tuple[Rows, Rows]:
         """The rows of x, and rows for the value of a node: the same ones where nobody needs x after it."""
+        return self.make_value_from(x, self.graph.made_by(node))
+
+    def make_value_from(self, x: Value, value: Value) -> tuple[Rows, Rows]:
+        """The same for one of the values of a node that makes several."""
         source = self.read(x)
         if self._n_readers[x] or x in self._kept:
-            return source, self.make(node)
-        self._rows[self.graph.made_by(node)] = source
+            return source, self.new_rows(value)
+        self._rows[value] = source
         return source, source
 
     def quantized(self, x: Value, n_planes: int) -> Quantized:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgellm.graph.lowering.attention import NO_WINDOW, refuse_what_is_not_built
-from edgellm.graph.lowering.base import DOCUMENTS, Lowering, rule
+from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
 from edgellm.graph.nodes.gradients import (
     AttentionBackward,
+    ColumnProductSum,
+    ColumnSum,
+    CrossEntropy,
+    EmbedSum,
     GLUBackward,
     OuterSum,
     RMSNormBackward,
+    RMSNormWeightSum,
 )
 from edgellm.graph.ops import Chunks, Rows
 from edgellm.kernels import records
+from edgellm.kernels.schema import Schema
 
 SUM_COLS = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
 
@@ -26,7 +34,6 @@ def _memory(array: np.ndarray) -> tuple[str, int]:
 @rule(OuterSum)
 def lower_outer_sum(low: Lowering, node: OuterSum) -> None:
     a, b = low.read(node.a), low.read(node.b)
-    low.make(node)
     tiles = -(-a.width // records.OUTER_ROWS) * -(-b.width // records.OUTER_COLS)
     low.add(
         "outer_sum",
@@ -137,3 +144,59 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
                 out=out,
                 out_stride=out.stride,
             )
+
+
+@rule(CrossEntropy)
+def lower_cross_entropy(low: Lowering, node: CrossEntropy) -> None:
+    values = low.graph.all_made_by(node)
+    losses = low.new_rows(values[0])
+    x, gradient = low.make_value_from(node.logits, values[1]) if node.with_gradient else (low.read(node.logits), None)
+    low.add(
+        "cross_entropy",
+        records.CROSS_ENTROPY,
+        Chunks("tokens"),
+        [x],
+        [losses] if gradient is None else [losses, gradient],
+        x=x,
+        out=0 if gradient is None else gradient,
+        stride=x.stride,
+        n_cols=x.width,
+        weights=TARGET_WEIGHTS,
+        nll=losses,
+        nll_stride=losses.stride,
+    )
+
+
+@rule(ColumnSum)
+def lower_column_sum(low: Lowering, node: ColumnSum) -> None:
+    a = low.read(node.a)
+    _add_columns(low, "column_sums", records.COLUMN_SUMS, node.to, a.width, [a], x=a, stride=a.stride)
+
+
+@rule(ColumnProductSum)
+def lower_column_product_sum(low: Lowering, node: ColumnProductSum) -> None:
+    a, b = low.read(node.a), low.read(node.b)
+    _add_columns(low, "column_products", records.COLUMN_PRODUCTS, node.to, a.width, [a, b], a=a, b=b, stride=a.stride)
+
+
+@rule(RMSNormWeightSum)
+def lower_rms_norm_weight_sum(low: Lowering, node: RMSNormWeightSum) -> None:
+    x, dy = low.read(node.x), low.read(node.dy)
+    fields = {"x": x, "dy": dy, "stride": x.stride, "n_groups": node.n_heads, "epsilon": node.epsilon}
+    n_cols = x.width // node.n_heads
+    _add_columns(low, "rms_norm_weight_sum", records.RMS_NORM_WEIGHT_SUM, node.to, n_cols, [x, dy], **fields)
+
+
+@rule(EmbedSum)
+def lower_embed_sum(low: Lowering, node: EmbedSum) -> None:
+    dy = low.read(node.dy)
+    fields = {"dy": dy, "stride": dy.stride, "scale": node.scale}
+    _add_columns(low, "embed_backward", records.EMBED_BACKWARD, node.to, dy.width, [dy], **fields)
+
+
+def _add_columns(
+    low: Lowering, op: str, schema: Schema, to: np.ndarray, n_cols: int, reads: list[Rows], **fields: Any
+) -> None:
+    """An op that adds up columns over all tokens: each column is one thread's."""
+    chunks = Chunks("tokens", 1 << 30, -(-n_cols // SUM_COLS))
+    low.add(op, schema, chunks, reads, [_memory(to)], n_cols=n_cols, sums=to, chunk_cols=SUM_COLS, **fields)

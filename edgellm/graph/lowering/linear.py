@@ -64,7 +64,7 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
     low.add(
         "linear_transposed",
         records.LINEAR_TRANSPOSED,
-        Chunks("tokens", 1 << 30, -(-n_cols // F32_TILE_COLS)),
+        Chunks("tokens", records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
         [x],
         [out],
         format=weight.format,

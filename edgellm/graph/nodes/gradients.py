@@ -85,10 +85,11 @@ class CrossEntropy(Node):
     """
 
     logits: Value
+    with_gradient: bool = True
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return 1, self.logits.width
+        return (1, self.logits.width) if self.with_gradient else (1,)
 
 
 @dataclass(frozen=True, eq=False)

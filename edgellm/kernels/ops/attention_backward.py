@@ -19,13 +19,15 @@ from numba import njit
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.attention_merge import LOWEST
 from edgellm.kernels.ops.linear import row_addresses
-from edgellm.kernels.ops.matrix_products import Matrix, add_product, set_product
+from edgellm.kernels.ops.matrix_products import product
 from edgellm.kernels.records import ATTENTION_BACKWARD, DOCUMENT_TASK, GRADIENT_TILE_TOKENS, SUM_HEADS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
 MASKED = 2 * LOWEST  # less than LOWEST by so much that its exponential is always 0
-ROW_BYTES = 4 * GRADIENT_TILE_TOKENS  # of what has a lane for every query of a tile
+TILE = GRADIENT_TILE_TOKENS
+ROW_BYTES = 4 * TILE  # of what has a lane for every query of a tile
 BLOCK = 8  # rows and columns that are transposed together
+COLUMNS = 2  # registers of queries whose softmax is computed side by side
 
 
 def _transpose(v: Vocabulary, x: Value, row_bytes: Value, n_rows: Value, n_cols: Value, out: Value) -> None:
@@ -47,55 +49,40 @@ def _transpose(v: Vocabulary, x: Value, row_bytes: Value, n_rows: Value, n_cols:
         v.repeat(n_cols / BLOCK, block)
         v.repeat(n_cols - n_cols / BLOCK * BLOCK, one)
 
-    v.repeat(v.like(GRADIENT_TILE_TOKENS // BLOCK, n_rows), some)
-
-
-def _products_with_queries(v: Vocabulary, keys: Value, key_bytes: Value, n_keys: Value, head_dim: Value,
-                           queries: Value, out: Value) -> None:  # fmt: skip
-    """out[key, query] = keys[key] . queries[:, query]"""
-    n_queries = v.like(GRADIENT_TILE_TOKENS, n_keys)
-    set_product(v, Matrix(keys, key_bytes), Matrix(queries, ROW_BYTES), Matrix(out, ROW_BYTES),
-                n_keys, n_queries, head_dim)  # fmt: skip
-
-
-def _sums_over_keys(v: Vocabulary, weights: Value, n_queries: Value, n_keys: Value, keys: Value, key_bytes: Value,
-                    head_dim: Value, out: Value, out_bytes: Value) -> None:  # fmt: skip
-    """out[query] = sum of weights[key, query] * keys[key]"""
-    set_product(v, Matrix(weights, 4, ROW_BYTES), Matrix(keys, key_bytes), Matrix(out, out_bytes),
-                n_queries, head_dim, n_keys)  # fmt: skip
-
-
-def _sums_over_queries(v: Vocabulary, weights: Value, n_keys: Value, n_queries: Value, queries: Value,
-                       query_bytes: Value, head_dim: Value, out: Value, out_bytes: Value) -> None:  # fmt: skip
-    """out[key] += sum of weights[key, query] * queries[query]"""
-    add_product(v, Matrix(weights, ROW_BYTES), Matrix(queries, query_bytes), Matrix(out, out_bytes),
-                n_keys, head_dim, n_queries)  # fmt: skip
+    v.repeat(v.like(TILE // BLOCK, n_rows), some)
 
 
 def _softmax_backward(v: Vocabulary, scores: Value, gradients: Value, n_keys: Value, distance: Value, window: Value,
                       ahead: Value, scale: Value) -> None:  # fmt: skip
-    """Products of keys and queries, and of values and gradients, become probabilities and gradients of the former.
+    """Products of keys and queries, and of values and gradients, become P and dS, for all queries of a tile.
 
     distance:  from the first key to the first query, in positions.
     """
-    lanes = v.isa.lanes
-    for first in range(0, GRADIENT_TILE_TOKENS, 2 * lanes):
-        _softmax_columns(v, (first, first + lanes), scores, gradients, n_keys, distance, window, ahead, scale)
+    width = COLUMNS * v.isa.lanes
+
+    def some(i: Value) -> None:
+        at = i * (4 * width)
+        _softmax_columns(v, scores + at, gradients + at, n_keys, distance + i * width, window, ahead, scale)
+
+    v.repeat(v.like(TILE // width, n_keys), some)
 
 
-def _softmax_columns(v: Vocabulary, columns: tuple[int, int], scores: Value, gradients: Value, n_keys: Value,
-                     distance: Value, window: Value, ahead: Value, scale: Value) -> None:  # fmt: skip
-    """The same for two registers of queries, from these columns on."""
+def _softmax_columns(v: Vocabulary, scores: Value, gradients: Value, n_keys: Value, distance: Value, window: Value,
+                     ahead: Value, scale: Value) -> None:  # fmt: skip
+    """The same for some registers of queries."""
     lanes = v.isa.lanes
-    n_seen = v.splat((window + ahead).trunc(I32), lanes)
+    columns = range(COLUMNS)
     masked, zero = v.constant(MASKED, F32, lanes), v.constant(0.0, F32, lanes)
-    queries = [v.constant(list(range(column, column + lanes)), I32) for column in columns]
+    queries = [v.constant(list(range(c * lanes, (c + 1) * lanes)), I32) for c in columns]
+    n_seen = v.splat((window + ahead).trunc(I32), lanes)
+
+    def places(rows: Value, key: Value) -> list[Value]:
+        return [rows + key * ROW_BYTES + c * lanes * 4 for c in columns]
 
     def mask(key: Value, *largest: Value) -> list[Value]:
         results = []
         back = v.splat((distance + ahead - key).trunc(I32), lanes)
-        for column, query, most in zip(columns, queries, largest, strict=True):
-            at = scores + key * ROW_BYTES + column * 4
+        for at, query, most in zip(places(scores, key), queries, largest, strict=True):
             # As unsigned numbers, those below 0 are large.
             is_seen = Value(v, v.builder.icmp_unsigned("<", (query + back).llvm, n_seen.llvm))
             score = v.select(is_seen, v.f32(at, lanes) * scale, masked)
@@ -103,29 +90,28 @@ def _softmax_columns(v: Vocabulary, columns: tuple[int, int], scores: Value, gra
             results.append(v.maximum(most, score))
         return results
 
-    largest = v.loop(n_keys, [v.constant(LOWEST, F32, lanes)] * 2, mask)
+    largest = v.loop(n_keys, [v.constant(LOWEST, F32, lanes) for _ in columns], mask)
 
     def exponentials(key: Value, *sums: Value) -> list[Value]:
-        results = []
-        for c, column in enumerate(columns):
-            at = key * ROW_BYTES + column * 4
-            weight = v.exp(v.f32(scores + at, lanes) - largest[c])
-            v.store(scores + at, weight)
-            results += [sums[2 * c] + weight, v.fma(weight, v.f32(gradients + at, lanes), sums[2 * c + 1])]
-        return results
+        totals, products = [], []
+        for c, at, gradient in zip(columns, places(scores, key), places(gradients, key), strict=True):
+            weight = v.exp(v.f32(at, lanes) - largest[c])
+            v.store(at, weight)
+            totals.append(sums[c] + weight)
+            products.append(v.fma(weight, v.f32(gradient, lanes), sums[COLUMNS + c]))
+        return totals + products
 
-    sums = v.loop(n_keys, [zero] * 4, exponentials)
-    inverses = [v.constant(1.0, F32, lanes) / total for total in sums[::2]]
-    means = [total * inverse for total, inverse in zip(sums[1::2], inverses, strict=True)]
+    sums = v.loop(n_keys, [zero for _ in range(2 * COLUMNS)], exponentials)
+    inverses = [v.constant(1.0, F32, lanes) / total for total in sums[:COLUMNS]]
+    means = [total * inverse for total, inverse in zip(sums[COLUMNS:], inverses, strict=True)]
 
-    def gradient(key: Value) -> None:
-        for column, inverse, mean in zip(columns, inverses, means, strict=True):
-            at = key * ROW_BYTES + column * 4
-            probability = v.f32(scores + at, lanes) * inverse
-            v.store(scores + at, probability)
-            v.store(gradients + at, probability * scale * (v.f32(gradients + at, lanes) - mean))
+    def gradients_of_scores(key: Value) -> None:
+        for c, at, gradient in zip(columns, places(scores, key), places(gradients, key), strict=True):
+            probability = v.f32(at, lanes) * inverses[c]
+            v.store(at, probability)
+            v.store(gradient, probability * scale * (v.f32(gradient, lanes) - means[c]))
 
-    v.repeat(n_keys, gradient)
+    v.repeat(n_keys, gradients_of_scores)
 
 
 def _clear(v: Vocabulary, rows: Value, row_bytes: Value, n_rows: Value, n: Value) -> None:
@@ -141,20 +127,15 @@ def build_attention_backward(isa):
     op_at, task_at = record_viewer(ATTENTION_BACKWARD), record_viewer(DOCUMENT_TASK)
     task_bytes = DOCUMENT_TASK.dtype.itemsize
     transpose = staged(isa, "void", *["i64"] * 5)(_transpose)
-    inline_products_with_queries = staged(isa, "void", *["i64"] * 6)(_products_with_queries)
-    sums_over_keys = staged(isa, "void", *["i64"] * 8)(_sums_over_keys)
-    inline_sums_over_queries = staged(isa, "void", *["i64"] * 8)(_sums_over_queries)
     softmax_backward = staged(isa, "void", *["i64"] * 6, "f32")(_softmax_backward)
     clear = staged(isa, "void", *["i64"] * 4)(_clear)
+    multiply = product(isa)
 
-    # Called twice, compiled once.
-    @njit(error_model="numpy")
-    def products_with_queries(keys, key_bytes, n_keys, head_dim, queries, out):
-        inline_products_with_queries(keys, key_bytes, n_keys, head_dim, queries, out)
-
-    @njit(error_model="numpy")
-    def sums_over_queries(weights, n_keys, n_queries, queries, query_bytes, head_dim, out, out_bytes):
-        inline_sums_over_queries(weights, n_keys, n_queries, queries, query_bytes, head_dim, out, out_bytes)
+    @njit(error_model="numpy")  # compiled once for all who call it
+    def meet(rows, row_bytes, n_rows, others, other_bytes, n_others, head_dim, turned, out):
+        """out[row, other] = rows[row] . others[other], for a tile of others."""
+        transpose(others, other_bytes, n_others, head_dim, turned)
+        multiply(rows, row_bytes, 4, turned, ROW_BYTES, out, ROW_BYTES, n_rows, TILE, head_dim, 0)
 
     def attention_backward(record, chunk, thread):
         op = op_at(record)
@@ -168,28 +149,26 @@ def build_attention_backward(isa):
         clear(op.dk + dkv_at, dkv_bytes, n_tokens, head_dim)
         clear(op.dv + dkv_at, dkv_bytes, n_tokens, head_dim)
 
-        queries = op.scratch + thread * op.scratch_bytes
-        douts = queries + head_dim * ROW_BYTES
-        scores = douts + head_dim * ROW_BYTES
+        turned = op.scratch + thread * op.scratch_bytes
+        scores = turned + head_dim * ROW_BYTES
         n_heads = op.group // op.n_parts
         for head in range(slot * n_heads, (slot + 1) * n_heads):
-            for first in range(0, n_tokens, GRADIENT_TILE_TOKENS):
-                n_queries = min(GRADIENT_TILE_TOKENS, n_tokens - first)
+            for first in range(0, n_tokens, TILE):
+                n_queries = min(TILE, n_tokens - first)
                 begin = max(0, first - window + 1)
                 n_keys = min(n_tokens, first + n_queries + ahead) - begin
                 gradients = scores + n_keys * ROW_BYTES
                 q_at = (document.token + first) * q_bytes + head * head_dim * 4
-                keys, values = op.k + kv_at + begin * kv_bytes, op.v + kv_at + begin * kv_bytes
+                q, dout, dq = op.q + q_at, op.dout + q_at, op.dq + q_at
+                k, v = op.k + kv_at + begin * kv_bytes, op.v + kv_at + begin * kv_bytes
                 dk, dv = op.dk + dkv_at + begin * dkv_bytes, op.dv + dkv_at + begin * dkv_bytes
 
-                transpose(op.q + q_at, q_bytes, n_queries, head_dim, queries)
-                transpose(op.dout + q_at, q_bytes, n_queries, head_dim, douts)
-                products_with_queries(keys, kv_bytes, n_keys, head_dim, queries, scores)
-                products_with_queries(values, kv_bytes, n_keys, head_dim, douts, gradients)
+                meet(k, kv_bytes, n_keys, q, q_bytes, n_queries, head_dim, turned, scores)
+                meet(v, kv_bytes, n_keys, dout, q_bytes, n_queries, head_dim, turned, gradients)
                 softmax_backward(scores, gradients, n_keys, first - begin, window, ahead, np.float32(op.scale))
-                sums_over_keys(gradients, n_queries, n_keys, keys, kv_bytes, head_dim, op.dq + q_at, q_bytes)
-                sums_over_queries(gradients, n_keys, n_queries, op.q + q_at, q_bytes, head_dim, dk, dkv_bytes)
-                sums_over_queries(scores, n_keys, n_queries, op.dout + q_at, q_bytes, head_dim, dv, dkv_bytes)
+                multiply(gradients, 4, ROW_BYTES, k, kv_bytes, dq, q_bytes, n_queries, head_dim, n_keys, 0)
+                multiply(gradients, ROW_BYTES, 4, q, q_bytes, dk, dkv_bytes, n_keys, head_dim, n_queries, 1)
+                multiply(scores, ROW_BYTES, 4, dout, q_bytes, dv, dkv_bytes, n_keys, head_dim, n_queries, 1)
 
     return attention_backward
 
