@@ -48,8 +48,8 @@ class LoraLearner(ModelLearner):
             bound = 1 / np.sqrt(n_in)
             a = random.uniform(-bound, bound, (config.rank, n_in)).astype(np.float32)
             b = np.zeros((config.rank, n_out), np.float32)
-            pair = (self.train(f"{weight.name}.{kind}", array) for kind, array in (("lora_a", a), ("lora_b", b)))
-            low_ranks[weight.name] = [LowRank(*pair, config.scale)]
+            a_tensor, b_tensor = self.train(f"{weight.name}.lora_a", a), self.train(f"{weight.name}.lora_b", b)
+            low_ranks[weight.name] = [LowRank(a_tensor, b_tensor, config.scale)]
         try:
             body, values = adapted(runner.graphs.body, low_ranks)
             graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])

@@ -120,7 +120,7 @@ def train_new(
     n_batch = n_windows * n_ctx
     batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_windows, training.seed)
     digests = {"data_digest": _digest(corpus)} if folder else {}
-    passes = {"recompute": training.gradient_checkpointing, "in_bf16": training.precision == "mixed"}
+    recompute, in_bf16 = training.gradient_checkpointing, training.precision == "mixed"
     session = Session(folder, config.settings(), digests, resume, tensorboard)
     activations = training.activations or "f32"
     with TemporaryDirectory(prefix="edgellm-") as place:
@@ -129,7 +129,7 @@ def train_new(
         model.weights.clear()  # the learner has its own
         with (
             load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations=activations) as loaded,
-            closing(FullLearner(loaded, n_batch=n_batch, **passes)) as learner,
+            closing(FullLearner(loaded, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16)) as learner,
         ):
             summary = session.train(learner, batches, training, callback or (lambda step: None))
             replace(model, weights=learner.parameters).write(target)
