@@ -77,9 +77,6 @@ def test_what_cannot_be_is_refused(config: NewConfig, tmp_path: Path, monkeypatc
         prepare(replace(config, data=()), tmp_path / "out.gguf")
     with pytest.raises(UsageError, match="is a file that is being read"):
         prepare(config, tmp_path / "text.txt")
-    mixed = replace(config, training=replace(config.training, precision="mixed"))
-    with pytest.raises(UsageError, match="precision is mixed; this version trains with float32 alone"):
-        train_new(mixed, tmp_path / "out.gguf")
     monkeypatch.setattr(run, "available_memory", lambda: 1_000_000)
     with pytest.raises(MemoryLimitError, match=r"a model of 1[0-9]{2},[0-9]{3} weights needs 2\.0 MB in training"):
         prepare(config, tmp_path / "out.gguf")
