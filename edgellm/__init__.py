@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgellm.convert.export import export_checkpoint
     from edgellm.convert.measured import quantize_to_budget
     from edgellm.convert.quantize import quantize_file
-    from edgellm.engine import Generation, GenerationStats, Model, load, load_tokenizer
+    from edgellm.engine import Generation, GenerationStats, Model, TokenLogprobs, load, load_tokenizer
     from edgellm.errors import (
         BusyError,
         CacheFullError,
@@ -57,6 +57,7 @@ __all__ = [
     "RuntimeConfig",
     "SamplingParams",
     "TemplateError",
+    "TokenLogprobs",
     "UnsupportedError",
     "UsageError",
     "__version__",
@@ -78,6 +79,7 @@ _HOMES = {
     "Generation": "edgellm.engine",
     "GenerationStats": "edgellm.engine",
     "Model": "edgellm.engine",
+    "TokenLogprobs": "edgellm.engine",
     "load": "edgellm.engine",
     "load_tokenizer": "edgellm.engine",
     "pull": "edgellm.hub",

@@ -51,10 +51,13 @@ def test_any_value_is_taken_or_refused_by_name(kind, name: str, value: Any) -> N
     except UsageError as error:
         assert error.parameter == name
         text = str(error)
-        assert text.startswith(f"{name} is ") and "; expected " in text and "\n" not in text and len(text) < 160
+        assert text.startswith((f"{name} is ", f"{name} holds ", f"{name}["))
+        assert "; expected " in text and "\n" not in text and len(text) < 200
     else:
-        assert found is None or type(found) in (int, float, bool, str)
-        if found is not None:
+        assert found is None or type(found) in (int, float, bool, str, tuple, dict)
+        if isinstance(found, (tuple, dict)):
+            assert all(type(item) in (str, int) or callable(item) for item in found)
+        elif found is not None:
             assert found == type(found)(value)
             assert isinstance(value, (bool, np.bool_)) == (type(found) is bool)
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import edgellm
+from edgellm.params import SamplingKeywords
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +30,10 @@ from numpy.typing import NDArray
 from typing_extensions import assert_type
 
 import edgellm
+
+
+def own_step(ids: NDArray[np.int64], logits: NDArray[Any], context: NDArray[np.int64]) -> None:
+    logits[ids == context[-1]] = -np.inf
 
 
 def right(path: Path, settings: dict[str, Any]) -> None:
@@ -52,6 +57,11 @@ def right(path: Path, settings: dict[str, Any]) -> None:
         assert_type(answer.finish_reason, str | None)
         assert_type(answer.token_ids, list[int])
         assert_type(answer.stats.tokens_per_second, float)
+        assert_type(answer.stop_string, str | None)
+        assert_type(answer.logprobs[0].top, list[tuple[int, float]])
+        answers = model.generate("a", n=3, stop=["b"], logit_bias={5: -1.0}, samplers=["top_k", own_step], logprobs=5)
+        assert_type(answers, list[edgellm.Generation])
+        assert_type(model.chat([{"role": "user"}], n=2, dry_multiplier=0.8), list[edgellm.Generation])
         messages = [{"role": "user", "content": "Hi"}]
         "".join(model.chat(messages, {"enable_thinking": False}, seed=1))
         model.generate([1, 2], **settings)
@@ -69,13 +79,15 @@ def wrong(model: edgellm.Model) -> None:
     edgellm.load("a", context=512)  # type: ignore[call-arg]
     edgellm.load(5)  # type: ignore[arg-type]
     edgellm.lod("a")  # type: ignore[attr-defined]
-    model.generate("a", temprature=0.5)  # type: ignore[arg-type]
-    model.generate("a", temperature="hot")  # type: ignore[arg-type]
-    model.generate("a", max_tokens=1.5)  # type: ignore[arg-type]
-    model.generate(None)  # type: ignore[arg-type]
+    model.generate("a", temprature=0.5)  # type: ignore[call-overload]
+    model.generate("a", temperature="hot")  # type: ignore[call-overload]
+    model.generate("a", max_tokens=1.5)  # type: ignore[call-overload]
+    model.generate("a", n="3")  # type: ignore[call-overload]
+    model.generate(None)  # type: ignore[call-overload]
     model.chat("a")  # type: ignore[arg-type]
-    model.chat([{"role": "user"}], top_k=None)  # type: ignore[arg-type]
-    model.chat([{"role": "user"}], topk=3)  # type: ignore[arg-type]
+    model.chat([{"role": "user"}], top_k=None)  # type: ignore[call-overload]
+    model.chat([{"role": "user"}], topk=3)  # type: ignore[call-overload]
+    model.generate("a", stop=5)  # type: ignore[call-overload]
     model.tokenize(None)  # type: ignore[arg-type]
     model.logits("a")  # type: ignore[arg-type]
     model.no_such  # type: ignore[attr-defined]
@@ -130,7 +142,15 @@ def test_keywords_of_an_answer_are_those_of_sampling_params(name: str) -> None:
     """The same names and types in the same order, and each default stands in `SamplingParams` alone."""
     parameters = inspect.signature(getattr(edgellm.Model, name)).parameters.values()
     keywords = [(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
-    assert keywords == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
+    assert keywords[0] == ("n", "int | None", None)
+    assert keywords[1:] == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
+
+
+def test_keywords_for_type_checkers_are_those_of_sampling_params() -> None:
+    known = SamplingKeywords.__annotations__
+    assert [(name, kind.__forward_arg__) for name, kind in known.items()] == [
+        (field.name, field.type) for field in fields(edgellm.SamplingParams)
+    ]
 
 
 def test_keywords_of_load_are_those_of_runtime_config() -> None:

@@ -6,8 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakSet
 
 import numpy as np
@@ -18,10 +19,12 @@ from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.prompt import (
+    check_biases,
     checked_messages,
     checked_prompt,
     checked_variables,
-    refuse_unknown,
+    sampling_params,
+    spelled_out,
 )
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
@@ -31,6 +34,11 @@ from edgellm.formats.gguf import GGUFFile, StringArray
 from edgellm.formats.tensor import Tensor
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edgellm.params import SamplingKeywords
 
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
@@ -188,55 +196,66 @@ class Model:
         """
         return square_sums(self._scheduler)
 
+    @overload
+    def generate(self, prompt: str | Iterable[int], **sampling: Unpack[SamplingKeywords]) -> Generation: ...
+
+    @overload
     def generate(
-        self,
-        prompt: str | Iterable[int],
-        *,
-        temperature: float = SamplingParams.temperature,
-        top_k: int = SamplingParams.top_k,
-        top_p: float = SamplingParams.top_p,
-        min_p: float = SamplingParams.min_p,
-        repeat_penalty: float = SamplingParams.repeat_penalty,
-        repeat_last_n: int = SamplingParams.repeat_last_n,
-        seed: int | None = SamplingParams.seed,
-        max_tokens: int | None = SamplingParams.max_tokens,
-        **unknown: NoReturn,
-    ) -> Generation:
+        self, prompt: str | Iterable[int], *, n: int, **sampling: Unpack[SamplingKeywords]
+    ) -> list[Generation]: ...
+
+    @spelled_out
+    def generate(
+        self, prompt: str | Iterable[int], *, n: int | None = None, **sampling: Unpack[SamplingKeywords]
+    ) -> Generation | list[Generation]:
         """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`.
+
+        n:  give a list of so many different answers. The prompt is computed once, and the seeds are `seed`,
+            `seed + 1` and so on.
 
         Raises UsageError for what cannot work, ContextOverflowError when the prompt alone does not fit.
         """
-        refuse_unknown(unknown)
-        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens)
+        params = sampling_params(sampling)
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
-        return self._generate(self._checked("prompt", prompt), params)
+        return self._answers(self._checked("prompt", prompt), params, n)
 
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        template_variables: Mapping[str, Any] | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generation: ...
+
+    @overload
     def chat(
         self,
         messages: Iterable[Mapping[str, Any]],
         template_variables: Mapping[str, Any] | None = None,
         *,
-        temperature: float = SamplingParams.temperature,
-        top_k: int = SamplingParams.top_k,
-        top_p: float = SamplingParams.top_p,
-        min_p: float = SamplingParams.min_p,
-        repeat_penalty: float = SamplingParams.repeat_penalty,
-        repeat_last_n: int = SamplingParams.repeat_last_n,
-        seed: int | None = SamplingParams.seed,
-        max_tokens: int | None = SamplingParams.max_tokens,
-        **unknown: NoReturn,
-    ) -> Generation:
+        n: int,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> list[Generation]: ...
+
+    @spelled_out
+    def chat(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        template_variables: Mapping[str, Any] | None = None,
+        *,
+        n: int | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generation | list[Generation]:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
         template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
-        The keywords are those of `SamplingParams`.
+        The keywords are those of `SamplingParams`, and `n` as for `generate`.
 
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
         """
-        refuse_unknown(unknown)
-        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens)
+        params = sampling_params(sampling)
         if self.chat_template is None:
             raise TemplateError(
                 f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
@@ -244,7 +263,7 @@ class Model:
         messages, variables = checked_messages(messages), checked_variables(template_variables)
         prompt = self.chat_template.render(messages, add_generation_prompt=True, **variables)
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._generate(self._checked("prompt", ids), params)
+        return self._answers(self._checked("prompt", ids), params, n)
 
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
@@ -282,6 +301,16 @@ class Model:
             generations = list(self._generations)
         for generation in generations:
             generation.lose(UsageError("the model is closed"))
+
+    def _answers(self, ids: list[int], params: SamplingParams, n: int | None) -> Generation | list[Generation]:
+        check_biases(params, self.n_vocab)
+        if n is None:
+            return self._generate(ids, params)
+        first = params.seed
+        seeds = [None if first is None else first + i for i in range(checks.whole_number("n", n, 1))]
+        generations = [self._generate(ids, replace(params, seed=seed)) for seed in seeds]
+        Generation.together(generations)
+        return generations
 
     def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
         generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx)
