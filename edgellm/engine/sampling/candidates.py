@@ -148,7 +148,8 @@ class Candidates:
         """
         self.cool()
         if self.ids is None:
-            positions, places = ids, np.arange(len(ids))
+            positions = ids[: np.searchsorted(ids, len(self))]
+            places = np.arange(len(positions))
         else:
             near = np.minimum(np.searchsorted(ids, self.ids), len(ids) - 1)
             positions = np.flatnonzero(ids[near] == self.ids)
@@ -180,7 +181,7 @@ class Candidates:
     def forbid(self, ids: np.ndarray) -> None:
         """Some tokens must not come. ids: int64, in rising order."""
         if self.ids is None:
-            self.put(ids, -math.inf)
+            self.put(ids[: np.searchsorted(ids, len(self))], -math.inf)
         else:
             self.put(np.flatnonzero(np.isin(self.ids, ids)), -math.inf)
 
@@ -201,6 +202,7 @@ class Candidates:
 
     def draw(self, number: Callable[[], float]) -> int:
         """The position of a token, as likely as it is. number: gives one at random, from 0 to below 1."""
+        self.largest  # noqa: B018 - there must be one
         if len(self) == 1:
             return 0
         if self.ids is not None or self.temperature < COOLEST:

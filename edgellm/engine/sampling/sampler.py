@@ -88,8 +88,7 @@ class Sampler:
         if len(added):
             candidates.change(self._ids[allowed], lambda before, places: before + added[places])
         if len(added) < len(allowed):
-            forbidden = self._ids[~allowed]
-            candidates.forbid(forbidden[: np.searchsorted(forbidden, len(candidates))])
+            candidates.forbid(self._ids[~allowed])
 
     @property
     def state(self) -> list[Any]:

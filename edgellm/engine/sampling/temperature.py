@@ -27,8 +27,9 @@ class DynamicTemperature(Step):
         self._exponent = exponent
 
     def apply(self, candidates: Candidates) -> None:
-        if len(candidates) > 1:
-            evenness = min(1.0, max(0.0, candidates.entropy() / math.log(len(candidates))))
+        n = int((candidates.logits > -math.inf).sum())
+        if n > 1:
+            evenness = min(1.0, max(0.0, candidates.entropy() / math.log(n)))
             _divide(candidates, self._low + (self._high - self._low) * evenness**self._exponent)
 
 
