@@ -16,7 +16,24 @@ from edgellm.kernels.records import MAXIMA_GROUP
 
 LARGEST = float(np.finfo(np.float32).max)
 FEW = 64  # tokens that are tried first, where it is not known how many are needed
+MANY = 256  # other logits, from which on it is quicker to look for all maxima anew
 COOLEST = 1e-20  # temperatures below it are too much for float32
+
+
+class Scratch:
+    """Memory for arrays as large as the vocabulary, used again for every token: to get it anew takes longer than to
+    fill it.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def floats(self, name: str, n: int) -> np.ndarray:
+        """float32 [n] of any content; what had it before is gone."""
+        found = self._arrays.get(name)
+        if found is None or len(found) != n:
+            found = self._arrays[name] = np.empty(n, np.float32)
+        return found
 
 
 class Candidates:
@@ -28,13 +45,17 @@ class Candidates:
     is_sorted:    the largest logit comes first; among equal ones the smaller id.
     """
 
-    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None = None) -> None:
-        """All tokens of a vocabulary: float32 [n_vocab], and the largest of every MAXIMA_GROUP where they are known."""
+    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None = None, scratch: Scratch | None = None) -> None:
+        """All tokens of a vocabulary: float32 [n_vocab], and the largest of every MAXIMA_GROUP where they are known.
+
+        scratch:  is used as long as these candidates are.
+        """
         self.ids: np.ndarray | None = None
         self.logits = logits
         self.temperature = 1.0
         self.is_sorted = False
         self._maxima = maxima
+        self._scratch = scratch or Scratch()
         self._is_own = False  # the logits may be written to
 
     def __len__(self) -> int:
@@ -50,7 +71,10 @@ class Candidates:
     @property
     def largest(self) -> float:
         """The largest logit. Raises UsageError when no token may come."""
-        found = float(self.logits.max() if self.ids is not None else self.maxima.max())
+        if self.is_sorted:
+            found = float(self.logits[0])
+        else:
+            found = float(self.logits.max() if self.ids is not None else self.maxima.max())
         if found == -math.inf:
             raise UsageError("no token may come next: all are forbidden, by logit_bias, banned_strings or a step")
         return found
@@ -93,16 +117,22 @@ class Candidates:
         self.logits = self.logits[positions]
         self._maxima, self._is_own, self.is_sorted = None, True, is_sorted
 
+    def _keep_first(self, n: int) -> None:
+        """Of sorted ones."""
+        if n < len(self):
+            assert self.ids is not None
+            self.ids, self.logits = self.ids[:n], self.logits[:n]
+
     def keep_likeliest(self) -> None:
         """Keep the largest logit alone; among equal ones the first."""
         if self.ids is None:
-            self.largest  # noqa: B018 - there must be one
             group = int(np.argmax(self.maxima))
             start = group * MAXIMA_GROUP
             position = start + int(np.argmax(self.logits[start : start + MAXIMA_GROUP]))
         else:
             position = int(np.argmax(self.logits))
-        self.keep(np.array([position]), is_sorted=True)
+        self.ids, self.logits = np.array([self.id_at(position)]), self.logits[position : position + 1]
+        self._maxima, self._is_own, self.is_sorted = None, False, True
 
     def keep_most_likely(self, k: int) -> None:
         """Keep the k largest logits, the largest first; among equal ones the smaller ids."""
@@ -110,7 +140,7 @@ class Candidates:
             self.keep(_most_likely(self.logits, self.maxima, k), is_sorted=True)
         else:
             self.sort()
-            self.keep(np.arange(min(k, len(self))), is_sorted=True)
+            self._keep_first(k)
 
     def keep_reaching(self, share: float) -> None:
         """Keep the most likely tokens until their probabilities reach `share`, the largest first."""
@@ -119,11 +149,15 @@ class Candidates:
             return
         self.sort()
         weights = self.weights()
-        self.keep(np.arange(min(len(self), _n_reaching(weights, share * weights.sum()))), is_sorted=True)
+        self._keep_first(_n_reaching(weights, share * weights.sum()))
 
     def keep_at_least(self, bound: float) -> None:
         """Keep logits from a bound on; the largest stays in any case."""
-        self.keep(self.at_least(min(bound, self.largest)), self.is_sorted)
+        positions = self.at_least(min(bound, self.largest))
+        if self.is_sorted:
+            self._keep_first(len(positions))
+        else:
+            self.keep(positions)
 
     def at_least(self, bound: float) -> np.ndarray:
         """The positions of logits from a bound on."""
@@ -166,10 +200,12 @@ class Candidates:
             return
         maxima = self.maxima if self.ids is None else None
         if not self._is_own:
-            self.logits, self._is_own = self.logits.copy(), True
+            self._own()
         self.logits[positions] = logits
         self.is_sorted = False
-        if maxima is not None:
+        if len(positions) > MANY:
+            self._maxima = None
+        elif maxima is not None:
             groups = np.unique(positions // MAXIMA_GROUP)
             starts = groups * MAXIMA_GROUP
             self._maxima = maxima = maxima.copy()
@@ -177,6 +213,15 @@ class Candidates:
                 maxima[-1] = self.logits[starts[-1] :].max()
                 groups, starts = groups[:-1], starts[:-1]
             maxima[groups] = self.logits[starts[:, None] + np.arange(MAXIMA_GROUP)].max(axis=1)
+
+    def _own(self) -> None:
+        """Have logits that may be written to."""
+        if self.logits.dtype == np.float32:
+            own = self._scratch.floats("logits", len(self))
+            np.copyto(own, self.logits)
+        else:
+            own = self.logits.copy()
+        self.logits, self._is_own = own, True
 
     def forbid(self, ids: np.ndarray) -> None:
         """Some tokens must not come. ids: int64, in rising order."""
@@ -202,25 +247,28 @@ class Candidates:
 
     def draw(self, number: Callable[[], float]) -> int:
         """The position of a token, as likely as it is. number: gives one at random, from 0 to below 1."""
-        self.largest  # noqa: B018 - there must be one
-        if len(self) == 1:
+        if len(self) == 1 and self.largest > -math.inf:
             return 0
         if self.ids is not None or self.temperature < COOLEST:
-            return _drawn(self.weights(), number())[0]
+            return _drawn(self.weights().cumsum(), number())
         groups, weights = self._group_weights()
-        group, rest = _drawn(groups, number())
+        sums = groups.cumsum()
+        group = _drawn(sums, drawn := number())
+        before = float(sums[group - 1]) if group else 0.0
         start = group * MAXIMA_GROUP
-        return start + _drawn(weights[start : start + MAXIMA_GROUP], rest)[0]
+        inside = weights[start : start + MAXIMA_GROUP].cumsum(dtype=np.float64)
+        return start + _drawn(inside, (drawn * float(sums[-1]) - before) / float(groups[group]))
 
     def _group_weights(self) -> tuple[np.ndarray, np.ndarray]:
         """Of all tokens, and sums over groups, float64. A part of what `weights` takes, for float32 is enough here."""
         with np.errstate(over="ignore"):
-            weights = np.subtract(self.logits, np.float32(self.largest), dtype=np.float32)
+            weights = self._scratch.floats("weights", len(self))
+            np.subtract(self.logits, np.float32(self.largest), out=weights, dtype=np.float32)
             if self.temperature != 1:
                 np.multiply(weights, np.float32(1 / self.temperature), out=weights)
         np.exp(weights, out=weights)
         n = len(weights) // MAXIMA_GROUP * MAXIMA_GROUP
-        sums = weights[:n].reshape(-1, MAXIMA_GROUP).sum(axis=1).astype(np.float64)
+        sums = np.einsum("ij->i", weights[:n].reshape(-1, MAXIMA_GROUP)).astype(np.float64)  # `sum` is far slower
         return (np.append(sums, weights[n:].sum()) if n < len(weights) else sums), weights
 
     def _keep_reaching_of_all(self, enough: float) -> None:
@@ -238,19 +286,16 @@ def _weights(logits: np.ndarray, largest: float, temperature: float) -> np.ndarr
         return np.exp((logits.astype(np.float64) - largest) / temperature)
 
 
-def _drawn(weights: np.ndarray, number: float) -> tuple[int, float]:
-    """The position that a number from 0 to 1 falls on, and where in it, from 0 to 1. Never one of no weight."""
-    cumulative = np.cumsum(weights, dtype=np.float64)
-    total = cumulative[-1]
-    aim = min(number * total, np.nextafter(total, 0))
-    position = int(np.searchsorted(cumulative, aim, side="right"))
-    before = cumulative[position - 1] if position else 0.0
-    return position, float((aim - before) / (cumulative[position] - before))
+def _drawn(cumulative: np.ndarray, number: float) -> int:
+    """The position that a number from 0 to 1 falls on, never one of no weight. cumulative: sums of weights, float64."""
+    total = float(cumulative[-1])
+    aim = min(max(0.0, number) * total, math.nextafter(total, 0.0))
+    return int(cumulative.searchsorted(aim, side="right"))
 
 
 def _n_reaching(weights: np.ndarray, enough: float) -> int:
     """How many of the first weights together reach `enough`; one more than there are when all do not."""
-    return int(np.searchsorted(np.cumsum(weights), enough)) + 1
+    return int(weights.cumsum().searchsorted(enough)) + 1
 
 
 def _most_likely(logits: np.ndarray, maxima: np.ndarray, k: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.candidates import Candidates, Scratch
 from edgellm.engine.sampling.step import Context, Step, Surroundings
 from edgellm.params import SamplingParams
 
@@ -33,11 +33,13 @@ class Sampler:
     ) -> None:
         self.params = params
         self._random = random.Random(params.seed)
+        self._scratch = Scratch()
         self._around = Surroundings(Context(), self._random, token_bytes)
         biases = dict(params.logit_bias or {}) | dict.fromkeys(never, -math.inf)
         self._ids = np.array(sorted(biases), np.int64)
         self._biases = np.array([biases[token_id] for token_id in sorted(biases)])
         self._steps = _steps(params, self._around)
+        self._last = self._steps[-1] if self._steps else Step()
 
     def choose(
         self,
@@ -60,8 +62,7 @@ class Sampler:
         """
         candidates = self.candidates(logits, context, maxima, forbidden)
         position = candidates.draw(self._random.random)
-        if self._steps:
-            self._steps[-1].drawn(position)
+        self._last.drawn(position)
         return candidates.id_at(position)
 
     def candidates(
@@ -72,7 +73,7 @@ class Sampler:
         forbidden: Iterable[int] = (),
     ) -> Candidates:
         """What the steps leave, before the draw; see `choose`."""
-        candidates = Candidates(logits, maxima)
+        candidates = Candidates(logits, maxima, self._scratch)
         self._around.context.follow(context)
         if len(self._ids):
             self._add_biases(candidates)

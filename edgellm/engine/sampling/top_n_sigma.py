@@ -26,7 +26,7 @@ def _deviation(logits: np.ndarray) -> float:
     """Of all logits but minus infinity."""
     with np.errstate(over="ignore", invalid="ignore"):
         rest = logits - logits.mean()
-        variance = float(np.dot(rest, rest)) / len(rest)
+        variance = float(np.square(rest, out=rest).mean())
     if not math.isfinite(variance):  # one is minus infinity, or they are too large for float32
         numbers = logits[logits > -math.inf].astype(np.float64)
         variance = float(numbers.var())
