@@ -216,9 +216,10 @@ class SamplingParams:
             for name, off in switches.items():
                 value = getattr(self, name)
                 if step not in order and value not in off and value != getattr(SamplingParams, name):
-                    where = "with mirostat that step does not run"
-                    where = where if self.samplers is None else f"samplers has no {step}; add it there"
-                    raise UsageError(f"{name} is {value}, but {where}, or leave {name} out", parameter=name)
+                    reason = "mirostat stands in the place of that step;"
+                    if self.samplers is not None:
+                        reason = f"samplers has no {step}; add it there, or"
+                    raise UsageError(f"{name} is {value}, but {reason} leave {name} out", parameter=name)
         for step in ("mirostat", "adaptive_p"):
             if step in order[:-1] and self._is_on(step):
                 raise UsageError(f"samplers has {step} before others; it draws, so put it last", parameter="samplers")
