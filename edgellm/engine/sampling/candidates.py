@@ -14,7 +14,7 @@ import numpy as np
 from edgellm.errors import UsageError
 from edgellm.kernels.records import MAXIMA_GROUP
 
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
 FEW = 64  # tokens that are tried first, where it is not known how many are needed
 MANY = 256  # other logits, from which on it is quicker to look for all maxima anew
 COOLEST = 1e-20  # temperatures below it are too much for float32
