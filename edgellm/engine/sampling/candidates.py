@@ -203,16 +203,14 @@ class Candidates:
             self._own()
         self.logits[positions] = logits
         self.is_sorted = False
-        if len(positions) > MANY:
-            self._maxima = None
-        elif maxima is not None:
-            groups = np.unique(positions // MAXIMA_GROUP)
-            starts = groups * MAXIMA_GROUP
+        self._maxima = None
+        if maxima is not None and len(positions) <= MANY:
             self._maxima = maxima = maxima.copy()
-            if len(self.logits) % MAXIMA_GROUP and groups[-1] == len(maxima) - 1:  # the last may be smaller
-                maxima[-1] = self.logits[starts[-1] :].max()
-                groups, starts = groups[:-1], starts[:-1]
-            maxima[groups] = self.logits[starts[:, None] + np.arange(MAXIMA_GROUP)].max(axis=1)
+            groups = positions // MAXIMA_GROUP
+            whole = groups[groups < len(self.logits) // MAXIMA_GROUP]
+            maxima[whole] = self.logits[whole[:, None] * MAXIMA_GROUP + np.arange(MAXIMA_GROUP)].max(axis=1)
+            if len(whole) < len(groups):  # the last group, which is smaller
+                maxima[-1] = self.logits[(len(maxima) - 1) * MAXIMA_GROUP :].max()
 
     def _own(self) -> None:
         """Have logits that may be written to."""
