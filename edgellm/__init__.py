@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgellm.convert.measured import quantize_to_budget
     from edgellm.convert.merge import merge_adapters
     from edgellm.convert.quantize import quantize_file
-    from edgellm.engine import Generation, GenerationStats, Model, load, load_tokenizer
+    from edgellm.engine import Generation, GenerationStats, Model, TokenLogprobs, load, load_tokenizer
     from edgellm.errors import (
         BusyError,
         CacheFullError,
@@ -66,6 +66,7 @@ __all__ = [
     "RuntimeConfig",
     "SamplingParams",
     "TemplateError",
+    "TokenLogprobs",
     "TrainConfig",
     "TrainingError",
     "UnsupportedError",
@@ -93,6 +94,7 @@ _HOMES = {
     "Generation": "edgellm.engine",
     "GenerationStats": "edgellm.engine",
     "Model": "edgellm.engine",
+    "TokenLogprobs": "edgellm.engine",
     "load": "edgellm.engine",
     "load_tokenizer": "edgellm.engine",
     "pull": "edgellm.hub",

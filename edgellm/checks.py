@@ -53,6 +53,30 @@ def positive_number(name: str, value: Any) -> float:
     return found
 
 
+def finite_number(name: str, value: Any) -> float:
+    """A number of any kind and sign."""
+    return _finite(name, value)
+
+
+def number_or_off(name: str, value: Any, least: float, most: float | None = None) -> float:
+    """A number as `number` takes it, or -1, which turns something off."""
+    found = _finite(name, value)
+    if found == -1:
+        return found
+    if found < least or (most is not None and found > most):
+        range_ = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise wrong(name, found, f"a number {range_}, or -1 to turn it off")
+    return found
+
+
+def whole_one_of(name: str, value: Any, numbers_: tuple[int, ...]) -> int:
+    """One of some whole numbers."""
+    found = whole_number(name, value, min(numbers_))
+    if found not in numbers_:
+        raise wrong(name, found, f"one of {', '.join(map(str, numbers_))}")
+    return found
+
+
 def one_of(name: str, value: Any, names: tuple[str, ...]) -> str:
     """One of some names."""
     if not (isinstance(value, str) and value in names):
@@ -79,6 +103,53 @@ def texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
         raise wrong(name, value, "a list of texts (str)")
     return [text(name, item) for item in value]
+
+
+def some_texts(name: str, value: Any) -> tuple[str, ...]:
+    """Texts of at least one character: one by itself, or several. Each counts once."""
+    if not isinstance(value, (str, list, tuple, set, frozenset)):
+        raise wrong(name, value, "a text (str) or a list of texts")
+    for item in (value,) if isinstance(value, str) else value:
+        if not isinstance(item, str) or not item:
+            raise UsageError(
+                f"{name} holds {shown(item)}; expected texts (str) of at least one character", parameter=name
+            )
+    return tuple(dict.fromkeys(map(str, [value] if isinstance(value, str) else value)))
+
+
+def biases(name: str, value: Any) -> dict[int, float]:
+    """Numbers by token id; minus infinity is one of them. Whether the ids are of a vocabulary is not looked at."""
+    if not isinstance(value, Mapping):
+        raise wrong(name, value, "a dict of numbers by token id")
+    found: dict[int, float] = {}
+    for key, bias in value.items():
+        if not isinstance(key, numbers.Integral) or isinstance(key, bool) or key < 0:
+            raise UsageError(f"{name} holds the key {shown(key)}; expected token ids, whole numbers", parameter=name)
+        is_number = isinstance(bias, numbers.Real) and not isinstance(bias, bool)
+        found[int(key)] = -math.inf if is_number and bias == -math.inf else _finite(f"{name}[{int(key)}]", bias, name)
+    return found
+
+
+def step_names(
+    name: str, value: Any, names: Iterable[str], aliases: Mapping[str, str]
+) -> tuple[str | Callable[..., Any], ...]:
+    """Steps in their order: some of the names, each once, and functions. A str has the names with ; between them."""
+    if isinstance(value, str):
+        value = [word.strip() for word in value.split(";") if word.strip()]
+    if not isinstance(value, (list, tuple)):
+        raise wrong(name, value, "a list of names and functions")
+    found: list[str | Callable[..., Any]] = []
+    for item in value:
+        step = item
+        if isinstance(item, str):
+            step = item.lower().replace("-", "_")
+            step = aliases.get(step, step)
+        if not (step in names if isinstance(step, str) else callable(step)) or isinstance(step, type):
+            raise UsageError(f"{name} holds {shown(item)}; expected some of {', '.join(names)}", parameter=name)
+        if isinstance(step, str) and step in found:
+            raise UsageError(f"{name} holds {step} twice; expected each step once", parameter=name)
+        found.append(step)
+    return tuple(found)
 
 
 def token_ids(name: str, value: Any, n_vocab: int, most: int | None = None) -> list[int]:
@@ -135,13 +206,15 @@ def take(params: object, name: str, check: Callable[..., Any], *bounds: Any, opt
         object.__setattr__(params, name, check(name, value, *bounds))
 
 
-def _finite(name: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise wrong(name, value, "a number")
-    try:
-        found = float(value)
-    except OverflowError:  # of an int or a fraction
-        found = math.inf
-    if not math.isfinite(found):
-        raise wrong(name, value, "a finite number")
-    return found
+def _finite(name: str, value: Any, parameter: str | None = None) -> float:
+    """parameter: where it differs from the name by which the value is called."""
+    expected = "a number"
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            found = float(value)
+        except OverflowError:  # of an int or a fraction
+            found = math.inf
+        if math.isfinite(found):
+            return found
+        expected = "a finite number"
+    raise UsageError(f"{name} is {shown(value)}; expected {expected}", parameter=parameter or name)

@@ -5,9 +5,69 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from edgellm.checks import number, one_of, positive_number, take, whole_number
+from edgellm.checks import (
+    biases,
+    finite_number,
+    number,
+    number_or_off,
+    one_of,
+    positive_number,
+    some_texts,
+    step_names,
+    take,
+    whole_number,
+    whole_one_of,
+)
+from edgellm.errors import UsageError
+
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    # A step of one's own: ids int64 [n], logits float [n], and the ids of the text so far, int64.
+    SamplingStep = Callable[[NDArray[np.int64], NDArray[Any], NDArray[np.int64]], Any]
+
+    class SamplingKeywords(TypedDict, total=False):
+        """The fields of `SamplingParams` as keywords, for type checkers."""
+
+        temperature: float
+        top_k: int
+        top_p: float
+        min_p: float
+        repeat_penalty: float
+        repeat_last_n: int
+        seed: int | None
+        max_tokens: int | None
+        presence_penalty: float
+        frequency_penalty: float
+        dry_multiplier: float
+        dry_base: float
+        dry_allowed_length: int
+        dry_penalty_last_n: int
+        dry_sequence_breakers: Sequence[str]
+        top_n_sigma: float
+        typical_p: float
+        xtc_probability: float
+        xtc_threshold: float
+        dynatemp_range: float
+        dynatemp_exponent: float
+        mirostat: int
+        mirostat_tau: float
+        mirostat_eta: float
+        adaptive_target: float
+        adaptive_decay: float
+        logit_bias: Mapping[int, float] | None
+        banned_strings: str | Sequence[str]
+        stop: str | Sequence[str]
+        samplers: str | Sequence[str | SamplingStep] | None
+        logprobs: int | None
+
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
@@ -16,6 +76,24 @@ ACTIVATIONS = ("int8", "f32")
 DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
 LEAST_WINDOW = 8  # some to read and some to score
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
+
+# The steps of sampling, and the parameters that turn each on: it is off when all have one of the values here.
+SAMPLERS: dict[str, dict[str, tuple[float, ...]]] = {
+    "penalties": {"repeat_penalty": (1,), "presence_penalty": (0,), "frequency_penalty": (0,)},
+    "dry": {"dry_multiplier": (0,)},
+    "top_n_sigma": {"top_n_sigma": (-1, 0)},
+    "top_k": {"top_k": (0,)},
+    "typ_p": {"typical_p": (1,)},
+    "top_p": {"top_p": (1,)},
+    "min_p": {"min_p": (0,)},
+    "xtc": {"xtc_probability": (0,)},
+    "temperature": {"temperature": (1,), "dynatemp_range": (0,)},
+    "mirostat": {"mirostat": (0,)},
+    "adaptive_p": {"adaptive_target": (-1,)},
+}
+SAMPLER_ALIASES = {"typical": "typ_p", "typical_p": "typ_p", "temp": "temperature", "nucleus": "top_p"}
+DEFAULT_SAMPLERS = tuple(name for name in SAMPLERS if name != "mirostat")
+MIROSTAT_SAMPLERS = ("penalties", "dry", "temperature", "mirostat")
 
 
 @dataclass(frozen=True)
@@ -49,15 +127,44 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen, in the order in which the filters run.
+    """How the next token is chosen, and when an answer ends. docs/sampling.md explains each step.
 
-    repeat_penalty:  divides positive and multiplies negative logits of the last `repeat_last_n` tokens; 1 is off.
-    top_k:           keep the k most likely tokens; 0 is off.
-    top_p:           keep the most likely tokens until their probabilities reach p; 1 is off.
-    min_p:           keep tokens at least min_p times as likely as the likeliest; 0 is off.
-    temperature:     divides the logits; 0 is greedy.
-    seed:            same seed, same text; None draws one.
-    max_tokens:      stop after so many new tokens; None goes on to the end of the text or of the context.
+    Named and meant as llama.cpp has them. A step that is off costs nothing.
+
+    temperature:         divides the logits; 0 is greedy.
+    top_k:               keep the k most likely tokens; 0 is off.
+    top_p:               keep the most likely tokens until their probabilities reach p; 1 is off.
+    min_p:               keep tokens at least min_p times as likely as the likeliest; 0 is off.
+    repeat_penalty:      divides positive and multiplies negative logits of the last `repeat_last_n` tokens; 1 is off.
+    repeat_last_n:       tokens that the three penalties look back; -1 is the whole text.
+    seed:                same seed, same text; None draws one.
+    max_tokens:          stop after so many new tokens; None goes on to the end of the text or of the context.
+    presence_penalty:    taken from the logit of every one of those tokens; 0 is off.
+    frequency_penalty:   the same for each time that it is there; 0 is off.
+    dry_multiplier:      how much DRY takes from what would go on with a repetition; 0 is off.
+    dry_base:            times so much for each token that the repetition is longer.
+    dry_allowed_length:  tokens of a repetition that cost nothing yet.
+    dry_penalty_last_n:  tokens that DRY looks back; -1 is the whole text.
+    dry_sequence_breakers:  texts that no repetition reaches across.
+    top_n_sigma:         keep tokens whose logit is at most so many standard deviations below the largest; -1 is off.
+    typical_p:           keep the tokens nearest to the expected surprise until their probabilities reach p; 1 is off.
+    xtc_probability:     how often XTC takes out the likeliest tokens; 0 is off.
+    xtc_threshold:       those are tokens of at least this probability, but for the last of them; above 0.5 is off.
+    dynatemp_range:      temperature is up to so much lower or higher, by the entropy of the choice; 0 is off.
+    dynatemp_exponent:   how entropy becomes temperature.
+    mirostat:            2 keeps the surprise of the text near mirostat_tau, in the place of other filters; 0 is off.
+    mirostat_tau:        that surprise, in bits for each token.
+    mirostat_eta:        how quickly it is approached.
+    adaptive_target:     draw tokens of about this probability; -1 is off.
+    adaptive_decay:      how long earlier tokens count for that, from 0 to 0.99.
+    logit_bias:          what is added to the logits of some tokens, by their ids; -inf forbids one.
+    banned_strings:      texts that never are in an answer.
+    stop:                texts that end an answer, and are not shown.
+    samplers:            the steps in their order: names out of SAMPLERS, and functions of
+                         (ids, logits, context); see `engine/sampling/custom.py`.
+    logprobs:            keep the log-probability of each token, and those of so many alternatives; None is off.
+
+    Raises UsageError for values that cannot work, and for those that contradict each other.
     """
 
     temperature: float = 0.8
@@ -68,6 +175,29 @@ class SamplingParams:
     repeat_last_n: int = 64
     seed: int | None = None
     max_tokens: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    top_n_sigma: float = -1.0
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    logit_bias: Mapping[int, float] | None = None
+    banned_strings: str | Sequence[str] = ()
+    stop: str | Sequence[str] = ()
+    samplers: str | Sequence[str | SamplingStep] | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         take(self, "temperature", number, 0)
@@ -75,6 +205,69 @@ class SamplingParams:
         take(self, "top_p", number, 0, 1)
         take(self, "min_p", number, 0, 1)
         take(self, "repeat_penalty", positive_number)
-        take(self, "repeat_last_n", whole_number, 0)
+        take(self, "repeat_last_n", whole_number, -1)
         take(self, "seed", whole_number, 0, optional=True)
         take(self, "max_tokens", whole_number, 0, optional=True)
+        take(self, "presence_penalty", finite_number)
+        take(self, "frequency_penalty", finite_number)
+        take(self, "dry_multiplier", number, 0)
+        take(self, "dry_base", number, 1)
+        take(self, "dry_allowed_length", whole_number, 1)
+        take(self, "dry_penalty_last_n", whole_number, -1)
+        take(self, "dry_sequence_breakers", some_texts)
+        take(self, "top_n_sigma", number_or_off, 0)
+        take(self, "typical_p", number, 0, 1)
+        take(self, "xtc_probability", number, 0, 1)
+        take(self, "xtc_threshold", number, 0, 1)
+        take(self, "dynatemp_range", number, 0)
+        take(self, "dynatemp_exponent", number, 0)
+        take(self, "mirostat", whole_one_of, (0, 2))
+        take(self, "mirostat_tau", positive_number)
+        take(self, "mirostat_eta", positive_number)
+        take(self, "adaptive_target", number_or_off, 0, 1)
+        take(self, "adaptive_decay", number, 0, 0.99)
+        take(self, "logit_bias", biases, optional=True)
+        take(self, "banned_strings", some_texts)
+        take(self, "stop", some_texts)
+        take(self, "samplers", step_names, SAMPLERS, SAMPLER_ALIASES, optional=True)
+        take(self, "logprobs", whole_number, 0, optional=True)
+        self._refuse_contradictions()
+
+    @property
+    def order(self) -> tuple[str | SamplingStep, ...]:
+        """The steps in their order, those that are off too."""
+        if self.samplers is not None:
+            return tuple(self.samplers)
+        return MIROSTAT_SAMPLERS if self.mirostat else DEFAULT_SAMPLERS
+
+    @property
+    def steps(self) -> list[str | SamplingStep]:
+        """Those of `order` that change something."""
+        return [step for step in self.order if not isinstance(step, str) or self._is_on(step)]
+
+    def _is_on(self, step: str) -> bool:
+        return any(getattr(self, name) not in off for name, off in SAMPLERS[step].items())
+
+    def _refuse_contradictions(self) -> None:
+        """What was set for a step that does not run, and steps that cannot go together."""
+        order = self.order
+        for step, switches in SAMPLERS.items():
+            for name, off in switches.items():
+                value = getattr(self, name)
+                if step not in order and value not in off and value != getattr(SamplingParams, name):
+                    reason = "mirostat stands in the place of that step;"
+                    if self.samplers is not None:
+                        reason = f"samplers has no {step}; add it there, or"
+                    raise UsageError(f"{name} is {value}, but {reason} leave {name} out", parameter=name)
+        for step in ("mirostat", "adaptive_p"):
+            if step in order[:-1] and self._is_on(step):
+                raise UsageError(f"samplers has {step} before others; it draws, so put it last", parameter="samplers")
+        if self.temperature == 0 and "temperature" in order:
+            for name in ("mirostat", "adaptive_target", "dynatemp_range"):
+                value = getattr(self, name)
+                if value != getattr(SamplingParams, name):
+                    raise UsageError(
+                        f"{name} is {value}, but temperature is 0, which always takes the likeliest token; choose a "
+                        f"higher temperature, or leave {name} out",
+                        parameter=name,
+                    )

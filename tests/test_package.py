@@ -65,6 +65,16 @@ def test_no_path_of_a_workplace_is_named() -> None:
     assert [(path, line) for path, text in texts() for line in text.split("\n") if place.search(line)] == []
 
 
+# Every type checker brings it; a program never imports it.
+FOR_TYPE_CHECKERS = ("typing_extensions",)
+
+
+def test_what_is_for_type_checkers_is_not_imported() -> None:
+    for path in MODULES:
+        kept = re.sub(r"^if TYPE_CHECKING:\n(?:    .*\n|\n)*", "", path.read_text("utf-8"), flags=re.MULTILINE)
+        assert not {name.partition(".")[0] for name in imports_of(path, kept)} & set(FOR_TYPE_CHECKERS), path
+
+
 def test_every_import_is_a_declared_dependency() -> None:
     """Inside functions and for other systems too: what another package happens to bring may be gone tomorrow."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -73,7 +83,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     declared = set(re.findall(r'"([\w-]+)', "".join(tables).lower()))
     named_otherwise = {"yaml": "pyyaml"}
     imported = {name.partition(".")[0] for path in MODULES for name in imports_of(path, path.read_text("utf-8"))}
-    others = imported - sys.stdlib_module_names - {"edgellm", "__future__"}
+    others = imported - sys.stdlib_module_names - {"edgellm", "__future__", *FOR_TYPE_CHECKERS}
     assert {named_otherwise.get(name, name) for name in others} <= declared
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import EdgellmError, UsageError, shown
-from edgellm.params import ACTIVATIONS, KV_TYPES, MAX_THREADS, RuntimeConfig, SamplingParams
+from edgellm.params import ACTIVATIONS, DEFAULT_SAMPLERS, KV_TYPES, MAX_THREADS, RuntimeConfig, SamplingParams
 
 FIELDS = [(kind, field.name) for kind in (RuntimeConfig, SamplingParams) for field in fields(kind)]
 
@@ -51,10 +51,13 @@ def test_any_value_is_taken_or_refused_by_name(kind, name: str, value: Any) -> N
     except UsageError as error:
         assert error.parameter == name
         text = str(error)
-        assert text.startswith(f"{name} is ") and "; expected " in text and "\n" not in text and len(text) < 160
+        assert text.startswith((f"{name} is ", f"{name} holds ", f"{name}["))
+        assert "; expected " in text and "\n" not in text and len(text) < 200
     else:
-        assert found is None or type(found) in (int, float, bool, str)
-        if found is not None:
+        assert found is None or type(found) in (int, float, bool, str, tuple, dict)
+        if isinstance(found, (tuple, dict)):
+            assert all(type(item) in (str, int) or callable(item) for item in found)
+        elif found is not None:
             assert found == type(found)(value)
             assert isinstance(value, (bool, np.bool_)) == (type(found) is bool)
 
@@ -111,6 +114,67 @@ def test_what_is_said_of_sampling(params, text: str) -> None:
     with pytest.raises(UsageError) as error:
         SamplingParams(**params)
     assert str(error.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"repeat_last_n": -2}, "repeat_last_n is -2; expected a number of at least -1"),
+        ({"presence_penalty": math.inf}, "presence_penalty is inf; expected a finite number"),
+        ({"dry_base": 0.5}, "dry_base is 0.5; expected a number of at least 1"),
+        ({"dry_allowed_length": 0}, "dry_allowed_length is 0; expected a number of at least 1"),
+        ({"top_n_sigma": -0.5}, "top_n_sigma is -0.5; expected a number of at least 0, or -1 to turn it off"),
+        ({"typical_p": 2}, "typical_p is 2.0; expected a number from 0 to 1"),
+        ({"mirostat": 1}, "mirostat is 1; expected one of 0, 2"),
+        ({"mirostat": 3}, "mirostat is 3; expected one of 0, 2"),
+        ({"adaptive_target": 1.5}, "adaptive_target is 1.5; expected a number from 0 to 1, or -1 to turn it off"),
+        ({"adaptive_decay": 1}, "adaptive_decay is 1.0; expected a number from 0 to 0.99"),
+        ({"logit_bias": [1]}, "logit_bias is [1]; expected a dict of numbers by token id"),
+        ({"logit_bias": {"the": 1}}, "logit_bias holds the key 'the'; expected token ids, whole numbers"),
+        ({"logit_bias": {-1: 1}}, "logit_bias holds the key -1; expected token ids"),
+        ({"logit_bias": {1: math.inf}}, "logit_bias[1] is inf; expected a finite number"),
+        ({"logit_bias": {1: "2"}}, "logit_bias[1] is '2'; expected a number"),
+        ({"stop": ""}, "stop holds ''; expected texts (str) of at least one character"),
+        ({"stop": ["a", 5]}, "stop holds 5; expected texts (str) of at least one character"),
+        ({"banned_strings": 5}, "banned_strings is 5; expected a text (str) or a list of texts"),
+        ({"samplers": "top_k;topp"}, "samplers holds 'topp'; expected some of penalties, dry, top_n_sigma, top_k,"),
+        ({"samplers": ["top_k", "top-k"]}, "samplers holds top_k twice; expected each step once"),
+        ({"samplers": [5]}, "samplers holds 5; expected some of penalties"),
+        ({"samplers": 5}, "samplers is 5; expected a list of names and functions"),
+        ({"logprobs": -1}, "logprobs is -1; expected a number of at least 0"),
+        # What contradicts each other.
+        ({"typical_p": 0.9, "samplers": ["top_k"]}, "typical_p is 0.9, but samplers has no typ_p; add it there, or le"),
+        ({"temperature": 0, "samplers": ["top_k"]}, "temperature is 0.0, but samplers has no temperature; add it ther"),
+        ({"mirostat": 2, "samplers": "top_k"}, "mirostat is 2, but samplers has no mirostat; add it there, or leave m"),
+        ({"mirostat": 2, "top_k": 7}, "top_k is 7, but mirostat stands in the place of that step; leave top_k out"),
+        ({"mirostat": 2, "adaptive_target": 0.5}, "adaptive_target is 0.5, but mirostat stands in the place of that s"),
+        ({"mirostat": 2, "samplers": "mirostat;temperature"}, "samplers has mirostat before others; it draws, so put "),
+        ({"mirostat": 2, "temperature": 0}, "mirostat is 2, but temperature is 0, which always takes the likeliest to"),
+        ({"adaptive_target": 0.5, "temperature": 0}, "adaptive_target is 0.5, but temperature is 0, which always take"),
+        ({"dynatemp_range": 0.5, "temperature": 0}, "dynatemp_range is 0.5, but temperature is 0, which always takes "),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_steps(params, text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        SamplingParams(**params)
+    assert str(error.value).startswith(text)
+    assert error.value.parameter in params
+
+
+def test_the_order_of_steps() -> None:
+    assert SamplingParams().order == DEFAULT_SAMPLERS
+    assert SamplingParams().steps == ["top_k", "top_p", "min_p", "temperature"]
+    assert SamplingParams(mirostat=2).steps == ["temperature", "mirostat"]
+    assert SamplingParams(xtc_probability=0.5, top_k=0).steps == ["top_p", "min_p", "xtc", "temperature"]
+    assert SamplingParams(samplers="Typical; temp;top-k;").samplers == ("typ_p", "temperature", "top_k")
+    assert SamplingParams(samplers=[], temperature=1).steps == []
+    assert SamplingParams(samplers=[print, "top_k"]).steps == [print, "top_k"]
+
+
+def test_texts_and_biases_become_plain_ones() -> None:
+    assert SamplingParams(stop="a").stop == ("a",)
+    assert SamplingParams(banned_strings=["a", "b", "a"]).banned_strings == ("a", "b")
+    assert SamplingParams(logit_bias={np.int64(5): np.float32(0.5), 6: -math.inf}).logit_bias == {5: 0.5, 6: -math.inf}
 
 
 def test_numbers_of_other_kinds_become_plain_ones() -> None:

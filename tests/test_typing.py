@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import subprocess
@@ -31,6 +32,10 @@ from typing_extensions import assert_type
 import edgellm
 
 
+def own_step(ids: NDArray[np.int64], logits: NDArray[Any], context: NDArray[np.int64]) -> None:
+    logits[ids == context[-1]] = -np.inf
+
+
 def right(path: Path, settings: dict[str, Any]) -> None:
     with edgellm.load(path, n_ctx=512, n_threads=2, n_batch=64, kv_type="q8_0", activations="f32") as model:
         assert_type(model, edgellm.Model)
@@ -52,6 +57,11 @@ def right(path: Path, settings: dict[str, Any]) -> None:
         assert_type(answer.finish_reason, str | None)
         assert_type(answer.token_ids, list[int])
         assert_type(answer.stats.tokens_per_second, float)
+        assert_type(answer.stop_string, str | None)
+        assert_type(answer.logprobs[0].top, list[tuple[int, float]])
+        answers = model.generate("a", n=3, stop=["b"], logit_bias={5: -1.0}, samplers=["top_k", own_step], logprobs=5)
+        assert_type(answers, list[edgellm.Generation])
+        assert_type(model.chat([{"role": "user"}], n=2, dry_multiplier=0.8), list[edgellm.Generation])
         messages = [{"role": "user", "content": "Hi"}]
         "".join(model.chat(messages, {"enable_thinking": False}, seed=1))
         model.generate([1, 2], **settings)
@@ -73,13 +83,15 @@ def wrong(model: edgellm.Model) -> None:
     edgellm.load("a", context=512)  # type: ignore[call-arg]
     edgellm.load(5)  # type: ignore[arg-type]
     edgellm.lod("a")  # type: ignore[attr-defined]
-    model.generate("a", temprature=0.5)  # type: ignore[arg-type]
-    model.generate("a", temperature="hot")  # type: ignore[arg-type]
-    model.generate("a", max_tokens=1.5)  # type: ignore[arg-type]
-    model.generate(None)  # type: ignore[arg-type]
+    model.generate("a", temprature=0.5)  # type: ignore[call-overload]
+    model.generate("a", temperature="hot")  # type: ignore[call-overload]
+    model.generate("a", max_tokens=1.5)  # type: ignore[call-overload]
+    model.generate("a", n="3")  # type: ignore[call-overload]
+    model.generate(None)  # type: ignore[call-overload]
     model.chat("a")  # type: ignore[arg-type]
-    model.chat([{"role": "user"}], top_k=None)  # type: ignore[arg-type]
-    model.chat([{"role": "user"}], topk=3)  # type: ignore[arg-type]
+    model.chat([{"role": "user"}], top_k=None)  # type: ignore[call-overload]
+    model.chat([{"role": "user"}], topk=3)  # type: ignore[call-overload]
+    model.generate("a", stop=5)  # type: ignore[call-overload]
     model.tokenize(None)  # type: ignore[arg-type]
     model.logits("a")  # type: ignore[arg-type]
     model.no_such  # type: ignore[attr-defined]
@@ -136,7 +148,15 @@ def test_keywords_of_an_answer_are_those_of_sampling_params(name: str) -> None:
     """The same names and types in the same order, and each default stands in `SamplingParams` alone."""
     parameters = inspect.signature(getattr(edgellm.Model, name)).parameters.values()
     keywords = [(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
-    assert keywords == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
+    assert keywords[:2] == [("n", "int | None", None), ("adapters", "AdapterScales | None", None)]
+    assert keywords[2:] == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
+
+
+def test_keywords_for_type_checkers_are_those_of_sampling_params() -> None:
+    tree = ast.parse((ROOT / "edgellm" / "params.py").read_text("utf-8"))
+    known = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "SamplingKeywords")
+    keywords = [(ast.unparse(n.target), ast.unparse(n.annotation)) for n in known.body if isinstance(n, ast.AnnAssign)]
+    assert keywords == [(field.name, field.type) for field in fields(edgellm.SamplingParams)]
 
 
 def test_keywords_of_load_are_those_of_runtime_config() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cli.answer import larger_context, stream, tell_stats
 from edgellm.cli.conversation import Conversation, Message
 from edgellm.cli.reader import LineReader
+from edgellm.cli.sampling import read_setting, setting_names
 from edgellm.cli.template import describe_template, template_of
 from edgellm.cli.terminal import harmless, note, show_answer
 from edgellm.errors import EdgellmError, UsageError
@@ -31,6 +32,10 @@ _HELP = '''\
   """               begin and end a message of several lines
   Ctrl-C            stop the answer'''
 
+# Settings that are always shown.
+COMMON = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "max_tokens",
+)  # fmt: skip
 _WITH_WORDS = ("/system", "/set", "/save", "/load")
 
 
@@ -182,8 +187,13 @@ class Chat:
         )
 
     def _settings(self) -> str:
-        settings = dataclasses.asdict(self._sampling)
-        return "\n".join(f"  {name}: {_word(value)}" for name, value in settings.items())
+        """Those that people change most, and others that are not as they are by default."""
+        settings = {name: getattr(self._sampling, name) for name in setting_names()}
+        return "\n".join(
+            f"  {name}: {_word(value)}"
+            for name, value in settings.items()
+            if name in COMMON or value != getattr(SamplingParams, name)
+        )
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
@@ -202,16 +212,9 @@ class Chat:
 def changed(sampling: SamplingParams, name: str, value: str) -> SamplingParams:
     """`sampling` with one setting changed by what a person typed. Raises UsageError."""
     name = {"temp": "temperature"}.get(name, name).replace("-", "_")
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    if name not in names:
-        raise UsageError(f"no setting {name}; there are {', '.join(names)}")
-    default = getattr(SamplingParams(), name)
-    change: dict[str, Any] = {name: None}
-    try:
-        if value != "none" or default is not None:
-            change = {name: float(value) if isinstance(default, float) else int(value)}
-    except ValueError:
-        raise UsageError(f"{name} is {value!r}; expected a number, as in: /set {name} {default or 1}") from None
+    if name not in setting_names():
+        raise UsageError(f"no setting {name}; there are {', '.join(setting_names())}")
+    change: dict[str, Any] = {name: read_setting(name, value)}
     return dataclasses.replace(sampling, **change)
 
 
@@ -227,7 +230,9 @@ def _adapters(model: Model) -> str:
     return f"  adapters: {used}\n" if used else ""
 
 
-def _word(value: float | None) -> str:
+def _word(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(repr, value)) or "none"
     return "none" if value is None else str(value)
 
 

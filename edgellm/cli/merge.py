@@ -18,9 +18,7 @@ from edgellm.cli.options import scales_of, threads_option
               help="F32, F16, Q8_0, Q4_K_M, ... (see `edgellm quantize -h`).  [default: each tensor keeps its own]",
               )  # fmt: skip
 @threads_option
-def command(
-    model: str, adapters: tuple[str, ...], output: Path, type_name: str | None, n_threads: int | None
-) -> None:
+def command(model: str, adapters: tuple[str, ...], output: Path, type_name: str | None, n_threads: int | None) -> None:
     """Put adapters into a model, as a new GGUF file.
 
     MODEL is a GGUF file or a model's name; an ADAPTER is a PEFT folder or a GGUF adapter that was made for it. The

@@ -12,32 +12,11 @@ from typing import Any, TypeVar
 import click
 
 from edgellm.errors import UsageError
-from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig, SamplingParams
+from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_DEFAULTS = SamplingParams()
 MOST_SCALE = 1e30  # of an adapter: far more than means anything, and far less than float32 holds
-
-_SAMPLING = [
-    (
-        "max_tokens",
-        ("-n", "--max-tokens"),
-        int,
-        "Stop after N tokens; without it, when the text is complete.",
-    ),
-    ("temperature", ("--temp",), float, "Higher is more varied; 0 always takes the likeliest token."),
-    ("top_k", ("--top-k",), int, "Choose among the N likeliest tokens; 0 is off."),
-    (
-        "top_p",
-        ("--top-p",),
-        float,
-        "Choose among the likeliest tokens that share this probability; 1 is off.",
-    ),
-    ("min_p", ("--min-p",), float, "Leave out tokens below this fraction of the likeliest; 0 is off."),
-    ("repeat_penalty", ("--repeat-penalty",), float, "Make repeated tokens less likely; 1 is off."),
-    ("seed", ("--seed",), int, "The same seed gives the same text."),
-]
 
 
 def typed_name(option: click.Parameter) -> str:
@@ -45,7 +24,7 @@ def typed_name(option: click.Parameter) -> str:
     return "/".join(option.opts)
 
 
-def _checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
+def checked_by(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """A check of an option's value by the parameter object that it belongs to, before any work begins."""
 
     def check(context: click.Context, option: click.Parameter, value: Any) -> Any:
@@ -59,22 +38,6 @@ def _checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]
     return check
 
 
-def sampling_options(command: Command) -> Command:
-    """Give a command the options of SamplingParams; it receives those that were typed, others as None."""
-    for name, flags, kind, text in reversed(_SAMPLING):
-        default = getattr(_DEFAULTS, name)
-        shown = f"  [default: {default}]" if default is not None else ""
-        metavar = "N" if kind is int else "X"
-        check = _checked(SamplingParams)
-        command = click.option(*flags, name, type=kind, metavar=metavar, help=text + shown, callback=check)(command)
-    return command
-
-
-def sampling_params(typed: dict[str, Any]) -> SamplingParams:
-    """The parameters that were typed, over the defaults. Raises UsageError for values that cannot work."""
-    return SamplingParams(**{name: value for name, value in typed.items() if value is not None})
-
-
 def runtime_options(command: Command) -> Command:
     """Give a command -t, -c, --kv-type, --activations and --cache-bytes; it receives them as `runtime`."""
     context = (
@@ -82,7 +45,7 @@ def runtime_options(command: Command) -> Command:
     )
     stored = "How keys and values are stored; q8_0 takes about half the memory, f32 is exact."
     memory = "Memory for the keys and values of all texts together.  [default: a part of what is free]"
-    check = _checked(RuntimeConfig)
+    check = checked_by(RuntimeConfig)
     command = as_runtime(command)
     command = click.option("--cache-bytes", type=int, metavar="N", help=memory, callback=check)(command)
     command = activations_option(command)
@@ -96,9 +59,9 @@ def runtime_options(command: Command) -> Command:
 def lora_option(command: Command) -> Command:
     """Give a command --lora; it receives `adapters`, scales by path."""
     text = "An adapter to run with: a PEFT folder or a GGUF adapter, with its scale (1 unless given). May stand again."
-    return click.option(
-        "--lora", "adapters", multiple=True, metavar="PATH[=SCALE]", help=text, callback=_scales
-    )(command)
+    return click.option("--lora", "adapters", multiple=True, metavar="PATH[=SCALE]", help=text, callback=_scales)(
+        command
+    )
 
 
 def scales_of(texts: Iterable[str], option: str) -> dict[Path, float]:
@@ -149,5 +112,5 @@ def activations_option(command: Command) -> Command:
 def threads_option(command: Command) -> Command:
     """Give a command -t."""
     text = "Worker threads.  [default: what is fastest here]"
-    check = _checked(RuntimeConfig)
+    check = checked_by(RuntimeConfig)
     return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=text, callback=check)(command)

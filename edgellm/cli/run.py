@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import lora_option, runtime_options, sampling_options, sampling_params
+from edgellm.cli.options import lora_option, runtime_options
+from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
 from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from edgellm.params import RuntimeConfig, SamplingParams
 
 
-@click.command("run")
+@click.command("run", cls=SectionedCommand)
 @click.argument("model", required=False)
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and exit; - reads it from standard input.")
 @click.option("--system", metavar="TEXT", help="How the model should behave; comes before the conversation.")

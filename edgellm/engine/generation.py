@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
+from edgellm.engine.answer_text import AnswerText, Shown
 from edgellm.engine.request import Request
-from edgellm.engine.sampler import Sampler
+from edgellm.engine.sampling import Sampler, TokenLogprobs
+from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
     from edgellm.text import Tokenizer
-    from edgellm.text.stream import StreamDecoder
 
 MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
 
@@ -55,19 +58,31 @@ class _Answer(Request):
 
     It knows nothing of the Generation that people hold, so that one they let go of ends at once.
 
-    unread:  tokens that nobody has taken yet. While others are computed, this one goes on for a few tokens.
+    unread:       tokens and their texts that nobody has taken yet. While others are computed, this one goes on for a
+                  few tokens.
+    rest:         text that is left at the end.
+    most_unread:  so many tokens.
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, stop_ids: Collection[int], n_ctx: int, adapters: AdapterSet
+        self, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, n_ctx: int, adapters: AdapterSet
     ) -> None:
         super().__init__(list(prompt), adapters=adapters)
-        self.unread: deque[int] = deque()
+        self.unread: deque[Shown] = deque()
+        self.rest = ""
+        self.most_unread = MOST_UNREAD
         self.stats = GenerationStats(n_prompt_tokens=len(prompt))
         self.finish_reason: str | None = None
-        self._params, self._stop_ids, self._n_ctx = params, stop_ids, n_ctx
-        self._sampler = Sampler(params)
-        self._started = self._first_at = 0.0
+        self.stop_string: str | None = None
+        self._params, self._stop_ids, self._n_ctx = params, tokenizer.stop_ids, n_ctx
+        self._text: AnswerText | None = AnswerText(
+            tokenizer.stream(after=prompt[-1]), params.stop, params.banned_strings
+        )
+        never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
+        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never)
+        self._started: float | None = None
+        self._first_at: float | None = None
+        self._is_cut = False  # it has fewer tokens than are in the cache
 
     def start(self) -> None:
         """The clock runs from here on."""
@@ -75,7 +90,15 @@ class _Answer(Request):
 
     @property
     def end(self) -> int:
-        return len(self.tokens) if len(self.unread) < MOST_UNREAD else 0
+        return len(self.tokens) if len(self.unread) < self.most_unread else 0
+
+    @property
+    def n_pending(self) -> int:
+        if self._is_cut:
+            if self.sequence is not None and self.n_cached >= len(self.tokens):
+                self.sequence.trim(len(self.tokens) - 1)  # the last token is computed anew, for its logits
+            self._is_cut = False
+        return super().n_pending
 
     @property
     def is_ready(self) -> bool:
@@ -86,35 +109,66 @@ class _Answer(Request):
         return len(self.tokens) - (1 if self._params.max_tokens != 0 else 0)
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
-        if position != len(self.tokens) - 1:
-            return  # a step that was interrupted has chosen what comes after it
-        if not self.stats.n_generated_tokens:
-            self.stats.prompt_seconds = time.perf_counter() - self._started
-        token_id = self._sampler.choose(logits, self.tokens, maxima)
-        now = time.perf_counter()
-        if not self.stats.n_generated_tokens:
-            self.stats.first_token_seconds = now - self._started
-            self._first_at = now
-        if token_id in self._stop_ids:
-            self._finish("stop")
-            return
+        text, sampler = self._text, self._sampler
+        if position != len(self.tokens) - 1 or text is None or sampler is None:
+            return  # a step that was interrupted has chosen what comes after it, or nobody wants it
+        if self._first_at is None:
+            self.stats.prompt_seconds = self._seconds()
+        while True:
+            state = sampler.state if text.takes_back else None
+            token_id = sampler.choose(logits, self.tokens, maxima, text.forbidden)
+            if self._first_at is None:
+                self.stats.first_token_seconds = self._seconds()
+                self._first_at = time.perf_counter()
+            if token_id in self._stop_ids:
+                self._finish("stop", text)
+                return
+            n_top = self._params.logprobs
+            logprobs = None if n_top is None else logprobs_of(token_id, logits, maxima, n_top)
+            back = text.push(token_id, logprobs, state)
+            if back is None:
+                break
+            sampler.state = back.sampler
+            if back.n_tokens > 1:
+                self._cut(back.n_tokens - 1)
+                return
         self.stats.n_generated_tokens += 1
-        self.stats.generate_seconds = now - self._first_at
+        self.stats.generate_seconds = time.perf_counter() - self._first_at
         self.tokens.append(token_id)
-        self.unread.append(token_id)
-        if self.stats.n_generated_tokens == self._params.max_tokens:
-            self._finish("length")
+        if text.stop_string is not None:
+            self.stop_string = text.stop_string
+            self._finish("stop", text)
+        elif self.stats.n_generated_tokens == self._params.max_tokens:
+            self._finish("length", text)
         elif len(self.tokens) > self._n_ctx:
-            self._finish("context")
+            self._finish("context", text)
+        else:
+            self.unread.extend(text.shown())
+
+    def _cut(self, n_tokens: int) -> None:
+        """Take back the last tokens: others are to come in their place."""
+        self._is_cut = True
+        del self.tokens[len(self.tokens) - n_tokens :]
+        self.stats.n_generated_tokens -= n_tokens
 
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused
-        if not self.stats.n_generated_tokens and not self.is_over:
-            self.stats.prompt_seconds = time.perf_counter() - self._started
+        if self._first_at is None and not self.is_over:
+            self.stats.prompt_seconds = self._seconds()
             if self.n_cached == len(self.tokens):  # a prompt that nobody wants an answer to
-                self._finish("length")
+                self._finish("length", self._text)
 
-    def _finish(self, reason: str) -> None:
+    def forget(self) -> None:
+        """Hold nothing of the model any more."""
+        self._text = self._sampler = None
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started if self._started is not None else 0.0
+
+    def _finish(self, reason: str, text: AnswerText | None) -> None:
+        if text is not None:
+            shown, self.rest = text.finish()
+            self.unread.extend(shown)
         self.finish_reason = reason
         self.is_over = True
 
@@ -136,9 +190,11 @@ class Generation(Iterator[str]):
         adapters: AdapterSet = NO_ADAPTERS,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = _Answer(prompt, params, tokenizer.stop_ids, n_ctx, adapters)
-        self._text: StreamDecoder | None = tokenizer.stream(after=prompt[-1])
+        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters)
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._stop_string: str | None = None
+        self._together: list[weakref.ref[Generation]] = []
         self._finish_reason: str | None = None
         self._lost: Exception | None = None
         self._is_submitted = False
@@ -146,10 +202,15 @@ class Generation(Iterator[str]):
 
     @property
     def finish_reason(self) -> str | None:
-        """None while it goes on; then "stop" (the model ended its text), "length" (max_tokens), "context" (no room
-        for more) or "cancelled" (by `cancel`, `close`, Ctrl-C or an error).
+        """None while it goes on; then "stop" (the model ended its text, or a stop string came), "length" (max_tokens),
+        "context" (no room for more) or "cancelled" (by `cancel`, `close`, Ctrl-C or an error).
         """
         return self._finish_reason
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that has ended it; None when the model ended its text by itself, or it did not stop."""
+        return self._stop_string
 
     @property
     def stats(self) -> GenerationStats:
@@ -158,8 +219,13 @@ class Generation(Iterator[str]):
 
     @property
     def token_ids(self) -> list[int]:
-        """The tokens generated so far."""
+        """The tokens generated so far, also those of a stop string, which is not shown."""
         return self._token_ids
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked."""
+        return self._logprobs
 
     def __next__(self) -> str:
         if not self._reading.acquire(blocking=False):
@@ -183,24 +249,38 @@ class Generation(Iterator[str]):
 
     def _next_piece(self) -> str:
         """The text of the next token, which may be none; at the end, what is left."""
-        answer, text = self._answer, self._text
-        assert text is not None  # as long as it goes on
-        if not self._is_submitted:
-            answer.start()
-            self._is_submitted = True
-            self._scheduler.submit(answer)
+        answer = self._answer
+        self._start()
+        for other in self._together:
+            if (sibling := other()) is not None:
+                sibling._start()
         if not answer.is_cancelled:
             self._scheduler.wait(answer)
         if answer.is_cancelled:
             self._end("cancelled")
             return ""
         if answer.unread:
-            token_id = answer.unread.popleft()
-            self._token_ids.append(token_id)
-            return text.push(token_id)
-        rest = text.flush()
+            shown = answer.unread.popleft()
+            self._token_ids.append(shown.token_id)
+            if shown.logprobs is not None:
+                self._logprobs.append(shown.logprobs)
+            return shown.text
+        self._stop_string = answer.stop_string
         self._end(answer.finish_reason or "cancelled")
-        return rest
+        return answer.rest
+
+    def _start(self) -> None:
+        if not self._is_submitted and self._finish_reason is None:
+            self._is_submitted = True
+            self._answer.start()
+            self._scheduler.submit(self._answer)
+
+    @staticmethod
+    def together(generations: list[Generation]) -> None:
+        """Let answers to one prompt begin at the same time, so that it is computed once, and each token for all."""
+        for generation in generations:
+            generation._together = [weakref.ref(other) for other in generations if other is not generation]
+            generation._answer.most_unread = sys.maxsize
 
     def cancel(self) -> None:
         """Stop soon, also in the middle of a long prompt. From any thread."""
@@ -230,7 +310,8 @@ class Generation(Iterator[str]):
 
     def _end(self, reason: str) -> None:
         if self._finish_reason is None:
-            self._finish_reason, self._text = reason, None
+            self._finish_reason = reason
             self._answer.is_cancelled |= reason == "cancelled"
             if self._is_submitted:
                 self._scheduler.retire(self._answer)
+            self._answer.forget()

@@ -127,8 +127,7 @@ def _collect(
     runner, graphs, programs = scheduler.runner, variant.graphs, variant.programs
     result = {name: np.empty((len(token_ids), value.width), np.float32) for name, value in wanted.items()}
     of_body, of_head = (
-        {name: value for name, value in wanted.items() if value.graph is graph}
-        for graph in (graphs.body, graphs.head)
+        {name: value for name, value in wanted.items() if value.graph is graph} for graph in (graphs.body, graphs.head)
     )
     body_given, head_given = (
         [value for value in given if value.graph is graph] for graph in (graphs.body, graphs.head)

@@ -6,36 +6,41 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm import checks, hub
+from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
-from edgellm.engine.adapter_set import Adapters
+from edgellm.engine.adapter_set import Adapters, AdapterSet
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
+from edgellm.engine.opening import check_vocabulary, context_of, open_file, resolve
 from edgellm.engine.prompt import (
+    check_biases,
     checked_adapters,
     checked_messages,
     checked_prompt,
     checked_variables,
-    refuse_unknown,
+    sampling_params,
+    spelled_out,
 )
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
-from edgellm.errors import FileProblem, FormatError, MemoryLimitError, TemplateError, UsageError
-from edgellm.formats.gguf import GGUFFile, StringArray
-from edgellm.formats.tensor import Tensor
-from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
+from edgellm.errors import FileProblem, MemoryLimitError, TemplateError, UsageError
+from edgellm.params import RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgellm.formats.adapters import Adapter
+    from edgellm.params import SamplingKeywords
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
@@ -62,7 +67,7 @@ def load(
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
     runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes)
-    return Model(_resolve(model), runtime, checks.function("progress", progress))
+    return Model(resolve(model), runtime, checks.function("progress", progress))
 
 
 class Model:
@@ -96,12 +101,12 @@ class Model:
             raise checks.wrong("runtime", runtime, "a RuntimeConfig")
         self._lock = threading.Lock()
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
-        self._file = _open(path)
+        self._file = open_file(path)
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
             self.config = architecture.configure(self.metadata)
-            self.n_ctx = _context(runtime.n_ctx, self.config.n_ctx_train)
+            self.n_ctx = context_of(runtime.n_ctx, self.config.n_ctx_train)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
@@ -242,59 +247,87 @@ class Model:
         with self._scheduler.alone():
             self._scheduler.forget(adapter)
 
+    @overload
     def generate(
         self,
         prompt: str | Iterable[int],
         *,
-        temperature: float = SamplingParams.temperature,
-        top_k: int = SamplingParams.top_k,
-        top_p: float = SamplingParams.top_p,
-        min_p: float = SamplingParams.min_p,
-        repeat_penalty: float = SamplingParams.repeat_penalty,
-        repeat_last_n: int = SamplingParams.repeat_last_n,
-        seed: int | None = SamplingParams.seed,
-        max_tokens: int | None = SamplingParams.max_tokens,
         adapters: AdapterScales | None = None,
-        **unknown: NoReturn,
-    ) -> Generation:
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> list[Generation]: ...
+
+    @spelled_out
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int | None = None,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generation | list[Generation]:
         """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`.
 
+        n:  give a list of so many different answers. The prompt is computed once, and the seeds are `seed`,
+            `seed + 1` and so on.
         adapters:  for this text, in place of those that `set_adapters` named: scales by name, or names; {} for none.
 
         Raises UsageError for what cannot work, ContextOverflowError when the prompt alone does not fit.
         """
-        refuse_unknown(unknown)
-        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens)
+        params = sampling_params(sampling)
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
-        return self._generate(self._checked("prompt", prompt), params, adapters)
+        return self._answers(self._checked("prompt", prompt), params, n, adapters)
 
+    @overload
     def chat(
         self,
         messages: Iterable[Mapping[str, Any]],
         template_variables: Mapping[str, Any] | None = None,
         *,
-        temperature: float = SamplingParams.temperature,
-        top_k: int = SamplingParams.top_k,
-        top_p: float = SamplingParams.top_p,
-        min_p: float = SamplingParams.min_p,
-        repeat_penalty: float = SamplingParams.repeat_penalty,
-        repeat_last_n: int = SamplingParams.repeat_last_n,
-        seed: int | None = SamplingParams.seed,
-        max_tokens: int | None = SamplingParams.max_tokens,
         adapters: AdapterScales | None = None,
-        **unknown: NoReturn,
-    ) -> Generation:
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generation: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        template_variables: Mapping[str, Any] | None = None,
+        *,
+        n: int,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> list[Generation]: ...
+
+    @spelled_out
+    def chat(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        template_variables: Mapping[str, Any] | None = None,
+        *,
+        n: int | None = None,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generation | list[Generation]:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
         template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
-        adapters:  for this answer, as in `generate`. The other keywords are those of `SamplingParams`.
+        The keywords are those of `SamplingParams`; `n` and `adapters` are as for `generate`.
 
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
         """
-        refuse_unknown(unknown)
-        params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens)
+        params = sampling_params(sampling)
         if self.chat_template is None:
             raise TemplateError(
                 f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
@@ -302,7 +335,7 @@ class Model:
         messages, variables = checked_messages(messages), checked_variables(template_variables)
         prompt = self.chat_template.render(messages, add_generation_prompt=True, **variables)
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._generate(self._checked("prompt", ids), params, adapters)
+        return self._answers(self._checked("prompt", ids), params, n, adapters)
 
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
@@ -341,8 +374,20 @@ class Model:
         for generation in generations:
             generation.lose(UsageError("the model is closed"))
 
-    def _generate(self, ids: list[int], params: SamplingParams, adapters: AdapterScales | None) -> Generation:
+    def _answers(
+        self, ids: list[int], params: SamplingParams, n: int | None, adapters: AdapterScales | None
+    ) -> Generation | list[Generation]:
+        check_biases(params, self.n_vocab)
         chosen = self._adapters.chosen(checked_adapters(adapters))
+        if n is None:
+            return self._generate(ids, params, chosen)
+        first = params.seed
+        seeds = [None if first is None else first + i for i in range(checks.whole_number("n", n, 1))]
+        generations = [self._generate(ids, replace(params, seed=seed), chosen) for seed in seeds]
+        Generation.together(generations)
+        return generations
+
+    def _generate(self, ids: list[int], params: SamplingParams, chosen: AdapterSet) -> Generation:
         generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen)
         with self._lock:
             self._generations.add(generation)
@@ -376,54 +421,3 @@ class Model:
                 parameter=name,
             )
         return ids
-
-
-def _resolve(model: str | os.PathLike[str]) -> Path:
-    """The file that a path or a name means."""
-    checks.path("model", model, "a path or the name of a model")
-    return hub.resolve(model)
-
-
-def _open(path: Path) -> GGUFFile:
-    try:
-        return GGUFFile.open(path)
-    except MemoryError:
-        raise MemoryLimitError(f"{path}: there is not enough memory to open it") from None
-
-
-def _context(wanted: int | None, n_ctx_train: int) -> int:
-    if wanted is None:
-        return min(n_ctx_train, DEFAULT_CONTEXT_LIMIT)
-    if wanted > n_ctx_train:
-        raise UsageError(
-            f"a context of {wanted} tokens was asked for; this model was trained on {n_ctx_train}: "
-            f"choose n_ctx up to that",
-            parameter="n_ctx",
-        )
-    return wanted
-
-
-def check_vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:
-    """Raise FormatError unless every token has an embedding, and every logit a token.
-
-    Added tokens may come after the last row: people add a padding token and never give it one. No prompt can hold such
-    a token (see `Model.logits`), and as it has no logit, no answer does.
-    """
-    embedding = tensors.get("token_embd.weight")
-    n_rows = embedding.shape[0] if embedding is not None and embedding.shape else tokenizer.n_vocab
-    if not tokenizer.n_without_added <= n_rows <= tokenizer.n_vocab:
-        raise FormatError(
-            f"the vocabulary has {tokenizer.n_vocab} tokens and token_embd.weight {n_rows} rows; expected as many"
-        )
-
-
-def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a GGUF file or catalogue model; the file may hold a vocabulary only.
-
-    Raises FileProblem (or its FormatError, UnsupportedError) for a file without a tokenizer that edgellm knows.
-    """
-    with _open(_resolve(path)) as file:
-        # A tokenizer may be kept for long, and the file replaced meanwhile.
-        is_array = (StringArray, np.ndarray)
-        own = {key: value.copy() if isinstance(value, is_array) else value for key, value in file.metadata.items()}
-    return load_tokenizer(own)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgellm import checks
 from edgellm.errors import ContextOverflowError, UsageError
 from edgellm.params import SamplingParams
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 RENDERED = ("self", "messages", "add_generation_prompt")  # what `chat` itself gives a template
 
@@ -73,12 +76,36 @@ def checked_variables(variables: Any) -> dict[str, Any]:
     return dict(variables)
 
 
-def refuse_unknown(keywords: Mapping[str, Any]) -> None:
-    """UsageError for a keyword that is no sampling parameter."""
-    if keywords:
-        import difflib
+def sampling_params(keywords: Mapping[str, Any]) -> SamplingParams:
+    """The parameters that keywords give. UsageError for a keyword that is none, and for what cannot work."""
+    names = [field.name for field in fields(SamplingParams)]
+    for word in keywords:
+        if word not in names:
+            import difflib
 
-        word, names = next(iter(keywords)), [field.name for field in fields(SamplingParams)]
-        close = difflib.get_close_matches(word, names, 1)
-        expected = f"did you mean {close[0]}?" if close else f"expected {', '.join(names)}"
-        raise UsageError(f"{word} is no sampling parameter; {expected}", parameter=word)
+            close = difflib.get_close_matches(word, names, 1)
+            expected = f"did you mean {close[0]}?" if close else f"expected {', '.join(names)}"
+            raise UsageError(f"{word} is no sampling parameter; {expected}", parameter=word)
+    return SamplingParams(**keywords)
+
+
+def check_biases(params: SamplingParams, n_vocab: int) -> None:
+    """UsageError for the bias of a token that the model does not have."""
+    most = max(params.logit_bias or {0: 0.0})
+    if most >= n_vocab:
+        raise UsageError(
+            f"logit_bias holds the token {most}; the ids of this model go from 0 to {n_vocab - 1}",
+            parameter="logit_bias",
+        )
+
+
+def spelled_out(method: Method) -> Method:
+    """Let a method that takes **sampling show each keyword and default of `SamplingParams`, as in help()."""
+    signature = inspect.signature(method)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    parameters += [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(SamplingParams)
+    ]
+    method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return method

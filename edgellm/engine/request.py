@@ -81,9 +81,7 @@ class Request:
 class Scores(Request):
     """Logits of given tokens, as many rows at a time as the reader has room for."""
 
-    def __init__(
-        self, tokens: list[int], sequence: Sequence | None = None, adapters: AdapterSet = NO_ADAPTERS
-    ) -> None:
+    def __init__(self, tokens: list[int], sequence: Sequence | None = None, adapters: AdapterSet = NO_ADAPTERS) -> None:
         super().__init__(tokens, is_private=True, sequence=sequence, adapters=adapters)
         self._first = self._end = self.n_cached
         self._rows = np.empty((0, 0), np.float32)

@@ -11,15 +11,33 @@ class StreamDecoder:
 
     `push` and `flush` together yield what decoding all bytes at once would: bytes that can never become a
     character appear as U+FFFD.
+
+    state:  where the text is; whoever takes tokens back gives an earlier state back.
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes | None], begins: bool = False) -> None:
+        """token_bytes: what a token shows; None for one that is silent. begins: a space in front is not the text's."""
         self._token_bytes = token_bytes
+        self._begins = begins
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def state(self) -> tuple[bool, tuple[bytes, int]]:
+        return self._begins, self._decoder.getstate()
+
+    @state.setter
+    def state(self, state: tuple[bool, tuple[bytes, int]]) -> None:
+        self._begins = state[0]
+        self._decoder.setstate(state[1])
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often all of its own, sometimes nothing yet."""
-        return self._decoder.decode(self._token_bytes(token_id))
+        piece = self._token_bytes(token_id)
+        if piece is None:
+            return ""
+        if self._begins:
+            self._begins, piece = False, piece.removeprefix(b" ")
+        return self._decoder.decode(piece)
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never became whole, mostly nothing."""

@@ -140,16 +140,28 @@ class Tokenizer:
         """
         begins = after is not None and self._model.space_prefix and self._is_control(after)
 
-        def shown(token_id: int) -> bytes:
-            nonlocal begins
-            if skip_special and self._is_control(token_id):
-                return b""
-            piece = self.token_bytes(token_id)
-            if begins:
-                begins, piece = False, piece.removeprefix(b" ")
-            return piece
+        def shown(token_id: int) -> bytes | None:
+            return None if skip_special and self._is_control(token_id) else self.token_bytes(token_id)
 
-        return StreamDecoder(shown)
+        return StreamDecoder(shown, begins)
+
+    def ids_with(self, text: str) -> list[int]:
+        """The tokens whose own text has this text in it, in order; control tokens show none."""
+        wanted = text.encode()
+        return [token_id for token_id, shown in enumerate(self._shown) if wanted in shown]
+
+    @cached_property
+    def _shown(self) -> list[bytes]:
+        """What every token shows in a text; of a quarter of a million tokens, this takes a third of a second."""
+        control = frozenset(self._vocabulary.of_type(TokenType.CONTROL))
+
+        def shown(token_id: int) -> bytes:
+            try:
+                return b"" if token_id in control else self.token_bytes(token_id)
+            except FormatError:  # whoever uses that token is told
+                return b""
+
+        return [shown(token_id) for token_id in range(self.n_vocab)]
 
     def _is_control(self, token_id: int) -> bool:
         return self._vocabulary.is_type(token_id, TokenType.CONTROL)

@@ -149,13 +149,20 @@ def test_every_number_out_of_range_is_refused_by_the_name_that_was_typed(capsys:
     for words, command, option in found:
         needed = [word for parameter in command.params if parameter.required for word in _given(parameter)]
         for flag in option.opts:
-            for value in ("-1", "many", "nan", "1e999"):
+            for value in (*_too_small(option), "many", "nan", "1e999"):
                 assert main([*words, *needed, flag, value]) == 2
                 out, line = capsys.readouterr()
                 assert out == "" and line.count("\n") == 1
                 assert all(name in line for name in option.opts), line
                 assert value in line or f"{float(value)}" in line
                 assert option.name in option.opts[-1] or f"{option.name} " not in line
+
+
+def _too_small(option: click.Option) -> list[str]:
+    if option.name in ("presence_penalty", "frequency_penalty"):  # of any sign
+        return []
+    may_be_off = ("repeat_last_n", "dry_penalty_last_n", "top_n_sigma", "adaptive_target")  # with -1
+    return ["-2" if option.name in may_be_off else "-1"]
 
 
 def _given(parameter: click.Parameter) -> list[str]:

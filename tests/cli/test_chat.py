@@ -315,6 +315,16 @@ def test_settings_are_read_as_their_own_type() -> None:
     assert changed(params, "temp", "0.5").temperature == 0.5
     assert changed(params, "max-tokens", "9").max_tokens == 9
     assert changed(changed(params, "seed", "4"), "seed", "none").seed is None
+    assert changed(params, "stop", "a b").stop == ("a b",)
+    assert changed(params, "stop", '["a\\n", "b"]').stop == ("a\n", "b")
+    assert changed(params, "banned-strings", "x").banned_strings == ("x",)
+    assert changed(changed(params, "stop", "a"), "stop", "none").stop == ()
+    assert changed(params, "samplers", "top_k;temp").samplers == ("top_k", "temperature")
+    assert changed(params, "logit_bias", "5+1, 6-inf").logit_bias == {5: 1.0, 6: float("-inf")}
+    assert changed(params, "mirostat", "2").mirostat == 2
+    for name, value in [("logit_bias", "x"), ("samplers", "x"), ("stop", ""), ("stop", "[5]"), ("logprobs", "5")]:
+        with pytest.raises(UsageError, match=name):
+            changed(params, name, value)
     for name, value in [("top_k", "many"), ("top_k", "none"), ("top_k", ""), ("top_p", "2"), ("seed", "-1")]:
         with pytest.raises(UsageError, match=name):
             changed(params, name, value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -84,6 +85,77 @@ def test_sampling_options_arrive_and_defaults_are_those_of_params(edgellm: Run, 
     options += ["--repeat-penalty", "1.2", "--seed", "3"]
     expected = SamplingParams(0.5, 7, 0.8, 0.1, 1.2, seed=3, max_tokens=5)
     assert edgellm("run", model, "-p", "sampling", *options).stdout == f"{expected!r}\n"
+
+
+def test_every_sampling_option_arrives(edgellm: Run, model: str) -> None:
+    options = {
+        "--typical": ("typical_p", 0.9), "--top-n-sigma": ("top_n_sigma", 1.5),
+        "--xtc-probability": ("xtc_probability", 0.5), "--xtc-threshold": ("xtc_threshold", 0.2),
+        "--dynatemp-range": ("dynatemp_range", 0.4),
+        "--dynatemp-exp": ("dynatemp_exponent", 2.0), "--adaptive-target": ("adaptive_target", 0.3),
+        "--adaptive-decay": ("adaptive_decay", 0.5), "--repeat-last-n": ("repeat_last_n", -1),
+        "--presence-penalty": ("presence_penalty", -0.5), "--frequency-penalty": ("frequency_penalty", 0.25),
+        "--dry-multiplier": ("dry_multiplier", 0.8), "--dry-base": ("dry_base", 2.0),
+        "--dry-allowed-length": ("dry_allowed_length", 3), "--dry-penalty-last-n": ("dry_penalty_last_n", 100),
+        "--mirostat-ent": ("mirostat_tau", 4.0), "--mirostat-lr": ("mirostat_eta", 0.2), "--seed": ("seed", 7),
+    }  # fmt: skip
+    words = [word for flag, (_, value) in options.items() for word in (flag, str(value))]
+    words += [
+        "--stop",
+        "a\nb",
+        "--stop",
+        "c",
+        "--ban",
+        "d",
+        "--dry-sequence-breaker",
+        "e",
+        "-l",
+        "5+1.5",
+        "-l",
+        "6-inf",
+    ]
+    words += ["--samplers", "xtc;typical;temp;penalties;dry;top-n-sigma;top_k;adaptive-p"]
+    expected = SamplingParams(
+        **dict(options.values()), stop=["a\nb", "c"], banned_strings="d", dry_sequence_breakers=["e"],
+        logit_bias={5: 1.5, 6: -math.inf},
+        samplers=["xtc", "typ_p", "temperature", "penalties", "dry", "top_n_sigma", "top_k", "adaptive_p"],
+    )  # fmt: skip
+    assert edgellm("run", model, "-p", "sampling", *words).stdout == f"{expected!r}\n"
+    done = edgellm("run", model, "-p", "sampling", "--mirostat", "2", "--dry-sequence-breaker", "none")
+    assert done.stdout == f"{SamplingParams(mirostat=2, dry_sequence_breakers=[])!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["--samplers", "topk"],
+            "--samplers holds 'topk'; expected some of penalties, dry, top_n_sigma, top_k, typ_p,",
+        ),
+        (["--stop", ""], "--stop holds ''; expected texts (str) of at least one character"),
+        (["--ban", ""], "--ban holds ''; expected texts (str) of at least one character"),
+        (["-l", "the"], "-l/--logit-bias is 'the'; expected a token id, a sign and a number, such as 15043+1 or"),
+        (["--logit-bias", "5+inf"], "-l/--logit-bias[5] is inf; expected a finite number"),
+        (["--mirostat", "1"], "--mirostat is 1; expected one of 0, 2"),
+        (
+            ["--typical", "0.5", "--samplers", "top_k"],
+            "--typical is 0.5, but samplers has no typ_p; add it there, or leave",
+        ),
+        (["--mirostat", "2", "--temp", "0"], "--mirostat is 2, but temperature is 0, which always takes the likeliest"),
+    ],
+)
+def test_sampling_options_that_cannot_work(edgellm: Run, words: list[str], line: str) -> None:
+    """Said before a model is looked for."""
+    done = edgellm("run", "no-such-model", "-p", "x", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"edgellm: error: {line}") and done.stderr.count("\n") == 1
+
+
+def test_help_has_sections(edgellm: Run) -> None:
+    lines = edgellm("run", "--help").stdout.splitlines()
+    sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert sections == ["Options:", "The answer:", "Choosing words:", "Against repetition:", "Other ways to choose:"]
+    assert any(line.startswith("  --temp X ") for line in lines)
 
 
 def test_stats_go_to_stderr(edgellm: Run, model: str) -> None:

@@ -356,7 +356,7 @@ def test_a_closed_model(folder: Path) -> None:
 
 
 def test_from_within_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgellm.engine.sampler import Sampler
+    from edgellm.engine.sampling import Sampler
 
     with load(folder / "base.gguf") as model:
         name, choose = model.load_adapter(folder / "one"), Sampler.choose
@@ -368,4 +368,3 @@ def test_from_within_a_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(Sampler, "choose", unloading)
         with pytest.raises(BusyError):
             answer(model, name)
-

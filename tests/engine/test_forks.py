@@ -121,15 +121,15 @@ assert os.waitstatus_to_exitcode(ended(child)) == 7
 """
 
 IN_THE_MIDDLE_OF_A_CHOICE = """
-from edgellm.engine import sampler
-usual = sampler.Sampler.choose
+from edgellm.engine import sampling
+usual = sampling.Sampler.choose
 statuses = []
 def choose(self, *given):
     if not statuses:
         statuses.append(0)
         statuses[0] = ended(in_child(lambda: answer([9, 7, 5] * 40, 5)))
     return usual(self, *given)
-sampler.Sampler.choose = choose
+sampling.Sampler.choose = choose
 assert answer() == expected
 assert statuses == [0]
 """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.engine.sampler import Sampler
+from edgellm.engine.sampling import Sampler
 from edgellm.errors import ContextOverflowError, TemplateError, UsageError
 from edgellm.kernels.records import KV_BLOCK
 from tests.arch import tiny

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_variables_that_cannot_be(chatty, variables: Any, text: str) -> None:
     [
         ("temprature", "did you mean temperature?"),
         ("topk", "did you mean top_k?"),
-        ("n_ctx", "expected temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens"),
+        ("n_ctx", f"expected {', '.join(field.name for field in fields(edgellm.SamplingParams))}"),
     ],
 )
 def test_words_that_are_no_keywords(chatty, word: str, expected: str) -> None:

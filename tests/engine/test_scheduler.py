@@ -156,14 +156,14 @@ def test_a_batch_that_others_need_goes_on(model) -> None:
 
 
 def test_what_goes_wrong_with_one_text_is_its_own(model, monkeypatch) -> None:
-    from edgellm.engine.sampler import Sampler
+    from edgellm.engine.sampling import Sampler
 
     choose = Sampler.choose
 
-    def picky(self, logits, context, maxima=None):
+    def picky(self, logits, context, *rest):
         if 8 in context[:5]:
             raise ValueError("no eights")
-        return choose(self, logits, context, maxima)
+        return choose(self, logits, context, *rest)
 
     expected = generated(model, [9] * 50)
     monkeypatch.setattr(Sampler, "choose", picky)
@@ -220,7 +220,7 @@ def test_who_has_the_model_alone_holds_up_others_and_leaves_nothing_behind(model
 
 
 def test_a_step_cannot_begin_another(model, monkeypatch) -> None:
-    from edgellm.engine.sampler import Sampler
+    from edgellm.engine.sampling import Sampler
 
     monkeypatch.setattr(Sampler, "choose", lambda *_: int(model.logits([5])[0].argmax()))
     with pytest.raises(BusyError, match="in the middle of a step"):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import edgellm
-from edgellm.engine.sampler import Sampler
+from edgellm.engine.sampling import Sampler
 from edgellm.errors import UsageError
 from tests.arch import tiny
 

@@ -103,7 +103,9 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
     memory = {value: rows_for(value, 160) for value in g.inputs}
     for value, rows in inputs.items():
         memory[value][: len(rows), : value.width] = rows
-    caches = [np.zeros((4 * len(LENGTHS) + 4, F32_CACHE.block_bytes(s.n_kv_heads, s.head_dim)), np.uint8) for s in forward.cache_layers]
+    n_blocks = 4 * len(LENGTHS) + 4
+    block_bytes = [F32_CACHE.block_bytes(layer.n_kv_heads, layer.head_dim) for layer in forward.cache_layers]
+    caches = [np.zeros((n_blocks, n_bytes), np.uint8) for n_bytes in block_bytes]
     tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
     program = program_of(forward, store, team, 160, inputs=memory, tables=tables)
     pieces, start = [], 0

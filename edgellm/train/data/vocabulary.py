@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm import checks
-from edgellm.engine.model import Model, check_vocabulary
+from edgellm.engine.model import Model
+from edgellm.engine.opening import check_vocabulary
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.arch import ARCHITECTURES
-from edgellm.engine.model import check_vocabulary
+from edgellm.engine.opening import check_vocabulary
 from edgellm.errors import FileProblem
 from edgellm.files import check_room
 from edgellm.formats.gguf import GGUFFile, GGUFWriter

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers.generation import logits_process
 
-from edgellm.engine.sampler import Sampler, _most_likely
+from edgellm.engine.sampling import Sampler
+from edgellm.engine.sampling.candidates import _most_likely
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.reference import maxima
 from edgellm.params import SamplingParams
@@ -215,7 +216,7 @@ def test_filters_are_the_same_with_and_without_top_k() -> None:
         for params in ({"top_p": 0.9}, {"top_p": 0.3, "min_p": 0.2}, {"min_p": 0.5}, {"top_p": 0.999}):
             without, with_all = (Sampler(SamplingParams(**(OPEN | params | {"top_k": k}))) for k in (0, n))
             largest = np.maximum.reduceat(logits, np.arange(0, n, MAXIMA_GROUP))
-            kept, of_all = (set(sampler._candidates(logits, largest)) for sampler in (without, with_all))
+            kept, of_all = (set(sampler.candidates(logits, (), largest).ids) for sampler in (without, with_all))
             assert kept == of_all
 
 

@@ -1,0 +1,33 @@
+"""Log-probabilities of tokens, by the model alone: before any step, as OpenAI's interface has them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from edgellm.engine.sampling.candidates import Candidates
+
+
+class TokenLogprobs(NamedTuple):
+    """A token of an answer, and what else the model would have said there.
+
+    logprob:  natural logarithm of its probability.
+    top:      the likeliest tokens, the likeliest first: pairs of id and logprob. The token may be one of them.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+def logprobs_of(token_id: int, logits: np.ndarray, maxima: np.ndarray | None, n_top: int) -> TokenLogprobs:
+    """logits: float32 [n_vocab], as the model gave them. maxima: see `Candidates`."""
+    candidates = Candidates(logits, maxima)
+    log_total = candidates.largest + math.log(candidates.total())
+    top: list[tuple[int, float]] = []
+    if n_top:
+        candidates.keep_most_likely(n_top)
+        top = [(candidates.id_at(i), float(logit) - log_total) for i, logit in enumerate(candidates.logits)]
+    return TokenLogprobs(token_id, float(logits[token_id]) - log_total, top)

@@ -1,0 +1,123 @@
+"""The steps of one answer in their order, and the draw after them."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgellm.engine.sampling.candidates import Candidates, Scratch
+from edgellm.engine.sampling.step import Context, Step, Surroundings
+from edgellm.params import SamplingParams
+
+# They never leave the likeliest token out, so where it alone is taken afterwards they need not run.
+KEEP_THE_LIKELIEST = ("top_n_sigma", "top_k", "top_p", "min_p")
+
+
+class Sampler:
+    """Applies `SamplingParams` to one text; its random numbers depend on the seed alone.
+
+    token_bytes:  what a token stands for in a text, for steps that look at texts.
+    never:        tokens that must not come at all.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        token_bytes: Callable[[int], bytes] = lambda token_id: b"",
+        never: Iterable[int] = (),
+    ) -> None:
+        self.params = params
+        self._random = random.Random(params.seed)
+        self._scratch = Scratch()
+        self._around = Surroundings(Context(), self._random, token_bytes)
+        biases = dict(params.logit_bias or {}) | dict.fromkeys(never, -math.inf)
+        self._ids = np.array(sorted(biases), np.int64)
+        self._biases = np.array([biases[token_id] for token_id in sorted(biases)])
+        self._steps = _steps(params, self._around)
+        self._last = self._steps[-1] if self._steps else Step()
+
+    def choose(
+        self,
+        logits: np.ndarray,
+        context: Sequence[int],
+        maxima: np.ndarray | None = None,
+        forbidden: Iterable[int] = (),
+    ) -> int:
+        """The next token id.
+
+        logits:     float32 [n_vocab].
+        context:    the ids so far, prompt included: those of the last call and more, or the first of them.
+        maxima:     the largest of every MAXIMA_GROUP logits, where they are known already; a large vocabulary is
+                    looked through by them, and never sorted or copied unless a step needs it.
+        forbidden:  tokens that must not come now.
+
+        Logit biases come first, then the steps in their order, then the draw. The runner has seen to it that all
+        logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no token
+        may come, and for what a step of one's own may not do.
+        """
+        candidates = self.candidates(logits, context, maxima, forbidden)
+        position = candidates.draw(self._random.random)
+        self._last.drawn(position)
+        return candidates.id_at(position)
+
+    def candidates(
+        self,
+        logits: np.ndarray,
+        context: Sequence[int],
+        maxima: np.ndarray | None = None,
+        forbidden: Iterable[int] = (),
+    ) -> Candidates:
+        """What the steps leave, before the draw; see `choose`."""
+        candidates = Candidates(logits, maxima, self._scratch)
+        self._around.context.follow(context)
+        if len(self._ids):
+            self._add_biases(candidates)
+        if forbidden:
+            candidates.forbid(np.array(sorted(forbidden), np.int64))
+        for step in self._steps:
+            step.apply(candidates)
+        return candidates
+
+    def _add_biases(self, candidates: Candidates) -> None:
+        allowed = self._biases > -math.inf
+        added = self._biases[allowed]
+        if len(added):
+            candidates.change(self._ids[allowed], lambda before, places: before + added[places])
+        if len(added) < len(allowed):
+            candidates.forbid(self._ids[~allowed])
+
+    @property
+    def state(self) -> list[Any]:
+        """What its steps remember of earlier tokens, to be given back when the tokens after now are taken back."""
+        return [step.state for step in self._steps]
+
+    @state.setter
+    def state(self, states: list[Any]) -> None:
+        for step, state in zip(self._steps, states, strict=True):
+            step.state = state
+
+
+def _steps(params: SamplingParams, around: Surroundings) -> list[Step]:
+    wanted = params.steps
+    if params.temperature == 0 and "temperature" in wanted:
+        # Greedy: named steps that come after have one candidate left, and some that come before cannot matter.
+        place = wanted.index("temperature")
+        wanted[place + 1 :] = [step for step in wanted[place + 1 :] if not isinstance(step, str)]
+        while place and wanted[place - 1] in KEEP_THE_LIKELIEST:
+            place -= 1
+            del wanted[place]
+    made = []
+    for index, step in enumerate(wanted):
+        if isinstance(step, str):
+            module = importlib.import_module(f"edgellm.engine.sampling.{step}")
+            made.append(module.step(params, around))
+        else:
+            from edgellm.engine.sampling.custom import Custom
+
+            made.append(Custom(step, index, around))
+    return made

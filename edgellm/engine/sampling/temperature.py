@@ -1,0 +1,47 @@
+"""Temperature: softmax(logits / T). Below 1, likely tokens become likelier; above, all become more alike.
+
+Dynamic temperature (Zhu et al., 2023, arXiv:2309.02772) lets the entropy H of n candidates choose it:
+T = low + (high - low) * (H / log n) ** exponent, from `temperature - dynatemp_range` to `temperature + dynatemp_range`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.step import Step, Surroundings
+from edgellm.params import SamplingParams
+
+
+class Temperature(Step):
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+
+    def apply(self, candidates: Candidates) -> None:
+        _divide(candidates, self._temperature)
+
+
+class DynamicTemperature(Step):
+    def __init__(self, temperature: float, range_: float, exponent: float) -> None:
+        self._low, self._high = max(0.0, temperature - range_), temperature + range_
+        self._exponent = exponent
+
+    def apply(self, candidates: Candidates) -> None:
+        n = int((candidates.logits > -math.inf).sum())
+        if n > 1:
+            evenness = min(1.0, max(0.0, candidates.entropy() / math.log(n)))
+            _divide(candidates, self._low + (self._high - self._low) * evenness**self._exponent)
+
+
+def _divide(candidates: Candidates, temperature: float) -> None:
+    if temperature == 0:
+        candidates.keep_likeliest()
+    else:
+        candidates.temperature *= temperature
+
+
+def step(params: SamplingParams, around: Surroundings) -> Step:
+    p = params
+    if p.dynatemp_range:
+        return DynamicTemperature(p.temperature, p.dynatemp_range, p.dynatemp_exponent)
+    return Temperature(p.temperature)
