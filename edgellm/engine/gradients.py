@@ -177,7 +177,9 @@ class GradientPasses:
         """From the rows of hidden states to losses, and back unless sums are None; also its input."""
         graphs = self._graphs
         selected = graphs.head.made_by(graphs.head.nodes[0])
-        b = Backward(graphs.head, sums or {}, lambda value: value is selected, wanted=[selected])
+        # A gradient is coarse anyway; a loss that is reported is as good as the model's own logits.
+        is_coarse = sums is not None
+        b = Backward(graphs.head, sums or {}, lambda value: value is selected, [selected], is_coarse)
         logits = b.value(graphs.logits)
         losses, *gradient = b.graph.record_all(CrossEntropy(logits, with_gradient=sums is not None))
         b.graph.output(losses)

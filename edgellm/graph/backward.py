@@ -23,6 +23,7 @@ import numpy as np
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Graph, Node, Value
 from edgellm.graph.nodes.elementwise import add
+from edgellm.graph.nodes.linear import Linear
 
 
 class Backward:
@@ -35,6 +36,7 @@ class Backward:
     sums:     where the gradients of trainable weights are added up, float32 of the weight's shape.
     is_kept:  whether a value of the forward pass is there, or is computed again.
     wanted:   values whose gradients are wanted beside; nothing before them is gone through.
+    is_coarse:  what is computed again need not be finer than the rest is (see `Linear.sensitive`).
     """
 
     def __init__(
@@ -43,13 +45,14 @@ class Backward:
         sums: Mapping[Tensor, np.ndarray],
         is_kept: Callable[[Value], bool] = lambda value: True,
         wanted: Iterable[Value] = (),
+        is_coarse: bool = False,
     ) -> None:
         self.graph = Graph()
         self.forward, self.sums = forward, dict(sums)
         self.kept: dict[Value, Value] = {}
         self.seeds: dict[Value, Value] = {}
         self.found: dict[Value, Value] = {}
-        self._is_kept = is_kept
+        self._is_kept, self._is_coarse = is_kept, is_coarse
         self._copies: dict[Value, Value] = {}
         self._ends = frozenset(wanted)
         self._wanted: set[Value] = set(self._ends)
@@ -107,6 +110,8 @@ class Backward:
             if isinstance(content := getattr(node, field.name), Value)
         }
         changes: dict[str, Any] = {**inputs, **node.marks_of_copy()}
+        if self._is_coarse and isinstance(node, Linear):
+            changes["sensitive"] = False
         copy = replace(node, **changes)
         made = self.graph.record_all(copy)
         self._copies.update(zip(self.forward.all_made_by(node), made, strict=True))

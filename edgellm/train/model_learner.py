@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgellm.arch import ModelGraphs
     from edgellm.engine import Model
 
-DEFAULT_BATCH = 512  # tokens of a pass
+DEFAULT_BATCH = 256  # tokens of a pass
 
 
 class ModelLearner:
