@@ -397,7 +397,7 @@ DROPOUT = Schema(
     out="ptr",  # may be x
     stride="i64",
     p="f64",  # the share that is dropped, from 0 to below 1
-    seed="i64",
+    chance="ptr",  # int64 [2]: the seed, and whether anything is dropped now; 0 leaves all as it is
     chunk_tokens="i64",
 )
 

@@ -138,9 +138,12 @@ class CompiledRows:
             )
         return out.take()
 
-    def dropout(self, x: np.ndarray, p: float, seed: int, in_place: bool = False) -> np.ndarray:
+    def dropout(
+        self, x: np.ndarray, p: float, seed: int, in_place: bool = False, is_on: bool = True
+    ) -> np.ndarray:
+        chance = before_a_wall(np.array([seed, is_on], np.int64))
         with into(x, in_place) as (source, out):
-            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, seed=seed)
+            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, chance=chance)
         return out.take()
 
     def _over_tokens(

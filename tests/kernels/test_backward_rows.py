@@ -341,6 +341,8 @@ def test_dropout(of_rows: CompiledRows, rng, p: float, seed: int) -> None:
 def test_dropout_of_nothing_changes_nothing(of_rows: CompiledRows, rng) -> None:
     x = normal(rng, 9, 100)
     np.testing.assert_array_equal(of_rows.dropout(x, 0.0, 5), x)
+    for in_place in (False, True):
+        np.testing.assert_array_equal(of_rows.dropout(x, 0.5, 5, in_place, is_on=False), x)
 
 
 def test_split_mix_64() -> None:
