@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.errors import UsageError
+from edgellm.formats.adapters import Adapter
+from edgellm.formats.adapters import LowRank as Matrices
 from edgellm.graph.adapters import LowRank, adapted
 from edgellm.graph.nodes import Chance, Linear
 from edgellm.train.config import ALL_LINEAR, LoraConfig
 from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner, Weigh
-from edgellm.train.row_lengths import Matrices, RowLengths
+from edgellm.train.row_lengths import RowLengths, Weighed
 from edgellm.train.transposed import transposed_copies
 
 if TYPE_CHECKING:
@@ -52,12 +54,12 @@ class LoraLearner(ModelLearner):
         self._seed = seed
         try:
             runner = model._runner
-            targets = targets_of(runner.graphs, config)
-            self._chances = np.zeros((len(targets), 2), np.int64)
+            self._targets = targets_of(runner.graphs, config)
+            self._chances = np.zeros((len(self._targets), 2), np.int64)
             self.begin_pass(0, 0)
-            low_ranks = self._low_ranks(targets)
+            low_ranks = self._low_ranks()
             if config.use_dora:
-                low_ranks = self._with_lengths(targets, low_ranks)
+                low_ranks = self._with_lengths(low_ranks)
             body, values = adapted(runner.graphs.body, {name: [found] for name, found in low_ranks.items()})
             graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
             linears = [node.weight for g in (body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
@@ -67,10 +69,10 @@ class LoraLearner(ModelLearner):
             self.close()
             raise
 
-    def _low_ranks(self, targets: list[Tensor]) -> dict[str, LowRank]:
+    def _low_ranks(self) -> dict[str, LowRank]:
         config, random = self.config, np.random.default_rng(self._seed)
         found = {}
-        for weight, state in zip(targets, self._chances, strict=True):
+        for weight, state in zip(self._targets, self._chances, strict=True):
             n_out, n_in = weight.shape
             # As in PEFT: A random and B zero, so that training begins with what the base model does.
             bound = 1 / np.sqrt(n_in)
@@ -79,6 +81,19 @@ class LoraLearner(ModelLearner):
             chance = Chance(config.dropout, state) if config.dropout else None
             found[weight.name] = LowRank(a, b, config.scale, chance=chance)
         return found
+
+    def adapter(self) -> Adapter:
+        """What was learnt, copied."""
+        config, model, found = self.config, self.model, self.parameters
+        weights = {}
+        for weight in self._targets:
+            a, b = (found[f"{weight.name}.{kind}"] for kind in ("lora_a", "lora_b"))
+            magnitude = found[f"{weight.name}.magnitude"].copy() if config.use_dora else None
+            weights[weight.name] = Matrices(a.copy(), b.T.copy(), config.scale, magnitude)
+        return Adapter(
+            model.metadata["general.architecture"], weights, base_name=model.path.stem,
+            rank_stabilized=config.use_rslora, dropout=config.dropout,
+        )  # fmt: skip
 
     # --- dropout --------------------------------------------------------------------------------------------
 
@@ -106,32 +121,32 @@ class LoraLearner(ModelLearner):
 
     # --- lengths of rows ------------------------------------------------------------------------------------
 
-    def _with_lengths(self, targets: list[Tensor], low_ranks: dict[str, LowRank]) -> dict[str, LowRank]:
+    def _with_lengths(self, low_ranks: dict[str, LowRank]) -> dict[str, LowRank]:
         """The same with magnitudes, which are those of the base model at first."""
         parts = [
-            Matrices(weight, *(self.parameters[f"{weight.name}.{kind}"] for kind in ("lora_a", "lora_b")))
-            for weight in targets
+            Weighed(weight, *(self.parameters[f"{weight.name}.{kind}"] for kind in ("lora_a", "lora_b")))
+            for weight in self._targets
         ]
+        self._now: dict[str, NDArray[np.float64]] = {}
         self._lengths = RowLengths(self.model._runner, parts, self.config.scale)
-        for weight, lengths in zip(targets, self._lengths.own, strict=True):
+        for weight, lengths in zip(self._targets, self._lengths.own, strict=True):
             self.add_parameter(f"{weight.name}.magnitude", lengths)
-        columns = {weight.name: self.derive(f"{weight.name}.columns", (weight.shape[0],)) for weight in targets}
+        columns = {
+            weight.name: self.derive(f"{weight.name}.columns", (weight.shape[0],)) for weight in self._targets
+        }
         return {name: replace(low_rank, columns=columns[name]) for name, low_rank in low_ranks.items()}
 
     def before_pass(self) -> None:
         if self.config.use_dora:
-            lengths = zip(self._weights_with_magnitudes(), self._lengths.now(), strict=True)
-            self._now = {name: np.where(found > 0, found, np.inf) for name, found in lengths}
-            for name, found in self._now.items():
-                self.derived[f"{name}.columns"][:] = self.parameters[f"{name}.magnitude"] / found
+            for weight, lengths in zip(self._targets, self._lengths.now(), strict=True):
+                self._now[weight.name] = np.where(lengths > 0, lengths, np.inf)
+                magnitude = self.parameters[f"{weight.name}.magnitude"]
+                self.derived[f"{weight.name}.columns"][:] = magnitude / self._now[weight.name]
 
     def after_gradients(self) -> None:
         if self.config.use_dora:
             for name, found in self._now.items():
                 self.gradients[f"{name}.magnitude"] += self.derived_gradients[f"{name}.columns"] / found
-
-    def _weights_with_magnitudes(self) -> list[str]:
-        return [name.removesuffix(".magnitude") for name in self.parameters if name.endswith(".magnitude")]
 
 
 def targets_of(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:

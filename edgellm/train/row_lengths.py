@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Batch, Graph, Program, lower
+from edgellm.graph import Batch, Graph, Program, Value, lower
 from edgellm.graph.nodes import linear
 from edgellm.graph.nodes.gradients import ColumnProductSum
 from edgellm.graph.program import RowMemory
@@ -28,8 +28,12 @@ PIECE_WEIGHTS = 1 << 20  # that are dequantized at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Matrices:
-    """W [n_out, n_in] of any format, A float32 [rank, n_in] and B transposed, float32 [rank, n_out]."""
+class Weighed:
+    """A weight and what is added to it.
+
+    weight:  W [n_out, n_in] of any format.
+    a, b:    float32, A [rank, n_in], and B transposed [rank, n_out].
+    """
 
     weight: Tensor
     a: NDArray[np.float32]
@@ -39,7 +43,7 @@ class Matrices:
 class RowLengths:
     """Of several weights with the same rank, by a model's own way to compute. Nobody else may use its team."""
 
-    def __init__(self, runner: Runner, parts: Sequence[Matrices], scale: float) -> None:
+    def __init__(self, runner: Runner, parts: Sequence[Weighed], scale: float) -> None:
         self._parts, self._scale = parts, scale
         with ThreadPoolExecutor(runner.n_threads) as pool:
             self._own = list(pool.map(lambda part: _squares(part.weight), parts))
@@ -47,7 +51,7 @@ class RowLengths:
         graph = Graph()
         self._between = [np.empty(part.weight.shape[0], np.float32) for part in parts]
         self._memory: list[tuple[RowMemory, RowMemory]] = []
-        inputs = {}
+        inputs: dict[Value, int] = {}
         for part, between in zip(parts, self._between, strict=True):
             memory = tuple(RowMemory(x.shape[1], self._rank) for x in (part.a, part.b))
             a, b = (graph.input(rows.width) for rows in memory)
@@ -74,7 +78,7 @@ class RowLengths:
         return [self._lengths(*found) for found in zip(self._parts, self._own, self._between, strict=True)]
 
     def _lengths(
-        self, part: Matrices, own: NDArray[np.float64], between: NDArray[np.float32]
+        self, part: Weighed, own: NDArray[np.float64], between: NDArray[np.float32]
     ) -> NDArray[np.float64]:
         products = part.a.astype(np.float64) @ part.a.T
         added = (products @ part.b * part.b).sum(0)

@@ -141,7 +141,7 @@ class CompiledRows:
     def dropout(
         self, x: np.ndarray, p: float, seed: int, in_place: bool = False, is_on: bool = True
     ) -> np.ndarray:
-        chance = before_a_wall(np.array([seed, is_on], np.int64))
+        chance = before_a_wall(np.array([seed, is_on], np.int64).view(np.uint8))
         with into(x, in_place) as (source, out):
             self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, chance=chance)
         return out.take()
