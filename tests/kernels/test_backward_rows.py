@@ -44,10 +44,11 @@ RANKS = (1, 3, 8, 16, 21)
 SCALES = np.array([1, 0, -0.5, 2, 0, 0, 1e-3, 3, 1], np.float32)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_narrow(of_rows: CompiledRows, rng, width: int, rank: int) -> None:
-    weight = normal(rng, rank, width)
+def test_narrow(of_rows: CompiledRows, rng, width: int, rank: int, dtype: type) -> None:
+    weight = normal(rng, rank, width).astype(dtype)
     for n_tokens in N_TOKENS:
         x = normal(rng, n_tokens, width)
         for scales in (None, SCALES[:n_tokens]):
@@ -58,11 +59,12 @@ def test_narrow(of_rows: CompiledRows, rng, width: int, rank: int) -> None:
                 np.testing.assert_array_equal(alone[0], got[token])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("width", [*WIDTHS, 1536 + 80 + 3])
-def test_widen(of_rows: CompiledRows, rng, width: int, rank: int, in_place: bool) -> None:
-    weight = normal(rng, rank, width)
+def test_widen(of_rows: CompiledRows, rng, width: int, rank: int, in_place: bool, dtype: type) -> None:
+    weight = normal(rng, rank, width).astype(dtype)
     for n_tokens in N_TOKENS:
         y, h = normal(rng, n_tokens, width), normal(rng, n_tokens, rank)
         for scales in (None, SCALES[:n_tokens]):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Narrow(Node):
-    """scale * W x, for float32 weight [rank, width of x] of few rows.
+    """scale * W x, for a weight [rank, width of x] of few rows, F32 or F16.
 
     scales:  the table of the batch that says how much every row counts; what counts 0 is not computed.
     """
@@ -48,7 +48,7 @@ class Narrow(Node):
 
 @dataclass(frozen=True, eq=False)
 class Widen(Node):
-    """y + scale * W^T h, for float32 weight [rank, width of y]; scales: as in `Narrow`, a factor for every row."""
+    """y + scale * W^T h, for a weight [rank, width of y], F32 or F16; scales: a factor for every row."""
 
     y: Value
     h: Value
