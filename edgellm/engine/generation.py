@@ -90,7 +90,7 @@ class _Answer(Request):
             return  # a step that was interrupted has chosen what comes after it
         if not self.stats.n_generated_tokens:
             self.stats.prompt_seconds = time.perf_counter() - self._started
-        token_id = self._sampler.choose(logits, self.tokens, maxima)
+        token_id = self._sampler.choose(logits, self._written(), maxima)
         now = time.perf_counter()
         if not self.stats.n_generated_tokens:
             self.stats.first_token_seconds = now - self._started
@@ -106,6 +106,11 @@ class _Answer(Request):
             self._finish("length")
         elif len(self.tokens) > self._n_ctx:
             self._finish("context")
+
+    def _written(self) -> list[int]:
+        """The tokens without those of an adapter."""
+        n_virtual = self.adapters.n_virtual
+        return self.tokens[n_virtual:] if n_virtual else self.tokens
 
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused

@@ -17,21 +17,27 @@ from edgellm.graph.nodes import (
     Chance,
     Embed,
     Graph,
+    KeysValues,
     Linear,
     Node,
+    PlainActivation,
     Value,
+    activate,
     add,
+    add_bias,
     choose,
     dropout,
     embed,
     linear,
     multiply_columns,
     narrow,
+    replace_rows,
     widen,
 )
 from edgellm.quants import FORMATS
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+EMBEDDED = "embd"  # the embeddings of a text, as what it makes is called
 Inputs = Mapping[str, Value]
 
 
@@ -111,6 +117,59 @@ class Instead(Change):
         return choose(y, beside[0], self.scales)
 
 
+@dataclass(frozen=True, eq=False)
+class Prompt(Change):
+    """Learnt embeddings in place of those of some tokens (prompt tuning; Lester et al., 2021).
+
+    table:   float32 [n_virtual, n_embd].
+    places:  the table of the batch that says which row has which of them, as in `ReplaceRows`.
+    """
+
+    table: Tensor
+    places: str
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        return replace_rows(y, self.table, self.places)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix(Change):
+    """Learnt keys and values of a layer in place of those of some tokens (prefix tuning; Li and Liang, 2021).
+
+    keys, values:  float32 [n_virtual, width of the layer's], keys as they are once turned by their positions.
+    """
+
+    keys: Tensor
+    values: Tensor
+    places: str
+
+    def given(self, inputs: Inputs) -> Inputs:
+        tables = {"keys": self.keys, "values": self.values}
+        replaced = {name: replace_rows(inputs[name], table, self.places) for name, table in tables.items()}
+        return {**inputs, **replaced}
+
+
+@dataclass(frozen=True, eq=False)
+class Bottleneck(Change):
+    """y + up(activation(down(y))) (Houlsby et al., 2019).
+
+    down, up:  float32 [size, width of y], up transposed; biases of [size] and [width].
+    scales:    the table of the batch that says which rows are changed, those where it does not have 0; None is all.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    activation: PlainActivation
+    scales: str | None = None
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        h = activate(add_bias(narrow(y, self.down), self.down_bias), self.activation)
+        changed = add_bias(widen(y, h, self.up), self.up_bias)
+        return changed if self.scales is None else choose(y, changed, self.scales)
+
+
 def adapted(graph: Graph, changes: Mapping[str, Sequence[Change]]) -> tuple[Graph, dict[Value, Value]]:
     """The same graph with changes about nodes, by what `names_of` calls them; and what became of each value.
 
@@ -140,8 +199,13 @@ def adapted(graph: Graph, changes: Mapping[str, Sequence[Change]]) -> tuple[Grap
     return result, values
 
 
+def keys_values_name(layer: int) -> str:
+    """What an adapter calls the keys and values of a layer, counted from 0."""
+    return f"blk.{layer}.keys_values"
+
+
 def names_of(graph: Graph, node: Node) -> Iterator[str]:
-    """What an adapter calls a node: by the weights that it uses, or the name of what it makes.
+    """What an adapter calls a node: by the weights that it uses, by the name of what it makes, or by its layer.
 
     A matrix that makes logits is "output.weight", also where the embeddings serve as that.
     """
@@ -149,6 +213,8 @@ def names_of(graph: Graph, node: Node) -> Iterator[str]:
         yield OUTPUT if weight.name == EMBEDDING and isinstance(node, Linear) else weight.name
     if name := graph.made_by(node).name:
         yield name
+    if isinstance(node, KeysValues):
+        yield keys_values_name([other for other in graph.nodes if isinstance(other, KeysValues)].index(node))
 
 
 def _minus_ones(n: int) -> Tensor:
