@@ -10,6 +10,7 @@ import numpy as np
 
 from edgellm.engine.gradients import GradientPasses
 from edgellm.formats.tensor import Tensor
+from edgellm.graph.program import aligned
 from edgellm.quants import FORMATS
 from edgellm.train.documents import NOTHING, Documents
 
@@ -45,14 +46,16 @@ class ModelLearner:
         self._resources.enter_context(model._scheduler.alone())
 
     def train(self, name: str, array: NDArray[Any]) -> Tensor:
-        """One more trained weight, as programs read it."""
+        """One more trained weight, copied, as programs read it."""
         self.add_parameter(name, array)
         return self._tensor(name, self.parameters[name], self.gradients[name])
 
     def add_parameter(self, name: str, array: NDArray[Any]) -> None:
         """One more trained weight that no program reads; see `derive`."""
-        self.parameters[name] = np.ascontiguousarray(array, np.float32)
-        self.gradients[name] = np.zeros_like(self.parameters[name])
+        # On cache lines: kernels read it a good deal faster.
+        own = aligned(array.size * 4).view(np.float32).reshape(array.shape)
+        own[...] = array
+        self.parameters[name], self.gradients[name] = own, np.zeros_like(own)
 
     def derive(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """What `before_pass` makes of parameters, as programs read it."""

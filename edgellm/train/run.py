@@ -127,7 +127,8 @@ def train_adapter(
 
     digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
     n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in [*learnt, *held]))
-    with closing(LoraLearner(model, lora, n_batch=n_batch, seed=config.seed)) as learner:
+    passes = {"recompute": config.gradient_checkpointing, "in_bf16": config.precision == "mixed"}
+    with closing(LoraLearner(model, lora, n_batch=n_batch, seed=config.seed, **passes)) as learner:
         session = Session(folder, settings, digests, resume, tensorboard)
         summary = session.train(
             learner, Examples(learnt, held, config, n_batch), config, callback or (lambda step: None)
@@ -147,10 +148,6 @@ def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> Non
     """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
     if not isinstance(model, Model):
         raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
-    if config.precision != "float32":
-        raise UsageError(
-            f"precision is {config.precision}; this version trains with float32 alone", parameter="precision"
-        )
 
 
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:

@@ -56,17 +56,6 @@ def test_the_front_door(model, facts: Path) -> None:
         edgellm.train("smollm2-135m", facts)
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"config": TrainConfig(precision="mixed")}, "precision is mixed; this version trains with float32 alone"),
-    ],
-)
-def test_what_cannot_be_obeyed_yet_is_refused(model, facts: Path, settings, text: str) -> None:
-    with pytest.raises(UsageError, match=text):
-        train(model, facts, **settings)
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_what_is_saved_is_what_was_learnt(model, facts: Path, tmp_path: Path, method: str, dropout: float) -> None:

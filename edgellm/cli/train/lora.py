@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,10 +12,6 @@ from edgellm.cli.train.options import settings_options, typed_settings
 from edgellm.errors import UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
-
-if TYPE_CHECKING:
-    from edgellm.train.loop import Step
-    from edgellm.train.session import Summary
 
 _KINDS = (LoraConfig, TrainConfig, DataConfig)
 
@@ -108,10 +103,11 @@ def _train(
     from edgellm.cli import models
     from edgellm.cli.terminal import note, one_line
     from edgellm.cli.train.live import Live
+    from edgellm.cli.train.outcome import outcome_lines
     from edgellm.cli.train.preview import summary_lines
     from edgellm.params import RuntimeConfig
     from edgellm.train.run import check_run, train_adapter
-    from edgellm.train.session import last_checkpoint
+    from edgellm.train.session import CURVE, LOG, last_checkpoint
     from edgellm.train.settings import made
 
     lora, config, examples = made(LoraConfig, settings), made(TrainConfig, settings), made(DataConfig, settings)
@@ -135,30 +131,5 @@ def _train(
             if (step := last_checkpoint(output)) is not None:
                 note(f"stopped; `edgellm train lora --resume -o {output}` goes on from step {step}")
             raise
-    for name, line in _lines(summary, live.step, output):
+    for name, line in [*outcome_lines(summary, live.step), ("wrote", f"{output}: the adapter, {LOG}, {CURVE}")]:
         click.echo(one_line(f"{name:<12}{line}"))
-
-
-def _lines(summary: Summary, last: Step | None, output: Path) -> Iterator[tuple[str, str]]:
-    from edgellm.cli.terminal import size_text
-    from edgellm.cli.train.live import duration
-    from edgellm.train.session import CURVE, LOG
-
-    ends = {"early": ", stopped early", "asked": ", stopped"}.get(summary.stopped, "")
-    epochs = f", {last.epoch:.3g} epochs" if last else ""
-    yield "trained", f"{summary.step} of {summary.n_steps} steps{epochs}, in {duration(summary.seconds)}{ends}"
-    if summary.loss is not None:
-        yield "loss", f"{summary.loss:.4f}, mean of the last steps"
-    if summary.validation_loss is not None:
-        yield "validation", f"{summary.validation_loss:.4f} at best"
-    if summary.weights_of != summary.step:
-        yield "weights", f"those of step {summary.weights_of}, the best"
-    seconds = f"{summary.n_tokens:,} tokens in {summary.train_seconds:.1f} s"
-    yield "speed", f"{summary.tokens_per_second:.0f} tok/s, {seconds}"
-    if summary.joules is None:
-        yield "energy", "this machine does not tell"
-    else:
-        each = f", {1000 * summary.joules / summary.n_tokens:.1f} mJ a token" if summary.n_tokens else ""
-        yield "energy", f"{summary.joules:.1f} J of the whole machine{each}"
-    yield "memory", f"{size_text(summary.peak_memory)} at most"
-    yield "wrote", f"{output}: the adapter, {LOG}, {CURVE}"

@@ -41,6 +41,7 @@ _TRAIN: list[tuple[str, Any, str]] = [
     ("checkpoint_every", int, "Steps between two checkpoints."),
     ("keep_checkpoints", int, "How many of the last to keep, beside the best."),
     ("precision", PRECISIONS, "mixed keeps values for the way back in 16 bits."),
+    ("gradient_checkpointing", True, "Compute values once more on the way back: slower, in little memory."),
     ("activations", ACTIVATIONS, "int8 rounds what meets quantized weights; f32 rounds nothing.  [default: int8]"),
 ]
 _DATA: list[tuple[str, Any, str]] = [
@@ -49,18 +50,26 @@ _DATA: list[tuple[str, Any, str]] = [
     ("train_on", TRAIN_ON, "What is learnt of a chat: its answers, the last one, or every token."),
     ("skip_bad", True, "Go on at lines that cannot be used, and count them."),
 ]
-_FLAGS = {"use_rslora": "--rslora/--no-rslora", "skip_bad": "--skip-bad/--no-skip-bad"}
+_FLAGS = {
+    "use_rslora": "--rslora/--no-rslora",
+    "skip_bad": "--skip-bad/--no-skip-bad",
+    "gradient_checkpointing": "--gradient-checkpointing/--no-gradient-checkpointing",
+}
 _TABLES = {LoraConfig: _LORA, TrainConfig: _TRAIN, DataConfig: _DATA}
 
 
-def settings_options(*kinds: type) -> Callable[[Command], Command]:
-    """Give a command an option for each setting; it receives those that were typed, others as None."""
+def settings_options(*kinds: type, defaults: Mapping[str, Any] | None = None) -> Callable[[Command], Command]:
+    """Give a command an option for each setting; it receives those that were typed, others as None.
+
+    defaults:  those of the command, where they are not those of the settings.
+    """
 
     def decorate(command: Command) -> Command:
         for kind in reversed(kinds):
             usual = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
             for name, of, text in reversed(_TABLES[kind]):
-                command = _option(kind, usual[name], of, text)(command)
+                default = (defaults or {}).get(name, usual[name].default)
+                command = _option(kind, usual[name], of, text + _default(default))(command)
         return command
 
     return decorate
@@ -72,7 +81,7 @@ def typed_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(kind: type, field: Field[Any], of: Any, text: str) -> Callable[[Command], Command]:
-    words: dict[str, Any] = {"help": text + _default(field), "default": None, "callback": _checked(kind)}
+    words: dict[str, Any] = {"help": text, "default": None, "callback": checked(kind)}
     if of is True:
         return click.option(_FLAGS[field.name], field.name, **words)
     if isinstance(of, tuple):
@@ -82,13 +91,13 @@ def _option(kind: type, field: Field[Any], of: Any, text: str) -> Callable[[Comm
     return click.option(f"--{field.name.replace('_', '-')}", field.name, **words)
 
 
-def _default(field: Field[Any]) -> str:
-    if field.default is None or field.default is False or field.default is MISSING:
+def _default(value: Any) -> str:
+    if value is None or value is False or value is MISSING:
         return ""
-    return f"  [default: {field.default:g}]" if isinstance(field.default, float) else f"  [default: {field.default}]"
+    return f"  [default: {value:g}]" if isinstance(value, float) else f"  [default: {value}]"
 
 
-def _checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
+def checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """A check of an option's value by the settings that it belongs to, before any work begins."""
 
     def check(context: click.Context, option: click.Parameter, value: Any) -> Any:
