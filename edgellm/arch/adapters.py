@@ -57,4 +57,5 @@ def read_peft_for(folder: Path, architecture: str, family: HuggingFace, config: 
 
 def save_adapter(folder: Path, adapter: Adapter, metadata: Mapping[str, Any]) -> None:
     """Write a PEFT folder of an adapter for the model with that metadata."""
-    write_peft(folder, adapter, naming_of(metadata))
+    config = architecture_of(metadata).configure(metadata)
+    write_peft(folder, adapter, naming_of(metadata), config.n_kv_heads)

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgellm.graph.adapters import Change
 
 MOST_TOGETHER = 8  # adapters in one batch
@@ -23,9 +27,11 @@ class Adapter(Protocol):
 
     number:    its place in the order of loading. is_dora: whether what it is multiplied by depends on its scale.
     replaced:  the names of the tensors that it has in place of the model's.
+    n_virtual: with how many tokens of its own every text begins that is computed with it.
     """
 
     number: int
+    n_virtual: int
     notes: tuple[str, ...]
 
     @property
@@ -72,6 +78,17 @@ class AdapterSet:
     def scales(self) -> dict[Slot, float]:
         """By the slots that they need in a program."""
         return {Slot(adapter, scale if adapter.is_dora else None): scale for adapter, scale in self.uses}
+
+    @cached_property
+    def n_virtual(self) -> int:
+        """Tokens that stand before a text, and belong to an adapter."""
+        return sum(adapter.n_virtual for adapter, _ in self.uses)
+
+    def use_of(self, slot: Slot, start: int, n: int) -> float | NDArray[np.float32]:
+        """How much the n tokens from a position on have of an adapter, or which of its own tokens they are."""
+        if slot in self.scales and slot.adapter.n_virtual:
+            return places(start, n, slot.adapter.n_virtual)
+        return self.scales.get(slot, 0.0)
 
     def has(self, adapter: Adapter) -> bool:
         return any(other is adapter for other, _ in self.uses)
@@ -124,9 +141,27 @@ class Adapters:
         if len(uses) > MOST_TOGETHER:
             raise UsageError(f"adapters names {len(uses)}; up to {MOST_TOGETHER} can be together", parameter="adapters")
         refuse_two_wholes(uses)
+        _refuse_two_beginnings(uses)
         for adapter, scale in uses:
             adapter.check_scale(scale)
         return AdapterSet(tuple(uses))
+
+
+def places(start: int, n: int, n_virtual: int) -> NDArray[np.float32]:
+    """Which of an adapter's own tokens stand at n positions of a text from `start` on: i for the i-th, 0 for none."""
+    positions = np.arange(start + 1, start + n + 1, dtype=np.float32)
+    return np.where(positions <= n_virtual, positions, np.float32(0))
+
+
+def _refuse_two_beginnings(uses: Iterable[tuple[Adapter, float]]) -> None:
+    """Raise UsageError where two adapters want a text to begin with their own tokens."""
+    own = [adapter.name for adapter, _ in uses if adapter.n_virtual]
+    if len(own) > 1:
+        raise UsageError(
+            f"adapters has {own[0]!r:.60} and {own[1]!r:.60}, which both put tokens of their own before a text; choose "
+            "one of them",
+            parameter="adapters",
+        )
 
 
 class HasWholes(Protocol):

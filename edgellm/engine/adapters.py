@@ -7,7 +7,8 @@ which are lowered when a batch first needs them. A batch may hold texts with dif
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,17 @@ from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import LowRank as Matrices
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.adapters import EMBEDDING, Change, Instead, LowRank
+from edgellm.graph.adapters import (
+    EMBEDDED,
+    EMBEDDING,
+    Bottleneck,
+    Change,
+    Instead,
+    LowRank,
+    Prefix,
+    Prompt,
+    keys_values_name,
+)
 from edgellm.graph.lowering import adapter_table
 from edgellm.graph.program import aligned
 from edgellm.quants import FORMATS
@@ -48,8 +59,9 @@ class LoadedAdapter:
         self, name: str, path: Path | None, adapter: Adapter, tensors: Mapping[str, Tensor], exact: bool = True
     ) -> None:
         self.name, self.path, self.number = name, path, next(_numbers)
-        self.method, self.notes = adapter.method, adapter.notes
+        self.method, self.notes, self.n_virtual = adapter.method, adapter.notes, adapter.n_virtual
         try:
+            self._others = dict(_others(adapter))
             self._matrices = {
                 weight: (*_as_read(weight, change, exact), change.scale) for weight, change in adapter.weights.items()
             }
@@ -76,12 +88,18 @@ class LoadedAdapter:
         return set(self._replaced)
 
     def check_scale(self, scale: float) -> None:
-        """Raise UsageError for a scale with which a magnitude means nothing."""
+        """Raise UsageError for a scale with which a magnitude means nothing, or what is there or not."""
+        if self._others and scale != 1:
+            raise UsageError(
+                f"adapters has {self.name!r:.60} with a scale of {scale:g}, and what it holds ({self.method}) is there "
+                "or not; choose 1, or 0 to leave it out",
+                parameter="adapters",
+            )
         for lengths in self._lengths.values():
             lengths.columns(scale)
 
     def changes(self, scale: float | None, table: str) -> Iterator[tuple[str, Change]]:
-        """What stands beside the nodes of a weight, by its name; `table` says how much every row of a batch has of it.
+        """What is changed about nodes, by their names; `table` says how much every row of a batch has of it.
 
         scale:  what the table says, for an adapter whose magnitudes depend on it.
         """
@@ -92,6 +110,8 @@ class LoadedAdapter:
             if (lengths := self._lengths.get(weight)) is not None:
                 columns = tensor_of(f"{weight}.columns", lengths.columns(1.0 if scale is None else scale))
             yield weight, LowRank(a, b, own_scale, table, columns)
+        for name, in_table in self._others.items():
+            yield name, in_table(table)
 
 
 class _Lengths:
@@ -123,6 +143,19 @@ class _Lengths:
         if not np.isfinite(columns).all():
             raise UsageError(f"with a scale of {scale:g}, rows of the changed weights have no length")
         return columns
+
+
+def _others(adapter: Adapter) -> Iterator[tuple[str, Callable[[str], Change]]]:
+    """What is changed about nodes that is no change of a weight, by their names, given the table that it goes by."""
+    if adapter.prompt is not None:
+        yield EMBEDDED, partial(Prompt, tensor_of("prompt", adapter.prompt))
+    for index, layer in enumerate(adapter.prefix):
+        name = keys_values_name(index)
+        yield name, partial(Prefix, tensor_of(f"{name}.k", layer.keys), tensor_of(f"{name}.v", layer.values))
+    for name, part in adapter.bottlenecks.items():
+        down, up = tensor_of(f"{name}.down", part.down), tensor_of(f"{name}.up", part.up.T)
+        biases = tensor_of(f"{name}.down_bias", part.down_bias), tensor_of(f"{name}.up_bias", part.up_bias)
+        yield name, partial(Bottleneck, down, biases[0], up, biases[1], part.activation)
 
 
 def _as_read(weight: str, change: Matrices, exact: bool) -> tuple[Tensor, Tensor]:

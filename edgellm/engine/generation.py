@@ -116,7 +116,7 @@ class _Answer(Request):
             self.stats.prompt_seconds = self._seconds()
         while True:
             state = sampler.state if text.takes_back else None
-            token_id = sampler.choose(logits, self.tokens, maxima, text.forbidden)
+            token_id = sampler.choose(logits, self._written(), maxima, text.forbidden)
             if self._first_at is None:
                 self.stats.first_token_seconds = self._seconds()
                 self._first_at = time.perf_counter()
@@ -150,6 +150,11 @@ class _Answer(Request):
         self._is_cut = True
         del self.tokens[len(self.tokens) - n_tokens :]
         self.stats.n_generated_tokens -= n_tokens
+
+    def _written(self) -> list[int]:
+        """The tokens without those of an adapter."""
+        n_virtual = self.adapters.n_virtual
+        return self.tokens[n_virtual:] if n_virtual else self.tokens
 
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused

@@ -20,7 +20,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
 from edgellm.graph.lowering import cache_table
-from edgellm.graph.nodes import GLU, RMSNorm
+from edgellm.graph.nodes import GLU, Dropout, MultiplyColumns, ReplaceRows, RMSNorm
 from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.program import RowMemory
 
@@ -215,7 +215,7 @@ class GradientPasses:
 
 def _is_kept(value: Value) -> bool:
     """What costs little to compute again is not kept."""
-    return not isinstance(value.node, RMSNorm | GLU)
+    return not isinstance(value.node, RMSNorm | GLU | Dropout | MultiplyColumns | ReplaceRows)
 
 
 def _is_kept_of_layers(value: Value) -> bool:

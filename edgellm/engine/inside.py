@@ -38,7 +38,7 @@ def _look_inside(
     adapters: AdapterSet,
     variant: Variant,
 ) -> dict[str, np.ndarray]:
-    runner, values = scheduler.runner, variant.graphs.values
+    runner, values, n_virtual = scheduler.runner, variant.graphs.values, adapters.n_virtual
     wanted = _matching(values, taps)
     if not isinstance(bind, Mapping):
         raise UsageError(f"bind is {bind!r:.60}; expected arrays by the names of what they are bound to")
@@ -47,6 +47,11 @@ def _look_inside(
         for name, rows in bind.items()
         if name in values
     }
+    if given and n_virtual:
+        raise UsageError(
+            f"{next(iter(given)).name!r} is bound, and the adapter puts {n_virtual} tokens of its own before the text, "
+            "for which nobody gives it; bind weights alone, or leave the adapter out"
+        )
     weights = {name: raw for name, raw in bind.items() if name not in values}
     if both := [value.name for value in given if value in wanted.values()]:
         raise UsageError(f"{both[0]!r} is both tapped and bound; what is bound is known already")
@@ -55,7 +60,9 @@ def _look_inside(
         addresses = {value: place.address for value, place in memory.items()}
         programs = runner.lowered_programs(list(wanted.values()), addresses, variant=variant)
         with runner.replaced(variant, programs):
-            return _collect(scheduler, token_ids, wanted, given, memory, adapters, variant)
+            ids = [0] * n_virtual + token_ids
+            found = _collect(scheduler, ids, wanted, given, memory, adapters, variant)
+            return {name: rows[n_virtual:] for name, rows in found.items()}
 
 
 def unembed(scheduler: Scheduler, states: np.ndarray, adapters: AdapterSet = NO_ADAPTERS) -> np.ndarray:

@@ -28,6 +28,7 @@ from edgellm.engine.prompt import (
     checked_variables,
     sampling_params,
     spelled_out,
+    with_virtual,
 )
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
@@ -176,6 +177,7 @@ class Model:
         Raises UsageError for names that do not exist and arrays that do not fit.
         """
         ids, usual = self._checked("token_ids", token_ids), self._adapters.usual
+        with_virtual("token_ids", ids, usual.n_virtual, self.n_ctx)
         return look_inside(self._scheduler, ids, taps, {} if bind is None else bind, usual)
 
     def unembed(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -379,6 +381,7 @@ class Model:
     ) -> Generation | list[Generation]:
         check_biases(params, self.n_vocab)
         chosen = self._adapters.chosen(checked_adapters(adapters))
+        ids = with_virtual("prompt", ids, chosen.n_virtual, self.n_ctx)
         if n is None:
             return self._generate(ids, params, chosen)
         first = params.seed
@@ -395,7 +398,9 @@ class Model:
 
     def _pieces(self, ids: list[int], first: int, n_rows: int) -> Iterator[np.ndarray]:
         """Logits from the token `first` on, of up to n_rows tokens in each piece."""
-        scheduler, n_vocab, request = self._scheduler, self.n_vocab, Scores(ids, adapters=self._adapters.usual)
+        adapters = self._adapters.usual
+        ids, first = with_virtual("token_ids", ids, adapters.n_virtual, self.n_ctx), first + adapters.n_virtual
+        scheduler, n_vocab, request = self._scheduler, self.n_vocab, Scores(ids, adapters=adapters)
         scheduler.submit(request)
         try:
             while (start := max(first, request.n_cached)) < len(ids):

@@ -36,6 +36,21 @@ def checked_prompt(name: str, token_ids: Any, n_vocab: int, n_ctx: int, n_ctx_tr
     return ids
 
 
+def with_virtual(name: str, token_ids: list[int], n_virtual: int, n_ctx: int) -> list[int]:
+    """Ids as the model computes them with an adapter that puts its own tokens before a text: any id stands for those.
+
+    Raises ContextOverflowError when both do not fit.
+    """
+    if len(token_ids) + n_virtual > n_ctx:
+        what = "the prompt" if name == "prompt" else name
+        raise ContextOverflowError(
+            f"{what} has {len(token_ids)} tokens, the adapter puts {n_virtual} of its own before them, and the context "
+            f"holds {n_ctx}: shorten it, or load with a larger n_ctx",
+            parameter=name,
+        )
+    return [0] * n_virtual + token_ids if n_virtual else token_ids
+
+
 def checked_messages(messages: Any) -> list[Any]:
     """Messages of a chat: at least one; what they hold is checked where they are rendered."""
     expected = 'a list of dicts like {"role": "user", "content": "Hello"}'

@@ -54,8 +54,8 @@ class Span:
     def piece(self, slots: SequenceOf[Slot] = ()) -> Piece:
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
-        scales = [self.sequence.adapters.scales.get(slot, 0.0) for slot in slots]
-        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table, scales)
+        uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table, uses)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,14 +29,14 @@ class Piece:
     position:     of the first of them; they see those before in the cache.
     slots:        where the keys and values of each go: block * KV_BLOCK + place in the block.
     block_table:  int32, the cache block of every KV_BLOCK positions. It must stay where it is until the run is over.
-    adapters:     how much they have of each adapter that the program has.
+    adapters:     how much they have of each adapter that the program has, or which place in it each of them takes.
     """
 
     token_ids: Sequence[int]
     position: int
     slots: Sequence[int]
     block_table: np.ndarray
-    adapters: Sequence[float] = ()
+    adapters: Sequence[float | np.ndarray] = ()
 
 
 class Batch:

@@ -407,7 +407,25 @@ DROPOUT = Schema(
     out="ptr",  # may be x
     stride="i64",
     p="f64",  # the share that is dropped, from 0 to below 1
-    seed="i64",
+    chance="ptr",  # int64 [2]: the seed, and whether anything is dropped now; 0 leaves all as it is
+    chunk_tokens="i64",
+)
+
+ACTIVATE = Schema("activate", batch=BATCH, x="ptr", out="ptr", stride="i64", chunk_tokens="i64")
+
+ACTIVATE_BACKWARD = Schema(
+    "activate_backward", batch=BATCH, x="ptr", dy="ptr", out="ptr", stride="i64", chunk_tokens="i64"
+)
+
+REPLACE_ROWS = Schema(
+    "replace_rows",
+    batch=BATCH,
+    x="ptr",
+    out="ptr",  # may be x
+    stride="i64",
+    n_cols="i64",
+    table="ptr",  # float32 [n_rows, n_cols], or 0: all its rows are 0
+    places="ptr",  # float32 [n_tokens]: i takes row i - 1 of the table, 0 leaves the row as it is
     chunk_tokens="i64",
 )
 
@@ -439,6 +457,17 @@ EMBED_BACKWARD = Schema(
     n_cols="i64",
     scale="f64",
     sums="ptr",  # float32 [n_vocab, n_cols]
+    chunk_cols="i64",
+)
+
+REPLACED_ROWS_SUM = Schema(
+    "replaced_rows_sum",
+    batch=BATCH,
+    dy="ptr",
+    stride="i64",
+    n_cols="i64",
+    places="ptr",  # as for REPLACE_ROWS
+    sums="ptr",  # float32 [n_rows, n_cols]
     chunk_cols="i64",
 )
 

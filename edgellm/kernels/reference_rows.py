@@ -41,12 +41,9 @@ def rms_norm_weight_sum(sums: Floats, x: Floats, dy: Floats, epsilon: float, n_g
 
 def glu_backward(gate: Floats, up: Floats, dy: Floats, activation: str) -> tuple[Floats, Floats]:
     """By gate and by up of `glu`, [n_tokens, n_cols] all."""
-    x, gradient = gate.astype(np.float64), dy.astype(np.float64)
-    z, slope_of_z = _EXPONENTS[activation](x)
-    with np.errstate(over="ignore"):
-        s = 1 / (1 + np.exp(-z))
-    slope = s + x * s * (1 - s) * slope_of_z
-    return (gradient * up * slope).astype(np.float32), (gradient * x * s).astype(np.float32)
+    gradient = dy.astype(np.float64)
+    value, slope = _with_slope(gate, activation)
+    return (gradient * up * slope).astype(np.float32), (gradient * value).astype(np.float32)
 
 
 def _silu_exponent(x: Floats) -> tuple[Floats, Floats]:
@@ -60,6 +57,26 @@ def _gelu_exponent(x: Floats) -> tuple[Floats, Floats]:
 
 # Both activations are x * sigmoid(z): z and its slope.
 _EXPONENTS = {"silu": _silu_exponent, "gelu": _gelu_exponent}
+
+
+def activate(x: Floats, activation: str) -> Floats:
+    """relu, silu, or gelu in its tanh form, of every number."""
+    return _with_slope(x, activation)[0].astype(np.float32)
+
+
+def activate_backward(x: Floats, dy: Floats, activation: str) -> Floats:
+    """By x of `activate`."""
+    return (dy * _with_slope(x, activation)[1]).astype(np.float32)
+
+
+def _with_slope(x: Floats, activation: str) -> tuple[Floats, Floats]:
+    x = x.astype(np.float64)
+    if activation == "relu":
+        return np.where(x < 0, 0, x), (x > 0).astype(np.float64)
+    z, slope_of_z = _EXPONENTS[activation](x)
+    with np.errstate(over="ignore"):
+        s = 1 / (1 + np.exp(-z))
+    return x * s, s + x * s * (1 - s) * slope_of_z
 
 
 def rope_inverse(x: Floats, angles: Floats, interleaved: bool) -> Floats:
@@ -89,6 +106,20 @@ def embed_backward(sums: Floats, token_ids: Ints, dy: Floats, scale: float = 1.0
     """sums [n_vocab, n_cols] + scale * dy [n_tokens, n_cols], each row added to that of its token id."""
     total = sums.astype(np.float64)
     np.add.at(total, token_ids, scale * dy.astype(np.float64))
+    return total.astype(np.float32)
+
+
+def replace_rows(x: Floats, table: Floats | None, places: Floats) -> Floats:
+    """x [n_tokens, n_cols]; where the place of a token is i > 0, row i - 1 of the table, or zeros without one."""
+    index = places.astype(int)
+    other = np.zeros_like(x) if table is None else table[np.maximum(index - 1, 0)]
+    return np.where(index[:, None] > 0, other, x)
+
+
+def replaced_rows_sum(sums: Floats, dy: Floats, places: Floats) -> Floats:
+    """sums [n_rows, n_cols] + dy [n_tokens, n_cols], each row with a place i > 0 added to row i - 1."""
+    total, index = sums.astype(np.float64), places.astype(int)
+    np.add.at(total, index[index > 0] - 1, dy[index > 0])
     return total.astype(np.float32)
 
 

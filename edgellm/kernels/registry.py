@@ -53,6 +53,7 @@ _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
@@ -89,6 +90,10 @@ _FAMILIES: dict[str, _Family] = {
     "multiply_columns": _Family("columns"),
     "cross_entropy": _Family("cross_entropy"),
     "dropout": _Family("dropout"),
+    "activate": _Family("activate", options=_PLAIN_ACTIVATION),
+    "activate_backward": _Family("activate", options=_PLAIN_ACTIVATION),
+    "replace_rows": _Family("replace_rows"),
+    "replaced_rows_sum": _Family("replace_rows"),
     "to_bf16": _Family("bf16"),
     "from_bf16": _Family("bf16"),
     "fused": _Family("fused"),

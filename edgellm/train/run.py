@@ -14,7 +14,7 @@ from edgellm.arch.adapters import save_adapter
 from edgellm.engine.model import Model
 from edgellm.errors import UsageError
 from edgellm.files import sha256_of
-from edgellm.formats.adapters import Adapter, LowRank
+from edgellm.formats.adapters import Adapter
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data import order
 from edgellm.train.data.config import DataConfig
@@ -133,7 +133,7 @@ def train_adapter(
         summary = session.train(
             learner, Examples(learnt, held, config, n_batch), config, callback or (lambda step: None)
         )
-        adapter = _adapter_of(learner, model)
+        adapter = learner.adapter()
     if folder is not None:
         save_adapter(folder, adapter, model.metadata)
     return adapter, summary
@@ -148,9 +148,6 @@ def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> Non
     """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
     if not isinstance(model, Model):
         raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
-    for name, usual in (("method", "lora"), ("dropout", 0.0)):
-        if (value := getattr(lora, name)) != usual:
-            raise UsageError(f"{name} is {value}; this version trains with {usual} alone", parameter=name)
 
 
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
@@ -167,19 +164,3 @@ def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
 def _paths(name: str, given: Paths) -> list[str]:
     several = [given] if isinstance(given, (str, os.PathLike)) else list(given)
     return [str(checks.path(name, path)) for path in several]
-
-
-def _adapter_of(learner: LoraLearner, model: Model) -> Adapter:
-    """The weights of a learner as an adapter, copied."""
-    lora = learner.config
-    of = {name.removesuffix(".lora_a") for name in learner.parameters if name.endswith(".lora_a")}
-    weights = {
-        weight: LowRank(
-            learner.parameters[f"{weight}.lora_a"].copy(), learner.parameters[f"{weight}.lora_b"].T.copy(), lora.scale
-        )
-        for weight in sorted(of)
-    }
-    return Adapter(
-        model.metadata["general.architecture"], weights, base_name=model.path.stem, rank_stabilized=lora.use_rslora,
-        dropout=lora.dropout,
-    )  # fmt: skip

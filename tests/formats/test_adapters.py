@@ -208,7 +208,7 @@ def refused(path: Path, file: GGUFFile, kind: type[EdgellmError], *words: str) -
 @pytest.mark.parametrize(
     ("changes", "kind", "words"),
     [
-        ({"peft_type": "PREFIX_TUNING"}, UnsupportedError, ("PREFIX_TUNING", "LORA")),
+        ({"peft_type": "IA3"}, UnsupportedError, ("IA3", "LORA")),
         ({"alora_invocation_tokens": [1]}, UnsupportedError, ("alora_invocation_tokens",)),
         ({"trainable_token_indices": [5]}, UnsupportedError, ("trainable_token_indices",)),
         ({"layer_replication": [[0, 2]]}, UnsupportedError, ("layer_replication",)),

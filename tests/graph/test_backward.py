@@ -8,22 +8,28 @@ import torch
 
 from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Graph, Piece, Program, Value, lower
+from edgellm.graph import Batch, Graph, Piece, Program, Value, lower
 from edgellm.graph.backward import Backward
+from edgellm.graph.lowering import adapter_table
 from edgellm.graph.nodes import (
     AttentionSpec,
+    Chance,
     Linear,
     RMSNorm,
     Rotation,
+    activate,
     add,
     add_bias,
     attention,
+    dropout,
     embed,
     glu,
     keys_values,
     linear,
     maxima,
+    multiply_columns,
     narrow,
+    replace_rows,
     rms_norm,
     rope,
     widen,
@@ -33,7 +39,7 @@ from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK
 
 from .conftest import lowered, program_of, rows_for, tensor
-from .torch_twin import Twin
+from .torch_twin import PLACES, Twin
 
 FLOAT32 = 2e-4  # of the largest number: sums in another order, over some twenty steps
 LENGTHS = (5, 1, 7)
@@ -61,7 +67,7 @@ class Random:
     def record(self, step: int) -> Value:
         rng = self.rng
         x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
-        kind = rng.integers(8)
+        kind = rng.integers(12)
         if kind == 0 or (kind in (1, 2) and x.width != y.width):
             return linear(x, self.weight(int(rng.choice([32, 64, 96, 160])), x.width, step=step))
         if kind == 1:
@@ -79,6 +85,14 @@ class Random:
             h = narrow(x, tensor("a", 3, x.width, seed=step))
             product = linear(x, self.weight(64, x.width, step=step))
             return widen(product, h, tensor("b", 3, 64, seed=step), 0.7)
+        if kind == 7:
+            return multiply_columns(x, tensor("c", x.width, seed=step))
+        if kind == 9:
+            return activate(x, str(rng.choice(["relu", "gelu", "silu"])))
+        if kind == 10:
+            return replace_rows(x, tensor("t", 4, x.width, seed=step), adapter_table(0).name)
+        if kind == 8:
+            return dropout(x, Chance(0.3, np.array([step, 1])))
         return self.attend(x, y)
 
     def attend(self, x: Value, y: Value) -> Value:
@@ -107,11 +121,17 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
     block_bytes = [F32_CACHE.block_bytes(layer.n_kv_heads, layer.head_dim) for layer in forward.cache_layers]
     caches = [np.zeros((n_blocks, n_bytes), np.uint8) for n_bytes in block_bytes]
     tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
-    program = program_of(forward, store, team, 160, inputs=memory, tables=tables)
+    batch = Batch(160, forward)
+    batch.prepare_adapters(1)
+    store.load(forward.kernels)
+    addresses = {value: rows.ctypes.data for value, rows in memory.items()}
+    program = Program(forward, store, batch, team, tables, addresses)
     pieces, start = [], 0
     for block, length in enumerate(LENGTHS, 1):
         slots = 4 * block * KV_BLOCK + np.arange(length)
-        pieces.append(Piece(ids[start : start + length], 0, slots, 4 * block + np.arange(4, dtype=np.int32)))
+        table = 4 * block + np.arange(4, dtype=np.int32)
+        places = PLACES[start : start + length]
+        pieces.append(Piece(ids[start : start + length], 0, slots, table, [places]))
         start += length
     counts = program.batch.fill(pieces) | program.batch.fill_documents(LENGTHS)
     program.run(counts)
@@ -131,7 +151,13 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
     program.run(counts)  # adds the same once more
     for weight, total in sums.items():
         np.testing.assert_allclose(total, 2 * first[weight], rtol=1e-4, atol=1e-4 * np.abs(total).max())
-    return first, [program.view(value, N_TOKENS).copy() for value in found]
+    return first, [
+        # It may be one of the given gradients as it is.
+        (
+            from_forward[value][:N_TOKENS, : value.width] if value in from_forward else program.view(value, N_TOKENS)
+        ).copy()
+        for value in found
+    ]
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -11,21 +11,29 @@ import torch
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import (
     GLU,
+    Activate,
     Add,
     AddBias,
     Attention,
+    Dropout,
     Embed,
     Graph,
     KeysValues,
     Linear,
+    MultiplyColumns,
     Narrow,
     Node,
+    ReplaceRows,
     RMSNorm,
     Rope,
     SelectRows,
     Value,
     Widen,
 )
+from edgellm.kernels import reference_rows
+
+# Which row of its table each row takes that `ReplaceRows` replaces, in a batch of 13 tokens.
+PLACES = np.array([1, 2, 0, 0, 0, 4, 1, 2, 3, 0, 0, 0, 2], np.float32)
 
 
 class Twin:
@@ -100,15 +108,37 @@ def _attention(twin: Twin, node: Attention, q: torch.Tensor, kv: tuple[torch.Ten
     return torch.cat(found)
 
 
+def _dropout(twin: Twin, node: Dropout, x: torch.Tensor) -> torch.Tensor:
+    seed, is_on = node.chance.state.tolist()
+    ones = np.ones(tuple(x.shape), np.float32)
+    return x * torch.from_numpy(reference_rows.dropout(ones, node.chance.p, seed)).double() if is_on else x
+
+
+def _replace_rows(twin: Twin, node: ReplaceRows, x: torch.Tensor) -> torch.Tensor:
+    assert node.table is not None
+    places = torch.from_numpy(PLACES).long()
+    return torch.where(places[:, None] > 0, twin.weight(node.table)[(places - 1).clamp(0)], x)
+
+
+def _activate(twin: Twin, node: Activate, x: torch.Tensor) -> torch.Tensor:
+    if node.activation == "gelu":
+        return torch.nn.functional.gelu(x, approximate="tanh")
+    return torch.relu(x) if node.activation == "relu" else torch.nn.functional.silu(x)
+
+
 _TWINS: dict[type[Node], Any] = {
     Embed: lambda twin, node: twin.weight(node.weight)[twin.token_ids] * node.scale,
     RMSNorm: _rms_norm,
     Linear: lambda twin, node, x: x @ twin.weight(node.weight).T,
+    Dropout: _dropout,
+    MultiplyColumns: lambda twin, node, x: x * twin.weight(node.weight),
     Narrow: lambda twin, node, x: node.scale * x @ twin.weight(node.weight).T,
     Widen: lambda twin, node, y, h: y + node.scale * h @ twin.weight(node.weight),
     Add: lambda twin, node, a, b: a + b,
     AddBias: lambda twin, node, x: x + twin.weight(node.bias),
     GLU: _glu,
+    Activate: _activate,
+    ReplaceRows: _replace_rows,
     Rope: _rope,
     KeysValues: lambda twin, node, keys, values: (keys, values),
     Attention: _attention,

@@ -148,9 +148,53 @@ class CompiledRows:
             )
         return out.take()
 
-    def dropout(self, x: np.ndarray, p: float, seed: int, in_place: bool = False) -> np.ndarray:
+    def dropout(self, x: np.ndarray, p: float, seed: int, in_place: bool = False, is_on: bool = True) -> np.ndarray:
+        chance = before_a_wall(np.array([seed, is_on], np.int64).view(np.uint8))
         with into(x, in_place) as (source, out):
-            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, seed=seed)
+            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, chance=chance)
+        return out.take()
+
+    def replace_rows(
+        self, x: np.ndarray, table: np.ndarray | None, places: np.ndarray, in_place: bool = False
+    ) -> np.ndarray:
+        with into(x, in_place) as (source, out):
+            self._by_rows(
+                "replace_rows",
+                records.REPLACE_ROWS,
+                len(x),
+                x=source,
+                out=out,
+                stride=out.stride,
+                n_cols=x.shape[1],
+                table=0 if table is None else walled(table),
+                places=walled(places),
+            )
+        return out.take()
+
+    def replaced_rows_sum(self, sums: np.ndarray, dy: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return self._over_tokens(
+            "replaced_rows_sum", records.REPLACED_ROWS_SUM, sums, {"dy": dy}, places=walled(places)
+        )
+
+    def activate(self, x: np.ndarray, activation: str, in_place: bool = False) -> np.ndarray:
+        options = {"activation": activation}
+        with into(x, in_place) as (source, out):
+            self._by_rows("activate", records.ACTIVATE, len(x), options, x=source, out=out, stride=out.stride)
+        return out.take()
+
+    def activate_backward(self, x: np.ndarray, dy: np.ndarray, activation: str, in_place: bool = False) -> np.ndarray:
+        options, gradient = {"activation": activation}, rows(dy)
+        with into(x, in_place) as (source, out):
+            self._by_rows(
+                "activate_backward",
+                records.ACTIVATE_BACKWARD,
+                len(x),
+                options,
+                x=source,
+                dy=gradient,
+                out=out,
+                stride=out.stride,
+            )
         return out.take()
 
     def _over_tokens(

@@ -326,6 +326,50 @@ def test_embed_backward_is_torchs(rng) -> None:
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+# --- activations, and rows of a table --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_activate(of_rows: CompiledRows, rng, activation: str) -> None:
+    for width in WIDTHS:
+        x, dy = 4 * normal(rng, 9, width), normal(rng, 9, width)
+        x[:3, 0] = 0, 100, -100
+        for in_place in (False, True):
+            got = of_rows.activate(x, activation, in_place)
+            np.testing.assert_allclose(got, reference_rows.activate(x, activation), rtol=EXP, atol=1e-6)
+            got = of_rows.activate_backward(x, dy, activation, in_place)
+            np.testing.assert_allclose(got, reference_rows.activate_backward(x, dy, activation), rtol=EXP, atol=1e-5)
+    assert np.isnan(of_rows.activate(np.full((1, 5), np.nan, np.float32), activation)).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_activate_is_torchs(rng, activation: str) -> None:
+    x, dy = tensor(normal(rng, 6, 30)), normal(rng, 6, 30)
+    made = {"relu": torch.relu, "silu": torch.nn.functional.silu}.get(
+        activation, lambda x: torch.nn.functional.gelu(x, approximate="tanh")
+    )(x)
+    (want,) = gradients(made, dy, x)
+    plain = x.detach().numpy().astype(np.float32)
+    np.testing.assert_allclose(reference_rows.activate(plain, activation), made.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(reference_rows.activate_backward(plain, dy, activation), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_of_a_table(of_rows: CompiledRows, rng, width: int) -> None:
+    table = normal(rng, 5, width)
+    for n_tokens in N_TOKENS:
+        x, dy = normal(rng, n_tokens, width), normal(rng, n_tokens, width)
+        places = rng.integers(0, 6, n_tokens).astype(np.float32)
+        for rows in (table, None):
+            want = reference_rows.replace_rows(x, rows, places)
+            for in_place in (False, True):
+                np.testing.assert_array_equal(of_rows.replace_rows(x, rows, places, in_place), want)
+        got, want = (side.replaced_rows_sum(table, dy, places) for side in (of_rows, reference_rows))
+        np.testing.assert_allclose(got, want, rtol=ROUNDINGS, atol=3 * ROUNDINGS)
+        unused = np.setdiff1d(np.arange(1, 6), places) - 1
+        np.testing.assert_array_equal(got[unused], table[unused])
+
+
 # --- dropout -------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +387,8 @@ def test_dropout(of_rows: CompiledRows, rng, p: float, seed: int) -> None:
 def test_dropout_of_nothing_changes_nothing(of_rows: CompiledRows, rng) -> None:
     x = normal(rng, 9, 100)
     np.testing.assert_array_equal(of_rows.dropout(x, 0.0, 5), x)
+    for in_place in (False, True):
+        np.testing.assert_array_equal(of_rows.dropout(x, 0.5, 5, in_place, is_on=False), x)
 
 
 def test_split_mix_64() -> None:

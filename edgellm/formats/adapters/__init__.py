@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from edgellm.formats.adapters.adapter import Adapter, LowRank
 from edgellm.formats.adapters.naming import Naming
+from edgellm.formats.adapters.parts import Bottleneck, LayerPrefix
 
-__all__ = ["Adapter", "LowRank", "Naming"]
+__all__ = ["Adapter", "Bottleneck", "LayerPrefix", "LowRank", "Naming"]

@@ -59,7 +59,11 @@ def gguf_metadata(adapter: Adapter) -> dict[str, Any]:
 def gguf_tensors(adapter: Adapter) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """The tensors by their names in the file; where a scale is not alpha / rank, what it differs by goes into B."""
     adapter.check()
-    if adapter.method != "lora":
+    if adapter.method not in ("lora", "dora"):
+        raise UsageError(
+            f"the adapter is of the kind {adapter.method!r}, which a GGUF adapter cannot hold; keep its PEFT folder"
+        )
+    if adapter.method == "dora":
         raise UsageError("the adapter has magnitudes (use_dora), which a GGUF adapter cannot hold; merge it instead")
     if adapter.replaced:
         raise UsageError(

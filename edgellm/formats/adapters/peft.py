@@ -19,9 +19,10 @@ import numpy as np
 
 from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.files import atomic_write
+from edgellm.formats.adapters import bottlenecks, prompts
 from edgellm.formats.adapters.adapter import Adapter, LowRank
 from edgellm.formats.adapters.naming import Naming
-from edgellm.formats.adapters.peft_settings import CONFIG, PeftSettings
+from edgellm.formats.adapters.peft_settings import CONFIG, STEM, PeftSettings
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.json_file import read_json
 from edgellm.formats.safetensors import write_safetensors_file
@@ -30,7 +31,6 @@ from edgellm.quants import FORMATS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STEM = "adapter_model"
 EMBEDDING = "token_embd.weight"
 _PREFIX = "base_model.model."
 _PARTS = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
@@ -59,13 +59,20 @@ def read_peft(folder: Path, architecture: str, naming: Naming, plain: Named = la
     return _told(folder, lambda: _read(folder, architecture, naming, plain))
 
 
-def write_peft(folder: Path, adapter: Adapter, naming: Naming) -> None:
+def write_peft(folder: Path, adapter: Adapter, naming: Naming, n_kv_heads: int = 1) -> None:
     """Write the two files, each beside its name and renamed, the settings last; other files in the folder stay.
+
+    n_kv_heads:  of the base model, which is said of a prefix.
 
     Raises UsageError for an adapter that PEFT has no form for.
     """
-    settings = _settings(adapter, naming)
-    arrays = dict(_their_tensors(adapter, naming))
+    adapter.check()
+    if adapter.prompt is not None or adapter.prefix:
+        settings, arrays = prompts.settings_of(adapter, n_kv_heads), prompts.tensors_of(adapter, naming)
+    elif adapter.bottlenecks:
+        settings, arrays = bottlenecks.settings_of(adapter), bottlenecks.tensors_of(adapter, naming)
+    else:
+        settings, arrays = _settings(adapter, naming), dict(_their_tensors(adapter, naming))
     tensors = [(name, x.shape, FORMATS["F32"], np.ascontiguousarray(x, "<f4")) for name, x in arrays.items()]
     write_safetensors_file(folder / f"{STEM}.safetensors", tensors)
     with atomic_write(folder / CONFIG) as file:
@@ -84,7 +91,13 @@ def _told(folder: Path, work: Callable[[], Any]) -> Any:
 
 
 def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adapter:
-    settings = PeftSettings(read_json(folder / CONFIG))
+    values = read_json(folder / CONFIG)
+    for reader in (prompts, bottlenecks):
+        if values.get("peft_type") in reader.KINDS:
+            adapter = reader.read(folder, values, architecture, naming, plain)
+            adapter.check()
+            return adapter
+    settings = PeftSettings(values)
     parts: dict[str, dict[str, NDArray[np.float32]]] = defaultdict(dict)
     replaced: dict[str, NDArray[np.float32]] = {}
     modules = {theirs.removesuffix(".weight"): name for theirs, name in naming.ours.items()}
@@ -194,7 +207,6 @@ def _their_tensors(adapter: Adapter, naming: Naming) -> Iterable[tuple[str, NDAr
 
 
 def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
-    adapter.check()
     if len({change.magnitude is None for change in adapter.weights.values()}) > 1:
         raise UsageError("some of the adapter's weights have a magnitude and some have none; PEFT knows all or none")
     ranks = {_module(name, naming): change.rank for name, change in adapter.weights.items()}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
 
 CONFIG = "adapter_config.json"
+STEM = "adapter_model"  # of the file with the tensors
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8  # PEFT's, for what the file leaves out
 
 # Settings that change what an adapter computes in ways that edgellm does not have.
@@ -51,7 +52,8 @@ class PeftSettings:
         self._s = s = Settings(values, {"r": DEFAULT_RANK, "lora_alpha": DEFAULT_ALPHA}, CONFIG)
         self.notes: list[str] = []
         if s.get("peft_type") != "LORA":
-            raise UnsupportedError(f"{CONFIG}: the adapter is {shown(s.get('peft_type'))}; edgellm reads LORA")
+            raise UnsupportedError(f"{CONFIG}: the adapter is {shown(s.get('peft_type'))}; edgellm reads LORA, "
+                                   "PROMPT_TUNING, P_TUNING and PREFIX_TUNING")  # fmt: skip
         for name, what in _REFUSED.items():
             if s.get(name) not in (None, False, [], {}):
                 raise UnsupportedError(f"{CONFIG}: {name} is {shown(s.get(name))}: {what}, which edgellm does not have")
@@ -62,9 +64,7 @@ class PeftSettings:
             )
         if s.flag("fan_in_fan_out"):
             self.notes.append(f"{CONFIG}: fan_in_fan_out is true; as in PEFT, it means nothing for linears")
-        for name in values:
-            if name not in (*_PASSED_OVER, *_REFUSED) and s.get(name) not in (None, False, [], {}):
-                self.notes.append(f"{CONFIG}: {name:.60} is {shown(s.get(name))}; edgellm does not know this setting")
+        self.notes += notes_of(values, (*_PASSED_OVER, *_REFUSED))
         self.is_dora = s.flag("use_dora")
         self.rank_stabilized = s.flag("use_rslora")
         self.dropout = self._share("lora_dropout")
@@ -77,8 +77,7 @@ class PeftSettings:
     @property
     def base_name(self) -> str:
         """The last part of the base model's name or path."""
-        name = self._s.get("base_model_name_or_path")
-        return name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
+        return base_name_of(self._s)
 
     @property
     def base_path(self) -> str | None:
@@ -113,6 +112,21 @@ class PeftSettings:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise FormatError(f"{CONFIG}: {name} is {shown(value)}; expected a number from 0 to 1")
         return float(value)
+
+
+def notes_of(values: Mapping[str, Any], known: Collection[str]) -> tuple[str, ...]:
+    """What a person should know: settings that say something, and nobody here knows what."""
+    return tuple(
+        f"{CONFIG}: {name:.60} is {shown(value)}; edgellm does not know this setting"
+        for name, value in values.items()
+        if name not in known and value not in (None, False, [], {})
+    )
+
+
+def base_name_of(s: Settings) -> str:
+    """The last part of the base model's name or path."""
+    name = s.get("base_model_name_or_path")
+    return name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
 
 
 def _match(section: Settings, module: str) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from edgellm.graph.lowering.attention import NO_WINDOW, refuse_what_is_not_built
 from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
 from edgellm.graph.nodes.gradients import (
+    ActivateBackward,
     AttentionBackward,
     ColumnProductSum,
     ColumnSum,
@@ -16,11 +17,12 @@ from edgellm.graph.nodes.gradients import (
     EmbedSum,
     GLUBackward,
     OuterSum,
+    ReplacedRowsSum,
     RMSNormBackward,
     RMSNormWeightSum,
 )
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
-from edgellm.graph.ops import Chunks, Rows
+from edgellm.graph.ops import Chunks, Rows, Table
 from edgellm.kernels import records
 from edgellm.kernels.schema import Schema
 
@@ -91,6 +93,14 @@ def lower_glu_backward(low: Lowering, node: GLUBackward) -> None:
         d_gate=dgate,
         d_up=dup,
     )
+
+
+@rule(ActivateBackward)
+def lower_activate_backward(low: Lowering, node: ActivateBackward) -> None:
+    x = low.read(node.x)
+    dy, out = low.make_from(node.dy, node)
+    fields = {"options": {"activation": node.activation}, "x": x, "dy": dy, "out": out}
+    low.add_rows("activate_backward", records.ACTIVATE_BACKWARD, x, [x, dy], [out], **fields)
 
 
 @rule(AttentionBackward)
@@ -193,6 +203,13 @@ def lower_embed_sum(low: Lowering, node: EmbedSum) -> None:
     dy = low.read(node.dy)
     fields = {"dy": dy, "stride": dy.stride, "scale": node.scale}
     _add_columns(low, "embed_backward", records.EMBED_BACKWARD, node.to, dy.width, [dy], **fields)
+
+
+@rule(ReplacedRowsSum)
+def lower_replaced_rows_sum(low: Lowering, node: ReplacedRowsSum) -> None:
+    dy = low.read(node.dy)
+    fields = {"dy": dy, "stride": dy.stride, "places": Table(node.places)}
+    _add_columns(low, "replaced_rows_sum", records.REPLACED_ROWS_SUM, node.to, dy.width, [dy], **fields)
 
 
 def _add_columns(

@@ -1,9 +1,9 @@
-"""Rules of low-rank steps beside a linear."""
+"""Rules of what adapters put beside a linear."""
 
 from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
-from edgellm.graph.nodes import Choose, MultiplyColumns, Narrow, Widen
+from edgellm.graph.nodes import Choose, Dropout, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
 from edgellm.kernels import records
 
@@ -50,6 +50,13 @@ def lower_widen(low: Lowering, node: Widen) -> None:
         scale=node.scale,
         scales=_scales(node.scales),
     )
+
+
+@rule(Dropout)
+def lower_dropout(low: Lowering, node: Dropout) -> None:
+    x, out = low.make_from(node.x, node)
+    chance = node.chance
+    low.add_rows("dropout", records.DROPOUT, x, [x], [out], x=x, out=out, p=chance.p, chance=chance.state)
 
 
 @rule(MultiplyColumns)

@@ -1,4 +1,4 @@
-"""Steps that treat every number by itself: sums, biases, gated activations."""
+"""Steps that treat every number by itself: sums, biases, activations with and without gates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import ColumnSum, GLUBackward
+from edgellm.graph.nodes.gradients import ActivateBackward, ColumnSum, GLUBackward
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 Activation = Literal["silu", "gelu"]
+PlainActivation = Literal["relu", "gelu", "silu"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +73,32 @@ class GLU(Node):
                 b.add(value, gradient)
 
 
+@dataclass(frozen=True, eq=False)
+class Activate(Node):
+    """activation(x): "relu", "silu", or "gelu" in its tanh form."""
+
+    x: Value
+    activation: PlainActivation
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.needs(self.x):
+            b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
+
+
 def add(a: Value, b: Value, name: str = "") -> Value:
     return a.graph.record(Add(a, b), name)
 
 
 def add_bias(x: Value, bias: Tensor, name: str = "") -> Value:
     return x.graph.record(AddBias(x, bias), name)
+
+
+def activate(x: Value, activation: PlainActivation) -> Value:
+    return x.graph.record(Activate(x, activation))
 
 
 def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:

@@ -16,7 +16,7 @@ from edgellm.graph.nodes.base import Node, Value
 
 if TYPE_CHECKING:
     from edgellm.graph.nodes.attention import AttentionSpec
-    from edgellm.graph.nodes.elementwise import Activation
+    from edgellm.graph.nodes.elementwise import Activation, PlainActivation
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,19 @@ class GLUBackward(Node):
     @property
     def widths(self) -> tuple[int, ...]:
         return self.gate.width, self.up.width
+
+
+@dataclass(frozen=True, eq=False)
+class ActivateBackward(Node):
+    """By x of `Activate`."""
+
+    x: Value
+    dy: Value
+    activation: PlainActivation
+
+    @property
+    def width(self) -> int:
+        return self.x.width
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +159,15 @@ class EmbedSum(_Sum):
     dy: Value
     to: np.ndarray
     scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacedRowsSum(_Sum):
+    """By the table of `ReplaceRows`: to[place - 1] += dy, for every row with a place."""
+
+    dy: Value
+    to: np.ndarray
+    places: str
 
 
 def linear_transposed(dy: Value, weight: Tensor) -> Value:

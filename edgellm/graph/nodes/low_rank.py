@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import OuterSum, linear_transposed
+from edgellm.graph.nodes.gradients import ColumnProductSum, OuterSum, linear_transposed
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -79,6 +79,12 @@ class MultiplyColumns(Node):
     @property
     def width(self) -> int:
         return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.weight):
+            b.add_sum(ColumnProductSum(grad, b.value(self.x), b.sums[self.weight]))
+        if b.needs(self.x):
+            b.add(self.x, multiply_columns(grad, self.weight))
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,11 +36,11 @@ def _gelu(v: Vocabulary, x: Value) -> tuple[Value, Value]:
     return x * s, s + near * s * (-s + 1.0) * slope_of_z
 
 
-_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+WITH_SLOPES = {"silu": _silu, "gelu": _gelu}
 
 
 def build_glu_backward(isa, activation):
-    op_at, activate = record_viewer(GLU_BACKWARD), _ACTIVATIONS[activation]
+    op_at, activate = record_viewer(GLU_BACKWARD), WITH_SLOPES[activation]
 
     @staged(isa, "void", *["i64"] * 6)
     def rows(v, gate, up, dy, d_gate, d_up, n_steps):
