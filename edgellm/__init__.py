@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgellm.convert.checkpoints import convert_checkpoint
     from edgellm.convert.export import export_checkpoint
     from edgellm.convert.measured import quantize_to_budget
+    from edgellm.convert.merge import merge_adapters
     from edgellm.convert.quantize import quantize_file
     from edgellm.engine import Generation, GenerationStats, Model, load, load_tokenizer
     from edgellm.errors import (
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from edgellm.formats.adapters import Adapter
     from edgellm.hub import pull
     from edgellm.params import RuntimeConfig, SamplingParams
 
 __all__ = [
+    "Adapter",
     "BusyError",
     "CacheFullError",
     "ContextOverflowError",
@@ -66,6 +69,7 @@ __all__ = [
     "export_checkpoint",
     "load",
     "load_tokenizer",
+    "merge_adapters",
     "pull",
     "quantize_file",
     "quantize_to_budget",
@@ -73,7 +77,9 @@ __all__ = [
 
 # Where each name lives; the rest of `__all__` are errors.
 _HOMES = {
+    "Adapter": "edgellm.formats.adapters",
     "convert_checkpoint": "edgellm.convert.checkpoints",
+    "merge_adapters": "edgellm.convert.merge",
     "export_checkpoint": "edgellm.convert.export",
     "quantize_file": "edgellm.convert.quantize",
     "quantize_to_budget": "edgellm.convert.measured",

@@ -36,6 +36,7 @@ COMMANDS = {
     "info": "Show what is in a model file, or what this machine offers.",
     "bench": "Measure the speed of a model.",
     "convert": "Turn a trained checkpoint into a GGUF file.",
+    "merge": "Put adapters into a model, as a new GGUF file.",
     "quantize": "Make a GGUF file smaller.",
     "export": "Write a GGUF file as a Hugging Face folder.",
     "eval": "Measure how good a model is.",

@@ -6,24 +6,28 @@ which are lowered when a batch first needs them. A batch may hold texts with dif
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm import checks
+from edgellm.arch.adapters import read_adapter
+from edgellm.engine.adapter_set import Adapters, AdapterSet, Slot
+from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import LowRank as Matrices
+from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.adapters import EMBEDDING, OUTPUT, Change, Instead, LowRank
+from edgellm.graph.adapters import EMBEDDING, Change, Instead, LowRank
 from edgellm.graph.lowering import adapter_table
 from edgellm.quants import FORMATS
 
-MOST_TOGETHER = 8  # adapters in one batch
 PIECE_WEIGHTS = 1 << 20  # of the base model, dequantized at a time
 
 _numbers = count(1)
@@ -45,7 +49,9 @@ class LoadedAdapter:
             }
             self._replaced = {weight: tensor_of(weight, x) for weight, x in adapter.replaced.items()}
             self._lengths = {
-                weight: _Lengths(change, tensors[weight if weight in tensors else EMBEDDING])
+                weight: _Lengths(
+                    change, self._replaced.get(weight) or tensors[weight if weight in tensors else EMBEDDING]
+                )
                 for weight, change in adapter.weights.items()
                 if change.magnitude is not None
             }
@@ -63,8 +69,13 @@ class LoadedAdapter:
     def replaced(self) -> set[str]:
         return set(self._replaced)
 
+    def check_scale(self, scale: float) -> None:
+        """Raise UsageError for a scale with which a magnitude means nothing."""
+        for lengths in self._lengths.values():
+            lengths.columns(scale)
+
     def changes(self, scale: float | None, table: str) -> Iterator[tuple[str, Change]]:
-        """What stands beside the nodes of a weight, by its name; the table says how much every row of a batch has of it.
+        """What stands beside the nodes of a weight, by its name; `table` says how much every row of a batch has of it.
 
         scale:  what the table says, for an adapter whose magnitudes depend on it.
         """
@@ -120,44 +131,6 @@ def tensor_of(name: str, x: NDArray[np.float32]) -> Tensor:
     return Tensor(name, x.shape, FORMATS["F32"], raw.reshape(-1, x.shape[-1] * 4) if x.ndim > 1 else raw)
 
 
-@dataclass(frozen=True)
-class Slot:
-    """An adapter as it stands in a program: with a table of the batch for its scales.
-
-    scale:  for DoRA, whose magnitudes depend on it; None where the table alone has it.
-    """
-
-    adapter: LoadedAdapter
-    scale: float | None
-
-    @property
-    def order(self) -> tuple[int, float]:
-        return self.adapter.number, self.scale or 0.0
-
-
-@dataclass(frozen=True)
-class AdapterSet:
-    """The adapters that a text is computed with, and how much of each, in the order of loading; no scale is 0."""
-
-    uses: tuple[tuple[LoadedAdapter, float], ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.uses)
-
-    @cached_property
-    def scales(self) -> dict[Slot, float]:
-        """By the slots that it needs in a program."""
-        return {Slot(adapter, scale if adapter.is_dora else None): scale for adapter, scale in self.uses}
-
-
-NO_ADAPTERS = AdapterSet()
-
-
-def slots_of(sets: Iterable[AdapterSet]) -> tuple[Slot, ...]:
-    """All that a batch with these sets needs, in one order."""
-    return tuple(sorted({slot for adapters in sets for slot in adapters.scales}, key=lambda slot: slot.order))
-
-
 def changes_of(slots: Iterable[Slot]) -> dict[str, list[Change]]:
     """What stands beside the nodes of each weight, in the order of the slots, of which each has a table of its own."""
     changes: dict[str, list[Change]] = {}
@@ -167,66 +140,38 @@ def changes_of(slots: Iterable[Slot]) -> dict[str, list[Change]]:
     return changes
 
 
-class Adapters:
-    """The adapters of a model by their names, and which of them texts have unless they ask for others."""
-
-    def __init__(self) -> None:
-        self.loaded: dict[str, LoadedAdapter] = {}
-        self.usual = NO_ADAPTERS
-
-    def add(self, adapter: LoadedAdapter) -> None:
-        self.loaded[adapter.name] = adapter
-
-    def remove(self, name: str) -> LoadedAdapter:
-        """Raises UsageError for a name that no adapter has."""
-        adapter = self.find(name)
-        self.usual = AdapterSet(tuple(use for use in self.usual.uses if use[0] is not adapter))
-        del self.loaded[name]
-        return adapter
-
-    def find(self, name: str) -> LoadedAdapter:
-        if name not in self.loaded:
-            known = f"loaded are {', '.join(map(repr, self.loaded))}" if self.loaded else "none is loaded"
-            raise UsageError(f"adapters names {name!r:.60}; {known}", parameter="adapters")
-        return self.loaded[name]
-
-    def chosen(self, scales: Mapping[str, float] | None) -> AdapterSet:
-        """Those of some names with their scales; None: the usual ones.
-
-        Raises UsageError for names that no adapter has, more than MOST_TOGETHER, and sets that cannot be.
-        """
-        if scales is None:
-            return self.usual
-        uses = [(self.find(name), scale) for name, scale in scales.items() if scale != 0]
-        chosen = AdapterSet(tuple(sorted(uses, key=lambda use: use[0].number)))
-        if len(uses) > MOST_TOGETHER:
-            raise UsageError(f"adapters names {len(uses)}; up to {MOST_TOGETHER} can be together", parameter="adapters")
-        _refuse_two_wholes(chosen)
-        for slot in chosen.scales:
-            if slot.scale is not None:
-                for _ in slot.adapter.changes(slot.scale, ""):  # or its columns are no numbers
-                    pass
-        return chosen
+def load_into(
+    adapters: Adapters, scheduler: Scheduler, file: GGUFFile, source: Any, name: str | None, replace: bool
+) -> str:
+    """See `Model.load_adapter`."""
+    found, path = _open(source, file)
+    name = checks.text("name", found.name if name is None else name)
+    before = adapters.loaded.get(name)
+    if not name:
+        raise checks.wrong("name", name, "a name for the adapter")
+    if before and not replace:
+        raise UsageError(
+            f"name is {name!r:.60}, and an adapter is called that; unload it first, or give another name",
+            parameter="name",
+        )
+    adapter = LoadedAdapter(name, path, found, file.tensors)
+    with scheduler.alone():
+        scheduler.runner.variant({AdapterSet(((adapter, 1.0),))})  # compiles what is not compiled yet
+        if before:
+            scheduler.forget(adapters.remove(name))
+        adapters.add(adapter)
+    return name
 
 
-def _refuse_two_wholes(chosen: AdapterSet) -> None:
-    """Raise UsageError where a whole weight is asked for by halves, or by two adapters."""
-    owners: dict[str, LoadedAdapter] = {}
-    for adapter, scale in chosen.uses:
-        for weight in sorted(adapter.replaced):
-            if scale != 1:
-                raise UsageError(
-                    f"adapters has {adapter.name!r} with a scale of {scale:g}, and it holds a whole {weight!r} in place of "
-                    "the model's; choose 1, or 0 to leave it out",
-                    parameter="adapters",
-                )
-            if weight in owners:
-                raise UsageError(
-                    f"adapters has {owners[weight].name!r} and {adapter.name!r}, which both hold a whole {weight!r}; "
-                    "choose one of them",
-                    parameter="adapters",
-                )
-            owners[weight] = adapter
-
-
-__all__ = ["NO_ADAPTERS", "OUTPUT", "AdapterSet", "Adapters", "LoadedAdapter", "Slot", "changes_of", "slots_of"]
+def _open(source: Any, file: GGUFFile) -> tuple[Adapter, Path | None]:
+    """The adapter that somebody names or has, checked against the model."""
+    if isinstance(source, Adapter):
+        source.check()
+        source.check_fits(file.get("general.architecture", str), file.tensors)
+        return source, None
+    path = checks.path("path", source)
+    try:
+        adapter = read_adapter(path, file.metadata, file.tensors)
+    except MemoryError:
+        raise MemoryLimitError(f"{path}: there is not enough memory for this adapter") from None
+    return dataclasses.replace(adapter, name=path.resolve().name.removesuffix(".gguf")), path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.engine.request import Request
 from edgellm.engine.sampler import Sampler
 from edgellm.engine.scheduler import Scheduler
@@ -57,8 +58,10 @@ class _Answer(Request):
     unread:  tokens that nobody has taken yet. While others are computed, this one goes on for a few tokens.
     """
 
-    def __init__(self, prompt: list[int], params: SamplingParams, stop_ids: Collection[int], n_ctx: int) -> None:
-        super().__init__(list(prompt))
+    def __init__(
+        self, prompt: list[int], params: SamplingParams, stop_ids: Collection[int], n_ctx: int, adapters: AdapterSet
+    ) -> None:
+        super().__init__(list(prompt), adapters=adapters)
         self.unread: deque[int] = deque()
         self.stats = GenerationStats(n_prompt_tokens=len(prompt))
         self.finish_reason: str | None = None
@@ -124,10 +127,16 @@ class Generation(Iterator[str]):
     """
 
     def __init__(
-        self, scheduler: Scheduler, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, n_ctx: int
+        self,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        params: SamplingParams,
+        n_ctx: int,
+        adapters: AdapterSet = NO_ADAPTERS,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = _Answer(prompt, params, tokenizer.stop_ids, n_ctx)
+        self._answer = _Answer(prompt, params, tokenizer.stop_ids, n_ctx, adapters)
         self._text: StreamDecoder | None = tokenizer.stream(after=prompt[-1])
         self._token_ids: list[int] = []
         self._finish_reason: str | None = None

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from weakref import WeakSet
 
 import numpy as np
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from edgellm import checks, hub
 from edgellm.arch import ModelConfig, architecture_of
+from edgellm.engine.adapter_set import Adapters
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.prompt import (
+    checked_adapters,
     checked_messages,
     checked_prompt,
     checked_variables,
@@ -32,9 +34,13 @@ from edgellm.formats.tensor import Tensor
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
+if TYPE_CHECKING:
+    from edgellm.formats.adapters import Adapter
+
+AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
-GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file")
+GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file", "_adapters")
 
 
 def load(
@@ -101,6 +107,7 @@ class Model:
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
             self._scheduler = Scheduler(self._runner)
+            self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
         except MemoryError:
@@ -163,14 +170,15 @@ class Model:
 
         Raises UsageError for names that do not exist and arrays that do not fit.
         """
-        return look_inside(self._scheduler, self._checked("token_ids", token_ids), taps, {} if bind is None else bind)
+        ids, usual = self._checked("token_ids", token_ids), self._adapters.usual
+        return look_inside(self._scheduler, ids, taps, {} if bind is None else bind, usual)
 
     def unembed(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Any hidden states through the head, a logit lens (nostalgebraist, 2020).
 
         states: float32 [n, n_embd], such as `blk.5.l_out` of `run`. Returns logits, float32 [n, n_vocab].
         """
-        return unembed(self._scheduler, states)
+        return unembed(self._scheduler, states, self._adapters.usual)
 
     def bind(self, memory: Mapping[str, NDArray[np.uint8]]) -> AbstractContextManager[None]:
         """A context in which weights are others: bytes, uint8, of a tensor's own format and size, by its name.
@@ -186,7 +194,53 @@ class Model:
         Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
         logits are asked for count. Nobody else may use the model meanwhile.
         """
-        return square_sums(self._scheduler)
+        return square_sums(self._scheduler, self._adapters.usual)
+
+    # --- adapters -------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """The adapters that are loaded, in that order, and how much of each texts have that ask for no others."""
+        usual = {adapter: scale for adapter, scale in self._adapters.usual.uses}
+        return {name: usual.get(adapter, 0.0) for name, adapter in self._adapters.loaded.items()}
+
+    def load_adapter(
+        self, path: str | os.PathLike[str] | Adapter, name: str | None = None, *, replace: bool = False
+    ) -> str:
+        """Load an adapter, so that texts can be computed with it; returns its name. It is not used until asked for.
+
+        path:     a PEFT folder, a GGUF adapter, or an `Adapter` in memory.
+        name:     by which it is asked for; None takes that of the folder or file.
+        replace:  let go of an adapter that has the name already.
+
+        Nothing is merged: the model's file stays as it is, and several adapters can be loaded. Raises FileProblem (or
+        its FormatError, UnsupportedError) for one that cannot be used or was made for another model, UsageError for a
+        name that is taken, MemoryLimitError when there is no room for it.
+        """
+        from edgellm.engine.adapters import load_into
+
+        return load_into(self._adapters, self._scheduler, self._file, path, name, checks.flag("replace", replace))
+
+    def adapter_notes(self, name: str) -> tuple[str, ...]:
+        """What a person should know of an adapter: settings of its files that mean nothing here."""
+        return self._adapters.find(checks.text("name", name), "name").notes
+
+    def set_adapters(self, adapters: AdapterScales | None) -> None:
+        """Say which adapters texts have that ask for no others: scales by name, or names; None or {} for none.
+
+        Those of several change a model one after the other, in the order of their loading. Texts that are being written
+        go on with what they began with. Raises UsageError for names that no adapter has and scales that cannot be.
+        """
+        self._adapters.usual = self._adapters.chosen(checked_adapters({} if adapters is None else adapters))
+
+    def unload(self, name: str) -> None:
+        """Let go of an adapter. Texts that are being written with it keep it to their end.
+
+        Raises UsageError for a name that no adapter has.
+        """
+        adapter = self._adapters.remove(checks.text("name", name))
+        with self._scheduler.alone():
+            self._scheduler.forget(adapter)
 
     def generate(
         self,
@@ -200,9 +254,12 @@ class Model:
         repeat_last_n: int = SamplingParams.repeat_last_n,
         seed: int | None = SamplingParams.seed,
         max_tokens: int | None = SamplingParams.max_tokens,
+        adapters: AdapterScales | None = None,
         **unknown: NoReturn,
     ) -> Generation:
         """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`.
+
+        adapters:  for this text, in place of those that `set_adapters` named: scales by name, or names; {} for none.
 
         Raises UsageError for what cannot work, ContextOverflowError when the prompt alone does not fit.
         """
@@ -210,7 +267,7 @@ class Model:
         params = SamplingParams(temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed, max_tokens)
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
-        return self._generate(self._checked("prompt", prompt), params)
+        return self._generate(self._checked("prompt", prompt), params, adapters)
 
     def chat(
         self,
@@ -225,12 +282,13 @@ class Model:
         repeat_last_n: int = SamplingParams.repeat_last_n,
         seed: int | None = SamplingParams.seed,
         max_tokens: int | None = SamplingParams.max_tokens,
+        adapters: AdapterScales | None = None,
         **unknown: NoReturn,
     ) -> Generation:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
         template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
-        The keywords are those of `SamplingParams`.
+        adapters:  for this answer, as in `generate`. The other keywords are those of `SamplingParams`.
 
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
@@ -244,7 +302,7 @@ class Model:
         messages, variables = checked_messages(messages), checked_variables(template_variables)
         prompt = self.chat_template.render(messages, add_generation_prompt=True, **variables)
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._generate(self._checked("prompt", ids), params)
+        return self._generate(self._checked("prompt", ids), params, adapters)
 
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
@@ -283,15 +341,16 @@ class Model:
         for generation in generations:
             generation.lose(UsageError("the model is closed"))
 
-    def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
-        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx)
+    def _generate(self, ids: list[int], params: SamplingParams, adapters: AdapterScales | None) -> Generation:
+        chosen = self._adapters.chosen(checked_adapters(adapters))
+        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen)
         with self._lock:
             self._generations.add(generation)
         return generation
 
     def _pieces(self, ids: list[int], first: int, n_rows: int) -> Iterator[np.ndarray]:
         """Logits from the token `first` on, of up to n_rows tokens in each piece."""
-        scheduler, n_vocab, request = self._scheduler, self.n_vocab, Scores(ids)
+        scheduler, n_vocab, request = self._scheduler, self.n_vocab, Scores(ids, adapters=self._adapters.usual)
         scheduler.submit(request)
         try:
             while (start := max(first, request.n_cached)) < len(ids):

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from edgellm import checks
 from edgellm.errors import ContextOverflowError, UsageError
 from edgellm.params import SamplingParams
@@ -40,6 +42,22 @@ def checked_messages(messages: Any) -> list[Any]:
     if not found:
         raise UsageError("messages is empty; expected at least one message", parameter="messages")
     return found
+
+
+def checked_adapters(adapters: Any) -> dict[str, float] | None:
+    """Scales by the names of adapters; a name alone, or each in a list, counts 1. None stays None.
+
+    A scale is a finite number of float32, which kernels take.
+    """
+    if adapters is None:
+        return None
+    name, expected = "adapters", 'scales by name, such as {"style": 0.5}, or a list of names'
+    names = [adapters] if isinstance(adapters, str) else adapters
+    if not isinstance(names, Iterable) or isinstance(names, (bytes, bytearray)):
+        raise checks.wrong(name, adapters, expected)
+    scales = dict(names) if isinstance(names, Mapping) else dict.fromkeys(checks.texts(name, names), 1.0)
+    most = float(np.finfo(np.float32).max)
+    return {checks.text(name, key): checks.number(f"{name}[{key!r}]", x, -most, most) for key, x in scales.items()}
 
 
 def checked_variables(variables: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from edgellm.graph.lowering import (
     MAX_SPLITS,
     TARGET_WEIGHTS,
     Lowered,
+    adapter_table,
     merges_table,
     rotation_table,
     tasks_table,
@@ -28,12 +29,14 @@ class Piece:
     position:     of the first of them; they see those before in the cache.
     slots:        where the keys and values of each go: block * KV_BLOCK + place in the block.
     block_table:  int32, the cache block of every KV_BLOCK positions. It must stay where it is until the run is over.
+    adapters:     how much they have of each adapter that the program has.
     """
 
     token_ids: Sequence[int]
     position: int
     slots: Sequence[int]
     block_table: np.ndarray
+    adapters: Sequence[float] = ()
 
 
 class Batch:
@@ -54,10 +57,15 @@ class Batch:
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
         self.documents = records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
+        self.adapters: list[np.ndarray] = []
         self.record = records.BATCH.new()
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["kv_slots"] = self.kv_slots.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
+
+    def prepare_adapters(self, n: int) -> None:
+        """Tables for so many adapters, for the programs that are made after this."""
+        self.adapters += [np.zeros(self.capacity, np.float32) for _ in range(len(self.adapters), n)]
 
     def tables(self) -> dict[str, int]:
         """Addresses by the names that records use."""
@@ -71,6 +79,8 @@ class Batch:
         for index, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
             result[tasks_table(index).name] = tasks.ctypes.data
             result[merges_table(index).name] = merges.ctypes.data
+        for index, scales in enumerate(self.adapters):
+            result[adapter_table(index).name] = scales.ctypes.data
         return result
 
     def fill(self, pieces: Sequence[Piece]) -> dict[str, int]:
@@ -82,6 +92,8 @@ class Batch:
             self.token_ids[first : first + n] = piece.token_ids
             self.kv_slots[first : first + n] = piece.slots
             positions += range(start, start + n)
+            for scales, scale in zip(self.adapters, piece.adapters, strict=False):
+                scales[first : first + n] = scale
             table, step = piece.block_table.ctypes.data, self._slice_tokens
             slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
         self._turn(np.array(positions))
@@ -106,9 +118,14 @@ class Batch:
         self.target_weights[:n] = weights
         return {"tokens": n}
 
-    def select(self, rows: Sequence[int]) -> dict[str, int]:
-        """Name rows that `select_rows` takes; returns the counts of a run for them."""
+    def select(self, rows: Sequence[int], adapters: Sequence[np.ndarray] = ()) -> dict[str, int]:
+        """Name rows that `select_rows` takes; returns the counts of a run for them.
+
+        adapters:  how much each row of the other batch has of each adapter.
+        """
         self.rows[: len(rows)] = rows
+        for scales, of_all in zip(self.adapters, adapters, strict=False):
+            scales[: len(rows)] = of_all[rows]
         return {"tokens": len(rows)}
 
     def _turn(self, positions: np.ndarray) -> None:

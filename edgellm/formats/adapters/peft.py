@@ -205,7 +205,9 @@ def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
         for name, change in adapter.weights.items()
     }
     rank, alpha = _most(ranks.values(), 8), _most(alphas.values(), 8)
-    whole = [_their_name(name, naming).removesuffix(".weight") for name in adapter.replaced if name.endswith(".weight")]
+    # Beside low-rank steps, a whole weight is that of the layer inside, which needs no mention.
+    beside = [name for name in adapter.replaced if name.endswith(".weight") and name not in adapter.weights]
+    whole = [_module(name, naming) for name in beside]
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -218,6 +218,11 @@ def cache_table(layer: int) -> Table:
     return Table(f"cache {layer}")
 
 
+def adapter_table(index: int) -> Table:
+    """How much of an adapter each row of a batch has, for the index-th of its adapters."""
+    return Table(f"adapter {index}")
+
+
 def rotation_table(index: int) -> Table:
     """Cosines and sines of a batch's positions, for the index-th of its rotations."""
     return Table(f"rotation {index}")
