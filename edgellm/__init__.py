@@ -42,12 +42,16 @@ if TYPE_CHECKING:
     from edgellm.formats.adapters import Adapter
     from edgellm.hub import pull
     from edgellm.params import RuntimeConfig, SamplingParams
+    from edgellm.train.config import LoraConfig, TrainConfig
+    from edgellm.train.data.config import DataConfig
+    from edgellm.train.run import train
 
 __all__ = [
     "Adapter",
     "BusyError",
     "CacheFullError",
     "ContextOverflowError",
+    "DataConfig",
     "DownloadError",
     "EdgellmError",
     "FileProblem",
@@ -56,11 +60,13 @@ __all__ = [
     "GenerationStats",
     "HashMismatchError",
     "KernelError",
+    "LoraConfig",
     "MemoryLimitError",
     "Model",
     "RuntimeConfig",
     "SamplingParams",
     "TemplateError",
+    "TrainConfig",
     "TrainingError",
     "UnsupportedError",
     "UsageError",
@@ -73,6 +79,7 @@ __all__ = [
     "pull",
     "quantize_file",
     "quantize_to_budget",
+    "train",
 ]
 
 # Where each name lives; the rest of `__all__` are errors.
@@ -91,6 +98,9 @@ _HOMES = {
     "pull": "edgellm.hub",
     "RuntimeConfig": "edgellm.params",
     "SamplingParams": "edgellm.params",
+    "DataConfig": "edgellm.train.data.config",
+    "LoraConfig": "edgellm.train.config",
+    "TrainConfig": "edgellm.train.config",
 }
 
 
@@ -99,6 +109,8 @@ if not TYPE_CHECKING:  # type checkers know the names from above, and no others
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
+        if name == "train":
+            return importlib.import_module("edgellm.train")  # a folder that can be called
         value = getattr(importlib.import_module(_HOMES.get(name, "edgellm.errors")), name)
         globals()[name] = value
         return value

@@ -7,7 +7,6 @@ file or a program gives is taken as a plain value or refused by its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +162,7 @@ def _modules(name: str, value: Any) -> str | tuple[str, ...]:
     """ "all-linear", or names of layers as a tuple; a text may hold several, with commas between."""
     if isinstance(value, str):
         value = [part.strip() for part in str(value).split(",")]
-    names = tuple(texts(name, value)) if isinstance(value, Iterable) else ()
+    names = tuple(texts(name, value)) if isinstance(value, (list, tuple)) else ()
     if not names or not all(names):
         raise wrong(name, value, f'"{ALL_LINEAR}" or names of layers')
     if ALL_LINEAR in names:

@@ -70,11 +70,13 @@ class Result:
     """How a run ended. stopped: "end", "early" (it did not get better), "asked" (by `watch`) or "interrupted".
 
     The weights are those of `weights_of`: the last step, or the best one after an early stop.
+    train_seconds: what the steps of this process took, without validations and checkpoints.
     """
 
     stopped: str
     state: State
     weights_of: int
+    train_seconds: float
 
 
 class Run:
@@ -243,8 +245,8 @@ class Run:
         takes_best = self.config.patience is not None and stopped in ("end", "early")
         if takes_best and best is not None and best != self.state.step and self._checkpoints is not None:
             self._checkpoints.restore_weights(self.learner.parameters, best)
-            return Result(stopped, self.state, best)
-        return Result(stopped, self.state, self.state.step)
+            return Result(stopped, self.state, best, self._timed)
+        return Result(stopped, self.state, self.state.step, self._timed)
 
     def _refuse(self, what: str, value: float) -> None:
         if not math.isfinite(value):

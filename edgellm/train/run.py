@@ -103,6 +103,7 @@ def train_adapter(
     told:   called with the data before training begins.
     names:  what model and data are called in the settings that are written; else their paths.
     """
+    _check_arguments(model, lora, config)
     config = _with_activations(config, model)
     folder = checks.path("output", output) if output is not None else None
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
@@ -140,6 +141,15 @@ def train_adapter(
 def check_run(folder: Path | None, resume: bool) -> None:
     """Raise UsageError for a folder where the run cannot be, before a model is loaded."""
     Session(folder, resume=resume).check()
+
+
+def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> None:
+    """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
+    if not isinstance(model, Model):
+        raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
+    for settings, name, usual in ((lora, "method", "lora"), (lora, "dropout", 0.0), (config, "precision", "float32")):
+        if (value := getattr(settings, name)) != usual:
+            raise UsageError(f"{name} is {value}; this version trains with {usual} alone", parameter=name)
 
 
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:

@@ -42,6 +42,7 @@ class Summary:
     """How a run ended; see `Result`. Times, tokens and joules are those of this process.
 
     loss:        the mean of the last steps'; validation_loss: the lowest.
+    seconds:     of the whole run; train_seconds without validations and checkpoints.
     joules:      that this machine used; None where it does not tell.
     peak_memory: the most bytes that this process has had.
     """
@@ -54,12 +55,13 @@ class Summary:
     validation_loss: float | None
     n_tokens: int
     seconds: float
+    train_seconds: float
     joules: float | None
     peak_memory: int
 
     @property
     def tokens_per_second(self) -> float:
-        return self.n_tokens / self.seconds if self.seconds else 0.0
+        return self.n_tokens / self.train_seconds if self.train_seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Session:
             self._draw()
         return Summary(
             result.stopped, result.state.step, run.n_steps, result.weights_of, losses.mean(), result.state.best_loss,
-            result.state.n_tokens - first_tokens, time.monotonic() - begun, meter.joules(), peak_memory(),
+            result.state.n_tokens - first_tokens, time.monotonic() - begun,
+            result.train_seconds, meter.joules(), peak_memory(),
         )  # fmt: skip
 
     def _checkpoints(self, folder: Path, keep: int = 1) -> Checkpoints:

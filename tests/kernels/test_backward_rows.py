@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from edgellm.kernels import reference, reference_rows
+from edgellm.kernels.registry import find
 
 from .compiled import Compiled
 from .compiled_rows import CompiledRows
@@ -166,6 +167,10 @@ def test_rope_inverse(compiled: Compiled, rng, interleaved: bool, head_dim: int,
         np.testing.assert_allclose(got, reference_rows.rope_inverse(x, angles, interleaved), atol=5 * ROUNDINGS)
         np.testing.assert_allclose(compiled.rope(got, angles, interleaved), x, atol=10 * ROUNDINGS)
         np.testing.assert_array_equal(compiled.rope(x, angles, interleaved, in_place=True, inverse=True), got)
+
+
+def test_an_option_that_is_on_goes_by_its_name() -> None:
+    assert [find("rope", inverse=inverse).name for inverse in (False, True)] == ["rope", "rope.inverse"]
 
 
 @pytest.mark.parametrize("interleaved", [True, False])

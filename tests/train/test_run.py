@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.errors import EdgellmError, FormatError, UsageError
+from edgellm.errors import FormatError, UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.log import read_log
@@ -44,6 +44,31 @@ def test_an_adapter_is_trained_and_kept_in_a_folder(model, facts: Path, tmp_path
     assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (4, 16, "LORA")
 
 
+def test_the_front_door(model, facts: Path) -> None:
+    from edgellm.train.config import TrainConfig as Own  # whatever has been imported before
+
+    steps = []
+    config = edgellm.TrainConfig(steps=2)
+    adapter = edgellm.train(model, facts, edgellm.LoraConfig(rank=2), config, callback=steps.append)
+    assert Own is edgellm.TrainConfig and len(steps) == 2
+    assert {change.rank for change in adapter.weights.values()} == {2}
+    with pytest.raises(UsageError, match=r"model is 'smollm2-135m'; expected a loaded model; edgellm\.load gives one"):
+        edgellm.train("smollm2-135m", facts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"lora": LoraConfig(method="dora")}, "method is dora; this version trains with lora alone"),
+        ({"lora": LoraConfig(dropout=0.1)}, "dropout is 0.1; this version trains with 0.0 alone"),
+        ({"config": TrainConfig(precision="mixed")}, "precision is mixed; this version trains with float32 alone"),
+    ],
+)
+def test_what_cannot_be_obeyed_yet_is_refused(model, facts: Path, settings, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        train(model, facts, **settings)
+
+
 def test_the_model_is_as_before(model, facts: Path) -> None:
     ids = model.tokenize("what is 5?")
     before = model.logits(ids)
@@ -63,8 +88,7 @@ def test_the_same_run_has_the_same_bits_stopped_or_not(model, facts: Path, tmp_p
     assert numbers[0] == numbers[1]
 
 
-def test_passes_change_no_more_than_rounding(model, facts: Path) -> None:
-    """Of batches of 8 examples, whether they are one batch or gathered from two."""
+def test_gathered_batches_are_larger_batches(model, facts: Path) -> None:
     one = train(model, facts, config=TrainConfig(steps=2, batch_size=8, learning_rate=0.01, warmup=0))
     two = train(model, facts, config=TrainConfig(steps=2, batch_size=4, accumulate=2, learning_rate=0.01, warmup=0))
     assert bits(one) == bits(two)
@@ -100,7 +124,7 @@ def test_a_resumed_run_with_another_model(model, facts: Path, tmp_path: Path) ->
     from tests.arch import tiny
 
     train(model, facts, config=QUICK, output=tmp_path / "run", callback=lambda step: step.step == 2)
-    other = tiny.llama(seed=5).save(tmp_path / "other.gguf")
+    other = tiny.llama(rms_norm_eps=1e-4).save(tmp_path / "other.gguf")
     with edgellm.load(other, n_threads=1) as loaded, pytest.raises(UsageError, match="the model is another than at"):
         train(loaded, facts, config=QUICK, output=tmp_path / "run", resume=True)
 
@@ -110,7 +134,7 @@ def test_bad_input_is_one_error_and_leaves_nothing(model, facts: Path, tmp_path:
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
     for arguments, kind, words in (
         ({"data": bad}, FormatError, "bad.jsonl, line 2"),
-        ({"data": tmp_path / "none.jsonl"}, EdgellmError, "none.jsonl"),
+        ({"data": tmp_path / "none.jsonl"}, OSError, "none.jsonl"),
         ({"data": []}, UsageError, "data is empty"),
         ({"data": facts, "config": TrainConfig(validation=20)}, UsageError, "validation takes 20 of 20 examples"),
         ({"data": facts, "lora": LoraConfig(target_modules="q_prj")}, UsageError, "q_prj"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgellm.errors import EdgellmError, FileProblem, UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.settings import WHERE, as_settings, made, read_settings, write_settings
+from tests.test_params import ODD
 
 KINDS = (LoraConfig, TrainConfig, DataConfig)
 
@@ -67,6 +69,21 @@ def test_what_is_said_of_training(params, text: str) -> None:
     with pytest.raises(UsageError) as error:
         TrainConfig(**params)
     assert str(error.value).startswith(text) and error.value.parameter == next(iter(params))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, f.name) for kind in (LoraConfig, TrainConfig) for f in fields(kind)])
+def test_any_value_is_taken_or_refused_by_name(kind: type, name: str) -> None:
+    def check(value: Any) -> None:
+        try:
+            found = getattr(kind(**{name: value}), name)
+        except UsageError as error:
+            assert error.parameter == name and str(error).startswith(f"{name} is ") and "\n" not in str(error)
+        else:
+            assert type(found) in (int, float, bool, str, tuple) or found is None
+
+    for odd in ODD:
+        for value in (odd, (odd, odd), [odd]):
+            check(value)
 
 
 def test_scales() -> None:

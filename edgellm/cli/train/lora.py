@@ -140,18 +140,19 @@ def _train(
 
 def _lines(summary: Summary, last: Step | None, output: Path) -> Iterator[tuple[str, str]]:
     from edgellm.cli.terminal import size_text
+    from edgellm.cli.train.live import duration
     from edgellm.train.session import CURVE, LOG
 
     ends = {"early": ", stopped early", "asked": ", stopped"}.get(summary.stopped, "")
     epochs = f", {last.epoch:.3g} epochs" if last else ""
-    yield "trained", f"{summary.step} of {summary.n_steps} steps{epochs}{ends}"
+    yield "trained", f"{summary.step} of {summary.n_steps} steps{epochs}, in {duration(summary.seconds)}{ends}"
     if summary.loss is not None:
         yield "loss", f"{summary.loss:.4f}, mean of the last steps"
     if summary.validation_loss is not None:
         yield "validation", f"{summary.validation_loss:.4f} at best"
     if summary.weights_of != summary.step:
         yield "weights", f"those of step {summary.weights_of}, the best"
-    seconds = f"{summary.n_tokens:,} tokens in {summary.seconds:.1f} s"
+    seconds = f"{summary.n_tokens:,} tokens in {summary.train_seconds:.1f} s"
     yield "speed", f"{summary.tokens_per_second:.0f} tok/s, {seconds}"
     if summary.joules is None:
         yield "energy", "this machine does not tell"
