@@ -1,0 +1,132 @@
+"""The settings of each way to learn from preferences, named as in TRL, and their defaults once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgellm.checks import flag, number, one_of, positive_number, take, whole_number, wrong
+
+DPO_LOSSES = ("sigmoid", "hinge", "ipo")
+GRPO_LOSSES = ("dapo", "grpo", "dr_grpo")
+
+
+@dataclass(frozen=True)
+class DpoConfig:
+    """beta: how closely the model is held to the reference; label_smoothing: part of pairs that are the other way round
+    (of sigmoid alone); loss_type: see `dpo`.
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    loss_type: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        take(self, "beta", positive_number)
+        take(self, "label_smoothing", number, 0, 0.5)
+        take(self, "loss_type", one_of, DPO_LOSSES)
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise wrong("label_smoothing", self.label_smoothing, f"0, for a loss_type of {self.loss_type!r} has none")
+
+
+@dataclass(frozen=True)
+class KtoConfig:
+    """beta: as in DPO. desirable_weight, undesirable_weight: of answers that are good, and of those that are not; they
+    should balance how many there are of each.
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        take(self, "beta", positive_number)
+        take(self, "desirable_weight", number, 0)
+        take(self, "undesirable_weight", number, 0)
+
+
+@dataclass(frozen=True)
+class OrpoConfig:
+    """beta: how much preferring counts beside answering."""
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        take(self, "beta", positive_number)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """margin: by how much rewards should differ, where a pair does not say it itself (its `margin`).
+    center_rewards: how strongly rewards are held around 0.
+    """
+
+    margin: float = 0.0
+    center_rewards: float = 0.0
+
+    def __post_init__(self) -> None:
+        take(self, "margin", number, 0)
+        take(self, "center_rewards", number, 0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How answers are made to learn from. They are sampled as the model gives them, at a temperature of 1, so that what
+    is learnt from is what it would say.
+
+    num_generations: answers to each prompt.
+    max_new_tokens:  of an answer.
+    num_iterations:  updates of the weights from the same answers.
+    epsilon:         a token counts no more where its probability has changed by more than this share.
+    beta:            how much being far from the model without the adapter costs.
+    """
+
+    num_generations: int = 8
+    max_new_tokens: int = 128
+    num_iterations: int = 1
+    epsilon: float = 0.2
+    beta: float = 0.04
+
+    def __post_init__(self) -> None:
+        take(self, "num_generations", whole_number, 1)
+        take(self, "max_new_tokens", whole_number, 1)
+        take(self, "num_iterations", whole_number, 1)
+        take(self, "epsilon", positive_number)
+        take(self, "beta", number, 0)
+
+
+@dataclass(frozen=True)
+class GrpoConfig(SamplingConfig):
+    """loss_type: how losses of tokens are averaged, see `grpo`. scale_rewards: whether advantages are divided by the
+    standard deviation of their group.
+    """
+
+    loss_type: str = "dapo"
+    scale_rewards: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        take(self, "num_generations", whole_number, 2)  # one answer has nothing to be compared with
+        take(self, "loss_type", one_of, GRPO_LOSSES)
+        take(self, "scale_rewards", flag)
+
+
+@dataclass(frozen=True)
+class PpoConfig(SamplingConfig):
+    """gamma, lam: of the advantages, see `ppo`. epsilon_value: as epsilon, of values. vf_coef: what their loss counts
+    beside that of the tokens.
+    """
+
+    num_generations: int = 1
+    num_iterations: int = 4
+    beta: float = 0.05
+    gamma: float = 1.0
+    lam: float = 0.95
+    epsilon_value: float = 0.2
+    vf_coef: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        take(self, "gamma", number, 0, 1)
+        take(self, "lam", number, 0, 1)
+        take(self, "epsilon_value", positive_number)
+        take(self, "vf_coef", number, 0)
