@@ -61,6 +61,10 @@ def right(path: Path, settings: dict[str, Any]) -> None:
     assert_type(edgellm.convert_checkpoint(path, "b", "F16"), list[str])
     assert_type(edgellm.UsageError("a").parameter, str | None)
     edgellm.quantize_file("a", path, "Q4_K_M")
+    with edgellm.load(path) as model:
+        adapter = edgellm.train(model, ["a.jsonl", path], edgellm.LoraConfig(rank=4), edgellm.TrainConfig(steps=3),
+                                examples=edgellm.DataConfig(skip_bad=True), output="a", callback=lambda step: step.loss)
+        assert_type(adapter.method, str)
     edgellm.export_checkpoint("a", path)
 
 
@@ -82,6 +86,8 @@ def wrong(model: edgellm.Model) -> None:
     model.generate("a").no_such  # type: ignore[attr-defined]
     edgellm.SamplingParams(top_k="3")  # type: ignore[arg-type]
     edgellm.SamplingParams(topk=3)  # type: ignore[call-arg]
+    edgellm.train("a", "b")  # type: ignore[arg-type]
+    edgellm.LoraConfig(rnk=3)  # type: ignore[call-arg]
 """
 
 

@@ -17,7 +17,7 @@ from edgellm.engine.runner import Span
 from edgellm.engine.scheduler import Scheduler
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
-from edgellm.graph.backward import Backward
+from edgellm.graph.backward import Backward, kept_in_bf16
 from edgellm.graph.nodes import GLU, RMSNorm
 from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.program import RowMemory
@@ -60,6 +60,7 @@ class GradientPasses:
     recompute:   keep what layers begin with only, and compute the rest again on the way back (gradient checkpointing):
                  a third more time, a fraction of the memory.
     transposed:  see `graph.lower`.
+    in_bf16:     what the way back needs of the way there is kept as bfloat16, in half the memory.
 
     For one thread at a time, which has the model for itself (`Scheduler.alone`).
     """
@@ -72,15 +73,21 @@ class GradientPasses:
         n_batch: int,
         recompute: bool = False,
         transposed: Mapping[Tensor, Tensor] | None = None,
+        in_bf16: bool = False,
     ) -> None:
         self.n_batch = n_batch
         self._scheduler, self._runner, self._graphs = scheduler, scheduler.runner, graphs
         runner, target = self._runner, self._runner.target
-        self._back = Backward(graphs.body, sums, _is_kept_of_layers if recompute else _is_kept)
+        is_kept = _is_kept_of_layers if recompute else _is_kept
+        self._back = Backward(graphs.body, sums, is_kept, in_bf16=in_bf16)
         self._seed = self._back.seed(graphs.hidden)
         self._back.walk()
-        taps = [value for value in self._back.kept if value not in graphs.body.outputs]
-        forward = lower(graphs.body, target, taps)
+        body, hidden, kept = graphs.body, graphs.hidden, {value: value for value in self._back.kept}
+        if in_bf16:
+            body, values, kept = kept_in_bf16(graphs.body, self._back.kept)
+            hidden = values[hidden]
+        self._hidden = hidden
+        forward = lower(body, target, [value for value in kept.values() if value not in body.outputs])
         back = lower(self._back.graph, target, like=graphs.body, transposed=transposed, longest=n_batch)
         heads = [self._head_graph(sums), self._head_graph(None)]
         lowered_heads = [lower(b.graph, target, like=graphs.head, transposed=transposed) for b, *_ in heads]
@@ -92,8 +99,8 @@ class GradientPasses:
         self._batch = Batch(n_batch, forward)
         self._forward = self._program(forward, self._batch, {})
         self._gradient = RowMemory(graphs.hidden.width, n_batch)
-        kept = {inside: self._forward.address(value) for value, inside in self._back.kept.items()}
-        self._backward = self._program(back, self._batch, kept | {self._seed: self._gradient.address})
+        found = {inside: self._forward.address(kept[value]) for value, inside in self._back.kept.items()}
+        self._backward = self._program(back, self._batch, found | {self._seed: self._gradient.address})
         self._head, self._score = (
             self._head_of(lowered, *found) for lowered, found in zip(lowered_heads, heads, strict=True)
         )
@@ -128,7 +135,7 @@ class GradientPasses:
         gradient_of:  given these, float32 [n, n_embd], says how much the loss grows with each number of them.
         """
         with self._read(texts) as counts:
-            hidden = self._forward.view(self._graphs.hidden, len(texts.ids))
+            hidden = self._forward.view(self._hidden, len(texts.ids))
             self._gradient.array[:] = 0
             self._gradient.fill(gradient_of(hidden.copy()))
             self._backward.run(counts)
@@ -136,11 +143,11 @@ class GradientPasses:
     def hidden(self, texts: Texts) -> np.ndarray:
         """The hidden states of all tokens, float32 [n, n_embd]: a copy."""
         with self._read(texts):
-            return self._forward.view(self._graphs.hidden, len(texts.ids)).copy()
+            return self._forward.view(self._hidden, len(texts.ids)).copy()
 
     @contextmanager
     def _read(self, texts: Texts) -> Iterator[dict[str, int]]:
-        """Run the body over some documents; their keys and values are in the cache meanwhile. Gives the run's counts."""
+        """Run the body over documents, whose keys and values are in the cache meanwhile. Gives the counts of the run."""
         lengths = [int(length) for length in texts.lengths]
         with ExitStack() as stack:
             pieces, start = [], 0
@@ -157,7 +164,7 @@ class GradientPasses:
     def _losses(self, head: Head, texts: Texts, weights: np.ndarray | None) -> np.ndarray:
         """Losses of all targets; with weights, their gradient by the hidden states too."""
         (at,) = np.nonzero(texts.targets >= 0)
-        hidden = self._forward.view(self._graphs.hidden, len(texts.ids))
+        hidden = self._forward.view(self._hidden, len(texts.ids))
         losses = np.empty(len(at), np.float32)
         batch = head.program.batch
         self._gradient.array[:] = 0
@@ -177,7 +184,9 @@ class GradientPasses:
         """From the rows of hidden states to losses, and back unless sums are None; also its input."""
         graphs = self._graphs
         selected = graphs.head.made_by(graphs.head.nodes[0])
-        b = Backward(graphs.head, sums or {}, lambda value: value is selected, wanted=[selected])
+        # A gradient is coarse anyway; a loss that is reported is as good as the model's own logits.
+        is_coarse = sums is not None
+        b = Backward(graphs.head, sums or {}, lambda value: value is selected, [selected], is_coarse)
         logits = b.value(graphs.logits)
         losses, *gradient = b.graph.record_all(CrossEntropy(logits, with_gradient=sums is not None))
         b.graph.output(losses)

@@ -374,6 +374,16 @@ GLU_BACKWARD = Schema(
     chunk_tokens="i64",
 )
 
+BF16_ROWS = Schema(
+    "bf16_rows",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    halves="ptr",  # bfloat16, as many as x has numbers
+    halves_stride="i64",  # in units of four bytes, as all strides
+    chunk_tokens="i64",
+)
+
 CROSS_ENTROPY = Schema(
     "cross_entropy",
     batch=BATCH,  # its rows: int64 [n_tokens], the target of each row of logits, or -1: nothing is learnt there

@@ -88,6 +88,8 @@ _FAMILIES: dict[str, _Family] = {
     "multiply_columns": _Family("columns"),
     "cross_entropy": _Family("cross_entropy"),
     "dropout": _Family("dropout"),
+    "to_bf16": _Family("bf16"),
+    "from_bf16": _Family("bf16"),
     "fused": _Family("fused"),
     "lead": _Family("run"),
     "work": _Family("run"),

@@ -21,7 +21,13 @@ class FullLearner(ModelLearner):
     """
 
     def __init__(
-        self, model: Model, *, n_batch: int = DEFAULT_BATCH, recompute: bool = False, frozen: tuple[str, ...] = ()
+        self,
+        model: Model,
+        *,
+        n_batch: int = DEFAULT_BATCH,
+        recompute: bool = False,
+        frozen: tuple[str, ...] = (),
+        in_bf16: bool = False,
     ) -> None:
         super().__init__(model, n_batch)
         try:
@@ -31,7 +37,7 @@ class FullLearner(ModelLearner):
             for name, tensor in runner.tensors.items():
                 trained = name in used and name not in frozen
                 tensors[name] = self.train(name, np.ascontiguousarray(tensor.dequantize())) if trained else tensor
-            self.prepare(architecture_of(model.metadata).record(model.config, tensors), recompute)
+            self.prepare(architecture_of(model.metadata).record(model.config, tensors), recompute, in_bf16=in_bf16)
         except BaseException:
             self.close()
             raise

@@ -35,6 +35,7 @@ class LoraLearner(ModelLearner):
         n_batch: int = DEFAULT_BATCH,
         seed: int = 0,
         recompute: bool = False,
+        in_bf16: bool = False,
     ) -> None:
         super().__init__(model, n_batch)
         self.config = config
@@ -54,7 +55,7 @@ class LoraLearner(ModelLearner):
             graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
             linears = [node.weight for g in (body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
             is_int8 = runner.target.activations == "int8"
-            self.prepare(graphs, recompute, transposed_copies(linears, runner.n_threads) if is_int8 else None)
+            self.prepare(graphs, recompute, transposed_copies(linears, runner.n_threads) if is_int8 else None, in_bf16)
         except BaseException:
             self.close()
             raise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgellm.arch import ModelGraphs
     from edgellm.engine import Model
 
-DEFAULT_BATCH = 512  # tokens of a pass
+DEFAULT_BATCH = 256  # tokens of a pass
 
 
 class ModelLearner:
@@ -47,10 +47,16 @@ class ModelLearner:
         return tensor
 
     def prepare(
-        self, graphs: ModelGraphs, recompute: bool = False, transposed: Mapping[Tensor, Tensor] | None = None
+        self,
+        graphs: ModelGraphs,
+        recompute: bool = False,
+        transposed: Mapping[Tensor, Tensor] | None = None,
+        in_bf16: bool = False,
     ) -> None:
-        """Make the programs, once all trained weights are known."""
-        self._passes = GradientPasses(self.model._scheduler, graphs, self._sums, self.n_batch, recompute, transposed)
+        """Make the programs, once all trained weights are known. The options are those of `GradientPasses`."""
+        self._passes = GradientPasses(
+            self.model._scheduler, graphs, self._sums, self.n_batch, recompute, transposed, in_bf16
+        )
         self._resources.callback(self._passes.close)
 
     def begin_pass(self, step: int, index: int) -> None:

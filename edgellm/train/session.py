@@ -172,6 +172,11 @@ class Session:
             raise FileProblem(f"{self.folder / CURVE} cannot be written: {problem.strerror}") from None
 
 
+def last_checkpoint(folder: Path) -> int | None:
+    """The step that a run in a folder would go on from; None where there is none."""
+    return max(Checkpoints(folder / CHECKPOINTS, {}).steps(), default=None)
+
+
 class _Recent:
     """The mean of the last losses."""
 

@@ -21,7 +21,7 @@ ROWS = 4096  # of the original that are dequantized at a time
 
 
 def transposed_copies(weights: Iterable[Tensor], n_threads: int) -> dict[Tensor, Tensor]:
-    """Copies [n_in, n_out] of weights [n_out, n_in], where one can be had: not of floats, nor of odd numbers of rows."""
+    """Copies [n_in, n_out] of weights [n_out, n_in], but for floats, and for rows that are no whole blocks."""
     fitting = [w for w in weights if not isinstance(w.format, FloatFormat) and w.shape[0] % FORMAT.block_size == 0]
     with ThreadPoolExecutor(n_threads) as pool:
         return dict(zip(fitting, pool.map(_transposed, fitting), strict=True))

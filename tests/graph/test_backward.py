@@ -8,7 +8,7 @@ import torch
 
 from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Graph, Piece, Value, lower
+from edgellm.graph import Graph, Piece, Program, Value, lower
 from edgellm.graph.backward import Backward
 from edgellm.graph.nodes import (
     AttentionSpec,
@@ -28,6 +28,7 @@ from edgellm.graph.nodes import (
     rope,
     widen,
 )
+from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK
 
@@ -90,7 +91,7 @@ class Random:
 
 
 def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wanted=()):
-    """By each trained weight and wanted input, of the sum of outputs * seeds, as the programs for this machine have it."""
+    """By each trained weight and wanted input, of the sum of outputs * seeds, as programs for this machine have it."""
     sums = {weight: np.zeros(weight.shape, np.float32) for weight in trained}
     b = Backward(g, sums, is_kept, wanted)
     seeded = [b.seed(value) for value in g.outputs]
@@ -121,8 +122,6 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
         from_forward[gradient] = rows_for(gradient, 160)
         from_forward[gradient][:N_TOKENS, : gradient.width] = rows
     store.load(back.kernels)
-    from edgellm.graph import Program
-
     addresses = {value: rows.ctypes.data for value, rows in from_forward.items()}
     program = Program(back, store, program.batch, team, tables, addresses)
     program.run(counts)
@@ -144,7 +143,8 @@ def test_gradients_of_any_graph_are_those_of_autograd(store, team_of, seed: int,
     seeds = [rng.standard_normal((N_TOKENS, value.width), np.float32) for value in g.outputs]
 
     twin = Twin(g, LENGTHS, ids, {x: x_rows})
-    total = sum((twin.values[value] * torch.from_numpy(rows)).sum() for value, rows in zip(g.outputs, seeds, strict=True))
+    pairs = zip(g.outputs, seeds, strict=True)
+    total = sum((twin.values[value] * torch.from_numpy(rows)).sum() for value, rows in pairs)
     if not total.requires_grad:
         pytest.skip("nothing to train")
     total.backward()
@@ -183,3 +183,20 @@ def test_a_kind_that_cannot_be_trained_through_is_refused_by_name() -> None:
     b.seed(y)
     with pytest.raises(UnsupportedError, match="a node of the kind Maxima"):
         b.walk()
+
+
+def test_bfloat16_is_torchs(store, team_of) -> None:
+    """The nearest one, ties to even; and what is no number stays none."""
+    g = Graph()
+    x = g.input(70)
+    y = g.output(g.record(FromBF16(g.record(ToBF16(x)), 70)))
+    rows = np.random.default_rng(1).standard_normal((9, 70), np.float32)
+    rows[0, :6] = [np.nan, np.inf, -np.inf, 0.0, -0.0, 3.4e38]
+    rows[1] = (np.arange(70, dtype=np.uint32) * 0x8000 + 0x3F800000).view(np.float32)  # ties
+    rows[2] = np.full(70, 0x7FFFFFFF, np.uint32).view(np.float32)
+    memory = rows_for(x, 16)
+    memory[:9, :70] = rows
+    program = program_of(lowered(g), store, team_of(1), inputs={x: memory})
+    program.run({"tokens": 9})
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(program.view(y, 9), torch.from_numpy(rows).bfloat16().float().numpy())

@@ -23,7 +23,8 @@ GRADIENT = 1e-4  # of the largest of a weight's gradients
 RANK, ALPHA = 4, 10.0
 PEFT_NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
 
 
@@ -73,7 +74,8 @@ class Reference:
         for start, length in zip(texts.starts, texts.lengths, strict=True):
             ids, targets = (torch.from_numpy(x[start : start + length]).long() for x in (texts.ids, texts.targets))
             logits = self.model(ids[None]).logits[0]
-            found.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=-1)[targets >= 0])
+            nlls = torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
+            found.append(nlls[targets >= 0])
         return torch.cat(found)
 
 
@@ -84,6 +86,24 @@ def learner_of(model: edgellm.Model, **options: object) -> LoraLearner:
     for values in learner.parameters.values():
         values[...] = random.normal(0, 0.1, values.shape)
     return learner
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_is_kept_as_bfloat16_changes_gradients_little(family: str, tmp_path: Path) -> None:
+    checkpoints.save(family, tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    texts, found, arenas = documents(), [], []
+    with edgellm.load(tmp_path / "model.gguf", n_threads=1, kv_type="f32", activations="f32") as model:
+        for in_bf16 in (False, True):
+            learner = learner_of(model, in_bf16=in_bf16)
+            losses = learner.gradients_by(texts, lambda losses: losses)
+            found.append((losses, np.concatenate([g.ravel() for g in learner.gradients.values()])))
+            arenas.append(learner._passes._forward.arena.nbytes)
+            learner.close()
+    (losses, exact), (same_losses, rounded) = found
+    np.testing.assert_array_equal(losses, same_losses)
+    assert 0 < np.linalg.norm(rounded - exact) < 0.02 * np.linalg.norm(exact)
+    assert arenas[1] < 0.8 * arenas[0]
 
 
 @pytest.mark.parametrize("recompute", [False, True])

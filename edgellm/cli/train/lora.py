@@ -111,6 +111,7 @@ def _train(
     from edgellm.cli.train.preview import summary_lines
     from edgellm.params import RuntimeConfig
     from edgellm.train.run import check_run, train_adapter
+    from edgellm.train.session import last_checkpoint
     from edgellm.train.settings import made
 
     lora, config, examples = made(LoraConfig, settings), made(TrainConfig, settings), made(DataConfig, settings)
@@ -131,8 +132,8 @@ def _train(
             )  # fmt: skip
         except KeyboardInterrupt:
             live.close()
-            if live.step is not None:
-                note(f"stopped at step {live.step.step}; `edgellm train lora --resume -o {output}` goes on from there")
+            if (step := last_checkpoint(output)) is not None:
+                note(f"stopped; `edgellm train lora --resume -o {output}` goes on from step {step}")
             raise
     for name, line in _lines(summary, live.step, output):
         click.echo(one_line(f"{name:<12}{line}"))

@@ -19,6 +19,7 @@ from edgellm.graph.nodes.gradients import (
     RMSNormBackward,
     RMSNormWeightSum,
 )
+from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.graph.ops import Chunks, Rows
 from edgellm.kernels import records
 from edgellm.kernels.schema import Schema
@@ -200,3 +201,15 @@ def _add_columns(
     """An op that adds up columns over all tokens: each column is one thread's."""
     chunks = Chunks("tokens", 1 << 30, -(-n_cols // SUM_COLS))
     low.add(op, schema, chunks, reads, [_memory(to)], n_cols=n_cols, sums=to, chunk_cols=SUM_COLS, **fields)
+
+
+@rule(ToBF16)
+def lower_to_bf16(low: Lowering, node: ToBF16) -> None:
+    x, out = low.read(node.x), low.make(node)
+    low.add_rows("to_bf16", records.BF16_ROWS, x, [x], [out], x=x, halves=out, halves_stride=out.stride)
+
+
+@rule(FromBF16)
+def lower_from_bf16(low: Lowering, node: FromBF16) -> None:
+    x, out = low.read(node.x), low.make(node)
+    low.add_rows("from_bf16", records.BF16_ROWS, out, [x], [out], x=out, halves=x, halves_stride=x.stride)

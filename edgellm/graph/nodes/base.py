@@ -13,8 +13,8 @@ same record serves every way to compute it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import UnsupportedError, UsageError
@@ -96,6 +96,14 @@ class Node:
     def _fields_of(self, kind: type) -> Iterator[Any]:
         contents = (getattr(self, field.name) for field in fields(self))
         return (content for content in contents if isinstance(content, kind))
+
+
+def with_inputs(node: Node, values: Mapping[Value, Value], **changes: Any) -> Node:
+    """The same node of other values: what each of its inputs became."""
+    inputs = {
+        field.name: values[content] for field in fields(node) if isinstance(content := getattr(node, field.name), Value)
+    }
+    return replace(node, **{**inputs, **changes})
 
 
 class Graph:

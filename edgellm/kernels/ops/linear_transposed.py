@@ -22,17 +22,25 @@ from edgellm.kernels.records import (
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
+LINE = 64  # bytes of a cache line
 
-def _unpack(v: Vocabulary, fmt, weights: Value, row_bytes: Value, n_rows: Value, n_cols: Value, tile: Value) -> None:
-    """n_cols columns of n_rows rows to the tile, and zeros to the next multiple of ROW_ALIGN."""
+
+def _unpack(v: Vocabulary, fmt, weights: Value, row_bytes: Value, n_left: Value, n_cols: Value, tile: Value) -> None:
+    """n_cols columns of TRANSPOSED_ROWS rows, or of the n_left that there are, to the tile; then zeros to ROW_ALIGN.
+
+    The same columns of the next tile are prefetched: places so far apart come slowly from memory otherwise.
+    """
+    n_lines = n_cols / fmt.block_size * fmt.block_bytes / LINE + 1
 
     def row(i: Value) -> None:
         to = tile + i * TRANSPOSED_TILE_BYTES
         if isinstance(fmt, FloatFormat):  # a tile has room for this register in any case; blocks leave nothing over
             v.store(to + n_cols / ROW_ALIGN * (ROW_ALIGN * 4), v.constant(0.0, F32, ROW_ALIGN))
         dequantize_row(v, fmt, weights + i * row_bytes, n_cols, lambda column, some: v.store(to + column * 4, some))
+        ahead = weights + v.minimum(i + TRANSPOSED_ROWS, n_left - 1) * row_bytes
+        v.repeat(n_lines, lambda line: v.prefetch(ahead + line * LINE))
 
-    v.repeat(n_rows, row)
+    v.repeat(v.minimum(n_left, TRANSPOSED_ROWS), row)
 
 
 def build_linear_transposed(isa, fmt):
@@ -66,9 +74,9 @@ def build_linear_transposed(isa, fmt):
         x = op.x + token * op.x_stride * 4
         out = op.out + (token * op.out_stride + column) * 4
         for row in range(0, op.n_rows, TRANSPOSED_ROWS):
-            n_rows = min(TRANSPOSED_ROWS, op.n_rows - row)
-            is_first = 1 if row == 0 else 0
-            unpack(weights + row * op.row_bytes, op.row_bytes, n_rows, n_cols, tile)
+            n_left = op.n_rows - row
+            n_rows, is_first = min(TRANSPOSED_ROWS, n_left), 1 if row == 0 else 0
+            unpack(weights + row * op.row_bytes, op.row_bytes, n_left, n_cols, tile)
             by_tokens(tile, n_rows, n_cols, is_first, x + row * 4, op.x_stride * 4, out, op.out_stride * 4, n_tokens)
 
     return linear_transposed

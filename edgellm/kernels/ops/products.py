@@ -11,9 +11,9 @@ from typing import NamedTuple
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import F32, Value, Vocabulary
 
-# Rows of a tile, tallest first: what one leaves over, the next takes. With the registers of `_tile_widths`, six rows
-# leave room for a piece of B and one number of A.
-_TILE_ROWS = (6, 2, 1)
+# Rows of a tile, tallest first: what one leaves over, the next takes. So many registers of sums as six rows have, with
+# `_tile_widths`, leave room for a piece of B and one number of A.
+_TILE_ROWS = (6, 4, 2, 1)
 
 
 class Matrix(NamedTuple):

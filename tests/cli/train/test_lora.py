@@ -138,6 +138,17 @@ def test_a_wrong_setting_in_a_file_is_named_as_it_stands_there(tiny_path, facts,
     assert f"{config}, line 1: rank is 0; expected" in capsys.readouterr().err
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(tiny_path, facts, out, capsys) -> None:
+    words = [tiny_path, "--data", facts, "-o", out, "--steps", 40, "--checkpoint-every", 1, "--warmup", 0]
+    assert lora(*words, "--learning-rate", 1e25, "--clip", 0) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    kept = re.search(
+        r"became \S+.* at step (\d+), so training cannot go on; the checkpoint of step (\d+) is kept", line
+    )
+    assert kept and int(kept[2]) == int(kept[1]) - 1 and "A lower --learning-rate than 1e+25 may help" in line
+    assert not (out / "adapter_model.safetensors").exists() and (out / "loss.svg").exists()
+
+
 def test_a_second_run_in_a_folder_is_refused_and_a_resumed_one_is_told_what_differs(
     tiny_path, facts, out, capsys
 ) -> None:
@@ -180,7 +191,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny_path, facts, out, tmp_pa
     assert 5 < stopped_at < 60
     if number == signal.SIGINT:
         assert told.splitlines()[-1] == (
-            f"edgellm: stopped at step {stopped_at}; `edgellm train lora --resume -o {out}` goes on from there"
+            f"edgellm: stopped; `edgellm train lora --resume -o {out}` goes on from step {stopped_at}"
         )
     assert main(["train", "lora", "--resume", "-o", str(out)]) == 0
     weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (tmp_path / "straight", out)]
