@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from edgellm.train.loop import Step
 from edgellm.train.lora import DEFAULT_BATCH, LoraLearner
 from edgellm.train.session import Session, Summary
 from edgellm.train.settings import as_settings
+from edgellm.train.task import Plan, Task, Work
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -44,6 +45,20 @@ class Examples:
     def epoch(self, number: int) -> Iterator[list[Documents]]:
         for step in range(number * self.n_batches, (number + 1) * self.n_batches):
             yield order.passes([self._learnt[n] for n in self._order.at(step)], self._n_batch)
+
+
+class Imitation:
+    """Learning to say what the examples say."""
+
+    kinds = TO_IMITATE
+    settings = ()
+
+    @contextmanager
+    def begin(self, plan: Plan) -> Iterator[Work]:
+        n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in plan.examples))
+        learnt, held = plan.examples[: plan.n_learnt], plan.examples[plan.n_learnt :]
+        with closing(plan.learner(n_batch)) as learner:
+            yield Work(learner, Examples(learnt, held, plan.config, n_batch), lambda: adapter_of(learner))
 
 
 def train(
@@ -95,44 +110,49 @@ def train_adapter(
     resume: bool = False,
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
+    task: Task | None = None,
     told: Callable[[Dataset], object] = lambda dataset: None,
     names: Mapping[str, Any] | None = None,
 ) -> tuple[Adapter, Summary]:
     """As `train`, with what else there is to say.
 
+    task:   what is learnt of the data; imitation, unless another is given.
     told:   called with the data before training begins.
     names:  what model and data are called in the settings that are written; else their paths.
     """
     _check_arguments(model, lora, config)
+    task = task or Imitation()
     config = _with_activations(config, model)
     folder = checks.path("output", output) if output is not None else None
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
              "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip
-    settings = {name: value for name, value in known.items() if value} | as_settings(lora, config, examples)
+    settings = {name: value for name, value in known.items() if value}
+    settings |= as_settings(lora, config, examples, *task.settings)
     check_run(folder, resume)
 
     vocabulary = Vocabulary.of(model, None if template is None else os.fspath(template))
-    dataset = read_dataset(files, vocabulary, TO_IMITATE, examples)
+    dataset = read_dataset(files, vocabulary, task.kinds, examples)
     learnt: list[Any] = dataset.examples
     held: list[Any] = []
     if config.validation:
         learnt, held = order.split(learnt, config.validation, config.seed)
     digest = dataset.fingerprint()
     if held_files:
-        more = read_dataset(held_files, vocabulary, TO_IMITATE, examples)
+        more = read_dataset(held_files, vocabulary, task.kinds, examples)
         held = [*held, *more.examples]
         digest += more.fingerprint()
     told(dataset)
 
     digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
-    n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in [*learnt, *held]))
-    with closing(LoraLearner(model, lora, n_batch=n_batch, seed=config.seed)) as learner:
-        session = Session(folder, settings, digests, resume, tensorboard)
-        summary = session.train(
-            learner, Examples(learnt, held, config, n_batch), config, callback or (lambda step: None)
-        )
-        adapter = _adapter_of(learner, model)
+    plan = Plan(
+        model, [*learnt, *held], len(learnt), config, examples, vocabulary,
+        lambda n_batch: LoraLearner(model, lora, n_batch=n_batch, seed=config.seed), folder, " ".join(digests.values()),
+    )  # fmt: skip
+    session = Session(folder, settings, digests, resume, tensorboard)
+    with task.begin(plan) as (learner, batches, adapter_now):
+        summary = session.train(learner, batches, config, callback or (lambda step: None))
+        adapter = adapter_now()
     if folder is not None:
         save_adapter(folder, adapter, model.metadata)
     return adapter, summary
@@ -168,9 +188,9 @@ def _paths(name: str, given: Paths) -> list[str]:
     return [str(checks.path(name, path)) for path in several]
 
 
-def _adapter_of(learner: LoraLearner, model: Model) -> Adapter:
+def adapter_of(learner: LoraLearner) -> Adapter:
     """The weights of a learner as an adapter, copied."""
-    lora = learner.config
+    lora, model = learner.config, learner.model
     of = {name.removesuffix(".lora_a") for name in learner.parameters if name.endswith(".lora_a")}
     weights = {
         weight: LowRank(

@@ -72,7 +72,7 @@ def in_passes(
 ) -> list[Answers]:
     """Some examples in passes of up to n_most tokens, an example's answers always in one."""
     answers = [documents_of_answers(examples[n]) for n in numbers]
-    passes = []
+    passes: list[Answers] = []
     for group in order.packed([sum(map(len, parts)) for parts in answers], n_most):
         parts = [part for n in group for part in answers[n]]
         passes.append(Answers.gathered(parts, [numbers[n] for n in group], () if passes else before))

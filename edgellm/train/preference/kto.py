@@ -11,13 +11,14 @@ z is the mean of r over answers to other prompts than their own, at least 0. No 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.train.preference.config import KtoConfig
 from edgellm.train.preference.likelihoods import JudgedLoss, Likelihoods
-from edgellm.train.preference.numbers import Floats, sigmoid
+from edgellm.train.preference.numbers import sigmoid
 
 
-def kto_loss(answers: Likelihoods, good: Floats, z: float, config: KtoConfig) -> JudgedLoss:
+def kto_loss(answers: Likelihoods, good: NDArray[np.bool_], z: float, config: KtoConfig) -> JudgedLoss:
     """The loss of judged answers. good: bool [n]. Rewards are beta * r(y)."""
     beta, sign = config.beta, np.where(good, 1.0, -1.0)
     weights = np.where(good, config.desirable_weight, config.undesirable_weight)

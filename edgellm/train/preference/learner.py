@@ -65,6 +65,7 @@ class AnswerLearner:
         return answers.log_likelihoods(self._learner.negative_log_likelihoods(answers))
 
     def _judge(self, answers: Answers, nlls: NDArray[np.float32]) -> Judgement:
-        found = self._objective.judge(answers, answers.log_likelihoods(nlls))
+        with np.errstate(invalid="ignore", over="ignore"):  # the loop looks at the loss
+            found = self._objective.judge(answers, answers.log_likelihoods(nlls))
         self._figures.add(found.figures)
         return found

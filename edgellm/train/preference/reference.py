@@ -5,22 +5,23 @@ It never changes, so its likelihoods are kept in the run's folder, with what the
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from edgellm.engine import Model
 from edgellm.errors import FileProblem
 from edgellm.files import atomic_write
+from edgellm.train.data import order
+from edgellm.train.documents import Documents
 from edgellm.train.model_learner import ModelLearner
 from edgellm.train.preference.answers import Answers
 from edgellm.train.preference.numbers import Floats
 
-FILE = "reference.npz"
+FILE = "reference.json"
 
 
 class Reference(ModelLearner):
@@ -36,20 +37,22 @@ class Reference(ModelLearner):
 
 
 def reference_likelihoods(
-    model: Model, passes: Sequence[Answers], n_batch: int, folder: Path | None, of: str
+    model: Model, answers: Sequence[Documents], n_batch: int, folder: Path | None, digest: str
 ) -> Floats:
-    """float64 [n_answers], the log-likelihoods of all answers of some passes, in their order.
+    """float64 [n_answers], the log-likelihood of each of some answers.
 
-    folder:  where they are kept, if they are kept. of: what tells these answers and this model from others.
+    folder:  where they are kept, if they are kept. digest: tells the data and the model from others.
     Raises FileProblem when they cannot be kept.
     """
-    n_answers = sum(int(answers.owners[-1]) + 1 for answers in passes)
-    found = _kept(folder, of, n_answers) if folder else None
+    of = f"{digest} {model._runner.target.activations} {len(answers)}"
+    found = _kept(folder, of, len(answers)) if folder else None
     if found is not None:
         return found
+    likelihoods = np.empty(len(answers))
     with closing(Reference(model, n_batch)) as reference:
-        parts = [answers.log_likelihoods(reference.negative_log_likelihoods(answers)) for answers in passes]
-    likelihoods = np.concatenate(parts)
+        for group in order.packed([len(answer) for answer in answers], n_batch):
+            some = Answers.gathered([answers[n] for n in group], group)
+            likelihoods[group] = some.log_likelihoods(reference.negative_log_likelihoods(some))
     if folder:
         _keep(folder, of, likelihoods)
     return likelihoods
@@ -58,22 +61,18 @@ def reference_likelihoods(
 def _kept(folder: Path, of: str, n_answers: int) -> Floats | None:
     """Those of a file; None when there is none, or it is of something else."""
     try:
-        with np.load(folder / FILE, allow_pickle=False) as file:
-            likelihoods = np.asarray(file["likelihoods"])
-            is_theirs = str(file["of"]) == of and likelihoods.shape == (n_answers,)
-    except (OSError, ValueError, KeyError, BadZipFile):
+        found = json.loads((folder / FILE).read_bytes())
+        is_theirs = found["of"] == of
+        likelihoods = np.array(found["log_likelihoods"], np.float64)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if not is_theirs or likelihoods.dtype != np.float64 or not np.isfinite(likelihoods).all():
-        return None
-    return likelihoods
+    return likelihoods if is_theirs and likelihoods.shape == (n_answers,) and np.isfinite(likelihoods).all() else None
 
 
 def _keep(folder: Path, of: str, likelihoods: Floats) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, of=np.array(of), likelihoods=likelihoods)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / FILE) as file:
-            file.write(buffer.getvalue())
+            file.write(json.dumps({"of": of, "log_likelihoods": likelihoods.tolist()}).encode())
     except OSError as problem:
         raise FileProblem(f"{folder / FILE} cannot be written: {problem.strerror}") from None
