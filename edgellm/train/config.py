@@ -80,6 +80,8 @@ class TrainConfig:
     checkpoint_every: steps between two checkpoints.
     keep_checkpoints: how many of the last are kept, beside the best.
     precision:      "float32", or "mixed": what the backward pass needs of the forward one is kept as bfloat16.
+    gradient_checkpointing: keep what layers begin with alone, and compute the rest once more on the way back: a third
+                    more time, for long examples in little memory.
     activations:    "int8" or "f32", as in `RuntimeConfig`, of the forward pass; None for those of the loaded model.
     """
 
@@ -101,6 +103,7 @@ class TrainConfig:
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
     precision: str = "float32"
+    gradient_checkpointing: bool = False
     activations: str | None = None
 
     def __post_init__(self) -> None:
@@ -122,6 +125,7 @@ class TrainConfig:
         take(self, "checkpoint_every", whole_number, 1)
         take(self, "keep_checkpoints", whole_number, 1)
         take(self, "precision", one_of, PRECISIONS)
+        take(self, "gradient_checkpointing", flag)
         take(self, "activations", one_of, ACTIVATIONS, optional=True)
 
     def n_steps(self, n_batches: int) -> int:

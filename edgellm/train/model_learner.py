@@ -10,6 +10,7 @@ import numpy as np
 
 from edgellm.engine.gradients import GradientPasses
 from edgellm.formats.tensor import Tensor
+from edgellm.graph.program import aligned
 from edgellm.quants import FORMATS
 from edgellm.train.documents import NOTHING, Documents
 
@@ -39,8 +40,11 @@ class ModelLearner:
         self._resources.enter_context(model._scheduler.alone())
 
     def train(self, name: str, array: NDArray[np.float32]) -> Tensor:
-        """One more trained weight, as programs read it."""
-        self.parameters[name] = array
+        """One more trained weight, copied, as programs read it."""
+        # On cache lines: kernels read it a good deal faster.
+        own = aligned(array.nbytes).view(np.float32).reshape(array.shape)
+        own[...] = array
+        array = self.parameters[name] = own
         self.gradients[name] = np.zeros_like(array)
         tensor = Tensor(name, array.shape, FORMATS["F32"], array.view(np.uint8))
         self._sums[tensor] = self.gradients[name]

@@ -74,6 +74,7 @@ def train(
     resume: bool = False,
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
+    task: Task | None = None,
 ) -> Adapter:
     """Train an adapter for a loaded model on files of examples.
 
@@ -84,6 +85,7 @@ def train(
     resume:    go on with the run in that folder, to the same weights as if it had never stopped.
     tensorboard: whether to write event files; None does where TensorBoard is installed.
     callback:  called with each Step; True ends the run there.
+    task:      what is learnt of the data: to imitate it, unless another is given; see `train.preference.task`.
 
     The model is not changed, and has no time for others meanwhile. Raises UsageError for settings that cannot work,
     FormatError for data that cannot be used, TrainingError when the loss is no number any more, FileProblem for what
@@ -92,7 +94,7 @@ def train(
     adapter, _ = train_adapter(
         model, data, lora or LoraConfig(), config or TrainConfig(), examples or DataConfig(),
         validation_data=validation_data, template=template, output=output, resume=resume, tensorboard=tensorboard,
-        callback=callback,
+        callback=callback, task=task,
     )  # fmt: skip
     return adapter
 
@@ -116,7 +118,6 @@ def train_adapter(
 ) -> tuple[Adapter, Summary]:
     """As `train`, with what else there is to say.
 
-    task:   what is learnt of the data; imitation, unless another is given.
     told:   called with the data before training begins.
     names:  what model and data are called in the settings that are written; else their paths.
     """
@@ -145,9 +146,11 @@ def train_adapter(
     told(dataset)
 
     digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
+    passes = {"recompute": config.gradient_checkpointing, "in_bf16": config.precision == "mixed"}
     plan = Plan(
         model, [*learnt, *held], len(learnt), config, examples, vocabulary,
-        lambda n_batch: LoraLearner(model, lora, n_batch=n_batch, seed=config.seed), folder, " ".join(digests.values()),
+        lambda n_batch: LoraLearner(model, lora, n_batch=n_batch, seed=config.seed, **passes), folder,
+        " ".join(digests.values()),
     )  # fmt: skip
     session = Session(folder, settings, digests, resume, tensorboard)
     with task.begin(plan) as (learner, batches, adapter_now):
@@ -167,8 +170,8 @@ def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> Non
     """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
     if not isinstance(model, Model):
         raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
-    for settings, name, usual in ((lora, "method", "lora"), (lora, "dropout", 0.0), (config, "precision", "float32")):
-        if (value := getattr(settings, name)) != usual:
+    for name, usual in (("method", "lora"), ("dropout", 0.0)):
+        if (value := getattr(lora, name)) != usual:
             raise UsageError(f"{name} is {value}; this version trains with {usual} alone", parameter=name)
 
 

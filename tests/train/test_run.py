@@ -61,7 +61,6 @@ def test_the_front_door(model, facts: Path) -> None:
     [
         ({"lora": LoraConfig(method="dora")}, "method is dora; this version trains with lora alone"),
         ({"lora": LoraConfig(dropout=0.1)}, "dropout is 0.1; this version trains with 0.0 alone"),
-        ({"config": TrainConfig(precision="mixed")}, "precision is mixed; this version trains with float32 alone"),
     ],
 )
 def test_what_cannot_be_obeyed_yet_is_refused(model, facts: Path, settings, text: str) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from edgellm.checks import flag, number, one_of, positive_number, take, whole_number, wrong
 
 DPO_LOSSES = ("sigmoid", "hinge", "ipo")
+# Of `TrainConfig`, what suits these ways better than its own defaults: they change a model that can answer already.
+OFFLINE = {"learning_rate": 5e-5, "epochs": 1.0, "warmup": 0.1}
+SAMPLED = {"learning_rate": 2e-5, "epochs": 1.0, "schedule": "constant"}
 GRPO_LOSSES = ("dapo", "grpo", "dr_grpo")
 
 
