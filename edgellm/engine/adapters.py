@@ -26,8 +26,10 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.adapters import EMBEDDING, Change, Instead, LowRank
 from edgellm.graph.lowering import adapter_table
+from edgellm.graph.program import aligned
 from edgellm.quants import FORMATS
 
+LARGEST_HALF = 65504.0  # in float16
 PIECE_WEIGHTS = 1 << 20  # of the base model, dequantized at a time
 
 _numbers = count(1)
@@ -38,14 +40,18 @@ class LoadedAdapter:
 
     number:   its place in the order of loading, in which several change the same weight.
     replaced: the names of the tensors that it has in place of the model's.
+    exact:    keep low-rank weights in float32; otherwise in float16, which is read in half the time and rounds them by
+              less than inputs of int8 are.
     """
 
-    def __init__(self, name: str, path: Path | None, adapter: Adapter, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, name: str, path: Path | None, adapter: Adapter, tensors: Mapping[str, Tensor], exact: bool = True
+    ) -> None:
         self.name, self.path, self.number = name, path, next(_numbers)
         self.method, self.notes = adapter.method, adapter.notes
         try:
             self._matrices = {
-                weight: (*_as_read(weight, change), change.scale) for weight, change in adapter.weights.items()
+                weight: (*_as_read(weight, change, exact), change.scale) for weight, change in adapter.weights.items()
             }
             self._replaced = {weight: tensor_of(weight, x) for weight, x in adapter.replaced.items()}
             self._lengths = {
@@ -119,16 +125,20 @@ class _Lengths:
         return columns
 
 
-def _as_read(weight: str, change: Matrices) -> tuple[Tensor, Tensor]:
+def _as_read(weight: str, change: Matrices, exact: bool) -> tuple[Tensor, Tensor]:
     """The two matrices as nodes want them, see `graph.adapters.LowRank`."""
     first, second = (change.b, change.a) if weight == EMBEDDING else (change.a, change.b.T)
-    return tensor_of(f"{weight}.lora_a", first), tensor_of(f"{weight}.lora_b", second)
+    kind = "F32" if exact or max(np.abs(first).max(), np.abs(second).max()) >= LARGEST_HALF else "F16"
+    return tensor_of(f"{weight}.lora_a", first, kind), tensor_of(f"{weight}.lora_b", second, kind)
 
 
-def tensor_of(name: str, x: NDArray[np.float32]) -> Tensor:
-    """An array as a tensor of type F32 that kernels read."""
-    raw = np.ascontiguousarray(x, "<f4").view(np.uint8)
-    return Tensor(name, x.shape, FORMATS["F32"], raw.reshape(-1, x.shape[-1] * 4) if x.ndim > 1 else raw)
+def tensor_of(name: str, x: NDArray[np.float32], kind: str = "F32") -> Tensor:
+    """A copy of an array as a tensor that kernels read, from a cache line on."""
+    block_format = FORMATS[kind]
+    raw = aligned(x.size * block_format.block_bytes)
+    raw[:] = block_format.quantize(np.ascontiguousarray(x)).reshape(-1)
+    rows = raw.reshape(-1, block_format.row_bytes(x.shape[-1])) if x.ndim > 1 else raw
+    return Tensor(name, x.shape, block_format, rows)
 
 
 def changes_of(slots: Iterable[Slot]) -> dict[str, list[Change]]:
@@ -154,7 +164,8 @@ def load_into(
             f"name is {name!r:.60}, and an adapter is called that; unload it first, or give another name",
             parameter="name",
         )
-    adapter = LoadedAdapter(name, path, found, file.tensors)
+    is_exact = scheduler.runner.target.activations == "f32"
+    adapter = LoadedAdapter(name, path, found, file.tensors, is_exact)
     with scheduler.alone():
         scheduler.runner.variant({AdapterSet(((adapter, 1.0),))})  # compiles what is not compiled yet
         if before:

@@ -18,7 +18,7 @@ from edgellm.engine.scheduler import Scheduler
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
-from edgellm.graph.nodes import GLU, RMSNorm
+from edgellm.graph.nodes import GLU, Dropout, MultiplyColumns, RMSNorm
 from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.program import RowMemory
 
@@ -209,7 +209,7 @@ class GradientPasses:
 
 def _is_kept(value: Value) -> bool:
     """What costs little to compute again is not kept."""
-    return not isinstance(value.node, RMSNorm | GLU)
+    return not isinstance(value.node, RMSNorm | GLU | Dropout | MultiplyColumns)
 
 
 def _is_kept_of_layers(value: Value) -> bool:

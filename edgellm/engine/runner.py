@@ -166,10 +166,10 @@ class Runner:
         scales = [np.full(n, adapters.scales[slot], np.float32) for slot in variant.slots]
         variant.programs.head.run(self._head_batch.select(range(n), scales))
 
-    def check_numbers(self, maxima: np.ndarray) -> None:
+    def check_numbers(self, maxima: np.ndarray, adapters: AdapterSet = NO_ADAPTERS) -> None:
         """Raise FileProblem, naming damaged tensors, when logits are NaN or infinite, as `maxima` tells."""
         if not math.isfinite(maxima.max()):
-            raise no_numbers(self._file, self.target.kv_type)
+            raise no_numbers(self._file, self.target.kv_type, adapters)
 
     def check_open(self) -> None:
         """Raises UsageError after `close`."""

@@ -212,7 +212,7 @@ class Scheduler:
         for (request, position), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
             if not (request.is_over or request.is_cancelled):
                 try:
-                    self.runner.check_numbers(maxima)
+                    self.runner.check_numbers(maxima, request.adapters)
                     request.take(position, logits, maxima)
                 except Exception as problem:
                     request.error, request.is_over = problem, True

@@ -1,4 +1,4 @@
-"""Adapters in a graph: small trained steps put in beside the linears of a model (LoRA; Hu et al., 2021).
+"""Adapters in a graph: small trained steps put in beside the nodes of a model.
 
 Which rows of a batch they change is said by a table of the batch: so sequences with other adapters, or none, stand
 beside each other in one batch, and what an adapter does not change stays as it is, to the bit.
@@ -6,24 +6,61 @@ beside each other in one batch, and what an adapter does not change stays as it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.nodes import Embed, Graph, Linear, Node, Value, choose, embed, multiply_columns, narrow, widen
+from edgellm.graph.nodes import (
+    Chance,
+    Embed,
+    Graph,
+    Linear,
+    Node,
+    Value,
+    add,
+    choose,
+    dropout,
+    embed,
+    linear,
+    multiply_columns,
+    narrow,
+    widen,
+)
+from edgellm.quants import FORMATS
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+Inputs = Mapping[str, Value]
+
+
+class Change:
+    """What an adapter does about a node: to what it is given, beside it, and to what it makes. Each may be nothing."""
+
+    def given(self, inputs: Inputs) -> Inputs:
+        """The values that the node takes, by the names of its fields, in place of its own."""
+        return inputs
+
+    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
+        """Steps that are recorded before the node: so gradients, which go backwards, find something to add to."""
+        return ()
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        """The value of the node, changed."""
+        return y
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
-    """y + scale * B A x beside y = W x.
+class LowRank(Change):
+    """y + scale * B A x beside y = W x (LoRA; Hu et al., 2021).
 
     a:        float32 [rank, n_in]; for embeddings, where a row is looked up instead, [n_vocab, rank].
     b:        float32 [rank, n_out]: B transposed, so that both are read row by row.
     scales:   the table of the batch with a factor for every row; None is 1 for all.
     columns:  float32 [n_out], by what the columns of the sum are multiplied then (DoRA; Liu et al., 2024).
+    chance:   what is left out of x at random, for linears in training. With `columns` c it is that of PEFT, where x'
+              is what is left of x: W x + c (W x' + scale * B A x') - W x'.
     """
 
     a: Tensor
@@ -31,40 +68,71 @@ class LowRank:
     scale: float
     scales: str | None = None
     columns: Tensor | None = None
+    chance: Chance | None = None
+
+    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
+        if isinstance(node, Embed):
+            return (embed(graph, self.a, node.scale),)
+        x = inputs["x"]
+        if self.chance is None:
+            return (narrow(x, self.a, scales=self.scales),)
+        x = dropout(x, self.chance)
+        h = narrow(x, self.a, scales=self.scales)
+        if self.columns is None:
+            return (h,)
+        assert isinstance(node, Linear)
+        return h, linear(x, node.weight)
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        h, *again = beside
+        base = again[0] if again else y
+        changed = widen(base, h, self.b, self.scale, self.scales)
+        if self.columns is None:
+            return changed
+        changed = multiply_columns(changed, self.columns)
+        if again:
+            changed = add(y, add(changed, multiply_columns(base, _minus_ones(y.width))))
+        return changed if self.scales is None else choose(y, changed, self.scales)
 
 
 @dataclass(frozen=True, eq=False)
-class Instead:
+class Instead(Change):
     """Another weight in place of the model's, for the rows to which the table `scales` gives something else than 0."""
 
     weight: Tensor
     scales: str
 
+    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
+        (field,) = (field.name for field in fields(node) if isinstance(getattr(node, field.name), Tensor))
+        fresh: dict[str, Any] = {**inputs, field: self.weight}
+        return (graph.record(replace(node, **fresh)),)
 
-Change = LowRank | Instead
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        return choose(y, beside[0], self.scales)
 
 
 def adapted(graph: Graph, changes: Mapping[str, Sequence[Change]]) -> tuple[Graph, dict[Value, Value]]:
-    """The same graph with changes beside the nodes that use a weight, by its name; and what became of each value.
+    """The same graph with changes about nodes, by what `names_of` calls them; and what became of each value.
 
-    Changes of one weight follow each other. A matrix that makes logits is "output.weight", also where the embeddings
-    serve as that.
+    Changes of one node follow each other.
     """
     result, values = Graph(), {}
     for value in graph.inputs:
         values[value] = result.input(value.width, value.name)
     for node in graph.nodes:
-        inputs = {
+        inputs: Inputs = {
             field.name: values[content]
             for field in fields(node)
             if isinstance(content := getattr(node, field.name), Value)
         }
-        steps = [step for name in names_of_weights(node) for step in changes.get(name, ())]
-        # Before the linear: so gradients, which go backwards, find something to add to.
-        begun = [_begin(result, node, inputs, step) for step in steps]
-        made = list(result.record_all(replace(node, **inputs)))
+        steps = [step for name in names_of(graph, node) for step in changes.get(name, ())]
+        for step in steps:
+            inputs = step.given(inputs)
+        begun = [step.beside(result, node, inputs) for step in steps]
+        fresh: dict[str, Any] = {**inputs}
+        made = list(result.record_all(replace(node, **fresh)))
         for step, beside in zip(steps, begun, strict=True):
-            made[0] = _end(made[0], beside, step)
+            made[0] = step.made(made[0], beside)
         for before, now in zip(graph.all_made_by(node), made, strict=True):
             values[before] = result.name(now, before.name) if before.name else now
     for value in graph.outputs:
@@ -72,29 +140,16 @@ def adapted(graph: Graph, changes: Mapping[str, Sequence[Change]]) -> tuple[Grap
     return result, values
 
 
-def names_of_weights(node: Node) -> list[str]:
-    """What an adapter calls the weights that a node uses."""
-    names = [weight.name for weight in node.weights]
-    return [OUTPUT if name == EMBEDDING and isinstance(node, Linear) else name for name in names]
+def names_of(graph: Graph, node: Node) -> Iterator[str]:
+    """What an adapter calls a node: by the weights that it uses, or the name of what it makes.
+
+    A matrix that makes logits is "output.weight", also where the embeddings serve as that.
+    """
+    for weight in node.weights:
+        yield OUTPUT if weight.name == EMBEDDING and isinstance(node, Linear) else weight.name
+    if name := graph.made_by(node).name:
+        yield name
 
 
-def _begin(graph: Graph, node: Node, inputs: Mapping[str, Value], step: Change) -> Value:
-    """What a change makes of a node's inputs."""
-    if isinstance(step, Instead):
-        (field,) = (field.name for field in fields(node) if isinstance(getattr(node, field.name), Tensor))
-        fresh: dict[str, Any] = {**inputs, field: step.weight}
-        return graph.record(replace(node, **fresh))
-    if isinstance(node, Embed):
-        return embed(graph, step.a, node.scale)
-    return narrow(inputs["x"], step.a, scales=step.scales)
-
-
-def _end(y: Value, beside: Value, step: Change) -> Value:
-    """The value of a node, changed."""
-    if isinstance(step, Instead):
-        return choose(y, beside, step.scales)
-    changed = widen(y, beside, step.b, step.scale, step.scales)
-    if step.columns is None:
-        return changed
-    changed = multiply_columns(changed, step.columns)
-    return changed if step.scales is None else choose(y, changed, step.scales)
+def _minus_ones(n: int) -> Tensor:
+    return Tensor("-1", (n,), FORMATS["F32"], np.full(n, -1, np.float32).view(np.uint8))

@@ -323,7 +323,7 @@ NARROW = Schema(
     x="ptr",
     stride="i64",
     n_cols="i64",
-    weight="ptr",  # float32 [rank, n_cols]; read twice as fast where it begins with a cache line
+    weight="ptr",  # float32 or float16 [rank, n_cols]; read twice as fast where it begins with a cache line
     rank="i64",
     scale="f64",
     scales="ptr",  # float32 [n_tokens], or 0: a row that counts 0 is not computed
@@ -341,7 +341,7 @@ WIDEN = Schema(
     n_cols="i64",
     h="ptr",
     h_stride="i64",
-    weight="ptr",  # float32 [rank, n_cols]
+    weight="ptr",  # float32 or float16 [rank, n_cols]
     rank="i64",
     scale="f64",
     scales="ptr",  # float32 [n_tokens], or 0: how much of it each row takes
@@ -407,7 +407,7 @@ DROPOUT = Schema(
     out="ptr",  # may be x
     stride="i64",
     p="f64",  # the share that is dropped, from 0 to below 1
-    seed="i64",
+    chance="ptr",  # int64 [2]: the seed, and whether anything is dropped now; 0 leaves all as it is
     chunk_tokens="i64",
 )
 

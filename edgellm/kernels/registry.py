@@ -50,6 +50,7 @@ class _Family:
 _ALL = tuple(FORMATS.values())
 _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
+_LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu")}
 
@@ -77,8 +78,8 @@ _FAMILIES: dict[str, _Family] = {
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
     "sum_squares": _Family("squares"),
-    "narrow": _Family("low_rank"),
-    "widen": _Family("low_rank"),
+    "narrow": _Family("low_rank", _LOW_RANK),
+    "widen": _Family("low_rank", _LOW_RANK),
     "rms_norm_backward": _Family("norm_backward"),
     "glu_backward": _Family("glu_backward", options=_ACTIVATION),
     "rms_norm_weight_sum": _Family("norm_backward"),

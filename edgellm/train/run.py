@@ -14,7 +14,7 @@ from edgellm.arch.adapters import save_adapter
 from edgellm.engine.model import Model
 from edgellm.errors import UsageError
 from edgellm.files import sha256_of
-from edgellm.formats.adapters import Adapter, LowRank
+from edgellm.formats.adapters import Adapter
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data import order
 from edgellm.train.data.config import DataConfig
@@ -58,7 +58,7 @@ class Imitation:
         n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in plan.examples))
         learnt, held = plan.examples[: plan.n_learnt], plan.examples[plan.n_learnt :]
         with closing(plan.learner(n_batch)) as learner:
-            yield Work(learner, Examples(learnt, held, plan.config, n_batch), lambda: adapter_of(learner))
+            yield Work(learner, Examples(learnt, held, plan.config, n_batch), learner.adapter)
 
 
 def train(
@@ -121,7 +121,8 @@ def train_adapter(
     told:   called with the data before training begins.
     names:  what model and data are called in the settings that are written; else their paths.
     """
-    _check_arguments(model, lora, config)
+    if not isinstance(model, Model):
+        raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
     task = task or Imitation()
     config = _with_activations(config, model)
     folder = checks.path("output", output) if output is not None else None
@@ -166,15 +167,6 @@ def check_run(folder: Path | None, resume: bool) -> None:
     Session(folder, resume=resume).check()
 
 
-def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> None:
-    """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
-    if not isinstance(model, Model):
-        raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
-    for name, usual in (("method", "lora"), ("dropout", 0.0)):
-        if (value := getattr(lora, name)) != usual:
-            raise UsageError(f"{name} is {value}; this version trains with {usual} alone", parameter=name)
-
-
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
     own = model._runner.target.activations
     if config.activations not in (None, own):
@@ -189,19 +181,3 @@ def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
 def _paths(name: str, given: Paths) -> list[str]:
     several = [given] if isinstance(given, (str, os.PathLike)) else list(given)
     return [str(checks.path(name, path)) for path in several]
-
-
-def adapter_of(learner: LoraLearner) -> Adapter:
-    """The weights of a learner as an adapter, copied."""
-    lora, model = learner.config, learner.model
-    of = {name.removesuffix(".lora_a") for name in learner.parameters if name.endswith(".lora_a")}
-    weights = {
-        weight: LowRank(
-            learner.parameters[f"{weight}.lora_a"].copy(), learner.parameters[f"{weight}.lora_b"].T.copy(), lora.scale
-        )
-        for weight in sorted(of)
-    }
-    return Adapter(
-        model.metadata["general.architecture"], weights, base_name=model.path.stem, rank_stabilized=lora.use_rslora,
-        dropout=lora.dropout,
-    )  # fmt: skip

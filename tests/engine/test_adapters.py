@@ -333,6 +333,16 @@ def test_what_is_no_adapter(folder: Path, tmp_path: Path) -> None:
             model.unload("x")
 
 
+def test_what_is_too_large_to_compute_with(folder: Path) -> None:
+    with load(folder / "base.gguf") as model:
+        plain, name = model.logits(IDS), model.load_adapter(folder / "one")
+        for ask in (lambda: answer(model, {name: 3e38}), lambda: (model.set_adapters({name: 3e38}), model.logits(IDS))):
+            with pytest.raises(FileProblem, match=r"what the adapters add is too large: 'one' \(scale 3e\+38\)"):
+                ask()
+        model.set_adapters(None)
+        np.testing.assert_array_equal(model.logits(IDS), plain)
+
+
 def test_a_closed_model(folder: Path) -> None:
     model = load(folder / "base.gguf")
     model.load_adapter(folder / "one")

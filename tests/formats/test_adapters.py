@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+import edgellm
 from edgellm.arch.adapters import read_adapter, save_adapter
 from edgellm.errors import EdgellmError, FormatError, UnsupportedError, UsageError
 from edgellm.formats.adapters import Adapter, LowRank, Naming
@@ -110,6 +111,21 @@ def test_a_gguf_adapter_that_is_written_is_read_again(folder: Path, file: GGUFFi
         a, b = (written.tensors[f"blk.0.attn_v.weight.lora_{side}"] for side in "ab")
         change = adapter.weights["blk.0.attn_v.weight"]
         assert (a.shape, b.shape) == ((change.rank, 64), (32, change.rank))
+
+
+def test_a_gguf_adapter_becomes_a_folder_of_peft(folder: Path, file: GGUFFile, tmp_path: Path) -> None:
+    adapter = read_adapter(folder / "lora", file.metadata, file.tensors)
+    write_gguf_adapter(tmp_path / "a.gguf", adapter)
+    edgellm.export_checkpoint(tmp_path / "a.gguf", tmp_path / "out", base=folder / "base.gguf")
+    same(adapter, read_adapter(tmp_path / "out", file.metadata, file.tensors), rtol=1e-6)
+    model = PeftModel.from_pretrained(peft_models.base_of(folder), tmp_path / "out").eval()
+    expected = peft_models.logits(peft_models.with_adapters(folder, "lora"))
+    np.testing.assert_allclose(peft_models.logits(model), expected, atol=1e-5)
+    with pytest.raises(UsageError, match="name the GGUF file of its base model"):
+        edgellm.export_checkpoint(tmp_path / "a.gguf", tmp_path / "other")
+    with pytest.raises(UsageError, match="is no adapter"):
+        edgellm.export_checkpoint(folder / "base.gguf", tmp_path / "other", base=folder / "base.gguf")
+    assert not (tmp_path / "other").exists()
 
 
 def test_embeddings_stand_the_other_way_round_in_gguf(tmp_path: Path) -> None:

@@ -12,17 +12,20 @@ from edgellm.graph import Graph, Piece, Program, Value, lower
 from edgellm.graph.backward import Backward
 from edgellm.graph.nodes import (
     AttentionSpec,
+    Chance,
     Linear,
     RMSNorm,
     Rotation,
     add,
     add_bias,
     attention,
+    dropout,
     embed,
     glu,
     keys_values,
     linear,
     maxima,
+    multiply_columns,
     narrow,
     rms_norm,
     rope,
@@ -61,7 +64,7 @@ class Random:
     def record(self, step: int) -> Value:
         rng = self.rng
         x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
-        kind = rng.integers(8)
+        kind = rng.integers(10)
         if kind == 0 or (kind in (1, 2) and x.width != y.width):
             return linear(x, self.weight(int(rng.choice([32, 64, 96, 160])), x.width, step=step))
         if kind == 1:
@@ -79,6 +82,10 @@ class Random:
             h = narrow(x, tensor("a", 3, x.width, seed=step))
             product = linear(x, self.weight(64, x.width, step=step))
             return widen(product, h, tensor("b", 3, 64, seed=step), 0.7)
+        if kind == 7:
+            return multiply_columns(x, tensor("c", x.width, seed=step))
+        if kind == 8:
+            return dropout(x, Chance(0.3, np.array([step, 1])))
         return self.attend(x, y)
 
     def attend(self, x: Value, y: Value) -> Value:

@@ -14,10 +14,12 @@ from edgellm.graph.nodes import (
     Add,
     AddBias,
     Attention,
+    Dropout,
     Embed,
     Graph,
     KeysValues,
     Linear,
+    MultiplyColumns,
     Narrow,
     Node,
     RMSNorm,
@@ -26,6 +28,7 @@ from edgellm.graph.nodes import (
     Value,
     Widen,
 )
+from edgellm.kernels import reference_rows
 
 
 class Twin:
@@ -100,10 +103,18 @@ def _attention(twin: Twin, node: Attention, q: torch.Tensor, kv: tuple[torch.Ten
     return torch.cat(found)
 
 
+def _dropout(twin: Twin, node: Dropout, x: torch.Tensor) -> torch.Tensor:
+    seed, is_on = node.chance.state.tolist()
+    ones = np.ones(tuple(x.shape), np.float32)
+    return x * torch.from_numpy(reference_rows.dropout(ones, node.chance.p, seed)).double() if is_on else x
+
+
 _TWINS: dict[type[Node], Any] = {
     Embed: lambda twin, node: twin.weight(node.weight)[twin.token_ids] * node.scale,
     RMSNorm: _rms_norm,
     Linear: lambda twin, node, x: x @ twin.weight(node.weight).T,
+    Dropout: _dropout,
+    MultiplyColumns: lambda twin, node, x: x * twin.weight(node.weight),
     Narrow: lambda twin, node, x: node.scale * x @ twin.weight(node.weight).T,
     Widen: lambda twin, node, y, h: y + node.scale * h @ twin.weight(node.weight),
     Add: lambda twin, node, a, b: a + b,

@@ -9,10 +9,12 @@ import numpy as np
 from edgellm.kernels import records
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.schema import Schema
+from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import SENTINEL, Compiled, Output, before_a_wall, into, rows
 
 CHUNK_TOKENS = 2
+FLOATS = {np.dtype(np.float32): FORMATS["F32"], np.dtype(np.float16): FORMATS["F16"]}
 
 
 def walled(x: np.ndarray) -> np.ndarray:
@@ -27,10 +29,16 @@ class CompiledRows:
         self.compiled = compiled
 
     def _by_rows(
-        self, op: str, schema: Schema, n_tokens: int, options: dict[str, Any] | None = None, **fields: Any
+        self,
+        op: str,
+        schema: Schema,
+        n_tokens: int,
+        options: dict[str, Any] | None = None,
+        fmt: BlockFormat | None = None,
+        **fields: Any,
     ) -> None:
         n_chunks = -(-n_tokens // CHUNK_TOKENS)
-        self.compiled._run(op, schema, n_chunks, n_tokens, options=options, chunk_tokens=CHUNK_TOKENS, **fields)
+        self.compiled._run(op, schema, n_chunks, n_tokens, fmt, options=options, chunk_tokens=CHUNK_TOKENS, **fields)
 
     def narrow(
         self, x: np.ndarray, weight: np.ndarray, scale: float = 1.0, scales: np.ndarray | None = None
@@ -41,6 +49,7 @@ class CompiledRows:
             "narrow",
             records.NARROW,
             len(x),
+            fmt=FLOATS[weight.dtype],
             x=source,
             stride=source.shape[1],
             n_cols=n_cols,
@@ -68,6 +77,7 @@ class CompiledRows:
                 "widen",
                 records.WIDEN,
                 len(y),
+                fmt=FLOATS[weight.dtype],
                 y=source,
                 out=out,
                 stride=out.stride,
@@ -138,9 +148,12 @@ class CompiledRows:
             )
         return out.take()
 
-    def dropout(self, x: np.ndarray, p: float, seed: int, in_place: bool = False) -> np.ndarray:
+    def dropout(
+        self, x: np.ndarray, p: float, seed: int, in_place: bool = False, is_on: bool = True
+    ) -> np.ndarray:
+        chance = before_a_wall(np.array([seed, is_on], np.int64).view(np.uint8))
         with into(x, in_place) as (source, out):
-            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, seed=seed)
+            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, chance=chance)
         return out.take()
 
     def _over_tokens(

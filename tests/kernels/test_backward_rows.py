@@ -44,10 +44,11 @@ RANKS = (1, 3, 8, 16, 21)
 SCALES = np.array([1, 0, -0.5, 2, 0, 0, 1e-3, 3, 1], np.float32)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_narrow(of_rows: CompiledRows, rng, width: int, rank: int) -> None:
-    weight = normal(rng, rank, width)
+def test_narrow(of_rows: CompiledRows, rng, width: int, rank: int, dtype: type) -> None:
+    weight = normal(rng, rank, width).astype(dtype)
     for n_tokens in N_TOKENS:
         x = normal(rng, n_tokens, width)
         for scales in (None, SCALES[:n_tokens]):
@@ -58,11 +59,12 @@ def test_narrow(of_rows: CompiledRows, rng, width: int, rank: int) -> None:
                 np.testing.assert_array_equal(alone[0], got[token])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("width", [*WIDTHS, 1536 + 80 + 3])
-def test_widen(of_rows: CompiledRows, rng, width: int, rank: int, in_place: bool) -> None:
-    weight = normal(rng, rank, width)
+def test_widen(of_rows: CompiledRows, rng, width: int, rank: int, in_place: bool, dtype: type) -> None:
+    weight = normal(rng, rank, width).astype(dtype)
     for n_tokens in N_TOKENS:
         y, h = normal(rng, n_tokens, width), normal(rng, n_tokens, rank)
         for scales in (None, SCALES[:n_tokens]):
@@ -341,6 +343,8 @@ def test_dropout(of_rows: CompiledRows, rng, p: float, seed: int) -> None:
 def test_dropout_of_nothing_changes_nothing(of_rows: CompiledRows, rng) -> None:
     x = normal(rng, 9, 100)
     np.testing.assert_array_equal(of_rows.dropout(x, 0.0, 5), x)
+    for in_place in (False, True):
+        np.testing.assert_array_equal(of_rows.dropout(x, 0.5, 5, in_place, is_on=False), x)
 
 
 def test_split_mix_64() -> None:

@@ -56,16 +56,25 @@ def test_the_front_door(model, facts: Path) -> None:
         edgellm.train("smollm2-135m", facts)
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"lora": LoraConfig(method="dora")}, "method is dora; this version trains with lora alone"),
-        ({"lora": LoraConfig(dropout=0.1)}, "dropout is 0.1; this version trains with 0.0 alone"),
-    ],
-)
-def test_what_cannot_be_obeyed_yet_is_refused(model, facts: Path, settings, text: str) -> None:
-    with pytest.raises(UsageError, match=text):
-        train(model, facts, **settings)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_what_is_saved_is_what_was_learnt(model, facts: Path, tmp_path: Path, method: str, dropout: float) -> None:
+    """The loss falls, and the adapter of the folder gives the logits of the one in memory."""
+    steps = []
+    lora, config = LoraConfig(method=method, dropout=dropout), TrainConfig(steps=12, learning_rate=3e-3)
+    adapter = train(model, facts, lora, config, output=tmp_path / "out", callback=steps.append)
+    assert steps[-1].loss < 0.97 * steps[0].loss
+    ids = model.tokenize("what is 5?")
+    before = model.logits(ids)
+    found = []
+    for source, name in ((adapter, "memory"), (tmp_path / "out", "file")):
+        model.load_adapter(source, name)
+        model.set_adapters(name)
+        found.append(model.logits(ids))
+        model.unload(name)
+    np.testing.assert_array_equal(*found)
+    assert np.abs(found[0] - before).max() > 1e-3
+    assert adapter.method == method and adapter.dropout == dropout
 
 
 def test_the_model_is_as_before(model, facts: Path) -> None:

@@ -64,7 +64,7 @@ class LowRank:
             raise FormatError(f"{name}: its rank is {len(a)}; expected 1 to {MOST_RANK}")
         if magnitude is not None and magnitude.shape != (len(b),):
             raise FormatError(f"{name}: its magnitude has the shape {list(magnitude.shape)}; expected [{len(b)}]")
-        if not np.isfinite(np.float32(self.scale)):
+        if not abs(self.scale) <= np.finfo(np.float32).max:
             raise FormatError(f"{name}: its scale is {self.scale}; expected a finite number")
         for x in (a, b) if magnitude is None else (a, b, magnitude):
             if not np.isfinite(x).all():

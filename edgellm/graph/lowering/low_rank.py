@@ -1,9 +1,9 @@
-"""Rules of low-rank steps beside a linear."""
+"""Rules of what adapters put beside a linear."""
 
 from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
-from edgellm.graph.nodes import Choose, MultiplyColumns, Narrow, Widen
+from edgellm.graph.nodes import Choose, Dropout, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
 from edgellm.kernels import records
 
@@ -19,7 +19,8 @@ def lower_narrow(low: Lowering, node: Narrow) -> None:
         [out],
         x=x,
         n_cols=x.width,
-        weight=low.floats(node.weight),
+        format=node.weight.format,
+        weight=node.weight,
         rank=out.width,
         scale=node.scale,
         scales=_scales(node.scales),
@@ -43,11 +44,19 @@ def lower_widen(low: Lowering, node: Widen) -> None:
         n_cols=y.width,
         h=h,
         h_stride=h.stride,
-        weight=low.floats(node.weight),
+        format=node.weight.format,
+        weight=node.weight,
         rank=h.width,
         scale=node.scale,
         scales=_scales(node.scales),
     )
+
+
+@rule(Dropout)
+def lower_dropout(low: Lowering, node: Dropout) -> None:
+    x, out = low.make_from(node.x, node)
+    chance = node.chance
+    low.add_rows("dropout", records.DROPOUT, x, [x], [out], x=x, out=out, p=chance.p, chance=chance.state)
 
 
 @rule(MultiplyColumns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgellm.graph.nodes.attention import Attention, AttentionSpec, KeysValues, attention, keys_values
 from edgellm.graph.nodes.base import Graph, Node, Value
+from edgellm.graph.nodes.dropout import Chance, Dropout, dropout
 from edgellm.graph.nodes.elementwise import GLU, Activation, Add, AddBias, add, add_bias, glu
 from edgellm.graph.nodes.embed import Embed, embed
 from edgellm.graph.nodes.linear import Linear, linear
@@ -19,7 +20,9 @@ __all__ = [
     "AddBias",
     "Attention",
     "AttentionSpec",
+    "Chance",
     "Choose",
+    "Dropout",
     "Embed",
     "Graph",
     "KeysValues",
@@ -38,6 +41,7 @@ __all__ = [
     "add_bias",
     "attention",
     "choose",
+    "dropout",
     "embed",
     "glu",
     "keys_values",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import OuterSum, linear_transposed
+from edgellm.graph.nodes.gradients import ColumnProductSum, OuterSum, linear_transposed
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Narrow(Node):
-    """scale * W x, for float32 weight [rank, width of x] of few rows.
+    """scale * W x, for a weight [rank, width of x] of few rows, F32 or F16.
 
     scales:  the table of the batch that says how much every row counts; what counts 0 is not computed.
     """
@@ -48,7 +48,7 @@ class Narrow(Node):
 
 @dataclass(frozen=True, eq=False)
 class Widen(Node):
-    """y + scale * W^T h, for float32 weight [rank, width of y]; scales: as in `Narrow`, a factor for every row."""
+    """y + scale * W^T h, for a weight [rank, width of y], F32 or F16; scales: a factor for every row."""
 
     y: Value
     h: Value
@@ -79,6 +79,12 @@ class MultiplyColumns(Node):
     @property
     def width(self) -> int:
         return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.weight):
+            b.add_sum(ColumnProductSum(grad, b.value(self.x), b.sums[self.weight]))
+        if b.needs(self.x):
+            b.add(self.x, multiply_columns(grad, self.weight))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import DROPOUT, ROW_ALIGN
 from edgellm.kernels.staged import I32, Value, Vocabulary, staged
 
@@ -58,17 +59,26 @@ def _drop_row(
 
 
 def build_dropout(isa):
-    """out = x / (1 - p), or 0 with probability p; out may be x."""
+    """out = x / (1 - p), or 0 with probability p; out may be x. While nothing is dropped, out = x."""
     op_at = record_viewer(DROPOUT)
+    load_i64 = memory(isa).load_i64
     drop_row = staged(isa, "void", *["i64"] * 6, "f32")(_drop_row)
+
+    @staged(isa, "void", "i64", "i64", "i64")
+    def copy(v, x, out, n):
+        v.elements(n, LANES, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
 
     def dropout(record, chunk, thread):
         op = op_at(record)
         limit = int(op.p * 2.0**32) - 2**31
         scale = np.float32(1 / (1 - op.p))
+        seed, is_on = load_i64(op.chance), load_i64(op.chance + 8)
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
             at = token * op.stride * 4
-            drop_row(op.x + at, op.out + at, op.stride // LANES, op.seed, token, limit, scale)
+            if is_on:
+                drop_row(op.x + at, op.out + at, op.stride // LANES, seed, token, limit, scale)
+            elif op.out != op.x:
+                copy(op.x + at, op.out + at, op.stride)
 
     return dropout

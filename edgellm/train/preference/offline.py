@@ -20,7 +20,6 @@ from edgellm.train.preference.config import DpoConfig, KtoConfig, OrpoConfig
 from edgellm.train.preference.learner import AnswerLearner
 from edgellm.train.preference.objective import Objective, OfJudged, OfPairs
 from edgellm.train.preference.reference import reference_likelihoods
-from edgellm.train.run import adapter_of
 from edgellm.train.task import Plan, Work
 
 
@@ -39,7 +38,7 @@ class Offline:
         objective = self._objective(plan, n_batch, mismatched)
         with closing(plan.learner(n_batch)) as learner:
             batches = AnswerBatches(plan.examples, plan.n_learnt, plan.config, n_batch, mismatched)
-            yield Work(AnswerLearner(learner, objective), batches, lambda: adapter_of(learner))
+            yield Work(AnswerLearner(learner, objective), batches, learner.adapter)
 
     def _objective(self, plan: Plan, n_batch: int, mismatched: Sequence[Documents]) -> Objective:
         config = self.config
