@@ -58,6 +58,8 @@ def merge_adapters(
         if file.get("general.type", str, "model") != "model":
             raise UsageError(f"{source} is no model but a {file.get('general.type', str):.40}; adapters go into models")
         found = [(read_adapter(path, file.metadata, file.tensors), scale) for path, scale in scales.items()]
+        for adapter, _ in found:
+            adapter.refuse_score("merged")
         refuse_two_wholes(found)
         parts, changed = merged_parts(file, found)
         if recipe is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol, TypeAlias
 
-from edgellm.errors import EdgellmError, TrainingError
+from edgellm.errors import EdgellmError, RewardError, TrainingError
 from edgellm.train.checkpoint import Checkpoints, State
 from edgellm.train.config import TrainConfig
 from edgellm.train.documents import Documents
@@ -124,7 +124,12 @@ class Run:
         """
         self._begun = time.monotonic() - self.state.seconds
         with asked_to_stop() as asked:
-            stopped = self._train(asked)
+            try:
+                stopped = self._train(asked)
+            except RewardError:  # between two updates
+                with suppress(EdgellmError):  # the first error is what is told
+                    self._save()
+                raise
             self._save()
         return self._result(stopped)
 
@@ -153,7 +158,6 @@ class Run:
         """One update of the weights; None when somebody asked to stop, and nothing has changed."""
         begun = time.monotonic()
         step = self.state.step
-        batch = self._made(batch)
         weight = math.fsum(documents.total_weight for documents in batch)
         if not weight:
             raise TrainingError(f"the batch of step {step + 1} has no token to learn")
@@ -181,15 +185,6 @@ class Run:
         self._timed += seconds
         return replace(self._event(), loss=loss, gradient_norm=norm, learning_rate=rate, n_tokens=n_tokens,
                        tokens_per_second=n_tokens / max(seconds, 1e-9), figures=self.learner.figures())  # fmt: skip
-
-    def _made(self, batch: Batch) -> Batch:
-        """A batch that may be made only now, of answers that are sampled. Where that fails, nothing is lost."""
-        try:
-            return list(batch)
-        except EdgellmError:
-            with suppress(EdgellmError):  # the first error is what is told
-                self._save()
-            raise
 
     def _look(self, event: Step, asked: Asked) -> str | None:
         """After a step: validate, tell and save where that is due. Gives why the run ends, or None."""

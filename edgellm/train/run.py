@@ -74,7 +74,8 @@ def train(
     resume: bool = False,
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
-    task: Task | None = None,
+    how: Any = None,
+    rewards: Any = (),
 ) -> Adapter:
     """Train an adapter for a loaded model on files of examples.
 
@@ -85,16 +86,21 @@ def train(
     resume:    go on with the run in that folder, to the same weights as if it had never stopped.
     tensorboard: whether to write event files; None does where TensorBoard is installed.
     callback:  called with each Step; True ends the run there.
-    task:      what is learnt of the data: to imitate it, unless another is given; see `train.preference.task`.
+    how:       None to imitate the examples; or a DpoConfig, KtoConfig, OrpoConfig, RewardConfig, GrpoConfig or PpoConfig
+               to learn from preferences or rewards.
+    rewards:   of GRPO and PPO, one or several, whose sum counts: functions, a `RewardModel`, or texts that
+               `preference.rewards.reward_of` takes.
 
     The model is not changed, and has no time for others meanwhile. Raises UsageError for settings that cannot work,
     FormatError for data that cannot be used, TrainingError when the loss is no number any more, FileProblem for what
     cannot be written, BusyError for a model in use. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
     """
+    from edgellm.train.preference.tasks import task_of  # which imports what is here
+
     adapter, _ = train_adapter(
         model, data, lora or LoraConfig(), config or TrainConfig(), examples or DataConfig(),
         validation_data=validation_data, template=template, output=output, resume=resume, tensorboard=tensorboard,
-        callback=callback, task=task,
+        callback=callback, task=task_of(how, rewards),
     )  # fmt: skip
     return adapter
 

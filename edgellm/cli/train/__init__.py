@@ -14,6 +14,7 @@ COMMANDS = {
     "dpo": "Teach a model which of two answers is better (DPO).",
     "kto": "Teach a model from answers that are good or not (KTO).",
     "orpo": "Teach a model to answer and to prefer at once (ORPO).",
+    "reward": "Teach a model to say how good an answer is.",
     "preview": "Show examples as a model would see them, and what it would learn of them.",
 }
 

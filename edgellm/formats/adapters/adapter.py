@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.errors import FormatError
+from edgellm.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.formats.tensor import Tensor
 
+SCORE = "score.weight"  # the head of a reward model
 MOST_RANK = 4096  # more than this is no thin matrix
 
 
@@ -83,6 +84,8 @@ class Adapter:
     rank_stabilized: its scales are alpha / sqrt(rank) rather than alpha / rank.
     dropout:       of its training, which nothing here needs.
     notes:         what a person should know: settings that were passed over.
+    score:         float32 [1, n_embd], of a reward model: what its last hidden state, after the last norm, is multiplied
+                   by. Such an adapter says how good a text is, and writes none.
     """
 
     architecture: str
@@ -93,6 +96,7 @@ class Adapter:
     rank_stabilized: bool = False
     dropout: float = 0.0
     notes: tuple[str, ...] = ()
+    score: NDArray[np.float32] | None = None
 
     @property
     def method(self) -> str:
@@ -112,9 +116,20 @@ class Adapter:
             change.check(name)
             if name == "token_embd.weight" and change.magnitude is not None:
                 raise FormatError(f"{name}: embeddings with a magnitude (DoRA); edgellm knows them for linears")
-        for name, x in self.replaced.items():
+        whole = dict(self.replaced) if self.score is None else {**self.replaced, SCORE: self.score}
+        for name, x in whole.items():
             if not np.isfinite(x).all():
                 raise FormatError(f"{name}: the adapter holds NaN or infinity; its training failed, or it is damaged")
+        if self.score is not None and (self.score.ndim != 2 or len(self.score) != 1):
+            raise FormatError(f"{SCORE} has the shape {list(self.score.shape)}; expected [1, n_embd], for one reward")
+
+    def refuse_score(self, use: str) -> None:
+        """Raise UsageError for a reward model, where texts are to be written."""
+        if self.score is not None:
+            raise UsageError(
+                f"{self.name or 'the adapter'} is a reward model: it says how good a text is, and cannot be {use}; "
+                "`edgellm train grpo` and `edgellm.RewardModel` take it"
+            )
 
     def check_fits(self, architecture: str, tensors: Mapping[str, Tensor]) -> None:
         """Raise FormatError unless the model has every weight that is changed, in the same shape."""
@@ -125,6 +140,12 @@ class Adapter:
             )
         shapes = {name: change.shape for name, change in self.weights.items()}
         shapes |= {name: x.shape for name, x in self.replaced.items()}
+        width = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
+        if self.score is not None and width and self.score.shape[1] != width:
+            raise FormatError(
+                f"the reward model reads hidden states of {self.score.shape[1]} numbers, and this model has {width}; "
+                f"use it with {self._base()}"
+            )
         for name, shape in shapes.items():
             own = "token_embd.weight" if name == "output.weight" and name not in tensors else name
             if own not in tensors:

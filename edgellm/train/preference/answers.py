@@ -20,11 +20,13 @@ class Answers(Documents):
     """The documents of some answers, one behind the other.
 
     owners:    int64 [n_targets], which answer each target is a part of; answers count from 0.
+    ends:      int64 [n_answers], the place of each one's last token.
     examples:  int64 [n_examples], which examples of the data they are; of pairs, the chosen answer stands first.
     before:    answers whose likelihoods belong to the whole batch; in the first of its passes alone.
     """
 
     owners: NDArray[np.int64]
+    ends: NDArray[np.int64]
     examples: NDArray[np.int64]
     before: tuple[Answers, ...] = ()
 
@@ -32,15 +34,9 @@ class Answers(Documents):
     def gathered(cls, answers: Sequence[Documents], examples: Sequence[int], before: Sequence[Answers] = ()) -> Answers:
         parts = Documents.joined(answers)
         owners = np.repeat(np.arange(len(answers)), [answer.n_targets for answer in answers])
-        return cls(
-            parts.ids,
-            parts.lengths,
-            parts.targets,
-            parts.weights,
-            owners,
-            np.asarray(examples, np.int64),
-            tuple(before),
-        )
+        ends = np.cumsum([len(answer) for answer in answers]) - 1
+        numbers = np.asarray(examples, np.int64)
+        return cls(parts.ids, parts.lengths, parts.targets, parts.weights, owners, ends, numbers, tuple(before))
 
     @property
     def total_weight(self) -> float:
