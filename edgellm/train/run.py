@@ -86,8 +86,8 @@ def train(
     resume:    go on with the run in that folder, to the same weights as if it had never stopped.
     tensorboard: whether to write event files; None does where TensorBoard is installed.
     callback:  called with each Step; True ends the run there.
-    how:       None to imitate the examples; or a DpoConfig, KtoConfig, OrpoConfig, RewardConfig, GrpoConfig or PpoConfig
-               to learn from preferences or rewards.
+    how:       None to imitate the examples; to learn from preferences or rewards, a DpoConfig, KtoConfig, OrpoConfig,
+               RewardConfig, GrpoConfig or PpoConfig.
     rewards:   of GRPO and PPO, one or several, whose sum counts: functions, a `RewardModel`, or texts that
                `preference.rewards.reward_of` takes.
 

@@ -15,6 +15,8 @@ COMMANDS = {
     "kto": "Teach a model from answers that are good or not (KTO).",
     "orpo": "Teach a model to answer and to prefer at once (ORPO).",
     "reward": "Teach a model to say how good an answer is.",
+    "grpo": "Teach a model by rewards for its own answers (GRPO).",
+    "ppo": "Teach a model by rewards for its own answers (PPO).",
     "preview": "Show examples as a model would see them, and what it would learn of them.",
 }
 

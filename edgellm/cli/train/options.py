@@ -22,6 +22,7 @@ from edgellm.train.preference.config import (
     OrpoConfig,
     PpoConfig,
     RewardConfig,
+    RewardSources,
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -95,10 +96,16 @@ _PPO: list[tuple[str, Any, str]] = [
     ("epsilon_value", float, "As --epsilon, for values."),
     ("vf_coef", float, "What the values' loss counts beside that of the tokens."),
 ]
+_SOURCES: list[tuple[str, Any, str]] = [
+    ("reward", list, "A function that rewards answers, as module:function or file.py:function."),
+    ("reward_regex", list, "A regular expression: 1 for answers in which it is found, 0 for others."),
+    ("reward_model", list, "A folder that holds a reward model, of `edgellm train reward`."),
+]
 _FLAGS = {"use_rslora": "--rslora/--no-rslora"}  # others are called as their settings are
 _TABLES = {
     LoraConfig: _LORA, TrainConfig: _TRAIN, DataConfig: _DATA, DpoConfig: _DPO, KtoConfig: _KTO, OrpoConfig: _ORPO,
     RewardConfig: _REWARD, GrpoConfig: _GRPO, PpoConfig: _PPO,
+    RewardSources: _SOURCES,
 }  # fmt: skip
 
 
@@ -133,7 +140,9 @@ def _option(kind: type, name: str, default: Any, of: Any, text: str) -> Callable
     long_name = name.replace("_", "-")
     if of is True:
         return click.option(_FLAGS.get(name, f"--{long_name}/--no-{long_name}"), name, **words)
-    if isinstance(of, tuple):
+    if of is list:
+        words |= {"multiple": True, "default": (), "metavar": "NAME"}
+    elif isinstance(of, tuple):
         words["type"] = click.Choice(of)
     else:
         words |= {"type": of, "metavar": {int: "N", float: "X", str: "NAMES"}[of]}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from edgellm.checks import flag, number, one_of, positive_number, take, whole_number, wrong
+from edgellm.checks import flag, number, one_of, positive_number, take, texts, whole_number, wrong
 
 DPO_LOSSES = ("sigmoid", "hinge", "ipo")
 # Of `TrainConfig`, what suits these ways better than its own defaults: they change a model that can answer already.
@@ -98,6 +100,24 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class RewardSources:
+    """Where the rewards of a run come from; their sum counts.
+
+    reward:        functions, as "module:function" or "file.py:function".
+    reward_regex:  regular expressions: 1 where one is found in an answer, 0 where not.
+    reward_model:  folders with reward models for the model that is trained.
+    """
+
+    reward: Sequence[str] = ()
+    reward_regex: Sequence[str] = ()
+    reward_model: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("reward", "reward_regex", "reward_model"):
+            take(self, name, _several)
+
+
+@dataclass(frozen=True)
 class GrpoConfig(SamplingConfig):
     """loss_type: how losses of tokens are averaged, see `grpo`. scale_rewards: whether advantages are divided by the
     standard deviation of their group.
@@ -133,3 +153,7 @@ class PpoConfig(SamplingConfig):
         take(self, "lam", number, 0, 1)
         take(self, "epsilon_value", positive_number)
         take(self, "vf_coef", number, 0)
+
+
+def _several(name: str, value: Any) -> tuple[str, ...]:
+    return tuple(texts(name, [value] if isinstance(value, str) else value))

@@ -21,7 +21,8 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,8 +30,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgellm.checks import wrong
+from edgellm.engine.model import Model
 from edgellm.errors import RewardError, UsageError, shown
 from edgellm.train.data.examples import Message
+from edgellm.train.preference.config import RewardSources
 from edgellm.train.preference.numbers import Floats
 from edgellm.train.preference.reward_model import RewardModel
 
@@ -110,13 +113,36 @@ class ModelReward:
         return self._model.of_tokens([answer.ids for answer in answers]).tolist()  # type: ignore[no-any-return]
 
 
+class FolderReward:
+    """A reward model in a folder, beside the model that is trained: it is opened when that is there."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.name, self._folder = f"model {os.fspath(folder)}", folder
+        self._opened: ModelReward | None = None
+
+    @contextmanager
+    def opened(self, model: Model) -> Iterator[None]:
+        with closing(RewardModel(model, self._folder)) as found:
+            self._opened = ModelReward(found)
+            try:
+                yield
+            finally:
+                self._opened = None
+
+    def __call__(self, answers: Sequence[Answered]) -> Iterable[Any]:
+        assert self._opened is not None
+        return self._opened(answers)
+
+
 def reward_of(reward: Any) -> Reward:
-    """A reward from what people give: a RewardModel, a function, or a text that says where one is.
+    """A reward from what people give: a RewardModel or its folder, a function, or a text that says where one is.
 
     Raises UsageError for what is none of these, or cannot be imported.
     """
-    if isinstance(reward, (FunctionReward, PatternReward, ModelReward)):
+    if isinstance(reward, (FunctionReward, PatternReward, ModelReward, FolderReward)):
         return reward
+    if isinstance(reward, (str, os.PathLike)) and os.path.isdir(reward):
+        return FolderReward(reward)
     if isinstance(reward, RewardModel):
         return ModelReward(reward)
     if isinstance(reward, str):
@@ -124,6 +150,23 @@ def reward_of(reward: Any) -> Reward:
     if callable(reward):
         return FunctionReward(reward)
     raise wrong("rewards", reward, "functions, texts such as 'rules.py:short', or a RewardModel")
+
+
+def rewards_from(sources: RewardSources) -> list[Reward]:
+    """The rewards that somebody named. Raises UsageError when there are none, or one cannot be had."""
+    found: list[Reward] = [FunctionReward(imported(place), place) for place in sources.reward]
+    found += [PatternReward(pattern) for pattern in sources.reward_regex]
+    for folder in sources.reward_model:
+        if not os.path.isdir(folder):
+            raise UsageError(f"reward_model is {folder}, which is no folder", parameter="reward_model")
+        found.append(FolderReward(folder))
+    if not found:
+        raise UsageError(
+            "reward is missing: name a function (reward), a regular expression (reward_regex) or a reward model's "
+            "folder (reward_model)",
+            parameter="reward",
+        )
+    return found
 
 
 def imported(place: str) -> Callable[..., Any]:
@@ -191,7 +234,7 @@ def _checked(reward: Reward, answers: Sequence[Answered]) -> Floats:
             found[n] = np.nan
         if not np.isfinite(found[n]):
             raise RewardError(
-                f"the reward {name} gave {shown(value)} for the answer {shown(answers[n].text)}; expected a finite number"
+                f"the reward {name} gave {shown(value)} for the answer {shown(answers[n].text)}; expected a number"
             )
     return found
 

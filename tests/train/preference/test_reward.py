@@ -71,9 +71,10 @@ def test_a_step_is_that_of_peft(family: str, config: RewardConfig, tmp_path: Pat
     checkpoints.save(family, tmp_path / "model")
     convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
     data = pairs()
-    with edgellm.load(tmp_path / "model.gguf", n_threads=2, kv_type="f32", activations="f32") as model, closing(
-        learner_of(model)
-    ) as lora:
+    with (
+        edgellm.load(tmp_path / "model.gguf", n_threads=2, kv_type="f32", activations="f32") as model,
+        closing(learner_of(model)) as lora,
+    ):
         reference, names = Scored(family, tmp_path / "model", lora), list(lora.parameters)
         learner = RewardLearner(lora, np.full(len(data), config.margin), config)
         learner.parameters["score.weight"][...] = reference.head.weight.detach().numpy()
