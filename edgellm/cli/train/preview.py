@@ -76,8 +76,11 @@ def _summary(summary: Summary, config: DataConfig) -> Iterator[tuple[str, str]]:
     if summary.n_bad:
         more = "; ..." if summary.n_bad > len(summary.problems) else ""
         yield "bad", f"{summary.n_bad:,} skipped: {'; '.join(summary.problems)}{more}"
-    share = 100 * summary.n_targets / summary.n_tokens
-    yield "tokens", f"{summary.n_targets:,} of {summary.n_tokens:,} are trained ({share:.1f} %)"
+    if summary.n_targets:
+        share = 100 * summary.n_targets / summary.n_tokens
+        yield "tokens", f"{summary.n_targets:,} of {summary.n_tokens:,} are trained ({share:.1f} %)"
+    else:  # prompts, which have no answers yet
+        yield "tokens", f"{summary.n_tokens:,}"
     lengths = summary.lengths
     yield "lengths", f"{min(lengths):,} to {max(lengths):,} tokens, median {median_low(lengths):,}"
     if summary.n_long:

@@ -60,7 +60,9 @@ class PolicyLearner:
         self._reference, self._seed = reference, seed
         self._norm: FinalNorm | None = None
         self._figures = Figures()
+        self._beta = config.beta
         if isinstance(config, PpoConfig):
+            self._beta = 0.0  # what it costs to be far from the reference is a part of the rewards
             self._norm = FinalNorm.of(learner.model)
             learner.add_parameter(VALUE, np.zeros((1, len(self._norm.weight))))
             learner.add_parameter(VALUE_BIAS, np.zeros(1))
@@ -160,7 +162,7 @@ class PolicyLearner:
             returns.append(estimated[-1] + values)
         ends = np.cumsum([answer.n_tokens for answer in answers])[:-1]
         advantages = np.split(whitened(np.concatenate(estimated)), ends)
-        return in_passes(answers, self.n_batch, self._weights(answers, "dapo"), advantages, returns, False)
+        return in_passes(answers, self.n_batch, self._weights(answers, "dapo"), advantages, returns)
 
     def _weights(self, answers: Sequence[Answer], loss_type: str) -> list[Floats]:
         """What each token counts in a sum over answers, of which the loop takes the mean."""
@@ -180,7 +182,7 @@ class PolicyLearner:
             old = policy if sampled.old is None else sampled.old
             with np.errstate(invalid="ignore", over="ignore"):  # the loop looks at the loss
                 found = clipped_loss(
-                    policy, old, sampled.reference, sampled.advantages, self._config.epsilon, self._config.beta
+                    policy, old, sampled.reference, sampled.advantages, self._config.epsilon, self._beta
                 )
             losses += float(sampled.weights_of_tokens @ found.losses)
             self._figures.add({"divergence": found.divergences, "clipped": found.is_clipped})

@@ -58,7 +58,7 @@ class Sampled(Documents):
     n_answers:   how many these are.
     weights_of_tokens: what each token counts in the sum over answers.
     old:         log-likelihoods when they were sampled; None for those of the pass itself, which are the same.
-    reference:   by the model without the adapter; None where the loss has no part of it.
+    reference:   by the model without the adapter; None where nobody compares with it.
     returns, old_values: for the value head; None where there is none.
     """
 
@@ -82,7 +82,6 @@ def in_passes(
     weights: Sequence[Floats],
     advantages: Sequence[Floats],
     returns: Sequence[Floats] | None = None,
-    reference_in_loss: bool = True,
 ) -> list[Sampled]:
     """Answers in passes of up to n_most tokens. weights, advantages, returns: float64 [n_tokens] for each answer."""
     passes = []
@@ -97,7 +96,7 @@ def in_passes(
             Sampled(
                 joined.ids, joined.lengths, joined.targets, joined.weights, len(some),
                 gathered(weights), gathered(advantages), _of([answer.nll for answer in some], -1),
-                _of([answer.reference for answer in some], -1) if reference_in_loss else None,
+                _of([answer.reference for answer in some], -1),
                 None if returns is None else gathered(returns), _of([answer.values for answer in some]),
             )
         )  # fmt: skip

@@ -30,7 +30,7 @@ PPO = PpoConfig(num_generations=4, max_new_tokens=6, num_iterations=2, beta=0.01
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    return write(tmp_path / "prompts.jsonl", [{"prompt": f"say {n}", "answer": n} for n in range(12)])
+    return write(tmp_path / "prompts.jsonl", [{"prompt": f"say {n}", "answer": n} for n in range(24)])
 
 
 def small_ids(completions, **others):
@@ -106,10 +106,14 @@ def test_what_is_sampled_is_the_adapter_of_the_moment(model) -> None:
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [GRPO, PPO], ids=["grpo", "ppo"])
+@pytest.mark.parametrize(
+    "config",
+    [GRPO, PpoConfig(num_generations=8, max_new_tokens=6, num_iterations=1, beta=0.01)],
+    ids=["grpo", "ppo"],
+)
 def test_the_reward_of_held_out_prompts_rises(model, prompts: Path, tmp_path: Path, config) -> None:
     steps = []
-    settings = TrainConfig(steps=16, learning_rate=0.02, warmup=0, validation=4, batch_size=4, schedule="constant")
+    settings = TrainConfig(steps=24, learning_rate=0.02, warmup=0, validation=8, batch_size=4, schedule="constant")
     run(model, prompts, config, small_ids, settings, output=tmp_path / "run", callback=steps.append)
     before, after = steps[0], steps[-1]
     assert after.figures["validation_reward"] > before.figures["validation_reward"] + 0.1
@@ -119,7 +123,7 @@ def test_the_reward_of_held_out_prompts_rises(model, prompts: Path, tmp_path: Pa
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
     kept = sorted((tmp_path / "run" / "answers").iterdir())
     answers = json.loads(kept[-1].read_text())["answers"]
-    assert len(answers) == 16 and all(small_ids([a["text"]]) == [a["reward"]] for a in answers)
+    assert len(answers) == 4 * config.num_generations and all(small_ids([a["text"]]) == [a["reward"]] for a in answers)
 
 
 @pytest.mark.parametrize("config", [GRPO, PPO, GrpoConfig(num_generations=4, max_new_tokens=6, num_iterations=3)],
@@ -170,10 +174,11 @@ def test_a_reward_that_fails_ends_the_run_and_loses_nothing(model, prompts: Path
         assert change.b.tobytes() == rest.weights[name].b.tobytes()
 
 
-def test_other_data_and_settings(model, prompts: Path, preferences: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_other_data_and_settings(model, tmp_path: Path) -> None:
     settings = TrainConfig(steps=1, batch_size=2)
-    with pytest.raises(FormatError, match="so it is one of preferences; expected prompt"):
-        run(model, preferences, GRPO, small_ids, settings)
+    answered = write(tmp_path / "answered.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(FormatError, match="so it is one of prompts with answers; expected prompt"):
+        run(model, answered, GRPO, small_ids, settings)
     with pytest.raises(UsageError, match="rewards is empty"):
         task_of(GRPO, [])
     with pytest.raises(UsageError, match="rewards are for GrpoConfig and PpoConfig alone"):
