@@ -110,13 +110,14 @@ _TABLES = {
 
 
 def settings_options(
-    *kinds: type, usual: Mapping[str, Any] | None = None, without: Collection[str] = ()
+    *kinds: type, defaults: Mapping[str, Any] | None = None, without: Collection[str] = ()
 ) -> Callable[[Command], Command]:
     """Give a command an option for each setting; it receives those that were typed, others as None.
 
-    usual:    defaults that are others for this command. without: settings that mean nothing to it.
+    defaults:  those of the command, where they are not those of the settings.
+    without:   settings that mean nothing to it.
     """
-    others = usual or {}
+    others = defaults or {}
 
     def decorate(command: Command) -> Command:
         for kind in reversed(kinds):
@@ -136,7 +137,7 @@ def typed_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(kind: type, name: str, default: Any, of: Any, text: str) -> Callable[[Command], Command]:
-    words: dict[str, Any] = {"help": text + _default(default), "default": None, "callback": _checked(kind)}
+    words: dict[str, Any] = {"help": text + _default(default), "default": None, "callback": checked(kind)}
     long_name = name.replace("_", "-")
     if of is True:
         return click.option(_FLAGS.get(name, f"--{long_name}/--no-{long_name}"), name, **words)
@@ -157,7 +158,7 @@ def _default(default: Any) -> str:
     return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
 
 
-def _checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
+def checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """A check of an option's value by the settings that it belongs to, before any work begins."""
 
     def check(context: click.Context, option: click.Parameter, value: Any) -> Any:

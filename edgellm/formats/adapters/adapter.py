@@ -84,8 +84,8 @@ class Adapter:
     rank_stabilized: its scales are alpha / sqrt(rank) rather than alpha / rank.
     dropout:       of its training, which nothing here needs.
     notes:         what a person should know: settings that were passed over.
-    score:         float32 [1, n_embd], of a reward model: what its last hidden state, after the last norm, is multiplied
-                   by. Such an adapter says how good a text is, and writes none.
+    score:         float32 [1, n_embd], of a reward model: the last hidden state of a text, after the last norm, times
+                   this says how good it is. Such an adapter writes no texts.
     """
 
     architecture: str
