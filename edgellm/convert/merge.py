@@ -34,7 +34,7 @@ EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 def merge_adapters(
     model: AnyPath,
-    adapters: Mapping[Any, float] | Iterable[AnyPath] | AnyPath,
+    adapters: Mapping[Any, float] | Iterable[AnyPath | Adapter] | AnyPath | Adapter,
     target: AnyPath,
     type_name: str | None = None,
     *,
@@ -43,27 +43,28 @@ def merge_adapters(
 ) -> Quantized:
     """Write `target`, a GGUF file that computes what `model` does with some adapters.
 
-    adapters:   PEFT folders or GGUF adapters, one or several, which change the model one after the other; or their
-                scales by path.
+    adapters:   PEFT folders, GGUF adapters, or what `train` returned, one or several, which change the model one after
+                the other; or their scales by path.
     type_name:  a recipe such as "Q4_K_M"; None keeps the type of every tensor.
 
     Raises FileProblem, FormatError or UnsupportedError for files that cannot be used or do not belong together,
     UsageError for a target or scales that cannot be; then no file is left at `target`.
     """
     source, target = checks.path("model", model), checks.path("target", target)
-    scales = _scales([adapters] if isinstance(adapters, (str, os.PathLike)) else adapters)
+    scales = _scales([adapters] if isinstance(adapters, (str, os.PathLike, Adapter)) else adapters)
     progress = checks.function("progress", progress)
     recipe = None if type_name is None else recipe_of(checks.text("type_name", type_name))
     with open_model(source, target) as file:
         if file.get("general.type", str, "model") != "model":
             raise UsageError(f"{source} is no model but a {file.get('general.type', str):.40}; adapters go into models")
-        found = [(read_adapter(path, file.metadata, file.tensors), scale) for path, scale in scales.items()]
+        found = [(_adapter_of(adapter, file), scale) for adapter, scale in scales.items()]
         for adapter, _ in found:
             if adapter.method not in ("lora", "dora"):
                 raise UsageError(
                     f"{adapter.name!r:.60} is an adapter of the kind {adapter.method!r}, which is no change of weights "
                     "and cannot be merged; run the model with it"
                 )
+            adapter.refuse_score("merged")
         refuse_two_wholes(found)
         parts, changed = merged_parts(file, found)
         if recipe is None:
@@ -87,23 +88,39 @@ def merged_parts(file: GGUFFile, adapters: Sequence[tuple[Adapter, float]]) -> t
     """
     parts = {part.name: part for part in parts_of(file)}
     changed = {name for adapter, _ in adapters for name in (*adapter.weights, *adapter.replaced)}
-    if OUTPUT not in parts and changed & {EMBEDDING, OUTPUT}:
+    is_shared = all(adapter.shares_embedding for adapter, _ in adapters)
+    if OUTPUT not in parts and changed & {EMBEDDING, OUTPUT} and not is_shared:
         parts[OUTPUT] = Part(OUTPUT, file.tensors[EMBEDDING])
     steps: dict[str, list[tuple[LowRank, float]]] = defaultdict(list)
     for adapter, scale in adapters:
         for name, x in adapter.replaced.items():
-            parts[name] = Part(name, tensor_of(name, x))
+            if name in parts or not is_shared:
+                parts[name] = Part(name, tensor_of(name, x))
         for name, change in adapter.weights.items():
             steps[name].append((change, scale))
     for name, of_weight in steps.items():
         parts[name] = replace(parts[name], change=partial(_merged, of_weight))
-    return list(parts.values()), changed
+    return list(parts.values()), changed & parts.keys()
 
 
-def _scales(adapters: Mapping[Any, float] | Iterable[AnyPath]) -> dict[Path, float]:
+def _adapter_of(adapter: Path | Adapter, file: GGUFFile) -> Adapter:
+    """Of a folder or file, or as it is in memory, if it was made for this model."""
+    if isinstance(adapter, Path):
+        return read_adapter(adapter, file.metadata, file.tensors)
+    adapter.check()
+    adapter.check_fits(file.get("general.architecture", str), file.tensors)
+    return adapter
+
+
+def _scales(adapters: Mapping[Any, float] | Iterable[AnyPath | Adapter]) -> dict[Path | Adapter, float]:
     most = float(np.finfo(np.float32).max)
     pairs = adapters.items() if isinstance(adapters, Mapping) else [(path, 1.0) for path in adapters]
-    found = {checks.path("adapters", path): checks.number("adapters", scale, -most, most) for path, scale in pairs}
+    found = {
+        adapter if isinstance(adapter, Adapter) else checks.path("adapters", adapter): checks.number(
+            "adapters", scale, -most, most
+        )
+        for adapter, scale in pairs
+    }
     if not found:
         raise UsageError("adapters is empty; expected at least one", parameter="adapters")
     return {path: scale for path, scale in found.items() if scale}

@@ -105,6 +105,10 @@ class LoadedAdapter:
         """
         for weight, tensor in self._replaced.items():
             yield weight, Instead(tensor, table)
+        yield from self.low_ranks(scale, table)
+
+    def low_ranks(self, scale: float | None = None, table: str | None = None) -> Iterator[tuple[str, Change]]:
+        """The same without whole weights. No table is all of it, for every row."""
         for weight, (a, b, own_scale) in self._matrices.items():
             columns = None
             if (lengths := self._lengths.get(weight)) is not None:
@@ -145,7 +149,7 @@ class _Lengths:
         return columns
 
 
-def _others(adapter: Adapter) -> Iterator[tuple[str, Callable[[str], Change]]]:
+def _others(adapter: Adapter) -> Iterator[tuple[str, Callable[[str | None], Change]]]:
     """What is changed about nodes that is no change of a weight, by their names, given the table that it goes by."""
     if adapter.prompt is not None:
         yield EMBEDDED, partial(Prompt, tensor_of("prompt", adapter.prompt))
@@ -188,6 +192,7 @@ def load_into(
 ) -> str:
     """See `Model.load_adapter`."""
     found, path = _open(source, file)
+    found.refuse_score("loaded to write texts with")
     name = checks.text("name", found.name if name is None else name)
     before = adapters.loaded.get(name)
     if not name:

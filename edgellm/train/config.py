@@ -7,6 +7,7 @@ file or a program gives is taken as a plain value or refused by its name.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,20 @@ class LoraConfig:
     def scale(self) -> float:
         """What the small weights' part is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class FullConfig:
+    """All weights of a model, in float32: four times their number of bytes for each of weights, gradients and AdamW's
+    two means.
+
+    freeze:  names of tensors that stay as they are ("token_embd"), or the beginnings of their names ("blk.0").
+    """
+
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        take(self, "freeze", _names)
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,16 @@ def _two_shares(name: str, value: Any) -> tuple[float, float]:
     except UsageError:
         raise wrong(name, value, "two numbers from 0 up to, but not including, 1") from None
     return first, second
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    """Names as a tuple; a text may hold several, with commas between."""
+    if isinstance(value, str):
+        value = [part.strip() for part in str(value).split(",")]
+    names = tuple(texts(name, value)) if isinstance(value, Iterable) else ()
+    if not all(names):
+        raise wrong(name, value, "names of tensors")
+    return names
 
 
 def _modules(name: str, value: Any) -> str | tuple[str, ...]:

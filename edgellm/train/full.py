@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.arch import architecture_of
+from edgellm.errors import UsageError
+from edgellm.formats.adapters import Adapter
 from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 class FullLearner(ModelLearner):
     """Every weight of a model; parameters have the names of the file's tensors.
 
-    frozen:  names of tensors that are not trained.
+    freeze:  tensors that are not trained, by their names or the beginnings of these. Raises UsageError for one that no
+             tensor has, and when nothing is left to train.
     """
 
     def __init__(
@@ -26,18 +29,35 @@ class FullLearner(ModelLearner):
         *,
         n_batch: int = DEFAULT_BATCH,
         recompute: bool = False,
-        frozen: tuple[str, ...] = (),
         in_bf16: bool = False,
+        freeze: tuple[str, ...] = (),
     ) -> None:
         super().__init__(model, n_batch)
         try:
             runner = model._runner
             used = {w.name for g in (runner.graphs.body, runner.graphs.head) for node in g.nodes for w in node.weights}
+            frozen = {name for name in used for start in freeze if f"{name}.".startswith(f"{start}.")}
+            for start in freeze:
+                if not any(f"{name}.".startswith(f"{start}.") for name in used):
+                    raise UsageError(
+                        f"freeze names {start!r:.60}, and no tensor of the model is called so, or begins so"
+                    )
+            if frozen == used:
+                raise UsageError("freeze leaves nothing to train")
             tensors: dict[str, Tensor] = {}
             for name, tensor in runner.tensors.items():
                 trained = name in used and name not in frozen
                 tensors[name] = self.train(name, np.ascontiguousarray(tensor.dequantize())) if trained else tensor
-            self.prepare(architecture_of(model.metadata).record(model.config, tensors), recompute, in_bf16=in_bf16)
+            graphs = architecture_of(model.metadata).record(model.config, tensors)
+            self.prepare(graphs, recompute, in_bf16=in_bf16)
         except BaseException:
             self.close()
             raise
+
+    def adapter(self) -> Adapter:
+        """All weights as they are now, copied, in place of the model's own."""
+        model = self.model
+        weights = {name: array.copy() for name, array in self.parameters.items()}
+        if "token_embd.weight" in weights and "output.weight" not in model._runner.tensors:
+            weights["output.weight"] = weights["token_embd.weight"]  # one matrix serves as both
+        return Adapter(model.metadata["general.architecture"], {}, replaced=weights, base_name=model.path.stem)

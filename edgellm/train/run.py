@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,19 @@ from edgellm.engine.model import Model
 from edgellm.errors import UsageError
 from edgellm.files import sha256_of
 from edgellm.formats.adapters import Adapter
-from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.config import FullConfig, LoraConfig, TrainConfig
 from edgellm.train.data import order
 from edgellm.train.data.config import DataConfig
 from edgellm.train.data.dataset import Dataset, read_dataset
 from edgellm.train.data.kinds import TO_IMITATE
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import Documents
+from edgellm.train.full import FullLearner
 from edgellm.train.loop import Step
 from edgellm.train.lora import DEFAULT_BATCH, LoraLearner
 from edgellm.train.session import Session, Summary
 from edgellm.train.settings import as_settings
+from edgellm.train.task import Plan, Task, Work
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -46,10 +48,24 @@ class Examples:
             yield order.passes([self._learnt[n] for n in self._order.at(step)], self._n_batch)
 
 
+class Imitation:
+    """Learning to say what the examples say."""
+
+    kinds = TO_IMITATE
+    settings = ()
+
+    @contextmanager
+    def begin(self, plan: Plan) -> Iterator[Work]:
+        n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in plan.examples))
+        learnt, held = plan.examples[: plan.n_learnt], plan.examples[plan.n_learnt :]
+        with closing(plan.learner(n_batch)) as learner:
+            yield Work(learner, Examples(learnt, held, plan.config, n_batch), learner.adapter)
+
+
 def train(
     model: Model,
     data: Paths,
-    lora: LoraConfig | None = None,
+    lora: LoraConfig | FullConfig | None = None,
     config: TrainConfig | None = None,
     *,
     examples: DataConfig | None = None,
@@ -59,9 +75,13 @@ def train(
     resume: bool = False,
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
+    how: Any = None,
+    rewards: Any = (),
 ) -> Adapter:
     """Train an adapter for a loaded model on files of examples.
 
+    lora:      the small weights that are trained; a FullConfig trains all of the model's own, and what is returned then
+               has them in place of the model's (see `merge_adapters`).
     data:      files of examples; see `train.data` for what they may hold, and `examples` for how they are read.
     validation_data: files of examples to validate with, beside or in place of a part of `data`.
     template:  a file with a chat template, or "none"; else the model's own is used.
@@ -69,15 +89,21 @@ def train(
     resume:    go on with the run in that folder, to the same weights as if it had never stopped.
     tensorboard: whether to write event files; None does where TensorBoard is installed.
     callback:  called with each Step; True ends the run there.
+    how:       None to imitate the examples; to learn from preferences or rewards, a DpoConfig, KtoConfig, OrpoConfig,
+               RewardConfig, GrpoConfig or PpoConfig.
+    rewards:   of GRPO and PPO, one or several, whose sum counts: functions, a `RewardModel`, or texts that
+               `preference.rewards.reward_of` takes.
 
     The model is not changed, and has no time for others meanwhile. Raises UsageError for settings that cannot work,
     FormatError for data that cannot be used, TrainingError when the loss is no number any more, FileProblem for what
     cannot be written, BusyError for a model in use. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
     """
+    from edgellm.train.preference.tasks import task_of  # which imports what is here
+
     adapter, _ = train_adapter(
         model, data, lora or LoraConfig(), config or TrainConfig(), examples or DataConfig(),
         validation_data=validation_data, template=template, output=output, resume=resume, tensorboard=tensorboard,
-        callback=callback,
+        callback=callback, task=task_of(how, rewards),
     )  # fmt: skip
     return adapter
 
@@ -85,7 +111,7 @@ def train(
 def train_adapter(
     model: Model,
     data: Paths,
-    lora: LoraConfig,
+    lora: LoraConfig | FullConfig,
     config: TrainConfig,
     examples: DataConfig,
     *,
@@ -95,6 +121,7 @@ def train_adapter(
     resume: bool = False,
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
+    task: Task | None = None,
     told: Callable[[Dataset], object] = lambda dataset: None,
     names: Mapping[str, Any] | None = None,
 ) -> tuple[Adapter, Summary]:
@@ -103,51 +130,58 @@ def train_adapter(
     told:   called with the data before training begins.
     names:  what model and data are called in the settings that are written; else their paths.
     """
-    _check_arguments(model, lora, config)
+    if not isinstance(model, Model):
+        raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
+    task = task or Imitation()
     config = _with_activations(config, model)
     folder = checks.path("output", output) if output is not None else None
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
              "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip
-    settings = {name: value for name, value in known.items() if value} | as_settings(lora, config, examples)
+    settings = {name: value for name, value in known.items() if value}
+    settings |= as_settings(lora, config, examples, *task.settings)
     check_run(folder, resume)
 
     vocabulary = Vocabulary.of(model, None if template is None else os.fspath(template))
-    dataset = read_dataset(files, vocabulary, TO_IMITATE, examples)
+    dataset = read_dataset(files, vocabulary, task.kinds, examples)
     learnt: list[Any] = dataset.examples
     held: list[Any] = []
     if config.validation:
         learnt, held = order.split(learnt, config.validation, config.seed)
     digest = dataset.fingerprint()
     if held_files:
-        more = read_dataset(held_files, vocabulary, TO_IMITATE, examples)
+        more = read_dataset(held_files, vocabulary, task.kinds, examples)
         held = [*held, *more.examples]
         digest += more.fingerprint()
     told(dataset)
 
     digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
-    n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in [*learnt, *held]))
-    passes = {"recompute": config.gradient_checkpointing, "in_bf16": config.precision == "mixed"}
-    with closing(LoraLearner(model, lora, n_batch=n_batch, seed=config.seed, **passes)) as learner:
-        session = Session(folder, settings, digests, resume, tensorboard)
-        summary = session.train(
-            learner, Examples(learnt, held, config, n_batch), config, callback or (lambda step: None)
-        )
-        adapter = learner.adapter()
-    if folder is not None:
+    plan = Plan(
+        model, [*learnt, *held], len(learnt), config, examples, vocabulary,
+        lambda n_batch: _learner_of(model, lora, config, n_batch), folder,
+        " ".join(digests.values()),
+    )  # fmt: skip
+    session = Session(folder, settings, digests, resume, tensorboard)
+    with task.begin(plan) as (learner, batches, adapter_now):
+        summary = session.train(learner, batches, config, callback or (lambda step: None))
+        adapter = adapter_now()
+    if folder is not None and isinstance(lora, LoraConfig):
         save_adapter(folder, adapter, model.metadata)
     return adapter, summary
+
+
+def _learner_of(
+    model: Model, kind: LoraConfig | FullConfig, config: TrainConfig, n_batch: int
+) -> LoraLearner | FullLearner:
+    recompute, in_bf16 = config.gradient_checkpointing, config.precision == "mixed"
+    if isinstance(kind, FullConfig):
+        return FullLearner(model, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16, freeze=kind.freeze)
+    return LoraLearner(model, kind, n_batch=n_batch, seed=config.seed, recompute=recompute, in_bf16=in_bf16)
 
 
 def check_run(folder: Path | None, resume: bool) -> None:
     """Raise UsageError for a folder where the run cannot be, before a model is loaded."""
     Session(folder, resume=resume).check()
-
-
-def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> None:
-    """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
-    if not isinstance(model, Model):
-        raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
 
 
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
