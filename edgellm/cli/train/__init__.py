@@ -13,7 +13,7 @@ COMMANDS = {
     "plan": "Say what size, text and time go together.",
     "dpo": "Teach a model which of two answers is better (direct preference optimization).",
     "kto": "Teach a model from answers that are good or not, without pairs (Kahneman-Tversky optimization).",
-    "orpo": "Teach a model to answer, and which of two answers is better, at once (odds ratio preference optimization).",
+    "orpo": "Teach a model to answer and to prefer at once (odds ratio preference optimization).",
     "reward": "Teach a model to say how good an answer is (a reward model).",
     "grpo": "Teach a model by rewards for its own answers (group relative policy optimization).",
     "ppo": "Teach a model by rewards for its own answers (proximal policy optimization).",
