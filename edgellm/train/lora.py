@@ -21,7 +21,7 @@ from edgellm.graph.nodes import Chance, Linear
 from edgellm.train.config import ALL_LINEAR, LoraConfig
 from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner, Weigh
 from edgellm.train.row_lengths import RowLengths, Weighed
-from edgellm.train.transposed import transposed_copies
+from edgellm.train.transposed import transposed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,9 +62,7 @@ class LoraLearner(ModelLearner):
                 low_ranks = self._with_lengths(low_ranks)
             body, values = adapted(runner.graphs.body, {name: [found] for name, found in low_ranks.items()})
             graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
-            linears = [node.weight for g in (body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
-            is_int8 = runner.target.activations == "int8"
-            self.prepare(graphs, recompute, transposed_copies(linears, runner.n_threads) if is_int8 else None, in_bf16)
+            self.prepare(graphs, recompute, transposed_for(runner, graphs), in_bf16)
         except BaseException:
             self.close()
             raise
@@ -131,9 +129,7 @@ class LoraLearner(ModelLearner):
         self._lengths = RowLengths(self.model._runner, parts, self.config.scale)
         for weight, lengths in zip(self._targets, self._lengths.own, strict=True):
             self.add_parameter(f"{weight.name}.magnitude", lengths)
-        columns = {
-            weight.name: self.derive(f"{weight.name}.columns", (weight.shape[0],)) for weight in self._targets
-        }
+        columns = {weight.name: self.derive(f"{weight.name}.columns", (weight.shape[0],)) for weight in self._targets}
         return {name: replace(low_rank, columns=columns[name]) for name, low_rank in low_ranks.items()}
 
     def before_pass(self) -> None:

@@ -73,10 +73,15 @@ class ModelLearner:
         recompute: bool = False,
         transposed: Mapping[Tensor, Tensor] | None = None,
         in_bf16: bool = False,
+        n_virtual: int = 0,
+        n_more: int = 0,
     ) -> None:
-        """Make the programs, once all trained weights are known. The options are those of `GradientPasses`."""
+        """Make the programs, once all trained weights are known. The options are those of `GradientPasses`.
+
+        n_more:  tokens for which passes have room beside those of documents.
+        """
         self._passes = GradientPasses(
-            self.model._scheduler, graphs, self._sums, self.n_batch, recompute, transposed, in_bf16
+            self.model._scheduler, graphs, self._sums, self.n_batch + n_more, recompute, transposed, in_bf16, n_virtual
         )
         self._resources.callback(self._passes.close)
 
@@ -105,15 +110,23 @@ class ModelLearner:
 
     def negative_log_likelihoods(self, documents: Documents) -> NDArray[np.float32]:
         self.before_pass()
-        return self._passes.losses(documents)
+        return self.run_losses(documents)
 
     def _gradients(self, documents: Documents, scale: float, weigh: Weigh | None = None) -> NDArray[np.float32]:
         self.before_pass()
-        losses = self._passes.gradients(documents, scale, weigh)
+        losses = self.run_gradients(documents, scale, weigh)
         self.after_gradients()
         for gradient in self.derived_gradients.values():
             gradient[...] = 0
         return losses
+
+    def run_losses(self, documents: Documents) -> NDArray[np.float32]:
+        """The nlls of all targets, by one pass or several."""
+        return self._passes.losses(documents)
+
+    def run_gradients(self, documents: Documents, scale: float, weigh: Weigh | None) -> NDArray[np.float32]:
+        """The same; adds to the gradients of what programs read."""
+        return self._passes.gradients(documents, scale, weigh)
 
     def close(self) -> None:
         """Give the model back."""

@@ -23,7 +23,8 @@ from edgellm.train.data.kinds import TO_IMITATE
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import Documents
 from edgellm.train.loop import Step
-from edgellm.train.lora import DEFAULT_BATCH, LoraLearner
+from edgellm.train.methods import adapter_learner
+from edgellm.train.model_learner import DEFAULT_BATCH
 from edgellm.train.session import Session, Summary
 from edgellm.train.settings import as_settings
 
@@ -128,7 +129,7 @@ def train_adapter(
     digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
     n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in [*learnt, *held]))
     passes = {"recompute": config.gradient_checkpointing, "in_bf16": config.precision == "mixed"}
-    with closing(LoraLearner(model, lora, n_batch=n_batch, seed=config.seed, **passes)) as learner:
+    with closing(adapter_learner(model, lora, n_batch=n_batch, seed=config.seed, **passes)) as learner:
         session = Session(folder, settings, digests, resume, tensorboard)
         summary = session.train(
             learner, Examples(learnt, held, config, n_batch), config, callback or (lambda step: None)
@@ -148,6 +149,7 @@ def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> Non
     """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
     if not isinstance(model, Model):
         raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
+    lora.check()
 
 
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
@@ -164,5 +166,3 @@ def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
 def _paths(name: str, given: Paths) -> list[str]:
     several = [given] if isinstance(given, (str, os.PathLike)) else list(given)
     return [str(checks.path(name, path)) for path in several]
-
-

@@ -46,7 +46,7 @@ def command(
     dora: bool | None,
     **typed: Any,
 ) -> None:
-    """Teach a model new things by small weights beside its own (LoRA).
+    """Teach a model new things by small weights beside its own: LoRA, or another --method.
 
     The model's file stays as it is, quantized or not. The adapter in DIR is PEFT's, and of use at once:
 
@@ -111,6 +111,7 @@ def _train(
     from edgellm.train.settings import made
 
     lora, config, examples = made(LoraConfig, settings), made(TrainConfig, settings), made(DataConfig, settings)
+    lora.check()
     check_run(output, resume)
     path = models.path_of(settings["model"])
     runtime = RuntimeConfig(n_threads=n_threads, activations=config.activations or RuntimeConfig.activations)

@@ -11,12 +11,22 @@ import click
 from edgellm.cli.options import typed_name
 from edgellm.errors import UsageError
 from edgellm.params import ACTIVATIONS
-from edgellm.train.config import METHODS, PRECISIONS, SCHEDULES, LoraConfig, TrainConfig
+from edgellm.train.config import (
+    BOTTLENECK_ACTIVATIONS,
+    BOTTLENECK_PLACES,
+    METHODS,
+    PRECISIONS,
+    PROMPT_INITS,
+    SCHEDULES,
+    LoraConfig,
+    TrainConfig,
+)
 from edgellm.train.data.config import LONG, TRAIN_ON, DataConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Setting, type or choices, help; True for a type is a flag.
+TEXT = object()
+# Setting, type or choices, help; True for a type is a flag, TEXT a text, str names with commas between.
 _LORA: list[tuple[str, Any, str]] = [
     ("method", METHODS, "The kind of small weights."),
     ("rank", int, "Of the weights beside each layer."),
@@ -24,6 +34,13 @@ _LORA: list[tuple[str, Any, str]] = [
     ("dropout", float, "Part of their inputs that is left out at random."),
     ("target_modules", str, "Layers to train, by name, with commas between."),
     ("use_rslora", True, "Multiply by alpha / sqrt(rank), for high ranks."),
+    ("virtual_tokens", int, "Learnt tokens before a text, of prompt, p-tuning and prefix."),
+    ("prompt_init", PROMPT_INITS, "What these begin with; zero is for prefix, vocabulary and text for prompt."),
+    ("prompt_text", TEXT, "The text of --prompt-init text."),
+    ("encoder_width", int, "Of the network that makes them in training; prefix has one where this is given."),
+    ("bottleneck", int, "How narrow the networks of adapter are."),
+    ("bottleneck_at", BOTTLENECK_PLACES, "Behind which halves of layers they stand."),
+    ("bottleneck_activation", BOTTLENECK_ACTIVATIONS, "The function in the middle of them."),
 ]
 _TRAIN: list[tuple[str, Any, str]] = [
     ("epochs", float, "How often all examples are seen."),
@@ -86,13 +103,15 @@ def _option(kind: type, field: Field[Any], of: Any, text: str) -> Callable[[Comm
         return click.option(_FLAGS[field.name], field.name, **words)
     if isinstance(of, tuple):
         words["type"] = click.Choice(of)
+    elif of is TEXT:
+        words["metavar"] = "TEXT"
     else:
         words |= {"type": of, "metavar": {int: "N", float: "X", str: "NAMES"}[of]}
     return click.option(f"--{field.name.replace('_', '-')}", field.name, **words)
 
 
 def _default(value: Any) -> str:
-    if value is None or value is False or value is MISSING:
+    if value is None or value is False or value is MISSING or value == "":
         return ""
     return f"  [default: {value:g}]" if isinstance(value, float) else f"  [default: {value}]"
 
