@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         HashMismatchError,
         KernelError,
         MemoryLimitError,
+        RewardError,
         TemplateError,
         TrainingError,
         UnsupportedError,
@@ -44,6 +45,15 @@ if TYPE_CHECKING:
     from edgellm.params import RuntimeConfig, SamplingParams
     from edgellm.train.config import LoraConfig, TrainConfig
     from edgellm.train.data.config import DataConfig
+    from edgellm.train.preference.config import (
+        DpoConfig,
+        GrpoConfig,
+        KtoConfig,
+        OrpoConfig,
+        PpoConfig,
+        RewardConfig,
+    )
+    from edgellm.train.preference.reward_model import RewardModel
     from edgellm.train.run import train
 
 __all__ = [
@@ -53,16 +63,24 @@ __all__ = [
     "ContextOverflowError",
     "DataConfig",
     "DownloadError",
+    "DpoConfig",
     "EdgellmError",
     "FileProblem",
     "FormatError",
     "Generation",
     "GenerationStats",
+    "GrpoConfig",
     "HashMismatchError",
     "KernelError",
+    "KtoConfig",
     "LoraConfig",
     "MemoryLimitError",
     "Model",
+    "OrpoConfig",
+    "PpoConfig",
+    "RewardConfig",
+    "RewardError",
+    "RewardModel",
     "RuntimeConfig",
     "SamplingParams",
     "TemplateError",
@@ -101,6 +119,11 @@ _HOMES = {
     "DataConfig": "edgellm.train.data.config",
     "LoraConfig": "edgellm.train.config",
     "TrainConfig": "edgellm.train.config",
+    "RewardModel": "edgellm.train.preference.reward_model",
+    **dict.fromkeys(
+        ("DpoConfig", "GrpoConfig", "KtoConfig", "OrpoConfig", "PpoConfig", "RewardConfig"),
+        "edgellm.train.preference.config",
+    ),
 }
 
 

@@ -10,7 +10,8 @@
     ├── ContextOverflowError        more tokens than the context holds
     ├── BusyError                   others use the model in a way that must not be mixed with this
     ├── CacheFullError              no block of the KV cache is free
-    ├── TrainingError           a training run that cannot go on
+    ├── TrainingError               a training run that cannot go on
+    │   └── RewardError             whoever judges answers gives no rewards
     ├── KernelError                 a kernel cannot be compiled or loaded on this machine
     └── DownloadError               a model cannot be fetched
         └── HashMismatchError       what arrived is not what the catalogue names
@@ -77,6 +78,10 @@ class CacheFullError(EdgellmError):
 
 class TrainingError(EdgellmError):
     """A training run cannot go on, for instance because its loss is no number any more."""
+
+
+class RewardError(TrainingError):
+    """A reward function raised, or gave something else than a number for each answer."""
 
 
 class KernelError(EdgellmError):

@@ -59,6 +59,7 @@ def merge_adapters(
             raise UsageError(f"{source} is no model but a {file.get('general.type', str):.40}; adapters go into models")
         found = [(read_adapter(path, file.metadata, file.tensors), scale) for path, scale in scales.items()]
         for adapter, _ in found:
+            adapter.refuse_score("merged")
             if adapter.method not in ("lora", "dora"):
                 raise UsageError(
                     f"{adapter.name!r:.60} is an adapter of the kind {adapter.method!r}, which is no change of weights "

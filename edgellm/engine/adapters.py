@@ -105,13 +105,17 @@ class LoadedAdapter:
         """
         for weight, tensor in self._replaced.items():
             yield weight, Instead(tensor, table)
+        yield from self.low_ranks(scale, table)
+        for name, in_table in self._others.items():
+            yield name, in_table(table)
+
+    def low_ranks(self, scale: float | None = None, table: str | None = None) -> Iterator[tuple[str, Change]]:
+        """The same without whole weights. No table is all of it, for every row."""
         for weight, (a, b, own_scale) in self._matrices.items():
             columns = None
             if (lengths := self._lengths.get(weight)) is not None:
                 columns = tensor_of(f"{weight}.columns", lengths.columns(1.0 if scale is None else scale))
             yield weight, LowRank(a, b, own_scale, table, columns)
-        for name, in_table in self._others.items():
-            yield name, in_table(table)
 
 
 class _Lengths:
@@ -188,6 +192,7 @@ def load_into(
 ) -> str:
     """See `Model.load_adapter`."""
     found, path = _open(source, file)
+    found.refuse_score("loaded to write texts with")
     name = checks.text("name", found.name if name is None else name)
     before = adapters.loaded.get(name)
     if not name:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from edgellm.graph.program import RowMemory
 
 LOGIT_BYTES = 16 << 20  # of rows whose loss is computed together
 LEAST_ROWS, MOST_ROWS = 16, 128
+
+
+Look: TypeAlias = Callable[[np.ndarray], object]
 
 
 class Texts(Protocol):
@@ -120,19 +123,28 @@ class GradientPasses:
 
     # --- passes ---------------------------------------------------------------------------------------------
 
-    def losses(self, texts: Texts) -> np.ndarray:
-        """The negative log-likelihood of every target, float32, in order."""
+    def losses(self, texts: Texts, look: Look | None = None) -> np.ndarray:
+        """The negative log-likelihood of every target, float32, in order.
+
+        look:   is shown the hidden states that these are made from, float32 [n_targets, n_embd].
+        """
         with self._read(texts):
+            self._show(texts, look)
             return self._losses(self._score, texts, None)
 
     def gradients(
-        self, texts: Texts, scale: float, weigh: Callable[[np.ndarray], np.ndarray] | None = None
+        self,
+        texts: Texts,
+        scale: float,
+        weigh: Callable[[np.ndarray], np.ndarray] | None = None,
+        look: Look | None = None,
     ) -> np.ndarray:
         """The same; adds scale * the gradient of the sum of weight * loss to the sums.
 
         weigh:  makes the weights of all losses, in place of the texts' own.
         """
         with self._read(texts) as counts:
+            self._show(texts, look)
             (at,) = np.nonzero(texts.targets >= 0)
             weights = texts.weights[at] if weigh is None else weigh(self._losses(self._score, texts, None))
             losses = self._losses(self._head, texts, scale * np.asarray(weights, np.float32))
@@ -154,6 +166,10 @@ class GradientPasses:
         """The hidden states of all tokens, float32 [n, n_embd]: a copy."""
         with self._read(texts):
             return self._forward.view(self._hidden, len(texts.ids)).copy()
+
+    def _show(self, texts: Texts, look: Look | None) -> None:
+        if look is not None:
+            look(self._forward.view(self._hidden, len(texts.ids))[texts.targets >= 0])
 
     @contextmanager
     def _read(self, texts: Texts) -> Iterator[dict[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from edgellm.train.documents import Documents
@@ -37,3 +38,6 @@ class Learner(Protocol):
 
     def negative_log_likelihoods(self, documents: Documents) -> NDArray[np.float32]:
         """nll of every target, float32 [targets], in order."""
+
+    def figures(self) -> Mapping[str, float]:
+        """What there is to tell, beside the loss, of all that was seen since the last call: means by name."""

@@ -21,7 +21,8 @@ from edgellm.train.loop import Step
 
 def as_entry(step: Step) -> dict[str, Any]:
     """What a line holds: the fields of a step that have a value, and `memory`, the most bytes that were in use."""
-    return {name: value for name, value in asdict(step).items() if value is not None} | {"memory": peak_memory()}
+    known = {name: value for name, value in asdict(step).items() if value not in (None, {})}
+    return known | {"memory": peak_memory()}
 
 
 class Log:

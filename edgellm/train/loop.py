@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol, TypeAlias
 
-from edgellm.errors import TrainingError
+from edgellm.errors import EdgellmError, RewardError, TrainingError
 from edgellm.train.checkpoint import Checkpoints, State
 from edgellm.train.config import TrainConfig
 from edgellm.train.documents import Documents
@@ -50,6 +51,7 @@ class Step:
     n_tokens:           of its batch. tokens_per_second are those of this step.
     validation_loss:    after its update, where the run was validated then.
     seconds, seconds_left: since the run began, with the time before it was resumed; None while nobody knows.
+    figures:             what else the learner tells of it, by name; of a validation with "validation_" in front.
     """
 
     step: int
@@ -63,6 +65,7 @@ class Step:
     validation_loss: float | None = None
     seconds: float = 0.0
     seconds_left: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,12 @@ class Run:
         """
         self._begun = time.monotonic() - self.state.seconds
         with asked_to_stop() as asked:
-            stopped = self._train(asked)
+            try:
+                stopped = self._train(asked)
+            except RewardError:  # between two updates
+                with suppress(EdgellmError):  # the first error is what is told
+                    self._save()
+                raise
             self._save()
         return self._result(stopped)
 
@@ -176,7 +184,7 @@ class Run:
         self._n_timed += 1
         self._timed += seconds
         return replace(self._event(), loss=loss, gradient_norm=norm, learning_rate=rate, n_tokens=n_tokens,
-                       tokens_per_second=n_tokens / max(seconds, 1e-9))  # fmt: skip
+                       tokens_per_second=n_tokens / max(seconds, 1e-9), figures=self.learner.figures())  # fmt: skip
 
     def _look(self, event: Step, asked: Asked) -> str | None:
         """After a step: validate, tell and save where that is due. Gives why the run ends, or None."""
@@ -185,7 +193,8 @@ class Run:
             loss = self._validate(asked)
             if loss is not None:
                 is_best = self._note_validation(loss)
-                event = replace(event, validation_loss=loss)
+                found = {f"validation_{name}": value for name, value in self.learner.figures().items()}
+                event = replace(event, validation_loss=loss, figures={**event.figures, **found})
         self.state.seconds = time.monotonic() - self._begun
         has_news = event.loss is not None or event.validation_loss is not None
         is_enough = has_news and bool(self._watch(event))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.engine.gradients import Look
 from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import LowRank as Matrices
@@ -104,9 +105,13 @@ class LoraLearner(ModelLearner):
         with self._leaving_out():
             return super().loss_and_gradients(documents, scale)
 
-    def gradients_by(self, documents: Documents, weigh: Weigh) -> NDArray[np.float32]:
+    def gradients_by(self, documents: Documents, weigh: Weigh, look: Look | None = None) -> NDArray[np.float32]:
         with self._leaving_out():
-            return super().gradients_by(documents, weigh)
+            return super().gradients_by(documents, weigh, look)
+
+    def gradients_by_hidden(self, documents: Documents, gradient_of: Weigh) -> None:
+        with self._leaving_out():
+            super().gradients_by_hidden(documents, gradient_of)
 
     @contextmanager
     def _leaving_out(self) -> Iterator[None]:

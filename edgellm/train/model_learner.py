@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from edgellm.engine.gradients import GradientPasses
+from edgellm.engine.gradients import GradientPasses, Look
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.program import aligned
 from edgellm.quants import FORMATS
@@ -53,7 +53,7 @@ class ModelLearner:
     def add_parameter(self, name: str, array: NDArray[Any]) -> None:
         """One more trained weight that no program reads; see `derive`."""
         # On cache lines: kernels read it a good deal faster.
-        own = aligned(array.size * 4).view(np.float32).reshape(array.shape)
+        own = aligned(4 * array.size).view(np.float32).reshape(array.shape)
         own[...] = array
         self.parameters[name], self.gradients[name] = own, np.zeros_like(own)
 
@@ -97,36 +97,69 @@ class ModelLearner:
     def loss_and_gradients(self, documents: Documents, scale: float) -> float:
         return _weighted(self._gradients(documents, scale), documents)
 
-    def gradients_by(self, documents: Documents, weigh: Weigh) -> NDArray[np.float32]:
+    def gradients_by(self, documents: Documents, weigh: Weigh, look: Look | None = None) -> NDArray[np.float32]:
         """Add the gradient of the sum of weight * nll over all targets, weights being what `weigh` makes of the nlls.
 
         So goes the gradient of any loss that is a function of the nlls: weights are its derivatives by them.
+        look is shown the hidden states that the nlls are made from, float32 [n_targets, n_embd], before the last norm.
         Returns the nlls.
         """
-        return self._gradients(documents, 1.0, weigh)
+        return self._gradients(documents, 1.0, weigh, look)
 
     def loss(self, documents: Documents) -> tuple[float, float]:
         return _weighted(self.negative_log_likelihoods(documents), documents), documents.total_weight
 
-    def negative_log_likelihoods(self, documents: Documents) -> NDArray[np.float32]:
+    def negative_log_likelihoods(self, documents: Documents, look: Look | None = None) -> NDArray[np.float32]:
         self.before_pass()
-        return self.run_losses(documents)
+        return self.run_losses(documents, look)
 
-    def _gradients(self, documents: Documents, scale: float, weigh: Weigh | None = None) -> NDArray[np.float32]:
+    def hidden(self, documents: Documents) -> NDArray[np.float32]:
+        """The hidden states of all tokens, float32 [n, n_embd], before the last norm."""
         self.before_pass()
-        losses = self.run_gradients(documents, scale, weigh)
+        return self.run_hidden(documents)
+
+    def gradients_by_hidden(self, documents: Documents, gradient_of: Weigh) -> None:
+        """Add the gradient of what depends on hidden states alone; `gradient_of` makes the derivatives by them."""
+        self.before_pass()
+        self.run_gradients_by_hidden(documents, gradient_of)
+        self._end_gradients()
+
+    def figures(self) -> dict[str, float]:
+        """The loss says it all."""
+        return {}
+
+    def _gradients(
+        self, documents: Documents, scale: float, weigh: Weigh | None = None, look: Look | None = None
+    ) -> NDArray[np.float32]:
+        self.before_pass()
+        losses = self.run_gradients(documents, scale, weigh, look)
+        self._end_gradients()
+        return losses
+
+    def _end_gradients(self) -> None:
         self.after_gradients()
         for gradient in self.derived_gradients.values():
             gradient[...] = 0
-        return losses
 
-    def run_losses(self, documents: Documents) -> NDArray[np.float32]:
-        """The nlls of all targets, by one pass or several."""
-        return self._passes.losses(documents)
+    # --- passes, for kinds of learners that need more than one ------------------------------------------------
 
-    def run_gradients(self, documents: Documents, scale: float, weigh: Weigh | None) -> NDArray[np.float32]:
+    def run_losses(self, documents: Documents, look: Look | None = None) -> NDArray[np.float32]:
+        """The nlls of all targets."""
+        return self._passes.losses(documents, look)
+
+    def run_gradients(
+        self, documents: Documents, scale: float, weigh: Weigh | None = None, look: Look | None = None
+    ) -> NDArray[np.float32]:
         """The same; adds to the gradients of what programs read."""
-        return self._passes.gradients(documents, scale, weigh)
+        return self._passes.gradients(documents, scale, weigh, look)
+
+    def run_hidden(self, documents: Documents) -> NDArray[np.float32]:
+        """The hidden states of all tokens."""
+        return self._passes.hidden(documents)
+
+    def run_gradients_by_hidden(self, documents: Documents, gradient_of: Weigh) -> None:
+        """Adds the gradients of what depends on hidden states alone."""
+        self._passes.gradients_of_hidden(documents, gradient_of)
 
     def close(self) -> None:
         """Give the model back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from edgellm.train.methods import adapter_learner
 from edgellm.train.model_learner import DEFAULT_BATCH
 from edgellm.train.session import Session, Summary
 from edgellm.train.settings import as_settings
+from edgellm.train.task import Plan, Task, Work
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -47,6 +48,20 @@ class Examples:
             yield order.passes([self._learnt[n] for n in self._order.at(step)], self._n_batch)
 
 
+class Imitation:
+    """Learning to say what the examples say."""
+
+    kinds = TO_IMITATE
+    settings = ()
+
+    @contextmanager
+    def begin(self, plan: Plan) -> Iterator[Work]:
+        n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in plan.examples))
+        learnt, held = plan.examples[: plan.n_learnt], plan.examples[plan.n_learnt :]
+        with closing(plan.learner(n_batch)) as learner:
+            yield Work(learner, Examples(learnt, held, plan.config, n_batch), learner.adapter)
+
+
 def train(
     model: Model,
     data: Paths,
@@ -60,6 +75,8 @@ def train(
     resume: bool = False,
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
+    how: Any = None,
+    rewards: Any = (),
 ) -> Adapter:
     """Train an adapter for a loaded model on files of examples.
 
@@ -70,15 +87,21 @@ def train(
     resume:    go on with the run in that folder, to the same weights as if it had never stopped.
     tensorboard: whether to write event files; None does where TensorBoard is installed.
     callback:  called with each Step; True ends the run there.
+    how:       None to imitate the examples; to learn from preferences or rewards, a DpoConfig, KtoConfig, OrpoConfig,
+               RewardConfig, GrpoConfig or PpoConfig.
+    rewards:   of GRPO and PPO, one or several, whose sum counts: functions, a `RewardModel`, or texts that
+               `preference.rewards.reward_of` takes.
 
     The model is not changed, and has no time for others meanwhile. Raises UsageError for settings that cannot work,
     FormatError for data that cannot be used, TrainingError when the loss is no number any more, FileProblem for what
     cannot be written, BusyError for a model in use. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
     """
+    from edgellm.train.preference.tasks import task_of  # which imports what is here
+
     adapter, _ = train_adapter(
         model, data, lora or LoraConfig(), config or TrainConfig(), examples or DataConfig(),
         validation_data=validation_data, template=template, output=output, resume=resume, tensorboard=tensorboard,
-        callback=callback,
+        callback=callback, task=task_of(how, rewards),
     )  # fmt: skip
     return adapter
 
@@ -96,6 +119,7 @@ def train_adapter(
     resume: bool = False,
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
+    task: Task | None = None,
     told: Callable[[Dataset], object] = lambda dataset: None,
     names: Mapping[str, Any] | None = None,
 ) -> tuple[Adapter, Summary]:
@@ -104,37 +128,43 @@ def train_adapter(
     told:   called with the data before training begins.
     names:  what model and data are called in the settings that are written; else their paths.
     """
-    _check_arguments(model, lora, config)
+    if not isinstance(model, Model):
+        raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
+    lora.check()
+    task = task or Imitation()
     config = _with_activations(config, model)
     folder = checks.path("output", output) if output is not None else None
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
              "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip
-    settings = {name: value for name, value in known.items() if value} | as_settings(lora, config, examples)
+    settings = {name: value for name, value in known.items() if value}
+    settings |= as_settings(lora, config, examples, *task.settings)
     check_run(folder, resume)
 
     vocabulary = Vocabulary.of(model, None if template is None else os.fspath(template))
-    dataset = read_dataset(files, vocabulary, TO_IMITATE, examples)
+    dataset = read_dataset(files, vocabulary, task.kinds, examples)
     learnt: list[Any] = dataset.examples
     held: list[Any] = []
     if config.validation:
         learnt, held = order.split(learnt, config.validation, config.seed)
     digest = dataset.fingerprint()
     if held_files:
-        more = read_dataset(held_files, vocabulary, TO_IMITATE, examples)
+        more = read_dataset(held_files, vocabulary, task.kinds, examples)
         held = [*held, *more.examples]
         digest += more.fingerprint()
     told(dataset)
 
     digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
-    n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in [*learnt, *held]))
     passes = {"recompute": config.gradient_checkpointing, "in_bf16": config.precision == "mixed"}
-    with closing(adapter_learner(model, lora, n_batch=n_batch, seed=config.seed, **passes)) as learner:
-        session = Session(folder, settings, digests, resume, tensorboard)
-        summary = session.train(
-            learner, Examples(learnt, held, config, n_batch), config, callback or (lambda step: None)
-        )
-        adapter = learner.adapter()
+    plan = Plan(
+        model, [*learnt, *held], len(learnt), config, examples, vocabulary,
+        lambda n_batch: adapter_learner(model, lora, n_batch=n_batch, seed=config.seed, **passes), folder,
+        " ".join(digests.values()),
+    )  # fmt: skip
+    session = Session(folder, settings, digests, resume, tensorboard)
+    with task.begin(plan) as (learner, batches, adapter_now):
+        summary = session.train(learner, batches, config, callback or (lambda step: None))
+        adapter = adapter_now()
     if folder is not None:
         save_adapter(folder, adapter, model.metadata)
     return adapter, summary
@@ -143,13 +173,6 @@ def train_adapter(
 def check_run(folder: Path | None, resume: bool) -> None:
     """Raise UsageError for a folder where the run cannot be, before a model is loaded."""
     Session(folder, resume=resume).check()
-
-
-def _check_arguments(model: Model, lora: LoraConfig, config: TrainConfig) -> None:
-    """Raise UsageError for what is no model, and settings that cannot be obeyed yet."""
-    if not isinstance(model, Model):
-        raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
-    lora.check()
 
 
 def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:

@@ -47,8 +47,9 @@ class EventFile:
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """The numbers of a log's entry."""
-        values = [_field(1, _field(1, tag.encode()) + _field(2, _Float(entry[name])))
-                  for name, tag in TAGS.items() if name in entry]  # fmt: skip
+        numbers = {tag: entry[name] for name, tag in TAGS.items() if name in entry}
+        numbers |= {f"figures/{name}": value for name, value in entry.get("figures", {}).items()}
+        values = [_field(1, _field(1, tag.encode()) + _field(2, _Float(value))) for tag, value in numbers.items()]
         self._write(_field(2, entry["step"]), _field(5, b"".join(values)))
 
     def close(self) -> None:

@@ -7,11 +7,15 @@ embeddings or as keys and values of every layer. So a pass takes as much longer 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.engine.gradients import Look
 from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter, LayerPrefix
 from edgellm.graph.adapters import EMBEDDED, Change, Prefix, Prompt, adapted, keys_values_name
@@ -140,15 +144,36 @@ class VirtualLearner(ModelLearner):
 
     # --- passes ---------------------------------------------------------------------------------------------
 
-    def run_losses(self, documents: Documents) -> NDArray[np.float32]:
-        return np.concatenate([self._passes.losses(part) for part in self._parts(documents)])
+    def run_losses(self, documents: Documents, look: Look | None = None) -> NDArray[np.float32]:
+        with _gathered(look) as seen:
+            return np.concatenate([self._passes.losses(part, seen) for part in self._parts(documents)])
 
-    def run_gradients(self, documents: Documents, scale: float, weigh: Weigh | None) -> NDArray[np.float32]:
-        if weigh is not None:
+    def run_gradients(
+        self, documents: Documents, scale: float, weigh: Weigh | None = None, look: Look | None = None
+    ) -> NDArray[np.float32]:
+        if weigh is not None:  # which is to see all losses, and they may be those of several passes
             weights = np.zeros(len(documents), np.float32)
-            weights[documents.targets != NOTHING] = weigh(self.run_losses(documents))
-            documents = replace(documents, weights=weights)
-        return np.concatenate([self._passes.gradients(part, scale) for part in self._parts(documents)])
+            weights[documents.targets != NOTHING] = weigh(self.run_losses(documents, look))
+            documents, look = replace(documents, weights=weights), None
+        with _gathered(look) as seen:
+            return np.concatenate([self._passes.gradients(part, scale, look=seen) for part in self._parts(documents)])
+
+    def run_hidden(self, documents: Documents) -> NDArray[np.float32]:
+        parts = self._parts(documents)
+        return np.concatenate([self._passes.hidden(part)[self._is_own(part)] for part in parts])
+
+    def run_gradients_by_hidden(self, documents: Documents, gradient_of: Weigh) -> None:
+        gradients, start = gradient_of(self.run_hidden(documents)), 0
+        for part in self._parts(documents):
+            own = self._is_own(part)
+            rows = np.zeros((len(part), gradients.shape[1]), np.float32)
+            rows[own] = gradients[start : start + np.count_nonzero(own)]
+            start += np.count_nonzero(own)
+            self._passes.gradients_of_hidden(part, partial(_given, rows))
+
+    def _is_own(self, part: Documents) -> NDArray[np.bool_]:
+        """Which tokens are those of the documents."""
+        return part.positions >= self.config.virtual_tokens
 
     def _parts(self, documents: Documents) -> list[Documents]:
         """The documents with their virtual tokens, in passes that hold them, in order."""
@@ -163,6 +188,20 @@ class VirtualLearner(ModelLearner):
             parts[-1].append(document)
             left -= length
         return [with_virtual(Documents.joined(part), n) for part in parts if part]
+
+
+def _given(rows: NDArray[np.float32], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The gradient by hidden states, where it is known already."""
+    return rows
+
+
+@contextmanager
+def _gathered(look: Look | None) -> Iterator[Look | None]:
+    """What several passes show, shown as that of one."""
+    seen: list[NDArray[np.float32]] = []
+    yield None if look is None else seen.append
+    if look is not None:
+        look(np.concatenate(seen))
 
 
 def with_virtual(documents: Documents, n: int) -> Documents:

@@ -53,6 +53,9 @@ class Bigram:
     def negative_log_likelihoods(self, documents: Documents) -> NDArray[np.float32]:
         return self._forward(documents, 1.0)[3].astype(np.float32)
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def _forward(self, documents: Documents, keep: NDArray[np.float64] | float) -> tuple[NDArray, ...]:
         learnt = documents.targets != NOTHING
         ids, targets = documents.ids[learnt], documents.targets[learnt]

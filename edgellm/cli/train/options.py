@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 import click
@@ -22,6 +22,17 @@ from edgellm.train.config import (
     TrainConfig,
 )
 from edgellm.train.data.config import LONG, TRAIN_ON, DataConfig
+from edgellm.train.preference.config import (
+    DPO_LOSSES,
+    GRPO_LOSSES,
+    DpoConfig,
+    GrpoConfig,
+    KtoConfig,
+    OrpoConfig,
+    PpoConfig,
+    RewardConfig,
+    RewardSources,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -67,26 +78,71 @@ _DATA: list[tuple[str, Any, str]] = [
     ("train_on", TRAIN_ON, "What is learnt of a chat: its answers, the last one, or every token."),
     ("skip_bad", True, "Go on at lines that cannot be used, and count them."),
 ]
-_FLAGS = {
-    "use_rslora": "--rslora/--no-rslora",
-    "skip_bad": "--skip-bad/--no-skip-bad",
-    "gradient_checkpointing": "--gradient-checkpointing/--no-gradient-checkpointing",
-}
-_TABLES = {LoraConfig: _LORA, TrainConfig: _TRAIN, DataConfig: _DATA}
+_BETA = "How closely the model is held to itself without the adapter."
+_DPO: list[tuple[str, Any, str]] = [
+    ("beta", float, _BETA),
+    ("label_smoothing", float, "Part of the pairs that may be the other way round."),
+    ("loss_type", DPO_LOSSES, "DPO's own loss, or that of SLiC or IPO."),
+]
+_KTO: list[tuple[str, Any, str]] = [
+    ("beta", float, _BETA),
+    ("desirable_weight", float, "Of answers that are good."),
+    ("undesirable_weight", float, "Of answers that are not."),
+]
+_ORPO: list[tuple[str, Any, str]] = [("beta", float, "How much preferring counts beside answering.")]
+_REWARD: list[tuple[str, Any, str]] = [
+    ("margin", float, "By how much rewards should differ, where a pair does not say it."),
+    ("center_rewards", float, "How strongly rewards are held around 0."),
+]
+_SAMPLING: list[tuple[str, Any, str]] = [
+    ("num_generations", int, "Answers to each prompt."),
+    ("max_new_tokens", int, "Of an answer."),
+    ("num_iterations", int, "Updates of the weights from the same answers."),
+    ("epsilon", float, "A token counts no more where its probability has changed by more than this share."),
+    ("beta", float, _BETA),
+]
+_GRPO: list[tuple[str, Any, str]] = [
+    *_SAMPLING,
+    ("loss_type", GRPO_LOSSES, "How losses of tokens are averaged."),
+    ("scale_rewards", True, "Divide advantages by the standard deviation of their group."),
+]
+_PPO: list[tuple[str, Any, str]] = [
+    *_SAMPLING,
+    ("gamma", float, "What a reward counts a token earlier."),
+    ("lam", float, "Of advantages (GAE): 1 goes by rewards, 0 by values."),
+    ("epsilon_value", float, "As --epsilon, for values."),
+    ("vf_coef", float, "What the values' loss counts beside that of the tokens."),
+]
+_SOURCES: list[tuple[str, Any, str]] = [
+    ("reward", list, "A function that rewards answers, as module:function or file.py:function."),
+    ("reward_regex", list, "A regular expression: 1 for answers in which it is found, 0 for others."),
+    ("reward_model", list, "A folder that holds a reward model, of `edgellm train reward`."),
+]
+_FLAGS = {"use_rslora": "--rslora/--no-rslora"}  # others are called as their settings are
+_TABLES = {
+    LoraConfig: _LORA, TrainConfig: _TRAIN, DataConfig: _DATA, DpoConfig: _DPO, KtoConfig: _KTO, OrpoConfig: _ORPO,
+    RewardConfig: _REWARD, GrpoConfig: _GRPO, PpoConfig: _PPO,
+    RewardSources: _SOURCES,
+}  # fmt: skip
 
 
-def settings_options(*kinds: type, defaults: Mapping[str, Any] | None = None) -> Callable[[Command], Command]:
+def settings_options(
+    *kinds: type, defaults: Mapping[str, Any] | None = None, without: Collection[str] = ()
+) -> Callable[[Command], Command]:
     """Give a command an option for each setting; it receives those that were typed, others as None.
 
     defaults:  those of the command, where they are not those of the settings.
+    without:   settings that mean nothing to it.
     """
+    others = defaults or {}
 
     def decorate(command: Command) -> Command:
         for kind in reversed(kinds):
-            usual = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+            known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
             for name, of, text in reversed(_TABLES[kind]):
-                default = (defaults or {}).get(name, usual[name].default)
-                command = _option(kind, usual[name], of, text + _default(default))(command)
+                if name not in without:
+                    default = others.get(name, known[name].default)
+                    command = _option(kind, name, default, of, text)(command)
         return command
 
     return decorate
@@ -97,23 +153,28 @@ def typed_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in typed.items() if value not in (None, ())}
 
 
-def _option(kind: type, field: Field[Any], of: Any, text: str) -> Callable[[Command], Command]:
-    words: dict[str, Any] = {"help": text, "default": None, "callback": checked(kind)}
+def _option(kind: type, name: str, default: Any, of: Any, text: str) -> Callable[[Command], Command]:
+    words: dict[str, Any] = {"help": text + _default(default), "default": None, "callback": checked(kind)}
+    long_name = name.replace("_", "-")
     if of is True:
-        return click.option(_FLAGS[field.name], field.name, **words)
-    if isinstance(of, tuple):
+        return click.option(_FLAGS.get(name, f"--{long_name}/--no-{long_name}"), name, **words)
+    if of is list:
+        words |= {"multiple": True, "default": (), "metavar": "NAME"}
+    elif isinstance(of, tuple):
         words["type"] = click.Choice(of)
     elif of is TEXT:
         words["metavar"] = "TEXT"
     else:
         words |= {"type": of, "metavar": {int: "N", float: "X", str: "NAMES"}[of]}
-    return click.option(f"--{field.name.replace('_', '-')}", field.name, **words)
+    return click.option(f"--{long_name}", name, **words)
 
 
-def _default(value: Any) -> str:
-    if value is None or value is False or value is MISSING or value == "":
+def _default(default: Any) -> str:
+    if default is None or default is False or default is MISSING or default == "":
         return ""
-    return f"  [default: {value:g}]" if isinstance(value, float) else f"  [default: {value}]"
+    if default is True:
+        return "  [default: on]"
+    return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
 
 
 def checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:

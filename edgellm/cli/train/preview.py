@@ -38,12 +38,12 @@ def command(
     from edgellm.cli import models
     from edgellm.cli.progress import Progress
     from edgellm.train.data.dataset import read_dataset
-    from edgellm.train.data.kinds import ALL
+    from edgellm.train.data.kinds import EVERY
     from edgellm.train.data.vocabulary import read_vocabulary
 
     vocabulary = read_vocabulary(models.path_of(model), template)
     with Progress("reading", quiet=True) as progress:
-        found = read_dataset(data, vocabulary, ALL, config, lambda n: progress(n, 0, "examples"))
+        found = read_dataset(data, vocabulary, EVERY, config, lambda n: progress(n, 0, "examples"))
     if as_json:
         import json
 
@@ -76,8 +76,11 @@ def _summary(summary: Summary, config: DataConfig) -> Iterator[tuple[str, str]]:
     if summary.n_bad:
         more = "; ..." if summary.n_bad > len(summary.problems) else ""
         yield "bad", f"{summary.n_bad:,} skipped: {'; '.join(summary.problems)}{more}"
-    share = 100 * summary.n_targets / summary.n_tokens
-    yield "tokens", f"{summary.n_targets:,} of {summary.n_tokens:,} are trained ({share:.1f} %)"
+    if summary.n_targets:
+        share = 100 * summary.n_targets / summary.n_tokens
+        yield "tokens", f"{summary.n_targets:,} of {summary.n_tokens:,} are trained ({share:.1f} %)"
+    else:  # prompts, which have no answers yet
+        yield "tokens", f"{summary.n_tokens:,}"
     lengths = summary.lengths
     yield "lengths", f"{min(lengths):,} to {max(lengths):,} tokens, median {median_low(lengths):,}"
     if summary.n_long:
@@ -107,10 +110,12 @@ def _example(data: Dataset, n: int, tokenizer: Tokenizer) -> Iterator[str]:
 
 def _names(example: Encoded) -> tuple[str, ...]:
     """What the documents of an example are called."""
-    from edgellm.train.data.encoder import Judged, Pair
+    from edgellm.train.data.encoder import Asked, Judged, Pair
 
     if isinstance(example, Pair):
         return "chosen", "rejected"
+    if isinstance(example, Asked):
+        return ("to be answered",)
     return ("good" if example.good else "not good",) if isinstance(example, Judged) else ("",)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.errors import FormatError
+from edgellm.errors import FormatError, UsageError
 from edgellm.formats.adapters.parts import MOST_VIRTUAL, Bottleneck, LayerPrefix
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgellm.formats.tensor import Tensor
 
+SCORE = "score.weight"  # the head of a reward model
 MOST_RANK = 4096  # more than this is no thin matrix
 
 
@@ -89,6 +90,8 @@ class Adapter:
     encoder_width: of the network that made the prompt in training (P-tuning; Liu et al., 2021); 0 where none did.
     prefix:        keys and values that stand before every text, layer by layer; empty where there are none.
     bottlenecks:   what halves of layers go through, by the names of what they make: "blk.3.ffn_out".
+    score:         float32 [1, n_embd], of a reward model: the last hidden state of a text, after the last norm, times
+                   this says how good it is. Such an adapter writes no texts.
     """
 
     architecture: str
@@ -103,6 +106,7 @@ class Adapter:
     encoder_width: int = 0
     prefix: tuple[LayerPrefix, ...] = ()
     bottlenecks: Mapping[str, Bottleneck] = field(default_factory=dict)
+    score: NDArray[np.float32] | None = None
 
     @property
     def method(self) -> str:
@@ -156,9 +160,22 @@ class Adapter:
             change.check(name)
             if name == "token_embd.weight" and change.magnitude is not None:
                 raise FormatError(f"{name}: embeddings with a magnitude (DoRA); edgellm knows them for linears")
-        for name, x in self.replaced.items():
+        whole = dict(self.replaced) if self.score is None else {**self.replaced, SCORE: self.score}
+        for name, x in whole.items():
             if not np.isfinite(x).all():
                 raise FormatError(f"{name}: the adapter holds NaN or infinity; its training failed, or it is damaged")
+        if self.score is not None and (self.score.ndim != 2 or len(self.score) != 1):
+            raise FormatError(f"{SCORE} has the shape {list(self.score.shape)}; expected [1, n_embd], for one reward")
+        if self.score is not None and self.method not in ("lora", "dora"):
+            raise FormatError(f"a reward model of the kind {self.method!r}; edgellm knows those of lora and dora")
+
+    def refuse_score(self, use: str) -> None:
+        """Raise UsageError for a reward model, where texts are to be written."""
+        if self.score is not None:
+            raise UsageError(
+                f"{self.name or 'the adapter'} is a reward model: it says how good a text is, and cannot be {use}; "
+                "`edgellm train grpo` and `edgellm.RewardModel` take it"
+            )
 
     def check_fits(self, architecture: str, tensors: Mapping[str, Tensor]) -> None:
         """Raise FormatError unless the model has every weight that is changed, in the same shape."""
@@ -169,6 +186,12 @@ class Adapter:
             )
         shapes = {name: change.shape for name, change in self.weights.items()}
         shapes |= {name: x.shape for name, x in self.replaced.items()}
+        width = tensors["token_embd.weight"].shape[-1] if "token_embd.weight" in tensors else 0
+        if self.score is not None and width and self.score.shape[1] != width:
+            raise FormatError(
+                f"the reward model reads hidden states of {self.score.shape[1]} numbers, and this model has {width}; "
+                f"use it with {self._base()}"
+            )
         for name, shape in shapes.items():
             own = "token_embd.weight" if name == "output.weight" and name not in tensors else name
             if own not in tensors:

@@ -59,6 +59,7 @@ def gguf_metadata(adapter: Adapter) -> dict[str, Any]:
 def gguf_tensors(adapter: Adapter) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """The tensors by their names in the file; where a scale is not alpha / rank, what it differs by goes into B."""
     adapter.check()
+    adapter.refuse_score("a GGUF adapter")
     if adapter.method not in ("lora", "dora"):
         raise UsageError(
             f"the adapter is of the kind {adapter.method!r}, which a GGUF adapter cannot hold; keep its PEFT folder"

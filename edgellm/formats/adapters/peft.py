@@ -20,7 +20,7 @@ import numpy as np
 from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.files import atomic_write
 from edgellm.formats.adapters import bottlenecks, prompts
-from edgellm.formats.adapters.adapter import Adapter, LowRank
+from edgellm.formats.adapters.adapter import SCORE, Adapter, LowRank
 from edgellm.formats.adapters.naming import Naming
 from edgellm.formats.adapters.peft_settings import CONFIG, STEM, PeftSettings
 from edgellm.formats.checkpoint import open_checkpoint
@@ -100,13 +100,16 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adap
     settings = PeftSettings(values)
     parts: dict[str, dict[str, NDArray[np.float32]]] = defaultdict(dict)
     replaced: dict[str, NDArray[np.float32]] = {}
+    score: NDArray[np.float32] | None = None
     modules = {theirs.removesuffix(".weight"): name for theirs, name in naming.ours.items()}
     with open_checkpoint(folder, STEM) as checkpoint:
         for name, dtype in checkpoint.others.items():
             raise UnsupportedError(f"tensor {name!r:.120} is {dtype}; edgellm reads adapters in F32, F16 and BF16")
         for name, tensor in checkpoint.tensors.items():
             module, part = _place(name, plain)
-            if part in ("weight", "bias"):
+            if f"{module}.{part}" == SCORE:
+                score = tensor.dequantize()
+            elif part in ("weight", "bias"):
                 whole = naming.ours.get(f"{module}.{part}")
                 if whole is None or whole in replaced:
                     raise _no_place(name, architecture)
@@ -133,6 +136,7 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adap
         settings.rank_stabilized,
         settings.dropout,
         tuple(settings.notes),
+        score,
     )
     adapter.check()
     return adapter
@@ -204,6 +208,8 @@ def _their_tensors(adapter: Adapter, naming: Naming) -> Iterable[tuple[str, NDAr
         module, _, kind = theirs.rpartition(".")
         plain = naming.rows_out(name, x) - np.float32(naming.offsets.get(name, 0.0))
         yield f"{_PREFIX}{module}{'.base_layer' if wrapped else ''}.{kind}", plain
+    if adapter.score is not None:
+        yield _PREFIX + SCORE, adapter.score
 
 
 def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
@@ -220,9 +226,11 @@ def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
     # Beside low-rank steps, a whole weight is that of the layer inside, which needs no mention.
     beside = [name for name in adapter.replaced if name.endswith(".weight") and name not in adapter.weights]
     whole = [_module(name, naming) for name in beside]
+    if adapter.score is not None:
+        whole.append(SCORE.removesuffix(".weight"))
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if adapter.score is None else "SEQ_CLS",
         "base_model_name_or_path": adapter.base_name or None,
         "inference_mode": True,
         "r": rank,

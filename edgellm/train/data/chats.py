@@ -75,6 +75,10 @@ class ChatEncoder:
         ids = self._encode(self._render(chat, list(map(_without_weight, chat.messages)), False))
         return [Documents.of(ids, [True] * len(ids))] if ids else []
 
+    def prompt(self, chat: Chat) -> list[int]:
+        """The tokens behind which the model would answer a chat."""
+        return self._encode(self._render(chat, chat.messages, True))
+
     def _turn(self, chat: Chat, n: int, notes: set[str]) -> tuple[list[int], int]:
         """The tokens of the chat up to and with message n, and where that begins."""
         before, upto = chat.messages[:n], chat.messages[: n + 1]

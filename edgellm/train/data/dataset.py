@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 from edgellm import checks
 from edgellm.errors import EdgellmError, FormatError, TemplateError, UsageError
 from edgellm.train.data.config import DataConfig
-from edgellm.train.data.encoder import Encoded, Encoder, Judged, Pair
+from edgellm.train.data.encoder import Asked, Encoded, Encoder, Judged, Pair
 from edgellm.train.data.examples import Example, Text
 from edgellm.train.data.files import Record, read_records
 from edgellm.train.data.kinds import Kind, kind_of, unused_keys
@@ -72,7 +73,8 @@ class Summary:
 class Dataset:
     """Examples in the order of their files, and what is to be said about them.
 
-    examples:  Documents to imitate, or Pairs, or Judged answers, as the files held; places: where each stands.
+    examples:  Documents to imitate, or Pairs, or Judged answers, or prompts that are Asked, as the files held; places:
+               where each stands.
     """
 
     examples: list[Encoded]
@@ -83,11 +85,13 @@ class Dataset:
         return len(self.examples)
 
     def fingerprint(self) -> str:
-        """Tells data of other tokens, targets or order: for a run that is gone on with. 64 hexadecimal digits."""
+        """Tells data of other tokens, targets, judgements or order, for a run that is gone on with. 64 hex digits."""
         digest = hashlib.sha256()
-        for part in (part for example in self.examples for part in documents_of(example)):
-            for array in (part.lengths, part.ids, part.targets, part.weights):
-                digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        for example in self.examples:
+            for part in documents_of(example):
+                for array in (part.lengths, part.ids, part.targets, part.weights):
+                    digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+            digest.update(_judgement(example).encode())
         return digest.hexdigest()
 
 
@@ -165,7 +169,16 @@ def documents_of(example: Encoded) -> tuple[Documents, ...]:
     """The documents of an example, whatever it is."""
     if isinstance(example, Pair):
         return example.chosen, example.rejected
-    return (example.documents,) if isinstance(example, Judged) else (example,)
+    return (example.documents,) if isinstance(example, (Judged, Asked)) else (example,)
+
+
+def _judgement(example: Encoded) -> str:
+    """What an example says beside its documents."""
+    if isinstance(example, Pair):
+        return "" if example.margin is None else repr(example.margin)
+    if isinstance(example, Asked):
+        return json.dumps(dict(example.prompt.columns), sort_keys=True, default=str)
+    return repr(example.good) if isinstance(example, Judged) else ""
 
 
 def _same_kind(record: Record, first: Kind | None, wanted: Sequence[Kind]) -> Kind:

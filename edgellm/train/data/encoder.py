@@ -10,17 +10,23 @@ from edgellm.errors import TemplateError, UsageError
 from edgellm.evaluate.windows import bos_of
 from edgellm.train.data.chats import ChatEncoder, n_common
 from edgellm.train.data.config import DataConfig
-from edgellm.train.data.examples import Answer, Completion, Example, Labelled, Preference, Text
+from edgellm.train.data.examples import Answer, Chat, Completion, Example, Labelled, Preference, Prompt, Text
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import NOTHING, Documents
+
+NO_TEMPLATE = (
+    "this is a chat, and the model is a base model, whose file does not say how chats are written; give a template, or "
+    "write the data as texts, or as prompts with completions"
+)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt, each as documents in which only the answer has targets."""
+    """Two answers to one prompt, each as documents in which only the answer has targets. margin: see `Preference`."""
 
     chosen: Documents
     rejected: Documents
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,15 @@ class Judged:
     good: bool
 
 
-Encoded = Documents | Pair | Judged
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as one document without targets, behind which the model would answer, and the example that it is of."""
+
+    documents: Documents
+    prompt: Prompt
+
+
+Encoded = Documents | Pair | Judged | Asked
 
 
 @dataclass
@@ -78,6 +92,8 @@ class Encoder:
             if isinstance(result.encoded, Documents):
                 result.encoded = Judged(result.encoded, example.good)
             return result
+        if isinstance(example, Prompt):
+            return self._asked(example)
         if isinstance(example, Text):
             return self._fitted(self._text(example))
         return self._fitted(self._answers(example, self._config.train_on))
@@ -89,7 +105,28 @@ class Encoder:
         left_out = next((result.left_out for result in results if result.left_out), "")
         chosen, rejected = (result.encoded for result in results)
         both = isinstance(chosen, Documents) and isinstance(rejected, Documents)
-        return Encoding(Pair(chosen, rejected) if both else None, lengths, n_long, left_out)  # type: ignore[arg-type]
+        encoded = Pair(chosen, rejected, pair.margin) if both else None  # type: ignore[arg-type]
+        return Encoding(encoded, lengths, n_long, left_out)
+
+    def _asked(self, prompt: Prompt) -> Encoding:
+        """A prompt is left out when it is too long: cut, it would ask for something else."""
+        ids = self._prompt_ids(prompt)
+        found = Documents.of(ids, [False] * len(ids))
+        self._check_rows([found])
+        if len(ids) > self._config.max_length:
+            return Encoding(None, [len(ids)], 1, "long")
+        return Encoding(Asked(found, prompt), [len(ids)])
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if self._chats is not None:
+            messages = [{"role": "user", "content": prompt.asked}] if isinstance(prompt.asked, str) else prompt.asked
+            return self._chats.prompt(Chat(messages, prompt.tools, 0, prompt.variables))
+        if not isinstance(prompt.asked, str):
+            raise TemplateError(NO_TEMPLATE, parameter="template")
+        ids = self._begin + self._tokenizer.encode(prompt.asked)
+        if not ids:
+            raise UsageError("'prompt' is empty")
+        return ids
 
     def _answers(self, answer: Answer, train_on: str) -> list[Documents]:
         if isinstance(answer, Completion):
@@ -97,12 +134,13 @@ class Encoder:
                 return self._continued(answer, train_on)
             answer = answer.chat
         if self._chats is None:
-            raise TemplateError(
-                "this is a chat, and the model is a base model, whose file does not say how chats are written; give a "
-                "template, or write the data as texts, or as prompts with completions",
-                parameter="template",
-            )
+            raise TemplateError(NO_TEMPLATE, parameter="template")
         return self._chats.whole(answer) if train_on == "all" else self._chats.answers(answer, train_on == "last")
+
+    def answered(self, text: str) -> list[int]:
+        """The tokens of a prompt with its answer, and of the end of a text."""
+        end = [self._tokenizer.eos_id] if self._tokenizer.eos_id is not None else self._end
+        return self._begin + self._tokenizer.encode(text) + end
 
     def _continued(self, answer: Completion, train_on: str) -> list[Documents]:
         """The prompt with its completion behind it and the end of a text, for a model without a chat template."""
@@ -110,10 +148,8 @@ class Encoder:
         if answer.system:
             prompt = f"{answer.system}\n\n{prompt}"
         given = self._begin + self._tokenizer.encode(prompt)
-        ids = self._begin + self._tokenizer.encode(prompt + answer.completion)
-        end = [self._tokenizer.eos_id] if self._tokenizer.eos_id is not None else self._end
+        ids = self.answered(prompt + answer.completion)
         start = 0 if train_on == "all" else n_common(given, ids)
-        ids += end
         return [Documents.of(ids, [n >= start for n in range(len(ids))])] if ids else []
 
     def _text(self, example: Text) -> list[Documents]:

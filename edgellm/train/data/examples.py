@@ -62,10 +62,11 @@ Answer = Chat | Completion
 
 @dataclass(frozen=True)
 class Preference:
-    """Two answers to the same prompt, of which one is better."""
+    """Two answers to the same prompt, of which one is better. margin: by how much, where somebody says it."""
 
     chosen: Answer
     rejected: Answer
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,4 +77,14 @@ class Labelled:
     good: bool
 
 
-Example = Chat | Completion | Text | Preference | Labelled
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be answered: a text, or messages. columns: the other values of its record, for who judges answers."""
+
+    asked: str | Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+Example = Chat | Completion | Text | Preference | Labelled | Prompt

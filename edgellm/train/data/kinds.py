@@ -7,18 +7,21 @@ instruction, input, output      the same as Alpaca writes it
 text                            a text
 prompt, chosen, rejected        two answers; without a prompt, two chats that begin alike
 prompt, completion, label       an answer that is good or not
+prompt                          something to be answered; any other keys go to who judges the answers
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgellm.errors import FormatError, UsageError, shown
 from edgellm.formats.strict_json import parse
-from edgellm.train.data.examples import Chat, Completion, Example, Labelled, Preference, Text
+from edgellm.train.data.examples import Chat, Completion, Example, Labelled, Preference, Prompt, Text
 from edgellm.train.data.values import Values
+
+ANYTHING = "*"  # among the keys that a kind may have: all others mean something too
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def kind_of(values: Mapping[str, Any], wanted: Sequence[Kind]) -> Kind:
     A record that has all keys of a kind and more, which make it another, is not of the first: answers with a label are
     not to be imitated.
     """
-    fitting = [kind for kind in ALL if values.keys() >= set(kind.needed)]
+    fitting = [kind for kind in EVERY if values.keys() >= set(kind.needed)]
     closest = [kind for kind in fitting if not any(set(kind.needed) < set(other.needed) for other in fitting)]
     found = next((kind for kind in wanted if kind in closest), None)
     if found is not None:
@@ -57,7 +60,7 @@ def kind_of(values: Mapping[str, Any], wanted: Sequence[Kind]) -> Kind:
 
 def unused_keys(values: Mapping[str, Any], kind: Kind) -> list[str]:
     """Keys of a record that its kind does not look at."""
-    return [key for key in values if key not in kind.needed and key not in kind.more]
+    return [] if ANYTHING in kind.more else [key for key in values if key not in kind.needed and key not in kind.more]
 
 
 # Chats
@@ -130,6 +133,14 @@ def _text(values: Values) -> Text:
     return Text(values.text("text"))
 
 
+# Prompts alone
+
+
+def _prompt(values: Values) -> Prompt:
+    columns = values.others("prompt", *_MORE)
+    return Prompt(values.text_or_messages("prompt"), values.tools(), values.variables(), columns)
+
+
 # Judged answers
 
 _GOES_ON = ("assistant", "model")  # roles that a chat goes on with and does not begin with
@@ -150,7 +161,13 @@ def _preference(values: Values) -> Preference:
     if n_given == 0:
         raise UsageError("'chosen' and 'rejected' have no message in common; expected a prompt that both answer")
     tools, variables = values.tools(), values.variables()
-    return Preference(*(Chat(messages, tools, n_given, variables) for messages in (chosen, rejected)))
+    better, worse = (Chat(messages, tools, n_given, variables) for messages in (chosen, rejected))
+    return Preference(better, worse)
+
+
+def _rated(values: Values) -> Preference:
+    """With a margin, by which the chosen one is better."""
+    return replace(_preference(values), margin=values.optional_number("margin"))
 
 
 def _labelled(values: Values) -> Labelled:
@@ -170,6 +187,9 @@ _MORE = ("tools", "chat_template_kwargs")
 PREFERENCES = (
     Kind("prompt, chosen, rejected", "preferences", ("chosen", "rejected"), ("prompt", *_MORE), _preference),
 )
+RATED = (
+    Kind("prompt, chosen, rejected", "preferences", ("chosen", "rejected"), ("prompt", "margin", *_MORE), _rated),
+)
 LABELLED = (Kind("prompt, completion, label", "labelled answers", ("prompt", "completion", "label"), _MORE, _labelled),)
 TO_IMITATE = (
     Kind("messages", "chats", ("messages",), _MORE, _chat),
@@ -178,4 +198,6 @@ TO_IMITATE = (
     Kind("instruction, output", "instructions with answers", ("instruction", "output"), ("input", "system"), _alpaca),
     Kind("text", "texts", ("text",), (), _text),
 )
-ALL = PREFERENCES + LABELLED + TO_IMITATE
+PROMPTS = (Kind("prompt", "prompts", ("prompt",), (*_MORE, ANYTHING), _prompt),)
+ALL = RATED + PREFERENCES + LABELLED + TO_IMITATE  # in which something can be learnt
+EVERY = ALL + PROMPTS

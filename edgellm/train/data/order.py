@@ -68,11 +68,18 @@ def passes(documents: Iterable[Documents], n_most: int) -> list[Documents]:
     passes. Raises UsageError for a document that is longer than a pass.
     """
     parts = [part for joined in documents for part in joined.apart()]
-    order = sorted(range(len(parts)), key=lambda n: -len(parts[n]))
+    return [Documents.joined(parts[n] for n in group) for group in packed([len(part) for part in parts], n_most)]
+
+
+def packed(lengths: Sequence[int], n_most: int) -> list[list[int]]:
+    """Numbers of things of some lengths in as few groups as first-fit by length finds, none longer than n_most.
+
+    Raises UsageError for one that is longer than that.
+    """
     rooms: list[int] = []
     filled: list[list[int]] = []
-    for n in order:
-        length = len(parts[n])
+    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        length = lengths[n]
         if length > n_most:
             raise UsageError(f"a document has {length} tokens, and a pass holds {n_most}")
         at = next((place for place, room in enumerate(rooms) if room >= length), len(rooms))
@@ -81,7 +88,7 @@ def passes(documents: Iterable[Documents], n_most: int) -> list[Documents]:
             filled.append([])
         rooms[at] -= length
         filled[at].append(n)
-    return [Documents.joined(parts[n] for n in sorted(numbers)) for numbers in filled]
+    return [sorted(group) for group in filled]
 
 
 def split(examples: Sequence[T], share: float | int, seed: int) -> tuple[list[T], list[T]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,10 @@ class Values:
             raise _wrong(key, value, "a text or a list of messages")
         return self.messages(key)
 
+    def others(self, *keys: str) -> dict[str, Any]:
+        """All values but those of some keys, as they are."""
+        return {key: value for key, value in self._values.items() if key not in keys}
+
     def tools(self) -> list[dict[str, Any]] | None:
         """JSON schemas, or None when there are none."""
         return self.objects("tools") if "tools" in self and self._unpacked("tools") != [] else None
@@ -74,6 +79,19 @@ class Values:
             raise _wrong(key, found, "an object")
         if taken := [name for name in RENDERED if name in found]:
             raise UsageError(f"{key!r} holds {taken[0]!r}, which the template is told anyway")
+        return found
+
+    def optional_number(self, key: str) -> float | None:
+        """A finite number; in a CSV file it is a text."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        try:
+            found = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise _wrong(key, value, "a number")
         return found
 
     def yes_or_no(self, key: str) -> bool:

@@ -7,8 +7,17 @@ import json
 import pytest
 
 from edgellm.errors import UsageError
-from edgellm.train.data.examples import Chat, Completion, Labelled, Preference, Text
-from edgellm.train.data.kinds import ALL, LABELLED, PREFERENCES, TO_IMITATE, kind_of, unused_keys
+from edgellm.train.data.examples import Chat, Completion, Labelled, Preference, Prompt, Text
+from edgellm.train.data.kinds import (
+    ALL,
+    LABELLED,
+    PREFERENCES,
+    PROMPTS,
+    RATED,
+    TO_IMITATE,
+    kind_of,
+    unused_keys,
+)
 from edgellm.train.data.values import Values
 
 from .vocabularies import model, system, user
@@ -117,7 +126,7 @@ def test_what_is_asked_for_decides_between_kinds():
             LABELLED,
             "one of prompts with answers; expected prompt, completion, label",
         ),
-        ({"prompt": "a"}, ALL, "has the keys prompt; expected"),
+        ({"prompt": "a"}, ALL, "has the keys prompt, so it is one of prompts; expected"),
     ],
 )
 def test_a_record_of_another_kind(record, wanted, found):
@@ -164,3 +173,24 @@ def test_values_of_the_wrong_type(record, found):
     with pytest.raises(UsageError) as raised:
         made(record)
     assert found in str(raised.value)
+
+
+def test_a_prompt_keeps_what_else_its_record_says() -> None:
+    found = kind_of({"prompt": "2 + 2?", "answer": 4}, PROMPTS).make(Values({"prompt": "2 + 2?", "answer": 4}))
+    assert found == Prompt("2 + 2?", columns={"answer": 4})
+    assert unused_keys({"prompt": "a", "answer": 4}, PROMPTS[0]) == []
+
+
+@pytest.mark.parametrize("margin", [2.5, "2.5", None])
+def test_a_pair_may_say_by_how_much(margin) -> None:
+    record = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin}
+    assert kind_of(record, RATED).make(Values(record)).margin == (margin and 2.5)
+    assert kind_of(record, PREFERENCES).make(Values(record)).margin is None
+    assert unused_keys(record, PREFERENCES[0]) == ["margin"]
+
+
+@pytest.mark.parametrize("margin", ["far", True, [1], float("nan"), "inf"])
+def test_a_margin_that_is_no_number(margin) -> None:
+    record = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin}
+    with pytest.raises(UsageError, match=r"'margin' is .*; expected a number"):
+        kind_of(record, RATED).make(Values(record))

@@ -1,0 +1,178 @@
+"""What the commands share that train an adapter: their options, the run, and what is told of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgellm.cli.options import threads_option
+from edgellm.cli.train.options import settings_options, typed_settings
+from edgellm.errors import UsageError
+from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.data.config import DataConfig
+
+if TYPE_CHECKING:
+    from edgellm.train.session import Summary
+    from edgellm.train.task import Task
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Make = Callable[[type], Any]  # a parameter object of that type, of the run's settings
+
+_SHARED = (LoraConfig, TrainConfig, DataConfig)
+_OPTIONS = [
+    click.argument("model", required=False),
+    click.option("--data", multiple=True, metavar="FILE",
+                 help="Examples: JSONL, JSON, CSV, Parquet or plain text; may be given several times."),
+    click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR",
+                 help="A folder for the adapter, and for log, loss curve and checkpoints of the run."),
+    click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Settings in YAML, under the names of these options (batch_size: 8); what is typed comes first."),
+    click.option("--resume", is_flag=True, help="Go on with the run in DIR, which was stopped."),
+    click.option("--validation", metavar="X|FILE",
+                 help="Examples to validate with and not to learn from: how many, below 1 their share of all, or a "
+                      "file."),
+    click.option("--template", metavar="FILE", help="A chat template (Jinja) in place of the model's own; or none."),
+    click.option("--tensorboard/--no-tensorboard", default=None,
+                 help="Write event files.  [default: where TensorBoard is installed]"),
+    threads_option,
+]  # fmt: skip
+
+
+@dataclass
+class Training:
+    """A run as it was asked for.
+
+    name:   of the command. kinds: of parameter objects that it has. usual: defaults of its own.
+    typed:  settings that were typed.
+    """
+
+    name: str
+    kinds: Sequence[type]
+    usual: Mapping[str, Any]
+    typed: dict[str, Any]
+    output: Path
+    config_file: Path | None
+    resume: bool
+    tensorboard: bool | None
+    n_threads: int | None
+
+    def go(self, task_of: Callable[[Make], Task] | None = None) -> None:
+        """Train, and tell what came of it. task_of makes the task, after everything else that was typed is checked."""
+        settings = {**self.usual, **self._file_settings(), **typed_settings(self.typed)}
+        for name, word in (("model", "MODEL"), ("data", "--data")):
+            if not settings.get(name):
+                raise UsageError(f"{word} is missing: type it, or put {name} into the --config file")
+        self._train(settings, task_of)
+
+    def _file_settings(self) -> dict[str, Any]:
+        """Those of the file that was named, or of the run that is gone on with."""
+        from edgellm.train.session import SETTINGS
+        from edgellm.train.settings import read_settings
+
+        config_file = self.config_file
+        if config_file is None and self.resume and (self.output / SETTINGS).is_file():
+            config_file = self.output / SETTINGS
+        return read_settings(config_file, self.kinds) if config_file else {}
+
+    def _train(self, settings: dict[str, Any], task_of: Callable[[Make], Task] | None) -> None:
+        from edgellm.cli import models
+        from edgellm.cli.terminal import note, one_line
+        from edgellm.cli.train.live import Live
+        from edgellm.cli.train.outcome import outcome_lines
+        from edgellm.cli.train.preview import summary_lines
+        from edgellm.params import RuntimeConfig
+        from edgellm.train.log import read_log
+        from edgellm.train.run import check_run, train_adapter
+        from edgellm.train.session import CURVE, LOG, last_checkpoint
+        from edgellm.train.settings import made
+
+        lora, config, examples = made(LoraConfig, settings), made(TrainConfig, settings), made(DataConfig, settings)
+        lora.check()
+        task = task_of(lambda kind: made(kind, settings)) if task_of else None
+        check_run(self.output, self.resume)
+        path = models.path_of(settings["model"])
+        runtime = RuntimeConfig(n_threads=self.n_threads, activations=config.activations or RuntimeConfig.activations)
+        with models.load(path, runtime) as loaded, Live() as live:
+
+            def show_data(dataset: Any) -> None:
+                for line in summary_lines(dataset, examples):
+                    live.note(line)
+
+            try:
+                _, summary = train_adapter(
+                    loaded, settings["data"], lora, config, examples, task=task,
+                    validation_data=settings.get("validation_data", ()), template=settings.get("template"),
+                    output=self.output, resume=self.resume, tensorboard=self.tensorboard, callback=live,
+                    told=show_data, names={"model": settings["model"]},
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                live.close()
+                if (step := last_checkpoint(self.output)) is not None:
+                    again = f"edgellm train {self.name} --resume -o {self.output}"
+                    note(f"stopped; `{again}` goes on from step {step}")
+                raise
+        told = [*outcome_lines(summary, live.step), *_held_out(read_log(self.output / LOG), summary)]
+        for name, line in [*told, ("wrote", f"{self.output}: the adapter, {LOG}, {CURVE}")]:
+            click.echo(one_line(f"{name:<12}{line}"))
+
+
+def training_options(
+    name: str, *kinds: type, usual: Mapping[str, Any] | None = None, without: Collection[str] = ()
+) -> Callable[[Command], Command]:
+    """Give a command all options of a run; it receives the run as `training`, and options of its own as they are.
+
+    kinds:    of parameter objects, beside those that all commands have. usual and without: see `settings_options`.
+    """
+    every = (*_SHARED, *kinds)
+    names = {field.name for kind in every for field in fields(kind)} | {"model", "data", "template"}
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_training(
+            output: Path, config_file: Path | None, resume: bool, validation: str | None, tensorboard: bool | None,
+            n_threads: int | None, **given: Any,
+        ) -> Any:  # fmt: skip
+            typed = {name: given.pop(name) for name in list(given) if name in names} | _validation(validation)
+            asked = (output, config_file, resume, tensorboard, n_threads)
+            return command(training=Training(name, every, usual or {}, typed, *asked), **given)
+
+        decorated: Any = settings_options(*every, defaults=usual, without=without)(with_training)
+        for option in reversed(_OPTIONS):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def _validation(typed: str | None) -> dict[str, Any]:
+    """A number, or a file of examples."""
+    if typed is None:
+        return {}
+    try:
+        number = float(typed)
+    except ValueError:
+        return {"validation_data": [typed]}
+    try:
+        TrainConfig(validation=number)
+    except UsageError as error:
+        raise UsageError(str(error).replace("validation", "--validation", 1)) from None
+    return {"validation": number}
+
+
+def _held_out(entries: Sequence[Mapping[str, Any]], summary: Summary) -> Iterator[tuple[str, str]]:
+    """What was found on held-out examples before training, and with the weights that were taken."""
+    found = {
+        entry["step"]: {name.removeprefix("validation_"): value for name, value in entry["figures"].items()
+                        if name.startswith("validation_")}
+        for entry in entries if entry.get("validation_loss") is not None and entry.get("figures")
+    }  # fmt: skip
+    if found:
+        before, after = found[min(found)], found.get(summary.weights_of) or found[max(found)]
+        for name in before:
+            if name in after:
+                yield "held out", f"{name.replace('_', ' ')} {before[name]:.3f} before, {after[name]:.3f} after"

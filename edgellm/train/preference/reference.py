@@ -1,0 +1,78 @@
+"""The reference: what the model makes of answers without the adapter, found once before training.
+
+It never changes, so its likelihoods are kept in the run's folder, with what they are of.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.engine import Model
+from edgellm.errors import FileProblem
+from edgellm.files import atomic_write
+from edgellm.train.data import order
+from edgellm.train.documents import Documents
+from edgellm.train.model_learner import ModelLearner
+from edgellm.train.preference.answers import Answers
+from edgellm.train.preference.numbers import Floats
+
+FILE = "reference.json"
+
+
+class Reference(ModelLearner):
+    """A model as it is, in the passes that a learner of it makes: so both give the same before the first step."""
+
+    def __init__(self, model: Model, n_batch: int) -> None:
+        super().__init__(model, n_batch)
+        try:
+            self.prepare(model._runner.graphs)
+        except BaseException:
+            self.close()
+            raise
+
+
+def reference_likelihoods(
+    model: Model, answers: Sequence[Documents], n_batch: int, folder: Path | None, digest: str
+) -> Floats:
+    """float64 [n_answers], the log-likelihood of each of some answers.
+
+    folder:  where they are kept, if they are kept. digest: tells the data and the model from others.
+    Raises FileProblem when they cannot be kept.
+    """
+    of = f"{digest} {model._runner.target.activations} {len(answers)}"
+    found = _kept(folder, of, len(answers)) if folder else None
+    if found is not None:
+        return found
+    likelihoods = np.empty(len(answers))
+    with closing(Reference(model, n_batch)) as reference:
+        for group in order.packed([len(answer) for answer in answers], n_batch):
+            some = Answers.gathered([answers[n] for n in group], group)
+            likelihoods[group] = some.log_likelihoods(reference.negative_log_likelihoods(some))
+    if folder:
+        _keep(folder, of, likelihoods)
+    return likelihoods
+
+
+def _kept(folder: Path, of: str, n_answers: int) -> Floats | None:
+    """Those of a file; None when there is none, or it is of something else."""
+    try:
+        found = json.loads((folder / FILE).read_bytes())
+        is_theirs = found["of"] == of
+        likelihoods = np.array(found["log_likelihoods"], np.float64)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return likelihoods if is_theirs and likelihoods.shape == (n_answers,) and np.isfinite(likelihoods).all() else None
+
+
+def _keep(folder: Path, of: str, likelihoods: Floats) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / FILE) as file:
+            file.write(json.dumps({"of": of, "log_likelihoods": likelihoods.tolist()}).encode())
+    except OSError as problem:
+        raise FileProblem(f"{folder / FILE} cannot be written: {problem.strerror}") from None

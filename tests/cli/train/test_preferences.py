@@ -1,0 +1,149 @@
+"""`edgellm train dpo`, `kto`, `orpo`, `reward`, `grpo` and `ppo`: what is typed and what is told. On a small model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from edgellm.cli import main
+from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.data.config import DataConfig
+from edgellm.train.log import read_log
+from edgellm.train.preference.config import GrpoConfig, PpoConfig, RewardSources
+from edgellm.train.settings import read_settings
+
+CONFIGS = {"grpo": GrpoConfig, "ppo": PpoConfig}
+QUICK = ("--steps", 3, "--batch-size", 2, "--learning-rate", 0.01, "-t", 1)
+
+
+def train(*words: object) -> int:
+    return main(["train", *map(str, words)])
+
+
+def write(path: Path, records: list[dict]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> str:
+    return write(tmp_path / "pairs.jsonl",
+                 [{"prompt": f"say {n}", "chosen": f" {n}", "rejected": f" {n * 7}!"} for n in range(12)])  # fmt: skip
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> str:
+    return write(tmp_path / "judged.jsonl",
+                 [{"prompt": f"say {n}", "completion": f" {n}", "label": n % 2 == 0} for n in range(12)])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dpo", "orpo"])
+def test_pairs(name: str, tiny_path, pairs, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert train(name, tiny_path, "--data", pairs, "-o", out, "--validation", 4, "--beta", 0.3, *QUICK) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^held out    accuracy \d\.\d+ before, \d\.\d+ after$", told, re.MULTILINE)
+    assert re.search(r"^held out    margin -?\d\.\d+ before, -?\d\.\d+ after$", told, re.MULTILINE)
+    assert "beta: 0.3\n" in (out / "train.yaml").read_text()
+    assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert {"margin", "accuracy"} <= read_log(out / "log.jsonl")[-1]["figures"].keys()
+
+
+def test_judged_answers(tiny_path, judged, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    words = ("--undesirable-weight", 0.5, "--validation", 4)
+    assert train("kto", tiny_path, "--data", judged, "-o", out, *words, *QUICK) == 0
+    assert "held out    good reward" in capsys.readouterr().out
+    assert "undesirable_weight: 0.5\n" in (out / "train.yaml").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_settings(tiny_path, pairs, tmp_path: Path, capsys) -> None:
+    words = ("--steps", 4, "--batch-size", 2, "-t", 1, "--loss-type", "ipo", "--checkpoint-every", 2)
+    for name in ("whole", "parts"):
+        assert train("dpo", tiny_path, "--data", pairs, "-o", tmp_path / name, *words) == 0
+    for late in (tmp_path / "parts" / "checkpoints").glob("step-00000004*"):
+        late.unlink()
+    assert train("dpo", "--resume", "-o", tmp_path / "parts", "-t", 1) == 0
+    whole, parts = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_own_defaults_are_shown_and_kept(tiny_path, pairs, tmp_path: Path, capsys) -> None:
+    assert train("dpo", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "[default: 5e-05]" in shown and "--label-smoothing" in shown and "--train-on" not in shown
+    assert train("dpo", tiny_path, "--data", pairs, "-o", tmp_path / "out", "--steps", 1, "-t", 1) == 0
+    assert "learning_rate: 5.0e-05\n" in (tmp_path / "out" / "train.yaml").read_text()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    return write(tmp_path / "prompts.jsonl", [{"prompt": f"say {n}"} for n in range(8)])
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> str:
+    (tmp_path / "rules.py").write_text("def short(completions):\n    return [-len(text) for text in completions]\n")
+    return f"{tmp_path / 'rules.py'}:short"
+
+
+def test_a_reward_model_and_what_learns_from_it(tiny_path, pairs, prompts, tmp_path: Path, capsys) -> None:
+    rewards = tmp_path / "rewards"
+    assert train("reward", tiny_path, "--data", pairs, "-o", rewards, "--margin", 0.2, "--validation", 4, *QUICK) == 0
+    assert "held out    accuracy" in capsys.readouterr().out
+    words = ("--num-generations", 2, "--max-new-tokens", 4, "--validation", 2)
+    out = tmp_path / "grpo"
+    assert train("grpo", tiny_path, "--data", prompts, "-o", out, "--reward-model", rewards, *words, *QUICK) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^held out    reward -?\d\.\d+ before, -?\d\.\d+ after$", told, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_rewards_are_settings_of_a_run(name: str, tiny_path, prompts, rules, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    rewarded = ("--reward", rules, "--reward-regex", r"\d")
+    words = ("--num-generations", 2, "--max-new-tokens", 4, "--checkpoint-every", 2, *rewarded)
+    assert train(name, tiny_path, "--data", prompts, "-o", out, *words, *QUICK) == 0
+    kept = read_settings(out / "train.yaml", (LoraConfig, TrainConfig, DataConfig, RewardSources, CONFIGS[name]))
+    assert kept["reward"] == [rules] and kept["reward_regex"] == [r"\d"] and kept["num_generations"] == 2
+    (out / "checkpoints" / "step-00000003.safetensors").unlink()
+    before = (out / "adapter_model.safetensors").read_bytes()
+    assert train(name, "--resume", "-o", out, "-t", 1) == 0
+    assert (out / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ((), "reward is missing: name a function (--reward)"),
+    (("--reward", "nowhere.py:f"), "--reward is nowhere.py:f, and there is no file nowhere.py"),
+    (("--reward-regex", "("), "--reward-regex is '(', which is no regular expression"),
+    (("--reward-model", "nowhere"), "--reward-model is nowhere, which is no folder"),
+    (("--reward-regex", "a", "--num-generations", 1), "--num-generations is 1; expected a number of at least 2"),
+])  # fmt: skip
+def test_no_reward_one_clear_error(words, told: str, tiny_path, prompts, tmp_path: Path, capsys) -> None:
+    assert train("grpo", tiny_path, "--data", prompts, "-o", tmp_path / "out", *words) == 2
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_that_raises(tiny_path, prompts, tmp_path: Path, capsys) -> None:
+    (tmp_path / "bad.py").write_text("def f(completions):\n    raise KeyError('no')\n")
+    words = ("--reward", f"{tmp_path / 'bad.py'}:f", "--max-new-tokens", 3)
+    assert train("grpo", tiny_path, "--data", prompts, "-o", tmp_path / "out", *words, *QUICK) == 1
+    error = capsys.readouterr().err
+    assert "raised KeyError: 'no'" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (("dpo", "--beta", 0), "--beta is 0.0; expected a number above 0"),
+    (("dpo", "--loss-type", "ipo", "--label-smoothing", 0.1), "--label-smoothing is 0.1; expected 0"),
+    (("kto",), "so it is one of preferences; expected prompt, completion, label"),
+])  # fmt: skip
+def test_one_clear_error(words, told: str, tiny_path, pairs, tmp_path: Path, capsys) -> None:
+    assert train(words[0], tiny_path, "--data", pairs, "-o", tmp_path / "out", *words[1:]) != 0
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,75 @@
+"""Functions, patterns and models as rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgellm.errors import RewardError, UsageError
+from edgellm.train.preference.config import RewardSources
+from edgellm.train.preference.rewards import Answered, PatternReward, reward_of, rewards_from, total_rewards
+
+ANSWERS = [Answered("2 + 2?", "it is 4", [1], {"answer": "4"}), Answered("1 + 2?", "it is 5", [1], {"answer": "3"})]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda completions, answer: [float(a in c) for c, a in zip(completions, answer, strict=True)], [1, 0]),
+        (lambda completions, **others: [len(others["prompts"]) + len(c) for c in completions], [9, 9]),
+        (lambda prompts, completions: [p == "2 + 2?" for p in prompts], [1, 0]),
+        (lambda texts: map(len, texts), [7, 7]),
+        (lambda completions, *, extra=3: [extra] * len(completions), [3, 3]),
+    ],
+)
+def test_a_function_is_given_what_its_parameters_name(function, expected) -> None:
+    assert total_rewards([reward_of(function)], ANSWERS).tolist() == expected
+
+
+def test_rewards_are_added_up() -> None:
+    rewards = [PatternReward(r"\d"), reward_of(lambda texts: [t.endswith("4") for t in texts])]
+    assert total_rewards(rewards, ANSWERS).tolist() == [2, 1]
+
+
+def test_a_value_that_the_data_lacks_is_named() -> None:
+    with pytest.raises(
+        RewardError, match=r"wants 'truth', which the data does not have; it has prompts, completions, answer"
+    ):
+        total_rewards([reward_of(lambda completions, truth: [])], ANSWERS)
+
+
+def test_a_function_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "rules_here.py").write_text(
+        "def short(completions):\n    return [len(c) for c in completions]\nx = 5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for place in ("rules_here.py:short", str(tmp_path / "rules_here.py") + ":short", "rules_here:short"):
+        (reward,) = rewards_from(RewardSources(reward=[place]))
+        assert total_rewards([reward], ANSWERS).tolist() == [7, 7]
+        assert reward.name == place
+    for place, text in (
+        ("rules_here.py:x", "has a value that is no function of the name x"),
+        ("rules_here.py:long", "has nothing of the name long"),
+        ("none.py:short", "there is no file none.py"),
+        ("no_such_module:short", "cannot be imported: ModuleNotFoundError"),
+        ("rules_here.py", "expected a function as module:function or file.py:function"),
+        (":f", "expected a function as"),
+    ):
+        with pytest.raises(UsageError) as error:
+            reward_of(place)
+        assert text in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    with pytest.raises(UsageError, match=r"broken\.py cannot be imported: SyntaxError"):
+        reward_of("broken.py:f")
+
+
+def test_what_gives_no_reward() -> None:
+    with pytest.raises(UsageError, match="which is no regular expression"):
+        rewards_from(RewardSources(reward_regex=["("]))
+    with pytest.raises(UsageError, match="reward_model is nowhere, which is no folder"):
+        rewards_from(RewardSources(reward_model=["nowhere"]))
+    with pytest.raises(UsageError, match="reward is missing"):
+        rewards_from(RewardSources())
+    with pytest.raises(UsageError, match="rewards is 5"):
+        reward_of(5)
