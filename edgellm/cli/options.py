@@ -58,7 +58,10 @@ def runtime_options(command: Command) -> Command:
 
 def lora_option(command: Command) -> Command:
     """Give a command --lora; it receives `adapters`, scales by path."""
-    text = "An adapter to run with: a PEFT folder or a GGUF adapter, with its scale (1 unless given). May stand again."
+    text = (
+        "An adapter of any kind to run with: a PEFT folder or a GGUF adapter, with its scale (1 unless given). May "
+        "stand again."
+    )
     return click.option("--lora", "adapters", multiple=True, metavar="PATH[=SCALE]", help=text, callback=_scales)(
         command
     )

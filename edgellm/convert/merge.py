@@ -59,12 +59,12 @@ def merge_adapters(
             raise UsageError(f"{source} is no model but a {file.get('general.type', str):.40}; adapters go into models")
         found = [(_adapter_of(adapter, file), scale) for adapter, scale in scales.items()]
         for adapter, _ in found:
+            adapter.refuse_score("merged")
             if adapter.method not in ("lora", "dora"):
                 raise UsageError(
                     f"{adapter.name!r:.60} is an adapter of the kind {adapter.method!r}, which is no change of weights "
                     "and cannot be merged; run the model with it"
                 )
-            adapter.refuse_score("merged")
         refuse_two_wholes(found)
         parts, changed = merged_parts(file, found)
         if recipe is None:

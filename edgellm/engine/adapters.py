@@ -106,6 +106,8 @@ class LoadedAdapter:
         for weight, tensor in self._replaced.items():
             yield weight, Instead(tensor, table)
         yield from self.low_ranks(scale, table)
+        for name, in_table in self._others.items():
+            yield name, in_table(table)
 
     def low_ranks(self, scale: float | None = None, table: str | None = None) -> Iterator[tuple[str, Change]]:
         """The same without whole weights. No table is all of it, for every row."""
@@ -114,8 +116,6 @@ class LoadedAdapter:
             if (lengths := self._lengths.get(weight)) is not None:
                 columns = tensor_of(f"{weight}.columns", lengths.columns(1.0 if scale is None else scale))
             yield weight, LowRank(a, b, own_scale, table, columns)
-        for name, in_table in self._others.items():
-            yield name, in_table(table)
 
 
 class _Lengths:

@@ -29,14 +29,20 @@ class Drawn(Request):
         seed: Sequence[int],
         adapters: AdapterSet = NO_ADAPTERS,
     ) -> None:
-        super().__init__(list(prompt), adapters=adapters)
-        self._n_prompt, self._n_most, self._stop_ids = len(prompt), n_most, stop_ids
+        self._n_virtual = adapters.n_virtual
+        super().__init__([0] * self._n_virtual + list(prompt), adapters=adapters)
+        self._n_prompt, self._n_most, self._stop_ids = len(self.tokens), n_most, stop_ids
         self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(seed))))
 
     @property
     def answer(self) -> list[int]:
         """The tokens so far."""
         return self.tokens[self._n_prompt :]
+
+    @property
+    def written(self) -> list[int]:
+        """The prompt and the answer, without tokens of an adapter."""
+        return self.tokens[self._n_virtual :]
 
     @property
     def has_ended(self) -> bool:

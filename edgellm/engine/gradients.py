@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 from edgellm.arch import ModelGraphs
+from edgellm.engine.adapter_set import places
 from edgellm.engine.kv_cache import KVCache
 from edgellm.engine.runner import Span
 from edgellm.engine.scheduler import Scheduler
@@ -66,6 +68,7 @@ class GradientPasses:
                  a third more time, a fraction of the memory.
     transposed:  see `graph.lower`.
     in_bf16:     what the way back needs of the way there is kept as bfloat16, in half the memory.
+    n_virtual:   every document begins with so many tokens that stand for those of an adapter, the first of the batch.
 
     For one thread at a time, which has the model for itself (`Scheduler.alone`).
     """
@@ -79,8 +82,9 @@ class GradientPasses:
         recompute: bool = False,
         transposed: Mapping[Tensor, Tensor] | None = None,
         in_bf16: bool = False,
+        n_virtual: int = 0,
     ) -> None:
-        self.n_batch = n_batch
+        self.n_batch, self._n_virtual = n_batch, n_virtual
         self._scheduler, self._runner, self._graphs = scheduler, scheduler.runner, graphs
         runner, target = self._runner, self._runner.target
         is_kept = _is_kept_of_layers if recompute else _is_kept
@@ -105,6 +109,7 @@ class GradientPasses:
         self._cache = KVCache(runner.cache.layers, n_batch)
         self._resources.callback(self._cache.close)
         self._batch = Batch(n_batch, forward)
+        self._batch.prepare_adapters(1 if n_virtual else 0)
         self._forward = self._program(forward, self._batch, {})
         self._gradient = RowMemory(graphs.hidden.width, n_batch)
         found = {inside: self._forward.address(kept[value]) for value, inside in self._back.kept.items()}
@@ -176,7 +181,8 @@ class GradientPasses:
                 sequence = self._cache.sequence()
                 stack.callback(sequence.release)
                 sequence.reserve(length)
-                pieces.append(Span(sequence, texts.ids[start : start + length].tolist()).piece())
+                piece = Span(sequence, texts.ids[start : start + length].tolist()).piece()
+                pieces.append(replace(piece, adapters=[places(0, length, self._n_virtual)]))
                 start += length
             counts = self._batch.fill(pieces) | self._batch.fill_documents(lengths)
             self._forward.run(counts)

@@ -110,7 +110,7 @@ def embed_backward(sums: Floats, token_ids: Ints, dy: Floats, scale: float = 1.0
 
 
 def replace_rows(x: Floats, table: Floats | None, places: Floats) -> Floats:
-    """x [n_tokens, n_cols]; where the place of a token is i > 0, row i - 1 of the table, or zeros without one."""
+    """x [n_tokens, n_cols], with row i - 1 of the table (None: of zeros) where the place, of [n_tokens], is i > 0."""
     index = places.astype(int)
     other = np.zeros_like(x) if table is None else table[np.maximum(index - 1, 0)]
     return np.where(index[:, None] > 0, other, x)

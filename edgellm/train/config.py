@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from edgellm.checks import flag, number, one_of, positive_number, take, texts, whole_number, wrong
+from edgellm.checks import flag, number, one_of, positive_number, take, text, texts, whole_number, wrong
 from edgellm.errors import UsageError
+from edgellm.formats.adapters.parts import ACTIVATIONS as BOTTLENECK_ACTIVATIONS
+from edgellm.formats.adapters.parts import PlainActivation
 from edgellm.params import ACTIVATIONS
 
 ALL_LINEAR = "all-linear"
-METHODS = ("lora", "dora")
+_LOW_RANK = ("rank", "alpha", "dropout", "target_modules", "use_rslora")
+SETTINGS_OF = {
+    "lora": _LOW_RANK,
+    "dora": _LOW_RANK,
+    "prompt": ("virtual_tokens", "prompt_init", "prompt_text"),
+    "p-tuning": ("virtual_tokens", "encoder_width"),
+    "prefix": ("virtual_tokens", "prompt_init", "encoder_width"),
+    "adapter": ("bottleneck", "bottleneck_at", "bottleneck_activation"),
+}
+METHODS = tuple(SETTINGS_OF)
+PROMPT_INITS = ("random", "vocabulary", "text", "zero")
+BOTTLENECK_PLACES = ("ffn", "attention", "both")
+MAX_VIRTUAL, MAX_WIDTH = 4096, 1 << 16
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "mixed")
 MAX_RANK = 1024
@@ -24,16 +38,34 @@ MAX_RANK = 1024
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank weights beside frozen linear layers (LoRA, Hu et al. 2021), under the names of PEFT.
+    """Small weights that are trained beside a frozen model: which kind, and its settings, under the names of PEFT.
 
-    A layer W x becomes W x + scale * B A dropout(x), with A [rank, n_in] and B [n_out, rank].
+    method:     "lora": low-rank weights beside linear layers (Hu et al. 2021). A layer W x becomes W x + scale * B A
+                dropout(x), with A [rank, n_in] and B [n_out, rank].
+                "dora": these, and the length of each of W's rows (Liu et al. 2024).
+                "prompt": embeddings before every text (prompt tuning, Lester et al. 2021); "p-tuning": the same, which
+                a small network makes while they are trained (Liu et al. 2021).
+                "prefix": keys and values of every layer before every text (prefix tuning, Li & Liang 2021).
+                "adapter": small networks behind halves of layers (bottleneck adapters, Houlsby et al. 2019).
 
-    method:     "lora"; "dora" also learns the length of each of W's rows (DoRA, Liu et al. 2024).
+    Of "lora" and "dora":
     rank:       of the weights beside each layer.
     alpha:      the scale is alpha / rank, so that another rank needs no other learning rate.
     dropout:    part of the inputs that is left out in each step, at random; 0 is off.
     target_modules: "all-linear", or names of layers ("q_proj", "attn_q"); the head belongs to none unless named.
     use_rslora: the scale is alpha / sqrt(rank), which suits high ranks (Kalajdzievski 2023).
+
+    Of "prompt", "p-tuning" and "prefix":
+    virtual_tokens: how many stand before a text.
+    prompt_init: what they begin with: "random", of a normal distribution; a prompt also "vocabulary", the embeddings of
+                any tokens, or "text", those of `prompt_text`; a prefix also "zero".
+    encoder_width: of the network that makes them in training. None is the model's own width for "p-tuning", and no
+                network for "prefix".
+
+    Of "adapter":
+    bottleneck: how narrow it is.
+    bottleneck_at: behind "ffn" (Pfeiffer et al. 2021), "attention", or "both".
+    bottleneck_activation: "relu", "gelu" or "silu".
     """
 
     method: str = "lora"
@@ -42,6 +74,13 @@ class LoraConfig:
     dropout: float = 0.0
     target_modules: str | tuple[str, ...] = ALL_LINEAR
     use_rslora: bool = False
+    virtual_tokens: int = 20
+    prompt_init: str = "random"
+    prompt_text: str = ""
+    encoder_width: int | None = None
+    bottleneck: int = 64
+    bottleneck_at: str = "ffn"
+    bottleneck_activation: PlainActivation = "relu"
 
     def __post_init__(self) -> None:
         take(self, "method", one_of, METHODS)
@@ -50,6 +89,39 @@ class LoraConfig:
         take(self, "dropout", _share)
         take(self, "target_modules", _modules)
         take(self, "use_rslora", flag)
+        take(self, "virtual_tokens", whole_number, 1, MAX_VIRTUAL)
+        take(self, "prompt_init", one_of, PROMPT_INITS)
+        take(self, "prompt_text", _plain_text)
+        take(self, "encoder_width", whole_number, 1, MAX_WIDTH, optional=True)
+        take(self, "bottleneck", whole_number, 1, MAX_RANK)
+        take(self, "bottleneck_at", one_of, BOTTLENECK_PLACES)
+        take(self, "bottleneck_activation", one_of, BOTTLENECK_ACTIVATIONS)
+
+    def check(self) -> None:
+        """Raise UsageError for settings that do not belong together: each is looked at by itself before."""
+        of_method = SETTINGS_OF[self.method]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "method" and field.name not in of_method and value != field.default:
+                raise UsageError(
+                    f"{field.name} is {value!r:.60}, which method {self.method!r} does not have; it has "
+                    f"{', '.join(of_method)}",
+                    parameter=field.name,
+                )
+        inits = {"prompt": ("random", "vocabulary", "text"), "prefix": ("random", "zero")}
+        if self.prompt_init not in inits.get(self.method, PROMPT_INITS):
+            raise UsageError(
+                f"prompt_init is {self.prompt_init!r}; method {self.method!r} begins with "
+                f"{' or '.join(inits[self.method])}",
+                parameter="prompt_init",
+            )
+        if self.method == "prefix" and self.encoder_width and self.prompt_init != "random":
+            raise UsageError(
+                f"prompt_init is {self.prompt_init!r}, and with encoder_width a network makes the prefix; choose one",
+                parameter="prompt_init",
+            )
+        if (self.prompt_init == "text") != bool(self.prompt_text):
+            raise UsageError('prompt_text and prompt_init "text" belong together; give both', parameter="prompt_text")
 
     @property
     def use_dora(self) -> bool:
@@ -73,6 +145,9 @@ class FullConfig:
 
     def __post_init__(self) -> None:
         take(self, "freeze", _names)
+
+    def check(self) -> None:
+        """Nothing here can contradict itself."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +225,11 @@ class TrainConfig:
     def warmup_steps(self, n_steps: int) -> int:
         """Steps until the learning rate is reached; a share is rounded down, so that a short run has none."""
         return int(self.warmup * n_steps if self.warmup < 1 else self.warmup)
+
+
+def _plain_text(name: str, value: Any) -> str:
+    """A text of Python's own type, which files and processes can hold."""
+    return str(text(name, value))
 
 
 def _share(name: str, value: Any) -> float:

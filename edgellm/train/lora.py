@@ -22,7 +22,7 @@ from edgellm.graph.nodes import Chance, Linear
 from edgellm.train.config import ALL_LINEAR, LoraConfig
 from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner, Weigh
 from edgellm.train.row_lengths import RowLengths, Weighed
-from edgellm.train.transposed import transposed_copies
+from edgellm.train.transposed import transposed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,9 +63,7 @@ class LoraLearner(ModelLearner):
                 low_ranks = self._with_lengths(low_ranks)
             body, values = adapted(runner.graphs.body, {name: [found] for name, found in low_ranks.items()})
             graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
-            linears = [node.weight for g in (body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
-            is_int8 = runner.target.activations == "int8"
-            self.prepare(graphs, recompute, transposed_copies(linears, runner.n_threads) if is_int8 else None, in_bf16)
+            self.prepare(graphs, recompute, transposed_for(runner, graphs), in_bf16)
         except BaseException:
             self.close()
             raise

@@ -73,10 +73,15 @@ class ModelLearner:
         recompute: bool = False,
         transposed: Mapping[Tensor, Tensor] | None = None,
         in_bf16: bool = False,
+        n_virtual: int = 0,
+        n_more: int = 0,
     ) -> None:
-        """Make the programs, once all trained weights are known. The options are those of `GradientPasses`."""
+        """Make the programs, once all trained weights are known. The options are those of `GradientPasses`.
+
+        n_more:  tokens for which passes have room beside those of documents.
+        """
         self._passes = GradientPasses(
-            self.model._scheduler, graphs, self._sums, self.n_batch, recompute, transposed, in_bf16
+            self.model._scheduler, graphs, self._sums, self.n_batch + n_more, recompute, transposed, in_bf16, n_virtual
         )
         self._resources.callback(self._passes.close)
 
@@ -106,17 +111,17 @@ class ModelLearner:
 
     def negative_log_likelihoods(self, documents: Documents, look: Look | None = None) -> NDArray[np.float32]:
         self.before_pass()
-        return self._passes.losses(documents, look)
+        return self.run_losses(documents, look)
 
     def hidden(self, documents: Documents) -> NDArray[np.float32]:
         """The hidden states of all tokens, float32 [n, n_embd], before the last norm."""
         self.before_pass()
-        return self._passes.hidden(documents)
+        return self.run_hidden(documents)
 
     def gradients_by_hidden(self, documents: Documents, gradient_of: Weigh) -> None:
         """Add the gradient of what depends on hidden states alone; `gradient_of` makes the derivatives by them."""
         self.before_pass()
-        self._passes.gradients_of_hidden(documents, gradient_of)
+        self.run_gradients_by_hidden(documents, gradient_of)
         self._end_gradients()
 
     def figures(self) -> dict[str, float]:
@@ -127,7 +132,7 @@ class ModelLearner:
         self, documents: Documents, scale: float, weigh: Weigh | None = None, look: Look | None = None
     ) -> NDArray[np.float32]:
         self.before_pass()
-        losses = self._passes.gradients(documents, scale, weigh, look)
+        losses = self.run_gradients(documents, scale, weigh, look)
         self._end_gradients()
         return losses
 
@@ -135,6 +140,26 @@ class ModelLearner:
         self.after_gradients()
         for gradient in self.derived_gradients.values():
             gradient[...] = 0
+
+    # --- passes, for kinds of learners that need more than one ------------------------------------------------
+
+    def run_losses(self, documents: Documents, look: Look | None = None) -> NDArray[np.float32]:
+        """The nlls of all targets."""
+        return self._passes.losses(documents, look)
+
+    def run_gradients(
+        self, documents: Documents, scale: float, weigh: Weigh | None = None, look: Look | None = None
+    ) -> NDArray[np.float32]:
+        """The same; adds to the gradients of what programs read."""
+        return self._passes.gradients(documents, scale, weigh, look)
+
+    def run_hidden(self, documents: Documents) -> NDArray[np.float32]:
+        """The hidden states of all tokens."""
+        return self._passes.hidden(documents)
+
+    def run_gradients_by_hidden(self, documents: Documents, gradient_of: Weigh) -> None:
+        """Adds the gradients of what depends on hidden states alone."""
+        self._passes.gradients_of_hidden(documents, gradient_of)
 
     def close(self) -> None:
         """Give the model back."""

@@ -24,7 +24,8 @@ from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import Documents
 from edgellm.train.full import FullLearner
 from edgellm.train.loop import Step
-from edgellm.train.lora import DEFAULT_BATCH, LoraLearner
+from edgellm.train.methods import adapter_learner
+from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
 from edgellm.train.session import Session, Summary
 from edgellm.train.settings import as_settings
 from edgellm.train.task import Plan, Task, Work
@@ -132,6 +133,7 @@ def train_adapter(
     """
     if not isinstance(model, Model):
         raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
+    lora.check()
     task = task or Imitation()
     config = _with_activations(config, model)
     folder = checks.path("output", output) if output is not None else None
@@ -170,13 +172,11 @@ def train_adapter(
     return adapter, summary
 
 
-def _learner_of(
-    model: Model, kind: LoraConfig | FullConfig, config: TrainConfig, n_batch: int
-) -> LoraLearner | FullLearner:
+def _learner_of(model: Model, kind: LoraConfig | FullConfig, config: TrainConfig, n_batch: int) -> ModelLearner:
     recompute, in_bf16 = config.gradient_checkpointing, config.precision == "mixed"
     if isinstance(kind, FullConfig):
         return FullLearner(model, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16, freeze=kind.freeze)
-    return LoraLearner(model, kind, n_batch=n_batch, seed=config.seed, recompute=recompute, in_bf16=in_bf16)
+    return adapter_learner(model, kind, n_batch=n_batch, seed=config.seed, recompute=recompute, in_bf16=in_bf16)
 
 
 def check_run(folder: Path | None, resume: bool) -> None:

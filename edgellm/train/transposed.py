@@ -9,15 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.formats.tensor import Tensor
+from edgellm.graph.nodes import Linear
 from edgellm.quants import FORMATS
 from edgellm.quants.floats import FloatFormat
 
+if TYPE_CHECKING:
+    from edgellm.arch import ModelGraphs
+    from edgellm.engine.runner import Runner
+
 FORMAT = FORMATS["Q8_0"]
 ROWS = 4096  # of the original that are dequantized at a time
+
+
+def transposed_for(runner: Runner, graphs: ModelGraphs) -> dict[Tensor, Tensor] | None:
+    """Copies of all linears of a model; None where nothing is rounded."""
+    if runner.target.activations != "int8":
+        return None
+    linears = [node.weight for g in (graphs.body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
+    return transposed_copies(linears, runner.n_threads)
 
 
 def transposed_copies(weights: Iterable[Tensor], n_threads: int) -> dict[Tensor, Tensor]:

@@ -209,15 +209,21 @@ def bottlenecks(layers: int, places: tuple[str, ...], activation: str, seed: int
     }
 
 
-def with_hooks(model: Any, parts: dict[str, Bottleneck]) -> Any:
-    """The same in torch: what halves of layers make goes through the bottlenecks."""
-    functions = {"relu": torch.relu, "silu": torch.nn.functional.silu,
-                 "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}  # fmt: skip
+def with_hooks(model: Any, parts: dict[str, Bottleneck], weights: dict[str, torch.Tensor] | None = None) -> Any:
+    """The same in torch: what halves of layers make goes through the bottlenecks, whose weights `weights` gets."""
+    functions = {
+        "relu": torch.relu,
+        "silu": torch.nn.functional.silu,
+        "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    }
 
-    def hook(part: Bottleneck) -> Any:
+    def hook(name: str, part: Bottleneck) -> Any:
+        down, down_bias, up, up_bias = own = [torch.from_numpy(x.copy()).requires_grad_() for x in part.arrays]
+        if weights is not None:
+            weights.update(zip((f"{name}.{kind}" for kind in ("down", "down_bias", "up", "up_bias")), own, strict=True))
+
         def change(module: Any, inputs: Any, output: Any) -> Any:
             h = output[0] if isinstance(output, tuple) else output
-            down, down_bias, up, up_bias = map(torch.from_numpy, part.arrays)
             changed = h + functions[part.activation](h @ down.T + down_bias) @ up.T + up_bias
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -226,7 +232,7 @@ def with_hooks(model: Any, parts: dict[str, Bottleneck]) -> Any:
     for name, part in parts.items():
         _, layer, place = name.split(".")
         block = model.model.layers[int(layer)]
-        (block.mlp if place == "ffn_out" else block.self_attn).register_forward_hook(hook(part))
+        (block.mlp if place == "ffn_out" else block.self_attn).register_forward_hook(hook(name, part))
     return model
 
 

@@ -14,7 +14,7 @@ from edgellm.errors import UsageError
 @training_options("lora")
 @click.option("--dora", "dora", is_flag=True, default=None, help="The same as --method dora.")
 def command(training: Training, dora: bool | None) -> None:
-    """Teach a model new things by small weights beside its own (LoRA).
+    """Teach a model new things by small weights beside its own: LoRA, or another --method.
 
     The model's file stays as it is, quantized or not. The adapter in DIR is PEFT's, and of use at once:
 

@@ -11,7 +11,17 @@ import click
 from edgellm.cli.options import typed_name
 from edgellm.errors import UsageError
 from edgellm.params import ACTIVATIONS
-from edgellm.train.config import METHODS, PRECISIONS, SCHEDULES, FullConfig, LoraConfig, TrainConfig
+from edgellm.train.config import (
+    BOTTLENECK_ACTIVATIONS,
+    BOTTLENECK_PLACES,
+    METHODS,
+    PRECISIONS,
+    PROMPT_INITS,
+    SCHEDULES,
+    FullConfig,
+    LoraConfig,
+    TrainConfig,
+)
 from edgellm.train.data.config import LONG, TRAIN_ON, DataConfig
 from edgellm.train.preference.config import (
     DPO_LOSSES,
@@ -27,7 +37,8 @@ from edgellm.train.preference.config import (
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# Setting, type or choices, help; True for a type is a flag.
+TEXT = object()
+# Setting, type or choices, help; True for a type is a flag, TEXT a text, str names with commas between.
 _LORA: list[tuple[str, Any, str]] = [
     ("method", METHODS, "The kind of small weights."),
     ("rank", int, "Of the weights beside each layer."),
@@ -35,6 +46,13 @@ _LORA: list[tuple[str, Any, str]] = [
     ("dropout", float, "Part of their inputs that is left out at random."),
     ("target_modules", str, "Layers to train, by name, with commas between."),
     ("use_rslora", True, "Multiply by alpha / sqrt(rank), for high ranks."),
+    ("virtual_tokens", int, "Learnt tokens before a text, of prompt, p-tuning and prefix."),
+    ("prompt_init", PROMPT_INITS, "What these begin with; zero is for prefix, vocabulary and text for prompt."),
+    ("prompt_text", TEXT, "The text of --prompt-init text."),
+    ("encoder_width", int, "Of the network that makes them in training; prefix has one where this is given."),
+    ("bottleneck", int, "How narrow the networks of adapter are."),
+    ("bottleneck_at", BOTTLENECK_PLACES, "Behind which halves of layers they stand."),
+    ("bottleneck_activation", BOTTLENECK_ACTIVATIONS, "The function in the middle of them."),
 ]
 _TRAIN: list[tuple[str, Any, str]] = [
     ("epochs", float, "How often all examples are seen."),
@@ -148,13 +166,15 @@ def _option(kind: type, name: str, default: Any, of: Any, text: str) -> Callable
         words |= {"multiple": True, "default": (), "metavar": "NAME"}
     elif isinstance(of, tuple):
         words["type"] = click.Choice(of)
+    elif of is TEXT:
+        words["metavar"] = "TEXT"
     else:
         words |= {"type": of, "metavar": {int: "N", float: "X", str: "NAMES"}[of]}
     return click.option(f"--{long_name}", name, **words)
 
 
 def _default(default: Any) -> str:
-    if default is None or default is False or default is MISSING:
+    if default is None or default is False or default is MISSING or default == "":
         return ""
     if default is True:
         return "  [default: on]"

@@ -105,6 +105,7 @@ class Training:
         from edgellm.train.settings import made
 
         weights: Any = made(self.weights, settings)
+        weights.check()
         config = made(TrainConfig, settings)
         examples = made(DataConfig, settings)
         task = task_of(lambda kind: made(kind, settings)) if task_of else None

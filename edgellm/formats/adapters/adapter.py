@@ -172,6 +172,8 @@ class Adapter:
                 raise FormatError(f"{name}: the adapter holds NaN or infinity; its training failed, or it is damaged")
         if self.score is not None and (self.score.ndim != 2 or len(self.score) != 1):
             raise FormatError(f"{SCORE} has the shape {list(self.score.shape)}; expected [1, n_embd], for one reward")
+        if self.score is not None and self.method not in ("lora", "dora"):
+            raise FormatError(f"a reward model of the kind {self.method!r}; edgellm knows those of lora and dora")
 
     def refuse_score(self, use: str) -> None:
         """Raise UsageError for a reward model, where texts are to be written."""

@@ -26,7 +26,7 @@ from edgellm.train.preference.rollout import Answer, Sampled, in_passes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgellm.train.lora import LoraLearner
+    from edgellm.train.methods import AdapterLearner
 
 VALUE, VALUE_BIAS = "value.weight", "value.bias"
 HELD = 0x4E1D  # tells the draws of validation from those of steps
@@ -49,7 +49,7 @@ class PolicyLearner:
 
     def __init__(
         self,
-        learner: LoraLearner,
+        learner: AdapterLearner,
         config: GrpoConfig | PpoConfig,
         prompts: Sequence[Asked],
         rewards: Sequence[Reward],
@@ -87,8 +87,9 @@ class PolicyLearner:
         # As it is now: whatever kind of small weights it has, it is loaded as one that was trained.
         adapter = LoadedAdapter("trained", None, self._learner.adapter(), model._runner.tensors)
         used = AdapterSet(((adapter, 1.0),))
+        room = model.n_ctx - used.n_virtual
         requests = [
-            Drawn(prompt, min(config.max_new_tokens, model.n_ctx - len(prompt)), model.tokenizer.stop_ids,
+            Drawn(prompt, min(config.max_new_tokens, room - len(prompt)), model.tokenizer.stop_ids,
                   (self._seed, *seed, number, n), used)
             for number in numbers
             for prompt in [self._prompts[number].documents.ids.tolist()]
@@ -107,12 +108,12 @@ class PolicyLearner:
             said = request.answer[:-1] if request.has_ended else request.answer
             prompt = self._prompts[number].prompt
             text = tokenizer.decode(said, skip_special=True)
-            found.append(Answered(prompt.asked, text, request.tokens, prompt.columns))
+            found.append(Answered(prompt.asked, text, request.written, prompt.columns))
         rewards = total_rewards(self._rewards, found)
         lengths = np.array([len(request.answer) for request in requests], np.float64)
         self._figures.add({"reward": rewards, "answer_tokens": lengths})
         return [
-            Answer(number, one.text, request.tokens, len(request.tokens) - len(request.answer), float(reward))
+            Answer(number, one.text, request.written, len(request.written) - len(request.answer), float(reward))
             for number, one, request, reward in zip(numbers, found, requests, rewards, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters.adapter import SCORE
 from edgellm.train.data.encoder import Pair
@@ -31,7 +32,7 @@ from edgellm.train.task import Plan, Work
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgellm.train.lora import LoraLearner
+    from edgellm.train.methods import AdapterLearner
 
 FIRST_DEVIATION = 0.02  # of the head's first weights, as in transformers
 
@@ -42,7 +43,7 @@ class RewardLearner:
     margins:  float64 [n_examples], see `bradley_terry`.
     """
 
-    def __init__(self, learner: LoraLearner, margins: Floats, config: RewardConfig, seed: int = 0) -> None:
+    def __init__(self, learner: AdapterLearner, margins: Floats, config: RewardConfig, seed: int = 0) -> None:
         self._learner, self._margins, self._config = learner, margins, config
         self._norm, self._figures = FinalNorm.of(learner.model), Figures()
         random = np.random.default_rng((seed, len(self._norm.weight)))
@@ -111,6 +112,12 @@ class RewardTask:
         n_batch = max(DEFAULT_BATCH, longest_example(plan.examples))
         batches = AnswerBatches(plan.examples, plan.n_learnt, plan.config, n_batch)
         with closing(plan.learner(n_batch)) as lora:
+            if lora.config.method not in ("lora", "dora"):
+                raise UsageError(
+                    f"method is {lora.config.method!r}; a reward model is trained with lora or dora, which have a "
+                    "place for its head",
+                    parameter="method",
+                )
             learner = RewardLearner(lora, self._margins(plan.examples), self.config, plan.config.seed)
             yield Work(learner, batches, learner.adapter)
 

@@ -105,6 +105,8 @@ def test_dora_is_a_method(tiny_path, facts, out, capsys) -> None:
         (["--target-modules", ""], '--target-modules is ['),
         (["--schedule", "step"], "Invalid value for '--schedule': 'step' is not one of"),
         (["--max-length", "2"], "there is nothing to learn in"),
+        (["--dora", "--virtual-tokens", "4"], "--virtual-tokens is 4, which method 'dora' does not have"),
+        (["--method", "prefix", "--prompt-init", "text"], "--prompt-init is 'text'; method 'prefix' begins with"),
         (["--resume"], "holds no checkpoint to go on from; leave out --resume to begin"),
         (["--config", "none.yaml"], "none.yaml cannot be read: No such file or directory"),
         (["--data", "none.jsonl"], "none.jsonl: No such file or directory"),
