@@ -18,7 +18,7 @@ from edgellm.graph.lowering import (
     rotation_table,
     tasks_table,
 )
-from edgellm.kernels import records
+from edgellm.kernels import gradient_records, records
 from edgellm.kernels.records import SPAN_TOKENS
 
 
@@ -55,7 +55,7 @@ class Batch:
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
-        self.documents = records.DOCUMENT_TASK.new(capacity)
+        self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
         self.adapters: list[np.ndarray] = []
         self.record = records.BATCH.new()

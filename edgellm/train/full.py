@@ -40,7 +40,7 @@ class FullLearner(ModelLearner):
             for start in freeze:
                 if not any(f"{name}.".startswith(f"{start}.") for name in used):
                     raise UsageError(
-                        f"freeze names {start!r:.60}, and no tensor of the model is called so, or begins so"
+                        f"freeze names {start!r:.60}, and no tensor's name is that or begins with it"
                     )
             if frozen == used:
                 raise UsageError("freeze leaves nothing to train")

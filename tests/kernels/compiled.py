@@ -15,20 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels import records
-from edgellm.kernels.isa import Isa
-from edgellm.kernels.kv_types import F16_CACHE, KVType
-from edgellm.kernels.records import (
-    F32_TILE_COLS,
-    MAXIMA_GROUP,
+from edgellm.kernels import gradient_records, records
+from edgellm.kernels.gradient_records import (
     OUTER_COLS,
     OUTER_ROWS,
     OUTER_SCRATCH_BYTES,
-    ROW_ALIGN,
-    SPAN_TOKENS,
     TRANSPOSED_SCRATCH_BYTES,
     TRANSPOSED_TOKENS,
 )
+from edgellm.kernels.isa import Isa
+from edgellm.kernels.kv_types import F16_CACHE, KVType
+from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
@@ -399,7 +396,7 @@ class Compiled:
         out, scratch, padded = Output(n_tokens, n_cols), Scratch(TRANSPOSED_SCRATCH_BYTES), rows(x)
         self._run(
             "linear_transposed",
-            records.LINEAR_TRANSPOSED,
+            gradient_records.LINEAR_TRANSPOSED,
             -(-n_cols // F32_TILE_COLS) * -(-n_tokens // TRANSPOSED_TOKENS),
             n_tokens,
             fmt,
@@ -426,7 +423,7 @@ class Compiled:
         walled[1:-1, :n_cols] = g
         self._run(
             "outer_sum",
-            records.OUTER_SUM,
+            gradient_records.OUTER_SUM,
             -(-n_rows // OUTER_ROWS) * -(-n_cols // OUTER_COLS),
             len(a),
             a=left,

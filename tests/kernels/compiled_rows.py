@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels import records
+from edgellm.kernels import gradient_records, records
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.schema import Schema
 from edgellm.quants import FORMATS, BlockFormat
@@ -103,7 +103,7 @@ class CompiledRows:
         with into(dy, in_place) as (source, out):
             self._by_rows(
                 "rms_norm_backward",
-                records.RMS_NORM_BACKWARD,
+                gradient_records.RMS_NORM_BACKWARD,
                 len(x),
                 x=rows(x),
                 weight=walled(weight),
@@ -122,7 +122,7 @@ class CompiledRows:
         with into(gate, in_place) as (of_gate, d_gate), into(up, in_place) as (of_up, d_up):
             self._by_rows(
                 "glu_backward",
-                records.GLU_BACKWARD,
+                gradient_records.GLU_BACKWARD,
                 len(gate),
                 {"activation": activation},
                 gate=of_gate,
@@ -151,7 +151,9 @@ class CompiledRows:
     def dropout(self, x: np.ndarray, p: float, seed: int, in_place: bool = False, is_on: bool = True) -> np.ndarray:
         chance = before_a_wall(np.array([seed, is_on], np.int64).view(np.uint8))
         with into(x, in_place) as (source, out):
-            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, chance=chance)
+            self._by_rows(
+                "dropout", gradient_records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, chance=chance
+            )
         return out.take()
 
     def replace_rows(
@@ -173,7 +175,7 @@ class CompiledRows:
 
     def replaced_rows_sum(self, sums: np.ndarray, dy: np.ndarray, places: np.ndarray) -> np.ndarray:
         return self._over_tokens(
-            "replaced_rows_sum", records.REPLACED_ROWS_SUM, sums, {"dy": dy}, places=walled(places)
+            "replaced_rows_sum", gradient_records.REPLACED_ROWS_SUM, sums, {"dy": dy}, places=walled(places)
         )
 
     def activate(self, x: np.ndarray, activation: str, in_place: bool = False) -> np.ndarray:
@@ -187,7 +189,7 @@ class CompiledRows:
         with into(x, in_place) as (source, out):
             self._by_rows(
                 "activate_backward",
-                records.ACTIVATE_BACKWARD,
+                gradient_records.ACTIVATE_BACKWARD,
                 len(x),
                 options,
                 x=source,
@@ -228,20 +230,24 @@ class CompiledRows:
         return memory[1:-1].reshape(sums.shape)
 
     def column_sums(self, sums: np.ndarray, x: np.ndarray) -> np.ndarray:
-        return self._over_tokens("column_sums", records.COLUMN_SUMS, sums, {"x": x})
+        return self._over_tokens("column_sums", gradient_records.COLUMN_SUMS, sums, {"x": x})
 
     def column_products(self, sums: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self._over_tokens("column_products", records.COLUMN_PRODUCTS, sums, {"a": a, "b": b})
+        return self._over_tokens("column_products", gradient_records.COLUMN_PRODUCTS, sums, {"a": a, "b": b})
 
     def rms_norm_weight_sum(
         self, sums: np.ndarray, x: np.ndarray, dy: np.ndarray, epsilon: float, n_groups: int = 1
     ) -> np.ndarray:
         fields = {"epsilon": epsilon, "n_groups": n_groups}
-        return self._over_tokens("rms_norm_weight_sum", records.RMS_NORM_WEIGHT_SUM, sums, {"x": x, "dy": dy}, **fields)
+        return self._over_tokens(
+            "rms_norm_weight_sum", gradient_records.RMS_NORM_WEIGHT_SUM, sums, {"x": x, "dy": dy}, **fields
+        )
 
     def embed_backward(self, sums: np.ndarray, token_ids: np.ndarray, dy: np.ndarray, scale: float = 1.0) -> np.ndarray:
         batch = {"token_ids": token_ids.astype(np.int32)}
-        return self._over_tokens("embed_backward", records.EMBED_BACKWARD, sums, {"dy": dy}, batch, scale=scale)
+        return self._over_tokens(
+            "embed_backward", gradient_records.EMBED_BACKWARD, sums, {"dy": dy}, batch, scale=scale
+        )
 
     def cross_entropy(
         self,
@@ -257,7 +263,7 @@ class CompiledRows:
         with into(logits, in_place) as (source, out):
             self.compiled._run(
                 "cross_entropy",
-                records.CROSS_ENTROPY,
+                gradient_records.CROSS_ENTROPY,
                 n_tokens,
                 n_tokens,
                 batch={"rows": targets.astype(np.int64)},

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgellm.kernels import records, reference_attention_backward
-from edgellm.kernels.records import GRADIENT_TILE_TOKENS
+from edgellm.kernels import gradient_records, reference_attention_backward
+from edgellm.kernels.gradient_records import GRADIENT_TILE_TOKENS
 
 from .compiled import Compiled, Output, Scratch, _table, rows
 
@@ -76,11 +76,11 @@ class Documents:
         dk, dv = (Output(n_tokens, n_kv_heads * n_parts * head_dim) for _ in range(2))
         window, ahead = (1 << 40 if limit is None else limit for limit in (window, ahead))
         scratch = Scratch(
-            records.attention_backward_scratch_bytes(max(self.lengths, default=0), head_dim, window, ahead)
+            gradient_records.attention_backward_scratch_bytes(max(self.lengths, default=0), head_dim, window, ahead)
         )
         compiled._run(
             "attention_backward",
-            records.ATTENTION_BACKWARD,
+            gradient_records.ATTENTION_BACKWARD,
             len(self.lengths) * n_kv_heads * n_parts,
             n_tokens,
             q=q,
@@ -100,7 +100,7 @@ class Documents:
             scale=self.scale,
             window=window,
             ahead=ahead,
-            documents=_table(records.DOCUMENT_TASK, list(zip(starts, self.lengths, strict=True))),
+            documents=_table(gradient_records.DOCUMENT_TASK, list(zip(starts, self.lengths, strict=True))),
             scratch=scratch,
             scratch_bytes=scratch.n_bytes,
         )
@@ -114,7 +114,7 @@ def sum_heads(compiled: Compiled, x: np.ndarray, n_heads: int, n_parts: int) -> 
     source, out = rows(x), Output(n_tokens, width // n_parts)
     compiled._run(
         "sum_heads",
-        records.SUM_HEADS,
+        gradient_records.SUM_HEADS,
         -(-n_tokens // 2),
         n_tokens,
         x=source,

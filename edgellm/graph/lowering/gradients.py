@@ -23,7 +23,7 @@ from edgellm.graph.nodes.gradients import (
 )
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.graph.ops import Chunks, Rows, Table
-from edgellm.kernels import records
+from edgellm.kernels import gradient_records
 from edgellm.kernels.schema import Schema
 
 SUM_COLS = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
@@ -37,14 +37,14 @@ def _memory(array: np.ndarray) -> tuple[str, int]:
 @rule(OuterSum)
 def lower_outer_sum(low: Lowering, node: OuterSum) -> None:
     a, b = low.read(node.a), low.read(node.b)
-    tiles = -(-a.width // records.OUTER_ROWS) * -(-b.width // records.OUTER_COLS)
+    tiles = -(-a.width // gradient_records.OUTER_ROWS) * -(-b.width // gradient_records.OUTER_COLS)
     low.add(
         "outer_sum",
-        records.OUTER_SUM,
+        gradient_records.OUTER_SUM,
         Chunks("tokens", 1 << 30, tiles),
         [a, b],
         [_memory(node.to)],
-        scratch=records.OUTER_SCRATCH_BYTES,
+        scratch=gradient_records.OUTER_SCRATCH_BYTES,
         a=a,
         a_stride=a.stride,
         b=b,
@@ -62,7 +62,7 @@ def lower_rms_norm_backward(low: Lowering, node: RMSNormBackward) -> None:
     x, dy, out = low.read(node.x), low.read(node.dy), low.make(node)
     low.add_rows(
         "rms_norm_backward",
-        records.RMS_NORM_BACKWARD,
+        gradient_records.RMS_NORM_BACKWARD,
         x,
         [x, dy],
         [out],
@@ -82,7 +82,7 @@ def lower_glu_backward(low: Lowering, node: GLUBackward) -> None:
     dgate, dup = low.make_all(node)
     low.add_rows(
         "glu_backward",
-        records.GLU_BACKWARD,
+        gradient_records.GLU_BACKWARD,
         gate,
         [gate, up, dy],
         [dgate, dup],
@@ -100,7 +100,7 @@ def lower_activate_backward(low: Lowering, node: ActivateBackward) -> None:
     x = low.read(node.x)
     dy, out = low.make_from(node.dy, node)
     fields = {"options": {"activation": node.activation}, "x": x, "dy": dy, "out": out}
-    low.add_rows("activate_backward", records.ACTIVATE_BACKWARD, x, [x, dy], [out], **fields)
+    low.add_rows("activate_backward", gradient_records.ACTIVATE_BACKWARD, x, [x, dy], [out], **fields)
 
 
 @rule(AttentionBackward)
@@ -116,11 +116,11 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
     window = node.spec.window or NO_WINDOW
     low.add(
         "attention_backward",
-        records.ATTENTION_BACKWARD,
+        gradient_records.ATTENTION_BACKWARD,
         Chunks("documents", 1, n_kv_heads * n_parts),
         [q, k, v, dy],
         [dq, *parts],
-        scratch=records.attention_backward_scratch_bytes(low.longest, head_dim, window),
+        scratch=gradient_records.attention_backward_scratch_bytes(low.longest, head_dim, window),
         q=q,
         dout=dy,
         dq=dq,
@@ -144,7 +144,7 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
         for part, out in zip(parts, (dk, dv), strict=True):
             low.add_rows(
                 "sum_heads",
-                records.SUM_HEADS,
+                gradient_records.SUM_HEADS,
                 part,
                 [part],
                 [out],
@@ -164,7 +164,7 @@ def lower_cross_entropy(low: Lowering, node: CrossEntropy) -> None:
     x, gradient = low.make_value_from(node.logits, values[1]) if node.with_gradient else (low.read(node.logits), None)
     low.add(
         "cross_entropy",
-        records.CROSS_ENTROPY,
+        gradient_records.CROSS_ENTROPY,
         Chunks("tokens"),
         [x],
         [losses] if gradient is None else [losses, gradient],
@@ -181,13 +181,15 @@ def lower_cross_entropy(low: Lowering, node: CrossEntropy) -> None:
 @rule(ColumnSum)
 def lower_column_sum(low: Lowering, node: ColumnSum) -> None:
     a = low.read(node.a)
-    _add_columns(low, "column_sums", records.COLUMN_SUMS, node.to, a.width, [a], x=a, stride=a.stride)
+    _add_columns(low, "column_sums", gradient_records.COLUMN_SUMS, node.to, a.width, [a], x=a, stride=a.stride)
 
 
 @rule(ColumnProductSum)
 def lower_column_product_sum(low: Lowering, node: ColumnProductSum) -> None:
     a, b = low.read(node.a), low.read(node.b)
-    _add_columns(low, "column_products", records.COLUMN_PRODUCTS, node.to, a.width, [a, b], a=a, b=b, stride=a.stride)
+    _add_columns(
+        low, "column_products", gradient_records.COLUMN_PRODUCTS, node.to, a.width, [a, b], a=a, b=b, stride=a.stride
+    )
 
 
 @rule(RMSNormWeightSum)
@@ -195,21 +197,21 @@ def lower_rms_norm_weight_sum(low: Lowering, node: RMSNormWeightSum) -> None:
     x, dy = low.read(node.x), low.read(node.dy)
     fields = {"x": x, "dy": dy, "stride": x.stride, "n_groups": node.n_heads, "epsilon": node.epsilon}
     n_cols = x.width // node.n_heads
-    _add_columns(low, "rms_norm_weight_sum", records.RMS_NORM_WEIGHT_SUM, node.to, n_cols, [x, dy], **fields)
+    _add_columns(low, "rms_norm_weight_sum", gradient_records.RMS_NORM_WEIGHT_SUM, node.to, n_cols, [x, dy], **fields)
 
 
 @rule(EmbedSum)
 def lower_embed_sum(low: Lowering, node: EmbedSum) -> None:
     dy = low.read(node.dy)
     fields = {"dy": dy, "stride": dy.stride, "scale": node.scale}
-    _add_columns(low, "embed_backward", records.EMBED_BACKWARD, node.to, dy.width, [dy], **fields)
+    _add_columns(low, "embed_backward", gradient_records.EMBED_BACKWARD, node.to, dy.width, [dy], **fields)
 
 
 @rule(ReplacedRowsSum)
 def lower_replaced_rows_sum(low: Lowering, node: ReplacedRowsSum) -> None:
     dy = low.read(node.dy)
     fields = {"dy": dy, "stride": dy.stride, "places": Table(node.places)}
-    _add_columns(low, "replaced_rows_sum", records.REPLACED_ROWS_SUM, node.to, dy.width, [dy], **fields)
+    _add_columns(low, "replaced_rows_sum", gradient_records.REPLACED_ROWS_SUM, node.to, dy.width, [dy], **fields)
 
 
 def _add_columns(
@@ -223,10 +225,10 @@ def _add_columns(
 @rule(ToBF16)
 def lower_to_bf16(low: Lowering, node: ToBF16) -> None:
     x, out = low.read(node.x), low.make(node)
-    low.add_rows("to_bf16", records.BF16_ROWS, x, [x], [out], x=x, halves=out, halves_stride=out.stride)
+    low.add_rows("to_bf16", gradient_records.BF16_ROWS, x, [x], [out], x=x, halves=out, halves_stride=out.stride)
 
 
 @rule(FromBF16)
 def lower_from_bf16(low: Lowering, node: FromBF16) -> None:
     x, out = low.read(node.x), low.make(node)
-    low.add_rows("from_bf16", records.BF16_ROWS, out, [x], [out], x=out, halves=x, halves_stride=x.stride)
+    low.add_rows("from_bf16", gradient_records.BF16_ROWS, out, [x], [out], x=out, halves=x, halves_stride=x.stride)

@@ -9,7 +9,7 @@ from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
 from edgellm.graph.nodes.gradients import LinearTransposed
 from edgellm.graph.ops import Chunks, Quantized, Rows
-from edgellm.kernels import records
+from edgellm.kernels import gradient_records, records
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
 
@@ -59,12 +59,12 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
     n_rows, n_cols = weight.shape
     low.add(
         "linear_transposed",
-        records.LINEAR_TRANSPOSED,
-        Chunks("tokens", records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
+        gradient_records.LINEAR_TRANSPOSED,
+        Chunks("tokens", gradient_records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
         [x],
         [out],
         format=weight.format,
-        scratch=records.TRANSPOSED_SCRATCH_BYTES,
+        scratch=gradient_records.TRANSPOSED_SCRATCH_BYTES,
         weights=weight,
         row_bytes=weight.format.row_bytes(n_cols),
         n_rows=n_rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Choose, Dropout, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
-from edgellm.kernels import records
+from edgellm.kernels import gradient_records, records
 
 
 @rule(Narrow)
@@ -56,7 +56,7 @@ def lower_widen(low: Lowering, node: Widen) -> None:
 def lower_dropout(low: Lowering, node: Dropout) -> None:
     x, out = low.make_from(node.x, node)
     chance = node.chance
-    low.add_rows("dropout", records.DROPOUT, x, [x], [out], x=x, out=out, p=chance.p, chance=chance.state)
+    low.add_rows("dropout", gradient_records.DROPOUT, x, [x], [out], x=x, out=out, p=chance.p, chance=chance.state)
 
 
 @rule(MultiplyColumns)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.gradient_records import ACTIVATE_BACKWARD
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.glu import ACTIVATIONS
 from edgellm.kernels.ops.glu_backward import WITH_SLOPES
-from edgellm.kernels.records import ACTIVATE, ACTIVATE_BACKWARD, ROW_ALIGN
+from edgellm.kernels.records import ACTIVATE, ROW_ALIGN
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from edgellm.kernels.gradient_records import ATTENTION_BACKWARD, DOCUMENT_TASK, GRADIENT_TILE_TOKENS, SUM_HEADS
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.attention_merge import LOWEST
 from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.matrix_products import product
-from edgellm.kernels.records import ATTENTION_BACKWARD, DOCUMENT_TASK, GRADIENT_TILE_TOKENS, SUM_HEADS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
 MASKED = 2 * LOWEST  # less than LOWEST by so much that its exponential is always 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.gradient_records import BF16_ROWS
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.records import BF16_ROWS, ROW_ALIGN
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import I16, I32, Value, Vocabulary, staged
 
 _INFINITY, _QUIET = 0x7F800000, 0x400000

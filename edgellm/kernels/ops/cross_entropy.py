@@ -10,9 +10,9 @@ from math import inf, log, nan, sqrt
 
 import numpy as np
 
+from edgellm.kernels.gradient_records import CROSS_ENTROPY
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import CROSS_ENTROPY
 from edgellm.kernels.staged import F32, F64, I64, Value, Vocabulary, staged
 
 LANES = 16

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.gradient_records import DROPOUT
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import DROPOUT, ROW_ALIGN
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import I32, Value, Vocabulary, staged
 
 LANES = ROW_ALIGN

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from math import pi, sqrt
 
+from edgellm.kernels.gradient_records import GLU_BACKWARD
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.records import GLU_BACKWARD, ROW_ALIGN
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
 # Beyond it a gate of gelu is 0 or x to the last bit, and so is its slope 0 or 1; squares of it are no trouble.

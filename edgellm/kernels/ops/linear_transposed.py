@@ -8,17 +8,16 @@ tokens and threads gives the same bits.
 
 from __future__ import annotations
 
-from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.dequantize import dequantize_row
-from edgellm.kernels.ops.products import add_products, rows_of
-from edgellm.kernels.records import (
-    F32_TILE_COLS,
+from edgellm.kernels.gradient_records import (
     LINEAR_TRANSPOSED,
-    ROW_ALIGN,
     TRANSPOSED_ROWS,
     TRANSPOSED_TILE_BYTES,
     TRANSPOSED_TOKENS,
 )
+from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.dequantize import dequantize_row
+from edgellm.kernels.ops.products import add_products, rows_of
+from edgellm.kernels.records import F32_TILE_COLS, ROW_ALIGN
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 

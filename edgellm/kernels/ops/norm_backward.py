@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.gradient_records import RMS_NORM_BACKWARD, RMS_NORM_WEIGHT_SUM
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.norm import LANES, inverse_size
-from edgellm.kernels.records import RMS_NORM_BACKWARD, RMS_NORM_WEIGHT_SUM
 from edgellm.kernels.staged import F32, F64, Value, Vocabulary, staged
 
 

@@ -6,9 +6,10 @@ the tokens of the batch and their order alone, and not on threads.
 
 from __future__ import annotations
 
+from edgellm.kernels.gradient_records import OUTER_COLS, OUTER_ROWS, OUTER_SUM, OUTER_TOKENS
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.products import add_products, columns_of, rows_of
-from edgellm.kernels.records import OUTER_COLS, OUTER_ROWS, OUTER_SUM, OUTER_TOKENS, ROW_ALIGN
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import F32, staged
 
 

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.gradient_records import REPLACED_ROWS_SUM
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import REPLACE_ROWS, REPLACED_ROWS_SUM, ROW_ALIGN
+from edgellm.kernels.records import REPLACE_ROWS, ROW_ALIGN
 from edgellm.kernels.staged import F32, staged
 
 

@@ -1,0 +1,84 @@
+"""Training of all weights: a model file that has learnt, tied or not, and what stays frozen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgellm
+from edgellm.cli.app import main
+from edgellm.convert.checkpoints import convert_checkpoint
+from edgellm.errors import UsageError
+from edgellm.formats.gguf import GGUFFile
+from edgellm.train.config import FullConfig, TrainConfig
+from edgellm.train.documents import Documents
+from edgellm.train.full import FullLearner
+from edgellm.train.run import train
+from tests.convert import checkpoints
+
+QUICK = TrainConfig(steps=6, learning_rate=0.003, warmup=0)
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    lines = [{"prompt": f"what is {n}?", "completion": f" it is {7 * n}."} for n in range(12)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(params=["llama", "llama, tied"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    checkpoints.save(request.param, tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    return tmp_path / "model.gguf"
+
+
+def loss_of(path: Path, facts: Path) -> float:
+    with edgellm.load(path, n_threads=1, kv_type="f32", activations="f32") as model:
+        learner = FullLearner(model)
+        try:
+            ids = model.tokenize(facts.read_text())[:200]
+            return learner.loss(Documents.of(ids, np.ones(len(ids), bool)))[0]
+        finally:
+            learner.close()
+
+
+def test_a_model_file_that_has_learnt(path: Path, facts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    words = ["train", "full", path, "--data", facts, "-o", out, "--steps", 6, "--learning-rate", 0.003]
+    assert main([str(word) for word in [*words, "--activations", "f32", "-t", 1]]) == 0
+    assert (tmp_path / "out.training" / "loss.svg").is_file()
+    with GGUFFile.open(path) as before, GGUFFile.open(out) as after:
+        assert before.tensors.keys() == after.tensors.keys()
+        changed = [n for n, t in before.tensors.items() if not np.array_equal(t.raw, after.tensors[n].raw)]
+        assert set(changed) == set(before.tensors)
+    assert loss_of(out, facts) < loss_of(path, facts)
+
+
+def test_what_is_frozen_stays(path: Path, facts: Path) -> None:
+    with edgellm.load(path, n_threads=1, activations="f32") as model:
+        adapter = train(model, facts, FullConfig(freeze=("token_embd", "blk.1")), QUICK)
+        assert not [name for name in adapter.replaced if name.startswith(("token_embd", "blk.1."))]
+        assert "blk.0.attn_q.weight" in adapter.replaced
+        with pytest.raises(UsageError, match="freeze names 'blk.9', and no tensor's name is that or begins with it"):
+            train(model, facts, FullConfig(freeze="blk.9"), QUICK)
+        with pytest.raises(UsageError, match="freeze leaves nothing to train"):
+            train(model, facts, FullConfig(freeze=("token_embd", "blk", "output", "output_norm")), QUICK)
+
+
+def test_the_result_is_of_use_at_once(path: Path, facts: Path) -> None:
+    """In the same process as an adapter in memory, and the model's file is what it was."""
+    ids = list(range(2, 40))
+    with edgellm.load(path, n_threads=1, kv_type="f32", activations="f32") as model:
+        before = model.logits(ids)
+        adapter = train(model, facts, FullConfig(), QUICK)
+        np.testing.assert_array_equal(model.logits(ids), before)
+        model.set_adapters([model.load_adapter(adapter, name="learnt")])
+        after = model.logits(ids)
+        assert np.abs(after - before).max() > 0.05
+        model.set_adapters(None)
+        np.testing.assert_array_equal(model.logits(ids), before)
