@@ -69,8 +69,14 @@ def made(kind: type[Config], settings: Mapping[str, Any]) -> Config:
 
 
 def as_settings(*configs: Any) -> dict[str, Any]:
-    """The fields of parameter objects, by name."""
-    return {name: value for config in configs for name, value in asdict(config).items()}
+    """The fields of parameter objects, by name. Raises ValueError when two have a field of one name."""
+    found: dict[str, Any] = {}
+    for config in configs:
+        fields_of = asdict(config)
+        if shared := found.keys() & fields_of:
+            raise ValueError(f"two kinds of settings have a field {sorted(shared)[0]!r}")
+        found |= fields_of
+    return found
 
 
 def _entries(path: Path) -> Iterable[tuple[str, Any, int]]:

@@ -11,12 +11,12 @@ COMMANDS = {
     "lora": "Teach a model new things by small weights beside its own: LoRA, or another --method.",
     "new": "Train a model from nothing: its shape, tokenizer and weights.",
     "plan": "Say what size, text and time go together.",
-    "dpo": "Teach a model which of two answers is better (DPO).",
-    "kto": "Teach a model from answers that are good or not (KTO).",
-    "orpo": "Teach a model to answer and to prefer at once (ORPO).",
-    "reward": "Teach a model to say how good an answer is.",
-    "grpo": "Teach a model by rewards for its own answers (GRPO).",
-    "ppo": "Teach a model by rewards for its own answers (PPO).",
+    "dpo": "Teach a model which of two answers is better (direct preference optimization).",
+    "kto": "Teach a model from answers that are good or not, without pairs (Kahneman-Tversky optimization).",
+    "orpo": "Teach a model to answer and to prefer at once (odds ratio preference optimization).",
+    "reward": "Teach a model to say how good an answer is (a reward model).",
+    "grpo": "Teach a model by rewards for its own answers (group relative policy optimization).",
+    "ppo": "Teach a model by rewards for its own answers (proximal policy optimization).",
     "preview": "Show examples as a model would see them, and what it would learn of them.",
 }
 

@@ -98,7 +98,7 @@ _SAMPLING: list[tuple[str, Any, str]] = [
     ("num_generations", int, "Answers to each prompt."),
     ("max_new_tokens", int, "Of an answer."),
     ("num_iterations", int, "Updates of the weights from the same answers."),
-    ("epsilon", float, "A token counts no more where its probability has changed by more than this share."),
+    ("clip_ratio", float, "A token counts no more where its probability has changed by more than this share."),
     ("beta", float, _BETA),
 ]
 _GRPO: list[tuple[str, Any, str]] = [
@@ -110,7 +110,7 @@ _PPO: list[tuple[str, Any, str]] = [
     *_SAMPLING,
     ("gamma", float, "What a reward counts a token earlier."),
     ("lam", float, "Of advantages (GAE): 1 goes by rewards, 0 by values."),
-    ("epsilon_value", float, "As --epsilon, for values."),
+    ("clip_value", float, "As --clip-ratio, for values."),
     ("vf_coef", float, "What the values' loss counts beside that of the tokens."),
 ]
 _SOURCES: list[tuple[str, Any, str]] = [

@@ -11,7 +11,7 @@ from edgellm.train.preference.config import OFFLINE, OrpoConfig
 @click.command("orpo")
 @training_options("orpo", OrpoConfig, usual=OFFLINE, without=("train_on",))
 def command(training: Training) -> None:
-    """Teach a model to answer, and which of two answers is better, at once (odds ratio preference optimization).
+    """Teach a model to answer and to prefer at once (odds ratio preference optimization).
 
     An example has two answers: {"prompt": ..., "chosen": ..., "rejected": ...}. The chosen ones are learnt too.
 

@@ -81,21 +81,21 @@ class SamplingConfig:
     num_generations: answers to each prompt.
     max_new_tokens:  of an answer.
     num_iterations:  updates of the weights from the same answers.
-    epsilon:         a token counts no more where its probability has changed by more than this share.
+    clip_ratio:      a token counts no more where its probability has changed by more than this share.
     beta:            how much being far from the model without the adapter costs.
     """
 
     num_generations: int = 8
     max_new_tokens: int = 128
     num_iterations: int = 1
-    epsilon: float = 0.2
+    clip_ratio: float = 0.2
     beta: float = 0.04
 
     def __post_init__(self) -> None:
         take(self, "num_generations", whole_number, 1)
         take(self, "max_new_tokens", whole_number, 1)
         take(self, "num_iterations", whole_number, 1)
-        take(self, "epsilon", positive_number)
+        take(self, "clip_ratio", positive_number)
         take(self, "beta", number, 0)
 
 
@@ -135,7 +135,7 @@ class GrpoConfig(SamplingConfig):
 
 @dataclass(frozen=True)
 class PpoConfig(SamplingConfig):
-    """gamma, lam: of the advantages, see `ppo`. epsilon_value: as epsilon, of values. vf_coef: what their loss counts
+    """gamma, lam: of the advantages, see `ppo`. clip_value: as clip_ratio, of values. vf_coef: what their loss counts
     beside that of the tokens.
     """
 
@@ -144,14 +144,14 @@ class PpoConfig(SamplingConfig):
     beta: float = 0.05
     gamma: float = 1.0
     lam: float = 0.95
-    epsilon_value: float = 0.2
+    clip_value: float = 0.2
     vf_coef: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         take(self, "gamma", number, 0, 1)
         take(self, "lam", number, 0, 1)
-        take(self, "epsilon_value", positive_number)
+        take(self, "clip_value", positive_number)
         take(self, "vf_coef", number, 0)
 
 

@@ -183,7 +183,7 @@ class PolicyLearner:
             old = policy if sampled.old is None else sampled.old
             with np.errstate(invalid="ignore", over="ignore"):  # the loop looks at the loss
                 found = clipped_loss(
-                    policy, old, sampled.reference, sampled.advantages, self._config.epsilon, self._beta
+                    policy, old, sampled.reference, sampled.advantages, self._config.clip_ratio, self._beta
                 )
             losses += float(sampled.weights_of_tokens @ found.losses)
             self._figures.add({"divergence": found.divergences, "clipped": found.is_clipped})
@@ -215,7 +215,7 @@ class PolicyLearner:
         """Add the gradients of the value head; gives its part of the loss."""
         config = self._config
         assert isinstance(config, PpoConfig) and sampled.returns is not None and sampled.old_values is not None
-        found = value_loss(self._values(features), sampled.old_values, sampled.returns, config.epsilon_value)
+        found = value_loss(self._values(features), sampled.old_values, sampled.returns, config.clip_value)
         self._figures.add({"value_loss": found.losses})
         weights = config.vf_coef * sampled.weights_of_tokens
         by_value = scale * weights * found.by_value
