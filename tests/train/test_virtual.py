@@ -12,6 +12,7 @@ import torch
 
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint
+from edgellm.engine.drawing import Drawn, draw
 from edgellm.errors import UsageError
 from edgellm.train.config import LoraConfig
 from edgellm.train.documents import Documents
@@ -186,6 +187,25 @@ def test_a_pass_of_many_documents_is_that_of_few(kind: str, tmp_path: Path) -> N
                     np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=GRADIENT * most, err_msg=name)
         finally:
             learner.close()
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, "adapter"])
+def test_a_loss_is_that_of_the_model_with_what_was_learnt(kind: str, tmp_path: Path) -> None:
+    checkpoints.save("llama", tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    ids = np.random.default_rng(3).integers(2, checkpoints.N_VOCAB, 40)
+    with edgellm.load(tmp_path / "model.gguf", n_threads=2, kv_type="f32", activations="f32") as model:
+        learner = learner_of(model, CONFIGS.get(kind, LoraConfig(method="adapter", bottleneck=5)))
+        losses = learner.negative_log_likelihoods(Documents.of(ids, np.ones(40, bool)))
+        model.load_adapter(learner.adapter(), "learnt")
+        learner.close()
+        model.set_adapters("learnt")
+        logits = model.logits(ids).astype(np.float64)
+        found = np.log(np.exp(logits).sum(1))[:-1] - logits[np.arange(39), ids[1:]]
+        np.testing.assert_allclose(losses, found, atol=LOSS, rtol=LOSS)
+        drawn = Drawn(ids[:10].tolist(), 4, (), (1,), model._adapters.usual)
+        draw(model._scheduler, [drawn])
+        assert drawn.written == [*ids[:10], *drawn.answer] and len(drawn.answer) == 4
 
 
 @pytest.mark.parametrize("kind", ["prompt", "prefix, projected"])
