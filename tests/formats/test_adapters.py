@@ -264,7 +264,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.v_proj"
         ({f"{FIRST.replace('0', '7')}.lora_A.weight": torch.zeros(4, 64)}, UnsupportedError, ("layers.7",)),
         ({"base_model.model.vision.lora_A.weight": torch.zeros(4, 64)}, UnsupportedError, ("vision",)),
         ({f"{FIRST}.lora_A.other.weight": torch.zeros(4, 64)}, UnsupportedError, ("lora_A.other",)),
-        ({"base_model.model.score.weight": torch.zeros(2, 64)}, UnsupportedError, ("score",)),
+        ({"base_model.model.score.weight": torch.zeros(2, 64)}, FormatError, ("score.weight", "[1, n_embd]")),
         ({"base_model.model.lm_head.weight": torch.zeros(2, 64)}, FormatError, ("output.weight", "[2, 64]")),
     ],
 )  # fmt: skip

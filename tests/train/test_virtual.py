@@ -12,6 +12,7 @@ import torch
 
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint
+from edgellm.engine.drawing import Drawn, draw
 from edgellm.errors import UsageError
 from edgellm.train.config import LoraConfig
 from edgellm.train.documents import Documents
@@ -184,6 +185,59 @@ def test_a_pass_of_many_documents_is_that_of_few(kind: str, tmp_path: Path) -> N
                 for name, gradient in learner.gradients.items():
                     most = np.abs(expected[name]).max()
                     np.testing.assert_allclose(gradient, expected[name], rtol=0, atol=GRADIENT * most, err_msg=name)
+        finally:
+            learner.close()
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, "adapter"])
+def test_a_loss_is_that_of_the_model_with_what_was_learnt(kind: str, tmp_path: Path) -> None:
+    checkpoints.save("llama", tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    ids = np.random.default_rng(3).integers(2, checkpoints.N_VOCAB, 40)
+    with edgellm.load(tmp_path / "model.gguf", n_threads=2, kv_type="f32", activations="f32") as model:
+        learner = learner_of(model, CONFIGS.get(kind, LoraConfig(method="adapter", bottleneck=5)))
+        losses = learner.negative_log_likelihoods(Documents.of(ids, np.ones(40, bool)))
+        model.load_adapter(learner.adapter(), "learnt")
+        learner.close()
+        model.set_adapters("learnt")
+        logits = model.logits(ids).astype(np.float64)
+        found = np.log(np.exp(logits).sum(1))[:-1] - logits[np.arange(39), ids[1:]]
+        np.testing.assert_allclose(losses, found, atol=LOSS, rtol=LOSS)
+        drawn = Drawn(ids[:10].tolist(), 4, (), (1,), model._adapters.usual)
+        draw(model._scheduler, [drawn])
+        assert drawn.written == [*ids[:10], *drawn.answer] and len(drawn.answer) == 4
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix, projected"])
+def test_hidden_states_and_their_gradients_are_those_of_the_documents(kind: str, tmp_path: Path) -> None:
+    """By the gradient of hidden states, as by that of losses; what looks at several passes sees one."""
+    checkpoints.save("llama", tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    random = np.random.default_rng(3)
+    parts = [Documents.of(random.integers(2, checkpoints.N_VOCAB, 4), np.ones(4, bool)) for _ in range(40)]
+    joined = Documents.joined(parts)
+    with edgellm.load(tmp_path / "model.gguf", n_threads=2, kv_type="f32", activations="f32") as model:
+        learner = learner_of(model, CONFIGS[kind])
+        try:
+            hidden = learner.hidden(joined)
+            np.testing.assert_array_equal(hidden, np.concatenate([learner.hidden(part) for part in parts]))
+            seen: list[np.ndarray] = []
+            learner.negative_log_likelihoods(joined, seen.append)
+            learner.gradients_by(joined, np.zeros_like, seen.append)
+            for shown in seen:
+                np.testing.assert_array_equal(shown, hidden[joined.targets >= 0])
+            direction = random.normal(size=hidden.shape).astype(np.float32)
+            learner.gradients_by_hidden(joined, lambda found: direction)
+            name, step = next(iter(learner.parameters)), 2e-3
+            gradient = learner.gradients[name].copy()
+            change = random.normal(size=gradient.shape).astype(np.float32)
+            values = []
+            for side in (step, -step):
+                learner.parameters[name] += side * change
+                values.append((learner.hidden(joined).astype(np.float64) * direction).sum())
+                learner.parameters[name] -= side * change
+            slope = (values[0] - values[1]) / (2 * step)
+            assert (gradient * change).sum() == pytest.approx(slope, rel=0.02)
         finally:
             learner.close()
 

@@ -136,7 +136,7 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adap
         settings.rank_stabilized,
         settings.dropout,
         tuple(settings.notes),
-        score,
+        score=score,
     )
     adapter.check()
     return adapter
