@@ -13,11 +13,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from edgellm.arch import ModelGraphs
+from edgellm.engine.kv_cache import KVCache
 from edgellm.engine.runner import Span
 from edgellm.engine.scheduler import Scheduler
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
+from edgellm.graph.lowering import cache_table
 from edgellm.graph.nodes import GLU, Dropout, MultiplyColumns, RMSNorm
 from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.program import RowMemory
@@ -96,6 +98,9 @@ class GradientPasses:
         self._team = Team(runner.store, runner.n_threads, max(len(lowered.ops) for lowered in every))
         self._resources = ExitStack()
         self._resources.callback(self._team.close)
+        # A block for every document, were all of one token; the system gives the memory of those that are used.
+        self._cache = KVCache(runner.cache.layers, n_batch)
+        self._resources.callback(self._cache.close)
         self._batch = Batch(n_batch, forward)
         self._forward = self._program(forward, self._batch, {})
         self._gradient = RowMemory(graphs.hidden.width, n_batch)
@@ -147,14 +152,14 @@ class GradientPasses:
 
     @contextmanager
     def _read(self, texts: Texts) -> Iterator[dict[str, int]]:
-        """Run the body over documents, whose keys and values are in the cache meanwhile. Gives the counts of the run."""
+        """Run the body over documents; their keys and values are in the cache meanwhile. Gives the run's counts."""
         lengths = [int(length) for length in texts.lengths]
         with ExitStack() as stack:
             pieces, start = [], 0
             for length in lengths:
-                sequence = self._runner.cache.sequence()
+                sequence = self._cache.sequence()
                 stack.callback(sequence.release)
-                self._scheduler.reserve(sequence, length)
+                sequence.reserve(length)
                 pieces.append(Span(sequence, texts.ids[start : start + length].tolist()).piece())
                 start += length
             counts = self._batch.fill(pieces) | self._batch.fill_documents(lengths)
@@ -204,7 +209,8 @@ class GradientPasses:
         return Head(program, memory, losses, gradient)
 
     def _program(self, lowered: Lowered, batch: Batch, inputs: Mapping[Value, int]) -> Program:
-        return Program(lowered, self._runner.store, batch, self._team, self._runner.cache_tables(), inputs)
+        tables = {cache_table(i).name: self._cache.address(i) for i in range(len(self._cache.layers))}
+        return Program(lowered, self._runner.store, batch, self._team, tables, inputs)
 
 
 def _is_kept(value: Value) -> bool:

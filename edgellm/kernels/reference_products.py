@@ -22,7 +22,7 @@ def linear_transposed(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -
 
 
 def outer_sum(a: Floats, b: Floats, g: Floats, scale: float = 1.0) -> Floats:
-    """g + scale times the outer products of the rows of a and b: float32 [n_tokens, n_rows] and [n_tokens, n_cols] -> as g.
+    """g + scale times the outer products of rows: float32 [n_tokens, n_rows] and [n_tokens, n_cols] -> as g.
 
     Token after token, each by one fused multiply-add to what g [n_rows, n_cols] had: the bits of the kernel.
     """

@@ -23,7 +23,7 @@ from edgellm.train.scaling import (
     worth_of,
 )
 
-ASSUMED_SHARE = 0.4  # of the speed of products: attention, norms, the optimizer and small matrices take the rest
+ASSUMED_SHARE = 0.3  # of the speed of products: attention, norms, the optimizer and small matrices take the rest
 DEFAULT_VOCABULARY = 4096
 FITTED_WEIGHTS = 7e7  # of the smallest model behind Hoffmann's law
 FITTED_VOCABULARY = 32_000

@@ -129,7 +129,7 @@ def typed_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(kind: type, name: str, default: Any, of: Any, text: str) -> Callable[[Command], Command]:
-    words: dict[str, Any] = {"help": text + _default(default), "default": None, "callback": _checked(kind)}
+    words: dict[str, Any] = {"help": text + _default(default), "default": None, "callback": checked(kind)}
     long_name = name.replace("_", "-")
     if of is True:
         return click.option(_FLAGS.get(name, f"--{long_name}/--no-{long_name}"), name, **words)
@@ -148,7 +148,7 @@ def _default(default: Any) -> str:
     return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
 
 
-def _checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
+def checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """A check of an option's value by the settings that it belongs to, before any work begins."""
 
     def check(context: click.Context, option: click.Parameter, value: Any) -> Any:

@@ -45,7 +45,7 @@ def _amount_option(flag: str, name: str, text: str) -> Any:
 @_amount_option("--vocab", "vocab", "Tokens of the vocabulary.  [default: 4096]")
 @_amount_option("--model-speed", "model_speed",
                 "Tokens a second that a model of --params was seen to train at; nothing is measured then.")  # fmt: skip
-@_amount_option("--share", "share", "The share of the speed of products that training has.  [default: 0.4, assumed]")
+@_amount_option("--share", "share", "The share of the speed of products that training has.  [default: 0.3, assumed]")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,6 @@ from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 
 if TYPE_CHECKING:
-    from edgellm.train.loop import Step
     from edgellm.train.session import Summary
     from edgellm.train.task import Task
 
@@ -84,11 +83,12 @@ class Training:
         from edgellm.cli import models
         from edgellm.cli.terminal import note, one_line
         from edgellm.cli.train.live import Live
+        from edgellm.cli.train.outcome import outcome_lines
         from edgellm.cli.train.preview import summary_lines
         from edgellm.params import RuntimeConfig
         from edgellm.train.log import read_log
         from edgellm.train.run import check_run, train_adapter
-        from edgellm.train.session import LOG, last_checkpoint
+        from edgellm.train.session import CURVE, LOG, last_checkpoint
         from edgellm.train.settings import made
 
         lora, config, examples = made(LoraConfig, settings), made(TrainConfig, settings), made(DataConfig, settings)
@@ -116,7 +116,8 @@ class Training:
                     note(f"stopped; `{again}` goes on from step {step}")
                 raise
         held_out = _held_out(read_log(self.output / LOG), summary)
-        for name, line in _lines(summary, live.step, held_out, self.output):
+        lines = [*outcome_lines(summary, live.step, held_out), ("wrote", f"{self.output}: the adapter, {LOG}, {CURVE}")]
+        for name, line in lines:
             click.echo(one_line(f"{name:<12}{line}"))
 
 
@@ -175,32 +176,3 @@ def _held_out(entries: Sequence[Mapping[str, Any]], summary: Summary) -> dict[st
     before = found[min(found)]
     after = found.get(summary.weights_of) or found[max(found)]
     return {name: (before[name], after[name]) for name in before if name in after}
-
-
-def _lines(
-    summary: Summary, last: Step | None, held_out: Mapping[str, tuple[float, float]], output: Path
-) -> Iterator[tuple[str, str]]:
-    from edgellm.cli.terminal import size_text
-    from edgellm.cli.train.live import duration
-    from edgellm.train.session import CURVE, LOG
-
-    ends = {"early": ", stopped early", "asked": ", stopped"}.get(summary.stopped, "")
-    epochs = f", {last.epoch:.3g} epochs" if last else ""
-    yield "trained", f"{summary.step} of {summary.n_steps} steps{epochs}, in {duration(summary.seconds)}{ends}"
-    if summary.loss is not None:
-        yield "loss", f"{summary.loss:.4f}, mean of the last steps"
-    if summary.validation_loss is not None:
-        yield "validation", f"{summary.validation_loss:.4f} at best"
-    for name, (before, after) in held_out.items():
-        yield "held out", f"{name.replace('_', ' ')} {before:.3f} before, {after:.3f} after"
-    if summary.weights_of != summary.step:
-        yield "weights", f"those of step {summary.weights_of}, the best"
-    seconds = f"{summary.n_tokens:,} tokens in {summary.train_seconds:.1f} s"
-    yield "speed", f"{summary.tokens_per_second:.0f} tok/s, {seconds}"
-    if summary.joules is None:
-        yield "energy", "this machine does not tell"
-    else:
-        each = f", {1000 * summary.joules / summary.n_tokens:.1f} mJ a token" if summary.n_tokens else ""
-        yield "energy", f"{summary.joules:.1f} J of the whole machine{each}"
-    yield "memory", f"{size_text(summary.peak_memory)} at most"
-    yield "wrote", f"{output}: the adapter, {LOG}, {CURVE}"

@@ -47,11 +47,7 @@ def lower_linear(low: Lowering, node: Linear) -> None:
 def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
     x, out = low.read(node.dy), low.make(node)
     weight = node.weight
-    fields = {
-        "x_stride": x.stride,
-        "out": out,
-        "out_stride": out.stride,
-    }
+    fields: dict[str, Any] = {"x_stride": x.stride, "out": out, "out_stride": out.stride}
     copy = low.transposed.get(weight)
     if copy is not None:
         n_rows, n_cols = copy.shape

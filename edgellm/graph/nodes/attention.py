@@ -92,7 +92,8 @@ class Attention(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         source = self.source
         inputs = (self.q, source.keys, source.values)
-        node = AttentionBackward(*map(b.value, inputs), grad, self.n_heads, source.n_heads, self.spec)
+        q, k, v = map(b.value, inputs)
+        node = AttentionBackward(q, k, v, grad, self.n_heads, source.n_heads, self.spec)
         for value, gradient in zip(inputs, b.graph.record_all(node), strict=True):
             if b.needs(value):
                 b.add(value, gradient)

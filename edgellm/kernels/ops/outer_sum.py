@@ -48,7 +48,8 @@ def build_outer_sum(isa):
         if n_whole > 0:
             for token in range(0, n_tokens, OUTER_TOKENS):
                 n = min(OUTER_TOKENS, n_tokens - token)
-                add_tokens(g, g_bytes, n_rows, n_whole, a + token * a_bytes, a_bytes, b + token * b_bytes, b_bytes, n, op.scale)
+                of_a, of_b = a + token * a_bytes, b + token * b_bytes
+                add_tokens(g, g_bytes, n_rows, n_whole, of_a, a_bytes, of_b, b_bytes, n, op.scale)
         if n_whole < n_cols:
             rest, rest_bytes = op.scratch + thread * op.scratch_bytes, 4 * ROW_ALIGN
             g, b, n_rest = g + n_whole * 4, b + n_whole * 4, n_cols - n_whole

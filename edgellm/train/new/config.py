@@ -17,19 +17,10 @@ from typing import Any
 from edgellm.checks import take, text, wrong
 from edgellm.errors import UsageError, shown
 from edgellm.train.config import TrainConfig
+from edgellm.train.new.defaults import DEFAULTS
 from edgellm.train.new.shape import Shape, ShapeSettings
 from edgellm.train.new.vocabulary import END, TokenizerSettings
 from edgellm.train.settings import as_settings, made, read_settings
-
-# What suits a model that begins with random weights, where it differs from one that is taught a little more: GPT-3's
-# (Brown et al., 2020) averages and decay, and the learning rate of its smallest models.
-DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "batch_size": 16,
-    "weight_decay": 0.1,
-    "betas": (0.9, 0.95),
-    "validation": 0.05,
-}
 
 
 @dataclass(frozen=True)
@@ -75,9 +66,12 @@ class NewConfig:
         )
 
     @classmethod
-    def read(cls, path: Path) -> NewConfig:
-        """From a file. Raises FileProblem, FormatError or UsageError, each naming it."""
-        settings = read_settings(path, KINDS)
+    def read(cls, path: Path, more: Mapping[str, Any] | None = None) -> NewConfig:
+        """From a file; `more` are settings that come before those of the file.
+
+        Raises FileProblem, FormatError or UsageError, each naming the file.
+        """
+        settings = read_settings(path, KINDS) | dict(more or {})
         try:
             return cls.of(settings)
         except UsageError as problem:

@@ -152,13 +152,13 @@ class WindowBatches:
     """The windows of a corpus as the training loop takes them (`loop.Batches`).
 
     batch_size:  windows of an update, all together; the last of an epoch can have fewer.
-    n_pass:      most tokens that go through the model together; a window is never cut.
+    at_once:     windows that go through the model together, at most.
     """
 
-    def __init__(self, corpus: Corpus, batch_size: int, n_pass: int, seed: int) -> None:
+    def __init__(self, corpus: Corpus, batch_size: int, at_once: int, seed: int) -> None:
         self._windows = corpus.training
         self._batch_size = batch_size
-        self._at_once = max(1, n_pass // corpus.training.n_ctx)
+        self._at_once = at_once
         self._seed = seed
         self.n_batches = -(-len(self._windows) // batch_size)
         self.validation: Sequence[Documents] = _Passes(corpus.validation, self._at_once)

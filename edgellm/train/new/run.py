@@ -11,8 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edgellm.engine import load
+from edgellm.engine.kv_cache import blocks_for
 from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.files import refuse_target
+from edgellm.kernels.records import KV_BLOCK
 from edgellm.machine import available_memory
 from edgellm.text import load_tokenizer
 from edgellm.train.full import FullLearner
@@ -21,11 +23,13 @@ from edgellm.train.model_learner import DEFAULT_BATCH
 from edgellm.train.new.config import NewConfig
 from edgellm.train.new.corpus import Corpus, WindowBatches, encode_corpus
 from edgellm.train.new.model import NewModel, new_model
+from edgellm.train.new.shape import Shape
 from edgellm.train.new.texts import TextFiles
 from edgellm.train.new.vocabulary import learn_vocabulary
 from edgellm.train.session import Session, Summary
 
 TRAINED_BYTES = 16  # for each weight: itself, its gradient, and two averages of AdamW
+QUANTIZED_COLUMNS = 32  # of the smallest blocks
 
 Progress = Callable[[int, int, str], None]
 
@@ -47,6 +51,7 @@ class Prepared:
             f"model: {self.model.n_parameters:,} weights, a vocabulary of {n_vocab:,} tokens",
             f"text: {documents}, {corpus.n_tokens:,} tokens of {per_token:.2f} bytes; "
             f"{len(corpus.validation.ids):,} of them for validation",
+            *self.notes,
         ]
 
 
@@ -78,7 +83,7 @@ def prepare(config: NewConfig, target: Path, progress: Progress | None = None) -
         seed=config.training.seed,
         progress=(lambda done: progress(done, text.n_bytes, "reading the text")) if progress else None,
     )
-    notes = list(vocabulary.notes)
+    notes = [*vocabulary.notes, *_notes_on_widths(config.shape)]
     if text.n_bytes > config.tokenizer.sample_bytes and config.tokenizer.tokenizer != "bytes":
         learnt = size_text(config.tokenizer.sample_bytes)
         notes.append(f"tokens were learnt from about {learnt} of the {size_text(text.n_bytes)} of text (sample_bytes)")
@@ -110,21 +115,33 @@ def train_new(
     prepared = prepare(config, target, progress)
     told(prepared)
     model, corpus, training = prepared.model, prepared.corpus, config.training
-    n_batch = max(DEFAULT_BATCH, config.shape.n_ctx)
-    batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_batch, training.seed)
+    n_ctx = config.shape.n_ctx
+    n_windows = max(1, DEFAULT_BATCH // (blocks_for(n_ctx) * KV_BLOCK))  # of a pass: each has blocks of its own
+    n_batch = n_windows * n_ctx
+    batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_windows, training.seed)
     digests = {"data_digest": _digest(corpus)} if folder else {}
+    recompute, in_bf16 = training.gradient_checkpointing, training.precision == "mixed"
     session = Session(folder, config.settings(), digests, resume, tensorboard)
+    activations = training.activations or "f32"
     with TemporaryDirectory(prefix="edgellm-") as place:
         first = Path(place) / "first.gguf"
         model.write(first)
         model.weights.clear()  # the learner has its own
         with (
-            load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations="f32") as loaded,
-            closing(FullLearner(loaded, n_batch=n_batch)) as learner,
+            load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations=activations) as loaded,
+            closing(FullLearner(loaded, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16)) as learner,
         ):
             summary = session.train(learner, batches, training, callback or (lambda step: None))
             replace(model, weights=learner.parameters).write(target)
     return summary
+
+
+def _notes_on_widths(shape: Shape) -> list[str]:
+    return [
+        f"{name} is {width}, no multiple of {QUANTIZED_COLUMNS}: such matrices cannot be quantized and stay floats"
+        for name, width in (("n_embd", shape.n_embd), ("n_ff", shape.n_ff))
+        if width % QUANTIZED_COLUMNS
+    ]
 
 
 def _digest(corpus: Corpus) -> str:

@@ -105,7 +105,6 @@ def test_dora_is_a_method(tiny_path, facts, out, capsys) -> None:
         (["--target-modules", ""], '--target-modules is ['),
         (["--schedule", "step"], "Invalid value for '--schedule': 'step' is not one of"),
         (["--max-length", "2"], "there is nothing to learn in"),
-        (["--dora"], "--method is dora; this version trains with lora alone"),
         (["--resume"], "holds no checkpoint to go on from; leave out --resume to begin"),
         (["--config", "none.yaml"], "none.yaml cannot be read: No such file or directory"),
         (["--data", "none.jsonl"], "none.jsonl: No such file or directory"),

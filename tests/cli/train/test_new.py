@@ -37,6 +37,23 @@ def test_a_new_model_runs_at_once(
         assert answer.stdout.strip("\n") == "".join(loaded.generate("Once", max_tokens=4, temperature=0.0)).strip("\n")
 
 
+def test_a_model_is_trained_and_stays_resumable(
+    inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new.gguf"
+    assert main(["train", "new", *inputs, "-o", str(out), "--steps", "2", "--batch-size", "2", "-t", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "trained     2 of 2 steps" in shown.out and f"wrote       {out}, " in shown.out
+    assert "edgellm: text: 1 document" in shown.err
+    settings = (tmp_path / "new.training" / "train.yaml").read_text("utf-8")
+    assert "steps: 2\n" in settings and "n_embd: 64\n" in settings and "learning_rate: 0.001\n" in settings
+    assert main(["train", "new", *inputs, "-o", str(out), "--steps", "2"]) == 2
+    assert "new.training holds a run that is at step 2" in capsys.readouterr().err
+    before = out.read_bytes()
+    assert main(["train", "new", "--resume", "-o", str(out)]) == 0
+    assert out.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

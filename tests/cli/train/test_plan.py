@@ -17,7 +17,7 @@ ORDINARY = resources.files("edgellm.evaluate") / "ordinary.txt"
 
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "measure_products", lambda n_threads: Products(2.5e11, n_threads or 2, "isa"))
+    monkeypatch.setattr(products, "measure_products", lambda n_threads: Products(2e11, n_threads or 2, "isa"))
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -27,9 +27,9 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_a_plan_shows_what_is_measured_and_what_is_assumed(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "--hours", "2")
-    assert "machine         250 GFLOP/s in float32 products of matrices, measured now (2 threads)" in out
-    assert "in training     100 GFLOP/s, 40 % of that, which is assumed" in out
-    assert "plan            3.07 million weights, 39.1 million tokens, 2 hours (7.2e+14 operations)" in out
+    assert "machine         200 GFLOP/s in float32 products of matrices, measured now (2 threads)" in out
+    assert "in training     60 GFLOP/s, 30 % of that, which is assumed" in out
+    assert "plan            2.44 million weights, 29.5 million tokens, 2 hours (4.3e+14 operations)" in out
     assert "L = 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28  (Hoffmann et al. 2022)" in out
     assert "L = ((6.4e13 / N)^(0.076 / 0.103) + 1.8e13 / D)^0.103  (Kaplan et al. 2020)" in out
     assert "shape           n_layers: " in out and "both laws were fitted" in out and "by the rule of 20" in out
@@ -37,7 +37,7 @@ def test_a_plan_shows_what_is_measured_and_what_is_assumed(capsys: pytest.Captur
 
 def test_a_share_and_a_speed_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "--hours", "1", "--share", "0.2", "-t", "1")
-    assert "measured now (1 thread)" in out and "50 GFLOP/s, 20 % of that, as given" in out
+    assert "measured now (1 thread)" in out and "40 GFLOP/s, 20 % of that, as given" in out
     out = printed(capsys, "--params", "10M", "--hours", "8", "--model-speed", "4k")
     assert "measured" not in out and "240 GFLOP/s, from the speed that was given" in out
     assert "10 million weights, 115 million tokens, 8 hours" in out and "better          " in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import edgellm
 from edgellm.errors import FileProblem, TemplateError
@@ -19,14 +20,15 @@ from edgellm.train.new.model import NewModel, first_weights, new_model
 from edgellm.train.new.shape import ShapeSettings
 from edgellm.train.new.vocabulary import KINDS, TokenizerSettings, learn_vocabulary
 
+from .llama import as_transformers
+
 ORDINARY = (resources.files("edgellm.evaluate") / "ordinary.txt").read_text("utf-8")
 SHAPE = ShapeSettings(n_layers=2, n_embd=64, n_heads=4, n_kv_heads=2, n_ff=100, n_ctx=64).shape()
 
 
 def made(kind: str = "bpe", tied: bool = True, **settings: Any) -> NewModel:
     vocabulary = learn_vocabulary(TokenizerSettings(kind, 400, **settings), [ORDINARY])
-    shape = ShapeSettings(2, 64, n_heads=4, n_kv_heads=2, n_ff=100, n_ctx=64, tied_embeddings=tied).shape()
-    return new_model("made", shape, vocabulary, seed=1)
+    return new_model("made", replace(SHAPE, tied_embeddings=tied), vocabulary, seed=1)
 
 
 def test_first_weights_are_drawn_as_said() -> None:
@@ -56,13 +58,7 @@ def test_the_seed_decides_and_no_other_tensor_does() -> None:
 def test_a_new_file_runs_and_computes_what_llama_does(kind: str, tied: bool, tmp_path: Path) -> None:
     model = made(kind, tied)
     model.write(tmp_path / "new.gguf")
-    config = LlamaConfig(
-        vocab_size=len(model.weights["token_embd.weight"]), hidden_size=64, intermediate_size=100,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
-        rms_norm_eps=1e-5, max_position_embeddings=64,
-    )  # fmt: skip
-    theirs = LlamaForCausalLM(config).eval()
-    theirs.load_state_dict(_state(model, tied), strict=True)
+    theirs = as_transformers(model, replace(SHAPE, tied_embeddings=tied))
     with edgellm.load(tmp_path / "new.gguf", activations="f32", kv_type="f32", n_threads=1) as loaded:
         ids = loaded.tokenize("The weather, it's said,", add_special=True)
         ours = np.asarray(loaded.logits(ids))
@@ -70,27 +66,6 @@ def test_a_new_file_runs_and_computes_what_llama_does(kind: str, tied: bool, tmp
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0].numpy()
     assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max() + 1e-6
-
-
-def _state(model: NewModel, tied: bool) -> dict[str, torch.Tensor]:
-    """The weights as transformers names and orders them: rotary pairs in halves, not as neighbours."""
-    names = {
-        "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    }  # fmt: skip
-    once = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-    state = {}
-    for name, x in model.weights.items():
-        place, _, inner = name.removesuffix(".weight").rpartition(".")
-        if inner in ("attn_q", "attn_k"):
-            n_heads = 4 if inner == "attn_q" else 2
-            x = x.reshape(n_heads, 8, 2, 64).swapaxes(1, 2).reshape(x.shape)
-        layer = place.replace("blk.", "model.layers.")
-        state[f"{layer}.{names[inner]}.weight" if place else f"{once[inner]}.weight"] = torch.tensor(x)
-    if tied:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    return state
 
 
 def test_other_programs_read_the_file(tmp_path: Path) -> None:
@@ -103,6 +78,20 @@ def test_other_programs_read_the_file(tmp_path: Path) -> None:
     found = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     assert found.keys() == model.weights.keys()
     assert all((found[name] == x).all() for name, x in model.weights.items())
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes"])
+def test_transformers_reads_the_file(kind: str, tmp_path: Path) -> None:
+    made(kind).write(tmp_path / "new.gguf")
+    source = {"pretrained_model_name_or_path": tmp_path, "gguf_file": "new.gguf"}
+    theirs = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+    text = "It's the 3rd of May — naïve?\n\n  x"
+    with edgellm.load(tmp_path / "new.gguf", activations="f32", kv_type="f32", n_threads=1) as loaded:
+        ids = loaded.tokenize(text, add_special=True)
+        ours = np.asarray(loaded.logits(ids))
+    assert AutoTokenizer.from_pretrained(**source)(text)["input_ids"] == ids
+    with torch.no_grad():
+        assert np.abs(theirs(torch.tensor([ids])).logits[0].numpy() - ours).max() < 1e-5
 
 
 def test_tensors_see_what_training_changes() -> None:
