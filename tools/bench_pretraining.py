@@ -107,11 +107,8 @@ def both(args: argparse.Namespace) -> None:
     for name in SIDES:
         command = [sys.executable, __file__, *sys.argv[1:], "--side", name]
         found[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    print(
-        f"{args.config.name}, {args.threads} threads\n{'':14}"
-        + "".join(f"{name:>12}" for name in SIDES)
-        + f"{'ratio':>10}"
-    )
+    print(f"{args.config.name}, {args.threads} threads")
+    print(f"{'':14}{SIDES[0]:>12}{SIDES[1]:>12}{'ratio':>10}")
     for key in found["torch"]:
         ours, theirs = (found[name][key] for name in SIDES)
         print(f"{key:14}{ours:12.4f}{theirs:12.4f}{ours / theirs:10.3f}")

@@ -4,8 +4,8 @@
 
 Both sides do the same work in turns, each in a process of its own: rank 8 on all linear layers, AdamW, batches of 4
 times 256 tokens, a loss on every token. PEFT has the same weights in float32. Needs torch, transformers and peft.
-Tokens a second are of whole steps, medians of rounds; memory is the most that the process had. `cpu` are tokens a second
-of CPU time, which other programs on the machine disturb less.
+Tokens a second are of whole steps, medians of rounds; memory is the most that the process had. `cpu` are tokens a
+second of CPU time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
