@@ -39,9 +39,7 @@ class FullLearner(ModelLearner):
             frozen = {name for name in used for start in freeze if f"{name}.".startswith(f"{start}.")}
             for start in freeze:
                 if not any(f"{name}.".startswith(f"{start}.") for name in used):
-                    raise UsageError(
-                        f"freeze names {start!r:.60}, and no tensor's name is that or begins with it"
-                    )
+                    raise UsageError(f"freeze names {start!r:.60}, and no tensor's name is that or begins with it")
             if frozen == used:
                 raise UsageError("freeze leaves nothing to train")
             tensors: dict[str, Tensor] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from edgellm.cli.terminal import size_text
@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from edgellm.train.session import Summary
 
 
-def outcome_lines(summary: Summary, last: Step | None) -> Iterator[tuple[str, str]]:
-    """What was trained, how well, how fast and at what cost, by name."""
+def outcome_lines(
+    summary: Summary, last: Step | None, held_out: Mapping[str, tuple[float, float]] | None = None
+) -> Iterator[tuple[str, str]]:
+    """What was trained, how well, how fast and at what cost, by name.
+
+    held_out:  figures of held-out examples before and after, by name.
+    """
     ends = {"early": ", stopped early", "asked": ", stopped"}.get(summary.stopped, "")
     epochs = f", {last.epoch:.3g} epochs" if last else ""
     yield "trained", f"{summary.step} of {summary.n_steps} steps{epochs}, in {duration(summary.seconds)}{ends}"
@@ -22,6 +27,8 @@ def outcome_lines(summary: Summary, last: Step | None) -> Iterator[tuple[str, st
         yield "loss", f"{summary.loss:.4f}, mean of the last steps"
     if summary.validation_loss is not None:
         yield "validation", f"{summary.validation_loss:.4f} at best"
+    for name, (before, after) in (held_out or {}).items():
+        yield "held out", f"{name.replace('_', ' ')} {before:.3f} before, {after:.3f} after"
     if summary.weights_of != summary.step:
         yield "weights", f"those of step {summary.weights_of}, the best"
     seconds = f"{summary.n_tokens:,} tokens in {summary.train_seconds:.1f} s"

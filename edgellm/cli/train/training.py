@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -131,7 +131,8 @@ class Training:
                     again = f"edgellm train {self.name} --resume -o {self.output}"
                     note(f"stopped; `{again}` goes on from step {step}")
                 raise
-        told = [*outcome_lines(summary, live.step), *_held_out(read_log(self.output / LOG), summary)]
+        held_out = _held_out(read_log(self.output / LOG), summary)
+        told = list(outcome_lines(summary, live.step, held_out))
         wrote = ", ".join([*([] if finish else ["the adapter"]), LOG, CURVE])
         told += [*(finish(str(path), adapter) if finish else []), ("wrote", f"{self.output}: {wrote}")]
         for name, line in told:
@@ -196,8 +197,8 @@ def _held_out(entries: Sequence[Mapping[str, Any]], summary: Summary) -> Iterato
                         if name.startswith("validation_")}
         for entry in entries if entry.get("validation_loss") is not None and entry.get("figures")
     }  # fmt: skip
-    if found:
-        before, after = found[min(found)], found.get(summary.weights_of) or found[max(found)]
-        for name in before:
-            if name in after:
-                yield "held out", f"{name.replace('_', ' ')} {before[name]:.3f} before, {after[name]:.3f} after"
+    if not found:
+        return {}
+    before = found[min(found)]
+    after = found.get(summary.weights_of) or found[max(found)]
+    return {name: (before[name], after[name]) for name in before if name in after}
