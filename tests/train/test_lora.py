@@ -9,6 +9,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint
@@ -16,6 +17,7 @@ from edgellm.kernels import reference_rows
 from edgellm.train.config import LoraConfig
 from edgellm.train.documents import Documents
 from edgellm.train.lora import LoraLearner
+from edgellm.train.optimizer import AdamW
 from tests.arch.tiny import _paired
 from tests.convert import checkpoints
 
@@ -203,5 +205,45 @@ def test_losses_and_gradients_are_those_of_peft(family: str, recompute: bool, tm
             assert learner.loss(texts) == pytest.approx((loss.item(), texts.total_weight), rel=LOSS)
             (0.25 * loss).backward()
             compare_gradients(reference, learner)
+        finally:
+            learner.close()
+
+
+@pytest.mark.parametrize("format_name", ["F32", "Q8_0"])
+def test_ten_steps_are_those_of_peft(format_name: str, tmp_path: Path) -> None:
+    """On a quantized base too, whose dequantized weights peft has; other documents at every step."""
+    model = checkpoints.save("llama", tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    path = tmp_path / "model.gguf"
+    if format_name != "F32":
+        path = tmp_path / "rounded.gguf"
+        edgellm.quantize_file(tmp_path / "model.gguf", path, format_name)
+        edgellm.export_checkpoint(path, tmp_path / "rounded", "f32")
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "rounded", dtype=torch.float32)
+    random, texts = np.random.default_rng(1), documents()
+    with edgellm.load(path, n_threads=2, kv_type="f32", activations="f32") as loaded:
+        learner = learner_of(loaded)
+        try:
+            reference = Reference("llama", model, learner)
+            ours = AdamW(learner.parameters)
+            trained = [weight for weight in reference.model.parameters() if weight.requires_grad]
+            theirs = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+            for _ in range(10):
+                shuffled = random.permutation(checkpoints.N_VOCAB)
+                step = Documents(
+                    shuffled[texts.ids], texts.lengths, np.where(texts.targets >= 0, shuffled[texts.targets], -1),
+                    texts.weights,
+                )  # fmt: skip
+                scale = 1 / step.total_weight
+                weights = torch.from_numpy(step.weights[step.targets >= 0])
+                theirs.zero_grad()
+                loss = (reference.losses(step) * weights).sum() * scale
+                loss.backward()
+                for gradient in learner.gradients.values():
+                    gradient[...] = 0
+                assert learner.loss_and_gradients(step, scale) * scale == pytest.approx(loss.item(), rel=LOSS)
+                compare_gradients(reference, learner)
+                ours.update(learner.gradients, 1e-3)
+                theirs.step()
         finally:
             learner.close()
