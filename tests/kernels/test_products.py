@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from edgellm.kernels import reference_products as reference
 from edgellm.kernels.gradient_records import OUTER_COLS, OUTER_ROWS, OUTER_TOKENS
+from edgellm.kernels.gradient_records import TRANSPOSED_ROWS as ROWS
+from edgellm.kernels.gradient_records import TRANSPOSED_TOKENS as TOKENS
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.records import F32_TILE_COLS
-from edgellm.kernels.records import TRANSPOSED_ROWS as ROWS
-from edgellm.kernels.records import TRANSPOSED_TOKENS as TOKENS
 from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
