@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, gradients, linear, low_rank, rows
+from edgellm.graph.lowering import attention, linear, low_rank, rows
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
@@ -23,6 +24,7 @@ from edgellm.graph.lowering.base import (
     TARGET_WEIGHTS,
     LayerShape,
     Lowering,
+    Rule,
     Target,
     adapter_table,
     cache_table,
@@ -30,7 +32,7 @@ from edgellm.graph.lowering.base import (
     rotation_table,
     tasks_table,
 )
-from edgellm.graph.nodes import Graph, Rotation, Value
+from edgellm.graph.nodes import Graph, Node, Rotation, Value
 from edgellm.graph.ops import Op, Rows
 from edgellm.kernels.registry import Kernel
 
@@ -50,7 +52,7 @@ __all__ = [
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, gradients, linear, low_rank, rows)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -118,7 +120,7 @@ def lower(
         if value in square_sums:
             low.add_squares(value, square_sums[value])
     for node in nodes:
-        RULES[type(node)](low, node)
+        rule_of(node)(low, node)
         value = graph.made_by(node)
         if value in square_sums:
             low.add_squares(value, square_sums[value])
@@ -133,3 +135,10 @@ def lower(
         low.cache_layers,
         low.constants,
     )
+
+
+def rule_of(node: Node) -> Rule[Any]:
+    """What lowers a node. Rules of backward passes are imported by the first of them, so a start need not wait."""
+    if type(node) not in RULES:
+        from edgellm.graph.lowering import gradients  # noqa: F401
+    return RULES[type(node)]

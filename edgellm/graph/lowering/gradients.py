@@ -1,4 +1,4 @@
-"""Rules of the steps of a backward pass. That of `LinearTransposed` stands beside the one of linears."""
+"""Rules of the steps of a backward pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from edgellm.graph.lowering.attention import NO_WINDOW, refuse_what_is_not_built
 from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
+from edgellm.graph.lowering.linear import add_int8, prefetching
 from edgellm.graph.nodes.gradients import (
     ActivateBackward,
     AttentionBackward,
@@ -16,6 +17,7 @@ from edgellm.graph.nodes.gradients import (
     CrossEntropy,
     EmbedSum,
     GLUBackward,
+    LinearTransposed,
     OuterSum,
     ReplacedRowsSum,
     RMSNormBackward,
@@ -24,6 +26,7 @@ from edgellm.graph.nodes.gradients import (
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.graph.ops import Chunks, Rows, Table
 from edgellm.kernels import gradient_records
+from edgellm.kernels.records import F32_TILE_COLS
 from edgellm.kernels.schema import Schema
 
 SUM_COLS = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
@@ -54,6 +57,37 @@ def lower_outer_sum(low: Lowering, node: OuterSum) -> None:
         n_rows=a.width,
         n_cols=b.width,
         scale=node.scale,
+    )
+
+
+@rule(LinearTransposed)
+def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
+    x, out = low.read(node.dy), low.make(node)
+    weight = node.weight
+    fields: dict[str, Any] = {"x_stride": x.stride, "out": out, "out_stride": out.stride}
+    copy = low.transposed.get(weight)
+    if copy is not None:
+        n_rows, n_cols = copy.shape
+        row_bytes = copy.format.row_bytes(n_cols)
+        fields |= {"weights": copy, "row_bytes": row_bytes, "n_rows": n_rows, "n_cols": n_cols}
+        fields |= {"n_threads": low.target.tuning.n_threads, **prefetching(low, copy, low.target.isa.decode_rows)}
+        add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
+        return
+    n_rows, n_cols = weight.shape
+    low.add(
+        "linear_transposed",
+        gradient_records.LINEAR_TRANSPOSED,
+        Chunks("tokens", gradient_records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
+        [x],
+        [out],
+        format=weight.format,
+        scratch=gradient_records.TRANSPOSED_SCRATCH_BYTES,
+        weights=weight,
+        row_bytes=weight.format.row_bytes(n_cols),
+        n_rows=n_rows,
+        n_cols=n_cols,
+        x=x,
+        **fields,
     )
 
 

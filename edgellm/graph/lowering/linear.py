@@ -7,9 +7,8 @@ from typing import Any
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
-from edgellm.graph.nodes.gradients import LinearTransposed
 from edgellm.graph.ops import Chunks, Quantized, Rows
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import records
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
 
@@ -34,47 +33,16 @@ def lower_linear(low: Lowering, node: Linear) -> None:
         "n_threads": low.target.tuning.n_threads,
     }
     if isinstance(weight.format, FloatFormat):
-        fields |= _prefetching(low, weight, ROWS_TOGETHER)
+        fields |= prefetching(low, weight, ROWS_TOGETHER)
         _add_f32(low, weight, x, out, fields, small="linear_f32_decode")
     elif low.target.activations == "f32":
         _add_f32(low, weight, x, out, fields)
     else:
-        fields |= _prefetching(low, weight, low.target.isa.decode_rows)
-        _add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
+        fields |= prefetching(low, weight, low.target.isa.decode_rows)
+        add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
 
 
-@rule(LinearTransposed)
-def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
-    x, out = low.read(node.dy), low.make(node)
-    weight = node.weight
-    fields: dict[str, Any] = {"x_stride": x.stride, "out": out, "out_stride": out.stride}
-    copy = low.transposed.get(weight)
-    if copy is not None:
-        n_rows, n_cols = copy.shape
-        row_bytes = copy.format.row_bytes(n_cols)
-        fields |= {"weights": copy, "row_bytes": row_bytes, "n_rows": n_rows, "n_cols": n_cols}
-        fields |= {"n_threads": low.target.tuning.n_threads, **_prefetching(low, copy, low.target.isa.decode_rows)}
-        _add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
-        return
-    n_rows, n_cols = weight.shape
-    low.add(
-        "linear_transposed",
-        gradient_records.LINEAR_TRANSPOSED,
-        Chunks("tokens", gradient_records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
-        [x],
-        [out],
-        format=weight.format,
-        scratch=gradient_records.TRANSPOSED_SCRATCH_BYTES,
-        weights=weight,
-        row_bytes=weight.format.row_bytes(n_cols),
-        n_rows=n_rows,
-        n_cols=n_cols,
-        x=x,
-        **fields,
-    )
-
-
-def _add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: dict[str, Any]) -> None:
+def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: dict[str, Any]) -> None:
     n_rows, n_cols = weight.shape
     n_planes = xq.n_planes
     n_groups = -(-n_cols // weight.format.scale_group)
@@ -113,7 +81,7 @@ def _add_f32(
     )
 
 
-def _prefetching(low: Lowering, weight: Tensor, rows_together: int) -> dict[str, int]:
+def prefetching(low: Lowering, weight: Tensor, rows_together: int) -> dict[str, int]:
     """How many rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
     tuning, n_rows = low.target.tuning, weight.shape[0]
     row_bytes = weight.format.row_bytes(weight.shape[1])

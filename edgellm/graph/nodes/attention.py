@@ -10,7 +10,6 @@ import numpy as np
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import AttentionBackward
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -90,6 +89,8 @@ class Attention(Node):
         return self.n_heads * self.source.value_dim
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import AttentionBackward  # which training alone needs
+
         source = self.source
         inputs = (self.q, source.keys, source.values)
         q, k, v = map(b.value, inputs)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import ActivateBackward, ColumnSum, GLUBackward
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -45,6 +44,8 @@ class AddBias(Node):
         return self.x.width
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import ColumnSum  # which training alone needs
+
         if b.trains(self.bias):
             b.add_sum(ColumnSum(grad, b.sums[self.bias]))
         if b.needs(self.x):
@@ -67,6 +68,8 @@ class GLU(Node):
         return self.gate.width
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
+
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
         for value, gradient in zip((self.gate, self.up), made, strict=True):
             if b.needs(value):
@@ -85,6 +88,8 @@ class Activate(Node):
         return self.x.width
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import ActivateBackward  # which training alone needs
+
         if b.needs(self.x):
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
 

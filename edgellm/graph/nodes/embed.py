@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Graph, Node, Value
-from edgellm.graph.nodes.gradients import EmbedSum
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -25,6 +24,8 @@ class Embed(Node):
         return self.weight.shape[1]
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import EmbedSum  # which training alone needs
+
         if b.trains(self.weight):
             b.add_sum(EmbedSum(grad, b.sums[self.weight], self.scale))
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import OuterSum, linear_transposed
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -30,6 +29,8 @@ class Linear(Node):
         return self.weight.shape[0]
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import OuterSum, linear_transposed  # which training alone needs
+
         if b.trains(self.weight):
             b.add_sum(OuterSum(grad, b.value(self.x), b.sums[self.weight]))
         if b.needs(self.x):

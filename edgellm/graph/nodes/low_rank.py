@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import ColumnProductSum, OuterSum, linear_transposed
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -34,6 +33,8 @@ class Narrow(Node):
         return self.weight.shape[0]
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import OuterSum, linear_transposed  # which training alone needs
+
         if b.trains(self.weight):
             b.add_sum(OuterSum(grad, b.value(self.x), b.sums[self.weight], self.scale))
         if b.needs(self.x):
@@ -61,6 +62,8 @@ class Widen(Node):
         return self.y.width
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import OuterSum  # which training alone needs
+
         if b.trains(self.weight):
             b.add_sum(OuterSum(b.value(self.h), grad, b.sums[self.weight], self.scale))
         if b.needs(self.h):
@@ -81,6 +84,8 @@ class MultiplyColumns(Node):
         return self.x.width
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import ColumnProductSum  # which training alone needs
+
         if b.trains(self.weight):
             b.add_sum(ColumnProductSum(grad, b.value(self.x), b.sums[self.weight]))
         if b.needs(self.x):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import RMSNormBackward, RMSNormWeightSum
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -30,6 +29,8 @@ class RMSNorm(Node):
         return self.x.width
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import RMSNormBackward, RMSNormWeightSum  # which training alone needs
+
         x = b.value(self.x)
         if b.trains(self.weight):
             b.add_sum(RMSNormWeightSum(x, grad, b.sums[self.weight], self.epsilon, self.n_heads))

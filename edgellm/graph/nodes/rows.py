@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
-from edgellm.graph.nodes.gradients import ReplacedRowsSum
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -53,6 +52,8 @@ class ReplaceRows(Node):
         return self.x.width
 
     def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import ReplacedRowsSum  # which training alone needs
+
         if self.table is not None and b.trains(self.table):
             b.add_sum(ReplacedRowsSum(grad, b.sums[self.table], self.places))
         if b.needs(self.x):
