@@ -40,11 +40,13 @@ COMMANDS = {
     "export": "Write a GGUF file as a Hugging Face folder.",
     "eval": "Measure how good a model is.",
     "imatrix": "Find out which weights matter, for better quantizing.",
+    "completion": "Print what makes a shell complete the words of edgellm.",
 }
 
 # What newer versions of click raise for a command that needs a word more; older ones show the help by themselves.
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+COMPLETION_VARIABLE = "_EDGELLM_COMPLETE"  # a shell asks what may follow the words so far
 OUTPUT_CLOSED = 141  # 128 + SIGPIPE
 # So many before garbage is looked for: a start makes a hundred thousand that stay, and looking is a part of its time.
 NEW_OBJECTS = 50_000
@@ -111,6 +113,11 @@ def _run(args: list[str]) -> None:
     # Not `app.main`: click would print and exit by itself on Ctrl-C and closed pipes.
     _accept_any_text(sys.stdout, "replace")
     _accept_any_text(sys.stderr, "backslashreplace")
+    if shell := os.environ.get(COMPLETION_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        shell_complete(app, {}, "edgellm", COMPLETION_VARIABLE, shell)
+        return
     try:
         with app.make_context("edgellm", args) as context:
             app.invoke(context)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.texts import window_options
 from edgellm.params import RuntimeConfig
 
@@ -25,7 +26,7 @@ def command() -> None:
 
 
 @command.command("perplexity")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @window_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def perplexity_command(
@@ -60,7 +61,7 @@ def perplexity_command(
 
 
 @command.command("kl")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--base", required=True, metavar="REFERENCE",
               help="The model to compare with, mostly the one in F16 or F32 that MODEL was made from.")  # fmt: skip
 @window_options

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.texts import window_options
 from edgellm.params import RuntimeConfig
 
 
 @click.command("imatrix")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @window_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
               help="Where the importance matrix goes.")  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.options import activations_option, as_runtime, threads_option
 from edgellm.params import RuntimeConfig
 
@@ -22,7 +23,7 @@ class _WithTypes(click.Command):
 
 
 @click.command("quantize", cls=_WithTypes)
-@click.argument("source", metavar="IN.gguf")
+@click.argument("source", metavar="IN.gguf", shell_complete=complete_models)
 @click.argument("target", metavar="OUT.gguf", type=click.Path(path_type=Path))
 @click.argument("type_name", metavar="[TYPE]", required=False)
 @click.option("--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE",
