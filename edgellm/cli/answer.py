@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edgellm.cli.progress import Progress
 from edgellm.cli.screen import View
-from edgellm.cli.terminal import note, quiet_keyboard
+from edgellm.cli.terminal import quiet_keyboard, remark
 
 if TYPE_CHECKING:
     from edgellm.engine import GenerationStats, Model
@@ -99,7 +99,7 @@ class Reading:
 
 def tell_stats(stats: GenerationStats) -> None:
     """One line of timings on standard error."""
-    note(
+    remark(
         f"prompt {stats.n_prompt_tokens} tokens ({stats.n_reused_tokens} reused), "
         f"{stats.prompt_tokens_per_second:.1f} tokens/s; "
         f"answer {stats.n_generated_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s; "

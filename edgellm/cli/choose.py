@@ -10,7 +10,7 @@ from typing import Any
 
 from edgellm import hub
 from edgellm.cli.progress import Progress
-from edgellm.cli.terminal import columns, note, one_line, size_text, tell
+from edgellm.cli.terminal import columns, one_line, remark, size_text, tell
 from edgellm.errors import EdgellmError
 from edgellm.machine import available_memory, total_memory
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, DEFAULT_MODEL
@@ -51,7 +51,7 @@ def choose_model() -> str:
     """Show the models, and ask. Raises KeyboardInterrupt when the person leaves."""
     found = offers()
     usual = next((number for number, offer in enumerate(found, 1) if offer.fits), 1)
-    note("no model named; these are known here (edgellm run NAME takes one at once):")
+    remark("no model named; these are known here (edgellm run NAME takes one at once):")
     tell("\n".join(offer.lines(number, columns()) for number, offer in enumerate(found, 1)))
     while True:
         try:
@@ -64,7 +64,7 @@ def choose_model() -> str:
             return found[int(typed) - 1].name
         if typed in [offer.name for offer in found]:
             return typed
-        note(f"{typed} is not one of them; expected a number from 1 to {len(found)}, or Ctrl-C to leave")
+        remark(f"{typed} is not one of them; expected a number from 1 to {len(found)}, or Ctrl-C to leave")
 
 
 def offers() -> list[Offer]:

@@ -47,7 +47,8 @@ def perplexity_command(
     from edgellm.cli.texts import read_text, shown, tokens_of
     from edgellm.evaluate import perplexity
 
-    path, text = models.path_of(model), read_text(text_file)
+    text = read_text(text_file)
+    path = models.path_of(model)
     with models.load(path, runtime) as loaded, Progress("perplexity") as progress:
         result = perplexity(
             loaded,
@@ -85,7 +86,8 @@ def kl_command(
     from edgellm.cli.texts import read_text, shown, tokens_of
     from edgellm.evaluate import divergence
 
-    path, base_path, text = models.path_of(model), models.path_of(base), read_text(text_file)
+    text = read_text(text_file)
+    path, base_path = models.path_of(model), models.path_of(base)
     with (
         models.load(path, runtime) as loaded,
         models.load(base_path, runtime) as loaded_base,

@@ -48,7 +48,8 @@ def command(
         raise UsageError(f"{output} is a folder; expected the name of a file to write")
     check_folder(output.parent)
     check_target(output)
-    path, text = models.path_of(model), read_text(text_file)
+    text = read_text(text_file)
+    path = models.path_of(model)
     if output.exists() and any(output.samefile(source) for source in (path, text_file)):
         raise UsageError(f"{output} would be written over what is being read; choose another name")
     with models.load(path, runtime) as loaded, atomic_write(output) as file, Progress("collecting") as progress:

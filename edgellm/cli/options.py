@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
-from edgellm.errors import UsageError
+from edgellm.errors import EdgellmError, UsageError
 from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -40,6 +41,20 @@ _SAMPLING = [
 def typed_name(option: click.Parameter) -> str:
     """An option as people type it: -t/--threads."""
     return "/".join(option.opts)
+
+
+def as_typed(error: EdgellmError, options: Iterable[click.Parameter]) -> str:
+    """An error's text with the options that were typed, or can be, in place of parameters of the Python interface.
+
+    A parameter is told from a word by its underscore, or by being what the error is about.
+    """
+    line = str(error)
+    begins = re.match(r"(\w+) is ", line)
+    about = getattr(error, "parameter", None) or (begins[1] if begins else None)
+    for option in options:
+        if isinstance(option, click.Option) and option.name and (option.name == about or "_" in option.name):
+            line = re.sub(rf"\b{option.name}\b", typed_name(option), line)
+    return line
 
 
 def _checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from edgellm.cli.terminal import columns, note, one_line, size_text
@@ -93,6 +95,11 @@ class Progress:
             sys.stderr.write(f"\r{' ' * self._width}\r")
             sys.stderr.flush()
             self._width = 0
+
+
+def reading(progress: Progress, source: Path) -> Callable[[int, int, str], None]:
+    """Progress of what is counted in bytes of a source: it names the file that has so many."""
+    return lambda done, total, what: progress(done, total, f"reading {source.name}")
 
 
 def _bar(done: int, total: int, width: int) -> str:

@@ -72,11 +72,12 @@ def command(
         raise UsageError("the prompt is given twice, behind MODEL and with -p; expected one of them")
     prompt = " ".join(words) if words else prompt
     chats = will_chat(prompt)
-    refuse_what_needs_a_chat(chats, resume, no_save, when_full)
+    _refuse_what_needs_a_chat(chats, resume, no_save, when_full)
     kept = _last_conversation(raw, system) if resume else None
     named = model or (kept.model if kept else None) or _choose(chats)
-    path = models.path_of(named)
+    path = models.find(named)
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
+    path = path or models.pull(named)
     with models.load(path, runtime) as loaded:
         if text is not None:
             _answer(loaded, text, sampling, system, raw, stats, verbose, not no_markdown)
@@ -92,7 +93,7 @@ def command(
         chat.loop()
 
 
-def refuse_what_needs_a_chat(chats: bool, resume: bool, no_save: bool, when_full: str | None) -> None:
+def _refuse_what_needs_a_chat(chats: bool, resume: bool, no_save: bool, when_full: str | None) -> None:
     """Raise UsageError for an option that would be ignored: one answer is neither kept nor outgrows its turns."""
     options = {"--resume": resume, "--no-save": no_save, "--when-full": when_full is not None}
     if not chats and (given := [option for option, is_given in options.items() if is_given]):

@@ -18,6 +18,7 @@ __all__ = [
     "obeys_escapes",
     "one_line",
     "quiet_keyboard",
+    "remark",
     "show_answer",
     "size_text",
     "tell",
@@ -69,7 +70,12 @@ def with_standard_streams() -> None:
 
 
 def note(text: str) -> None:
-    """Tell a person something that is not the answer: on standard error one line, which a terminal may break."""
+    """Tell a person something that is not the answer: one line on standard error."""
+    print(f"edgellm: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def remark(text: str) -> None:
+    """The same in a chat, where the line is broken between words if the terminal is too narrow."""
     tell(f"edgellm: {one_line(text)}")
 
 

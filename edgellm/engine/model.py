@@ -106,8 +106,7 @@ class Model:
         except MemoryError:
             self._let_go()
             raise MemoryLimitError(
-                f"{path}: there is not enough memory to run it with n_ctx={runtime.n_ctx} and "
-                f"n_batch={runtime.n_batch}; choose smaller ones",
+                f"{path}: there is not enough memory to run it with {_asked(runtime)}; choose a smaller n_ctx",
                 parameter="n_ctx",
             ) from None
         except FileProblem as problem:
@@ -342,6 +341,11 @@ def _context(wanted: int | None, n_ctx_train: int) -> int:
             parameter="n_ctx",
         )
     return wanted
+
+
+def _asked(runtime: RuntimeConfig) -> str:
+    context = "the context that it has by itself" if runtime.n_ctx is None else f"a context of {runtime.n_ctx} tokens"
+    return f"{context} and {runtime.n_batch} tokens at a time"
 
 
 def check_vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:

@@ -65,7 +65,8 @@ class Terminal:
         while not is_there(self.text):
             if time.monotonic() > until:
                 raise AssertionError(f"waited for {what!r}; the screen shows:\n{self.text}\n{self.raw[-400:]!r}")
-            self.look()
+            if not self._read():
+                raise AssertionError(f"the program ended, and {what!r} never came; the screen shows:\n{self.text}")
         return self.text
 
     def prompt(self) -> str:
@@ -74,30 +75,26 @@ class Terminal:
 
     def look(self, seconds: float = 0.1) -> str:
         """Read what comes within a while."""
+        self._read(seconds)
+        return self.text
+
+    def _read(self, seconds: float = 0.1) -> bool:
+        """Read what there is; False when there will be nothing any more."""
         try:
             data = self._child.read_nonblocking(65536, timeout=seconds)
         except pexpect.TIMEOUT:
-            return self.text
+            return True
         except pexpect.EOF:
-            if not self._child.isalive():
-                time.sleep(0.01)
-            return self.text
+            return False
         self.raw += data
         self._stream.feed(data)
-        return self.text
+        return True
 
     def end(self) -> int | None:
         """Wait for the program's end, and give its exit status."""
         until = time.monotonic() + self._seconds
-        while time.monotonic() < until:
-            try:
-                data = self._child.read_nonblocking(65536, timeout=0.1)
-                self.raw += data
-                self._stream.feed(data)
-            except pexpect.TIMEOUT:
-                continue
-            except pexpect.EOF:
-                break
+        while self._read() and time.monotonic() < until:
+            pass
         self._child.close()
         return self._child.exitstatus
 

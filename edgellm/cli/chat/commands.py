@@ -13,7 +13,7 @@ from edgellm.cli.answer import tell_stats
 from edgellm.cli.chat import kept, settings
 from edgellm.cli.conversation import Conversation
 from edgellm.cli.template import describe_template, template_of
-from edgellm.cli.terminal import columns, note, tell
+from edgellm.cli.terminal import columns, remark, tell
 from edgellm.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _system(chat: Chat, rest: str) -> None:
     template_of(chat.model, chat.is_raw, rest or None, verbose=False)  # refuses a text that would be lost
     chat.conversation = chat.conversation.with_system(rest or None)
     chat.keep()
-    note("the system text is set" if rest else "there is no system text now")
+    remark("the system text is set" if rest else "there is no system text now")
 
 
 def _regen(chat: Chat, rest: str) -> None:
@@ -135,7 +135,7 @@ def _undo(chat: Chat, rest: str) -> None:
         raise UsageError("there is no message to take back")
     chat.conversation = chat.conversation.without_last()
     chat.keep()
-    note(f"the last message and its answer are taken back; {_turns(chat.conversation)} left")
+    remark(f"the last message and its answer are taken back; {_turns(chat.conversation)} left")
 
 
 def _edit(chat: Chat, rest: str) -> None:
@@ -143,7 +143,7 @@ def _edit(chat: Chat, rest: str) -> None:
         raise UsageError("there is no message to change")
     text = rest or chat.changed_by_hand(chat.conversation.turns[-1].user)
     if not text.strip():
-        note("nothing is changed")
+        remark("nothing is changed")
         return
     chat.answer(chat.conversation.without_last().with_user(text))
 
@@ -151,7 +151,7 @@ def _edit(chat: Chat, rest: str) -> None:
 def _read(chat: Chat, rest: str) -> None:
     path = path_of(rest, "/read")
     n_tokens = chat.attached.read(path)
-    note(f"{path.name}: {n_tokens} tokens, sent with your next message; /clear takes it away")
+    remark(f"{path.name}: {n_tokens} tokens, sent with your next message; /clear takes it away")
 
 
 def _save(chat: Chat, rest: str) -> None:
@@ -162,7 +162,7 @@ def _save(chat: Chat, rest: str) -> None:
         except FormatError:
             raise UsageError(f"{path} is there and is no saved conversation; choose another name") from None
     chat.conversation.save(path)
-    note(f"saved to {path}")
+    remark(f"saved to {path}")
 
 
 def _load(chat: Chat, rest: str) -> None:
@@ -173,21 +173,21 @@ def _load(chat: Chat, rest: str) -> None:
         if not found:
             raise UsageError("/load needs a file name, as in: /load chat.json; no conversation is kept yet")
         tell("\n".join(f"  {number}  {one.line()}" for number, one in enumerate(found, 1)))
-        note("/load NUMBER goes on with one of them, /load FILE with one that you saved")
+        remark("/load NUMBER goes on with one of them, /load FILE with one that you saved")
         return
     path = path_of(rest, "/load")
     if rest.isdecimal() and 1 <= int(rest) <= len(found) and not path.exists():
         chat.resume(found[int(rest) - 1])
     else:
         chat.begin_with(Conversation.load(path))
-        note(f"{path}: {_turns(chat.conversation)}")
+        remark(f"{path}: {_turns(chat.conversation)}")
 
 
 def _clear(chat: Chat, rest: str) -> None:
     is_kept = chat.is_kept and bool(chat.conversation.turns)
     chat.attached.clear()
     chat.begin_with(Conversation(chat.conversation.system))
-    note("the conversation is forgotten" + ("; /load brings it back" if is_kept and not chat.is_plain_text else ""))
+    remark("the conversation is forgotten" + ("; /load brings it back" if is_kept and not chat.is_plain_text else ""))
 
 
 def _show(chat: Chat, rest: str) -> None:
@@ -203,9 +203,9 @@ def _show(chat: Chat, rest: str) -> None:
 
 
 def _stats(chat: Chat, rest: str) -> None:
-    note(f"context: {chat.n_used} of {chat.model.n_ctx} tokens, {_turns(chat.conversation)}")
+    remark(f"context: {chat.n_used} of {chat.model.n_ctx} tokens, {_turns(chat.conversation)}")
     if chat.last_stats is None:
-        note("nothing was answered yet")
+        remark("nothing was answered yet")
     else:
         tell_stats(chat.last_stats)
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from edgellm.cli.terminal import note
+from edgellm.cli.terminal import remark
 from edgellm.files import home, private
 from edgellm.files.unfinished import SAFELY, unfinished
 
@@ -25,7 +25,7 @@ class History:
     def __init__(self, kept: bool = True) -> None:
         self._path = home() / "chat_history" if kept else None
         if self._path and not private.is_ours_or_nothing(self._path):
-            note(f"{self._path} is not a file of yours, so what you type is not remembered")
+            remark(f"{self._path} is not a file of yours, so what you type is not remembered")
             self._path = None
         self.messages = self._read(self._path) if self._path else []
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.cli.conversation import Conversation
-from edgellm.cli.terminal import note
+from edgellm.cli.terminal import remark
 from edgellm.errors import FileProblem, FormatError, UsageError
 from edgellm.files import conversations_folder, private
 from edgellm.files.unfinished import unfinished
@@ -56,13 +56,15 @@ class Keeper:
             self._has_failed = False
         except OSError as problem:
             if not self._has_failed:
-                note(f"this conversation cannot be kept: {problem.filename or ''}: {problem.strerror}; /save FILE can")
+                remark(
+                    f"this conversation cannot be kept: {problem.filename or ''}: {problem.strerror}; /save FILE can"
+                )
             self._has_failed = True
         self._next = time.monotonic() + _WHILE_ANSWERING
 
     def _write(self, conversation: Conversation) -> None:
         if self._path and _known_by(self._path) != self._written:
-            note(f"{self._path.name} was changed by another chat; this one goes on in a file of its own")
+            remark(f"{self._path.name} was changed by another chat; this one goes on in a file of its own")
             self._path = None
         if self._path is None:
             private.make(conversations_folder())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgellm.cli.chat.history import History
-from edgellm.cli.terminal import note, obeys_escapes
+from edgellm.cli.terminal import obeys_escapes, remark
 
 PROMPT, MORE = ">>> ", "... "
 QUOTES = '"""'
@@ -98,10 +98,10 @@ def _read_more() -> str:
     try:
         return "\n" + _read_line(MORE)
     except EOFError:
-        note('the input ended before the closing """; the message is sent as far as it came')
+        remark('the input ended before the closing """; the message is sent as far as it came')
         return QUOTES
     except UnicodeError:
-        note("that line is not valid UTF-8 and is left out; the message goes on")
+        remark("that line is not valid UTF-8 and is left out; the message goes on")
         return ""
 
 

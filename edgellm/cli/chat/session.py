@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import click
+
 from edgellm.cli.answer import Answer, larger_context, stream, tell_stats
 from edgellm.cli.chat import commands, settings
 from edgellm.cli.chat.attached import Attached
@@ -15,9 +17,10 @@ from edgellm.cli.chat.settings import Behaviour
 from edgellm.cli.chat.status import status_line
 from edgellm.cli.chat.window import WAYS, Shifted, Window
 from edgellm.cli.conversation import Conversation, Message
+from edgellm.cli.options import as_typed
 from edgellm.cli.screen import View, view_of
 from edgellm.cli.template import template_of
-from edgellm.cli.terminal import note, show_answer
+from edgellm.cli.terminal import remark, show_answer
 from edgellm.errors import EdgellmError
 from edgellm.params import SamplingParams
 
@@ -86,7 +89,7 @@ class Chat:
         self.begin_with(found.conversation)
         if self._keeper:
             self._keeper.go_on_with(found.path)
-        note(f"resumed: {found.line()}")
+        remark(f"resumed: {found.line()}")
 
     def begin_with(self, conversation: Conversation) -> None:
         """What comes is another conversation."""
@@ -134,7 +137,7 @@ class Chat:
             self._take(asked.with_answer("".join(pieces)) if pieces else before)
         self._end_answer(generation)
         if not pieces and generation.finish_reason == "stop":
-            note("the model answered with nothing; the message is not kept")
+            remark("the model answered with nothing; the message is not kept")
 
     def _read_one(self) -> bool:
         """Read a message and do what it says; False when the person leaves."""
@@ -149,9 +152,9 @@ class Chat:
             return False
         except KeyboardInterrupt:
             show_answer("\n")
-            note("Ctrl-D or /bye leaves")
+            remark("Ctrl-D or /bye leaves")
         except UnicodeError:
-            note("that line is not valid UTF-8; nothing was sent")
+            remark("that line is not valid UTF-8; nothing was sent")
         return True
 
     def _handle(self, text: str, quoted: bool) -> None:
@@ -169,9 +172,9 @@ class Chat:
         except KeyboardInterrupt:
             show_answer("\n")
         except EdgellmError as error:
-            note(str(error))
+            remark(as_typed(error, _options()))
         except OSError as error:
-            note(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            remark(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
     def _take(self, conversation: Conversation) -> None:
         self.conversation = conversation
@@ -183,7 +186,7 @@ class Chat:
         n_dropped = self._window.first - n_before
         if n_dropped > 0:
             what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
-            note(f"the context of {self.model.n_ctx} tokens is full: the {what} forgotten")
+            remark(f"the context of {self.model.n_ctx} tokens is full: the {what} forgotten")
         generation = self.model.chat(read.messages(), **vars(self.sampling))
         return self._shifting(generation, lambda room: self._prompt_within(asked, room))
 
@@ -227,11 +230,11 @@ class Chat:
         if isinstance(generation, Shifted) and generation.n_shifts:
             self.n_used = generation.n_in_context
             times = "once" if generation.n_shifts == 1 else f"{generation.n_shifts} times"
-            note(f"{full} was full {times}, and the answer went on without the oldest of what was read")
+            remark(f"{full} was full {times}, and the answer went on without the oldest of what was read")
         if generation.finish_reason == "context":
-            note(f"{full} is full, so the answer stops here; {self._what_then()}")
+            remark(f"{full} is full, so the answer stops here; {self._what_then()}")
         elif generation.finish_reason == "cancelled" and not stats.n_generated_tokens:
-            note("stopped before the answer began; the message is not kept")
+            remark("stopped before the answer began; the message is not kept")
         if self.behaviour.stats:
             tell_stats(stats)
 
@@ -248,11 +251,11 @@ class Chat:
         return self._view
 
     def _greet(self) -> None:
-        note("chatting; /? for help, Ctrl-D to leave")
+        remark("chatting; /? for help, Ctrl-D to leave")
         if self.is_plain_text and not self.is_raw:
-            note("each message is continued by itself: the model does not see those before")
+            remark("each message is continued by itself: the model does not see those before")
         if isinstance(self._reader, LineReader) and not self.is_plain_text:  # which has no status line
-            note(f"the context holds {self.model.n_ctx} tokens, {WAYS[self.behaviour.when_full]} (/set when_full)")
+            remark(f"the context holds {self.model.n_ctx} tokens, {WAYS[self.behaviour.when_full]} (/set when_full)")
 
     def _status(self, width: int) -> str:
         speed = self.last_stats.tokens_per_second if self.last_stats else 0.0
@@ -266,3 +269,9 @@ class Chat:
     def _count(self, messages: list[Message]) -> int:
         """Tokens of a prompt made of these messages."""
         return len(self._ids(messages))
+
+
+def _options() -> list[click.Parameter]:
+    """Those of the command that the chat was begun with, but for what is called by its own name in /set."""
+    context = click.get_current_context(silent=True)
+    return [option for option in context.command.params if option.name not in settings.names()] if context else []

@@ -44,9 +44,10 @@ _THEME = Theme(
 
 def _program_colours() -> ANSISyntaxTheme:
     colours: dict[Any, str] = {
-        syntax.Comment: "dim italic", syntax.Keyword: "magenta", syntax.Operator.Word: "magenta",
-        syntax.String: "green", syntax.Number: "cyan", syntax.Name.Function: "blue", syntax.Name.Class: "blue bold", syntax.Name.Tag: "blue",
-        syntax.Name.Decorator: "yellow", syntax.Generic.Deleted: "red", syntax.Generic.Inserted: "green",
+        syntax.Comment: "dim italic", syntax.String: "green", syntax.Number: "cyan",
+        syntax.Keyword: "magenta", syntax.Operator.Word: "magenta", syntax.Name.Decorator: "yellow",
+        syntax.Name.Function: "blue", syntax.Name.Class: "blue bold", syntax.Name.Tag: "blue",
+        syntax.Generic.Deleted: "red", syntax.Generic.Inserted: "green",
     }  # fmt: skip
     return ANSISyntaxTheme({kind: Style.parse(words) for kind, words in colours.items()})
 
