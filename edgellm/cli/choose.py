@@ -22,27 +22,34 @@ _CACHE_NUMBER_BYTES = 2
 
 @dataclass(frozen=True)
 class Offer:
-    """A model that could be chosen. memory: bytes with a full context, about. is_here: it need not be fetched."""
+    """A model that could be chosen.
+
+    memory: bytes with a full context, about. is_here: it need not be fetched. fault: why it cannot be run.
+    """
 
     name: str
     n_bytes: int
     memory: int
     is_here: bool
     about: str
+    fault: str = ""
 
     @property
     def fits(self) -> bool:
-        return self.memory <= available_memory()
+        return not self.fault and self.memory <= available_memory()
 
     def lines(self, number: int, width: int) -> str:
         where = "here" if self.is_here else "to be fetched"
-        if self.fits:
+        if self.fault:
+            verdict = f"it cannot be run: {self.fault}"
+        elif self.fits:
             verdict = "fits"
         elif self.memory <= total_memory():
             verdict = f"more than the {size_text(available_memory())} that are free now"
         else:
             verdict = f"too large for this machine, which has {size_text(total_memory())}"
-        text = f"{size_text(self.n_bytes)}, {where}; takes about {size_text(self.memory)} of memory: {verdict}."
+        need = "" if self.fault else f"takes about {size_text(self.memory)} of memory: "
+        text = f"{size_text(self.n_bytes)}, {where}; {need}{verdict}."
         wrap = textwrap.TextWrapper(width - 1, initial_indent=" " * 5, subsequent_indent=" " * 5)
         return "\n".join([f"{number:3}  {self.name}", *wrap.wrap(one_line(f"{text} {self.about}"))])
 
@@ -68,7 +75,7 @@ def choose_model() -> str:
 
 
 def offers() -> list[Offer]:
-    """The models that are here, then those of the catalogue; what fits first, and the small default before others."""
+    """The models that are here, then those of the catalogue; what fits first, and what cannot be run last."""
     catalogued = hub.catalog()
     with Progress(quiet=True) as progress:
         present = [model for model in hub.present(progress) if model.state == "installed" and not model.is_checkpoint]
@@ -76,17 +83,19 @@ def offers() -> list[Offer]:
     found = []
     for name, installed in here.items():
         about = catalogued[name].description if name in catalogued else installed.title
-        memory, kind = _looked_into(installed.path, installed.n_bytes)
-        found.append(Offer(name, installed.n_bytes, memory, True, about or kind))
+        memory, kind, fault = _looked_into(installed.path, installed.n_bytes)
+        found.append(Offer(name, installed.n_bytes, memory, True, about or kind, fault))
     for name, model in catalogued.items():
         if name not in here and model.size:
             memory = round(_PROGRAM_BYTES + model.size * (1 + _UNREAD_CACHE_SHARE))
             found.append(Offer(name, model.size, memory, False, f"{model.description} Licence: {model.license}."))
-    return sorted(found, key=lambda offer: (not offer.is_here, not offer.fits, offer.name != DEFAULT_MODEL))
+    return sorted(
+        found, key=lambda offer: (bool(offer.fault), not offer.is_here, not offer.fits, offer.name != DEFAULT_MODEL)
+    )
 
 
-def _looked_into(path: Path, n_bytes: int) -> tuple[int, str]:
-    """The memory that a model takes with a full context, and what kind it is, in words."""
+def _looked_into(path: Path, n_bytes: int) -> tuple[int, str, str]:
+    """The memory that a model takes with a full context, what kind it is, and what is wrong with it, in words."""
     from edgellm.arch import architecture_of
     from edgellm.formats.gguf import GGUFFile
 
@@ -94,9 +103,9 @@ def _looked_into(path: Path, n_bytes: int) -> tuple[int, str]:
         with GGUFFile.open(path) as file:
             config = architecture_of(file.metadata).configure(file.metadata)
             kind = "Chat model." if "tokenizer.chat_template" in file.metadata else "Base model: it continues text."
-            return round(_PROGRAM_BYTES + n_bytes + sum(_cache_bytes(config))), kind
+            return round(_PROGRAM_BYTES + n_bytes + sum(_cache_bytes(config))), kind, ""
     except EdgellmError as problem:
-        return round(_PROGRAM_BYTES + n_bytes), f"Cannot be run: {problem}"
+        return round(_PROGRAM_BYTES + n_bytes), "", str(problem)
 
 
 def _cache_bytes(config: Any) -> Iterator[int]:

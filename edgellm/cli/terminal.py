@@ -99,7 +99,7 @@ def quiet_keyboard() -> Iterator[None]:
     handle = sys.stdin.fileno()
     usual = termios.tcgetattr(handle)
     silent = list(usual)
-    silent[3] &= ~termios.ECHO
+    silent[3] = (silent[3] & ~termios.ECHO) | termios.NOFLSH  # and Ctrl-C does not throw away what is typed
     termios.tcsetattr(handle, termios.TCSADRAIN, silent)
     try:
         yield

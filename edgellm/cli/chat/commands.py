@@ -192,7 +192,7 @@ def _clear(chat: Chat, rest: str) -> None:
 
 def _show(chat: Chat, rest: str) -> None:
     n_left_out = chat.n_left_out
-    left_out = f", of which the first {n_left_out} are no longer read" if n_left_out else ""
+    left_out = f", of which the model no longer reads the first {n_left_out}" if n_left_out else ""
     tell(
         f"  model: {chat.model.path}\n"
         f"  {describe_template(chat.model, chat.is_raw)}\n"

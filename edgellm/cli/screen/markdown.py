@@ -20,6 +20,7 @@ from rich.markdown import MarkdownIt, Token
 from rich.rule import Rule
 from rich.style import Style
 from rich.syntax import ANSISyntaxTheme, Syntax
+from rich.text import Text
 from rich.theme import Theme
 
 from edgellm.cli.screen.painter import Painter
@@ -135,8 +136,20 @@ class _Heading(rich_markdown.Heading):
 
 
 class _Program(rich_markdown.CodeBlock):
+    """A program, below the name of its language."""
+
+    @classmethod
+    def create(cls, markdown: rich_markdown.Markdown, token: Token) -> _Program:
+        program = cls((token.info or "").partition(" ")[0] or "text", markdown.code_theme)
+        program.info = token.info or ""
+        return program
+
+    info = ""
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         code = str(self.text).rstrip()
+        if self.info.strip():
+            yield Text(self.info.strip(), style="dim")
         language = self.lexer_name if len(code) <= _MOST_COLOURED else "text"
         yield Syntax(code, language, theme=_program_colours(), word_wrap=True, background_color="default")
 
@@ -161,9 +174,14 @@ class _Markdown(rich_markdown.Markdown):
 
 
 def _made_plain(token: Token) -> None:
+    """What would be left out when it is drawn becomes text."""
     for child in token.children or ():
+        address = str(child.attrs.get("href", child.attrs.get("src", "")))
+        if title := child.attrs.pop("title", ""):
+            address = f'{address} "{title}"'
         if child.type == "softbreak":
             child.type = "hardbreak"
+        elif child.type == "link_open":
+            child.attrs["href"] = address
         elif child.type == "image":
-            child.type, child.tag, child.content = "text", "", f"![{child.content}]({child.attrs.get('src', '')})"
-            child.children = None
+            child.type, child.tag, child.content, child.children = "text", "", f"![{child.content}]({address})", None
