@@ -64,7 +64,7 @@ def test_what_is_frozen_stays(path: Path, facts: Path) -> None:
         adapter = train(model, facts, FullConfig(freeze=("token_embd", "blk.1")), QUICK)
         assert not [name for name in adapter.replaced if name.startswith(("token_embd", "blk.1."))]
         assert "blk.0.attn_q.weight" in adapter.replaced
-        with pytest.raises(UsageError, match="freeze names 'blk.9', and no tensor's name is that or begins with it"):
+        with pytest.raises(UsageError, match=r"freeze names 'blk\.9', and no tensor's name is that or begins with it"):
             train(model, facts, FullConfig(freeze="blk.9"), QUICK)
         with pytest.raises(UsageError, match="freeze leaves nothing to train"):
             train(model, facts, FullConfig(freeze=("token_embd", "blk", "output", "output_norm")), QUICK)

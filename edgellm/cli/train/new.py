@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--validation", type=float, metavar="X", callback=checked(TrainConfig),
               help="Windows of text to validate with and not to learn from; below 1, their share of all.  "
               "[default: 0.05]")  # fmt: skip
-@settings_options(TrainConfig, usual=DEFAULTS)
+@settings_options(TrainConfig, defaults=DEFAULTS)
 @click.option("--tensorboard/--no-tensorboard", default=None,
               help="Write event files.  [default: where TensorBoard is installed]")  # fmt: skip
 @threads_option

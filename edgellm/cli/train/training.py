@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -191,7 +191,7 @@ def _validation(typed: str | None) -> dict[str, Any]:
     return {"validation": number}
 
 
-def _held_out(entries: Sequence[Mapping[str, Any]], summary: Summary) -> Iterator[tuple[str, str]]:
+def _held_out(entries: Sequence[Mapping[str, Any]], summary: Summary) -> dict[str, tuple[float, float]]:
     """What was found on held-out examples before training, and with the weights that were taken."""
     found = {
         entry["step"]: {name.removeprefix("validation_"): value for name, value in entry["figures"].items()
