@@ -224,7 +224,7 @@ class Generation(Iterator[str]):
 
     @property
     def n_prompt_done(self) -> int:
-        """Tokens of the prompt that are in the cache by now. From any thread, also while the first piece is waited for."""
+        """Tokens of the prompt that are in the cache by now. From any thread, also before the first piece comes."""
         sequence = self._answer.sequence  # which another thread may take away
         return min(len(sequence) if sequence is not None else 0, self._answer.stats.n_prompt_tokens)
 
