@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -104,7 +105,8 @@ def svg(terminal: Terminal, picture: Picture, first: str) -> str:
     """A screen as a picture, below the command that was typed."""
     display, colours = terminal.display, picture.colours
     screen = [_spans(display.buffer[y], display.columns) for y in range(display.lines)]
-    rows = [[(first, "green", False, False)], *screen]
+    command = [[(line, "green", False, False)] for line in textwrap.wrap(first, picture.columns)]
+    rows = [*command, *screen]
     width, height = picture.columns * CHARACTER + 2 * MARGIN, len(rows) * LINE + 2 * MARGIN
     texts = []
     for y, row in enumerate(rows):
