@@ -30,7 +30,7 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 def start(home: Path) -> Iterator[Start]:
-    from .screen import Terminal
+    from tools.terminal import Terminal
 
     started = []
 
@@ -339,7 +339,7 @@ def test_a_conversation_that_cannot_be_resumed(chat: Start, edgellm: Any, home: 
         path.unlink()
         path.symlink_to(home / "real")
     before = path.read_bytes()
-    from .screen import Terminal
+    from tools.terminal import Terminal
 
     terminal = Terminal([*FAKE, "run", model, "--resume"], columns=300)
     assert terminal.end() == 1

@@ -78,7 +78,7 @@ def test_a_real_shell_completes(path_with_edgellm: str, tmp_path: Path, shell: s
         pytest.skip(f"there is no {shell}")
     pytest.importorskip("pexpect")
     pytest.importorskip("pyte")
-    from .screen import Terminal
+    from tools.terminal import Terminal
 
     environ = {"PATH": path_with_edgellm, "HOME": str(tmp_path), "PS1": "> "}
     terminal = Terminal([shell, *options], columns=120, seconds=30, **environ)

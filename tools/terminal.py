@@ -1,9 +1,11 @@
-"""A terminal to test with: what a program draws is seen as a person sees it, and keys are typed."""
+"""A program in a terminal of our own: what it draws is seen as a person sees it, and keys are typed.
+
+The tests of the chat use it, and `record_chat.py`. Needs pexpect and pyte (in the extra `test`), and a POSIX system.
+"""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +15,19 @@ import pyte
 
 
 class _Display(pyte.Screen):
-    """Answers when a program asks where the cursor is, and knows dim text, which pyte does not."""
+    """Answers when a program asks where the cursor is."""
+
+    DIM = "dim"  # the colour of dim text, which pyte does not know
 
     answer: Callable[[str], Any] = staticmethod(lambda data: None)
 
     def write_process_input(self, data: str) -> None:
         self.answer(data)
+
+    def select_graphic_rendition(self, *attrs: int, **how: Any) -> None:
+        super().select_graphic_rendition(*attrs, **how)
+        if 2 in attrs:
+            self.cursor.attrs = self.cursor.attrs._replace(fg=self.DIM)
 
 
 class Terminal:
@@ -100,7 +109,3 @@ class Terminal:
 
     def kill(self) -> None:
         self._child.close(force=True)
-
-
-if sys.platform == "win32":
-    raise ImportError("pseudo-terminals of POSIX")
