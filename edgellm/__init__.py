@@ -2,6 +2,7 @@
 
     import edgellm
 
+    edgellm.pull("smollm2-135m")
     with edgellm.load("smollm2-135m") as model:
         for piece in model.chat([{"role": "user", "content": "Why is the sky blue?"}]):
             print(piece, end="", flush=True)

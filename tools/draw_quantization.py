@@ -1,22 +1,23 @@
-"""The figures of docs/quantization.md: what formats make of a few weights, and what their files lose.
+"""The figures of docs/quantization.md: what formats make of a few weights, and what each loses of many.
 
     python tools/draw_quantization.py docs
 
-The second figure shows the table in docs/quantization.md, so draw again when that was measured again.
+Both are computed here, from weights that were never quantized before.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 
 from edgellm.quants import FORMATS
+from edgellm.quants.floats import FloatFormat
 
 WIDTH, MARGIN = 742, 46
+LETTER = 7.6  # of a label, in pixels, at most
 INK, FAINT, ACCENT, SECOND = "#1f2933", "#c3ccd5", "#0b6e99", "#c2410c"
 STYLE = "<style>text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:#1f2933}.small{fill:#52606d}</style>"
 
@@ -33,8 +34,7 @@ def main() -> None:
     parser.add_argument("docs", type=Path)
     docs = parser.parse_args().docs
     (docs / "quantization-block.svg").write_text(block_figure(), encoding="utf-8")
-    points = measured_points((docs / "quantization.md").read_text(encoding="utf-8"))
-    (docs / "quantization-loss.svg").write_text(loss_figure(points), encoding="utf-8")
+    (docs / "quantization-loss.svg").write_text(loss_figure(losses()), encoding="utf-8")
 
 
 def block_figure() -> str:
@@ -83,41 +83,78 @@ def _levels(name: str, raw: np.ndarray) -> list[float]:
     return sorted({float(value) for value in fmt.decode(blocks)[:, 0]})
 
 
-def measured_points(text: str) -> list[tuple[str, float, float]]:
-    """(type, bits per weight, mean divergence) from the table of losses."""
-    table = text[text.index("| mean KL divergence | llama.cpp's |") :].split("\n\n")[0]
-    rows = re.findall(r"^\| (\w+) \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", table, re.MULTILINE)
-    return [(name, float(bits), float(loss)) for name, bits, loss in rows if float(loss) > 0]
+def losses() -> list[tuple[str, float, float]]:
+    """(type, bits per weight, error in percent of the weights' size) of each type, of weights with a normal spread."""
+    x = np.random.default_rng(11).standard_normal(256 * 1024).astype(np.float32).reshape(64, -1)
+    found = []
+    for name, fmt in FORMATS.items():
+        if isinstance(fmt, FloatFormat):
+            continue
+        rounded = np.stack([fmt.dequantize(fmt.quantize(row)) for row in x])
+        error = math.sqrt(float(np.square(rounded - x).mean()) / float(np.square(x).mean()))
+        found.append((name, 8 * fmt.row_bytes(x.shape[1]) / x.shape[1], 100 * error))
+    return sorted(found, key=lambda point: point[1])
 
 
 def loss_figure(points: list[tuple[str, float, float]]) -> str:
-    """Divergence over size, the first on a logarithmic axis."""
-    height = 330
-    bits, losses = [p[1] for p in points], [math.log10(p[2]) for p in points]
-    left, right = math.floor(min(bits)), math.ceil(max(bits))
-    bottom, top = math.floor(min(losses)), math.ceil(max(losses))
+    """Error over size, the first on a logarithmic axis."""
+    height = 400
+    left, right = math.floor(min(p[1] for p in points)), math.ceil(max(p[1] for p in points))
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50) if tick >= min(p[2] for p in points) / 2]
+    bottom, top = math.log10(ticks[0]), math.log10(ticks[-1])
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def place(size: float, error: float) -> tuple[float, float]:
         return (
-            MARGIN + 20 + (WIDTH - MARGIN - 70) * (x - left) / (right - left),
-            24 + (height - 60) * (top - y) / (top - bottom),
+            MARGIN + 20 + (WIDTH - MARGIN - 70) * (size - left) / (right - left),
+            24 + (height - 76) * (top - math.log10(error)) / (top - bottom),
         )
 
     parts = []
-    for power in range(bottom, top + 1):
-        x, y = place(left, power)
+    for tick in ticks:
+        x, y = place(left, tick)
         parts.append(f'<line x1="{x:.0f}" x2="{WIDTH - 20}" y1="{y:.1f}" y2="{y:.1f}" stroke="{FAINT}"/>')
-        parts.append(f'<text class="small" x="6" y="{y + 4:.1f}">{10.0**power:g}</text>')
+        parts.append(f'<text class="small" x="6" y="{y + 4:.1f}">{tick:g} %</text>')
     for whole in range(left, right + 1):
-        x, y = place(whole, bottom)
+        x, y = place(whole, ticks[0])
         parts.append(f'<text class="small" x="{x - 3:.1f}" y="{y + 18:.1f}">{whole}</text>')
-    for name, size, loss in points:
-        x, y = place(size, math.log10(loss))
+    places = [place(size, error) for _, size, error in points]
+    for (name, _, _), (x, y), (left_end, baseline) in zip(points, places, labels(points, places), strict=True):
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{ACCENT}"/>')
-        parts.append(f'<text class="small" x="{x + 7:.1f}" y="{y - 5:.1f}">{name}</text>')
-    axes = "bits per weight; up: mean KL divergence from the original"
-    parts.append(f'<text x="{MARGIN + 20}" y="{height - 4}">{axes}</text>')
-    return _svg(height, parts, "Loss and size of the types")
+        parts.append(f'<text class="small" x="{left_end:.1f}" y="{baseline:.1f}">{name}</text>')
+    axes = "bits per weight; up: root mean square error, in percent of the weights' size"
+    parts.append(f'<text x="{MARGIN + 20}" y="{height - 8}">{axes}</text>')
+    return _svg(height, parts, "Error and size of the types")
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def labels(points: list[tuple[str, float, float]], places: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where the name of each point begins, beside it and over no other name or point.
+
+    Raises ValueError when there is no such place; the figure then needs more room.
+    """
+    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    found = []
+    for (name, _, _), (x, y) in zip(points, places, strict=True):
+        width = LETTER * len(name)
+        sides = (x + 8, x - 8 - width, x - width / 2)
+        starts = [(side, y + shift) for shift in (4, -6, 14, -18, 26, -30, 38) for side in sides]
+        free = [start for start in starts if not any(map(_overlap, [box_of(*start, width)] * len(taken), taken))]
+        if not free:
+            raise ValueError(f"no room for {name}")
+        found.append(free[0])
+        taken.append(box_of(*free[0], width))
+    return found
+
+
+def box_of(x: float, baseline: float, width: float) -> Box:
+    """The place that a name takes."""
+    return x, baseline - 10, x + width, baseline + 3
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _svg(height: float, parts: list[str], label: str) -> str:

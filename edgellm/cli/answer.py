@@ -5,36 +5,101 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
-from edgellm.cli.terminal import note, show_answer
+from edgellm.cli.progress import Progress
+from edgellm.cli.screen import View
+from edgellm.cli.terminal import quiet_keyboard, remark
 
 if TYPE_CHECKING:
-    from edgellm.engine import Generation, GenerationStats, Model
+    from edgellm.engine import GenerationStats, Model
+
+_QUIET_SECONDS = 0.4  # before a prompt that is being read shows how far it is
+_LOOK_SECONDS = 0.1
 
 
-def stream(generation: Generation) -> str:
-    """Write the pieces of an answer to standard output as they come, and return all of it.
+class Answer(Protocol):
+    """What is shown of an answer: a `Generation`, or several that go on with one text."""
 
-    Ctrl-C ends the answer: its `finish_reason` is then "cancelled".
+    @property
+    def finish_reason(self) -> str | None: ...
+
+    @property
+    def stats(self) -> GenerationStats: ...
+
+    @property
+    def n_prompt_done(self) -> int: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def cancel(self) -> None: ...
+
+
+def stream(generation: Answer, view: View, came: Callable[[str], None] | None = None) -> str:
+    """Show the pieces of an answer as they come, and return all of it. While the prompt is read, say how far that is.
+
+    Ctrl-C ends the answer: its `finish_reason` is then "cancelled". came(piece) is called for every piece.
     """
-    pieces = []
+    pieces: list[str] = []
     try:
-        with _ctrl_c_cancels(generation):
+        with _ctrl_c_cancels(generation), quiet_keyboard(), Reading(generation) as reading:
             for piece in generation:
-                show_answer(piece)
+                reading.end()
+                view.show(piece)
                 pieces.append(piece)
+                if came:
+                    came(piece)
+            reading.end()
+        view.end()
     except BaseException:
         generation.cancel()  # a closed pipe or a second Ctrl-C: let the worker threads rest
         raise
     return "".join(pieces)
 
 
+class Reading:
+    """A line on a terminal that says how much of the prompt is read, and how long the rest will take."""
+
+    def __init__(self, generation: Answer) -> None:
+        self._generation = generation
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Reading:
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Take the line away; the answer begins."""
+        if self._thread:
+            self._over.set()
+            self._thread.join()
+            self._thread = None
+
+    def _show(self) -> None:
+        if self._over.wait(_QUIET_SECONDS):
+            return
+        total = self._generation.stats.n_prompt_tokens
+        begun, first = time.monotonic(), self._generation.n_prompt_done
+        with Progress("reading the prompt") as progress:
+            while not self._over.wait(_LOOK_SECONDS):
+                done = self._generation.n_prompt_done
+                seconds = time.monotonic() - begun
+                left = f"{seconds * (total - done) / (done - first):.0f} s left" if done > first else f"{seconds:.0f} s"
+                progress(done, total, left)
+
+
 def tell_stats(stats: GenerationStats) -> None:
     """One line of timings on standard error."""
-    note(
+    remark(
         f"prompt {stats.n_prompt_tokens} tokens ({stats.n_reused_tokens} reused), "
         f"{stats.prompt_tokens_per_second:.1f} tokens/s; "
         f"answer {stats.n_generated_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s; "
@@ -51,7 +116,7 @@ def larger_context(model: Model) -> str:
 
 
 @contextlib.contextmanager
-def _ctrl_c_cancels(generation: Generation) -> Iterator[None]:
+def _ctrl_c_cancels(generation: Answer) -> Iterator[None]:
     """The first Ctrl-C asks the answer to end, a second one interrupts as usual. Where it is ignored, it stays so."""
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual is signal.SIG_IGN:

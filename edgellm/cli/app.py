@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ import click
 
 from edgellm._version import __version__
 from edgellm.cli.lazy import LazyGroup
-from edgellm.cli.options import typed_name
+from edgellm.cli.options import as_typed
 from edgellm.cli.signals import ended_in_order
 from edgellm.cli.terminal import one_line, with_standard_streams
 from edgellm.errors import EdgellmError, FileProblem
@@ -42,11 +41,13 @@ COMMANDS = {
     "eval": "Measure how good a model is.",
     "imatrix": "Find out which weights matter, for better quantizing.",
     "train": "Teach a model, or see what it would learn from.",
+    "completion": "Print what makes a shell complete the words of edgellm.",
 }
 
 # What newer versions of click raise for a command that needs a word more; older ones show the help by themselves.
 _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+COMPLETION_VARIABLE = "_EDGELLM_COMPLETE"  # a shell asks what may follow the words so far
 OUTPUT_CLOSED = 141  # 128 + SIGPIPE
 # So many before garbage is looked for: a start makes a hundred thousand that stay, and looking is a part of its time.
 NEW_OBJECTS = 50_000
@@ -99,6 +100,11 @@ def _run(args: list[str]) -> None:
     # Not `app.main`: click would print and exit by itself on Ctrl-C and closed pipes.
     _accept_any_text(sys.stdout, "replace")
     _accept_any_text(sys.stderr, "backslashreplace")
+    if shell := os.environ.get(COMPLETION_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        shell_complete(app, {}, "edgellm", COMPLETION_VARIABLE, shell)
+        return
     try:
         with app.make_context("edgellm", args) as context:
             app.invoke(context)
@@ -112,13 +118,15 @@ def _run(args: list[str]) -> None:
 def _explain(error: Exception, words: list[str]) -> tuple[str, int]:
     """The line and the exit status for an error."""
     if isinstance(error, EdgellmError):
-        return _as_typed(error, words), error.exit_code
+        return as_typed(error, _options(words)), error.exit_code
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         hint = f" (see: {context.command_path} --help)" if context else ""
         return f"{error.format_message().rstrip('.')}{hint}", error.exit_code
     if isinstance(error, MemoryError):
-        return "there is not enough memory for this; a smaller model or context (-c) needs less", 1
+        has_context = any(option.name == "n_ctx" for option in _options(words))
+        what = "a smaller model or context (-c)" if has_context else "a smaller model"
+        return f"there is not enough memory for this; {what} needs less", 1
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full", 1
     if isinstance(error, OSError) and error.errno == errno.EBADF and not error.filename:
@@ -127,15 +135,6 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, int]:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
     hint = "" if os.environ.get("EDGELLM_DEBUG") else "; EDGELLM_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {error}{hint}", 1
-
-
-def _as_typed(error: EdgellmError, words: list[str]) -> str:
-    """An error's text with the option that was typed, or can be, in place of a parameter of the Python interface."""
-    line = str(error)
-    begins = re.match(r"(\w+) is ", line)
-    name = getattr(error, "parameter", None) or (begins[1] if begins else None)
-    option = next((option for option in _options(words) if option.name == name), None)
-    return re.sub(rf"\b{name}\b", typed_name(option), line) if option else line
 
 
 def _options(words: list[str]) -> Iterator[click.Option]:

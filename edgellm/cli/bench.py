@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option, runtime_options
 from edgellm.params import DEFAULT_MODEL, RuntimeConfig
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench")
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", default=DEFAULT_MODEL, shell_complete=complete_models)
 @click.option("-p", "--prompt-tokens", type=click.IntRange(1), default=512, show_default=True, metavar="N",
               help="Tokens of the prompt.")  # fmt: skip
 @click.option("-n", "--tokens", type=click.IntRange(1), default=64, show_default=True, metavar="N",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli import models
-from edgellm.cli.progress import Progress
+from edgellm.cli.progress import Progress, reading
 from edgellm.cli.terminal import note, one_line, size_text
-from edgellm.cli.texts import read_text, shown
+from edgellm.cli.texts import shown
 from edgellm.convert.budgeted import Budget, quantize_within
 from edgellm.convert.measured import Original
 
@@ -31,9 +31,8 @@ _JUDGEMENTS = (
 _WORST = "heavy loss: hardly the same model"
 
 
-def open_original(path: Path, text_file: str | None, runtime: RuntimeConfig) -> Original:
+def open_original(path: Path, text: str | None, runtime: RuntimeConfig) -> Original:
     """The original model and a text, loaded under a progress line."""
-    text = read_text(Path(text_file)) if text_file else None
     return Original(path, text, runtime, load=models.load)
 
 
@@ -59,7 +58,7 @@ def quantize_within_budget(
             importance=importance,
             n_threads=n_threads,
             measuring=measuring,
-            writing=writing,
+            writing=reading(writing, original.path),
         )
     _show(done.plan)
     click.echo(f"measured: {size_text(done.quantized.n_bytes)}, a loss of {done.loss:.4f}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.errors import ContextOverflowError, FormatError
+from edgellm.errors import ContextOverflowError, FileProblem, FormatError
 from edgellm.files import atomic_write
 
 Message = dict[str, str]
 
-_FILE_LIMIT = 64 << 20  # bytes; far more than any context holds
+_FILE_LIMIT = 16 << 20  # bytes; far more than any context holds
 _ANSWER_SHARE = 4  # keep a quarter of the context free for the answer
 
 
@@ -44,6 +46,9 @@ class Conversation:
     def without_last_answer(self) -> Conversation:
         return Conversation(self.system, (*self.turns[:-1], Turn(self.turns[-1].user)))
 
+    def without_last(self) -> Conversation:
+        return Conversation(self.system, self.turns[:-1])
+
     def without_oldest(self, n_turns: int) -> Conversation:
         return Conversation(self.system, self.turns[n_turns:])
 
@@ -63,11 +68,17 @@ class Conversation:
         advice, when the last turn alone does not fit.
         """
         room = n_ctx - n_ctx // _ANSWER_SHARE
-        for n_dropped in range(len(self.turns)):
-            shorter = self.without_oldest(n_dropped)
-            n_tokens = count(shorter.messages())
-            if n_tokens <= room:
-                return shorter
+        fewest, most = 0, len(self.turns) - 1  # turns to drop; halved, for a conversation may have many thousands
+        if most > 0 and count(self.messages()) <= room:
+            return self
+        while fewest < most:
+            middle = (fewest + most) // 2
+            if count(self.without_oldest(middle).messages()) <= room:
+                most = middle
+            else:
+                fewest = middle + 1
+        shorter = self.without_oldest(most)
+        n_tokens = count(shorter.messages())
         if n_tokens < n_ctx:
             return shorter
         raise ContextOverflowError(
@@ -75,42 +86,75 @@ class Conversation:
             f"conversation is unchanged; {advice}"
         )
 
+    def as_json(self, model: str | None = None) -> bytes:
+        """What `parse` reads: {"model": ..., "messages": [{"role", "content"}, ...]}."""
+        about = {"model": model} if model else {}
+        text = json.dumps({**about, "messages": self.messages()}, ensure_ascii=False, indent=2)
+        return f"{text}\n".encode()
+
     def save(self, path: Path) -> None:
         """Write the conversation as JSON: {"messages": [{"role", "content"}, ...]}."""
-        text = json.dumps({"messages": self.messages()}, ensure_ascii=False, indent=2)
         with atomic_write(path) as file:
-            file.write(f"{text}\n".encode())
+            file.write(self.as_json())
 
     @staticmethod
     def load(path: Path) -> Conversation:
         """Read what `save` wrote; FormatError for anything else, OSError for a file that cannot be read."""
-        with open(path, "rb") as file:
-            data = file.read(_FILE_LIMIT + 1)
-        if len(data) > _FILE_LIMIT:
-            raise FormatError(f"{path}: larger than any conversation ({_FILE_LIMIT >> 20} MiB)")
+        return Conversation.parse(read_file(path, _FILE_LIMIT, "any conversation"), path)[0]
+
+    @staticmethod
+    def parse(data: bytes, path: Path) -> tuple[Conversation, str | None]:
+        """A conversation, and the model that it was held with if it says so. FormatError for anything else."""
         try:
-            messages = json.loads(data)["messages"]
-            return _from_messages(messages)
-        except (ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads(data, object_pairs_hook=_without_doubles)
+            model = found.get("model")
+            if set(found) - {"messages", "model"} or not isinstance(model, (str, type(None))):
+                raise ValueError(model)
+            return _from_messages(found["messages"]), model
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise FormatError(
                 f'{path}: not a saved conversation; expected {{"messages": [{{"role", "content"}}, ...]}}, '
                 "a system message first if any, then user and assistant in turn"
             ) from None
 
 
+def read_file(path: Path, most: int, what: str) -> bytes:
+    """A regular file of at most so many bytes, read once. Raises FileProblem for others: a pipe could keep us waiting.
+
+    what:  that is smaller, for the error.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileProblem(f"{path} is a folder, pipe or device; expected a file")
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise FormatError(f"{path}: larger than {what} ({most >> 20} MiB)")
+    return data
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError for a name that stands in it twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(pairs)
+    return found
+
+
 def _from_messages(messages: list[dict[str, Any]]) -> Conversation:
-    conversation = Conversation()
+    system: str | None = None
+    turns: list[Turn] = []
     for position, message in enumerate(messages):
         role, content = message["role"], message["content"]
         if not isinstance(content, str) or len(message) > 2:  # a key that would be lost
             raise TypeError(content)
-        answered = not conversation.turns or conversation.turns[-1].answer is not None
+        content.encode()  # half of a pair of surrogates is no text
+        answered = not turns or turns[-1].answer is not None
         if role == "system" and position == 0:
-            conversation = conversation.with_system(content)
+            system = content
         elif role == "user" and answered:
-            conversation = conversation.with_user(content)
+            turns.append(Turn(content))
         elif role == "assistant" and not answered:
-            conversation = conversation.with_answer(content)
+            turns[-1] = Turn(turns[-1].user, content)
         else:
             raise ValueError(role)
-    return conversation
+    return Conversation(system, tuple(turns))

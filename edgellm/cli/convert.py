@@ -42,7 +42,7 @@ def command(
       edgellm convert ./my-lora -o my-lora.gguf --base ./SmolLM2-135M-Instruct
     """
     from edgellm import hub
-    from edgellm.cli.progress import Progress
+    from edgellm.cli.progress import Progress, reading
     from edgellm.cli.terminal import note, size_text
     from edgellm.convert.checkpoints import check_request, convert_checkpoint
 
@@ -58,7 +58,7 @@ def command(
             tokenizer=tokenizer,
             overrides=overrides,
             n_threads=n_threads,
-            progress=progress,
+            progress=reading(progress, folder),
         )
     for line in notes:
         note(line)

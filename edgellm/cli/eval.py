@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option
 from edgellm.cli.texts import window_options
 from edgellm.params import RuntimeConfig
@@ -26,7 +27,7 @@ def command() -> None:
 
 
 @command.command("perplexity")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @window_options
 @lora_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -49,7 +50,8 @@ def perplexity_command(
     from edgellm.cli.texts import read_text, shown, tokens_of
     from edgellm.evaluate import perplexity
 
-    path, text = models.path_of(model), read_text(text_file)
+    text = read_text(text_file)
+    path = models.path_of(model)
     with models.load(path, runtime, adapters) as loaded, Progress("perplexity") as progress:
         result = perplexity(
             loaded,
@@ -63,7 +65,7 @@ def perplexity_command(
 
 
 @command.command("kl")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("--base", required=True, metavar="REFERENCE",
               help="The model to compare with, mostly the one in F16 or F32 that MODEL was made from.")  # fmt: skip
 @window_options
@@ -89,7 +91,8 @@ def kl_command(
     from edgellm.cli.texts import read_text, shown, tokens_of
     from edgellm.evaluate import divergence
 
-    path, base_path, text = models.path_of(model), models.path_of(base), read_text(text_file)
+    text = read_text(text_file)
+    path, base_path = models.path_of(model), models.path_of(base)
     with (
         models.load(path, runtime, adapters) as loaded,
         models.load(base_path, runtime) as loaded_base,

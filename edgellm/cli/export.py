@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from edgellm.cli.completing import complete_models
+
 
 @click.command("export")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
               help="The folder to make.")  # fmt: skip
 @click.option("--type", "dtype", type=click.Choice(["f16", "bf16", "f32"], case_sensitive=False), default="bf16",

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.texts import window_options
 from edgellm.params import RuntimeConfig
 
 
 @click.command("imatrix")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @window_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE",
               help="Where the importance matrix goes.")  # fmt: skip
@@ -47,7 +48,8 @@ def command(
         raise UsageError(f"{output} is a folder; expected the name of a file to write")
     check_folder(output.parent)
     check_target(output)
-    path, text = models.path_of(model), read_text(text_file)
+    text = read_text(text_file)
+    path = models.path_of(model)
     if output.exists() and any(output.samefile(source) for source in (path, text_file)):
         raise UsageError(f"{output} would be written over what is being read; choose another name")
     with models.load(path, runtime) as loaded, atomic_write(output) as file, Progress("collecting") as progress:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from edgellm.cli.completing import complete_models
+
 
 @click.command("info")
-@click.argument("file", required=False, metavar="[FILE]")
+@click.argument("file", required=False, metavar="[FILE]", shell_complete=complete_models)
 @click.option("--values", "with_values", is_flag=True,
               help="Instead, name the values inside the model that `Model.run` can read or replace.")  # fmt: skip
 def command(file: str | None, with_values: bool) -> None:

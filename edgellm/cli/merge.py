@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.options import scales_of, threads_option
 
 
 @click.command("merge")
-@click.argument("model")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=SCALE]...")
+@click.argument("model", shell_complete=complete_models)
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(), metavar="ADAPTER[=SCALE]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT.gguf",
               help="The file to write.")  # fmt: skip
 @click.option("--type", "type_name", metavar="TYPE",

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 def path_of(name: str) -> Path:
     """The file of a model; one that has a name but is not installed yet is pulled first."""
+    return find(name) or pull(name)
+
+
+def find(name: str) -> Path | None:
+    """The file of a model; None for one that has a name and must be pulled first. Raises what `hub.resolve` raises.
+
+    What else can be wrong with a command is said before a model is pulled, which takes long.
+    """
     try:
         return hub.resolve(name)
     except hub.DamagedModel:
@@ -26,7 +34,7 @@ def path_of(name: str) -> Path:
     except FileProblem:
         if Path(name).suffix == ".gguf" and not name.startswith("hf:"):
             raise  # a path, not a name
-    return pull(name)
+    return None
 
 
 def pull(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
-from edgellm.errors import UsageError
-from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig
+from edgellm.errors import EdgellmError, UsageError
+from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, SAMPLERS, RuntimeConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -22,6 +23,23 @@ MOST_SCALE = 1e30  # of an adapter: far more than means anything, and far less t
 def typed_name(option: click.Parameter) -> str:
     """An option as people type it: -t/--threads."""
     return "/".join(option.opts)
+
+
+def as_typed(error: EdgellmError, options: Iterable[click.Parameter]) -> str:
+    """An error's text with the options that were typed, or can be, in place of parameters of the Python interface.
+
+    A parameter is told from a word by its underscore, or by being what the error is about; the steps of sampling have
+    some names in common with parameters.
+    """
+    line = str(error)
+    begins = re.match(r"(\w+) is ", line)
+    about = getattr(error, "parameter", None) or (begins[1] if begins else None)
+    for option in options:
+        name = option.name or ""
+        is_named = name == about or ("_" in name and name not in SAMPLERS)
+        if isinstance(option, click.Option) and is_named:
+            line = re.sub(rf"\b{name}\b", typed_name(option), line)
+    return line
 
 
 def checked_by(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
@@ -62,9 +80,9 @@ def lora_option(command: Command) -> Command:
         "An adapter of any kind to run with: a PEFT folder or a GGUF adapter, with its scale (1 unless given). May "
         "stand again."
     )
-    return click.option("--lora", "adapters", multiple=True, metavar="PATH[=SCALE]", help=text, callback=_scales)(
-        command
-    )
+    return click.option(
+        "--lora", "adapters", type=click.Path(), multiple=True, metavar="PATH[=SCALE]", help=text, callback=_scales
+    )(command)
 
 
 def scales_of(texts: Iterable[str], option: str) -> dict[Path, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
-from edgellm.cli.terminal import note, one_line, size_text
+from edgellm.cli.terminal import columns, note, one_line, size_text
 
 _RENEW_SECONDS = 0.1
 _BAR_WIDTH = 24
@@ -54,28 +55,37 @@ class Progress:
         note(text)
 
     def _line(self, done: int, total: int, what: str, now: float) -> str:
-        line = one_line(self._task or "")
-        if total:
-            filled = _BAR_WIDTH * done // total
-            line += f" [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {100 * done // total:3d} %"
-            line += f" of {self._amount(total)}"
-        elif done:
-            line += f" {self._amount(done)}"
+        """The most that fits: the bar gives way first, then amounts and speed, then the end of the task's name."""
+        task = one_line(self._task or "")
+        percent = f"{100 * done // total} %" if total else self._amount(done) if done else ""
+        amount = f"of {self._amount(total)}" if total else ""
+        rate, left = self._speed(done, total, now)
         if self._fixed_task:
-            return f"{line}, {one_line(what)}"
+            rate, left = "", one_line(what)
+        most = columns() - 1
+        shapes = [
+            *((width, (amount, rate, left)) for width in (_BAR_WIDTH, _BAR_WIDTH // 2, 0)),
+            (0, (amount, "", left)),
+            (0, ("", "", left)),
+        ]
+        lines = [_joined(f"{task}{_bar(done, total, width)} {percent:>5}".rstrip(), *rest) for width, rest in shapes]
+        if fitting := [line for line in lines if len(line) <= most]:
+            return fitting[0]
+        behind = lines[-1][len(task) :]
+        return f"{task[: max(most - len(behind) - 1, 0)]}…{behind}"[:most]
+
+    def _speed(self, done: int, total: int, now: float) -> tuple[str, str]:
+        """Bytes in a second and seconds left, in words, as soon as they can be told."""
         seconds = now - self._begun
-        if seconds > 1 and done > self._begun_with:
-            rate = (done - self._begun_with) / seconds
-            line += f", {size_text(rate)}/s"
-            if total:
-                line += f", {(total - done) / rate:.0f} s left"
-        return line
+        if seconds <= 1 or done <= self._begun_with:
+            return "", ""
+        rate = (done - self._begun_with) / seconds
+        return f"{size_text(rate)}/s", f"{(total - done) / rate:.0f} s left" if total else ""
 
     def _amount(self, number: int) -> str:
         return str(number) if self._fixed_task else size_text(number)
 
     def _draw(self, line: str) -> None:
-        line = line[: shutil.get_terminal_size().columns - 1]
         sys.stderr.write(f"\r{line.ljust(self._width)}")
         sys.stderr.flush()
         self._width = len(line)
@@ -85,3 +95,19 @@ class Progress:
             sys.stderr.write(f"\r{' ' * self._width}\r")
             sys.stderr.flush()
             self._width = 0
+
+
+def reading(progress: Progress, source: Path) -> Callable[[int, int, str], None]:
+    """Progress of what is counted in bytes of a source: it names the file that has so many."""
+    return lambda done, total, what: progress(done, total, f"reading {source.name}")
+
+
+def _bar(done: int, total: int, width: int) -> str:
+    if not total or not width:
+        return ""
+    filled = width * done // total
+    return f" [{'#' * filled}{'.' * (width - filled)}]"
+
+
+def _joined(begin: str, amount: str, *rest: str) -> str:
+    return ", ".join(filter(None, [f"{begin} {amount}".rstrip(), *rest]))

@@ -11,8 +11,13 @@ from edgellm.errors import FileProblem, UsageError
 _QUIET_SECONDS = 2.0
 
 
-def read_prompt(given: str | None, may_be_empty: bool = False) -> str | None:
-    """The text to answer; None means that a person sits at a terminal and wants to talk.
+def will_chat(given: str | None) -> bool:
+    """Whether a person sits at a terminal and wants to talk."""
+    return given is None and sys.stdin.isatty()
+
+
+def read_prompt(given: str | None, may_be_empty: bool = False) -> str:
+    """The text to answer, where nobody wants to talk.
 
     Text that is piped in is the prompt, or follows the text of -p after an empty line. Raises UsageError for
     an empty prompt unless it `may_be_empty`, FileProblem for bytes that are not UTF-8.
@@ -22,10 +27,7 @@ def read_prompt(given: str | None, may_be_empty: bool = False) -> str | None:
             given.encode()
         except UnicodeEncodeError:
             raise UsageError("the text of -p is not valid UTF-8") from None
-    at_terminal = sys.stdin.isatty()
-    if given is None and at_terminal:
-        return None
-    piped = "" if at_terminal and given != "-" else _read_stdin()
+    piped = "" if sys.stdin.isatty() and given != "-" else _read_stdin()
     text = piped if given in (None, "-") else f"{given}\n\n{piped}" if piped else given
     if not text and not may_be_empty:
         raise UsageError("there is nothing to answer: give -p TEXT, or text on standard input")

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.options import activations_option, as_runtime, threads_option
+from edgellm.errors import UsageError
 from edgellm.params import RuntimeConfig
 
 
@@ -22,7 +24,7 @@ class _WithTypes(click.Command):
 
 
 @click.command("quantize", cls=_WithTypes)
-@click.argument("source", metavar="IN.gguf")
+@click.argument("source", metavar="IN.gguf", shell_complete=complete_models)
 @click.argument("target", metavar="OUT.gguf", type=click.Path(path_type=Path))
 @click.argument("type_name", metavar="[TYPE]", required=False)
 @click.option("--tensor-type", "overrides", multiple=True, metavar="PATTERN=TYPE",
@@ -66,16 +68,18 @@ def command(
 
     from edgellm.cli import models
     from edgellm.cli.terminal import note
+    from edgellm.cli.texts import read_text
     from edgellm.convert.budgeted import Budget, check_budget
     from edgellm.convert.quantize import open_model, quantize_file
     from edgellm.convert.recipes import check_overrides, recipe_of
     from edgellm.convert.targets import check_target
-    from edgellm.errors import UsageError
 
     if (type_name is None) == (budget_text is None):
         raise UsageError("give either a TYPE, such as Q4_K_M, or a --budget")
     if budget_text and overrides:
         raise UsageError("--tensor-type goes with a TYPE; a --budget chooses every type itself")
+    if not (budget_text or report):
+        _refuse_what_only_measures(text_file, runtime)
     # What cannot work is refused before a model is fetched, and then before one is loaded.
     budget = Budget.parse(budget_text) if budget_text else None
     if type_name:
@@ -83,6 +87,7 @@ def command(
     check_overrides(overrides)
     check_target(target)
     importance = _importance(imatrix_file)
+    text = read_text(Path(text_file)) if text_file else None
     path = models.path_of(source)
     open_model(path, target).close()
     if budget:
@@ -92,20 +97,27 @@ def command(
         if budget or report:
             from edgellm.cli.budget import divergence_of, open_original, quantize_within_budget, show_report
 
-            original = opened.enter_context(open_original(path, text_file, runtime))
+            original = opened.enter_context(open_original(path, text, runtime))
             if budget:
                 done = quantize_within_budget(original, target, budget, importance, runtime.n_threads).quantized
         if type_name:
-            from edgellm.cli.progress import Progress
+            from edgellm.cli.progress import Progress, reading
 
             with Progress() as progress:
                 done = quantize_file(path, target, type_name, overrides=overrides, importance=importance,
-                                     n_threads=runtime.n_threads, progress=progress)  # fmt: skip
+                                     n_threads=runtime.n_threads, progress=reading(progress, path))  # fmt: skip
         for line in (*done.notes, *done.warnings):
             note(line)
         note(_summary(done))
         if original and report:
             show_report(divergence_of(original, target))
+
+
+def _refuse_what_only_measures(text_file: str | None, runtime: RuntimeConfig) -> None:
+    """Raise UsageError for an option that would be ignored, as nothing is compared."""
+    options = {"-f/--file": text_file is not None, "--activations": runtime.activations != RuntimeConfig.activations}
+    for name in (name for name, is_given in options.items() if is_given):
+        raise UsageError(f"{name} is for --budget and --report, and neither was given; leave it out, or add --report")
 
 
 def _importance(path: Path | None) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from edgellm.cli.completing import complete_models
+
 
 @click.command("rm")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_models)
 def command(names: tuple[str, ...]) -> None:
     """Delete models.
 

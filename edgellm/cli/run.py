@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option, runtime_options
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
+from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from edgellm.cli.chat.kept import Kept
     from edgellm.engine import Model
     from edgellm.params import RuntimeConfig, SamplingParams
 
+WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
+
 
 @click.command("run", cls=SectionedCommand)
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_models)
+@click.argument("words", nargs=-1, metavar="[PROMPT]...")
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and exit; - reads it from standard input.")
 @click.option("--system", metavar="TEXT", help="How the model should behave; comes before the conversation.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the model's chat template.")
+@click.option("--resume", is_flag=True, help="Go on with the last conversation, and its model if none is named.")
+@click.option("--no-save", is_flag=True, help="Keep nothing on the disk of this chat: no conversation, no history.")
+@click.option("--when-full", type=click.Choice(WHEN_FULL),
+              help="What happens when the context is full: stop, drop the oldest turns, or shift, which also lets an "
+              "answer go on.  [default: drop]")  # fmt: skip
 @sampling_options
 @runtime_options
 @lora_option
+@click.option("--no-markdown", is_flag=True, help="Show answers as the model writes them, on a terminal too.")
 @click.option("--stats", is_flag=True, help="Say how fast it was (on standard error).")
 @click.option("-v", "--verbose", is_flag=True, help="Say which chat template is used.")
 def command(
     model: str | None,
+    words: tuple[str, ...],
     prompt: str | None,
     system: str | None,
     raw: bool,
+    resume: bool,
+    no_save: bool,
+    when_full: str | None,
     runtime: RuntimeConfig,
     adapters: dict[Path, float],
+    no_markdown: bool,
     stats: bool,
     verbose: bool,
     **typed: Any,
@@ -43,30 +59,77 @@ def command(
     MODEL is a name (see `edgellm list`), hf:ORG/REPO/FILE.gguf, or the path of a GGUF file. A model that is
     not on this machine yet is fetched first.
 
-    On a terminal this is a chat; /help tells its commands, Ctrl-C stops an answer, Ctrl-D leaves. With -p, or
-    with text on standard input, only the answer is printed:
+    On a terminal this is a chat; /help tells its commands, Ctrl-C stops an answer, Ctrl-D leaves. With a PROMPT, -p,
+    or text on standard input, only the answer is printed:
 
     \b
-      edgellm run -p "Name three rivers"
+      edgellm run smollm2-135m "Name three rivers"
       edgellm run -p "Summarise this:" < notes.txt
       edgellm run gemma3-270m --raw -p "Once upon a time" -n 50
       edgellm run MODEL --lora ./my-adapter --lora ./style.gguf=0.5
     """
-    from edgellm.cli import chat, models
-    from edgellm.cli.prompt import read_prompt
-    from edgellm.cli.terminal import note
+    from edgellm.cli import models
+    from edgellm.cli.prompt import read_prompt, will_chat
 
     sampling = sampling_params(typed)
-    if model is None:
-        model = DEFAULT_MODEL
-        note(f"no model named, using {model}")
-    path = models.path_of(model)
-    text = read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
+    if words and prompt is not None:
+        raise UsageError("the prompt is given twice, behind MODEL and with -p; expected one of them")
+    prompt = " ".join(words) if words else prompt
+    chats = will_chat(prompt)
+    _refuse_what_needs_a_chat(chats, resume, no_save, when_full)
+    kept = _last_conversation(raw, system) if resume else None
+    named = model or (kept.model if kept else None) or _choose(chats)
+    path = models.find(named)
+    text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
+    path = path or models.pull(named)
     with models.load(path, runtime, adapters) as loaded:
-        if text is None:
-            chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose).loop()
-        else:
-            _answer(loaded, text, sampling, system, raw, stats, verbose)
+        if text is not None:
+            _answer(loaded, text, sampling, system, raw, stats, verbose, not no_markdown)
+            return
+        from edgellm.cli.chat import Chat
+        from edgellm.cli.chat.settings import Behaviour
+
+        behaviour = Behaviour(**({"when_full": when_full} if when_full else {}), markdown=not no_markdown, stats=stats)
+        called = None if no_save else _lasting(named)
+        chat = Chat(loaded, sampling, system=system, raw=raw, verbose=verbose, behaviour=behaviour, keep_as=called)
+        if kept:
+            chat.resume(kept)
+        chat.loop()
+
+
+def _refuse_what_needs_a_chat(chats: bool, resume: bool, no_save: bool, when_full: str | None) -> None:
+    """Raise UsageError for an option that would be ignored: one answer is neither kept nor outgrows its turns."""
+    options = {"--resume": resume, "--no-save": no_save, "--when-full": when_full is not None}
+    if not chats and (given := [option for option, is_given in options.items() if is_given]):
+        raise UsageError(f"{given[0]} is for a chat on a terminal; it cannot be used with a prompt")
+
+
+def _last_conversation(raw: bool, system: str | None) -> Kept:
+    from edgellm.cli.chat.kept import latest
+
+    if raw:
+        raise UsageError("--resume cannot be used with --raw, which knows no conversation")
+    if system is not None:
+        raise UsageError("--resume keeps the system text of the conversation; change it with /system, not --system")
+    return latest()
+
+
+def _choose(chats: bool) -> str:
+    """A model where none is named: a person at a terminal chooses, everybody else gets the default."""
+    from edgellm.cli.terminal import note
+
+    if chats:
+        from edgellm.cli.choose import choose_model
+
+        return choose_model()
+    note(f"no model named, using {DEFAULT_MODEL}")
+    return DEFAULT_MODEL
+
+
+def _lasting(named: str) -> str:
+    """What a model will still be called in another folder."""
+    path = Path(named).expanduser()
+    return str(path.absolute()) if path.is_file() else named
 
 
 def _answer(
@@ -77,20 +140,21 @@ def _answer(
     raw: bool,
     stats: bool,
     verbose: bool,
+    markdown: bool,
 ) -> None:
     """Print the answer to one prompt."""
     from edgellm.cli.answer import larger_context, stream, tell_stats
     from edgellm.cli.conversation import Conversation
+    from edgellm.cli.screen import view_of
     from edgellm.cli.template import template_of
-    from edgellm.cli.terminal import note, show_answer
+    from edgellm.cli.terminal import note
 
-    settings = dataclasses.asdict(sampling)
-    if template_of(model, raw, system, verbose):
-        generation = model.chat(Conversation(system).with_user(text).messages(), **settings)
+    template = template_of(model, raw, system, verbose)
+    if template:
+        generation = model.chat(Conversation(system).with_user(text).messages(), **vars(sampling))
     else:
-        generation = model.generate(text, **settings)
-    stream(generation)
-    show_answer("\n")
+        generation = model.generate(text, **vars(sampling))
+    stream(generation, view_of(markdown and template is not None))
     if generation.finish_reason == "cancelled":
         raise KeyboardInterrupt
     if generation.finish_reason == "context":

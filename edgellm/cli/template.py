@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgellm.cli.terminal import note
+from edgellm.cli.terminal import remark
 from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ def template_of(model: Model, raw: bool, system: str | None, verbose: bool) -> C
         why = "--raw uses no chat template" if raw else f"{model.path.name} has no chat template (a base model)"
         raise UsageError(f"--system cannot be used: {why}")
     if template is None and not raw:
-        note(f"{model.path.name} has no chat template (a base model): it continues your text")
+        remark(f"{model.path.name} has no chat template (a base model): it continues your text")
     elif verbose:
-        note(describe_template(model, raw))
+        remark(describe_template(model, raw))
     return template
 
 

@@ -43,7 +43,11 @@ def window_options(command: Command) -> Command:
 
 def read_text(path: Path) -> str:
     """A text file, exactly as it is. Raises FormatError for one that is not UTF-8."""
-    raw = path.read_bytes()
+    return decoded(path.read_bytes(), path)
+
+
+def decoded(raw: bytes, path: Path) -> str:
+    """The text of a file. Raises FormatError for one that is not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError as problem:

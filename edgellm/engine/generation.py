@@ -223,6 +223,12 @@ class Generation(Iterator[str]):
         return self._answer.stats
 
     @property
+    def n_prompt_done(self) -> int:
+        """Tokens of the prompt that are in the cache by now. From any thread, also before the first piece comes."""
+        sequence = self._answer.sequence  # which another thread may take away
+        return min(len(sequence) if sequence is not None else 0, self._answer.stats.n_prompt_tokens)
+
+    @property
     def token_ids(self) -> list[int]:
         """The tokens generated so far, also those of a stop string, which is not shown."""
         return self._token_ids

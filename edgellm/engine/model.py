@@ -19,7 +19,7 @@ from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.adapter_set import Adapters, AdapterSet
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
-from edgellm.engine.opening import check_vocabulary, context_of, open_file, resolve
+from edgellm.engine.opening import check_vocabulary, context_of, in_words, open_file, resolve
 from edgellm.engine.prompt import (
     check_biases,
     checked_adapters,
@@ -119,8 +119,7 @@ class Model:
         except MemoryError:
             self._let_go()
             raise MemoryLimitError(
-                f"{path}: there is not enough memory to run it with n_ctx={runtime.n_ctx} and "
-                f"n_batch={runtime.n_batch}; choose smaller ones",
+                f"{path}: there is not enough memory to run it with {in_words(runtime)}; choose a smaller n_ctx",
                 parameter="n_ctx",
             ) from None
         except FileProblem as problem:

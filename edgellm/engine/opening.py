@@ -12,7 +12,7 @@ from edgellm import checks, hub
 from edgellm.errors import FormatError, MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile, StringArray
 from edgellm.formats.tensor import Tensor
-from edgellm.params import DEFAULT_CONTEXT_LIMIT
+from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig
 from edgellm.text import Tokenizer, load_tokenizer
 
 
@@ -39,6 +39,12 @@ def context_of(wanted: int | None, n_ctx_train: int) -> int:
             parameter="n_ctx",
         )
     return wanted
+
+
+def in_words(runtime: RuntimeConfig) -> str:
+    """What was asked for that takes memory, for an error."""
+    context = "the context that it has by itself" if runtime.n_ctx is None else f"a context of {runtime.n_ctx} tokens"
+    return f"{context} and {runtime.n_batch} tokens at a time"
 
 
 def check_vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "AnyPath",
     "atomic_write",
     "check_room",
+    "conversations_folder",
     "home",
     "kernels_folder",
     "models_folder",
@@ -95,6 +96,17 @@ def models_folder() -> Path:
 def kernels_folder() -> Path:
     """Where compiled kernels live."""
     return home() / "kernels"
+
+
+def conversations_folder() -> Path:
+    """Where chats are kept: in `EDGELLM_HOME` or the user's folder of data, which nobody empties as a cache."""
+    if os.environ.get("EDGELLM_HOME") or sys.platform == "win32":
+        return home() / "conversations"
+    if sys.platform == "darwin":
+        base: str | Path | None = _user_folder("Library", "Application Support")
+    else:
+        base = os.environ.get("XDG_DATA_HOME") or _user_folder(".local", "share")
+    return (Path(base) / "edgellm" if base else home()) / "conversations"
 
 
 def refuse_target(target: Path, sources: Iterable[Path] = ()) -> None:

@@ -5,9 +5,11 @@ What a message says decides how it is answered; see `FakeModel._pieces`. A token
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +18,25 @@ from edgellm.errors import ContextOverflowError, FormatError
 from edgellm.params import SamplingParams
 
 
+@dataclass
+class FakeStats:
+    n_prompt_tokens: int
+    n_reused_tokens: int = 1
+    n_generated_tokens: int = 0
+    first_token_seconds: float = 0.25
+    generate_seconds: float = 1.0
+    prompt_tokens_per_second: float = 100.0
+    tokens_per_second: float = 50.0
+
+
 class FakeGeneration:
-    def __init__(self, pieces: Iterator[str], n_prompt: int, room: int) -> None:
+    def __init__(self, pieces: Iterator[str | float], n_prompt: int, room: int) -> None:
         self._pieces = pieces
+        self.n_prompt_done = n_prompt
+        self.token_ids: list[str] = []
         self._room = room
         self.finish_reason: str | None = None
-        self.stats = SimpleNamespace(
-            n_prompt_tokens=n_prompt, n_reused_tokens=1, n_generated_tokens=0, first_token_seconds=0.25,
-            prompt_tokens_per_second=100.0, tokens_per_second=50.0,
-        )  # fmt: skip
+        self.stats = FakeStats(n_prompt)
 
     def cancel(self) -> None:
         self.finish_reason = self.finish_reason or "cancelled"
@@ -36,7 +48,11 @@ class FakeGeneration:
             if self.stats.n_generated_tokens == self._room:
                 self.finish_reason = "context"
                 return
+            if isinstance(piece, float):  # how much of the prompt is read
+                self.n_prompt_done = int(piece * self.stats.n_prompt_tokens)
+                continue
             self.stats.n_generated_tokens += 1
+            self.token_ids.append(piece.strip())
             yield piece
         self.finish_reason = self.finish_reason or "stop"
 
@@ -49,6 +65,7 @@ class FakeModel:
         self.tokenizer = SimpleNamespace(encode=lambda text, parse_special=False: text.split(), notes=[])
         has_template = "base" not in path.name
         self.chat_template = SimpleNamespace(render=_render) if has_template else None
+        self.adapters: dict[str, float] = {}
         self.closed = False
 
     def __enter__(self) -> FakeModel:
@@ -60,7 +77,9 @@ class FakeModel:
     def chat(self, messages: list[dict[str, str]], **sampling: Any) -> FakeGeneration:
         return self._generation(_render(messages), messages[-1]["content"], sampling, len(messages))
 
-    def generate(self, prompt: str, **sampling: Any) -> FakeGeneration:
+    def generate(self, prompt: str | list[str], **sampling: Any) -> FakeGeneration:
+        if isinstance(prompt, list):
+            return self._generation(" ".join(prompt), f"went on after {prompt[-1]}", sampling, 0)
         return self._generation(prompt, prompt, sampling, 0)
 
     def _generation(self, prompt: str, text: str, sampling: dict[str, Any], n_messages: int) -> FakeGeneration:
@@ -71,11 +90,23 @@ class FakeModel:
         pieces = self._pieces(text, prompt, params, n_messages)
         return FakeGeneration(pieces, n_prompt, self.n_ctx - n_prompt)
 
-    def _pieces(self, text: str, prompt: str, params: SamplingParams, n_messages: int) -> Iterator[str]:
+    def _pieces(self, text: str, prompt: str, params: SamplingParams, n_messages: int) -> Iterator[str | float]:
         if text.startswith("slow"):
             for number in range(1000):
                 yield f"word{number} "
                 time.sleep(0.01)
+        elif text.startswith("went on"):
+            for word in ("<", *text.split(), ">"):
+                yield f"{word} "
+        elif text.startswith("read"):
+            for done in range(20):
+                yield done / 20
+                time.sleep(0.1)
+            yield "it is read"
+        elif text.startswith("markdown"):
+            for piece in re.findall(r".{1,7}|\n", text.partition("\n")[2], re.DOTALL):
+                yield piece
+                time.sleep(0.005)
         elif text.startswith("escape"):
             yield "red \x1b[31m\x9b\r bell\x07\n\ttab é"
         elif text.startswith("prompt"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.train.data_options import data_options
 from edgellm.train.data.config import DataConfig
 
@@ -22,7 +23,7 @@ _MARKS = ("[[", "]]")
 
 
 @click.command("preview")
-@click.argument("model")
+@click.argument("model", shell_complete=complete_models)
 @data_options
 @click.option("-n", "--examples", "n_shown", type=click.IntRange(0), default=3, show_default=True, metavar="N",
               help="Show the first N examples.")  # fmt: skip

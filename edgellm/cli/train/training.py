@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgellm.cli.completing import complete_models
 from edgellm.cli.options import threads_option
 from edgellm.cli.train.options import settings_options, typed_settings
 from edgellm.errors import UsageError
@@ -26,7 +27,7 @@ Make = Callable[[type], Any]  # a parameter object of that type, of the run's se
 
 _SHARED = (TrainConfig, DataConfig)
 _OPTIONS = [
-    click.argument("model", required=False),
+    click.argument("model", required=False, shell_complete=complete_models),
     click.option("--data", multiple=True, metavar="FILE",
                  help="Examples: JSONL, JSON, CSV, Parquet or plain text; may be given several times."),
     click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",

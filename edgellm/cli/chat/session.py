@@ -1,0 +1,277 @@
+"""The loop of the chat: read a message, run a command or answer, and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from edgellm.cli.answer import Answer, larger_context, stream, tell_stats
+from edgellm.cli.chat import commands, settings
+from edgellm.cli.chat.attached import Attached
+from edgellm.cli.chat.history import History
+from edgellm.cli.chat.kept import Keeper, Kept
+from edgellm.cli.chat.reader import Help, LineReader, reader_of
+from edgellm.cli.chat.settings import Behaviour
+from edgellm.cli.chat.status import status_line
+from edgellm.cli.chat.window import WAYS, Shifted, Window
+from edgellm.cli.conversation import Conversation, Message
+from edgellm.cli.options import as_typed
+from edgellm.cli.screen import View, view_of
+from edgellm.cli.template import template_of
+from edgellm.cli.terminal import remark, show_answer
+from edgellm.errors import EdgellmError
+from edgellm.params import SamplingParams
+
+if TYPE_CHECKING:
+    from edgellm.engine import Generation, GenerationStats, Model
+
+LEAVING = ("exit",)  # words that leave without a slash, when they are all of a message
+
+
+class Chat:
+    """One conversation after the other with one model on a terminal. The commands read and change what is public.
+
+    conversation:   all turns so far. sampling, behaviour: the settings.
+    attached:       files that go with the next message.
+    n_used:         tokens of the context after the last answer; last_stats: of that answer.
+    is_raw:         --raw was given. is_plain_text: the model continues texts, each by itself.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampling: SamplingParams,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        verbose: bool = False,
+        behaviour: Behaviour | None = None,
+        keep_as: str | None = None,
+    ) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.behaviour = behaviour or Behaviour()
+        self.is_raw = raw
+        self._template = template_of(model, raw, system, verbose)
+        self.conversation = Conversation(system)
+        self.n_used = 0
+        self.last_stats: GenerationStats | None = None
+        self.attached = Attached(model.n_ctx, lambda text: len(model.tokenizer.encode(text)))
+        self._window = Window(model.n_ctx, self._count, larger_context(model))
+        self._keeper = Keeper(keep_as) if keep_as else None
+        self._view: View | None = None
+        self._reader = reader_of(History(kept=keep_as is not None), Help(self._status, commands.completions))
+
+    @property
+    def is_plain_text(self) -> bool:
+        return self._template is None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether conversations are kept on the disk."""
+        return self._keeper is not None
+
+    @property
+    def n_left_out(self) -> int:
+        """Turns that the model does not read any more."""
+        return min(self._window.first, len(self.conversation.turns))
+
+    def loop(self) -> None:
+        """Read and answer until the person leaves."""
+        self._greet()
+        while self._read_one():
+            pass
+
+    def resume(self, found: Kept) -> None:
+        """Go on with a conversation that was kept, in its file."""
+        self.begin_with(found.conversation)
+        if self._keeper:
+            self._keeper.go_on_with(found.path)
+        remark(f"resumed: {found.line()}")
+
+    def begin_with(self, conversation: Conversation) -> None:
+        """What comes is another conversation."""
+        self.conversation = conversation
+        self.n_used = 0
+        self._window.begin_anew()
+        if self._keeper:
+            self._keeper.begin_anew()
+
+    def keep(self) -> None:
+        """Write the conversation to its file, if there is something to keep."""
+        if self._keeper and (self.conversation.turns or self._keeper.has_file):
+            self._keeper.keep(self.conversation)
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting by what a person typed. Raises UsageError."""
+        if settings.plain_name(name) in settings.WORDS:
+            self.behaviour = settings.behaving(self.behaviour, name, value)
+            self._view = None
+        else:
+            self.sampling = settings.changed(self.sampling, name, value)
+
+    def changed_by_hand(self, text: str) -> str:
+        """A text as the person changes it; empty for Ctrl-C and Ctrl-D."""
+        try:
+            return self._reader.read(prefilled=text)[0]
+        except (EOFError, KeyboardInterrupt):
+            show_answer("\n")
+            return ""
+
+    def answer(self, asked: Conversation) -> None:
+        """Answer the last message of `asked`. The conversation changes only when something came."""
+        generation = self._plain_answer(asked) if self._template is None else self._chat_answer(asked)
+        before, pieces = self.conversation, []
+
+        def came(piece: str) -> None:
+            pieces.append(piece)
+            if self._keeper and self._keeper.is_due():
+                self._take(asked.with_answer("".join(pieces)))
+
+        self._take(asked)
+        try:
+            stream(generation, self._shown_in(), came)
+        finally:
+            self._take(asked.with_answer("".join(pieces)) if pieces else before)
+        self._end_answer(generation)
+        if not pieces and generation.finish_reason == "stop":
+            remark("the model answered with nothing; the message is not kept")
+
+    def _read_one(self) -> bool:
+        """Read a message and do what it says; False when the person leaves."""
+        try:
+            text, quoted = self._reader.read()
+            if text:
+                self._handle(text, quoted)
+        except EOFError:
+            show_answer("\n")
+            return False
+        except commands.Leave:
+            return False
+        except KeyboardInterrupt:
+            show_answer("\n")
+            remark("Ctrl-D or /bye leaves")
+        except UnicodeError:
+            remark("that line is not valid UTF-8; nothing was sent")
+        return True
+
+    def _handle(self, text: str, quoted: bool) -> None:
+        """Run a command or answer a message; whatever goes wrong is a line, and the chat goes on."""
+        try:
+            if not quoted and text.strip() in LEAVING:
+                raise commands.Leave
+            if not quoted and text.lstrip().startswith("/"):
+                commands.run(self, text)
+            else:
+                before = self.conversation
+                self.answer(before.with_user(self.attached.before(text)))
+                if self.conversation is not before:
+                    self.attached.clear()
+        except KeyboardInterrupt:
+            show_answer("\n")
+        except EdgellmError as error:
+            remark(as_typed(error, _options()))
+        except OSError as error:
+            remark(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+    def _take(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.keep()
+
+    def _chat_answer(self, asked: Conversation) -> Answer:
+        n_before = self._window.first
+        read = self._window.read_of(asked, self.behaviour.when_full)
+        n_dropped = self._window.first - n_before
+        if n_dropped > 0:
+            what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
+            remark(f"the context of {self.model.n_ctx} tokens is full: the {what} forgotten")
+        generation = self.model.chat(read.messages(), **vars(self.sampling))
+        return self._shifting(generation, lambda room: self._prompt_within(asked, room))
+
+    def _plain_answer(self, asked: Conversation) -> Answer:
+        prompt = asked.turns[-1].user
+        generation = self.model.generate(prompt, **vars(self.sampling))
+        ids = self.model.tokenizer.encode(prompt, parse_special=True)
+        return self._shifting(generation, lambda room: ids if len(ids) <= room else [])
+
+    def _shifting(self, generation: Generation, prompt_within: Callable[[int], list[int]]) -> Answer:
+        """The answer, which goes on where the context ends if the person wants that.
+
+        prompt_within(n):  the ids of a prompt of at most n tokens, of the latest turns; none when there is no such.
+        """
+        if self.behaviour.when_full != "shift":
+            return generation
+
+        def go_on(answered: list[int]) -> Generation | None:
+            half = self.model.n_ctx // 2
+            room = {} if self.sampling.max_tokens is None else {"max_tokens": self.sampling.max_tokens - len(answered)}
+            prompt = prompt_within(max(half - len(answered), half // 2))
+            ids = [*prompt, *answered[max(0, len(answered) - half + len(prompt)) :]]
+            return self.model.generate(ids, **{**vars(self.sampling), **room}) if prompt else None
+
+        return Shifted(generation, go_on)
+
+    def _prompt_within(self, asked: Conversation, room: int) -> list[int]:
+        """The prompt of the latest turns that make at most so many tokens, with the system text."""
+        for first in range(self._window.first, len(asked.turns)):
+            ids = self._ids(asked.without_oldest(first).messages())
+            if len(ids) <= room:
+                self._window.first = first
+                return ids
+        return []
+
+    def _end_answer(self, generation: Answer) -> None:
+        """Say what a person would not expect."""
+        stats = self.last_stats = generation.stats
+        self.n_used = stats.n_prompt_tokens + stats.n_generated_tokens
+        full = f"the context of {self.model.n_ctx} tokens"
+        if isinstance(generation, Shifted) and generation.n_shifts:
+            self.n_used = generation.n_in_context
+            times = "once" if generation.n_shifts == 1 else f"{generation.n_shifts} times"
+            remark(f"{full} was full {times}, and the answer went on without the oldest of what was read")
+        if generation.finish_reason == "context":
+            remark(f"{full} is full, so the answer stops here; {self._what_then()}")
+        elif generation.finish_reason == "cancelled" and not stats.n_generated_tokens:
+            remark("stopped before the answer began; the message is not kept")
+        if self.behaviour.stats:
+            tell_stats(stats)
+
+    def _what_then(self) -> str:
+        if self._template is None or self.behaviour.when_full == "shift":
+            return larger_context(self.model)
+        if self.behaviour.when_full == "stop":
+            return "/clear begins anew, /set when_full drop leaves out the oldest turns"
+        return "the next message drops the oldest turns"
+
+    def _shown_in(self) -> View:
+        if self._view is None:
+            self._view = view_of(markdown=self.behaviour.markdown and not self.is_plain_text)
+        return self._view
+
+    def _greet(self) -> None:
+        remark("chatting; /? for help, Ctrl-D to leave")
+        if self.is_plain_text and not self.is_raw:
+            remark("each message is continued by itself: the model does not see those before")
+        if isinstance(self._reader, LineReader) and not self.is_plain_text:  # which has no status line
+            remark(f"the context holds {self.model.n_ctx} tokens, {WAYS[self.behaviour.when_full]} (/set when_full)")
+
+    def _status(self, width: int) -> str:
+        speed = self.last_stats.tokens_per_second if self.last_stats else 0.0
+        way = "" if self.is_plain_text else WAYS[self.behaviour.when_full]
+        return status_line(self.model.path.stem, self.n_used, self.model.n_ctx, way, speed, len(self.attached), width)
+
+    def _ids(self, messages: list[Message]) -> list[int]:
+        assert self._template is not None
+        return self.model.tokenizer.encode(self._template.render(messages), parse_special=True)
+
+    def _count(self, messages: list[Message]) -> int:
+        """Tokens of a prompt made of these messages."""
+        return len(self._ids(messages))
+
+
+def _options() -> list[click.Parameter]:
+    """Those of the command that the chat was begun with, but for what is called by its own name in /set."""
+    context = click.get_current_context(silent=True)
+    return [option for option in context.command.params if option.name not in settings.names()] if context else []
