@@ -79,7 +79,8 @@ def test_out_of_memory_anywhere(tiny_path, monkeypatch, place: str) -> None:
         raise MemoryError
 
     monkeypatch.setattr(model_module, place, fail)
-    refuses(tiny_path, "n_ctx", "not enough memory to run it with a context of 100 tokens and 512 tokens at a time", n_ctx=100)
+    said = "not enough memory to run it with a context of 100 tokens and 512 tokens at a time"
+    refuses(tiny_path, "n_ctx", said, n_ctx=100)
 
 
 def test_out_of_memory_while_the_file_is_opened(tiny_path, monkeypatch) -> None:
