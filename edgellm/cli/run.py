@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def _choose(chats: bool) -> str:
     """A model where none is named: a person at a terminal chooses, everybody else gets the default."""
     from edgellm.cli.terminal import note
 
-    if chats:
+    if chats and sys.stdout.isatty():
         from edgellm.cli.choose import choose_model
 
         return choose_model()

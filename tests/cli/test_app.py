@@ -179,6 +179,32 @@ def test_a_parameter_of_the_engine_is_said_as_the_option_that_sets_it(
     assert capsys.readouterr().err == "edgellm: error: 9 tokens; load with a larger -c/--ctx (up to 16)\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "line", "shown"),
+    [
+        ("run", "cache_bytes is 10, and n_ctx too large", "--cache-bytes is 10, and -c/--ctx too large"),
+        ("run", "the prompt has 9 tokens, max_tokens is 8", "the prompt has 9 tokens, -n/--max-tokens is 8"),
+        ("eval", "n_ctx is 9", "-c/--ctx is 9"),
+        ("run", "a seed of the model", "a seed of the model"),  # words, not parameters
+    ],
+)  # fmt: skip
+def test_every_parameter_in_an_error_is_an_option(
+    command: str, line: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "_run", _raise(errors.UsageError(line)))
+    assert main([command]) == 2
+    assert capsys.readouterr().err == f"edgellm: error: {shown}\n"
+
+
+@pytest.mark.parametrize(("command", "words"), [("run", "a smaller model or context (-c)"), ("rm", "a smaller model")])
+def test_advice_names_only_options_that_there_are(
+    command: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "_run", _raise(MemoryError()))
+    assert main([command]) == 1
+    assert capsys.readouterr().err == f"edgellm: error: there is not enough memory for this; {words} needs less\n"
+
+
 CLOSED = "standard output is closed, so there is nowhere to write to; > /dev/null discards it"
 
 

@@ -49,6 +49,8 @@ def test_a_loss(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--budget", "much"], "no budget"),
         (["--budget", "2k"], "smallest types"),
         (["--budget", "1MB", "--tensor-type", "ffn=q8_0"], "--tensor-type"),
+        (["Q4_0", "-f", "text.txt"], "-f/--file is for --budget and --report"),
+        (["Q4_0", "--activations", "f32"], "--activations is for --budget and --report"),
     ],
 )
 def test_what_cannot_be(model: Path, tmp_path: Path, args: list[str], words: str, capsys) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from edgellm.cli.chat import changed
 from edgellm.cli.conversation import Conversation, Turn
-from edgellm.errors import ContextOverflowError, FormatError, UsageError
+from edgellm.errors import ContextOverflowError, FileProblem, FormatError, UsageError
 from edgellm.params import SamplingParams
 
 from .conftest import FAKE
@@ -302,12 +302,42 @@ def test_a_conversation_survives_its_file(tmp_path: Path) -> None:
         '{"messages": [{"role": "assistant", "content": "x"}]}', "[" * 100_000, "\udcff",
         '{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]}',
         '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}]}',
+        '{"messages": [{"role": "user", "content": "\\ud800"}]}', '{"messages": [], "messages": []}',
+        '{"messages": [{"role": "user", "content": "x", "content": "y"}]}', '{"messages": [], "model": 3}',
+        '{"messages": [], "tools": []}', '{"messages": [{"role": "user", "content": null}]}', '{"messages": {"a": 1}}',
     ],
 )  # fmt: skip
 def test_files_that_hold_no_conversation(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(FormatError, match="not a saved conversation"):
         Conversation.load(tmp_path / "c.json")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(FileProblem, match="expected a file"):
+            Conversation.load(path)
+
+
+def test_a_file_that_is_too_large_for_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.cli.conversation._FILE_LIMIT", 100)
+    (tmp_path / "c.json").write_text('{"messages": []}' + " " * 100)
+    with pytest.raises(FormatError, match="larger than any conversation"):
+        Conversation.load(tmp_path / "c.json")
+
+
+def test_a_very_long_conversation_is_fitted_by_few_counts() -> None:
+    turns = tuple(Turn("question", "answer") for _ in range(100_000))
+    counts = []
+
+    def count(messages: list[dict[str, str]]) -> int:
+        counts.append(len(messages))
+        return len(messages)
+
+    assert len(Conversation(None, turns).with_user("last").fitted(1000, count).turns) == 375
+    assert len(counts) < 30
 
 
 def test_settings_are_read_as_their_own_type() -> None:

@@ -73,3 +73,26 @@ def test_a_quiet_one_says_nothing_without_a_terminal(capsys: pytest.CaptureFixtu
     with Progress(quiet=True) as progress:
         progress(1, 2, "checking")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", range(20, 130, 7))
+def test_a_line_fits_and_says_the_time_left_at_every_width(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    now = [100.0]
+    terminal = Terminal()
+    monkeypatch.setattr(module.sys, "stderr", terminal)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Progress() as progress:
+        for done in range(0, 400_000_000, 100_000_000):
+            progress(done, 400_000_000, "fetching SmolLM2-135M-Instruct.Q4_1.gguf")
+            now[0] += 10.0
+    lines = [line.rstrip() for line in terminal.getvalue().split("\r") if line.strip()]
+    assert max(map(len, lines)) < columns
+    assert lines[-1].endswith("10 s left") and "75 %" in lines[-1]
+
+
+def test_what_is_read_is_named_by_its_own_size(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    with Progress() as progress:
+        show = module.reading(progress, tmp_path / "in.gguf")
+        show(1, 269_000_000, "writing out.gguf")
+    assert capsys.readouterr().err == "edgellm: reading in.gguf (269.0 MB)\n"

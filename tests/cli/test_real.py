@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -67,11 +68,37 @@ def test_ctrl_c_while_a_long_prompt_is_read(smollm2: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
+def test_a_long_prompt_on_a_terminal_says_how_far_it_is_and_can_be_stopped(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pexpect")
+    pytest.importorskip("pyte")
+    from tools.terminal import Terminal
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    (tmp_path / "long.txt").write_text("word " * 7000)
+    terminal = Terminal([*REAL, "run", str(smollm2), "--no-save"], columns=60, seconds=90)
+    terminal.prompt()
+    terminal.type(f"/read {tmp_path}/long.txt\r")
+    terminal.wait_for(" tokens, sent with your next")
+    terminal.prompt()
+    terminal.type("Sum this up.\r")
+    terminal.wait_for(lambda text: re.search(r"reading the prompt .* [1-9]\d? %.* \d+ s left", text))
+    begin = time.monotonic()
+    terminal.type("\x03")
+    terminal.wait_for("stopped before the answer began")
+    assert time.monotonic() - begin < 5
+    terminal.prompt()
+    terminal.type("/bye\r")
+    assert terminal.end() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
 def test_a_chat(smollm2: Path) -> None:
     pexpect = pytest.importorskip("pexpect")
     child = pexpect.spawn(
-        REAL[0], [*REAL[1:], "run", str(smollm2), "--stats", "--seed", "1"],
-        encoding="utf-8", timeout=90, dimensions=(50, 200), echo=False,
+        REAL[0], [*REAL[1:], "run", str(smollm2), "--stats", "--seed", "1", "--no-save"],
+        encoding="utf-8", timeout=90, dimensions=(50, 200), echo=False, env={**os.environ, "TERM": "dumb"},
     )  # fmt: skip
     child.expect_exact(">>> ")
     child.sendline("What is the capital of France?")

@@ -31,6 +31,43 @@ def test_the_prompt_may_come_from_standard_input(edgellm: Run, model: str) -> No
     assert both.stdout == "heard 'Sum up:\\n\\nthe text' in 1 messages\n"
 
 
+def test_the_prompt_may_stand_behind_the_model(edgellm: Run, model: str) -> None:
+    assert edgellm("run", model, "Why is it so?").stdout == "heard 'Why is it so?' in 1 messages\n"
+    assert edgellm("run", model, "Why", "is", "it").stdout == "heard 'Why is it' in 1 messages\n"
+    piped = edgellm("run", model, "Sum up:", stdin="the text\n")
+    assert piped.stdout == "heard 'Sum up:\\n\\nthe text' in 1 messages\n"
+    assert edgellm("run", model, "-", stdin="all of it").stdout == "heard 'all of it' in 1 messages\n"
+    done = edgellm("run", model, "one", "-p", "two")
+    assert done.returncode == 2 and "the prompt is given twice" in done.stderr
+
+
+def test_what_is_wrong_is_said_before_a_model_is_fetched(edgellm: Run, home: object, tmp_path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    commands = [["run", "smollm2-135m"], ["eval", "perplexity", "smollm2-135m", "-f", "bad.txt"],
+                ["eval", "kl", "smollm2-135m", "--base", "gemma3-270m", "-f", "none.txt"],
+                ["imatrix", "smollm2-135m", "-f", "bad.txt", "-o", "out"],
+                ["quantize", "smollm2-135m", "out.gguf", "Q4_0", "--report", "-f", "bad.txt"],
+                ["quantize", "smollm2-135m", "out.gguf", "Q4_0", "-f", "bad.txt"]]  # fmt: skip
+    for words in commands:
+        done = edgellm(*words, stdin=b"\xff", real=True, cwd=tmp_path)
+        assert done.returncode in (1, 2)
+        assert done.stderr.count("\n") == 1 and "pulling" not in done.stderr, words
+    assert not (tmp_path / "home" / "models").exists()
+
+
+def test_an_answer_in_a_pipe_imports_nothing_of_the_chat(model: str) -> None:
+    code = (
+        "import atexit, runpy, sys; sys.argv = sys.argv[1:];"
+        "heavy = {'rich', 'prompt_toolkit', 'pygments', 'edgellm.cli.chat'};"
+        "atexit.register(lambda: print(*sorted(heavy & set(sys.modules))));"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )  # fmt: skip
+    for options in ([], ["--raw"]):
+        command = [sys.executable, "-c", code, FAKE[1], "run", model, "-p", "Hi", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.endswith("\n\n"), done.stdout  # the second line is what was imported
+
+
 def test_nothing_to_answer(edgellm: Run, model: str) -> None:
     for args in ([], ["-p", ""], ["-p", "-"]):
         done = edgellm("run", model, *args, stdin="")
