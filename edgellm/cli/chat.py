@@ -110,7 +110,7 @@ class Chat:
 
     def _answer(self, asked: Conversation) -> None:
         """Answer the last message of `asked`. The conversation changes only when something came."""
-        fitted = asked.fitted(self._model.n_ctx, self._count, larger_context(self._model))
+        fitted = asked.fitted(self._model.n_text, self._count, larger_context(self._model))
         n_dropped = len(asked.turns) - len(fitted.turns)
         if n_dropped:
             what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
