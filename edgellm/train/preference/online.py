@@ -83,11 +83,14 @@ class _Rollout:
         if self._passes is None:
             # A run that is gone on with in the middle of several updates has sampled already.
             found = self._kept.read(self._step) if self._kept is not None and iteration else None
-            self._passes = self._learner.passes(found or self._sampled())
+            answers = found or self._sampled()
+            self._passes = self._learner.passes(answers) if answers else []
         return self._passes
 
     def _sampled(self) -> list[Answer]:
         answers = self._learner.sample(self._numbers, self._config.num_generations, self._batch)
+        if not answers:  # somebody asked to stop
+            return []
         self._learner.look_at(answers)
         if self._kept is not None:
             self._kept.write(self._step, answers)
