@@ -9,7 +9,7 @@ from edgellm.cli.lazy import LazyGroup
 # Each command lives in the module of its name, in this folder.
 COMMANDS = {
     "lora": "Teach a model new things by small weights beside its own: LoRA, or another --method.",
-    "full": "Train all weights of a model, for one that fits into memory.",
+    "full": "Train all weights of a model, for one that fits into memory: 16 bytes for every weight.",
     "new": "Train a model from nothing: its shape, tokenizer and weights.",
     "plan": "Say what size, text and time go together.",
     "dpo": "Teach a model which of two answers is better (direct preference optimization).",
