@@ -68,6 +68,7 @@ __all__ = [
     "EdgellmError",
     "FileProblem",
     "FormatError",
+    "FullConfig",
     "Generation",
     "GenerationStats",
     "GrpoConfig",
