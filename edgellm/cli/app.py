@@ -138,12 +138,16 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, int]:
 
 
 def _options(words: list[str]) -> Iterator[click.Option]:
-    """The options of the command that was typed."""
+    """The options of the command that was typed, or of all in its group."""
     command: click.Command = app
     for word in words:
         if isinstance(command, click.Group):
             command = command.get_command(click.Context(command), word) or command
-    yield from (option for option in command.params if isinstance(option, click.Option))
+    commands = [command]
+    if isinstance(command, click.Group) and command is not app:
+        context = click.Context(command)
+        commands += [found for name in command.list_commands(context) if (found := command.get_command(context, name))]
+    yield from (option for one in commands for option in one.params if isinstance(option, click.Option))
 
 
 def _accept_any_text(stream: object, errors: str) -> None:

@@ -116,6 +116,7 @@ USES = {
     "bind": lambda model: model.bind({"output.weight": np.zeros(1, np.uint8)}),
     "square_sums": lambda model: model.square_sums(),
     "adapters": lambda model: model.adapters,
+    "n_text": lambda model: model.n_text,
     "load_adapter": lambda model: model.load_adapter("a"),
     "adapter_notes": lambda model: model.adapter_notes("a"),
     "set_adapters": lambda model: model.set_adapters([]),
