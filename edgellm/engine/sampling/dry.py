@@ -16,6 +16,8 @@ from edgellm.engine.sampling.step import Context, Step, Surroundings
 from edgellm.params import SamplingParams
 from edgellm.text.strings import StringFinder
 
+MOST_TOKENS = 1 << 31  # more than any text has
+
 
 class Dry(Step):
     def __init__(self, params: SamplingParams, around: Surroundings) -> None:
@@ -25,7 +27,7 @@ class Dry(Step):
         self._breaks = _Breaks(params, around) if params.dry_sequence_breakers else None
         # A longer repetition could cost no more than this one.
         worst = math.log(LARGEST / self._multiplier) / math.log(self._base) if self._base > 1 else 0
-        self._longest = self._allowed + max(0, math.ceil(worst))
+        self._longest = self._allowed + math.ceil(min(max(0, worst), MOST_TOKENS))  # it may be infinite
 
     def apply(self, candidates: Candidates) -> None:
         ids = self._context.last(self._last_n)
