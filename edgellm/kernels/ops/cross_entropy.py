@@ -73,7 +73,7 @@ def build_cross_entropy(isa):
     """Chunk c is row c."""
     op_at = record_viewer(CROSS_ENTROPY)
     words = memory(isa)
-    load_f32, store_f32, load_i64 = words.load_f32, words.store_f32, words.load_i64
+    load_f32, store_f32, load_i64, clear = words.load_f32, words.store_f32, words.load_i64, words.clear_f32
     largest_of = staged(isa, "f32", "i64", "i64")(_largest)
     sum_of_powers = staged(isa, "f64", "i64", "i64", "f32")(_exponentials)
     powers_and_sum = staged(isa, "f64", "i64", "i64", "f32", "i64")(_exponentials)
@@ -82,10 +82,6 @@ def build_cross_entropy(isa):
     @staged(isa, "void", "i64", "i64", "f32")
     def multiply(v, x, n, factor):
         v.elements(n, LANES, lambda i, lanes: v.store(x + i * 4, v.f32(x + i * 4, lanes) * factor))
-
-    @staged(isa, "void", "i64", "i64")
-    def clear(v, out, n):
-        v.elements(n, LANES, lambda i, lanes: v.store(out + i * 4, v.constant(0.0, F32, lanes)))
 
     def cross_entropy(record, chunk, thread):
         op = op_at(record)

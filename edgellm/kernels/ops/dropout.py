@@ -62,12 +62,8 @@ def _drop_row(
 def build_dropout(isa):
     """out = x / (1 - p), or 0 with probability p; out may be x. While nothing is dropped, out = x."""
     op_at = record_viewer(DROPOUT)
-    load_i64 = memory(isa).load_i64
+    load_i64, copy = memory(isa).load_i64, memory(isa).copy_f32
     drop_row = staged(isa, "void", *["i64"] * 6, "f32")(_drop_row)
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def copy(v, x, out, n):
-        v.elements(n, LANES, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
 
     def dropout(record, chunk, thread):
         op = op_at(record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
-from edgellm.kernels.staged import F32, staged
+from edgellm.kernels.staged import staged
 
 
 def build_add(isa):
@@ -55,11 +55,7 @@ def build_add_bias(isa):
 def build_choose(isa):
     """The rows of `other` where they count something, and those of x where they do not; out may be x."""
     op_at = record_viewer(CHOOSE)
-    load_f32 = memory(isa).load_f32
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def copy(v, x, out, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
+    load_f32, copy = memory(isa).load_f32, memory(isa).copy_f32
 
     def choose(record, chunk, thread):
         op = op_at(record)
@@ -77,14 +73,7 @@ def build_choose(isa):
 def build_resize_heads(isa):
     """Every head cut off at `out_head_dim`, or filled up to it with zeros."""
     op_at = record_viewer(RESIZE_HEADS)
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def copy(v, x, out, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
-
-    @staged(isa, "void", "i64", "i64")
-    def clear(v, out, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.constant(0.0, F32, lanes)))
+    copy, clear = memory(isa).copy_f32, memory(isa).clear_f32
 
     def resize_heads(record, chunk, thread):
         op = op_at(record)
@@ -102,11 +91,7 @@ def build_resize_heads(isa):
 def build_select_rows(isa):
     """out[i] = x[rows[i]]: the tokens whose logits are wanted."""
     op_at = record_viewer(SELECT_ROWS)
-    load_i64 = memory(isa).load_i64
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def copy(v, x, out, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
+    load_i64, copy = memory(isa).load_i64, memory(isa).copy_f32
 
     def select_rows(record, chunk, thread):
         op = op_at(record)

@@ -103,15 +103,11 @@ def _add_rows(
 def build_widen(isa, fmt):
     """out = y + scale * W^T h, for W [rank, n_cols] and h [rank]; y as it is where the scale is 0."""
     op_at = record_viewer(WIDEN)
-    load_f32 = memory(isa).load_f32
+    load_f32, copy = memory(isa).load_f32, memory(isa).copy_f32
 
     @staged(isa, "void", *["i64"] * 5, "f32", "i64", "i64")
     def add_rows(v, *args):
         _add_rows(v, fmt, *args)
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def copy(v, y, out, n):
-        v.elements(n, isa.lanes, lambda i, lanes: v.store(out + i * 4, v.f32(y + i * 4, lanes)))
 
     def widen(record, chunk, thread):
         op = op_at(record)

@@ -1,4 +1,4 @@
-"""For the plain Numba parts of kernels: scalars in memory, and other kernels."""
+"""For the plain Numba parts of kernels: numbers in memory, and other kernels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from llvmlite import ir
 
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import F32, I32, I64, Value, Vocabulary, staged
 
 
@@ -18,7 +19,7 @@ def call_kernel(v: Vocabulary, kernel: Value, record: Value, chunk: Value, threa
 
 @cache
 def memory(isa) -> SimpleNamespace:
-    """Loads and stores for an instruction set; every address is in bytes."""
+    """Loads and stores for an instruction set, of one number, or of n in one piece; every address is in bytes."""
 
     @staged(isa, "f32", "i64")
     def load_f32(v, address):
@@ -44,6 +45,14 @@ def memory(isa) -> SimpleNamespace:
     def load_i32(v, address):
         return v.load(address, I32).sext(I64)
 
+    @staged(isa, "void", "i64", "i64", "i64")
+    def copy_f32(v, x, out, n):
+        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
+
+    @staged(isa, "void", "i64", "i64")
+    def clear_f32(v, out, n):
+        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.constant(0.0, F32, lanes)))
+
     return SimpleNamespace(
         load_f32=load_f32,
         store_f32=store_f32,
@@ -51,4 +60,6 @@ def memory(isa) -> SimpleNamespace:
         load_i64=load_i64,
         store_i64=store_i64,
         load_i32=load_i32,
+        copy_f32=copy_f32,
+        clear_f32=clear_f32,
     )

@@ -9,21 +9,13 @@ from edgellm.kernels.gradient_records import REPLACED_ROWS_SUM
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import REPLACE_ROWS, ROW_ALIGN
-from edgellm.kernels.staged import F32, staged
+from edgellm.kernels.staged import staged
 
 
 def build_replace_rows(isa):
     """out = x, but for rows of the table; without a table these are 0. out may be x."""
     op_at = record_viewer(REPLACE_ROWS)
-    load_f32 = memory(isa).load_f32
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def copy(v, x, out, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
-
-    @staged(isa, "void", "i64", "i64")
-    def clear(v, out, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.constant(0.0, F32, lanes)))
+    load_f32, copy, clear = memory(isa).load_f32, memory(isa).copy_f32, memory(isa).clear_f32
 
     def replace_rows(record, chunk, thread):
         op = op_at(record)
