@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, Adapter, AdapterSet
 from edgellm.engine.kv_cache import Sequence
+from edgellm.text.common import n_common
 
 MOST_KEPT = 16  # sequences
 
@@ -38,7 +39,7 @@ class PrefixCache:
         self._settle()
         best, length = None, 0
         for sequence in (*live, *self._kept):
-            n = common_prefix(sequence.tokens, token_ids) if sequence.adapters == adapters else 0
+            n = n_common(sequence.tokens, token_ids) if sequence.adapters == adapters else 0
             if n > length:
                 best, length = sequence, n
         if best is None:
@@ -74,11 +75,3 @@ class PrefixCache:
             self._kept.append(self._arriving.popleft())
         while len(self._kept) > MOST_KEPT:
             self._kept.pop(0).release()
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many of their first tokens two texts share."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    return next(i for i in range(n) if a[i] != b[i])

@@ -20,12 +20,13 @@ from itertools import count
 
 from edgellm.engine.adapter_set import MOST_TOGETHER, Adapter, slots_of
 from edgellm.engine.kv_cache import Sequence as CachedTokens
-from edgellm.engine.prefix_cache import PrefixCache, common_prefix
+from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.engine.request import Request
 from edgellm.engine.runner import Runner, Span
 from edgellm.errors import BusyError, CacheFullError, UsageError
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.records import KV_BLOCK
+from edgellm.text.common import n_common
 
 # Who reads an answer waits no longer than this for its next token while a prompt is computed beside it.
 SECONDS_BESIDE_DECODE = 0.1
@@ -275,7 +276,7 @@ class Scheduler:
                 found = None if request.is_private else self.prefixes.longest(wanted, live, request.adapters)
                 n_found = len(found) if found else 0
                 if not request.is_private and any(
-                    common_prefix(other.tokens, wanted) >= n_found + KV_BLOCK
+                    n_common(other.tokens, wanted) >= n_found + KV_BLOCK
                     for other in admitted
                     if not other.is_private and other.adapters == request.adapters
                 ):

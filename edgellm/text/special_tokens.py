@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Set
 from functools import cached_property
 
+from edgellm.text.common import n_common
 from edgellm.text.provenance import cut, has_provenance, own_of
 
 _WINDOW = 32  # characters of a text that are compared at first
@@ -110,7 +111,7 @@ class SpecialTokens:
             size *= 4  # a token reaches further than what was looked at
         if index < 0 or ahead.startswith(tokens[index]):
             return index
-        return self._beginning(index, _n_common(ahead, tokens[index]))
+        return self._beginning(index, n_common(ahead, tokens[index]))
 
     def _longest_allowed(self, index: int, text: str, own: bytes, at: int) -> int:
         """That token, or the longest that it begins with, which may stand there by the text's provenance; -1 for none.
@@ -201,18 +202,6 @@ def _start_of(tokens: list[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(
         f"[{first}]" if "" in rest else f"[{first}][{''.join(sorted(rest))}]" for first, rest in sorted(seconds.items())
     ), re.DOTALL)  # fmt: skip
-
-
-def _n_common(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _before_spaces(text: str, end: int) -> int:

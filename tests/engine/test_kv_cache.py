@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
-from edgellm.engine.prefix_cache import PrefixCache, common_prefix
+from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.errors import CacheFullError
 from edgellm.kernels.records import KV_BLOCK
+from edgellm.text.common import n_common
 
 
 def new_cache(n_blocks: int = 12) -> KVCache:
@@ -144,7 +145,7 @@ class Sequences(RuleBasedStateMachine):
     @rule(target=sequences, n=st.integers(1, 300), first=st.integers(0, 3))
     def find(self, n: int, first: int) -> Sequence:
         ids = [(first + i) % 251 for i in range(n)]
-        longest = max((common_prefix(s.tokens, ids) for s in self.everyone()), default=0)
+        longest = max((n_common(s.tokens, ids) for s in self.everyone()), default=0)
         found = self.prefixes.longest(ids, self.alive) or self.cache.sequence()
         self.alive.append(found)
         assert found.tokens == ids[:longest]

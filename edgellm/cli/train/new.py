@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import threads_option
-from edgellm.cli.train.options import checked, settings_options, typed_settings
+from edgellm.cli.options import checked_by, threads_option
+from edgellm.cli.train.options import settings_options, typed_settings
 from edgellm.train.config import TrainConfig
 from edgellm.train.new.defaults import DEFAULTS
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
               help="The file to write. Log, loss curve and checkpoints are in MODEL.training beside it.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the run in MODEL.training, which was stopped.")
 @click.option("--untrained", is_flag=True, help="Write the model with its first, random weights, and stop.")
-@click.option("--validation", type=float, metavar="X", callback=checked(TrainConfig),
+@click.option("--validation", type=float, metavar="X", callback=checked_by(TrainConfig),
               help="Windows of text to validate with and not to learn from; below 1, their share of all.  "
               "[default: 0.05]")  # fmt: skip
 @settings_options(TrainConfig, defaults=DEFAULTS)

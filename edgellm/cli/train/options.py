@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgellm.cli.options import typed_name
-from edgellm.errors import UsageError
+from edgellm.cli.options import checked_by
 from edgellm.params import ACTIVATIONS
 from edgellm.train.config import (
     BOTTLENECK_ACTIVATIONS,
@@ -158,7 +157,7 @@ def typed_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(kind: type, name: str, default: Any, of: Any, text: str) -> Callable[[Command], Command]:
-    words: dict[str, Any] = {"help": text + _default(default), "default": None, "callback": checked(kind)}
+    words: dict[str, Any] = {"help": text + _default(default), "default": None, "callback": checked_by(kind)}
     long_name = name.replace("_", "-")
     if of is True:
         return click.option(_FLAGS.get(name, f"--{long_name}/--no-{long_name}"), name, **words)
@@ -179,17 +178,3 @@ def _default(default: Any) -> str:
     if default is True:
         return "  [default: on]"
     return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
-
-
-def checked(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """A check of an option's value by the settings that it belongs to, before any work begins."""
-
-    def check(context: click.Context, option: click.Parameter, value: Any) -> Any:
-        if value is not None and option.name is not None:
-            try:
-                kind(**{option.name: value})
-            except UsageError as error:
-                raise UsageError(str(error).replace(option.name, typed_name(option), 1)) from None
-        return value
-
-    return check

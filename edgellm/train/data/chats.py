@@ -18,6 +18,7 @@ from typing import Any
 
 from edgellm.errors import TemplateError
 from edgellm.text import ChatTemplate, Tokenizer
+from edgellm.text.common import n_common
 from edgellm.text.provenance import Text, cut, own_of
 from edgellm.train.data.examples import Chat
 from edgellm.train.documents import Documents
@@ -167,15 +168,3 @@ def _is_rewritten(before: Text, prompt: Text, n_same: int) -> bool:
 def _n_alike(one: Text, other: Text) -> int:
     """Characters that two renderings begin with alike: the same ones, written by the template or by the chat alike."""
     return min(n_common(str(one), str(other)), n_common(one.own, other.own))
-
-
-def n_common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How long two sequences are alike."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

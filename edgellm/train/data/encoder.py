@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from edgellm.errors import TemplateError, UsageError
 from edgellm.evaluate.windows import bos_of
-from edgellm.train.data.chats import ChatEncoder, n_common
+from edgellm.text.common import n_common
+from edgellm.train.data.chats import ChatEncoder
 from edgellm.train.data.config import DataConfig
 from edgellm.train.data.examples import Answer, Chat, Completion, Example, Labelled, Preference, Prompt, Text
 from edgellm.train.data.vocabulary import Vocabulary
