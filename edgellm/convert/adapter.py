@@ -9,12 +9,13 @@ from edgellm.arch.adapters import read_peft_for
 from edgellm.arch.huggingface import HuggingFace
 from edgellm.convert.huggingface import family_of
 from edgellm.convert.parts import Part
-from edgellm.convert.source import Source, tensor_of
+from edgellm.convert.source import Source
 from edgellm.errors import UnsupportedError, UsageError
 from edgellm.formats.adapters.gguf import gguf_metadata, gguf_tensors
 from edgellm.formats.adapters.peft import read_peft_settings
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.json_file import read_json
+from edgellm.formats.tensor import Tensor
 
 
 def read_adapter(folder: Path, base: Path | None) -> Source:
@@ -26,7 +27,7 @@ def read_adapter(folder: Path, base: Path | None) -> Source:
     architecture, family, config = _base_of(read_peft_settings(folder).base_path, base)
     adapter = read_peft_for(folder, architecture, family, config)
     try:
-        parts = [Part(name, tensor_of(name, x)) for name, x in gguf_tensors(adapter)]
+        parts = [Part(name, Tensor.of(name, x)) for name, x in gguf_tensors(adapter)]
     except UsageError as problem:
         raise UnsupportedError(f"{folder}: {problem}") from None
     return Source(gguf_metadata(adapter), parts, list(adapter.notes))

@@ -15,7 +15,7 @@ from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
-from edgellm.convert.source import Source, tensor_of
+from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.checkpoint import open_checkpoint
@@ -165,7 +165,7 @@ def _parts(
             raise UnsupportedError(f"{family.classes[0]} has no place for tensor {next(iter(tensors))!r}{more}")
         _check_biases(family, settings, config, theirs)
         if (factors := llama3_factors(family.rope(settings), config.n_rot)) is not None:
-            parts.insert(0, Part("rope_freqs.weight", tensor_of("rope_freqs.weight", factors)))
+            parts.insert(0, Part("rope_freqs.weight", Tensor.of("rope_freqs.weight", factors)))
         entry.check(config, {part.name: part.tensor for part in parts})
     except FileProblem as problem:
         message = _in_their_names(str(problem), family, theirs, config.n_layers)

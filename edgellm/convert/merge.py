@@ -17,12 +17,12 @@ from edgellm.arch.adapters import read_adapter
 from edgellm.convert.parts import Part
 from edgellm.convert.quantize import Progress, Quantized, open_model, parts_of, write_quantized
 from edgellm.convert.recipes import choose_formats, recipe_of, renamed, true_recipe
-from edgellm.convert.source import tensor_of
 from edgellm.engine.adapter_set import refuse_two_wholes
 from edgellm.errors import FormatError, UsageError
 from edgellm.files import AnyPath
 from edgellm.formats.adapters import Adapter, LowRank
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.tensor import Tensor
 from edgellm.quants import BlockFormat
 from edgellm.quants.floats import FloatFormat
 
@@ -95,7 +95,7 @@ def merged_parts(file: GGUFFile, adapters: Sequence[tuple[Adapter, float]]) -> t
     for adapter, scale in adapters:
         for name, x in adapter.replaced.items():
             if name in parts or not is_shared:
-                parts[name] = Part(name, tensor_of(name, x))
+                parts[name] = Part(name, Tensor.of(name, x))
         for name, change in adapter.weights.items():
             steps[name].append((change, scale))
     for name, of_weight in steps.items():

@@ -6,12 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgellm.convert.parts import Part
-from edgellm.formats.tensor import Tensor
-from edgellm.quants import FORMATS
 
 
 @dataclass
@@ -32,9 +27,3 @@ class Source:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def tensor_of(name: str, x: NDArray[np.floating[Any]]) -> Tensor:
-    """An array as a tensor of type F32."""
-    raw = np.ascontiguousarray(x, "<f4").view(np.uint8)
-    return Tensor(name, x.shape, FORMATS["F32"], raw.reshape(-1, x.shape[-1] * 4) if x.ndim > 1 else raw)

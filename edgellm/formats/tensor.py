@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.quants import BlockFormat
+from edgellm.quants import FORMATS, BlockFormat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +26,12 @@ class Tensor:
     shape: tuple[int, ...]
     format: BlockFormat
     raw: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, name: str, x: NDArray[np.float32]) -> Tensor:
+        """An array as a tensor of type F32; where it lies in one piece already, it is the same memory."""
+        raw = np.ascontiguousarray(x, "<f4").view(np.uint8)
+        return cls(name, x.shape, FORMATS["F32"], raw.reshape(-1, x.shape[-1] * 4) if x.ndim > 1 else raw)
 
     @property
     def address(self) -> int:

@@ -6,7 +6,7 @@ beside each other in one batch, and what an adapter does not change stays as it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -34,7 +34,6 @@ from edgellm.graph.nodes import (
     replace_rows,
     widen,
 )
-from edgellm.quants import FORMATS
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 EMBEDDED = "embd"  # the embeddings of a text, as what it makes is called
@@ -175,28 +174,19 @@ def adapted(graph: Graph, changes: Mapping[str, Sequence[Change]]) -> tuple[Grap
 
     Changes of one node follow each other.
     """
-    result, values = Graph(), {}
-    for value in graph.inputs:
-        values[value] = result.input(value.width, value.name)
-    for node in graph.nodes:
-        inputs: Inputs = {
-            field.name: values[content]
-            for field in fields(node)
-            if isinstance(content := getattr(node, field.name), Value)
-        }
+
+    def record(result: Graph, node: Node, inputs: Inputs) -> Iterable[Value]:
         steps = [step for name in names_of(graph, node) for step in changes.get(name, ())]
         for step in steps:
             inputs = step.given(inputs)
         begun = [step.beside(result, node, inputs) for step in steps]
         fresh: dict[str, Any] = {**inputs}
-        made = list(result.record_all(replace(node, **fresh)))
+        first, *others = result.record_all(replace(node, **fresh))
         for step, beside in zip(steps, begun, strict=True):
-            made[0] = step.made(made[0], beside)
-        for before, now in zip(graph.all_made_by(node), made, strict=True):
-            values[before] = result.name(now, before.name) if before.name else now
-    for value in graph.outputs:
-        result.output(values[value])
-    return result, values
+            first = step.made(first, beside)
+        return [first, *others]
+
+    return graph.rewritten(record)
 
 
 def keys_values_name(layer: int) -> str:
@@ -218,4 +208,4 @@ def names_of(graph: Graph, node: Node) -> Iterator[str]:
 
 
 def _minus_ones(n: int) -> Tensor:
-    return Tensor("-1", (n,), FORMATS["F32"], np.full(n, -1, np.float32).view(np.uint8))
+    return Tensor.of("-1", np.full(n, -1, np.float32))

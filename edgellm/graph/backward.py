@@ -15,11 +15,12 @@ costs time and saves memory (gradient checkpointing; Chen et al., 2016).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.nodes.base import Graph, Node, Value, with_inputs
+from edgellm.graph.nodes.base import Graph, Node, Value, inputs_of
 from edgellm.graph.nodes.elementwise import add
 from edgellm.graph.nodes.linear import Linear
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
@@ -27,17 +28,16 @@ from edgellm.graph.nodes.precision import FromBF16, ToBF16
 
 def kept_in_bf16(graph: Graph, kept: Iterable[Value]) -> tuple[Graph, dict[Value, Value], dict[Value, Value]]:
     """A graph that keeps some values as bfloat16, made right behind them; what became of each value; what is kept."""
-    result, values, halves, wanted = Graph(), {}, {}, set(kept)
-    for value in graph.inputs:
-        values[value] = result.input(value.width, value.name)
-    for node in graph.nodes:
-        made = result.record_all(with_inputs(node, values))
+    wanted, halves = set(kept), {}
+
+    def record(result: Graph, node: Node, inputs: dict[str, Value]) -> Iterable[Value]:
+        made = result.record_all(replace(node, **inputs))
         for before, now in zip(graph.all_made_by(node), made, strict=True):
-            values[before] = result.name(now, before.name) if before.name else now
             if before in wanted:
                 halves[before] = result.record(ToBF16(now))
-    for value in graph.outputs:
-        result.output(values[value])
+        return made
+
+    result, values = graph.rewritten(record)
     return result, values, halves
 
 
@@ -131,6 +131,7 @@ class Backward:
         changes = node.marks_of_copy()
         if self._is_coarse and isinstance(node, Linear):
             changes["sensitive"] = False
-        copy = with_inputs(node, {value: self.value(value) for value in node.inputs}, **changes)
+        inputs = inputs_of(node, {value: self.value(value) for value in node.inputs})
+        copy = replace(node, **{**inputs, **changes})
         made = self.graph.record_all(copy)
         self._copies.update(zip(self.forward.all_made_by(node), made, strict=True))

@@ -15,7 +15,6 @@ from edgellm.graph.team import KERNELS
 from edgellm.kernels.isa import choose
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import default_threads
-from edgellm.quants import FORMATS
 
 N_TOKENS, WIDTH = 512, 512  # of a small model in training
 ROUNDS = 12  # the quickest counts: whatever else the machine does can only take away
@@ -37,7 +36,7 @@ def measure_products(n_threads: int | None = None) -> Products:
     weights = numbers.standard_normal((WIDTH, WIDTH), np.float32)
     graph = Graph()
     x = graph.input(WIDTH)
-    graph.output(linear(x, Tensor("weights", weights.shape, FORMATS["F32"], weights.view(np.uint8))))
+    graph.output(linear(x, Tensor.of("weights", weights)))
     lowered = lower(graph, Target(isa, Tuning(n_threads), activations="f32"))
     store = KernelStore(isa)
     store.load([*lowered.kernels, *KERNELS])

@@ -11,9 +11,9 @@ import pytest
 from edgellm.convert.budget import Option, measure_options, within_loss, within_size
 from edgellm.convert.budgeted import Budget, quantize_within
 from edgellm.convert.parts import Part
-from edgellm.convert.source import tensor_of
 from edgellm.errors import UsageError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from edgellm.formats.tensor import Tensor
 from edgellm.quants import FORMATS
 
 OTHER_BYTES = 1000
@@ -21,7 +21,7 @@ OTHER_BYTES = 1000
 
 def matrices(n: int, n_cols: int = 256) -> list[Part]:
     rng = np.random.default_rng(4)
-    tensors = [tensor_of(f"blk.{i}.ffn_up.weight", rng.standard_normal((8 + i, n_cols), np.float32)) for i in range(n)]
+    tensors = [Tensor.of(f"blk.{i}.ffn_up.weight", rng.standard_normal((8 + i, n_cols), np.float32)) for i in range(n)]
     return [Part(tensor.name, tensor) for tensor in tensors]
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from edgellm.convert.parts import Part
 from edgellm.convert.recipes import RECIPES, choose_formats, recipe_of, true_recipe
-from edgellm.convert.source import tensor_of
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.quants import FORMATS
@@ -27,7 +26,7 @@ def model(
     metadata = {"general.architecture": "llama", "llama.block_count": n_layers, "llama.attention.head_count": 8,
                 "llama.attention.head_count_kv": 8 // group}  # fmt: skip
     tensors = [
-        tensor_of(name, np.zeros(n_cols)) if name.endswith("norm") else Tensor(name, (512, n_cols), FORMATS["F16"], raw)
+        Tensor.of(name, np.zeros(n_cols)) if name.endswith("norm") else Tensor(name, (512, n_cols), FORMATS["F16"], raw)
         for name in names
     ]
     return [Part(f"{tensor.name}.weight", tensor) for tensor in tensors], metadata

@@ -15,11 +15,11 @@ from edgellm import files
 from edgellm.convert import writer
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import Encoder
-from edgellm.convert.source import tensor_of
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, FormatError, UsageError
 from edgellm.files import atomic_write, refuse_target
 from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.tensor import Tensor
 from edgellm.quants import FORMATS
 
 METADATA = {"general.architecture": "llama"}
@@ -29,7 +29,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links and devices ar
 def weights(n_rows: int = 96, n_cols: int = 256) -> list[Part]:
     rng = np.random.default_rng(0)
     shapes = {"a.weight": (n_rows, n_cols), "b.weight": (7, n_cols), "c.bias": (n_cols,)}
-    return [Part(name, tensor_of(name, rng.normal(size=shape).astype(np.float32))) for name, shape in shapes.items()]
+    return [Part(name, Tensor.of(name, rng.normal(size=shape).astype(np.float32))) for name, shape in shapes.items()]
 
 
 def write(target: Path, parts: list[Part], type_name: str = "Q8_0", **options: Any) -> None:
@@ -94,7 +94,7 @@ def test_weights_that_are_no_numbers(bad: float, type_name: str, old: Path) -> N
     parts = weights()
     broken = parts[1].tensor.dequantize()
     broken[3, 4] = bad
-    parts[1] = Part("b.weight", tensor_of("theirs", broken))
+    parts[1] = Part("b.weight", Tensor.of("theirs", broken))
     with pytest.raises(FormatError, match=r"tensor 'theirs'.*(NaN|infinity)"):
         write(old, parts, type_name)
     assert stayed(old)

@@ -13,8 +13,8 @@ same record serves every way to compute it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import UnsupportedError, UsageError
@@ -98,12 +98,11 @@ class Node:
         return (content for content in contents if isinstance(content, kind))
 
 
-def with_inputs(node: Node, values: Mapping[Value, Value], **changes: Any) -> Node:
-    """The same node of other values: what each of its inputs became."""
-    inputs = {
+def inputs_of(node: Node, values: Mapping[Value, Value]) -> dict[str, Value]:
+    """What each of its inputs became, by the names of its fields."""
+    return {
         field.name: values[content] for field in fields(node) if isinstance(content := getattr(node, field.name), Value)
     }
-    return replace(node, **{**inputs, **changes})
 
 
 class Graph:
@@ -176,3 +175,22 @@ class Graph:
                 needed.add(value.node)
                 open_ += value.node.inputs
         return [node for node in self.nodes if node in needed]
+
+    def rewritten(
+        self, record: Callable[[Graph, Node, dict[str, Value]], Iterable[Value]]
+    ) -> tuple[Graph, dict[Value, Value]]:
+        """Another graph of the same inputs, outputs and names, whose steps somebody records; what each value became.
+
+        record:  given the new graph, a node, and what its inputs became by the names of its fields, records what stands
+                 in its place, and returns what is there of the node's values.
+        """
+        result, values = Graph(), {}
+        for value in self.inputs:
+            values[value] = result.input(value.width, value.name)
+        for node in self.nodes:
+            made = record(result, node, inputs_of(node, values))
+            for before, now in zip(self.all_made_by(node), made, strict=True):
+                values[before] = result.name(now, before.name) if before.name else now
+        for value in self.outputs:
+            result.output(values[value])
+        return result, values
