@@ -16,8 +16,7 @@ import numpy as np
 from edgellm.arch import ModelGraphs
 from edgellm.engine.adapter_set import places
 from edgellm.engine.kv_cache import KVCache
-from edgellm.engine.runner import Span
-from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.runner import Runner, Span
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
@@ -75,7 +74,7 @@ class GradientPasses:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        runner: Runner,
         graphs: ModelGraphs,
         sums: Mapping[Tensor, np.ndarray],
         n_batch: int,
@@ -85,8 +84,8 @@ class GradientPasses:
         n_virtual: int = 0,
     ) -> None:
         self.n_batch, self._n_virtual = n_batch, n_virtual
-        self._scheduler, self._runner, self._graphs = scheduler, scheduler.runner, graphs
-        runner, target = self._runner, self._runner.target
+        self._runner, self._graphs = runner, graphs
+        target = runner.target
         is_kept = _is_kept_of_layers if recompute else _is_kept
         self._back = Backward(graphs.body, sums, is_kept, in_bf16=in_bf16)
         self._seed = self._back.seed(graphs.hidden)
@@ -103,23 +102,26 @@ class GradientPasses:
         every = [forward, back, *lowered_heads]
         runner.store.load([kernel for lowered in every for kernel in lowered.kernels])
         self._team = Team(runner.store, runner.n_threads, max(len(lowered.ops) for lowered in every))
-        self._resources = ExitStack()
-        self._resources.callback(self._team.close)
-        # A block for every document, were all of one token; the system gives the memory of those that are used.
-        self._cache = KVCache(runner.cache.layers, n_batch)
-        self._resources.callback(self._cache.close)
-        self._batch = Batch(n_batch, forward)
-        self._batch.prepare_adapters(1 if n_virtual else 0)
-        self._forward = self._program(forward, self._batch, {})
-        self._gradient = RowMemory(graphs.hidden.width, n_batch)
-        found = {inside: self._forward.address(kept[value]) for value, inside in self._back.kept.items()}
-        self._backward = self._program(back, self._batch, found | {self._seed: self._gradient.address})
-        self._head, self._score = (
-            self._head_of(lowered, *found) for lowered, found in zip(lowered_heads, heads, strict=True)
-        )
+        try:
+            # A block for every document, were all of one token; the system gives the memory of those that are used.
+            self._cache = KVCache(runner.cache.layers, n_batch)
+            self._batch = Batch(n_batch, forward)
+            self._batch.prepare_adapters(1 if n_virtual else 0)
+            self._forward = self._program(forward, self._batch, {})
+            self._gradient = RowMemory(graphs.hidden.width, n_batch)
+            found = {inside: self._forward.address(kept[value]) for value, inside in self._back.kept.items()}
+            self._backward = self._program(back, self._batch, found | {self._seed: self._gradient.address})
+            self._head, self._score = (
+                self._head_of(lowered, *found) for lowered, found in zip(lowered_heads, heads, strict=True)
+            )
+        except BaseException:  # there may be no memory for them
+            self._team.close()
+            raise
 
     def close(self) -> None:
-        self._resources.close()
+        """End the threads, and give back the memory of keys and values."""
+        self._team.close()
+        self._cache.close()
 
     # --- passes ---------------------------------------------------------------------------------------------
 
@@ -194,7 +196,8 @@ class GradientPasses:
         hidden = self._forward.view(self._hidden, len(texts.ids))
         losses = np.empty(len(at), np.float32)
         batch = head.program.batch
-        self._gradient.array[:] = 0
+        if weights is not None:
+            self._gradient.array[:] = 0  # of rows without a target
         for start in range(0, len(at), batch.capacity):
             some = slice(start, start + batch.capacity)
             rows = at[some]

@@ -4,7 +4,6 @@ Pfeiffer et al., 2021).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,48 +11,27 @@ import numpy as np
 from edgellm.errors import UnsupportedError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import Bottleneck as Arrays
-from edgellm.graph.adapters import Bottleneck, adapted
-from edgellm.train.config import LoraConfig
-from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
-from edgellm.train.transposed import transposed_for
+from edgellm.graph.adapters import Bottleneck
+from edgellm.train.adapter_learner import AdapterLearner
 
 if TYPE_CHECKING:
-    from edgellm.engine import Model
+    pass
 
 PLACES = {"ffn": ("ffn_out",), "attention": ("attn_out",), "both": ("attn_out", "ffn_out")}
 
 
-class BottleneckLearner(ModelLearner):
+class BottleneckLearner(AdapterLearner):
     """h + up activation(down h + down_bias) + up_bias, for what halves of layers make.
 
     Parameters: `blk.0.ffn_out.down` and `.up` [size, n_embd], up transposed; `.down_bias` [size], `.up_bias` [n_embd].
     """
 
-    def __init__(
-        self,
-        model: Model,
-        config: LoraConfig,
-        *,
-        n_batch: int = DEFAULT_BATCH,
-        seed: int = 0,
-        recompute: bool = False,
-        in_bf16: bool = False,
-    ) -> None:
-        super().__init__(model, n_batch)
-        self.config = config
-        try:
-            runner, random = model._runner, np.random.default_rng(seed)
-            values = runner.graphs.body.values
-            self._names = [name for name in values if name.endswith(PLACES[config.bottleneck_at])]
-            if not self._names:
-                raise UnsupportedError(f"a {model.config.architecture} model has no halves of layers to train behind")
-            changes = {name: [self._bottleneck(name, values[name].width, random)] for name in self._names}
-            body, became = adapted(runner.graphs.body, changes)
-            graphs = replace(runner.graphs, body=body, hidden=became[runner.graphs.hidden])
-            self.prepare(graphs, recompute, transposed_for(runner, graphs), in_bf16)
-        except BaseException:
-            self.close()
-            raise
+    def changes(self) -> dict[str, list[Bottleneck]]:
+        values, random = self.model._runner.graphs.body.values, np.random.default_rng(self.seed)
+        self._names = [name for name in values if name.endswith(PLACES[self.config.bottleneck_at])]
+        if not self._names:
+            raise UnsupportedError(f"a {self.model.config.architecture} model has no halves of layers to train behind")
+        return {name: [self._bottleneck(name, values[name].width, random)] for name in self._names}
 
     def _bottleneck(self, name: str, width: int, random: np.random.Generator) -> Bottleneck:
         """It changes nothing at first, for what it adds is 0."""

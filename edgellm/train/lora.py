@@ -17,59 +17,39 @@ from edgellm.engine.gradients import Look
 from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import LowRank as Matrices
-from edgellm.graph.adapters import LowRank, adapted
+from edgellm.graph.adapters import LowRank
 from edgellm.graph.nodes import Chance, Linear
+from edgellm.train.adapter_learner import AdapterLearner
 from edgellm.train.config import ALL_LINEAR, LoraConfig
-from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner, Weigh
+from edgellm.train.model_learner import Weigh
 from edgellm.train.row_lengths import RowLengths, Weighed
-from edgellm.train.transposed import transposed_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.arch import ModelGraphs
-    from edgellm.engine import Model
     from edgellm.formats.tensor import Tensor
     from edgellm.train.documents import Documents
 
 
-class LoraLearner(ModelLearner):
+class LoraLearner(AdapterLearner):
     """An adapter of a model.
 
     Parameters are named after the weights that they stand beside: `blk.0.attn_q.weight.lora_a` [rank, n_in], and
     `.lora_b` [rank, n_out], which is B transposed; with DoRA `.magnitude` [n_out].
     """
 
-    def __init__(
-        self,
-        model: Model,
-        config: LoraConfig,
-        *,
-        n_batch: int = DEFAULT_BATCH,
-        seed: int = 0,
-        recompute: bool = False,
-        in_bf16: bool = False,
-    ) -> None:
-        super().__init__(model, n_batch)
-        self.config = config
-        self._seed = seed
-        try:
-            runner = model._runner
-            self._targets = targets_of(runner.graphs, config)
-            self._chances = np.zeros((len(self._targets), 2), np.int64)
-            self.begin_pass(0, 0)
-            low_ranks = self._low_ranks()
-            if config.use_dora:
-                low_ranks = self._with_lengths(low_ranks)
-            body, values = adapted(runner.graphs.body, {name: [found] for name, found in low_ranks.items()})
-            graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
-            self.prepare(graphs, recompute, transposed_for(runner, graphs), in_bf16)
-        except BaseException:
-            self.close()
-            raise
+    def changes(self) -> dict[str, list[LowRank]]:
+        self._targets = targets_of(self.model._runner.graphs, self.config)
+        self._chances = np.zeros((len(self._targets), 2), np.int64)
+        self.begin_pass(0, 0)
+        low_ranks = self._low_ranks()
+        if self.config.use_dora:
+            low_ranks = self._with_lengths(low_ranks)
+        return {name: [found] for name, found in low_ranks.items()}
 
     def _low_ranks(self) -> dict[str, LowRank]:
-        config, random = self.config, np.random.default_rng(self._seed)
+        config, random = self.config, np.random.default_rng(self.seed)
         found = {}
         for weight, state in zip(self._targets, self._chances, strict=True):
             n_out, n_in = weight.shape
@@ -98,7 +78,7 @@ class LoraLearner(ModelLearner):
 
     def begin_pass(self, step: int, index: int) -> None:
         """Another choice of what is left out, for each weight."""
-        seeds = np.random.SeedSequence((self._seed, step, index)).generate_state(len(self._chances), np.uint64)
+        seeds = np.random.SeedSequence((self.seed, step, index)).generate_state(len(self._chances), np.uint64)
         self._chances[:, 0] = seeds.view(np.int64)
 
     def loss_and_gradients(self, documents: Documents, scale: float) -> float:

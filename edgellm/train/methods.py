@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgellm.train.adapter_learner import AdapterLearner
 from edgellm.train.bottleneck import BottleneckLearner
 from edgellm.train.lora import LoraLearner
 from edgellm.train.virtual import VirtualLearner
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from edgellm.engine import Model
     from edgellm.train.config import LoraConfig
 
-AdapterLearner = LoraLearner | VirtualLearner | BottleneckLearner
 _LEARNERS: dict[str, type[AdapterLearner]] = {
     "lora": LoraLearner,
     "dora": LoraLearner,

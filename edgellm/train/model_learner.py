@@ -11,7 +11,6 @@ import numpy as np
 from edgellm.engine.gradients import GradientPasses, Look
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.program import aligned
-from edgellm.quants import FORMATS
 from edgellm.train.documents import NOTHING, Documents
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class ModelLearner:
         return self._tensor(name, self.derived[name], self.derived_gradients[name])
 
     def _tensor(self, name: str, array: NDArray[np.float32], gradient: NDArray[np.float32]) -> Tensor:
-        tensor = Tensor(name, array.shape, FORMATS["F32"], array.view(np.uint8))
+        tensor = Tensor.of(name, array)
         self._sums[tensor] = gradient
         return tensor
 
@@ -81,7 +80,7 @@ class ModelLearner:
         n_more:  tokens for which passes have room beside those of documents.
         """
         self._passes = GradientPasses(
-            self.model._scheduler, graphs, self._sums, self.n_batch + n_more, recompute, transposed, in_bf16, n_virtual
+            self.model._runner, graphs, self._sums, self.n_batch + n_more, recompute, transposed, in_bf16, n_virtual
         )
         self._resources.callback(self._passes.close)
 

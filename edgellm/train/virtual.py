@@ -18,64 +18,44 @@ import numpy as np
 from edgellm.engine.gradients import Look
 from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter, LayerPrefix
-from edgellm.graph.adapters import EMBEDDED, Change, Prefix, Prompt, adapted, keys_values_name
+from edgellm.graph.adapters import EMBEDDED, Change, Prefix, Prompt, keys_values_name
 from edgellm.graph.lowering import adapter_table
 from edgellm.graph.nodes import Embed, KeysValues
-from edgellm.train.config import LoraConfig
+from edgellm.train.adapter_learner import AdapterLearner
 from edgellm.train.documents import NOTHING, Documents
 from edgellm.train.encoder import Encoder
-from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner, Weigh
-from edgellm.train.transposed import transposed_for
+from edgellm.train.model_learner import Weigh
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgellm.arch import ModelGraphs
-    from edgellm.engine import Model
     from edgellm.formats.tensor import Tensor
 
 DOCUMENTS_TOGETHER = 8  # so many find room for their virtual tokens in a pass, beside n_batch tokens of their own
 PLACES = adapter_table(0).name
 
 
-class VirtualLearner(ModelLearner):
+class VirtualLearner(AdapterLearner):
     """Tokens that stand before every text.
 
     Parameters are the tables, float32 [n_virtual, width]: `prompt`, or `blk.0.prefix_keys` and `blk.0.prefix_values` of
     each layer; or those of the network that makes the tables, see `Encoder`.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        config: LoraConfig,
-        *,
-        n_batch: int = DEFAULT_BATCH,
-        seed: int = 0,
-        recompute: bool = False,
-        in_bf16: bool = False,
-    ) -> None:
-        super().__init__(model, n_batch)
-        self.config = config
+    def changes(self) -> dict[str, list[Change]]:
         self._encoder: Encoder | None = None
-        try:
-            runner = model._runner
-            layers = [node for node in runner.graphs.body.nodes if isinstance(node, KeysValues)]
-            tables = self._tables(runner.graphs, layers, np.random.default_rng(seed))
-            changes: dict[str, list[Change]] = {EMBEDDED: [Prompt(tables[0], PLACES)]}
-            if config.method == "prefix":
-                changes = {
-                    keys_values_name(layer): [Prefix(tables[2 * layer], tables[2 * layer + 1], PLACES)]
-                    for layer in range(len(layers))
-                }
-            body, values = adapted(runner.graphs.body, changes)
-            graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
-            transposed = transposed_for(runner, graphs)
-            n = config.virtual_tokens
-            self.prepare(graphs, recompute, transposed, in_bf16, n_virtual=n, n_more=n * DOCUMENTS_TOGETHER)
-        except BaseException:
-            self.close()
-            raise
+        self.n_virtual = self.config.virtual_tokens
+        self.n_more = self.n_virtual * DOCUMENTS_TOGETHER
+        graphs = self.model._runner.graphs
+        layers = [node for node in graphs.body.nodes if isinstance(node, KeysValues)]
+        tables = self._tables(graphs, layers, np.random.default_rng(self.seed))
+        if self.config.method != "prefix":
+            return {EMBEDDED: [Prompt(tables[0], PLACES)]}
+        return {
+            keys_values_name(layer): [Prefix(tables[2 * layer], tables[2 * layer + 1], PLACES)]
+            for layer in range(len(layers))
+        }
 
     def _tables(self, graphs: ModelGraphs, layers: list[KeysValues], random: np.random.Generator) -> list[Tensor]:
         config, n = self.config, self.config.virtual_tokens

@@ -29,6 +29,7 @@ from edgellm.kernels import gradient_records
 from edgellm.kernels.records import F32_TILE_COLS
 from edgellm.kernels.schema import Schema
 
+LEAST_CHUNKS = 3  # of a document's attention, where its heads allow it
 SUM_COLS = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
 
 
@@ -144,8 +145,10 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
     dq, dk, dv = low.make_all(node)
     n_kv_heads, group = node.n_kv_heads, node.n_heads // node.n_kv_heads
     head_dim = q.width // node.n_heads
-    # Each part of a group of heads can be a thread's.
-    n_parts = next(n for n in range(1, group + 1) if group % n == 0 and (n * n_kv_heads > 2 or n == group))
+    # Each part of a group of heads can be a thread's. How many there are depends on the model alone, for another number
+    # is another order of sums.
+    enough = (n for n in range(1, group) if group % n == 0 and n * n_kv_heads >= LEAST_CHUNKS)
+    n_parts = next(enough, group)
     parts = (dk, dv) if n_parts == 1 else tuple(Rows(n_parts * rows.width, "gradients by head") for rows in (dk, dv))
     window = node.spec.window or NO_WINDOW
     low.add(

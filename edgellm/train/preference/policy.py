@@ -27,7 +27,7 @@ from edgellm.train.preference.rollout import Answer, Sampled, in_passes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgellm.train.methods import AdapterLearner
+    from edgellm.train.adapter_learner import AdapterLearner
 
 VALUE, VALUE_BIAS = "value.weight", "value.bias"
 HELD = 0x4E1D  # tells the draws of validation from those of steps

@@ -32,7 +32,7 @@ from edgellm.train.task import Plan, Work
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgellm.train.methods import AdapterLearner
+    from edgellm.train.adapter_learner import AdapterLearner
 
 FIRST_DEVIATION = 0.02  # of the head's first weights, as in transformers
 

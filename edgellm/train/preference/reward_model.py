@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from edgellm.engine.gradients import GradientPasses
 from edgellm.engine.model import Model
 from edgellm.errors import ContextOverflowError, TemplateError, UsageError
 from edgellm.formats.adapters import Adapter
-from edgellm.graph.adapters import adapted
+from edgellm.train.adapter_learner import adapted_body
 from edgellm.train.data import order
 from edgellm.train.data.chats import ChatEncoder
 from edgellm.train.data.config import DataConfig
@@ -58,9 +57,7 @@ class RewardModel:
         # As it was trained: in float32, and rows of a batch all have it.
         loaded = LoadedAdapter(found.name, None, found, model._runner.tensors)
         changes = {weight: [change] for weight, change in loaded.low_ranks()}
-        plain = model._runner.graphs
-        body, values = adapted(plain.body, changes)
-        self._graphs = replace(plain, body=body, hidden=values[plain.hidden])
+        self._graphs = adapted_body(model._runner.graphs, changes)
         self._passes: GradientPasses | None = None
 
     @staticmethod
@@ -104,7 +101,7 @@ class RewardModel:
     def _passes_of(self, n_batch: int) -> GradientPasses:
         if self._passes is None or self._passes.n_batch < n_batch:
             self.close()
-            self._passes = GradientPasses(self.model._scheduler, self._graphs, {}, n_batch)
+            self._passes = GradientPasses(self.model._runner, self._graphs, {}, n_batch)
         return self._passes
 
     def _tokens(self, n: int, text: Any) -> list[int]:
