@@ -200,7 +200,8 @@ def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, 
         if not in_layers and part not in family.tensors:
             continue
         for name in [f"blk.{n}.{part}.bias" for n in range(config.n_layers)] if in_layers else [f"{part}.bias"]:
-            if wanted and name not in theirs:
+            has_weight = f"{name.removesuffix('bias')}weight" in theirs
+            if wanted and has_weight and name not in theirs:
                 says = "this family has them" if key is None else f"config.json says that it has them ({key})"
                 raise FormatError(f"the checkpoint has no tensor {name!r}, and {says}")
             if name in theirs and not wanted:
