@@ -9,6 +9,7 @@ import importlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from edgellm.errors import KernelError
@@ -143,6 +144,7 @@ class Kernel:
         return build(isa, *([self.format] if self.format else []), **dict(self.options))
 
 
+@cache  # the layers of a model ask for the same ones
 def find(op: str, number_format: NumberFormat | None = None, **options: Any) -> Kernel:
     """The kernel of an op, for a block format or type of cache where the op has any; options not given are the usual.
 
