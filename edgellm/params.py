@@ -18,6 +18,7 @@ from edgellm.checks import (
     positive_number,
     some_texts,
     step_names,
+    text,
     whole_number,
     whole_one_of,
 )
@@ -55,6 +56,10 @@ SAMPLERS: dict[str, dict[str, tuple[float, ...]]] = {
 SAMPLER_ALIASES = {"typical": "typ_p", "typical_p": "typ_p", "temp": "temperature", "nucleus": "top_p"}
 DEFAULT_SAMPLERS = tuple(name for name in SAMPLERS if name != "mirostat")
 MIROSTAT_SAMPLERS = ("penalties", "dry", "temperature", "mirostat")
+
+
+# The parameters that ask for an answer of a given structure; only one of them at a time.
+STRUCTURES = ("response_format", "grammar", "regex", "choices")
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,11 @@ class SamplingParams:
     samplers:            the steps in their order: names out of SAMPLERS, and functions of
                          (ids, logits, context); see `engine/sampling/custom.py`.
     logprobs:            keep the log-probability of each token, and those of so many alternatives; None is off.
+    response_format:     the answer is JSON of a schema: a dict, a Pydantic model, a dataclass or another type, or
+                         {"type": "json_object"}. See docs/structure.md.
+    grammar:             the answer is a text of a grammar, in GBNF or in llguidance's Lark.
+    regex:               all of the answer matches a regular expression.
+    choices:             the answer is one of some texts.
 
     Raises UsageError for values that cannot work, and for those that contradict each other.
     """
@@ -159,6 +169,10 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     samplers: str | Sequence[str | SamplingStep] | None = None
     logprobs: int | None = None
+    response_format: Any = None
+    grammar: str | None = None
+    regex: str | None = None
+    choices: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         _take(self, "temperature", number, 0)
@@ -192,6 +206,9 @@ class SamplingParams:
         _take(self, "stop", some_texts)
         _take(self, "samplers", step_names, SAMPLERS, SAMPLER_ALIASES, optional=True)
         _take(self, "logprobs", whole_number, 0, optional=True)
+        _take(self, "grammar", text, optional=True)
+        _take(self, "regex", text, optional=True)
+        _take(self, "choices", some_texts, optional=True)
         self._refuse_contradictions()
 
     @property
@@ -210,7 +227,17 @@ class SamplingParams:
         return any(getattr(self, name) not in off for name, off in SAMPLERS[step].items())
 
     def _refuse_contradictions(self) -> None:
-        """What was set for a step that does not run, and steps that cannot go together."""
+        """What was set for a step that does not run, and what cannot go together."""
+        structures = [name for name in STRUCTURES if getattr(self, name) is not None]
+        if len(structures) > 1:
+            raise UsageError(f"{structures[1]} cannot go with {structures[0]}; leave one out", parameter=structures[1])
+        if structures and self.stop:
+            raise UsageError(
+                f"stop cannot go with {structures[0]}: it would end an answer that is not whole; leave stop out",
+                parameter="stop",
+            )
+        if self.choices is not None and not self.choices:
+            raise UsageError("choices is empty; expected at least one text", parameter="choices")
         order = self.order
         for step, switches in SAMPLERS.items():
             for name, off in switches.items():
@@ -268,6 +295,10 @@ class SamplingKeywords(TypedDict, total=False):
     stop: str | Sequence[str]
     samplers: str | Sequence[str | SamplingStep] | None
     logprobs: int | None
+    response_format: Any
+    grammar: str | None
+    regex: str | None
+    choices: str | Sequence[str] | None
 
 
 def _take(params: object, name: str, check: Callable[..., Any], *bounds: Any, optional: bool = False) -> None:

@@ -20,6 +20,8 @@ from edgellm.text.provenance import Text, written
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from edgellm.text.calls import CallSyntax
+    from edgellm.text.reasoning import Reasoning
     from edgellm.text.template_sandbox import GuardedEnvironment
     from edgellm.text.tokenizer import Tokenizer
 
@@ -88,6 +90,29 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         return self._rendered(variables, bool(tools))
+
+    @cached_property
+    def call_syntax(self) -> CallSyntax | None:
+        """How the template writes calls of tools; None where it does not."""
+        from edgellm.text.calls import derived_syntax  # seldom needed
+
+        return derived_syntax(self)
+
+    @cached_property
+    def reasoning(self) -> Reasoning | None:
+        """How a thought is told from an answer; None where the template knows of none."""
+        from edgellm.text.reasoning import derived_reasoning
+
+        return derived_reasoning(self)
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether it takes a message of the system, and writes it."""
+        try:
+            told = self.render([{"role": "system", "content": PROBE}, {"role": "user", "content": "?"}])
+        except TemplateError:
+            return False
+        return PROBE in told
 
     def _rendered(self, variables: dict[str, Any], with_tools: bool) -> Text:
         try:
