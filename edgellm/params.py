@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from edgellm.checks import (
     biases,
@@ -25,11 +25,53 @@ from edgellm.checks import (
 from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
+    from typing import TypedDict
+
     import numpy as np
     from numpy.typing import NDArray
 
     # A step of one's own: ids int64 [n], logits float [n], and the ids of the text so far, int64.
     SamplingStep = Callable[[NDArray[np.int64], NDArray[Any], NDArray[np.int64]], Any]
+
+    class SamplingKeywords(TypedDict, total=False):
+        """The fields of `SamplingParams` as keywords, for type checkers."""
+
+        temperature: float
+        top_k: int
+        top_p: float
+        min_p: float
+        repeat_penalty: float
+        repeat_last_n: int
+        seed: int | None
+        max_tokens: int | None
+        presence_penalty: float
+        frequency_penalty: float
+        dry_multiplier: float
+        dry_base: float
+        dry_allowed_length: int
+        dry_penalty_last_n: int
+        dry_sequence_breakers: Sequence[str]
+        top_n_sigma: float
+        typical_p: float
+        xtc_probability: float
+        xtc_threshold: float
+        dynatemp_range: float
+        dynatemp_exponent: float
+        mirostat: int
+        mirostat_tau: float
+        mirostat_eta: float
+        adaptive_target: float
+        adaptive_decay: float
+        logit_bias: Mapping[int, float] | None
+        banned_strings: str | Sequence[str]
+        stop: str | Sequence[str]
+        samplers: str | Sequence[str | SamplingStep] | None
+        logprobs: int | None
+        response_format: Any
+        grammar: str | None
+        regex: str | None
+        choices: str | Sequence[str] | None
+
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
@@ -259,46 +301,6 @@ class SamplingParams:
                         f"higher temperature, or leave {name} out",
                         parameter=name,
                     )
-
-
-class SamplingKeywords(TypedDict, total=False):
-    """The fields of `SamplingParams` as keywords, for type checkers."""
-
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    repeat_last_n: int
-    seed: int | None
-    max_tokens: int | None
-    presence_penalty: float
-    frequency_penalty: float
-    dry_multiplier: float
-    dry_base: float
-    dry_allowed_length: int
-    dry_penalty_last_n: int
-    dry_sequence_breakers: Sequence[str]
-    top_n_sigma: float
-    typical_p: float
-    xtc_probability: float
-    xtc_threshold: float
-    dynatemp_range: float
-    dynatemp_exponent: float
-    mirostat: int
-    mirostat_tau: float
-    mirostat_eta: float
-    adaptive_target: float
-    adaptive_decay: float
-    logit_bias: Mapping[int, float] | None
-    banned_strings: str | Sequence[str]
-    stop: str | Sequence[str]
-    samplers: str | Sequence[str | SamplingStep] | None
-    logprobs: int | None
-    response_format: Any
-    grammar: str | None
-    regex: str | None
-    choices: str | Sequence[str] | None
 
 
 def _take(params: object, name: str, check: Callable[..., Any], *bounds: Any, optional: bool = False) -> None:

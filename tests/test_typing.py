@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import subprocess
@@ -14,7 +15,6 @@ from typing import Any
 import pytest
 
 import edgellm
-from edgellm.params import SamplingKeywords
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,10 +147,10 @@ def test_keywords_of_an_answer_are_those_of_sampling_params(name: str) -> None:
 
 
 def test_keywords_for_type_checkers_are_those_of_sampling_params() -> None:
-    known = SamplingKeywords.__annotations__
-    assert [(name, kind.__forward_arg__) for name, kind in known.items()] == [
-        (field.name, field.type) for field in fields(edgellm.SamplingParams)
-    ]
+    tree = ast.parse((ROOT / "edgellm" / "params.py").read_text("utf-8"))
+    known = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "SamplingKeywords")
+    keywords = [(ast.unparse(n.target), ast.unparse(n.annotation)) for n in known.body if isinstance(n, ast.AnnAssign)]
+    assert keywords == [(field.name, field.type) for field in fields(edgellm.SamplingParams)]
 
 
 def test_keywords_of_load_are_those_of_runtime_config() -> None:

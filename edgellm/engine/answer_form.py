@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from edgellm.engine.piece import Kind, Piece
 from edgellm.text.calls import Call, CallSyntax
 from edgellm.text.reasoning import Reasoning
-
-Kind = Literal["content", "reasoning"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some text of an answer. kind: "content", which is said, or "reasoning", which is thought."""
-
-    kind: Kind
-    text: str
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ string comes, they are taken back from the one on that it began in, and another 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.text import StreamDecoder
@@ -21,8 +20,7 @@ from edgellm.text.strings import StringFinder
 MOST_TRIES = 16
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """A token of an answer, and the text that can be shown now that it is there: often its own, sometimes none."""
 
     token_id: int
@@ -30,16 +28,14 @@ class Shown:
     logprobs: TokenLogprobs | None
 
 
-@dataclass(frozen=True)
-class TakenBack:
+class TakenBack(NamedTuple):
     """How many tokens are taken back, the one that was just chosen among them; and the sampler's state before them."""
 
     n_tokens: int
     sampler: Any
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a text is after some tokens: all that another token changes."""
 
     decoder: Any
@@ -48,8 +44,7 @@ class _Place:
     ban_node: int = 0
 
 
-@dataclass(frozen=True)
-class _Held:
+class _Held(NamedTuple):
     """A token that is not shown yet. before: the place, and the sampler's state, that it was chosen in."""
 
     token_id: int

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from edgellm import checks, hub
 from edgellm.arch import ModelConfig, architecture_of
-from edgellm.engine.generation import Generation
+from edgellm.engine.answer_plan import AnswerPlan
+from edgellm.engine.generation import PLAIN_TEXT, Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.prompt import (
     check_biases,
     checked_messages,
     checked_prompt,
     checked_variables,
+    has_structure,
     sampling_params,
     spelled_out,
 )
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from edgellm.params import SamplingKeywords
 
+NO_WISHES = (None, None, None, None)
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
 GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file")
@@ -218,13 +221,23 @@ class Model:
         params = sampling_params(sampling)
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
-        return self._answers(self._checked("prompt", prompt), params, n)
+        plan = PLAIN_TEXT
+        if has_structure(params):
+            from edgellm.engine.asking import plan_of_text  # seldom needed
+
+            plan = plan_of_text(params, self.tokenizer, self.n_vocab)
+        return self._answers(self._checked("prompt", prompt), params, n, plan)
 
     @overload
     def chat(
         self,
         messages: Iterable[Mapping[str, Any]],
         template_variables: Mapping[str, Any] | None = None,
+        *,
+        tools: Iterable[Any] | None = None,
+        tool_choice: Any = None,
+        think: bool | None = None,
+        think_budget: int | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Generation: ...
 
@@ -235,6 +248,10 @@ class Model:
         template_variables: Mapping[str, Any] | None = None,
         *,
         n: int,
+        tools: Iterable[Any] | None = None,
+        tool_choice: Any = None,
+        think: bool | None = None,
+        think_budget: int | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> list[Generation]: ...
 
@@ -245,12 +262,21 @@ class Model:
         template_variables: Mapping[str, Any] | None = None,
         *,
         n: int | None = None,
+        tools: Iterable[Any] | None = None,
+        tool_choice: Any = None,
+        think: bool | None = None,
+        think_budget: int | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Generation | list[Generation]:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
         template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
-        The keywords are those of `SamplingParams`, and `n` as for `generate`.
+        tools:         Python functions, or schemas as OpenAI has them. The model may call some: see `tool_calls` of the
+                       answer, and `edgellm.run_tools`, which does what they ask for.
+        tool_choice:   "auto" (the model may), "required" (it must), "none", or the name of the tool that it must call.
+        think:         whether the model thinks before it answers; None is as its template has it.
+        think_budget:  tokens of a thought at most.
+        Other keywords are those of `SamplingParams`, and `n` as for `generate`.
 
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
@@ -261,9 +287,18 @@ class Model:
                 f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
             )
         messages, variables = checked_messages(messages), checked_variables(template_variables)
-        prompt = self.chat_template.render(messages, add_generation_prompt=True, **variables)
+        wishes = (tools, tool_choice, think, think_budget)
+        if wishes == NO_WISHES and not has_structure(params) and self.chat_template.reasoning is None:
+            prompt: str = self.chat_template.render(messages, add_generation_prompt=True, **variables)
+            plan = PLAIN_TEXT
+        else:
+            from edgellm.engine.asking import Wishes, prompt_and_plan  # seldom needed
+
+            prompt, plan = prompt_and_plan(
+                self.chat_template, messages, variables, Wishes(*wishes), params, self.tokenizer, self.n_vocab
+            )
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._answers(self._checked("prompt", ids), params, n)
+        return self._answers(self._checked("prompt", ids), params, n, plan)
 
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
@@ -302,18 +337,20 @@ class Model:
         for generation in generations:
             generation.lose(UsageError("the model is closed"))
 
-    def _answers(self, ids: list[int], params: SamplingParams, n: int | None) -> Generation | list[Generation]:
+    def _answers(
+        self, ids: list[int], params: SamplingParams, n: int | None, plan: AnswerPlan
+    ) -> Generation | list[Generation]:
         check_biases(params, self.n_vocab)
         if n is None:
-            return self._generate(ids, params)
+            return self._generate(ids, params, plan)
         first = params.seed
         seeds = [None if first is None else first + i for i in range(checks.whole_number("n", n, 1))]
-        generations = [self._generate(ids, replace(params, seed=seed)) for seed in seeds]
+        generations = [self._generate(ids, replace(params, seed=seed), plan.copy()) for seed in seeds]
         Generation.together(generations)
         return generations
 
-    def _generate(self, ids: list[int], params: SamplingParams) -> Generation:
-        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx)
+    def _generate(self, ids: list[int], params: SamplingParams, plan: AnswerPlan) -> Generation:
+        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, plan)
         with self._lock:
             self._generations.add(generation)
         return generation

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from edgellm import checks
 from edgellm.errors import ContextOverflowError, UsageError
-from edgellm.params import SamplingParams
+from edgellm.params import STRUCTURES, SamplingParams
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -69,6 +69,11 @@ def sampling_params(keywords: Mapping[str, Any]) -> SamplingParams:
             expected = f"did you mean {close[0]}?" if close else f"expected {', '.join(names)}"
             raise UsageError(f"{word} is no sampling parameter; {expected}", parameter=word)
     return SamplingParams(**keywords)
+
+
+def has_structure(params: SamplingParams) -> bool:
+    """Whether the answer is to have a given structure."""
+    return any(getattr(params, name) is not None for name in STRUCTURES)
 
 
 def check_biases(params: SamplingParams, n_vocab: int) -> None:

@@ -8,7 +8,7 @@ such as one for tools. They are rendered as `transformers` does, byte for byte, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 KEY = "tokenizer.chat_template"
 LONGEST_SOURCE = 300_000  # characters
 PROBE = "a text in a part"
+# Without one of these words, a template knows of no thoughts.
+_MAY_THINK = re.compile("think|thought|reason|reflect", re.IGNORECASE)
 
 
 class ChatTemplate:
@@ -63,7 +65,7 @@ class ChatTemplate:
         self,
         messages: Iterable[Mapping[str, Any]],
         add_generation_prompt: bool = True,
-        tools: list[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         documents: list[Mapping[str, Any]] | None = None,
         **extra: Any,
     ) -> Text:
@@ -101,6 +103,8 @@ class ChatTemplate:
     @cached_property
     def reasoning(self) -> Reasoning | None:
         """How a thought is told from an answer; None where the template knows of none."""
+        if not _MAY_THINK.search(self.source):
+            return None
         from edgellm.text.reasoning import derived_reasoning
 
         return derived_reasoning(self)

@@ -90,7 +90,8 @@ def test_sampling_options_arrive_and_defaults_are_those_of_params(edgellm: Run, 
 def test_every_sampling_option_arrives(edgellm: Run, model: str) -> None:
     options = {
         "--typical": ("typical_p", 0.9), "--top-n-sigma": ("top_n_sigma", 1.5),
-        "--xtc-probability": ("xtc_probability", 0.5), "--xtc-threshold": ("xtc_threshold", 0.2), "--dynatemp-range": ("dynatemp_range", 0.4),
+        "--xtc-probability": ("xtc_probability", 0.5), "--xtc-threshold": ("xtc_threshold", 0.2),
+        "--dynatemp-range": ("dynatemp_range", 0.4),
         "--dynatemp-exp": ("dynatemp_exponent", 2.0), "--adaptive-target": ("adaptive_target", 0.3),
         "--adaptive-decay": ("adaptive_decay", 0.5), "--repeat-last-n": ("repeat_last_n", -1),
         "--presence-penalty": ("presence_penalty", -0.5), "--frequency-penalty": ("frequency_penalty", 0.25),

@@ -14,7 +14,7 @@ import numpy as np
 from edgellm.errors import UsageError
 from edgellm.kernels.records import MAXIMA_GROUP
 
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
 FEW = 64  # tokens that are tried first, where it is not known how many are needed
 MANY = 256  # other logits, from which on it is quicker to look for all maxima anew
 SPARSE = 16  # from this part of a vocabulary down, the tokens that may come are listed
@@ -73,7 +73,9 @@ class Candidates:
     @property
     def largest(self) -> float:
         """The largest logit. Raises UsageError when no token may come."""
-        if self.is_sorted:
+        if not len(self):
+            found = -math.inf
+        elif self.is_sorted:
             found = float(self.logits[0])
         else:
             found = float(self.logits.max() if self.ids is not None else self.maxima.max())
@@ -205,16 +207,14 @@ class Candidates:
             self._own()
         self.logits[positions] = logits
         self.is_sorted = False
-        if len(positions) > MANY:
-            self._maxima = None
-        elif maxima is not None:
-            groups = np.unique(positions // MAXIMA_GROUP)
-            starts = groups * MAXIMA_GROUP
+        self._maxima = None
+        if maxima is not None and len(positions) <= MANY:
             self._maxima = maxima = maxima.copy()
-            if len(self.logits) % MAXIMA_GROUP and groups[-1] == len(maxima) - 1:  # the last may be smaller
-                maxima[-1] = self.logits[starts[-1] :].max()
-                groups, starts = groups[:-1], starts[:-1]
-            maxima[groups] = self.logits[starts[:, None] + np.arange(MAXIMA_GROUP)].max(axis=1)
+            groups = positions // MAXIMA_GROUP
+            whole = groups[groups < len(self.logits) // MAXIMA_GROUP]
+            maxima[whole] = self.logits[whole[:, None] * MAXIMA_GROUP + np.arange(MAXIMA_GROUP)].max(axis=1)
+            if len(whole) < len(groups):  # the last group, which is smaller
+                maxima[-1] = self.logits[(len(maxima) - 1) * MAXIMA_GROUP :].max()
 
     def _own(self) -> None:
         """Have logits that may be written to."""
@@ -237,6 +237,7 @@ class Candidates:
 
         A group of which none may come is not looked at again. Called while all tokens are candidates.
         """
+        words = words[: -(-len(self) // MAXIMA_GROUP)]
         some = np.flatnonzero(words)
         if len(some) <= len(words) // SPARSE:
             bits = np.unpackbits(words[some].view(np.uint8), bitorder="little").reshape(-1, MAXIMA_GROUP)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from edgellm.engine.sampling.candidates import Candidates
 
 
-@dataclass(frozen=True)
-class TokenLogprobs:
+class TokenLogprobs(NamedTuple):
     """A token of an answer, and what else the model would have said there.
 
     logprob:  natural logarithm of its probability.

@@ -18,16 +18,24 @@ class Penalties(Step):
         self._params, self._context = params, around.context
 
     def apply(self, candidates: Candidates) -> None:
-        p = self._params
-        ids, counts = np.unique(self._context.last(p.repeat_last_n), return_counts=True)
+        p, recent = self._params, self._context.last(self._params.repeat_last_n)
+        if not len(recent):
+            return
+        ids, counts = _counted(recent)
 
         def penalized(before: np.ndarray, places: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore"):
                 after = np.where(before > 0, before / p.repeat_penalty, before * p.repeat_penalty)
                 return after - p.presence_penalty - counts[places] * p.frequency_penalty
 
-        if len(ids):
-            candidates.change(ids, penalized)
+        candidates.change(ids, penalized)
+
+
+def _counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different ids in rising order, and how often each is there. `np.unique` takes a tenth of a millisecond."""
+    ids = np.sort(ids)
+    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    return ids[starts], np.diff(starts, append=len(ids))
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

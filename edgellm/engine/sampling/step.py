@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,13 +45,12 @@ class Context:
         return view
 
 
-@dataclass
-class Surroundings:
+class Surroundings(NamedTuple):
     """What steps share: the text so far, the random numbers, and what tokens stand for, as bytes."""
 
-    context: Context = field(default_factory=Context)
-    random: random.Random = field(default_factory=random.Random)
-    token_bytes: Callable[[int], bytes] = lambda token_id: b""
+    context: Context
+    random: random.Random
+    token_bytes: Callable[[int], bytes]
 
 
 class Step:

@@ -13,11 +13,10 @@ from edgellm.engine.sampling.step import Step
 from edgellm.engine.structure.asked import Asked
 from edgellm.engine.structure.vocabulary import guidance, vocabulary_of
 from edgellm.errors import UsageError
+from edgellm.kernels.records import MAXIMA_GROUP
 
 if TYPE_CHECKING:
     from edgellm.text import Tokenizer
-
-WORD_BITS = 64
 
 
 class Constraint(Step):
@@ -27,11 +26,11 @@ class Constraint(Step):
     state:        the number of its tokens that the grammar has followed.
     """
 
-    def __init__(self, matcher: Any, n_vocab: int, name: str) -> None:
-        self._matcher, self._name = matcher, name
-        self._mask = np.zeros(-(-(n_vocab + 1) // WORD_BITS), np.uint64)
-        self._n_words = -(-n_vocab // WORD_BITS)
-        self._n_vocab = n_vocab
+    def __init__(self, matcher: Any, n_tokens: int, name: str) -> None:
+        """n_tokens: that the matcher knows, which may be one more than the model has."""
+        self._matcher, self._n_tokens, self._name = matcher, n_tokens, name
+        self._mask = np.zeros(-(-n_tokens // MAXIMA_GROUP), np.uint64)
+        self._n_mask_bytes = -(-n_tokens // 32) * 4
         self._n_prompt = 0
         self._n_followed = 0
 
@@ -48,15 +47,15 @@ class Constraint(Step):
             matcher.compute_bitmask()
         if matcher.is_error():
             raise UsageError(f"{asked.name} {_explained(matcher.get_error())}", parameter=asked.name)
-        return cls(matcher, n_vocab, asked.name)
+        return cls(matcher, vocabulary.vocab_size, asked.name)
 
     def copy(self) -> Constraint:
         """The same for another answer."""
-        return Constraint(self._matcher.deep_copy(), self._n_vocab, self._name)
+        return Constraint(self._matcher.deep_copy(), self._n_tokens, self._name)
 
-    def begin(self, n_prompt: int) -> None:
-        """n_prompt: tokens of the text before the answer."""
-        self._n_prompt = n_prompt
+    def begin(self, tokens: Sequence[int]) -> None:
+        """tokens: the whole text, of which the answer is the end."""
+        self._n_prompt = len(tokens)
 
     @property
     def is_complete(self) -> bool:
@@ -77,10 +76,10 @@ class Constraint(Step):
     def apply(self, candidates: Candidates) -> None:
         """Leave the tokens that may come."""
         mask = self._mask
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._n_mask_bytes)
         if self._matcher.is_error():
             raise self._lost()
-        candidates.allow(mask[: self._n_words])
+        candidates.allow(mask)
 
     @property
     def state(self) -> Any:  # type: ignore[override]
