@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgellm.convert.checkpoints import convert_checkpoint
     from edgellm.convert.export import export_checkpoint
     from edgellm.convert.measured import quantize_to_budget
+    from edgellm.convert.merge import merge_adapters
     from edgellm.convert.quantize import quantize_file
     from edgellm.engine import Generation, GenerationStats, Model, TokenLogprobs, load, load_tokenizer
     from edgellm.errors import (
@@ -34,16 +35,23 @@ if TYPE_CHECKING:
         KernelError,
         MemoryLimitError,
         TemplateError,
+        TrainingError,
         UnsupportedError,
         UsageError,
     )
+    from edgellm.formats.adapters import Adapter
     from edgellm.hub import pull
     from edgellm.params import RuntimeConfig, SamplingParams
+    from edgellm.train.config import LoraConfig, TrainConfig
+    from edgellm.train.data.config import DataConfig
+    from edgellm.train.run import train
 
 __all__ = [
+    "Adapter",
     "BusyError",
     "CacheFullError",
     "ContextOverflowError",
+    "DataConfig",
     "DownloadError",
     "EdgellmError",
     "FileProblem",
@@ -52,12 +60,15 @@ __all__ = [
     "GenerationStats",
     "HashMismatchError",
     "KernelError",
+    "LoraConfig",
     "MemoryLimitError",
     "Model",
     "RuntimeConfig",
     "SamplingParams",
     "TemplateError",
     "TokenLogprobs",
+    "TrainConfig",
+    "TrainingError",
     "UnsupportedError",
     "UsageError",
     "__version__",
@@ -65,14 +76,18 @@ __all__ = [
     "export_checkpoint",
     "load",
     "load_tokenizer",
+    "merge_adapters",
     "pull",
     "quantize_file",
     "quantize_to_budget",
+    "train",
 ]
 
 # Where each name lives; the rest of `__all__` are errors.
 _HOMES = {
+    "Adapter": "edgellm.formats.adapters",
     "convert_checkpoint": "edgellm.convert.checkpoints",
+    "merge_adapters": "edgellm.convert.merge",
     "export_checkpoint": "edgellm.convert.export",
     "quantize_file": "edgellm.convert.quantize",
     "quantize_to_budget": "edgellm.convert.measured",
@@ -85,6 +100,9 @@ _HOMES = {
     "pull": "edgellm.hub",
     "RuntimeConfig": "edgellm.params",
     "SamplingParams": "edgellm.params",
+    "DataConfig": "edgellm.train.data.config",
+    "LoraConfig": "edgellm.train.config",
+    "TrainConfig": "edgellm.train.config",
 }
 
 
@@ -93,6 +111,8 @@ if not TYPE_CHECKING:  # type checkers know the names from above, and no others
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'edgellm' has no attribute {name!r}")
+        if name == "train":
+            return importlib.import_module("edgellm.train")  # a folder that can be called
         value = getattr(importlib.import_module(_HOMES.get(name, "edgellm.errors")), name)
         globals()[name] = value
         return value

@@ -199,6 +199,13 @@ def function(name: str, value: Any) -> Callable[..., Any] | None:
     return value  # type: ignore[no-any-return]
 
 
+def take(params: object, name: str, check: Callable[..., Any], *bounds: Any, optional: bool = False) -> None:
+    """Check a field of a frozen dataclass, and put the plain value in its place; `optional` allows None."""
+    value = getattr(params, name)
+    if not (optional and value is None):
+        object.__setattr__(params, name, check(name, value, *bounds))
+
+
 def _finite(name: str, value: Any, parameter: str | None = None) -> float:
     """parameter: where it differs from the name by which the value is called."""
     expected = "a number"

@@ -10,6 +10,7 @@
     ├── ContextOverflowError        more tokens than the context holds
     ├── BusyError                   others use the model in a way that must not be mixed with this
     ├── CacheFullError              no block of the KV cache is free
+    ├── TrainingError           a training run that cannot go on
     ├── KernelError                 a kernel cannot be compiled or loaded on this machine
     └── DownloadError               a model cannot be fetched
         └── HashMismatchError       what arrived is not what the catalogue names
@@ -72,6 +73,10 @@ class BusyError(EdgellmError):
 
 class CacheFullError(EdgellmError):
     """No block of the KV cache is free; generations wait for one, so only who uses the cache directly sees this."""
+
+
+class TrainingError(EdgellmError):
+    """A training run cannot go on, for instance because its loss is no number any more."""
 
 
 class KernelError(EdgellmError):

@@ -18,6 +18,7 @@ from edgellm.checks import (
     positive_number,
     some_texts,
     step_names,
+    take,
     text,
     whole_number,
     whole_one_of,
@@ -125,12 +126,12 @@ class RuntimeConfig:
     cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        _take(self, "n_ctx", whole_number, 1, optional=True)
-        _take(self, "n_threads", whole_number, 1, MAX_THREADS, optional=True)
-        _take(self, "n_batch", whole_number, 1)
-        _take(self, "kv_type", one_of, KV_TYPES)
-        _take(self, "activations", one_of, ACTIVATIONS)
-        _take(self, "cache_bytes", whole_number, 1, optional=True)
+        take(self, "n_ctx", whole_number, 1, optional=True)
+        take(self, "n_threads", whole_number, 1, MAX_THREADS, optional=True)
+        take(self, "n_batch", whole_number, 1)
+        take(self, "kv_type", one_of, KV_TYPES)
+        take(self, "activations", one_of, ACTIVATIONS)
+        take(self, "cache_bytes", whole_number, 1, optional=True)
 
 
 @dataclass(frozen=True)
@@ -217,40 +218,40 @@ class SamplingParams:
     choices: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        _take(self, "temperature", number, 0)
-        _take(self, "top_k", whole_number, 0)
-        _take(self, "top_p", number, 0, 1)
-        _take(self, "min_p", number, 0, 1)
-        _take(self, "repeat_penalty", positive_number)
-        _take(self, "repeat_last_n", whole_number, -1)
-        _take(self, "seed", whole_number, 0, optional=True)
-        _take(self, "max_tokens", whole_number, 0, optional=True)
-        _take(self, "presence_penalty", finite_number)
-        _take(self, "frequency_penalty", finite_number)
-        _take(self, "dry_multiplier", number, 0)
-        _take(self, "dry_base", number, 1)
-        _take(self, "dry_allowed_length", whole_number, 1)
-        _take(self, "dry_penalty_last_n", whole_number, -1)
-        _take(self, "dry_sequence_breakers", some_texts)
-        _take(self, "top_n_sigma", number_or_off, 0)
-        _take(self, "typical_p", number, 0, 1)
-        _take(self, "xtc_probability", number, 0, 1)
-        _take(self, "xtc_threshold", number, 0, 1)
-        _take(self, "dynatemp_range", number, 0)
-        _take(self, "dynatemp_exponent", number, 0)
-        _take(self, "mirostat", whole_one_of, (0, 2))
-        _take(self, "mirostat_tau", positive_number)
-        _take(self, "mirostat_eta", positive_number)
-        _take(self, "adaptive_target", number_or_off, 0, 1)
-        _take(self, "adaptive_decay", number, 0, 0.99)
-        _take(self, "logit_bias", biases, optional=True)
-        _take(self, "banned_strings", some_texts)
-        _take(self, "stop", some_texts)
-        _take(self, "samplers", step_names, SAMPLERS, SAMPLER_ALIASES, optional=True)
-        _take(self, "logprobs", whole_number, 0, optional=True)
-        _take(self, "grammar", text, optional=True)
-        _take(self, "regex", text, optional=True)
-        _take(self, "choices", some_texts, optional=True)
+        take(self, "temperature", number, 0)
+        take(self, "top_k", whole_number, 0)
+        take(self, "top_p", number, 0, 1)
+        take(self, "min_p", number, 0, 1)
+        take(self, "repeat_penalty", positive_number)
+        take(self, "repeat_last_n", whole_number, -1)
+        take(self, "seed", whole_number, 0, optional=True)
+        take(self, "max_tokens", whole_number, 0, optional=True)
+        take(self, "presence_penalty", finite_number)
+        take(self, "frequency_penalty", finite_number)
+        take(self, "dry_multiplier", number, 0)
+        take(self, "dry_base", number, 1)
+        take(self, "dry_allowed_length", whole_number, 1)
+        take(self, "dry_penalty_last_n", whole_number, -1)
+        take(self, "dry_sequence_breakers", some_texts)
+        take(self, "top_n_sigma", number_or_off, 0)
+        take(self, "typical_p", number, 0, 1)
+        take(self, "xtc_probability", number, 0, 1)
+        take(self, "xtc_threshold", number, 0, 1)
+        take(self, "dynatemp_range", number, 0)
+        take(self, "dynatemp_exponent", number, 0)
+        take(self, "mirostat", whole_one_of, (0, 2))
+        take(self, "mirostat_tau", positive_number)
+        take(self, "mirostat_eta", positive_number)
+        take(self, "adaptive_target", number_or_off, 0, 1)
+        take(self, "adaptive_decay", number, 0, 0.99)
+        take(self, "logit_bias", biases, optional=True)
+        take(self, "banned_strings", some_texts)
+        take(self, "stop", some_texts)
+        take(self, "samplers", step_names, SAMPLERS, SAMPLER_ALIASES, optional=True)
+        take(self, "logprobs", whole_number, 0, optional=True)
+        take(self, "grammar", text, optional=True)
+        take(self, "regex", text, optional=True)
+        take(self, "choices", some_texts, optional=True)
         self._refuse_contradictions()
 
     @property
@@ -301,10 +302,3 @@ class SamplingParams:
                         f"higher temperature, or leave {name} out",
                         parameter=name,
                     )
-
-
-def _take(params: object, name: str, check: Callable[..., Any], *bounds: Any, optional: bool = False) -> None:
-    """Check a field, and put the plain value in its place."""
-    value = getattr(params, name)
-    if not (optional and value is None):
-        object.__setattr__(params, name, check(name, value, *bounds))

@@ -71,6 +71,10 @@ def right(path: Path, settings: dict[str, Any]) -> None:
     assert_type(edgellm.convert_checkpoint(path, "b", "F16"), list[str])
     assert_type(edgellm.UsageError("a").parameter, str | None)
     edgellm.quantize_file("a", path, "Q4_K_M")
+    with edgellm.load(path) as model:
+        adapter = edgellm.train(model, ["a.jsonl", path], edgellm.LoraConfig(rank=4), edgellm.TrainConfig(steps=3),
+                                examples=edgellm.DataConfig(skip_bad=True), output="a", callback=lambda step: step.loss)
+        assert_type(adapter.method, str)
     edgellm.export_checkpoint("a", path)
 
 
@@ -94,6 +98,8 @@ def wrong(model: edgellm.Model) -> None:
     model.generate("a").no_such  # type: ignore[attr-defined]
     edgellm.SamplingParams(top_k="3")  # type: ignore[arg-type]
     edgellm.SamplingParams(topk=3)  # type: ignore[call-arg]
+    edgellm.train("a", "b")  # type: ignore[arg-type]
+    edgellm.LoraConfig(rnk=3)  # type: ignore[call-arg]
 """
 
 
@@ -142,8 +148,8 @@ def test_keywords_of_an_answer_are_those_of_sampling_params(name: str) -> None:
     """The same names and types in the same order, and each default stands in `SamplingParams` alone."""
     parameters = inspect.signature(getattr(edgellm.Model, name)).parameters.values()
     keywords = [(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
-    assert keywords[0] == ("n", "int | None", None)
-    assert keywords[1:] == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
+    assert keywords[:2] == [("n", "int | None", None), ("adapters", "AdapterScales | None", None)]
+    assert keywords[2:] == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
 
 
 def test_keywords_for_type_checkers_are_those_of_sampling_params() -> None:

@@ -7,15 +7,19 @@ says both ways at once, from a checkpoint to GGUF and back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.arch.config import MOST_LAYERS, ModelConfig
-from edgellm.errors import FormatError, UnsupportedError
+from edgellm.errors import FormatError, UnsupportedError, shown
+from edgellm.formats.settings import Settings
+
+if TYPE_CHECKING:
+    from edgellm.formats.adapters.naming import Naming
 
 # GGUF's names of the tensors that every decoder has, and Hugging Face's; both end in .weight or .bias.
 DECODER = {
@@ -44,73 +48,6 @@ DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }  # fmt: skip
-
-
-class Settings:
-    """Typed look-ups in a JSON file, named for errors.
-
-    values:      what the file says over `defaults`. As in transformers, null counts as left out.
-    defaults:    what stands for a key that is left out.
-    null_stays:  keys whose null is a value of its own: no window, as many key-value heads as heads.
-    assumed:     the defaults that stand for something.
-    """
-
-    def __init__(
-        self,
-        values: Mapping[str, Any],
-        defaults: Mapping[str, Any] | None = None,
-        file: str = "config.json",
-        null_stays: Collection[str] = (),
-    ) -> None:
-        said = {name: value for name, value in values.items() if value is not None or name in null_stays}
-        self.values = {**(defaults or {}), **said}
-        self.assumed = {name: value for name, value in (defaults or {}).items() if name not in said}
-        self.file = file
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value as it is, or `default`."""
-        value = self.values.get(name)
-        return default if value is None else value
-
-    def flag(self, name: str) -> bool:
-        """True or false; false when it is left out."""
-        value = self.get(name, False)
-        if not isinstance(value, bool):
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected true or false")
-        return value
-
-    def count(self, name: str, default: int | None = None, most: int = (1 << 32) - 1, least: int = 1) -> int:
-        """A whole number from `least` to `most`."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a whole number from {least} to {most}")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        """A positive number that float32, in which GGUF holds it, can hold too."""
-        value = self.get(name, default)
-        least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a positive number")
-        return float(value)
-
-    def section(self, name: str) -> Settings:
-        """An object inside the config; without entries when it is left out."""
-        value = self.get(name, {})
-        if not isinstance(value, dict):
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected an object")
-        return Settings(value, file=f"{self.file}: {name}")
-
-    def expect(self, name: str, *expected: Any) -> None:
-        """UnsupportedError unless the value, where there is one, is among those that the family can have."""
-        value = self.get(name, expected[0])
-        if value not in expected:
-            wanted = " or ".join(map(repr, expected))
-            raise UnsupportedError(f"{self.file}: {name} is {_shown(value)}; edgellm runs this family with {wanted}")
-
-
-def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{value!r:.60}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +100,36 @@ class HuggingFace:
     def offset(self, name: str) -> float:
         """What is added to the checkpoint's numbers."""
         return self.offsets.get(name.split(".")[-2], 0.0)
+
+    def names(self, n_layers: int) -> Iterator[tuple[str, str]]:
+        """All tensors that the family can have, as (GGUF's name, Hugging Face's name), layer by layer."""
+        for ours, name in self.tensors.items():
+            if "{}" not in ours:
+                yield f"{ours}.weight", f"{name}.weight"
+        for layer in range(n_layers):
+            for ours, name in self.tensors.items():
+                if "{}" in ours:
+                    yield f"{ours.format(layer)}.weight", f"{name.format(layer)}.weight"
+                    if ours.removeprefix("blk.{}.") in self.biases:
+                        yield f"{ours.format(layer)}.bias", f"{name.format(layer)}.bias"
+
+    def naming(self, c: ModelConfig) -> Naming:
+        """What an adapter's files need to know of all that."""
+        from edgellm.formats.adapters.naming import Naming
+
+        names = dict(self.names(c.n_layers))
+        orders = {name: order for name in names if (order := self.row_order(name, c)) is not None}
+        return Naming(names, orders, {name: self.offset(name) for name in names if self.offset(name)})
+
+
+# Models that also see or hear keep their language model beside the rest.
+_LANGUAGE_PREFIXES = (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
+                      ("model.language_model.", "model."))  # fmt: skip
+
+
+def language_name(name: str) -> str:
+    """What a tensor of the language model inside a larger one is called where the language model is alone."""
+    return next((new + name[len(old) :] for old, new in _LANGUAGE_PREFIXES if name.startswith(old)), name)
 
 
 def decoder_hyperparameters(s: Settings, rope: Settings | None = None) -> dict[str, Any]:
@@ -221,7 +188,7 @@ def layer_types(s: Settings, n_layers: int) -> list[bool] | None:
         return None
     known = {"sliding_attention": True, "full_attention": False}
     if not isinstance(types, list) or len(types) != n_layers or not all(isinstance(kind, str) for kind in types):
-        raise FormatError(f"config.json: layer_types is {_shown(types)}; expected a name for each of {n_layers} layers")
+        raise FormatError(f"config.json: layer_types is {shown(types)}; expected a name for each of {n_layers} layers")
     if unknown := [kind for kind in types if kind not in known]:
         raise UnsupportedError(f"config.json: a layer of type {unknown[0]!r:.60}; edgellm runs {', '.join(known)}")
     return [known[kind] for kind in types]

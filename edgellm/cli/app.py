@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import importlib
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import click
 
 from edgellm._version import __version__
+from edgellm.cli.lazy import LazyGroup
 from edgellm.cli.options import typed_name
 from edgellm.cli.signals import ended_in_order
 from edgellm.cli.terminal import one_line, with_standard_streams
@@ -36,10 +36,12 @@ COMMANDS = {
     "info": "Show what is in a model file, or what this machine offers.",
     "bench": "Measure the speed of a model.",
     "convert": "Turn a trained checkpoint into a GGUF file.",
+    "merge": "Put adapters into a model, as a new GGUF file.",
     "quantize": "Make a GGUF file smaller.",
     "export": "Write a GGUF file as a Hugging Face folder.",
     "eval": "Measure how good a model is.",
     "imatrix": "Find out which weights matter, for better quantizing.",
+    "train": "Teach a model, or see what it would learn from.",
 }
 
 # What newer versions of click raise for a command that needs a word more; older ones show the help by themselves.
@@ -50,24 +52,10 @@ OUTPUT_CLOSED = 141  # 128 + SIGPIPE
 NEW_OBJECTS = 50_000
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command only to run it or to show its help."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        return importlib.import_module(f"edgellm.cli.{cmd_name}").command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
 @click.group(
     cls=LazyGroup,
+    package="edgellm.cli",
+    texts=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`edgellm run` fetches a small model and starts a chat. `edgellm COMMAND -h` explains a command. "
     "Models and compiled kernels are kept in EDGELLM_HOME, by default your cache folder.",
@@ -151,12 +139,12 @@ def _as_typed(error: EdgellmError, words: list[str]) -> str:
 
 
 def _options(words: list[str]) -> Iterator[click.Option]:
-    """The options of the command that was typed, or of those in its group."""
-    name = next((word for word in words if word in COMMANDS), None)
-    commands = [importlib.import_module(f"edgellm.cli.{name}").command] if name else []
-    for command in commands:
-        commands += command.commands.values() if isinstance(command, click.Group) else []
-        yield from (option for option in command.params if isinstance(option, click.Option))
+    """The options of the command that was typed."""
+    command: click.Command = app
+    for word in words:
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), word) or command
+    yield from (option for option in command.params if isinstance(option, click.Option))
 
 
 def _accept_any_text(stream: object, errors: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import runtime_options
+from edgellm.cli.options import lora_option, runtime_options
 from edgellm.params import DEFAULT_MODEL, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--tune", is_flag=True, help="First measure again which settings are quickest here, and remember them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @runtime_options
+@lora_option
 def command(
     model: str,
     prompt_tokens: int,
@@ -39,6 +41,7 @@ def command(
     tune: bool,
     as_json: bool,
     runtime: RuntimeConfig,
+    adapters: dict[Path, float],
 ) -> None:
     """Measure the speed of a model.
 
@@ -60,7 +63,7 @@ def command(
     if runtime.n_ctx is None:
         runtime = replace(runtime, n_ctx=depth + max(prompt_tokens, tokens))
     profiles: dict[str, Profile] = {}
-    with models.load(models.path_of(model), runtime) as loaded:
+    with models.load(models.path_of(model), runtime, adapters) as loaded:
         result = bench.measure(loaded, prompt_tokens, tokens, repetitions, depth)
         if with_profile:
             from edgellm.measure.profile import profile
@@ -83,7 +86,8 @@ def command(
 def _summary(result: dict[str, Any]) -> Iterator[str]:
     threads = "1 thread" if result["n_threads"] == 1 else f"{result['n_threads']} threads"
     depth = f", {result['depth']} tokens deep" if result["depth"] else ""
-    yield f"model    {result['model']}, {threads}, {result['isa']}{depth}"
+    with_adapters = "".join(f" + {scale:g} x {name}" for name, scale in result["adapters"].items())
+    yield f"model    {result['model']}{with_adapters}, {threads}, {result['isa']}{depth}"
     yield (
         f"machine  reads {result['read_gigabytes_per_second']:.1f} GB/s, "
         f"multiplies {result['multiply_gigamacs_per_second']:.0f} GMAC/s (int8)"

@@ -182,7 +182,7 @@ class Chat:
             f"  model: {self._model.path}\n"
             f"  {describe_template(self._model, self._raw)}\n"
             f"  context: {self._n_used} of {self._model.n_ctx} tokens, {n_turns} turns\n"
-            f"  threads: {self._model.n_threads}\n"
+            f"  threads: {self._model.n_threads}\n{_adapters(self._model)}"
             f"  system: {self._conversation.system or 'none'}\n{self._settings()}"
         )
 
@@ -222,6 +222,12 @@ def _path(rest: str, command: str) -> Path:
     if not rest:
         raise UsageError(f"{command} needs a file name, as in: {command} chat.json")
     return Path(os.path.expanduser(rest))
+
+
+def _adapters(model: Model) -> str:
+    """A line about the adapters that are used, where there are any."""
+    used = ", ".join(f"{scale:g} x {name}" for name, scale in getattr(model, "adapters", {}).items() if scale)
+    return f"  adapters: {used}\n" if used else ""
 
 
 def _word(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.options import lora_option
 from edgellm.cli.texts import window_options
 from edgellm.params import RuntimeConfig
 
@@ -27,12 +28,14 @@ def command() -> None:
 @command.command("perplexity")
 @click.argument("model")
 @window_options
+@lora_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def perplexity_command(
     model: str,
     text_file: Path,
     n_windows: int | None,
     runtime: RuntimeConfig,
+    adapters: dict[Path, float],
     parse_special: bool,
     as_json: bool,
 ) -> None:
@@ -47,7 +50,7 @@ def perplexity_command(
     from edgellm.evaluate import perplexity
 
     path, text = models.path_of(model), read_text(text_file)
-    with models.load(path, runtime) as loaded, Progress("perplexity") as progress:
+    with models.load(path, runtime, adapters) as loaded, Progress("perplexity") as progress:
         result = perplexity(
             loaded,
             tokens_of(loaded, text, parse_special),
@@ -55,7 +58,7 @@ def perplexity_command(
             n_windows,
             shown(progress, digits=4),
         )
-        about = {"model": path.name, "text": text_file.name, "n_threads": loaded.n_threads}
+        about = {"model": _named(path, adapters), "text": text_file.name, "n_threads": loaded.n_threads}
     _show(about, result, _perplexity_lines(result), as_json)
 
 
@@ -64,6 +67,7 @@ def perplexity_command(
 @click.option("--base", required=True, metavar="REFERENCE",
               help="The model to compare with, mostly the one in F16 or F32 that MODEL was made from.")  # fmt: skip
 @window_options
+@lora_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def kl_command(
     model: str,
@@ -71,6 +75,7 @@ def kl_command(
     text_file: Path,
     n_windows: int | None,
     runtime: RuntimeConfig,
+    adapters: dict[Path, float],
     parse_special: bool,
     as_json: bool,
 ) -> None:
@@ -86,7 +91,7 @@ def kl_command(
 
     path, base_path, text = models.path_of(model), models.path_of(base), read_text(text_file)
     with (
-        models.load(path, runtime) as loaded,
+        models.load(path, runtime, adapters) as loaded,
         models.load(base_path, runtime) as loaded_base,
         Progress("divergence") as progress,
     ):
@@ -99,12 +104,17 @@ def kl_command(
             shown(progress, digits=6),
         )
         about = {
-            "model": path.name,
+            "model": _named(path, adapters),
             "base": base_path.name,
             "text": text_file.name,
             "n_threads": loaded.n_threads,
         }
     _show(about, result, _divergence_lines(result), as_json)
+
+
+def _named(path: Path, adapters: dict[Path, float]) -> str:
+    """A model with what it is run with."""
+    return path.name + "".join(f" + {scale:g} x {adapter}" for adapter, scale in adapters.items() if scale)
 
 
 def _show(

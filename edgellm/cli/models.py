@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,29 @@ def pull(name: str) -> Path:
             raise
 
 
-def load(path: Path, runtime: RuntimeConfig) -> Model:
-    """Load a model; kernels that are missing are compiled under a progress line, and what its file lacks is told."""
+def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | None = None) -> Model:
+    """Load a model; kernels that are missing are compiled under a progress line, and what its file lacks is told.
+
+    adapters:  what it is run with, scales by path; they are called as they were typed.
+    """
     import edgellm
 
     with Progress("compiling kernels") as progress:
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
     for line in model.tokenizer.notes:
         note(f"{path.name}: {line}")
+    try:
+        _put_on(model, adapters or {})
+    except BaseException:
+        model.close()
+        raise
     return model
+
+
+def _put_on(model: Model, adapters: Mapping[Path, float]) -> None:
+    """Load adapters and use them for all texts; what of their settings was passed over is told."""
+    for path in adapters:
+        for line in model.adapter_notes(model.load_adapter(path, str(path))):
+            note(f"{path}: {line}")
+    if adapters:
+        model.set_adapters({str(path): scale for path, scale in adapters.items()})

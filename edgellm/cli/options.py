@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,6 +15,8 @@ from edgellm.errors import UsageError
 from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, RuntimeConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+MOST_SCALE = 1e30  # of an adapter: far more than means anything, and far less than float32 holds
 
 
 def typed_name(option: click.Parameter) -> str:
@@ -50,6 +54,38 @@ def runtime_options(command: Command) -> Command:
     )(command)
     command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context, callback=check)(command)
     return threads_option(command)
+
+
+def lora_option(command: Command) -> Command:
+    """Give a command --lora; it receives `adapters`, scales by path."""
+    text = "An adapter to run with: a PEFT folder or a GGUF adapter, with its scale (1 unless given). May stand again."
+    return click.option("--lora", "adapters", multiple=True, metavar="PATH[=SCALE]", help=text, callback=_scales)(
+        command
+    )
+
+
+def scales_of(texts: Iterable[str], option: str) -> dict[Path, float]:
+    """The scale of each adapter, as PATH or PATH=SCALE says it. Raises UsageError in the words that were typed."""
+    found: dict[Path, float] = {}
+    for text in texts:
+        path, scale = Path(os.path.expanduser(text)), 1.0
+        name, equals, number = text.rpartition("=")
+        if equals and not path.exists():
+            path = Path(os.path.expanduser(name))
+            try:
+                scale = float(number)
+            except ValueError:
+                raise UsageError(f"{option} {text}: {number!r:.40} is no number; expected PATH or PATH=SCALE") from None
+            if not name or not abs(scale) < MOST_SCALE:
+                raise UsageError(f"{option} {text}: expected PATH=SCALE, with a finite number as SCALE")
+        if path in found:
+            raise UsageError(f"{option} names {path} twice; give it once, with the scale that you want")
+        found[path] = scale
+    return found
+
+
+def _scales(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[Path, float]:
+    return scales_of(texts, typed_name(option))
 
 
 def as_runtime(command: Command) -> Command:

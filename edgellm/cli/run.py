@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import runtime_options
+from edgellm.cli.options import lora_option, runtime_options
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
 from edgellm.params import DEFAULT_MODEL
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the model's chat template.")
 @sampling_options
 @runtime_options
+@lora_option
 @click.option("--stats", is_flag=True, help="Say how fast it was (on standard error).")
 @click.option("-v", "--verbose", is_flag=True, help="Say which chat template is used.")
 def command(
@@ -31,6 +33,7 @@ def command(
     system: str | None,
     raw: bool,
     runtime: RuntimeConfig,
+    adapters: dict[Path, float],
     stats: bool,
     verbose: bool,
     **typed: Any,
@@ -47,6 +50,7 @@ def command(
       edgellm run -p "Name three rivers"
       edgellm run -p "Summarise this:" < notes.txt
       edgellm run gemma3-270m --raw -p "Once upon a time" -n 50
+      edgellm run MODEL --lora ./my-adapter --lora ./style.gguf=0.5
     """
     from edgellm.cli import chat, models
     from edgellm.cli.prompt import read_prompt
@@ -58,7 +62,7 @@ def command(
         note(f"no model named, using {model}")
     path = models.path_of(model)
     text = read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
-    with models.load(path, runtime) as loaded:
+    with models.load(path, runtime, adapters) as loaded:
         if text is None:
             chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose).loop()
         else:

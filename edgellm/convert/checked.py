@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgellm.arch import architecture_of
-from edgellm.engine.model import check_vocabulary
+from edgellm.engine.opening import check_vocabulary
 from edgellm.errors import EdgellmError, FormatError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from edgellm import checks
-from edgellm.convert.adapter import CONFIG, is_adapter, read_adapter
+from edgellm.convert.adapter import read_adapter
 from edgellm.convert.checked import runs_again
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.llama2c import read_llama2c_model
@@ -19,6 +19,7 @@ from edgellm.convert.targets import check_target
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, UsageError
 from edgellm.files import AnyPath
+from edgellm.formats.adapters.peft import CONFIG, is_peft
 
 AS_IT_IS = "auto"
 _EXPECTED = "a folder with config.json and weights, a PEFT adapter's folder, or a llama2.c .bin file"
@@ -81,12 +82,12 @@ def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = N
     Raises FileProblem, FormatError, UnsupportedError or UsageError.
     """
     is_folder = path.is_dir()
-    if base is not None and not (is_folder and is_adapter(path)):
+    if base is not None and not (is_folder and is_peft(path)):
         raise UsageError(f"{path} is no adapter, so it has no base model (--base)")
     if tokenizer is not None and is_folder:
         raise UsageError(f"{path} is a folder with its own tokenizer; --tokenizer goes with a llama2.c file")
     if is_folder:
-        if is_adapter(path):
+        if is_peft(path):
             return read_adapter(path, base)
         if (path / "config.json").is_file():
             return read_huggingface(path)

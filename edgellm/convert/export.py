@@ -20,8 +20,9 @@ import numpy as np
 
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
+from edgellm.arch.adapters import read_adapter, save_adapter
 from edgellm.arch.huggingface import HuggingFace, llama3_settings
-from edgellm.convert.huggingface import names_of, read_huggingface
+from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.model_card import write_model_card
 from edgellm.convert.rows import check_finite
 from edgellm.convert.targets import check_folder
@@ -38,16 +39,23 @@ CHUNK_WEIGHTS = 1 << 24  # converted at a time
 
 
 def export_checkpoint(
-    source: AnyPath, folder: AnyPath, dtype: str = "bf16", progress: Callable[[int, int, str], None] | None = None
+    source: AnyPath,
+    folder: AnyPath,
+    dtype: str = "bf16",
+    progress: Callable[[int, int, str], None] | None = None,
+    *,
+    base: AnyPath | None = None,
 ) -> None:
     """Write the folder, which must not exist yet or be empty; on any error nothing of it is left.
 
-    dtype:     of the weights: "f16", "bf16" or "f32".
+    dtype:     of the weights: "f16", "bf16" or "f32". An adapter becomes one of PEFT, in float32.
+    base:      of an adapter: the GGUF file of the model that it was made for.
     progress:  (bytes done, bytes in all, what).
 
     Raises FileProblem for a file that cannot be exported, UsageError for a folder that holds something.
     """
     source, folder = checks.path("source", source), checks.path("folder", folder)
+    base = None if base is None else checks.path("base", base)
     dtype = checks.one_of("dtype", dtype, tuple(DTYPES))
     report = checks.function("progress", progress) or (lambda done, total, what: None)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -56,6 +64,11 @@ def export_checkpoint(
         refuse_target(folder)
     check_folder(folder)
     with GGUFFile.open(source) as file:
+        if file.get("general.type", str, "model") == "adapter":
+            _export_adapter(source, folder, base)
+            return
+        if base is not None:
+            raise UsageError(f"{source} is no adapter, so it has no base model (--base)", parameter="base")
         try:
             config, tensors = _plan(file, dtype)
         except FileProblem as problem:
@@ -70,6 +83,19 @@ def export_checkpoint(
                 write_model_card(file.metadata, work)
                 _write_weights(work, tensors, dtype, lambda done, total: report(done, total, f"writing {folder}"))
                 _read_again(work, folder)
+        except OSError as problem:
+            raise FileProblem(f"{folder} cannot be written: {problem.strerror or problem}") from None
+
+
+def _export_adapter(source: Path, folder: Path, base: Path | None) -> None:
+    """A GGUF adapter as a folder of PEFT."""
+    if base is None:
+        raise UsageError(f"{source} is an adapter; name the GGUF file of its base model too (--base)", parameter="base")
+    with GGUFFile.open(base) as model:
+        adapter = read_adapter(source, model.metadata, model.tensors)
+        try:
+            with _atomic_folder(folder) as work:
+                save_adapter(work, adapter, model.metadata)
         except OSError as problem:
             raise FileProblem(f"{folder} cannot be written: {problem.strerror or problem}") from None
 
@@ -122,7 +148,7 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
         raise UnsupportedError(
             f"transformers has no model of the kind {c.architecture} with windows in some layers only"
         )
-    names = dict(names_of(family, c.n_layers))
+    names = dict(family.names(c.n_layers))
     tensors = []
     for name, tensor in file.tensors.items():
         if name == "rope_freqs.weight":

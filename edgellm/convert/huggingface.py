@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
-from edgellm.arch.huggingface import HuggingFace, Settings, llama3_factors
-from edgellm.convert.json_file import read_json
+from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama3_factors
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
@@ -20,13 +19,12 @@ from edgellm.convert.source import Source, tensor_of
 from edgellm.convert.vocabulary import tokenizer_metadata
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.checkpoint import open_checkpoint
+from edgellm.formats.json_file import read_json
 from edgellm.formats.tensor import Tensor
 
 # Buffers that some checkpoints store and every program computes for itself.
 _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.position_ids$|\.attention\.bias$")
-# Models that also see or hear keep their language model beside the rest.
-_LANGUAGE_PREFIXES = (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
-                      ("model.language_model.", "model."))  # fmt: skip
+# The rest of models that also see or hear.
 _OTHER_SENSES = re.compile(r"(model\.)?(vision_tower|visual|audio_tower|multi_modal_projector|embed_vision)\.")
 
 
@@ -89,7 +87,7 @@ def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) 
         if not _BUFFERS.search(name) and not _OTHER_SENSES.match(name):
             raise UnsupportedError(f"tensor {name!r} is {dtype}; edgellm converts weights in F32, F16 and BF16")
     for name, tensor in tensors.items():
-        plain = next((new + name[len(old) :] for old, new in _LANGUAGE_PREFIXES if name.startswith(old)), name)
+        plain = language_name(name)
         if _OTHER_SENSES.match(name) or _BUFFERS.search(plain):
             continue
         if plain in found:
@@ -156,7 +154,7 @@ def _parts(
     config = entry.configure(metadata)
     parts: list[Part] = []
     theirs: dict[str, str] = {}
-    for ours, name in names_of(family, config.n_layers):
+    for ours, name in family.names(config.n_layers):
         if name in tensors:
             tensor = tensors.pop(name)
             theirs[ours] = name
@@ -202,20 +200,7 @@ def _assumed(settings: Settings) -> str:
     return f"; in config.json {', '.join(taken)} was taken, as transformers does" if taken else ""
 
 
-def names_of(family: HuggingFace, n_layers: int) -> Iterator[tuple[str, str]]:
-    """All tensors that the family can have, as (GGUF's name, Hugging Face's name), layer by layer."""
-    for ours, name in family.tensors.items():
-        if "{}" not in ours:
-            yield f"{ours}.weight", f"{name}.weight"
-    for layer in range(n_layers):
-        for ours, name in family.tensors.items():
-            if "{}" in ours:
-                yield f"{ours.format(layer)}.weight", f"{name.format(layer)}.weight"
-                if ours.removeprefix("blk.{}.") in family.biases:
-                    yield f"{ours.format(layer)}.bias", f"{name.format(layer)}.bias"
-
-
 def _in_their_names(message: str, family: HuggingFace, theirs: Mapping[str, str], n_layers: int) -> str:
     """An error about a tensor of GGUF, told in the checkpoint's names."""
-    names = dict(names_of(family, n_layers)) | dict(theirs)
+    names = dict(family.names(n_layers)) | dict(theirs)
     return re.sub(r"'([\w.]+)'", lambda match: repr(names.get(match[1], match[1])), message, count=1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,12 +24,14 @@ class Part:
     row_order:  int32 [n_rows], for Llama's queries and keys, whose rotary pairs GGUF has as neighbours; None
                 keeps the order. In a tensor of one dimension, every number is a row.
     offset:     for Gemma's norms, of which checkpoints hold what they differ from one.
+    change:     makes other weights of some rows, float32 [n_rows, n_cols]: what an adapter adds, say.
     """
 
     name: str
     tensor: Tensor
     row_order: NDArray[np.int32] | None = None
     offset: float = 0.0
+    change: Callable[[slice, NDArray[Any]], NDArray[Any]] | None = None
 
     @property
     def n_cols(self) -> int:

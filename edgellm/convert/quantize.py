@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from edgellm import checks
 from edgellm.convert.checked import is_runnable, runs_again
 from edgellm.convert.parts import Part
-from edgellm.convert.recipes import QUANTIZATION_VERSION, Recipe, choose_formats, recipe_of, renamed, true_recipe
+from edgellm.convert.recipes import (
+    QUANTIZATION_VERSION,
+    RECIPES,
+    Recipe,
+    choose_formats,
+    recipe_of,
+    renamed,
+    true_recipe,
+)
 from edgellm.convert.targets import check_target
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, FormatError, UsageError
@@ -104,25 +112,31 @@ def write_quantized(
     file: GGUFFile,
     target: Path,
     formats: Mapping[str, BlockFormat],
-    recipe: Recipe,
+    recipe: Recipe | None,
     *,
+    parts: Sequence[Part] | None = None,
     importance: Mapping[str, NDArray[Any]] | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Write `target` with every tensor in its format; `recipe` says what the file calls itself."""
-    parts = parts_of(file)
+    """Write `target` with every tensor in its format.
+
+    recipe:  what the file calls itself; None for what it called itself before.
+    parts:   other tensors than those of the file.
+    """
+    parts = parts_of(file) if parts is None else parts
     check_importance(importance or {}, parts)
     metadata = {key: value for key, value in file.metadata.items() if not key.startswith("split.")}
-    metadata |= {"general.quantization_version": QUANTIZATION_VERSION} | recipe.metadata
+    if recipe is not None:
+        metadata |= {"general.quantization_version": QUANTIZATION_VERSION} | recipe.metadata
     check = runs_again if is_runnable(file.metadata, file.tensors) else None
     write_model(target, metadata, parts, formats, importance=importance, n_threads=n_threads, progress=progress,
                 check=check)  # fmt: skip
     n_bytes = sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts)
     n_weights = sum(prod(part.tensor.shape) for part in parts)
     warnings = [*_requantized(parts, formats), *_without_importance(importance, parts, formats)]
-    return Quantized(target, target.stat().st_size, file.n_bytes, 8 * n_bytes / n_weights, formats, warnings,
-                     recipe.name)  # fmt: skip
+    name = recipe.name if recipe else true_recipe(RECIPES["F16"], parts, formats).name
+    return Quantized(target, target.stat().st_size, file.n_bytes, 8 * n_bytes / n_weights, formats, warnings, name)
 
 
 def check_importance(importance: Mapping[str, NDArray[Any]], parts: Sequence[Part]) -> None:

@@ -54,10 +54,13 @@ class Encoder:
         raw = part.raw(rows)
         x = part.tensor.format.dequantize(raw)
         check_finite(x)
-        if block_format is part.tensor.format and not part.offset:
+        if block_format is part.tensor.format and not part.offset and part.change is None:
             return raw
         if part.offset:
             x += np.float32(part.offset)
+        if part.change is not None:
+            x = part.change(rows, x)
+            check_finite(x)
         importance = self._importance.get(part.name)
         if importance is None or importance.size == part.n_cols:
             return block_format.quantize(x, None if importance is None else importance.reshape(-1), self._fit)

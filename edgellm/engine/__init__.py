@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgellm.engine.generation import Generation, GenerationStats
 from edgellm.engine.model import Model, load
-from edgellm.engine.model import read_tokenizer as load_tokenizer
+from edgellm.engine.opening import read_tokenizer as load_tokenizer
 from edgellm.engine.sampling import TokenLogprobs
 
 __all__ = ["Generation", "GenerationStats", "Model", "TokenLogprobs", "load", "load_tokenizer"]

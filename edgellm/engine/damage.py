@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.errors import FileProblem
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -15,13 +16,20 @@ MOST_NAMED = 3  # tensors
 PIECE_BYTES = 1 << 22  # of a tensor, looked at together
 
 
-def no_numbers(file: GGUFFile, kv_type: KVType) -> FileProblem:
-    """The error of a model whose logits are NaN or infinite. Looks at all weights, to name what is damaged."""
-    return FileProblem(f"{file.path}: its logits are no finite numbers: {_reason(file.tensors.values(), kv_type)}")
+def no_numbers(file: GGUFFile, kv_type: KVType, adapters: AdapterSet = NO_ADAPTERS) -> FileProblem:
+    """The error of a model whose logits are NaN or infinite. Looks at all weights, to name what is damaged.
+
+    adapters:  what was beside the model.
+    """
+    reason = _reason(file.tensors.values(), kv_type, adapters)
+    return FileProblem(f"{file.path}: its logits are no finite numbers: {reason}")
 
 
-def _reason(tensors: Iterable[Tensor], kv_type: KVType) -> str:
+def _reason(tensors: Iterable[Tensor], kv_type: KVType, adapters: AdapterSet) -> str:
     damaged = [tensor.name for tensor in tensors if not is_finite(tensor)]
+    if not damaged and adapters:
+        used = ", ".join(f"{adapter.name!r} (scale {scale:g})" for adapter, scale in adapters.uses)
+        return f"its weights are, so what the adapters add is too large: {used}; try smaller scales, or leave them out"
     if not damaged:
         larger = "" if kv_type is F32_CACHE else ", and kv_type='f32' keeps larger keys and values"
         return f"its weights are, but too large to compute with; the file may be damaged{larger}"

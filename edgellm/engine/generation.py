@@ -15,6 +15,7 @@ import numpy as np
 
 from edgellm.engine.answer_plan import AnswerPlan
 from edgellm.engine.piece import Piece
+from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.engine.answer_text import AnswerText, Shown
 from edgellm.engine.request import Request
 from edgellm.engine.sampling import Sampler, TokenLogprobs
@@ -70,9 +71,15 @@ class _Answer(Request):
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, n_ctx: int, plan: AnswerPlan
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        n_ctx: int,
+        adapters: AdapterSet,
+        plan: AnswerPlan,
     ) -> None:
-        super().__init__(list(prompt))
+        super().__init__(list(prompt), adapters=adapters)
         self.unread: deque[Shown] = deque()
         self.rest = ""
         self.most_unread = MOST_UNREAD
@@ -129,7 +136,7 @@ class _Answer(Request):
             self.stats.prompt_seconds = self._seconds()
         while True:
             state = sampler.state if text.takes_back else None
-            token_id = sampler.choose(logits, self.tokens, maxima, text.forbidden)
+            token_id = sampler.choose(logits, self._written(), maxima, text.forbidden)
             if self._first_at is None:
                 self.stats.first_token_seconds = self._seconds()
                 self._first_at = time.perf_counter()
@@ -185,6 +192,11 @@ class _Answer(Request):
         del self.tokens[len(self.tokens) - n_tokens :]
         self.stats.n_generated_tokens -= n_tokens
 
+    def _written(self) -> list[int]:
+        """The tokens without those of an adapter."""
+        n_virtual = self.adapters.n_virtual
+        return self.tokens[n_virtual:] if n_virtual else self.tokens
+
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused
         if self._first_at is None and not self.is_over:
@@ -221,10 +233,11 @@ class Generation(Iterator[str]):
         prompt: list[int],
         params: SamplingParams,
         n_ctx: int,
+        adapters: AdapterSet = NO_ADAPTERS,
         plan: AnswerPlan = PLAIN_TEXT,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = _Answer(prompt, params, tokenizer, n_ctx, plan)
+        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters, plan)
         self._reader: AnswerReader | None = None
         if plan.form is not None:
             from edgellm.engine.answer_form import AnswerReader

@@ -8,21 +8,37 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from edgellm.engine.runner import HEAD_TOKENS, Runner, Span
+from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
+from edgellm.engine.runner import HEAD_TOKENS, Runner, Span, Variant
 from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Value
-from edgellm.graph.ops import Rows
-from edgellm.graph.program import aligned
+from edgellm.graph.program import RowMemory
 
 
 def look_inside(
-    scheduler: Scheduler, token_ids: list[int], taps: Iterable[str], bind: Mapping[str, np.ndarray]
+    scheduler: Scheduler,
+    token_ids: list[int],
+    taps: Iterable[str],
+    bind: Mapping[str, np.ndarray],
+    adapters: AdapterSet = NO_ADAPTERS,
 ) -> dict[str, np.ndarray]:
     """See `Model.run`."""
-    runner = scheduler.runner
-    values = runner.graphs.values
+    with scheduler.alone():
+        variant = scheduler.runner.variant({adapters})
+        return _look_inside(scheduler, token_ids, taps, bind, adapters, variant)
+
+
+def _look_inside(
+    scheduler: Scheduler,
+    token_ids: list[int],
+    taps: Iterable[str],
+    bind: Mapping[str, np.ndarray],
+    adapters: AdapterSet,
+    variant: Variant,
+) -> dict[str, np.ndarray]:
+    runner, values, n_virtual = scheduler.runner, variant.graphs.values, adapters.n_virtual
     wanted = _matching(values, taps)
     if not isinstance(bind, Mapping):
         raise UsageError(f"bind is {bind!r:.60}; expected arrays by the names of what they are bound to")
@@ -31,32 +47,38 @@ def look_inside(
         for name, rows in bind.items()
         if name in values
     }
+    if given and n_virtual:
+        raise UsageError(
+            f"{next(iter(given)).name!r} is bound, and the adapter puts {n_virtual} tokens of its own before the text, "
+            "for which nobody gives it; bind weights alone, or leave the adapter out"
+        )
     weights = {name: raw for name, raw in bind.items() if name not in values}
     if both := [value.name for value in given if value in wanted.values()]:
         raise UsageError(f"{both[0]!r} is both tapped and bound; what is bound is known already")
-    with scheduler.alone(), _bound(runner, weights, known=values):
-        memory = {value: _Rows(value, runner.n_batch) for value in given}
-        programs = runner.lowered_programs(list(wanted.values()), {v: m.address for v, m in memory.items()})
-        usual, runner.programs = runner.programs, programs
-        try:
-            return _collect(scheduler, token_ids, wanted, given, memory)
-        finally:
-            runner.programs = usual
+    with _bound(runner, weights, known=values):
+        memory = {value: RowMemory(value.width, runner.n_batch) for value in given}
+        addresses = {value: place.address for value, place in memory.items()}
+        programs = runner.lowered_programs(list(wanted.values()), addresses, variant=variant)
+        with runner.replaced(variant, programs):
+            ids = [0] * n_virtual + token_ids
+            found = _collect(scheduler, ids, wanted, given, memory, adapters, variant)
+            return {name: rows[n_virtual:] for name, rows in found.items()}
 
 
-def unembed(scheduler: Scheduler, states: np.ndarray) -> np.ndarray:
+def unembed(scheduler: Scheduler, states: np.ndarray, adapters: AdapterSet = NO_ADAPTERS) -> np.ndarray:
     """See `Model.unembed`."""
     runner = scheduler.runner
-    hidden = runner.graphs.hidden_input
-    states = _rows_of("states", hidden, states, None)
-    memory = _Rows(hidden, HEAD_TOKENS)
+    states = _rows_of("states", runner.graphs.hidden_input, states, None)
+    memory = RowMemory(runner.graphs.hidden_input.width, HEAD_TOKENS)
     result = np.empty((len(states), runner.n_vocab), np.float32)
-    with scheduler.alone(), runner.programs.head.bound({hidden: memory.array}):
-        for start in range(0, len(states), HEAD_TOKENS):
-            part = states[start : start + HEAD_TOKENS]
-            memory.fill(part)
-            runner.run_head(range(len(part)))
-            result[start : start + len(part)] = runner.programs.head.view(runner.graphs.logits, len(part))
+    with scheduler.alone():
+        variant = runner.variant({adapters})
+        with variant.programs.head.bound({variant.graphs.hidden_input: memory.array}):
+            for start in range(0, len(states), HEAD_TOKENS):
+                part = states[start : start + HEAD_TOKENS]
+                memory.fill(part)
+                runner.run_head_alone(variant, len(part), adapters)
+                result[start : start + len(part)] = variant.programs.head.view(variant.graphs.logits, len(part))
     return result
 
 
@@ -68,9 +90,9 @@ def bound_weights(scheduler: Scheduler, memory: Mapping[str, np.ndarray]) -> Ite
 
 
 @contextmanager
-def square_sums(scheduler: Scheduler) -> Iterator[dict[str, np.ndarray]]:
+def square_sums(scheduler: Scheduler, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[dict[str, np.ndarray]]:
     """See `Model.square_sums`."""
-    with scheduler.alone(), scheduler.runner.square_sums() as sums:
+    with scheduler.alone(), scheduler.runner.square_sums(adapters) as sums:
         yield sums
 
 
@@ -100,36 +122,24 @@ def _bound(runner: Runner, memory: Mapping[str, np.ndarray], known: Iterable[str
         yield
 
 
-class _Rows:
-    """Memory for rows of a value that comes from outside."""
-
-    def __init__(self, value: Value, n_tokens: int) -> None:
-        rows = Rows(value.width)
-        self.array = aligned((n_tokens + 16) * rows.token_bytes).view(np.float32).reshape(-1, rows.stride)
-        self.array[...] = 0
-        self.width, self.address = value.width, self.array.ctypes.data
-
-    def fill(self, rows: np.ndarray) -> None:
-        self.array[: len(rows), : self.width] = rows
-
-
 def _collect(
     scheduler: Scheduler,
     token_ids: list[int],
     wanted: dict[str, Value],
     given: dict[Value, np.ndarray],
-    memory: dict[Value, _Rows],
+    memory: dict[Value, RowMemory],
+    adapters: AdapterSet,
+    variant: Variant,
 ) -> dict[str, np.ndarray]:
-    runner = scheduler.runner
+    runner, graphs, programs = scheduler.runner, variant.graphs, variant.programs
     result = {name: np.empty((len(token_ids), value.width), np.float32) for name, value in wanted.items()}
     of_body, of_head = (
-        {name: value for name, value in wanted.items() if value.graph is graph}
-        for graph in (runner.graphs.body, runner.graphs.head)
+        {name: value for name, value in wanted.items() if value.graph is graph} for graph in (graphs.body, graphs.head)
     )
     body_given, head_given = (
-        [value for value in given if value.graph is graph] for graph in (runner.graphs.body, runner.graphs.head)
+        [value for value in given if value.graph is graph] for graph in (graphs.body, graphs.head)
     )
-    sequence = runner.cache.sequence()
+    sequence = runner.cache.sequence(adapters)
     try:
         for start in range(0, len(token_ids), runner.n_batch):
             piece = token_ids[start : start + runner.n_batch]
@@ -139,7 +149,7 @@ def _collect(
             runner.run_body([Span(sequence, piece)])
             sequence.append(piece)
             for name, value in of_body.items():
-                result[name][start : start + len(piece)] = runner.programs.body.view(value, len(piece))
+                result[name][start : start + len(piece)] = programs.body.view(value, len(piece))
             for first in range(0, len(piece) if of_head else 0, HEAD_TOKENS):
                 at = start + first
                 n = min(HEAD_TOKENS, len(piece) - first)
@@ -147,7 +157,7 @@ def _collect(
                     memory[value].fill(given[value][at : at + n])
                 runner.run_head(range(first, first + n))
                 for name, value in of_head.items():
-                    result[name][at : at + n] = runner.programs.head.view(value, n)
+                    result[name][at : at + n] = programs.head.view(value, n)
     finally:
         sequence.release()
     return result

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.errors import CacheFullError
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import F16_CACHE, KVType
@@ -69,8 +70,8 @@ class KVCache:
     def address(self, layer: int) -> int:
         return self._memory[layer].ctypes.data
 
-    def sequence(self) -> Sequence:
-        return Sequence(self)
+    def sequence(self, adapters: AdapterSet = NO_ADAPTERS) -> Sequence:
+        return Sequence(self, adapters)
 
     def close(self) -> None:
         """Give the memory back, whoever holds the cache still. Nothing may compute with it any more."""
@@ -121,10 +122,14 @@ class KVCache:
 
 
 class Sequence:
-    """The tokens of one text that are in the cache, and the blocks that hold them."""
+    """The tokens of one text that are in the cache, and the blocks that hold them.
 
-    def __init__(self, cache: KVCache) -> None:
+    adapters:  what they are computed with beside the model: keys and values depend on it.
+    """
+
+    def __init__(self, cache: KVCache, adapters: AdapterSet = NO_ADAPTERS) -> None:
         self.cache = cache
+        self.adapters = adapters
         self.tokens: list[int] = []
         self._blocks: list[int] = []
         self.block_table = np.zeros(8, np.int32)  # what kernels read; grows by doubling
@@ -168,7 +173,7 @@ class Sequence:
 
     def fork(self, n_tokens: int) -> Sequence:
         """Another sequence that begins with the first n_tokens of this one; their blocks are shared."""
-        other = Sequence(self.cache)
+        other = Sequence(self.cache, self.adapters)
         for block in self._blocks[: blocks_for(n_tokens)]:
             other._add(self.cache.share(block))
         other.tokens = self.tokens[:n_tokens]

@@ -8,44 +8,49 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm import checks, hub
+from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.answer_plan import AnswerPlan
 from edgellm.engine.generation import PLAIN_TEXT, Generation
+from edgellm.engine.adapter_set import Adapters, AdapterSet
+from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
+from edgellm.engine.opening import check_vocabulary, context_of, open_file, resolve
 from edgellm.engine.prompt import (
     check_biases,
+    checked_adapters,
     checked_messages,
     checked_prompt,
     checked_variables,
     has_structure,
     sampling_params,
     spelled_out,
+    with_virtual,
 )
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
-from edgellm.errors import FileProblem, FormatError, MemoryLimitError, TemplateError, UsageError
-from edgellm.formats.gguf import GGUFFile, StringArray
-from edgellm.formats.tensor import Tensor
-from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig, SamplingParams
+from edgellm.errors import FileProblem, MemoryLimitError, TemplateError, UsageError
+from edgellm.params import RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from edgellm.formats.adapters import Adapter
     from edgellm.params import SamplingKeywords
 
 NO_WISHES = (None, None, None, None)
+AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
-GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file")
+GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file", "_adapters")
 
 
 def load(
@@ -67,7 +72,7 @@ def load(
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
     runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes)
-    return Model(_resolve(model), runtime, checks.function("progress", progress))
+    return Model(resolve(model), runtime, checks.function("progress", progress))
 
 
 class Model:
@@ -101,17 +106,18 @@ class Model:
             raise checks.wrong("runtime", runtime, "a RuntimeConfig")
         self._lock = threading.Lock()
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
-        self._file = _open(path)
+        self._file = open_file(path)
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
             self.config = architecture.configure(self.metadata)
-            self.n_ctx = _context(runtime.n_ctx, self.config.n_ctx_train)
+            self.n_ctx = context_of(runtime.n_ctx, self.config.n_ctx_train)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
             self._scheduler = Scheduler(self._runner)
+            self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
         except MemoryError:
@@ -174,14 +180,16 @@ class Model:
 
         Raises UsageError for names that do not exist and arrays that do not fit.
         """
-        return look_inside(self._scheduler, self._checked("token_ids", token_ids), taps, {} if bind is None else bind)
+        ids, usual = self._checked("token_ids", token_ids), self._adapters.usual
+        with_virtual("token_ids", ids, usual.n_virtual, self.n_ctx)
+        return look_inside(self._scheduler, ids, taps, {} if bind is None else bind, usual)
 
     def unembed(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Any hidden states through the head, a logit lens (nostalgebraist, 2020).
 
         states: float32 [n, n_embd], such as `blk.5.l_out` of `run`. Returns logits, float32 [n, n_vocab].
         """
-        return unembed(self._scheduler, states)
+        return unembed(self._scheduler, states, self._adapters.usual)
 
     def bind(self, memory: Mapping[str, NDArray[np.uint8]]) -> AbstractContextManager[None]:
         """A context in which weights are others: bytes, uint8, of a tensor's own format and size, by its name.
@@ -197,24 +205,87 @@ class Model:
         Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
         logits are asked for count. Nobody else may use the model meanwhile.
         """
-        return square_sums(self._scheduler)
+        return square_sums(self._scheduler, self._adapters.usual)
 
-    @overload
-    def generate(self, prompt: str | Iterable[int], **sampling: Unpack[SamplingKeywords]) -> Generation: ...
+    # --- adapters -------------------------------------------------------------------------------------------
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """The adapters that are loaded, in that order, and how much of each texts have that ask for no others."""
+        usual = {adapter: scale for adapter, scale in self._adapters.usual.uses}
+        return {name: usual.get(adapter, 0.0) for name, adapter in self._adapters.loaded.items()}
+
+    def load_adapter(
+        self, path: str | os.PathLike[str] | Adapter, name: str | None = None, *, replace: bool = False
+    ) -> str:
+        """Load an adapter, so that texts can be computed with it; returns its name. It is not used until asked for.
+
+        path:     a PEFT folder, a GGUF adapter, or an `Adapter` in memory.
+        name:     by which it is asked for; None takes that of the folder or file.
+        replace:  let go of an adapter that has the name already.
+
+        Nothing is merged: the model's file stays as it is, and several adapters can be loaded. Raises FileProblem (or
+        its FormatError, UnsupportedError) for one that cannot be used or was made for another model, UsageError for a
+        name that is taken, MemoryLimitError when there is no room for it.
+        """
+        from edgellm.engine.adapters import load_into
+
+        return load_into(self._adapters, self._scheduler, self._file, path, name, checks.flag("replace", replace))
+
+    def adapter_notes(self, name: str) -> tuple[str, ...]:
+        """What a person should know of an adapter: settings of its files that mean nothing here."""
+        return self._adapters.find(checks.text("name", name), "name").notes
+
+    def set_adapters(self, adapters: AdapterScales | None) -> None:
+        """Say which adapters texts have that ask for no others: scales by name, or names; None or {} for none.
+
+        Those of several change a model one after the other, in the order of their loading. Texts that are being written
+        go on with what they began with. Raises UsageError for names that no adapter has and scales that cannot be.
+        """
+        self._adapters.usual = self._adapters.chosen(checked_adapters({} if adapters is None else adapters))
+
+    def unload(self, name: str) -> None:
+        """Let go of an adapter. Texts that are being written with it keep it to their end.
+
+        Raises UsageError for a name that no adapter has.
+        """
+        adapter = self._adapters.remove(checks.text("name", name))
+        with self._scheduler.alone():
+            self._scheduler.forget(adapter)
 
     @overload
     def generate(
-        self, prompt: str | Iterable[int], *, n: int, **sampling: Unpack[SamplingKeywords]
+        self,
+        prompt: str | Iterable[int],
+        *,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> list[Generation]: ...
 
     @spelled_out
     def generate(
-        self, prompt: str | Iterable[int], *, n: int | None = None, **sampling: Unpack[SamplingKeywords]
+        self,
+        prompt: str | Iterable[int],
+        *,
+        n: int | None = None,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Generation | list[Generation]:
         """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`.
 
         n:  give a list of so many different answers. The prompt is computed once, and the seeds are `seed`,
             `seed + 1` and so on.
+        adapters:  for this text, in place of those that `set_adapters` named: scales by name, or names; {} for none.
 
         Raises UsageError for what cannot work, ContextOverflowError when the prompt alone does not fit.
         """
@@ -226,7 +297,7 @@ class Model:
             from edgellm.engine.asking import plan_of_text  # seldom needed
 
             plan = plan_of_text(params, self.tokenizer, self.n_vocab)
-        return self._answers(self._checked("prompt", prompt), params, n, plan)
+        return self._answers(self._checked("prompt", prompt), params, n, adapters, plan)
 
     @overload
     def chat(
@@ -238,6 +309,7 @@ class Model:
         tool_choice: Any = None,
         think: bool | None = None,
         think_budget: int | None = None,
+        adapters: AdapterScales | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Generation: ...
 
@@ -252,6 +324,7 @@ class Model:
         tool_choice: Any = None,
         think: bool | None = None,
         think_budget: int | None = None,
+        adapters: AdapterScales | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> list[Generation]: ...
 
@@ -266,6 +339,7 @@ class Model:
         tool_choice: Any = None,
         think: bool | None = None,
         think_budget: int | None = None,
+        adapters: AdapterScales | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Generation | list[Generation]:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
@@ -276,7 +350,7 @@ class Model:
         tool_choice:   "auto" (the model may), "required" (it must), "none", or the name of the tool that it must call.
         think:         whether the model thinks before it answers; None is as its template has it.
         think_budget:  tokens of a thought at most.
-        Other keywords are those of `SamplingParams`, and `n` as for `generate`.
+        Other keywords are those of `SamplingParams`; `n` and `adapters` are as for `generate`.
 
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
@@ -298,7 +372,7 @@ class Model:
                 self.chat_template, messages, variables, Wishes(*wishes), params, self.tokenizer, self.n_vocab
             )
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._answers(self._checked("prompt", ids), params, n, plan)
+        return self._answers(self._checked("prompt", ids), params, n, adapters, plan)
 
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
@@ -338,26 +412,35 @@ class Model:
             generation.lose(UsageError("the model is closed"))
 
     def _answers(
-        self, ids: list[int], params: SamplingParams, n: int | None, plan: AnswerPlan
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        n: int | None,
+        adapters: AdapterScales | None,
+        plan: AnswerPlan,
     ) -> Generation | list[Generation]:
         check_biases(params, self.n_vocab)
+        chosen = self._adapters.chosen(checked_adapters(adapters))
+        ids = with_virtual("prompt", ids, chosen.n_virtual, self.n_ctx)
         if n is None:
-            return self._generate(ids, params, plan)
+            return self._generate(ids, params, chosen, plan)
         first = params.seed
         seeds = [None if first is None else first + i for i in range(checks.whole_number("n", n, 1))]
-        generations = [self._generate(ids, replace(params, seed=seed), plan.copy()) for seed in seeds]
+        generations = [self._generate(ids, replace(params, seed=seed), chosen, plan.copy()) for seed in seeds]
         Generation.together(generations)
         return generations
 
-    def _generate(self, ids: list[int], params: SamplingParams, plan: AnswerPlan) -> Generation:
-        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, plan)
+    def _generate(self, ids: list[int], params: SamplingParams, chosen: AdapterSet, plan: AnswerPlan) -> Generation:
+        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen, plan)
         with self._lock:
             self._generations.add(generation)
         return generation
 
     def _pieces(self, ids: list[int], first: int, n_rows: int) -> Iterator[np.ndarray]:
         """Logits from the token `first` on, of up to n_rows tokens in each piece."""
-        scheduler, n_vocab, request = self._scheduler, self.n_vocab, Scores(ids)
+        adapters = self._adapters.usual
+        ids, first = with_virtual("token_ids", ids, adapters.n_virtual, self.n_ctx), first + adapters.n_virtual
+        scheduler, n_vocab, request = self._scheduler, self.n_vocab, Scores(ids, adapters=adapters)
         scheduler.submit(request)
         try:
             while (start := max(first, request.n_cached)) < len(ids):
@@ -383,54 +466,3 @@ class Model:
                 parameter=name,
             )
         return ids
-
-
-def _resolve(model: str | os.PathLike[str]) -> Path:
-    """The file that a path or a name means."""
-    checks.path("model", model, "a path or the name of a model")
-    return hub.resolve(model)
-
-
-def _open(path: Path) -> GGUFFile:
-    try:
-        return GGUFFile.open(path)
-    except MemoryError:
-        raise MemoryLimitError(f"{path}: there is not enough memory to open it") from None
-
-
-def _context(wanted: int | None, n_ctx_train: int) -> int:
-    if wanted is None:
-        return min(n_ctx_train, DEFAULT_CONTEXT_LIMIT)
-    if wanted > n_ctx_train:
-        raise UsageError(
-            f"a context of {wanted} tokens was asked for; this model was trained on {n_ctx_train}: "
-            f"choose n_ctx up to that",
-            parameter="n_ctx",
-        )
-    return wanted
-
-
-def check_vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> None:
-    """Raise FormatError unless every token has an embedding, and every logit a token.
-
-    Added tokens may come after the last row: people add a padding token and never give it one. No prompt can hold such
-    a token (see `Model.logits`), and as it has no logit, no answer does.
-    """
-    embedding = tensors.get("token_embd.weight")
-    n_rows = embedding.shape[0] if embedding is not None and embedding.shape else tokenizer.n_vocab
-    if not tokenizer.n_without_added <= n_rows <= tokenizer.n_vocab:
-        raise FormatError(
-            f"the vocabulary has {tokenizer.n_vocab} tokens and token_embd.weight {n_rows} rows; expected as many"
-        )
-
-
-def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a GGUF file or catalogue model; the file may hold a vocabulary only.
-
-    Raises FileProblem (or its FormatError, UnsupportedError) for a file without a tokenizer that edgellm knows.
-    """
-    with _open(_resolve(path)) as file:
-        # A tokenizer may be kept for long, and the file replaced meanwhile.
-        is_array = (StringArray, np.ndarray)
-        own = {key: value.copy() if isinstance(value, is_array) else value for key, value in file.metadata.items()}
-    return load_tokenizer(own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from edgellm.engine.adapter_set import NO_ADAPTERS, Adapter, AdapterSet
 from edgellm.engine.kv_cache import Sequence
 
 MOST_KEPT = 16  # sequences
@@ -27,12 +28,17 @@ class PrefixCache:
         """
         self._arriving.append(sequence)
 
-    def longest(self, token_ids: list[int], live: Iterable[Sequence] = ()) -> Sequence | None:
-        """A sequence with as many of the first tokens of a text as any kept or live one has; None if none has any."""
+    def longest(
+        self, token_ids: list[int], live: Iterable[Sequence] = (), adapters: AdapterSet = NO_ADAPTERS
+    ) -> Sequence | None:
+        """A sequence with as many of the first tokens of a text as any kept or live one has; None if none has any.
+
+        What was computed with other adapters is another text.
+        """
         self._settle()
         best, length = None, 0
         for sequence in (*live, *self._kept):
-            n = common_prefix(sequence.tokens, token_ids)
+            n = common_prefix(sequence.tokens, token_ids) if sequence.adapters == adapters else 0
             if n > length:
                 best, length = sequence, n
         if best is None:
@@ -51,6 +57,13 @@ class PrefixCache:
             return False
         self._kept.pop(0).release()
         return True
+
+    def forget(self, adapter: Adapter) -> None:
+        """Give back the blocks of all sequences that were computed with an adapter."""
+        self._settle()
+        for sequence in [sequence for sequence in self._kept if sequence.adapters.has(adapter)]:
+            self._kept.remove(sequence)
+            sequence.release()
 
     def clear(self) -> None:
         while self.evict():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import fields
 from typing import Any, TypeVar
 
+import numpy as np
+
 from edgellm import checks
 from edgellm.errors import ContextOverflowError, UsageError
 from edgellm.params import STRUCTURES, SamplingParams
@@ -34,6 +36,21 @@ def checked_prompt(name: str, token_ids: Any, n_vocab: int, n_ctx: int, n_ctx_tr
     return ids
 
 
+def with_virtual(name: str, token_ids: list[int], n_virtual: int, n_ctx: int) -> list[int]:
+    """Ids as the model computes them with an adapter that puts its own tokens before a text: any id stands for those.
+
+    Raises ContextOverflowError when both do not fit.
+    """
+    if len(token_ids) + n_virtual > n_ctx:
+        what = "the prompt" if name == "prompt" else name
+        raise ContextOverflowError(
+            f"{what} has {len(token_ids)} tokens, the adapter puts {n_virtual} of its own before them, and the context "
+            f"holds {n_ctx}: shorten it, or load with a larger n_ctx",
+            parameter=name,
+        )
+    return [0] * n_virtual + token_ids if n_virtual else token_ids
+
+
 def checked_messages(messages: Any) -> list[Any]:
     """Messages of a chat: at least one; what they hold is checked where they are rendered."""
     expected = 'a list of dicts like {"role": "user", "content": "Hello"}'
@@ -43,6 +60,22 @@ def checked_messages(messages: Any) -> list[Any]:
     if not found:
         raise UsageError("messages is empty; expected at least one message", parameter="messages")
     return found
+
+
+def checked_adapters(adapters: Any) -> dict[str, float] | None:
+    """Scales by the names of adapters; a name alone, or each in a list, counts 1. None stays None.
+
+    A scale is a finite number of float32, which kernels take.
+    """
+    if adapters is None:
+        return None
+    name, expected = "adapters", 'scales by name, such as {"style": 0.5}, or a list of names'
+    names = [adapters] if isinstance(adapters, str) else adapters
+    if not isinstance(names, Iterable) or isinstance(names, (bytes, bytearray)):
+        raise checks.wrong(name, adapters, expected)
+    scales = dict(names) if isinstance(names, Mapping) else dict.fromkeys(checks.texts(name, names), 1.0)
+    most = float(np.finfo(np.float32).max)
+    return {checks.text(name, key): checks.number(f"{name}[{key!r}]", x, -most, most) for key, x in scales.items()}
 
 
 def checked_variables(variables: Any) -> dict[str, Any]:

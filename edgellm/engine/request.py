@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.engine.kv_cache import Sequence
 
 
@@ -12,6 +13,7 @@ class Request:
 
     tokens:        all that is known of the text.
     sequence:      its part of the cache; None before its turn has come, and while others needed the room.
+    adapters:      what it is computed with beside the model.
     is_private:    whether it neither begins with what other texts left in the cache nor leaves anything there.
     n_reused:      tokens that it found there when it began.
     is_over:       nothing more is to be computed; error says why, where that is one.
@@ -19,9 +21,16 @@ class Request:
     is_cancelled:  nobody wants the rest. Any thread may set it, at any time.
     """
 
-    def __init__(self, tokens: list[int], is_private: bool = False, sequence: Sequence | None = None) -> None:
+    def __init__(
+        self,
+        tokens: list[int],
+        is_private: bool = False,
+        sequence: Sequence | None = None,
+        adapters: AdapterSet = NO_ADAPTERS,
+    ) -> None:
         self.tokens = tokens
         self.sequence = sequence
+        self.adapters = adapters if sequence is None else sequence.adapters
         self.is_private = is_private
         self.n_reused = 0
         self.is_over = False
@@ -72,8 +81,8 @@ class Request:
 class Scores(Request):
     """Logits of given tokens, as many rows at a time as the reader has room for."""
 
-    def __init__(self, tokens: list[int], sequence: Sequence | None = None) -> None:
-        super().__init__(tokens, is_private=True, sequence=sequence)
+    def __init__(self, tokens: list[int], sequence: Sequence | None = None, adapters: AdapterSet = NO_ADAPTERS) -> None:
+        super().__init__(tokens, is_private=True, sequence=sequence, adapters=adapters)
         self._first = self._end = self.n_cached
         self._rows = np.empty((0, 0), np.float32)
 

@@ -7,12 +7,15 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from edgellm.arch import Architecture, ModelConfig
+from edgellm.arch import Architecture, ModelConfig, ModelGraphs
+from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
 from edgellm.errors import MemoryLimitError, UsageError
@@ -36,6 +39,9 @@ HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large v
 MOST_OF_MEMORY = 0.9  # for one context: more would leave nothing for the weights
 DEFAULT_CONTEXTS = 8  # full ones that the cache has room for
 DEFAULT_OF_AVAILABLE = 0.25  # of the memory that is free now, at most
+MOST_VARIANTS = 4  # programs with adapters that are kept; each has memory for the values of a batch
+OPS_BESIDE_NODE = 4  # that an adapter adds to a node, at most
+EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,11 @@ class Span:
     sequence: Sequence
     token_ids: SequenceOf[int]
 
-    def piece(self) -> Piece:
-        """The same for a batch; the cache must have room already."""
+    def piece(self, slots: SequenceOf[Slot] = ()) -> Piece:
+        """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
-        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table)
+        uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table, uses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +69,25 @@ class Programs:
         return iter((self.body, self.head))
 
 
+@dataclass(eq=False)
+class Variant:
+    """A model as it is run with some adapters beside it, or with none.
+
+    slots:     the adapters, in the order of the batch's tables.
+    graphs:    its nodes. maxima: the largest logits, see `Runner.logits_of`.
+    programs:  what is run.
+    """
+
+    slots: tuple[Slot, ...]
+    graphs: ModelGraphs
+    maxima: Value
+    programs: Programs
+
+
 class Runner:
     """A model in memory: its programs, their data, and the cache. For one thread at a time; the scheduler sees to that.
 
-    graphs:    the model's nodes.
-    programs:  what is run; `team` runs them.
+    graphs:  the model's nodes, without adapters. base: how they are run, by the `team`.
     """
 
     def __init__(
@@ -84,7 +105,7 @@ class Runner:
         self._file = file  # programs hold addresses in its mapping
         self.store = KernelStore(self.isa)  # the machine code lives as long as this
         self.graphs = architecture.record(config, file.tensors)
-        self._maxima = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
+        largest = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
         self.n_vocab = self.graphs.logits.width
 
         kv_type = KV_TYPES[runtime.kv_type]
@@ -101,12 +122,16 @@ class Runner:
 
         layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
-        self.team = Team(self.store, self.n_threads, max_ops=len(body.ops) + len(self.graphs.body.nodes))
+        n_nodes = len(self.graphs.body.nodes)
+        max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
+        self.team = Team(self.store, self.n_threads, max_ops)
         self._end = weakref.finalize(self, _end, self.team, self.cache)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
         try:
             self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
-            self.programs = self._programs(body, head)
+            self.base = Variant((), self.graphs, largest, self._programs(self.graphs, body, head))
+            self._running = self.base  # of the last batch
+            self._variants: dict[tuple[Slot, ...], Variant] = {}  # most recently used last
         except BaseException:
             self._end()
             raise
@@ -116,7 +141,9 @@ class Runner:
 
         stop:  see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
         """
-        return self.programs.body.run(self._body_batch.fill([span.piece() for span in spans]), stop)
+        running = self._running = self.variant({span.sequence.adapters for span in spans})
+        pieces = [span.piece(running.slots) for span in spans]
+        return running.programs.body.run(self._body_batch.fill(pieces), stop)
 
     def logits_of(self, rows: SequenceOf[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For some rows of the last batch, logits, float32 [n_vocab], and the largest of every MAXIMA_GROUP of them.
@@ -125,55 +152,104 @@ class Runner:
         """
         for start in range(0, len(rows), HEAD_TOKENS):
             n = self.run_head(rows[start : start + HEAD_TOKENS])
-            head = self.programs.head
-            yield from zip(head.view(self.graphs.logits, n), head.view(self._maxima, n), strict=True)
+            running, head = self._running, self._running.programs.head
+            yield from zip(head.view(running.graphs.logits, n), head.view(running.maxima, n), strict=True)
 
     def run_head(self, rows: SequenceOf[int]) -> int:
         """The head for some rows of the last batch, HEAD_TOKENS at most; returns how many these are."""
-        self.programs.head.run(self._head_batch.select(rows))
+        adapters = self._body_batch.adapters if self._running.slots else ()
+        self._running.programs.head.run(self._head_batch.select(rows, adapters))
         return len(rows)
 
-    def check_numbers(self, maxima: np.ndarray) -> None:
+    def run_head_alone(self, variant: Variant, n: int, adapters: AdapterSet) -> None:
+        """The head of a variant for n rows that its input has, whatever the last batch was."""
+        scales = [np.full(n, adapters.scales[slot], np.float32) for slot in variant.slots]
+        variant.programs.head.run(self._head_batch.select(range(n), scales))
+
+    def check_numbers(self, maxima: np.ndarray, adapters: AdapterSet = NO_ADAPTERS) -> None:
         """Raise FileProblem, naming damaged tensors, when logits are NaN or infinite, as `maxima` tells."""
         if not math.isfinite(maxima.max()):
-            raise no_numbers(self._file, self.target.kv_type)
+            raise no_numbers(self._file, self.target.kv_type, adapters)
 
     def check_open(self) -> None:
         """Raises UsageError after `close`."""
         if not self._end.alive:
             raise UsageError("the model is closed")
 
+    # --- with adapters --------------------------------------------------------------------------------------
+
+    def variant(self, sets: Iterable[AdapterSet]) -> Variant:
+        """The model with all adapters of some sets beside it, lowered when it is first asked for."""
+        if not any(sets):
+            return self.base
+        slots = slots_of(sets)
+        found = self._variants.pop(slots, None) or self._new_variant(slots)
+        self._variants[slots] = found
+        while len(self._variants) > MOST_VARIANTS:
+            self._drop(next(iter(self._variants)))
+        return found
+
+    def _new_variant(self, slots: tuple[Slot, ...]) -> Variant:
+        from edgellm.engine.adapters import changes_of
+        from edgellm.graph.adapters import adapted
+
+        changes, plain = changes_of(slots), self.graphs
+        body, of_body = adapted(plain.body, changes)
+        head, of_head = adapted(plain.head, changes)
+        hidden, hidden_input, logits = of_body[plain.hidden], of_head[plain.hidden_input], of_head[plain.logits]
+        graphs = ModelGraphs(body, head, hidden, hidden_input, logits)
+        for batch in (self._body_batch, self._head_batch):
+            batch.prepare_adapters(len(slots))
+        return Variant(slots, graphs, of_head[self.base.maxima], self._lowered_programs(graphs))
+
+    def forget(self, adapter: Adapter) -> None:
+        """Let go of the programs that have an adapter."""
+        for slots in [slots for slots in self._variants if any(slot.adapter is adapter for slot in slots)]:
+            self._drop(slots)
+
+    def _drop(self, slots: tuple[Slot, ...]) -> None:
+        self.team.forget(self._variants.pop(slots).programs)
+
+    # --- other programs -------------------------------------------------------------------------------------
+
     @contextmanager
-    def square_sums(self) -> Iterator[dict[str, np.ndarray]]:
+    def square_sums(self, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[dict[str, np.ndarray]]:
         """Meanwhile, every run adds up the squares of what each linear is given: float64 [n_in], by its weight's name.
 
-        Of the linear that makes logits, only tokens whose logits are asked for count. Nobody else may run the model.
+        Of the linear that makes logits, only tokens whose logits are asked for count. Nobody else may run the model,
+        and nothing with other adapters.
         """
+        variant = self.variant({adapters})
         sums: dict[Value, np.ndarray] = {}
         by_weight: dict[str, np.ndarray] = {}
-        for graph in (self.graphs.body, self.graphs.head):
+        for graph in (variant.graphs.body, variant.graphs.head):
             for node in graph.nodes:
                 if isinstance(node, Linear):
                     total = sums.setdefault(node.x, np.zeros(Rows(node.x.width).stride))
                     by_weight[node.weight.name] = total[: node.x.width]
-        usual = self.programs
-        self.programs = self.lowered_programs(square_sums=sums)
-        try:
+        with self.replaced(variant, self.lowered_programs(square_sums=sums, variant=variant)):
             yield by_weight
-        finally:
-            self.programs = usual
 
     def lowered_programs(
         self,
         taps: SequenceOf[Value] = (),
         given: Mapping[Value, int] | None = None,
         square_sums: Mapping[Value, np.ndarray] | None = None,
+        variant: Variant | None = None,
     ) -> Programs:
         """Other programs of the same model, on the same cache and batches (see `graph.lower`).
 
-        given:  where the rows are of values that are not computed.
+        given:  where the rows are of values that are not computed. variant: with which adapters.
         """
-        given, sums = given or {}, square_sums or {}
+        return self._lowered_programs((variant or self.base).graphs, taps, given or {}, square_sums or {})
+
+    def _lowered_programs(
+        self,
+        graphs: ModelGraphs,
+        taps: SequenceOf[Value] = (),
+        given: Mapping[Value, int] = EMPTY,
+        sums: Mapping[Value, np.ndarray] = EMPTY,
+    ) -> Programs:
 
         def lowered(graph: Graph) -> Lowered:
             def of_graph(values: Iterable[Value]) -> list[Value]:
@@ -182,14 +258,15 @@ class Runner:
             own_sums = {value: sums[value] for value in of_graph(sums)}
             return lower(graph, self.target, of_graph(taps), of_graph(given), own_sums)
 
-        body, head = lowered(self.graphs.body), lowered(self.graphs.head)
+        body, head = lowered(graphs.body), lowered(graphs.head)
         self.store.load([*body.kernels, *head.kernels])
-        return self._programs(body, head, given)
+        return self._programs(graphs, body, head, given)
 
-    def _programs(self, body: Lowered, head: Lowered, given: Mapping[Value, int] | None = None) -> Programs:
-        tables = {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
-        given = given or {}
-        hidden, hidden_input = self.graphs.hidden, self.graphs.hidden_input
+    def _programs(
+        self, graphs: ModelGraphs, body: Lowered, head: Lowered, given: Mapping[Value, int] = EMPTY
+    ) -> Programs:
+        tables = self.cache_tables()
+        hidden, hidden_input = graphs.hidden, graphs.hidden_input
         of_body, of_head = (
             {value: address for value, address in given.items() if value in lowered.outside} for lowered in (body, head)
         )
@@ -201,6 +278,25 @@ class Runner:
             program.bind(self._bound)
         return Programs(first, second)
 
+    def cache_tables(self) -> dict[str, int]:
+        """Where the layers of the cache are, by the names that programs have for them."""
+        return {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
+
+    @contextmanager
+    def replaced(self, variant: Variant, programs: Programs) -> Iterator[None]:
+        """Meanwhile, a variant is run by other programs, which are forgotten then."""
+        usual, variant.programs = variant.programs, programs
+        try:
+            yield
+        finally:
+            variant.programs = usual
+            self.team.forget(programs)
+
+    @property
+    def programs(self) -> Programs:
+        """What is run without adapters."""
+        return self.base.programs
+
     @contextmanager
     def bound(self, memory: Mapping[Tensor | Value, np.ndarray]) -> Iterator[None]:
         """Meanwhile, programs read weights elsewhere. Raises UsageError for what is bound already."""
@@ -208,7 +304,10 @@ class Runner:
             raise UsageError(f"{twice[0]!r} is bound already; let that end first")
         self._bound.update(memory)
         try:
-            with self.programs.body.bound(memory), self.programs.head.bound(memory):
+            with ExitStack() as bound:
+                for variant in (self.base, *self._variants.values()):
+                    for program in variant.programs:
+                        bound.enter_context(program.bound(memory))
                 yield
         finally:
             for tensor in memory:
@@ -222,7 +321,7 @@ class Runner:
     def close(self) -> None:
         """End the threads and give back all memory, whoever holds this still."""
         self._end()
-        for name in ("programs", "graphs", "team", "store", "_maxima", "_body_batch", "_head_batch", "_file"):
+        for name in ("base", "graphs", "team", "store", "_running", "_variants", "_body_batch", "_head_batch", "_file"):
             self.__dict__.pop(name, None)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
+from edgellm.engine.adapter_set import MOST_TOGETHER, Adapter, slots_of
 from edgellm.engine.kv_cache import Sequence as CachedTokens
 from edgellm.engine.prefix_cache import PrefixCache, common_prefix
 from edgellm.engine.request import Request
@@ -211,7 +212,7 @@ class Scheduler:
         for (request, position), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
             if not (request.is_over or request.is_cancelled):
                 try:
-                    self.runner.check_numbers(maxima)
+                    self.runner.check_numbers(maxima, request.adapters)
                     request.take(position, logits, maxima)
                 except Exception as problem:
                     request.error, request.is_over = problem, True
@@ -271,17 +272,17 @@ class Scheduler:
             if request.sequence is None:
                 wanted = request.tokens[:-1]  # the last token is computed anew, for its logits
                 live = [] if request.is_private else self._live()
-                found = None if request.is_private else self.prefixes.longest(wanted, live)
+                found = None if request.is_private else self.prefixes.longest(wanted, live, request.adapters)
                 n_found = len(found) if found else 0
                 if not request.is_private and any(
                     common_prefix(other.tokens, wanted) >= n_found + KV_BLOCK
                     for other in admitted
-                    if not other.is_private
+                    if not other.is_private and other.adapters == request.adapters
                 ):
                     if found is not None:
                         self.prefixes.keep(found)
                     continue
-                request.sequence = found if found is not None else self.runner.cache.sequence()
+                request.sequence = found if found is not None else self.runner.cache.sequence(request.adapters)
                 if request.n_over_when_preempted < 0:
                     request.n_reused = n_found
             admitted.append(request)
@@ -295,6 +296,8 @@ class Scheduler:
         sequence = request.sequence
         if sequence is None:
             return False  # it lost its room to one of this batch
+        if request.adapters and not _may_stand_together(batch, request):
+            return False  # its turn comes with the next one
         others: list[Request] = []
         if request.is_awaited and not sequence.can_grow(n_tokens):
             served = [other for other, _ in batch]
@@ -306,6 +309,12 @@ class Scheduler:
         start = len(sequence)
         batch.append((request, Span(sequence, request.tokens[start : start + n_tokens])))
         return True
+
+    def forget(self, adapter: Adapter) -> None:
+        """Let go of what is kept of an adapter, for who has the model alone; texts that go on with it keep it."""
+        self.settle()
+        self.prefixes.forget(adapter)
+        self.runner.forget(adapter)
 
     def _yields(self, other: Request, request: Request) -> bool:
         """Whether a request may take the room of another: of one that nobody waits for, or that came later."""
@@ -333,3 +342,8 @@ class Scheduler:
         request.sequence.release()
         request.sequence = None
         request.n_over_when_preempted = self._n_over
+
+
+def _may_stand_together(batch: list[tuple[Request, Span]], request: Request) -> bool:
+    """Whether a batch has no more adapters with those of another request than one program takes."""
+    return len(slots_of({request.adapters, *(other.adapters for other, _ in batch)})) <= MOST_TOGETHER

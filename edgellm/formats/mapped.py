@@ -6,7 +6,7 @@ import math
 import mmap
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -41,11 +41,13 @@ class Contents:
     tensors:  by name, in the file's order, as views of the mapped file.
     others:   name -> type of the tensors that are no weights (I64, BOOL, F64, F8_E4M3, ...).
     n_bytes:  size on disk.
+    metadata: texts that its writer put beside them, by name.
     """
 
     tensors: dict[str, Tensor]
     others: dict[str, str]
     n_bytes: int
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def map_file(path: Path, kind: str) -> NDArray[np.uint8]:

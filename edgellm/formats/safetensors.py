@@ -59,7 +59,7 @@ def read_safetensors(path: Path) -> Contents:
     """
     data = map_file(path, "a safetensors file")
     try:
-        entries, start = _read_header(data)
+        entries, start, metadata = _read_header(data)
         _check_places(entries, len(data) - start)
     except FileProblem as problem:
         raise type(problem)(f"{path}: {problem}") from None
@@ -70,11 +70,11 @@ def read_safetensors(path: Path) -> Contents:
             tensors[entry.name] = view_tensor(entry.name, entry.shape, entry.dtype, raw)
         else:
             others[entry.name] = entry.dtype
-    return Contents(tensors, others, len(data))
+    return Contents(tensors, others, len(data), metadata)
 
 
-def _read_header(data: NDArray[np.uint8]) -> tuple[list[Entry], int]:
-    """The tensors' entries in the order of their bytes, and where these start in the file."""
+def _read_header(data: NDArray[np.uint8]) -> tuple[list[Entry], int, dict[str, str]]:
+    """The tensors' entries in the order of their bytes, where these start in the file, and the metadata."""
     if len(data) < _LENGTH.size:
         raise FormatError(f"the file has {len(data)} bytes, too few for the length of a safetensors header")
     (n_bytes,) = _LENGTH.unpack_from(data.data)
@@ -87,9 +87,10 @@ def _read_header(data: NDArray[np.uint8]) -> tuple[list[Entry], int]:
     if (first := raw[:1].tobytes()) != b"{":
         raise FormatError(f"its header starts with {first!r}, expected b'{{': is it a safetensors file?")
     header = parse_object(raw)
-    _check_metadata(header.pop(METADATA, {}))
+    metadata = header.pop(METADATA, {})
+    _check_metadata(metadata)
     entries = [_read_entry(name, fields) for name, fields in header.items()]
-    return sorted(entries, key=lambda entry: (entry.begin, entry.end)), start
+    return sorted(entries, key=lambda entry: (entry.begin, entry.end)), start, metadata
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -177,6 +178,17 @@ def write_safetensors(
             path.unlink(missing_ok=True)
         raise
     return written
+
+
+def write_safetensors_file(
+    path: Path,
+    tensors: Iterable[tuple[str, Sequence[int], BlockFormat, Source]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one file of any name, in place of what may be there; the arguments are those of `write_safetensors`."""
+    entries, sources = _plan(tensors)
+    with atomic_write(path) as file:
+        _write_file(file, entries, sources, {"format": "pt"} if metadata is None else metadata)
 
 
 def _plan(

@@ -22,11 +22,20 @@ def parse_object(data: NDArray[np.uint8]) -> dict[str, Any]:
     """The JSON object in uint8[n_bytes] of a file, in the file's order; FormatError says what else it is."""
     if len(data) > MAX_BYTES:
         raise FormatError(f"its JSON has {len(data)} bytes; edgellm reads at most {MAX_BYTES}")
-    raw = data.tobytes()
+    found = parse(data.tobytes())
+    if type(found) is not dict:
+        raise FormatError(f"its JSON is a {type(found).__name__}; expected an object")
+    return found
+
+
+def parse(raw: bytes) -> Any:
+    """The value that some bytes spell in JSON. Raises FormatError for what is malformed or beyond the bounds."""
+    if len(raw) > MAX_BYTES:
+        raise FormatError(f"its JSON has {len(raw)} bytes; edgellm reads at most {MAX_BYTES}")
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
         raise FormatError(f"its JSON holds more than {MAX_VALUES} values")
     try:
-        found = json.loads(
+        return json.loads(
             raw.decode(), object_pairs_hook=_unique, parse_int=_bounded_int, parse_constant=_refuse_constant
         )
     except UnicodeDecodeError as problem:
@@ -35,9 +44,6 @@ def parse_object(data: NDArray[np.uint8]) -> dict[str, Any]:
         raise FormatError(f"its JSON is malformed: {problem}") from None
     except RecursionError:
         raise FormatError("its JSON is nested too deeply") from None
-    if type(found) is not dict:
-        raise FormatError(f"its JSON is a {type(found).__name__}; expected an object")
-    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

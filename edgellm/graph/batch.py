@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.graph.lowering import ATTENTION_ROWS, MAX_SPLITS, Lowered, merges_table, rotation_table, tasks_table
+from edgellm.graph.lowering import (
+    ATTENTION_ROWS,
+    DOCUMENTS,
+    MAX_SPLITS,
+    TARGET_WEIGHTS,
+    Lowered,
+    adapter_table,
+    merges_table,
+    rotation_table,
+    tasks_table,
+)
 from edgellm.kernels import records
 from edgellm.kernels.records import SPAN_TOKENS
 
@@ -19,12 +29,14 @@ class Piece:
     position:     of the first of them; they see those before in the cache.
     slots:        where the keys and values of each go: block * KV_BLOCK + place in the block.
     block_table:  int32, the cache block of every KV_BLOCK positions. It must stay where it is until the run is over.
+    adapters:     how much they have of each adapter that the program has, or which place in it each of them takes.
     """
 
     token_ids: Sequence[int]
     position: int
     slots: Sequence[int]
     block_table: np.ndarray
+    adapters: Sequence[float | np.ndarray] = ()
 
 
 class Batch:
@@ -43,19 +55,32 @@ class Batch:
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self.documents = records.DOCUMENT_TASK.new(capacity)
+        self.target_weights = np.zeros(capacity, np.float32)
+        self.adapters: list[np.ndarray] = []
         self.record = records.BATCH.new()
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["kv_slots"] = self.kv_slots.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
 
+    def prepare_adapters(self, n: int) -> None:
+        """Tables for so many adapters, for the programs that are made after this."""
+        self.adapters += [np.zeros(self.capacity, np.float32) for _ in range(len(self.adapters), n)]
+
     def tables(self) -> dict[str, int]:
         """Addresses by the names that records use."""
-        result = {"batch": self.record.ctypes.data}
+        result = {
+            "batch": self.record.ctypes.data,
+            DOCUMENTS.name: self.documents.ctypes.data,
+            TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
+        }
         for index, angles in enumerate(self.angles):
             result[rotation_table(index).name] = angles.ctypes.data
         for index, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
             result[tasks_table(index).name] = tasks.ctypes.data
             result[merges_table(index).name] = merges.ctypes.data
+        for index, scales in enumerate(self.adapters):
+            result[adapter_table(index).name] = scales.ctypes.data
         return result
 
     def fill(self, pieces: Sequence[Piece]) -> dict[str, int]:
@@ -67,6 +92,8 @@ class Batch:
             self.token_ids[first : first + n] = piece.token_ids
             self.kv_slots[first : first + n] = piece.slots
             positions += range(start, start + n)
+            for scales, scale in zip(self.adapters, piece.adapters, strict=False):
+                scales[first : first + n] = scale
             table, step = piece.block_table.ctypes.data, self._slice_tokens
             slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
         self._turn(np.array(positions))
@@ -76,9 +103,29 @@ class Batch:
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
         return counts
 
-    def select(self, rows: Sequence[int]) -> dict[str, int]:
-        """Name rows that `select_rows` takes; returns the counts of a run for them."""
+    def fill_documents(self, lengths: Sequence[int]) -> dict[str, int]:
+        """Write where documents begin that stand one behind the other in the batch, for backward passes."""
+        first = 0
+        for index, length in enumerate(lengths):
+            self.documents[index] = (first, length)
+            first += length
+        return {"documents": len(lengths)}
+
+    def targets(self, token_ids: np.ndarray, weights: np.ndarray | float) -> dict[str, int]:
+        """Name what should come after each row, and how much it counts; returns the counts of a run for them."""
+        n = len(token_ids)
+        self.rows[:n] = token_ids
+        self.target_weights[:n] = weights
+        return {"tokens": n}
+
+    def select(self, rows: Sequence[int], adapters: Sequence[np.ndarray] = ()) -> dict[str, int]:
+        """Name rows that `select_rows` takes; returns the counts of a run for them.
+
+        adapters:  how much each row of the other batch has of each adapter.
+        """
         self.rows[: len(rows)] = rows
+        for scales, of_all in zip(self.adapters, adapters, strict=False):
+            scales[: len(rows)] = of_all[rows]
         return {"tokens": len(rows)}
 
     def _turn(self, positions: np.ndarray) -> None:

@@ -47,6 +47,19 @@ def _arena(n_bytes: int, n_tokens: int) -> np.ndarray:
     )
 
 
+class RowMemory:
+    """Memory for rows of a value that comes from outside of a program."""
+
+    def __init__(self, width: int, n_tokens: int) -> None:
+        rows, n = Rows(width), -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
+        self.array = aligned(n * rows.token_bytes).view(np.float32).reshape(-1, rows.stride)
+        self.array[...] = 0
+        self.width, self.address = width, self.array.ctypes.data
+
+    def fill(self, rows: np.ndarray) -> None:
+        self.array[: len(rows), : self.width] = rows
+
+
 class Program:
     """Lowered ops as records in memory, for batches of up to `capacity` tokens.
 

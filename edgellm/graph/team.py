@@ -9,7 +9,7 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +53,7 @@ class Team:
         self._slice_ops = 1
         # A thread that comes late to a run still looks at the program when that run is over: all stay to the end.
         self._programs: set[Runnable] = set()
+        self._done_with: set[Runnable] = set()
         self._stopping = False
         self._gather()
         at_fork(self, in_child=Team._gather)
@@ -66,6 +67,16 @@ class Team:
         """
         self._programs.add(program)
         return self._run_record(program.record, is_long, stop)
+
+    def forget(self, programs: Iterable[Runnable]) -> None:
+        """Let go of programs that will not be run any more, as soon as no thread can be at work in them."""
+        self._done_with.update(self._programs.intersection(programs))
+        current, progress = int(self._record["program"][0]), self._record["progress"][0]
+        # Who is late names the progress of its run, which is that of the current one, or of an older one.
+        if np.isin(self._seats[1:, 0], (0, progress)).all():
+            gone = {program for program in self._done_with if program.record.ctypes.data != current}
+            self._programs -= gone
+            self._done_with -= gone
 
     def _run_record(self, record: np.ndarray, is_long: bool = False, stop: Callable[[], bool] | None = None) -> bool:
         """Run what a `records.PROGRAM` says; it must live as long as the threads do."""
@@ -112,6 +123,7 @@ class Team:
             if helper and helper.is_alive():
                 helper.join()
         self._programs.clear()
+        self._done_with.clear()
 
     def _gather(self) -> None:
         """Helpers that are not there yet, and no run that they could be late for."""

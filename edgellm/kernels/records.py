@@ -84,6 +84,17 @@ ADD_BIAS = Schema(
     "add_bias", batch=BATCH, x="ptr", bias="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
 )
 
+CHOOSE = Schema(
+    "choose",
+    batch=BATCH,
+    x="ptr",
+    other="ptr",
+    scales="ptr",  # float32 [n_tokens]: rows that count something are those of `other`
+    out="ptr",  # may be x
+    stride="i64",
+    chunk_tokens="i64",
+)
+
 RESIZE_HEADS = Schema(
     "resize_heads",
     batch=BATCH,
@@ -121,6 +132,52 @@ MAXIMA = Schema(
 )
 
 GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", chunk_tokens="i64")
+
+# --- training: what goes backwards through a linear layer (see ops/linear_transposed.py, ops/outer_sum.py) ---
+
+# A tile of rows is unpacked and meets a piece of the tokens. Small enough for a second level cache, and many enough
+# tokens that unpacking costs next to nothing.
+TRANSPOSED_ROWS, TRANSPOSED_TOKENS = 64, 128
+
+LINEAR_TRANSPOSED = Schema(
+    "linear_transposed",
+    batch=BATCH,
+    weights="ptr",  # [n_rows, n_cols], as for LINEAR
+    row_bytes="i64",
+    n_rows="i64",
+    n_cols="i64",
+    x="ptr",  # float32 [n_tokens, n_rows]
+    x_stride="i64",
+    out="ptr",  # float32 [n_tokens, n_cols]
+    out_stride="i64",
+    scratch="ptr",
+    scratch_bytes="i64",  # each thread's own: TRANSPOSED_SCRATCH_BYTES
+)
+
+# Rows of a tile are a cache line longer than what they hold, so that they do not all fall into few sets of a cache.
+TRANSPOSED_TILE_BYTES = 4 * (F32_TILE_COLS + ROW_ALIGN)  # of a row
+TRANSPOSED_SCRATCH_BYTES = TRANSPOSED_ROWS * TRANSPOSED_TILE_BYTES
+
+# A chunk is a tile of the sums; so many tokens are added to all of it before the next come.
+OUTER_ROWS, OUTER_COLS, OUTER_TOKENS = 96, 256, 64
+
+OUTER_SUM = Schema(
+    "outer_sum",
+    batch=BATCH,
+    a="ptr",  # float32 [n_tokens, n_rows]
+    a_stride="i64",
+    b="ptr",  # float32 [n_tokens, n_cols]
+    b_stride="i64",
+    g="ptr",  # float32 [n_rows, n_cols]: what is added to, with nothing between the rows that may be written
+    g_stride="i64",  # floats from one of its rows to the next; any number from n_cols on
+    n_rows="i64",
+    n_cols="i64",
+    scale="f64",
+    scratch="ptr",
+    scratch_bytes="i64",  # each thread's own: OUTER_SCRATCH_BYTES
+)
+
+OUTER_SCRATCH_BYTES = 4 * OUTER_ROWS * ROW_ALIGN  # the last columns of a tile, where they do not fill a register
 
 ROPE = Schema(
     "rope",
@@ -203,6 +260,215 @@ ATTENTION_MERGE = Schema(
     head_dim="i64",
     scratch="ptr",
     scratch_bytes="i64",
+)
+
+# --- training: gradients of attention (see ops/attention_backward.py) ----------------------------------------
+
+GRADIENT_TILE_TOKENS = 32  # queries whose scores are computed together
+
+# A text that attends to nothing but itself, in consecutive rows of the batch.
+DOCUMENT_TASK = Schema("document_task", token="i64", n_tokens="i64")
+
+ATTENTION_BACKWARD = Schema(
+    "attention_backward",
+    batch=BATCH,
+    q="ptr",  # n_kv_heads * group heads, rotated
+    dout="ptr",  # like q
+    dq="ptr",  # like q
+    q_stride="i64",  # of all three
+    k="ptr",  # n_kv_heads heads, rotated
+    v="ptr",  # like k
+    kv_stride="i64",  # of both
+    dk="ptr",  # n_kv_heads * n_parts heads
+    dv="ptr",  # like dk
+    dkv_stride="i64",  # of both
+    n_kv_heads="i64",
+    group="i64",  # query heads that share a key-value head
+    n_parts="i64",  # of a group, a divisor: each has a chunk, and its own head in dk and dv (`sum_heads` adds them up)
+    head_dim="i64",  # any
+    scale="f64",
+    window="i64",  # positions a token looks back over, itself included
+    ahead="i64",  # positions after its own that it sees: 0 is causal
+    documents="ptr",  # a DOCUMENT_TASK each
+    scratch="ptr",
+    scratch_bytes="i64",
+)
+
+
+def attention_backward_scratch_bytes(n_tokens: int, head_dim: int, window: int, ahead: int = 0) -> int:
+    """Of each thread, for documents of up to n_tokens: a tile of queries, and for all keys that they see, probabilities
+    and the gradients of scores."""
+    n_keys = min(n_tokens, window + ahead + GRADIENT_TILE_TOKENS - 1)
+    return 4 * GRADIENT_TILE_TOKENS * (head_dim + 2 * n_keys)
+
+
+SUM_HEADS = Schema(
+    "sum_heads",
+    batch=BATCH,
+    x="ptr",  # n_heads * n_parts heads
+    stride="i64",
+    n_heads="i64",
+    n_parts="i64",
+    head_dim="i64",
+    out="ptr",  # n_heads heads: each the sum of n_parts neighbours, first to last
+    out_stride="i64",
+    chunk_tokens="i64",
+)
+
+# --- low-rank steps beside a linear, and training: see ops/low_rank.py and the ops named *_backward -----------
+
+NARROW = Schema(
+    "narrow",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    n_cols="i64",
+    weight="ptr",  # float32 or float16 [rank, n_cols]; read twice as fast where it begins with a cache line
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: a row that counts 0 is not computed
+    out="ptr",
+    out_stride="i64",
+    chunk_tokens="i64",
+)
+
+WIDEN = Schema(
+    "widen",
+    batch=BATCH,
+    y="ptr",
+    out="ptr",  # may be y
+    stride="i64",
+    n_cols="i64",
+    h="ptr",
+    h_stride="i64",
+    weight="ptr",  # float32 or float16 [rank, n_cols]
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: how much of it each row takes
+    chunk_tokens="i64",
+)
+
+RMS_NORM_BACKWARD = Schema(
+    "rms_norm_backward",
+    batch=BATCH,
+    x="ptr",
+    weight="ptr",
+    dy="ptr",
+    out="ptr",  # may be dy
+    stride="i64",
+    n_groups="i64",
+    n_cols="i64",
+    epsilon="f64",
+    chunk_tokens="i64",
+)
+
+GLU_BACKWARD = Schema(
+    "glu_backward",
+    batch=BATCH,
+    gate="ptr",
+    up="ptr",
+    dy="ptr",
+    d_gate="ptr",  # these two may be any two of the inputs
+    d_up="ptr",
+    stride="i64",
+    chunk_tokens="i64",
+)
+
+BF16_ROWS = Schema(
+    "bf16_rows",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    halves="ptr",  # bfloat16, as many as x has numbers
+    halves_stride="i64",  # in units of four bytes, as all strides
+    chunk_tokens="i64",
+)
+
+CROSS_ENTROPY = Schema(
+    "cross_entropy",
+    batch=BATCH,  # its rows: int64 [n_tokens], the target of each row of logits, or -1: nothing is learnt there
+    x="ptr",
+    out="ptr",  # the gradient by the logits; may be x, or 0: not wanted
+    stride="i64",
+    n_cols="i64",
+    weights="ptr",  # float32 [n_tokens], or 0: all are 1
+    nll="ptr",  # float32 for each row
+    nll_stride="i64",
+)
+
+MULTIPLY_COLUMNS = Schema(
+    "multiply_columns", batch=BATCH, x="ptr", weight="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
+)
+
+DROPOUT = Schema(
+    "dropout",
+    batch=BATCH,
+    x="ptr",
+    out="ptr",  # may be x
+    stride="i64",
+    p="f64",  # the share that is dropped, from 0 to below 1
+    chance="ptr",  # int64 [2]: the seed, and whether anything is dropped now; 0 leaves all as it is
+    chunk_tokens="i64",
+)
+
+ACTIVATE = Schema("activate", batch=BATCH, x="ptr", out="ptr", stride="i64", chunk_tokens="i64")
+
+ACTIVATE_BACKWARD = Schema(
+    "activate_backward", batch=BATCH, x="ptr", dy="ptr", out="ptr", stride="i64", chunk_tokens="i64"
+)
+
+REPLACE_ROWS = Schema(
+    "replace_rows",
+    batch=BATCH,
+    x="ptr",
+    out="ptr",  # may be x
+    stride="i64",
+    n_cols="i64",
+    table="ptr",  # float32 [n_rows, n_cols], or 0: all its rows are 0
+    places="ptr",  # float32 [n_tokens]: i takes row i - 1 of the table, 0 leaves the row as it is
+    chunk_tokens="i64",
+)
+
+# What is added up over the tokens goes to memory of float32, and chunks are of columns.
+COLUMN_SUMS = Schema("column_sums", batch=BATCH, x="ptr", stride="i64", n_cols="i64", sums="ptr", chunk_cols="i64")
+
+COLUMN_PRODUCTS = Schema(
+    "column_products", batch=BATCH, a="ptr", b="ptr", stride="i64", n_cols="i64", sums="ptr", chunk_cols="i64"
+)
+
+RMS_NORM_WEIGHT_SUM = Schema(
+    "rms_norm_weight_sum",
+    batch=BATCH,
+    x="ptr",
+    dy="ptr",
+    stride="i64",
+    n_groups="i64",
+    n_cols="i64",
+    epsilon="f64",
+    sums="ptr",  # float32 [n_cols]
+    chunk_cols="i64",
+)
+
+EMBED_BACKWARD = Schema(
+    "embed_backward",
+    batch=BATCH,
+    dy="ptr",
+    stride="i64",
+    n_cols="i64",
+    scale="f64",
+    sums="ptr",  # float32 [n_vocab, n_cols]
+    chunk_cols="i64",
+)
+
+REPLACED_ROWS_SUM = Schema(
+    "replaced_rows_sum",
+    batch=BATCH,
+    dy="ptr",
+    stride="i64",
+    n_cols="i64",
+    places="ptr",  # as for REPLACE_ROWS
+    sums="ptr",  # float32 [n_rows, n_cols]
+    chunk_cols="i64",
 )
 
 # --- quantizing weights (see ops/fit.py) -------------------------------------------------------------------

@@ -45,6 +45,11 @@ def add_bias(x: Floats, bias: Floats) -> Floats:
     return x + bias
 
 
+def choose(x: Floats, other: Floats, scales: Floats) -> Floats:
+    """The rows of `other` where scales [n_tokens] are not 0, else those of x: float32 [n_tokens, n_cols] both."""
+    return np.where(scales[:, None] != 0, other, x)
+
+
 def resize_heads(x: Floats, n_heads: int, head_dim: int) -> Floats:
     """Every head of x [n_tokens, n_heads * old] cut off at head_dim, or filled up to it with zeros."""
     heads = x.reshape(len(x), n_heads, x.shape[1] // n_heads)
@@ -189,11 +194,11 @@ def linear_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Float
     w = fmt.dequantize(weights)
     total = np.zeros((len(x), len(w)), np.float32)
     for column in range(w.shape[1]):
-        total = _fused_multiply_add(x[:, column, None], w[:, column], total)
+        total = fused_multiply_add(x[:, column, None], w[:, column], total)
     return total
 
 
-def _fused_multiply_add(a: Floats, b: Floats, c: Floats) -> Floats:
+def fused_multiply_add(a: Floats, b: Floats, c: Floats) -> Floats:
     """a * b + c in float32, rounded once.
 
     In float64 the product is exact, and the sum is rounded to odd, so that rounding it again does no harm (Boldo and

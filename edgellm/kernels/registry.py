@@ -50,7 +50,10 @@ class _Family:
 _ALL = tuple(FORMATS.values())
 _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
+_LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
+_ACTIVATION = {"activation": ("silu", "gelu")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
@@ -62,15 +65,37 @@ _FAMILIES: dict[str, _Family] = {
     "linear_f32_decode": _Family("linear_f32", _FLOATS),
     "add": _Family("elementwise"),
     "add_bias": _Family("elementwise"),
+    "choose": _Family("elementwise"),
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
-    "glu": _Family("glu", options={"activation": ("silu", "gelu")}),
-    "rope": _Family("rope"),
+    "linear_transposed": _Family("linear_transposed", _ALL),
+    "outer_sum": _Family("outer_sum"),
+    "glu": _Family("glu", options=_ACTIVATION),
+    "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
+    "attention_backward": _Family("attention_backward"),
+    "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
     "sum_squares": _Family("squares"),
+    "narrow": _Family("low_rank", _LOW_RANK),
+    "widen": _Family("low_rank", _LOW_RANK),
+    "rms_norm_backward": _Family("norm_backward"),
+    "glu_backward": _Family("glu_backward", options=_ACTIVATION),
+    "rms_norm_weight_sum": _Family("norm_backward"),
+    "embed_backward": _Family("columns"),
+    "column_sums": _Family("columns"),
+    "column_products": _Family("columns"),
+    "multiply_columns": _Family("columns"),
+    "cross_entropy": _Family("cross_entropy"),
+    "dropout": _Family("dropout"),
+    "activate": _Family("activate", options=_PLAIN_ACTIVATION),
+    "activate_backward": _Family("activate", options=_PLAIN_ACTIVATION),
+    "replace_rows": _Family("replace_rows"),
+    "replaced_rows_sum": _Family("replace_rows"),
+    "to_bf16": _Family("bf16"),
+    "from_bf16": _Family("bf16"),
     "fused": _Family("fused"),
     "lead": _Family("run"),
     "work": _Family("run"),
@@ -94,9 +119,16 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options that are unusual or words."""
+        """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options that are unusual or words.
+
+        An option that is on goes by its own name: `rope.inverse`.
+        """
         usual = _FAMILIES[self.op].options
-        unusual = [str(value) for name, value in self.options if value != usual[name][0] or isinstance(value, str)]
+        unusual = [
+            name if value is True else str(value)
+            for name, value in self.options
+            if value != usual[name][0] or isinstance(value, str)
+        ]
         return ".".join([self.op, *([self.format.name] if self.format else []), *unusual])
 
     @property

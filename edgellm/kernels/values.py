@@ -131,7 +131,7 @@ class Value:
 
     def sum(self) -> Value:
         """All lanes added, in the order that is quickest."""
-        return self._reduce("fadd", ir.Constant(F32, -0.0)) if self.is_float else self._reduce("add")
+        return self._reduce("fadd", ir.Constant(self.element, -0.0)) if self.is_float else self._reduce("add")
 
     def max(self) -> Value:
         """The largest lane: of floats, NaN left out, or of signed integers."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgellm.machine import cgroups, cores
-from edgellm.machine.memory import memory
+from edgellm.machine.memory import memory, most_used
 
 ROOT = Path("/")
 
-__all__ = ["available_memory", "default_threads", "total_memory", "usable_threads"]
+__all__ = ["available_memory", "default_threads", "peak_memory", "total_memory", "usable_threads"]
 
 
 def default_threads(root: Path = ROOT) -> int:
@@ -47,3 +47,8 @@ def available_memory(root: Path = ROOT) -> int:
     room = cgroups.memory_room(root)
     available = memory(root).available
     return available if room is None else min(available, room)
+
+
+def peak_memory(root: Path = ROOT) -> int:
+    """The most bytes of memory that this process has had at a time."""
+    return most_used(root)

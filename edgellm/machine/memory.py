@@ -30,3 +30,20 @@ def memory(root: Path) -> Memory:
 
     found = psutil.virtual_memory()
     return Memory(found.total, found.available)
+
+
+def most_used(root: Path) -> int:
+    """The most bytes of memory that this process has had at a time; what it has now where that is not told.
+
+    Pages of mapped files count while they are in memory.
+    """
+    try:
+        text = (root / "proc/self/status").read_text()
+    except OSError:
+        text = ""
+    if found := re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE):
+        return 1024 * int(found[1])
+    import psutil
+
+    told = psutil.Process().memory_info()
+    return int(getattr(told, "peak_wset", told.rss))

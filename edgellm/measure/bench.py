@@ -11,7 +11,7 @@ import numpy as np
 from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.model import Model
 from edgellm.engine.request import Request
-from edgellm.engine.runner import Runner
+from edgellm.engine.runner import Programs
 from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
@@ -20,6 +20,8 @@ from edgellm.measure.limits import measure_limits
 
 def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5, depth: int = 0) -> dict[str, Any]:
     """Medians over repetitions of reading n_prompt tokens at once and of n_generate single tokens.
+
+    With the adapters that `Model.set_adapters` named.
 
     depth:  tokens that are in the context before either starts.
 
@@ -32,7 +34,8 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     runner, scheduler = model._runner, model._scheduler
     limits = measure_limits(runner.store, runner.team)
     ids = some_tokens(model, max(depth, n_prompt, n_generate, 1))
-    sequence = runner.cache.sequence()
+    adapters = model._adapters.usual
+    sequence = runner.cache.sequence(adapters)
     try:
         read(scheduler, sequence, ids[:depth])
         prefill: list[float] = []
@@ -47,10 +50,12 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     finally:
         sequence.release()
     limits = limits.or_better(measure_limits(runner.store, runner.team))  # if something else was running the first time
-    prefill_macs, decode_bytes = _macs_per_token(runner, n_prompt), _bytes_per_token(runner, depth, n_generate)
+    programs = runner.variant({adapters}).programs
+    prefill_macs, decode_bytes = _macs_per_token(programs, n_prompt), _bytes_per_token(programs, depth, n_generate)
     speeds = _speeds("prefill", n_prompt, prefill) | _speeds("decode", n_generate, decode)
     return {
         "model": model.path.name,
+        "adapters": {name: scale for name, scale in model.adapters.items() if scale},
         "isa": runner.isa.name,
         "n_threads": model.n_threads,
         "n_prompt": n_prompt,
@@ -142,15 +147,15 @@ def _share(tokens_per_second: float | None, per_token: float, limit: float) -> f
     return None if tokens_per_second is None else tokens_per_second * per_token / limit
 
 
-def _macs_per_token(runner: Runner, n_prompt: int) -> float:
+def _macs_per_token(programs: Programs, n_prompt: int) -> float:
     """Products with weights for each token of a prompt, of which the last one alone needs logits."""
-    body, head = (sum(map(weight_macs, program.lowered.ops)) for program in runner.programs)
+    body, head = (sum(map(weight_macs, program.lowered.ops)) for program in programs)
     return body + head / n_prompt if n_prompt else 0
 
 
-def _bytes_per_token(runner: Runner, depth: int, n_generate: int) -> float:
+def _bytes_per_token(programs: Programs, depth: int, n_generate: int) -> float:
     """Weights and cache that are read for each token written, on average."""
-    ops = [op for program in runner.programs for op in program.lowered.ops]
+    ops = [op for program in programs for op in program.lowered.ops]
     positions = range(depth, depth + n_generate)
     cache = sum(cache_bytes(op, position) for op in ops for position in positions)
     return sum(map(weight_bytes, ops)) + cache / n_generate if n_generate else 0

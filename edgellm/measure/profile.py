@@ -10,7 +10,7 @@ from typing import Any
 
 from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.model import Model
-from edgellm.engine.runner import Runner
+from edgellm.engine.runner import Programs, Runner
 from edgellm.engine.scheduler import Scheduler
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
 from edgellm.graph.profiler import Profiler, Timed
@@ -61,7 +61,9 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
     n_batch = min(n_prompt, runner.n_batch)
     check_room(model, depth + max(n_batch, 1))
     ids = some_tokens(model, max(depth, n_batch, 1))
-    sequence = runner.cache.sequence()
+    adapters = model._adapters.usual
+    programs = runner.variant({adapters}).programs
+    sequence = runner.cache.sequence(adapters)
 
     def repeat(work: Callable[[Scheduler, Sequence, list[int]], float], n_tokens: int) -> Iterator[float]:
         for _ in range(n_repetitions + 1):  # the first one warms up
@@ -75,7 +77,7 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
         for name, work, n_tokens in (("prefill", read, n_batch), ("decode", write, 1)):
             _, *unprofiled = repeat(work, n_tokens)
             runs: list[list[Timed]] = []
-            with _profiled(runner) as profiler:
+            with _profiled(runner, programs) as profiler:
                 for _ in repeat(work, n_tokens):
                     runs.append(profiler.timed)
                     profiler.timed = []
@@ -87,8 +89,7 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
 
 
 @contextmanager
-def _profiled(runner: Runner) -> Iterator[Profiler]:
-    programs = runner.programs
+def _profiled(runner: Runner, programs: Programs) -> Iterator[Profiler]:
     profiler = Profiler(runner.store, runner.n_threads, max(len(program.ops) for program in programs))
     for program in programs:
         program.team = profiler

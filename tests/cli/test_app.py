@@ -134,7 +134,9 @@ def numeric_options() -> Iterator[tuple[list[str], click.Command, click.Option]]
     commands = [([name], importlib.import_module(f"edgellm.cli.{name}").command) for name in app.COMMANDS]
     for words, command in commands:
         if isinstance(command, click.Group):
-            commands += [([*words, name], inner) for name, inner in command.commands.items()]
+            context = click.Context(command)
+            inner = {name: command.get_command(context, name) for name in command.list_commands(context)}
+            commands += [([*words, name], found) for name, found in inner.items()]
         for option in command.params:
             if isinstance(option, click.Option) and isinstance(option.type, NUMBERS):
                 yield words, command, option

@@ -17,6 +17,7 @@ from . import fake_engine
 
 RESULT = {
     "model": "chat.gguf",
+    "adapters": {},
     "isa": "avx9",
     "n_threads": 1,
     "n_prompt": 32,

@@ -117,13 +117,15 @@ def refused(folder: Path, kind: type[EdgellmError], *words: str, type_name: str 
     [
         ({"peft_type": "IA3"}, UnsupportedError, ("IA3",)),
         ({"peft_type": ...}, UnsupportedError, ("LORA",)),
-        ({"use_dora": True}, UnsupportedError, ("use_dora",)),
-        ({"bias": "all"}, UnsupportedError, ("bias",)),
-        ({"modules_to_save": ["lm_head"]}, UnsupportedError, ("modules_to_save",)),
-        ({"fan_in_fan_out": True}, UnsupportedError, ("fan_in_fan_out",)),
+        ({"use_dora": True}, FormatError, ("lora_magnitude_vector",)),
+        ({"lora_bias": True}, UnsupportedError, ("lora_bias",)),
+        ({"init_lora_weights": "pissa"}, UnsupportedError, ("pissa", "path_initial_model_for_weight_conversion")),
+        ({"r": 5}, FormatError, ("rank 4", "says 5")),
+        ({"rank_pattern": {"q_proj": 2}}, FormatError, ("rank 4", "says 2", "rank_pattern")),
         ({"lora_alpha": "a"}, FormatError, ("lora_alpha",)),
-        ({"lora_alpha": ...}, FormatError, ("lora_alpha", "missing")),
-        ({"alpha_pattern": {"^model.*": 3}}, UnsupportedError, ("alpha_pattern",)),
+        ({"lora_alpha": 0}, FormatError, ("lora_alpha",)),
+        ({"alpha_pattern": {"(a+)+": 3}}, UnsupportedError, ("alpha_pattern",)),
+        ({"alpha_pattern": {"[": 3}}, FormatError, ("alpha_pattern", "regular expression")),
         ({"alpha_pattern": {"q_proj": "x"}}, FormatError, ("q_proj",)),
     ],
 )
@@ -154,7 +156,7 @@ def test_half_a_pair_and_strangers(folder: Path) -> None:
     tensors = load_file(path)
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
     save_file({key: x for key, x in tensors.items() if key != name}, path)
-    refused(folder, FormatError, "model.layers.1.self_attn.q_proj", "lora_A alone")
+    refused(folder, FormatError, "model.layers.1.self_attn.q_proj", "has lora_A; expected lora_A and lora_B")
     save_file(tensors | {"base_model.model.model.layers.9.self_attn.q_proj.lora_B.weight": torch.zeros(4, 4)}, path)
     refused(folder, UnsupportedError, "layers.9")
     save_file(tensors | {name: torch.zeros(64, 3)}, path)

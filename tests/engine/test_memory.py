@@ -73,7 +73,7 @@ def test_memory_that_cannot_be_had(tiny_path, monkeypatch) -> None:
     refuses(tiny_path, "n_ctx", r"a context of 1024 tokens needs a KV cache of 0\.0 GB")
 
 
-@pytest.mark.parametrize("place", ["_context", "load_tokenizer", "Runner"])
+@pytest.mark.parametrize("place", ["context_of", "load_tokenizer", "Runner"])
 def test_out_of_memory_anywhere(tiny_path, monkeypatch, place: str) -> None:
     def fail(*_):
         raise MemoryError

@@ -50,7 +50,7 @@ def test_what_a_node_needs_and_what_it_was_told() -> None:
     h = rms_norm(z, tensor("n", 12), 1e-5, n_heads=4)
     assert (last(g).inputs, last(g).attributes, h.width) == ((z,), {"epsilon": 1e-5, "n_heads": 4}, 48)
     q = rope(h, 4, ROTATION)
-    assert (last(g).inputs, last(g).attributes) == ((h,), {"n_heads": 4, "rotation": ROTATION})
+    assert (last(g).inputs, last(g).attributes) == ((h,), {"n_heads": 4, "rotation": ROTATION, "inverse": False})
     assert glu(z, q, "gelu").width == 48
     assert (last(g).inputs, last(g).attributes) == ((z, q), {"activation": "gelu"})
     assert add(z, linear(q, square)).width == 48

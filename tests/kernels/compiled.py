@@ -18,7 +18,17 @@ import numpy as np
 from edgellm.kernels import records
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, KVType
-from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
+from edgellm.kernels.records import (
+    F32_TILE_COLS,
+    MAXIMA_GROUP,
+    OUTER_COLS,
+    OUTER_ROWS,
+    OUTER_SCRATCH_BYTES,
+    ROW_ALIGN,
+    SPAN_TOKENS,
+    TRANSPOSED_SCRATCH_BYTES,
+    TRANSPOSED_TOKENS,
+)
 from edgellm.kernels.reference import Quantized
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
@@ -159,6 +169,23 @@ class Compiled:
         )
         return out.take()
 
+    def choose(self, x: np.ndarray, other: np.ndarray, scales: np.ndarray, in_place: bool = False) -> np.ndarray:
+        n_tokens, _ = x.shape
+        with into(x, in_place) as (source, out):
+            self._run(
+                "choose",
+                records.CHOOSE,
+                -(-n_tokens // 2),
+                n_tokens,
+                x=source,
+                other=rows(other),
+                scales=before_a_wall(scales.view(np.uint8)),
+                out=out,
+                stride=out.stride,
+                chunk_tokens=2,
+            )
+        return out.take()
+
     def add_bias(self, x: np.ndarray, bias: np.ndarray, in_place: bool = False) -> np.ndarray:
         n_tokens, width = x.shape
         with into(x, in_place) as (source, out):
@@ -252,7 +279,9 @@ class Compiled:
         )
         return out.take()
 
-    def rope(self, x: np.ndarray, angles: np.ndarray, interleaved: bool, in_place: bool = False) -> np.ndarray:
+    def rope(
+        self, x: np.ndarray, angles: np.ndarray, interleaved: bool, in_place: bool = False, inverse: bool = False
+    ) -> np.ndarray:
         n_tokens, n_heads, head_dim = x.shape
         half = angles.shape[1]
         table = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -262,6 +291,7 @@ class Compiled:
                 records.ROPE,
                 -(-n_tokens // 2),
                 n_tokens,
+                options={"inverse": inverse},
                 x=source,
                 out=out,
                 stride=out.stride,
@@ -363,6 +393,57 @@ class Compiled:
         )
         scratch.check()
         return out.take()
+
+    def linear_transposed(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
+        (n_tokens, n_rows), n_cols = x.shape, weights.shape[1] // fmt.block_bytes * fmt.block_size
+        out, scratch, padded = Output(n_tokens, n_cols), Scratch(TRANSPOSED_SCRATCH_BYTES), rows(x)
+        self._run(
+            "linear_transposed",
+            records.LINEAR_TRANSPOSED,
+            -(-n_cols // F32_TILE_COLS) * -(-n_tokens // TRANSPOSED_TOKENS),
+            n_tokens,
+            fmt,
+            weights=before_a_wall(weights),
+            row_bytes=weights.shape[1],
+            n_rows=n_rows,
+            n_cols=n_cols,
+            x=padded,
+            x_stride=padded.shape[1],
+            out=out,
+            out_stride=out.stride,
+            scratch=scratch,
+            scratch_bytes=scratch.n_bytes,
+        )
+        scratch.check()
+        if np.isfinite(x).all():
+            assert not out.memory[1 : n_tokens + 1, n_cols:].any(), "what pads rows is not 0"
+        return out.take()
+
+    def outer_sum(self, a: np.ndarray, b: np.ndarray, g: np.ndarray, gap: int = 0) -> np.ndarray:
+        """gap: floats between the rows of g, which must stay as they are."""
+        (n_rows, n_cols), (left, right), scratch = g.shape, (rows(a), rows(b)), Scratch(OUTER_SCRATCH_BYTES)
+        walled = np.full((n_rows + 2, n_cols + gap), SENTINEL)
+        walled[1:-1, :n_cols] = g
+        self._run(
+            "outer_sum",
+            records.OUTER_SUM,
+            -(-n_rows // OUTER_ROWS) * -(-n_cols // OUTER_COLS),
+            len(a),
+            a=left,
+            a_stride=left.shape[1],
+            b=right,
+            b_stride=right.shape[1],
+            g=walled[1:],
+            g_stride=n_cols + gap,
+            n_rows=n_rows,
+            n_cols=n_cols,
+            scratch=scratch,
+            scratch_bytes=scratch.n_bytes,
+        )
+        scratch.check()
+        assert (walled[[0, -1]] == SENTINEL).all(), "the kernel wrote outside of its sums"
+        assert (walled[:, n_cols:] == SENTINEL).all(), "the kernel wrote between the rows of its sums"
+        return walled[1:-1, :n_cols].copy()
 
     def kv_append(
         self,

@@ -12,7 +12,16 @@ from edgellm.kernels.isa import NEON
 from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE
 from edgellm.quants import FORMATS
 
-from . import test_attention, test_fit, test_kv_types, test_linear, test_linear_f32, test_rows
+from . import (
+    test_attention,
+    test_attention_backward,
+    test_fit,
+    test_kv_types,
+    test_linear,
+    test_linear_f32,
+    test_products,
+    test_rows,
+)
 from .arm import EmulatedStore
 from .compiled import Compiled
 from .conftest import AVAILABLE
@@ -57,6 +66,16 @@ def test_linear_on_inputs_as_they_are(neon: Compiled, isa, fmt) -> None:
     test_linear_f32.test_weights_are_dequantized_to_the_bit(lambda isa: neon, isa, fmt)
 
 
+@test_linear_f32.for_all([NEON], [FORMATS[name] for name in ("F32", "F16", "Q4_1", "Q4_K")])
+def test_linear_transposed(neon: Compiled, isa, fmt) -> None:
+    test_products.test_linear_transposed_as_its_twin_to_the_bit(lambda isa: neon, isa, fmt)
+
+
+@pytest.mark.parametrize(("n_rows", "n_cols", "n_tokens"), [(1, 1, 1), (8, 100, 70), (100, 8, 3)])
+def test_outer_sum(neon: Compiled, n_rows: int, n_cols: int, n_tokens: int) -> None:
+    test_products.test_outer_sum_as_its_twin_to_the_bit(neon, n_rows, n_cols, n_tokens)
+
+
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=repr)
 def test_embed(neon: Compiled, fmt, rng) -> None:
     test_rows.test_embed(lambda isa: neon, NEON, fmt, rng)
@@ -99,6 +118,12 @@ def test_attention_over_a_q8_0_cache(neon: Compiled) -> None:
     text = test_kv_types.Text(290, 80, 1, 3)
     got, want = text.attend(neon, 250, 290), text.twin(250, 290)
     np.testing.assert_allclose(got, want, atol=test_attention.ATTENTION)
+
+
+def test_gradients_of_attention(neon: Compiled) -> None:
+    test_attention_backward.test_documents(neon, 23, 2, 2, (33, 1))
+    test_attention_backward.test_what_a_token_sees(neon, 7, 6)
+    test_attention_backward.test_a_group_in_parts(neon, 6, 3)
 
 
 def test_what_is_appended_to_caches(neon: Compiled) -> None:

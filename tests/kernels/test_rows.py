@@ -73,6 +73,16 @@ def test_add_bias_is_exact(compiled: Compiled, rng, n_tokens: int, width: int) -
 
 
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_choose_is_exact(compiled: Compiled, rng, n_tokens: int, width: int) -> None:
+    x, other = normal(rng, n_tokens, width), normal(rng, n_tokens, width)
+    scales = rng.choice(np.float32([0, -0.0, 1, -0.5, 1e-30]), n_tokens)
+    for in_place in (False, True):
+        found = compiled.choose(x, other, scales, in_place)
+        np.testing.assert_array_equal(found, reference.choose(x, other, scales))
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize(("old", "new"), [(8, 16), (100, 112), (112, 100), (5, 48), (16, 16), (1, 16)])
 def test_resize_heads_is_exact(compiled: Compiled, rng, n_tokens: int, old: int, new: int) -> None:
     x = normal(rng, n_tokens, 3 * old)

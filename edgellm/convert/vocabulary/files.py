@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgellm.convert.json_file import read_json
 from edgellm.errors import FileProblem, FormatError
+from edgellm.formats.json_file import read_json
 from edgellm.formats.strict_json import MAX_BYTES, MAX_VALUES
 
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number"}

@@ -15,13 +15,16 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, rows
+from edgellm.graph.lowering import attention, gradients, linear, low_rank, rows
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
+    DOCUMENTS,
     RULES,
+    TARGET_WEIGHTS,
     LayerShape,
     Lowering,
     Target,
+    adapter_table,
     cache_table,
     merges_table,
     rotation_table,
@@ -33,10 +36,13 @@ from edgellm.kernels.registry import Kernel
 
 __all__ = [
     "ATTENTION_ROWS",
+    "DOCUMENTS",
     "MAX_SPLITS",
+    "TARGET_WEIGHTS",
     "LayerShape",
     "Lowered",
     "Target",
+    "adapter_table",
     "cache_table",
     "lower",
     "merges_table",
@@ -44,7 +50,7 @@ __all__ = [
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, rows)  # importing them fills RULES
+_RULE_FILES = (attention, gradients, linear, low_rank, rows)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -86,12 +92,19 @@ def lower(
     taps: Iterable[Value] = (),
     given: Iterable[Value] = (),
     square_sums: Mapping[Value, np.ndarray] | None = None,
+    like: Graph | None = None,
+    transposed: Mapping[Tensor, Tensor] | None = None,
+    longest: int = 0,
 ) -> Lowered:
     """The ops that compute a graph's outputs.
 
     taps:         other values that can be read after a run.
     given:        values that are not computed: somebody fills their rows, as those of the graph's inputs.
     square_sums:  values whose squares are added up in every run, float64 [stride] each, column by column.
+    like:         the graph whose cache and batch serve, for its backward pass; by default, this one.
+    transposed:   copies of weights [n_in, n_out] for `LinearTransposed`, in a format that multiplies as fast as
+                  `Linear` does.
+    longest:      tokens of the longest document, for a backward pass.
 
     Raises UnsupportedError naming what no kernel can do yet.
     """
@@ -99,7 +112,7 @@ def lower(
     outside = [*graph.inputs, *given]
     kept = [*graph.outputs, *taps]
     nodes = graph.needed([*kept, *square_sums], outside)
-    low = Lowering(graph, target, nodes, [*kept, *outside, *square_sums])
+    low = Lowering(graph, target, nodes, [*kept, *outside, *square_sums], like, transposed, longest)
     for value in outside:
         low.new_rows(value)
         if value in square_sums:
@@ -112,7 +125,7 @@ def lower(
     return Lowered(
         target,
         low.ops,
-        {value: low.rows(value) for value in [*kept, *outside]},
+        {value: low.rows(value) for value in [*kept, *outside] if value.width},
         outside,
         low.rotations,
         low.windows,

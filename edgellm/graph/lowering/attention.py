@@ -5,13 +5,12 @@ from __future__ import annotations
 from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.base import (
     Lowering,
-    cache_table,
     merges_table,
     padded_head_dim,
     rule,
     tasks_table,
 )
-from edgellm.graph.nodes import Attention, KeysValues
+from edgellm.graph.nodes import Attention, AttentionSpec, KeysValues
 from edgellm.graph.ops import Chunks, Fixed, Rows
 from edgellm.kernels import records
 
@@ -30,7 +29,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         )
     head_dim, n_heads = padded_head_dim(node.key_dim), node.n_heads
     k, v = (_resized(low, low.read(x), n_heads, head_dim) for x in (node.keys, node.values))
-    kind, cache = low.target.kv_type, cache_table(low.caches[node])
+    kind, cache = low.target.kv_type, low.cache_of(node)
     low.add_rows(
         "kv_append",
         records.KV_APPEND,
@@ -49,7 +48,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
 
 @rule(Attention)
 def lower_attention(low: Lowering, node: Attention) -> None:
-    _refuse_what_is_not_built(node)
+    refuse_what_is_not_built(node.spec)
     own_dim = node.q.width // node.n_heads
     head_dim = padded_head_dim(own_dim)
     q = _resized(low, low.read(node.q), node.n_heads, head_dim)
@@ -67,7 +66,7 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
     n_heads, n_kv_heads = node.n_heads, node.source.n_heads
     head_dim, group = q.width // n_heads, n_heads // n_kv_heads
     index = low.windows.index(window)
-    cache = cache_table(low.caches[node.source])
+    cache = low.cache_of(node.source)
     partial_bytes = MAX_SPLITS * n_heads * (head_dim + 2) * 4
     if low.partial is None or low.partial.n_bytes < partial_bytes:
         low.partial = Fixed(partial_bytes, "attention splits")
@@ -110,8 +109,8 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
     )
 
 
-def _refuse_what_is_not_built(node: Attention) -> None:
-    spec = node.spec
+def refuse_what_is_not_built(spec: AttentionSpec) -> None:
+    """Raises UnsupportedError naming it."""
     missing = {
         "that is not causal": not spec.causal,
         f"with soft-capped scores ({spec.soft_cap})": spec.soft_cap is not None,

@@ -71,27 +71,43 @@ class Lowering:
     """Ops as the rules add them, and what they need beside them.
 
     rotations, windows, group_size, cache_layers:  see `Lowered`.
-    caches:   the layer of the cache that each `KeysValues` node fills.
     partial:  memory for results of attention that are put together by another op; one for all layers.
+    transposed, longest:  see `lower`.
     """
 
-    def __init__(self, graph: Graph, target: Target, nodes: list[Node], kept: Iterable[Value]) -> None:
-        self.graph, self.target = graph, target
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        nodes: list[Node],
+        kept: Iterable[Value],
+        like: Graph | None = None,
+        transposed: Mapping[Tensor, Tensor] | None = None,
+        longest: int = 0,
+    ) -> None:
+        self.graph, self.target, self.longest = graph, target, longest
+        self.transposed = transposed or {}
         self.ops: list[Op] = []
         # Of the whole graph, whatever part of it is lowered: so all programs of a graph fit one cache and one batch.
-        attentions = [node for node in graph.nodes if isinstance(node, Attention)]
-        sources = [node for node in graph.nodes if isinstance(node, KeysValues)]
-        self.rotations = list(dict.fromkeys(node.rotation for node in graph.nodes if isinstance(node, Rope)))
+        # Those of its backward pass fit them too.
+        whole = like or graph
+        attentions = [node for node in whole.nodes if isinstance(node, Attention)]
+        sources = [node for node in whole.nodes if isinstance(node, KeysValues)]
+        self.rotations = list(dict.fromkeys(node.rotation for node in whole.nodes if isinstance(node, Rope)))
         self.windows = list(dict.fromkeys(node.spec.window for node in attentions))
         self.group_size = max((node.n_heads // node.source.n_heads for node in attentions), default=1)
         self.cache_layers = [LayerShape(node.n_heads, padded_head_dim(node.key_dim)) for node in sources]
-        self.caches = {node: layer for layer, node in enumerate(sources)}
+        self._caches = {node: layer for layer, node in enumerate(sources)}
         self.partial: Fixed | None = None
         self.constants: dict[Tensor, np.ndarray] = {}
         self._rows: dict[Value, Rows] = {}
         self._quantized: dict[tuple[Value, int], Quantized] = {}
         self._kept = set(kept)
         self._n_readers = Counter(value for node in nodes for value in node.inputs)
+
+    def cache_of(self, node: KeysValues) -> Table:
+        """The layer of the cache that a node fills."""
+        return cache_table(self._caches[node.copy_of or node])
 
     # --- where values are ---------------------------------------------------------------------------------
 
@@ -111,12 +127,20 @@ class Lowering:
         """Rows for the value of a node."""
         return self.new_rows(self.graph.made_by(node))
 
+    def make_all(self, node: Node) -> list[Rows]:
+        """Rows for each value of a node that makes several."""
+        return [self.new_rows(value) for value in self.graph.all_made_by(node)]
+
     def make_from(self, x: Value, node: Node) -> tuple[Rows, Rows]:
         """The rows of x, and rows for the value of a node: the same ones where nobody needs x after it."""
+        return self.make_value_from(x, self.graph.made_by(node))
+
+    def make_value_from(self, x: Value, value: Value) -> tuple[Rows, Rows]:
+        """The same for one of the values of a node that makes several."""
         source = self.read(x)
         if self._n_readers[x] or x in self._kept:
-            return source, self.make(node)
-        self._rows[self.graph.made_by(node)] = source
+            return source, self.new_rows(value)
+        self._rows[value] = source
         return source, source
 
     def quantized(self, x: Value, n_planes: int) -> Quantized:
@@ -185,9 +209,18 @@ class Lowering:
         )
 
 
+# What backward passes need beside: where documents begin, and how much each row's target counts.
+DOCUMENTS, TARGET_WEIGHTS = Table("documents"), Table("target weights")
+
+
 def cache_table(layer: int) -> Table:
     """The memory of a layer of the cache."""
     return Table(f"cache {layer}")
+
+
+def adapter_table(index: int) -> Table:
+    """How much of an adapter each row of a batch has, for the index-th of its adapters."""
+    return Table(f"adapter {index}")
 
 
 def rotation_table(index: int) -> Table:

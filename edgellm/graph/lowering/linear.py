@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgellm.formats.tensor import Tensor
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
-from edgellm.graph.ops import Chunks, Rows
+from edgellm.graph.nodes.gradients import LinearTransposed
+from edgellm.graph.ops import Chunks, Quantized, Rows
 from edgellm.kernels import records
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
@@ -32,27 +34,57 @@ def lower_linear(low: Lowering, node: Linear) -> None:
         "n_threads": low.target.tuning.n_threads,
     }
     if isinstance(weight.format, FloatFormat):
-        fields |= _prefetching(low, node, ROWS_TOGETHER)
-        _add_f32(low, node, x, out, fields, small="linear_f32_decode")
+        fields |= _prefetching(low, weight, ROWS_TOGETHER)
+        _add_f32(low, weight, x, out, fields, small="linear_f32_decode")
     elif low.target.activations == "f32":
-        _add_f32(low, node, x, out, fields)
+        _add_f32(low, weight, x, out, fields)
     else:
-        fields |= _prefetching(low, node, low.target.isa.decode_rows)
-        _add_int8(low, node, out, fields)
+        fields |= _prefetching(low, weight, low.target.isa.decode_rows)
+        _add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
 
 
-def _add_int8(low: Lowering, node: Linear, out: Rows, fields: dict[str, Any]) -> None:
-    n_rows, n_cols = node.weight.shape
-    n_planes = 2 if node.sensitive else 1
-    xq = low.quantized(node.x, n_planes)
-    n_groups = -(-n_cols // node.weight.format.scale_group)
+@rule(LinearTransposed)
+def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
+    x, out = low.read(node.dy), low.make(node)
+    weight = node.weight
+    fields: dict[str, Any] = {"x_stride": x.stride, "out": out, "out_stride": out.stride}
+    copy = low.transposed.get(weight)
+    if copy is not None:
+        n_rows, n_cols = copy.shape
+        row_bytes = copy.format.row_bytes(n_cols)
+        fields |= {"weights": copy, "row_bytes": row_bytes, "n_rows": n_rows, "n_cols": n_cols}
+        fields |= {"n_threads": low.target.tuning.n_threads, **_prefetching(low, copy, low.target.isa.decode_rows)}
+        _add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
+        return
+    n_rows, n_cols = weight.shape
+    low.add(
+        "linear_transposed",
+        records.LINEAR_TRANSPOSED,
+        Chunks("tokens", records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
+        [x],
+        [out],
+        format=weight.format,
+        scratch=records.TRANSPOSED_SCRATCH_BYTES,
+        weights=weight,
+        row_bytes=weight.format.row_bytes(n_cols),
+        n_rows=n_rows,
+        n_cols=n_cols,
+        x=x,
+        **fields,
+    )
+
+
+def _add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: dict[str, Any]) -> None:
+    n_rows, n_cols = weight.shape
+    n_planes = xq.n_planes
+    n_groups = -(-n_cols // weight.format.scale_group)
     low.add(
         "linear_prefill",
         records.LINEAR,
         Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), small_batch=-(-n_rows // fields["chunk_rows"])),
         [xq],
         [out],
-        format=node.weight.format,
+        format=weight.format,
         options={"n_planes": n_planes},
         small="linear_decode",
         scratch=TILE_ROWS * (n_cols + 8 * n_groups),
@@ -61,8 +93,10 @@ def _add_int8(low: Lowering, node: Linear, out: Rows, fields: dict[str, Any]) ->
     )
 
 
-def _add_f32(low: Lowering, node: Linear, x: Rows, out: Rows, fields: dict[str, Any], small: str | None = None) -> None:
-    n_rows = node.weight.shape[0]
+def _add_f32(
+    low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[str, Any], small: str | None = None
+) -> None:
+    n_rows = weight.shape[0]
     tile_rows = low.target.isa.f32_tile_rows
     small_batch = -(-n_rows // fields["chunk_rows"]) if small else None
     low.add(
@@ -71,7 +105,7 @@ def _add_f32(low: Lowering, node: Linear, x: Rows, out: Rows, fields: dict[str, 
         Chunks("tokens", 1 << 30, -(-n_rows // tile_rows), small_batch),
         [x],
         [out],
-        format=node.weight.format,
+        format=weight.format,
         small=small,
         scratch=4 * tile_rows * F32_TILE_COLS,
         x=x,
@@ -79,10 +113,10 @@ def _add_f32(low: Lowering, node: Linear, x: Rows, out: Rows, fields: dict[str, 
     )
 
 
-def _prefetching(low: Lowering, node: Linear, rows_together: int) -> dict[str, int]:
+def _prefetching(low: Lowering, weight: Tensor, rows_together: int) -> dict[str, int]:
     """How many rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
-    tuning, n_rows = low.target.tuning, node.weight.shape[0]
-    row_bytes = node.weight.format.row_bytes(node.weight.shape[1])
+    tuning, n_rows = low.target.tuning, weight.shape[0]
+    row_bytes = weight.format.row_bytes(weight.shape[1])
     turns = max(TURNS, round(n_rows * row_bytes / (tuning.n_threads * tuning.chunk_bytes)))
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,

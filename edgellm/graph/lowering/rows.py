@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.base import Lowering, rotation_table, rule
-from edgellm.graph.nodes import GLU, Add, AddBias, Embed, Maxima, RMSNorm, Rope, SelectRows
-from edgellm.graph.ops import Chunks
+from edgellm.graph.nodes import GLU, Activate, Add, AddBias, Embed, Maxima, ReplaceRows, RMSNorm, Rope, SelectRows
+from edgellm.graph.ops import Chunks, Table
 from edgellm.kernels import records
 from edgellm.kernels.records import MAXIMA_GROUP
 
@@ -70,6 +70,12 @@ def lower_glu(low: Lowering, node: GLU) -> None:
     low.add_rows("glu", records.GLU, gate, [gate, up], [out], options=options, gate=gate, up=up, out=out)
 
 
+@rule(Activate)
+def lower_activate(low: Lowering, node: Activate) -> None:
+    x, out = low.make_from(node.x, node)
+    low.add_rows("activate", records.ACTIVATE, x, [x], [out], options={"activation": node.activation}, x=x, out=out)
+
+
 @rule(Rope)
 def lower_rope(low: Lowering, node: Rope) -> None:
     rotation = node.rotation
@@ -81,6 +87,7 @@ def lower_rope(low: Lowering, node: Rope) -> None:
         x,
         [x],
         [out],
+        options={"inverse": node.inverse},
         x=x,
         out=out,
         n_heads=node.n_heads,
@@ -88,6 +95,16 @@ def lower_rope(low: Lowering, node: Rope) -> None:
         n_rot=n_rot,
         pair_step=1 if rotation.interleaved else n_rot // 2,
         table=rotation_table(low.rotations.index(rotation)),
+    )
+
+
+@rule(ReplaceRows)
+def lower_replace_rows(low: Lowering, node: ReplaceRows) -> None:
+    x, out = low.make_from(node.x, node)
+    table = 0 if node.table is None else low.floats(node.table)
+    places = Table(node.places)
+    low.add_rows(
+        "replace_rows", records.REPLACE_ROWS, x, [x], [out], x=x, out=out, n_cols=x.width, table=table, places=places
     )
 
 

@@ -4,40 +4,69 @@ from __future__ import annotations
 
 from edgellm.graph.nodes.attention import Attention, AttentionSpec, KeysValues, attention, keys_values
 from edgellm.graph.nodes.base import Graph, Node, Value
-from edgellm.graph.nodes.elementwise import GLU, Activation, Add, AddBias, add, add_bias, glu
+from edgellm.graph.nodes.dropout import Chance, Dropout, dropout
+from edgellm.graph.nodes.elementwise import (
+    GLU,
+    Activate,
+    Activation,
+    Add,
+    AddBias,
+    PlainActivation,
+    activate,
+    add,
+    add_bias,
+    glu,
+)
 from edgellm.graph.nodes.embed import Embed, embed
 from edgellm.graph.nodes.linear import Linear, linear
+from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import RMSNorm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
-from edgellm.graph.nodes.rows import Maxima, SelectRows, maxima, select_rows
+from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
 
 __all__ = [
     "GLU",
+    "Activate",
     "Activation",
     "Add",
     "AddBias",
     "Attention",
     "AttentionSpec",
+    "Chance",
+    "Choose",
+    "Dropout",
     "Embed",
     "Graph",
     "KeysValues",
     "Linear",
     "Maxima",
+    "MultiplyColumns",
+    "Narrow",
     "Node",
+    "PlainActivation",
     "RMSNorm",
+    "ReplaceRows",
     "Rope",
     "Rotation",
     "SelectRows",
     "Value",
+    "Widen",
+    "activate",
     "add",
     "add_bias",
     "attention",
+    "choose",
+    "dropout",
     "embed",
     "glu",
     "keys_values",
     "linear",
     "maxima",
+    "multiply_columns",
+    "narrow",
+    "replace_rows",
     "rms_norm",
     "rope",
     "select_rows",
+    "widen",
 ]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.gradients import AttentionBackward
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,10 @@ class KeysValues(Node):
     values: Value
     n_heads: int
     cached: bool = True
+    copy_of: KeysValues | None = None  # the node whose layer of the cache this one fills again, with the same
+
+    def marks_of_copy(self) -> dict[str, Any]:
+        return {"copy_of": self.copy_of or self}
 
     @property
     def key_dim(self) -> int:
@@ -79,6 +88,15 @@ class Attention(Node):
     @property
     def width(self) -> int:
         return self.n_heads * self.source.value_dim
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        source = self.source
+        inputs = (self.q, source.keys, source.values)
+        q, k, v = map(b.value, inputs)
+        node = AttentionBackward(q, k, v, grad, self.n_heads, source.n_heads, self.spec)
+        for value, gradient in zip(inputs, b.graph.record_all(node), strict=True):
+            if b.needs(value):
+                b.add(value, gradient)
 
 
 def keys_values(keys: Value, values: Value, n_heads: int, cached: bool = True) -> Value:

@@ -13,12 +13,15 @@ same record serves every way to compute it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import UsageError
+from edgellm.errors import UnsupportedError, UsageError
 from edgellm.formats.tensor import Tensor
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 
 @dataclass(eq=False)
@@ -75,9 +78,32 @@ class Node:
         """Of the value that it makes."""
         raise NotImplementedError
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of all values that it makes, where they are several."""
+        return (self.width,)
+
+    def marks_of_copy(self) -> dict[str, Any]:
+        """Fields that differ where a node is recorded once more, to compute its value again."""
+        return {}
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        """Add to the gradients of its inputs and weights, given that of its value: how much the loss grows with each
+        of its numbers. Raises UnsupportedError for a kind of node that cannot be trained through.
+        """
+        raise UnsupportedError(f"training through a node of the kind {self.kind} is not built yet")
+
     def _fields_of(self, kind: type) -> Iterator[Any]:
         contents = (getattr(self, field.name) for field in fields(self))
         return (content for content in contents if isinstance(content, kind))
+
+
+def with_inputs(node: Node, values: Mapping[Value, Value], **changes: Any) -> Node:
+    """The same node of other values: what each of its inputs became."""
+    inputs = {
+        field.name: values[content] for field in fields(node) if isinstance(content := getattr(node, field.name), Value)
+    }
+    return replace(node, **{**inputs, **changes})
 
 
 class Graph:
@@ -94,7 +120,7 @@ class Graph:
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
         self.values: dict[str, Value] = {}
-        self._made: dict[Node, Value] = {}
+        self._made: dict[Node, tuple[Value, ...]] = {}
 
     def input(self, width: int, name: str = "") -> Value:
         """Rows that somebody else fills."""
@@ -110,11 +136,17 @@ class Graph:
 
     def record(self, node: Node, name: str = "") -> Value:
         """Add a node; returns the value that it makes."""
+        (value,) = self.record_all(node)
+        return self.name(value, name) if name else value
+
+    def record_all(self, node: Node) -> tuple[Value, ...]:
+        """Add a node that makes several values."""
         if any(value.graph is not self for value in node.inputs):
             raise UsageError(f"{node.kind} takes a value of another graph")
-        value = self._made[node] = Value(node.width, node=node, _graph=weakref.ref(self))
+        made = tuple(Value(width, node=node, _graph=weakref.ref(self)) for width in node.widths)
+        self._made[node] = made
         self.nodes.append(node)
-        return self.name(value, name) if name else value
+        return made
 
     def name(self, value: Value, name: str) -> Value:
         """Give a value a name of its own. Raises UsageError when another value has it already."""
@@ -125,6 +157,10 @@ class Graph:
         return value
 
     def made_by(self, node: Node) -> Value:
+        """The value of a node, the first where it makes several."""
+        return self._made[node][0]
+
+    def all_made_by(self, node: Node) -> tuple[Value, ...]:
         return self._made[node]
 
     def needed(self, wanted: Iterable[Value], given: Iterable[Value] = ()) -> list[Node]:

@@ -1,14 +1,19 @@
-"""Steps that treat every number by itself: sums, biases, gated activations."""
+"""Steps that treat every number by itself: sums, biases, activations with and without gates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.gradients import ActivateBackward, ColumnSum, GLUBackward
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 Activation = Literal["silu", "gelu"]
+PlainActivation = Literal["relu", "gelu", "silu"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +27,11 @@ class Add(Node):
     def width(self) -> int:
         return self.a.width
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        for value in (self.a, self.b):
+            if b.needs(value):
+                b.add(value, grad)
+
 
 @dataclass(frozen=True, eq=False)
 class AddBias(Node):
@@ -33,6 +43,12 @@ class AddBias(Node):
     @property
     def width(self) -> int:
         return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.bias):
+            b.add_sum(ColumnSum(grad, b.sums[self.bias]))
+        if b.needs(self.x):
+            b.add(self.x, grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +66,28 @@ class GLU(Node):
     def width(self) -> int:
         return self.gate.width
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
+        for value, gradient in zip((self.gate, self.up), made, strict=True):
+            if b.needs(value):
+                b.add(value, gradient)
+
+
+@dataclass(frozen=True, eq=False)
+class Activate(Node):
+    """activation(x): "relu", "silu", or "gelu" in its tanh form."""
+
+    x: Value
+    activation: PlainActivation
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.needs(self.x):
+            b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
+
 
 def add(a: Value, b: Value, name: str = "") -> Value:
     return a.graph.record(Add(a, b), name)
@@ -57,6 +95,10 @@ def add(a: Value, b: Value, name: str = "") -> Value:
 
 def add_bias(x: Value, bias: Tensor, name: str = "") -> Value:
     return x.graph.record(AddBias(x, bias), name)
+
+
+def activate(x: Value, activation: PlainActivation) -> Value:
+    return x.graph.record(Activate(x, activation))
 
 
 def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.gradients import OuterSum, linear_transposed
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +28,12 @@ class Linear(Node):
     @property
     def width(self) -> int:
         return self.weight.shape[0]
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.weight):
+            b.add_sum(OuterSum(grad, b.value(self.x), b.sums[self.weight]))
+        if b.needs(self.x):
+            b.add(self.x, linear_transposed(grad, self.weight))
 
 
 def linear(x: Value, weight: Tensor, *, sensitive: bool = False, name: str = "") -> Value:

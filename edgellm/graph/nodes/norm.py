@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.gradients import RMSNormBackward, RMSNormWeightSum
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +28,13 @@ class RMSNorm(Node):
     @property
     def width(self) -> int:
         return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        x = b.value(self.x)
+        if b.trains(self.weight):
+            b.add_sum(RMSNormWeightSum(x, grad, b.sums[self.weight], self.epsilon, self.n_heads))
+        if b.needs(self.x):
+            b.add(self.x, b.graph.record(RMSNormBackward(x, grad, self.weight, self.epsilon, self.n_heads)))
 
 
 def rms_norm(x: Value, weight: Tensor, epsilon: float, n_heads: int = 1, name: str = "") -> Value:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.graph.nodes.base import Node, Value
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,15 +27,20 @@ class Rotation:
 
 @dataclass(frozen=True, eq=False)
 class Rope(Node):
-    """The leading dimensions of every head turned by the token's position (Su et al., 2021)."""
+    """The leading dimensions of every head turned by the token's position (Su et al., 2021); inverse: turned back."""
 
     x: Value
     n_heads: int
     rotation: Rotation
+    inverse: bool = False
 
     @property
     def width(self) -> int:
         return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        # A turn keeps lengths, so the gradient is turned back.
+        b.add(self.x, b.graph.record(replace(self, x=grad, inverse=not self.inverse)))
 
 
 def rope(x: Value, n_heads: int, rotation: Rotation, name: str = "") -> Value:

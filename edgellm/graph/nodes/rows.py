@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.gradients import ReplacedRowsSum
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +34,33 @@ class Maxima(Node):
     @property
     def width(self) -> int:
         return -(-self.x.width // self.group)
+
+
+@dataclass(frozen=True, eq=False)
+class ReplaceRows(Node):
+    """x, but for the rows that are those of a table: of learnt tokens.
+
+    table:   float32 [n_rows, width]; None is one of zeros.
+    places:  the table of the batch that says which of its rows each row takes: i for row i - 1, and 0 for none.
+    """
+
+    x: Value
+    table: Tensor | None
+    places: str
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if self.table is not None and b.trains(self.table):
+            b.add_sum(ReplacedRowsSum(grad, b.sums[self.table], self.places))
+        if b.needs(self.x):
+            b.add(self.x, replace_rows(grad, None, self.places))
+
+
+def replace_rows(x: Value, table: Tensor | None, places: str) -> Value:
+    return x.graph.record(ReplaceRows(x, table, places))
 
 
 def select_rows(x: Value, name: str = "") -> Value:

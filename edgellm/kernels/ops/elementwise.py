@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ADD, ADD_BIAS, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
+from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
 from edgellm.kernels.staged import F32, staged
 
 
@@ -50,6 +50,28 @@ def build_add_bias(isa):
             add_elements(op.x + at, op.bias, op.out + at, op.n_cols)
 
     return add_bias
+
+
+def build_choose(isa):
+    """The rows of `other` where they count something, and those of x where they do not; out may be x."""
+    op_at = record_viewer(CHOOSE)
+    load_f32 = memory(isa).load_f32
+
+    @staged(isa, "void", "i64", "i64", "i64")
+    def copy(v, x, out, n):
+        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
+
+    def choose(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            at = token * op.stride * 4
+            if load_f32(op.scales + token * 4) != 0:
+                copy(op.other + at, op.out + at, op.stride)
+            elif op.out != op.x:
+                copy(op.x + at, op.out + at, op.stride)
+
+    return choose
 
 
 def build_resize_heads(isa):

@@ -20,11 +20,11 @@ def _gelu(v: Vocabulary, x: Value) -> Value:
     return x / (v.exp(z * (-2 * sqrt(2 / pi))) + 1.0)
 
 
-_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
 
 
 def build_glu(isa, activation):
-    op_at, activate = record_viewer(GLU), _ACTIVATIONS[activation]
+    op_at, activate = record_viewer(GLU), ACTIVATIONS[activation]
 
     @staged(isa, "void", "i64", "i64", "i64", "i64")
     def rows(v, gate, up, out, n_steps):

@@ -9,7 +9,9 @@ from edgellm.kernels.staged import F32, F64, Value, Vocabulary, staged
 LANES = 16
 
 
-def _norm_row(v: Vocabulary, x: Value, weight: Value, out: Value, n_cols: Value, epsilon: Value) -> None:
+def inverse_size(v: Vocabulary, x: Value, n_cols: Value, epsilon: Value) -> Value:
+    """1 / sqrt(mean(x**2) + epsilon)"""
+
     def add_squares(i: Value, total: Value) -> list[Value]:
         part = v.f32(x + i * (4 * LANES), LANES)
         return [v.fma(part, part, total)]
@@ -21,7 +23,11 @@ def _norm_row(v: Vocabulary, x: Value, weight: Value, out: Value, n_cols: Value,
     (squares,) = v.loop(n_cols / LANES, [v.constant(0.0, F32, LANES)], add_squares)
     (total,) = v.loop(n_cols - n_cols / LANES * LANES, [squares.sum()], add_square)
     mean = total.to(F64) / n_cols.to(F64)
-    scale = (v.constant(1.0, F64) / v.call("llvm.sqrt", F64, mean + epsilon)).to(F32)
+    return (v.constant(1.0, F64) / v.call("llvm.sqrt", F64, mean + epsilon)).to(F32)
+
+
+def _norm_row(v: Vocabulary, x: Value, weight: Value, out: Value, n_cols: Value, epsilon: Value) -> None:
+    scale = inverse_size(v, x, n_cols, epsilon)
 
     def scale_part(i: Value, lanes: int) -> None:
         v.store(out + i * 4, v.f32(x + i * 4, lanes) * scale * v.f32(weight + i * 4, lanes))

@@ -1,6 +1,8 @@
-"""Rotary position embeddings (Su et al., 2021): pairs of a head's dimensions turned by the token's position."""
+"""Rotary position embeddings (Su et al., 2021): pairs of a head's dimensions turned by the position, or turned back."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.records import ROPE
@@ -9,28 +11,36 @@ from edgellm.kernels.staged import Value, Vocabulary, staged
 PAIRS = 8  # turned together
 
 
-def _turn_neighbours(v: Vocabulary, x: Value, out: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
+def _turn(a: Value, b: Value, cosine: Value, sine: Value, inverse: bool) -> tuple[Value, Value]:
+    if inverse:
+        return a * cosine + b * sine, b * cosine - a * sine
+    return a * cosine - b * sine, a * sine + b * cosine
+
+
+def _turn_neighbours(v: Vocabulary, x: Value, out: Value, cosines: Value, sines: Value, n_pairs: Value, *,
+                     inverse: bool) -> None:  # fmt: skip
     """Pairs (2i, 2i + 1)."""
 
     def turn(i: Value, n: int) -> None:
         pairs = v.f32(x + i * 8, 2 * n)
         a, b = (v.shuffle(pairs, pairs, range(side, 2 * n, 2)) for side in range(2))
         c, s = v.f32(cosines + i * 4, n), v.f32(sines + i * 4, n)
-        turned = v.concat(a * c - b * s, a * s + b * c)
+        turned = v.concat(*_turn(a, b, c, s, inverse))
         v.store(out + i * 8, v.shuffle(turned, turned, [lane // 2 + n * (lane % 2) for lane in range(2 * n)]))
 
     v.elements(n_pairs, PAIRS, turn)
 
 
-def _turn_halves(v: Vocabulary, x: Value, out: Value, cosines: Value, sines: Value, n_pairs: Value) -> None:
+def _turn_halves(v: Vocabulary, x: Value, out: Value, cosines: Value, sines: Value, n_pairs: Value, *,
+                 inverse: bool) -> None:  # fmt: skip
     """Pairs (i, i + n_pairs)."""
 
     def turn(i: Value, n: int) -> None:
         first, second = i * 4, (i + n_pairs) * 4
         a, b = v.f32(x + first, n), v.f32(x + second, n)
         c, s = v.f32(cosines + i * 4, n), v.f32(sines + i * 4, n)
-        v.store(out + first, a * c - b * s)
-        v.store(out + second, a * s + b * c)
+        for at, turned in zip((first, second), _turn(a, b, c, s, inverse), strict=True):
+            v.store(out + at, turned)
 
     v.elements(n_pairs, PAIRS, turn)
 
@@ -40,11 +50,11 @@ def _copy(v: Vocabulary, x: Value, out: Value, n: Value) -> None:
     v.elements(n, PAIRS, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
 
 
-def build_rope(isa):
-    """A pair is (2i, 2i + 1) or, as most Hugging Face models have it, (i, i + n_rot / 2)."""
+def build_rope(isa, inverse=False):
+    """A pair is (2i, 2i + 1) or, as most Hugging Face models have it, (i, i + n_rot / 2); inverse: turned back."""
     op_at = record_viewer(ROPE)
-    turn_neighbours = staged(isa, "void", *["i64"] * 5)(_turn_neighbours)
-    turn_halves = staged(isa, "void", *["i64"] * 5)(_turn_halves)
+    turn_neighbours = staged(isa, "void", *["i64"] * 5)(partial(_turn_neighbours, inverse=inverse))
+    turn_halves = staged(isa, "void", *["i64"] * 5)(partial(_turn_halves, inverse=inverse))
     copy = staged(isa, "void", *["i64"] * 3)(_copy)
 
     def rope(record, chunk, thread):

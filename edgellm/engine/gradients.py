@@ -1,0 +1,223 @@
+"""Passes over documents, forward and back: how much each trained weight adds to the loss.
+
+The forward pass is that of inference, with some values kept. The head and the loss run on the rows that have a target,
+a few at a time, so there is never a matrix of all logits. Then one program goes back through the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from edgellm.arch import ModelGraphs
+from edgellm.engine.kv_cache import KVCache
+from edgellm.engine.runner import Span
+from edgellm.engine.scheduler import Scheduler
+from edgellm.formats.tensor import Tensor
+from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
+from edgellm.graph.backward import Backward, kept_in_bf16
+from edgellm.graph.lowering import cache_table
+from edgellm.graph.nodes import GLU, Dropout, MultiplyColumns, ReplaceRows, RMSNorm
+from edgellm.graph.nodes.gradients import CrossEntropy
+from edgellm.graph.program import RowMemory
+
+LOGIT_BYTES = 16 << 20  # of rows whose loss is computed together
+LEAST_ROWS, MOST_ROWS = 16, 128
+
+
+class Texts(Protocol):
+    """What is read in one pass: some documents, one behind the other.
+
+    ids:      int32 [n].  lengths: of each document.
+    targets:  int32 [n], what should come after each token, or -1 where nothing is learnt.
+    weights:  float32 [n], how much each target counts.
+    """
+
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def lengths(self) -> np.ndarray | Sequence[int]: ...
+    @property
+    def targets(self) -> np.ndarray: ...
+    @property
+    def weights(self) -> np.ndarray: ...
+
+
+class Head(NamedTuple):
+    """The head with the loss: the rows that it reads, what it finds, and the gradient by what it read."""
+
+    program: Program
+    rows: RowMemory
+    losses: Value
+    gradient: Value | None
+
+
+class GradientPasses:
+    """Forward and backward programs of a model, some of whose weights are trained.
+
+    sums:        for each trained weight, float32 of its shape: backward passes add to it.
+    recompute:   keep what layers begin with only, and compute the rest again on the way back (gradient checkpointing):
+                 a third more time, a fraction of the memory.
+    transposed:  see `graph.lower`.
+    in_bf16:     what the way back needs of the way there is kept as bfloat16, in half the memory.
+
+    For one thread at a time, which has the model for itself (`Scheduler.alone`).
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        graphs: ModelGraphs,
+        sums: Mapping[Tensor, np.ndarray],
+        n_batch: int,
+        recompute: bool = False,
+        transposed: Mapping[Tensor, Tensor] | None = None,
+        in_bf16: bool = False,
+    ) -> None:
+        self.n_batch = n_batch
+        self._scheduler, self._runner, self._graphs = scheduler, scheduler.runner, graphs
+        runner, target = self._runner, self._runner.target
+        is_kept = _is_kept_of_layers if recompute else _is_kept
+        self._back = Backward(graphs.body, sums, is_kept, in_bf16=in_bf16)
+        self._seed = self._back.seed(graphs.hidden)
+        self._back.walk()
+        body, hidden, kept = graphs.body, graphs.hidden, {value: value for value in self._back.kept}
+        if in_bf16:
+            body, values, kept = kept_in_bf16(graphs.body, self._back.kept)
+            hidden = values[hidden]
+        self._hidden = hidden
+        forward = lower(body, target, [value for value in kept.values() if value not in body.outputs])
+        back = lower(self._back.graph, target, like=graphs.body, transposed=transposed, longest=n_batch)
+        heads = [self._head_graph(sums), self._head_graph(None)]
+        lowered_heads = [lower(b.graph, target, like=graphs.head, transposed=transposed) for b, *_ in heads]
+        every = [forward, back, *lowered_heads]
+        runner.store.load([kernel for lowered in every for kernel in lowered.kernels])
+        self._team = Team(runner.store, runner.n_threads, max(len(lowered.ops) for lowered in every))
+        self._resources = ExitStack()
+        self._resources.callback(self._team.close)
+        # A block for every document, were all of one token; the system gives the memory of those that are used.
+        self._cache = KVCache(runner.cache.layers, n_batch)
+        self._resources.callback(self._cache.close)
+        self._batch = Batch(n_batch, forward)
+        self._forward = self._program(forward, self._batch, {})
+        self._gradient = RowMemory(graphs.hidden.width, n_batch)
+        found = {inside: self._forward.address(kept[value]) for value, inside in self._back.kept.items()}
+        self._backward = self._program(back, self._batch, found | {self._seed: self._gradient.address})
+        self._head, self._score = (
+            self._head_of(lowered, *found) for lowered, found in zip(lowered_heads, heads, strict=True)
+        )
+
+    def close(self) -> None:
+        self._resources.close()
+
+    # --- passes ---------------------------------------------------------------------------------------------
+
+    def losses(self, texts: Texts) -> np.ndarray:
+        """The negative log-likelihood of every target, float32, in order."""
+        with self._read(texts):
+            return self._losses(self._score, texts, None)
+
+    def gradients(
+        self, texts: Texts, scale: float, weigh: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> np.ndarray:
+        """The same; adds scale * the gradient of the sum of weight * loss to the sums.
+
+        weigh:  makes the weights of all losses, in place of the texts' own.
+        """
+        with self._read(texts) as counts:
+            (at,) = np.nonzero(texts.targets >= 0)
+            weights = texts.weights[at] if weigh is None else weigh(self._losses(self._score, texts, None))
+            losses = self._losses(self._head, texts, scale * np.asarray(weights, np.float32))
+            self._backward.run(counts)
+            return losses
+
+    def gradients_of_hidden(self, texts: Texts, gradient_of: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Add the gradient of whatever depends on the hidden states alone.
+
+        gradient_of:  given these, float32 [n, n_embd], says how much the loss grows with each number of them.
+        """
+        with self._read(texts) as counts:
+            hidden = self._forward.view(self._hidden, len(texts.ids))
+            self._gradient.array[:] = 0
+            self._gradient.fill(gradient_of(hidden.copy()))
+            self._backward.run(counts)
+
+    def hidden(self, texts: Texts) -> np.ndarray:
+        """The hidden states of all tokens, float32 [n, n_embd]: a copy."""
+        with self._read(texts):
+            return self._forward.view(self._hidden, len(texts.ids)).copy()
+
+    @contextmanager
+    def _read(self, texts: Texts) -> Iterator[dict[str, int]]:
+        """Run the body over documents; their keys and values are in the cache meanwhile. Gives the run's counts."""
+        lengths = [int(length) for length in texts.lengths]
+        with ExitStack() as stack:
+            pieces, start = [], 0
+            for length in lengths:
+                sequence = self._cache.sequence()
+                stack.callback(sequence.release)
+                sequence.reserve(length)
+                pieces.append(Span(sequence, texts.ids[start : start + length].tolist()).piece())
+                start += length
+            counts = self._batch.fill(pieces) | self._batch.fill_documents(lengths)
+            self._forward.run(counts)
+            yield counts
+
+    def _losses(self, head: Head, texts: Texts, weights: np.ndarray | None) -> np.ndarray:
+        """Losses of all targets; with weights, their gradient by the hidden states too."""
+        (at,) = np.nonzero(texts.targets >= 0)
+        hidden = self._forward.view(self._hidden, len(texts.ids))
+        losses = np.empty(len(at), np.float32)
+        batch = head.program.batch
+        self._gradient.array[:] = 0
+        for start in range(0, len(at), batch.capacity):
+            some = slice(start, start + batch.capacity)
+            rows = at[some]
+            head.rows.fill(hidden[rows])
+            head.program.run(batch.targets(texts.targets[rows], 0.0 if weights is None else weights[some]))
+            losses[some] = head.program.view(head.losses, len(rows))[:, 0]
+            if head.gradient is not None:
+                self._gradient.array[rows, : hidden.shape[1]] = head.program.view(head.gradient, len(rows))
+        return losses
+
+    # --- programs -------------------------------------------------------------------------------------------
+
+    def _head_graph(self, sums: Mapping[Tensor, np.ndarray] | None) -> tuple[Backward, Value, Value, Value | None]:
+        """From the rows of hidden states to losses, and back unless sums are None; also its input."""
+        graphs = self._graphs
+        selected = graphs.head.made_by(graphs.head.nodes[0])
+        # A gradient is coarse anyway; a loss that is reported is as good as the model's own logits.
+        is_coarse = sums is not None
+        b = Backward(graphs.head, sums or {}, lambda value: value is selected, [selected], is_coarse)
+        logits = b.value(graphs.logits)
+        losses, *gradient = b.graph.record_all(CrossEntropy(logits, with_gradient=sums is not None))
+        b.graph.output(losses)
+        if not gradient:
+            return b, b.value(selected), losses, None
+        b.add(graphs.logits, gradient[0])
+        b.walk()
+        return b, b.value(selected), losses, b.graph.output(b.found[selected])
+
+    def _head_of(self, lowered: Lowered, b: Backward, selected: Value, losses: Value, gradient: Value | None) -> Head:
+        n_rows = LOGIT_BYTES // (4 * self._graphs.logits.width) // 16 * 16
+        n_rows = min(max(n_rows, LEAST_ROWS), MOST_ROWS)
+        memory = RowMemory(selected.width, n_rows)
+        program = self._program(lowered, Batch(n_rows, lowered), {selected: memory.address})
+        return Head(program, memory, losses, gradient)
+
+    def _program(self, lowered: Lowered, batch: Batch, inputs: Mapping[Value, int]) -> Program:
+        tables = {cache_table(i).name: self._cache.address(i) for i in range(len(self._cache.layers))}
+        return Program(lowered, self._runner.store, batch, self._team, tables, inputs)
+
+
+def _is_kept(value: Value) -> bool:
+    """What costs little to compute again is not kept."""
+    return not isinstance(value.node, RMSNorm | GLU | Dropout | MultiplyColumns | ReplaceRows)
+
+
+def _is_kept_of_layers(value: Value) -> bool:
+    """The stream of hidden states between layers."""
+    return value.name.endswith(("embd", "l_out", "hidden"))

@@ -1,0 +1,150 @@
+"""What adapter_config.json says: which scale each matrix of a PEFT adapter has, and what edgellm does not know."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from edgellm.errors import FormatError, UnsupportedError, shown
+from edgellm.formats.settings import Settings
+
+CONFIG = "adapter_config.json"
+STEM = "adapter_model"  # of the file with the tensors
+DEFAULT_RANK, DEFAULT_ALPHA = 8, 8  # PEFT's, for what the file leaves out
+
+# Settings that change what an adapter computes in ways that edgellm does not have.
+_REFUSED = {
+    "alora_invocation_tokens": "an adapter that is switched on by tokens (activated LoRA)",
+    "arrow_config": "a router over adapters (Arrow)",
+    "kasa_config": "singular values that are learnt (KaSA)",
+    "layer_replication": "layers that stand several times",
+    "lora_bias": "a bias of lora_B",
+    "monteclora_config": "weights that are drawn at random (MonteCLoRA)",
+    "target_parameters": "parameters outside of linears",
+    "trainable_token_indices": "single tokens that were trained",
+    "use_bdlora": "block-diagonal matrices",
+    "use_qalora": "grouped inputs (QALoRA)",
+}
+# How the matrices were begun; the others change the base model's own weights at the beginning.
+_PLAIN_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva", "mini", "eva_init")
+# Settings of the training, or of how an adapter is put on, that change nothing in what its tensors mean.
+_PASSED_OVER = (
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config",
+    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
+    "alpha_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
+    "velora_config",
+)  # fmt: skip
+_MOST_PATTERN = 200  # characters
+_MOST_REPEATED = 3  # parts of a pattern that may match any number of characters: a bound on the time that it takes
+
+
+class PeftSettings:
+    """The settings of a LoRA adapter, checked. Raises FormatError or UnsupportedError naming the setting.
+
+    notes:  what a person should know.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._s = s = Settings(values, {"r": DEFAULT_RANK, "lora_alpha": DEFAULT_ALPHA}, CONFIG)
+        self.notes: list[str] = []
+        if s.get("peft_type") != "LORA":
+            raise UnsupportedError(f"{CONFIG}: the adapter is {shown(s.get('peft_type'))}; edgellm reads LORA, "
+                                   "PROMPT_TUNING, P_TUNING and PREFIX_TUNING")  # fmt: skip
+        for name, what in _REFUSED.items():
+            if s.get(name) not in (None, False, [], {}):
+                raise UnsupportedError(f"{CONFIG}: {name} is {shown(s.get(name))}: {what}, which edgellm does not have")
+        if s.get("init_lora_weights") not in _PLAIN_BEGINNINGS:
+            raise UnsupportedError(
+                f"{CONFIG}: init_lora_weights is {shown(s.get('init_lora_weights'))}, which changed the base model's "
+                "own weights: save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
+            )
+        if s.flag("fan_in_fan_out"):
+            self.notes.append(f"{CONFIG}: fan_in_fan_out is true; as in PEFT, it means nothing for linears")
+        self.notes += notes_of(values, (*_PASSED_OVER, *_REFUSED))
+        self.is_dora = s.flag("use_dora")
+        self.rank_stabilized = s.flag("use_rslora")
+        self.dropout = self._share("lora_dropout")
+        self.ties_weights = s.flag("ensure_weight_tying")
+        self._ranks, self._alphas = s.section("rank_pattern"), s.section("alpha_pattern")
+        for section in (self._ranks, self._alphas):
+            for pattern in section.values:
+                _check_pattern(section.file, pattern)
+
+    @property
+    def base_name(self) -> str:
+        """The last part of the base model's name or path."""
+        return base_name_of(self._s)
+
+    @property
+    def base_path(self) -> str | None:
+        """The base model as the file names it."""
+        name = self._s.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
+
+    def scale(self, module: str, rank: int) -> float:
+        """Of the product of two matrices of that rank. Raises FormatError when the rank is not what the file says."""
+        key = _match(self._ranks, module)
+        wanted = self._s.count("r") if key is None else self._ranks.count(key)
+        if rank != wanted:
+            says = "r" if key is None else f"rank_pattern: {key}"
+            raise FormatError(f"{module}: its matrices have rank {rank}, and {CONFIG} says {wanted} ({says})")
+        key = _match(self._alphas, module)
+        alpha = self._s.number("lora_alpha") if key is None else self._alphas.number(key)
+        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+    def tell_missing(self, modules: list[str]) -> None:
+        """Note what target_modules names and the file does not hold."""
+        targets = self._s.get("target_modules")
+        if not isinstance(targets, list):
+            return  # a pattern, or all linears
+        held = {module for module in modules} | {module.rpartition(".")[2] for module in modules}
+        for target in targets:
+            is_there = target in held or any(module.endswith(f".{target}") for module in modules)
+            if isinstance(target, str) and not is_there:
+                self.notes.append(f"{CONFIG}: target_modules names {target!r:.60}, of which the adapter holds nothing")
+
+    def _share(self, name: str) -> float:
+        value = self._s.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise FormatError(f"{CONFIG}: {name} is {shown(value)}; expected a number from 0 to 1")
+        return float(value)
+
+
+def notes_of(values: Mapping[str, Any], known: Collection[str]) -> tuple[str, ...]:
+    """What a person should know: settings that say something, and nobody here knows what."""
+    return tuple(
+        f"{CONFIG}: {name:.60} is {shown(value)}; edgellm does not know this setting"
+        for name, value in values.items()
+        if name not in known and value not in (None, False, [], {})
+    )
+
+
+def base_name_of(s: Settings) -> str:
+    """The last part of the base model's name or path."""
+    name = s.get("base_model_name_or_path")
+    return name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
+
+
+def _match(section: Settings, module: str) -> str | None:
+    """The first pattern that fits the end of a module's name, as PEFT finds it."""
+    return next((pattern for pattern in section.values if re.match(rf"(.*\.)?({pattern})$", module)), None)
+
+
+def _check_pattern(file: str, pattern: str) -> None:
+    """Raise UnsupportedError for a regular expression that could take for ever, FormatError for one that is none.
+
+    What may repeat is a single character or class, and few of these: then the time is a small power of a name's length.
+    """
+    words = r"[\w.^$\\|()*+?\[\]-]*"
+    is_plain = re.fullmatch(words, pattern) and len(pattern) <= _MOST_PATTERN
+    n_repeated = len(re.findall(r"[*+?]", pattern))
+    if not is_plain or n_repeated > _MOST_REPEATED or re.search(r"\)[*+?]|\\\d|\(\?", pattern):
+        raise UnsupportedError(f"{file} has the pattern {shown(pattern)}; edgellm reads names and simple patterns")
+    try:
+        re.compile(rf"(.*\.)?({pattern})$")
+    except re.error as problem:
+        raise FormatError(f"{file}: {shown(pattern)} is no regular expression: {problem}") from None

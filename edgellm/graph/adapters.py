@@ -1,0 +1,221 @@
+"""Adapters in a graph: small trained steps put in beside the nodes of a model.
+
+Which rows of a batch they change is said by a table of the batch: so sequences with other adapters, or none, stand
+beside each other in one batch, and what an adapter does not change stays as it is, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.nodes import (
+    Chance,
+    Embed,
+    Graph,
+    KeysValues,
+    Linear,
+    Node,
+    PlainActivation,
+    Value,
+    activate,
+    add,
+    add_bias,
+    choose,
+    dropout,
+    embed,
+    linear,
+    multiply_columns,
+    narrow,
+    replace_rows,
+    widen,
+)
+from edgellm.quants import FORMATS
+
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+EMBEDDED = "embd"  # the embeddings of a text, as what it makes is called
+Inputs = Mapping[str, Value]
+
+
+class Change:
+    """What an adapter does about a node: to what it is given, beside it, and to what it makes. Each may be nothing."""
+
+    def given(self, inputs: Inputs) -> Inputs:
+        """The values that the node takes, by the names of its fields, in place of its own."""
+        return inputs
+
+    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
+        """Steps that are recorded before the node: so gradients, which go backwards, find something to add to."""
+        return ()
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        """The value of the node, changed."""
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Change):
+    """y + scale * B A x beside y = W x (LoRA; Hu et al., 2021).
+
+    a:        float32 [rank, n_in]; for embeddings, where a row is looked up instead, [n_vocab, rank].
+    b:        float32 [rank, n_out]: B transposed, so that both are read row by row.
+    scales:   the table of the batch with a factor for every row; None is 1 for all.
+    columns:  float32 [n_out], by what the columns of the sum are multiplied then (DoRA; Liu et al., 2024).
+    chance:   what is left out of x at random, for linears in training. With `columns` c it is that of PEFT, where x'
+              is what is left of x: W x + c (W x' + scale * B A x') - W x'.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    scales: str | None = None
+    columns: Tensor | None = None
+    chance: Chance | None = None
+
+    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
+        if isinstance(node, Embed):
+            return (embed(graph, self.a, node.scale),)
+        x = inputs["x"]
+        if self.chance is None:
+            return (narrow(x, self.a, scales=self.scales),)
+        x = dropout(x, self.chance)
+        h = narrow(x, self.a, scales=self.scales)
+        if self.columns is None:
+            return (h,)
+        assert isinstance(node, Linear)
+        return h, linear(x, node.weight)
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        h, *again = beside
+        base = again[0] if again else y
+        changed = widen(base, h, self.b, self.scale, self.scales)
+        if self.columns is None:
+            return changed
+        changed = multiply_columns(changed, self.columns)
+        if again:
+            changed = add(y, add(changed, multiply_columns(base, _minus_ones(y.width))))
+        return changed if self.scales is None else choose(y, changed, self.scales)
+
+
+@dataclass(frozen=True, eq=False)
+class Instead(Change):
+    """Another weight in place of the model's, for the rows to which the table `scales` gives something else than 0."""
+
+    weight: Tensor
+    scales: str
+
+    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
+        (field,) = (field.name for field in fields(node) if isinstance(getattr(node, field.name), Tensor))
+        fresh: dict[str, Any] = {**inputs, field: self.weight}
+        return (graph.record(replace(node, **fresh)),)
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        return choose(y, beside[0], self.scales)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt(Change):
+    """Learnt embeddings in place of those of some tokens (prompt tuning; Lester et al., 2021).
+
+    table:   float32 [n_virtual, n_embd].
+    places:  the table of the batch that says which row has which of them, as in `ReplaceRows`.
+    """
+
+    table: Tensor
+    places: str
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        return replace_rows(y, self.table, self.places)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix(Change):
+    """Learnt keys and values of a layer in place of those of some tokens (prefix tuning; Li and Liang, 2021).
+
+    keys, values:  float32 [n_virtual, width of the layer's], keys as they are once turned by their positions.
+    """
+
+    keys: Tensor
+    values: Tensor
+    places: str
+
+    def given(self, inputs: Inputs) -> Inputs:
+        tables = {"keys": self.keys, "values": self.values}
+        replaced = {name: replace_rows(inputs[name], table, self.places) for name, table in tables.items()}
+        return {**inputs, **replaced}
+
+
+@dataclass(frozen=True, eq=False)
+class Bottleneck(Change):
+    """y + up(activation(down(y))) (Houlsby et al., 2019).
+
+    down, up:  float32 [size, width of y], up transposed; biases of [size] and [width].
+    scales:    the table of the batch that says which rows are changed, those where it does not have 0; None is all.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+    activation: PlainActivation
+    scales: str | None = None
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        h = activate(add_bias(narrow(y, self.down), self.down_bias), self.activation)
+        changed = add_bias(widen(y, h, self.up), self.up_bias)
+        return changed if self.scales is None else choose(y, changed, self.scales)
+
+
+def adapted(graph: Graph, changes: Mapping[str, Sequence[Change]]) -> tuple[Graph, dict[Value, Value]]:
+    """The same graph with changes about nodes, by what `names_of` calls them; and what became of each value.
+
+    Changes of one node follow each other.
+    """
+    result, values = Graph(), {}
+    for value in graph.inputs:
+        values[value] = result.input(value.width, value.name)
+    for node in graph.nodes:
+        inputs: Inputs = {
+            field.name: values[content]
+            for field in fields(node)
+            if isinstance(content := getattr(node, field.name), Value)
+        }
+        steps = [step for name in names_of(graph, node) for step in changes.get(name, ())]
+        for step in steps:
+            inputs = step.given(inputs)
+        begun = [step.beside(result, node, inputs) for step in steps]
+        fresh: dict[str, Any] = {**inputs}
+        made = list(result.record_all(replace(node, **fresh)))
+        for step, beside in zip(steps, begun, strict=True):
+            made[0] = step.made(made[0], beside)
+        for before, now in zip(graph.all_made_by(node), made, strict=True):
+            values[before] = result.name(now, before.name) if before.name else now
+    for value in graph.outputs:
+        result.output(values[value])
+    return result, values
+
+
+def keys_values_name(layer: int) -> str:
+    """What an adapter calls the keys and values of a layer, counted from 0."""
+    return f"blk.{layer}.keys_values"
+
+
+def names_of(graph: Graph, node: Node) -> Iterator[str]:
+    """What an adapter calls a node: by the weights that it uses, by the name of what it makes, or by its layer.
+
+    A matrix that makes logits is "output.weight", also where the embeddings serve as that.
+    """
+    for weight in node.weights:
+        yield OUTPUT if weight.name == EMBEDDING and isinstance(node, Linear) else weight.name
+    if name := graph.made_by(node).name:
+        yield name
+    if isinstance(node, KeysValues):
+        yield keys_values_name([other for other in graph.nodes if isinstance(other, KeysValues)].index(node))
+
+
+def _minus_ones(n: int) -> Tensor:
+    return Tensor("-1", (n,), FORMATS["F32"], np.full(n, -1, np.float32).view(np.uint8))

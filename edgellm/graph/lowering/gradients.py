@@ -1,0 +1,232 @@
+"""Rules of the steps of a backward pass. That of `LinearTransposed` stands beside the one of linears."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgellm.graph.lowering.attention import NO_WINDOW, refuse_what_is_not_built
+from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
+from edgellm.graph.nodes.gradients import (
+    ActivateBackward,
+    AttentionBackward,
+    ColumnProductSum,
+    ColumnSum,
+    CrossEntropy,
+    EmbedSum,
+    GLUBackward,
+    OuterSum,
+    ReplacedRowsSum,
+    RMSNormBackward,
+    RMSNormWeightSum,
+)
+from edgellm.graph.nodes.precision import FromBF16, ToBF16
+from edgellm.graph.ops import Chunks, Rows, Table
+from edgellm.kernels import records
+from edgellm.kernels.schema import Schema
+
+SUM_COLS = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
+
+
+def _memory(array: np.ndarray) -> tuple[str, int]:
+    """Memory outside of the program, as what an op writes: steps that add to the same come one after the other."""
+    return "sums", array.ctypes.data
+
+
+@rule(OuterSum)
+def lower_outer_sum(low: Lowering, node: OuterSum) -> None:
+    a, b = low.read(node.a), low.read(node.b)
+    tiles = -(-a.width // records.OUTER_ROWS) * -(-b.width // records.OUTER_COLS)
+    low.add(
+        "outer_sum",
+        records.OUTER_SUM,
+        Chunks("tokens", 1 << 30, tiles),
+        [a, b],
+        [_memory(node.to)],
+        scratch=records.OUTER_SCRATCH_BYTES,
+        a=a,
+        a_stride=a.stride,
+        b=b,
+        b_stride=b.stride,
+        g=node.to,
+        g_stride=b.width,
+        n_rows=a.width,
+        n_cols=b.width,
+        scale=node.scale,
+    )
+
+
+@rule(RMSNormBackward)
+def lower_rms_norm_backward(low: Lowering, node: RMSNormBackward) -> None:
+    x, dy, out = low.read(node.x), low.read(node.dy), low.make(node)
+    low.add_rows(
+        "rms_norm_backward",
+        records.RMS_NORM_BACKWARD,
+        x,
+        [x, dy],
+        [out],
+        x=x,
+        dy=dy,
+        weight=low.floats(node.weight),
+        out=out,
+        n_groups=node.n_heads,
+        n_cols=x.width // node.n_heads,
+        epsilon=node.epsilon,
+    )
+
+
+@rule(GLUBackward)
+def lower_glu_backward(low: Lowering, node: GLUBackward) -> None:
+    gate, up, dy = low.read(node.gate), low.read(node.up), low.read(node.dy)
+    dgate, dup = low.make_all(node)
+    low.add_rows(
+        "glu_backward",
+        records.GLU_BACKWARD,
+        gate,
+        [gate, up, dy],
+        [dgate, dup],
+        options={"activation": node.activation},
+        gate=gate,
+        up=up,
+        dy=dy,
+        d_gate=dgate,
+        d_up=dup,
+    )
+
+
+@rule(ActivateBackward)
+def lower_activate_backward(low: Lowering, node: ActivateBackward) -> None:
+    x = low.read(node.x)
+    dy, out = low.make_from(node.dy, node)
+    fields = {"options": {"activation": node.activation}, "x": x, "dy": dy, "out": out}
+    low.add_rows("activate_backward", records.ACTIVATE_BACKWARD, x, [x, dy], [out], **fields)
+
+
+@rule(AttentionBackward)
+def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
+    refuse_what_is_not_built(node.spec)
+    q, k, v, dy = (low.read(value) for value in (node.q, node.k, node.v, node.dy))
+    dq, dk, dv = low.make_all(node)
+    n_kv_heads, group = node.n_kv_heads, node.n_heads // node.n_kv_heads
+    head_dim = q.width // node.n_heads
+    # Each part of a group of heads can be a thread's.
+    n_parts = next(n for n in range(1, group + 1) if group % n == 0 and (n * n_kv_heads > 2 or n == group))
+    parts = (dk, dv) if n_parts == 1 else tuple(Rows(n_parts * rows.width, "gradients by head") for rows in (dk, dv))
+    window = node.spec.window or NO_WINDOW
+    low.add(
+        "attention_backward",
+        records.ATTENTION_BACKWARD,
+        Chunks("documents", 1, n_kv_heads * n_parts),
+        [q, k, v, dy],
+        [dq, *parts],
+        scratch=records.attention_backward_scratch_bytes(low.longest, head_dim, window),
+        q=q,
+        dout=dy,
+        dq=dq,
+        q_stride=q.stride,
+        k=k,
+        v=v,
+        kv_stride=k.stride,
+        dk=parts[0],
+        dv=parts[1],
+        dkv_stride=parts[0].stride,
+        n_kv_heads=n_kv_heads,
+        group=group,
+        n_parts=n_parts,
+        head_dim=head_dim,
+        scale=node.spec.scale,
+        window=window,
+        ahead=0,
+        documents=DOCUMENTS,
+    )
+    if n_parts > 1:
+        for part, out in zip(parts, (dk, dv), strict=True):
+            low.add_rows(
+                "sum_heads",
+                records.SUM_HEADS,
+                part,
+                [part],
+                [out],
+                x=part,
+                n_heads=n_kv_heads,
+                n_parts=n_parts,
+                head_dim=head_dim,
+                out=out,
+                out_stride=out.stride,
+            )
+
+
+@rule(CrossEntropy)
+def lower_cross_entropy(low: Lowering, node: CrossEntropy) -> None:
+    values = low.graph.all_made_by(node)
+    losses = low.new_rows(values[0])
+    x, gradient = low.make_value_from(node.logits, values[1]) if node.with_gradient else (low.read(node.logits), None)
+    low.add(
+        "cross_entropy",
+        records.CROSS_ENTROPY,
+        Chunks("tokens"),
+        [x],
+        [losses] if gradient is None else [losses, gradient],
+        x=x,
+        out=0 if gradient is None else gradient,
+        stride=x.stride,
+        n_cols=x.width,
+        weights=TARGET_WEIGHTS,
+        nll=losses,
+        nll_stride=losses.stride,
+    )
+
+
+@rule(ColumnSum)
+def lower_column_sum(low: Lowering, node: ColumnSum) -> None:
+    a = low.read(node.a)
+    _add_columns(low, "column_sums", records.COLUMN_SUMS, node.to, a.width, [a], x=a, stride=a.stride)
+
+
+@rule(ColumnProductSum)
+def lower_column_product_sum(low: Lowering, node: ColumnProductSum) -> None:
+    a, b = low.read(node.a), low.read(node.b)
+    _add_columns(low, "column_products", records.COLUMN_PRODUCTS, node.to, a.width, [a, b], a=a, b=b, stride=a.stride)
+
+
+@rule(RMSNormWeightSum)
+def lower_rms_norm_weight_sum(low: Lowering, node: RMSNormWeightSum) -> None:
+    x, dy = low.read(node.x), low.read(node.dy)
+    fields = {"x": x, "dy": dy, "stride": x.stride, "n_groups": node.n_heads, "epsilon": node.epsilon}
+    n_cols = x.width // node.n_heads
+    _add_columns(low, "rms_norm_weight_sum", records.RMS_NORM_WEIGHT_SUM, node.to, n_cols, [x, dy], **fields)
+
+
+@rule(EmbedSum)
+def lower_embed_sum(low: Lowering, node: EmbedSum) -> None:
+    dy = low.read(node.dy)
+    fields = {"dy": dy, "stride": dy.stride, "scale": node.scale}
+    _add_columns(low, "embed_backward", records.EMBED_BACKWARD, node.to, dy.width, [dy], **fields)
+
+
+@rule(ReplacedRowsSum)
+def lower_replaced_rows_sum(low: Lowering, node: ReplacedRowsSum) -> None:
+    dy = low.read(node.dy)
+    fields = {"dy": dy, "stride": dy.stride, "places": Table(node.places)}
+    _add_columns(low, "replaced_rows_sum", records.REPLACED_ROWS_SUM, node.to, dy.width, [dy], **fields)
+
+
+def _add_columns(
+    low: Lowering, op: str, schema: Schema, to: np.ndarray, n_cols: int, reads: list[Rows], **fields: Any
+) -> None:
+    """An op that adds up columns over all tokens: each column is one thread's."""
+    chunks = Chunks("tokens", 1 << 30, -(-n_cols // SUM_COLS))
+    low.add(op, schema, chunks, reads, [_memory(to)], n_cols=n_cols, sums=to, chunk_cols=SUM_COLS, **fields)
+
+
+@rule(ToBF16)
+def lower_to_bf16(low: Lowering, node: ToBF16) -> None:
+    x, out = low.read(node.x), low.make(node)
+    low.add_rows("to_bf16", records.BF16_ROWS, x, [x], [out], x=x, halves=out, halves_stride=out.stride)
+
+
+@rule(FromBF16)
+def lower_from_bf16(low: Lowering, node: FromBF16) -> None:
+    x, out = low.read(node.x), low.make(node)
+    low.add_rows("from_bf16", records.BF16_ROWS, out, [x], [out], x=out, halves=x, halves_stride=x.stride)

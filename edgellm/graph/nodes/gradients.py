@@ -1,0 +1,174 @@
+"""Steps of a backward pass: what turns the gradient of a node's value into those of its inputs and weights.
+
+`dy` is the gradient of the loss by what the node made, row for row. A step that ends in a weight adds to memory of
+float32, over all rows of a batch and from one batch to the next; it makes a value without width, which stands for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.nodes.base import Node, Value
+
+if TYPE_CHECKING:
+    from edgellm.graph.nodes.attention import AttentionSpec
+    from edgellm.graph.nodes.elementwise import Activation, PlainActivation
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTransposed(Node):
+    """W^T dy, for weight [n_out, n_in] of any format."""
+
+    dy: Value
+    weight: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class RMSNormBackward(Node):
+    """By x of `RMSNorm`: (g - x mean(g x) / s**2) / s with g = dy * weight, s = sqrt(mean(x**2) + epsilon)."""
+
+    x: Value
+    dy: Value
+    weight: Tensor
+    epsilon: float
+    n_heads: int
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+@dataclass(frozen=True, eq=False)
+class GLUBackward(Node):
+    """By gate and by up of `GLU`."""
+
+    gate: Value
+    up: Value
+    dy: Value
+    activation: Activation
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.gate.width, self.up.width
+
+
+@dataclass(frozen=True, eq=False)
+class ActivateBackward(Node):
+    """By x of `Activate`."""
+
+    x: Value
+    dy: Value
+    activation: PlainActivation
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBackward(Node):
+    """By queries, keys and values of `Attention`, for whole documents that stand one behind the other in the batch."""
+
+    q: Value
+    k: Value
+    v: Value
+    dy: Value
+    n_heads: int
+    n_kv_heads: int
+    spec: AttentionSpec
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.q.width, self.k.width, self.v.width
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy(Node):
+    """Negative log-likelihood of each row's target, and its gradient by the logits times the row's weight.
+
+    Targets and weights come with the batch.
+    """
+
+    logits: Value
+    with_gradient: bool = True
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (1, self.logits.width) if self.with_gradient else (1,)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum(Node):
+    """Adds to memory: `to`."""
+
+    @property
+    def width(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class OuterSum(_Sum):
+    """to [width of a, width of b] += scale * a^T b, summed over the rows."""
+
+    a: Value
+    b: Value
+    to: np.ndarray
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSum(_Sum):
+    """to [width of a] += a, summed over the rows."""
+
+    a: Value
+    to: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnProductSum(_Sum):
+    """to [width of a] += a * b, summed over the rows."""
+
+    a: Value
+    b: Value
+    to: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RMSNormWeightSum(_Sum):
+    """By the weight of `RMSNorm`: to [width / n_heads] += dy * x / s, summed over rows and heads."""
+
+    x: Value
+    dy: Value
+    to: np.ndarray
+    epsilon: float
+    n_heads: int
+
+
+@dataclass(frozen=True, eq=False)
+class EmbedSum(_Sum):
+    """By the weight of `Embed`: to[id] += scale * dy, for the token of every row."""
+
+    dy: Value
+    to: np.ndarray
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class ReplacedRowsSum(_Sum):
+    """By the table of `ReplaceRows`: to[place - 1] += dy, for every row with a place."""
+
+    dy: Value
+    to: np.ndarray
+    places: str
+
+
+def linear_transposed(dy: Value, weight: Tensor) -> Value:
+    return dy.graph.record(LinearTransposed(dy, weight))

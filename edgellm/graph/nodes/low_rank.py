@@ -1,0 +1,116 @@
+"""Low-rank steps beside a linear (LoRA; Hu et al., 2021): y + scale * B A x, with few rows of A and few columns of B.
+
+h = narrow(x, a)             # A x
+y = widen(y, h, b, scale)    # y + scale * B h
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.gradients import ColumnProductSum, OuterSum, linear_transposed
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
+
+
+@dataclass(frozen=True, eq=False)
+class Narrow(Node):
+    """scale * W x, for a weight [rank, width of x] of few rows, F32 or F16.
+
+    scales:  the table of the batch that says how much every row counts; what counts 0 is not computed.
+    """
+
+    x: Value
+    weight: Tensor
+    scale: float = 1.0
+    scales: str | None = None
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[0]
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.weight):
+            b.add_sum(OuterSum(grad, b.value(self.x), b.sums[self.weight], self.scale))
+        if b.needs(self.x):
+            so_far = b.found.get(self.x)
+            # A step that adds to what is there spares a sum; it needs something to add to.
+            if so_far is None and self.scale == 1:
+                b.add(self.x, linear_transposed(grad, self.weight))
+            else:
+                assert so_far is not None
+                b.found[self.x] = widen(so_far, grad, self.weight, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Widen(Node):
+    """y + scale * W^T h, for a weight [rank, width of y], F32 or F16; scales: a factor for every row."""
+
+    y: Value
+    h: Value
+    weight: Tensor
+    scale: float = 1.0
+    scales: str | None = None
+
+    @property
+    def width(self) -> int:
+        return self.y.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.weight):
+            b.add_sum(OuterSum(b.value(self.h), grad, b.sums[self.weight], self.scale))
+        if b.needs(self.h):
+            b.add(self.h, b.graph.record(Narrow(grad, self.weight, self.scale)))
+        if b.needs(self.y):
+            b.add(self.y, grad)
+
+
+@dataclass(frozen=True, eq=False)
+class MultiplyColumns(Node):
+    """x * weight, for float32 weight [width] that is the same for all rows: the magnitudes of DoRA."""
+
+    x: Value
+    weight: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.trains(self.weight):
+            b.add_sum(ColumnProductSum(grad, b.value(self.x), b.sums[self.weight]))
+        if b.needs(self.x):
+            b.add(self.x, multiply_columns(grad, self.weight))
+
+
+@dataclass(frozen=True, eq=False)
+class Choose(Node):
+    """The rows of `other` where the table of the batch named `scales` does not have 0, and else those of x."""
+
+    x: Value
+    other: Value
+    scales: str
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+def narrow(x: Value, weight: Tensor, scale: float = 1.0, scales: str | None = None) -> Value:
+    return x.graph.record(Narrow(x, weight, scale, scales))
+
+
+def widen(y: Value, h: Value, weight: Tensor, scale: float = 1.0, scales: str | None = None) -> Value:
+    return y.graph.record(Widen(y, h, weight, scale, scales))
+
+
+def multiply_columns(x: Value, weight: Tensor) -> Value:
+    return x.graph.record(MultiplyColumns(x, weight))
+
+
+def choose(x: Value, other: Value, scales: str) -> Value:
+    return x.graph.record(Choose(x, other, scales))

@@ -1,0 +1,199 @@
+"""Gradients of attention over whole documents: dq, dk and dv from q, k, v and the gradient of the result.
+
+The forward pass keeps nothing of its softmax, so it is computed anew, for a tile of queries at a time:
+
+    P = softmax(scale q k^T)    dP = dout v^T    dS = scale P (dP - rowsum(P dP))
+    dq = dS k                   dk += dS^T q     dv += P^T dout
+
+P, dP and dS lie transposed, a row for each key: a lane of a register is a query, so that softmax never looks across
+lanes, and all five products read one of their factors number by number and the other in whole registers.
+
+dk and dv are summed up over heads, tiles and queries in their order: whoever does a chunk, the bits are the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.attention_merge import LOWEST
+from edgellm.kernels.ops.linear import row_addresses
+from edgellm.kernels.ops.matrix_products import product
+from edgellm.kernels.records import ATTENTION_BACKWARD, DOCUMENT_TASK, GRADIENT_TILE_TOKENS, SUM_HEADS
+from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
+
+MASKED = 2 * LOWEST  # less than LOWEST by so much that its exponential is always 0
+TILE = GRADIENT_TILE_TOKENS
+ROW_BYTES = 4 * TILE  # of what has a lane for every query of a tile
+BLOCK = 8  # rows and columns that are transposed together
+COLUMNS = 2  # registers of queries whose softmax is computed side by side
+
+
+def _transpose(v: Vocabulary, x: Value, row_bytes: Value, n_rows: Value, n_cols: Value, out: Value) -> None:
+    """out[column, row] = x[row, column] for a tile of rows; beyond n_rows, the last again."""
+
+    def some(i: Value) -> None:
+        rows = row_addresses(v, x, row_bytes, i * BLOCK, n_rows - 1, BLOCK)
+        to = out + i * (4 * BLOCK)
+
+        def block(j: Value) -> None:
+            columns = v.transpose8([v.f32(row + j * (4 * BLOCK), BLOCK) for row in rows])
+            for c, column in enumerate(columns):
+                v.store(to + (j * BLOCK + c) * ROW_BYTES, column)
+
+        def one(j: Value) -> None:
+            column = n_cols / BLOCK * BLOCK + j
+            v.store(to + column * ROW_BYTES, v.vector_of([v.f32(row + column * 4) for row in rows]))
+
+        v.repeat(n_cols / BLOCK, block)
+        v.repeat(n_cols - n_cols / BLOCK * BLOCK, one)
+
+    v.repeat(v.like(TILE // BLOCK, n_rows), some)
+
+
+def _softmax_backward(v: Vocabulary, scores: Value, gradients: Value, n_keys: Value, distance: Value, window: Value,
+                      ahead: Value, scale: Value) -> None:  # fmt: skip
+    """Products of keys and queries, and of values and gradients, become P and dS, for all queries of a tile.
+
+    distance:  from the first key to the first query, in positions.
+    """
+    width = COLUMNS * v.isa.lanes
+
+    def some(i: Value) -> None:
+        at = i * (4 * width)
+        _softmax_columns(v, scores + at, gradients + at, n_keys, distance + i * width, window, ahead, scale)
+
+    v.repeat(v.like(TILE // width, n_keys), some)
+
+
+def _softmax_columns(v: Vocabulary, scores: Value, gradients: Value, n_keys: Value, distance: Value, window: Value,
+                     ahead: Value, scale: Value) -> None:  # fmt: skip
+    """The same for some registers of queries."""
+    lanes = v.isa.lanes
+    columns = range(COLUMNS)
+    masked, zero = v.constant(MASKED, F32, lanes), v.constant(0.0, F32, lanes)
+    queries = [v.constant(list(range(c * lanes, (c + 1) * lanes)), I32) for c in columns]
+    n_seen = v.splat((window + ahead).trunc(I32), lanes)
+
+    def places(rows: Value, key: Value) -> list[Value]:
+        return [rows + key * ROW_BYTES + c * lanes * 4 for c in columns]
+
+    def mask(key: Value, *largest: Value) -> list[Value]:
+        results = []
+        back = v.splat((distance + ahead - key).trunc(I32), lanes)
+        for at, query, most in zip(places(scores, key), queries, largest, strict=True):
+            # As unsigned numbers, those below 0 are large.
+            is_seen = Value(v, v.builder.icmp_unsigned("<", (query + back).llvm, n_seen.llvm))
+            score = v.select(is_seen, v.f32(at, lanes) * scale, masked)
+            v.store(at, score)
+            results.append(v.maximum(most, score))
+        return results
+
+    largest = v.loop(n_keys, [v.constant(LOWEST, F32, lanes) for _ in columns], mask)
+
+    def exponentials(key: Value, *sums: Value) -> list[Value]:
+        totals, products = [], []
+        for c, at, gradient in zip(columns, places(scores, key), places(gradients, key), strict=True):
+            weight = v.exp(v.f32(at, lanes) - largest[c])
+            v.store(at, weight)
+            totals.append(sums[c] + weight)
+            products.append(v.fma(weight, v.f32(gradient, lanes), sums[COLUMNS + c]))
+        return totals + products
+
+    sums = v.loop(n_keys, [zero for _ in range(2 * COLUMNS)], exponentials)
+    inverses = [v.constant(1.0, F32, lanes) / total for total in sums[:COLUMNS]]
+    means = [total * inverse for total, inverse in zip(sums[COLUMNS:], inverses, strict=True)]
+
+    def gradients_of_scores(key: Value) -> None:
+        for c, at, gradient in zip(columns, places(scores, key), places(gradients, key), strict=True):
+            probability = v.f32(at, lanes) * inverses[c]
+            v.store(at, probability)
+            v.store(gradient, probability * scale * (v.f32(gradient, lanes) - means[c]))
+
+    v.repeat(n_keys, gradients_of_scores)
+
+
+def _clear(v: Vocabulary, rows: Value, row_bytes: Value, n_rows: Value, n: Value) -> None:
+    def clear_row(r: Value) -> None:
+        row = rows + row_bytes * r
+        v.elements(n, v.isa.lanes, lambda i, lanes: v.store(row + i * 4, v.constant(0.0, F32, lanes)))
+
+    v.repeat(n_rows, clear_row)
+
+
+def build_attention_backward(isa):
+    """Chunk c is key-value head c % n of document c // n, or a part of its group, for n = n_kv_heads * n_parts."""
+    op_at, task_at = record_viewer(ATTENTION_BACKWARD), record_viewer(DOCUMENT_TASK)
+    task_bytes = DOCUMENT_TASK.dtype.itemsize
+    transpose = staged(isa, "void", *["i64"] * 5)(_transpose)
+    softmax_backward = staged(isa, "void", *["i64"] * 6, "f32")(_softmax_backward)
+    clear = staged(isa, "void", *["i64"] * 4)(_clear)
+    multiply = product(isa)
+
+    @njit(error_model="numpy")  # compiled once for all who call it
+    def meet(rows, row_bytes, n_rows, others, other_bytes, n_others, head_dim, turned, out):
+        """out[row, other] = rows[row] . others[other], for a tile of others."""
+        transpose(others, other_bytes, n_others, head_dim, turned)
+        multiply(rows, row_bytes, 4, turned, ROW_BYTES, out, ROW_BYTES, n_rows, TILE, head_dim, 0)
+
+    def attention_backward(record, chunk, thread):
+        op = op_at(record)
+        n_slots = op.n_kv_heads * op.n_parts
+        document, slot = task_at(op.documents + chunk // n_slots * task_bytes), chunk % n_slots
+        n_tokens, head_dim = document.n_tokens, op.head_dim
+        window, ahead = min(op.window, n_tokens), min(op.ahead, n_tokens)
+        q_bytes, kv_bytes, dkv_bytes = op.q_stride * 4, op.kv_stride * 4, op.dkv_stride * 4
+        kv_at = document.token * kv_bytes + slot // op.n_parts * head_dim * 4
+        dkv_at = document.token * dkv_bytes + slot * head_dim * 4
+        clear(op.dk + dkv_at, dkv_bytes, n_tokens, head_dim)
+        clear(op.dv + dkv_at, dkv_bytes, n_tokens, head_dim)
+
+        turned = op.scratch + thread * op.scratch_bytes
+        scores = turned + head_dim * ROW_BYTES
+        n_heads = op.group // op.n_parts
+        for head in range(slot * n_heads, (slot + 1) * n_heads):
+            for first in range(0, n_tokens, TILE):
+                n_queries = min(TILE, n_tokens - first)
+                begin = max(0, first - window + 1)
+                n_keys = min(n_tokens, first + n_queries + ahead) - begin
+                gradients = scores + n_keys * ROW_BYTES
+                q_at = (document.token + first) * q_bytes + head * head_dim * 4
+                q, dout, dq = op.q + q_at, op.dout + q_at, op.dq + q_at
+                k, v = op.k + kv_at + begin * kv_bytes, op.v + kv_at + begin * kv_bytes
+                dk, dv = op.dk + dkv_at + begin * dkv_bytes, op.dv + dkv_at + begin * dkv_bytes
+
+                meet(k, kv_bytes, n_keys, q, q_bytes, n_queries, head_dim, turned, scores)
+                meet(v, kv_bytes, n_keys, dout, q_bytes, n_queries, head_dim, turned, gradients)
+                softmax_backward(scores, gradients, n_keys, first - begin, window, ahead, np.float32(op.scale))
+                multiply(gradients, 4, ROW_BYTES, k, kv_bytes, dq, q_bytes, n_queries, head_dim, n_keys, 0)
+                multiply(gradients, ROW_BYTES, 4, q, q_bytes, dk, dkv_bytes, n_keys, head_dim, n_queries, 1)
+                multiply(scores, ROW_BYTES, 4, dout, q_bytes, dv, dkv_bytes, n_keys, head_dim, n_queries, 1)
+
+    return attention_backward
+
+
+def build_sum_heads(isa):
+    """Every n_parts neighbouring heads added up."""
+    op_at = record_viewer(SUM_HEADS)
+
+    @staged(isa, "void", *["i64"] * 4)
+    def add_up(v, heads, n_parts, head_dim, out):
+        def some(i: Value, lanes: int) -> None:
+            def add(part: Value, total: Value) -> list[Value]:
+                return [total + v.f32(heads + ((part + 1) * head_dim + i) * 4, lanes)]
+
+            (total,) = v.loop(n_parts - 1, [v.f32(heads + i * 4, lanes)], add)
+            v.store(out + i * 4, total)
+
+        v.elements(head_dim, v.isa.lanes, some)
+
+    def sum_heads(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            for head in range(op.n_heads):
+                heads = op.x + (token * op.stride + head * op.n_parts * op.head_dim) * 4
+                add_up(heads, op.n_parts, op.head_dim, op.out + (token * op.out_stride + head * op.head_dim) * 4)
+
+    return sum_heads

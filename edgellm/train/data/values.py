@@ -1,0 +1,100 @@
+"""The values of a record, checked as they are asked for: a stranger's file holds anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgellm.errors import FormatError, UsageError, shown
+from edgellm.formats.strict_json import parse
+from edgellm.train.data.files.record import is_too_deep
+
+RENDERED = ("messages", "tools", "add_generation_prompt")
+YES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+class Values:
+    """The values of one record, by key. What is wrong is a UsageError that names the key.
+
+    A list or an object may be given as a text of JSON, which is all that a field of a CSV file can hold.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def text(self, key: str) -> str:
+        value = self._values.get(key)
+        if not isinstance(value, str):
+            raise _wrong(key, value, "a text")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        return self.text(key) if key in self else None
+
+    def objects(self, key: str) -> list[dict[str, Any]]:
+        """A list of objects, not empty."""
+        value = self._unpacked(key)
+        if not isinstance(value, list):
+            raise _wrong(key, value, "a list of objects")
+        for n, item in enumerate(value):
+            if not isinstance(item, dict):
+                raise UsageError(f"{key}[{n}] is {shown(item)}; expected an object")
+        if not value:
+            raise UsageError(f"{key!r} is an empty list")
+        return value
+
+    def messages(self, key: str) -> list[dict[str, Any]]:
+        """Messages of a chat; what each of them holds is checked where they are rendered."""
+        found = self.objects(key)
+        for n, message in enumerate(found):
+            if not isinstance(message.get("role"), str):
+                raise UsageError(f"{key}[{n}] has no 'role'; expected a text, such as 'user'")
+        return found
+
+    def text_or_messages(self, key: str) -> str | list[dict[str, Any]]:
+        value = self._values.get(key)
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list):
+            raise _wrong(key, value, "a text or a list of messages")
+        return self.messages(key)
+
+    def tools(self) -> list[dict[str, Any]] | None:
+        """JSON schemas, or None when there are none."""
+        return self.objects("tools") if "tools" in self and self._unpacked("tools") != [] else None
+
+    def variables(self) -> dict[str, Any]:
+        """What a chat is to tell its template."""
+        key = "chat_template_kwargs"
+        found = self._unpacked(key) if key in self else {}
+        if not isinstance(found, dict):
+            raise _wrong(key, found, "an object")
+        if taken := [name for name in RENDERED if name in found]:
+            raise UsageError(f"{key!r} holds {taken[0]!r}, which the template is told anyway")
+        return found
+
+    def yes_or_no(self, key: str) -> bool:
+        value = self._values.get(key)
+        known = YES.get(str(value).lower()) if isinstance(value, (bool, int, str)) else None
+        if known is None:
+            raise _wrong(key, value, "true or false")
+        return known
+
+    def _unpacked(self, key: str) -> Any:
+        value = self._values.get(key)
+        if not isinstance(value, str):
+            return value
+        try:
+            found = parse(value.encode("utf-8", "surrogatepass"))
+        except FormatError:
+            return value
+        return value if is_too_deep(found) else found
+
+
+def _wrong(key: str, value: Any, expected: str) -> UsageError:
+    if value is None:
+        return UsageError(f"{key!r} has no value; expected {expected}")
+    return UsageError(f"{key!r} is {shown(value)}; expected {expected}")

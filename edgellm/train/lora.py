@@ -1,0 +1,169 @@
+"""LoRA (Hu et al., 2021): low-rank weights beside frozen linear layers, of whatever format the file has (QLoRA).
+
+DoRA (Liu et al., 2024) learns the lengths of the rows beside: y = m / |W + s B A| * (W x + s B A x), by rows. As in the
+paper, the length below is taken for a constant on the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgellm.errors import UsageError
+from edgellm.formats.adapters import Adapter
+from edgellm.formats.adapters import LowRank as Matrices
+from edgellm.graph.adapters import LowRank, adapted
+from edgellm.graph.nodes import Chance, Linear
+from edgellm.train.config import ALL_LINEAR, LoraConfig
+from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner, Weigh
+from edgellm.train.row_lengths import RowLengths, Weighed
+from edgellm.train.transposed import transposed_copies
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgellm.arch import ModelGraphs
+    from edgellm.engine import Model
+    from edgellm.formats.tensor import Tensor
+    from edgellm.train.documents import Documents
+
+
+class LoraLearner(ModelLearner):
+    """An adapter of a model.
+
+    Parameters are named after the weights that they stand beside: `blk.0.attn_q.weight.lora_a` [rank, n_in], and
+    `.lora_b` [rank, n_out], which is B transposed; with DoRA `.magnitude` [n_out].
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: LoraConfig,
+        *,
+        n_batch: int = DEFAULT_BATCH,
+        seed: int = 0,
+        recompute: bool = False,
+        in_bf16: bool = False,
+    ) -> None:
+        super().__init__(model, n_batch)
+        self.config = config
+        self._seed = seed
+        try:
+            runner = model._runner
+            self._targets = targets_of(runner.graphs, config)
+            self._chances = np.zeros((len(self._targets), 2), np.int64)
+            self.begin_pass(0, 0)
+            low_ranks = self._low_ranks()
+            if config.use_dora:
+                low_ranks = self._with_lengths(low_ranks)
+            body, values = adapted(runner.graphs.body, {name: [found] for name, found in low_ranks.items()})
+            graphs = replace(runner.graphs, body=body, hidden=values[runner.graphs.hidden])
+            linears = [node.weight for g in (body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
+            is_int8 = runner.target.activations == "int8"
+            self.prepare(graphs, recompute, transposed_copies(linears, runner.n_threads) if is_int8 else None, in_bf16)
+        except BaseException:
+            self.close()
+            raise
+
+    def _low_ranks(self) -> dict[str, LowRank]:
+        config, random = self.config, np.random.default_rng(self._seed)
+        found = {}
+        for weight, state in zip(self._targets, self._chances, strict=True):
+            n_out, n_in = weight.shape
+            # As in PEFT: A random and B zero, so that training begins with what the base model does.
+            bound = 1 / np.sqrt(n_in)
+            a = self.train(f"{weight.name}.lora_a", random.uniform(-bound, bound, (config.rank, n_in)))
+            b = self.train(f"{weight.name}.lora_b", np.zeros((config.rank, n_out)))
+            chance = Chance(config.dropout, state) if config.dropout else None
+            found[weight.name] = LowRank(a, b, config.scale, chance=chance)
+        return found
+
+    def adapter(self) -> Adapter:
+        """What was learnt, copied."""
+        config, model, found = self.config, self.model, self.parameters
+        weights = {}
+        for weight in self._targets:
+            a, b = (found[f"{weight.name}.{kind}"] for kind in ("lora_a", "lora_b"))
+            magnitude = found[f"{weight.name}.magnitude"].copy() if config.use_dora else None
+            weights[weight.name] = Matrices(a.copy(), b.T.copy(), config.scale, magnitude)
+        return Adapter(
+            model.metadata["general.architecture"], weights, base_name=model.path.stem,
+            rank_stabilized=config.use_rslora, dropout=config.dropout,
+        )  # fmt: skip
+
+    # --- dropout --------------------------------------------------------------------------------------------
+
+    def begin_pass(self, step: int, index: int) -> None:
+        """Another choice of what is left out, for each weight."""
+        seeds = np.random.SeedSequence((self._seed, step, index)).generate_state(len(self._chances), np.uint64)
+        self._chances[:, 0] = seeds.view(np.int64)
+
+    def loss_and_gradients(self, documents: Documents, scale: float) -> float:
+        with self._leaving_out():
+            return super().loss_and_gradients(documents, scale)
+
+    def gradients_by(self, documents: Documents, weigh: Weigh) -> NDArray[np.float32]:
+        with self._leaving_out():
+            return super().gradients_by(documents, weigh)
+
+    @contextmanager
+    def _leaving_out(self) -> Iterator[None]:
+        """Only where there are gradients: a loss alone is that of the whole adapter."""
+        self._chances[:, 1] = 1
+        try:
+            yield
+        finally:
+            self._chances[:, 1] = 0
+
+    # --- lengths of rows ------------------------------------------------------------------------------------
+
+    def _with_lengths(self, low_ranks: dict[str, LowRank]) -> dict[str, LowRank]:
+        """The same with magnitudes, which are those of the base model at first."""
+        parts = [
+            Weighed(weight, *(self.parameters[f"{weight.name}.{kind}"] for kind in ("lora_a", "lora_b")))
+            for weight in self._targets
+        ]
+        self._now: dict[str, NDArray[np.float64]] = {}
+        self._lengths = RowLengths(self.model._runner, parts, self.config.scale)
+        for weight, lengths in zip(self._targets, self._lengths.own, strict=True):
+            self.add_parameter(f"{weight.name}.magnitude", lengths)
+        columns = {weight.name: self.derive(f"{weight.name}.columns", (weight.shape[0],)) for weight in self._targets}
+        return {name: replace(low_rank, columns=columns[name]) for name, low_rank in low_ranks.items()}
+
+    def before_pass(self) -> None:
+        if self.config.use_dora:
+            for weight, lengths in zip(self._targets, self._lengths.now(), strict=True):
+                self._now[weight.name] = np.where(lengths > 0, lengths, np.inf)
+                magnitude = self.parameters[f"{weight.name}.magnitude"]
+                self.derived[f"{weight.name}.columns"][:] = magnitude / self._now[weight.name]
+
+    def after_gradients(self) -> None:
+        if self.config.use_dora:
+            for name, found in self._now.items():
+                self.gradients[f"{name}.magnitude"] += self.derived_gradients[f"{name}.columns"] / found
+
+
+def targets_of(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:
+    """The weights of the layers that the configuration names. Raises UsageError for one that the model lacks."""
+    weights = [node.weight for node in graphs.body.nodes if isinstance(node, Linear)]
+    if config.target_modules == ALL_LINEAR:
+        return weights
+    kinds = {weight.name.split(".")[-2] for weight in weights}
+    if unknown := [name for name in config.target_modules if _own_name(name) not in kinds]:
+        raise UsageError(
+            f"target_modules names {unknown[0]!r}, which this model does not have; it has {', '.join(sorted(kinds))}",
+            parameter="target_modules",
+        )
+    wanted = {_own_name(name) for name in config.target_modules}
+    return [weight for weight in weights if weight.name.split(".")[-2] in wanted]
+
+
+def _own_name(name: str) -> str:
+    return {
+        "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+        "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+    }.get(name, name)  # fmt: skip

@@ -1,0 +1,89 @@
+"""What `edgellm train new` is asked for, as one YAML file of `name: value` lines.
+
+n_layers, n_embd, ...       the shape: `shape.ShapeSettings`
+tokenizer, n_vocab, ...     `vocabulary.TokenizerSettings`
+separator                   between documents: `DataSettings`
+learning_rate, steps, ...   how it learns: `edgellm.train.config.TrainConfig`
+data                        the files
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from edgellm.checks import take, text, wrong
+from edgellm.errors import UsageError, shown
+from edgellm.train.config import TrainConfig
+from edgellm.train.new.defaults import DEFAULTS
+from edgellm.train.new.shape import Shape, ShapeSettings
+from edgellm.train.new.vocabulary import END, TokenizerSettings
+from edgellm.train.settings import as_settings, made, read_settings
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How files become documents. separator: stands between those of a file; line breaks around it belong to none."""
+
+    separator: str = END
+
+    def __post_init__(self) -> None:
+        take(self, "separator", _separator)
+
+
+KINDS = (ShapeSettings, TokenizerSettings, DataSettings, TrainConfig)
+
+
+@dataclass(frozen=True)
+class NewConfig:
+    """All settings of a new model. data: files of text, or folders with .txt files."""
+
+    shape: Shape = field(default_factory=lambda: ShapeSettings().shape())
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    documents: DataSettings = field(default_factory=DataSettings)
+    training: TrainConfig = field(default_factory=lambda: TrainConfig(**DEFAULTS))
+    data: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> NewConfig:
+        """From settings by name; those that are not there are as usual.
+
+        Raises UsageError for a name that is no setting of a new model, and values that cannot be.
+        """
+        known = [field.name for kind in KINDS for field in fields(kind)] + ["data"]
+        for name in settings:
+            if name not in known:
+                raise UsageError(f"{shown(name)} is no setting of a new model; there are {', '.join(known)}")
+        all_settings = DEFAULTS | dict(settings)
+        return cls(
+            made(ShapeSettings, all_settings).shape(),
+            made(TokenizerSettings, all_settings),
+            made(DataSettings, all_settings),
+            made(TrainConfig, all_settings),
+            tuple(settings.get("data", ())),
+        )
+
+    @classmethod
+    def read(cls, path: Path, more: Mapping[str, Any] | None = None) -> NewConfig:
+        """From a file; `more` are settings that come before those of the file.
+
+        Raises FileProblem, FormatError or UsageError, each naming the file.
+        """
+        settings = read_settings(path, KINDS) | dict(more or {})
+        try:
+            return cls.of(settings)
+        except UsageError as problem:
+            raise UsageError(f"{path}: {problem}") from None
+
+    def settings(self) -> dict[str, Any]:
+        """All that is in effect, by name, as `read` takes it."""
+        return as_settings(self.shape, self.tokenizer, self.documents, self.training) | {"data": list(self.data)}
+
+
+def _separator(name: str, value: Any) -> str:
+    found = text(name, value)
+    if not found.strip():
+        raise wrong(name, value, "a text that is not only white space")
+    return found

@@ -1,0 +1,180 @@
+"""Settings in a file: YAML, one `name: value` a line, read into the parameter objects and written beside a result.
+
+A file may leave out what is to be as usual. Names that nobody knows or that stand twice are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgellm.checks import text, texts, wrong
+from edgellm.errors import EdgellmError, FileProblem, FormatError, UsageError, shown
+from edgellm.files import atomic_write
+
+if TYPE_CHECKING:
+    import yaml
+
+MAX_BYTES = 1 << 20
+WHERE = ("model", "data", "validation_data", "template")  # what a file holds beside the fields of the parameter objects
+
+_INT = re.compile(r"[-+]?[0-9]{1,99}")
+_FLOAT = re.compile(r"[-+]?([0-9]{1,99}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_WORD = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
+_NO_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+
+Config = TypeVar("Config")
+
+
+def read_settings(path: Path, kinds: Iterable[type]) -> dict[str, Any]:
+    """The settings of a file, in its order, each as the parameter objects `kinds` take it.
+
+    Raises FileProblem for a file that cannot be read or is no YAML, UsageError for a name or value that cannot be,
+    with the line where it stands.
+    """
+    kinds = list(kinds)
+    homes = {field.name: kind for kind in kinds for field in fields(kind)}
+    found: dict[str, Any] = {}
+    for name, value, line in _entries(path):
+        try:
+            if name in found:
+                raise UsageError(f"{name} stands there twice")
+            if name in homes:
+                homes[name](**{name: value})
+            elif name in WHERE:
+                value = _place(name, value)
+            else:
+                raise UsageError(f"{shown(name)} is no setting{_nearest(name, [*homes, *WHERE])}")
+        except UsageError as error:
+            raise UsageError(f"{path}, line {line}: {error}") from None
+        found[name] = value
+    return found
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write what `read_settings` reads, whole or not at all."""
+    lines = [f"{name}: {_written(value)}\n" for name, value in settings.items()]
+    with atomic_write(path) as file:
+        file.write("".join(lines).encode())
+
+
+def made(kind: type[Config], settings: Mapping[str, Any]) -> Config:
+    """A parameter object of those settings that are its fields. Raises UsageError."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in settings.items() if name in names})
+
+
+def as_settings(*configs: Any) -> dict[str, Any]:
+    """The fields of parameter objects, by name."""
+    return {name: value for config in configs for name, value in asdict(config).items()}
+
+
+def _entries(path: Path) -> Iterable[tuple[str, Any, int]]:
+    """Name, value and line of each setting."""
+    import yaml
+
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise FormatError(f"{path} has more than {MAX_BYTES} bytes, too many for settings")
+        root = yaml.compose(raw.decode("utf-8-sig"), _without_aliases())
+    except OSError as problem:
+        raise FileProblem(f"{path} cannot be read: {problem.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as problem:
+        raise FormatError(f"{path} is no YAML: {_in_one_line(problem)}") from None
+    if root is None:
+        return []
+    try:
+        if not isinstance(root, yaml.MappingNode):
+            raise FormatError("it holds no settings; expected lines such as `rank: 8`")
+        return [(str(_plain(name)), _plain(value), name.start_mark.line + 1) for name, value in root.value]
+    except EdgellmError as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _without_aliases() -> type[yaml.SafeLoader]:
+    """A reader that refuses what stands for something else in the file: a few lines of those are a million values."""
+    import yaml
+
+    class Reader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise yaml.MarkedYAMLError(problem="aliases (*) are not read", problem_mark=mark)
+            return super().compose_node(parent, index)
+
+    return Reader
+
+
+def _plain(node: Any) -> Any:
+    """A text, number, flag, None, or lists and dicts of those, by the core schema of YAML 1.2.
+
+    YAML 1.1, by which PyYAML goes, takes 1e-4 for a text, `no` for a flag and 010 for eight.
+    """
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        found = {str(_plain(name)): _plain(value) for name, value in node.value}
+        if len(found) < len(node.value):
+            raise FormatError(f"line {node.start_mark.line + 1}: a name stands there twice")
+        return found
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        raise FormatError(f"line {node.start_mark.line + 1} holds the tag {shown(node.tag)}; expected a plain value")
+    word = str(node.value)
+    if node.style:  # in quotes, or a block
+        return word
+    if word.lower() in ("", "~", "null"):
+        return None
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    if _FLOAT.fullmatch(word):
+        return int(word) if _INT.fullmatch(word) else float(word)
+    return word
+
+
+def _written(value: Any) -> str:
+    """A value as `_plain` reads it, and as readers of YAML 1.1 do."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_written(str(name))}: {_written(part)}' for name, part in value.items())}}}"
+    if isinstance(value, float):
+        digits, e, exponent = repr(value).partition("e")
+        return f"{digits}{'.0' if e and '.' not in digits else ''}{e}{exponent}"
+    if isinstance(value, str):
+        if _WORD.fullmatch(value) and value.lower() not in _NO_WORDS:
+            return value
+        return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value) + '"'
+    return json.dumps(value)
+
+
+def _place(name: str, value: Any) -> str | list[str]:
+    """A path or name; for data several."""
+    if name not in ("data", "validation_data"):
+        return text(name, value)
+    found = [value] if isinstance(value, str) else texts(name, value)
+    if not found:
+        raise wrong(name, value, "at least one file")
+    return found
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    import difflib  # only for a message
+
+    near = difflib.get_close_matches(name.replace("-", "_")[:100], list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
+
+
+def _in_one_line(problem: BaseException) -> str:
+    if isinstance(problem, UnicodeDecodeError):
+        return f"byte {problem.start} is not UTF-8"
+    mark = getattr(problem, "problem_mark", None)
+    what = getattr(problem, "problem", None) or "it is nested too deeply"
+    return f"line {mark.line + 1}: {what}" if mark else " ".join(str(what).split())

@@ -1,0 +1,272 @@
+"""Compiled kernels behind the signatures of their NumPy twins in `edgellm.kernels.reference_rows`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels import records
+from edgellm.kernels.records import ROW_ALIGN
+from edgellm.kernels.schema import Schema
+from edgellm.quants import FORMATS, BlockFormat
+
+from .compiled import SENTINEL, Compiled, Output, before_a_wall, into, rows
+
+CHUNK_TOKENS = 2
+FLOATS = {np.dtype(np.float32): FORMATS["F32"], np.dtype(np.float16): FORMATS["F16"]}
+
+
+def walled(x: np.ndarray) -> np.ndarray:
+    """A small weight, which ends where nobody may read."""
+    return before_a_wall(np.ascontiguousarray(x).view(np.uint8))
+
+
+class CompiledRows:
+    """The row kernels of training, of an instruction set."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+
+    def _by_rows(
+        self,
+        op: str,
+        schema: Schema,
+        n_tokens: int,
+        options: dict[str, Any] | None = None,
+        fmt: BlockFormat | None = None,
+        **fields: Any,
+    ) -> None:
+        n_chunks = -(-n_tokens // CHUNK_TOKENS)
+        self.compiled._run(op, schema, n_chunks, n_tokens, fmt, options=options, chunk_tokens=CHUNK_TOKENS, **fields)
+
+    def narrow(
+        self, x: np.ndarray, weight: np.ndarray, scale: float = 1.0, scales: np.ndarray | None = None
+    ) -> np.ndarray:
+        source, (rank, n_cols) = rows(x), weight.shape
+        out = Output(len(x), rank)
+        self._by_rows(
+            "narrow",
+            records.NARROW,
+            len(x),
+            fmt=FLOATS[weight.dtype],
+            x=source,
+            stride=source.shape[1],
+            n_cols=n_cols,
+            weight=walled(weight),
+            rank=rank,
+            scale=scale,
+            scales=0 if scales is None else walled(scales),
+            out=out,
+            out_stride=out.stride,
+        )
+        return out.take()
+
+    def widen(
+        self,
+        y: np.ndarray,
+        h: np.ndarray,
+        weight: np.ndarray,
+        scale: float = 1.0,
+        scales: np.ndarray | None = None,
+        in_place: bool = False,
+    ) -> np.ndarray:
+        narrow_rows, (rank, n_cols) = rows(h), weight.shape
+        with into(y, in_place) as (source, out):
+            self._by_rows(
+                "widen",
+                records.WIDEN,
+                len(y),
+                fmt=FLOATS[weight.dtype],
+                y=source,
+                out=out,
+                stride=out.stride,
+                n_cols=n_cols,
+                h=narrow_rows,
+                h_stride=narrow_rows.shape[1],
+                weight=walled(weight),
+                rank=rank,
+                scale=scale,
+                scales=0 if scales is None else walled(scales),
+            )
+        return out.take()
+
+    def rms_norm_backward(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        dy: np.ndarray,
+        epsilon: float,
+        n_groups: int = 1,
+        in_place: bool = False,
+    ) -> np.ndarray:
+        with into(dy, in_place) as (source, out):
+            self._by_rows(
+                "rms_norm_backward",
+                records.RMS_NORM_BACKWARD,
+                len(x),
+                x=rows(x),
+                weight=walled(weight),
+                dy=source,
+                out=out,
+                stride=out.stride,
+                n_groups=n_groups,
+                n_cols=len(weight),
+                epsilon=epsilon,
+            )
+        return out.take()
+
+    def glu_backward(
+        self, gate: np.ndarray, up: np.ndarray, dy: np.ndarray, activation: str, in_place: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        with into(gate, in_place) as (of_gate, d_gate), into(up, in_place) as (of_up, d_up):
+            self._by_rows(
+                "glu_backward",
+                records.GLU_BACKWARD,
+                len(gate),
+                {"activation": activation},
+                gate=of_gate,
+                up=of_up,
+                dy=rows(dy),
+                d_gate=d_gate,
+                d_up=d_up,
+                stride=d_gate.stride,
+            )
+        return d_gate.take(), d_up.take()
+
+    def multiply_columns(self, x: np.ndarray, weight: np.ndarray, in_place: bool = False) -> np.ndarray:
+        with into(x, in_place) as (source, out):
+            self._by_rows(
+                "multiply_columns",
+                records.MULTIPLY_COLUMNS,
+                len(x),
+                x=source,
+                out=out,
+                weight=walled(weight),
+                n_cols=len(weight),
+                stride=out.stride,
+            )
+        return out.take()
+
+    def dropout(self, x: np.ndarray, p: float, seed: int, in_place: bool = False, is_on: bool = True) -> np.ndarray:
+        chance = before_a_wall(np.array([seed, is_on], np.int64).view(np.uint8))
+        with into(x, in_place) as (source, out):
+            self._by_rows("dropout", records.DROPOUT, len(x), x=source, out=out, stride=out.stride, p=p, chance=chance)
+        return out.take()
+
+    def replace_rows(
+        self, x: np.ndarray, table: np.ndarray | None, places: np.ndarray, in_place: bool = False
+    ) -> np.ndarray:
+        with into(x, in_place) as (source, out):
+            self._by_rows(
+                "replace_rows",
+                records.REPLACE_ROWS,
+                len(x),
+                x=source,
+                out=out,
+                stride=out.stride,
+                n_cols=x.shape[1],
+                table=0 if table is None else walled(table),
+                places=walled(places),
+            )
+        return out.take()
+
+    def replaced_rows_sum(self, sums: np.ndarray, dy: np.ndarray, places: np.ndarray) -> np.ndarray:
+        return self._over_tokens(
+            "replaced_rows_sum", records.REPLACED_ROWS_SUM, sums, {"dy": dy}, places=walled(places)
+        )
+
+    def activate(self, x: np.ndarray, activation: str, in_place: bool = False) -> np.ndarray:
+        options = {"activation": activation}
+        with into(x, in_place) as (source, out):
+            self._by_rows("activate", records.ACTIVATE, len(x), options, x=source, out=out, stride=out.stride)
+        return out.take()
+
+    def activate_backward(self, x: np.ndarray, dy: np.ndarray, activation: str, in_place: bool = False) -> np.ndarray:
+        options, gradient = {"activation": activation}, rows(dy)
+        with into(x, in_place) as (source, out):
+            self._by_rows(
+                "activate_backward",
+                records.ACTIVATE_BACKWARD,
+                len(x),
+                options,
+                x=source,
+                dy=gradient,
+                out=out,
+                stride=out.stride,
+            )
+        return out.take()
+
+    def _over_tokens(
+        self,
+        op: str,
+        schema: Schema,
+        sums: np.ndarray,
+        inputs: dict[str, np.ndarray],
+        batch: dict[str, np.ndarray] | None = None,
+        **fields: Any,
+    ) -> np.ndarray:
+        """sums [..., n_cols] after the op."""
+        n_cols, (x, *_) = sums.shape[-1], inputs.values()
+        memory = np.full(sums.size + 2, SENTINEL)
+        memory[1:-1] = sums.reshape(-1)
+        aligned = {name: rows(x) for name, x in inputs.items()}
+        self.compiled._run(
+            op,
+            schema,
+            -(-n_cols // ROW_ALIGN),
+            len(x),
+            batch=batch,
+            stride=aligned[next(iter(inputs))].shape[1],
+            n_cols=n_cols,
+            sums=memory[1:],
+            chunk_cols=ROW_ALIGN,
+            **aligned,
+            **fields,
+        )
+        assert memory[0] == memory[-1] == SENTINEL, "the kernel wrote outside of its sums"
+        return memory[1:-1].reshape(sums.shape)
+
+    def column_sums(self, sums: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return self._over_tokens("column_sums", records.COLUMN_SUMS, sums, {"x": x})
+
+    def column_products(self, sums: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return self._over_tokens("column_products", records.COLUMN_PRODUCTS, sums, {"a": a, "b": b})
+
+    def rms_norm_weight_sum(
+        self, sums: np.ndarray, x: np.ndarray, dy: np.ndarray, epsilon: float, n_groups: int = 1
+    ) -> np.ndarray:
+        fields = {"epsilon": epsilon, "n_groups": n_groups}
+        return self._over_tokens("rms_norm_weight_sum", records.RMS_NORM_WEIGHT_SUM, sums, {"x": x, "dy": dy}, **fields)
+
+    def embed_backward(self, sums: np.ndarray, token_ids: np.ndarray, dy: np.ndarray, scale: float = 1.0) -> np.ndarray:
+        batch = {"token_ids": token_ids.astype(np.int32)}
+        return self._over_tokens("embed_backward", records.EMBED_BACKWARD, sums, {"dy": dy}, batch, scale=scale)
+
+    def cross_entropy(
+        self,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        weights: np.ndarray | None = None,
+        in_place: bool = True,
+        gradient: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Without a gradient, what takes its place is what stood there before."""
+        n_tokens, n_cols = logits.shape
+        nll = Output(n_tokens, 1)
+        with into(logits, in_place) as (source, out):
+            self.compiled._run(
+                "cross_entropy",
+                records.CROSS_ENTROPY,
+                n_tokens,
+                n_tokens,
+                batch={"rows": targets.astype(np.int64)},
+                x=source,
+                out=out if gradient else 0,
+                stride=out.stride,
+                n_cols=n_cols,
+                weights=0 if weights is None else walled(weights),
+                nll=nll,
+                nll_stride=nll.stride,
+            )
+        return nll.take()[:, 0], out.take()
