@@ -5,13 +5,14 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.checks import (
     biases,
     finite_number,
+    flag,
     number,
     number_or_off,
     one_of,
@@ -73,6 +74,14 @@ if TYPE_CHECKING:
         regex: str | None
         choices: str | Sequence[str] | None
 
+    class ChatKeywords(SamplingKeywords, total=False):
+        """The fields of `ChatParams` and `SamplingParams` as keywords."""
+
+        tools: Iterable[Any] | None
+        tool_choice: Any
+        think: bool | None
+        think_budget: int | None
+
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
@@ -132,6 +141,31 @@ class RuntimeConfig:
         take(self, "kv_type", one_of, KV_TYPES)
         take(self, "activations", one_of, ACTIVATIONS)
         take(self, "cache_bytes", whole_number, 1, optional=True)
+
+
+@dataclass(frozen=True)
+class ChatParams:
+    """What a chat may ask for beside its messages. docs/structure.md explains it.
+
+    tools:         Python functions, or schemas as OpenAI has them, that the model may call: see `tool_calls` of the
+                   answer, and `edgellm.run_tools`, which does what the calls ask for.
+    tool_choice:   "auto" (the model may call some), "required" (it must), "none", or the name of the one that it must.
+    think:         whether the model thinks before it answers; None leaves that to its template.
+    think_budget:  tokens of a thought at most.
+
+    Raises UsageError for values that cannot work; what the tools are, is looked at when they are used.
+    """
+
+    tools: Any = None
+    tool_choice: Any = None
+    think: bool | None = None
+    think_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        take(self, "think", flag, optional=True)
+        take(self, "think_budget", whole_number, 0, optional=True)
+        if self.think is False and self.think_budget is not None:
+            raise UsageError("think_budget cannot go with think=False; leave one out", parameter="think_budget")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.answer import larger_context, stream, tell_stats
+from edgellm.cli.asker import Asker
 from edgellm.cli.conversation import Conversation, Message
 from edgellm.cli.reader import LineReader
 from edgellm.cli.sampling import read_setting, setting_names
@@ -51,8 +52,10 @@ class Chat:
         raw: bool,
         stats: bool,
         verbose: bool,
+        asker: Asker | None = None,
     ) -> None:
         self._model = model
+        self._asker = asker or Asker(model)
         self._sampling = sampling
         self._raw = raw
         self._stats = stats
@@ -120,7 +123,7 @@ class Chat:
         if n_dropped:
             what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
             note(f"the context of {self._model.n_ctx} tokens is full: the {what} forgotten")
-        generation = self._model.chat(fitted.messages(), **dataclasses.asdict(self._sampling))
+        generation = self._asker.chat(fitted.messages(), **vars(self._sampling))
         text = stream(generation)
         if text:
             self._conversation = fitted.with_answer(text)
@@ -130,7 +133,7 @@ class Chat:
 
     def _complete(self, text: str) -> None:
         """Continue plain text; every message stands for itself."""
-        generation = self._model.generate(text, **dataclasses.asdict(self._sampling))
+        generation = self._model.generate(text, **vars(self._sampling))
         stream(generation)
         self._end_answer(generation)
 

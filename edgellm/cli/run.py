@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.asking import Asking, asking_options
 from edgellm.cli.options import lora_option, runtime_options
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
 from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from edgellm.cli.asker import Asker
     from edgellm.engine import Model
     from edgellm.params import RuntimeConfig, SamplingParams
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", metavar="TEXT", help="Answer TEXT and exit; - reads it from standard input.")
 @click.option("--system", metavar="TEXT", help="How the model should behave; comes before the conversation.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the model's chat template.")
+@asking_options
 @sampling_options
 @runtime_options
 @lora_option
@@ -32,6 +34,7 @@ def command(
     prompt: str | None,
     system: str | None,
     raw: bool,
+    asking: Asking,
     runtime: RuntimeConfig,
     adapters: dict[Path, float],
     stats: bool,
@@ -62,15 +65,17 @@ def command(
         note(f"no model named, using {model}")
     path = models.path_of(model)
     text = read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
-    with models.load(path, runtime, adapters) as loaded:
+    with asking.servers() as servers, models.load(path, runtime, adapters) as loaded:
+        asker = asking.asker(loaded, raw, servers)
         if text is None:
-            chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose).loop()
+            chat.Chat(loaded, sampling, system=system, raw=raw, stats=stats, verbose=verbose, asker=asker).loop()
         else:
-            _answer(loaded, text, sampling, system, raw, stats, verbose)
+            _answer(loaded, asker, text, sampling, system, raw, stats, verbose)
 
 
 def _answer(
     model: Model,
+    asker: Asker,
     text: str,
     sampling: SamplingParams,
     system: str | None,
@@ -84,9 +89,9 @@ def _answer(
     from edgellm.cli.template import template_of
     from edgellm.cli.terminal import note, show_answer
 
-    settings = dataclasses.asdict(sampling)
+    settings = dict(vars(sampling))
     if template_of(model, raw, system, verbose):
-        generation = model.chat(Conversation(system).with_user(text).messages(), **settings)
+        generation = asker.chat(Conversation(system).with_user(text).messages(), **settings)
     else:
         generation = model.generate(text, **settings)
     stream(generation)

@@ -75,8 +75,9 @@ class AnswerReader:
             if piece.text:
                 yield piece
         if self._state == "calls":
-            found = self._form.calls.read(self._waiting, self._form.arguments) if self._form.calls else None
-            rest = self._waiting
+            rest, found = self._waiting, None
+            for syntax in (self._form.calls, self._form.calls.bare if self._form.calls else None):
+                found = found or (syntax.read(rest, self._form.arguments) if syntax is not None else None)
             if found is not None:
                 self.calls, rest = found
             self._waiting = ""
@@ -122,12 +123,18 @@ class AnswerReader:
             self._waiting = text
         if not text and not is_end:
             return None
-        if self._form.calls is not None and self._form.calls.is_anchored:
-            if text.lstrip().startswith(self._form.calls.trigger):
+        self._waiting = text
+        if (syntax := self._form.calls) is not None:
+            if syntax.is_anchored and text.lstrip().startswith(syntax.trigger):
                 self._state = "calls"
                 return None
-        # gpt-oss: another thought may follow the lead of the first
-        self._waiting, self._state = text, "content"
+            if (bare := syntax.bare) is not None and (known := _begins_like(text, bare.first)) is not False:
+                if known is None and not is_end:
+                    return None
+                if known:
+                    self._state = "calls"
+                    return None
+        self._state = "content"
         return Piece("content", "")
 
     def _content(self, is_end: bool) -> Piece | None:
@@ -157,3 +164,11 @@ class AnswerReader:
             return None
         self._waiting = text[n:]
         return Piece(kind, text[:n])
+
+
+def _begins_like(text: str, first: str) -> bool | None:
+    """Whether a text begins with another, white space aside; None while it may still."""
+    text, first = "".join(text.split()), "".join(first.split())
+    if text.startswith(first):
+        return True
+    return None if first.startswith(text) else False

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from edgellm import checks
 from edgellm.engine.answer_form import AnswerForm
 from edgellm.engine.answer_plan import AnswerPlan
 from edgellm.engine.sampling.thought_budget import ThoughtBudget
@@ -16,31 +14,10 @@ from edgellm.engine.structure.constraint import Constraint
 from edgellm.engine.structure.whole_answer import of_answer
 from edgellm.engine.tools import Tools
 from edgellm.errors import UsageError
-from edgellm.params import SamplingParams
+from edgellm.params import ChatParams, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer
 from edgellm.text.provenance import add, written
 from edgellm.text.reasoning import Reasoning
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """The keywords of `Model.chat` of the same names.
-
-    Raises UsageError for what cannot be, before anything is rendered.
-    """
-
-    tools: Any = None
-    tool_choice: Any = None
-    think: bool | None = None
-    think_budget: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.think is not None:
-            checks.flag("think", self.think)
-        if self.think_budget is not None:
-            checks.whole_number("think_budget", self.think_budget, 0)
-            if self.think is False:
-                raise UsageError("think_budget cannot go with think=False; leave one out", parameter="think_budget")
 
 
 def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:
@@ -49,11 +26,11 @@ def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> 
     return AnswerPlan(constraint=None if asked is None else Constraint.of(asked, tokenizer, n_vocab))
 
 
-def prompt_and_plan(
+def plan_of_chat(
     template: ChatTemplate,
     messages: list[Any],
     variables: Mapping[str, Any],
-    wishes: Wishes,
+    wishes: ChatParams,
     params: SamplingParams,
     tokenizer: Tokenizer,
     n_vocab: int,
@@ -93,7 +70,7 @@ def prompt_and_plan(
 
 
 def _plan(
-    form: AnswerForm | None, calls: str, wishes: Wishes, params: SamplingParams, tokenizer: Tokenizer, n_vocab: int
+    form: AnswerForm | None, calls: str, wishes: ChatParams, params: SamplingParams, tokenizer: Tokenizer, n_vocab: int
 ) -> AnswerPlan:
     asked = asked_of(params)
     if form is not None and (asked is not None or calls == "required" or find_spec("llguidance") is not None):
@@ -110,7 +87,7 @@ def _plan(
     return AnswerPlan(form, constraint, budget, (shows | ids) & frozenset(tokenizer.control_ids))
 
 
-def _check_thoughts(reasoning: Reasoning | None, wishes: Wishes) -> None:
+def _check_thoughts(reasoning: Reasoning | None, wishes: ChatParams) -> None:
     if reasoning is None:
         for name, wanted in (("think", wishes.think), ("think_budget", wishes.think_budget)):
             if wanted:

@@ -8,15 +8,16 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.engine.answer_plan import AnswerPlan
-from edgellm.engine.piece import Piece
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
+from edgellm.engine.answer_plan import PLAIN_TEXT, AnswerPlan
 from edgellm.engine.answer_text import AnswerText, Shown
+from edgellm.engine.piece import Piece
 from edgellm.engine.request import Request
 from edgellm.engine.sampling import Sampler, TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from edgellm.text import Tokenizer
     from edgellm.text.calls import Call
 
-PLAIN_TEXT = AnswerPlan()
 MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
 
 
@@ -308,11 +308,9 @@ class Generation(Iterator[str]):
 
     def pieces(self) -> Iterator[Piece]:
         """The rest of the answer with its thoughts, as they come; what is read here, iterating does not give again."""
-        while True:
-            try:
+        with suppress(StopIteration):
+            while True:
                 yield self._next()
-            except StopIteration:
-                return
 
     def __next__(self) -> str:
         while (piece := self._next()).kind != "content":

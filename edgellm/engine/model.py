@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
-from edgellm.engine.answer_plan import AnswerPlan
-from edgellm.engine.generation import PLAIN_TEXT, Generation
 from edgellm.engine.adapter_set import Adapters, AdapterSet
+from edgellm.engine.answer_plan import AnswerPlan, plan_of_chat, plan_of_text
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.opening import check_vocabulary, context_of, open_file, resolve
 from edgellm.engine.prompt import (
+    chat_params,
     check_biases,
     checked_adapters,
     checked_messages,
     checked_prompt,
     checked_variables,
-    has_structure,
     sampling_params,
     spelled_out,
+    spelled_out_for_chat,
     with_virtual,
 )
 from edgellm.engine.request import Scores
@@ -44,9 +44,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edgellm.formats.adapters import Adapter
-    from edgellm.params import SamplingKeywords
+    from edgellm.params import ChatKeywords, SamplingKeywords
 
-NO_WISHES = (None, None, None, None)
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
@@ -292,11 +291,7 @@ class Model:
         params = sampling_params(sampling)
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
-        plan = PLAIN_TEXT
-        if has_structure(params):
-            from edgellm.engine.asking import plan_of_text  # seldom needed
-
-            plan = plan_of_text(params, self.tokenizer, self.n_vocab)
+        plan = plan_of_text(params, self.tokenizer, self.n_vocab)
         return self._answers(self._checked("prompt", prompt), params, n, adapters, plan)
 
     @overload
@@ -305,12 +300,8 @@ class Model:
         messages: Iterable[Mapping[str, Any]],
         template_variables: Mapping[str, Any] | None = None,
         *,
-        tools: Iterable[Any] | None = None,
-        tool_choice: Any = None,
-        think: bool | None = None,
-        think_budget: int | None = None,
         adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
+        **keywords: Unpack[ChatKeywords],
     ) -> Generation: ...
 
     @overload
@@ -320,57 +311,38 @@ class Model:
         template_variables: Mapping[str, Any] | None = None,
         *,
         n: int,
-        tools: Iterable[Any] | None = None,
-        tool_choice: Any = None,
-        think: bool | None = None,
-        think_budget: int | None = None,
         adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
+        **keywords: Unpack[ChatKeywords],
     ) -> list[Generation]: ...
 
-    @spelled_out
+    @spelled_out_for_chat
     def chat(
         self,
         messages: Iterable[Mapping[str, Any]],
         template_variables: Mapping[str, Any] | None = None,
         *,
         n: int | None = None,
-        tools: Iterable[Any] | None = None,
-        tool_choice: Any = None,
-        think: bool | None = None,
-        think_budget: int | None = None,
         adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
+        **keywords: Unpack[ChatKeywords],
     ) -> Generation | list[Generation]:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
         template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
-        tools:         Python functions, or schemas as OpenAI has them. The model may call some: see `tool_calls` of the
-                       answer, and `edgellm.run_tools`, which does what they ask for.
-        tool_choice:   "auto" (the model may), "required" (it must), "none", or the name of the tool that it must call.
-        think:         whether the model thinks before it answers; None is as its template has it.
-        think_budget:  tokens of a thought at most.
-        Other keywords are those of `SamplingParams`; `n` and `adapters` are as for `generate`.
+        The keywords are those of `ChatParams` (tools, thoughts) and of `SamplingParams`; `n` and `adapters` are as for
+        `generate`.
 
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
         """
-        params = sampling_params(sampling)
+        wishes, params = chat_params(keywords)
         if self.chat_template is None:
             raise TemplateError(
                 f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
             )
         messages, variables = checked_messages(messages), checked_variables(template_variables)
-        wishes = (tools, tool_choice, think, think_budget)
-        if wishes == NO_WISHES and not has_structure(params) and self.chat_template.reasoning is None:
-            prompt: str = self.chat_template.render(messages, add_generation_prompt=True, **variables)
-            plan = PLAIN_TEXT
-        else:
-            from edgellm.engine.asking import Wishes, prompt_and_plan  # seldom needed
-
-            prompt, plan = prompt_and_plan(
-                self.chat_template, messages, variables, Wishes(*wishes), params, self.tokenizer, self.n_vocab
-            )
+        prompt, plan = plan_of_chat(
+            self.chat_template, messages, variables, wishes, params, self.tokenizer, self.n_vocab
+        )
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
         return self._answers(self._checked("prompt", ids), params, n, adapters, plan)
 

@@ -1,7 +1,7 @@
 """How a model's thoughts are told from its answer, as its chat template shows.
 
-A template gives it away in one of four ways: it writes the reasoning of a message, it strips it from earlier answers, it
-puts an empty thought in front of an answer that is to have none, or it tells the model of the marks.
+A template gives it away in one of four ways: it writes the reasoning of a message, it strips it from earlier answers,
+it puts an empty thought in front of an answer that is to have none, or it tells the model of the marks.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _switches(template: ChatTemplate) -> Iterator[str]:
             yield switch
 
 
-def _rendered(template: ChatTemplate, messages: list[dict[str, Any]], add_generation_prompt: bool = False, **extra: Any) -> str | None:
+def _rendered(
+    template: ChatTemplate, messages: list[dict[str, Any]], add_generation_prompt: bool = False, **extra: Any
+) -> str | None:
     render: Callable[..., str] = template.render
     try:
         return str(render(messages, add_generation_prompt, **extra))

@@ -59,9 +59,9 @@ class Sampler:
                     looked through by them, and never sorted or copied unless a step needs it.
         forbidden:  tokens that must not come now.
 
-        Rules and logit biases come first, then the steps in their order, then the draw. The runner has seen to it that all
-        logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no token
-        may come, and for what a step of one's own may not do.
+        Rules and logit biases come first, then the steps in their order, then the draw. The runner has seen to it that
+        all logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no
+        token may come, and for what a step of one's own may not do.
         """
         candidates = self.candidates(logits, context, maxima, forbidden)
         position = candidates.draw(self._random.random)

@@ -40,9 +40,7 @@ class Constraint(Step):
         vocabulary = vocabulary_of(tokenizer, n_vocab)
         llguidance = guidance()
         limits = llguidance.LLParserLimits(verbose_errors=False)
-        matcher = llguidance.LLMatcher(
-            vocabulary, asked.for_guidance, log_level=0, limits=limits
-        )
+        matcher = llguidance.LLMatcher(vocabulary, asked.for_guidance, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
@@ -106,7 +104,7 @@ def _explained(problem: str) -> str:
     if found := re.search(r"Unknown format: (.*)", problem):
         return f"uses the format {found[1].strip()!r}, which is not supported in a schema; leave it out"
     if "oneOf" in problem:
-        return "uses \"oneOf\" with schemas that one value may satisfy together, which is not supported; use anyOf"
+        return 'uses "oneOf" with schemas that one value may satisfy together, which is not supported; use anyOf'
     if found := re.search(r"Unsatisfiable schema: (.*)", problem):
         return f"is a schema that no text satisfies: {found[1].strip()}"
     if "NoExtension" in problem:

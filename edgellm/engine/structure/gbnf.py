@@ -1,8 +1,8 @@
 """GBNF, llama.cpp's notation for grammars, as Lark.
 
-GBNF describes characters, and Lark lexemes, each of which takes as many characters as it can. So what is regular, a rule
-that never comes back to itself, becomes one lexeme. Where two lexemes meet and the first might take what the second
-needs, the first is written character by character, which is slower and exact.
+GBNF describes characters, and Lark lexemes, each of which takes as many characters as it can. So what is regular, a
+rule that never comes back to itself, becomes one lexeme. Where two lexemes meet and the first might take what the
+second needs, the first is written character by character, which is slower and exact.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class _Reader:
         if n_digits is None:
             if escaped and escaped in '"\\[]^-/':
                 return escaped
-            raise self._wrong("one of the escapes \\n \\r \\t \\\\ \\\" \\[ \\] \\x \\u \\U")
+            raise self._wrong('one of the escapes \\n \\r \\t \\\\ \\" \\[ \\] \\x \\u \\U')
         digits = self._text[self._at : self._at + n_digits]
         if not re.fullmatch(f"[0-9A-Fa-f]{{{n_digits}}}", digits) or int(digits, 16) > 0x10FFFF:
             raise self._wrong(f"{n_digits} hexadecimal digits of a character")
@@ -245,7 +245,7 @@ class _Writer:
         changed = True
         while changed:
             changed = False
-            for name, others in reached.items():
+            for others in reached.values():
                 more = set().union(*(reached[other] for other in others)) - others if others else set()
                 if more:
                     others |= more
@@ -311,7 +311,12 @@ class _Writer:
 
     @cached_property
     def _alphabet(self) -> frozenset[str]:
-        return frozenset(chr(code) for code in range(32, 127)) | frozenset(self.source) | frozenset("\n\r\t") | frozenset(OTHERS)
+        return (
+            frozenset(chr(code) for code in range(32, 127))
+            | frozenset(self.source)
+            | frozenset("\n\r\t")
+            | frozenset(OTHERS)
+        )
 
     def _first(self, node: Node, seen: frozenset[str] = frozenset()) -> frozenset[str]:
         """The characters that it may begin with, of `_alphabet`."""

@@ -78,7 +78,9 @@ def _read(text: str) -> Rules | None:
             position += 1
             continue
         after = position + 1
-        while after < len(tokens) and (tokens[after][0] == "attributes" or tokens[after][1].isdigit() or tokens[after][1] == "."):
+        while after < len(tokens) and (
+            tokens[after][0] == "attributes" or tokens[after][1].isdigit() or tokens[after][1] == "."
+        ):
             after += 1
         if after >= len(tokens) or tokens[after][1] not in (":", "::="):
             return None
@@ -111,7 +113,9 @@ def _tokens(text: str) -> list[tuple[str, str]] | None:
     found = [token for token in found if token[0] != "attributes" or True]
     # A line that begins with | goes on with the rule above.
     return [
-        token for i, token in enumerate(found) if not (token[0] == "line" and i + 1 < len(found) and found[i + 1][1] == "|")
+        token
+        for i, token in enumerate(found)
+        if not (token[0] == "line" and i + 1 < len(found) and found[i + 1][1] == "|")
     ]
 
 

@@ -37,7 +37,9 @@ def schema_of(name: str, kind: Any) -> dict[str, Any]:
             return dict(made())
         except Exception as problem:  # of Pydantic's own kinds
             text = " ".join(str(problem).split())
-            raise UsageError(f"{name} is {kind.__name__}, which has no JSON schema: {text:.200}", parameter=name) from None
+            raise UsageError(
+                f"{name} is {kind.__name__}, which has no JSON schema: {text:.200}", parameter=name
+            ) from None
     if isinstance(kind, types.GenericAlias) or (isinstance(kind, type) and kind not in (type, object)) or _args(kind):
         return TypeSchemas(name).whole(kind)
     raise UsageError(
@@ -78,7 +80,13 @@ class TypeSchemas:
             return {"anyOf": [self.of(arg) for arg in args]}
         if origin is tuple and args and args[-1] is not Ellipsis:
             n = len(args)
-            return {"type": "array", "prefixItems": [self.of(a) for a in args], "items": False, "minItems": n, "maxItems": n}
+            return {
+                "type": "array",
+                "prefixItems": [self.of(a) for a in args],
+                "items": False,
+                "minItems": n,
+                "maxItems": n,
+            }
         if origin in LISTS or (origin is tuple and args):
             return {"type": "array", "items": self.of(args[0])}
         if origin in DICTS:

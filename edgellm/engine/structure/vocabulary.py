@@ -65,6 +65,4 @@ def _make(tokenizer: Tokenizer, n_vocab: int) -> Any:
     if stop_ids == [n_vocab]:
         tokens.tokens.append(b"<end>")
         tokens.special_token_ids.append(n_vocab)
-    return llguidance.LLTokenizer(
-        llguidance.TokenizerWrapper(tokens), n_vocab=len(tokens.tokens), eos_token=stop_ids
-    )
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens), n_vocab=len(tokens.tokens), eos_token=stop_ids)

@@ -47,7 +47,9 @@ def of_answer(form: AnswerForm, asked: Asked | None, calls: str, tokenizer: Toke
         lines += _any_or_calls(form.calls, words)
     what = "answer" if has_calls and asked is not None else "body"
     lines = [*_begin(form, what, words), *lines]
-    return Asked(name, json.dumps({"grammars": [{"name": "whole", "lark_grammar": "\n".join(lines) + "\n"}, *grammars]}))
+    return Asked(
+        name, json.dumps({"grammars": [{"name": "whole", "lark_grammar": "\n".join(lines) + "\n"}, *grammars]})
+    )
 
 
 def _begin(form: AnswerForm, what: str, words: Words) -> list[str]:
@@ -73,9 +75,9 @@ def _any_or_calls(syntax: CallSyntax, words: Words) -> list[str]:
     if syntax.is_anchored:
         first = re.escape(syntax.trigger)
         return [f"body: calls | /([ \\t\\r\\n]*[^ \\t\\r\\n{first}](?s:.*))?/"]
-    before, trigger, rest = syntax.first.partition(syntax.trigger)
+    trigger = syntax.trigger
+    rest = syntax.first.partition(trigger)[2]
     lines, head = words.until("head", trigger)
-    # What stands in front of the trigger is text.
     return [*lines, f"body: {ANY} | {head} {words.literal(rest, is_loose=True)} calls_rest"]
 
 

@@ -158,9 +158,12 @@ def _type_of(schema: Mapping[str, Any], key: str) -> object:
 
 def _plain_value(text: str) -> Any:
     """What a value that is not quoted means: JSON, Python, or else a text."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return text
+    text = text.strip()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text

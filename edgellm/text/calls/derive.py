@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import EdgellmError
@@ -30,7 +31,8 @@ def made_up_tools() -> list[dict[str, Any]]:
     kinds = {key: {"type": "string", "description": "zq"} for key in KEYS}
     parameters = {"type": "object", "properties": kinds, "required": []}
     return [
-        {"type": "function", "function": {"name": name, "description": "zq", "parameters": parameters}} for name in NAMES
+        {"type": "function", "function": {"name": name, "description": "zq", "parameters": parameters}}
+        for name in NAMES
     ]
 
 
@@ -99,12 +101,16 @@ def _with_json(one: str, two: str | None, argument: dict[str, Any]) -> CallSynta
     if found is None:
         return None
     start, end, quoted = found
-    spans = {"name": _span(one, NAMES[0], (start, end)), "arguments": (start, end), "id": _span(one, IDS[0], (start, end))}
+    spans = {
+        "name": _span(one, NAMES[0], (start, end)),
+        "arguments": (start, end),
+        "id": _span(one, IDS[0], (start, end)),
+    }
     if spans["name"] is None:
         return None
     parts = sorted((span, name) for name, span in spans.items() if span is not None)
     order = tuple(name for _, name in parts)
-    middle = tuple(one[a[1] : b[0]] for (a, _), (b, _) in zip(parts, parts[1:], strict=False))
+    middle = tuple(one[a[1] : b[0]] for (a, _), (b, _) in pairwise(parts))
     first, last = one[: parts[0][0][0]], one[parts[-1][0][1] :]
     again = _again(two, first, last, order, middle, quoted)
     return CallSyntax(first, order, middle, again, last, JsonArguments(quoted))
@@ -187,6 +193,6 @@ def _with_list(template: ChatTemplate, one: str, two: str | None) -> CallSyntax 
 
 def _between(text: str, one: str, other: str) -> str | None:
     """What stands between two words that follow each other."""
-    before, found, rest = text.partition(one)
+    _, found, rest = text.partition(one)
     inner, other_found, _ = rest.partition(other)
     return inner if found and other_found else None

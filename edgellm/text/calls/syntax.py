@@ -6,7 +6,7 @@ import re
 import secrets
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgellm.text.calls.arguments import JsonArguments, ListedArguments, skip
@@ -75,6 +75,14 @@ class CallSyntax:
             return text[0], True
         return text[: brace.start()].split("\n")[0].strip(), False
 
+    @property
+    def bare(self) -> CallSyntax | None:
+        """The same without the marks around, as small models often write it; None where that could be any text."""
+        first = self.first.strip().removeprefix(self.trigger).lstrip()
+        if self.is_anchored or not first.startswith("{"):
+            return None
+        return replace(self, first=first, again=None, last=self.last[: self.last.rfind("}") + 1].strip())
+
     def write(self, calls: Sequence[Call]) -> str:
         """The calls as a model is to write them."""
         return self.first + (self.again or "").join(map(self._write_one, calls)) + self.last
@@ -109,9 +117,7 @@ class CallSyntax:
             return (calls, "") if last.startswith(rest) else None
         return calls, text[behind:]
 
-    def _read_one(
-        self, text: str, at: int, schemas: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[Call, int] | None:
+    def _read_one(self, text: str, at: int, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[Call, int] | None:
         values: dict[str, Any] = {}
         for part, before in zip(self.order, ("", *self.middle), strict=True):
             start = skip(text, at, before)
