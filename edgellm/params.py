@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.checks import (
+    answer_format,
     biases,
     finite_number,
     flag,
     number,
     number_or_off,
     one_of,
+    plain_text,
     positive_number,
     some_texts,
     step_names,
     take,
-    text,
     whole_number,
     whole_one_of,
 )
@@ -283,8 +284,9 @@ class SamplingParams:
         take(self, "stop", some_texts)
         take(self, "samplers", step_names, SAMPLERS, SAMPLER_ALIASES, optional=True)
         take(self, "logprobs", whole_number, 0, optional=True)
-        take(self, "grammar", text, optional=True)
-        take(self, "regex", text, optional=True)
+        take(self, "response_format", answer_format, optional=True)
+        take(self, "grammar", plain_text, optional=True)
+        take(self, "regex", plain_text, optional=True)
         take(self, "choices", some_texts, optional=True)
         self._refuse_contradictions()
 

@@ -45,7 +45,6 @@ class AnswerPlan:
 
 
 PLAIN_TEXT = AnswerPlan()
-NO_WISHES = ChatParams()
 
 
 def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:
@@ -67,7 +66,8 @@ def plan_of_chat(
     n_vocab: int,
 ) -> tuple[str, AnswerPlan]:
     """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
-    if wishes == NO_WISHES and not _has_structure(params) and template.reasoning is None:
+    asks = any(wish is not None for wish in vars(wishes).values())
+    if not asks and not _has_structure(params) and template.reasoning is None:
         return template.render(messages, add_generation_prompt=True, **variables), PLAIN_TEXT
     from edgellm.engine import asking
 

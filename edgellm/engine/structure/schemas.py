@@ -40,12 +40,7 @@ def schema_of(name: str, kind: Any) -> dict[str, Any]:
             raise UsageError(
                 f"{name} is {kind.__name__}, which has no JSON schema: {text:.200}", parameter=name
             ) from None
-    if isinstance(kind, types.GenericAlias) or (isinstance(kind, type) and kind not in (type, object)) or _args(kind):
-        return TypeSchemas(name).whole(kind)
-    raise UsageError(
-        f"{name} is {shown(kind)}; expected a JSON schema (a dict), a Pydantic model, a dataclass or a type",
-        parameter=name,
-    )
+    return TypeSchemas(name).whole(kind)
 
 
 class TypeSchemas:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ from edgellm.errors import UsageError
 if TYPE_CHECKING:
     from edgellm.text import Tokenizer
 
+_BEFORE = "\n"
 _made: WeakKeyDictionary[Tokenizer, dict[int, Any]] = WeakKeyDictionary()
 _making = threading.Lock()
 
@@ -47,10 +49,44 @@ class _Tokens:
             self.tokens[i] = tokenizer.token_name(i).encode()
         self.bos_token_id = tokenizer.bos_id
         self.eos_token_id = min(ends(tokenizer, n_vocab))
-        self._encode = tokenizer.encode
+        self._encode, self._bytes = tokenizer.encode, texts
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+        """The tokens of a text inside of another one: what a tokenizer puts in front of a whole text is not there."""
+        data = text if isinstance(text, bytes) else text.encode()
+        plain = data.decode("utf-8", "replace")
+        ids = self._encode(plain)
+        if b"".join(map(self._bytes.__getitem__, ids)) == data:
+            return ids
+        ids, begun = self._encode(_BEFORE + plain), b""
+        for n, token_id in enumerate(ids):
+            begun += self._bytes[token_id]
+            if begun.lstrip(b" ") == _BEFORE.encode():
+                if b"".join(map(self._bytes.__getitem__, ids[n + 1 :])) == data:
+                    return ids[n + 1 :]
+                break
+        return self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest tokens one after the other, for a text that the tokenizer itself would not give back."""
+        ids: list[int] = []
+        at = 0
+        while at < len(data):
+            ends = range(min(len(data), at + self._longest), at, -1)
+            found = next((self._ids[data[at:end]] for end in ends if data[at:end] in self._ids), None)
+            if found is None:
+                return ids
+            ids.append(found)
+            at += len(self._bytes[found])
+        return ids
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        return {text: i for i, text in reversed(list(enumerate(self._bytes))) if text}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._ids), default=1)
 
 
 def ends(tokenizer: Tokenizer, n_vocab: int) -> list[int]:
