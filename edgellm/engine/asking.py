@@ -80,8 +80,9 @@ def _plan(
         return AnswerPlan(constraint=constraint)
     budget = None
     if wishes.think_budget and form.reasoning is not None and not form.is_over:
-        start, end = (tokenizer.encode(mark, parse_special=True) for mark in (form.reasoning.start, form.reasoning.end))
-        budget = ThoughtBudget(wishes.think_budget, () if form.is_open else start, end)
+        start = b"" if form.is_open else form.reasoning.start.encode()
+        end = tokenizer.encode_inside(form.reasoning.end, parse_special=True)
+        budget = ThoughtBudget(wishes.think_budget, start, end, tokenizer.name_bytes)
     shows = frozenset(i for mark in form.marks for i in tokenizer.with_control(mark) if isinstance(i, int))
     ids = frozenset(i for mark in form.marks for i in tokenizer.encode(mark, parse_special=True))
     return AnswerPlan(form, constraint, budget, (shows | ids) & frozenset(tokenizer.control_ids))

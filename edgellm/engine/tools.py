@@ -110,12 +110,12 @@ def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
             section, last = heading[1].lower(), ""
         elif set(line.strip()) == {"-"}:
             continue
+        elif section.startswith("param") and re.fullmatch(r"\w+(\s*:.*)?", line) and _is_indented(lines, i + 1):
+            last = re.split(r"\s*:", line)[0]  # NumPy's: the text is in the next line
+            parameters[last] = ""
         elif (found := _PARAMETER.fullmatch(line)) and (section.startswith(("arg", "param")) or ":param" in line):
             last = found[1]
             parameters[last] = found[2].strip()
-        elif section.startswith("param") and re.fullmatch(r"\w+\s*:\s*\S.*|\w+", line) and _is_indented(lines, i + 1):
-            last = re.split(r"\s*:", line)[0]  # NumPy's: the text is in the next line
-            parameters[last] = ""
         elif section and last and line.startswith((" ", "\t")):
             parameters[last] = f"{parameters[last]} {line.strip()}".strip()
         elif not section and not line.lstrip().startswith(":"):

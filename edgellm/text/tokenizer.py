@@ -163,6 +163,22 @@ class Tokenizer:
         """The tokens that no text makes, in order."""
         return sorted(self._vocabulary.of_type(TokenType.CONTROL))
 
+    def encode_inside(self, text: str, parse_special: bool = False) -> list[int]:
+        """The tokens of a text that stands inside of another one: nothing is put in front of it.
+
+        Where a tokenizer has no such way to write it, they are those of the text by itself.
+        """
+        ids = self.encode(text, parse_special=parse_special)
+        if self._model.space_prefix:
+            before = "\n"
+            longer = self.encode(before + text, parse_special=parse_special)
+            begun = b""
+            for n, token_id in enumerate(longer):
+                begun += self.token_bytes(token_id)
+                if begun.lstrip(b" ") == before.encode():
+                    return longer[n + 1 :]
+        return ids
+
     def with_control(self, text: str) -> list[str | int]:
         """A text of a chat template, its control tokens as their ids and what stands between as it is."""
         found: list[str | int] = []
@@ -199,6 +215,10 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text; not always whole characters."""
         return self._model.token_bytes(token_id)
+
+    def name_bytes(self, token_id: int) -> bytes:
+        """The same, but a control token has its name."""
+        return self.token_name(token_id).encode() if self._is_control(token_id) else self.token_bytes(token_id)
 
     def token_name(self, token_id: int) -> str:
         """A token as the file spells it."""

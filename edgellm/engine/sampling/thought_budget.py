@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from edgellm.engine.sampling.candidates import Candidates
 from edgellm.engine.sampling.step import Step
 
+MOST_LATE = 16  # tokens that the end of a thought may have to wait for
+LONGEST_MARK = 64  # tokens
+
 
 class ThoughtBudget(Step):
-    """
-    n:      tokens of a thought.
-    start:  the tokens of the mark that begins one; none where the prompt has.
-    end:    the tokens of the mark that ends it.
+    """Follows an answer from its beginning.
+
+    n:           tokens of a thought.
+    start:       the mark that begins one, as bytes; none where the prompt has.
+    end:         the tokens of the mark that ends it.
+    name_bytes:  what a token is, as bytes, control tokens by their names.
     """
 
-    def __init__(self, n: int, start: Sequence[int], end: Sequence[int]) -> None:
-        self._n, self._start, self._end = n, list(start), list(end)
+    def __init__(self, n: int, start: bytes, end: Sequence[int], name_bytes: Callable[[int], bytes]) -> None:
+        self._n, self._start, self._end, self._name_bytes = n, start, list(end), name_bytes
         self._tokens: Sequence[int] = ()
         self._n_prompt = 0
 
     def copy(self) -> ThoughtBudget:
-        return ThoughtBudget(self._n, self._start, self._end)
+        return ThoughtBudget(self._n, self._start, self._end, self._name_bytes)
 
     def begin(self, tokens: Sequence[int]) -> None:
         """tokens: the whole text, as it grows."""
         self._tokens, self._n_prompt = tokens, len(tokens)
 
     def apply(self, candidates: Candidates) -> None:
-        first = self._n_prompt + len(self._start)
-        n_thought = len(self._tokens) - first
-        # It may have been over long ago, so the oldest tokens are what is looked at: as many as a thought may have.
-        if n_thought < self._n or n_thought > self._n + len(self._end):
+        n_answer = len(self._tokens) - self._n_prompt
+        if not self._n <= n_answer <= self._n + LONGEST_MARK + len(self._end) + MOST_LATE:
             return
-        thought = list(self._tokens[first:])
-        if self._start and self._start != list(self._tokens[self._n_prompt : first]):
+        answer = list(self._tokens[self._n_prompt :])
+        first = self._first_of_thought(answer)
+        if first is None or len(answer) - first < self._n or self._is_over(answer[first:]):
             return
-        if _holds(thought[: self._n + len(self._end) - 1], self._end) or _holds(thought, self._end):
-            return
-        n_written = next(k for k in range(len(self._end), -1, -1) if k == 0 or thought[-k:] == self._end[:k])
+        n_written = next(k for k in range(len(self._end), -1, -1) if k == 0 or answer[-k:] == self._end[:k])
         wanted = self._end[n_written]
-        ids = np.arange(len(candidates)) if candidates.ids is None else candidates.ids
-        if (place := np.flatnonzero(ids == wanted)).size:
+        place = np.array([wanted]) if candidates.ids is None else np.flatnonzero(candidates.ids == wanted)
+        if len(place) and candidates.logits[place[0]] > -math.inf:  # not so in the middle of a character
             candidates.keep(place)
 
+    def _first_of_thought(self, answer: list[int]) -> int | None:
+        """The number of tokens before the thought; None when there is none."""
+        text = b""
+        for n, token_id in enumerate([*answer[:LONGEST_MARK], None]):
+            if text.lstrip().startswith(self._start):
+                return n
+            if token_id is not None:
+                text += self._name_bytes(token_id)
+        return None
 
-def _holds(tokens: list[int], part: list[int]) -> bool:
-    return any(tokens[i : i + len(part)] == part for i in range(len(tokens) - len(part) + 1))
+    def _is_over(self, thought: list[int]) -> bool:
+        end = b"".join(map(self._name_bytes, self._end))
+        return end in b"".join(map(self._name_bytes, thought))

@@ -12,7 +12,6 @@ from edgellm.errors import UsageError
 if TYPE_CHECKING:
     from edgellm.text import Tokenizer
 
-_BEFORE = "\n"
 _made: WeakKeyDictionary[Tokenizer, dict[int, Any]] = WeakKeyDictionary()
 _making = threading.Lock()
 
@@ -49,23 +48,13 @@ class _Tokens:
             self.tokens[i] = tokenizer.token_name(i).encode()
         self.bos_token_id = tokenizer.bos_id
         self.eos_token_id = min(ends(tokenizer, n_vocab))
-        self._encode, self._bytes = tokenizer.encode, texts
+        self._encode, self._bytes = tokenizer.encode_inside, texts
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """The tokens of a text inside of another one: what a tokenizer puts in front of a whole text is not there."""
+        """The tokens of a text inside of another one."""
         data = text if isinstance(text, bytes) else text.encode()
-        plain = data.decode("utf-8", "replace")
-        ids = self._encode(plain)
-        if b"".join(map(self._bytes.__getitem__, ids)) == data:
-            return ids
-        ids, begun = self._encode(_BEFORE + plain), b""
-        for n, token_id in enumerate(ids):
-            begun += self._bytes[token_id]
-            if begun.lstrip(b" ") == _BEFORE.encode():
-                if b"".join(map(self._bytes.__getitem__, ids[n + 1 :])) == data:
-                    return ids[n + 1 :]
-                break
-        return self._greedy(data)
+        ids = self._encode(data.decode("utf-8", "replace"))
+        return ids if b"".join(map(self._bytes.__getitem__, ids)) == data else self._greedy(data)
 
     def _greedy(self, data: bytes) -> list[int]:
         """The longest tokens one after the other, for a text that the tokenizer itself would not give back."""

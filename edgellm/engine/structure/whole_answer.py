@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgellm.text import Tokenizer
 
 ANY = "/(?s:.*)/"
-SPACE = r"/[ \t\r\n]*/"
+SPACE = r"/[ \t\r\n]{0,4}/"  # no more, so that it cannot go on for ever
 
 
 def of_answer(form: AnswerForm, asked: Asked | None, calls: str, tokenizer: Tokenizer) -> Asked | None:
@@ -134,10 +134,21 @@ class CallRules:
         how = self._syntax.arguments
         if isinstance(how, ListedArguments):
             yield from self._listed(how, name, schema)
-        elif how.quoted:  # JSON in a JSON string, which no schema describes
-            yield f'{name}: /"(\\\\.|[^"\\\\])*"/'
+        elif how.quoted:
+            yield from self._quoted(name, schema)
         else:
             yield f"{name}: {json_rule('tools', schema)}"
+
+    def _quoted(self, name: str, schema: Mapping[str, Any]) -> Iterator[str]:
+        """JSON in a JSON string, in which no schema can be followed: names are those of the schema, values any."""
+        keys = " | ".join(json.dumps(json.dumps(key)[1:-1]) for key in schema.get("properties") or {})
+        pair = rf"""({keys}) "\\\": " {name}_value"""
+        pairs = rf"""("\\\"" {pair} (", \\\"" {pair})*)?""" if keys else ""
+        yield rf"""{name}: "\"{{" {pairs} "}}\"" """.rstrip()
+        yield rf"""{name}_value: {name}_text | /-?(0|[1-9][0-9]{{0,15}})(\.[0-9]{{1,15}})?|true|false|null/"""
+        yield rf"""  | "[" ({name}_value (", " {name}_value)*)? "]" """.rstrip()
+        yield rf"""  | "{{" ({name}_text ": " {name}_value (", " {name}_text ": " {name}_value)*)? "}}" """.rstrip()
+        yield rf"""{name}_text: /\\"[^"\\\x00-\x1f]*\\"/"""
 
     def _listed(self, how: ListedArguments, name: str, schema: Mapping[str, Any]) -> Iterator[str]:
         """Arguments in the order of the schema, each there or not, with texts around and between those that are.

@@ -34,7 +34,7 @@ class Leaf:
 @dataclasses.dataclass
 class Node:
     leaf: Leaf
-    children: list["Node"]
+    children: list[Node]
     by_name: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
