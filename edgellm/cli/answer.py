@@ -47,6 +47,12 @@ def stream(generation: Answer, view: View, came: Callable[[str], None] | None = 
     """
     pieces: list[str] = []
     n_ended = 0  # pieces that the view has ended with, for something else that came between
+
+    def take(piece: str) -> None:
+        pieces.append(piece)
+        if came:
+            came(piece)
+
     try:
         with _ctrl_c_cancels(generation), quiet_keyboard(), Reading(generation) as reading:
 
@@ -62,9 +68,9 @@ def stream(generation: Answer, view: View, came: Callable[[str], None] | None = 
             for piece in generation:
                 reading.end()
                 view.show(piece)
-                pieces.append(piece)
-                if came:
-                    came(piece)
+                if n_ended and n_ended == len(pieces):
+                    take("\n\n")
+                take(piece)
             reading.end()
         if not n_ended or len(pieces) > n_ended:
             view.end()
