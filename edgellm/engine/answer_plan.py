@@ -1,0 +1,78 @@
+"""What is settled of an answer before it begins: its parts, and what its tokens must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgellm.params import STRUCTURES, ChatParams, SamplingParams
+
+if TYPE_CHECKING:
+    from edgellm.engine.answer_form import AnswerForm
+    from edgellm.engine.sampling.thought_budget import ThoughtBudget
+    from edgellm.engine.structure.constraint import Constraint
+    from edgellm.text import ChatTemplate, Tokenizer
+
+
+@dataclass(frozen=True)
+class AnswerPlan:
+    """An answer of plain text, unless something is said of it.
+
+    form:        the parts it may consist of; None where all of it is what the model says.
+    constraint:  the grammar that it follows.
+    budget:      how long a thought may be.
+    shows:       control tokens that are shown to who tells its parts apart.
+    """
+
+    form: AnswerForm | None = None
+    constraint: Constraint | None = None
+    budget: ThoughtBudget | None = None
+    shows: Collection[int] = ()
+
+    @property
+    def rules(self) -> list[Constraint | ThoughtBudget]:
+        """Steps that come before all others."""
+        return [rule for rule in (self.constraint, self.budget) if rule is not None]
+
+    def copy(self) -> AnswerPlan:
+        """The same for another answer to the same prompt."""
+        return replace(
+            self,
+            constraint=self.constraint.copy() if self.constraint else None,
+            budget=self.budget.copy() if self.budget else None,
+        )
+
+
+PLAIN_TEXT = AnswerPlan()
+
+
+def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:
+    """For an answer without a template. Raises UsageError for a structure that cannot be followed."""
+    if not _has_structure(params):
+        return PLAIN_TEXT
+    from edgellm.engine import asking  # seldom needed
+
+    return asking.plan_of_text(params, tokenizer, n_vocab)
+
+
+def plan_of_chat(
+    template: ChatTemplate,
+    messages: list[Any],
+    variables: Mapping[str, Any],
+    wishes: ChatParams,
+    params: SamplingParams,
+    tokenizer: Tokenizer,
+    n_vocab: int,
+) -> tuple[str, AnswerPlan]:
+    """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
+    asks = any(wish is not None for wish in vars(wishes).values())
+    if not asks and not _has_structure(params) and template.reasoning is None:
+        return template.render(messages, add_generation_prompt=True, **variables), PLAIN_TEXT
+    from edgellm.engine import asking
+
+    return asking.plan_of_chat(template, messages, variables, wishes, params, tokenizer, n_vocab)
+
+
+def _has_structure(params: SamplingParams) -> bool:
+    return any(getattr(params, name) is not None for name in STRUCTURES)
