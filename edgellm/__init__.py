@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from edgellm.formats.adapters import Adapter
     from edgellm.hub import pull
     from edgellm.params import RuntimeConfig, SamplingParams
-    from edgellm.train.config import LoraConfig, TrainConfig
+    from edgellm.train.config import FullConfig, LoraConfig, TrainConfig
     from edgellm.train.data.config import DataConfig
     from edgellm.train.preference.config import (
         DpoConfig,
@@ -66,6 +66,7 @@ __all__ = [
     "DataConfig",
     "DownloadError",
     "DpoConfig",
+    "FullConfig",
     "EdgellmError",
     "FileProblem",
     "FormatError",
@@ -125,6 +126,7 @@ _HOMES = {
     "RuntimeConfig": "edgellm.params",
     "SamplingParams": "edgellm.params",
     "DataConfig": "edgellm.train.data.config",
+    "FullConfig": "edgellm.train.config",
     "LoraConfig": "edgellm.train.config",
     "TrainConfig": "edgellm.train.config",
     "RewardModel": "edgellm.train.preference.reward_model",
