@@ -24,6 +24,13 @@ COMBINING = ("allOf", "anyOf", "oneOf", "$ref", "not", "if", "dependentSchemas",
 # An answer has no white space that its reader does not need, so that it cannot go on for ever.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 DEEPEST = 100
+# RFC 3339, but for what other programs cannot read: more than six digits of a second, the year 0, a 29th of February.
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_DATE = (
+    r"(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+    r"|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+FORMATS = {"time": f"^{_TIME}$", "date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
 
 
 def checked_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,13 +60,16 @@ def checked_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compact(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema for a grammar: with our white space, and without properties that it does not name.
+    """The schema for a grammar: with our white space, times that all can read, and no properties without a name.
 
     What satisfies it satisfies the other one too. Where schemas are combined, it stays as it is, for another part may
     name more properties.
     """
     schema = json.loads(json.dumps(schema))
     every = list(_subschemas(schema))
+    for inner in every:
+        if inner.get("format") in FORMATS and "pattern" not in inner:
+            inner["pattern"] = FORMATS[inner.pop("format")]
     if not any("allOf" in inner or ("$ref" in inner and _is_more_than_ref(inner)) for inner in every):
         alternatives = {id(one) for s in every if "properties" in s for w in ("anyOf", "oneOf") for one in s.get(w, ())}
         for inner in every:

@@ -31,7 +31,7 @@ def test_answers_are_valid(chatty, name: str) -> None:
     schema = SCHEMAS[name]
     for seed, prompt in enumerate(PROMPTS):
         messages = [{"role": "user", "content": prompt}]
-        answer = chatty.chat(messages, response_format=schema, seed=seed, temperature=0.7, max_tokens=250)
+        answer = chatty.chat(messages, response_format=schema, seed=seed, temperature=0.7, max_tokens=120)
         text = "".join(answer)
         assert answer.finish_reason == "stop", text
         jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())

@@ -164,3 +164,20 @@ def test_schemas_that_end(schema: dict) -> None:
 )
 def test_properties_without_a_name_are_left_out_where_none_can_be_missed(schema: dict, closed: bool) -> None:
     assert (compact(schema).get("additionalProperties") is False) == closed
+
+
+def test_formats_are_narrower_patterns() -> None:
+    import re
+
+    from edgellm.engine.structure.json_schema import FORMATS
+
+    checker = jsonschema.FormatChecker()
+    times = ["00:00:00Z", "23:59:59.123456+02:00", "12:30:01.5-23:59"]
+    dates = ["2024-02-28", "1999-12-31", "0001-01-01", "2023-11-30"]
+    for name, right in {"time": times, "date": dates, "date-time": [f"{d}T{t}" for d in dates for t in times]}.items():
+        for text in right:
+            assert re.fullmatch(FORMATS[name], text) and checker.conforms(text, name)
+    for name, text in [("time", "24:00:00Z"), ("time", "1:00:00Z"), ("date", "2023-02-30"), ("date", "0000-01-01"),
+                       ("date", "2023-13-01"), ("time", "10:00:00.1234567Z")]:  # fmt: skip
+        assert not re.fullmatch(FORMATS[name], text)
+    assert compact({"type": "string", "format": "date", "pattern": "^2"})["format"] == "date"
