@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm import checks
+from edgellm.engine.tools import check_tool
 from edgellm.errors import EdgellmError, FormatError, UsageError, shown
 from edgellm.text.calls import Call
 
@@ -218,8 +219,15 @@ class McpServers:
                         f"the MCP server {server.config.name} has a second tool {name}; it is left out"
                     )
                     continue
+                tool = {**tool, "function": {**tool["function"], "name": name}}
+                try:
+                    check_tool(tool)
+                except UsageError as problem:
+                    where = f"the tool {own} of the MCP server {server.config.name}"
+                    self.problems.append(f"{where} is left out: {problem}")
+                    continue
                 self._by_tool[name] = (server, own)
-                found.append({**tool, "function": {**tool["function"], "name": name}})
+                found.append(tool)
         return found
 
     def needs_confirming(self, name: str) -> bool:

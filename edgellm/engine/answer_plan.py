@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgellm.engine.answer_form import AnswerForm
     from edgellm.engine.sampling.thought_budget import ThoughtBudget
     from edgellm.engine.structure.constraint import Constraint
+    from edgellm.engine.structure.ending import Ending
     from edgellm.text import ChatTemplate, Tokenizer
 
 
@@ -22,18 +23,31 @@ class AnswerPlan:
     form:        the parts it may consist of; None where all of it is what the model says.
     constraint:  the grammar that it follows.
     budget:      how long a thought may be.
+    is_json:     all of the answer is JSON, which is brought to its end when there is little room left.
     shows:       control tokens that are shown to who tells its parts apart.
     """
 
     form: AnswerForm | None = None
     constraint: Constraint | None = None
     budget: ThoughtBudget | None = None
+    is_json: bool = False
     shows: Collection[int] = ()
 
-    @property
-    def rules(self) -> list[Constraint | ThoughtBudget]:
-        """Steps that come before all others."""
-        return [rule for rule in (self.constraint, self.budget) if rule is not None]
+    def rules_for(
+        self, tokenizer: Tokenizer, n_prompt: int, n_ctx: int, params: SamplingParams
+    ) -> list[Constraint | ThoughtBudget | Ending]:
+        """The steps that come before all others, for an answer to a prompt of so many tokens."""
+        rules: list[Constraint | ThoughtBudget | Ending] = []
+        if self.constraint is not None:
+            rules.append(self.constraint)
+        if self.budget is not None:
+            rules.append(self.budget)
+        if self.is_json:
+            from edgellm.engine.structure.ending import Ending
+
+            n_most = min(n_ctx - n_prompt, n_ctx if params.max_tokens is None else params.max_tokens)
+            rules.append(Ending(tokenizer.texts_of_tokens, n_most))
+        return rules
 
     def copy(self) -> AnswerPlan:
         """The same for another answer to the same prompt."""

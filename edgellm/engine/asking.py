@@ -23,7 +23,10 @@ from edgellm.text.reasoning import Reasoning
 def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:
     """For an answer without a template."""
     asked = asked_of(params)
-    return AnswerPlan(constraint=None if asked is None else Constraint.of(asked, tokenizer, n_vocab))
+    if asked is None:
+        return AnswerPlan()
+    is_json = asked.name == "response_format"
+    return AnswerPlan(constraint=Constraint.of(asked, tokenizer, n_vocab), is_json=is_json)
 
 
 def plan_of_chat(
@@ -65,7 +68,8 @@ def plan_of_chat(
     form = None
     if reasoning is not None or syntax is not None:
         is_open = reasoning is not None and reasoning.is_open(prompt)
-        form = AnswerForm(reasoning, is_open, reasoning is not None and _is_over(prompt, reasoning), syntax, arguments)
+        is_over = reasoning is not None and (think is False or _is_over(prompt, reasoning))
+        form = AnswerForm(reasoning, is_open, is_over, syntax, arguments)
     return prompt, _plan(form, calls, wishes, params, tokenizer, n_vocab)
 
 
@@ -73,11 +77,13 @@ def _plan(
     form: AnswerForm | None, calls: str, wishes: ChatParams, params: SamplingParams, tokenizer: Tokenizer, n_vocab: int
 ) -> AnswerPlan:
     asked = asked_of(params)
+    is_json = asked is not None and asked.name == "response_format" and calls == "none"
+    is_json = is_json and (form is None or form.reasoning is None or form.is_over)
     if form is not None and (asked is not None or calls == "required" or find_spec("llguidance") is not None):
         asked = of_answer(form, asked, calls, tokenizer)
     constraint = None if asked is None else Constraint.of(asked, tokenizer, n_vocab)
     if form is None:
-        return AnswerPlan(constraint=constraint)
+        return AnswerPlan(constraint=constraint, is_json=is_json)
     budget = None
     if wishes.think_budget and form.reasoning is not None and not form.is_over:
         start = b"" if form.is_open else form.reasoning.start.encode()
@@ -85,7 +91,7 @@ def _plan(
         budget = ThoughtBudget(wishes.think_budget, start, end, tokenizer.name_bytes)
     shows = frozenset(i for mark in form.marks for i in tokenizer.with_control(mark) if isinstance(i, int))
     ids = frozenset(i for mark in form.marks for i in tokenizer.encode(mark, parse_special=True))
-    return AnswerPlan(form, constraint, budget, (shows | ids) & frozenset(tokenizer.control_ids))
+    return AnswerPlan(form, constraint, budget, is_json, (shows | ids) & frozenset(tokenizer.control_ids))
 
 
 def _check_thoughts(reasoning: Reasoning | None, wishes: ChatParams) -> None:

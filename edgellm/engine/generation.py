@@ -96,10 +96,11 @@ class _Answer(Request):
         self._constraint = plan.constraint
         # Tokens that must come are taken without the model, unless others could be asked for or logits are wanted.
         self._takes_forced = params.logprobs is None and not params.banned_strings
-        for rule in plan.rules:
+        rules = plan.rules_for(tokenizer, len(prompt), n_ctx, params)
+        for rule in rules:
             rule.begin(self.tokens)
         never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
-        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, plan.rules)
+        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules)
         self._started: float | None = None
         self._first_at: float | None = None
         self._is_cut = False  # it has fewer tokens than are in the cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from edgellm import checks
@@ -75,6 +76,16 @@ def tool_schema(function: Any) -> dict[str, Any]:
     schema = parameters_of("tools", function, parameters)
     checked_schema("tools", schema)
     return {"type": "function", "function": {"name": name, "description": text, "parameters": schema}}
+
+
+def check_tool(tool: Mapping[str, Any]) -> None:
+    """Raises UsageError for a schema that is none, or whose arguments could not be written as it wants them."""
+    schema = _checked(tool)["function"]["parameters"]
+    if find_spec("llguidance") is not None:
+        from edgellm.engine.structure.asked import Asked, json_rule
+        from edgellm.engine.structure.constraint import check_grammar
+
+        check_grammar(Asked("tools", f"start: {json_rule('tools', schema)}\n"))
 
 
 def _checked(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def read(form: AnswerForm, text: str, size: int) -> tuple[str, str, list[Any], l
         (AnswerForm(THINK, is_open=True), "no end </thin", "no end </thin", "", []),
         (AnswerForm(THINK), "Say <think> is a tag", "", "Say <think> is a tag", []),
         (AnswerForm(THINK), "<think>a</think>b</think>c", "a", "b</think>c", []),
-        (AnswerForm(CHANNELS), "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Yes",
+        (AnswerForm(CHANNELS), f"{CHANNELS.start}hm<|end|><|start|>assistant<|channel|>final<|message|>Yes",
          "hm", "Yes", []),
         (AnswerForm(CHANNELS), "<|channel|>final<|message|>Yes", "", "Yes", []),
         (AnswerForm(calls=PLAIN, arguments=TOOLS), f"Let me see. {CALL}", "", "Let me see.", [{"x": 1}]),

@@ -100,7 +100,7 @@ def test_a_thought_has_a_budget_and_the_answer_its_structure(model, name: str) -
     assert reasoning is not None
     n_thoughts = 0
     for seed in range(6):
-        answer = model.chat(ASKED, choices=["yes", "no"], think_budget=6, seed=seed, max_tokens=90, **thinks, **RANDOM)
+        answer = model.chat(ASKED, choices=["yes", "no"], think_budget=6, seed=seed, max_tokens=200, **thinks, **RANDOM)
         text = "".join(answer)
         assert answer.finish_reason == "stop" and text in ("yes", "no")
         n_thoughts += bool(answer.reasoning)

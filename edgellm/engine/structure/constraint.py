@@ -96,6 +96,12 @@ class Constraint(Step):
         )
 
 
+def check_grammar(asked: Asked) -> None:
+    """Raises UsageError for a structure that no vocabulary could follow."""
+    if problem := guidance().LLMatcher.validate_grammar(asked.for_guidance):
+        raise UsageError(f"{asked.name} {_explained(problem)}", parameter=asked.name)
+
+
 def _explained(problem: str) -> str:
     """What llguidance says of a grammar, as the end of a line that begins with the name of a parameter."""
     problem = problem.split("<state>")[0]

@@ -100,6 +100,18 @@ def test_banned_strings_are_taken_back_and_the_structure_stays(model) -> None:
     assert re.fullmatch("[a-c]{12}", text) and "ab" not in text and "ca" not in text
 
 
+@pytest.mark.parametrize("max_tokens", [60, 120, 400])
+def test_json_that_would_go_on_for_ever_is_brought_to_its_end(model, max_tokens: int) -> None:
+    node = {"type": "object", "properties": {"name": {"type": "string"}, "next": {}}, "required": ["name", "next"]}
+    node["properties"]["next"] = {"anyOf": [{"$ref": "#"}, {"type": "null"}, {"type": "array", "items": {"$ref": "#"}}]}
+    for seed in range(3):
+        settings = {"seed": seed, "max_tokens": max_tokens, "temperature": 1.0, "top_k": 0}
+        answer = model.generate(PROMPT, response_format=node, **settings)
+        text = "".join(answer)
+        assert answer.finish_reason == "stop", text
+        jsonschema.validate(json.loads(text), node)
+
+
 def test_an_answer_that_is_cut_says_so(model) -> None:
     generation = model.generate(PROMPT, regex="[ab]{50}", max_tokens=5)
     assert len("".join(generation)) <= 5 and generation.finish_reason == "length"

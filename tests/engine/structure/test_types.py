@@ -8,7 +8,7 @@ import enum
 import typing
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Optional, TypedDict, Union
+from typing import Annotated, Any, Literal, TypedDict
 
 import jsonschema
 import pydantic
@@ -59,8 +59,8 @@ class Partly(TypedDict, total=False):
         (tuple[int, ...], [[], [1, 2]], [["a"]]),
         (Literal["a", 3, None], ["a", 3, None], ["b"]),
         (Colour, ["red"], ["RED"]),
-        (Optional[int], [1, None], ["a"]),
-        (Union[int, str], [1, "a"], [None]),
+        (typing.Optional[int], [1, None], ["a"]),  # noqa: UP045
+        (typing.Union[int, str], [1, "a"], [None]),  # noqa: UP007
         (int | None, [1, None], ["a"]),
         (datetime.date, ["2020-01-31"], [1]),
         (uuid.UUID, ["x"], [1]),

@@ -27,11 +27,12 @@ TEMPLATES: dict[str, str] = {
     '{{ (c.function | tojson)[:-1] }}, "id": "{{ c.id }}"}'
     "{{ ', ' if not loop.last }}{% endfor %}]</s>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
     # Name and arguments between tokens, as DeepSeek has it, a thought begun in the prompt.
-    "deepseek": _TOLD + "{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}{% else %}<｜Assistant｜>"
-    "{{ m.content }}{% if m.tool_calls %}<｜tool▁calls▁begin｜>{% for c in m.tool_calls %}<｜tool▁call▁begin｜>function"
-    "<｜tool▁sep｜>{{ c.function.name }}\n```json\n{{ c.function.arguments | tojson }}\n```<｜tool▁call▁end｜>"
-    "{% endfor %}<｜tool▁calls▁end｜>{% endif %}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}",
+    "deepseek": _TOLD + "{% for m in messages %}{% if m.role == 'user' %}<\uff5cUser\uff5c>{{ m.content }}{% else %}"
+    "<\uff5cAssistant\uff5c>{{ m.content }}{% if m.tool_calls %}<\uff5ctool▁calls▁begin\uff5c>"
+    "{% for c in m.tool_calls %}<\uff5ctool▁call▁begin\uff5c>function<\uff5ctool▁sep\uff5c>{{ c.function.name }}\n"
+    "```json\n{{ c.function.arguments | tojson }}\n```<\uff5ctool▁call▁end\uff5c>"
+    "{% endfor %}<\uff5ctool▁calls▁end\uff5c>{% endif %}<\uff5cend▁of▁sentence\uff5c>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<\uff5cAssistant\uff5c><think>\n{% endif %}",
     # Arguments as JSON in a JSON string.
     "quoted": _CHATML.replace(
         "CALL", '<call>{"name": "{{ c.name }}", "arguments": {{ c.arguments | tojson | tojson }}}</call>'

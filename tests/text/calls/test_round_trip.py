@@ -18,7 +18,8 @@ from tests.text.calls.templates import TEMPLATES
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "get_weather": {"type": "object", "properties": {
-        "city": {"type": "string"}, "days": {"type": "integer"}, "names": {"type": "array"}, "far": {"type": "boolean"}}},
+        "city": {"type": "string"}, "days": {"type": "integer"}, "names": {"type": "array"},
+        "far": {"type": "boolean"}}},
     "get": {"type": "object", "properties": {"x": {"type": "number"}}},
     "no_arguments": {"type": "object", "properties": {}},
     "a.b-c_9": {"type": "object", "properties": {"text": {"type": "string"}}},
@@ -87,7 +88,8 @@ def test_half_a_call_is_none(template: ChatTemplate, cut: float) -> None:
 def test_other_white_space_is_read() -> None:
     syntax = template_of(TEMPLATES["hermes"]).call_syntax
     assert syntax is not None
-    loose = '<tool_call>{ "name":"get" ,\n "arguments" : {"x":1} }</tool_call> <tool_call>{"name": "get", "arguments": {}}'
+    loose = '<tool_call>{ "name":"get" ,\n "arguments" : {"x":1} }</tool_call>'
+    loose += ' <tool_call>{"name": "get", "arguments": {}}'
     found = syntax.read(loose, SCHEMAS)
     assert found is not None and meaning(found[0]) == [("get", {"x": 1}), ("get", {})]
 
@@ -119,7 +121,7 @@ def test_templates_of_models(shared: Path) -> None:
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
         "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}",
         "{% if tools %}{{ raise_exception('no tools') }}{% endif %}{{ messages[0].content }}",
-        "{{ tools | tojson }}{% for m in messages %}{% for c in m.tool_calls %}{{ c | length }}{% endfor %}{% endfor %}",
+        "{{ tools | tojson }}{% for m in messages %}{{ m.tool_calls | length }}{% endfor %}",
     ],
 )
 def test_templates_that_write_no_calls(source: str) -> None:
@@ -138,7 +140,8 @@ def test_calls_told_in_text() -> None:
     assert [message["role"] for message in told] == ["system", "user", "assistant", "user"]
     assert json.dumps(tools[0]) in told[0]["content"]
     assert PLAIN.read(told[2]["content"], SCHEMAS) is not None and "tool_calls" not in told[2]
-    assert told[3] == {"role": "user", "content": "<tool_response>\n3\n</tool_response>\n<tool_response>\n4\n</tool_response>"}
+    results = "<tool_response>\n3\n</tool_response>\n<tool_response>\n4\n</tool_response>"
+    assert told[3] == {"role": "user", "content": results}
     told = told_in_text(messages, tools, takes_system=False)
     assert [message["role"] for message in told] == ["user", "assistant", "user"]
     assert told[0]["content"].endswith("How much?") and json.dumps(tools[0]) in told[0]["content"]
