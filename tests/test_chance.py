@@ -13,7 +13,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted({*(ROOT / "tests").rglob("*.py")} - {ROOT / "tests/conftest.py"})
-GENERATORS = ("default_rng", "Random", "RandomState")  # without a seed, they draw one
+GENERATORS = ("default_rng", "Random", "RandomState", "SeedSequence")  # without a seed, they draw one
 OF_THE_PROFILE = {"derandomize", "database"}  # settings that no test may choose for itself
 
 

@@ -56,7 +56,7 @@ def perplexity_command(
         result = perplexity(
             loaded,
             tokens_of(loaded, text, parse_special),
-            loaded.n_ctx,
+            loaded.n_text,
             n_windows,
             shown(progress, digits=4),
         )
@@ -102,7 +102,7 @@ def kl_command(
             loaded,
             loaded_base,
             tokens_of(loaded_base, text, parse_special),
-            loaded.n_ctx,
+            loaded.n_text,
             n_windows,
             shown(progress, digits=6),
         )

@@ -5,7 +5,7 @@ What learns from its own answers needs just these, with the token that ended the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Drawn(Request):
 
     n_most:    tokens that it may have. stop_ids: tokens that end it, and are a part of it.
     seed:      the same seed, prompt and model give the same answer, whatever else is computed beside.
+    is_enough: asked at every token; True ends the answer there.
     """
 
     def __init__(
@@ -28,10 +29,12 @@ class Drawn(Request):
         stop_ids: Collection[int],
         seed: Sequence[int],
         adapters: AdapterSet = NO_ADAPTERS,
+        is_enough: Callable[[], bool] = lambda: False,
     ) -> None:
         self._n_virtual = adapters.n_virtual
         super().__init__([0] * self._n_virtual + list(prompt), adapters=adapters)
         self._n_prompt, self._n_most, self._stop_ids = len(self.tokens), n_most, stop_ids
+        self._is_enough = is_enough
         self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(seed))))
 
     @property
@@ -60,7 +63,8 @@ class Drawn(Request):
         sums = np.cumsum(weights)
         chosen = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
         self.tokens.append(min(chosen, len(sums) - 1))
-        self.is_over = self.has_ended or len(self.tokens) == self._n_prompt + self._n_most
+        is_long = len(self.tokens) >= self._n_prompt + self._n_most
+        self.is_over = self.has_ended or is_long or self._is_enough()
 
 
 def draw(scheduler: Scheduler, requests: Sequence[Drawn]) -> None:

@@ -213,6 +213,11 @@ class Model:
         usual = {adapter: scale for adapter, scale in self._adapters.usual.uses}
         return {name: usual.get(adapter, 0.0) for name, adapter in self._adapters.loaded.items()}
 
+    @property
+    def n_text(self) -> int:
+        """Tokens that a text may have: n_ctx, but for those that an adapter in use puts before it."""
+        return self.n_ctx - self._adapters.usual.n_virtual
+
     def load_adapter(
         self, path: str | os.PathLike[str] | Adapter, name: str | None = None, *, replace: bool = False
     ) -> str:

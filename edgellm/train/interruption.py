@@ -20,6 +20,14 @@ class Asked:
         return self.signal is not None
 
 
+_current: list[Asked] = []  # of the runs of the main thread, the innermost last
+
+
+def is_asked() -> bool:
+    """Whether somebody asked, for what takes long within a step."""
+    return any(_current)
+
+
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[Asked]:
     """Inside, a first signal is only noted, so that no step is left half done; a second one acts at once.
@@ -45,9 +53,11 @@ def asked_to_stop() -> Iterator[Asked]:
 
     for number in usual:
         signal.signal(number, note)
+    _current.append(asked)
     try:
         yield asked
     finally:
+        _current.remove(asked)
         restore()
     if asked.signal is not None:
         signal.raise_signal(asked.signal)

@@ -159,6 +159,8 @@ class Run:
         begun = time.monotonic()
         step = self.state.step
         weight = math.fsum(documents.total_weight for documents in batch)
+        if asked:  # while the batch was made
+            return None
         if not weight:
             raise TrainingError(f"the batch of step {step + 1} has no token to learn")
         for gradient in self.learner.gradients.values():
@@ -219,6 +221,8 @@ class Run:
             if asked:
                 return None
             sums.append(self.learner.loss(documents))
+        if asked:  # what was found may be a part
+            return None
         losses, weights = zip(*sums, strict=True)
         loss = sum(losses) / math.fsum(weights)
         self._refuse("the validation loss", loss)

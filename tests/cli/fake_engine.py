@@ -60,7 +60,7 @@ class FakeGeneration:
 class FakeModel:
     def __init__(self, path: Path, n_ctx: int | None, n_threads: int | None) -> None:
         self.path = path
-        self.n_ctx = n_ctx or 1000
+        self.n_ctx = self.n_text = n_ctx or 1000
         self.n_threads = n_threads or 2
         self.tokenizer = SimpleNamespace(encode=lambda text, parse_special=False: text.split(), notes=[])
         has_template = "base" not in path.name

@@ -187,13 +187,13 @@ def test_keywords_that_cannot_work(chatty) -> None:
 
 def test_every_keyword_arrives(chatty, monkeypatch) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(chatty, "_generate", lambda ids, params, adapters: given.append((params, adapters)))
+    monkeypatch.setattr(chatty, "_answers", lambda ids, params, n, adapters: given.append((params, n, adapters)))
     keywords = {"temperature": 0.5, "top_k": 3, "top_p": 0.25, "min_p": 0.125, "repeat_penalty": 2.0,
                 "repeat_last_n": 7, "seed": 11, "max_tokens": 13}  # fmt: skip
     for call in (lambda **k: chatty.generate("a", **k), lambda **k: chatty.chat(HI, **k)):
-        call(**keywords, adapters={"a": 0.5})
+        call(**keywords, n=2, adapters={"a": 0.5})
         call()
-        assert given == [(edgellm.SamplingParams(**keywords), {"a": 0.5}), (edgellm.SamplingParams(), None)]
+        assert given == [(edgellm.SamplingParams(**keywords), 2, {"a": 0.5}), (edgellm.SamplingParams(), None, None)]
         given.clear()
 
 

@@ -162,7 +162,9 @@ def test_what_cannot_be_is_refused(folder: Path, tmp_path: Path) -> None:
             model.set_adapters(["prompt", "prefix"])
         with pytest.raises(UsageError, match=r"'prompt' with a scale of 0\.5, .* is there or not; choose 1, or 0"):
             model.set_adapters({"prompt": 0.5})
+        assert model.n_text == 64
         model.set_adapters("prompt")
+        assert model.n_text == 64 - N and len(model.logits(IDS[: 64 - N])) == 64 - N
         for compute in (model.logits, model.run, model.generate):
             with pytest.raises(ContextOverflowError, match="has 60 tokens, the adapter puts 7 of its own before them"):
                 compute(IDS[:60])

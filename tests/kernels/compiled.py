@@ -416,7 +416,7 @@ class Compiled:
             assert not out.memory[1 : n_tokens + 1, n_cols:].any(), "what pads rows is not 0"
         return out.take()
 
-    def outer_sum(self, a: np.ndarray, b: np.ndarray, g: np.ndarray, gap: int = 0) -> np.ndarray:
+    def outer_sum(self, a: np.ndarray, b: np.ndarray, g: np.ndarray, gap: int = 0, scale: float = 1.0) -> np.ndarray:
         """gap: floats between the rows of g, which must stay as they are."""
         (n_rows, n_cols), (left, right), scratch = g.shape, (rows(a), rows(b)), Scratch(OUTER_SCRATCH_BYTES)
         walled = np.full((n_rows + 2, n_cols + gap), SENTINEL)
@@ -434,6 +434,7 @@ class Compiled:
             g_stride=n_cols + gap,
             n_rows=n_rows,
             n_cols=n_cols,
+            scale=scale,
             scratch=scratch,
             scratch_bytes=scratch.n_bytes,
         )

@@ -124,6 +124,7 @@ def test_outer_sum_as_its_twin_to_the_bit(compiled: Compiled, n_rows: int, n_col
     want = reference.outer_sum(a, b, g)
     for gap in (0, 7):
         np.testing.assert_array_equal(compiled.outer_sum(a, b, g, gap), want)
+    np.testing.assert_array_equal(compiled.outer_sum(a, b, g, scale=-0.3), reference.outer_sum(a, b, g, -0.3))
     magnitude = np.abs(g) + np.abs(a).T.astype(np.float64) @ np.abs(b)
     assert (np.abs(want - (g + a.T.astype(np.float64) @ b)) / magnitude).max() < LINEAR
 

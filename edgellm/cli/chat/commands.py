@@ -197,7 +197,7 @@ def _show(chat: Chat, rest: str) -> None:
     tell(
         f"  model: {chat.model.path}\n"
         f"  {describe_template(chat.model, chat.is_raw)}\n"
-        f"  context: {chat.n_used} of {chat.model.n_ctx} tokens, {_turns(chat.conversation)}{left_out}\n"
+        f"  context: {chat.n_used} of {chat.model.n_text} tokens, {_turns(chat.conversation)}{left_out}\n"
         f"  threads: {chat.model.n_threads}\n{_adapters(chat.model)}"
         f"  system: {chat.conversation.system or 'none'}\n{settings.lines(chat.sampling, chat.behaviour)}"
     )
@@ -210,7 +210,7 @@ def _adapters(model: Model) -> str:
 
 
 def _stats(chat: Chat, rest: str) -> None:
-    remark(f"context: {chat.n_used} of {chat.model.n_ctx} tokens, {_turns(chat.conversation)}")
+    remark(f"context: {chat.n_used} of {chat.model.n_text} tokens, {_turns(chat.conversation)}")
     if chat.last_stats is None:
         remark("nothing was answered yet")
     else:

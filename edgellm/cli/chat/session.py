@@ -61,8 +61,8 @@ class Chat:
         self.conversation = Conversation(system)
         self.n_used = 0
         self.last_stats: GenerationStats | None = None
-        self.attached = Attached(model.n_ctx, lambda text: len(model.tokenizer.encode(text)))
-        self._window = Window(model.n_ctx, self._count, larger_context(model))
+        self.attached = Attached(model.n_text, lambda text: len(model.tokenizer.encode(text)))
+        self._window = Window(model.n_text, self._count, larger_context(model))
         self._keeper = Keeper(keep_as) if keep_as else None
         self._view: View | None = None
         self._reader = reader_of(History(kept=keep_as is not None), Help(self._status, commands.completions))
@@ -189,7 +189,7 @@ class Chat:
         n_dropped = self._window.first - n_before
         if n_dropped > 0:
             what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
-            remark(f"the context of {self.model.n_ctx} tokens is full: the {what} forgotten")
+            remark(f"the context of {self.model.n_text} tokens is full: the {what} forgotten")
         generation = self._asker.chat(read.messages(), **vars(self.sampling))
         return self._shifting(generation, lambda room: self._prompt_within(asked, room))
 
@@ -211,7 +211,7 @@ class Chat:
             return generation
 
         def go_on(answered: list[int]) -> Generation | None:
-            half = self.model.n_ctx // 2
+            half = self.model.n_text // 2
             room = {} if self.sampling.max_tokens is None else {"max_tokens": self.sampling.max_tokens - len(answered)}
             prompt = prompt_within(max(half - len(answered), half // 2))
             ids = [*prompt, *answered[max(0, len(answered) - half + len(prompt)) :]]
@@ -232,7 +232,7 @@ class Chat:
         """Say what a person would not expect."""
         stats = self.last_stats = generation.stats
         self.n_used = stats.n_prompt_tokens + stats.n_generated_tokens
-        full = f"the context of {self.model.n_ctx} tokens"
+        full = f"the context of {self.model.n_text} tokens"
         if isinstance(generation, Shifted) and generation.n_shifts:
             self.n_used = generation.n_in_context
             times = "once" if generation.n_shifts == 1 else f"{generation.n_shifts} times"
@@ -261,12 +261,12 @@ class Chat:
         if self.is_plain_text and not self.is_raw:
             remark("each message is continued by itself: the model does not see those before")
         if isinstance(self._reader, LineReader) and not self.is_plain_text:  # which has no status line
-            remark(f"the context holds {self.model.n_ctx} tokens, {WAYS[self.behaviour.when_full]} (/set when_full)")
+            remark(f"the context holds {self.model.n_text} tokens, {WAYS[self.behaviour.when_full]} (/set when_full)")
 
     def _status(self, width: int) -> str:
         speed = self.last_stats.tokens_per_second if self.last_stats else 0.0
         way = "" if self.is_plain_text else WAYS[self.behaviour.when_full]
-        return status_line(self.model.path.stem, self.n_used, self.model.n_ctx, way, speed, len(self.attached), width)
+        return status_line(self.model.path.stem, self.n_used, self.model.n_text, way, speed, len(self.attached), width)
 
     def _ids(self, messages: list[Message]) -> list[int]:
         assert self._template is not None

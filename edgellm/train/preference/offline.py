@@ -34,11 +34,16 @@ class Offline:
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
         n_batch = max(DEFAULT_BATCH, longest_example(plan.examples))
-        mismatched = mismatched_answers(plan.examples, n_batch) if isinstance(self.config, KtoConfig) else []
+        mismatched = self._mismatched(plan, n_batch)
         objective = self._objective(plan, n_batch, mismatched)
         with closing(plan.learner(n_batch)) as learner:
             batches = AnswerBatches(plan.examples, plan.n_learnt, plan.config, n_batch, mismatched)
             yield Work(AnswerLearner(learner, objective), batches, learner.adapter)
+
+    def _mismatched(self, plan: Plan, n_batch: int) -> list[Documents]:
+        if not isinstance(self.config, KtoConfig):
+            return []
+        return mismatched_answers(plan.examples, min(n_batch, plan.model.n_ctx))
 
     def _objective(self, plan: Plan, n_batch: int, mismatched: Sequence[Documents]) -> Objective:
         config = self.config

@@ -34,18 +34,13 @@ class Online:
     def begin(self, plan: Plan) -> Iterator[Work]:
         config = self.config
         longest = max(len(asked.documents) for asked in plan.examples)
-        if longest >= plan.model.n_ctx:
-            raise UsageError(
-                f"a prompt has {longest} tokens and the context holds {plan.model.n_ctx}, which leaves no room for an "
-                "answer; a lower max_length leaves such prompts out",
-                parameter="max_length",
-            )
         n_batch = max(DEFAULT_BATCH, min(longest + config.max_new_tokens, plan.model.n_ctx))
         with ExitStack() as stack:
             for reward in self.rewards:
                 if isinstance(reward, FolderReward):
                     stack.enter_context(reward.opened(plan.model))
             lora = stack.enter_context(closing(plan.learner(n_batch)))
+            _check_room(longest, plan.model.n_ctx - lora.adapter().n_virtual)
             reference = stack.enter_context(closing(Reference(plan.model, n_batch))) if config.beta else None
             learner = PolicyLearner(lora, config, plan.examples, self.rewards, reference, plan.config.seed)
             kept = Kept(plan.folder, _n_kept(plan.config, config)) if plan.folder else None
@@ -83,11 +78,14 @@ class _Rollout:
         if self._passes is None:
             # A run that is gone on with in the middle of several updates has sampled already.
             found = self._kept.read(self._step) if self._kept is not None and iteration else None
-            self._passes = self._learner.passes(found or self._sampled())
+            answers = found or self._sampled()
+            self._passes = self._learner.passes(answers) if answers else []
         return self._passes
 
     def _sampled(self) -> list[Answer]:
         answers = self._learner.sample(self._numbers, self._config.num_generations, self._batch)
+        if not answers:  # somebody asked to stop
+            return []
         self._learner.look_at(answers)
         if self._kept is not None:
             self._kept.write(self._step, answers)
@@ -109,6 +107,15 @@ class Updates(Sequence[Documents]):
     def __getitem__(self, index: slice) -> Sequence[Documents]: ...
     def __getitem__(self, index: Any) -> Any:
         return self._rollout.passes(self._iteration)[index]
+
+
+def _check_room(longest: int, n_ctx: int) -> None:
+    if longest >= n_ctx:
+        raise UsageError(
+            f"a prompt has {longest} tokens and the context holds {n_ctx}, which leaves no room for an answer; a lower "
+            "max_length leaves such prompts out",
+            parameter="max_length",
+        )
 
 
 def _held(prompts: Sequence[Documents]) -> HeldPrompts:

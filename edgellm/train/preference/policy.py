@@ -13,6 +13,7 @@ from edgellm.engine.drawing import Drawn, draw
 from edgellm.train.data import order
 from edgellm.train.data.encoder import Asked
 from edgellm.train.documents import Documents
+from edgellm.train.interruption import is_asked
 from edgellm.train.preference.config import GrpoConfig, PpoConfig
 from edgellm.train.preference.figures import Figures
 from edgellm.train.preference.final_norm import FinalNorm
@@ -80,7 +81,7 @@ class PolicyLearner:
     def sample(self, numbers: Sequence[int], n_each: int, *seed: int) -> list[Answer]:
         """Answers to some prompts, n_each to each, one prompt after the other, with their rewards.
 
-        Raises RewardError when these cannot be had.
+        None when somebody asked to stop meanwhile. Raises RewardError when these cannot be had.
         """
         model, config = self._learner.model, self._config
         scheduler = model._scheduler
@@ -90,7 +91,7 @@ class PolicyLearner:
         room = model.n_ctx - used.n_virtual
         requests = [
             Drawn(prompt, min(config.max_new_tokens, room - len(prompt)), model.tokenizer.stop_ids,
-                  (self._seed, *seed, number, n), used)
+                  (self._seed, *seed, number, n), used, is_asked)
             for number in numbers
             for prompt in [self._prompts[number].documents.ids.tolist()]
             for n in range(n_each)
@@ -99,6 +100,8 @@ class PolicyLearner:
             draw(scheduler, requests)
         finally:
             scheduler.forget(adapter)
+        if is_asked():
+            return []
         return self._judged([number for number in numbers for _ in range(n_each)], requests)
 
     def _judged(self, numbers: Sequence[int], requests: Sequence[Drawn]) -> list[Answer]:

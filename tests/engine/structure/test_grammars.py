@@ -10,7 +10,7 @@ from edgellm.engine.structure.asked import Asked, _of_grammar
 from edgellm.engine.structure.constraint import Constraint
 from edgellm.errors import UsageError
 
-JSON = r'''
+JSON = r"""
 root   ::= object
 value  ::= object | array | string | number | ("true" | "false" | "null") ws
 
@@ -36,7 +36,7 @@ number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [1
 
 # Optional space: by convention, applied in this grammar after literal chars when allowed
 ws ::= | " " | "\n" [ \t]{0,20}
-'''
+"""
 
 
 class Follower:
@@ -88,7 +88,7 @@ def test_the_same_texts(model, grammar: str, right: list[str], wrong: list[str])
         ('root ::= ("x"? root) | "y"', "left-recursive"),
         ('start: start "a" | "a"\n', "left-recursive"),
         ('start: a\na: b? c\nc: [b] a "x" | "z"\nb: "b"\n', "left-recursive"),
-        ("start: (A?)* start\nA: \"a\"\n", "left-recursive"),
+        ('start: (A?)* start\nA: "a"\n', "left-recursive"),
         ('root ::= "a" root', "no finite text"),
         ('start: "a" b\nb: "(" b ")"\n', "no finite text"),
         ('start: "a" b\nb: "(" c ")"\nc: "," b\n', "no finite text"),
@@ -121,7 +121,7 @@ def test_what_is_refused(grammar: str, words: str) -> None:
         'start: x ("+" x)*\nx: /[0-9]+/ | "(" start ")"\n',
         'start: %json {"type": "object", "properties": {"start": {}}}\n',
         'start: a[max_tokens=3] <|tag|> <[12]>\na: "b" -> alias\n  | "c"\n',
-        "?start: \"x\"~2..3 start?\n%ignore /[ ]+/\n",
+        '?start: "x"~2..3 start?\n%ignore /[ ]+/\n',
     ],
 )
 def test_what_is_right_is_let_through(grammar: str) -> None:
@@ -135,7 +135,7 @@ def test_a_grammar_that_cannot_be_read_is_llguidances_to_judge() -> None:
 
 def test_masks_are_the_tokens_that_may_come(model) -> None:
     """A mask, bit by bit, is what the matcher takes when asked token by token."""
-    follower = Follower(model, 'root ::= [ae] [0-9]+')
+    follower = Follower(model, "root ::= [ae] [0-9]+")
     constraint = follower._constraint
     mask = np.zeros_like(constraint._mask)
     constraint._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, constraint._n_mask_bytes)

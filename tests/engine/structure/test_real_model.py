@@ -56,7 +56,6 @@ def test_a_mask_takes_a_small_part_of_a_token(chatty) -> None:
     usual = chatty.chat([{"role": "user", "content": PROMPTS[1]}], response_format=schema, seed=1, max_tokens=200)
     constraint = usual._answer._constraint
     for name in ("apply", "follow", "forced"):
-
         setattr(constraint, name, timed(getattr(constraint, name)))
     next(usual)
     spent, begun = 0.0, time.perf_counter()

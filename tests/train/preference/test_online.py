@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edgellm.train.checkpoint import Checkpoints
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.documents import Documents
+from edgellm.train.preference import policy
 from edgellm.train.preference.config import GrpoConfig, PpoConfig, RewardConfig
 from edgellm.train.preference.online import Online
 from edgellm.train.preference.policy import PolicyLearner
@@ -190,3 +192,38 @@ def test_other_data_and_settings(model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1 are longer than 1024 tokens"):
         run(model, long, GRPO, small_ids, settings)
     assert isinstance(task_of(GRPO, small_ids), Online)
+
+
+def test_an_answer_ends_when_nobody_wants_it_any_more(model) -> None:
+    drawn = Drawn(model.tokenize("say 5", add_special=True), 100, (), (1,), is_enough=lambda: True)
+    draw(model._scheduler, [drawn])
+    assert len(drawn.answer) == 1 and not drawn.has_ended
+
+
+@pytest.mark.parametrize("at", ["rewards", "sampling"])
+def test_ctrl_c_while_answers_are_made_loses_nothing(
+    model, prompts: Path, tmp_path: Path, at: str, monkeypatch
+) -> None:
+    settings = TrainConfig(steps=4, learning_rate=0.01, warmup=0, batch_size=2, checkpoint_every=50)
+    straight, _ = run(model, prompts, GRPO, small_ids, settings)
+    calls = []
+
+    def asks_to_stop() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    def reward(completions):
+        if at == "rewards":
+            asks_to_stop()
+        return small_ids(completions)
+
+    usual = policy.draw
+    if at == "sampling":
+        monkeypatch.setattr(policy, "draw", lambda *a: (asks_to_stop(), usual(*a)))
+    with pytest.raises(KeyboardInterrupt):
+        run(model, prompts, GRPO, reward, settings, output=tmp_path / "run")
+    assert Checkpoints(tmp_path / "run" / "checkpoints", {}).steps() == [2]
+    rest, _ = run(model, prompts, GRPO, reward, settings, output=tmp_path / "run", resume=True)
+    for name, change in straight.weights.items():
+        assert change.b.tobytes() == rest.weights[name].b.tobytes()
