@@ -8,13 +8,16 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
+from edgellm.engine.answer_plan import PLAIN_TEXT, AnswerPlan
 from edgellm.engine.answer_text import AnswerText, Shown
+from edgellm.engine.piece import Piece
 from edgellm.engine.request import Request
 from edgellm.engine.sampling import Sampler, TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
@@ -23,7 +26,10 @@ from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
+    from edgellm.engine.answer_form import AnswerReader
+    from edgellm.engine.structure.constraint import Constraint
     from edgellm.text import Tokenizer
+    from edgellm.text.calls import Call
 
 MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
 
@@ -65,7 +71,13 @@ class _Answer(Request):
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, n_ctx: int, adapters: AdapterSet
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        n_ctx: int,
+        adapters: AdapterSet,
+        plan: AnswerPlan,
     ) -> None:
         super().__init__(list(prompt), adapters=adapters)
         self.unread: deque[Shown] = deque()
@@ -76,10 +88,19 @@ class _Answer(Request):
         self.stop_string: str | None = None
         self._params, self._stop_ids, self._n_ctx = params, tokenizer.stop_ids, n_ctx
         self._text: AnswerText | None = AnswerText(
-            tokenizer.stream(after=prompt[-1]), params.stop, params.banned_strings
+            # In a given structure a space in front is the text's own.
+            tokenizer.stream(after=None if plan.constraint else prompt[-1], showing=plan.shows),
+            params.stop,
+            params.banned_strings,
         )
+        self._constraint = plan.constraint
+        # Tokens that must come are taken without the model, unless others could be asked for or logits are wanted.
+        self._takes_forced = params.logprobs is None and not params.banned_strings
+        rules = plan.rules_for(tokenizer, len(prompt), n_ctx, params)
+        for rule in rules:
+            rule.begin(self.tokens)
         never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
-        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never)
+        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules)
         self._started: float | None = None
         self._first_at: float | None = None
         self._is_cut = False  # it has fewer tokens than are in the cache
@@ -132,18 +153,39 @@ class _Answer(Request):
             if back.n_tokens > 1:
                 self._cut(back.n_tokens - 1)
                 return
-        self.stats.n_generated_tokens += 1
+        self._add(token_id, text)
+        if self._constraint is not None and self._takes_forced:
+            self._add_forced(self._constraint, text)
         self.stats.generate_seconds = time.perf_counter() - self._first_at
+        if not self.is_over:
+            self.unread.extend(text.shown())
+
+    def _add_forced(self, constraint: Constraint, text: AnswerText) -> None:
+        """The tokens that must come next are taken without the model, which computes them together afterwards."""
+        for token_id in () if self.is_over else constraint.forced():
+            if token_id in self._stop_ids:
+                self._finish("stop", text)
+            if self.is_over:
+                return
+            text.push(token_id)
+            self._add(token_id, text)
+
+    def _add(self, token_id: int, text: AnswerText) -> None:
+        """A token is part of the answer now, and may be its last."""
+        self.stats.n_generated_tokens += 1
         self.tokens.append(token_id)
+        constraint = self._constraint
+        if constraint is not None:
+            constraint.follow(self.tokens)
         if text.stop_string is not None:
             self.stop_string = text.stop_string
+            self._finish("stop", text)
+        elif constraint is not None and constraint.is_complete:
             self._finish("stop", text)
         elif self.stats.n_generated_tokens == self._params.max_tokens:
             self._finish("length", text)
         elif len(self.tokens) > self._n_ctx:
             self._finish("context", text)
-        else:
-            self.unread.extend(text.shown())
 
     def _cut(self, n_tokens: int) -> None:
         """Take back the last tokens: others are to come in their place."""
@@ -165,7 +207,7 @@ class _Answer(Request):
 
     def forget(self) -> None:
         """Hold nothing of the model any more."""
-        self._text = self._sampler = None
+        self._text = self._sampler = self._constraint = None
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started if self._started is not None else 0.0
@@ -193,9 +235,17 @@ class Generation(Iterator[str]):
         params: SamplingParams,
         n_ctx: int,
         adapters: AdapterSet = NO_ADAPTERS,
+        plan: AnswerPlan = PLAIN_TEXT,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters)
+        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters, plan)
+        self._reader: AnswerReader | None = None
+        if plan.form is not None:
+            from edgellm.engine.answer_form import AnswerReader
+
+            self._reader = AnswerReader(plan.form)
+        self._told: deque[Piece] = deque()  # pieces that nobody has taken yet
+        self._parts: dict[str, list[str]] = {"content": [], "reasoning": []}
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._stop_string: str | None = None
@@ -238,13 +288,54 @@ class Generation(Iterator[str]):
         """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked."""
         return self._logprobs
 
+    @property
+    def content(self) -> str:
+        """What has been said so far: all pieces that iterating gave, without thoughts and calls."""
+        return "".join(self._parts["content"])
+
+    @property
+    def reasoning(self) -> str:
+        """What has been thought so far; empty for a model that does not mark its thoughts."""
+        return "".join(self._parts["reasoning"])
+
+    @property
+    def tool_calls(self) -> list[Call]:
+        """The tools that the model wants to be called; empty before the end, and when there are none."""
+        return self._reader.calls if self._reader is not None else []
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to be put behind those that it answers."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning.strip():
+            message["reasoning_content"] = self.reasoning.strip()
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_message() for call in self.tool_calls]
+        return message
+
+    def pieces(self) -> Iterator[Piece]:
+        """The rest of the answer with its thoughts, as they come; what is read here, iterating does not give again."""
+        with suppress(StopIteration):
+            while True:
+                yield self._next()
+
     def __next__(self) -> str:
+        while (piece := self._next()).kind != "content":
+            pass
+        return piece.text
+
+    def _next(self) -> Piece:
         if not self._reading.acquire(blocking=False):
             raise UsageError("another thread is iterating over this generation; let one thread do it")
         try:
-            while self._finish_reason is None:
-                if piece := self._next_piece():
+            while True:
+                if self._told:
+                    piece = self._told.popleft()
+                    self._parts[piece.kind].append(piece.text)
                     return piece
+                if self._finish_reason is not None:
+                    break
+                self._tell(self._next_piece())
             lost, self._lost = self._lost or StopIteration(), None
             try:
                 raise lost
@@ -257,6 +348,16 @@ class Generation(Iterator[str]):
             raise
         finally:
             self._reading.release()
+
+    def _tell(self, text: str) -> None:
+        """Take in the text of a token, or what is left at the end."""
+        if self._reader is None:
+            if text:
+                self._told.append(Piece("content", text))
+            return
+        self._told.extend(self._reader.push(text))
+        if self._finish_reason is not None:
+            self._told.extend(self._reader.finish())
 
     def _next_piece(self) -> str:
         """The text of the next token, which may be none; at the end, what is left."""
