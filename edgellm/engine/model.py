@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.adapter_set import Adapters, AdapterSet
-from edgellm.engine.answer_plan import AnswerPlan, plan_of_chat, plan_of_text
+from edgellm.engine.answer_plan import AnswerPlan, PlannedPrompt, plan_of_chat, plan_of_text
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.opening import check_vocabulary, context_of, in_words, open_file, resolve
@@ -296,7 +296,7 @@ class Model:
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
         plan = plan_of_text(params, self.tokenizer, self.n_vocab)
-        return self._answers(self._checked("prompt", prompt), params, n, adapters, plan)
+        return self._answers(PlannedPrompt(self._checked("prompt", prompt), plan), params, n, adapters)
 
     @overload
     def chat(
@@ -348,7 +348,7 @@ class Model:
             self.chat_template, messages, variables, wishes, params, self.tokenizer, self.n_vocab
         )
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._answers(self._checked("prompt", ids), params, n, adapters, plan)
+        return self._answers(PlannedPrompt(self._checked("prompt", ids), plan), params, n, adapters)
 
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
@@ -388,16 +388,11 @@ class Model:
             generation.lose(UsageError("the model is closed"))
 
     def _answers(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        n: int | None,
-        adapters: AdapterScales | None,
-        plan: AnswerPlan,
+        self, prompt: PlannedPrompt, params: SamplingParams, n: int | None, adapters: AdapterScales | None
     ) -> Generation | list[Generation]:
         check_biases(params, self.n_vocab)
-        chosen = self._adapters.chosen(checked_adapters(adapters))
-        ids = with_virtual("prompt", ids, chosen.n_virtual, self.n_ctx)
+        chosen, plan = self._adapters.chosen(checked_adapters(adapters)), prompt.plan
+        ids = with_virtual("prompt", prompt.ids, chosen.n_virtual, self.n_ctx)
         if n is None:
             return self._generate(ids, params, chosen, plan)
         first = params.seed
