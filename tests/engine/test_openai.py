@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.errors import UsageError
 from edgellm.text.chat_template import ChatTemplate
-from tests.engine.test_asking import ASKED, RANDOM, TOOLS
+from tests.engine.test_asking import ASKED, TOOLS
 from tests.text.calls.templates import TEMPLATES
 from tests.text.test_reasoning import TEMPLATES as THINKING
 
