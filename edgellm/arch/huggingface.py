@@ -79,7 +79,7 @@ class HuggingFace:
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
     interleaved:      whether `attn_qkv` has queries, keys and values group by group there; GGUF has all queries first.
     transposed:       weights that are [n_in, n_out] there.
-    stacked:          weights of GGUF that are one tensor for every head there; in its name, * stands for the head.
+    stacked:          weights of GGUF that are several tensors there; in their name, * stands for 0, 1 and so on.
     offsets:          tensors that GGUF holds with a number added.
     bare:             tensors whose names have no ending there.
     biases:           linears and norms with biases, and the key of config.json that says so; None where they always
