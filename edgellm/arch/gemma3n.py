@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -199,7 +198,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     slides = layer_types(s, n_layers) or [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
     return shape | {
         "feed_forward_length": n_ff[0] if len(set(n_ff)) == 1 else n_ff,
-        "activation_sparsity_scale": [NormalDist().inv_cdf(x) if x else -math.inf for x in sparsity],
+        "activation_sparsity_scale": [_deviations(x) for x in sparsity],
         "attention.sliding_window": s.count("sliding_window"),
         "attention.sliding_window_pattern": slides,
         "attention.shared_kv_layers": s.count("num_kv_shared_layers", 0, least=0),
@@ -210,6 +209,13 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         "final_logit_softcapping": 0.0 if s.get("final_logit_softcapping") is None
         else s.number("final_logit_softcapping"),
     }  # fmt: skip
+
+
+def _deviations(share: float) -> float:
+    """By how many standard deviations a normal number is above the mean that is above this share of them."""
+    from statistics import NormalDist  # which takes long to import
+
+    return NormalDist().inv_cdf(share) if share else -math.inf
 
 
 def _in_layers(**names: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
+from edgellm.arch.registry import some_of
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
@@ -73,7 +74,9 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
     known = [name for entry in ARCHITECTURES.values() for family in entry.hugging_face for name in family.classes]
-    raise UnsupportedError(f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {', '.join(known)}")
+    raise UnsupportedError(
+        f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {some_of(classes[0], known)}"
+    )
 
 
 def _language_tensors(
