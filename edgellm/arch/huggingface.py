@@ -122,8 +122,8 @@ class HuggingFace:
         part = name.split(".")[-2]
         if part == "attn_qkv" and self.interleaved:
             group = c.n_heads // c.n_kv_heads
-            by_group = np.arange(c.n_kv_heads * (group + 2) * c.head_dim, dtype=np.int32)
-            by_group = by_group.reshape(c.n_kv_heads, group + 2, c.head_dim)
+            shape = (c.n_kv_heads, group + 2, c.head_dim)
+            by_group = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
             parts = (by_group[:, :group], by_group[:, group : group + 1], by_group[:, group + 1 :])
             return np.concatenate([rows.reshape(-1) for rows in parts])
         if part not in self.paired:
@@ -301,8 +301,8 @@ def rope_hyperparameters(rope: Settings) -> dict[str, Any]:
     if kind in ("linear", "dynamic", "yarn"):
         result |= {"rope.scaling.type": kind, "rope.scaling.factor": rope.number("factor")}
     if kind in ("dynamic", "yarn", "longrope"):
-        original = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
-        result["rope.scaling.original_context_length"] = rope.count(original)
+        length = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
+        result["rope.scaling.original_context_length"] = rope.count(length)
     if kind == "yarn":
         result |= _yarn_hyperparameters(rope)
     if kind == "longrope":
