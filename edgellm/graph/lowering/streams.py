@@ -10,7 +10,9 @@ from edgellm.kernels import stream_records
 @rule(AddMixed)
 def lower_add_mixed(low: Lowering, node: AddMixed) -> None:
     y, weights = low.read(node.y), low.read(node.mixture)
-    x, out = low.make_from(node.x, node) if node.x is not node.y else (low.read(node.x), low.make(node))
+    # Parts of x are written while those of the others are still needed.
+    is_alone = node.x not in (node.y, node.mixture)
+    x, out = low.make_from(node.x, node) if is_alone else (low.read(node.x), low.make(node))
     low.add_rows(
         "add_mixed",
         stream_records.ADD_MIXED,
