@@ -56,8 +56,8 @@ def attention_of_shared(
         w.pass_over("attn_k", "attn_v", "attn_k_norm")  # which files may hold, and nothing reads
         if (window is None) not in last.of_kind:
             raise FormatError(
-                f"{c.architecture}.attention.shared_kv_layers is {c.n_shared_layers}, and layer {layer} has no layer of "
-                "its kind below whose keys and values it could share"
+                f"{c.architecture}.attention.shared_kv_layers is {c.n_shared_layers}, and layer {layer} has no layer "
+                "of its kind below whose keys and values it could share"
             )
     spec = AttentionSpec(c.attention_scale, window=window)
     heads = attention(q, last.of_kind[window is None], c.n_heads, spec, name=w.named("kqv_out"))
