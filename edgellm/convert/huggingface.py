@@ -47,6 +47,7 @@ def read_huggingface(folder: Path) -> Source:
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
             notes += _tie(settings, tensors, family)
+            _leave_out_rows(tensors, family)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
@@ -127,6 +128,21 @@ def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) ->
         ]
     del tensors[output]
     return []
+
+
+def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:
+    """Embeddings of tokens that have none of layers: Gemma 3n's marks of images and sounds, which no text holds."""
+    of_layers = tensors.get(f"{family.tensors.get('per_layer_token_embd')}.weight")
+    for name in (f"{family.tensors['token_embd']}.weight", f"{family.tensors.get('output')}.weight"):
+        tensor = tensors.get(name)
+        if (
+            of_layers is not None
+            and tensor is not None
+            and len(tensor.shape) == 2
+            and len(of_layers.raw) < len(tensor.raw)
+        ):
+            n_rows = len(of_layers.raw)
+            tensors[name] = Tensor(name, (n_rows, tensor.shape[1]), tensor.format, tensor.raw[:n_rows])
 
 
 def _without_rows(tokens: list[str], n_rows: int) -> list[str]:

@@ -89,6 +89,20 @@ def test_int8_stays_near_and_is_the_same_bits_however_a_text_is_cut(case: Case, 
             sequence.release()
 
 
+def test_tokens_that_have_no_embeddings_of_layers_are_left_out(tmp_path: Path) -> None:
+    """As the last ones of Gemma 3n, which stand for images and sounds."""
+    model_class, config_class, _ = families.FAMILIES["gemma3n"]
+    torch.manual_seed(1)
+    config = families.config_of("gemma3n").to_dict() | {"vocab_size": 400, "vocab_size_per_layer_input": 384}
+    model = model_class(config_class(**config)).eval()
+    model.save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    with torch.no_grad():
+        expected = model.double()(torch.tensor([IDS])).logits[0].numpy()
+    np.testing.assert_allclose(logits_of(tmp_path / "model.gguf", "f32", None), expected[:, :384], atol=FLOAT32)
+
+
 def fed(
     runner: Runner, sequence: Cached, ids: Sequence[int], beside: tuple[Cached, Sequence[int]] | None = None
 ) -> np.ndarray:
