@@ -123,7 +123,7 @@ class Worker:
 class Chat:
     """The window."""
 
-    def __init__(self, root: tk.Tk, model: str) -> None:
+    def __init__(self, root: tk.Tk | tk.Toplevel, model: str) -> None:
         self.root = root
         self.worker = Worker(model)
         root.title("edgellm")

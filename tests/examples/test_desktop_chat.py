@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import shutil
@@ -43,6 +44,16 @@ def display() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def root(display: str) -> Iterator[Any]:
+    """One for all windows: Tk wants to end in the thread in which it began, and garbage may be collected in another."""
+    root = tk.Tk(screenName=display)
+    yield root
+    root.destroy()
+    del root
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
 def example() -> Any:
     spec = importlib.util.spec_from_file_location("desktop_chat", SCRIPT)
     assert spec is not None and spec.loader is not None
@@ -52,12 +63,12 @@ def example() -> Any:
     return module
 
 
-@pytest.fixture(scope="module")
-def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chatty(folder: Path, n_ctx: int) -> Path:
     """A tiny model with a chat template."""
     checkpoint = tiny.llama()
     checkpoint.metadata["tokenizer.chat_template"] = TEMPLATE
-    return checkpoint.save(tmp_path_factory.mktemp("models") / "chat.gguf")
+    checkpoint.metadata["llama.context_length"] = n_ctx
+    return checkpoint.save(folder / "chat.gguf")
 
 
 class Driver:
@@ -94,23 +105,23 @@ class Driver:
 
 
 @pytest.fixture
-def endless(monkeypatch: pytest.MonkeyPatch, talkative: Path) -> Path:
-    """The same, whose answers go on to the end of the context."""
+def endless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A model whose answers go on to the end of a long context."""
     chat = edgellm.Model.chat
 
     def without_end(model: edgellm.Model, messages: list[dict[str, str]]) -> edgellm.Generation:
         return chat(model, messages, logit_bias=dict.fromkeys(model.tokenizer.stop_ids, -math.inf))
 
     monkeypatch.setattr(edgellm.Model, "chat", without_end)
-    return talkative
+    return chatty(tmp_path, 8192)
 
 
 @pytest.fixture
-def open_window(example: Any, display: str) -> Iterator[Callable[[Path], Driver]]:
+def open_window(example: Any, root: Any) -> Iterator[Callable[[Path], Driver]]:
     opened: list[Any] = []
 
     def open_one(model: Path) -> Driver:
-        chat = example.Chat(tk.Tk(screenName=display), str(model))
+        chat = example.Chat(tk.Toplevel(root), str(model))
         opened.append(chat)
         return Driver(chat)
 
@@ -143,8 +154,8 @@ def test_a_message_is_answered_and_an_answer_stopped(open_window: Callable[[Path
     driver.until(lambda: not chat.is_busy)
 
 
-def test_a_long_talk_goes_on(open_window: Callable[[Path], Driver], talkative: Path) -> None:
-    driver = open_window(talkative)
+def test_a_long_talk_goes_on(open_window: Callable[[Path], Driver], tmp_path: Path) -> None:
+    driver = open_window(chatty(tmp_path, 1024))
     driver.until(lambda: not driver.chat.is_busy)
     for _ in range(2):
         driver.say("the tea " * 150)
@@ -161,8 +172,8 @@ def test_what_goes_wrong_is_said_in_the_window(open_window: Callable[[Path], Dri
     assert "none.gguf: no such file" in driver.text
 
 
-def test_closed_in_the_middle_of_an_answer(example: Any, display: str, endless: Path) -> None:
-    driver = Driver(example.Chat(tk.Tk(screenName=display), str(endless)))
+def test_closed_in_the_middle_of_an_answer(example: Any, root: Any, endless: Path) -> None:
+    driver = Driver(example.Chat(tk.Toplevel(root), str(endless)))
     driver.until(lambda: not driver.chat.is_busy)
     driver.say("Tell me")
     driver.until(lambda: len(driver.text) > 20)
