@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,27 @@ import pytest
 import edgellm
 from edgellm import hub
 from edgellm.errors import DownloadError, FileProblem, UsageError
+from tests.arch import tiny
+
+SELDOM = ("llguidance", "jsonschema", "pydantic", "mcp", "asyncio", "edgellm.engine.openai", "edgellm.engine.structure",
+          "edgellm.engine.asking", "edgellm.agent")  # fmt: skip
+CHAT = """
+import sys
+import edgellm
+
+with edgellm.load(sys.argv[1], n_threads=1) as model:
+    answer = model.chat([{"role": "user", "content": "Hi"}], max_tokens=3)
+    print(answer.text is not None, *[name for name in sys.argv[2:] if name in sys.modules])
+"""
+
+
+def test_a_plain_chat_imports_nothing_of_what_is_seldom_asked_for(tmp_path: Path) -> None:
+    checkpoint = tiny.llama()
+    checkpoint.metadata["tokenizer.chat_template"] = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}"
+    path = checkpoint.save(tmp_path / "chat.gguf")
+    command = [sys.executable, "-c", CHAT, str(path), *SELDOM]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == ["True"]
 
 
 @pytest.fixture
