@@ -110,8 +110,9 @@ class Chat:
     def set(self, name: str, value: str) -> None:
         """Change a setting by what a person typed. Raises UsageError."""
         if settings.plain_name(name) in settings.WORDS:
-            self.behaviour = settings.behaving(self.behaviour, name, value)
-            self._view = None
+            behaviour = settings.behaving(self.behaviour, name, value)
+            self._asker.set_think(behaviour.think)
+            self.behaviour, self._view = behaviour, None
         else:
             self.sampling = settings.changed(self.sampling, name, value)
 
