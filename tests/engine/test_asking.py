@@ -11,7 +11,7 @@ import pytest
 
 import edgellm
 from edgellm.engine.answer_plan import plan_of_chat
-from edgellm.errors import UsageError
+from edgellm.errors import TemplateError, UsageError
 from edgellm.params import ChatParams
 from edgellm.text.chat_template import ChatTemplate
 from tests.arch import tiny
@@ -63,6 +63,21 @@ def test_calls_that_must_come(model, name: str, choice: str) -> None:
         assert choice in ("required", call.name)
         assert set(call.arguments) <= set(SCHEMAS[call.name]["properties"])
     assert answer.message["tool_calls"][0]["function"]["name"] == answer.tool_calls[0].name
+
+
+def test_a_template_that_wants_more_than_a_schema_must_have(model) -> None:
+    told = "{% for p in t.function.parameters.properties.values() %}{{ p.type + p.description }},{% endfor %}"
+    source = "{% if tools %}{% for t in tools %}{{ t.function.name }}: " + told + "{% endfor %}{% endif %}"
+    source += "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}<call>"
+    source += '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</call>{% endfor %}'
+    model.chat_template = template = ChatTemplate(source + "{% endfor %}")
+    assert template.call_syntax is not None
+    given = (template, ASKED, {}, ChatParams(tools=TOOLS), edgellm.SamplingParams(), model.tokenizer, model.n_vocab)
+    assert plan_of_chat(*given)[0].startswith("get_weather: string,integer,string,nothing: What")
+    refusing = "{% if m.content == 'bad' %}{{ raise_exception('no such words') }}{% endif %}"
+    model.chat_template = ChatTemplate(source + refusing + "{% endfor %}")
+    with pytest.raises(TemplateError, match="no such words"):
+        model.chat([{"role": "user", "content": "bad"}], tools=TOOLS)
 
 
 @pytest.fixture
