@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -80,13 +81,9 @@ def prompt_with_tools(
     if syntax is None:
         told = told_in_text(plain_messages(messages), tools.schemas, template.takes_system)
         return template.render(told, **variables), PLAIN
-    try:
+    with suppress(TemplateError):
         return template.render(messages, tools=tools.schemas or None, **variables), syntax
-    except TemplateError as problem:
-        try:
-            return template.render(messages, tools=[filled(tool) for tool in tools.schemas], **variables), syntax
-        except TemplateError:
-            raise problem from None
+    return template.render(messages, tools=[filled(tool) for tool in tools.schemas] or None, **variables), syntax
 
 
 def _plan(
