@@ -75,7 +75,7 @@ def prompt_with_tools(
 ) -> tuple[str, CallSyntax]:
     """The prompt that tells of tools, and how they are to be called: by the template, or else in plain text.
 
-    A template is told no more than it needs to be told.
+    A template is told no more than it needs to be told: no list where there are no tools, unless it wants an empty one.
     """
     syntax = template.call_syntax
     if syntax is None:
@@ -83,7 +83,7 @@ def prompt_with_tools(
         return template.render(told, **variables), PLAIN
     with suppress(TemplateError):
         return template.render(messages, tools=tools.schemas or None, **variables), syntax
-    return template.render(messages, tools=[filled(tool) for tool in tools.schemas] or None, **variables), syntax
+    return template.render(messages, tools=[filled(tool) for tool in tools.schemas], **variables), syntax
 
 
 def _plan(
