@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from edgellm.params import SamplingParams
 if TYPE_CHECKING:
     from edgellm.text import Tokenizer
 
+ANOTHER_READS = "another thread is iterating over this generation; let one thread do it"
 MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
 
 
@@ -240,7 +241,7 @@ class Generation(Iterator[str]):
 
     def __next__(self) -> str:
         if not self._reading.acquire(blocking=False):
-            raise UsageError("another thread is iterating over this generation; let one thread do it")
+            raise UsageError(ANOTHER_READS)
         try:
             while self._finish_reason is None:
                 if piece := self._next_piece():
@@ -285,6 +286,36 @@ class Generation(Iterator[str]):
             self._is_submitted = True
             self._answer.start()
             self._scheduler.submit(self._answer)
+
+    @staticmethod
+    def advance(generations: Sequence[Generation]) -> None:
+        """Compute a step for answers of one model, unless one of them has pieces that can be taken already.
+
+        For one thread that reads many answers: `take` gives the pieces of each. Waits while other threads compute.
+        """
+        for generation in generations:
+            generation._start()
+        if going := [generation for generation in generations if generation._finish_reason is None]:
+            going[0]._scheduler.advance([generation._answer for generation in going])
+
+    def take(self) -> list[str]:
+        """The pieces that are there, without computing any; `finish_reason` tells whether more can come.
+
+        Raises what iterating would.
+        """
+        if not self._reading.acquire(blocking=False):
+            raise UsageError(ANOTHER_READS)
+        pieces: list[str] = []
+        try:
+            while self._finish_reason is None and self._answer.is_ready:
+                if piece := self._next_piece():
+                    pieces.append(piece)
+            return pieces
+        except BaseException:
+            self._end("cancelled")
+            raise
+        finally:
+            self._reading.release()
 
     @staticmethod
     def together(generations: list[Generation]) -> None:

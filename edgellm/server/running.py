@@ -1,0 +1,129 @@
+"""The application on a socket, run by uvicorn until somebody ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from edgellm.errors import EdgellmError, UsageError
+from edgellm.server.app import Application
+from edgellm.server.problems import ApiProblem
+from edgellm.server.settings import ServerConfig
+
+BACKLOG = 512  # connections that wait to be taken
+SWITCH_SECONDS = 0.0005  # so soon may the event loop have the interpreter while a step is prepared
+
+
+class _Quiet(uvicorn.Server):
+    """A uvicorn that says "closing" to requests which come while the last answers are written."""
+
+    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+        super().__init__(config)
+        self._application = application
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._application.guard.is_closing = True
+        super().handle_exit(sig, frame)
+
+
+class _Handler(logging.Handler):
+    """What uvicorn has to say, in the server's own log."""
+
+    def __init__(self, log: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log({"level": record.levelname.lower(), "message": record.getMessage()[:500]})
+
+
+def listen(config: ServerConfig) -> socket.socket:
+    """A socket that listens where the config says. Raises UsageError when it cannot."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((config.host, config.port))
+        found.listen(BACKLOG)
+        found.setblocking(False)
+    except (OSError, UnicodeError) as error:
+        found.close()
+        number = getattr(error, "errno", None)
+        if number == errno.EADDRINUSE:
+            raise UsageError(
+                f"port is {config.port}, which another program uses on {config.host}; choose another, or 0 for any",
+                parameter="port",
+            ) from None
+        if number == errno.EACCES:
+            raise UsageError(f"port is {config.port}, which this user may not take; choose one above 1023",
+                             parameter="port") from None  # fmt: skip
+        raise UsageError(
+            f"host is {config.host!r}, where this machine cannot listen ({getattr(error, 'strerror', error)}); "
+            "expected an address of it, such as 127.0.0.1",
+            parameter="host",
+        ) from None
+    return found
+
+
+def run(
+    application: Application,
+    listening: socket.socket,
+    config: ServerConfig,
+    log: Callable[[dict[str, Any]], None],
+    preload: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer requests until SIGINT or SIGTERM; then let what is being written end.
+
+    preload:  a model that is loaded first. ready: is called when requests are taken.
+    Raises EdgellmError when that model cannot be loaded.
+    """
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers = [_Handler(log)] if name == "uvicorn" else []
+        logging.getLogger(name).propagate = name != "uvicorn"
+    settings = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
+        h11_max_incomplete_event_size=64 << 10,
+        ws="none",
+    )
+    asyncio.run(_run(_Quiet(settings, application), application, listening, preload, ready))
+
+
+async def _run(
+    server: uvicorn.Server,
+    application: Application,
+    listening: socket.socket,
+    preload: str | None,
+    ready: Callable[[], None],
+) -> None:
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        if preload is not None:
+            try:
+                await application.server.models.preload(preload)
+            except ApiProblem as problem:
+                cause = problem.__cause__
+                raise cause if isinstance(cause, EdgellmError) else EdgellmError(problem.message) from None
+        ready()
+        await server.serve(sockets=[listening])
+    finally:
+        sys.setswitchinterval(switch)
+        listening.close()
+        await application.server.models.close()
