@@ -96,10 +96,12 @@ def _serve(
     log_as: str | None,
     settings: dict[str, Any],
 ) -> None:
+    import asyncio
+
     from edgellm.cli.terminal import note
     from edgellm.server.app import create_app
     from edgellm.server.keys import Keys
-    from edgellm.server.running import listen, run
+    from edgellm.server.running import listen, serve, uvicorn_for
 
     given = {name: value for name, value in settings.items() if value is not None}
     config = ServerConfig(host=host, port=port, runtime=runtime, **given)
@@ -116,7 +118,11 @@ def _serve(
         first = next(iter(named)) if named else None
         if first:
             note(f"loading {first}")
-        run(application, listening, config, log, first, lambda: note(f"listening on http://{shown}:{address[1]}"))
+
+        def ready() -> None:
+            note(f"listening on http://{shown}:{address[1]}")
+
+        asyncio.run(serve(uvicorn_for(application, config, log), application, listening, first, ready))
     finally:
         listening.close()
 

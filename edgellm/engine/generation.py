@@ -8,50 +8,31 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
+from edgellm.engine.answer_plan import PLAIN_TEXT, AnswerPlan
 from edgellm.engine.answer_text import AnswerText, Shown
+from edgellm.engine.piece import Piece
 from edgellm.engine.request import Request
 from edgellm.engine.sampling import Sampler, TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.stats import GenerationStats
 from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
+    from edgellm.engine.answer_form import AnswerReader
+    from edgellm.engine.structure.constraint import Constraint
     from edgellm.text import Tokenizer
+    from edgellm.text.calls import Call
 
 ANOTHER_READS = "another thread is iterating over this generation; let one thread do it"
 MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
-
-
-@dataclass
-class GenerationStats:
-    """What a generation took. Seconds are wall-clock time.
-
-    n_reused_tokens:  tokens of the prompt that were in the cache already and not computed again.
-    """
-
-    n_prompt_tokens: int = 0
-    n_reused_tokens: int = 0
-    n_generated_tokens: int = 0
-    prompt_seconds: float = 0.0
-    generate_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-
-    @property
-    def prompt_tokens_per_second(self) -> float:
-        computed = self.n_prompt_tokens - self.n_reused_tokens
-        return computed / self.prompt_seconds if self.prompt_seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of the tokens after the first, which the prompt gave."""
-        return (self.n_generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
 
 
 class _Answer(Request):
@@ -66,7 +47,13 @@ class _Answer(Request):
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, n_ctx: int, adapters: AdapterSet
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        n_ctx: int,
+        adapters: AdapterSet,
+        plan: AnswerPlan,
     ) -> None:
         super().__init__(list(prompt), adapters=adapters)
         self.unread: deque[Shown] = deque()
@@ -77,10 +64,19 @@ class _Answer(Request):
         self.stop_string: str | None = None
         self._params, self._stop_ids, self._n_ctx = params, tokenizer.stop_ids, n_ctx
         self._text: AnswerText | None = AnswerText(
-            tokenizer.stream(after=prompt[-1]), params.stop, params.banned_strings
+            # In a given structure a space in front is the text's own.
+            tokenizer.stream(after=None if plan.constraint else prompt[-1], showing=plan.shows),
+            params.stop,
+            params.banned_strings,
         )
+        self._constraint = plan.constraint
+        # Tokens that must come are taken without the model, unless others could be asked for or logits are wanted.
+        self._takes_forced = params.logprobs is None and not params.banned_strings
+        rules = plan.rules_for(tokenizer, len(prompt), n_ctx, params)
+        for rule in rules:
+            rule.begin(self.tokens)
         never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
-        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never)
+        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules)
         self._started: float | None = None
         self._first_at: float | None = None
         self._is_cut = False  # it has fewer tokens than are in the cache
@@ -133,18 +129,39 @@ class _Answer(Request):
             if back.n_tokens > 1:
                 self._cut(back.n_tokens - 1)
                 return
-        self.stats.n_generated_tokens += 1
+        self._add(token_id, text)
+        if self._constraint is not None and self._takes_forced:
+            self._add_forced(self._constraint, text)
         self.stats.generate_seconds = time.perf_counter() - self._first_at
+        if not self.is_over:
+            self.unread.extend(text.shown())
+
+    def _add_forced(self, constraint: Constraint, text: AnswerText) -> None:
+        """The tokens that must come next are taken without the model, which computes them together afterwards."""
+        for token_id in () if self.is_over else constraint.forced():
+            if token_id in self._stop_ids:
+                self._finish("stop", text)
+            if self.is_over:
+                return
+            text.push(token_id)
+            self._add(token_id, text)
+
+    def _add(self, token_id: int, text: AnswerText) -> None:
+        """A token is part of the answer now, and may be its last."""
+        self.stats.n_generated_tokens += 1
         self.tokens.append(token_id)
+        constraint = self._constraint
+        if constraint is not None:
+            constraint.follow(self.tokens)
         if text.stop_string is not None:
             self.stop_string = text.stop_string
+            self._finish("stop", text)
+        elif constraint is not None and constraint.is_complete:
             self._finish("stop", text)
         elif self.stats.n_generated_tokens == self._params.max_tokens:
             self._finish("length", text)
         elif len(self.tokens) > self._n_ctx:
             self._finish("context", text)
-        else:
-            self.unread.extend(text.shown())
 
     def _cut(self, n_tokens: int) -> None:
         """Take back the last tokens: others are to come in their place."""
@@ -166,7 +183,7 @@ class _Answer(Request):
 
     def forget(self) -> None:
         """Hold nothing of the model any more."""
-        self._text = self._sampler = None
+        self._text = self._sampler = self._constraint = None
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started if self._started is not None else 0.0
@@ -194,9 +211,17 @@ class Generation(Iterator[str]):
         params: SamplingParams,
         n_ctx: int,
         adapters: AdapterSet = NO_ADAPTERS,
+        plan: AnswerPlan = PLAIN_TEXT,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters)
+        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters, plan)
+        self._reader: AnswerReader | None = None
+        if plan.form is not None:
+            from edgellm.engine.answer_form import AnswerReader
+
+            self._reader = AnswerReader(plan.form)
+        self._told: deque[Piece] = deque()  # pieces that nobody has taken yet
+        self._parts: dict[str, list[str]] = {"content": [], "reasoning": []}
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._stop_string: str | None = None
@@ -239,13 +264,54 @@ class Generation(Iterator[str]):
         """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked."""
         return self._logprobs
 
+    @property
+    def content(self) -> str:
+        """What has been said so far: all pieces that iterating gave, without thoughts and calls."""
+        return "".join(self._parts["content"])
+
+    @property
+    def reasoning(self) -> str:
+        """What has been thought so far; empty for a model that does not mark its thoughts."""
+        return "".join(self._parts["reasoning"])
+
+    @property
+    def tool_calls(self) -> list[Call]:
+        """The tools that the model wants to be called; empty before the end, and when there are none."""
+        return self._reader.calls if self._reader is not None else []
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to be put behind those that it answers."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning.strip():
+            message["reasoning_content"] = self.reasoning.strip()
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_message() for call in self.tool_calls]
+        return message
+
+    def pieces(self) -> Iterator[Piece]:
+        """The rest of the answer with its thoughts, as they come; what is read here, iterating does not give again."""
+        with suppress(StopIteration):
+            while True:
+                yield self._next()
+
     def __next__(self) -> str:
+        while (piece := self._next()).kind != "content":
+            pass
+        return piece.text
+
+    def _next(self) -> Piece:
         if not self._reading.acquire(blocking=False):
             raise UsageError(ANOTHER_READS)
         try:
-            while self._finish_reason is None:
-                if piece := self._next_piece():
+            while True:
+                if self._told:
+                    piece = self._told.popleft()
+                    self._parts[piece.kind].append(piece.text)
                     return piece
+                if self._finish_reason is not None:
+                    break
+                self._tell(self._next_piece())
             lost, self._lost = self._lost or StopIteration(), None
             try:
                 raise lost
@@ -258,6 +324,16 @@ class Generation(Iterator[str]):
             raise
         finally:
             self._reading.release()
+
+    def _tell(self, text: str) -> None:
+        """Take in the text of a token, or what is left at the end."""
+        if self._reader is None:
+            if text:
+                self._told.append(Piece("content", text))
+            return
+        self._told.extend(self._reader.push(text))
+        if self._finish_reason is not None:
+            self._told.extend(self._reader.finish())
 
     def _next_piece(self) -> str:
         """The text of the next token, which may be none; at the end, what is left."""
@@ -298,18 +374,20 @@ class Generation(Iterator[str]):
         if going := [generation for generation in generations if generation._finish_reason is None]:
             going[0]._scheduler.advance([generation._answer for generation in going])
 
-    def take(self) -> list[str]:
+    def take(self) -> list[Piece]:
         """The pieces that are there, without computing any; `finish_reason` tells whether more can come.
 
         Raises what iterating would.
         """
         if not self._reading.acquire(blocking=False):
             raise UsageError(ANOTHER_READS)
-        pieces: list[str] = []
         try:
             while self._finish_reason is None and self._answer.is_ready:
-                if piece := self._next_piece():
-                    pieces.append(piece)
+                self._tell(self._next_piece())
+            pieces = list(self._told)
+            self._told.clear()
+            for piece in pieces:
+                self._parts[piece.kind].append(piece.text)
             return pieces
         except BaseException:
             self._end("cancelled")

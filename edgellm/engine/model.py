@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.adapter_set import Adapters, AdapterSet
+from edgellm.engine.answer_plan import AnswerPlan, plan_of_chat, plan_of_text
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.opening import check_vocabulary, context_of, in_words, open_file, resolve
 from edgellm.engine.prompt import (
+    chat_params,
     check_biases,
     checked_adapters,
     checked_messages,
@@ -28,6 +30,7 @@ from edgellm.engine.prompt import (
     checked_variables,
     sampling_params,
     spelled_out,
+    spelled_out_for_chat,
     with_virtual,
 )
 from edgellm.engine.request import Scores
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edgellm.formats.adapters import Adapter
-    from edgellm.params import SamplingKeywords
+    from edgellm.params import ChatKeywords, SamplingKeywords
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
@@ -292,7 +295,8 @@ class Model:
         params = sampling_params(sampling)
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
-        return self._answers(self._checked("prompt", prompt), params, n, adapters)
+        plan = plan_of_text(params, self.tokenizer, self.n_vocab)
+        return self._answers(self._checked("prompt", prompt), params, n, adapters, plan)
 
     @overload
     def chat(
@@ -301,7 +305,7 @@ class Model:
         template_variables: Mapping[str, Any] | None = None,
         *,
         adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
+        **keywords: Unpack[ChatKeywords],
     ) -> Generation: ...
 
     @overload
@@ -312,10 +316,10 @@ class Model:
         *,
         n: int,
         adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
+        **keywords: Unpack[ChatKeywords],
     ) -> list[Generation]: ...
 
-    @spelled_out
+    @spelled_out_for_chat
     def chat(
         self,
         messages: Iterable[Mapping[str, Any]],
@@ -323,25 +327,28 @@ class Model:
         *,
         n: int | None = None,
         adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
+        **keywords: Unpack[ChatKeywords],
     ) -> Generation | list[Generation]:
         """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
 
         template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
-        The keywords are those of `SamplingParams`; `n` and `adapters` are as for `generate`.
+        The keywords are those of `ChatParams` (tools, thoughts) and of `SamplingParams`; `n` and `adapters` are as for
+        `generate`.
 
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
         """
-        params = sampling_params(sampling)
+        wishes, params = chat_params(keywords)
         if self.chat_template is None:
             raise TemplateError(
                 f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
             )
         messages, variables = checked_messages(messages), checked_variables(template_variables)
-        prompt = self.chat_template.render(messages, add_generation_prompt=True, **variables)
+        prompt, plan = plan_of_chat(
+            self.chat_template, messages, variables, wishes, params, self.tokenizer, self.n_vocab
+        )
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._answers(self._checked("prompt", ids), params, n, adapters)
+        return self._answers(self._checked("prompt", ids), params, n, adapters, plan)
 
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
@@ -381,21 +388,26 @@ class Model:
             generation.lose(UsageError("the model is closed"))
 
     def _answers(
-        self, ids: list[int], params: SamplingParams, n: int | None, adapters: AdapterScales | None
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        n: int | None,
+        adapters: AdapterScales | None,
+        plan: AnswerPlan,
     ) -> Generation | list[Generation]:
         check_biases(params, self.n_vocab)
         chosen = self._adapters.chosen(checked_adapters(adapters))
         ids = with_virtual("prompt", ids, chosen.n_virtual, self.n_ctx)
         if n is None:
-            return self._generate(ids, params, chosen)
+            return self._generate(ids, params, chosen, plan)
         first = params.seed
         seeds = [None if first is None else first + i for i in range(checks.whole_number("n", n, 1))]
-        generations = [self._generate(ids, replace(params, seed=seed), chosen) for seed in seeds]
+        generations = [self._generate(ids, replace(params, seed=seed), chosen, plan.copy()) for seed in seeds]
         Generation.together(generations)
         return generations
 
-    def _generate(self, ids: list[int], params: SamplingParams, chosen: AdapterSet) -> Generation:
-        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen)
+    def _generate(self, ids: list[int], params: SamplingParams, chosen: AdapterSet, plan: AnswerPlan) -> Generation:
+        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen, plan)
         with self._lock:
             self._generations.add(generation)
         return generation

@@ -15,9 +15,12 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from edgellm.server import plain
+from edgellm.server.anthropic import messages
 from edgellm.server.guard import Guard
 from edgellm.server.keys import Keys
-from edgellm.server.openai import chat, completions, models
+from edgellm.server.ollama import chat as ollama_chat
+from edgellm.server.ollama import models as ollama_models
+from edgellm.server.openai import batches, chat, completions, embeddings, files, models, tokenizing
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Server
 from edgellm.server.settings import ServerConfig
@@ -25,7 +28,7 @@ from edgellm.server.settings import ServerConfig
 Handler = Callable[[Server, Request], Awaitable[Response]]
 
 
-def routes_of(page: plain.Page) -> list[tuple[str, str, Handler]]:
+def routes_of(page: plain.Page, kept: files.Files, all_batches: batches.Batches) -> list[tuple[str, str, Handler]]:
     """Method, path and handler of everything that is answered."""
     return [
         ("GET", "/", page.index),
@@ -37,6 +40,29 @@ def routes_of(page: plain.Page) -> list[tuple[str, str, Handler]]:
         ("GET", "/v1/models/{model:path}", models.show_model),
         ("POST", "/v1/chat/completions", chat.chat),
         ("POST", "/v1/completions", completions.complete),
+        ("POST", "/v1/embeddings", embeddings.embed),
+        ("POST", "/v1/rerank", embeddings.rerank),
+        ("POST", "/tokenize", tokenizing.tokenize),
+        ("POST", "/detokenize", tokenizing.detokenize),
+        ("POST", "/v1/files", kept.upload),
+        ("GET", "/v1/files", kept.index),
+        ("GET", "/v1/files/{id}", kept.show),
+        ("DELETE", "/v1/files/{id}", kept.delete),
+        ("GET", "/v1/files/{id}/content", kept.content),
+        ("POST", "/v1/batches", all_batches.create),
+        ("GET", "/v1/batches", all_batches.index),
+        ("GET", "/v1/batches/{id}", all_batches.show),
+        ("POST", "/v1/batches/{id}/cancel", all_batches.cancel),
+        ("POST", "/v1/messages", messages.messages),
+        ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+        ("POST", "/api/chat", ollama_chat.chat),
+        ("POST", "/api/generate", ollama_chat.generate),
+        ("GET", "/api/tags", ollama_models.tags),
+        ("GET", "/api/ps", ollama_models.running),
+        ("POST", "/api/show", ollama_models.show),
+        ("POST", "/api/embed", ollama_models.embed),
+        ("POST", "/api/embeddings", ollama_models.embeddings),
+        ("GET", "/api/version", ollama_models.version),
     ]
 
 
@@ -50,12 +76,14 @@ class Application:
         keys: Keys | None = None,
         log: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
+        self.server = Server(config, named)
+        self._files = files.Files(self.server)
+        self._batches = batches.Batches(self._files, lambda: router)
         routes = [
             Route(path, self._endpoint(path, handler), methods=[method])
-            for method, path, handler in routes_of(plain.Page())
+            for method, path, handler in routes_of(plain.Page(), self._files, self._batches)
         ]
         router = Router(routes, redirect_slashes=False, default=_nothing_here, lifespan=self._lifespan)
-        self.server = Server(config, named)
         self.guard = Guard(router, config, Keys({}) if keys is None else keys, self.server.metrics, log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +104,9 @@ class Application:
         finally:
             idle.cancel()
             await asyncio.gather(idle, return_exceptions=True)
+            await self._batches.close()
             await self.server.models.close()
+            self._files.close()
 
 
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +22,7 @@ async def read_bytes(request: Request, most: int, seconds: float) -> bytes:
     return b"".join([part async for part in within(request, most, seconds)])
 
 
-async def within(request: Request, most: int, seconds: float) -> AsyncIterator[bytes]:
+async def within(request: Request, most: int, seconds: float) -> AsyncGenerator[bytes, None]:
     """The body in pieces, within the same bounds."""
     told = request.headers.get("content-length", "0")
     if told.isascii() and told.isdigit() and int(told) > most:

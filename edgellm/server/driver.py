@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from edgellm.engine import Generation
+from edgellm.engine.piece import Piece
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.problems import ApiProblem
 
@@ -28,7 +29,7 @@ class Part:
     """
 
     index: int = 0
-    pieces: list[str] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     progress: int | None = None
     is_last: bool = False
@@ -67,7 +68,6 @@ class Answers:
     """All answers to one request, for the event loop: an async iterator over their parts, in the order of time.
 
     generations:  may be looked at when the last part has come.
-    texts:        the pieces of each that have been iterated over.
     first_at:     when the first text came, on the clock of `time.monotonic`; None before.
     """
 
@@ -77,7 +77,6 @@ class Answers:
         self.first_at: float | None = None
         self.loop = asyncio.get_running_loop()
         self.each = [Answer(generation, index, self) for index, generation in enumerate(generations)]
-        self.texts: list[list[str]] = [[] for _ in generations]
         self._parts: asyncio.Queue[Part] = asyncio.Queue()
         self._n_left = len(self.each)
 
@@ -104,7 +103,6 @@ class Answers:
         if part.error is not None:
             self._n_left = 0
             raise part.error
-        self.texts[part.index] += part.pieces
         return part
 
     def cancel(self) -> None:

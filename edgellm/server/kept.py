@@ -1,4 +1,4 @@
-"""What is kept between requests, each thing for its owner alone: files, batches, answers that a client may come back to."""
+"""What is kept between requests, each thing for its owner alone: files, batches, answers to come back to."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import socket
@@ -74,22 +73,14 @@ def listen(config: ServerConfig) -> socket.socket:
     return found
 
 
-def run(
-    application: Application,
-    listening: socket.socket,
-    config: ServerConfig,
-    log: Callable[[dict[str, Any]], None],
-    preload: str | None = None,
-    ready: Callable[[], None] = lambda: None,
-) -> None:
-    """Answer requests until SIGINT or SIGTERM; then let what is being written end.
-
-    preload:  a model that is loaded first. ready: is called when requests are taken.
-    Raises EdgellmError when that model cannot be loaded.
-    """
+def uvicorn_for(
+    application: Application, config: ServerConfig, log: Callable[[dict[str, Any]], None]
+) -> uvicorn.Server:
+    """What answers on a socket, by `serve`."""
+    handler = _Handler(log)
     for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).handlers = [_Handler(log)] if name == "uvicorn" else []
-        logging.getLogger(name).propagate = name != "uvicorn"
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
     settings = uvicorn.Config(
         application,
         log_config=None,
@@ -102,16 +93,21 @@ def run(
         h11_max_incomplete_event_size=64 << 10,
         ws="none",
     )
-    asyncio.run(_run(_Quiet(settings, application), application, listening, preload, ready))
+    return _Quiet(settings, application)
 
 
-async def _run(
+async def serve(
     server: uvicorn.Server,
     application: Application,
     listening: socket.socket,
-    preload: str | None,
-    ready: Callable[[], None],
+    preload: str | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
+    """Answer requests until SIGINT or SIGTERM, or `server.should_exit`; then let what is being written end.
+
+    preload:  a model that is loaded first. ready: is called when requests are taken.
+    Raises EdgellmError when that model cannot be loaded.
+    """
     switch = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

@@ -84,7 +84,7 @@ class Job:
         self.record["prompt_tokens"] = sum(one.n_prompt_tokens for one in stats)
         self.record["generated_tokens"] = sum(one.n_generated_tokens for one in stats)
         if self.server.config.log_contents:
-            self.record["answered"] = ["".join(pieces) for pieces in self.answers.texts]
+            self.record["answered"] = [generation.message for generation in self.generations]
         if self.answers.first_at is not None:
             metrics.first_token.add(self.answers.first_at - self.started)
         metrics.answer.add(monotonic() - self.started)

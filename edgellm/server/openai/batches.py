@@ -109,7 +109,7 @@ class Batches:
         self.kept.put(batch.id, owner, batch)
         return JsonAnswer(batch.described())
 
-    async def list(self, server: Server, request: Request) -> Response:
+    async def index(self, server: Server, request: Request) -> Response:
         data = [batch.described() for batch in self.kept.of(_owner(request))]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
         return JsonAnswer({"object": "list", "data": data, "has_more": False, **ends})

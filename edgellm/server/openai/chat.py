@@ -8,13 +8,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgellm.engine import Generation, Model
+from edgellm.engine import Generation
+from edgellm.server.chatting import Chat, arguments_of, begin, joined, prepared, think_of
 from edgellm.server.openai.shapes import FINISH, head, prompt_progress, timings, usage
 from edgellm.server.openai.tokens import chat_logprobs
 from edgellm.server.openai.types import ChatRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import EventStream, JsonAnswer, event, unless_gone
+from edgellm.text.calls import Call
 
 CALLED = {"template_variables": "chat_template_kwargs"}
 DONE = b"data: [DONE]\n\n"
@@ -26,19 +28,19 @@ async def chat(server: Server, request: Request) -> Response:
 
 
 async def _answered(server: Server, request: Request, asked: ChatRequest) -> Response:
-    keywords = chat_keywords(asked)
-    job = await begin_chat(server, request, asked, keywords)
+    wanted = chat_of(asked)
+    job = await begin(server, request, wanted)
     if asked.stream:
-        return EventStream(_stream(job, asked), every=server.config.ping)
+        return EventStream(_stream(job, asked, wanted), every=server.config.ping)
     try:
         await job.finish()
-        return JsonAnswer(whole_chat(job, asked))
+        return JsonAnswer(_whole(job, asked, wanted))
     finally:
         await job.close()
 
 
-def chat_keywords(asked: ChatRequest) -> dict[str, Any]:
-    """The engine's keywords for a chat. Raises ApiProblem for fields that do not go together."""
+def chat_of(asked: ChatRequest) -> Chat:
+    """What the engine is asked for. Raises ApiProblem for fields that do not go together."""
     keywords = asked.keywords()
     limits = [limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None]
     if limits:
@@ -49,29 +51,44 @@ def chat_keywords(asked: ChatRequest) -> dict[str, Any]:
         keywords["logprobs"] = asked.top_logprobs or 0
     if asked.chat_template_kwargs:
         keywords["template_variables"] = asked.chat_template_kwargs
-    return keywords
+    if asked.think is not None and asked.reasoning_effort is not None:
+        raise ApiProblem(400, "think and reasoning_effort are both given; leave one out", "think")
+    think = asked.think if asked.think is not None else think_of(asked.reasoning_effort, "reasoning_effort")
+    wishes = {
+        "think": think,
+        "think_budget": asked.think_budget,
+        "response_format": asked.response_format,
+        "tools": asked.tools or None,
+        "tool_choice": asked.tool_choice,
+    }
+    keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
+    return Chat(
+        asked.model,
+        prepared(message.plain() for message in asked.messages),
+        keywords,
+        n=asked.n or 1,
+        called=CALLED,
+        tells_progress=bool(asked.stream and asked.return_progress),
+        one_call=asked.parallel_tool_calls is False,
+    )
 
 
-async def begin_chat(server: Server, request: Request, asked: ChatRequest, keywords: dict[str, Any]) -> Job:
-    n = asked.n or 1
-    messages = [message.plain() for message in asked.messages]
-
-    def make(model: Model) -> list[Generation]:
-        return model.chat(messages, n=n, **keywords)
-
-    progress = bool(asked.stream and asked.return_progress)
-    return await server.begin(request, asked.model, make, n=n, tells_progress=progress, called=CALLED)
-
-
-def whole_chat(job: Job, asked: ChatRequest) -> dict[str, Any]:
+def _whole(job: Job, asked: ChatRequest, wanted: Chat) -> dict[str, Any]:
     """The answer in one piece."""
     choices = []
-    for index, (generation, pieces) in enumerate(zip(job.generations, job.answers.texts, strict=True)):
+    for index, generation in enumerate(job.generations):
+        calls = wanted.calls_of(generation)
+        content = generation.content
+        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+        if generation.reasoning.strip():
+            message["reasoning_content"] = generation.reasoning.strip()
+        if calls:
+            message["tool_calls"] = [_call(call) for call in calls]
         choice: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(pieces), "refusal": None},
+            "message": message,
             "logprobs": None,
-            "finish_reason": finish_of(generation),
+            "finish_reason": "tool_calls" if calls else finish_of(generation),
         }
         if asked.logprobs:
             choice["logprobs"] = chat_logprobs(job.model.tokenizer, generation.logprobs)
@@ -84,6 +101,10 @@ def whole_chat(job: Job, asked: ChatRequest) -> dict[str, Any]:
     }
 
 
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments_of(call)}}
+
+
 def finish_of(generation: Generation) -> str:
     """Why an answer ended. Raises ApiProblem for one that was cut off."""
     reason = FINISH.get(generation.finish_reason or "")
@@ -92,13 +113,13 @@ def finish_of(generation: Generation) -> str:
     return reason
 
 
-async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
+async def _stream(job: Job, asked: ChatRequest, wanted: Chat) -> AsyncIterator[bytes]:
     first = head(job, "chatcmpl", "chat.completion.chunk")
     tokenizer = job.model.tokenizer
     with_usage = {"usage": None} if asked.includes_usage else {}
 
-    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         return event({**first, "choices": [choice], **with_usage})
 
     try:
@@ -110,11 +131,18 @@ async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
                 told = {"prompt_progress": prompt_progress(generation, part.progress)}
                 yield event({**first, "choices": [], **told, **with_usage})
                 continue
-            if part.pieces or part.logprobs:
-                logprobs = chat_logprobs(tokenizer, part.logprobs) if asked.logprobs else None
-                yield chunk(part.index, {"content": "".join(part.pieces)}, logprobs)
+            logprobs = chat_logprobs(tokenizer, part.logprobs) if asked.logprobs and part.logprobs else None
+            for kind, text in joined(part.pieces):
+                yield chunk(part.index, {"content" if kind == "content" else "reasoning_content": text}, logprobs)
+                logprobs = None
+            if logprobs is not None:  # of tokens whose text comes later, or never
+                yield chunk(part.index, {"content": ""}, logprobs)
             if part.is_last:
-                choice = {"index": part.index, "delta": {}, "logprobs": None, "finish_reason": finish_of(generation)}
+                calls = wanted.calls_of(generation)
+                for number, call in enumerate(calls):
+                    yield chunk(part.index, {"tool_calls": [{"index": number, **_call(call)}]})
+                finish = "tool_calls" if calls else finish_of(generation)
+                choice = {"index": part.index, "delta": {}, "logprobs": None, "finish_reason": finish}
                 yield event({**first, "choices": [choice], "timings": timings(generation), **with_usage})
         if asked.includes_usage:
             yield event({**first, "choices": [], "usage": usage(job.generations)})

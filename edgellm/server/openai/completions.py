@@ -103,11 +103,11 @@ def _told(model: Model, ids: list[int], n_top: int) -> list[TokenLogprobs | int]
 def _whole(job: Job, asked: CompletionRequest, echoes: Sequence[Echo]) -> dict[str, Any]:
     choices = []
     n = asked.n or 1
-    for index, (generation, pieces) in enumerate(zip(job.generations, job.answers.texts, strict=True)):
+    for index, generation in enumerate(job.generations):
         echo = echoes[index // n] if echoes else None
         choice: dict[str, Any] = {
             "index": index,
-            "text": (echo.text if echo else "") + "".join(pieces),
+            "text": (echo.text if echo else "") + generation.content,
             "logprobs": None,
             "finish_reason": finish_of(generation),
         }
@@ -146,7 +146,7 @@ async def _stream(job: Job, asked: CompletionRequest, echoes: Sequence[Echo]) ->
                 yield event({**first, "choices": [], **told, **with_usage})
                 continue
             if part.pieces or part.logprobs:
-                yield chunk(part.index, "".join(part.pieces), part.logprobs)
+                yield chunk(part.index, "".join(piece.text for piece in part.pieces), part.logprobs)
             if part.is_last:
                 yield chunk(part.index, "", finish=finish_of(generation))
         if asked.includes_usage:

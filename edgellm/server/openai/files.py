@@ -95,7 +95,7 @@ class Files:
             await form.close()
         return JsonAnswer(self.add(_owner(request), name, str(purpose), data, n_bytes).described())
 
-    async def list(self, server: Server, request: Request) -> Response:
+    async def index(self, server: Server, request: Request) -> Response:
         wanted = request.query_params.get("purpose")
         data = [file.described() for file in self.kept.of(_owner(request)) if wanted in (None, file.purpose)]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
