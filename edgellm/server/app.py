@@ -20,15 +20,19 @@ from edgellm.server.guard import Guard
 from edgellm.server.keys import Keys
 from edgellm.server.ollama import chat as ollama_chat
 from edgellm.server.ollama import models as ollama_models
-from edgellm.server.openai import batches, chat, completions, embeddings, files, models, tokenizing
+from edgellm.server.openai import batches, chat, completions, embeddings, files, models, responses, tokenizing
+from edgellm.server.openapi import description
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Server
 from edgellm.server.settings import ServerConfig
+from edgellm.server.streams import JsonAnswer
 
 Handler = Callable[[Server, Request], Awaitable[Response]]
 
 
-def routes_of(page: plain.Page, kept: files.Files, all_batches: batches.Batches) -> list[tuple[str, str, Handler]]:
+def routes_of(
+    page: plain.Page, kept: files.Files, all_batches: batches.Batches, stored: responses.Responses
+) -> list[tuple[str, str, Handler]]:
     """Method, path and handler of everything that is answered."""
     return [
         ("GET", "/", page.index),
@@ -40,6 +44,10 @@ def routes_of(page: plain.Page, kept: files.Files, all_batches: batches.Batches)
         ("GET", "/v1/models/{model:path}", models.show_model),
         ("POST", "/v1/chat/completions", chat.chat),
         ("POST", "/v1/completions", completions.complete),
+        ("POST", "/v1/responses", stored.create),
+        ("GET", "/v1/responses/{id}", stored.show),
+        ("DELETE", "/v1/responses/{id}", stored.delete),
+        ("GET", "/v1/responses/{id}/input_items", stored.items),
         ("POST", "/v1/embeddings", embeddings.embed),
         ("POST", "/v1/rerank", embeddings.rerank),
         ("POST", "/tokenize", tokenizing.tokenize),
@@ -79,10 +87,14 @@ class Application:
         self.server = Server(config, named)
         self._files = files.Files(self.server)
         self._batches = batches.Batches(self._files, lambda: router)
-        routes = [
-            Route(path, self._endpoint(path, handler), methods=[method])
-            for method, path, handler in routes_of(plain.Page(), self._files, self._batches)
-        ]
+        table = routes_of(plain.Page(), self._files, self._batches, responses.Responses())
+        described = description([("GET", "/openapi.json"), *((method, path) for method, path, _ in table)])
+
+        async def describe(server: Server, request: Request) -> Response:
+            return JsonAnswer(described)
+
+        table.append(("GET", "/openapi.json", describe))
+        routes = [Route(path, self._endpoint(path, handler), methods=[method]) for method, path, handler in table]
         router = Router(routes, redirect_slashes=False, default=_nothing_here, lifespan=self._lifespan)
         self.guard = Guard(router, config, Keys({}) if keys is None else keys, self.server.metrics, log)
 

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from edgellm.server.settings import ServerConfig
+
 Result = TypeVar("Result")
 
 PING = b": ping\n\n"  # a comment of server-sent events, which clients pass over
@@ -45,15 +47,24 @@ class JsonAnswer(Response):
 class EventStream(Response):
     """Sends what an iterator gives, at once. When the client leaves, the iterator is closed.
 
-    ping:  is sent after `every` seconds of silence; empty sends nothing.
+    close:  gives back what the iterator holds, also if it was never begun.
+    ping:   is sent after a while of silence; empty sends nothing.
     """
 
     def __init__(
-        self, parts: AsyncIterator[bytes], *, ping: bytes = PING, every: float, media_type: str = "text/event-stream"
+        self,
+        parts: AsyncIterator[bytes],
+        close: Callable[[], Awaitable[None]],
+        config: ServerConfig,
+        ping: bytes = PING,
+        media_type: str = "text/event-stream",
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.parts, self.ping, self.every = parts, ping, every
+        self.parts, self.close, self.ping = parts, close, ping
+        self.every = config.ping
+        # A client that reads too slowly must not hold a turn for ever.
+        self.most_seconds = config.timeout + config.ping if config.timeout else None
         self.raw_headers = [
             (b"content-type", f"{media_type}; charset=utf-8".encode()),
             (b"cache-control", b"no-store"),
@@ -62,16 +73,18 @@ class EventStream(Response):
         self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        tasks = [asyncio.ensure_future(work) for work in (self._pour(send), _gone(receive))]
-        if self.ping:
-            tasks.append(asyncio.ensure_future(self._keep_alive(send)))
+        tasks: list[asyncio.Task[None]] = []
         try:
-            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            tasks = [asyncio.ensure_future(work) for work in (self._pour(send), _gone(receive))]
+            if self.ping:
+                tasks.append(asyncio.ensure_future(self._keep_alive(send)))
+            await asyncio.wait(tasks[:2], timeout=self.most_seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
+            await self.close()
         if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
             raise results[0]
 

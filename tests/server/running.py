@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 
 from edgellm.server.app import Application, create_app
 from edgellm.server.keys import Keys
@@ -20,8 +21,12 @@ from edgellm.server.settings import ServerConfig
 class Running:
     """url: where it is. log: the records of its requests. application: what answers."""
 
-    def __init__(self, url: str, application: Application, log: list[dict[str, Any]]) -> None:
-        self.url, self.application, self.log = url, application, log
+    def __init__(self, url: str, application: Application, log: list[dict[str, Any]], server: uvicorn.Server) -> None:
+        self.url, self.application, self.log, self._server = url, application, log, server
+
+    def stop(self) -> None:
+        """As SIGTERM does."""
+        self._server.should_exit = True
 
     def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60, **more)
@@ -49,7 +54,7 @@ def running(models: dict[str, Path] | None, keys: Keys | None = None, **settings
     thread.start()
     try:
         assert is_ready.wait(60)
-        yield Running(f"http://127.0.0.1:{port}", application, log)
+        yield Running(f"http://127.0.0.1:{port}", application, log, server)
     finally:
         server.should_exit = True
         thread.join(30)

@@ -50,8 +50,9 @@ def test_an_answer_of_a_schema_and_calls(client) -> None:
     assert set(json.loads(found.message.content)) == {"length"}
     answer = client.chat("smollm2-135m", QUESTION, tools=[WEATHER], options=COLD)
     assert answer.message.content or answer.message.tool_calls
-    told = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather",
-            "arguments": {"place": "Oslo"}}}]}, {"role": "tool", "tool_name": "weather", "content": "rain"}]  # fmt: skip
+    call = {"function": {"name": "weather", "arguments": {"place": "Oslo"}}}
+    told = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_name": "weather", "content": "rain"}]  # fmt: skip
     assert client.chat("smollm2-135m", told, tools=[WEATHER], options=COLD).eval_count
 
 

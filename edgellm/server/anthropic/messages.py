@@ -9,13 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
-from edgellm.server.anthropic.reading import CALL_ID, chat_of
+from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
+from edgellm.server.beginning import streamed
 from edgellm.server.chatting import Chat, arguments_of, begin, joined
 from edgellm.server.openai.shapes import new_id
-from edgellm.server.problems import ApiProblem
+from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import EventStream, JsonAnswer, event, unless_gone
+from edgellm.server.streams import JsonAnswer, event, unless_gone
 from edgellm.text.calls import Call
 
 PING = event({"type": "ping"}, "ping")
@@ -35,14 +36,19 @@ async def count_tokens(server: Server, request: Request) -> Response:
 
 async def _answered(server: Server, request: Request, asked: MessagesRequest) -> Response:
     wanted = chat_of(asked)
-    job = await begin(server, request, wanted)
+    beginning = begin(server, request, wanted)
     if asked.stream:
-        return EventStream(_stream(job, wanted), ping=PING, every=server.config.ping)
+        return await streamed(beginning, lambda job: _stream(job, wanted), _wrong, server.config, PING)
+    job = await beginning
     try:
         await job.finish()
         return JsonAnswer(_whole(job, wanted))
     finally:
         await job.close()
+
+
+def _wrong(error: Exception) -> bytes:
+    return event(problem_of(error, CALLED).as_anthropic(), "error")
 
 
 def _whole(job: Job, wanted: Chat) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from starlette.responses import Response
 
 from edgellm.engine import Generation, Model
 from edgellm.engine.sampling import TokenLogprobs
+from edgellm.server.beginning import streamed
 from edgellm.server.chatting import Chat, joined, prepared
 from edgellm.server.ollama.types import CALLED, Asking, ChatRequest, GenerateRequest
 from edgellm.server.openai.chat import finish_of
 from edgellm.server.openai.tokens import chat_logprobs
-from edgellm.server.problems import ApiProblem
+from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import EventStream, JsonAnswer, line, unless_gone
+from edgellm.server.streams import JsonAnswer, line, unless_gone
 
 NDJSON = "application/x-ndjson"
 # How a part of an answer is told: kind ("content", "reasoning") and text, or None at the end, with the generation.
@@ -69,11 +70,13 @@ async def _answered(
         asked.options.check(model)
         return make(model)
 
-    job = await server.begin(request, asked.model, checked, called=CALLED, idle=asked.idle)
+    beginning = server.begin(request, asked.model, checked, called=CALLED, idle=asked.idle)
     head = {"model": asked.model}
     if asked.stream is not False:
-        parts = _stream(job, asked, head, tell)
-        return EventStream(parts, ping=b"", every=server.config.ping, media_type=NDJSON)
+        return await streamed(
+            beginning, lambda job: _stream(job, asked, head, tell), _wrong, server.config, b"", NDJSON
+        )
+    job = await beginning
     try:
         await job.finish()
         generation = job.generations[0]
@@ -82,6 +85,10 @@ async def _answered(
         return JsonAnswer({**head, "created_at": _now(), **tell(pieces, generation), **logprobs, **_end(job)})
     finally:
         await job.close()
+
+
+def _wrong(error: Exception) -> bytes:
+    return line(problem_of(error, CALLED).as_ollama())
 
 
 async def _stream(job: Job, asked: Asking, head: dict[str, Any], tell: Teller) -> AsyncIterator[bytes]:

@@ -9,13 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
+from edgellm.server.beginning import streamed
 from edgellm.server.chatting import Chat, arguments_of, begin, joined, prepared, think_of
 from edgellm.server.openai.shapes import FINISH, head, prompt_progress, timings, usage
 from edgellm.server.openai.tokens import chat_logprobs
 from edgellm.server.openai.types import ChatRequest
-from edgellm.server.problems import ApiProblem
+from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import EventStream, JsonAnswer, event, unless_gone
+from edgellm.server.streams import JsonAnswer, event, unless_gone
 from edgellm.text.calls import Call
 
 CALLED = {"template_variables": "chat_template_kwargs"}
@@ -29,14 +30,20 @@ async def chat(server: Server, request: Request) -> Response:
 
 async def _answered(server: Server, request: Request, asked: ChatRequest) -> Response:
     wanted = chat_of(asked)
-    job = await begin(server, request, wanted)
+    beginning = begin(server, request, wanted)
     if asked.stream:
-        return EventStream(_stream(job, asked, wanted), every=server.config.ping)
+        return await streamed(beginning, lambda job: _stream(job, asked, wanted), wrong, server.config)
+    job = await beginning
     try:
         await job.finish()
         return JsonAnswer(_whole(job, asked, wanted))
     finally:
         await job.close()
+
+
+def wrong(error: Exception) -> bytes:
+    """An error in a stream."""
+    return event(problem_of(error, CALLED).as_openai())
 
 
 def chat_of(asked: ChatRequest) -> Chat:

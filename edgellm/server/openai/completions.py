@@ -12,13 +12,14 @@ from starlette.responses import Response
 from edgellm.engine import Generation, Model
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
-from edgellm.server.openai.chat import DONE, finish_of
+from edgellm.server.beginning import streamed
+from edgellm.server.openai.chat import DONE, finish_of, wrong
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
 from edgellm.server.openai.tokens import TextLogprobs
 from edgellm.server.openai.types import CompletionRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import EventStream, JsonAnswer, event, unless_gone
+from edgellm.server.streams import JsonAnswer, event, unless_gone
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ async def _answered(server: Server, request: Request, asked: CompletionRequest) 
     echoes: list[Echo] = []
     if asked.echo:
         echoes = await server.ask(request, asked.model, lambda model: _echoes(model, asked))
-    job = await _begin(server, request, asked)
+    beginning = _begin(server, request, asked)
     if asked.stream:
-        return EventStream(_stream(job, asked, echoes), every=server.config.ping)
+        return await streamed(beginning, lambda job: _stream(job, asked, echoes), wrong, server.config)
+    job = await beginning
     try:
         await job.finish()
         return JsonAnswer(_whole(job, asked, echoes))
