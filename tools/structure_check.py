@@ -33,6 +33,7 @@ PROMPTS = [
     "Write a record for a library.",
     "Numbers and colours, please.",
 ]
+FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 
 
@@ -68,7 +69,7 @@ def schemas(model: edgellm.Model, n_prompts: int) -> None:
             answer = model.chat(messages, response_format=schema, seed=seed, temperature=0.7, max_tokens=300)
             text, n = timed(answer, spent), n + 1
             try:
-                jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
+                jsonschema.validate(json.loads(text), schema, format_checker=FORMATS)
                 valid += 1
             except (ValueError, jsonschema.ValidationError) as problem:
                 print(f"{name}, {prompt!r}: {answer.finish_reason}, {text[:200]!r}: {str(problem)[:100]}")

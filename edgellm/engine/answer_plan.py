@@ -46,7 +46,7 @@ class AnswerPlan:
             from edgellm.engine.structure.ending import Ending
 
             n_most = min(n_ctx - n_prompt, n_ctx if params.max_tokens is None else params.max_tokens)
-            rules.append(Ending(tokenizer.texts_of_tokens, n_most))
+            rules.append(Ending(tokenizer, n_most))
         return rules
 
     def copy(self) -> AnswerPlan:
@@ -59,6 +59,14 @@ class AnswerPlan:
 
 
 PLAIN_TEXT = AnswerPlan()
+
+
+@dataclass(frozen=True)
+class PlannedPrompt:
+    """The tokens of a prompt, and what its answer is to be like."""
+
+    ids: list[int]
+    plan: AnswerPlan = PLAIN_TEXT
 
 
 def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:

@@ -1,203 +1,40 @@
-"""One answer as it is made: the prompt is computed, then token after token becomes text."""
+"""One answer as people hold it: pieces of text that come while they are made."""
 
 from __future__ import annotations
 
 import sys
 import threading
-import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from edgellm import checks
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
+from edgellm.engine.answer import Answer
 from edgellm.engine.answer_plan import PLAIN_TEXT, AnswerPlan
-from edgellm.engine.answer_text import AnswerText, Shown
 from edgellm.engine.piece import Piece
-from edgellm.engine.request import Request
-from edgellm.engine.sampling import Sampler, TokenLogprobs
-from edgellm.engine.sampling.logprobs import logprobs_of
+from edgellm.engine.sampling import TokenLogprobs
 from edgellm.engine.scheduler import Scheduler
 from edgellm.engine.stats import GenerationStats
 from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from edgellm.engine.answer_form import AnswerReader
-    from edgellm.engine.structure.constraint import Constraint
     from edgellm.text import Tokenizer
     from edgellm.text.calls import Call
 
 ANOTHER_READS = "another thread is iterating over this generation; let one thread do it"
-MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
-
-
-class _Answer(Request):
-    """A text in the making: every token that is chosen is the next one to be computed.
-
-    It knows nothing of the Generation that people hold, so that one they let go of ends at once.
-
-    unread:       tokens and their texts that nobody has taken yet. While others are computed, this one goes on for a
-                  few tokens.
-    rest:         text that is left at the end.
-    most_unread:  so many tokens.
-    """
-
-    def __init__(
-        self,
-        prompt: list[int],
-        params: SamplingParams,
-        tokenizer: Tokenizer,
-        n_ctx: int,
-        adapters: AdapterSet,
-        plan: AnswerPlan,
-    ) -> None:
-        super().__init__(list(prompt), adapters=adapters)
-        self.unread: deque[Shown] = deque()
-        self.rest = ""
-        self.most_unread = MOST_UNREAD
-        self.stats = GenerationStats(n_prompt_tokens=len(prompt))
-        self.finish_reason: str | None = None
-        self.stop_string: str | None = None
-        self._params, self._stop_ids, self._n_ctx = params, tokenizer.stop_ids, n_ctx
-        self._text: AnswerText | None = AnswerText(
-            # In a given structure a space in front is the text's own.
-            tokenizer.stream(after=None if plan.constraint else prompt[-1], showing=plan.shows),
-            params.stop,
-            params.banned_strings,
-        )
-        self._constraint = plan.constraint
-        # Tokens that must come are taken without the model, unless others could be asked for or logits are wanted.
-        self._takes_forced = params.logprobs is None and not params.banned_strings
-        rules = plan.rules_for(tokenizer, len(prompt), n_ctx, params)
-        for rule in rules:
-            rule.begin(self.tokens)
-        never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
-        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules)
-        self._started: float | None = None
-        self._first_at: float | None = None
-        self._is_cut = False  # it has fewer tokens than are in the cache
-
-    def start(self) -> None:
-        """The clock runs from here on."""
-        self._started = time.perf_counter()
-
-    @property
-    def end(self) -> int:
-        return len(self.tokens) if len(self.unread) < self.most_unread else 0
-
-    @property
-    def n_pending(self) -> int:
-        if self._is_cut:
-            if self.sequence is not None and self.n_cached >= len(self.tokens):
-                self.sequence.trim(len(self.tokens) - 1)  # the last token is computed anew, for its logits
-            self._is_cut = False
-        return super().n_pending
-
-    @property
-    def is_ready(self) -> bool:
-        return bool(self.unread) or super().is_ready
-
-    @property
-    def first_wanted(self) -> int:
-        return len(self.tokens) - (1 if self._params.max_tokens != 0 else 0)
-
-    def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
-        text, sampler = self._text, self._sampler
-        if position != len(self.tokens) - 1 or text is None or sampler is None:
-            return  # a step that was interrupted has chosen what comes after it, or nobody wants it
-        if self._first_at is None:
-            self.stats.prompt_seconds = self._seconds()
-        while True:
-            state = sampler.state if text.takes_back else None
-            token_id = sampler.choose(logits, self._written(), maxima, text.forbidden)
-            if self._first_at is None:
-                self.stats.first_token_seconds = self._seconds()
-                self._first_at = time.perf_counter()
-            if token_id in self._stop_ids:
-                self._finish("stop", text)
-                return
-            n_top = self._params.logprobs
-            logprobs = None if n_top is None else logprobs_of(token_id, logits, maxima, n_top)
-            back = text.push(token_id, logprobs, state)
-            if back is None:
-                break
-            sampler.state = back.sampler
-            if back.n_tokens > 1:
-                self._cut(back.n_tokens - 1)
-                return
-        self._add(token_id, text)
-        if self._constraint is not None and self._takes_forced:
-            self._add_forced(self._constraint, text)
-        self.stats.generate_seconds = time.perf_counter() - self._first_at
-        if not self.is_over:
-            self.unread.extend(text.shown())
-
-    def _add_forced(self, constraint: Constraint, text: AnswerText) -> None:
-        """The tokens that must come next are taken without the model, which computes them together afterwards."""
-        for token_id in () if self.is_over else constraint.forced():
-            if token_id in self._stop_ids:
-                self._finish("stop", text)
-            if self.is_over:
-                return
-            text.push(token_id)
-            self._add(token_id, text)
-
-    def _add(self, token_id: int, text: AnswerText) -> None:
-        """A token is part of the answer now, and may be its last."""
-        self.stats.n_generated_tokens += 1
-        self.tokens.append(token_id)
-        constraint = self._constraint
-        if constraint is not None:
-            constraint.follow(self.tokens)
-        if text.stop_string is not None:
-            self.stop_string = text.stop_string
-            self._finish("stop", text)
-        elif constraint is not None and constraint.is_complete:
-            self._finish("stop", text)
-        elif self.stats.n_generated_tokens == self._params.max_tokens:
-            self._finish("length", text)
-        elif len(self.tokens) > self._n_ctx:
-            self._finish("context", text)
-
-    def _cut(self, n_tokens: int) -> None:
-        """Take back the last tokens: others are to come in their place."""
-        self._is_cut = True
-        del self.tokens[len(self.tokens) - n_tokens :]
-        self.stats.n_generated_tokens -= n_tokens
-
-    def _written(self) -> list[int]:
-        """The tokens without those of an adapter."""
-        n_virtual = self.adapters.n_virtual
-        return self.tokens[n_virtual:] if n_virtual else self.tokens
-
-    def progressed(self) -> None:
-        self.stats.n_reused_tokens = self.n_reused
-        if self._first_at is None and not self.is_over:
-            self.stats.prompt_seconds = self._seconds()
-            if self.n_cached == len(self.tokens):  # a prompt that nobody wants an answer to
-                self._finish("length", self._text)
-
-    def forget(self) -> None:
-        """Hold nothing of the model any more."""
-        self._text = self._sampler = self._constraint = None
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started if self._started is not None else 0.0
-
-    def _finish(self, reason: str, text: AnswerText | None) -> None:
-        if text is not None:
-            shown, self.rest = text.finish()
-            self.unread.extend(shown)
-        self.finish_reason = reason
-        self.is_over = True
 
 
 class Generation(Iterator[str]):
     """An iterator over pieces of text, for one thread at a time. Nothing is computed before the first is asked for.
+
+    `text`, or str(), is all of it at once. As a context manager it ends when its block does.
 
     Whoever iterates gets the errors: UsageError when another thread is at it or the model has been closed, FileProblem
     when the model's logits are NaN or infinite. An answer ends with its first error.
@@ -214,7 +51,7 @@ class Generation(Iterator[str]):
         plan: AnswerPlan = PLAIN_TEXT,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters, plan)
+        self._answer = Answer(prompt, params, tokenizer, n_ctx, adapters, plan)
         self._reader: AnswerReader | None = None
         if plan.form is not None:
             from edgellm.engine.answer_form import AnswerReader
@@ -229,6 +66,7 @@ class Generation(Iterator[str]):
         self._finish_reason: str | None = None
         self._lost: Exception | None = None
         self._is_submitted = False
+        self._on_prompt: Callable[[int, int], object] | None = None
         self._reading = threading.Lock()
 
     @property
@@ -251,8 +89,7 @@ class Generation(Iterator[str]):
     @property
     def n_prompt_done(self) -> int:
         """Tokens of the prompt that are in the cache by now. From any thread, also before the first piece comes."""
-        sequence = self._answer.sequence  # which another thread may take away
-        return min(len(sequence) if sequence is not None else 0, self._answer.stats.n_prompt_tokens)
+        return self._answer.n_prompt_done
 
     @property
     def token_ids(self) -> list[int]:
@@ -288,6 +125,26 @@ class Generation(Iterator[str]):
         if self.tool_calls:
             message["tool_calls"] = [call.as_message() for call in self.tool_calls]
         return message
+
+    @property
+    def text(self) -> str:
+        """All of the answer, without thoughts and calls: what has not come yet is waited for."""
+        for _ in self:
+            pass
+        return self.content
+
+    def __str__(self) -> str:
+        return self.text
+
+    def on_prompt(self, progress: Callable[[int, int], object]) -> Self:
+        """Let progress(done, total) hear of the prompt's tokens while they are computed; gives this generation.
+
+        It is called by the thread that iterates, and what it raises ends the answer. Of a prompt that is in the cache
+        already, it hears once.
+        """
+        self._on_prompt = checks.function("progress", progress)
+        self._answer.tells_prompt = self._on_prompt is not None
+        return self
 
     def pieces(self) -> Iterator[Piece]:
         """The rest of the answer with its thoughts, as they come; what is read here, iterating does not give again."""
@@ -344,6 +201,10 @@ class Generation(Iterator[str]):
                 sibling._start()
         if not answer.is_cancelled:
             self._scheduler.wait(answer)
+        if self._on_prompt is not None and answer.has_progress:
+            answer.n_told = answer.n_prompt_done
+            self._on_prompt(answer.n_told, answer.stats.n_prompt_tokens)
+            return ""
         if answer.is_cancelled:
             self._end("cancelled")
             return ""
@@ -414,6 +275,12 @@ class Generation(Iterator[str]):
                 self._end("cancelled")
             finally:
                 self._reading.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def lose(self, error: Exception) -> None:
         """End with an error, which whoever goes on iterating gets, and hold nothing of the model any more."""

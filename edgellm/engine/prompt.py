@@ -93,27 +93,30 @@ def checked_variables(variables: Any) -> dict[str, Any]:
 
 def sampling_params(keywords: Mapping[str, Any]) -> SamplingParams:
     """The parameters that keywords give. UsageError for a keyword that is none, and for what cannot work."""
-    _check_names(keywords, "sampling parameter", SamplingParams)
+    _check_names(keywords, SamplingParams)
     return SamplingParams(**keywords)
 
 
 def chat_params(keywords: Mapping[str, Any]) -> tuple[ChatParams, SamplingParams]:
     """The same for a chat, which may ask for more."""
-    _check_names(keywords, "parameter of a chat", ChatParams, SamplingParams)
+    _check_names(keywords, ChatParams, SamplingParams)
     names = {field.name for field in fields(ChatParams)}
     wishes = {word: value for word, value in keywords.items() if word in names}
     return ChatParams(**wishes), SamplingParams(**{word: keywords[word] for word in keywords if word not in names})
 
 
-def _check_names(keywords: Mapping[str, Any], what: str, *kinds: Any) -> None:
+def _check_names(keywords: Mapping[str, Any], *kinds: Any) -> None:
     names = [field.name for kind in kinds for field in fields(kind)]
     for word in keywords:
         if word not in names:
             import difflib
 
             close = difflib.get_close_matches(word, names, 1)
-            expected = f"did you mean {close[0]}?" if close else f"expected {', '.join(names)}"
-            raise UsageError(f"{word} is no {what}; {expected}", parameter=word)
+            own = ", ".join(field.name for field in fields(SamplingParams))
+            expected = f"did you mean {close[0]}?" if close else f"expected {own}"
+            if any(word == field.name for field in fields(ChatParams)):
+                expected = "it is for chat()"
+            raise UsageError(f"{word} is no sampling parameter; {expected}", parameter=word)
 
 
 def check_biases(params: SamplingParams, n_vocab: int) -> None:

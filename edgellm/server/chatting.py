@@ -9,15 +9,12 @@ from typing import Any
 from starlette.requests import Request
 
 from edgellm.engine import Generation, Model
+from edgellm.engine.openai.asking import EFFORTS
+from edgellm.engine.openai.asking import prepared as prepared_calls
 from edgellm.engine.piece import Piece
-from edgellm.errors import FormatError
-from edgellm.formats import strict_json
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import as_json
 from edgellm.text.calls import Call
-
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 @dataclass
@@ -53,54 +50,23 @@ async def begin(server: Server, request: Request, chat: Chat) -> Job:
 
 
 def prepared(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of OpenAI's interface as templates want them.
-
-    Arguments of calls that stand as text become JSON; the result of a call gets the name of its tool; what developers
-    say is what the system says.
-    """
-    names: dict[str, str] = {}
-    found: list[dict[str, Any]] = []
-    for message in map(dict, messages):
-        if message.get("role") == "developer":
-            message["role"] = "system"
-        if calls := message.get("tool_calls"):
-            message["tool_calls"] = [_prepared_call(call, names) for call in _listed(calls)]
-        if message.get("role") == "tool" and "name" not in message and message.get("tool_call_id") in names:
-            message["name"] = names[message["tool_call_id"]]
-        if isinstance(message.get("content"), list):
-            message["content"] = [_prepared_part(part) for part in message["content"]]
-        found.append(message)
-    return found
+    """Messages of OpenAI's interfaces as templates want them. Raises UsageError."""
+    return [_with_texts(message) for message in prepared_calls(messages)]
 
 
-def _listed(calls: Any) -> list[Any]:
-    if not isinstance(calls, list):
-        raise ApiProblem(400, "tool_calls of a message is no list", "messages")
-    return calls
-
-
-def _prepared_call(call: Any, names: dict[str, str]) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ApiProblem(400, "tool_calls of a message holds a call without a function and its name", "messages")
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = strict_json.parse(arguments.encode()) if arguments.strip() else {}
-        except FormatError:
-            arguments = function["arguments"]  # a model may have written what is no JSON; it is told back as it was
-    if isinstance(call.get("id"), str):
-        names[call["id"]] = function["name"]
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
-
-
-def _prepared_part(part: Any) -> Any:
+def _with_texts(message: dict[str, Any]) -> dict[str, Any]:
     """The parts of texts under the names of other interfaces, as what they are."""
-    if isinstance(part, dict) and part.get("type") in ("input_text", "output_text"):
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_part(part) for part in content]}
+
+
+def _part(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("input_text", "output_text"):
         return {"type": "text", "text": part.get("text")}
-    if isinstance(part, dict) and part.get("type") == "refusal":
-        return {"type": "text", "text": part.get("refusal")}
-    return part
+    return {"type": "text", "text": part.get("refusal")} if kind == "refusal" else part
 
 
 def think_of(effort: str | None, param: str) -> bool | None:
@@ -110,11 +76,6 @@ def think_of(effort: str | None, param: str) -> bool | None:
     if effort not in EFFORTS:
         raise ApiProblem(400, f"{param} is {effort[:40]!r}; expected one of {', '.join(EFFORTS)}", param)
     return effort != "none"
-
-
-def arguments_of(call: Call) -> str:
-    """Arguments as a text, as OpenAI has them."""
-    return as_json(call.arguments)
 
 
 def joined(pieces: Iterable[Piece]) -> list[tuple[str, str]]:

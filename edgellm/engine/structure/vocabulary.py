@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 from edgellm.errors import UsageError
 
@@ -38,7 +38,7 @@ def vocabulary_of(tokenizer: Tokenizer, n_vocab: int) -> Any:
 
 
 class _Tokens:
-    """The tokens, under the names that llguidance asks for."""
+    """The tokens, under the names that llguidance asks for. They do not keep the tokenizer, which has a file mapped."""
 
     def __init__(self, tokenizer: Tokenizer, n_vocab: int) -> None:
         texts = tokenizer.texts_of_tokens
@@ -48,12 +48,13 @@ class _Tokens:
             self.tokens[i] = tokenizer.token_name(i).encode()
         self.bos_token_id = tokenizer.bos_id
         self.eos_token_id = min(ends(tokenizer, n_vocab))
-        self._encode, self._bytes = tokenizer.encode_inside, texts
+        self._encode, self._bytes = WeakMethod(tokenizer.encode_inside), texts
 
     def __call__(self, text: bytes | str) -> list[int]:
         """The tokens of a text inside of another one."""
         data = text if isinstance(text, bytes) else text.encode()
-        ids = self._encode(data.decode("utf-8", "replace"))
+        encode = self._encode()
+        ids = encode(data.decode("utf-8", "replace")) if encode is not None else []
         return ids if b"".join(map(self._bytes.__getitem__, ids)) == data else self._greedy(data)
 
     def _greedy(self, data: bytes) -> list[int]:

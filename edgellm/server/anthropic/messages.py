@@ -12,11 +12,11 @@ from edgellm.engine import Generation
 from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
 from edgellm.server.beginning import streamed
-from edgellm.server.chatting import Chat, arguments_of, begin, joined
+from edgellm.server.chatting import Chat, begin, joined
 from edgellm.server.openai.shapes import new_id
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import JsonAnswer, event, unless_gone
+from edgellm.server.streams import JsonAnswer, as_json, event, unless_gone
 from edgellm.text.calls import Call
 
 PING = event({"type": "ping"}, "ping")
@@ -147,7 +147,7 @@ async def _stream(job: Job, wanted: Chat) -> AsyncIterator[bytes]:
                 yield blocks.text(kind, text)
         calls = wanted.calls_of(generation)
         for call in calls:
-            told = {"type": "input_json_delta", "partial_json": arguments_of(call)}
+            told = {"type": "input_json_delta", "partial_json": as_json(call.arguments)}
             yield blocks.open("call", _call(call)) + blocks.delta(told)
         yield blocks.close()
         yield _event("message_delta", delta=_end(generation, calls), usage=_usage(generation))

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation, Model
+from edgellm.engine.openai.shapes import logprobs_shape
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.beginning import streamed
 from edgellm.server.chatting import Chat, joined, prepared
 from edgellm.server.ollama.types import CALLED, Asking, ChatRequest, GenerateRequest
 from edgellm.server.openai.chat import finish_of
-from edgellm.server.openai.tokens import chat_logprobs
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import JsonAnswer, line, unless_gone
@@ -150,7 +150,7 @@ def _messages(asked: ChatRequest) -> list[dict[str, Any]]:
 
 
 def _logprobs(job: Job, found: list[TokenLogprobs]) -> dict[str, Any]:
-    return {"logprobs": chat_logprobs(job.model.tokenizer, found)["content"]}
+    return {"logprobs": logprobs_shape(job.model.tokenizer, found)["content"]}
 
 
 def _end(job: Job) -> dict[str, Any]:

@@ -9,15 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
+from edgellm.engine.openai.shapes import FINISH, call_shape, logprobs_shape
 from edgellm.server.beginning import streamed
-from edgellm.server.chatting import Chat, arguments_of, begin, joined, prepared, think_of
-from edgellm.server.openai.shapes import FINISH, head, prompt_progress, timings, usage
-from edgellm.server.openai.tokens import chat_logprobs
+from edgellm.server.chatting import Chat, begin, joined, prepared, think_of
+from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
 from edgellm.server.openai.types import ChatRequest
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import JsonAnswer, event, unless_gone
-from edgellm.text.calls import Call
 
 CALLED = {"template_variables": "chat_template_kwargs"}
 DONE = b"data: [DONE]\n\n"
@@ -90,7 +89,7 @@ def _whole(job: Job, asked: ChatRequest, wanted: Chat) -> dict[str, Any]:
         if generation.reasoning.strip():
             message["reasoning_content"] = generation.reasoning.strip()
         if calls:
-            message["tool_calls"] = [_call(call) for call in calls]
+            message["tool_calls"] = [call_shape(call) for call in calls]
         choice: dict[str, Any] = {
             "index": index,
             "message": message,
@@ -98,7 +97,7 @@ def _whole(job: Job, asked: ChatRequest, wanted: Chat) -> dict[str, Any]:
             "finish_reason": "tool_calls" if calls else finish_of(generation),
         }
         if asked.logprobs:
-            choice["logprobs"] = chat_logprobs(job.model.tokenizer, generation.logprobs)
+            choice["logprobs"] = logprobs_shape(job.model.tokenizer, generation.logprobs)
         choices.append(choice)
     return {
         **head(job, "chatcmpl", "chat.completion"),
@@ -106,10 +105,6 @@ def _whole(job: Job, asked: ChatRequest, wanted: Chat) -> dict[str, Any]:
         "usage": usage(job.generations),
         "timings": timings(job.generations[0]),
     }
-
-
-def _call(call: Call) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments_of(call)}}
 
 
 def finish_of(generation: Generation) -> str:
@@ -138,7 +133,7 @@ async def _stream(job: Job, asked: ChatRequest, wanted: Chat) -> AsyncIterator[b
                 told = {"prompt_progress": prompt_progress(generation, part.progress)}
                 yield event({**first, "choices": [], **told, **with_usage})
                 continue
-            logprobs = chat_logprobs(tokenizer, part.logprobs) if asked.logprobs and part.logprobs else None
+            logprobs = logprobs_shape(tokenizer, part.logprobs) if asked.logprobs and part.logprobs else None
             for kind, text in joined(part.pieces):
                 yield chunk(part.index, {"content" if kind == "content" else "reasoning_content": text}, logprobs)
                 logprobs = None
@@ -147,7 +142,7 @@ async def _stream(job: Job, asked: ChatRequest, wanted: Chat) -> AsyncIterator[b
             if part.is_last:
                 calls = wanted.calls_of(generation)
                 for number, call in enumerate(calls):
-                    yield chunk(part.index, {"tool_calls": [{"index": number, **_call(call)}]})
+                    yield chunk(part.index, {"tool_calls": [{"index": number, **call_shape(call)}]})
                 finish = "tool_calls" if calls else finish_of(generation)
                 choice = {"index": part.index, "delta": {}, "logprobs": None, "finish_reason": finish}
                 yield event({**first, "choices": [choice], "timings": timings(generation), **with_usage})

@@ -10,17 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
+from edgellm.engine.openai.shapes import logprobs_shape
 from edgellm.server.beginning import streamed
-from edgellm.server.chatting import Chat, arguments_of, begin, joined
+from edgellm.server.chatting import Chat, begin, joined
 from edgellm.server.kept import Kept
 from edgellm.server.openai.chat import finish_of, wrong
 from edgellm.server.openai.response_reading import chat_of, items_of
 from edgellm.server.openai.response_types import ResponsesRequest
 from edgellm.server.openai.shapes import new_id
-from edgellm.server.openai.tokens import chat_logprobs
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import JsonAnswer, event, unless_gone
+from edgellm.server.streams import JsonAnswer, as_json, event, unless_gone
 from edgellm.text.calls import Call
 
 MOST_KEPT = 1000
@@ -170,7 +170,7 @@ class _Writing:
     def _message(self, text: str) -> dict[str, Any]:
         logprobs: list[Any] = []
         if "logprobs" in self._wanted.keywords:
-            logprobs = chat_logprobs(self._job.model.tokenizer, self._generation.logprobs)["content"]
+            logprobs = logprobs_shape(self._job.model.tokenizer, self._generation.logprobs)["content"]
         part = {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
         return {"type": "message", "id": new_id("msg"), "role": "assistant", "status": "completed", "content": [part]}
 
@@ -232,7 +232,7 @@ class _Writing:
     def _delta(self, kind: str, text: str, logprobs: list[Any]) -> bytes:
         if kind != "content":
             return self._event("response.reasoning_text.delta", **self._place(), delta=text)
-        told = chat_logprobs(self._job.model.tokenizer, logprobs)["content"]
+        told = logprobs_shape(self._job.model.tokenizer, logprobs)["content"]
         return self._event("response.output_text.delta", **self._place(), delta=text, logprobs=told)
 
     def _closing(self, kind: str) -> list[bytes]:
@@ -244,7 +244,7 @@ class _Writing:
         if kind == "content":
             if "logprobs" in self._wanted.keywords:
                 found = self._generation.logprobs
-                part["logprobs"] = chat_logprobs(self._job.model.tokenizer, found)["content"]
+                part["logprobs"] = logprobs_shape(self._job.model.tokenizer, found)["content"]
             done = self._event("response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
         else:
             done = self._event("response.reasoning_text.done", **place, text=part["text"])
@@ -279,6 +279,6 @@ def _call(call: Call) -> dict[str, Any]:
         "id": new_id("fc"),
         "call_id": call.id,
         "name": call.name,
-        "arguments": arguments_of(call),
+        "arguments": as_json(call.arguments),
         "status": "completed",
     }

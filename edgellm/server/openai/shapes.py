@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgellm.engine import Generation
+from edgellm.engine.openai import usage_of
 from edgellm.server.server import Job
-
-FINISH = {"stop": "stop", "length": "length", "context": "length"}
 
 
 def new_id(kind: str) -> str:
@@ -24,15 +23,10 @@ def head(job: Job, kind: str, name: str) -> dict[str, Any]:
 def usage(generations: Sequence[Generation], n_prompts: int = 1) -> dict[str, Any]:
     """Tokens of all answers; a prompt that has several of them counts once."""
     each = len(generations) // n_prompts
-    firsts = [generation.stats for generation in generations[::each]]
-    n_prompt = sum(stats.n_prompt_tokens for stats in firsts)
-    n_answer = sum(generation.stats.n_generated_tokens for generation in generations)
-    return {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_answer,
-        "total_tokens": n_prompt + n_answer,
-        "prompt_tokens_details": {"cached_tokens": sum(stats.n_reused_tokens for stats in firsts)},
-    }
+    found = [usage_of(generations[first : first + each]) for first in range(0, len(generations), each)]
+    total = {name: sum(one[name] for one in found) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    n_cached = sum(one["prompt_tokens_details"]["cached_tokens"] for one in found)
+    return {**total, "prompt_tokens_details": {"cached_tokens": n_cached}}
 
 
 def timings(generation: Generation) -> dict[str, Any]:

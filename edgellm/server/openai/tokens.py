@@ -1,4 +1,4 @@
-"""Tokens and their log-probabilities, as the two kinds of completions tell them."""
+"""Tokens and their log-probabilities, as text completions tell them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from edgellm.engine.openai.shapes import LEAST
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.text import Tokenizer
-
-LEAST = -9999.0  # what OpenAI writes for a token that cannot come; JSON knows no infinity
 
 
 def finite(logprob: float) -> float:
@@ -18,25 +17,8 @@ def finite(logprob: float) -> float:
 
 def text_of(tokenizer: Tokenizer, token_id: int) -> str:
     """A token by itself; bytes that are no character stand as the sign for that."""
-    return _bytes_of(tokenizer, token_id).decode("utf-8", "replace")
-
-
-def _bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:
-    return tokenizer.token_bytes(token_id) or tokenizer.token_name(token_id).encode()
-
-
-def chat_logprobs(tokenizer: Tokenizer, found: Iterable[TokenLogprobs]) -> dict[str, Any]:
-    """Of a chat: the bytes of each token too."""
-
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        raw = _bytes_of(tokenizer, token_id)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(raw)}
-
-    content = [
-        {**entry(one.token_id, one.logprob), "top_logprobs": [entry(*alternative) for alternative in one.top]}
-        for one in found
-    ]
-    return {"content": content, "refusal": None}
+    raw = tokenizer.token_bytes(token_id) or tokenizer.token_name(token_id).encode()
+    return raw.decode("utf-8", "replace")
 
 
 class TextLogprobs:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import re
+import weakref
 
 import jsonschema
 import pydantic
 import pytest
 
+import edgellm
 from edgellm.errors import UsageError
 from tests.engine.structure.schemas import SCHEMAS
 
@@ -85,6 +88,16 @@ def test_forced_tokens_have_logits_where_they_are_asked_for(model) -> None:
     generation = model.generate(PROMPT, choices=["abc"], temperature=0.0, logprobs=1)
     assert "".join(generation) == "abc"
     assert [one.token_id for one in generation.logprobs] == generation.token_ids
+
+
+def test_a_closed_model_is_let_go_of(tiny_path) -> None:
+    """What is made of a vocabulary does not keep the tokenizer, which has the file mapped."""
+    with edgellm.load(tiny_path, n_threads=1) as loaded:
+        schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+        assert "".join(loaded.generate(PROMPT, response_format=schema, max_tokens=20))
+        tokenizer = weakref.ref(loaded.tokenizer)
+    gc.collect()
+    assert tokenizer() is None
 
 
 def test_several_answers(model) -> None:

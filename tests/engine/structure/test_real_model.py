@@ -34,7 +34,7 @@ def test_answers_are_valid(chatty, name: str) -> None:
         answer = chatty.chat(messages, response_format=schema, seed=seed, temperature=0.7, max_tokens=120)
         text = "".join(answer)
         assert answer.finish_reason == "stop", text
-        jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
+        jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
 
 
 def test_a_mask_takes_a_small_part_of_a_token(chatty) -> None:

@@ -171,7 +171,7 @@ def test_formats_are_narrower_patterns() -> None:
 
     from edgellm.engine.structure.json_schema import FORMATS
 
-    checker = jsonschema.FormatChecker()
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     times = ["00:00:00Z", "23:59:59.123456+02:00", "12:30:01.5-23:59"]
     dates = ["2024-02-28", "1999-12-31", "0001-01-01", "2023-11-30"]
     for name, right in {"time": times, "date": dates, "date-time": [f"{d}T{t}" for d in dates for t in times]}.items():
