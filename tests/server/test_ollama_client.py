@@ -22,7 +22,9 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def client(smol):
-    return ollama.Client(host=smol.url)
+    made = ollama.Client(host=smol.url)
+    yield made
+    made._client.close()
 
 
 def test_a_chat_and_the_same_as_a_stream(client) -> None:
