@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edgellm.engine.async_generation import AsyncGeneration
-    from edgellm.engine.openai import OpenAIKeywords
+    from edgellm.engine.openai.asking import OpenAIKeywords
     from edgellm.params import ChatKeywords, SamplingKeywords
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
@@ -208,8 +208,7 @@ class Answering:
         stream:  give an iterator over chunks in place of the whole completion.
         The keywords are those of `OpenAIParams`. Raises what `chat` raises.
         """
-        from edgellm.engine.openai import ChatShape
-        from edgellm.engine.openai.asking import openai_params, prepared
+        from edgellm.engine.openai import ChatShape, openai_params, prepared
 
         streams = bool(stream) if stream is None else checks.flag("stream", stream)
         asked = openai_params(keywords)

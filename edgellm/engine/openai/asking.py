@@ -43,8 +43,6 @@ if TYPE_CHECKING:
         prompt_cache_key: str | None
         extra_body: Mapping[str, Any] | None
 
-else:
-    OpenAIKeywords = dict
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 MOST_ALTERNATIVES = 20

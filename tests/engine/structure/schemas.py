@@ -54,6 +54,5 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "matrix": some(some(NUMBER, 2, 2), 1, 2),
     "one of": {"oneOf": [thing(kind={"const": "cat"}, lives=NUMBER), thing(kind={"const": "dog"}, name=WORD)]},
     "all of": {"allOf": [{"type": "object", "properties": {"a": NUMBER}, "required": ["a"]},
-                         {"type": "object", "properties": {"b": WORD}, "required": ["b"]}],
-               "additionalProperties": False},
+                         {"type": "object", "properties": {"b": WORD}, "required": ["b"]}]},
 }  # fmt: skip
