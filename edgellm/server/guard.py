@@ -40,7 +40,7 @@ class Guard:
     def __init__(
         self, routes: ASGIApp, config: ServerConfig, keys: Keys, metrics: Metrics, log: Callable[[dict[str, Any]], None]
     ) -> None:
-        self._routes, self._config, self._keys, self._metrics, self._log = routes, config, keys, metrics, log
+        self.routes, self._config, self._keys, self._metrics, self._log = routes, config, keys, metrics, log
         names = {"localhost", config.host, socket.gethostname(), *config.allowed_hosts}
         self._names = {name.lower() for name in names}
         self.is_closing = False
@@ -48,7 +48,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                await self._routes(scope, receive, send)
+                await self.routes(scope, receive, send)
             return
         headers = dict(scope["headers"])
         asked = headers.get(b"x-request-id", b"")
@@ -74,7 +74,7 @@ class Guard:
                     await _answer(send_noted, 204, b"", [(b"access-control-allow-headers", ALLOWED_HEADERS.encode())])
                 else:
                     scope["state"]["client"] = self._client(scope, headers)
-                    await self._routes(scope, receive, send_noted)
+                    await self.routes(scope, receive, send_noted)
             except Exception as error:
                 problem = _problem(error)
                 record["error"] = problem.message if problem.status >= 500 else problem.code or problem.status
