@@ -81,6 +81,8 @@ def uvicorn_for(
     for name in ("uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
+    # It warns of every part that is written to a client who has left meanwhile.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     settings = uvicorn.Config(
         application,
         log_config=None,
