@@ -70,10 +70,12 @@ class Measured:
         return f"{text}   {statistics.median(added):5.1f} ms of it around the engine" if added else text
 
 
-async def chat(client: httpx.AsyncClient, url: str, model: str, n_prompt: int, n_tokens: int) -> Chat:
+async def chat(
+    client: httpx.AsyncClient, url: str, model: str, n_prompt: int, n_tokens: int, more: dict[str, Any]
+) -> Chat:
     words = [f"{next(FRESH)}", *(WORDS[i % len(WORDS)] for i in range(n_prompt - 40))]
     body = {"model": model, "messages": [{"role": "user", "content": " ".join(words)}], "max_tokens": n_tokens,
-            "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}  # fmt: skip
+            "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **more}  # fmt: skip
     first, usage, timings = 0.0, {}, {}
     started = time.perf_counter()
     async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
@@ -90,11 +92,13 @@ async def chat(client: httpx.AsyncClient, url: str, model: str, n_prompt: int, n
     return Chat(first, usage["prompt_tokens"], usage["completion_tokens"], engine)
 
 
-async def measure(url: str, model: str, n_prompt: int, n_tokens: int, n_clients: int) -> tuple[float, list[Chat]]:
-    """Tokens per second of all together, prompts and answers, and each chat."""
+async def measure(
+    url: str, model: str, n_prompt: int, n_tokens: int, n_clients: int, more: dict[str, Any]
+) -> tuple[float, list[Chat]]:
+    """Tokens per second of all together, prompts and answers, and each chat. more: fields of the requests."""
     async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
         started = time.perf_counter()
-        chats = await asyncio.gather(*(chat(client, url, model, n_prompt, n_tokens) for _ in range(n_clients)))
+        chats = await asyncio.gather(*(chat(client, url, model, n_prompt, n_tokens, more) for _ in range(n_clients)))
         seconds = time.perf_counter() - started
     return sum(one.n_prompt + one.n_tokens for one in chats) / seconds, chats
 
@@ -106,14 +110,16 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--never", type=int, nargs="*", default=[], help="tokens that end a text, which must not come")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    more = {"logit_bias": {str(token): -100 for token in args.never}}
     urls = [url.rstrip("/") for url in args.urls]
     for n_clients in args.clients:
         found = {url: Measured() for url in urls}
         for _ in range(args.rounds):
             for url, measured in found.items():
-                speed, chats = asyncio.run(measure(url, args.model, args.prompt, args.tokens, n_clients))
+                speed, chats = asyncio.run(measure(url, args.model, args.prompt, args.tokens, n_clients, more))
                 measured.speeds.append(speed)
                 measured.chats += chats
         for url, measured in found.items():

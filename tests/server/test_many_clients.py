@@ -109,7 +109,8 @@ def test_too_many_requests_are_told_to_come_back(smollm2) -> None:
     with running({"tiny": smollm2}, parallel=1, queue=1) as server:
         long = long_story(stream=True)
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=20) as first:
-            next(first.iter_lines())
+            first_lines = first.iter_lines()
+            next(first_lines)
             pool = ThreadPoolExecutor(1)
             second = pool.submit(server.post, "/v1/chat/completions", asked())
             until(lambda: server.status()["queue_length"] == 1)
@@ -165,7 +166,8 @@ def test_signs_of_life_while_a_client_waits(smollm2) -> None:
     with running({"tiny": smollm2}, ping=0.1, parallel=1) as server:
         url = f"{server.url}/v1/chat/completions"
         with httpx.stream("POST", url, json=long_story(stream=True), timeout=20) as first:
-            next(first.iter_lines())  # it has the only turn
+            first_lines = first.iter_lines()
+            next(first_lines)  # it has the only turn
             with httpx.stream("POST", url, json=asked(stream=True), timeout=20) as second:
                 lines = second.iter_lines()
                 assert next(lines) == ": ping"
