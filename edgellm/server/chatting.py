@@ -12,6 +12,7 @@ from edgellm.engine import Generation, Model
 from edgellm.engine.openai.asking import EFFORTS
 from edgellm.engine.openai.asking import prepared as prepared_calls
 from edgellm.engine.piece import Piece
+from edgellm.server.length import check_length, n_characters
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
 from edgellm.text.calls import Call
@@ -36,6 +37,7 @@ class Chat:
     idle: float | None = None
 
     def make(self, model: Model) -> list[Generation]:
+        check_length(model, n_characters(self.messages))
         return model.chat(self.messages, n=self.n, **self.keywords)
 
     def calls_of(self, generation: Generation) -> list[Call]:

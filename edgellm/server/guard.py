@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgellm.server.keys import Keys, key_in
@@ -75,6 +76,8 @@ class Guard:
                 else:
                     scope["state"]["client"] = self._client(scope, headers)
                     await self.routes(scope, receive, send_noted)
+            except ClientDisconnect:
+                record["gone"] = True
             except Exception as error:
                 problem = _problem(error)
                 record["error"] = problem.message if problem.status >= 500 else problem.code or problem.status

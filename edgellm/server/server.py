@@ -25,6 +25,7 @@ from edgellm.server.settings import ServerConfig
 from edgellm.server.turns import Turns
 
 Result = TypeVar("Result")
+LARGE = 1 << 17  # bytes of a body
 
 
 class Job:
@@ -108,7 +109,8 @@ class Server:
     async def body(self, request: Request, kind: type[Body]) -> Body:
         """The body of a request. Raises ApiProblem."""
         raw = await read_bytes(request, self.config.body_bytes, self.config.body_timeout)
-        found = parsed(raw, kind)
+        # Large ones take a while, in which others go on.
+        found = parsed(raw, kind) if len(raw) < LARGE else await asyncio.to_thread(parsed, raw, kind)
         if self.config.log_contents:
             request.scope["state"]["record"]["asked"] = found.model_dump(exclude_unset=True, mode="json")
         return found

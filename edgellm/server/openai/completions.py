@@ -13,6 +13,7 @@ from edgellm.engine import Generation, Model
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.server.beginning import streamed
+from edgellm.server.length import check_length
 from edgellm.server.openai.chat import DONE, finish_of, wrong
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
 from edgellm.server.openai.tokens import TextLogprobs
@@ -74,6 +75,7 @@ async def _begin(server: Server, request: Request, asked: CompletionRequest) -> 
     def make(model: Model) -> list[Generation]:
         made: list[Generation] = []
         for prompt in asked.prompts:
+            check_length(model, len(prompt))
             made += model.generate(prompt, n=n, **keywords)
         return made
 
@@ -86,6 +88,7 @@ async def _begin(server: Server, request: Request, asked: CompletionRequest) -> 
 def _echoes(model: Model, asked: CompletionRequest) -> list[Echo]:
     found = []
     for prompt in asked.prompts:
+        check_length(model, len(prompt))
         ids = prompt if isinstance(prompt, list) else model.tokenize(prompt, add_special=True, parse_special=True)
         text = prompt if isinstance(prompt, str) else model.detokenize(prompt)
         told = None if asked.logprobs is None else _told(model, ids, asked.logprobs)
