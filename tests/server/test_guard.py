@@ -146,6 +146,14 @@ def test_a_prompt_that_is_too_long(small) -> None:
     assert error["code"] == "context_length_exceeded" and "1024" in error["message"]
 
 
+def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_sought(small) -> None:
+    started = time.monotonic()
+    asked = {**CHAT, "messages": [{"role": "user", "content": "word " * 2_000_000}]}
+    error = small.post("/v1/chat/completions", asked).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert time.monotonic() - started < 3
+
+
 def test_a_body_that_is_too_large_or_too_slow(tiny_chat) -> None:
     with running({"tiny": tiny_chat}, body_bytes=10_000, body_timeout=0.3) as server:
         assert server.post("/v1/chat/completions", {"x": "a" * 20_000}).status_code == 413
