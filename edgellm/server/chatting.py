@@ -71,6 +71,11 @@ def _part(part: Any) -> Any:
     return {"type": "text", "text": part.get("refusal")} if kind == "refusal" else part
 
 
+def form_of(form: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The form that an answer is to have; {"type": "text"} asks for none."""
+    return None if form is None or form.get("type") == "text" else form
+
+
 def think_of(effort: str | None, param: str) -> bool | None:
     """What an effort of reasoning means: none of it, or some. Raises ApiProblem for a word that is none."""
     if effort is None:
