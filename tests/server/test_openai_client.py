@@ -104,7 +104,7 @@ def test_stop_bias_and_the_words_of_llama_cpp(client) -> None:
 
 def test_fields_that_ask_for_nothing(client) -> None:
     nothing = {"response_format": {"type": "text"}, "stop": "xyz", "tools": [], "tool_choice": "none", "user": "ann",
-               "max_tokens": 2, "seed": -5, "logit_bias": {}, "metadata": {"a": "b"}, "parallel_tool_calls": True}  # fmt: skip
+               "max_tokens": 2, "seed": -5, "logit_bias": {}, "parallel_tool_calls": True}  # fmt: skip
     found = client.chat.completions.create(model="smollm2-135m", messages=QUESTION, **nothing)
     assert found.usage.completion_tokens == 2
     empty = {
