@@ -42,7 +42,8 @@ class Guard:
         self, routes: ASGIApp, config: ServerConfig, keys: Keys, metrics: Metrics, log: Callable[[dict[str, Any]], None]
     ) -> None:
         self.routes, self._config, self._keys, self._metrics, self._log = routes, config, keys, metrics, log
-        names = {"localhost", config.host, socket.gethostname(), *config.allowed_hosts}
+        own = socket.gethostname()
+        names = {"localhost", config.host, own, f"{own}.local", *config.allowed_hosts}
         self._names = {name.lower() for name in names}
         self.is_closing = False
 
