@@ -131,6 +131,3 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         if not task.done():
             task.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
-
-
-Handler = Callable[[Request], Awaitable[Response]]

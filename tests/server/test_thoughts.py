@@ -54,7 +54,7 @@ def test_in_the_words_of_openai(thinker) -> None:
 def test_in_the_words_of_responses(thinker) -> None:
     body = {"model": "thinker", "input": "a", "max_output_tokens": 6, "reasoning": {"effort": "low"}}
     answer = thinker.post("/v1/responses", body).json()
-    assert [item["type"] for item in answer["output"]][0] == "reasoning"
+    assert answer["output"][0]["type"] == "reasoning"
     assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
     events = [one["type"] for one in parts(thinker, "/v1/responses", body)]
     assert "response.reasoning_text.delta" in events and events[-1] == "response.incomplete"
