@@ -37,6 +37,11 @@ class Chat:
     idle: float | None = None
 
     def make(self, model: Model) -> list[Generation]:
+        if model.chat_template is None:
+            raise ApiProblem(
+                400, f"{self.model or model.path.stem} is a base model without a chat template; give it a plain text, "
+                "by /v1/completions or /api/generate", "model",
+            )  # fmt: skip
         check_length(model, n_characters(self.messages))
         return model.chat(self.messages, n=self.n, **self.keywords)
 

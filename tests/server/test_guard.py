@@ -190,6 +190,21 @@ def test_errors_have_the_shape_of_their_interface(small) -> None:
     assert isinstance(ollama["error"], str)
 
 
+def test_a_model_without_a_template_continues_texts_and_does_not_chat(tiny_path) -> None:
+    with running({"tiny": tiny_path}) as server:
+        for path, more in (("/v1/chat/completions", {}), ("/v1/messages", {}), ("/v1/messages/count_tokens", {}),
+                           ("/api/chat", {"options": {"num_predict": 2}})):  # fmt: skip
+            body = {"model": "tiny", "messages": CHAT["messages"], **more}
+            answer = server.post(path, body | ({"max_tokens": 2} if path == "/v1/messages" else {}))
+            assert answer.status_code == 400 and "/v1/completions" in str(answer.json()["error"])
+        text = server.post("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2})
+        assert text.json()["usage"]["completion_tokens"] == 2
+        told = server.post(
+            "/api/generate", {"model": "tiny", "prompt": "a", "stream": False, "options": {"num_predict": 2}}
+        )
+        assert told.json()["eval_count"] == 2
+
+
 def test_contents_are_logged_only_if_wanted(tiny_chat) -> None:
     secret = "a quite unusual word"
     asked = {**CHAT, "messages": [{"role": "user", "content": secret}]}
