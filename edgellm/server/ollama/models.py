@@ -19,7 +19,7 @@ from edgellm.engine import Model
 from edgellm.errors import FileProblem
 from edgellm.formats.gguf import GGUFFile
 from edgellm.server.ollama.types import EmbeddingsRequest, EmbedRequest, Named, ShowRequest
-from edgellm.server.openai.embeddings import embedded, n_tokens
+from edgellm.server.openai.embeddings import CALLED, embedded, n_tokens
 from edgellm.server.server import Server
 from edgellm.server.streams import JsonAnswer, unless_gone
 
@@ -57,7 +57,9 @@ async def embed(server: Server, request: Request) -> Response:
     started = monotonic()
 
     def work(model: Model) -> dict[str, Any]:
-        keywords = {"truncate": asked.truncate is not False}  # Ollama cuts what is too long, unless told not to
+        keywords: dict[str, Any] = {
+            "truncate": asked.truncate is not False
+        }  # Ollama cuts what is too long, unless told not to
         if asked.dimensions is not None:
             keywords["dimensions"] = asked.dimensions
         vectors = embedded(model, texts, keywords)
@@ -70,10 +72,8 @@ async def embed(server: Server, request: Request) -> Response:
 
 async def embeddings(server: Server, request: Request) -> Response:
     asked = await server.body(request, EmbeddingsRequest)
-    found = await _asked(
-        server, request, asked, lambda model: [float(x) for x in embedded(model, [asked.prompt], {})[0]]
-    )
-    return JsonAnswer({"embedding": found})
+    found = await _asked(server, request, asked, lambda model: embedded(model, [asked.prompt], {})[0])
+    return JsonAnswer({"embedding": [float(x) for x in found]})
 
 
 async def _asked(server: Server, request: Request, asked: Named, work: Any) -> Any:
@@ -81,9 +81,7 @@ async def _asked(server: Server, request: Request, asked: Named, work: Any) -> A
         asked.options.check(model)
         return work(model)
 
-    return await unless_gone(
-        request, server.ask(request, asked.model, checked, called={"texts": "input"}, idle=asked.idle)
-    )
+    return await unless_gone(request, server.ask(request, asked.model, checked, CALLED, asked.idle))
 
 
 def _listed(name: str, path: Path) -> dict[str, Any] | None:
