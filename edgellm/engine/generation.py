@@ -245,6 +245,12 @@ class Generation(Iterator[str]):
         try:
             while self._finish_reason is None and self._answer.is_ready:
                 self._tell(self._next_piece())
+            if self._lost is not None:
+                lost, self._lost = self._lost, None
+                try:
+                    raise lost
+                finally:
+                    del lost  # which holds this frame, and all that it sees
             pieces = list(self._told)
             self._told.clear()
             for piece in pieces:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from edgellm.errors import FormatError, shown
 from edgellm.formats import strict_json
@@ -18,7 +18,7 @@ MOST_NAMED = 3  # faults of a request that are told
 
 
 async def read_bytes(request: Request, most: int, seconds: float) -> bytes:
-    """The body. Raises ApiProblem for one that is too large, or too slow in coming."""
+    """The body. Raises ApiProblem for one that is too large, or too slow in coming; ClientDisconnect."""
     return b"".join([part async for part in within(request, most, seconds)])
 
 
@@ -39,8 +39,6 @@ async def within(request: Request, most: int, seconds: float) -> AsyncGenerator[
         except asyncio.TimeoutError:
             raise ApiProblem(408, f"the body did not come within {seconds:g} seconds",
                              headers={"Connection": "close"}) from None  # fmt: skip
-        except ClientDisconnect:
-            raise ApiProblem(400, "the client left before its request was here") from None
         n_bytes += len(part)
         if n_bytes > most:
             raise _too_large(most)

@@ -12,6 +12,7 @@ from edgellm.engine import Generation, Model
 from edgellm.engine.openai.asking import EFFORTS
 from edgellm.engine.openai.asking import prepared as prepared_calls
 from edgellm.engine.piece import Piece
+from edgellm.server.length import check_length, n_characters
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
 from edgellm.text.calls import Call
@@ -36,6 +37,12 @@ class Chat:
     idle: float | None = None
 
     def make(self, model: Model) -> list[Generation]:
+        if model.chat_template is None:
+            raise ApiProblem(
+                400, f"{self.model or model.path.stem} is a base model without a chat template; give it a plain text, "
+                "by /v1/completions or /api/generate", "model",
+            )  # fmt: skip
+        check_length(model, n_characters(self.messages))
         return model.chat(self.messages, n=self.n, **self.keywords)
 
     def calls_of(self, generation: Generation) -> list[Call]:
@@ -67,6 +74,11 @@ def _part(part: Any) -> Any:
     if kind in ("input_text", "output_text"):
         return {"type": "text", "text": part.get("text")}
     return {"type": "text", "text": part.get("refusal")} if kind == "refusal" else part
+
+
+def form_of(form: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The form that an answer is to have; {"type": "text"} asks for none."""
+    return None if form is None or form.get("type") == "text" else form
 
 
 def think_of(effort: str | None, param: str) -> bool | None:

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgellm.server.keys import Keys, key_in
@@ -41,7 +42,8 @@ class Guard:
         self, routes: ASGIApp, config: ServerConfig, keys: Keys, metrics: Metrics, log: Callable[[dict[str, Any]], None]
     ) -> None:
         self.routes, self._config, self._keys, self._metrics, self._log = routes, config, keys, metrics, log
-        names = {"localhost", config.host, socket.gethostname(), *config.allowed_hosts}
+        own = socket.gethostname()
+        names = {"localhost", config.host, own, f"{own}.local", *config.allowed_hosts}
         self._names = {name.lower() for name in names}
         self.is_closing = False
 
@@ -75,6 +77,8 @@ class Guard:
                 else:
                     scope["state"]["client"] = self._client(scope, headers)
                     await self.routes(scope, receive, send_noted)
+            except ClientDisconnect:
+                record["gone"] = True
             except Exception as error:
                 problem = _problem(error)
                 record["error"] = problem.message if problem.status >= 500 else problem.code or problem.status

@@ -14,20 +14,24 @@ Thing = TypeVar("Thing")
 class Kept(Generic[Thing]):
     """Things by their names, which nobody can guess. The oldest go first when there are too many.
 
-    what:  what one is called, for people. kind: what its name begins with. most: of all owners together.
+    what:        what one is called, for people. kind: what its name begins with.
+    most:        things of all owners together. most_bytes: that they may take.
     """
 
-    def __init__(self, what: str, kind: str, most: int) -> None:
-        self._what, self._kind, self._most = what, kind, most
-        self._things: OrderedDict[str, tuple[str, Thing]] = OrderedDict()
+    def __init__(self, what: str, kind: str, most: int, most_bytes: int = 1 << 62) -> None:
+        self._what, self._kind, self._most, self._most_bytes = what, kind, most, most_bytes
+        self._things: OrderedDict[str, tuple[str, Thing, int]] = OrderedDict()
+        self._n_bytes = 0
 
     def new_name(self) -> str:
         return f"{self._kind}{secrets.token_hex(20)}"
 
-    def put(self, name: str, owner: str, thing: Thing) -> None:
-        self._things[name] = (owner, thing)
-        while len(self._things) > self._most:
-            self._things.popitem(last=False)
+    def put(self, name: str, owner: str, thing: Thing, n_bytes: int = 0) -> None:
+        self._things[name] = (owner, thing, n_bytes)
+        self._n_bytes += n_bytes
+        while len(self._things) > self._most or self._n_bytes > self._most_bytes:
+            _, (_, _, its_bytes) = self._things.popitem(last=False)
+            self._n_bytes -= its_bytes
 
     def get(self, name: str, owner: str) -> Thing:
         """Raises ApiProblem for what is not there, and for what is another's, in the same words."""
@@ -39,12 +43,12 @@ class Kept(Generic[Thing]):
     def drop(self, name: str, owner: str) -> Thing:
         """Raises ApiProblem as `get`."""
         thing = self.get(name, owner)
-        del self._things[name]
+        self._n_bytes -= self._things.pop(name)[2]
         return thing
 
     def of(self, owner: str) -> list[Thing]:
         """The owner's, the newest first."""
-        return [thing for its_owner, thing in reversed(self._things.values()) if its_owner == owner]
+        return [thing for its_owner, thing, _ in reversed(self._things.values()) if its_owner == owner]
 
     def all(self) -> list[Thing]:
-        return [thing for _, thing in self._things.values()]
+        return [thing for _, thing, _ in self._things.values()]

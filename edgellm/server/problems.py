@@ -67,9 +67,12 @@ def problem_of(error: Exception, called: Mapping[str, str] | None = None) -> Api
     if not isinstance(error, EdgellmError):
         return ApiProblem(500, "the server made a mistake; its log says more", code="internal_error")
     message, param = str(error), error.parameter
+    begins = re.match(r"(\w+)(\[\d+\])? (is|holds|has) ", message)
+    about = param or (begins[1] if begins else None)
     for ours, theirs in (called or {}).items():
-        message = re.sub(rf"\b{ours}\b", theirs, message)
-        param = theirs if param == ours else param
+        if ours == about or "_" in ours:  # else it may be an ordinary word
+            message = re.sub(rf"\b{ours}\b", theirs, message)
+            param = theirs if param == ours else param
     if isinstance(error, ContextOverflowError):
         return ApiProblem(400, message, param, "context_length_exceeded")
     if isinstance(error, (UsageError, TemplateError)):

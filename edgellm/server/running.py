@@ -17,6 +17,7 @@ from edgellm.server.app import Application
 from edgellm.server.problems import ApiProblem
 from edgellm.server.settings import ServerConfig
 
+SPARE_CONNECTIONS = 512  # beside those that wait for an answer; beyond that uvicorn says 503 at once
 BACKLOG = 512  # connections that wait to be taken
 SWITCH_SECONDS = 0.0005  # so soon may the event loop have the interpreter while a step is prepared
 
@@ -92,7 +93,9 @@ def uvicorn_for(
         date_header=True,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
+        http="h11",  # which bounds what headers may take; httptools, a little quicker, does not
         h11_max_incomplete_event_size=64 << 10,
+        limit_concurrency=config.parallel + config.queue + SPARE_CONNECTIONS,
         ws="none",
     )
     return _Quiet(settings, application)

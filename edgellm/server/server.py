@@ -25,6 +25,7 @@ from edgellm.server.settings import ServerConfig
 from edgellm.server.turns import Turns
 
 Result = TypeVar("Result")
+LARGE = 1 << 17  # bytes of a body
 
 
 class Job:
@@ -108,7 +109,8 @@ class Server:
     async def body(self, request: Request, kind: type[Body]) -> Body:
         """The body of a request. Raises ApiProblem."""
         raw = await read_bytes(request, self.config.body_bytes, self.config.body_timeout)
-        found = parsed(raw, kind)
+        # Large ones take a while, in which others go on.
+        found = parsed(raw, kind) if len(raw) < LARGE else await asyncio.to_thread(parsed, raw, kind)
         if self.config.log_contents:
             request.scope["state"]["record"]["asked"] = found.model_dump(exclude_unset=True, mode="json")
         return found
@@ -180,12 +182,18 @@ class Server:
         name = await self.models.find(name)
         request.scope["state"]["record"]["model"] = name
         try:
-            async with self.turns.turn(request.scope["state"]["client"]), self.models.use(name) as loaded:
-                if idle is not None:
-                    loaded.idle = idle
-                return await asyncio.to_thread(work, loaded.model)
+            asked = self._asked(request.scope["state"]["client"], name, work, idle)
+            return await asyncio.wait_for(asked, self.config.timeout or None)
+        except asyncio.TimeoutError:
+            raise self._too_late() from None
         except EdgellmError as error:
             raise problem_of(error, called) from error
+
+    async def _asked(self, client: str, name: str, work: Callable[[Model], Result], idle: float | None) -> Result:
+        async with self.turns.turn(client), self.models.use(name) as loaded:
+            if idle is not None:
+                loaded.idle = idle
+            return await asyncio.to_thread(work, loaded.model)
 
     def _too_late(self) -> ApiProblem:
         return ApiProblem(504, f"the answer was not there after {self.config.timeout:g} seconds", code="timeout")

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -80,6 +80,8 @@ class EventStream(Response):
             if self.ping:
                 tasks.append(asyncio.ensure_future(self._keep_alive(send)))
             await asyncio.wait(tasks[:2], timeout=self.most_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                scope["state"]["record"]["gone"] = True
         finally:
             for task in tasks:
                 task.cancel()
@@ -113,19 +115,19 @@ async def _gone(receive: Receive) -> None:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """What some work gives; it is cancelled when the client leaves. The body must have been read."""
+    """What some work gives; when the client leaves, it is cancelled. The body must have been read.
+
+    Raises ClientDisconnect.
+    """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            task.cancel()
+            raise ClientDisconnect
         return await task
     finally:
         watch.cancel()
         if not task.done():
             task.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
-
-
-Handler = Callable[[Request], Awaitable[Response]]

@@ -42,7 +42,7 @@ def serving(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM that a process hears")
-def test_it_answers_tells_its_status_and_ends_in_order(edgellm, tiny_path, home) -> None:
+def test_it_answers_tells_its_status_and_ends_in_order(edgellm, tiny_path) -> None:
     with serving(f"small={tiny_path}", "--log", "json") as (process, address):
         with urllib.request.urlopen(f"{address}/v1/models") as answer:
             assert [model["id"] for model in json.load(answer)["data"]] == ["small"]
@@ -101,7 +101,7 @@ def test_a_file_that_is_no_model_is_said_at_once(edgellm, home, tmp_path) -> Non
     assert "broken.gguf" in done.stderr.strip().splitlines()[-1]
 
 
-def test_two_models_of_one_name(edgellm, home, tmp_path, tiny_path) -> None:
+def test_two_models_of_one_name(edgellm, tiny_path) -> None:
     done = edgellm("serve", f"a={tiny_path}", f"a={tiny_path}", "--port", "0", real=True)
     assert done.returncode == 2 and "called a" in done.stderr
 

@@ -22,6 +22,11 @@ def asked(**more):
     return {"model": "smollm2-135m", "messages": QUESTION, "max_tokens": 12, **more}
 
 
+def test_models(client) -> None:
+    assert [model.id for model in client.models.list()] == ["smollm2-135m"]
+    assert client.models.retrieve("smollm2-135m").display_name == "smollm2-135m"
+
+
 def test_a_message_and_the_same_as_a_stream(client) -> None:
     cold = {"extra_body": {"temperature": 0}}
     whole = client.messages.create(**asked(), **cold)

@@ -146,6 +146,14 @@ def test_a_prompt_that_is_too_long(small) -> None:
     assert error["code"] == "context_length_exceeded" and "1024" in error["message"]
 
 
+def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_sought(small) -> None:
+    started = time.monotonic()
+    asked = {**CHAT, "messages": [{"role": "user", "content": "word " * 2_000_000}]}
+    error = small.post("/v1/chat/completions", asked).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert time.monotonic() - started < 3
+
+
 def test_a_body_that_is_too_large_or_too_slow(tiny_chat) -> None:
     with running({"tiny": tiny_chat}, body_bytes=10_000, body_timeout=0.3) as server:
         assert server.post("/v1/chat/completions", {"x": "a" * 20_000}).status_code == 413
@@ -180,6 +188,21 @@ def test_errors_have_the_shape_of_their_interface(small) -> None:
     assert isinstance(openai["error"], dict)
     assert anthropic["type"] == "error" and anthropic["error"]["type"] == "invalid_request_error"
     assert isinstance(ollama["error"], str)
+
+
+def test_a_model_without_a_template_continues_texts_and_does_not_chat(tiny_path) -> None:
+    with running({"tiny": tiny_path}) as server:
+        for path, more in (("/v1/chat/completions", {}), ("/v1/messages", {}), ("/v1/messages/count_tokens", {}),
+                           ("/api/chat", {"options": {"num_predict": 2}})):  # fmt: skip
+            body = {"model": "tiny", "messages": CHAT["messages"], **more}
+            answer = server.post(path, body | ({"max_tokens": 2} if path == "/v1/messages" else {}))
+            assert answer.status_code == 400 and "/v1/completions" in str(answer.json()["error"])
+        text = server.post("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2})
+        assert text.json()["usage"]["completion_tokens"] == 2
+        told = server.post(
+            "/api/generate", {"model": "tiny", "prompt": "a", "stream": False, "options": {"num_predict": 2}}
+        )
+        assert told.json()["eval_count"] == 2
 
 
 def test_contents_are_logged_only_if_wanted(tiny_chat) -> None:

@@ -15,7 +15,7 @@ SECONDS = float(os.environ.get("EDGELLM_LOAD_SECONDS", "4"))  # CI takes two min
 
 
 def test_load_at_the_limit_leaves_nothing_and_gives_no_wrong_answer(tiny_chat) -> None:
-    with running({"tiny": tiny_chat}, parallel=6, queue=10) as server:
+    with running({"tiny": tiny_chat}, parallel=3, queue=4) as server:
         load = asyncio.run(Clients(server.url, "tiny", 12, 12, seed=1).run(SECONDS, 24))
         assert load.wrong == []
         kinds = {"whole", "streamed", "leaves", "gives_up", "malformed", "slow", "told to come back"}

@@ -29,7 +29,8 @@ def test_an_answer_is_that_of_a_chat_also_as_a_stream(client) -> None:
     assert whole.output_text == chat.choices[0].message.content
     with client.responses.stream(**ASKED) as stream:
         events = list(stream)
-        final = stream.get_final_response()
+    assert events[-1].type == "response.incomplete"
+    final = events[-1].response
     assert final.output_text == whole.output_text
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == final.output_text
     assert [event.sequence_number for event in events] == list(range(len(events)))

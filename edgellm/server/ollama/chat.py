@@ -15,6 +15,7 @@ from edgellm.engine.openai.shapes import logprobs_shape
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.beginning import streamed
 from edgellm.server.chatting import Chat, joined, prepared
+from edgellm.server.length import check_length
 from edgellm.server.ollama.types import CALLED, Asking, ChatRequest, GenerateRequest
 from edgellm.server.openai.chat import finish_of
 from edgellm.server.problems import ApiProblem, problem_of
@@ -46,6 +47,7 @@ async def generate(server: Server, request: Request) -> Response:
     keywords = asked.keywords()
 
     def make(model: Model) -> list[Generation]:
+        check_length(model, len(asked.prompt) + len(asked.system or ""))
         if asked.raw or model.chat_template is None:
             return model.generate(asked.prompt, n=1, **keywords)
         system = [{"role": "system", "content": asked.system}] if asked.system else []

@@ -19,7 +19,7 @@ from edgellm.engine import Model
 from edgellm.errors import FileProblem
 from edgellm.formats.gguf import GGUFFile
 from edgellm.server.ollama.types import EmbeddingsRequest, EmbedRequest, Named, ShowRequest
-from edgellm.server.openai.embeddings import embedded, n_tokens
+from edgellm.server.openai.embeddings import CALLED, embedded, n_tokens
 from edgellm.server.server import Server
 from edgellm.server.streams import JsonAnswer, unless_gone
 
@@ -57,7 +57,12 @@ async def embed(server: Server, request: Request) -> Response:
     started = monotonic()
 
     def work(model: Model) -> dict[str, Any]:
-        vectors = embedded(model, texts, asked.dimensions)
+        keywords: dict[str, Any] = {
+            "truncate": asked.truncate is not False
+        }  # Ollama cuts what is too long, unless told not to
+        if asked.dimensions is not None:
+            keywords["dimensions"] = asked.dimensions
+        vectors = embedded(model, texts, keywords)
         return {"embeddings": [[float(x) for x in row] for row in vectors], "prompt_eval_count": n_tokens(model, texts)}
 
     found = await _asked(server, request, asked, work)
@@ -67,8 +72,8 @@ async def embed(server: Server, request: Request) -> Response:
 
 async def embeddings(server: Server, request: Request) -> Response:
     asked = await server.body(request, EmbeddingsRequest)
-    found = await _asked(server, request, asked, lambda model: [float(x) for x in embedded(model, [asked.prompt])[0]])
-    return JsonAnswer({"embedding": found})
+    found = await _asked(server, request, asked, lambda model: embedded(model, [asked.prompt], {})[0])
+    return JsonAnswer({"embedding": [float(x) for x in found]})
 
 
 async def _asked(server: Server, request: Request, asked: Named, work: Any) -> Any:
@@ -76,7 +81,7 @@ async def _asked(server: Server, request: Request, asked: Named, work: Any) -> A
         asked.options.check(model)
         return work(model)
 
-    return await unless_gone(request, server.ask(request, asked.model, checked, idle=asked.idle))
+    return await unless_gone(request, server.ask(request, asked.model, checked, CALLED, asked.idle))
 
 
 def _listed(name: str, path: Path) -> dict[str, Any] | None:
@@ -115,13 +120,12 @@ def _in_words(n: int) -> str:
 
 def _shown(model: Model, with_arrays: bool) -> dict[str, Any]:
     described = _listed(model.path.stem, model.path) or {"details": {}, "modified_at": None}
-    template = model.chat_template
-    can = ["completion"]
+    template = vars(model).get("chat_template")  # which a model that makes vectors has not
+    makes_vectors = f"{model.config.architecture}.pooling_type" in model.metadata
+    can = ["embedding"] if makes_vectors else ["completion"]
     if template is not None:
         can += ["tools"] if template.call_syntax is not None else []
         can += ["thinking"] if template.reasoning is not None else []
-    if hasattr(model, "embed"):
-        can.append("embedding")
     return {
         "modelfile": "",
         "parameters": f"num_ctx {model.n_ctx}",

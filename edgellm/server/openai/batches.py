@@ -29,6 +29,7 @@ from edgellm.server.streams import JsonAnswer, as_json
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 MOST_LINES = 50_000
+MOST_UNFINISHED = 16
 AT_A_TIME = 8  # lines of one batch
 DAY = 24 * 3600
 
@@ -62,11 +63,16 @@ class Batch:
     created: int = field(default_factory=lambda: int(time()))
     status: str = "validating"
     times: dict[str, int] = field(default_factory=dict)
+    n_lines: int = 0
     n_done: int = 0
     n_failed: int = 0
     output: str | None = None
     errors: str | None = None
     task: asyncio.Task[None] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
 
     def become(self, status: str) -> None:
         self.status = status
@@ -87,7 +93,7 @@ class Batch:
             "created_at": self.created,
             "expires_at": self.created + DAY,
             **{f"{moment}_at": self.times.get(f"{moment}_at") for moment in moments},
-            "request_counts": {"total": len(self.lines), "completed": self.n_done, "failed": self.n_failed},
+            "request_counts": {"total": self.n_lines, "completed": self.n_done, "failed": self.n_failed},
             "metadata": self.asked.metadata,
         }
 
@@ -103,8 +109,11 @@ class Batches:
         asked = await server.body(request, BatchRequest)
         owner = _owner(request)
         file = self._files.kept.get(asked.input_file_id, owner)
-        lines = _lines(await asyncio.to_thread(file.read), asked.endpoint)
-        batch = Batch(self.kept.new_name(), owner, asked, lines)
+        if sum(not batch.is_over for batch in self.kept.all()) >= MOST_UNFINISHED:
+            raise ApiProblem(429, f"{MOST_UNFINISHED} batches are being worked on already; come back later",
+                             headers={"Retry-After": "60"})  # fmt: skip
+        lines = await asyncio.to_thread(lambda: _lines(file.read(), asked.endpoint))
+        batch = Batch(self.kept.new_name(), owner, asked, lines, n_lines=len(lines))
         batch.task = asyncio.ensure_future(self._work(batch))
         self.kept.put(batch.id, owner, batch)
         return JsonAnswer(batch.described())
@@ -135,22 +144,22 @@ class Batches:
     async def _work(self, batch: Batch) -> None:
         """Answer all lines; what is there when it is cancelled is kept."""
         batch.become("in_progress")
-        room = asyncio.Semaphore(AT_A_TIME)
         answers: dict[int, dict[str, Any]] = {}
+        left = iter(enumerate(batch.lines))
 
-        async def answer(index: int, line: BatchLine) -> None:
-            async with room:
+        async def work() -> None:
+            for index, line in left:
                 status, body = await self._answered(batch, line)
-            answers[index] = {
-                "id": f"batch_req_{batch.id[-8:]}_{index}",
-                "custom_id": line.custom_id,
-                "response": {"status_code": status, "request_id": f"{batch.id}_{index}", "body": body},
-                "error": None,
-            }
-            batch.n_done += status < 400
-            batch.n_failed += status >= 400
+                answers[index] = {
+                    "id": f"batch_req_{batch.id[-8:]}_{index}",
+                    "custom_id": line.custom_id,
+                    "response": {"status_code": status, "request_id": f"{batch.id}_{index}", "body": body},
+                    "error": None,
+                }
+                batch.n_done += status < 400
+                batch.n_failed += status >= 400
 
-        tasks = [asyncio.ensure_future(answer(index, line)) for index, line in enumerate(batch.lines)]
+        tasks = [asyncio.ensure_future(work()) for _ in range(AT_A_TIME)]
         try:
             await asyncio.gather(*tasks)
             batch.become("finalizing")
@@ -160,6 +169,7 @@ class Batches:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             end = "cancelled"
+        batch.lines = []
         try:
             is_good = {index: found["response"]["status_code"] < 400 for index, found in answers.items()}
             batch.output = self._written(

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import FINISH, call_shape, logprobs_shape
 from edgellm.server.beginning import streamed
-from edgellm.server.chatting import Chat, begin, joined, prepared, think_of
+from edgellm.server.chatting import Chat, begin, form_of, joined, prepared, think_of
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
 from edgellm.server.openai.types import ChatRequest
 from edgellm.server.problems import ApiProblem, problem_of
@@ -63,7 +63,7 @@ def chat_of(asked: ChatRequest) -> Chat:
     wishes = {
         "think": think,
         "think_budget": asked.think_budget,
-        "response_format": asked.response_format,
+        "response_format": form_of(asked.response_format),
         "tools": asked.tools or None,
         "tool_choice": asked.tool_choice,
     }

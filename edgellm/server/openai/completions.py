@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from edgellm.engine import Generation, Model
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.server.beginning import streamed
+from edgellm.server.length import check_length
 from edgellm.server.openai.chat import DONE, finish_of, wrong
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
 from edgellm.server.openai.tokens import TextLogprobs
@@ -43,7 +45,11 @@ async def _answered(server: Server, request: Request, asked: CompletionRequest) 
     _check(asked)
     echoes: list[Echo] = []
     if asked.echo:
-        echoes = await server.ask(request, asked.model, lambda model: _echoes(model, asked))
+        gone = threading.Event()
+        try:
+            echoes = await server.ask(request, asked.model, lambda model: _echoes(model, asked, gone))
+        finally:
+            gone.set()
     beginning = _begin(server, request, asked)
     if asked.stream:
         return await streamed(beginning, lambda job: _stream(job, asked, echoes), wrong, server.config)
@@ -74,6 +80,7 @@ async def _begin(server: Server, request: Request, asked: CompletionRequest) -> 
     def make(model: Model) -> list[Generation]:
         made: list[Generation] = []
         for prompt in asked.prompts:
+            check_length(model, len(prompt))
             made += model.generate(prompt, n=n, **keywords)
         return made
 
@@ -83,21 +90,24 @@ async def _begin(server: Server, request: Request, asked: CompletionRequest) -> 
     )
 
 
-def _echoes(model: Model, asked: CompletionRequest) -> list[Echo]:
+def _echoes(model: Model, asked: CompletionRequest, gone: threading.Event) -> list[Echo]:
     found = []
     for prompt in asked.prompts:
+        check_length(model, len(prompt))
         ids = prompt if isinstance(prompt, list) else model.tokenize(prompt, add_special=True, parse_special=True)
         text = prompt if isinstance(prompt, str) else model.detokenize(prompt)
-        told = None if asked.logprobs is None else _told(model, ids, asked.logprobs)
+        told = None if asked.logprobs is None else _told(model, ids, asked.logprobs, gone)
         found.append(Echo(text, ids, told))
     return found
 
 
-def _told(model: Model, ids: list[int], n_top: int) -> list[TokenLogprobs | int]:
-    """Every token of a text, by what the model thought of it beforehand."""
+def _told(model: Model, ids: list[int], n_top: int, gone: threading.Event) -> list[TokenLogprobs | int]:
+    """Every token of a text, by what the model thought of it beforehand; fewer when the client has gone."""
     told: list[TokenLogprobs | int] = [ids[0]] if ids else []
     if len(ids) > 1:
         for rows in model.logits_in_pieces(ids[:-1]):
+            if gone.is_set():
+                break
             told += [logprobs_of(ids[len(told) + i], row, None, n_top) for i, row in enumerate(rows)]
     return told
 

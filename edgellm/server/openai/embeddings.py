@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Server
 from edgellm.server.streams import JsonAnswer, unless_gone
 
+CALLED = {"texts": "input"}
 MOST_TEXTS = 2048  # of a request, as OpenAI has it
 
 
@@ -29,6 +30,16 @@ class EmbeddingRequest(Accepted):
     input: str | list[str] | list[int] | list[list[int]] = Field(union_mode="left_to_right")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
+    # What else the engine knows: see `Model.embed`.
+    task: str | None = None
+    prompt: str | None = None
+    pooling: Literal["mean", "cls", "last"] | None = None
+    normalize: bool | None = None
+    truncate: bool | None = None
+
+    def keywords(self) -> dict[str, Any]:
+        names = ("dimensions", "task", "prompt", "pooling", "normalize", "truncate")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class RerankRequest(Accepted):
@@ -39,6 +50,7 @@ class RerankRequest(Accepted):
     documents: list[str | dict[str, Any]] = Field(min_length=1, max_length=MOST_TEXTS)
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool | None = None
+    truncate: bool | None = None
 
 
 async def embed(server: Server, request: Request) -> Response:
@@ -46,9 +58,9 @@ async def embed(server: Server, request: Request) -> Response:
 
     def work(model: Model) -> tuple[NDArray[np.float32], int]:
         texts = _texts(model, asked.input)
-        return embedded(model, texts, asked.dimensions), n_tokens(model, texts)
+        return embedded(model, texts, asked.keywords()), n_tokens(model, texts)
 
-    vectors, n = await unless_gone(request, server.ask(request, asked.model, work))
+    vectors, n = await unless_gone(request, server.ask(request, asked.model, work, CALLED))
     name = request.scope["state"]["record"]["model"]
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(row, asked.encoding_format)}
@@ -66,9 +78,10 @@ async def rerank(server: Server, request: Request) -> Response:
         rank = getattr(model, "rank", None)
         if rank is None:
             raise UsageError(f"{model.path.name} gives no scores; ask a model that was made for reranking")
-        return [float(score) for score in rank(asked.query, texts)], n_tokens(model, [asked.query, *texts])
+        found = rank(asked.query, texts, truncate=bool(asked.truncate))
+        return [float(score) for score in found], n_tokens(model, [asked.query, *texts])
 
-    scores, n = await unless_gone(request, server.ask(request, asked.model, work))
+    scores, n = await unless_gone(request, server.ask(request, asked.model, work, {"texts": "documents"}))
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
     results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in order]
     if asked.return_documents:
@@ -78,22 +91,15 @@ async def rerank(server: Server, request: Request) -> Response:
     return JsonAnswer({"object": "list", "model": name, "results": results, "usage": {"total_tokens": n}})
 
 
-def embedded(model: Model, texts: Sequence[str], dimensions: int | None = None) -> NDArray[np.float32]:
-    """float32 [n, dimensions]: the first of all dimensions, with length 1 again. UsageError for a model that cannot."""
+def embedded(model: Model, texts: Sequence[str], keywords: Mapping[str, Any]) -> NDArray[np.float32]:
+    """float32 [n_texts, n]. keywords: those of `Model.embed`. Raises UsageError for a model that cannot."""
     if not texts:
         raise ApiProblem(400, "input is empty; expected at least one text", "input")
     embed = getattr(model, "embed", None)
     if embed is None:
         raise UsageError(f"{model.path.name} gives no embeddings; ask a model that was made for them")
-    vectors: NDArray[np.float32] = embed(list(texts))
-    n_dimensions = vectors.shape[1]
-    if dimensions is None or dimensions == n_dimensions:
-        return vectors
-    if dimensions > n_dimensions:
-        raise ApiProblem(400, f"dimensions is {dimensions}; this model has {n_dimensions}", "dimensions")
-    cut = vectors[:, :dimensions]
-    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
-    return (cut / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+    vectors: NDArray[np.float32] = embed(list(texts), **keywords)
+    return vectors
 
 
 def n_tokens(model: Model, texts: Sequence[str]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,6 +18,10 @@ def _described(server: Server, name: str) -> dict[str, object]:
         "created": server.models.started,
         "owned_by": "edgellm",
         "loaded": False,
+        # In the words of Anthropic, whose clients ask at the same address.
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(server.models.started, timezone.utc).isoformat(),
     }
     for loaded in server.models.loaded:
         if loaded.name == name:
@@ -24,8 +30,9 @@ def _described(server: Server, name: str) -> dict[str, object]:
 
 
 async def list_models(server: Server, request: Request) -> Response:
-    names = await server.models.names()
-    return JsonAnswer({"object": "list", "data": [_described(server, name) for name in names]})
+    data = [_described(server, name) for name in await server.models.names()]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+    return JsonAnswer({"object": "list", "data": data, "has_more": False, **ends})
 
 
 async def show_model(server: Server, request: Request) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from edgellm.server.chatting import Chat, prepared, think_of
+from edgellm.server.chatting import Chat, form_of, prepared, think_of
 from edgellm.server.openai.response_types import ResponsesRequest
 from edgellm.server.problems import ApiProblem
 
@@ -27,7 +27,7 @@ def chat_of(asked: ResponsesRequest, before: list[dict[str, Any]]) -> Chat:
         raise ApiProblem(400, f"top_logprobs is given, but include has no {LOGPROBS}; add it", "top_logprobs")
     wishes = {
         "max_tokens": asked.max_output_tokens,
-        "response_format": asked.text.format if asked.text else None,
+        "response_format": form_of(asked.text.format) if asked.text else None,
         "tools": [_tool(number, tool) for number, tool in enumerate(asked.tools or ())] or None,
         "tool_choice": asked.tool_choice,
         "think": think,

@@ -24,6 +24,7 @@ from edgellm.server.streams import JsonAnswer, as_json, event, unless_gone
 from edgellm.text.calls import Call
 
 MOST_KEPT = 1000
+MOST_BYTES = 64 << 20  # of JSON, for all that are stored; it takes some times as much as objects
 MOST_ITEMS = 10_000  # of a conversation
 
 
@@ -39,7 +40,7 @@ class Responses:
     """All that are stored."""
 
     def __init__(self) -> None:
-        self.kept: Kept[Stored] = Kept("response", "resp_", MOST_KEPT)
+        self.kept: Kept[Stored] = Kept("response", "resp_", MOST_KEPT, MOST_BYTES)
 
     async def create(self, server: Server, request: Request) -> Response:
         asked = await server.body(request, ResponsesRequest)
@@ -75,7 +76,10 @@ class Responses:
             def store(writing: _Writing) -> None:
                 if asked.store is not False:
                     items = [*before, *items_of(asked), *writing.output]
-                    self.kept.put(writing.id, owner, Stored(writing.response(), items))
+                    stored = Stored(writing.response(), items)
+                    # Earlier items are those of earlier answers, and take no more room.
+                    size = len(as_json(stored.response)) + len(as_json(items_of(asked)))
+                    self.kept.put(writing.id, owner, stored, size)
 
             return _Writing(job, asked, wanted, self.kept.new_name(), store)
 
