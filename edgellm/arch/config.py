@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.arch.rope import NO_SCALING, RopeScaling, read_scaling
-from edgellm.arch.style import LLAMA, Style
+from edgellm.arch.style import ACTIVATIONS, LLAMA, Style
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 
@@ -189,6 +189,13 @@ def decoder_config(metadata: Mapping[str, Any], style: Style = LLAMA, caps: bool
         raise FormatError(
             f"{keys.architecture}.rope.dimension_count is {n_rot}; expected an even number up to {head_dim}"
         )
+    if keys.has("hidden_act"):
+        name = keys.text("hidden_act", "")
+        if name not in ACTIVATIONS:
+            raise UnsupportedError(
+                f"{keys.architecture}.hidden_act is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}"
+            )
+        style = replace(style, activation=ACTIVATIONS[name])
     n_layers, n_ctx_train = keys.count("block_count"), keys.count("context_length")
     scaling = read_scaling(keys)
     epsilon = "attention.layer_norm_rms_epsilon" if style.norm == "rms" else "attention.layer_norm_epsilon"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgellm.arch.config import MOST_LAYERS, ModelConfig
 from edgellm.arch.rope import RopeScaling
+from edgellm.arch.style import ACTIVATIONS, Style
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
 
@@ -199,6 +200,16 @@ def decoder_hyperparameters(s: Settings, rope: Settings | None = None, norm: str
         "rope.dimension_count": turned_dimensions(rope, head_dim),
         **rope_hyperparameters(rope),
     }
+
+
+def activation_hyperparameters(s: Settings, style: Style, key: str = "hidden_act") -> dict[str, Any]:
+    """What GGUF has no key for: an activation that is not the family's usual one."""
+    name = s.get(key)
+    if name is None:
+        return {}
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"{s.file}: {key} is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}")
+    return {} if ACTIVATIONS[name] == style.activation else {"hidden_act": name}
 
 
 def decoder_settings(c: ModelConfig) -> dict[str, Any]:

@@ -35,3 +35,15 @@ class Style:
 
 
 LLAMA = Style()
+
+# The names that config.json has for activations. A file says under `hidden_act` where it is not its family's usual one.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "relu2": "relu_squared",
+}
