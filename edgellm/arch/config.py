@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
+
+if TYPE_CHECKING:
+    from edgellm.arch.mixture import Mixture
 
 # Far above any real model, far below what would exhaust memory before the file's size is looked at.
 MOST_LAYERS = 4096
@@ -30,6 +33,7 @@ class ModelConfig:
 
     rope_base:         the wavelength base of rotary embedding; rope_base_local that of sliding layers, if another.
     rope_scale:        positions are divided by it (linear scaling).
+    mixture:           experts in place of a feed-forward; None where the family, or the file, has none.
     attention_scale:   what the products of queries and keys are multiplied by.
     windows:           for each layer, the positions it looks back over; None where it sees everything.
     """
@@ -49,6 +53,7 @@ class ModelConfig:
     windows: tuple[int | None, ...]
     rope_scale: float = 1.0
     rope_base_local: float | None = None
+    mixture: Mixture | None = None
 
 
 class Keys:
@@ -58,15 +63,20 @@ class Keys:
         self.metadata = metadata
         self.architecture = get_value(metadata, "general.architecture", str)
 
-    def count(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+    def count(self, name: str, default: int | None = None, least: int = 1, most: int = 1 << 32) -> int:
+        """A whole number from `least` to `most`."""
         key = f"{self.architecture}.{name}"
         if default is not None and key not in self.metadata:
             return default
         value = get_value(self.metadata, key, int)
-        if not least <= value <= _LIMITS.get(name, 1 << 32):
-            raise FormatError(f"{key} is {value}; expected a number from {least} to {_LIMITS.get(name, 1 << 32)}")
+        most = _LIMITS.get(name, most)
+        if not least <= value <= most:
+            raise FormatError(f"{key} is {value}; expected a number from {least} to {most}")
         return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        return get_value(self.metadata, f"{self.architecture}.{name}", bool, default)
 
     def number(self, name: str, default: float | None = None, zero: float | None = None) -> float:
         """A positive, finite number; `zero` is what 0 means where it means something."""
@@ -110,7 +120,7 @@ def decoder_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
     Raises FormatError or UnsupportedError naming the key.
     """
     keys = Keys(metadata)
-    _refuse_unsupported(keys)
+    _refuse_unsupported(keys, more.get("mixture") is not None)
     n_embd, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     n_kv_heads = keys.count("attention.head_count_kv", n_heads)
     head_dim = keys.count("attention.key_length", max(1, n_embd // n_heads))
@@ -159,14 +169,21 @@ def _linear_rope_scale(keys: Keys) -> float:
     return factor if kind == "linear" else 1.0
 
 
-def _refuse_unsupported(keys: Keys) -> None:
-    """Features that would change the forward pass and that no family here has.
+def has_experts(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file says that it holds a mixture of experts.
 
     A count of experts that is no number is passed over: their tensors would have no place.
     """
-    n_experts = keys.metadata.get(f"{keys.architecture}.expert_count")
-    if isinstance(n_experts, int) and n_experts > 0:
-        raise UnsupportedError(f"a mixture of experts ({keys.architecture}.expert_count); edgellm runs dense models")
+    n_experts = metadata.get(f"{get_value(metadata, 'general.architecture', str)}.expert_count")
+    return isinstance(n_experts, int) and n_experts > 0
+
+
+def _refuse_unsupported(keys: Keys, experts_are_known: bool) -> None:
+    """Features that would change the forward pass and that no family here has."""
+    if has_experts(keys.metadata) and not experts_are_known:
+        raise UnsupportedError(
+            f"a mixture of experts ({keys.architecture}.expert_count); edgellm runs dense {keys.architecture}"
+        )
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if keys.has(name) and get_value(keys.metadata, f"{keys.architecture}.{name}", float) != 0:
             raise UnsupportedError(f"soft-capped logits ({keys.architecture}.{name})")

@@ -16,6 +16,8 @@ Values are named as llama.cpp names them, so that what is read about one model c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from edgellm.arch.config import ModelConfig
@@ -78,19 +80,26 @@ def project(w: Weights, x: Value, name: str, n_out: int, made: str | None = None
 
 
 def self_attention(
-    w: Weights, c: ModelConfig, x: Value, rotation: Rotation, window: int | None = None, head_norms: bool = False
+    w: Weights,
+    c: ModelConfig,
+    x: Value,
+    rotation: Rotation,
+    window: int | None = None,
+    head_norms: bool = False,
+    row_norms: bool = False,
 ) -> Value:
     """Grouped-query attention (Ainslie et al., 2023) with its four projections.
 
     head_norms:  normalize every head of queries and keys before they are turned, as Gemma 3 and Qwen 3 do.
+    row_norms:   the same of all heads together, as OLMo 2 does.
     """
     q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     q = project(w, x, "attn_q", q_width)
     k = project(w, x, "attn_k", kv_width)
     v = project(w, x, "attn_v", kv_width)
-    if head_norms:
-        q = normalize(w, c, q, "attn_q_norm", c.n_heads)
-        k = normalize(w, c, k, "attn_k_norm", c.n_kv_heads)
+    if head_norms or row_norms:
+        q = normalize(w, c, q, "attn_q_norm", c.n_heads if head_norms else 1)
+        k = normalize(w, c, k, "attn_k_norm", c.n_kv_heads if head_norms else 1)
     q = rope(q, c.n_heads, rotation)
     k = rope(k, c.n_kv_heads, rotation)
     spec = AttentionSpec(c.attention_scale, window=window)
@@ -98,14 +107,31 @@ def self_attention(
     return project(w, heads, "attn_output", c.n_embd, "attn_out")
 
 
-def gated_feed_forward(w: Weights, c: ModelConfig, x: Value, activation: Activation) -> Value:
-    """down(activation(gate(x)) * up(x))"""
-    gate = project(w, x, "ffn_gate", c.n_ff)
-    up = project(w, x, "ffn_up", c.n_ff)
-    return project(w, glu(gate, up, activation, name=w.named("ffn_act")), "ffn_down", c.n_embd, "ffn_out")
+def gated_feed_forward(
+    w: Weights, c: ModelConfig, x: Value, activation: Activation = "silu", suffix: str = "", n_ff: int | None = None
+) -> Value:
+    """down(activation(gate(x)) * up(x))
+
+    suffix, n_ff:  of the names of its tensors and values, and its width, where it is not that of the layer.
+    """
+    gate = project(w, x, f"ffn_gate{suffix}", n_ff or c.n_ff)
+    up = project(w, x, f"ffn_up{suffix}", n_ff or c.n_ff)
+    h = glu(gate, up, activation, name=w.named(f"ffn_act{suffix}"))
+    return project(w, h, f"ffn_down{suffix}", c.n_embd, f"ffn{suffix or '_out'}")
 
 
-def pre_norm_decoder(g: Graph, w: Weights, c: ModelConfig, rotation: Rotation, head_norms: bool = False) -> Value:
+FeedForward = Callable[[Weights, ModelConfig, Value], Value]
+
+
+def pre_norm_decoder(
+    g: Graph,
+    w: Weights,
+    c: ModelConfig,
+    rotation: Rotation,
+    head_norms: bool = False,
+    row_norms: bool = False,
+    feed_forward: FeedForward = gated_feed_forward,
+) -> Value:
     """The forward pass of Llama and of the many families that changed little of it, as hidden states.
 
     A layer adds to the stream of hidden states twice: what its attention found, and what its feed-forward made
@@ -115,9 +141,10 @@ def pre_norm_decoder(g: Graph, w: Weights, c: ModelConfig, rotation: Rotation, h
     for layer in range(c.n_layers):
         block = w.block(layer)
         h = normalize(block, c, x, "attn_norm")
-        x = add(x, self_attention(block, c, h, rotation, c.windows[layer], head_norms), name=block.named("ffn_inp"))
+        h = self_attention(block, c, h, rotation, c.windows[layer], head_norms, row_norms)
+        x = add(x, h, name=block.named("ffn_inp"))
         h = normalize(block, c, x, "ffn_norm")
-        x = add(x, gated_feed_forward(block, c, h, "silu"), name=layer_output(block, c, layer))
+        x = add(x, feed_forward(block, c, h), name=layer_output(block, c, layer))
     return g.output(x)
 
 

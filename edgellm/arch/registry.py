@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.arch import gemma3, llama, mistral, qwen2, qwen3
+from edgellm.arch import gemma3, llama, mistral, mixtral, olmoe, qwen2, qwen2moe, qwen3, qwen3moe
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import HuggingFace
 from edgellm.arch.weights import Weights
@@ -71,10 +71,13 @@ def _family(module: Any, *more: HuggingFace) -> Architecture:
 
 
 ARCHITECTURES = {
-    "llama": _family(llama, mistral.HUGGING_FACE),
+    "llama": _family(llama, mistral.HUGGING_FACE, mixtral.HUGGING_FACE),
     "qwen2": _family(qwen2),
     "qwen3": _family(qwen3),
     "gemma3": _family(gemma3),
+    "qwen2moe": _family(qwen2moe),
+    "qwen3moe": _family(qwen3moe),
+    "olmoe": _family(olmoe),
 }
 
 

@@ -34,10 +34,18 @@ class Weights:
         """The tensor `name`.weight; a size of None may be any. Raises FormatError when it is missing or misshapen."""
         return self._take(f"{self._prefix}{name}.weight", *shape)
 
-    def bias(self, name: str, size: int) -> Tensor | None:
+    def take_row(self, name: str, size: int) -> Tensor:
+        """A matrix of one row, which files may hold as a vector."""
+        tensor = self._tensors.get(f"{self._prefix}{name}.weight")
+        if tensor is None or len(tensor.shape) != 1:
+            return self.take(name, 1, size)
+        self.take(name, size)
+        return Tensor(tensor.name, (1, size), tensor.format, tensor.raw.reshape(1, -1))
+
+    def bias(self, name: str, *shape: int) -> Tensor | None:
         """The tensor `name`.bias, where the file has one."""
         full = f"{self._prefix}{name}.bias"
-        return self._take(full, size) if full in self._tensors else None
+        return self._take(full, *shape) if full in self._tensors else None
 
     def _take(self, full: str, *shape: int | None) -> Tensor:
         tensor = self._tensors.get(full)

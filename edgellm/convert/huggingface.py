@@ -12,6 +12,7 @@ import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama3_factors
+from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
@@ -154,11 +155,18 @@ def _parts(
     config = entry.configure(metadata)
     parts: list[Part] = []
     theirs: dict[str, str] = {}
+    vectors = {ours.format(layer) for ours in family.vectors for layer in range(config.n_layers)}
     for ours, name in family.names(config.n_layers):
         if name in tensors:
             tensor = tensors.pop(name)
             theirs[ours] = name
+            if ours in vectors:
+                tensor = _as_vector(tensor)
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
+    if config.mixture is not None:
+        stacks, their_names = take_experts(family, config.n_layers, config.mixture.n_experts, tensors)
+        parts += stacks
+        theirs |= their_names
     try:
         if tensors:
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
@@ -171,6 +179,13 @@ def _parts(
         message = _in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None
     return parts
+
+
+def _as_vector(tensor: Tensor) -> Tensor:
+    """A tensor of one row as one of one dimension."""
+    if len(tensor.shape) < 2 or any(size != 1 for size in tensor.shape[:-1]):
+        return tensor
+    return Tensor(tensor.name, tensor.shape[-1:], tensor.format, tensor.raw.reshape(-1))
 
 
 def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, theirs: Mapping[str, str]) -> None:

@@ -24,6 +24,7 @@ class Part:
     row_order:  int32 [n_rows], for Llama's queries and keys, whose rotary pairs GGUF has as neighbours; None
                 keeps the order. In a tensor of one dimension, every number is a row.
     offset:     for Gemma's norms, of which checkpoints hold what they differ from one.
+    read:       gives the source's bytes of some rows where they do not lie one behind the other in it.
     change:     makes other weights of some rows, float32 [n_rows, n_cols]: what an adapter adds, say.
     """
 
@@ -32,6 +33,7 @@ class Part:
     row_order: NDArray[np.int32] | None = None
     offset: float = 0.0
     change: Callable[[slice, NDArray[Any]], NDArray[Any]] | None = None
+    read: Callable[[slice], NDArray[np.uint8]] | None = None
 
     @property
     def n_cols(self) -> int:
@@ -51,6 +53,8 @@ class Part:
 
     def raw(self, rows: slice) -> NDArray[np.uint8]:
         """The source's bytes of some rows of the target: uint8 [n, row_bytes]."""
+        if self.read is not None:
+            return self.read(slice(*rows.indices(self.n_rows)[:2]))
         all_rows = self.tensor.raw.reshape(self.n_rows, -1)
         return all_rows[rows] if self.row_order is None else all_rows[self.row_order[rows]]
 

@@ -53,6 +53,8 @@ _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu")}
+_GATED = {"activation": ("silu", "gelu", "clamped_swiglu")}
+_SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu")}
 
 _FAMILIES: dict[str, _Family] = {
@@ -70,7 +72,16 @@ _FAMILIES: dict[str, _Family] = {
     "resize_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),
     "outer_sum": _Family("outer_sum"),
-    "glu": _Family("glu", options=_ACTIVATION),
+    "glu": _Family("glu", options=_GATED),
+    "route": _Family("route", options=_SCORING),
+    "sort_experts": _Family("expert_rows"),
+    "experts_decode": _Family("experts", _BLOCKS),
+    "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_f32": _Family("experts", _ALL),
+    "experts_f32_decode": _Family("experts", _FLOATS),
+    "add_expert_bias": _Family("expert_rows"),
+    "sum_experts": _Family("expert_rows"),
+    "gate": _Family("expert_rows"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),

@@ -16,11 +16,19 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from tests.arch import tiny  # registers attention to keys and values in float16
@@ -35,6 +43,7 @@ _SHAPE: dict[str, Any] = {
 }  # fmt: skip
 _LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 64}  # fmt: skip
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 _SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
 
 FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -53,6 +62,12 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gemma3, own pattern": (Gemma3ForCausalLM, Gemma3TextConfig, {
         "tie_word_embeddings": True, "sliding_window": WINDOW, "query_pre_attn_scalar": 30,
         "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    "mixtral": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 4}),
+    "mixtral, window": (MixtralForCausalLM, MixtralConfig, {"sliding_window": WINDOW, "num_experts_per_tok": 1}),
+    "qwen2moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig, _EXPERTS | {"shared_expert_intermediate_size": 80}),
+    "qwen3moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, _EXPERTS | {"norm_topk_prob": True}),
+    "qwen3moe, not normalized": (Qwen3MoeForCausalLM, Qwen3MoeConfig, _EXPERTS),
+    "olmoe": (OlmoeForCausalLM, OlmoeConfig, {"num_experts": 8, "num_experts_per_tok": 2}),
 }  # fmt: skip
 
 
@@ -71,7 +86,8 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options:
     """Save a model and a tokenizer into `folder`; returns the model in float32, to compare with."""
     model_of(name).to(dtype).save_pretrained(folder, **options)
     tokenizer().save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # Experts one by one, which is exact in float64 too.
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager").eval()
 
 
 def logits(model: Any, ids: list[int]) -> Any:

@@ -1,6 +1,6 @@
 """Lowering: from nodes, which say what is computed, to ops, which say how.
 
-Every kind of node has a rule that adds its ops, in `rows.py`, `linear.py` and `attention.py`. What a graph leaves open
+Every kind of node has a rule that adds its ops, in a file for each sort. What a graph leaves open
 is decided here, for one way to compute (`Target`): kernels, rounded inputs or not, what happens in place, how large a
 chunk is, where heads are padded.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows
+from edgellm.graph.lowering import attention, experts, linear, low_rank, rows
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
@@ -52,7 +52,7 @@ __all__ = [
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, low_rank, rows)  # importing them fills RULES
+_RULE_FILES = (attention, experts, linear, low_rank, rows)  # importing them fills RULES
 
 
 @dataclass(eq=False)

@@ -33,12 +33,12 @@ def lower_linear(low: Lowering, node: Linear) -> None:
         "n_threads": low.target.tuning.n_threads,
     }
     if isinstance(weight.format, FloatFormat):
-        fields |= prefetching(low, weight, ROWS_TOGETHER)
+        fields |= prefetching(low, weight, ROWS_TOGETHER, out.width)
         _add_f32(low, weight, x, out, fields, small="linear_f32_decode")
     elif low.target.activations == "f32":
         _add_f32(low, weight, x, out, fields)
     else:
-        fields |= prefetching(low, weight, low.target.isa.decode_rows)
+        fields |= prefetching(low, weight, low.target.isa.decode_rows, out.width)
         add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
 
 
@@ -81,10 +81,10 @@ def _add_f32(
     )
 
 
-def prefetching(low: Lowering, weight: Tensor, rows_together: int) -> dict[str, int]:
-    """How many rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
-    tuning, n_rows = low.target.tuning, weight.shape[0]
-    row_bytes = weight.format.row_bytes(weight.shape[1])
+def prefetching(low: Lowering, weight: Tensor, rows_together: int, n_rows: int) -> dict[str, int]:
+    """How many of n_rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
+    tuning = low.target.tuning
+    row_bytes = weight.format.row_bytes(weight.shape[-1])
     turns = max(TURNS, round(n_rows * row_bytes / (tuning.n_threads * tuning.chunk_bytes)))
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,

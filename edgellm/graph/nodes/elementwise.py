@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu"]
+Activation = Literal["silu", "gelu", "clamped_swiglu"]
 PlainActivation = Literal["relu", "gelu", "silu"]
 
 
@@ -56,7 +57,8 @@ class AddBias(Node):
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form; "clamped_swiglu", of gpt-oss, is
+                 gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
     """
 
     gate: Value
@@ -70,6 +72,8 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
+        if self.activation == "clamped_swiglu":
+            raise UnsupportedError("training through a clamped SwiGLU is not built yet")
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
         for value, gradient in zip((self.gate, self.up), made, strict=True):
             if b.needs(value):
