@@ -11,6 +11,7 @@ import numpy as np
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.engine.runner import HEAD_TOKENS, Runner, Span, Variant
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.square_sums import SquareSums
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Value
@@ -90,7 +91,7 @@ def bound_weights(scheduler: Scheduler, memory: Mapping[str, np.ndarray]) -> Ite
 
 
 @contextmanager
-def square_sums(scheduler: Scheduler, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[dict[str, np.ndarray]]:
+def square_sums(scheduler: Scheduler, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[SquareSums]:
     """See `Model.square_sums`."""
     with scheduler.alone(), scheduler.runner.square_sums(adapters) as sums:
         yield sums

@@ -33,6 +33,7 @@ from edgellm.engine.prompt import (
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.square_sums import SquareSums
 from edgellm.errors import FileProblem, MemoryLimitError, TemplateError, UsageError
 from edgellm.params import RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
@@ -194,11 +195,12 @@ class Model:
         """
         return bound_weights(self._scheduler, memory)
 
-    def square_sums(self) -> AbstractContextManager[dict[str, NDArray[np.float64]]]:
+    def square_sums(self) -> AbstractContextManager[SquareSums]:
         """A context in which every run adds up the squares of what each linear is given, for importance matrices.
 
-        Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
-        logits are asked for count. Nobody else may use the model meanwhile.
+        Gives float64 [n_in] by the name of the linear's weight; of stacked experts, [n_experts, n_in], and in its
+        `counts` how many tokens each had. Of the linear that makes logits, only the tokens whose logits are asked for
+        count. Nobody else may use the model meanwhile.
         """
         return square_sums(self._scheduler, self._adapters.usual)
 

@@ -117,6 +117,22 @@ SUM_EXPERTS = Schema(
     chunk_tokens="i64",
 )
 
+SUM_EXPERT_SQUARES = Schema(
+    "sum_expert_squares",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    x_parts="i64",  # as in EXPERTS
+    n_cols="i64",
+    n_experts="i64",
+    n_used="i64",
+    chosen="ptr",
+    chosen_stride="i64",
+    sums="ptr",  # float64 [n_experts, n_cols]: what the squares of this batch are added to
+    counts="ptr",  # float64 [n_experts]: and the tokens that each expert had
+    chunk_cols="i64",
+)
+
 GATE = Schema(
     "gate",
     batch=BATCH,

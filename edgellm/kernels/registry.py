@@ -82,6 +82,7 @@ _FAMILIES: dict[str, _Family] = {
     "add_expert_bias": _Family("expert_rows"),
     "sum_experts": _Family("expert_rows"),
     "gate": _Family("expert_rows"),
+    "sum_expert_squares": _Family("expert_rows"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),

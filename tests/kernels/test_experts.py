@@ -13,7 +13,7 @@ from edgellm.quants import FORMATS, BlockFormat
 
 from . import compiled_experts as compiled
 from .conftest import AVAILABLE
-from .test_linear import LINEAR, for_all, same_bits
+from .test_linear import FEW_FORMATS, LINEAR, same_bits
 from .weights import BLOCKS, FLOATS, random_weights
 
 # A softmax of a few hundred numbers in float32.
@@ -27,6 +27,13 @@ ROUTINGS = [
     {"scoring": "softmax", "n_groups": 8, "n_groups_used": 3, "normalize": False},
     {"scoring": "logits"},
 ]
+
+
+def for_all(formats: list[BlockFormat]) -> pytest.MarkDecorator:
+    """All formats on the best instruction set, and a few on the others: the products are those of `linear.py`."""
+    few = ("F16", *FEW_FORMATS)
+    pairs = [(isa, fmt) for isa in AVAILABLE for fmt in formats if isa is AVAILABLE[0] or fmt.name in few]
+    return pytest.mark.parametrize(("isa", "fmt"), pairs, ids=lambda x: getattr(x, "name", None))
 
 
 @pytest.mark.parametrize("isa", AVAILABLE, ids=lambda isa: isa.name)
@@ -82,7 +89,7 @@ def experts_of(n_tokens: int, n_experts: int, n_used: int, rng: np.random.Genera
     return np.array([rng.permutation(n_experts)[:n_used] for _ in range(n_tokens)])
 
 
-@for_all(AVAILABLE, BLOCKS)
+@for_all(BLOCKS)
 @pytest.mark.parametrize("by_pair", [False, True])
 def test_rounded_inputs(compiled_for, isa: Isa, fmt: BlockFormat, by_pair: bool) -> None:
     rng, kernels = np.random.default_rng(4), compiled_for(isa)
@@ -103,7 +110,7 @@ def test_rounded_inputs(compiled_for, isa: Isa, fmt: BlockFormat, by_pair: bool)
             assert same_bits(compiled.experts(kernels, op, weights, fmt, last, chosen[-1:]), found[-1:])
 
 
-@for_all(AVAILABLE, [*FLOATS, *BLOCKS])
+@for_all([*FLOATS, *BLOCKS])
 @pytest.mark.parametrize("by_pair", [False, True])
 def test_inputs_that_nobody_rounds(compiled_for, isa: Isa, fmt: BlockFormat, by_pair: bool) -> None:
     """To the bit as the twin has them."""

@@ -32,7 +32,8 @@ from edgellm.graph.lowering.base import (
     rotation_table,
     tasks_table,
 )
-from edgellm.graph.nodes import Graph, Node, Rotation, Value
+from edgellm.graph.lowering.experts import add_expert_squares
+from edgellm.graph.nodes import ExpertLinear, Graph, Node, Rotation, Value
 from edgellm.graph.ops import Op, Rows
 from edgellm.kernels.registry import Kernel
 
@@ -41,6 +42,7 @@ __all__ = [
     "DOCUMENTS",
     "MAX_SPLITS",
     "TARGET_WEIGHTS",
+    "ExpertSums",
     "LayerShape",
     "Lowered",
     "Target",
@@ -51,6 +53,8 @@ __all__ = [
     "rotation_table",
     "tasks_table",
 ]
+
+ExpertSums = Mapping[ExpertLinear, tuple[np.ndarray, np.ndarray]]
 
 _RULE_FILES = (attention, experts, linear, low_rank, rows)  # importing them fills RULES
 
@@ -94,6 +98,7 @@ def lower(
     taps: Iterable[Value] = (),
     given: Iterable[Value] = (),
     square_sums: Mapping[Value, np.ndarray] | None = None,
+    expert_sums: ExpertSums | None = None,
     like: Graph | None = None,
     transposed: Mapping[Tensor, Tensor] | None = None,
     longest: int = 0,
@@ -103,6 +108,8 @@ def lower(
     taps:         other values that can be read after a run.
     given:        values that are not computed: somebody fills their rows, as those of the graph's inputs.
     square_sums:  values whose squares are added up in every run, float64 [stride] each, column by column.
+    expert_sums:  the same of what each expert is given, by the linear that reads it: sums, float64 [n_experts, n_in],
+                  and how many tokens each had, float64 [n_experts].
     like:         the graph whose cache and batch serve, for its backward pass; by default, this one.
     transposed:   copies of weights [n_in, n_out] for `LinearTransposed`, in a format that multiplies as fast as
                   `Linear` does.
@@ -110,11 +117,12 @@ def lower(
 
     Raises UnsupportedError naming what no kernel can do yet.
     """
-    square_sums = square_sums or {}
+    square_sums, expert_sums = square_sums or {}, expert_sums or {}
     outside = [*graph.inputs, *given]
     kept = [*graph.outputs, *taps]
-    nodes = graph.needed([*kept, *square_sums], outside)
-    low = Lowering(graph, target, nodes, [*kept, *outside, *square_sums], like, transposed, longest)
+    read = [*kept, *square_sums, *(value for node in expert_sums for value in node.inputs)]
+    nodes = graph.needed(read, outside)
+    low = Lowering(graph, target, nodes, [*outside, *read], like, transposed, longest)
     for value in outside:
         low.new_rows(value)
         if value in square_sums:
@@ -124,6 +132,8 @@ def lower(
         value = graph.made_by(node)
         if value in square_sums:
             low.add_squares(value, square_sums[value])
+        if isinstance(node, ExpertLinear) and node in expert_sums:
+            add_expert_squares(low, node, *expert_sums[node])
     return Lowered(
         target,
         low.ops,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.graph.lowering.base import Lowering, rule
+import numpy as np
+
+from edgellm.graph.lowering.base import SQUARES_PER_CHUNK, Lowering, rule
 from edgellm.graph.lowering.linear import ROWS_TOGETHER, prefetching
 from edgellm.graph.nodes import AddExpertBias, ExpertLinear, Gate, Route, SumExperts, Value
 from edgellm.graph.ops import Chunks, Fixed, Rows
@@ -183,4 +185,28 @@ def lower_gate(low: Lowering, node: Gate) -> None:
         gate=by,
         gate_stride=by.stride,
         is_one=int(by.width == 1),
+    )
+
+
+def add_expert_squares(low: Lowering, node: ExpertLinear, sums: np.ndarray, counts: np.ndarray) -> None:
+    """In every run, add up the squares of what each expert is given, and how many tokens it has.
+
+    sums: float64 [n_experts, n_in]; counts: float64 [n_experts].
+    """
+    n_experts, n_cols = sums.shape
+    x, chosen = low.rows(node.x), None if node.chosen is None else low.rows(node.chosen)
+    low.add(
+        "sum_expert_squares",
+        records.SUM_EXPERT_SQUARES,
+        Chunks("tokens", 1 << 30, -(-n_cols // SQUARES_PER_CHUNK)),
+        [x, *([chosen] if chosen else [])],
+        [],
+        x=x,
+        stride=x.stride,
+        x_parts=x.width // n_cols,
+        n_cols=n_cols,
+        sums=sums,
+        counts=counts,
+        chunk_cols=SQUARES_PER_CHUNK,
+        **_of_chosen(chosen, n_experts, node.n_used),
     )

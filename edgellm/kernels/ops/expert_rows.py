@@ -1,15 +1,15 @@
-"""What is done to every row of a mixture of experts: biases, the weighted sum, gates; and pairs sorted by expert."""
+"""What is done to rows of a mixture of experts: biases, the weighted sum, gates, squares; and sorting by expert."""
 
 from __future__ import annotations
 
 from numba import njit
 
-from edgellm.kernels.expert_records import ADD_EXPERT_BIAS, GATE, SORT_EXPERTS, SUM_EXPERTS
+from edgellm.kernels.expert_records import ADD_EXPERT_BIAS, GATE, SORT_EXPERTS, SUM_EXPERT_SQUARES, SUM_EXPERTS
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.route import sigmoid
 from edgellm.kernels.records import ROW_ALIGN
-from edgellm.kernels.staged import F32, Value, staged
+from edgellm.kernels.staged import F32, F64, Value, staged
 
 
 def expert_finder(isa):
@@ -134,3 +134,33 @@ def build_gate(isa):
             multiply(op.x + at, op.gate + token * op.gate_stride * 4, op.out + at, op.n_cols, op.is_one)
 
     return gate
+
+
+def build_sum_expert_squares(isa):
+    """sums += the squares of what each expert is given, pair after pair; a chunk is some columns of all experts."""
+    op_at, expert_of = record_viewer(SUM_EXPERT_SQUARES), expert_finder(isa)
+
+    @staged(isa, "void", "i64", "i64", "i64")
+    def add_squares(v, x, sums, n):
+        def part(i: Value, lanes: int) -> None:
+            numbers = v.f32(x + i * 4, lanes).to(F64)
+            v.store(sums + i * 8, v.load(sums + i * 8, F64, lanes) + numbers * numbers)
+
+        v.elements(n, ROW_ALIGN, part)
+
+    @staged(isa, "void", "i64")
+    def count(v, address):
+        v.store(address, v.load(address, F64) + 1.0)
+
+    def sum_expert_squares(record, chunk, thread):
+        op = op_at(record)
+        first = chunk * op.chunk_cols
+        n_cols = min(op.chunk_cols, op.n_cols - first)
+        for pair in range(op.batch.n_tokens * op.n_used):
+            expert, slot = expert_of(op, pair), pair % op.n_used if op.x_parts > 1 else 0
+            x = op.x + (pair // op.n_used * op.stride + slot * op.n_cols + first) * 4
+            add_squares(x, op.sums + (expert * op.n_cols + first) * 8, n_cols)
+            if chunk == 0:
+                count(op.counts + expert * 8)
+
+    return sum_expert_squares
