@@ -70,6 +70,7 @@ _FAMILIES: dict[str, _Family] = {
     "choose": _Family("elementwise"),
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
+    "copy_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),
     "outer_sum": _Family("outer_sum"),
     "glu": _Family("glu", options=_GATED),

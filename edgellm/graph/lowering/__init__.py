@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, experts, linear, low_rank, rows
+from edgellm.graph.lowering import attention, experts, heads, linear, low_rank, rows
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
@@ -56,7 +56,7 @@ __all__ = [
 
 ExpertSums = Mapping[ExpertLinear, tuple[np.ndarray, np.ndarray]]
 
-_RULE_FILES = (attention, experts, linear, low_rank, rows)  # importing them fills RULES
+_RULE_FILES = (attention, experts, heads, linear, low_rank, rows)  # importing them fills RULES
 
 
 @dataclass(eq=False)

@@ -31,6 +31,7 @@ from edgellm.graph.nodes.experts import (
     route,
     sum_experts,
 )
+from edgellm.graph.nodes.heads import JoinHeads, SliceHeads, join_heads, slice_heads
 from edgellm.graph.nodes.linear import Linear, linear
 from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import RMSNorm, rms_norm
@@ -53,6 +54,7 @@ __all__ = [
     "ExpertLinear",
     "Gate",
     "Graph",
+    "JoinHeads",
     "KeysValues",
     "Linear",
     "Maxima",
@@ -67,6 +69,7 @@ __all__ = [
     "Route",
     "Routing",
     "SelectRows",
+    "SliceHeads",
     "SumExperts",
     "Value",
     "Widen",
@@ -81,6 +84,7 @@ __all__ = [
     "expert_linear",
     "gate",
     "glu",
+    "join_heads",
     "keys_values",
     "linear",
     "maxima",
@@ -91,6 +95,7 @@ __all__ = [
     "rope",
     "route",
     "select_rows",
+    "slice_heads",
     "sum_experts",
     "widen",
 ]
