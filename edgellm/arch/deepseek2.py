@@ -94,7 +94,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         shape["attention.q_lora_rank"] = s.count("q_lora_rank")
     if rope.get("rope_type") == "yarn" and rope.get("mscale_all_dim"):
         if rope.get("mscale", 1.0) != rope.get("mscale_all_dim"):
-            raise UnsupportedError(f"{rope.file}: mscale and mscale_all_dim differ; edgellm runs this family with equal ones")
+            raise UnsupportedError(f"{rope.file}: mscale and mscale_all_dim differ; edgellm runs equal ones here")
         shape["rope.scaling.yarn_log_multiplier"] = 0.1 * rope.number("mscale_all_dim")
     return shape
 
@@ -106,7 +106,9 @@ def _n_dense(s: Settings, n_layers: int) -> int:
         return s.count("first_k_dense_replace", 0, least=0)
     n_dense = kinds.count("dense") if isinstance(kinds, list) else 0
     if kinds != ["dense"] * n_dense + ["sparse"] * (n_layers - n_dense):
-        raise UnsupportedError(f"{s.file}: mlp_layer_types is {kinds!r:.80}; edgellm runs dense layers first, then sparse")
+        raise UnsupportedError(
+            f"{s.file}: mlp_layer_types is {kinds!r:.80}; edgellm runs dense layers first, then sparse"
+        )
     return n_dense
 
 

@@ -1,7 +1,7 @@
 """Multi-head latent attention (DeepSeek-AI, 2024): keys and values of all heads are made of one short vector a token.
 
-The cache holds that vector and one turned key, as a single head. What would make each head's keys of it is applied to the
-queries instead, and what would make its values, to what attention found: so no token's keys and values are ever made.
+The cache holds that vector and one turned key, as a single head. What would make each head's keys of it is applied to
+the queries instead, and what would make its values, to what attention found: so no token's keys and values are made.
 Files of before April 2025 hold both in one matrix (`attn_kv_b`); of those, they are made.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig
-from edgellm.arch.parts import normalize, project
+from edgellm.arch.parts import project
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
 from edgellm.graph.nodes import (
@@ -23,9 +23,12 @@ from edgellm.graph.nodes import (
     expert_linear,
     join_heads,
     keys_values,
+    rms_norm,
     rope,
     slice_heads,
 )
+
+EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def latent_attention(w: Weights, c: ModelConfig, x: Value, rotation: Rotation) -
     assert m is not None
     plain, turned = _queries(w, c, x, rotation)
     kv = project(w, x, "attn_kv_a_mqa", m.kv_rank + m.n_turned)
-    latent = normalize(w, c, slice_heads(kv, 1, 0, m.kv_rank), "attn_kv_a_norm")
+    latent = _normalize(w, slice_heads(kv, 1, 0, m.kv_rank), "attn_kv_a_norm")
     key = rope(slice_heads(kv, 1, m.kv_rank, m.n_turned), 1, rotation)
     spec = AttentionSpec(c.attention_scale)
     if w.has("attn_kv_b"):
@@ -82,13 +85,18 @@ def latent_attention(w: Weights, c: ModelConfig, x: Value, rotation: Rotation) -
     return project(w, heads, "attn_output", c.n_embd, "attn_out")
 
 
+def _normalize(w: Weights, x: Value, name: str) -> Value:
+    """These norms have an epsilon of their own in all models, whatever the others have."""
+    return rms_norm(x, w.take(name, x.width), EPSILON, name=w.named(name))
+
+
 def _queries(w: Weights, c: ModelConfig, x: Value, rotation: Rotation) -> tuple[Value, Value]:
     """Of every head, the dimensions that are not turned, and those that are."""
     m, n = c.latent, c.n_heads
     assert m is not None
     key_dim = m.n_plain + m.n_turned
     if m.q_rank:
-        q = project(w, normalize(w, c, project(w, x, "attn_q_a", m.q_rank), "attn_q_a_norm"), "attn_q_b", n * key_dim)
+        q = project(w, _normalize(w, project(w, x, "attn_q_a", m.q_rank), "attn_q_a_norm"), "attn_q_b", n * key_dim)
     else:
         q = project(w, x, "attn_q", n * key_dim)
     return slice_heads(q, n, 0, m.n_plain), rope(slice_heads(q, n, m.n_plain, m.n_turned), n, rotation)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config, has_experts
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
     DEFAULTS,
@@ -19,8 +20,8 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     decoder_settings,
 )
-from edgellm.arch.mixture import feed_forward, mixture_of
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
+from edgellm.arch.mixture import mixture_of
+from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Routing, Value
 
@@ -31,7 +32,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    return pre_norm_decoder(g, w, c, rotation_of(w, c, interleaved=True), feed_forward=feed_forward)
+    return decoder(g, w, c, rotation_of(w, c, interleaved=True))
 
 
 head = logits_head

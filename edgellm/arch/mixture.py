@@ -11,11 +11,11 @@ from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig
 from edgellm.arch.huggingface import Experts, Settings
-from edgellm.arch.parts import gated_feed_forward, project
+from edgellm.arch.parts import feed_forward as dense_feed_forward
+from edgellm.arch.parts import project
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.graph.nodes import (
-    Activation,
     Routing,
     Value,
     add,
@@ -91,12 +91,12 @@ def mixture_of(metadata: Mapping[str, Any], usual: Routing) -> Mixture:
 # --- the forward pass ---------------------------------------------------------------------------------------
 
 
-def feed_forward(w: Weights, c: ModelConfig, x: Value, activation: Activation = "silu") -> Value:
-    """The experts of a layer that has a router; otherwise a gated feed-forward."""
-    return mixture(w, c, x, activation) if w.has("ffn_gate_inp") else gated_feed_forward(w, c, x, activation)
+def feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
+    """The experts of a layer that has a router; otherwise a feed-forward as the family has it."""
+    return mixture(w, c, x) if c.mixture is not None and w.has("ffn_gate_inp") else dense_feed_forward(w, c, x)
 
 
-def mixture(w: Weights, c: ModelConfig, x: Value, activation: Activation = "silu") -> Value:
+def mixture(w: Weights, c: ModelConfig, x: Value) -> Value:
     """What a token's experts make of it, weighted and added up, and what the shared one does, where there is one."""
     m = c.mixture
     assert m is not None
@@ -104,12 +104,15 @@ def mixture(w: Weights, c: ModelConfig, x: Value, activation: Activation = "silu
     chosen, weights = route(logits, m.routing, w.bias("exp_probs_b", m.n_experts))
     x.graph.name(chosen, w.named("ffn_moe_topk"))
     x.graph.name(weights, w.named("ffn_moe_weights"))
-    h = glu(_experts(w, x, "gate", chosen, m, m.n_ff), _experts(w, x, "up", chosen, m, m.n_ff), activation)
+    gates, ups = (_experts(w, x, part, chosen, m, m.n_ff) for part in ("gate", "up"))
+    h = glu(gates, ups, c.style.activation, name=w.named("ffn_moe_act"))
     down = _experts(w, h, "down", chosen, m, c.n_embd, m.n_ff)
     if not m.n_ff_shared:
         return sum_experts(down, weights, name=w.named("ffn_out"))
     routed = sum_experts(down, weights, name=w.named("ffn_moe_out"))
-    shared = gated_feed_forward(w, c, x, activation, "_shexp", m.n_ff_shared)
+    inner = (project(w, x, f"ffn_{part}_shexp", m.n_ff_shared) for part in ("gate", "up"))
+    h = glu(*inner, c.style.activation, name=w.named("ffn_shexp_act"))
+    shared = project(w, h, "ffn_down_shexp", c.n_embd, "ffn_shexp")
     if w.has("ffn_gate_inp_shexp"):
         shared = gate(shared, linear(x, w.take_row("ffn_gate_inp_shexp", c.n_embd)), name=w.named("ffn_shexp_gated"))
     return add(routed, shared, name=w.named("ffn_out"))

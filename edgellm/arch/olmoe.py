@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
     DECODER,
@@ -16,19 +17,21 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     decoder_settings,
 )
-from edgellm.arch.mixture import EXPERTS, ROUTER, feed_forward, mixture_hyperparameters, mixture_of, mixture_settings
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
+from edgellm.arch.mixture import EXPERTS, ROUTER, mixture_hyperparameters, mixture_of, mixture_settings
+from edgellm.arch.parts import logits_head, rotation_of
+from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Routing, Value
 
+STYLE = Style(head_norms="rows")
+
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
-    return decoder_config(metadata, mixture=mixture_of(metadata, Routing(n_used=8, normalize=False)))
+    return decoder_config(metadata, STYLE, mixture=mixture_of(metadata, Routing(n_used=8, normalize=False)))
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    rotation = rotation_of(w, c, interleaved=False)
-    return pre_norm_decoder(g, w, c, rotation, row_norms=True, feed_forward=feed_forward)
+    return decoder(g, w, c, rotation_of(w, c, interleaved=False))
 
 
 head = logits_head

@@ -7,17 +7,17 @@ from typing import Any
 
 from edgellm.arch import qwen2
 from edgellm.arch.config import ModelConfig, decoder_config
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import DECODER, HuggingFace, Settings
 from edgellm.arch.mixture import (
     EXPERTS,
     ROUTER,
     every_layer_has_experts,
-    feed_forward,
     mixture_hyperparameters,
     mixture_of,
     mixture_settings,
 )
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
+from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Routing, Value
 
@@ -29,7 +29,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    return pre_norm_decoder(g, w, c, rotation_of(w, c, interleaved=False), feed_forward=feed_forward)
+    return decoder(g, w, c, rotation_of(w, c, interleaved=False))
 
 
 head = logits_head

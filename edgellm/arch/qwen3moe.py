@@ -7,28 +7,30 @@ from typing import Any
 
 from edgellm.arch import qwen2
 from edgellm.arch.config import ModelConfig, decoder_config
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import ATTENTION_BIASES, DECODER, HEAD_NORMS, HuggingFace, Settings
 from edgellm.arch.mixture import (
     EXPERTS,
     ROUTER,
     every_layer_has_experts,
-    feed_forward,
     mixture_hyperparameters,
     mixture_of,
     mixture_settings,
 )
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
+from edgellm.arch.parts import logits_head, rotation_of
+from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Routing, Value
 
+STYLE = Style(head_norms="heads")
+
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
-    return decoder_config(metadata, mixture=mixture_of(metadata, Routing(n_used=8)))
+    return decoder_config(metadata, STYLE, mixture=mixture_of(metadata, Routing(n_used=8)))
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    rotation = rotation_of(w, c, interleaved=False)
-    return pre_norm_decoder(g, w, c, rotation, head_norms=True, feed_forward=feed_forward)
+    return decoder(g, w, c, rotation_of(w, c, interleaved=False))
 
 
 head = logits_head

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.arch.huggingface import Experts, HuggingFace
+from edgellm.arch import ModelConfig
+from edgellm.arch.huggingface import Experts, HuggingFace, KeysOrValues
 from edgellm.convert.parts import Part
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.tensor import Tensor
@@ -20,32 +21,49 @@ Read = Callable[[slice], NDArray[np.uint8]]
 
 
 def take_experts(
-    family: HuggingFace, n_layers: int, n_experts: int, tensors: dict[str, Tensor]
+    family: HuggingFace, config: ModelConfig, tensors: dict[str, Tensor]
 ) -> tuple[list[Part], dict[str, str]]:
-    """The stacks of all layers that have experts, and what the checkpoint calls each; their tensors are taken out.
+    """The stacks of all layers that have some, and what the checkpoint calls each; their tensors are taken out.
 
     Raises FormatError for a number of experts that is not the one that config.json gives.
     """
     parts: list[Part] = []
     theirs: dict[str, str] = {}
-    shared: set[str] = set()  # tensors of which several parts are made
-    for layer in range(n_layers):
+    done: set[str] = set()  # tensors of which several parts may be made
+    n_experts = config.mixture.n_experts if config.mixture is not None else 0
+    for layer in range(config.n_layers):
         for ours, place in family.experts.items():
             for kind in ("weight", "bias"):
                 name = f"{ours.format(layer)}.{kind}"
-                split = place.split and place.split.replace("{}", str(layer), 1) + f".{kind}"
-                whole = place.stacked.format(layer) + ("_bias" if kind == "bias" else "")
-                whole = next((found for found in (whole, f"{whole}.weight") if found in tensors), None)
+                whole = next((found for found in _wholes(place, layer, kind) if found in tensors), None)
+                split = _split_name(place, layer, kind)
                 if whole is not None:
-                    theirs[name] = whole
-                    shared.add(whole)
-                    parts.append(_of_stack(name, tensors[whole], place, n_experts, kind == "bias"))
+                    part = _of_whole(name, tensors[whole], place, config, kind == "bias")
                 elif split and (found := _split(split, n_experts, tensors)):
-                    theirs[name] = split.format("*")
-                    parts.append(_stacked(name, found))
-    for name in shared:
+                    part = _stacked(name, found)
+                else:
+                    continue
+                done |= {whole} if whole is not None else set()
+                theirs[name] = whole or (split or "").format("*")
+                parts.append(part)
+    for name in done:
         del tensors[name]
     return parts, theirs
+
+
+def _wholes(place: Experts | KeysOrValues, layer: int, kind: str) -> tuple[str, ...]:
+    """Names that the tensor may have of which a stack is made."""
+    if isinstance(place, KeysOrValues):
+        return (f"{place.name.format(layer)}.weight",) if kind == "weight" else ()
+    stacked = place.stacked.format(layer)
+    return (f"{stacked}_bias",) if kind == "bias" else (stacked, f"{stacked}.weight")
+
+
+def _split_name(place: Experts | KeysOrValues, layer: int, kind: str) -> str | None:
+    """The names of single experts, with a place for each one's number."""
+    if isinstance(place, KeysOrValues) or place.split is None:
+        return None
+    return place.split.replace("{}", str(layer), 1) + f".{kind}"
 
 
 def _split(pattern: str, n_experts: int, tensors: dict[str, Tensor]) -> list[Tensor]:
@@ -85,44 +103,56 @@ def _stacked(name: str, tensors: Sequence[Tensor]) -> Part:
     return _part(name, first, (len(tensors), *first.shape), read)
 
 
-def _of_stack(name: str, tensor: Tensor, place: Experts, n_experts: int, is_bias: bool) -> Part:
-    """Some rows of every matrix of a stack, or columns where matrices stand across."""
-    is_across = place.is_across and not is_bias
-    shape = (
-        (tensor.shape[0], tensor.shape[2], tensor.shape[1]) if is_across and len(tensor.shape) == 3 else tensor.shape
-    )
-    n_dims = 2 if is_bias else 3
-    if len(shape) != n_dims or shape[0] != n_experts or shape[1] % place.n_parts:
-        raise FormatError(
-            f"tensor {tensor.name!r} has shape {list(tensor.shape)}; config.json says that it has {n_experts} experts"
-        )
+def _of_whole(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig, is_bias: bool) -> Part:
+    """Some rows of every matrix of a tensor. Raises FormatError for a shape that is not the one of config.json."""
     if tensor.format.block_size != 1:
-        raise UnsupportedError(f"tensor {tensor.name!r} is {tensor.format}; experts are converted from floats")
-    size = tensor.format.block_bytes
-    n_rows = shape[1] // place.n_parts
-    numbers = tensor.raw.reshape(*tensor.shape, size)
-    if is_across:
-        numbers = numbers.swapaxes(1, 2)
-    # Of parts, rows alternate or follow each other.
-    of_part = (
-        slice(place.part, None, place.n_parts)
-        if place.is_across
-        else slice(place.part * n_rows, (place.part + 1) * n_rows)
-    )
-    chosen = numbers[:, of_part]
+        raise UnsupportedError(f"tensor {tensor.name!r} is {tensor.format}; stacks are converted from floats")
+    if isinstance(place, KeysOrValues):
+        numbers = _of_keys_or_values(tensor, place, c)
+    else:
+        numbers = _of_experts(tensor, place, c, is_bias)
     if is_bias:
-        return Part(
-            name,
-            Tensor(
-                tensor.name, (n_experts, n_rows), tensor.format, np.ascontiguousarray(chosen).reshape(n_experts, -1)
-            ),
-        )
+        shape, raw = numbers.shape[:-1], np.ascontiguousarray(numbers)
+        return Part(name, Tensor(tensor.name, shape, tensor.format, raw.reshape(len(raw), -1)))
+    n_matrices, n_rows, n_cols, _ = numbers.shape
 
     def read(rows: slice) -> NDArray[np.uint8]:
         at = np.arange(rows.start, rows.stop)
-        return np.ascontiguousarray(chosen[at // n_rows, at % n_rows]).reshape(len(at), -1)
+        return np.ascontiguousarray(numbers[at // n_rows, at % n_rows]).reshape(len(at), -1)
 
-    return _part(name, tensor, (n_experts, n_rows, shape[2]), read)
+    return _part(name, tensor, (n_matrices, n_rows, n_cols), read)
+
+
+def _of_experts(tensor: Tensor, place: Experts, c: ModelConfig, is_bias: bool) -> NDArray[np.uint8]:
+    """The numbers of a part, each its bytes: [n_experts, n_out, n_in, size], of biases without n_in."""
+    n_experts = c.mixture.n_experts if c.mixture is not None else 0
+    across = place.is_across and not is_bias
+    if len(tensor.shape) != (2 if is_bias else 3) or tensor.shape[0] != n_experts:
+        raise FormatError(
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)}; config.json says that it has {n_experts} experts"
+        )
+    numbers = tensor.raw.reshape(*tensor.shape, tensor.format.block_bytes)
+    numbers = numbers.swapaxes(1, 2) if across else numbers
+    n_rows, rest = divmod(numbers.shape[1], place.n_parts)
+    if rest:
+        raise FormatError(
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)}; expected {place.n_parts} equal parts"
+        )
+    # Parts alternate, or follow each other.
+    if place.is_across:
+        return numbers[:, place.part :: place.n_parts]
+    return numbers[:, place.part * n_rows : (place.part + 1) * n_rows]
+
+
+def _of_keys_or_values(tensor: Tensor, place: KeysOrValues, c: ModelConfig) -> NDArray[np.uint8]:
+    """The same of one half of every head: of keys, [n_heads, kv_rank, n_plain, size], of values across."""
+    m = c.latent
+    assert m is not None
+    shape = (c.n_heads * (m.n_plain + m.value_dim), m.kv_rank)
+    if tensor.shape != shape:
+        raise FormatError(f"tensor {tensor.name!r} has shape {list(tensor.shape)}; expected {list(shape)}")
+    heads = tensor.raw.reshape(c.n_heads, m.n_plain + m.value_dim, m.kv_rank, tensor.format.block_bytes)
+    return heads[:, m.n_plain :] if place.values else heads[:, : m.n_plain].swapaxes(1, 2)
 
 
 def _part(name: str, like: Tensor, shape: tuple[int, ...], read: Read) -> Part:
@@ -136,7 +166,7 @@ def unstacked(family: HuggingFace, name: str, tensor: Tensor) -> list[tuple[str,
     """The way back: the matrices of a stack by the checkpoint's names. UnsupportedError where it has no such names."""
     prefix, layer, part, kind = _named(name)
     place = family.experts[f"{prefix}.{{}}.{part}"]
-    if place.split is None or kind != "weight":
+    if isinstance(place, KeysOrValues) or place.split is None or kind != "weight":
         raise UnsupportedError(
             f"{family.classes[0]} keeps {name!r} together with others, which export does not write yet"
         )

@@ -11,7 +11,9 @@ from edgellm.graph.lowering import (
     ATTENTION_ROWS,
     DOCUMENTS,
     MAX_SPLITS,
+    POSITIONS,
     TARGET_WEIGHTS,
+    TOKEN_IDS,
     Lowered,
     adapter_table,
     merges_table,
@@ -50,6 +52,7 @@ class Batch:
         self.rotations, self.windows = lowered.rotations, lowered.windows
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
+        self.positions = np.zeros(capacity, np.int32)
         self.kv_slots = np.zeros(capacity, np.int64)
         self.rows = np.zeros(capacity, np.int64)
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
@@ -71,6 +74,8 @@ class Batch:
         """Addresses by the names that records use."""
         result = {
             "batch": self.record.ctypes.data,
+            TOKEN_IDS.name: self.token_ids.ctypes.data,
+            POSITIONS.name: self.positions.ctypes.data,
             DOCUMENTS.name: self.documents.ctypes.data,
             TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
         }
@@ -96,6 +101,7 @@ class Batch:
                 scales[first : first + n] = scale
             table, step = piece.block_table.ctypes.data, self._slice_tokens
             slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
+        self.positions[: len(positions)] = positions
         self._turn(np.array(positions))
         counts = {"tokens": len(positions)}
         for index, window in enumerate(self.windows):
@@ -131,9 +137,7 @@ class Batch:
     def _turn(self, positions: np.ndarray) -> None:
         """Fill the tables of angles for the positions of the tokens."""
         for rotation, table in zip(self.rotations, self.angles, strict=True):
-            angles, turned = np.multiply.outer(positions, rotation.frequencies), table[: len(positions)]
-            np.cos(angles, out=turned[:, 0], casting="same_kind")
-            np.sin(angles, out=turned[:, 1], casting="same_kind")
+            table[: len(positions), 0], table[: len(positions), 1] = rotation.table(positions)
 
     def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, int]]) -> tuple[int, int]:
         """Attention tasks for slices (token, n_tokens, position, block table); a lone token with a long past is split.

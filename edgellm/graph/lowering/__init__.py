@@ -16,12 +16,14 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, experts, heads, linear, low_rank, rows
+from edgellm.graph.lowering import attention, experts, heads, linear, low_rank, rows, scaled
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
+    POSITIONS,
     RULES,
     TARGET_WEIGHTS,
+    TOKEN_IDS,
     LayerShape,
     Lowering,
     Rule,
@@ -41,7 +43,9 @@ __all__ = [
     "ATTENTION_ROWS",
     "DOCUMENTS",
     "MAX_SPLITS",
+    "POSITIONS",
     "TARGET_WEIGHTS",
+    "TOKEN_IDS",
     "ExpertSums",
     "LayerShape",
     "Lowered",
@@ -56,7 +60,7 @@ __all__ = [
 
 ExpertSums = Mapping[ExpertLinear, tuple[np.ndarray, np.ndarray]]
 
-_RULE_FILES = (attention, experts, heads, linear, low_rank, rows)  # importing them fills RULES
+_RULE_FILES = (attention, experts, heads, linear, low_rank, rows, scaled)  # importing them fills RULES
 
 
 @dataclass(eq=False)

@@ -61,10 +61,11 @@ def padded_head_dim(head_dim: int) -> int:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What a layer keeps in the cache of every token: the keys and values of so many heads."""
+    """What a layer keeps in the cache of every token: the keys and values of so many heads, and how wide each is."""
 
     n_kv_heads: int
-    head_dim: int
+    key_dim: int
+    value_dim: int
 
 
 class Lowering:
@@ -96,7 +97,9 @@ class Lowering:
         self.rotations = list(dict.fromkeys(node.rotation for node in whole.nodes if isinstance(node, Rope)))
         self.windows = list(dict.fromkeys(node.spec.window for node in attentions))
         self.group_size = max((node.n_heads // node.source.n_heads for node in attentions), default=1)
-        self.cache_layers = [LayerShape(node.n_heads, padded_head_dim(node.key_dim)) for node in sources]
+        self.cache_layers = [
+            LayerShape(node.n_heads, padded_head_dim(node.key_dim), padded_head_dim(node.value_dim)) for node in sources
+        ]
         self._caches = {node: layer for layer, node in enumerate(sources)}
         self.partial: Fixed | None = None
         self.constants: dict[Tensor, np.ndarray] = {}
@@ -211,6 +214,8 @@ class Lowering:
         )
 
 
+# What rows of embeddings a batch's tokens take.
+TOKEN_IDS, POSITIONS = Table("token ids"), Table("positions")
 # What backward passes need beside: where documents begin, and how much each row's target counts.
 DOCUMENTS, TARGET_WEIGHTS = Table("documents"), Table("target weights")
 

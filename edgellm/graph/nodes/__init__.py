@@ -17,7 +17,7 @@ from edgellm.graph.nodes.elementwise import (
     add_bias,
     glu,
 )
-from edgellm.graph.nodes.embed import Embed, embed
+from edgellm.graph.nodes.embed import Embed, EmbedPosition, embed, embed_position
 from edgellm.graph.nodes.experts import (
     AddExpertBias,
     ExpertLinear,
@@ -34,9 +34,10 @@ from edgellm.graph.nodes.experts import (
 from edgellm.graph.nodes.heads import JoinHeads, SliceHeads, join_heads, slice_heads
 from edgellm.graph.nodes.linear import Linear, linear
 from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
-from edgellm.graph.nodes.norm import RMSNorm, rms_norm
+from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
+from edgellm.graph.nodes.scaled import Columns, Scale, SoftCap, columns, scale, soft_cap, split_columns
 
 __all__ = [
     "GLU",
@@ -49,13 +50,16 @@ __all__ = [
     "AttentionSpec",
     "Chance",
     "Choose",
+    "Columns",
     "Dropout",
     "Embed",
+    "EmbedPosition",
     "ExpertLinear",
     "Gate",
     "Graph",
     "JoinHeads",
     "KeysValues",
+    "LayerNorm",
     "Linear",
     "Maxima",
     "MultiplyColumns",
@@ -68,8 +72,10 @@ __all__ = [
     "Rotation",
     "Route",
     "Routing",
+    "Scale",
     "SelectRows",
     "SliceHeads",
+    "SoftCap",
     "SumExperts",
     "Value",
     "Widen",
@@ -79,13 +85,16 @@ __all__ = [
     "add_expert_bias",
     "attention",
     "choose",
+    "columns",
     "dropout",
     "embed",
+    "embed_position",
     "expert_linear",
     "gate",
     "glu",
     "join_heads",
     "keys_values",
+    "layer_norm",
     "linear",
     "maxima",
     "multiply_columns",
@@ -94,8 +103,11 @@ __all__ = [
     "rms_norm",
     "rope",
     "route",
+    "scale",
     "select_rows",
     "slice_heads",
+    "soft_cap",
+    "split_columns",
     "sum_experts",
     "widen",
 ]

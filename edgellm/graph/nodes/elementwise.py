@@ -12,8 +12,8 @@ from edgellm.graph.nodes.base import Node, Value
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu", "clamped_swiglu"]
-PlainActivation = Literal["relu", "gelu", "silu"]
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,8 @@ class AddBias(Node):
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form; "clamped_swiglu", of gpt-oss, is
-                 gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as; "clamped_swiglu", of
+                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
     """
 
     gate: Value
@@ -82,7 +82,7 @@ class GLU(Node):
 
 @dataclass(frozen=True, eq=False)
 class Activate(Node):
-    """activation(x): "relu", "silu", or "gelu" in its tanh form."""
+    """activation(x), see `GLU`."""
 
     x: Value
     activation: PlainActivation
