@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.arch import (
+    bailingmoe2,
     bitnet,
     bloom,
     cohere2,
@@ -130,6 +131,7 @@ ARCHITECTURES = {
     "falcon": _family(falcon),
     "bloom": _family(bloom),
     "mpt": _family(mpt),
+    "bailingmoe2": _family(bailingmoe2),
     "granitemoe": _family(granitemoe),
     "ernie4_5-moe": _family(ernie4_5_moe),
     "gpt-oss": _family(gpt_oss),
