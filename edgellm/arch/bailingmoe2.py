@@ -1,5 +1,4 @@
-"""Ling and Ring 2 (inclusionAI, 2025): experts chosen as in DeepSeek 3, attention as in Qwen 3, of whose heads a part is
-turned."""
+"""Ling and Ring 2 (inclusionAI, 2025): experts chosen as in DeepSeek 3; attention as in Qwen 3, half-turned."""
 
 from __future__ import annotations
 
@@ -81,4 +80,5 @@ HUGGING_FACE = HuggingFace(
         "moe_intermediate_size": 512, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 1,
         "routed_scaling_factor": 2.5, "norm_topk_prob": True,
     },
+    rope=lambda s: rope_settings(s, partial=True),
 )  # fmt: skip
