@@ -44,8 +44,7 @@ class Weights:
         tensor = self._tensors.get(f"{self._prefix}{name}.weight")
         if tensor is None or len(tensor.shape) != 1:
             return self.take(name, 1, size)
-        self.take(name, size)
-        return Tensor(tensor.name, (1, size), tensor.format, tensor.raw.reshape(1, -1))
+        return self.take(name, size)
 
     def bias(self, name: str, *shape: int) -> Tensor | None:
         """The tensor `name`.bias, where the file has one."""

@@ -81,7 +81,10 @@ class Part:
         return (rows.stop - rows.start) * self.tensor.n_bytes // self.n_rows
 
     def sample(self, step: int) -> Part:
-        """Every step-th row, as a part of its own."""
-        raw = np.ascontiguousarray(self.raw(slice(None))[::step])
-        tensor = Tensor(self.tensor.name, (len(raw), self.n_cols), self.tensor.format, raw)
+        """Every step-th row of each matrix, as a part of its own."""
+        by_matrix = self.raw(slice(None)).reshape(self.n_matrices, self.n_rows // self.n_matrices, -1)
+        sampled = np.ascontiguousarray(by_matrix[:, ::step])
+        n_matrices, n_rows, row_bytes = sampled.shape
+        shape = (n_matrices, n_rows, self.n_cols) if n_matrices > 1 else (n_rows, self.n_cols)
+        tensor = Tensor(self.tensor.name, shape, self.tensor.format, sampled.reshape(-1, row_bytes))
         return Part(self.name, tensor, offset=self.offset)

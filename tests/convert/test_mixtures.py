@@ -16,10 +16,13 @@ import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.export import export_checkpoint as export
 from edgellm.convert.imatrix import collect_imatrix
+from edgellm.convert.measured import quantize_to_budget
+from edgellm.convert.parts import Part
 from edgellm.convert.quantize import quantize_file
 from edgellm.errors import EdgellmError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.imatrix import read_imatrix, write_imatrix
+from edgellm.formats.tensor import Tensor
 
 from . import checkpoints
 from .mixtures import EXPORTED, MIXTURES, WINDOW
@@ -206,3 +209,23 @@ def test_an_importance_matrix_of_experts(tmp_path: Path) -> None:
     quantize_file(tmp_path / "in.gguf", tmp_path / "weighed.gguf", "Q4_0", importance=again.tensors)
     with GGUFFile.open(tmp_path / "plain.gguf") as plain, GGUFFile.open(tmp_path / "weighed.gguf") as weighed:
         assert (plain.tensors[name].raw != weighed.tensors[name].raw).any()
+
+
+def test_a_budget_with_the_importance_of_experts(tmp_path: Path) -> None:
+    """Each expert's rows are weighed by its own inputs, in the sample by which errors are estimated too."""
+    checkpoints.save("qwen3moe", tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "in.gguf")
+    with edgellm.load(tmp_path / "in.gguf", n_threads=2) as model:
+        importance = collect_imatrix(model, IDS, 64)
+    quantize_file(tmp_path / "in.gguf", tmp_path / "small.gguf", "Q8_0")
+    n_bytes = (tmp_path / "small.gguf").stat().st_size
+    done = quantize_to_budget(tmp_path / "in.gguf", tmp_path / "out.gguf", f"{n_bytes}B", importance=importance.tensors)
+    assert done.quantized.n_bytes <= n_bytes
+    assert done.quantized.formats["blk.0.ffn_gate_inp.weight"].name == "F32"
+
+
+def test_a_sample_of_a_stack_keeps_its_matrices() -> None:
+    x = np.arange(3 * 10 * 32, dtype=np.float32).reshape(3, 10, 32)
+    sample = Part("blk.0.ffn_up_exps.weight", Tensor.of("x", x)).sample(4)
+    np.testing.assert_array_equal(sample.tensor.dequantize(), x[:, ::4])
+    assert (sample.n_matrices, sample.n_rows) == (3, 9)

@@ -20,12 +20,12 @@ ROWS_TOGETHER = 16  # kernels for small batches advance by 4, 8 or 16 rows: chun
 def lower_linear(low: Lowering, node: Linear) -> None:
     x, out = low.read(node.x), low.make(node)
     weight = node.weight
-    n_cols = weight.shape[1]
+    n_cols = weight.shape[-1]
     row_bytes = weight.format.row_bytes(n_cols)
     fields = {
         "weights": weight,
         "row_bytes": row_bytes,
-        "n_rows": weight.shape[0],
+        "n_rows": out.width,
         "n_cols": n_cols,
         "x_stride": x.stride,
         "out": out,
@@ -45,7 +45,7 @@ def lower_linear(low: Lowering, node: Linear) -> None:
 
 
 def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: dict[str, Any]) -> None:
-    n_rows, n_cols = weight.shape
+    n_rows, n_cols = out.width, weight.shape[-1]
     n_planes = xq.n_planes
     n_groups = -(-n_cols // weight.format.scale_group)
     low.add(
@@ -66,7 +66,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
 def _add_f32(
     low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[str, Any], small: str | None = None
 ) -> None:
-    n_rows = weight.shape[0]
+    n_rows = out.width
     tile_rows = low.target.isa.f32_tile_rows
     small_batch = -(-n_rows // fields["chunk_rows"]) if small else None
     low.add(
