@@ -110,8 +110,8 @@ def mixture(w: Weights, c: ModelConfig, x: Value) -> Value:
     if not m.n_ff_shared:
         return sum_experts(down, weights, name=w.named("ffn_out"))
     routed = sum_experts(down, weights, name=w.named("ffn_moe_out"))
-    inner = (project(w, x, f"ffn_{part}_shexp", m.n_ff_shared) for part in ("gate", "up"))
-    h = glu(*inner, c.style.activation, name=w.named("ffn_shexp_act"))
+    gates, ups = (project(w, x, f"ffn_{part}_shexp", m.n_ff_shared) for part in ("gate", "up"))
+    h = glu(gates, ups, c.style.activation, name=w.named("ffn_shexp_act"))
     shared = project(w, h, "ffn_down_shexp", c.n_embd, "ffn_shexp")
     if w.has("ffn_gate_inp_shexp"):
         shared = gate(shared, linear(x, w.take_row("ffn_gate_inp_shexp", c.n_embd)), name=w.named("ffn_shexp_gated"))

@@ -151,6 +151,7 @@ def feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
     """The family's kind of it: with a gate or without, see `Style`."""
     activation = c.style.activation
     if c.style.feed_forward == "plain":
+        assert activation != "clamped_swiglu"  # which is one with a gate
         up = project(w, x, "ffn_up", c.n_ff)
         inner = up.graph.name(activate(up, activation), w.named("ffn_act"))
     elif c.style.feed_forward == "fused":

@@ -152,7 +152,7 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
     if family.settings is None:
         raise UnsupportedError(f"exporting models of the kind {c.architecture} is not built yet")
     names = dict(family.names(c.n_layers))
-    tensors = []
+    tensors: list[tuple[str, Tensor, Any, float]] = []
     for name, tensor in file.tensors.items():
         if name == "rope_freqs.weight":
             continue  # part of config.json

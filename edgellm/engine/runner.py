@@ -221,7 +221,7 @@ class Runner:
         """
         variant = self.variant({adapters})
         sums = SquareSums((variant.graphs.body, variant.graphs.head))
-        programs = self.lowered_programs(square_sums=sums.values, variant=variant, expert_sums=sums.experts)
+        programs = self.lowered_programs(square_sums=sums.by_value, variant=variant, expert_sums=sums.by_experts)
         with self.replaced(variant, programs):
             yield sums
 

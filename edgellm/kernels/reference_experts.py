@@ -53,9 +53,13 @@ def experts(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized, chosen: 
     x:  a row for every token, or one for each of its experts.
     """
     rows = _rows_of_pairs(len(x.q), chosen)
-    parts = Quantized(*(part[rows] for part in x))
-    pairs = [linear(weights[e], fmt, Quantized(*(p[i : i + 1] for p in parts))) for i, e in enumerate(chosen.ravel())]
+    pairs = [linear(weights[e], fmt, _row_of(x, row)) for e, row in zip(chosen.ravel(), rows, strict=True)]
     return np.concatenate(pairs).reshape(len(chosen), -1)
+
+
+def _row_of(x: Quantized, row: int) -> Quantized:
+    one = slice(row, row + 1)
+    return Quantized(x.q[one], x.d[one], x.sum32[one], x.sum16[one])
 
 
 def experts_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats, chosen: Ints) -> Floats:

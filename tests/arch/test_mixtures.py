@@ -89,9 +89,10 @@ def test_rounded_activations_stay_near(family: str, folder: Path) -> None:
 
 
 def test_experts_chosen_can_be_seen(folder: Path) -> None:
+    names = [f"blk.1.ffn_moe_{part}" for part in ("topk", "weights", "logits")]
     with edgellm.load(file_of(folder, "qwen3moe"), n_threads=1) as model:
-        seen = model.run(IDS, taps=["blk.1.ffn_moe_topk", "blk.1.ffn_moe_weights", "blk.1.ffn_moe_logits"])
-    chosen, weights, logits = seen.values()
+        seen = model.run(IDS, taps=names)
+    chosen, weights, logits = (seen[name] for name in names)
     order = np.argsort(-logits, -1, kind="stable")[:, :3]
     np.testing.assert_array_equal(chosen, order)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)

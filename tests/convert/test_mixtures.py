@@ -132,7 +132,7 @@ WRONG = [
     (with_(up(3), lambda t: t[up(3)][:16]), r"experts.3.up_proj.weight' is F32 of shape \[16, 64\]"),
     (with_(up(3), lambda t: t[up(3)].half()), r"experts.3.up_proj.weight' is F16"),
     (with_(f"{EXPERTS}down_proj", lambda t: torch.zeros(7, 64, 32), stacked), r"\[7, 64, 32\]; .* 8 experts"),
-    (with_(f"{EXPERTS}gate_up_proj", lambda t: torch.zeros(8, 65, 64), stacked), "expected 2 parts"),
+    (with_(f"{EXPERTS}gate_up_proj", lambda t: torch.zeros(8, 65, 64), stacked), "expected 2 equal parts"),
     (without(".1.mlp.experts"), "no tensor"),
     (without("model.layers.1.mlp.gate.weight"), "no tensor"),
 ]
