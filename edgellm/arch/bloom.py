@@ -33,6 +33,7 @@ head = logits_head
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("apply_residual_connection_post_layernorm", False)
     s.values["intermediate_size"] = 4 * s.count("hidden_size")
+    s.values["num_key_value_heads"] = s.count("num_attention_heads")
     shape = decoder_hyperparameters(s, norm="layer")
     return {name: value for name, value in shape.items() if not name.startswith("rope.")}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class ModelConfig:
     attention_cap, logit_cap:  soft caps of scores and of logits, see `AttentionSpec`; None leaves them as they are.
     max_alibi_bias:    8 for slopes from 2**(-8 / n_heads) on (Press et al., 2021); 0 for none.
     temperature:       (beta, length): how queries grow with the position, see `Rotation`.
+    n_shared_layers:   the last so many layers have no keys and values of their own.
+    n_embd_per_layer:  how wide an embedding is that each layer has of its own; 0 for none.
+    n_streams, active_stream:  streams of hidden states side by side, and which of them layers compute (Gemma 3n).
+    sparsity:          by how many standard deviations a gate must be above the mean to count; None where all do.
+    layers:            for each layer, what it has otherwise; empty where all are alike.
     """
 
     architecture: str
@@ -81,6 +86,16 @@ class ModelConfig:
     temperature: tuple[float, int] | None = None
     mixture: Mixture | None = None
     latent: Latent | None = None
+    n_shared_layers: int = 0
+    n_embd_per_layer: int = 0
+    layers: tuple[Mapping[str, Any], ...] = ()
+    n_streams: int = 1
+    active_stream: int = 0
+    sparsity: float | None = None
+
+    def of_layer(self, layer: int) -> ModelConfig:
+        """The shape as this layer has it."""
+        return replace(self, **self.layers[layer]) if self.layers else self
 
 
 class Keys:
@@ -100,6 +115,18 @@ class Keys:
         if not least <= value <= most:
             raise FormatError(f"{key} is {value}; expected a number from {least} to {most}")
         return value
+
+    def counts(self, name: str, n_layers: int, default: int | None = None) -> tuple[int, ...]:
+        """A whole number for every layer: one for all, or an array."""
+        key = f"{self.architecture}.{name}"
+        value = self.metadata.get(key)
+        if value is None or isinstance(value, int):
+            return (self.count(name, default),) * n_layers
+        found = np.asarray(value)
+        most = _LIMITS.get(name, 1 << 32)
+        if found.dtype.kind not in "iu" or found.shape != (n_layers,) or not ((found > 0) & (found <= most)).all():
+            raise FormatError(f"{key} is {value!r:.60}; expected a number from 1 to {most}, or {n_layers} of them")
+        return tuple(found.tolist())
 
     def number(self, name: str, default: float | None = None, zero: float | None = None) -> float:
         """A positive, finite number; `zero` is what 0 means where it means something."""

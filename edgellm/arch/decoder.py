@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from edgellm.arch.config import ModelConfig
-from edgellm.arch.mixture import feed_forward
-from edgellm.arch.parts import embeddings, layer_output, normalize, self_attention
+from edgellm.arch.parts import embeddings, feed_forward, layer_output, normalize, self_attention
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Rotation, Value, add, scale
 

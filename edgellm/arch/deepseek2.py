@@ -22,12 +22,13 @@ from edgellm.arch.huggingface import (
     rope_settings,
 )
 from edgellm.arch.latent import latent_attention, latent_of
-from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, feed_forward, mixture_hyperparameters, mixture_of
-from edgellm.arch.parts import embeddings, layer_output, logits_head, normalize
+from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of
+from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize
 from edgellm.arch.rope import frequencies, read_scaling
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
-from edgellm.graph.nodes import Graph, Rotation, Routing, Value, add
+from edgellm.graph.nodes import Graph, Rotation, Value, add
+from edgellm.graph.nodes.experts import Routing
 
 SOFTMAX, SIGMOID = 1, 2  # as GGUF counts them
 

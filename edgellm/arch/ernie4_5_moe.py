@@ -10,7 +10,7 @@ from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.huggingface import DECODER, DEFAULTS, HuggingFace, Settings, decoder_hyperparameters
 from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of
 from edgellm.errors import UnsupportedError
-from edgellm.graph.nodes import Routing
+from edgellm.graph.nodes.experts import Routing
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:

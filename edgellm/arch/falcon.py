@@ -80,7 +80,7 @@ HUGGING_FACE = HuggingFace(
     },
     also={"blk.{}.attn_norm": "transformer.h.{}.ln_mlp"},
     interleaved=True,
-    biases={"attn_norm": None, "output_norm": None}
+    biases={"attn_norm": None, "attn_norm_2": None, "output_norm": None}
     | dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), "bias"),
     defaults={
         "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "max_position_embeddings": 2048,

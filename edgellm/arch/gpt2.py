@@ -34,6 +34,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         s.expect(name, False)
     if s.get("intermediate_size") is None:
         s.values["intermediate_size"] = 4 * s.count("hidden_size")
+    s.values["num_key_value_heads"] = s.count("num_attention_heads")
     shape = decoder_hyperparameters(s, norm="layer")
     return {name: value for name, value in shape.items() if not name.startswith("rope.")}
 

@@ -26,7 +26,8 @@ from edgellm.arch.rope import frequencies
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
-from edgellm.graph.nodes import Graph, Rotation, Routing, Value
+from edgellm.graph.nodes import Graph, Rotation, Value
+from edgellm.graph.nodes.experts import Routing
 
 STYLE = Style(activation="clamped_swiglu", sinks=True, feed_forward_norm="post_attention_norm")
 WINDOW_PERIOD = 2  # of so many layers, the last sees everything

@@ -41,6 +41,7 @@ def _rope(s: Settings) -> Settings:
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "gelu")
+    s.values["num_key_value_heads"] = s.count("num_attention_heads")
     shape = decoder_hyperparameters(s, _rope(s), norm="layer")
     return shape | {"use_parallel_residual": s.flag("use_parallel_residual")}
 

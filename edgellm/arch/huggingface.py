@@ -107,8 +107,9 @@ class HuggingFace:
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
     interleaved:      whether `attn_qkv` has queries, keys and values group by group there; GGUF has all queries first.
     transposed:       weights that are [n_in, n_out] there.
-    stacked:          weights of GGUF that are one tensor for every head there; in its name, * stands for the head.
+    stacked:          weights of GGUF that are several tensors there; in their name, * stands for 0, 1 and so on.
     offsets:          tensors that GGUF holds with a number added.
+    bare:             tensors whose names have no ending there.
     biases:           linears and norms with biases, and the key of config.json that says so; None where they always
                       have one.
     defaults:         what transformers takes for what config.json leaves out.
@@ -130,6 +131,7 @@ class HuggingFace:
     interleaved: bool = False
     transposed: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
     biases: Mapping[str, str | None] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
@@ -141,8 +143,8 @@ class HuggingFace:
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what transformers takes for what it leaves out."""
-        renamed = {self.aliases.get(name, name): value for name, value in config.items()}
-        return Settings(renamed, self.defaults, null_stays=self.null_stays)
+        renamed = {self.aliases[name]: value for name, value in config.items() if name in self.aliases}
+        return Settings({**config, **renamed}, self.defaults, null_stays=self.null_stays)
 
     def row_order(self, name: str, c: ModelConfig) -> NDArray[np.int32] | None:
         """Which row of the checkpoint's tensor each row of GGUF's is, for `name` such as "blk.0.attn_q.weight".
@@ -152,8 +154,8 @@ class HuggingFace:
         part = name.split(".")[-2]
         if part == "attn_qkv" and self.interleaved:
             group = c.n_heads // c.n_kv_heads
-            by_group = np.arange(c.n_kv_heads * (group + 2) * c.head_dim, dtype=np.int32)
-            by_group = by_group.reshape(c.n_kv_heads, group + 2, c.head_dim)
+            shape = (c.n_kv_heads, group + 2, c.head_dim)
+            by_group = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
             parts = (by_group[:, :group], by_group[:, group : group + 1], by_group[:, group + 1 :])
             return np.concatenate([rows.reshape(-1) for rows in parts])
         if part not in self.paired:
@@ -182,7 +184,8 @@ class HuggingFace:
         for layer in range(n_layers):
             for ours, name in (*self.also.items(), *self.tensors.items()):
                 if "{}" in ours:
-                    yield f"{ours.format(layer)}.weight", f"{name.format(layer)}.weight"
+                    ending = "" if ours.removeprefix("blk.{}.") in self.bare else ".weight"
+                    yield f"{ours.format(layer)}.weight", f"{name.format(layer)}{ending}"
                     if ours.removeprefix("blk.{}.") in self.biases:
                         yield f"{ours.format(layer)}.bias", f"{name.format(layer)}.bias"
             for ours, name in self.vectors.items():
@@ -278,6 +281,7 @@ def layer_types(s: Settings, n_layers: int) -> list[bool] | None:
 # --- rotary embedding ---------------------------------------------------------------------------------------
 
 
+STANDS_STILL = 1e30  # by which a pair is slowed down that is not turned
 ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
@@ -315,7 +319,8 @@ def rope_settings(s: Settings, known: tuple[str, ...] = ROPES, partial: bool = F
 
 def turned_dimensions(rope: Settings, head_dim: int) -> int:
     """How many dimensions of a head are turned."""
-    n_rot = int(head_dim * rope.number("partial_rotary_factor", 1.0))
+    is_part = rope.get("rope_type") != "proportional"  # which has a factor for each pair
+    n_rot = int(head_dim * rope.number("partial_rotary_factor", 1.0)) if is_part else head_dim
     if not 2 <= n_rot <= head_dim or n_rot % 2:
         raise UnsupportedError(
             f"{rope.file}: partial_rotary_factor turns {n_rot} of {head_dim} dimensions; expected an even number"
@@ -330,8 +335,8 @@ def rope_hyperparameters(rope: Settings) -> dict[str, Any]:
     if kind in ("linear", "dynamic", "yarn"):
         result |= {"rope.scaling.type": kind, "rope.scaling.factor": rope.number("factor")}
     if kind in ("dynamic", "yarn", "longrope"):
-        original = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
-        result["rope.scaling.original_context_length"] = rope.count(original)
+        length = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
+        result["rope.scaling.original_context_length"] = rope.count(length)
     if kind == "yarn":
         result |= _yarn_hyperparameters(rope)
     if kind == "longrope":
@@ -364,6 +369,11 @@ def _yarn_hyperparameters(rope: Settings) -> dict[str, Any]:
 def rope_tensors(rope: Settings, n_rot: int) -> dict[str, NDArray[np.float32]]:
     """The tensors, float32 [n_rot / 2], by which the pairs' frequencies are divided, by their names in GGUF."""
     if (factors := llama3_factors(rope, n_rot)) is not None:
+        return {"rope_freqs": factors}
+    if rope.get("rope_type") == "proportional":
+        n_turned = int(rope.number("partial_rotary_factor", 1.0) * n_rot // 2)
+        factors = np.full(n_rot // 2, STANDS_STILL, np.float32)
+        factors[:n_turned] = rope.number("factor", 1.0)
         return {"rope_freqs": factors}
     if rope.get("rope_type") != "longrope":
         return {}

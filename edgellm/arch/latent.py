@@ -15,18 +15,9 @@ from edgellm.arch.config import Keys, ModelConfig
 from edgellm.arch.parts import project
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
-from edgellm.graph.nodes import (
-    AttentionSpec,
-    Rotation,
-    Value,
-    attention,
-    expert_linear,
-    join_heads,
-    keys_values,
-    rms_norm,
-    rope,
-    slice_heads,
-)
+from edgellm.graph.nodes import AttentionSpec, Rotation, Value, attention, keys_values, rms_norm, rope
+from edgellm.graph.nodes.experts import expert_linear
+from edgellm.graph.nodes.heads import join_heads, slice_heads
 
 EPSILON = 1e-6
 

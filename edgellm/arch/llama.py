@@ -20,15 +20,17 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     decoder_settings,
 )
-from edgellm.arch.mixture import mixture_of
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.weights import Weights
-from edgellm.graph.nodes import Graph, Routing, Value
+from edgellm.graph.nodes import Graph, Value
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
-    mixture = mixture_of(metadata, Routing(n_used=2)) if has_experts(metadata) else None
-    return decoder_config(metadata, mixture=mixture)
+    if has_experts(metadata):
+        from edgellm.arch import mixtral  # which few files need
+
+        return mixtral.configure(metadata)
+    return decoder_config(metadata)
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import ModelConfig
+from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.huggingface import (
     DECODER,
     DEFAULTS,
@@ -15,7 +16,13 @@ from edgellm.arch.huggingface import (
     decoder_settings,
     window_hyperparameters,
 )
-from edgellm.arch.mixture import mixture_hyperparameters, mixture_settings
+from edgellm.arch.mixture import mixture_hyperparameters, mixture_of, mixture_settings
+from edgellm.graph.nodes.experts import Routing
+
+
+def configure(metadata: Mapping[str, Any]) -> ModelConfig:
+    return decoder_config(metadata, mixture=mixture_of(metadata, Routing(n_used=2)))
+
 
 _MOE = "model.layers.{}.block_sparse_moe."
 

@@ -11,22 +11,11 @@ from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig
 from edgellm.arch.huggingface import Experts, Settings
-from edgellm.arch.parts import feed_forward as dense_feed_forward
 from edgellm.arch.parts import project
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError
-from edgellm.graph.nodes import (
-    Routing,
-    Value,
-    add,
-    add_expert_bias,
-    expert_linear,
-    gate,
-    glu,
-    linear,
-    route,
-    sum_experts,
-)
+from edgellm.graph.nodes import Value, add, glu, linear
+from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
 
 MOST_EXPERTS = 4096
 # What `expert_gating_func` says, as llama.cpp counts them.
@@ -89,11 +78,6 @@ def mixture_of(metadata: Mapping[str, Any], usual: Routing) -> Mixture:
 
 
 # --- the forward pass ---------------------------------------------------------------------------------------
-
-
-def feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
-    """The experts of a layer that has a router; otherwise a feed-forward as the family has it."""
-    return mixture(w, c, x) if c.mixture is not None and w.has("ffn_gate_inp") else dense_feed_forward(w, c, x)
 
 
 def mixture(w: Weights, c: ModelConfig, x: Value) -> Value:

@@ -40,6 +40,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         attention.expect(name, *expected)
     s.expect("expansion_ratio", 4)
     s.values["intermediate_size"] = 4 * s.count("hidden_size")
+    s.values["num_key_value_heads"] = s.count("num_attention_heads")
     shape = decoder_hyperparameters(s, norm="layer") | {
         "attention.max_alibi_bias": attention.number("alibi_bias_max", 8.0)
     }

@@ -148,7 +148,11 @@ def self_attention(w: Weights, c: ModelConfig, x: Value, rotation: Rotation | No
 
 
 def feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
-    """The family's kind of it: with a gate or without, see `Style`."""
+    """The family's kind of it: with a gate or without, see `Style`; experts in a layer that has a router."""
+    if c.mixture is not None and w.has("ffn_gate_inp"):
+        from edgellm.arch.mixture import mixture  # which models with experts alone need
+
+        return mixture(w, c, x)
     activation = c.style.activation
     if c.style.feed_forward == "plain":
         assert activation != "clamped_swiglu"  # which is one with a gate

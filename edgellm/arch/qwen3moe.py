@@ -20,7 +20,8 @@ from edgellm.arch.mixture import (
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
-from edgellm.graph.nodes import Graph, Routing, Value
+from edgellm.graph.nodes import Graph, Value
+from edgellm.graph.nodes.experts import Routing
 
 STYLE = Style(head_norms="heads")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
+from edgellm.arch.registry import some_of
 from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
@@ -46,6 +48,7 @@ def read_huggingface(folder: Path) -> Source:
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
             notes += _tie(settings, tensors, family)
+            _leave_out_rows(tensors, family)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
@@ -73,7 +76,9 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
     known = [name for entry in ARCHITECTURES.values() for family in entry.hugging_face for name in family.classes]
-    raise UnsupportedError(f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {', '.join(known)}")
+    raise UnsupportedError(
+        f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {some_of(classes[0], known)}"
+    )
 
 
 def _language_tensors(
@@ -126,6 +131,21 @@ def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) ->
     return []
 
 
+def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:
+    """Embeddings of tokens that have none of layers: Gemma 3n's marks of images and sounds, which no text holds."""
+    of_layers = tensors.get(f"{family.tensors.get('per_layer_token_embd')}.weight")
+    for name in (f"{family.tensors['token_embd']}.weight", f"{family.tensors.get('output')}.weight"):
+        tensor = tensors.get(name)
+        if (
+            of_layers is not None
+            and tensor is not None
+            and len(tensor.shape) == 2
+            and len(of_layers.raw) < len(tensor.raw)
+        ):
+            n_rows = len(of_layers.raw)
+            tensors[name] = Tensor(name, (n_rows, tensor.shape[1]), tensor.format, tensor.raw[:n_rows])
+
+
 def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
     """A note on added tokens that the model was never given, such as a padding token of its training."""
     if not tokens:
@@ -159,7 +179,7 @@ def _parts(
     theirs: dict[str, str] = {}
     vectors = {ours.format(layer) for ours in family.vectors for layer in range(config.n_layers)}
     for ours, name in family.names(config.n_layers):
-        tensor = _taken(family, config, ours, name, tensors)
+        tensor = _taken(family, ours, name, tensors)
         if tensor is not None:
             theirs[ours] = name
             if ours in vectors:
@@ -189,14 +209,14 @@ def _as_vector(tensor: Tensor) -> Tensor:
     return Tensor(tensor.name, tensor.shape[-1:], tensor.format, tensor.raw.reshape(-1))
 
 
-def _taken(family: HuggingFace, c: ModelConfig, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
+def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
     """What GGUF's tensor `ours` is made of, taken out of the checkpoint's; None where there is nothing."""
     if (part := ours.split(".")[-2]) in family.stacked:
-        n_heads = c.n_kv_heads if part.startswith("attn_k") else c.n_heads
-        heads = [name.replace("*", str(head)) for head in range(n_heads)]
-        if not all(head in tensors for head in heads):
-            return None
-        return Tensor.of(name, np.stack([tensors.pop(head).dequantize() for head in heads]))
+        names = (name.replace("*", str(index)) for index in itertools.count())
+        found = [tensors.pop(each).dequantize() for each in itertools.takewhile(lambda each: each in tensors, names)]
+        if len({x.shape for x in found}) > 1:
+            raise FormatError(f"tensors {name!r} have different shapes")
+        return Tensor.of(name, np.stack(found)) if found else None
     tensor = tensors.pop(name, None)
     if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
         return Transposed(tensor)
@@ -214,7 +234,8 @@ def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, 
         if not in_layers and part not in family.tensors:
             continue
         for name in [f"blk.{n}.{part}.bias" for n in range(config.n_layers)] if in_layers else [f"{part}.bias"]:
-            if wanted and name not in theirs:
+            has_weight = f"{name.removesuffix('bias')}weight" in theirs
+            if wanted and has_weight and name not in theirs:
                 says = "this family has them" if key is None else f"config.json says that it has them ({key})"
                 raise FormatError(f"the checkpoint has no tensor {name!r}, and {says}")
             if name in theirs and not wanted:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.engine.runner import HEAD_TOKENS, Runner, Span, Variant
 from edgellm.engine.scheduler import Scheduler
-from edgellm.engine.square_sums import SquareSums
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Value
 from edgellm.graph.program import RowMemory
+
+if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
 
 
 def look_inside(

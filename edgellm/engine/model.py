@@ -29,12 +29,12 @@ from edgellm.engine.prompt import (
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
-from edgellm.engine.square_sums import SquareSums
 from edgellm.errors import FileProblem, MemoryLimitError, UsageError
 from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
     from edgellm.formats.adapters import Adapter
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"

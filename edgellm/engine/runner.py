@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
-from edgellm.engine.square_sums import SquareSums
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -34,6 +33,9 @@ from edgellm.kernels.store import KernelStore
 from edgellm.machine import available_memory, default_threads, total_memory
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
+
+if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
 MOST_OF_MEMORY = 0.9  # for one context: more would leave nothing for the weights
@@ -220,6 +222,8 @@ class Runner:
         and nothing with other adapters.
         """
         variant = self.variant({adapters})
+        from edgellm.engine.square_sums import SquareSums  # which importance matrices alone need
+
         sums = SquareSums((variant.graphs.body, variant.graphs.head))
         programs = self.lowered_programs(square_sums=sums.by_value, variant=variant, expert_sums=sums.by_experts)
         with self.replaced(variant, programs):

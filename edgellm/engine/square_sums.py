@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.graph.nodes import ExpertLinear, Graph, Linear, Value
+from edgellm.graph.nodes import Graph, Linear, Node, Value
+from edgellm.graph.nodes.experts import ExpertLinear
 from edgellm.graph.ops import Rows
 
 
@@ -23,7 +24,7 @@ class SquareSums(dict[str, NDArray[np.float64]]):
         super().__init__()
         self.counts: dict[str, NDArray[np.float64]] = {}
         self.by_value: dict[Value, NDArray[np.float64]] = {}
-        self.by_experts: dict[ExpertLinear, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self.by_experts: dict[Node, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         firsts: dict[tuple[Value, Value | None], ExpertLinear] = {}
         for graph in graphs:
             for node in graph.nodes:

@@ -82,10 +82,11 @@ def test_the_same_after_fork_and_trim(family: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FEW)
 def test_rounded_activations_stay_near(family: str, folder: Path) -> None:
+    """For most tokens: where two experts are nearly as good, rounding may choose the other."""
     path = file_of(folder, family, "Q8_0")
     exact = logits_of(path, activations="f32")
-    difference = np.abs(logits_of(path) - exact)
-    assert 0 < difference.mean() < 0.05 * exact.std()
+    differences = np.abs(logits_of(path) - exact).mean(-1)
+    assert 0 < np.median(differences) < 0.05 * exact.std()
 
 
 def test_experts_chosen_can_be_seen(folder: Path) -> None:

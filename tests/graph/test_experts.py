@@ -8,18 +8,9 @@ import pytest
 from edgellm.errors import UsageError
 from edgellm.graph import Graph, Piece, Value
 from edgellm.graph.cost import weight_bytes
-from edgellm.graph.nodes import (
-    Routing,
-    add_expert_bias,
-    expert_linear,
-    gate,
-    glu,
-    join_heads,
-    linear,
-    route,
-    slice_heads,
-    sum_experts,
-)
+from edgellm.graph.nodes import glu, linear
+from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
+from edgellm.graph.nodes.heads import join_heads, slice_heads
 
 from .conftest import lowered, program_of, rows_for, tensor
 from .twin import Text, evaluate

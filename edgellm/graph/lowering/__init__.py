@@ -7,6 +7,7 @@ chunk is, where heads are padded.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, experts, heads, linear, low_rank, rows, scaled
+from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled, streams
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
@@ -34,8 +35,7 @@ from edgellm.graph.lowering.base import (
     rotation_table,
     tasks_table,
 )
-from edgellm.graph.lowering.experts import add_expert_squares
-from edgellm.graph.nodes import ExpertLinear, Graph, Node, Rotation, Value
+from edgellm.graph.nodes import Graph, Node, Rotation, Value
 from edgellm.graph.ops import Op, Rows
 from edgellm.kernels.registry import Kernel
 
@@ -58,9 +58,9 @@ __all__ = [
     "tasks_table",
 ]
 
-ExpertSums = Mapping[ExpertLinear, tuple[np.ndarray, np.ndarray]]
+ExpertSums = Mapping[Node, tuple[np.ndarray, np.ndarray]]
 
-_RULE_FILES = (attention, experts, heads, linear, low_rank, rows, scaled)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows, scaled, streams)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -136,7 +136,9 @@ def lower(
         value = graph.made_by(node)
         if value in square_sums:
             low.add_squares(value, square_sums[value])
-        if isinstance(node, ExpertLinear) and node in expert_sums:
+        if node in expert_sums:
+            from edgellm.graph.lowering.experts import add_expert_squares
+
             add_expert_squares(low, node, *expert_sums[node])
     return Lowered(
         target,
@@ -152,7 +154,8 @@ def lower(
 
 
 def rule_of(node: Node) -> Rule[Any]:
-    """What lowers a node. Rules of backward passes are imported by the first of them, so a start need not wait."""
-    if type(node) not in RULES:
-        from edgellm.graph.lowering import gradients  # noqa: F401
+    """What lowers a node. Rules that few models need, and those of backward passes, are imported when they are."""
+    for name in ("experts", "heads", "gradients"):
+        if type(node) not in RULES:
+            importlib.import_module(f"edgellm.graph.lowering.{name}")
     return RULES[type(node)]

@@ -8,7 +8,8 @@ import numpy as np
 
 from edgellm.graph.lowering.base import SQUARES_PER_CHUNK, Lowering, rule
 from edgellm.graph.lowering.linear import ROWS_TOGETHER, prefetching
-from edgellm.graph.nodes import AddExpertBias, ExpertLinear, Gate, Route, SumExperts, Value
+from edgellm.graph.nodes import Node, Value
+from edgellm.graph.nodes.experts import AddExpertBias, ExpertLinear, Gate, Route, SumExperts
 from edgellm.graph.ops import Chunks, Fixed, Rows
 from edgellm.kernels import expert_records as records
 from edgellm.kernels.records import TILE_ROWS
@@ -188,11 +189,12 @@ def lower_gate(low: Lowering, node: Gate) -> None:
     )
 
 
-def add_expert_squares(low: Lowering, node: ExpertLinear, sums: np.ndarray, counts: np.ndarray) -> None:
+def add_expert_squares(low: Lowering, node: Node, sums: np.ndarray, counts: np.ndarray) -> None:
     """In every run, add up the squares of what each expert is given, and how many tokens it has.
 
     sums: float64 [n_experts, n_in]; counts: float64 [n_experts].
     """
+    assert isinstance(node, ExpertLinear)
     n_experts, n_cols = sums.shape
     x, chosen = low.rows(node.x), None if node.chosen is None else low.rows(node.chosen)
     low.add(

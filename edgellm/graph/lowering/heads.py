@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
-from edgellm.graph.nodes import JoinHeads, SliceHeads
+from edgellm.graph.nodes.heads import JoinHeads, SliceHeads
 from edgellm.graph.ops import Rows
 from edgellm.kernels import records
 

@@ -18,26 +18,22 @@ from edgellm.graph.nodes.elementwise import (
     glu,
 )
 from edgellm.graph.nodes.embed import Embed, EmbedPosition, embed, embed_position
-from edgellm.graph.nodes.experts import (
-    AddExpertBias,
-    ExpertLinear,
-    Gate,
-    Route,
-    Routing,
-    SumExperts,
-    add_expert_bias,
-    expert_linear,
-    gate,
-    route,
-    sum_experts,
-)
-from edgellm.graph.nodes.heads import JoinHeads, SliceHeads, join_heads, slice_heads
 from edgellm.graph.nodes.linear import Linear, linear
 from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
-from edgellm.graph.nodes.scaled import Columns, Scale, SoftCap, columns, scale, soft_cap, split_columns
+from edgellm.graph.nodes.scaled import (
+    AmongZeros,
+    Columns,
+    Scale,
+    SoftCap,
+    among_zeros,
+    columns,
+    scale,
+    soft_cap,
+    split_columns,
+)
 
 __all__ = [
     "GLU",
@@ -45,7 +41,7 @@ __all__ = [
     "Activation",
     "Add",
     "AddBias",
-    "AddExpertBias",
+    "AmongZeros",
     "Attention",
     "AttentionSpec",
     "Chance",
@@ -54,10 +50,7 @@ __all__ = [
     "Dropout",
     "Embed",
     "EmbedPosition",
-    "ExpertLinear",
-    "Gate",
     "Graph",
-    "JoinHeads",
     "KeysValues",
     "LayerNorm",
     "Linear",
@@ -70,29 +63,22 @@ __all__ = [
     "ReplaceRows",
     "Rope",
     "Rotation",
-    "Route",
-    "Routing",
     "Scale",
     "SelectRows",
-    "SliceHeads",
     "SoftCap",
-    "SumExperts",
     "Value",
     "Widen",
     "activate",
     "add",
     "add_bias",
-    "add_expert_bias",
+    "among_zeros",
     "attention",
     "choose",
     "columns",
     "dropout",
     "embed",
     "embed_position",
-    "expert_linear",
-    "gate",
     "glu",
-    "join_heads",
     "keys_values",
     "layer_norm",
     "linear",
@@ -102,12 +88,9 @@ __all__ = [
     "replace_rows",
     "rms_norm",
     "rope",
-    "route",
     "scale",
     "select_rows",
-    "slice_heads",
     "soft_cap",
     "split_columns",
-    "sum_experts",
     "widen",
 ]
