@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, decoder_config
 from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import DEFAULTS, HuggingFace, Settings, decoder_hyperparameters, rope_settings
-from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of
+from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of, n_foreseeing
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
@@ -22,10 +22,12 @@ _LAYER = "model.layers.{}."
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     usual = Routing(n_used=8, scoring="sigmoid", normalize=False, n_ranked=2)
-    return decoder_config(metadata, STYLE, mixture=mixture_of(metadata, usual))
+    n_layers = Keys(metadata).count("block_count") - n_foreseeing(metadata)
+    return decoder_config(metadata, STYLE, n_layers=n_layers, mixture=mixture_of(metadata, usual))
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
+    w.pass_over_layers(range(c.n_layers, len(c.rotates)))
     return decoder(g, w, c, rotation_of(w, c, interleaved=False))
 
 

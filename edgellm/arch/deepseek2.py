@@ -22,13 +22,13 @@ from edgellm.arch.huggingface import (
     rope_settings,
 )
 from edgellm.arch.latent import latent_attention, latent_of
-from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of
+from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of, n_foreseeing
 from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize
 from edgellm.arch.rope import frequencies, read_scaling
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.graph.nodes import Graph, Rotation, Value, add
-from edgellm.graph.nodes.experts import Routing
+from edgellm.graph.nodes.experts import Routing, Scoring
 
 SOFTMAX, SIGMOID = 1, 2  # as GGUF counts them
 
@@ -39,16 +39,23 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     scaling = read_scaling(keys)
     scaling = replace(scaling, log_multiplier=10 * scaling.log_multiplier)
     # Version 2 compares single experts of groups, version 3 the two best of each together.
-    is_sigmoid = keys.count("expert_gating_func", SOFTMAX, least=0) == SIGMOID
-    usual = Routing(n_used=6, normalize=False, n_ranked=2 if is_sigmoid else 1)
+    is_sigmoid = keys.count("expert_gating_func", SIGMOID if _is_glm(keys) else SOFTMAX, least=0) == SIGMOID
+    scoring: Scoring = "sigmoid" if is_sigmoid else "softmax"
+    usual = Routing(n_used=6, scoring=scoring, normalize=False, n_ranked=2 if is_sigmoid else 1)
     size = _mscale(scaling.factor, scaling.log_multiplier) if scaling.kind == "yarn" else 1.0
     return decoder_config(
         metadata,
+        n_layers=keys.count("block_count") - n_foreseeing(metadata),
         latent=latent,
         scaling=scaling,
         attention_scale=size * size / math.sqrt(latent.n_plain + latent.n_turned),
         mixture=mixture_of(metadata, usual),
     )
+
+
+def _is_glm(keys: Keys) -> bool:
+    """Of GLM 4.7 Flash there are files that do not say how it scores; llama.cpp knows it by its shape."""
+    return keys.count("block_count") in (47, 48) and keys.metadata.get(f"{keys.architecture}.vocab_size") == 154880
 
 
 def _mscale(factor: float, multiplier: float) -> float:
@@ -59,6 +66,7 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     # With a multiplier, the scale of attention has all of YaRN's magnitude.
     magnitude = 1.0 if c.scaling.log_multiplier else c.scaling.yarn_magnitude
     rotation = Rotation(frequencies(c.rope_base, c.n_rot, c.scaling, c.n_ctx), interleaved=True, magnitude=magnitude)
+    w.pass_over_layers(range(c.n_layers, len(c.rotates)))
     x = embeddings(g, w, c)
     for layer in range(c.n_layers):
         block = w.block(layer)

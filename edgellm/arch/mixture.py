@@ -77,6 +77,12 @@ def mixture_of(metadata: Mapping[str, Any], usual: Routing) -> Mixture:
     )
 
 
+def n_foreseeing(metadata: Mapping[str, Any]) -> int:
+    """How many of a file's last layers foresee further tokens (multi-token prediction), which are not run."""
+    keys = Keys(metadata)
+    return keys.count("nextn_predict_layers", 0, least=0, most=keys.count("block_count") - 1)
+
+
 # --- the forward pass ---------------------------------------------------------------------------------------
 
 

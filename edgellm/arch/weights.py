@@ -68,6 +68,11 @@ class Weights:
         self.used.add(full)
         return tensor
 
+    def pass_over_layers(self, layers: range) -> None:
+        """Take all tensors of layers that are not run, whatever they are."""
+        prefixes = tuple(f"{self._prefix}blk.{layer}." for layer in layers)
+        self.used |= {name for name in self._tensors if name.startswith(prefixes)} if prefixes else set()
+
     def refuse_the_rest(self, architecture: str) -> None:
         """UnsupportedError for a tensor that was not taken: without its bias or expert, a model says something else."""
         left = [name for name in self._tensors if name not in self.used]

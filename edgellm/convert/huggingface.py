@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
+from edgellm.arch.config import MOST_LAYERS
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
 from edgellm.arch.registry import some_of
 from edgellm.convert.experts import take_experts
@@ -48,6 +49,7 @@ def read_huggingface(folder: Path) -> Source:
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
             notes += _tie(settings, tensors, family)
+            notes += _without_foresight(settings, shape["block_count"], tensors)
             _leave_out_rows(tensors, family)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
@@ -103,6 +105,17 @@ def _language_tensors(
         found[plain], origin[plain] = tensor, name
     notes = [f"left out {n_other} tensors of its image and audio parts: edgellm runs the text part"] if n_other else []
     return found, notes
+
+
+def _without_foresight(settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> list[str]:
+    """Take away the layers that foresee further tokens (multi-token prediction), and say so."""
+    n_more = settings.count("num_nextn_predict_layers", 0, least=0)
+    prefixes = tuple(f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    left_out = [name for name in tensors if prefixes and name.startswith(prefixes)]
+    for name in left_out:
+        del tensors[name]
+    what = f"left out {len(left_out)} tensors of the layers that foresee further tokens: edgellm does not run them"
+    return [what] if left_out else []
 
 
 def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) -> list[str]:

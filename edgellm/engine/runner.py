@@ -258,7 +258,7 @@ class Runner:
                 return [value for value in values if value.graph is graph]
 
             own_sums = {value: sums[value] for value in of_graph(sums)}
-            own_experts = {node: found for node, found in expert_sums.items() if node.x.graph is graph}
+            own_experts = {node: found for node, found in expert_sums.items() if node.inputs[0].graph is graph}
             return lower(graph, self.target, of_graph(taps), of_graph(given), own_sums, own_experts)
 
         body, head = lowered(graphs.body), lowered(graphs.head)

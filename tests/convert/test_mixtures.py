@@ -20,9 +20,10 @@ from edgellm.convert.measured import quantize_to_budget
 from edgellm.convert.parts import Part
 from edgellm.convert.quantize import quantize_file
 from edgellm.errors import EdgellmError, FormatError, UnsupportedError
-from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from edgellm.formats.imatrix import read_imatrix, write_imatrix
 from edgellm.formats.tensor import Tensor
+from edgellm.quants import FORMATS
 
 from . import checkpoints
 from .mixtures import EXPORTED, MIXTURES, WINDOW
@@ -177,6 +178,27 @@ def test_settings_that_cannot_be(family: str, changes: dict[str, Any], tmp_path:
         convert(tmp_path / "model", tmp_path / "out.gguf")
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_layers_that_foresee_further_tokens_are_left_out_and_said(tmp_path: Path) -> None:
+    """As DeepSeek 3's checkpoints have one behind the others. Files that hold one have it passed over."""
+    checkpoints.save("deepseek v3", tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "plain.gguf")
+    names = ("eh_proj", "mlp.experts.0.up_proj")
+    more = {f"model.layers.3.{name}.weight": torch.ones(4, 4) for name in names}
+    rewritten(tmp_path / "model", lambda tensors: tensors | more)
+    checkpoints.edit_json(tmp_path / "model" / "config.json", num_nextn_predict_layers=1)
+    (note,) = convert(tmp_path / "model", tmp_path / "out.gguf")
+    assert "left out 2 tensors of the layers that foresee further tokens" in note
+    same_file(tmp_path / "plain.gguf", tmp_path / "out.gguf")
+
+    with GGUFFile.open(tmp_path / "plain.gguf") as file:
+        entries: list[Any] = [(t.name, t.shape, t.format, t.raw) for t in file.tensors.values()]
+        entries.append(("blk.3.nextn.eh_proj.weight", (4, 4), FORMATS["F32"], np.ones((4, 4), np.float32)))
+        metadata = dict(file.metadata) | {"deepseek2.block_count": 4, "deepseek2.nextn_predict_layers": 1}
+        GGUFWriter(tmp_path / "more.gguf", metadata, entries).write()
+    with edgellm.load(tmp_path / "plain.gguf", n_threads=1) as plain, edgellm.load(tmp_path / "more.gguf") as more_:
+        np.testing.assert_array_equal(more_.logits(IDS[:20]), plain.logits(IDS[:20]))
 
 
 # --- importance ---------------------------------------------------------------------------------------------
