@@ -86,7 +86,7 @@ class Random:
         if kind == 12:
             return scale(x, -0.7)
         if kind == 13:
-            return columns(x, x.width // 4, x.width // 2)
+            return columns(x, x.width // 4, 32) if x.width > 32 else x
         if kind == 6:
             h = narrow(x, tensor("a", 3, x.width, seed=step))
             product = linear(x, self.weight(64, x.width, step=step))

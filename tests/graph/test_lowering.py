@@ -313,21 +313,22 @@ class Random:
 
     def record_more(self, x: Value, y: Value, step: int) -> Value:
         """What dense decoders beside Llama have."""
-        kind, each = self.rng.integers(9), x.width // 4
+        kind, each = self.rng.integers(9), min(x.width, y.width) // 4
         if kind == 0:
             return layer_norm(x, tensor("n", x.width, seed=step), tensor("b", x.width), 1e-5)
         if kind == 1:
-            return layer_norm(x, tensor("n", 4, each, seed=step), None, 1e-5, n_heads=4)
+            return layer_norm(x, tensor("n", 4, x.width // 4, seed=step), None, 1e-5, n_heads=4)
         if kind == 2:
             return scale(x, -0.7)
         if kind == 3:
             return soft_cap(x, 2.0)
         if kind == 4:
-            return add(columns(x, each, 2 * each), embed_position(self.graph, tensor("p", N_TOKENS, 2 * each)))
+            return add(columns(x, x.width - 32, 32), embed_position(self.graph, tensor("p", N_TOKENS, 32)))
         if kind == 5:
-            return among_zeros(x, 5, x.width + 9)
+            return among_zeros(x, 5, x.width + 32)
         if kind == 6:
-            return add_mixed(x, columns(y, 0, 2 * each), soft_cap(columns(x, 0, 8), 1.0), each, plus=0.5)
+            by = soft_cap(columns(x, 0, 2 * (x.width // each)), 1.0)
+            return add_mixed(x, columns(y, 0, 2 * each), by, each, plus=0.5)
         if kind == 7:
             return add_to_columns(x, columns(y, 1, each), each)
         return keep_large(match_size(x, y if y.width == x.width else x, 1e-3), -0.5)
