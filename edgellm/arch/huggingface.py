@@ -66,6 +66,34 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Where a checkpoint has the matrices of a layer's experts, which GGUF stacks: [n_experts, n_out, n_in].
+
+    split:      the name of each by itself, with places for the layer and the expert; None where no checkpoint has it.
+    stacked:    the name of all in one tensor.
+    part:       of its rows, taken of every expert, the part-th of n_parts.
+    is_across:  it is [n_experts, n_in, n_out] instead, and the parts alternate.
+    """
+
+    split: str | None
+    stacked: str
+    part: int = 0
+    n_parts: int = 1
+    is_across: bool = False
+
+
+@dataclass(frozen=True)
+class KeysOrValues:
+    """The matrix of a checkpoint that makes keys and values of what latent attention keeps, head by head.
+
+    GGUF has both by themselves: of values [n_heads, value_dim, kv_rank], of keys across [n_heads, kv_rank, n_plain].
+    """
+
+    name: str
+    values: bool
+
+
+@dataclass(frozen=True)
 class HuggingFace:
     """One kind of checkpoint.
 
@@ -89,6 +117,8 @@ class HuggingFace:
     null_stays:       keys whose null is a value of its own, see `Settings`.
     rope:             config.json -> the rotary embedding of layers that see everything, see `rope_settings`.
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
+    experts:          GGUF's names of stacked matrices, and where a checkpoint has them.
+    vectors:          tensors of one dimension whose names end otherwise than in .weight or .bias: whole names.
     """
 
     classes: tuple[str, ...]
@@ -109,6 +139,8 @@ class HuggingFace:
     null_stays: tuple[str, ...] = ("num_key_value_heads",)
     rope: Callable[[Settings], Settings] = lambda s: rope_settings(s)
     fits: Callable[[ModelConfig], bool] = lambda c: True
+    experts: Mapping[str, Experts | KeysOrValues] = field(default_factory=dict)
+    vectors: Mapping[str, str] = field(default_factory=dict)
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what transformers takes for what it leaves out."""
@@ -157,6 +189,8 @@ class HuggingFace:
                     yield f"{ours.format(layer)}.weight", f"{name.format(layer)}{ending}"
                     if ours.removeprefix("blk.{}.") in self.biases:
                         yield f"{ours.format(layer)}.bias", f"{name.format(layer)}.bias"
+            for ours, name in self.vectors.items():
+                yield ours.format(layer), name.format(layer)
 
     def naming(self, c: ModelConfig) -> Naming:
         """What an adapter's files need to know of all that."""

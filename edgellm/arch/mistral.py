@@ -42,5 +42,5 @@ HUGGING_FACE = HuggingFace(
         "sliding_window": 4096,
     },
     null_stays=("num_key_value_heads", "sliding_window"),
-    fits=lambda c: all(c.windows),
+    fits=lambda c: all(c.windows) and c.mixture is None,
 )

@@ -68,7 +68,7 @@ class Architecture:
 
 # The file of each family, and files or names in them (FILE:NAME) of further kinds of its checkpoints.
 _FILES: dict[str, tuple[str, ...]] = {
-    "llama": ("llama", "mistral"),
+    "llama": ("llama", "mistral", "mixtral"),
     "mistral3": ("mistral3",),
     "qwen2": ("qwen2",),
     "qwen3": ("qwen3",),
@@ -95,6 +95,14 @@ _FILES: dict[str, tuple[str, ...]] = {
     "falcon": ("falcon",),
     "bloom": ("bloom",),
     "mpt": ("mpt",),
+    "qwen2moe": ("qwen2moe",),
+    "qwen3moe": ("qwen3moe",),
+    "olmoe": ("olmoe",),
+    "granitemoe": ("granitemoe",),
+    "ernie4_5-moe": ("ernie4_5_moe",),
+    "gpt-oss": ("gpt_oss",),
+    "deepseek2": ("deepseek2", "deepseek2:VERSION_3", "deepseek2:GLM_LITE"),
+    "bailingmoe2": ("bailingmoe2",),
 }
 
 

@@ -21,6 +21,8 @@ class Style:
     head_norms:    norms of queries and keys: of every "heads", or of "rows" as a whole, before they are turned; or of
                    heads "turned" already.
     inner_norms:   also before the last linear of attention and of feed-forward (BitNet).
+    sinks:         every head has a score that takes its share of the softmax and gives nothing.
+    feed_forward_norm:  what the norm before the feed-forward is called.
     learnt_positions:  each position has an embedding of its own. embedding_norm: embeddings are normalized.
     """
 
@@ -30,6 +32,8 @@ class Style:
     activation: Activation = "silu"
     head_norms: Literal["heads", "rows", "turned"] | None = None
     inner_norms: bool = False
+    sinks: bool = False
+    feed_forward_norm: str = "ffn_norm"
     learnt_positions: bool = False
     embedding_norm: bool = False
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
+from edgellm.arch.config import MOST_LAYERS
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
 from edgellm.arch.registry import some_of
+from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
@@ -47,6 +49,7 @@ def read_huggingface(folder: Path) -> Source:
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
             notes += _tie(settings, tensors, family)
+            notes += _without_foresight(settings, shape["block_count"], tensors)
             _leave_out_rows(tensors, family)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
@@ -102,6 +105,17 @@ def _language_tensors(
         found[plain], origin[plain] = tensor, name
     notes = [f"left out {n_other} tensors of its image and audio parts: edgellm runs the text part"] if n_other else []
     return found, notes
+
+
+def _without_foresight(settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> list[str]:
+    """Take away the layers that foresee further tokens (multi-token prediction), and say so."""
+    n_more = settings.count("num_nextn_predict_layers", 0, least=0)
+    prefixes = tuple(f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    left_out = [name for name in tensors if prefixes and name.startswith(prefixes)]
+    for name in left_out:
+        del tensors[name]
+    what = f"left out {len(left_out)} tensors of the layers that foresee further tokens: edgellm does not run them"
+    return [what] if left_out else []
 
 
 def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) -> list[str]:
@@ -176,11 +190,17 @@ def _parts(
     config = entry.configure(metadata)
     parts: list[Part] = []
     theirs: dict[str, str] = {}
+    vectors = {ours.format(layer) for ours in family.vectors for layer in range(config.n_layers)}
     for ours, name in family.names(config.n_layers):
         tensor = _taken(family, ours, name, tensors)
         if tensor is not None:
             theirs[ours] = name
+            if ours in vectors:
+                tensor = _as_vector(tensor)
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
+    stacks, their_names = take_experts(family, config, tensors)
+    parts += stacks
+    theirs |= their_names
     try:
         if tensors:
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
@@ -193,6 +213,13 @@ def _parts(
         message = _in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None
     return parts
+
+
+def _as_vector(tensor: Tensor) -> Tensor:
+    """A tensor of one row as one of one dimension."""
+    if len(tensor.shape) < 2 or any(size != 1 for size in tensor.shape[:-1]):
+        return tensor
+    return Tensor(tensor.name, tensor.shape[-1:], tensor.format, tensor.raw.reshape(-1))
 
 
 def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:

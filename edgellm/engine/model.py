@@ -34,6 +34,7 @@ from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
     from edgellm.formats.adapters import Adapter
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
@@ -189,11 +190,12 @@ class Model(Answering):
         """
         return bound_weights(self._scheduler, memory)
 
-    def square_sums(self) -> AbstractContextManager[dict[str, NDArray[np.float64]]]:
+    def square_sums(self) -> AbstractContextManager[SquareSums]:
         """A context in which every run adds up the squares of what each linear is given, for importance matrices.
 
-        Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
-        logits are asked for count. Nobody else may use the model meanwhile.
+        Gives float64 [n_in] by the name of the linear's weight; of stacked experts, [n_experts, n_in], and in its
+        `counts` how many tokens each had. Of the linear that makes logits, only the tokens whose logits are asked for
+        count. Nobody else may use the model meanwhile.
         """
         return square_sums(self._scheduler, self._adapters.usual)
 

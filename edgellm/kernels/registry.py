@@ -59,6 +59,8 @@ _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared"
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared")}
 _WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
 _PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
+_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
+_SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
@@ -81,11 +83,22 @@ _FAMILIES: dict[str, _Family] = {
     "choose": _Family("elementwise"),
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
+    "copy_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),
     "linear_bf16": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "linear_bf16_transposed": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "outer_sum": _Family("outer_sum"),
-    "glu": _Family("glu", options=_ACTIVATION),
+    "glu": _Family("glu", options=_GATED),
+    "route": _Family("route", options=_SCORING),
+    "sort_experts": _Family("expert_rows"),
+    "experts_decode": _Family("experts", _BLOCKS),
+    "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_f32": _Family("experts", _ALL),
+    "experts_f32_decode": _Family("experts", _FLOATS),
+    "add_expert_bias": _Family("expert_rows"),
+    "sum_experts": _Family("expert_rows"),
+    "gate": _Family("expert_rows"),
+    "sum_expert_squares": _Family("expert_rows"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),

@@ -15,6 +15,7 @@ from edgellm.quants import FORMATS
 from . import (
     test_attention,
     test_attention_backward,
+    test_experts,
     test_fit,
     test_kv_types,
     test_linear,
@@ -123,6 +124,15 @@ def test_attention_over_a_q8_0_cache(neon: Compiled) -> None:
     text = test_kv_types.Text(290, 80, 1, 3)
     got, want = text.attend(neon, 250, 290), text.twin(250, 290)
     np.testing.assert_allclose(got, want, atol=test_attention.ATTENTION)
+
+
+def test_mixtures_of_experts(neon: Compiled) -> None:
+    for how in test_experts.ROUTINGS:
+        test_experts.test_routes_as_its_twin(lambda isa: neon, NEON, how, True)
+    test_experts.test_rounded_inputs(lambda isa: neon, NEON, FORMATS["Q4_K"], True)
+    test_experts.test_inputs_that_nobody_rounds(lambda isa: neon, NEON, FORMATS["F16"], False)
+    test_experts.test_rows(lambda isa: neon, NEON, True)
+    test_experts.test_clamped_swiglu(lambda isa: neon, NEON)
 
 
 def test_gradients_of_attention(neon: Compiled) -> None:

@@ -105,6 +105,8 @@ class Lowering:
         self._caches = {node: layer for layer, node in enumerate(sources)}
         self.partial: Fixed | None = None
         self.constants: dict[Tensor, np.ndarray] = {}
+        # By the value of a router, or none: see `lowering/experts.py`.
+        self.sorted_pairs: dict[tuple[Value | None, int, bool], tuple[Rows, Fixed]] = {}
         self._rows: dict[Value, Rows] = {}
         self._quantized: dict[tuple[Value, int], Quantized] = {}
         self._halves: dict[Value, Rows] = {}

@@ -12,9 +12,9 @@ from edgellm.graph.nodes.base import Node, Value
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
-PlainActivation = Activation
-NOT_TRAINED = ("gelu_erf", "relu_squared")  # that gradients do not go through yet
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
+NOT_TRAINED = ("gelu_erf", "relu_squared", "clamped_swiglu")  # that gradients do not go through yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,8 @@ class AddBias(Node):
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as; "clamped_swiglu", of
+                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
     """
 
     gate: Value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
+from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, COPY_HEADS, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
 from edgellm.kernels.staged import staged
 
 
@@ -86,6 +86,21 @@ def build_resize_heads(isa):
                 clear(out + n_kept * 4, op.out_head_dim - n_kept)
 
     return resize_heads
+
+
+def build_copy_heads(isa):
+    """Some neighbouring numbers of every head, to a place in every head of another row."""
+    op_at, copy = record_viewer(COPY_HEADS), memory(isa).copy_f32
+
+    def copy_heads(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            for head in range(op.n_heads):
+                x = op.x + (token * op.x_stride + head * op.x_step + op.x_start) * 4
+                copy(x, op.out + (token * op.out_stride + head * op.out_step + op.out_start) * 4, op.size)
+
+    return copy_heads
 
 
 def build_select_rows(isa):
