@@ -134,13 +134,19 @@ def decoder_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
         "n_kv_heads": n_kv_heads,
         "head_dim": head_dim,
         "n_rot": n_rot,
-        "epsilon": keys.number("attention.layer_norm_rms_epsilon"),
+        "epsilon": _epsilon(keys),
         "rope_base": keys.number("rope.freq_base", 10000.0),
         "rope_scale": _linear_rope_scale(keys),
         "attention_scale": keys.number("attention.scale", 1 / math.sqrt(head_dim), zero=1 / math.sqrt(head_dim)),
         "windows": keys.windows(n_layers),
     }
     return ModelConfig(**(shape | more))
+
+
+def _epsilon(keys: Keys) -> float:
+    """That of root mean square norms, or of layer norms where a family has those."""
+    rms, layer = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+    return keys.number(layer if keys.has(layer) and not keys.has(rms) else rms)
 
 
 def _linear_rope_scale(keys: Keys) -> float:

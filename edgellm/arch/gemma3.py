@@ -60,6 +60,11 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
+    return g.output(layers(g, w, c))
+
+
+def layers(g: Graph, w: Weights, c: ModelConfig, sees_all: bool = False) -> Value:
+    """All but the last norm; sees_all: a token sees what comes after it too."""
     everywhere = Rotation(rope_frequencies(c, c.rope_base, c.rope_scale), interleaved=False)
     nearby = Rotation(rope_frequencies(c, c.rope_base_local or LOCAL_ROPE_BASE), interleaved=False)
     x = embed(g, token_embedding(w, c), scale=math.sqrt(c.n_embd), name="embd")
@@ -67,18 +72,18 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
         block = w.block(layer)
         rotation = everywhere if window is None else nearby
         h = normalize(block, c, x, "attn_norm")
-        h = self_attention(block, c, h, rotation, window, head_norms=True)
+        h = self_attention(block, c, h, rotation, window, head_norms=True, sees_all=sees_all)
         x = add(x, normalize(block, c, h, "post_attention_norm"), name=block.named("ffn_inp"))
         h = normalize(block, c, x, "ffn_norm")
         h = gated_feed_forward(block, c, h, "gelu")
         x = add(x, normalize(block, c, h, "post_ffw_norm"), name=layer_output(block, c, layer))
-    return g.output(x)
+    return x
 
 
 head = logits_head
 
 
-def _hyperparameters(s: Settings) -> dict[str, Any]:
+def hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_activation", "gelu_pytorch_tanh")
     s.expect("attn_logit_softcapping", None)
     s.expect("final_logit_softcapping", None)
@@ -144,7 +149,7 @@ def _pre_attention_scalar(c: ModelConfig) -> int:
 HUGGING_FACE = HuggingFace(
     classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     model_type="gemma3_text",
-    hyperparameters=_hyperparameters,
+    hyperparameters=hyperparameters,
     settings=_settings,
     tensors=DECODER
     | HEAD_NORMS

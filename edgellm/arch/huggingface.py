@@ -7,7 +7,8 @@ says both ways at once, from a checkpoint to GGUF and back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class HuggingFace:
     classes:          names of the model in config.json's "architectures"; the first is written when exporting.
     model_type:       its short name there.
     hyperparameters:  config.json -> GGUF's keys, without the architecture's name in front.
-    settings:         the way back: what config.json says beyond what all decoders say.
+    settings:         the way back: what config.json says beyond what all decoders say; None: there is none yet.
     tensors:          GGUF's names -> Hugging Face's, without the endings .weight and .bias.
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
     offsets:          tensors that GGUF holds with a number added.
@@ -66,12 +67,18 @@ class HuggingFace:
     null_stays:       keys whose null is a value of its own, see `Settings`.
     rope:             config.json -> the rotary embedding of layers that see everything, see `rope_settings`.
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
+    has_config:       whether a config.json is one of this kind, where others name the same class.
+    prefix:           what names of tensors may begin with, where the model is a part of another.
+    left_out:         tensors that no vector or score needs, as a regular expression of how their names begin.
+    first_rows:       tensors without their first rows: those up to the number under a key of config.json.
+    ranks:            which hidden state of a text its classifier sees, "cls" or "mean", or the key of config.json that
+                      says so; None where there is no classifier.
     """
 
     classes: tuple[str, ...]
     model_type: str
     hyperparameters: Callable[[Settings], dict[str, Any]]
-    settings: Callable[[ModelConfig], dict[str, Any]]
+    settings: Callable[[ModelConfig], dict[str, Any]] | None = None
     tensors: Mapping[str, str] = field(default_factory=lambda: DECODER)
     paired: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
@@ -80,6 +87,11 @@ class HuggingFace:
     null_stays: tuple[str, ...] = ("num_key_value_heads",)
     rope: Callable[[Settings], Settings] = lambda s: rope_settings(s)
     fits: Callable[[ModelConfig], bool] = lambda c: True
+    has_config: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    prefix: str = ""
+    left_out: str | None = None
+    first_rows: Mapping[str, str] = field(default_factory=dict)
+    ranks: str | None = None
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what transformers takes for what it leaves out."""
@@ -106,12 +118,28 @@ class HuggingFace:
         for ours, name in self.tensors.items():
             if "{}" not in ours:
                 yield f"{ours}.weight", f"{name}.weight"
+                if ours in self.biases:
+                    yield f"{ours}.bias", f"{name}.bias"
         for layer in range(n_layers):
             for ours, name in self.tensors.items():
                 if "{}" in ours:
                     yield f"{ours.format(layer)}.weight", f"{name.format(layer)}.weight"
                     if ours.removeprefix("blk.{}.") in self.biases:
                         yield f"{ours.format(layer)}.bias", f"{name.format(layer)}.bias"
+
+    def bias_names(self, part: str, n_layers: int) -> list[str]:
+        """GGUF's names of all biases of a linear or norm that the family has in `biases`."""
+        if part in self.tensors:
+            return [f"{part}.bias"]
+        return [f"blk.{layer}.{part}.bias" for layer in range(n_layers)]
+
+    def own_name(self, name: str, known: Collection[str]) -> str:
+        """What a tensor is called as a part of this family alone; known: all names that it can have."""
+        name = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))  # as TensorFlow calls them
+        for candidate in (name, name.removeprefix(self.prefix), f"model.{name}"):
+            if candidate in known:
+                return candidate
+        return name.removeprefix(self.prefix)
 
     def naming(self, c: ModelConfig) -> Naming:
         """What an adapter's files need to know of all that."""
@@ -162,6 +190,22 @@ def decoder_settings(c: ModelConfig) -> dict[str, Any]:
         "head_dim": c.head_dim,
         "max_position_embeddings": c.n_ctx_train,
         "rms_norm_eps": c.epsilon,
+    }
+
+
+def encoder_hyperparameters(
+    s: Settings, activation: str = "hidden_act", epsilon: str = "layer_norm_eps"
+) -> dict[str, Any]:
+    """GGUF's keys for what all encoders have in their config.json; of two, the keys there."""
+    return {
+        "block_count": s.count("num_hidden_layers", most=MOST_LAYERS),
+        "context_length": s.count("max_position_embeddings"),
+        "embedding_length": s.count("hidden_size"),
+        "feed_forward_length": s.count("intermediate_size"),
+        "attention.head_count": s.count("num_attention_heads"),
+        "attention.layer_norm_epsilon": s.number(epsilon),
+        "attention.causal": False,
+        "hidden_act": s.get(activation, "gelu"),
     }
 
 

@@ -78,11 +78,18 @@ def project(w: Weights, x: Value, name: str, n_out: int, made: str | None = None
 
 
 def self_attention(
-    w: Weights, c: ModelConfig, x: Value, rotation: Rotation, window: int | None = None, head_norms: bool = False
+    w: Weights,
+    c: ModelConfig,
+    x: Value,
+    rotation: Rotation,
+    window: int | None = None,
+    head_norms: bool = False,
+    sees_all: bool = False,
 ) -> Value:
     """Grouped-query attention (Ainslie et al., 2023) with its four projections.
 
     head_norms:  normalize every head of queries and keys before they are turned, as Gemma 3 and Qwen 3 do.
+    sees_all:    a token sees what comes after it too, as in encoders; then there is no cache.
     """
     q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     q = project(w, x, "attn_q", q_width)
@@ -93,8 +100,8 @@ def self_attention(
         k = normalize(w, c, k, "attn_k_norm", c.n_kv_heads)
     q = rope(q, c.n_heads, rotation)
     k = rope(k, c.n_kv_heads, rotation)
-    spec = AttentionSpec(c.attention_scale, window=window)
-    heads = attention(q, keys_values(k, v, c.n_kv_heads), c.n_heads, spec, name=w.named("kqv_out"))
+    spec = AttentionSpec(c.attention_scale, causal=not sees_all, window=window)
+    heads = attention(q, keys_values(k, v, c.n_kv_heads, cached=not sees_all), c.n_heads, spec, name=w.named("kqv_out"))
     return project(w, heads, "attn_output", c.n_embd, "attn_out")
 
 

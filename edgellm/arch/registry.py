@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from edgellm.arch import gemma3, llama, mistral, qwen2, qwen3
+from edgellm.arch import (
+    bert,
+    gemma3,
+    gemma_embedding,
+    jina_bert,
+    llama,
+    mistral,
+    modern_bert,
+    nomic_bert,
+    qwen2,
+    qwen3,
+)
 from edgellm.arch.config import ModelConfig
+from edgellm.arch.encoder_parts import embedding_head
 from edgellm.arch.huggingface import HuggingFace
+from edgellm.arch.parts import normalize
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf import get_value
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.nodes import Graph, Value
+from edgellm.graph.nodes import Graph, KeysValues, Node, Value
 
 
 @dataclass(frozen=True)
@@ -42,12 +55,15 @@ class Architecture:
 
     body:          token ids to hidden states. head: hidden states of the wanted tokens to logits.
     hugging_face:  the kinds of checkpoint that become this architecture.
+    is_encoder:    it makes vectors or scores of whole texts, and no text: its head takes a pooled row of each, and
+                   gives `logits` the width of a vector, or as many scores as there are classes.
     """
 
     configure: Callable[[Mapping[str, Any]], ModelConfig]
     body: Callable[[Graph, Weights, ModelConfig], Value]
     head: Callable[[Graph, Weights, ModelConfig, Value], Value]
     hugging_face: tuple[HuggingFace, ...]
+    is_encoder: bool = False
 
     def check(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         """Go through the forward pass without computing it.
@@ -65,9 +81,42 @@ class Architecture:
         weights.refuse_the_rest(config.architecture)
         return ModelGraphs(body, head, hidden, hidden_input, logits)
 
+    def record_vectors(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelGraphs:
+        """The model as one that makes vectors, or scores, of whole texts without a cache; raises as `check` does.
+
+        hidden is what is pooled: of a decoder, what its last norm makes. What makes logits there has no place.
+        """
+        if self.is_encoder:
+            return self.record(config, tensors)
+        weights, decoder, head = Weights(tensors), Graph(), Graph()
+        hidden = self.body(decoder, weights, config)
+        body, became = _without_cache(decoder)
+        states = body.output(normalize(weights, config, became[hidden], "output_norm"))
+        pooled = head.input(states.width)
+        made = embedding_head(head, weights, config, pooled)
+        weights.used.add("output.weight")
+        weights.refuse_the_rest(config.architecture)
+        return ModelGraphs(body, head, states, pooled, made)
+
+
+def _without_cache(graph: Graph) -> tuple[Graph, dict[Value, Value]]:
+    """The same graph for whole texts, whose tokens attend to keys and values of the batch; what each value became."""
+
+    def record(result: Graph, node: Node, inputs: dict[str, Value]) -> Iterable[Value]:
+        changes: dict[str, Any] = {**inputs}
+        if isinstance(node, KeysValues):
+            changes["cached"] = False
+        return result.record_all(replace(node, **changes))
+
+    return graph.rewritten(record)
+
 
 def _family(module: Any, *more: HuggingFace) -> Architecture:
     return Architecture(module.configure, module.body, module.head, (module.HUGGING_FACE, *more))
+
+
+def _encoder(module: Any, *more: HuggingFace) -> Architecture:
+    return Architecture(module.configure, module.body, module.head, (module.HUGGING_FACE, *more), is_encoder=True)
 
 
 ARCHITECTURES = {
@@ -75,6 +124,11 @@ ARCHITECTURES = {
     "qwen2": _family(qwen2),
     "qwen3": _family(qwen3),
     "gemma3": _family(gemma3),
+    "bert": _encoder(bert, bert.CROSS_ENCODER, bert.ROBERTA, bert.ROBERTA_CROSS_ENCODER),
+    "nomic-bert": _encoder(nomic_bert, nomic_bert.FIRST_FORM),
+    "jina-bert-v2": _encoder(jina_bert, jina_bert.CROSS_ENCODER),
+    "modern-bert": _encoder(modern_bert, modern_bert.CROSS_ENCODER),
+    "gemma-embedding": _encoder(gemma_embedding),
 }
 
 

@@ -148,6 +148,8 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
         raise UnsupportedError(
             f"transformers has no model of the kind {c.architecture} with windows in some layers only"
         )
+    if family.settings is None:
+        raise UnsupportedError(f"the file holds a model of the kind {c.architecture}; export writes decoders alone")
     names = dict(family.names(c.n_layers))
     tensors = []
     for name, tensor in file.tensors.items():
@@ -162,6 +164,7 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
 
 
 def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> dict[str, Any]:
+    assert family.settings is not None
     config: dict[str, Any] = {
         "architectures": [family.classes[0]],
         "model_type": family.model_type,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
+from edgellm.convert.sentence_transformers import read_modules
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
+from edgellm.engine.pooling import RANK, makes_vectors_alone
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.json_file import read_json
@@ -39,13 +41,17 @@ def read_huggingface(folder: Path) -> Source:
             config = read_json(folder / "config.json")
             architecture, family, settings = family_of(config)
             shape = family.hyperparameters(settings)
+            modules = read_modules(folder, opened)
             checkpoint = opened.enter_context(open_checkpoint(folder))
             metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
+            metadata |= modules.with_family(architecture) | _classes(architecture, family, settings)
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others)
-            notes += _tie(settings, tensors)
-            parts = _parts(architecture, family, settings, metadata, tensors)
+            tensors, more = _of_family(family, tensors, shape["block_count"])
+            notes += more + modules.notes
+            notes += _without_head(tensors) if makes_vectors_alone(metadata) else _tie(settings, tensors)
+            parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
@@ -67,7 +73,7 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
         )
     for architecture, entry in ARCHITECTURES.items():
         for family in entry.hugging_face:
-            if classes[0] in family.classes:
+            if classes[0] in family.classes and family.has_config(config):
                 text = Settings(config).section("text_config").values if "text_config" in config else config
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
@@ -95,6 +101,39 @@ def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) 
         found[plain], origin[plain] = tensor, name
     notes = [f"left out {n_other} tensors of its image and audio parts: edgellm runs the text part"] if n_other else []
     return found, notes
+
+
+def _of_family(
+    family: HuggingFace, tensors: Mapping[str, Tensor], n_layers: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by the names that they have where the family's model is alone; notes on heads of its training."""
+    known = {name for _, name in family.names(n_layers)}
+    named = {family.own_name(name, known): tensor for name, tensor in tensors.items()}
+    heads = [name for name in named if family.left_out and re.match(family.left_out, name) and name not in known]
+    for name in heads:
+        del named[name]
+    shown = f"{heads[0]!r}" + (f" and {len(heads) - 1} more" if len(heads) > 1 else "") if heads else ""
+    notes = [f"left out tensor {shown}: heads of its training, of which vectors have no need"] if heads else []
+    return named, notes
+
+
+def _without_head(tensors: dict[str, Tensor]) -> list[str]:
+    """Take away the matrix that makes logits, which vectors have no need of."""
+    if tensors.pop("lm_head.weight", None) is None:
+        return []
+    return ["left out lm_head.weight: a model that makes vectors writes no text"]
+
+
+def _classes(architecture: str, family: HuggingFace, settings: Settings) -> dict[str, Any]:
+    """What the file says of a classifier, which ranks texts: what it sees, and the names of its classes."""
+    if family.ranks is None:
+        return {}
+    state = settings.get(family.ranks, family.ranks)
+    labels = [label for _, label in sorted(settings.section("id2label").values.items(), key=lambda item: int(item[0]))]
+    result = {f"{architecture}.pooling_type": RANK, "edgellm.ranked_state": state}
+    if labels and not all(str(label).startswith("LABEL_") for label in labels):
+        result[f"{architecture}.classifier.output_labels"] = [str(label) for label in labels]
+    return result
 
 
 def _tie(settings: Settings, tensors: dict[str, Tensor]) -> list[str]:
@@ -147,16 +186,21 @@ def _same_weights(a: Tensor, b: Tensor) -> bool:
 
 
 def _parts(
-    architecture: str, family: HuggingFace, settings: Settings, metadata: Mapping[str, Any], tensors: dict[str, Tensor]
+    architecture: str,
+    family: HuggingFace,
+    settings: Settings,
+    metadata: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dense: Sequence[Part],
 ) -> list[Part]:
-    """The tensors by GGUF's names, checked by going through the forward pass."""
+    """The tensors by GGUF's names, and more that have them already; checked by going through the forward pass."""
     entry = ARCHITECTURES[architecture]
     config = entry.configure(metadata)
     parts: list[Part] = []
     theirs: dict[str, str] = {}
     for ours, name in family.names(config.n_layers):
         if name in tensors:
-            tensor = tensors.pop(name)
+            tensor = _from_row(tensors.pop(name), family, settings, ours)
             theirs[ours] = name
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
     try:
@@ -166,11 +210,27 @@ def _parts(
         _check_biases(family, settings, config, theirs)
         if (factors := llama3_factors(family.rope(settings), config.n_rot)) is not None:
             parts.insert(0, Part("rope_freqs.weight", Tensor.of("rope_freqs.weight", factors)))
-        entry.check(config, {part.name: part.tensor for part in parts})
+        parts += dense
+        named = {part.name: part.tensor for part in parts}
+        if makes_vectors_alone(metadata):
+            entry.record_vectors(config, named)
+        else:
+            entry.check(config, named)
     except FileProblem as problem:
         message = _in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None
     return parts
+
+
+def _from_row(tensor: Tensor, family: HuggingFace, settings: Settings, name: str) -> Tensor:
+    """A tensor without the rows that the family leaves out at its beginning."""
+    key = family.first_rows.get(name.removesuffix(".weight"))
+    if key is None:
+        return tensor
+    n = settings.count(key, least=0) + 1
+    if len(tensor.shape) != 2 or tensor.shape[0] <= n:
+        raise FormatError(f"tensor {tensor.name!r} has shape {list(tensor.shape)}; expected more than {n} rows ({key})")
+    return Tensor(tensor.name, (tensor.shape[0] - n, tensor.shape[1]), tensor.format, tensor.raw[n:])
 
 
 def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, theirs: Mapping[str, str]) -> None:
@@ -180,8 +240,7 @@ def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, 
     """
     for part, key in family.biases.items():
         wanted = key is None or settings.flag(key)
-        for layer in range(config.n_layers):
-            name = f"blk.{layer}.{part}.bias"
+        for name in family.bias_names(part, config.n_layers):
             if wanted and name not in theirs:
                 says = "this family has them" if key is None else f"config.json says that it has them ({key})"
                 raise FormatError(f"the checkpoint has no tensor {name!r}, and {says}")

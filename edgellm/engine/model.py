@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.adapter_set import Adapters, AdapterSet
+from edgellm.engine.embedder import Embedder
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.opening import check_vocabulary, context_of, in_words, open_file, resolve
+from edgellm.engine.pooling import makes_vectors_alone
 from edgellm.engine.prompt import (
     check_biases,
     checked_adapters,
@@ -33,6 +35,7 @@ from edgellm.engine.prompt import (
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.vectors import MakesVectors
 from edgellm.errors import FileProblem, MemoryLimitError, TemplateError, UsageError
 from edgellm.params import RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
@@ -46,7 +49,8 @@ if TYPE_CHECKING:
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
-GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file", "_adapters")
+OF_WRITERS = ("chat_template", "_scheduler", "_runner", "_adapters")  # which a model that makes vectors never had
+GIVEN_BACK = ("metadata", "tokenizer", "_file", "_embedder", *OF_WRITERS)
 
 
 def load(
@@ -71,14 +75,14 @@ def load(
     return Model(resolve(model), runtime, checks.function("progress", progress))
 
 
-class Model:
+class Model(MakesVectors):
     """A model in memory. All methods may be called from several threads at once.
 
     path, metadata:  the file and its metadata.
     config:          its hyperparameters.
     tokenizer:       text to ids and back.
     chat_template:   how the file turns messages into a prompt; None for a base model.
-    n_ctx:           tokens that a conversation may hold.
+    n_ctx:           tokens that a conversation, or a text, may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
 
@@ -103,6 +107,7 @@ class Model:
         self._lock = threading.Lock()
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
         self._file = open_file(path)
+        self._runtime = runtime
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
@@ -110,6 +115,11 @@ class Model:
             self.n_ctx = context_of(runtime.n_ctx, self.config.n_ctx_train)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
+            self._reads_only = makes_vectors_alone(self.metadata)
+            if self._reads_only:
+                self._embedder = Embedder(self._file, architecture, self.config, runtime, progress)
+                self.n_vocab, self.n_threads = self.tokenizer.n_vocab, self._embedder.n_threads
+                return
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
             self._scheduler = Scheduler(self._runner)
@@ -349,9 +359,11 @@ class Model:
         A batch that is being computed is waited for. Generations that have not ended do now: whoever goes on iterating
         over one gets a UsageError, and so does whoever uses the model.
         """
-        scheduler = self.__dict__.get("_scheduler")
+        scheduler, embedder = self.__dict__.get("_scheduler"), self.__dict__.get("_embedder")
         if scheduler is not None:
             scheduler.close()
+        if embedder is not None:
+            embedder.close()
         self._let_go()
 
     def __enter__(self) -> Model:
@@ -361,12 +373,14 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        closed = "" if "_runner" in self.__dict__ else ", closed"
+        closed = "" if "metadata" in self.__dict__ else ", closed"
         return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}{closed}>"
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
+            if name in OF_WRITERS and "_embedder" in self.__dict__:
+                raise self._writes_nothing()
             if name in GIVEN_BACK:
                 raise UsageError("the model is closed")
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")

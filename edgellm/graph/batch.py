@@ -12,13 +12,15 @@ from edgellm.graph.lowering import (
     DOCUMENTS,
     MAX_SPLITS,
     TARGET_WEIGHTS,
+    TEXT_TASKS,
     Lowered,
     adapter_table,
     merges_table,
     rotation_table,
     tasks_table,
 )
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import encoder_records, gradient_records, records
+from edgellm.kernels.encoder_records import TEXT_QUERIES
 from edgellm.kernels.records import SPAN_TOKENS
 
 
@@ -52,9 +54,11 @@ class Batch:
         self.token_ids = np.zeros(capacity, np.int32)
         self.kv_slots = np.zeros(capacity, np.int64)
         self.rows = np.zeros(capacity, np.int64)
+        self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
         self.adapters: list[np.ndarray] = []
@@ -62,6 +66,7 @@ class Batch:
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["kv_slots"] = self.kv_slots.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
+        self.record["positions"], self.record["segments"] = self.positions.ctypes.data, self.segments.ctypes.data
 
     def prepare_adapters(self, n: int) -> None:
         """Tables for so many adapters, for the programs that are made after this."""
@@ -73,6 +78,7 @@ class Batch:
             "batch": self.record.ctypes.data,
             DOCUMENTS.name: self.documents.ctypes.data,
             TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
+            TEXT_TASKS.name: self.text_tasks.ctypes.data,
         }
         for index, angles in enumerate(self.angles):
             result[rotation_table(index).name] = angles.ctypes.data
@@ -96,12 +102,30 @@ class Batch:
                 scales[first : first + n] = scale
             table, step = piece.block_table.ctypes.data, self._slice_tokens
             slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
-        self._turn(np.array(positions))
+        self.positions[: len(positions)] = positions
+        self._turn(self.positions[: len(positions)])
         counts = {"tokens": len(positions)}
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
         return counts
+
+    def fill_texts(self, texts: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] = ()) -> dict[str, int]:
+        """Write whole texts, one behind the other, that attend to themselves; returns how many of everything there is.
+
+        segments:  for each text, the part of a pair that every token belongs to, 0 or 1; by default 0.
+        """
+        first = n_tasks = 0
+        for text, parts in zip(texts, segments or [[0]] * len(texts), strict=True):
+            n = len(text)
+            rows = slice(first, first + n)
+            self.token_ids[rows], self.segments[rows], self.positions[rows] = text, parts, np.arange(n)
+            for start in range(0, n, TEXT_QUERIES):
+                self.text_tasks[n_tasks] = (first, n, start, min(TEXT_QUERIES, n - start))
+                n_tasks += 1
+            first += n
+        self._turn(self.positions[:first])
+        return {"tokens": first, TEXT_TASKS.name: n_tasks}
 
     def fill_documents(self, lengths: Sequence[int]) -> dict[str, int]:
         """Write where documents begin that stand one behind the other in the batch, for backward passes."""

@@ -21,6 +21,8 @@ BATCH = Schema(
     token_ids="ptr",  # int32 [n_tokens]
     kv_slots="ptr",  # int64 [n_tokens]: block * KV_BLOCK + place in the block
     rows="ptr",  # int64 [n_tokens]: which rows `select_rows` takes
+    positions="ptr",  # int32 [n_tokens]: each token's place in its text
+    segments="ptr",  # int32 [n_tokens]: which part of a pair of texts it belongs to, 0 or 1
 )
 
 # Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum

@@ -7,6 +7,7 @@ allow for the kernel's float32 roundings. Shapes: tokens come first, a head's di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -98,7 +99,12 @@ def _gelu(x: Floats) -> Floats:
     return x * _sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
 
 
-_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+def _gelu_erf(x: Floats) -> Floats:
+    """x times the share of a normal distribution below it."""
+    return x * 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x * math.sqrt(0.5))
+
+
+_ACTIVATIONS = {"silu": _silu, "gelu": _gelu, "gelu_erf": _gelu_erf}
 
 
 def _sigmoid(x: Floats) -> Floats:

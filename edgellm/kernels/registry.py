@@ -52,12 +52,14 @@ _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
-_ACTIVATION = {"activation": ("silu", "gelu")}
-_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu")}
+_ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "tanh")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
+    "add_embedding": _Family("elementwise", options={"of": ("positions", "segments")}),
     "rms_norm": _Family("norm"),
+    "layer_norm": _Family("layer_norm"),
     "quantize": _Family("quantize", options=_PLANES),
     "linear_decode": _Family("linear", _BLOCKS, _PLANES),
     "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
@@ -75,6 +77,7 @@ _FAMILIES: dict[str, _Family] = {
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
+    "text_attention": _Family("text_attention", options={"alibi": (False, True)}),
     "attention_backward": _Family("attention_backward"),
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),

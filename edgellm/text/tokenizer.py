@@ -94,6 +94,23 @@ class Tokenizer:
             ids += self._model.end
         return ids
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """The token ids of two texts in one, as cross-encoders read them, and the part that each belongs to, 0 or 1.
+
+        BERT and its like have one separator between the two, RoBERTa and its like two, and no parts.
+        """
+        begin, end = self._model.begin, self._model.end
+        twice = bool(end) and self.token_name(end[0]) == "</s>"
+        head = [*begin, *self.encode(first), *end, *(end if twice else ())]
+        tail = [*self.encode(second), *end]
+        apart = self._vocabulary.text(f"{PREFIX}model") == "bert"
+        return head + tail, [0] * len(head) + [int(apart)] * len(tail)
+
+    @property
+    def n_end(self) -> int:
+        """Tokens that `add_special` puts behind a text."""
+        return len(self._model.end)
+
     def _pieces(self, text: str, plain: Collection[int]) -> Iterator[str | int]:
         """The text in order, as normalized stretches and ids of the tokens between them.
 

@@ -136,7 +136,7 @@ def test_rms_norm_of_zeros_is_held_by_epsilon(compiled: Compiled) -> None:
     np.testing.assert_array_equal(compiled.rms_norm(zeros, ones, 1e-6), zeros)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_erf"])
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_glu(compiled: Compiled, rng, activation: str, n_tokens: int, width: int) -> None:
@@ -145,7 +145,7 @@ def test_glu(compiled: Compiled, rng, activation: str, n_tokens: int, width: int
     np.testing.assert_allclose(got, want, rtol=EXP, atol=1e-12)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_erf"])
 def test_glu_of_extremes(compiled: Compiled, activation: str) -> None:
     gate = np.array([[-1e30, -100, -90, -0.0, 0, 90, 1e30, np.inf, np.nan]], np.float32)
     up = np.ones_like(gate)

@@ -16,12 +16,13 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows
+from edgellm.graph.lowering import attention, linear, low_rank, rows, texts
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
     RULES,
     TARGET_WEIGHTS,
+    TEXT_TASKS,
     LayerShape,
     Lowering,
     Rule,
@@ -41,6 +42,7 @@ __all__ = [
     "DOCUMENTS",
     "MAX_SPLITS",
     "TARGET_WEIGHTS",
+    "TEXT_TASKS",
     "LayerShape",
     "Lowered",
     "Target",
@@ -52,7 +54,7 @@ __all__ = [
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, low_rank, rows)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows, texts)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -106,7 +108,7 @@ def lower(
     like:         the graph whose cache and batch serve, for its backward pass; by default, this one.
     transposed:   copies of weights [n_in, n_out] for `LinearTransposed`, in a format that multiplies as fast as
                   `Linear` does.
-    longest:      tokens of the longest document, for a backward pass.
+    longest:      tokens of the longest text, for a backward pass, and where texts attend to themselves without a cache.
 
     Raises UnsupportedError naming what no kernel can do yet.
     """

@@ -10,6 +10,7 @@ from edgellm.graph.lowering.base import (
     rule,
     tasks_table,
 )
+from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, AttentionSpec, KeysValues
 from edgellm.graph.ops import Chunks, Fixed, Rows
 from edgellm.kernels import records
@@ -22,7 +23,7 @@ NO_WINDOW = 1 << 40  # further back than any position
 @rule(KeysValues)
 def lower_keys_values(low: Lowering, node: KeysValues) -> None:
     if not node.cached:
-        raise UnsupportedError("attention to keys and values outside of the cache is not built yet")
+        return  # attention reads them where they are
     if node.key_dim != node.value_dim:
         raise UnsupportedError(
             f"attention with keys of {node.key_dim} and values of {node.value_dim} dimensions is not built yet"
@@ -48,6 +49,9 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
 
 @rule(Attention)
 def lower_attention(low: Lowering, node: Attention) -> None:
+    if not node.source.cached:
+        attend_to_texts(low, node)
+        return
     refuse_what_is_not_built(node.spec)
     own_dim = node.q.width // node.n_heads
     head_dim = padded_head_dim(own_dim)

@@ -17,10 +17,10 @@ from edgellm.graph.nodes.elementwise import (
     add_bias,
     glu,
 )
-from edgellm.graph.nodes.embed import Embed, embed
+from edgellm.graph.nodes.embed import AddEmbedding, Embed, add_embedding, embed
 from edgellm.graph.nodes.linear import Linear, linear
 from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
-from edgellm.graph.nodes.norm import RMSNorm, rms_norm
+from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
 
@@ -30,6 +30,7 @@ __all__ = [
     "Activation",
     "Add",
     "AddBias",
+    "AddEmbedding",
     "Attention",
     "AttentionSpec",
     "Chance",
@@ -38,6 +39,7 @@ __all__ = [
     "Embed",
     "Graph",
     "KeysValues",
+    "LayerNorm",
     "Linear",
     "Maxima",
     "MultiplyColumns",
@@ -54,12 +56,14 @@ __all__ = [
     "activate",
     "add",
     "add_bias",
+    "add_embedding",
     "attention",
     "choose",
     "dropout",
     "embed",
     "glu",
     "keys_values",
+    "layer_norm",
     "linear",
     "maxima",
     "multiply_columns",

@@ -11,8 +11,8 @@ from edgellm.graph.nodes.base import Node, Value
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu"]
-PlainActivation = Literal["relu", "gelu", "silu"]
+Activation = Literal["silu", "gelu", "gelu_erf"]
+PlainActivation = Literal["relu", "gelu", "silu", "gelu_erf", "tanh"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class AddBias(Node):
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" its exact one.
     """
 
     gate: Value
@@ -78,7 +78,7 @@ class GLU(Node):
 
 @dataclass(frozen=True, eq=False)
 class Activate(Node):
-    """activation(x): "relu", "silu", or "gelu" in its tanh form."""
+    """activation(x): "relu", "silu", "tanh", "gelu" in its tanh form, or "gelu_erf", the exact one."""
 
     x: Value
     activation: PlainActivation
@@ -102,8 +102,8 @@ def add_bias(x: Value, bias: Tensor, name: str = "") -> Value:
     return x.graph.record(AddBias(x, bias), name)
 
 
-def activate(x: Value, activation: PlainActivation) -> Value:
-    return x.graph.record(Activate(x, activation))
+def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
+    return x.graph.record(Activate(x, activation), name)
 
 
 def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:

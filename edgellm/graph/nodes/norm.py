@@ -38,5 +38,26 @@ class RMSNorm(Node):
             b.add(self.x, b.graph.record(RMSNormBackward(x, grad, self.weight, self.epsilon, self.n_heads)))
 
 
+@dataclass(frozen=True, eq=False)
+class LayerNorm(Node):
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al., 2016), of each row.
+
+    weight, bias:  [width]; without a bias, nothing is added.
+    """
+
+    x: Value
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+def layer_norm(x: Value, weight: Tensor, bias: Tensor | None, epsilon: float, name: str = "") -> Value:
+    return x.graph.record(LayerNorm(x, weight, bias, epsilon), name)
+
+
 def rms_norm(x: Value, weight: Tensor, epsilon: float, n_heads: int = 1, name: str = "") -> Value:
     return x.graph.record(RMSNorm(x, weight, epsilon, n_heads), name)
