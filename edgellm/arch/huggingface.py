@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class HuggingFace:
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
     has_config:       whether a config.json is one of this kind, where others name the same class.
     prefix:           what names of tensors may begin with, where the model is a part of another.
+    other_tensors:    the names in another form of checkpoint, which has the same config.json.
     left_out:         tensors that no vector or score needs, as a regular expression of how their names begin.
     first_rows:       tensors without their first rows: those up to the number under a key of config.json.
     ranks:            which hidden state of a text its classifier sees, "cls" or "mean", or the key of config.json that
@@ -89,6 +90,7 @@ class HuggingFace:
     fits: Callable[[ModelConfig], bool] = lambda c: True
     has_config: Callable[[Mapping[str, Any]], bool] = lambda config: True
     prefix: str = ""
+    other_tensors: Mapping[str, str] = field(default_factory=dict)
     left_out: str | None = None
     first_rows: Mapping[str, str] = field(default_factory=dict)
     ranks: str | None = None
@@ -132,6 +134,13 @@ class HuggingFace:
         if part in self.tensors:
             return [f"{part}.bias"]
         return [f"blk.{layer}.{part}.bias" for layer in range(n_layers)]
+
+    def named_as_in(self, names: Collection[str]) -> HuggingFace:
+        """The same with the form of names that a checkpoint has."""
+        plain = {name.removeprefix(self.prefix) for name in names}
+        fits = any(f"{name}.weight" in plain for ours, name in self.other_tensors.items() if "{}" not in ours
+                   and name not in self.tensors.values())  # fmt: skip
+        return replace(self, tensors=self.other_tensors, other_tensors={}) if fits else self
 
     def own_name(self, name: str, known: Collection[str]) -> str:
         """What a tensor is called as a part of this family alone; known: all names that it can have."""

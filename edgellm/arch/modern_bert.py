@@ -81,14 +81,23 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     shape["attention.sliding_window"] = s.count("local_attention")
     if slides != [layer % GLOBAL_PERIOD != 0 for layer in range(n_layers)]:
         shape["attention.sliding_window_pattern"] = slides
-    ropes = s.section("rope_parameters")
-    for kind, old, key in (
-        ("full_attention", "global_rope_theta", "rope.freq_base"),
-        ("sliding_attention", "local_rope_theta", "rope.freq_base_swa"),
-    ):
-        rope = {"rope_theta": s.number(old), "rope_parameters": dict(ropes.section(kind).values)}
-        shape[key] = rope_settings(Settings(rope), known=("default",)).number("rope_theta")
-    return shape
+    everywhere, nearby = _ropes(s)
+    return shape | {
+        "rope.freq_base": everywhere.number("rope_theta"),
+        "rope.freq_base_swa": nearby.number("rope_theta"),
+    }
+
+
+def _ropes(s: Settings) -> tuple[Settings, Settings]:
+    """The rotary embeddings of layers that see everything and of those with a window."""
+    sections = s.section("rope_parameters")
+
+    def of(kind: str, theta: float) -> Settings:
+        rope = {"rope_theta": theta, "rope_parameters": dict(sections.section(kind).values)}
+        return rope_settings(Settings(rope), known=("default",))
+
+    everywhere, nearby = s.number("global_rope_theta"), s.number("local_rope_theta")
+    return of("full_attention", everywhere), of("sliding_attention", nearby)
 
 
 _DEFAULTS = {
@@ -122,6 +131,7 @@ HUGGING_FACE = HuggingFace(
     tensors=_TENSORS,
     biases=_BIASES,
     defaults=_DEFAULTS,
+    rope=lambda s: _ropes(s)[0],
     prefix="model.",
     left_out=r"(head|decoder)\.",
 )
@@ -132,6 +142,7 @@ CROSS_ENCODER = HuggingFace(
     tensors=_TENSORS | {"cls": "head.dense", "cls.norm": "head.norm", "cls.output": "classifier"},
     biases=_BIASES | {"cls": "classifier_bias", "cls.norm": "norm_bias", "cls.output": None},
     defaults=_DEFAULTS,
+    rope=lambda s: _ropes(s)[0],
     prefix="model.",
     ranks="classifier_pooling",
 )

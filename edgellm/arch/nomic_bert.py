@@ -63,6 +63,19 @@ def _first_form(s: Settings) -> dict[str, Any]:
 
 _BIASES = dict.fromkeys(("token_embd_norm", "attn_output_norm", "layer_output_norm"))
 
+_FIRST_NAMES = {
+    "token_embd": "embeddings.word_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "token_embd_norm": "emb_ln",
+    "blk.{}.attn_qkv": "encoder.layers.{}.attn.Wqkv",
+    "blk.{}.attn_output": "encoder.layers.{}.attn.out_proj",
+    "blk.{}.attn_output_norm": "encoder.layers.{}.norm1",
+    "blk.{}.ffn_up": "encoder.layers.{}.mlp.fc11",
+    "blk.{}.ffn_gate": "encoder.layers.{}.mlp.fc12",
+    "blk.{}.ffn_down": "encoder.layers.{}.mlp.fc2",
+    "blk.{}.layer_output_norm": "encoder.layers.{}.norm2",
+}
+
 HUGGING_FACE = HuggingFace(
     classes=("NomicBertModel", "NomicBertForMaskedLM"),
     model_type="nomic_bert",
@@ -79,6 +92,7 @@ HUGGING_FACE = HuggingFace(
         "blk.{}.ffn_down": "layers.{}.mlp.down_proj",
         "blk.{}.layer_output_norm": "layers.{}.post_mlp_layernorm",
     },
+    other_tensors=_FIRST_NAMES,
     biases=_BIASES,
     defaults=BERT_DEFAULTS | {"max_position_embeddings": 2048, "hidden_act": "silu"},
     prefix="nomic_bert.",
@@ -89,18 +103,7 @@ FIRST_FORM = HuggingFace(
     classes=("NomicBertModel", "NomicBertForPreTraining"),
     model_type="nomic_bert",
     hyperparameters=_first_form,
-    tensors={
-        "token_embd": "embeddings.word_embeddings",
-        "token_types": "embeddings.token_type_embeddings",
-        "token_embd_norm": "emb_ln",
-        "blk.{}.attn_qkv": "encoder.layers.{}.attn.Wqkv",
-        "blk.{}.attn_output": "encoder.layers.{}.attn.out_proj",
-        "blk.{}.attn_output_norm": "encoder.layers.{}.norm1",
-        "blk.{}.ffn_up": "encoder.layers.{}.mlp.fc11",
-        "blk.{}.ffn_gate": "encoder.layers.{}.mlp.fc12",
-        "blk.{}.ffn_down": "encoder.layers.{}.mlp.fc2",
-        "blk.{}.layer_output_norm": "encoder.layers.{}.norm2",
-    },
+    tensors=_FIRST_NAMES,
     biases=_BIASES,
     defaults={
         "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": 3072, "layer_norm_epsilon": 1e-12, "n_positions": 8192,

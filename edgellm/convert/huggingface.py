@@ -48,6 +48,7 @@ def read_huggingface(folder: Path) -> Source:
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             metadata |= modules.with_family(architecture) | _classes(architecture, family, settings)
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others)
+            family = family.named_as_in(tensors)
             tensors, more = _of_family(family, tensors, shape["block_count"])
             notes += more + modules.notes
             notes += _without_head(tensors) if makes_vectors_alone(metadata) else _tie(settings, tensors)

@@ -117,6 +117,7 @@ class Model(MakesVectors):
             check_vocabulary(self._file.tensors, self.tokenizer)
             self._reads_only = makes_vectors_alone(self.metadata)
             if self._reads_only:
+                self.tasks  # noqa: B018 - prompts that are no texts are an error at once
                 self._embedder = Embedder(self._file, architecture, self.config, runtime, progress)
                 self.n_vocab, self.n_threads = self.tokenizer.n_vocab, self._embedder.n_threads
                 return

@@ -39,7 +39,8 @@ def pooling_of(metadata: Mapping[str, Any]) -> tuple[str | None, bool]:
 
 def makes_vectors_alone(metadata: Mapping[str, Any]) -> bool:
     """Whether a file holds a model for vectors or ranks: an encoder, or a decoder that says how texts are pooled."""
-    return architecture_of(metadata).is_encoder or pooling_of(metadata)[0] is not None
+    says_how = pooling_of(metadata)[0] is not None
+    return says_how or architecture_of(metadata).is_encoder
 
 
 def pool(states: np.ndarray, pooling: str) -> np.ndarray:
