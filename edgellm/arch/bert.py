@@ -7,20 +7,22 @@ through a linear layer and tanh.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from edgellm.arch.encoder_parts import EncoderConfig, embed_text, embedding_head, encoder_config, post_norm_encoder
-from edgellm.arch.huggingface import HuggingFace, Settings, encoder_hyperparameters
+from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
+from edgellm.arch.encoder_parts import BERT, EncoderConfig, embedding_head, encoder_config, post_norm_encoder
+from edgellm.arch.huggingface import Settings
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
 
 
 def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
-    return encoder_config(metadata)
+    return encoder_config(metadata, replace(BERT, learnt_positions=True))
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:
-    return post_norm_encoder(g, w, c, embed_text(g, w, c, positions=True))
+    return post_norm_encoder(g, w, c)
 
 
 head = embedding_head
@@ -68,7 +70,7 @@ CLASSIFIER = {"cls": "pooler.dense", "cls.output": "classifier"}
 ROBERTA_CLASSIFIER = {"cls": "classifier.dense", "cls.output": "classifier.out_proj"}
 MASKED_HEADS = r"(cls\.(predictions|seq_relationship)|lm_head)\."
 
-HUGGING_FACE = HuggingFace(
+HUGGING_FACE = EncoderCheckpoint(
     classes=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     model_type="bert",
     hyperparameters=_hyperparameters,
@@ -78,7 +80,7 @@ HUGGING_FACE = HuggingFace(
     prefix="bert.",
     left_out=MASKED_HEADS + r"|pooler\.",
 )
-CROSS_ENCODER = HuggingFace(
+CROSS_ENCODER = EncoderCheckpoint(
     classes=("BertForSequenceClassification",),
     model_type="bert",
     hyperparameters=_hyperparameters,
@@ -89,7 +91,7 @@ CROSS_ENCODER = HuggingFace(
     ranks="cls",
 )
 ROBERTA_DEFAULTS = BERT_DEFAULTS | {"pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 514}
-ROBERTA = HuggingFace(
+ROBERTA = EncoderCheckpoint(
     classes=(
         "XLMRobertaModel",
         "RobertaModel",
@@ -107,7 +109,7 @@ ROBERTA = HuggingFace(
     left_out=MASKED_HEADS + r"|pooler\.",
     first_rows={"position_embd": "pad_token_id"},
 )
-ROBERTA_CROSS_ENCODER = HuggingFace(
+ROBERTA_CROSS_ENCODER = EncoderCheckpoint(
     classes=(
         "XLMRobertaForSequenceClassification",
         "RobertaForSequenceClassification",

@@ -7,36 +7,32 @@ An encoder's body makes a hidden state of every token. Those of a text become on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
-from edgellm.arch.parts import layer_output, project, token_embedding
+from edgellm.arch.parts import feed_forward, normalize, project, rope_frequencies, self_attention, token_embedding
+from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
+from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import (
     Activation,
-    AttentionSpec,
     Graph,
     PlainActivation,
     Rotation,
     Value,
     activate,
     add,
-    add_bias,
-    add_embedding,
-    attention,
+    add_segment,
     embed,
-    glu,
-    keys_values,
-    layer_norm,
-    linear,
-    rope,
+    embed_position,
 )
 
+BERT = Style(norm="layer", order="after", activation="gelu_erf", causal=False)
 # What GGUF files and config.json call activations.
 ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu_erf", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "silu": "silu",
@@ -49,17 +45,13 @@ DENSE = ("dense_2", "dense_3")  # linears after pooling, as Sentence Transformer
 class EncoderConfig(ModelConfig):
     """An encoder's shape.
 
-    activation:      of its feed-forward.
-    max_alibi_bias:  what the steepest linear bias of attention comes from (ALiBi); 0 is none.
-    dense:           activations of the linears after pooling, "" for none.
+    dense:  activations of the linears after pooling, "" for none.
     """
 
-    activation: Activation = "gelu_erf"
-    max_alibi_bias: float = 0.0
-    dense: tuple[str, ...] = ("", "")
+    dense: tuple[str, ...] = ("",) * len(DENSE)
 
 
-def encoder_config(metadata: Mapping[str, Any], activation: Activation = "gelu_erf", **more: Any) -> EncoderConfig:
+def encoder_config(metadata: Mapping[str, Any], style: Style = BERT, **more: Any) -> EncoderConfig:
     """The hyperparameters that all encoders share; `more` replaces what a family has otherwise."""
     keys = Keys(metadata)
     if get_value(metadata, f"{keys.architecture}.attention.causal", bool, False):
@@ -67,117 +59,75 @@ def encoder_config(metadata: Mapping[str, Any], activation: Activation = "gelu_e
     if keys.has("hidden_act"):
         name = get_value(metadata, f"{keys.architecture}.hidden_act", str)
         if name not in ACTIVATIONS:
-            raise UnsupportedError(f"the activation {name!r:.60} ({keys.architecture}.hidden_act); edgellm knows "
-                                   f"{', '.join(ACTIVATIONS)}")  # fmt: skip
-        activation = ACTIVATIONS[name]
-    base = decoder_config(metadata)
+            raise UnsupportedError(
+                f"the activation {name!r:.60} ({keys.architecture}.hidden_act); edgellm knows {', '.join(ACTIVATIONS)}"
+            )
+        style = replace(style, activation=ACTIVATIONS[name])
+    return as_encoder(decoder_config(metadata, style, **more), metadata)
+
+
+def as_encoder(base: ModelConfig, metadata: Mapping[str, Any]) -> EncoderConfig:
+    """The same shape as an encoder's, with what the file says of layers after pooling."""
     shape = {field.name: getattr(base, field.name) for field in fields(base)}
-    dense = tuple(_activation_of_dense(metadata, f"edgellm.{name}.activation") for name in DENSE)
-    return EncoderConfig(**(shape | {"activation": activation, "dense": dense} | more))
+    return EncoderConfig(**shape, dense=tuple(_activation_of_dense(metadata, name) for name in DENSE))
 
 
-def _activation_of_dense(metadata: Mapping[str, Any], key: str) -> str:
+def _activation_of_dense(metadata: Mapping[str, Any], dense: str) -> str:
+    key = f"edgellm.{dense}.activation"
     name = get_value(metadata, key, str, "")
     if name not in ("", "tanh", "relu", "gelu_erf", "silu"):
         raise UnsupportedError(f"{key} is {name!r:.60}; edgellm knows tanh, relu, gelu_erf and silu")
     return name
 
 
-def norm(w: Weights, c: ModelConfig, x: Value, name: str, made: str | None = None) -> Value:
-    """The layer norm `name`, with a bias where the file has one. made: the name of the value."""
-    weight = w.take(name, x.width)
-    return layer_norm(x, weight, w.bias(name, x.width), c.epsilon, name=w.named(made or name))
-
-
-def embed_text(g: Graph, w: Weights, c: ModelConfig, positions: bool) -> Value:
+def embed_text(g: Graph, w: Weights, c: ModelConfig) -> Value:
     """Embeddings of tokens, of the part of a pair that they belong to, and of positions where a family learns them."""
     x = embed(g, token_embedding(w, c))
     if w.has("token_types"):
-        x = add_embedding(x, _segments(w, c), "segments")
-    if positions:
+        x = add_segment(x, _segments(w, c))
+    if c.style.learnt_positions:
         table = w.take("position_embd", None, c.n_embd)
         if table.shape[0] < c.n_ctx_train:
             raise FormatError(
                 f"tensor {table.name!r} has {table.shape[0]} rows; expected one for each of {c.n_ctx_train} positions"
             )
-        x = add_embedding(x, table, "positions")
-    return norm(w, c, x, "token_embd_norm", "embd")
+        x = add(x, embed_position(g, table))
+    return normalize(w, c, g.name(x, "embd"), "token_embd_norm")
 
 
-def _segments(w: Weights, c: ModelConfig) -> Any:
+def _segments(w: Weights, c: ModelConfig) -> Tensor:
     """Rows for the first and the second part of a pair of texts; models of one text have one for both."""
-    from edgellm.formats.tensor import Tensor
-
-    table = w.take("token_types", None, c.n_embd)
-    if table.shape[0] != 1:
-        return table
-    return Tensor.of(table.name, np.repeat(table.dequantize(), 2, axis=0))
+    table = w.take("token_types", None, c.n_embd).dequantize()
+    return Tensor.of("token_types.weight", np.repeat(table, 2, axis=0) if len(table) == 1 else table[:2].copy())
 
 
 def attend(
     w: Weights, c: EncoderConfig, x: Value, rotation: Rotation | None = None, window: int | None = None
 ) -> Value:
-    """Attention to all of a text, or to a window around each token, with its projections.
-
-    Queries, keys and values come from a matrix each or, as in newer checkpoints, from one.
-    """
-    widths = [c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim]
-    if w.has("attn_qkv"):
-        q, k, v = project_parts(w, x, "attn_qkv", widths, ("attn_q", "attn_k", "attn_v"))
-    else:
-        names = ("attn_q", "attn_k", "attn_v")
-        q, k, v = (project(w, x, name, width) for name, width in zip(names, widths, strict=True))
-    if w.has("attn_q_norm"):
-        q, k = norm(w, c, q, "attn_q_norm"), norm(w, c, k, "attn_k_norm")
-    if rotation is not None:
-        q, k = rope(q, c.n_heads, rotation), rope(k, c.n_kv_heads, rotation)
-    alibi = alibi_slopes(c.n_heads, c.max_alibi_bias) if c.max_alibi_bias else None
-    spec = AttentionSpec(c.attention_scale, causal=False, window=window, alibi=alibi)
-    kv = keys_values(k, v, c.n_kv_heads, cached=False)
-    return project(w, attention(q, kv, c.n_heads, spec, name=w.named("kqv_out")), "attn_output", c.n_embd, "attn_out")
+    """Attention to all of a text, or to a window around each token, with its projections."""
+    if w.has("attn_q_norm"):  # of whole rows
+        c = replace(c, style=replace(c.style, head_norms="rows"))
+    return self_attention(w, c, x, rotation, window)
 
 
-def project_parts(w: Weights, x: Value, name: str, widths: list[int], made: tuple[str, ...]) -> list[Value]:
-    """W x in parts, for a weight `name` that has the rows of several linears; each with its part of the bias."""
-    weights, biases = w.take_parts(name, widths, x.width), w.bias_parts(name, widths)
-    results = []
-    for weight, bias, value_name in zip(weights, biases, made, strict=True):
-        named = w.named(value_name)
-        y = linear(x, weight, name=named if bias is None else "")
-        results.append(y if bias is None else add_bias(y, bias, name=named))
-    return results
+def feed(w: Weights, c: EncoderConfig, x: Value) -> Value:
+    """The feed-forward as the file has it: with a gate, with gate and up in one tensor, or without."""
+    kind: Literal["gated", "fused", "plain"] = "gated"
+    if not w.has("ffn_gate"):
+        kind = "fused" if w.n_rows("ffn_up") == 2 * c.n_ff else "plain"
+    return feed_forward(w, replace(c, style=replace(c.style, feed_forward=kind)), x)
 
 
-def feed_forward(w: Weights, c: EncoderConfig, x: Value) -> Value:
-    """down(activation(up x)); or gated, where the file has a gate or an `ffn_up` that holds gate and up together."""
-    if w.has("ffn_gate"):
-        gate, up = project(w, x, "ffn_gate", c.n_ff), project(w, x, "ffn_up", c.n_ff)
-    elif w.n_rows("ffn_up") == 2 * c.n_ff:
-        gate, up = project_parts(w, x, "ffn_up", [c.n_ff] * 2, ("ffn_gate", "ffn_up"))
-    else:
-        h = activate(project(w, x, "ffn_up", c.n_ff), c.activation, name=w.named("ffn_act"))
-        return project(w, h, "ffn_down", c.n_embd, "ffn_out")
-    return project(w, glu(gate, up, c.activation, name=w.named("ffn_act")), "ffn_down", c.n_embd, "ffn_out")
-
-
-def post_norm_encoder(g: Graph, w: Weights, c: EncoderConfig, x: Value, rotation: Rotation | None = None) -> Value:
-    """The layers of BERT and its like: after each half of a layer, its input is added and the sum normalized."""
+def post_norm_encoder(g: Graph, w: Weights, c: EncoderConfig, rotation: Rotation | None = None) -> Value:
+    """BERT and its like: after each half of a layer, its input is added and the sum normalized."""
+    x = embed_text(g, w, c)
     for layer in range(c.n_layers):
         block = w.block(layer)
-        h = norm(block, c, add(x, attend(block, c, x, rotation, c.windows[layer])), "attn_output_norm")
+        h = normalize(block, c, add(x, attend(block, c, x, rotation, c.windows[layer])), "attn_output_norm")
         if block.has("attn_norm_2"):  # of Jina's model of code
-            h = norm(block, c, add(x, h), "attn_norm_2")
-        x = add(h, feed_forward(block, c, h))
-        x = norm(block, c, x, "layer_output_norm", layer_output(block, c, layer).removeprefix(block.named("")))
+            h = normalize(block, c, add(x, h), "attn_norm_2")
+        x = normalize(block, c, add(h, feed(block, c, h)), "layer_output_norm")
     return g.output(x)
-
-
-def alibi_slopes(n_heads: int, max_bias: float) -> np.ndarray:
-    """float32 [n_heads]: falling powers of two, and for heads beyond a power of two some of those between."""
-    n = 1 << (n_heads.bit_length() - 1)
-    slopes = [2 ** (-max_bias / n * (head + 1)) for head in range(n)]
-    between = [2 ** (-max_bias / 2 / n * (2 * head + 1)) for head in range(n_heads - n)]
-    return np.array(slopes + between, np.float32)
 
 
 # --- after pooling --------------------------------------------------------------------------------------------
@@ -208,11 +158,10 @@ def _classify(w: Weights, c: ModelConfig, x: Value) -> Value:
         # ModernBERT normalizes what its activation makes, all others have tanh.
         x = activate(x, "gelu_erf" if w.has("cls.norm") else "tanh")
     if w.has("cls.norm"):
-        x = norm(w, c, x, "cls.norm")
+        x = normalize(w, c, x, "cls.norm")
     return project(w, x, "cls.output", w.n_rows("cls.output"))
 
 
 def rotation_by(c: ModelConfig, base: float) -> Rotation:
     """Rotary embedding of pairs that are half a head apart."""
-    frequencies = base ** (-np.arange(0, c.n_rot, 2) / c.n_rot) / c.rope_scale
-    return Rotation(frequencies, interleaved=False)
+    return Rotation(rope_frequencies(c, base), interleaved=False)

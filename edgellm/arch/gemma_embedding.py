@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgellm.arch import gemma3
-from edgellm.arch.encoder_parts import EncoderConfig, embedding_head, encoder_config
-from edgellm.arch.huggingface import HuggingFace, Settings
+from edgellm.arch.encoder_checkpoint import EncoderCheckpoint
+from edgellm.arch.encoder_parts import EncoderConfig, as_encoder, embedding_head
+from edgellm.arch.huggingface import Settings
 from edgellm.arch.parts import normalize
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
@@ -18,11 +20,11 @@ def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
     """The file's window is the whole one, half to each side of a token."""
     c = gemma3.configure(metadata)
     windows = tuple(window and window // 2 + 1 for window in c.windows)
-    return encoder_config(metadata, "gelu", windows=windows, rope_base_local=c.rope_base_local)
+    return as_encoder(replace(c, windows=windows, style=replace(c.style, causal=False)), metadata)
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:
-    return g.output(normalize(w, c, gemma3.layers(g, w, c, sees_all=True), "output_norm"))
+    return g.output(normalize(w, c, gemma3.body(g, w, c), "output_norm"))
 
 
 head = embedding_head
@@ -41,7 +43,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
 
 
 _GEMMA = gemma3.HUGGING_FACE
-HUGGING_FACE = HuggingFace(
+HUGGING_FACE = EncoderCheckpoint(
     classes=("Gemma3TextModel",),
     model_type="gemma3_text",
     hyperparameters=_hyperparameters,

@@ -7,8 +7,9 @@ from typing import Any
 
 from edgellm.arch.bert import ATTENTION, BERT_DEFAULTS, BIASES, EMBEDDINGS, MASKED_HEADS
 from edgellm.arch.config import Keys
-from edgellm.arch.encoder_parts import EncoderConfig, embed_text, embedding_head, encoder_config, post_norm_encoder
-from edgellm.arch.huggingface import HuggingFace, Settings, encoder_hyperparameters
+from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
+from edgellm.arch.encoder_parts import EncoderConfig, embedding_head, encoder_config, post_norm_encoder
+from edgellm.arch.huggingface import Settings
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
 
@@ -20,7 +21,7 @@ def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:
-    return post_norm_encoder(g, w, c, embed_text(g, w, c, positions=False))
+    return post_norm_encoder(g, w, c)
 
 
 head = embedding_head
@@ -41,7 +42,7 @@ _BIASES = {name: key for name, key in BIASES.items() if name != "ffn_up"}
 _DEFAULTS = BERT_DEFAULTS | {"position_embedding_type": "alibi", "feed_forward_type": "geglu",
                              "max_position_embeddings": 8192}  # fmt: skip
 
-HUGGING_FACE = HuggingFace(
+HUGGING_FACE = EncoderCheckpoint(
     classes=("JinaBertModel", "JinaBertForMaskedLM"),
     model_type="bert",
     hyperparameters=_hyperparameters,
@@ -51,7 +52,7 @@ HUGGING_FACE = HuggingFace(
     prefix="bert.",
     left_out=MASKED_HEADS + r"|pooler\.",
 )
-CROSS_ENCODER = HuggingFace(
+CROSS_ENCODER = EncoderCheckpoint(
     classes=("JinaBertForSequenceClassification",),
     model_type="bert",
     hyperparameters=_hyperparameters,

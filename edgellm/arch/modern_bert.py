@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from edgellm.arch.config import Keys
+from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
 from edgellm.arch.encoder_parts import (
     EncoderConfig,
     attend,
     embed_text,
     embedding_head,
     encoder_config,
-    feed_forward,
-    norm,
+    feed,
     rotation_by,
 )
-from edgellm.arch.huggingface import HuggingFace, Settings, encoder_hyperparameters, layer_types, rope_settings
-from edgellm.arch.parts import layer_output
+from edgellm.arch.huggingface import Settings, layer_types, rope_settings
+from edgellm.arch.parts import normalize
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
 from edgellm.graph.nodes import Graph, Value, add
@@ -58,16 +58,15 @@ def _windows(keys: Keys, n_layers: int) -> tuple[int | None, ...]:
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:
     everywhere, nearby = rotation_by(c, c.rope_base), rotation_by(c, c.rope_base_local or LOCAL_ROPE_BASE)
-    x = embed_text(g, w, c, positions=False)
+    x = embed_text(g, w, c)
     for layer, window in enumerate(c.windows):
         block = w.block(layer)
-        h = norm(block, c, x, "attn_norm") if block.has("attn_norm") else x
+        h = normalize(block, c, x, "attn_norm") if block.has("attn_norm") else x
         h = attend(block, c, h, everywhere if window is None else nearby, window)
         x = add(x, h, name=block.named("ffn_inp"))
-        h = norm(block, c, x, "ffn_norm")
-        last = layer == c.n_layers - 1
-        x = add(x, feed_forward(block, c, h), name=block.named("l_out") if last else layer_output(block, c, layer))
-    return g.output(norm(w, c, x, "output_norm", "hidden"))
+        h = feed(block, c, normalize(block, c, x, "ffn_norm"))
+        x = add(x, h, name=block.named("l_out"))
+    return g.output(normalize(w, c, x, "output_norm"))
 
 
 head = embedding_head
@@ -124,7 +123,7 @@ _BIASES = (
     | dict.fromkeys(("token_embd_norm", "output_norm", "ffn_norm"), "norm_bias")
 )
 
-HUGGING_FACE = HuggingFace(
+HUGGING_FACE = EncoderCheckpoint(
     classes=("ModernBertModel", "ModernBertForMaskedLM"),
     model_type="modernbert",
     hyperparameters=_hyperparameters,
@@ -135,7 +134,7 @@ HUGGING_FACE = HuggingFace(
     prefix="model.",
     left_out=r"(head|decoder)\.",
 )
-CROSS_ENCODER = HuggingFace(
+CROSS_ENCODER = EncoderCheckpoint(
     classes=("ModernBertForSequenceClassification",),
     model_type="modernbert",
     hyperparameters=_hyperparameters,

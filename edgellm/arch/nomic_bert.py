@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgellm.arch.bert import BERT_DEFAULTS, EMBEDDINGS, MASKED_HEADS
+from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
 from edgellm.arch.encoder_parts import (
+    BERT,
     EncoderConfig,
-    embed_text,
     embedding_head,
     encoder_config,
     post_norm_encoder,
     rotation_by,
 )
-from edgellm.arch.huggingface import HuggingFace, Settings, encoder_hyperparameters, rope_hyperparameters, rope_settings
+from edgellm.arch.huggingface import Settings, rope_hyperparameters, rope_settings
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.graph.nodes import Graph, Value
@@ -23,11 +25,11 @@ ROPE_BASE = 1000.0
 
 
 def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
-    return encoder_config(metadata, "silu")
+    return encoder_config(metadata, replace(BERT, activation="silu"))
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:
-    return post_norm_encoder(g, w, c, embed_text(g, w, c, positions=False), rotation_by(c, c.rope_base))
+    return post_norm_encoder(g, w, c, rotation_by(c, c.rope_base))
 
 
 head = embedding_head
@@ -76,7 +78,7 @@ _FIRST_NAMES = {
     "blk.{}.layer_output_norm": "encoder.layers.{}.norm2",
 }
 
-HUGGING_FACE = HuggingFace(
+HUGGING_FACE = EncoderCheckpoint(
     classes=("NomicBertModel", "NomicBertForMaskedLM"),
     model_type="nomic_bert",
     hyperparameters=_hyperparameters,
@@ -99,7 +101,7 @@ HUGGING_FACE = HuggingFace(
     left_out=MASKED_HEADS + r"|pooler\.",
     has_config=lambda config: "n_embd" not in config,
 )
-FIRST_FORM = HuggingFace(
+FIRST_FORM = EncoderCheckpoint(
     classes=("NomicBertModel", "NomicBertForPreTraining"),
     model_type="nomic_bert",
     hyperparameters=_first_form,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-
-import numpy as np
+from collections.abc import Mapping
 
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.tensor import Tensor
@@ -33,6 +30,15 @@ class Weights:
     def has(self, name: str) -> bool:
         return f"{self._prefix}{name}.weight" in self._tensors
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor `name`.weight as it is; empty when there is none."""
+        tensor = self._tensors.get(f"{self._prefix}{name}.weight")
+        return () if tensor is None else tensor.shape
+
+    def pass_over(self, *names: str) -> None:
+        """Tensors, and their biases, that the file may hold though nothing reads them."""
+        self.used |= {f"{self._prefix}{name}.{part}" for name in names for part in ("weight", "bias")}
+
     def take(self, name: str, *shape: int | None) -> Tensor:
         """The tensor `name`.weight; a size of None may be any. Raises FormatError when it is missing or misshapen."""
         return self._take(f"{self._prefix}{name}.weight", *shape)
@@ -40,23 +46,6 @@ class Weights:
     def n_rows(self, name: str) -> int:
         """Rows of the matrix `name`.weight."""
         return self.take(name, None, None).shape[0]
-
-    def take_parts(self, name: str, sizes: Sequence[int], width: int) -> list[Tensor]:
-        """The matrix `name`.weight, cut into one of so many rows each."""
-        tensor = self.take(name, sum(sizes), width)
-        ends = accumulate(sizes)
-        return [
-            Tensor(tensor.name, (size, width), tensor.format, tensor.raw[end - size : end])
-            for size, end in zip(sizes, ends, strict=True)
-        ]
-
-    def bias_parts(self, name: str, sizes: Sequence[int]) -> list[Tensor | None]:
-        """The vector `name`.bias in the same way; None for each where the file has none."""
-        bias = self.bias(name, sum(sizes))
-        if bias is None:
-            return [None] * len(sizes)
-        parts = np.split(bias.dequantize(), list(accumulate(sizes))[:-1])
-        return [Tensor.of(bias.name, part) for part in parts]
 
     def bias(self, name: str, size: int) -> Tensor | None:
         """The tensor `name`.bias, where the file has one."""

@@ -114,7 +114,7 @@ class Runner:
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
-        layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
+        layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type) for x in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes

@@ -11,8 +11,11 @@ from edgellm.graph.lowering import (
     ATTENTION_ROWS,
     DOCUMENTS,
     MAX_SPLITS,
+    POSITIONS,
+    SEGMENTS,
     TARGET_WEIGHTS,
     TEXT_TASKS,
+    TOKEN_IDS,
     Lowered,
     adapter_table,
     merges_table,
@@ -52,9 +55,9 @@ class Batch:
         self.rotations, self.windows = lowered.rotations, lowered.windows
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
+        self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
         self.kv_slots = np.zeros(capacity, np.int64)
         self.rows = np.zeros(capacity, np.int64)
-        self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
@@ -66,7 +69,6 @@ class Batch:
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["kv_slots"] = self.kv_slots.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
-        self.record["positions"], self.record["segments"] = self.positions.ctypes.data, self.segments.ctypes.data
 
     def prepare_adapters(self, n: int) -> None:
         """Tables for so many adapters, for the programs that are made after this."""
@@ -76,9 +78,12 @@ class Batch:
         """Addresses by the names that records use."""
         result = {
             "batch": self.record.ctypes.data,
+            TOKEN_IDS.name: self.token_ids.ctypes.data,
+            POSITIONS.name: self.positions.ctypes.data,
+            SEGMENTS.name: self.segments.ctypes.data,
+            TEXT_TASKS.name: self.text_tasks.ctypes.data,
             DOCUMENTS.name: self.documents.ctypes.data,
             TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
-            TEXT_TASKS.name: self.text_tasks.ctypes.data,
         }
         for index, angles in enumerate(self.angles):
             result[rotation_table(index).name] = angles.ctypes.data
@@ -103,7 +108,7 @@ class Batch:
             table, step = piece.block_table.ctypes.data, self._slice_tokens
             slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
         self.positions[: len(positions)] = positions
-        self._turn(self.positions[: len(positions)])
+        self._turn(np.array(positions))
         counts = {"tokens": len(positions)}
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices)
@@ -155,9 +160,7 @@ class Batch:
     def _turn(self, positions: np.ndarray) -> None:
         """Fill the tables of angles for the positions of the tokens."""
         for rotation, table in zip(self.rotations, self.angles, strict=True):
-            angles, turned = np.multiply.outer(positions, rotation.frequencies), table[: len(positions)]
-            np.cos(angles, out=turned[:, 0], casting="same_kind")
-            np.sin(angles, out=turned[:, 1], casting="same_kind")
+            table[: len(positions), 0], table[: len(positions), 1] = rotation.table(positions)
 
     def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, int]]) -> tuple[int, int]:
         """Attention tasks for slices (token, n_tokens, position, block table); a lone token with a long past is split.

@@ -5,24 +5,12 @@ from __future__ import annotations
 from edgellm.kernels.records import BATCH
 from edgellm.kernels.schema import Schema
 
-LAYER_NORM = Schema(
-    "layer_norm",
+ADD_SEGMENT = Schema(
+    "add_segment",
     batch=BATCH,
     x="ptr",
-    weight="ptr",
-    bias="ptr",  # float32 [n_cols], or 0: none
-    out="ptr",  # may be x
-    stride="i64",
-    n_cols="i64",
-    epsilon="f64",
-    chunk_tokens="i64",
-)
-
-ADD_EMBEDDING = Schema(
-    "add_embedding",
-    batch=BATCH,
-    x="ptr",
-    table="ptr",  # float32 [n_rows, n_cols]
+    table="ptr",  # float32 [2, n_cols]
+    segments="ptr",  # int32 [n_tokens]: which part of a pair of texts each belongs to, 0 or 1
     out="ptr",  # may be x
     n_cols="i64",
     stride="i64",

@@ -9,16 +9,9 @@ import numpy as np
 from edgellm.kernels.reference import Floats, Ints
 
 
-def layer_norm(x: Floats, weight: Floats, bias: Floats | None, epsilon: float) -> Floats:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias, for x [n_tokens, n_cols] and [n_cols] both."""
-    centred = x.astype(np.float64) - x.mean(-1, keepdims=True, dtype=np.float64)
-    out = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + epsilon) * weight
-    return (out if bias is None else out + bias).astype(np.float32)
-
-
-def add_embedding(x: Floats, table: Floats, numbers: Ints) -> Floats:
-    """x [n_tokens, n_cols] + the rows of table [n_rows, n_cols] that numbers [n_tokens] name."""
-    return x + table[numbers]
+def add_segment(x: Floats, table: Floats, segments: Ints) -> Floats:
+    """x [n_tokens, n_cols] + the row of table [2, n_cols] that segments [n_tokens] names."""
+    return x + table[segments]
 
 
 def text_attention(

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from edgellm.kernels.reference import Floats, Ints, rope
@@ -62,7 +60,7 @@ _EXPONENTS = {"silu": _silu_exponent, "gelu": _gelu_exponent}
 
 
 def activate(x: Floats, activation: str) -> Floats:
-    """relu, silu, tanh, gelu in its tanh form or, as gelu_erf, in its exact form, of every number."""
+    """relu, silu, tanh, or gelu in its tanh form, of every number."""
     return _with_slope(x, activation)[0].astype(np.float32)
 
 
@@ -73,9 +71,6 @@ def activate_backward(x: Floats, dy: Floats, activation: str) -> Floats:
 
 def _with_slope(x: Floats, activation: str) -> tuple[Floats, Floats]:
     x = x.astype(np.float64)
-    if activation == "gelu_erf":
-        below = 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x * math.sqrt(0.5))
-        return x * below, below + x * np.exp(-(x**2) / 2) * math.sqrt(0.5 / math.pi)
     if activation == "tanh":
         return np.tanh(x), 1 - np.tanh(x) ** 2
     if activation == "relu":

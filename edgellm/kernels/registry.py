@@ -55,14 +55,19 @@ _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
-_ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf")}
-_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "tanh")}
+_ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
+_WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
+_PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
-    "add_embedding": _Family("elementwise", options={"of": ("positions", "segments")}),
+    "add_segment": _Family("elementwise"),
     "rms_norm": _Family("norm"),
-    "layer_norm": _Family("layer_norm"),
+    "layer_norm": _Family("norm"),
+    "columns": _Family("scaled"),
+    "scale": _Family("scaled"),
+    "soft_cap": _Family("scaled"),
     "quantize": _Family("quantize", options=_PLANES),
     "linear_decode": _Family("linear", _BLOCKS, _PLANES),
     "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
@@ -90,7 +95,7 @@ _FAMILIES: dict[str, _Family] = {
     "narrow": _Family("low_rank", _LOW_RANK),
     "widen": _Family("low_rank", _LOW_RANK),
     "rms_norm_backward": _Family("norm_backward"),
-    "glu_backward": _Family("glu_backward", options=_ACTIVATION),
+    "glu_backward": _Family("glu_backward", options=_WITH_SLOPE),
     "rms_norm_weight_sum": _Family("norm_backward"),
     "embed_backward": _Family("columns"),
     "column_sums": _Family("columns"),
@@ -99,7 +104,7 @@ _FAMILIES: dict[str, _Family] = {
     "cross_entropy": _Family("cross_entropy"),
     "dropout": _Family("dropout"),
     "activate": _Family("activate", options=_PLAIN_ACTIVATION),
-    "activate_backward": _Family("activate", options=_PLAIN_ACTIVATION),
+    "activate_backward": _Family("activate", options=_PLAIN_WITH_SLOPE),
     "replace_rows": _Family("replace_rows"),
     "replaced_rows_sum": _Family("replace_rows"),
     "to_bf16": _Family("bf16"),

@@ -22,40 +22,17 @@ class CompiledEncoder:
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
 
-    def layer_norm(
-        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, epsilon: float, in_place: bool = False
-    ) -> np.ndarray:
+    def add_segment(self, x: np.ndarray, table: np.ndarray, segments: np.ndarray, in_place: bool = False) -> np.ndarray:
+        numbers = segments.astype(np.int32)
         with into(x, in_place) as (source, out):
             self.compiled._run(
-                "layer_norm",
-                encoder_records.LAYER_NORM,
+                "add_segment",
+                encoder_records.ADD_SEGMENT,
                 -(-len(x) // CHUNK_TOKENS),
                 len(x),
-                x=source,
-                weight=walled(weight),
-                bias=0 if bias is None else walled(bias),
-                out=out,
-                stride=out.stride,
-                n_cols=x.shape[1],
-                epsilon=epsilon,
-                chunk_tokens=CHUNK_TOKENS,
-            )
-        return out.take()
-
-    def add_embedding(
-        self, x: np.ndarray, table: np.ndarray, numbers: np.ndarray, of: str = "positions", in_place: bool = False
-    ) -> np.ndarray:
-        with into(x, in_place) as (source, out):
-            self.compiled._run(
-                "add_embedding",
-                encoder_records.ADD_EMBEDDING,
-                -(-len(x) // CHUNK_TOKENS),
-                len(x),
-                None,
-                {of: numbers.astype(np.int32)},
-                {"of": of},
                 x=source,
                 table=walled(table),
+                segments=numbers,
                 out=out,
                 n_cols=x.shape[1],
                 stride=out.stride,

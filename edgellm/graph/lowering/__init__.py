@@ -16,13 +16,16 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows, texts
+from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled, texts
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
+    POSITIONS,
     RULES,
+    SEGMENTS,
     TARGET_WEIGHTS,
     TEXT_TASKS,
+    TOKEN_IDS,
     LayerShape,
     Lowering,
     Rule,
@@ -41,8 +44,11 @@ __all__ = [
     "ATTENTION_ROWS",
     "DOCUMENTS",
     "MAX_SPLITS",
+    "POSITIONS",
+    "SEGMENTS",
     "TARGET_WEIGHTS",
     "TEXT_TASKS",
+    "TOKEN_IDS",
     "LayerShape",
     "Lowered",
     "Target",
@@ -54,7 +60,7 @@ __all__ = [
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, low_rank, rows, texts)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows, scaled, texts)  # importing them fills RULES
 
 
 @dataclass(eq=False)

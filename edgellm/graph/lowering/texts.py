@@ -1,52 +1,24 @@
-"""Rules of what encoders have beside decoders: texts that see all of themselves, positions, layer norms."""
+"""Rules of what encoders have beside decoders: texts that see all of themselves, and pairs of them."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from edgellm.errors import UnsupportedError
-from edgellm.graph.lowering.base import TEXT_TASKS, Lowering, rule
-from edgellm.graph.nodes import AddEmbedding, Attention, AttentionSpec, LayerNorm
+from edgellm.graph.lowering.base import SEGMENTS, TEXT_TASKS, Lowering, rule
+from edgellm.graph.nodes import AddSegment, Attention, AttentionSpec
 from edgellm.graph.ops import Chunks
 from edgellm.kernels import encoder_records
 
 NO_LIMIT = 1 << 40  # further than any position
 
 
-@rule(LayerNorm)
-def lower_layer_norm(low: Lowering, node: LayerNorm) -> None:
-    x, out = low.make_from(node.x, node)
-    low.add_rows(
-        "layer_norm",
-        encoder_records.LAYER_NORM,
-        x,
-        [x],
-        [out],
-        x=x,
-        weight=low.floats(node.weight),
-        bias=0 if node.bias is None else low.floats(node.bias),
-        out=out,
-        n_cols=x.width,
-        epsilon=node.epsilon,
-    )
-
-
-@rule(AddEmbedding)
-def lower_add_embedding(low: Lowering, node: AddEmbedding) -> None:
+@rule(AddSegment)
+def lower_add_segment(low: Lowering, node: AddSegment) -> None:
     x, out = low.make_from(node.x, node)
     table = low.floats(node.table)
-    low.add_rows(
-        "add_embedding",
-        encoder_records.ADD_EMBEDDING,
-        x,
-        [x],
-        [out],
-        options={"of": node.of},
-        x=x,
-        table=table,
-        out=out,
-        n_cols=x.width,
-    )
+    fields = {"x": x, "table": table, "segments": SEGMENTS, "out": out, "n_cols": x.width}
+    low.add_rows("add_segment", encoder_records.ADD_SEGMENT, x, [x], [out], **fields)
 
 
 def attend_to_texts(low: Lowering, node: Attention) -> None:

@@ -17,12 +17,13 @@ from edgellm.graph.nodes.elementwise import (
     add_bias,
     glu,
 )
-from edgellm.graph.nodes.embed import AddEmbedding, Embed, add_embedding, embed
+from edgellm.graph.nodes.embed import AddSegment, Embed, EmbedPosition, add_segment, embed, embed_position
 from edgellm.graph.nodes.linear import Linear, linear
 from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
+from edgellm.graph.nodes.scaled import Columns, Scale, SoftCap, columns, scale, soft_cap, split_columns
 
 __all__ = [
     "GLU",
@@ -30,13 +31,15 @@ __all__ = [
     "Activation",
     "Add",
     "AddBias",
-    "AddEmbedding",
+    "AddSegment",
     "Attention",
     "AttentionSpec",
     "Chance",
     "Choose",
+    "Columns",
     "Dropout",
     "Embed",
+    "EmbedPosition",
     "Graph",
     "KeysValues",
     "LayerNorm",
@@ -50,17 +53,21 @@ __all__ = [
     "ReplaceRows",
     "Rope",
     "Rotation",
+    "Scale",
     "SelectRows",
+    "SoftCap",
     "Value",
     "Widen",
     "activate",
     "add",
     "add_bias",
-    "add_embedding",
+    "add_segment",
     "attention",
     "choose",
+    "columns",
     "dropout",
     "embed",
+    "embed_position",
     "glu",
     "keys_values",
     "layer_norm",
@@ -71,6 +78,9 @@ __all__ = [
     "replace_rows",
     "rms_norm",
     "rope",
+    "scale",
     "select_rows",
+    "soft_cap",
+    "split_columns",
     "widen",
 ]

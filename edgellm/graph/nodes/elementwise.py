@@ -11,8 +11,8 @@ from edgellm.graph.nodes.base import Node, Value
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu", "gelu_erf"]
-PlainActivation = Literal["relu", "gelu", "silu", "gelu_erf", "tanh"]
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
+PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class AddBias(Node):
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" its exact one.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as.
     """
 
     gate: Value
@@ -78,7 +78,7 @@ class GLU(Node):
 
 @dataclass(frozen=True, eq=False)
 class Activate(Node):
-    """activation(x): "relu", "silu", "tanh", "gelu" in its tanh form, or "gelu_erf", the exact one."""
+    """activation(x), see `GLU`; and "tanh"."""
 
     x: Value
     activation: PlainActivation

@@ -1,9 +1,9 @@
-"""Embeddings: of tokens, the first step of a language model, and of what else is known of them."""
+"""Embeddings of tokens and of positions: the first steps of a language model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Graph, Node, Value
@@ -31,24 +31,34 @@ class Embed(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class AddEmbedding(Node):
-    """x + a row of table [n_rows, width] for each token.
+class EmbedPosition(Node):
+    """Row `position` of weight [n_positions, n_embd] for each token of the batch: learnt positions (GPT-2)."""
 
-    of:  what says which: "positions", the token's place in its text; "segments", the part of a pair of texts that it
-         belongs to, 0 or 1.
-    """
+    weight: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+
+def embed_position(g: Graph, weight: Tensor, name: str = "") -> Value:
+    return g.record(EmbedPosition(weight), name)
+
+
+@dataclass(frozen=True, eq=False)
+class AddSegment(Node):
+    """x + the row of table [2, width] for each token that says which part of a pair of texts it belongs to."""
 
     x: Value
     table: Tensor
-    of: Literal["positions", "segments"]
 
     @property
     def width(self) -> int:
         return self.x.width
 
 
-def add_embedding(x: Value, table: Tensor, of: Literal["positions", "segments"], name: str = "") -> Value:
-    return x.graph.record(AddEmbedding(x, table, of), name)
+def add_segment(x: Value, table: Tensor, name: str = "") -> Value:
+    return x.graph.record(AddSegment(x, table), name)
 
 
 def embed(g: Graph, weight: Tensor, scale: float = 1.0, name: str = "") -> Value:

@@ -9,7 +9,6 @@ from math import pi, sqrt
 
 from edgellm.kernels.gradient_records import GLU_BACKWARD
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.glu import upper_tail
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
@@ -38,16 +37,7 @@ def _gelu(v: Vocabulary, x: Value) -> tuple[Value, Value]:
     return x * s, s + near * s * (-s + 1.0) * slope_of_z
 
 
-def _gelu_erf(v: Vocabulary, x: Value) -> tuple[Value, Value]:
-    """x times the share of a normal distribution below it, and its slope."""
-    tail = upper_tail(v, x)
-    below = v.select(v.greater(v.like(0.0, x), x), tail, -tail + 1.0)
-    # NaN is not less than STEEP and stays.
-    near = v.minimum(v.like(STEEP, x), v.maximum(v.like(-STEEP, x), x))
-    return x * below, below + near * v.exp(-(near * near * 0.5)) * sqrt(0.5 / pi)
-
-
-WITH_SLOPES = {"silu": _silu, "gelu": _gelu, "gelu_erf": _gelu_erf}
+WITH_SLOPES = {"silu": _silu, "gelu": _gelu}
 
 
 def build_glu_backward(isa, activation):
