@@ -54,9 +54,9 @@ class MakesVectors:
 
     def _writes_nothing(self) -> UsageError:
         """The error of a model that is asked to write."""
-        what, instead = "makes vectors of texts", "embed(texts)"
+        what, instead = "makes vectors of texts", "embed(texts) or `edgellm embed`"
         if pooling_of(self.metadata)[1]:
-            what, instead = "ranks texts", "rank(query, texts)"
+            what, instead = "ranks texts", "rank(query, texts) or `edgellm embed --rank`"
         return UsageError(
             f"{self.path.name} {what} and writes none: use {instead}, or load a model for chat (`edgellm list`)"
         )
@@ -155,12 +155,12 @@ class MakesVectors:
         elif ranks:
             raise UsageError(
                 f"{self.path.name} is a reranker: it scores pairs of texts and was not trained to make vectors; use "
-                "rank(query, texts), or say which pooling you want"
+                "rank(query, texts)"
             )
         elif own is None and not self._reads_only:
             raise UsageError(
-                f"{self.path.name} is a model for chat, and its file says no pooling: choose pooling='mean' or 'last', "
-                "or load a model that was trained to make vectors (`edgellm list`)",
+                f"{self.path.name} is a model for chat, and its file does not say how the states of tokens become one "
+                "vector: choose pooling mean or last, or load a model that was trained for it (`edgellm list`)",
                 parameter="pooling",
             )
         else:
@@ -204,8 +204,8 @@ class MakesVectors:
 
     def _too_long(self, what: str, n_tokens: int) -> ContextOverflowError:
         return ContextOverflowError(
-            f"{what} has {n_tokens} tokens, and {self.path.name} takes {self.n_ctx}; cut it into passages, or pass "
-            "truncate=True to leave out what comes after",
+            f"{what} has {n_tokens} tokens, and {self.path.name} takes {self.n_ctx}; cut it into passages, or set "
+            "truncate to leave out what comes after",
             parameter="truncate",
         )
 

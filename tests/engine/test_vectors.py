@@ -158,7 +158,7 @@ def test_bad_input(bert: Path) -> None:
             (lambda: model.embed(["a", 3]), UsageError, "texts"),
             (lambda: model.embed("a", dimensions=65), UsageError, "dimensions is 65; expected .* 64"),
             (lambda: model.embed(["a", long]), ContextOverflowError, r"texts\[1\] has \d+ tokens, and bert.gguf takes "
-             "512; cut it into passages, or pass truncate=True"),
+             "512; cut it into passages, or set truncate"),
             (lambda: model.generate("a"), UsageError, r"bert.gguf makes vectors of texts and writes none: use embed"),
             (lambda: model.logits([1]), UsageError, r"bert.gguf makes vectors of texts and writes none: use embed"),
             (lambda: model.chat([{"role": "user", "content": "a"}]), UsageError, "bert.gguf makes vectors"),
@@ -184,7 +184,7 @@ def test_a_model_for_chat(tmp_path: Path) -> None:
             model.embed(TEXTS[2:], pooling="last", truncate=True)[[0, 2]], want[[0, 2]], atol=FLOAT32
         )
         assert "".join(model.generate("def a", max_tokens=5, temperature=0)) == before
-        with pytest.raises(UsageError, match=r"chat.gguf is a model for chat.*choose pooling='mean' or 'last'"):
+        with pytest.raises(UsageError, match=r"chat.gguf is a model for chat.*choose pooling mean or last"):
             model.embed("a")
         with pytest.raises(
             UsageError, match=r"chat.gguf is a model for chat and has no head that ranks; load a reranker"
