@@ -20,7 +20,7 @@ from edgellm.text.spm import SPACE, SentencePieceModel
 from edgellm.text.stream import StreamDecoder
 from edgellm.text.vocabulary import PREFIX, ROLES, TokenType, Vocabulary, kind_of
 
-KINDS = ("gpt2", "llama", "bert", "gemma4")
+KINDS = ("gpt2", "llama", "bert", "gemma4", "t5")
 _STEERS = (TokenType.CONTROL, TokenType.UNKNOWN)
 KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # Phi-3's other special tokens swallow the white space behind them
 _FRAME = re.compile("<\\|.+\\|>|<\uff5c.+\uff5c>|<(start|end)_of_turn>|<\\|turn>|<turn\\|>")
@@ -338,6 +338,10 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         model = BytePairModel(vocabulary, rule) if rule.spells_bytes else PlainPairModel(vocabulary, rule)
     elif kind == "llama":
         model = SentencePieceModel(vocabulary)
+    elif kind == "t5":
+        from edgellm.text.unigram import UnigramModel  # seldom needed
+
+        model = UnigramModel(vocabulary)
     else:
         from edgellm.text.wordpiece import WordPieceModel  # seldom needed
 
