@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
+from edgellm.arch.registry import some_of
 from edgellm.convert.encoder import classes_of, prepare_encoder
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
@@ -82,7 +84,9 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
     known = [name for entry in ARCHITECTURES.values() for family in entry.hugging_face for name in family.classes]
-    raise UnsupportedError(f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {', '.join(known)}")
+    raise UnsupportedError(
+        f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {some_of(classes[0], known)}"
+    )
 
 
 def _language_tensors(
@@ -172,7 +176,7 @@ def _parts(
     parts: list[Part] = []
     theirs: dict[str, str] = {}
     for ours, name in family.names(config.n_layers):
-        tensor = _taken(family, config, ours, name, tensors)
+        tensor = _taken(family, ours, name, tensors)
         if tensor is not None:
             theirs[ours] = name
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
@@ -195,14 +199,14 @@ def _parts(
     return parts
 
 
-def _taken(family: HuggingFace, c: ModelConfig, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
+def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
     """What GGUF's tensor `ours` is made of, taken out of the checkpoint's; None where there is nothing."""
     if (part := ours.split(".")[-2]) in family.stacked:
-        n_heads = c.n_kv_heads if part.startswith("attn_k") else c.n_heads
-        heads = [name.replace("*", str(head)) for head in range(n_heads)]
-        if not all(head in tensors for head in heads):
-            return None
-        return Tensor.of(name, np.stack([tensors.pop(head).dequantize() for head in heads]))
+        names = (name.replace("*", str(index)) for index in itertools.count())
+        found = [tensors.pop(each).dequantize() for each in itertools.takewhile(lambda each: each in tensors, names)]
+        if len({x.shape for x in found}) > 1:
+            raise FormatError(f"tensors {name!r} have different shapes")
+        return Tensor.of(name, np.stack(found)) if found else None
     tensor = tensors.pop(name, None)
     if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
         return Transposed(tensor)

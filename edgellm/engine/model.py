@@ -18,7 +18,6 @@ from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.adapter_set import Adapters
 from edgellm.engine.answering import Answering
-from edgellm.engine.embedder import Embedder
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.opening import check_vocabulary, context_of, fetched, in_words, open_file
@@ -113,7 +112,7 @@ class Model(Answering, MakesVectors):
             self._reads_only = makes_vectors_alone(self.metadata)
             if self._reads_only:
                 self.tasks  # noqa: B018 - prompts that are no texts are an error at once
-                self._embedder = Embedder(self._file, architecture, self.config, runtime, progress)
+                self._make_embedder(architecture, progress=progress)
                 self.n_vocab, self.n_threads = self.tokenizer.n_vocab, self._embedder.n_threads
                 return
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm import checks
-from edgellm.arch import ModelConfig, architecture_of
-from edgellm.engine.embedder import Embedder, Text
+from edgellm.arch import Architecture, ModelConfig, architecture_of
 from edgellm.engine.pooling import POOLINGS, normalized, pooling_of
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
@@ -22,6 +21,9 @@ from edgellm.params import RuntimeConfig
 from edgellm.text import Tokenizer
 from edgellm.text.provenance import Text as Written
 from edgellm.text.provenance import own_of, written
+
+if TYPE_CHECKING:
+    from edgellm.engine.embedder import Embedder, Text
 
 RERANK_TEMPLATE = "tokenizer.chat_template.rerank"
 Pooling = Literal["none", "mean", "cls", "last"]
@@ -47,10 +49,13 @@ class MakesVectors:
         if "_embedder" not in self.__dict__:
             runner, architecture = self._runner, architecture_of(self.metadata)
             with self._scheduler.alone():
-                self._embedder = Embedder(
-                    self._file, architecture, self.config, self._runtime, None, runner, self._scheduler.alone
-                )
+                self._make_embedder(architecture, beside=runner, alone=self._scheduler.alone)
         return self._embedder
+
+    def _make_embedder(self, architecture: Architecture, **more: Any) -> None:
+        from edgellm.engine.embedder import Embedder  # which models for chat seldom need
+
+        self._embedder = Embedder(self._file, architecture, self.config, self._runtime, **more)
 
     def _writes_nothing(self) -> UsageError:
         """The error of a model that is asked to write."""
@@ -174,6 +179,8 @@ class MakesVectors:
         return chosen
 
     def _text(self, text: str, index: int, truncate: bool) -> Text:
+        from edgellm.engine.embedder import Text
+
         ids = self.tokenizer.encode(text, add_special=True)
         if not ids:
             raise UsageError(f"texts[{index}] is empty, and the model puts no token around a text; leave it out")
@@ -186,6 +193,8 @@ class MakesVectors:
 
     def _pair(self, query: str, text: str, index: int, truncate: bool) -> Text:
         """A query and a text, as the model was trained to find them in one."""
+        from edgellm.engine.embedder import Text
+
         template = get_value(self.metadata, RERANK_TEMPLATE, str, "")
         if template:
             ids = self.tokenizer.encode(_filled(template, query, text), parse_special=True)

@@ -22,8 +22,8 @@ from .test_float32 import in_format
 IDS = np.random.default_rng(5).integers(2, 384, 3 * families.WINDOW + 6).tolist()
 # Sums of a few hundred float32 products in another order; logits have a standard deviation near 1.
 FLOAT32 = 1e-4
-# Activations of 8 bits in groups of 32: the mean divergence from float32 of models whose weights are all random.
-INT8_KL = 2e-3
+# Activations of 8 bits in groups of 32: the mean divergence from float32 of narrow models of random weights.
+INT8_KL = 4e-3
 
 
 @dataclass

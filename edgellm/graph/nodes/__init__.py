@@ -23,7 +23,17 @@ from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen,
 from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
-from edgellm.graph.nodes.scaled import Columns, Scale, SoftCap, columns, scale, soft_cap, split_columns
+from edgellm.graph.nodes.scaled import (
+    AmongZeros,
+    Columns,
+    Scale,
+    SoftCap,
+    among_zeros,
+    columns,
+    scale,
+    soft_cap,
+    split_columns,
+)
 
 __all__ = [
     "GLU",
@@ -32,6 +42,7 @@ __all__ = [
     "Add",
     "AddBias",
     "AddSegment",
+    "AmongZeros",
     "Attention",
     "AttentionSpec",
     "Chance",
@@ -62,6 +73,7 @@ __all__ = [
     "add",
     "add_bias",
     "add_segment",
+    "among_zeros",
     "attention",
     "choose",
     "columns",
