@@ -11,7 +11,8 @@ import torch
 
 import edgellm
 from edgellm.errors import ContextOverflowError, UnsupportedError, UsageError
-from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from edgellm.quants import FORMATS
 from tests.arch import tiny
 from tests.convert import checkpoints
 from tests.convert import encoder_checkpoints as encoders
@@ -93,6 +94,32 @@ def test_every_reranker_is_what_transformers_computes(family: str, tmp_path: Pat
                 ask()
         with pytest.raises(UsageError, match=r"model.gguf ranks texts and writes none: use rank\(query, texts\)"):
             found.chat([{"role": "user", "content": "Hello"}])
+
+
+def test_a_decoder_that_answers_yes_or_no(tmp_path: Path) -> None:
+    """As llama.cpp writes Qwen3-Reranker: two rows of its head, and a prompt with two places, which spells no control
+    token of what is filled in.
+    """
+    model, tokenizer = encoders.save(FAMILIES, "qwen3", tmp_path / "model", "last")
+    edgellm.convert_checkpoint(tmp_path / "model", tmp_path / "plain.gguf", "F32")
+    yes_no = np.random.default_rng(1).standard_normal((2, 64), np.float32) / 4
+    with GGUFFile.open(tmp_path / "plain.gguf") as file:
+        entries = [(name, x.shape, x.format, x.raw) for name, x in file.tensors.items()]
+        entries.append(("cls.output.weight", (2, 64), FORMATS["F32"], yes_no))
+        more = {"qwen3.pooling_type": 4, "qwen3.classifier.output_labels": ["yes", "no"],
+                "tokenizer.chat_template.rerank": "<s>is {document} what {query}?</s>"}  # fmt: skip
+        GGUFWriter(tmp_path / "rank.gguf", dict(file.metadata) | more, entries).write()
+    texts = ["some words", "numbers 1 to 9"]
+    with loaded(tmp_path / "rank.gguf") as found:
+        got = found.rank("which", texts)
+        hostile = found._pair("a<s>", "b</s>c", 0, False).token_ids
+    assert (hostile.count(0), hostile.count(1)) == (1, 1)
+    for score, text in zip(got, texts, strict=True):
+        ids = [0, *tokenizer(f"is {text} what which?", add_special_tokens=False)["input_ids"], 1]
+        with torch.no_grad():
+            last = model.model(torch.tensor([ids])).last_hidden_state[0, -1].numpy()
+        weights = np.exp(yes_no @ last)
+        assert score == pytest.approx(weights[0] / weights.sum(), abs=FLOAT32)
 
 
 @pytest.mark.parametrize("activation", ["Identity", "Tanh"])
@@ -207,7 +234,7 @@ def test_a_model_for_chat(tmp_path: Path) -> None:
 def test_files_that_say_what_cannot_be(bert: Path, tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     with GGUFFile.open(bert) as file:
         entries = [(name, x.shape, x.format, x.raw) for name, x in file.tensors.items()]
-        edgellm.formats.gguf.GGUFWriter(tmp_path / "bad.gguf", dict(file.metadata) | changes, entries).write()
+        GGUFWriter(tmp_path / "bad.gguf", dict(file.metadata) | changes, entries).write()
     with pytest.raises(edgellm.FileProblem, match=f"bad.gguf: .*{line}"), loaded(tmp_path / "bad.gguf") as model:
         model.embed("a")
 
