@@ -98,6 +98,8 @@ def embed_text(g: Graph, w: Weights, c: ModelConfig) -> Value:
 def _segments(w: Weights, c: ModelConfig) -> Tensor:
     """Rows for the first and the second part of a pair of texts; models of one text have one for both."""
     table = w.take("token_types", None, c.n_embd).dequantize()
+    if not len(table):
+        raise FormatError("tensor 'token_types.weight' has no rows; expected one or two")
     return Tensor.of("token_types.weight", np.repeat(table, 2, axis=0) if len(table) == 1 else table[:2].copy())
 
 

@@ -43,7 +43,8 @@ class Text:
 class Embedder:
     """A model's programs for whole texts.
 
-    width:  of a vector; of a model with a classifier, how many scores a text has.
+    width:    of a vector; of a model with a classifier, how many scores a text has.
+    n_vocab:  tokens that have an embedding.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Embedder:
         self._file = file
         self.graphs = architecture.record_vectors(config, file.tensors)
         self.width = self.graphs.logits.width
+        self.n_vocab = file.tensors["token_embd.weight"].shape[0]
         self.n_batch = runtime.n_batch
         self._alone = alone or _lock()
         isa = choose()
@@ -109,8 +111,9 @@ class Embedder:
         pooled = np.empty((len(texts), self.graphs.hidden.width), np.float32)
         for i, states in self.states(texts):
             pooled[i] = pool(states, pooling)
-        found = pooled if self._head is None else self._through_head(pooled)
+        found = self._through_head(pooled) if self.graphs.head.nodes else pooled
         if not np.isfinite(found).all():
+            self._check_open()
             raise no_numbers(self._file, self.target.kv_type)
         return found
 
@@ -119,13 +122,16 @@ class Embedder:
         if "_end" in self.__dict__:
             with self._alone():
                 self._end()
-        for name in ("_team", "_store", "_body", "_head", "_file", "graphs"):
+        for name in ("_team", "_store", "_body", "_head", "_file"):
             self.__dict__.pop(name, None)
 
-    def _run(self, texts: Sequence[Text], n_tokens: int) -> np.ndarray:
-        program = self._program(n_tokens)
+    def _check_open(self) -> None:
         if "_store" not in self.__dict__:
             raise UsageError("the model is closed")
+
+    def _run(self, texts: Sequence[Text], n_tokens: int) -> np.ndarray:
+        self._check_open()
+        program = self._program(n_tokens)
         segments = [text.segments or (0,) * len(text.token_ids) for text in texts]
         program.run(program.batch.fill_texts([text.token_ids for text in texts], segments))
         return program.view(self.graphs.hidden, n_tokens)
@@ -143,11 +149,12 @@ class Embedder:
         return self._body
 
     def _through_head(self, pooled: np.ndarray) -> np.ndarray:
-        assert self._head is not None
         found = np.empty((len(pooled), self.width), np.float32)
         for first in range(0, len(pooled), HEAD_ROWS):
             some = pooled[first : first + HEAD_ROWS]
             with self._alone():
+                self._check_open()
+                assert self._head is not None
                 self._pooled.fill(some)
                 self._head.run(self._head_batch.select(range(len(some))))
                 found[first : first + len(some)] = self._head.view(self.graphs.logits, len(some))

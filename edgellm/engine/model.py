@@ -113,7 +113,7 @@ class Model(Answering, MakesVectors):
             if self._reads_only:
                 self.tasks  # noqa: B018 - prompts that are no texts are an error at once
                 self._make_embedder(architecture, progress=progress)
-                self.n_vocab, self.n_threads = self.tokenizer.n_vocab, self._embedder.n_threads
+                self.n_vocab, self.n_threads = self._embedder.n_vocab, self._embedder.n_threads
                 return
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)

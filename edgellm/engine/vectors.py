@@ -37,6 +37,7 @@ class MakesVectors:
     tokenizer: Tokenizer
     config: ModelConfig
     n_ctx: int
+    n_vocab: int
     _reads_only: bool  # it makes no text
     _file: GGUFFile
     _runtime: RuntimeConfig
@@ -184,7 +185,7 @@ class MakesVectors:
         ids = self.tokenizer.encode(text, add_special=True)
         if not ids:
             raise UsageError(f"texts[{index}] is empty, and the model puts no token around a text; leave it out")
-        if len(ids) <= self.n_ctx:
+        if len(self._known(ids)) <= self.n_ctx:
             return Text(ids)
         if not truncate:
             raise self._too_long(f"texts[{index}]", len(ids))
@@ -192,24 +193,35 @@ class MakesVectors:
         return Text(ids[: self.n_ctx - n_end] + ids[len(ids) - n_end :])
 
     def _pair(self, query: str, text: str, index: int, truncate: bool) -> Text:
-        """A query and a text, as the model was trained to find them in one."""
+        """A query and a text, as the model was trained to find them in one. What is too long loses its end."""
+        pair = self._whole_pair(query, text)
+        while (too_many := len(pair.token_ids) - self.n_ctx) > 0:
+            if not truncate:
+                raise self._too_long(f"query and texts[{index}] together", len(pair.token_ids))
+            if not text:
+                raise self._too_long("query", len(pair.token_ids))
+            text = text[: len(text) - max(1, len(text) * too_many // len(pair.token_ids))]
+            pair = self._whole_pair(query, text)
+        return pair
+
+    def _whole_pair(self, query: str, text: str) -> Text:
         from edgellm.engine.embedder import Text
 
         template = get_value(self.metadata, RERANK_TEMPLATE, str, "")
-        if template:
-            ids = self.tokenizer.encode(_filled(template, query, text), parse_special=True)
-            pair = Text(ids)
-        else:
-            pair = Text(*self.tokenizer.encode_pair(query, text))
-        too_many = len(pair.token_ids) - self.n_ctx
-        if too_many <= 0:
-            return pair
-        if not truncate:
-            raise self._too_long(f"query and texts[{index}] together", len(pair.token_ids))
-        words = self.tokenizer.encode(text)
-        if len(words) <= too_many:
-            raise self._too_long("query", len(pair.token_ids))
-        return self._pair(query, self.tokenizer.decode(words[: len(words) - too_many]), index, truncate)
+        if not template:
+            ids, segments = self.tokenizer.encode_pair(query, text)
+            return Text(self._known(ids), segments)
+        return Text(self._known(self.tokenizer.encode(_filled(template, query, text), parse_special=True)))
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The same ids. Raises UsageError for one that has no embedding: it was added to the vocabulary alone."""
+        if max(ids) >= self.n_vocab:
+            name = self.tokenizer.token_name(max(ids))
+            raise UsageError(
+                f"the texts hold token {max(ids)} ({name!r:.60}), which was added to the vocabulary and never to the "
+                f"model: its embedding has {self.n_vocab} rows; leave it out"
+            )
+        return ids
 
     def _too_long(self, what: str, n_tokens: int) -> ContextOverflowError:
         return ContextOverflowError(

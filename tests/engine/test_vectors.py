@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,32 @@ def test_bad_input(bert: Path) -> None:
     for use in (lambda: model.embed("a"), lambda: model.rank("a", "b"), lambda: model.chat([])):
         with pytest.raises(UsageError, match="the model is closed"):
             use()
+
+
+def test_threads_at_once(bert: Path) -> None:
+    """Each has what it would have alone; a model that is closed under them says so."""
+    with loaded(bert, n_batch=64) as model:
+        want = model.embed(TEXTS).tobytes()
+        with ThreadPoolExecutor(4) as pool:
+            assert {x.tobytes() for x in pool.map(lambda _: model.embed(TEXTS), range(8))} == {want}
+            running = [pool.submit(model.embed, TEXTS * 50) for _ in range(4)]
+            model.close()
+        for future in running:
+            problem = future.exception()
+            assert problem is None or (isinstance(problem, UsageError) and str(problem) == "the model is closed")
+
+
+def test_pairs_that_are_too_long(tmp_path: Path) -> None:
+    encoders.save(RANKERS, "bert", tmp_path / "model")
+    edgellm.convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf", "F32")
+    with loaded(tmp_path / "model.gguf", n_ctx=40) as model:
+        with pytest.raises(ContextOverflowError, match=r"query and texts\[1\] together has \d+ tokens"):
+            model.rank("which?", ["a", "words " * 100])
+        cut = model._pair("which?", "words " * 100, 1, True)
+        assert 20 < len(cut.token_ids) <= 40
+        assert model.rank("which?", "words " * 100, truncate=True).shape == (1,)
+        with pytest.raises(ContextOverflowError, match="query has"):
+            model.rank("words " * 100, "a", truncate=True)
 
 
 def test_a_model_for_chat(tmp_path: Path) -> None:
