@@ -119,6 +119,7 @@ class HuggingFace:
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
     experts:          GGUF's names of stacked matrices, and where a checkpoint has them.
     vectors:          tensors of one dimension whose names end otherwise than in .weight or .bias: whole names.
+    has_config:       whether a config.json is one of this kind, where others name the same class.
     """
 
     classes: tuple[str, ...]
@@ -141,6 +142,7 @@ class HuggingFace:
     fits: Callable[[ModelConfig], bool] = lambda c: True
     experts: Mapping[str, Experts | KeysOrValues] = field(default_factory=dict)
     vectors: Mapping[str, str] = field(default_factory=dict)
+    has_config: Callable[[Mapping[str, Any]], bool] = lambda config: True
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what transformers takes for what it leaves out."""
@@ -166,10 +168,14 @@ class HuggingFace:
         return np.ascontiguousarray(rows.reshape(n_heads, 2, -1).swapaxes(1, 2)).reshape(-1)
 
     def full_name(self, name: str) -> str:
-        """A tensor's name with that of the model in front, which some checkpoints of older families leave out."""
+        """A tensor's name with that of the model in front, which some checkpoints leave out: of older families, and of
+        models that make vectors.
+        """
         prefix = self.tensors["token_embd"].split(".")[0] + "."
         heads = (self.tensors.get("output", "lm_head"), prefix)
-        return name if prefix == "model." or name.startswith(heads) else prefix + name
+        if prefix == "model.":
+            return prefix + name if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+        return name if name.startswith(heads) else prefix + name
 
     def offset(self, name: str) -> float:
         """What is added to the checkpoint's numbers."""

@@ -50,7 +50,7 @@ def _settings(c: ModelConfig) -> dict[str, Any]:
 
 
 HUGGING_FACE = HuggingFace(
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    classes=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
     model_type="llama",
     hyperparameters=_hyperparameters,
     settings=_settings,

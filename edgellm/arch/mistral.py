@@ -29,7 +29,7 @@ def _settings(c: ModelConfig) -> dict[str, Any]:
 
 
 HUGGING_FACE = HuggingFace(
-    classes=("MistralForCausalLM",),
+    classes=("MistralForCausalLM", "MistralModel"),
     model_type="mistral",
     hyperparameters=_hyperparameters,
     settings=_settings,

@@ -139,9 +139,12 @@ def self_attention(w: Weights, c: ModelConfig, x: Value, rotation: Rotation | No
     if c.style.head_norms == "turned":
         q, k = normalize_queries_and_keys(w, c, q, k)
     slopes = alibi_slopes(c.n_heads, c.max_alibi_bias)
+    causal = c.style.causal
     sinks = w.take("attn_sinks", c.n_heads) if c.style.sinks else None
-    spec = AttentionSpec(c.attention_scale, window=window, soft_cap=c.attention_cap, sinks=sinks, alibi=slopes)
-    heads = attention(q, keys_values(k, v, c.n_kv_heads), c.n_heads, spec, name=w.named("kqv_out"))
+    spec = AttentionSpec(
+        c.attention_scale, causal=causal, window=window, soft_cap=c.attention_cap, sinks=sinks, alibi=slopes
+    )
+    heads = attention(q, keys_values(k, v, c.n_kv_heads, cached=causal), c.n_heads, spec, name=w.named("kqv_out"))
     if c.style.inner_norms:
         heads = normalize(w, c, heads, "attn_sub_norm")
     return project(w, heads, "attn_output", c.n_embd, "attn_out")

@@ -24,6 +24,7 @@ class Style:
     sinks:         every head has a score that takes its share of the softmax and gives nothing.
     feed_forward_norm:  what the norm before the feed-forward is called.
     learnt_positions:  each position has an embedding of its own. embedding_norm: embeddings are normalized.
+    causal:        a token sees itself and those before it; otherwise all of its text, and there is no cache.
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -36,6 +37,7 @@ class Style:
     feed_forward_norm: str = "ffn_norm"
     learnt_positions: bool = False
     embedding_norm: bool = False
+    causal: bool = True
 
 
 LLAMA = Style()

@@ -50,6 +50,10 @@ class Weights:
             return self.take(name, 1, size)
         return self.take(name, size)
 
+    def n_rows(self, name: str) -> int:
+        """Rows of the matrix `name`.weight."""
+        return self.take(name, None, None).shape[0]
+
     def bias(self, name: str, *shape: int) -> Tensor | None:
         """The tensor `name`.bias, where the file has one."""
         full = f"{self._prefix}{name}.bias"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.config import MOST_LAYERS
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
 from edgellm.arch.registry import some_of
+from edgellm.convert.encoder import classes_of, prepare_encoder
 from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
+from edgellm.convert.sentence_transformers import read_modules
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
+from edgellm.engine.pooling import makes_vectors_alone
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.json_file import read_json
@@ -43,15 +46,22 @@ def read_huggingface(folder: Path) -> Source:
             config = read_json(folder / "config.json")
             architecture, family, settings = family_of(config)
             shape = family.hyperparameters(settings)
+            modules = read_modules(folder, opened)
             checkpoint = opened.enter_context(open_checkpoint(folder))
             metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
+            metadata |= modules.with_family(architecture) | classes_of(architecture, family, settings)
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
-            notes += _tie(settings, tensors, family)
-            notes += _without_foresight(settings, shape["block_count"], tensors)
+            notes += modules.notes
+            if makes_vectors_alone(metadata):
+                family, more = prepare_encoder(family, settings, tensors)
+                notes += more
+            else:
+                notes += _tie(settings, tensors, family)
+                notes += _without_foresight(settings, shape["block_count"], tensors)
             _leave_out_rows(tensors, family)
-            parts = _parts(architecture, family, settings, metadata, tensors)
+            parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
@@ -73,7 +83,7 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
         )
     for architecture, entry in ARCHITECTURES.items():
         for family in entry.hugging_face:
-            if classes[0] in family.classes:
+            if classes[0] in family.classes and family.has_config(config):
                 text = Settings(config).section("text_config").values if "text_config" in config else config
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
@@ -183,9 +193,14 @@ def _same_weights(a: Tensor, b: Tensor) -> bool:
 
 
 def _parts(
-    architecture: str, family: HuggingFace, settings: Settings, metadata: Mapping[str, Any], tensors: dict[str, Tensor]
+    architecture: str,
+    family: HuggingFace,
+    settings: Settings,
+    metadata: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dense: Sequence[Part],
 ) -> list[Part]:
-    """The tensors by GGUF's names, checked by going through the forward pass."""
+    """The tensors by GGUF's names, and more that have them already; checked by going through the forward pass."""
     entry = ARCHITECTURES[architecture]
     config = entry.configure(metadata)
     parts: list[Part] = []
@@ -208,7 +223,12 @@ def _parts(
         _check_biases(family, settings, config, theirs)
         for name, factors in rope_tensors(family.rope(settings), config.n_rot).items():
             parts.insert(0, Part(f"{name}.weight", Tensor.of(f"{name}.weight", factors)))
-        entry.check(config, {part.name: part.tensor for part in parts})
+        parts += dense
+        named = {part.name: part.tensor for part in parts}
+        if makes_vectors_alone(metadata):
+            entry.record_vectors(config, named)
+        else:
+            entry.check(config, named)
     except FileProblem as problem:
         message = _in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None

@@ -26,7 +26,7 @@ from edgellm.graph.lowering import ExpertSums, cache_table
 from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
-from edgellm.kernels.isa import choose
+from edgellm.kernels.isa import Isa, choose
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore
@@ -111,14 +111,8 @@ class Runner:
         self.n_vocab = self.graphs.logits.width
 
         kv_type = KV_TYPES[runtime.kv_type]
-        weights = _most_common_format(file)
-        tuning = remembered(self.store, weights, runtime.n_threads)
-        if tuning is None:  # the first start on this machine
-            # A file that cannot be run says so before anything is measured.
-            lower(self.graphs.body, Target(self.isa, Tuning(default_threads()), kv_type, runtime.activations))
-            tuning = measure_and_remember(self.store, weights, runtime.n_threads)
-        self.target = Target(self.isa, tuning, kv_type, runtime.activations)
-        self.n_threads = tuning.n_threads
+        self.target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
+        self.n_threads = self.target.tuning.n_threads
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
@@ -332,6 +326,17 @@ def _end(team: Team, cache: KVCache) -> None:
     """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
     team.close()
     cache.close()
+
+
+def target_for(file: GGUFFile, body: Graph, store: KernelStore, isa: Isa, runtime: RuntimeConfig) -> Target:
+    """How to compute a model on this machine, measured on a first start."""
+    kv_type, weights = KV_TYPES[runtime.kv_type], _most_common_format(file)
+    tuning = remembered(store, weights, runtime.n_threads)
+    if tuning is None:
+        # A file that cannot be run says so before anything is measured.
+        lower(body, Target(isa, Tuning(default_threads()), kv_type, runtime.activations))
+        tuning = measure_and_remember(store, weights, runtime.n_threads)
+    return Target(isa, tuning, kv_type, runtime.activations)
 
 
 def _most_common_format(file: GGUFFile) -> BlockFormat:

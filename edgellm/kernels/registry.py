@@ -56,7 +56,7 @@ _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
-_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
 _WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
 _PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
 _GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
@@ -64,6 +64,7 @@ _SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
+    "add_segment": _Family("elementwise"),
     "rms_norm": _Family("norm"),
     "layer_norm": _Family("norm"),
     "columns": _Family("scaled"),
@@ -103,6 +104,7 @@ _FAMILIES: dict[str, _Family] = {
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
+    "text_attention": _Family("text_attention", options={"alibi": (False, True)}),
     "attention_backward": _Family("attention_backward"),
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),

@@ -15,6 +15,7 @@ from edgellm.quants import FORMATS
 from . import (
     test_attention,
     test_attention_backward,
+    test_encoder,
     test_experts,
     test_fit,
     test_kv_types,
@@ -25,6 +26,7 @@ from . import (
 )
 from .arm import EmulatedStore
 from .compiled import Compiled
+from .compiled_encoder import CompiledEncoder
 from .conftest import AVAILABLE
 from .weights import BLOCKS, random_weights
 
@@ -139,6 +141,13 @@ def test_gradients_of_attention(neon: Compiled) -> None:
     test_attention_backward.test_documents(neon, 23, 2, 2, (33, 1))
     test_attention_backward.test_what_a_token_sees(neon, 7, 6)
     test_attention_backward.test_a_group_in_parts(neon, 6, 3)
+
+
+def test_texts_that_attend_to_themselves(neon: Compiled) -> None:
+    kernels = CompiledEncoder(neon)
+    test_encoder.test_text_attention(kernels, (7, 5, 2, 2), (33, 1))
+    test_encoder.test_a_text_has_the_same_bits_among_others(kernels, 20)
+    test_encoder.test_tanh(neon)
 
 
 def test_what_is_appended_to_caches(neon: Compiled) -> None:

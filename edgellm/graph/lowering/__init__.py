@@ -17,13 +17,15 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled, streams
+from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled, streams, texts
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
     POSITIONS,
     RULES,
+    SEGMENTS,
     TARGET_WEIGHTS,
+    TEXT_TASKS,
     TOKEN_IDS,
     LayerShape,
     Lowering,
@@ -44,7 +46,9 @@ __all__ = [
     "DOCUMENTS",
     "MAX_SPLITS",
     "POSITIONS",
+    "SEGMENTS",
     "TARGET_WEIGHTS",
+    "TEXT_TASKS",
     "TOKEN_IDS",
     "ExpertSums",
     "LayerShape",
@@ -60,7 +64,7 @@ __all__ = [
 
 ExpertSums = Mapping[Node, tuple[np.ndarray, np.ndarray]]
 
-_RULE_FILES = (attention, linear, low_rank, rows, scaled, streams)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows, scaled, streams, texts)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -117,7 +121,7 @@ def lower(
     like:         the graph whose cache and batch serve, for its backward pass; by default, this one.
     transposed:   copies of weights [n_in, n_out] for `LinearTransposed`, in a format that multiplies as fast as
                   `Linear` does.
-    longest:      tokens of the longest document, for a backward pass.
+    longest:      tokens of the longest text, for a backward pass, and where texts attend to themselves without a cache.
 
     Raises UnsupportedError naming what no kernel can do yet.
     """

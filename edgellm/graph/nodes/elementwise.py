@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
-PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
-NOT_TRAINED = ("gelu_erf", "relu_squared", "clamped_swiglu")  # that gradients do not go through yet
+PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
+NOT_TRAINED = ("gelu_erf", "relu_squared", "tanh", "clamped_swiglu")  # that gradients do not go through yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class GLU(Node):
 
 @dataclass(frozen=True, eq=False)
 class Activate(Node):
-    """activation(x), see `GLU`."""
+    """activation(x), see `GLU`; and "tanh"."""
 
     x: Value
     activation: PlainActivation
@@ -99,7 +99,7 @@ class Activate(Node):
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
 
 
-def _refuse_untrained(activation: Activation) -> None:
+def _refuse_untrained(activation: PlainActivation) -> None:
     if activation in NOT_TRAINED:
         raise UnsupportedError(f"training through {activation} is not built yet")
 
@@ -112,8 +112,8 @@ def add_bias(x: Value, bias: Tensor, name: str = "") -> Value:
     return x.graph.record(AddBias(x, bias), name)
 
 
-def activate(x: Value, activation: PlainActivation) -> Value:
-    return x.graph.record(Activate(x, activation))
+def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
+    return x.graph.record(Activate(x, activation), name)
 
 
 def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.encoder_records import ADD_SEGMENT
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, COPY_HEADS, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
@@ -50,6 +51,28 @@ def build_add_bias(isa):
             add_elements(op.x + at, op.bias, op.out + at, op.n_cols)
 
     return add_bias
+
+
+def build_add_segment(isa):
+    """out = x + the row of a table that each token's segment says; out may be x."""
+    op_at, load_i32 = record_viewer(ADD_SEGMENT), memory(isa).load_i32
+
+    @staged(isa, "void", "i64", "i64", "i64", "i64")
+    def add_elements(v, x, row, out, n):
+        v.elements(
+            n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes) + v.f32(row + i * 4, lanes))
+        )
+
+    def add_segment(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            at = token * op.stride * 4
+            add_elements(
+                op.x + at, op.table + load_i32(op.segments + token * 4) * op.n_cols * 4, op.out + at, op.n_cols
+            )
+
+    return add_segment
 
 
 def build_choose(isa):
