@@ -14,6 +14,7 @@ from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama3_factors
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
+from edgellm.convert.quantized import quantization_of, unpacked
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
@@ -28,8 +29,10 @@ _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.position_ids$|\
 _OTHER_SENSES = re.compile(r"(model\.)?(vision_tower|visual|audio_tower|multi_modal_projector|embed_vision)\.")
 
 
-def read_huggingface(folder: Path) -> Source:
+def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
     """Open a folder with config.json, tokenizer files and safetensors or PyTorch files.
+
+    as_it_is:  whether weights that are quantized already shall keep their grid; otherwise they are dequantized.
 
     Everything that can be known before the weights are read is checked: the family, its hyperparameters, the
     tokenizer, the name and shape of every tensor. Raises FileProblem, FormatError or UnsupportedError.
@@ -43,7 +46,12 @@ def read_huggingface(folder: Path) -> Source:
             metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
-            tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others)
+            held: Mapping[str, Tensor] = checkpoint.tensors
+            others, told = checkpoint.others, []
+            if quantization := quantization_of(folder, config):
+                arrays, told = unpacked(checkpoint, quantization, as_it_is)
+                held, others = arrays.floats, arrays.others
+            tensors, notes = _language_tensors(held, others)
             notes += _tie(settings, tensors)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
@@ -51,7 +59,9 @@ def read_huggingface(folder: Path) -> Source:
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
-        return Source(metadata, parts, notes, opened.pop_all().close)
+        source = Source(metadata, parts, [*told, *notes], opened.pop_all().close)
+        source.keeps_types = quantization is not None and as_it_is
+        return source
 
 
 def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
@@ -59,12 +69,6 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
     classes = config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
         raise FormatError(f"config.json: architectures is {classes!r:.60}; expected a list with the model's class")
-    if config.get("quantization_config"):
-        kind = config["quantization_config"]
-        method = kind.get("quant_method", "?") if isinstance(kind, dict) else "?"
-        raise UnsupportedError(
-            f"config.json: the checkpoint is quantized already ({method!r:.40}); convert the original instead"
-        )
     for architecture, entry in ARCHITECTURES.items():
         for family in entry.hugging_face:
             if classes[0] in family.classes:
@@ -137,13 +141,15 @@ def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
 def _same_weights(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
-    if a.format is b.format and np.array_equal(a.raw, b.raw):
-        return True
     first, second = Part("", a), Part("", b)
-    return all(
-        np.array_equal(a.format.dequantize(first.raw(rows)), b.format.dequantize(second.raw(rows)))
-        for rows in rows_of(first, PIECE_WEIGHTS)
-    )
+
+    def are_same(rows: slice) -> bool:
+        x, y = first.raw(rows), second.raw(rows)
+        if a.format is b.format and np.array_equal(x, y):
+            return True
+        return np.array_equal(a.format.dequantize(x), b.format.dequantize(y))
+
+    return all(map(are_same, rows_of(first, PIECE_WEIGHTS)))
 
 
 def _parts(

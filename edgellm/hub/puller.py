@@ -12,7 +12,7 @@ from edgellm.errors import DownloadError, HashMismatchError
 from edgellm.files import models_folder
 from edgellm.hub.catalog import HubSource, NamedModel, PyPISource
 from edgellm.hub.download import Notice, Progress
-from edgellm.hub.huggingface import HubFile, look_up
+from edgellm.hub.huggingface import HubFile, list_hub_files, look_up
 from edgellm.hub.integrity import GGUF, MISSING, digest_of, fault_of, record_of, remember
 from edgellm.hub.lock import only_one
 from edgellm.hub.names import shard_names
@@ -20,7 +20,28 @@ from edgellm.hub.parts import work_folder, working_in
 from edgellm.hub.place import bring, of_one_commit, put
 from edgellm.hub.pypi import fetch_from_index
 from edgellm.hub.room import told_when_full
-from edgellm.hub.store import path_of, paths_of
+from edgellm.hub.store import hub_source, named, path_of, paths_of, with_file
+from edgellm.hub.variants import NoSuchVariant, choose, listed, variants_of
+
+
+def look_up_model(model: NamedModel, notice: Notice) -> NamedModel:
+    """A model of which only the repository and perhaps the type is known, with its file: the hub is asked for it.
+
+    notice(line) hears what else the repository holds. Raises DownloadError, NoSuchVariant with a list of what there is,
+    UsageError for a type that edgellm cannot run.
+    """
+    source = hub_source(model)
+    files = list_hub_files(source.repo, source.revision)
+    variants = variants_of({file.name: file.size for file in files})
+    if not variants and any(file.name.endswith((".safetensors", ".bin")) for file in files):
+        raise NoSuchVariant(
+            f"{source.repo} holds no GGUF file but a checkpoint: edgellm convert hf:{source.repo} -o MODEL.gguf, "
+            f"or edgellm run hf:{source.repo} --convert"
+        )
+    chosen = choose(named(source), variants)
+    if len(variants) > 1 and not source.type:
+        notice(f"{source.repo} holds {len(variants)} models; this takes {chosen}. All: {listed(variants)}")
+    return with_file(model, chosen.file)
 
 
 def pull_model(model: NamedModel, progress: Progress, notice: Notice) -> Path:
