@@ -208,7 +208,6 @@ def _of_kernels(store: KernelStore) -> Iterator[str]:
             f"{size_text(held)}; they go when nobody has used them for 90 days, or delete them"
         )
     try:
-        private.prepare(store.folder)
         if store.folder.exists():
             private.check(store.folder)
     except OSError as problem:
