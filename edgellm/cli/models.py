@@ -46,7 +46,9 @@ def pull(name: str) -> Path:
     note(f"pulling {model.name}{size}")
     with Progress() as progress:
         try:
-            return hub.pull(name, progress, notice=progress.note)
+            from edgellm.convert.pulling import pull as fetch
+
+            return fetch(name, progress, notice=progress.note)
         except KeyboardInterrupt:
             progress.note(f"stopped; what has come is kept: edgellm pull {name} goes on, edgellm rm {name} deletes it")
             raise

@@ -19,6 +19,7 @@ from edgellm import checks
 from edgellm.errors import UsageError
 from edgellm.hub.catalog import NamedModel, catalog
 from edgellm.hub.inventory import DamagedModel, InstalledModel, installed, present, resolve
+from edgellm.hub.names import parse_hub_name
 from edgellm.hub.others import PREFIXES, find_of_others
 from edgellm.hub.store import NameOfSeveral, find, located, path_of
 from edgellm.hub.variants import NoSuchVariant
@@ -33,6 +34,7 @@ __all__ = [
     "catalog",
     "find",
     "installed",
+    "is_of_the_hub",
     "is_sound",
     "path_of",
     "present",
@@ -47,6 +49,7 @@ def pull(
     name: str,
     progress: Callable[[int, int, str], None] | None = None,
     notice: Callable[[str], None] | None = None,
+    convert: Callable[[Path, Path, str, Callable[[int, int, str], None]], list[str]] | None = None,
 ) -> Path:
     """Fetch a model unless it is there and every byte of it is right, and return its path.
 
@@ -54,6 +57,8 @@ def pull(
 
     progress(done, total, what) hears of bytes as they come; total is 0 while unknown. notice(line) hears one line for
     each source that failed before the next one is tried, for what is damaged, and for a download that goes on.
+    convert(folder, target, type, progress) makes a model of a checkpoint, as some of the catalogue are; `edgellm.pull`
+    has one.
 
     Raises DownloadError (HashMismatchError) when no source delivers or the disk has no room, UsageError for a name
     nobody knows.
@@ -66,7 +71,7 @@ def pull(
         return find_of_others(name).path  # they are here, or their own program fetches them
     tell, wanted = notice or (lambda line: None), find(name)
     model = located(wanted) or look_up_model(wanted, tell)
-    return pull_model(model, progress or (lambda done, total, what: None), tell)
+    return pull_model(model, progress or (lambda done, total, what: None), tell, convert)
 
 
 def can_be_pulled(name: str) -> bool:
@@ -77,6 +82,14 @@ def can_be_pulled(name: str) -> bool:
         return bool(find(name))
     except UsageError:
         return False
+
+
+def is_of_the_hub(name: str) -> bool:
+    """Whether a name is one of the Hugging Face hub, in any spelling, well-formed or not."""
+    try:
+        return parse_hub_name(name) is not None
+    except UsageError:
+        return True
 
 
 def is_sound(name: str, progress: Callable[[int, int, str], None] | None = None) -> bool:

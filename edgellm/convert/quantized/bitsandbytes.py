@@ -92,7 +92,7 @@ def _unpack_int8(arrays: Arrays, module: str, as_it_is: bool, losses: Losses) ->
     scales = (largest.reshape(-1, 1) / np.float32(127)).astype(np.float32)
 
     def q(rows: Rows) -> NDArray[np.uint8]:
-        return weight[rows].view(np.uint8) ^ 128
+        return weight[rows].view(np.uint8) ^ np.uint8(128)
 
     n_in = weight.shape[1]
     grid = Grid(name, (len(weight), n_in), 8, q, scales, zeros, in_groups(n_in, n_in), "F16")
