@@ -51,7 +51,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 COMPLETION_VARIABLE = "_EDGELLM_COMPLETE"  # a shell asks what may follow the words so far
 OUTPUT_CLOSED = 141  # 128 + SIGPIPE
 # So many before garbage is looked for: a start makes a hundred thousand that stay, and looking is a part of its time.
-NEW_OBJECTS = 50_000
+NEW_OBJECTS = 200_000
 
 
 @click.group(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, size_text
-from edgellm.errors import FileProblem, UsageError
+from edgellm.errors import UsageError
 from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -29,11 +29,7 @@ def find(name: str) -> Path | None:
     """
     try:
         path = hub.resolve(name)
-    except hub.DamagedModel:
-        raise
-    except FileProblem:
-        if not hub.can_be_pulled(name):
-            raise  # a path, or the model of another program
+    except hub.MissingModel:
         return None
     return in_folder(path) if path.is_dir() else path
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.asking import Asking, asking_options
 from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option, runtime_options
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
@@ -15,6 +16,7 @@ from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from edgellm.cli.asker import Asker
     from edgellm.cli.chat.kept import Kept
     from edgellm.engine import Model
     from edgellm.params import RuntimeConfig, SamplingParams
@@ -33,6 +35,7 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
 @click.option("--when-full", type=click.Choice(WHEN_FULL),
               help="What happens when the context is full: stop, drop the oldest turns, or shift, which also lets an "
               "answer go on.  [default: drop]")  # fmt: skip
+@asking_options
 @sampling_options
 @runtime_options
 @lora_option
@@ -52,6 +55,7 @@ def command(
     resume: bool,
     no_save: bool,
     when_full: str | None,
+    asking: Asking,
     runtime: RuntimeConfig,
     adapters: dict[Path, float],
     convert: bool,
@@ -96,17 +100,19 @@ def command(
             click.echo(one_line(line))
         return
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
-    path = path or models.pull(named)
-    with models.load(path, runtime, adapters) as loaded:
+    with asking.servers() as servers, models.load(path or models.pull(named), runtime, adapters) as loaded:
+        asker = asking.asker(loaded, raw, servers)
         if text is not None:
-            _answer(loaded, text, sampling, system, raw, stats, verbose, not no_markdown)
+            _answer(loaded, asker, text, sampling, system, raw, stats, verbose, not no_markdown)
             return
         from edgellm.cli.chat import Chat
         from edgellm.cli.chat.settings import Behaviour
 
         behaviour = Behaviour(**({"when_full": when_full} if when_full else {}), markdown=not no_markdown, stats=stats)
         called = None if no_save else _lasting(named)
-        chat = Chat(loaded, sampling, system=system, raw=raw, verbose=verbose, behaviour=behaviour, keep_as=called)
+        chat = Chat(
+            loaded, sampling, system=system, raw=raw, verbose=verbose, behaviour=behaviour, keep_as=called, asker=asker
+        )
         if kept:
             chat.resume(kept)
         chat.loop()
@@ -173,6 +179,7 @@ def _lasting(named: str) -> str:
 
 def _answer(
     model: Model,
+    asker: Asker,
     text: str,
     sampling: SamplingParams,
     system: str | None,
@@ -190,7 +197,7 @@ def _answer(
 
     template = template_of(model, raw, system, verbose)
     if template:
-        generation = model.chat(Conversation(system).with_user(text).messages(), **vars(sampling))
+        generation = asker.chat(Conversation(system).with_user(text).messages(), **vars(sampling))
     else:
         generation = model.generate(text, **vars(sampling))
     stream(generation, view_of(markdown and template is not None))

@@ -7,7 +7,7 @@ beside each other in one batch, and what an adapter does not change stays as it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from edgellm.graph.nodes import (
     replace_rows,
     widen,
 )
+from edgellm.graph.nodes.base import field_names
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 EMBEDDED = "embd"  # the embeddings of a text, as what it makes is called
@@ -108,7 +109,7 @@ class Instead(Change):
     scales: str
 
     def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
-        (field,) = (field.name for field in fields(node) if isinstance(getattr(node, field.name), Tensor))
+        (field,) = (name for name in field_names(type(node)) if isinstance(getattr(node, name), Tensor))
         fresh: dict[str, Any] = {**inputs, field: self.weight}
         return (graph.record(replace(node, **fresh)),)
 

@@ -24,6 +24,7 @@ from edgellm.machine import total_memory
 TOKEN_ALIGN = 16
 LINE = 64
 MOST_OF_MEMORY = 0.9  # for the values of a batch
+_ELSEWHERE = (Tensor, Rows)  # what `Program.bind` can have read elsewhere
 PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
 
 
@@ -189,8 +190,11 @@ class Program:
         if op.scratch_bytes:
             record["scratch"], record["scratch_bytes"] = self._scratch.ctypes.data, scratch_bytes
         for name, content in op.fields.items():
+            if isinstance(content, int):  # most of them
+                record[name] = content
+                continue
             record[name] = self._word(content)
-            if isinstance(content, Tensor | Rows):
+            if isinstance(content, _ELSEWHERE):
                 self._places.setdefault(content, []).append((record, name))
         if op.parts:
             record["parts"] = self._parts(op.parts, scratch_bytes)

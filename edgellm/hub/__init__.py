@@ -18,7 +18,7 @@ from pathlib import Path
 from edgellm import checks
 from edgellm.errors import UsageError
 from edgellm.hub.catalog import NamedModel, catalog
-from edgellm.hub.inventory import DamagedModel, InstalledModel, installed, present, resolve
+from edgellm.hub.inventory import DamagedModel, InstalledModel, MissingModel, installed, present, resolve
 from edgellm.hub.names import parse_hub_name
 from edgellm.hub.others import PREFIXES, find_of_others
 from edgellm.hub.store import NameOfSeveral, find, located, path_of
@@ -27,10 +27,10 @@ from edgellm.hub.variants import NoSuchVariant
 __all__ = [
     "DamagedModel",
     "InstalledModel",
+    "MissingModel",
     "NameOfSeveral",
     "NamedModel",
     "NoSuchVariant",
-    "can_be_pulled",
     "catalog",
     "find",
     "installed",
@@ -72,16 +72,6 @@ def pull(
     tell, wanted = notice or (lambda line: None), find(name)
     model = located(wanted) or look_up_model(wanted, tell)
     return pull_model(model, progress or (lambda done, total, what: None), tell, convert)
-
-
-def can_be_pulled(name: str) -> bool:
-    """Whether a name is one of the catalogue or of the hub, and no path or model of another program."""
-    if name.lower().startswith(tuple(PREFIXES)):
-        return False
-    try:
-        return bool(find(name))
-    except UsageError:
-        return False
 
 
 def is_of_the_hub(name: str) -> bool:

@@ -9,6 +9,7 @@ import importlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from edgellm.errors import KernelError
@@ -27,11 +28,13 @@ class _Family:
     module:   under kernels/ops, where `build_OP(isa[, format], **options)` makes them.
     formats:  there is a kernel for each of these; None: the op has nothing to do with number formats.
     options:  the values that each option may have, the usual one first.
+    needs_amx:  made for AVX-512 only, and for CPUs that have AMX beside it.
     """
 
     module: str
     formats: tuple[NumberFormat, ...] | None = None
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    needs_amx: bool = False
 
     def has(self, number_format: NumberFormat | None, options: Options) -> bool:
         fits = number_format in self.formats if self.formats is not None else number_format is None
@@ -69,6 +72,8 @@ _FAMILIES: dict[str, _Family] = {
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),
+    "linear_bf16": _Family("linear_bf16", _BLOCKS, needs_amx=True),
+    "linear_bf16_transposed": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "outer_sum": _Family("outer_sum"),
     "glu": _Family("glu", options=_ACTIVATION),
     "rope": _Family("rope", options={"inverse": (False, True)}),
@@ -143,6 +148,7 @@ class Kernel:
         return build(isa, *([self.format] if self.format else []), **dict(self.options))
 
 
+@cache  # the layers of a model ask for the same ones
 def find(op: str, number_format: NumberFormat | None = None, **options: Any) -> Kernel:
     """The kernel of an op, for a block format or type of cache where the op has any; options not given are the usual.
 
@@ -157,10 +163,11 @@ def find(op: str, number_format: NumberFormat | None = None, **options: Any) -> 
     raise KernelError(f"there is no kernel {op!r}" + (f" for {asked}" if asked else ""))
 
 
-def all_kernels() -> list[Kernel]:
-    """Every kernel, for tests and for building them ahead."""
+def all_kernels(needs_amx: bool = False) -> list[Kernel]:
+    """Every kernel that any CPU can run, or every one that needs AMX: for tests and for building them ahead."""
     return [
         Kernel(op, number_format, tuple(options.items()))
         for op, family in _FAMILIES.items()
+        if family.needs_amx == needs_amx
         for number_format, options in family.members()
     ]

@@ -48,6 +48,13 @@ def rows(x: np.ndarray) -> np.ndarray:
     return padded
 
 
+def halves_of(x: np.ndarray) -> np.ndarray:
+    """Rows of bfloat16, from float32 that are such numbers already: two in the place of one, poison beyond them."""
+    bits = rows(x).view(np.uint32)
+    assert not (bits[: len(x), : x.shape[1]] & 0xFFFF).any(), "these are no numbers of bfloat16"
+    return np.ascontiguousarray((bits >> 16).astype(np.uint16)).view(np.float32)
+
+
 def before_a_wall(raw: np.ndarray) -> np.ndarray:
     """A copy that ends where a page begins that cannot be read: reading on ends the process."""
     if sys.platform == "win32":
@@ -414,6 +421,45 @@ class Compiled:
         scratch.check()
         if np.isfinite(x).all():
             assert not out.memory[1 : n_tokens + 1, n_cols:].any(), "what pads rows is not 0"
+        return out.take()
+
+    def linear_bf16(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
+        """On CPUs with AMX; x are rows that are bfloat16 already, as float32."""
+        halves = halves_of(x)
+        return self._linear(
+            "linear_bf16",
+            weights,
+            fmt,
+            x.shape[1],
+            len(x),
+            chunk_rows=gradient_records.AMX_ROWS,
+            scratch_bytes=gradient_records.AMX_SCRATCH_BYTES,
+            x=halves,
+            x_stride=halves.shape[1],
+        )
+
+    def linear_bf16_transposed(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
+        (n_tokens, n_rows), n_cols = x.shape, weights.shape[1] // fmt.block_bytes * fmt.block_size
+        scratch = Scratch(gradient_records.amx_sum_scratch_bytes(fmt.block_size))
+        out, halves = Output(n_tokens, n_cols), halves_of(x)
+        self._run(
+            "linear_bf16_transposed",
+            gradient_records.LINEAR_TRANSPOSED,
+            -(-n_cols // gradient_records.amx_sum_cols(fmt.block_size)),
+            n_tokens,
+            fmt,
+            weights=before_a_wall(weights),
+            row_bytes=weights.shape[1],
+            n_rows=n_rows,
+            n_cols=n_cols,
+            x=halves,
+            x_stride=halves.shape[1],
+            out=out,
+            out_stride=out.stride,
+            scratch=scratch,
+            scratch_bytes=scratch.n_bytes,
+        )
+        scratch.check()
         return out.take()
 
     def outer_sum(self, a: np.ndarray, b: np.ndarray, g: np.ndarray, gap: int = 0, scale: float = 1.0) -> np.ndarray:

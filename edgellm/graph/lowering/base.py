@@ -13,7 +13,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import Attention, Graph, KeysValues, Node, Rope, Value
 from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Rows, Table
 from edgellm.graph.tuning import Tuning
-from edgellm.kernels import records
+from edgellm.kernels import gradient_records, records
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, KVType
 from edgellm.kernels.registry import find
@@ -42,7 +42,9 @@ class Target:
     """A way to compute.
 
     activations:  "int8": inputs of quantized weights are rounded to int8 in groups, which is fast and nearly exact;
-                  "f32": nothing is rounded, the reference.
+                  "f32": nothing is rounded, the reference;
+                  "bf16": those inputs, and weights, are rounded to bfloat16 where they meet, on CPUs with AMX: many
+                  tokens at once, as training has them.
     """
 
     isa: Isa
@@ -102,6 +104,7 @@ class Lowering:
         self.constants: dict[Tensor, np.ndarray] = {}
         self._rows: dict[Value, Rows] = {}
         self._quantized: dict[tuple[Value, int], Quantized] = {}
+        self._halves: dict[Value, Rows] = {}
         self._kept = set(kept)
         self._n_readers = Counter(value for node in nodes for value in node.inputs)
 
@@ -160,6 +163,15 @@ class Lowering:
                 to=result,
             )
         return self._quantized[x, n_planes]
+
+    def halves(self, x: Value) -> Rows:
+        """A value as bfloat16, two numbers in the place of one, made once for all linears that read it."""
+        if x not in self._halves:
+            rows = self._rows[x]
+            to = self._halves[x] = Rows(-(-x.width // 2), x.name)
+            schema = gradient_records.BF16_ROWS
+            self.add_rows("to_bf16", schema, rows, [rows], [to], x=rows, halves=to, halves_stride=to.stride)
+        return self._halves[x]
 
     def floats(self, weight: Tensor) -> Tensor | np.ndarray:
         """A small weight as float32."""

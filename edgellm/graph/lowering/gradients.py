@@ -26,6 +26,7 @@ from edgellm.graph.nodes.gradients import (
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.graph.ops import Chunks, Rows, Table
 from edgellm.kernels import gradient_records
+from edgellm.kernels.gradient_records import AMX_STEP
 from edgellm.kernels.records import F32_TILE_COLS
 from edgellm.kernels.schema import Schema
 
@@ -75,21 +76,18 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
         add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
         return
     n_rows, n_cols = weight.shape
-    low.add(
-        "linear_transposed",
-        gradient_records.LINEAR_TRANSPOSED,
-        Chunks("tokens", gradient_records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
-        [x],
-        [out],
-        format=weight.format,
-        scratch=gradient_records.TRANSPOSED_SCRATCH_BYTES,
-        weights=weight,
-        row_bytes=weight.format.row_bytes(n_cols),
-        n_rows=n_rows,
-        n_cols=n_cols,
-        x=x,
-        **fields,
-    )
+    fields |= {"weights": weight, "row_bytes": weight.format.row_bytes(n_cols), "n_rows": n_rows, "n_cols": n_cols}
+    schema, block_size = gradient_records.LINEAR_TRANSPOSED, weight.format.block_size
+    if low.target.activations == "bf16" and block_size > 1 and n_rows % AMX_STEP == 0:
+        halves = low.halves(node.dy)
+        chunks = Chunks("tokens", 1 << 30, -(-n_cols // gradient_records.amx_sum_cols(block_size)))
+        fields |= {"x": halves, "x_stride": halves.stride}
+        scratch = gradient_records.amx_sum_scratch_bytes(block_size)
+        low.add("linear_bf16_transposed", schema, chunks, [halves], [out], weight.format, scratch=scratch, **fields)
+        return
+    chunks = Chunks("tokens", gradient_records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS))
+    scratch = gradient_records.TRANSPOSED_SCRATCH_BYTES
+    low.add("linear_transposed", schema, chunks, [x], [out], weight.format, scratch=scratch, x=x, **fields)
 
 
 @rule(RMSNormBackward)

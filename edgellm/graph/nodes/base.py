@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import UnsupportedError, UsageError
@@ -22,6 +23,8 @@ from edgellm.formats.tensor import Tensor
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
+
+_FIELD_NAMES: dict[type[Node], tuple[str, ...]] = {}
 
 
 @dataclass(eq=False)
@@ -57,7 +60,7 @@ class Node:
     def kind(self) -> str:
         return type(self).__name__
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[Value, ...]:
         """The values that it needs, in the order of its fields."""
         return tuple(self._fields_of(Value))
@@ -70,7 +73,7 @@ class Node:
     @property
     def attributes(self) -> dict[str, Any]:
         """Everything else that it was told, by name."""
-        contents = ((field.name, getattr(self, field.name)) for field in fields(self))
+        contents = ((name, getattr(self, name)) for name in field_names(type(self)))
         return {name: content for name, content in contents if not isinstance(content, Value | Tensor)}
 
     @property
@@ -94,15 +97,21 @@ class Node:
         raise UnsupportedError(f"training through a node of the kind {self.kind} is not built yet")
 
     def _fields_of(self, kind: type) -> Iterator[Any]:
-        contents = (getattr(self, field.name) for field in fields(self))
+        contents = (getattr(self, name) for name in field_names(type(self)))
         return (content for content in contents if isinstance(content, kind))
+
+
+def field_names(kind: type[Node]) -> tuple[str, ...]:
+    """What a kind of node is told, by name; kept, as every node of every layer is asked."""
+    if kind not in _FIELD_NAMES:
+        _FIELD_NAMES[kind] = tuple(field.name for field in fields(kind))
+    return _FIELD_NAMES[kind]
 
 
 def inputs_of(node: Node, values: Mapping[Value, Value]) -> dict[str, Value]:
     """What each of its inputs became, by the names of its fields."""
-    return {
-        field.name: values[content] for field in fields(node) if isinstance(content := getattr(node, field.name), Value)
-    }
+    contents = ((name, getattr(node, name)) for name in field_names(type(node)))
+    return {name: values[content] for name, content in contents if isinstance(content, Value)}
 
 
 class Graph:
