@@ -20,7 +20,7 @@ _FORMS = re.compile(r"(hf:/*|(https?://)?(www\.)?(huggingface\.co|hf\.co)/|huggi
 _PAGES = ("resolve", "blob", "raw", "tree")  # ORG/REPO/PAGE/REVISION/FILE
 _ANY_TYPE = "latest"  # what other programs call the type that they would choose
 
-EXPECTED = "expected hf:ORG/REPO/FILE.gguf, hf:ORG/REPO or hf:ORG/REPO:Q4_K_M"
+FORMS = "hf:ORG/REPO/FILE.gguf, hf:ORG/REPO or hf:ORG/REPO:Q4_K_M"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def parse_hub_name(text: str) -> HubName | None:
     if name is None:
         meant = _of_file([*parts[:-1], f"{parts[-1]}.gguf"]) if len(parts) > 2 else None
         raise UsageError(
-            f"{text!r:.200} does not name a model of the Hugging Face hub; {EXPECTED}"
+            f"{text!r:.200} does not name a model of the Hugging Face hub; expected {FORMS}"
             f"{did_you_mean(str(meant) if meant else None)}"
         )
     return name

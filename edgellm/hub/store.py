@@ -8,7 +8,7 @@ from pathlib import Path
 from edgellm.errors import UsageError
 from edgellm.files import home, models_folder
 from edgellm.hub.catalog import HubSource, NamedModel, catalog
-from edgellm.hub.names import EXPECTED, HubName, did_you_mean, nearest, parse_hub_name, shard_names
+from edgellm.hub.names import FORMS, HubName, did_you_mean, nearest, parse_hub_name, shard_names
 from edgellm.hub.others import models_of_others
 from edgellm.hub.variants import choose, type_of, variants_of
 
@@ -41,7 +41,7 @@ def find(name: str) -> NamedModel:
     near = begun[0] if begun else _of_another_program(name) or nearest(name, known)
     raise UsageError(
         f"no model is named {name!r}{did_you_mean(near)}; "
-        f"known are {', '.join(catalog())}; of the Hugging Face hub {EXPECTED}"
+        f"known are {', '.join(catalog())}, and {FORMS} of the Hugging Face hub"
     )
 
 

