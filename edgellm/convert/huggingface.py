@@ -15,6 +15,7 @@ from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
 from edgellm.convert.quantized import quantization_of, unpacked
+from edgellm.convert.quantized.made import MadeTensor
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
@@ -54,6 +55,7 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
                 held, others = arrays.floats, arrays.others
             tensors, notes = _language_tensors(held, others)
             notes += _tie(settings, tensors)
+            _drop_empty_biases(family, settings, shape["block_count"], tensors)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
@@ -126,6 +128,20 @@ def _tie(settings: Settings, tensors: dict[str, Tensor]) -> list[str]:
         ]
     del tensors[output]
     return []
+
+
+def _drop_empty_biases(family: HuggingFace, settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> None:
+    """Take away biases of zeros, which some quantizers give to every linear, where the family has none."""
+    wanted = {
+        theirs
+        for ours, theirs in family.names(n_layers)
+        if ours.endswith(".bias") and ((key := family.biases[ours.split(".")[-2]]) is None or settings.flag(key))
+    }
+    for name, tensor in list(tensors.items()):
+        weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
+        is_of_quantized = name.endswith(".bias") and isinstance(weight, MadeTensor)
+        if is_of_quantized and name not in wanted and not tensor.dequantize().any():
+            del tensors[name]
 
 
 def _without_rows(tokens: list[str], n_rows: int) -> list[str]:

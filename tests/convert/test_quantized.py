@@ -112,6 +112,20 @@ def test_an_activation_order(tmp_path: Path) -> None:
     check(tmp_path / "act", meant, "F32", type_name="F32")
 
 
+def test_biases_of_zeros_where_the_family_has_none(tmp_path: Path) -> None:
+    """Some quantizers give every linear one; one that says something is not dropped."""
+    meant = quantize_folder(tmp_path / "model", gptq(4, True), gptq_config(4))
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    biases = {f"{name.removesuffix('.weight')}.bias": torch.zeros(len(x)).half() for name, x in meant.items()}
+    save_file(tensors | biases, path)
+    assert check(tmp_path / "model", meant, "Q4_0") == []
+    biases["model.layers.2.mlp.down_proj.bias"] += 1
+    save_file(tensors | biases, path)
+    with pytest.raises(FormatError, match=r"has tensor .*down_proj\.bias'.*mlp_bias"):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+
+
 def test_a_folder_of_the_first_years(tmp_path: Path) -> None:
     """Its settings stand in a file of their own, and g_idx may be missing."""
     meant = quantize_folder(tmp_path / "model", gptq(4, True), None)
