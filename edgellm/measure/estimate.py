@@ -33,7 +33,7 @@ _RING_BYTES = 1 << 28  # far beyond the caches
 _ALIGN = 64
 _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing becomes so small that it is slow
 _N_PROMPT, _SHORT_PROMPT = 512, 64  # tokens; a slow model is given few
-_N_ANSWER, _LEAST_ANSWER = 16, 2
+_N_ANSWER, _LEAST_ANSWER = 32, 2
 _SECONDS = 3.0  # for each of the two speeds, about
 _REPETITIONS = 3
 
