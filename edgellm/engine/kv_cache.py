@@ -67,6 +67,11 @@ class KVCache:
     def token_bytes(self) -> int:
         return sum(layer.block_bytes for layer in self.layers) // KV_BLOCK
 
+    @property
+    def n_bytes(self) -> int:
+        """When all blocks are in use."""
+        return self.n_blocks * sum(layer.block_bytes for layer in self.layers)
+
     def address(self, layer: int) -> int:
         return self._memory[layer].ctypes.data
 
