@@ -36,6 +36,7 @@ COMMANDS = {
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",
     "info": "Show what is in a model file, or what this machine offers.",
+    "doctor": "Look at this machine: what it gives, what is wrong, what to run on it.",
     "bench": "Measure the speed of a model.",
     "convert": "Turn a trained checkpoint into a GGUF file.",
     "merge": "Put adapters into a model, as a new GGUF file.",
