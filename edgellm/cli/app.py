@@ -29,7 +29,7 @@ from edgellm.errors import EdgellmError, FileProblem
 # Each command lives in the module of its name. The texts stand here so that --help imports none of them.
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
-    "serve": "Answer HTTP requests: OpenAI's, Anthropic's and Ollama's interfaces.",
+    "serve": "Answer HTTP requests with this machine's models.",
     "launch": "Write the configuration that an editor or agent needs for this server.",
     "pull": "Fetch a model and check it.",
     "list": "Show the models of this machine and of the catalogue.",
