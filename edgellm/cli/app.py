@@ -30,7 +30,7 @@ from edgellm.errors import EdgellmError, FileProblem
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
     "serve": "Answer HTTP requests with this machine's models.",
-    "launch": "Write the configuration that an editor or agent needs for this server.",
+    "launch": "Configure an editor or coding agent for this server.",
     "pull": "Fetch a model and check it.",
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",
