@@ -30,8 +30,8 @@ from edgellm.errors import EdgellmError, FileProblem
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
     "embed": "Turn texts into vectors, or rank them.",
-    "serve": "Answer HTTP requests: OpenAI's, Anthropic's and Ollama's interfaces.",
-    "launch": "Write the configuration that an editor or agent needs for this server.",
+    "serve": "Answer HTTP requests with this machine's models.",
+    "launch": "Configure an editor or coding agent for this server.",
     "pull": "Fetch a model and check it.",
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",
