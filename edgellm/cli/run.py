@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import lora_option, runtime_options
+from edgellm.cli.options import lora_option, runtime_options, speculation_options
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
 from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_MODEL
@@ -35,6 +35,7 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
               "answer go on.  [default: drop]")  # fmt: skip
 @sampling_options
 @runtime_options
+@speculation_options
 @lora_option
 @click.option("--no-markdown", is_flag=True, help="Show answers as the model writes them, on a terminal too.")
 @click.option("--stats", is_flag=True, help="Say how fast it was (on standard error).")

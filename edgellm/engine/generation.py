@@ -32,12 +32,16 @@ MOST_UNREAD = 8  # tokens of an answer that are computed along with others befor
 class GenerationStats:
     """What a generation took. Seconds are wall-clock time.
 
-    n_reused_tokens:  tokens of the prompt that were in the cache already and not computed again.
+    n_reused_tokens:   tokens of the prompt that were in the cache already and not computed again.
+    n_guessed_tokens:  tokens that were guessed and checked along with others (speculation).
+    n_right_tokens:    those of them that came, and took no pass of their own.
     """
 
     n_prompt_tokens: int = 0
     n_reused_tokens: int = 0
     n_generated_tokens: int = 0
+    n_guessed_tokens: int = 0
+    n_right_tokens: int = 0
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
     first_token_seconds: float = 0.0
@@ -108,6 +112,13 @@ class _Answer(Request):
     def first_wanted(self) -> int:
         return len(self.tokens) - (1 if self._params.max_tokens != 0 else 0)
 
+    @property
+    def most_guesses(self) -> int:
+        n = self._n_ctx - len(self.tokens)
+        if self._params.max_tokens is not None:  # the last token is chosen, and not computed
+            n = min(n, self._params.max_tokens - self.stats.n_generated_tokens - 1)
+        return max(0, n)
+
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
         text, sampler = self._text, self._sampler
         if position != len(self.tokens) - 1 or text is None or sampler is None:
@@ -158,6 +169,7 @@ class _Answer(Request):
 
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused
+        self.stats.n_guessed_tokens, self.stats.n_right_tokens = self.n_guessed, self.n_right
         if self._first_at is None and not self.is_over:
             self.stats.prompt_seconds = self._seconds()
             if self.n_cached == len(self.tokens):  # a prompt that nobody wants an answer to

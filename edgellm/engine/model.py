@@ -33,6 +33,7 @@ from edgellm.engine.prompt import (
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.speculation.opening import speculator_of
 from edgellm.errors import FileProblem, MemoryLimitError, TemplateError, UsageError
 from edgellm.params import RuntimeConfig, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
@@ -58,6 +59,10 @@ def load(
     kv_type: str = RuntimeConfig.kv_type,
     activations: str = RuntimeConfig.activations,
     cache_bytes: int | None = RuntimeConfig.cache_bytes,
+    speculate: str = RuntimeConfig.speculate,
+    draft: str | os.PathLike[str] | None = RuntimeConfig.draft,
+    draft_layers: int | None = RuntimeConfig.draft_layers,
+    draft_max: int = RuntimeConfig.draft_max,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model of the catalogue by its name, ready to run.
@@ -67,7 +72,9 @@ def load(
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
     """
-    runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes)
+    runtime = RuntimeConfig(
+        n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, speculate, draft, draft_layers, draft_max
+    )
     return Model(resolve(model), runtime, checks.function("progress", progress))
 
 
@@ -112,7 +119,8 @@ class Model:
             check_vocabulary(self._file.tensors, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
-            self._scheduler = Scheduler(self._runner)
+            guessing = speculator_of(runtime, self._runner, architecture, self.n_ctx, self.tokenizer)
+            self._scheduler = Scheduler(self._runner, guessing)
             self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads

@@ -46,10 +46,11 @@ EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence in a batch."""
+    """New tokens of one sequence in a batch; the last n_guesses of them may be wrong."""
 
     sequence: Sequence
     token_ids: SequenceOf[int]
+    n_guesses: int = 0
 
     def piece(self, slots: SequenceOf[Slot] = ()) -> Piece:
         """The same for a batch, of a program with those adapters; the cache must have room already."""
@@ -88,6 +89,8 @@ class Runner:
     """A model in memory: its programs, their data, and the cache. For one thread at a time; the scheduler sees to that.
 
     graphs:  the model's nodes, without adapters. base: how they are run, by the `team`.
+
+    A team that is given must have been made for a model that never runs at the same time, and outlive this one.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Runner:
         n_ctx: int,
         runtime: RuntimeConfig,
         progress: Callable[[int, int, str], None] | None = None,
+        team: Team | None = None,
     ) -> None:
         self.config = config
         self.isa = choose()
@@ -124,8 +128,9 @@ class Runner:
         self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
-        self.team = Team(self.store, self.n_threads, max_ops)
-        self._end = weakref.finalize(self, _end, self.team, self.cache)
+        is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
+        self.team = team if team is not None and is_shared else Team(self.store, self.n_threads, max_ops)
+        self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
         try:
             self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
@@ -136,12 +141,15 @@ class Runner:
             self._end()
             raise
 
-    def run_body(self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None) -> bool:
+    def run_body(
+        self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None, variant: Variant | None = None
+    ) -> bool:
         """Hidden states of some spans in one batch of at most n_batch tokens, for which the cache has room.
 
-        stop:  see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
+        stop:     see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
+        variant:  what is run; None takes the model with the adapters of the spans.
         """
-        running = self._running = self.variant({span.sequence.adapters for span in spans})
+        running = self._running = variant or self.variant({span.sequence.adapters for span in spans})
         pieces = [span.piece(running.slots) for span in spans]
         return running.programs.body.run(self._body_batch.fill(pieces), stop)
 
@@ -201,6 +209,13 @@ class Runner:
         for batch in (self._body_batch, self._head_batch):
             batch.prepare_adapters(len(slots))
         return Variant(slots, graphs, of_head[self.base.maxima], self._lowered_programs(graphs))
+
+    def first_layers(self, architecture: Architecture, config: ModelConfig) -> Variant:
+        """The model as if it had no more layers than `config`, without adapters, on the same cache and batches."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if _layer_of(name) < config.n_layers}
+        graphs = architecture.record(config, tensors)
+        largest = graphs.head.output(maxima(graphs.logits, MAXIMA_GROUP))
+        return Variant((), graphs, largest, self._lowered_programs(graphs))
 
     def forget(self, adapter: Adapter) -> None:
         """Let go of the programs that have an adapter."""
@@ -325,10 +340,17 @@ class Runner:
             self.__dict__.pop(name, None)
 
 
-def _end(team: Team, cache: KVCache) -> None:
+def _end(team: Team | None, cache: KVCache) -> None:
     """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
-    team.close()
+    if team is not None:
+        team.close()
     cache.close()
+
+
+def _layer_of(name: str) -> int:
+    """The layer that a tensor belongs to; -1 for one of the whole model."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blk" and parts[1].isdecimal() else -1
 
 
 def _most_common_format(file: GGUFFile) -> BlockFormat:
