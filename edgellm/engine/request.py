@@ -71,7 +71,7 @@ class Request:
 
     @property
     def most_guesses(self) -> int:
-        """Tokens that may be guessed to come next: they are computed along, and logits of them are taken if they came."""
+        """Tokens that may be guessed to come next: they are computed along, and count if they come."""
         return 0
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:

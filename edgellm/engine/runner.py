@@ -56,7 +56,7 @@ class Span:
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
         uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
-        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table, uses)
+        return Piece(self.token_ids, start, self.sequence.slots(n)[None], self.sequence.block_tables[None], uses)
 
 
 @dataclass(frozen=True, eq=False)

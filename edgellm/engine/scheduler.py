@@ -44,7 +44,7 @@ class Scheduler:
     def __init__(self, runner: Runner, speculator: Speculator = NO_SPECULATION) -> None:
         self.runner = runner
         self.speculator = speculator
-        self.prefixes = PrefixCache()
+        self.prefixes = PrefixCache(runner.cache)
         self._arrivals: deque[Request] = deque()
         self._requests: list[Request] = []
         self._numbers = count(1)
@@ -241,6 +241,9 @@ class Scheduler:
             span.sequence.trim(start + n_right)
             request.n_guessed += span.n_guesses
             request.n_right += max(0, n_right - (n - span.n_guesses))
+        if not request.is_private:
+            span.sequence.remember()
+        span.sequence.leave_behind()
         request.last_step = self._n_steps
         request.progressed()
 
@@ -296,20 +299,20 @@ class Scheduler:
         for request in sorted(prompts, key=lambda request: request.arrival):
             if request.sequence is None:
                 wanted = request.tokens[:-1]  # the last token is computed anew, for its logits
-                live = [] if request.is_private else self._live()
-                found = None if request.is_private else self.prefixes.longest(wanted, live, request.adapters)
-                n_found = len(found) if found else 0
+                if request.is_private:
+                    found = self.runner.cache.sequence(request.adapters)
+                else:
+                    found = self.prefixes.longest(wanted, self._live(), request.adapters)
                 if not request.is_private and any(
-                    n_common(other.tokens, wanted) >= n_found + KV_BLOCK
+                    n_common(other.tokens, wanted) >= len(found) + KV_BLOCK
                     for other in admitted
                     if not other.is_private and other.adapters == request.adapters
                 ):
-                    if found is not None:
-                        self.prefixes.keep(found)
+                    found.release()
                     continue
-                request.sequence = found if found is not None else self.runner.cache.sequence(request.adapters)
+                request.sequence = found
                 if request.n_over_when_preempted < 0:
-                    request.n_reused = n_found
+                    request.n_reused = len(found)
             admitted.append(request)
         return admitted
 
@@ -360,11 +363,13 @@ class Scheduler:
         self._reserve(sequence, n_tokens, self._requests)
 
     def _reserve(self, sequence: CachedTokens, n_tokens: int, others: Sequence[Request]) -> None:
-        """Room for more tokens: first that of kept texts, then that of `others`, which are computed anew later."""
+        """Room for more tokens: first that of texts that have ended, then that of `others`, which are computed anew
+        later.
+        """
+        if not sequence.can_grow(n_tokens):
+            self.prefixes.settle()
         while not sequence.can_grow(n_tokens):
             holders = [other for other in others if other.sequence is not None and other.sequence.n_blocks]
-            if self.prefixes.evict():
-                continue
             if not holders:
                 break
             self._preempt(max(holders, key=lambda other: (not other.is_awaited, other.arrival)))
