@@ -17,7 +17,6 @@ from edgellm.errors import CacheFullError
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.text.common import n_common
 
-
 WINDOW = 2 * KV_BLOCK + 10
 
 
