@@ -115,6 +115,8 @@ class RuntimeConfig:
     draft:      a smaller model of the same vocabulary that guesses too, a path or a name.
     draft_layers: so many of the model's own first layers guess too.
     draft_max:  tokens that are guessed for a text at once, at most.
+    disk_bytes: that keys and values of long prompts may take on the disk, so that they are there after a restart; 0
+                keeps nothing there.
     """
 
     n_ctx: int | None = None
@@ -127,6 +129,7 @@ class RuntimeConfig:
     draft: str | os.PathLike[str] | None = None
     draft_layers: int | None = None
     draft_max: int = 15
+    disk_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         take(self, "n_ctx", whole_number, 1, optional=True)
@@ -139,6 +142,7 @@ class RuntimeConfig:
         take(self, "draft", path, optional=True)
         take(self, "draft_layers", whole_number, 1, optional=True)
         take(self, "draft_max", whole_number, 1)
+        take(self, "disk_bytes", whole_number, 0)
         for name in ("draft", "draft_layers"):
             if self.speculate == "off" and getattr(self, name) is not None:
                 raise UsageError(

@@ -33,6 +33,7 @@ COMMANDS = {
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",
     "info": "Show what is in a model file, or what this machine offers.",
+    "cache": "Show or clear what is kept on the disk of long prompts.",
     "bench": "Measure the speed of a model.",
     "convert": "Turn a trained checkpoint into a GGUF file.",
     "merge": "Put adapters into a model, as a new GGUF file.",

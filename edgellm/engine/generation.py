@@ -246,6 +246,16 @@ class Generation(Iterator[str]):
         return self._token_ids
 
     @property
+    def text_ids(self) -> list[int]:
+        """All tokens of the text, the prompt's first, as the cache knows them."""
+        return list(self._answer.tokens)
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """What it is computed with beside the model."""
+        return self._answer.adapters
+
+    @property
     def logprobs(self) -> list[TokenLogprobs]:
         """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked."""
         return self._logprobs

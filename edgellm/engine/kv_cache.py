@@ -26,6 +26,7 @@ import numpy as np
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, Adapter, AdapterSet
 from edgellm.engine.block_pool import KEY_BYTES, BlockPool, key_after
+from edgellm.errors import CacheFullError
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import F16_CACHE, KVType
 from edgellm.kernels.records import KV_BLOCK
@@ -66,13 +67,13 @@ class KVCache:
         self.layers = list(layers)
         windows = list(dict.fromkeys(layer.window for layer in self.layers)) or [None]
         counts = {window: n_blocks if isinstance(n_blocks, int) else n_blocks[window] for window in windows}
-        self._memory = [np.empty((counts[layer.window], layer.block_bytes), np.uint8) for layer in self.layers]
+        self.memory = [np.empty((counts[layer.window], layer.block_bytes), np.uint8) for layer in self.layers]
         self.pools = [BlockPool(self._memory_of(window), counts[window], window) for window in windows]
         self.lock = threading.RLock()
         at_fork(self, before=KVCache._hold, in_parent=KVCache._let_go, in_child=KVCache._let_go)
 
     def _memory_of(self, window: int | None) -> list[np.ndarray]:
-        return [memory for layer, memory in zip(self.layers, self._memory, strict=True) if layer.window == window]
+        return [memory for layer, memory in zip(self.layers, self.memory, strict=True) if layer.window == window]
 
     @property
     def n_blocks(self) -> int:
@@ -90,7 +91,7 @@ class KVCache:
         return sum(layer.block_bytes for layer in self.layers) // KV_BLOCK
 
     def address(self, layer: int) -> int:
-        return self._memory[layer].ctypes.data
+        return self.memory[layer].ctypes.data
 
     def sequence(self, adapters: AdapterSet = NO_ADAPTERS) -> Sequence:
         return Sequence(self, adapters)
@@ -98,7 +99,7 @@ class KVCache:
     def close(self) -> None:
         """Give the memory back, whoever holds the cache still. Nothing may compute with it any more."""
         with self.lock:
-            self._memory.clear()
+            self.memory.clear()
             for pool in self.pools:
                 pool._memory.clear()
 
@@ -146,6 +147,61 @@ class KVCache:
         """Whether a pool has the blocks that the token behind some whole ones looks back on."""
         first = _first_needed(pool.window, (len(keys) - 1) * KV_BLOCK)
         return all(pool.whole(key) is not None for key in keys[first + 1 :])
+
+    def put(
+        self,
+        keys: SequenceOf[bytes],
+        token_ids: SequenceOf[int],
+        start: int,
+        runs: SequenceOf[tuple[int, int]],
+        layers: SequenceOf[np.ndarray],
+        adapters: AdapterSet,
+    ) -> None:
+        """Let whole blocks be found that were computed before.
+
+        keys:    before the first of them, and behind each. start: which block of the text the first of them is.
+        runs:    for each pool, the first block that is there, and how many are.
+        layers:  uint8 [n, block_bytes] of each layer. Raises CacheFullError when others hold too much.
+        """
+        with self.lock:
+            for pool, (first, n) in zip(self.pools, runs, strict=True):
+                own = [i for i, layer in enumerate(self.layers) if layer.window == pool.window]
+                for index in range(n):
+                    at = first - start + index
+                    if pool.whole(keys[at + 1]) is not None:
+                        continue
+                    block = pool.take()
+                    for i in own:
+                        self.memory[i][block] = layers[i][index]
+                    tokens = token_ids[at * KV_BLOCK : (at + 1) * KV_BLOCK]
+                    pool.name(block, keys[at], tokens, keys[at + 1], adapters)
+                    pool.give_back(block)
+
+    def restored(
+        self,
+        token_ids: list[int],
+        firsts: SequenceOf[int],
+        layers: SequenceOf[np.ndarray],
+        adapters: AdapterSet = NO_ADAPTERS,
+    ) -> Sequence:
+        """A sequence of a text that was computed before, from its beginning.
+
+        firsts:  for each pool, the first block that is there. layers: uint8 [n, block_bytes] of each layer, the blocks
+                 from there on. Raises CacheFullError when others hold too much.
+        """
+        sequence = Sequence(self, adapters)
+        for table, first in zip(sequence.tables, firsts, strict=True):
+            table.extend([GONE] * first)
+        try:
+            sequence.reserve(len(token_ids))
+        except CacheFullError:
+            sequence.release()
+            raise
+        for layer, memory, blocks in zip(self.layers, self.memory, layers, strict=True):
+            index = next(i for i, pool in enumerate(self.pools) if pool.window == layer.window)
+            memory[sequence.tables[index].blocks[firsts[index] :]] = blocks
+        sequence.append(token_ids)
+        return sequence
 
     def forget(self, adapter: Adapter | None = None) -> None:
         """Find nothing any more of what was computed with an adapter, or of anything."""
@@ -227,7 +283,7 @@ class Sequence:
         self.adapters = adapters
         self.tokens: list[int] = []
         self.tables = [BlockTable(pool) for pool in cache.pools]
-        self.keys = [_root(adapters)]
+        self.keys = [root_of(adapters)]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -235,6 +291,12 @@ class Sequence:
     @property
     def n_blocks(self) -> int:
         return sum(len(table.blocks) - table.n_gone for table in self.tables)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its blocks in all layers."""
+        n_held = {table.pool.window: len(table.blocks) - table.n_gone for table in self.tables}
+        return sum(n_held[layer.window] * layer.block_bytes for layer in self.cache.layers)
 
     @property
     def block_tables(self) -> dict[int | None, np.ndarray]:
@@ -322,7 +384,7 @@ class Sequence:
         self.trim(0)
 
 
-def _root(adapters: AdapterSet) -> bytes:
+def root_of(adapters: AdapterSet) -> bytes:
     """The key of what comes before a text: what it is computed with beside the model."""
-    uses = repr([(adapter.number, scale) for adapter, scale in adapters.uses])
+    uses = repr([(adapter.digest, scale) for adapter, scale in adapters.uses])
     return hashlib.blake2b(uses.encode(), digest_size=KEY_BYTES).digest()

@@ -329,6 +329,11 @@ class Runner:
                 del self._bound[tensor]
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of the model."""
+        return self._file.metadata
+
+    @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights, by name."""
         return self._file.tensors

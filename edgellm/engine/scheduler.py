@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from itertools import count
 
 from edgellm.engine.adapter_set import MOST_TOGETHER, Adapter, slots_of
+from edgellm.engine.bound import bound_to
+from edgellm.engine.disk_cache import DiskCache
 from edgellm.engine.kv_cache import Sequence as CachedTokens
 from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.engine.request import Request
@@ -41,10 +43,13 @@ RATE_WEIGHT = 0.3  # of the last step, in the average speed of reading prompts
 class Scheduler:
     """Steps of a runner, for requests in the order of their arrival."""
 
-    def __init__(self, runner: Runner, speculator: Speculator = NO_SPECULATION) -> None:
+    def __init__(self, runner: Runner, speculator: Speculator = NO_SPECULATION, disk_bytes: int = 0) -> None:
         self.runner = runner
         self.speculator = speculator
         self.prefixes = PrefixCache(runner.cache)
+        self.disk: DiskCache | None = None
+        if disk_bytes:
+            self.disk = DiskCache(runner.cache, lambda: bound_to(runner), self.prefixes.keep, disk_bytes)
         self._arrivals: deque[Request] = deque()
         self._requests: list[Request] = []
         self._numbers = count(1)
@@ -159,6 +164,8 @@ class Scheduler:
             for request in (*self._requests, *self._arrivals):
                 request.error, request.is_over = UsageError("the model is closed"), True
             self.settle()
+            if self.disk is not None:
+                self.disk.close()
             self.prefixes.clear()
             self.speculator.close()
             self.runner.close()
@@ -176,6 +183,8 @@ class Scheduler:
                 if request.is_private:
                     request.sequence.release()
                 else:
+                    if self.disk is not None:
+                        self.disk.keep(request.sequence)
                     self.prefixes.keep(request.sequence)
                 request.sequence = None
 
@@ -302,7 +311,9 @@ class Scheduler:
                 if request.is_private:
                     found = self.runner.cache.sequence(request.adapters)
                 else:
-                    found = self.prefixes.longest(wanted, self._live(), request.adapters)
+                    if self.disk is not None:
+                        self.disk.bring(wanted, request.adapters)
+                    found = self.prefixes.longest(wanted, self.live(), request.adapters)
                 if not request.is_private and any(
                     n_common(other.tokens, wanted) >= len(found) + KV_BLOCK
                     for other in admitted
@@ -316,7 +327,8 @@ class Scheduler:
             admitted.append(request)
         return admitted
 
-    def _live(self) -> list[CachedTokens]:
+    def live(self) -> list[CachedTokens]:
+        """What texts have in the cache that others may begin with."""
         return [other.sequence for other in self._requests if other.sequence is not None and not other.is_private]
 
     def _add(

@@ -28,7 +28,7 @@ def is_mapped(path) -> bool:
 def large_arrays(model) -> list[weakref.ref]:
     """All that takes memory: values, scratch, keys and values, batches, converted weights."""
     runner = model._runner
-    arrays = [*runner.cache._memory]
+    arrays = [*runner.cache.memory]
     for program in runner.programs:
         arrays += [program.arena, program._scratch, program.ops, program.batch.token_ids, *program._records]
         arrays += program.lowered.constants.values()

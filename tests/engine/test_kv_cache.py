@@ -33,7 +33,7 @@ def grow(sequence: Sequence, n: int, first: int = 0) -> None:
     """Append n tokens, writing their ids where their keys would go."""
     ids = [(first + i) % 251 for i in range(len(sequence), len(sequence) + n)]
     sequence.reserve(n)
-    for layer, memory in zip(sequence.cache.layers, sequence.cache._memory, strict=True):
+    for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
         for slot, token in zip(sequence.slots(n)[layer.window], ids, strict=True):
             memory[slot // KV_BLOCK, slot % KV_BLOCK] = token
     sequence.append(ids)
@@ -42,7 +42,7 @@ def grow(sequence: Sequence, n: int, first: int = 0) -> None:
 def written(sequence: Sequence) -> list[int]:
     """The tokens as the memory of the last layer has them; where its window has gone, as the first layer has them."""
     found = []
-    for layer, memory in zip(sequence.cache.layers, sequence.cache._memory, strict=True):
+    for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
         places = np.arange(len(sequence))
         first = 0 if layer.window is None else max(0, len(sequence) - layer.window + 1)
         blocks = sequence.block_tables[layer.window][places // KV_BLOCK]
