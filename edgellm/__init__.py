@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm._version import __version__
 
 if TYPE_CHECKING:
+    from edgellm.agent.loop import ToolRun, run_tools
     from edgellm.convert.checkpoints import convert_checkpoint
     from edgellm.convert.export import export_checkpoint
     from edgellm.convert.measured import quantize_to_budget
@@ -87,6 +88,7 @@ __all__ = [
     "SamplingParams",
     "TemplateError",
     "TokenLogprobs",
+    "ToolRun",
     "TrainConfig",
     "TrainingError",
     "UnsupportedError",
@@ -100,6 +102,7 @@ __all__ = [
     "pull",
     "quantize_file",
     "quantize_to_budget",
+    "run_tools",
     "train",
 ]
 
@@ -115,6 +118,8 @@ _HOMES = {
     "GenerationStats": "edgellm.engine",
     "Model": "edgellm.engine",
     "TokenLogprobs": "edgellm.engine",
+    "ToolRun": "edgellm.agent.loop",
+    "run_tools": "edgellm.agent.loop",
     "load": "edgellm.engine",
     "load_tokenizer": "edgellm.engine",
     "pull": "edgellm.hub",

@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import os
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -96,6 +97,20 @@ def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise wrong(name, value, "a text (str)")
     return value
+
+
+def plain_text(name: str, value: Any) -> str:
+    """The same as a plain str, whatever kind of one it was."""
+    return str(text(name, value))
+
+
+def answer_format(name: str, value: Any) -> Any:
+    """A JSON schema as a dict, or a type that describes one; what is in it is not looked at."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, type) or typing.get_origin(value) is not None:
+        return value
+    raise wrong(name, value, "a JSON schema (a dict), a Pydantic model, a dataclass or another type")
 
 
 def texts(name: str, value: Any) -> list[str]:

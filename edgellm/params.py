@@ -6,17 +6,20 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.checks import (
+    answer_format,
     biases,
     finite_number,
+    flag,
     number,
     number_or_off,
     one_of,
     path,
+    plain_text,
     positive_number,
     some_texts,
     step_names,
@@ -69,6 +72,18 @@ if TYPE_CHECKING:
         stop: str | Sequence[str]
         samplers: str | Sequence[str | SamplingStep] | None
         logprobs: int | None
+        response_format: Any
+        grammar: str | None
+        regex: str | None
+        choices: str | Sequence[str] | None
+
+    class ChatKeywords(SamplingKeywords, total=False):
+        """The fields of `ChatParams` and `SamplingParams` as keywords."""
+
+        tools: Iterable[Any] | None
+        tool_choice: Any
+        think: bool | None
+        think_budget: int | None
 
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -97,6 +112,10 @@ SAMPLERS: dict[str, dict[str, tuple[float, ...]]] = {
 SAMPLER_ALIASES = {"typical": "typ_p", "typical_p": "typ_p", "temp": "temperature", "nucleus": "top_p"}
 DEFAULT_SAMPLERS = tuple(name for name in SAMPLERS if name != "mirostat")
 MIROSTAT_SAMPLERS = ("penalties", "dry", "temperature", "mirostat")
+
+
+# The parameters that ask for an answer of a given structure; only one of them at a time.
+STRUCTURES = ("response_format", "grammar", "regex", "choices")
 
 
 @dataclass(frozen=True)
@@ -151,6 +170,31 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class ChatParams:
+    """What a chat may ask for beside its messages. docs/structure.md explains it.
+
+    tools:         Python functions, or schemas as OpenAI has them, that the model may call: see `tool_calls` of the
+                   answer, and `edgellm.run_tools`, which does what the calls ask for.
+    tool_choice:   "auto" (the model may call some), "required" (it must), "none", or the name of the one that it must.
+    think:         whether the model thinks before it answers; None leaves that to its template.
+    think_budget:  tokens of a thought at most.
+
+    Raises UsageError for values that cannot work; what the tools are, is looked at when they are used.
+    """
+
+    tools: Any = None
+    tool_choice: Any = None
+    think: bool | None = None
+    think_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        take(self, "think", flag, optional=True)
+        take(self, "think_budget", whole_number, 0, optional=True)
+        if self.think is False and self.think_budget is not None:
+            raise UsageError("think_budget cannot go with think=False; leave one out", parameter="think_budget")
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen, and when an answer ends. docs/sampling.md explains each step.
 
@@ -188,6 +232,11 @@ class SamplingParams:
     samplers:            the steps in their order: names out of SAMPLERS, and functions of
                          (ids, logits, context); see `engine/sampling/custom.py`.
     logprobs:            keep the log-probability of each token, and those of so many alternatives; None is off.
+    response_format:     the answer is JSON of a schema: a dict, a Pydantic model, a dataclass or another type, or
+                         {"type": "json_object"}. See docs/structure.md.
+    grammar:             the answer is a text of a grammar, in GBNF or in llguidance's Lark.
+    regex:               all of the answer matches a regular expression.
+    choices:             the answer is one of some texts.
 
     Raises UsageError for values that cannot work, and for those that contradict each other.
     """
@@ -223,6 +272,10 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     samplers: str | Sequence[str | SamplingStep] | None = None
     logprobs: int | None = None
+    response_format: Any = None
+    grammar: str | None = None
+    regex: str | None = None
+    choices: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         take(self, "temperature", number, 0)
@@ -256,6 +309,10 @@ class SamplingParams:
         take(self, "stop", some_texts)
         take(self, "samplers", step_names, SAMPLERS, SAMPLER_ALIASES, optional=True)
         take(self, "logprobs", whole_number, 0, optional=True)
+        take(self, "response_format", answer_format, optional=True)
+        take(self, "grammar", plain_text, optional=True)
+        take(self, "regex", plain_text, optional=True)
+        take(self, "choices", some_texts, optional=True)
         self._refuse_contradictions()
 
     @property
@@ -274,7 +331,17 @@ class SamplingParams:
         return any(getattr(self, name) not in off for name, off in SAMPLERS[step].items())
 
     def _refuse_contradictions(self) -> None:
-        """What was set for a step that does not run, and steps that cannot go together."""
+        """What was set for a step that does not run, and what cannot go together."""
+        structures = [name for name in STRUCTURES if getattr(self, name) is not None]
+        if len(structures) > 1:
+            raise UsageError(f"{structures[1]} cannot go with {structures[0]}; leave one out", parameter=structures[1])
+        if structures and self.stop:
+            raise UsageError(
+                f"stop cannot go with {structures[0]}: it would end an answer that is not whole; leave stop out",
+                parameter="stop",
+            )
+        if self.choices is not None and not self.choices:
+            raise UsageError("choices is empty; expected at least one text", parameter="choices")
         order = self.order
         for step, switches in SAMPLERS.items():
             for name, off in switches.items():

@@ -14,6 +14,7 @@ FLOORS = {
     "server": 8,
     "convert": 7,
     "train": 7,
+    "agent": 6,
     "evaluate": 6,
     "measure": 6,
     "engine": 5,

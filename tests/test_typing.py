@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import edgellm
+from edgellm.params import ChatParams
 
 ROOT = Path(__file__).parents[1]
 
@@ -149,7 +150,8 @@ def test_keywords_of_an_answer_are_those_of_sampling_params(name: str) -> None:
     parameters = inspect.signature(getattr(edgellm.Model, name)).parameters.values()
     keywords = [(p.name, p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY]
     assert keywords[:2] == [("n", "int | None", None), ("adapters", "AdapterScales | None", None)]
-    assert keywords[2:] == [(field.name, field.type, field.default) for field in fields(edgellm.SamplingParams)]
+    kinds = (ChatParams, edgellm.SamplingParams) if name == "chat" else (edgellm.SamplingParams,)
+    assert keywords[2:] == [(field.name, field.type, field.default) for kind in kinds for field in fields(kind)]
 
 
 def test_keywords_for_type_checkers_are_those_of_sampling_params() -> None:

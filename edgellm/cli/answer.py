@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
+from edgellm.cli.asker import ToolAnswer
 from edgellm.cli.progress import Progress
 from edgellm.cli.screen import View
 from edgellm.cli.terminal import quiet_keyboard, remark
@@ -45,16 +46,34 @@ def stream(generation: Answer, view: View, came: Callable[[str], None] | None = 
     Ctrl-C ends the answer: its `finish_reason` is then "cancelled". came(piece) is called for every piece.
     """
     pieces: list[str] = []
+    n_ended = 0  # pieces that the view has ended with, for something else that came between
+
+    def take(piece: str) -> None:
+        pieces.append(piece)
+        if came:
+            came(piece)
+
     try:
         with _ctrl_c_cancels(generation), quiet_keyboard(), Reading(generation) as reading:
+
+            def make_room() -> None:
+                nonlocal n_ended
+                reading.end()
+                if len(pieces) > n_ended:
+                    view.end()
+                n_ended = len(pieces)
+
+            if isinstance(generation, ToolAnswer):
+                generation.aside = make_room
             for piece in generation:
                 reading.end()
                 view.show(piece)
-                pieces.append(piece)
-                if came:
-                    came(piece)
+                if n_ended and n_ended == len(pieces):
+                    take("\n\n")
+                take(piece)
             reading.end()
-        view.end()
+        if not n_ended or len(pieces) > n_ended:
+            view.end()
     except BaseException:
         generation.cancel()  # a closed pipe or a second Ctrl-C: let the worker threads rest
         raise

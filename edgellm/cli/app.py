@@ -29,6 +29,7 @@ from edgellm.errors import EdgellmError, FileProblem
 # Each command lives in the module of its name. The texts stand here so that --help imports none of them.
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
+    "batch": "Answer many requests of a file, several at once.",
     "pull": "Fetch a model and check it.",
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",

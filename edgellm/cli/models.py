@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, size_text
-from edgellm.errors import FileProblem
 from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -29,12 +28,8 @@ def find(name: str) -> Path | None:
     """
     try:
         return hub.resolve(name)
-    except hub.DamagedModel:
-        raise
-    except FileProblem:
-        if Path(name).suffix == ".gguf" and not name.startswith("hf:"):
-            raise  # a path, not a name
-    return None
+    except hub.MissingModel:
+        return None
 
 
 def pull(name: str) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.asking import Asking, asking_options
 from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option, runtime_options, speculation_options
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
@@ -16,6 +17,7 @@ from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from edgellm.cli.asker import Asker
     from edgellm.cli.chat.kept import Kept
     from edgellm.cli.session import SessionFile
     from edgellm.engine import Model
@@ -37,6 +39,7 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
 @click.option("--when-full", type=click.Choice(WHEN_FULL),
               help="What happens when the context is full: stop, drop the oldest turns, or shift, which also lets an "
               "answer go on.  [default: drop]")  # fmt: skip
+@asking_options
 @sampling_options
 @runtime_options
 @speculation_options
@@ -54,6 +57,7 @@ def command(
     session: str | None,
     no_save: bool,
     when_full: str | None,
+    asking: Asking,
     runtime: RuntimeConfig,
     adapters: dict[Path, float],
     no_markdown: bool,
@@ -92,17 +96,19 @@ def command(
     named = model or (kept.model if kept else None) or _choose(chats)
     path = models.find(named)
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
-    path = path or models.pull(named)
-    with models.load(path, runtime, adapters) as loaded:
+    with asking.servers() as servers, models.load(path or models.pull(named), runtime, adapters) as loaded:
+        asker = asking.asker(loaded, raw, servers)
         if text is not None:
-            _answer(loaded, text, sampling, system, raw, stats, verbose, not no_markdown, file)
+            _answer(loaded, asker, text, sampling, system, raw, stats, verbose, not no_markdown, file)
             return
         from edgellm.cli.chat import Chat
         from edgellm.cli.chat.settings import Behaviour
 
         behaviour = Behaviour(**({"when_full": when_full} if when_full else {}), markdown=not no_markdown, stats=stats)
         called = None if no_save else _lasting(named)
-        chat = Chat(loaded, sampling, system=system, raw=raw, verbose=verbose, behaviour=behaviour, keep_as=called)
+        chat = Chat(
+            loaded, sampling, system=system, raw=raw, verbose=verbose, behaviour=behaviour, keep_as=called, asker=asker
+        )
         if kept:
             chat.resume(kept)
         if file and (before := file.load(loaded)).turns:
@@ -168,6 +174,7 @@ def _lasting(named: str) -> str:
 
 def _answer(
     model: Model,
+    asker: Asker,
     text: str,
     sampling: SamplingParams,
     system: str | None,
@@ -189,7 +196,7 @@ def _answer(
     conversation = before if before.turns else Conversation(system)
     if template:
         conversation = conversation.with_user(text)
-        generation = model.chat(conversation.messages(), **vars(sampling))
+        generation = asker.chat(conversation.messages(), **vars(sampling))
     else:
         generation = model.generate(text, **vars(sampling))
     answer = stream(generation, view_of(markdown and template is not None))

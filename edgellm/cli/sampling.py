@@ -9,19 +9,21 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from edgellm.cli.options import checked_by
-from edgellm.errors import UsageError
-from edgellm.params import DEFAULT_SAMPLERS, SamplingParams
+from edgellm.errors import FileProblem, UsageError
+from edgellm.params import DEFAULT_SAMPLERS, STRUCTURES, SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _BIAS = re.compile(r"(\d{1,18})([+-](?:inf|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?))", re.ASCII)
-NOT_TYPED = ("logprobs",)  # a terminal has no place for them
-SEVERAL = ("stop", "banned_strings", "dry_sequence_breakers", "logit_bias")  # options that may be given again and again
+NOT_TYPED = ("logprobs", *STRUCTURES)  # a terminal has no place for them, or they are files
+# Options that may be given again and again.
+SEVERAL = ("choices", "stop", "banned_strings", "dry_sequence_breakers", "logit_bias")
 
 # Parameter, flags, metavar and help of each option.
 _SECTIONS = {
@@ -30,6 +32,12 @@ _SECTIONS = {
         ("stop", ["--stop"], "TEXT", "Stop where the answer has TEXT, which is not shown. May be given several times."),
         ("banned_strings", ["--ban"], "TEXT", "Never write TEXT: go back and choose other words. Several times, too."),
         ("seed", ["--seed"], "N", "The same seed gives the same text."),
+    ],
+    "Its structure": [
+        ("response_format", ["--json-schema"], "FILE", "The answer is JSON that the schema in FILE allows."),
+        ("grammar", ["--grammar"], "FILE", "The answer is a text of the grammar in FILE, GBNF or Lark."),
+        ("regex", ["--regex"], "PATTERN", "All of the answer matches PATTERN."),
+        ("choices", ["--choices"], "A,B", "The answer is one of these texts. May be given several times."),
     ],
     "Choosing words": [
         ("temperature", ["--temp"], "X", "Higher is more varied; 0 always takes the likeliest token."),
@@ -141,7 +149,7 @@ def read_setting(name: str, text: str) -> Any:
 
 def _kind(name: str) -> type:
     default = getattr(SamplingParams, name)
-    if name in SEVERAL or name == "samplers":
+    if name in SEVERAL or name in STRUCTURES or name == "samplers":
         return str
     return float if isinstance(default, float) else int
 
@@ -152,9 +160,36 @@ def _read_typed(context: click.Context, option: click.Parameter, value: Any) -> 
         return None
     if option.name == "logit_bias" and value is not None:
         value = _biases(value)
+    if option.name in _FILES and value is not None:
+        value = _FILES[option.name](value)
+    if option.name == "choices" and value:
+        value = tuple(choice for word in value for choice in word.split(","))
     if option.name == "dry_sequence_breakers" and value == ("none",):
         value = ()
     return checked_by(SamplingParams)(context, option, value)
+
+
+def _read_text(path: str) -> str:
+    """A file of text. Raises FileProblem for bytes that are none, OSError for one that cannot be read."""
+    data = Path(path).read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise FileProblem(f"{path}: not valid UTF-8; expected a text") from None
+
+
+def _read_schema(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as problem:
+        raise FileProblem(f"{path}: not valid JSON: {problem}") from None
+    if not isinstance(found, dict):
+        raise FileProblem(f'{path}: expected a JSON schema, an object such as {{"type": "object"}}')
+    return found
+
+
+# Options that are files, and how they are read.
+_FILES: dict[str, Callable[[str], Any]] = {"response_format": _read_schema, "grammar": _read_text}
 
 
 def _biases(words: Iterable[str]) -> dict[int, float]:

@@ -107,6 +107,27 @@ def quiet_keyboard() -> Iterator[None]:
         termios.tcsetattr(handle, termios.TCSADRAIN, usual)
 
 
+@contextlib.contextmanager
+def asking_keyboard() -> Iterator[None]:
+    """For a question in the midst of an answer: what is typed is shown. What was typed before is no answer to it, and
+    is thrown away.
+    """
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    handle = sys.stdin.fileno()
+    before = termios.tcgetattr(handle)
+    shown = list(before)
+    shown[3] |= termios.ECHO
+    termios.tcsetattr(handle, termios.TCSAFLUSH, shown)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
 def show_answer(text: str) -> None:
     """Write a piece of an answer to standard output at once."""
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)

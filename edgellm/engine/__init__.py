@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from edgellm.engine.generation import Generation, GenerationStats
+from edgellm.engine.generation import Generation
 from edgellm.engine.model import Model, load
 from edgellm.engine.opening import read_tokenizer as load_tokenizer
 from edgellm.engine.sampling import TokenLogprobs
+from edgellm.engine.stats import GenerationStats
 
 __all__ = ["Generation", "GenerationStats", "Model", "TokenLogprobs", "load", "load_tokenizer"]

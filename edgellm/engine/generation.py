@@ -1,197 +1,38 @@
-"""One answer as it is made: the prompt is computed, then token after token becomes text."""
+"""One answer as people hold it: pieces of text that come while they are made."""
 
 from __future__ import annotations
 
 import sys
 import threading
-import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from edgellm import checks
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
-from edgellm.engine.answer_text import AnswerText, Shown
-from edgellm.engine.request import Request
-from edgellm.engine.sampling import Sampler, TokenLogprobs
-from edgellm.engine.sampling.logprobs import logprobs_of
+from edgellm.engine.answer import Answer
+from edgellm.engine.answer_plan import PLAIN_TEXT, AnswerPlan
+from edgellm.engine.piece import Piece
+from edgellm.engine.sampling import TokenLogprobs
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.stats import GenerationStats
 from edgellm.errors import UsageError
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from edgellm.engine.answer_form import AnswerReader
     from edgellm.text import Tokenizer
-
-MOST_UNREAD = 8  # tokens of an answer that are computed along with others before somebody reads them
-
-
-@dataclass
-class GenerationStats:
-    """What a generation took. Seconds are wall-clock time.
-
-    n_reused_tokens:   tokens of the prompt that were in the cache already and not computed again.
-    n_guessed_tokens:  tokens that were guessed and checked along with others (speculation).
-    n_right_tokens:    those of them that came, and took no pass of their own.
-    """
-
-    n_prompt_tokens: int = 0
-    n_reused_tokens: int = 0
-    n_generated_tokens: int = 0
-    n_guessed_tokens: int = 0
-    n_right_tokens: int = 0
-    prompt_seconds: float = 0.0
-    generate_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-
-    @property
-    def prompt_tokens_per_second(self) -> float:
-        computed = self.n_prompt_tokens - self.n_reused_tokens
-        return computed / self.prompt_seconds if self.prompt_seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of the tokens after the first, which the prompt gave."""
-        return (self.n_generated_tokens - 1) / self.generate_seconds if self.generate_seconds else 0.0
-
-
-class _Answer(Request):
-    """A text in the making: every token that is chosen is the next one to be computed.
-
-    It knows nothing of the Generation that people hold, so that one they let go of ends at once.
-
-    unread:       tokens and their texts that nobody has taken yet. While others are computed, this one goes on for a
-                  few tokens.
-    rest:         text that is left at the end.
-    most_unread:  so many tokens.
-    """
-
-    def __init__(
-        self, prompt: list[int], params: SamplingParams, tokenizer: Tokenizer, n_ctx: int, adapters: AdapterSet
-    ) -> None:
-        super().__init__(list(prompt), adapters=adapters)
-        self.unread: deque[Shown] = deque()
-        self.rest = ""
-        self.most_unread = MOST_UNREAD
-        self.stats = GenerationStats(n_prompt_tokens=len(prompt))
-        self.finish_reason: str | None = None
-        self.stop_string: str | None = None
-        self._params, self._stop_ids, self._n_ctx = params, tokenizer.stop_ids, n_ctx
-        self._text: AnswerText | None = AnswerText(
-            tokenizer.stream(after=prompt[-1]), params.stop, params.banned_strings
-        )
-        never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
-        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never)
-        self._started: float | None = None
-        self._first_at: float | None = None
-        self._is_cut = False  # it has fewer tokens than are in the cache
-
-    def start(self) -> None:
-        """The clock runs from here on."""
-        self._started = time.perf_counter()
-
-    @property
-    def end(self) -> int:
-        return len(self.tokens) if len(self.unread) < self.most_unread else 0
-
-    @property
-    def n_pending(self) -> int:
-        if self._is_cut:
-            if self.sequence is not None and self.n_cached >= len(self.tokens):
-                self.sequence.trim(len(self.tokens) - 1)  # the last token is computed anew, for its logits
-            self._is_cut = False
-        return super().n_pending
-
-    @property
-    def is_ready(self) -> bool:
-        return bool(self.unread) or super().is_ready
-
-    @property
-    def first_wanted(self) -> int:
-        return len(self.tokens) - (1 if self._params.max_tokens != 0 else 0)
-
-    @property
-    def most_guesses(self) -> int:
-        n = self._n_ctx - len(self.tokens)
-        if self._params.max_tokens is not None:  # the last token is chosen, and not computed
-            n = min(n, self._params.max_tokens - self.stats.n_generated_tokens - 1)
-        return max(0, n)
-
-    def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
-        text, sampler = self._text, self._sampler
-        if position != len(self.tokens) - 1 or text is None or sampler is None:
-            return  # a step that was interrupted has chosen what comes after it, or nobody wants it
-        if self._first_at is None:
-            self.stats.prompt_seconds = self._seconds()
-        while True:
-            state = sampler.state if text.takes_back else None
-            token_id = sampler.choose(logits, self._written(), maxima, text.forbidden)
-            if self._first_at is None:
-                self.stats.first_token_seconds = self._seconds()
-                self._first_at = time.perf_counter()
-            if token_id in self._stop_ids:
-                self._finish("stop", text)
-                return
-            n_top = self._params.logprobs
-            logprobs = None if n_top is None else logprobs_of(token_id, logits, maxima, n_top)
-            back = text.push(token_id, logprobs, state)
-            if back is None:
-                break
-            sampler.state = back.sampler
-            if back.n_tokens > 1:
-                self._cut(back.n_tokens - 1)
-                return
-        self.stats.n_generated_tokens += 1
-        self.stats.generate_seconds = time.perf_counter() - self._first_at
-        self.tokens.append(token_id)
-        if text.stop_string is not None:
-            self.stop_string = text.stop_string
-            self._finish("stop", text)
-        elif self.stats.n_generated_tokens == self._params.max_tokens:
-            self._finish("length", text)
-        elif len(self.tokens) > self._n_ctx:
-            self._finish("context", text)
-        else:
-            self.unread.extend(text.shown())
-
-    def _cut(self, n_tokens: int) -> None:
-        """Take back the last tokens: others are to come in their place."""
-        self._is_cut = True
-        del self.tokens[len(self.tokens) - n_tokens :]
-        self.stats.n_generated_tokens -= n_tokens
-
-    def _written(self) -> list[int]:
-        """The tokens without those of an adapter."""
-        n_virtual = self.adapters.n_virtual
-        return self.tokens[n_virtual:] if n_virtual else self.tokens
-
-    def progressed(self) -> None:
-        self.stats.n_reused_tokens = self.n_reused
-        self.stats.n_guessed_tokens, self.stats.n_right_tokens = self.n_guessed, self.n_right
-        if self._first_at is None and not self.is_over:
-            self.stats.prompt_seconds = self._seconds()
-            if self.n_cached == len(self.tokens):  # a prompt that nobody wants an answer to
-                self._finish("length", self._text)
-
-    def forget(self) -> None:
-        """Hold nothing of the model any more."""
-        self._text = self._sampler = None
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started if self._started is not None else 0.0
-
-    def _finish(self, reason: str, text: AnswerText | None) -> None:
-        if text is not None:
-            shown, self.rest = text.finish()
-            self.unread.extend(shown)
-        self.finish_reason = reason
-        self.is_over = True
+    from edgellm.text.calls import Call
 
 
 class Generation(Iterator[str]):
     """An iterator over pieces of text, for one thread at a time. Nothing is computed before the first is asked for.
+
+    `text`, or str(), is all of it at once. As a context manager it ends when its block does.
 
     Whoever iterates gets the errors: UsageError when another thread is at it or the model has been closed, FileProblem
     when the model's logits are NaN or infinite. An answer ends with its first error.
@@ -205,9 +46,17 @@ class Generation(Iterator[str]):
         params: SamplingParams,
         n_ctx: int,
         adapters: AdapterSet = NO_ADAPTERS,
+        plan: AnswerPlan = PLAIN_TEXT,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = _Answer(prompt, params, tokenizer, n_ctx, adapters)
+        self._answer = Answer(prompt, params, tokenizer, n_ctx, adapters, plan)
+        self._reader: AnswerReader | None = None
+        if plan.form is not None:
+            from edgellm.engine.answer_form import AnswerReader
+
+            self._reader = AnswerReader(plan.form)
+        self._told: deque[Piece] = deque()  # pieces that nobody has taken yet
+        self._parts: dict[str, list[str]] = {"content": [], "reasoning": []}
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._stop_string: str | None = None
@@ -215,6 +64,7 @@ class Generation(Iterator[str]):
         self._finish_reason: str | None = None
         self._lost: Exception | None = None
         self._is_submitted = False
+        self._on_prompt: Callable[[int, int], object] | None = None
         self._reading = threading.Lock()
 
     @property
@@ -237,8 +87,7 @@ class Generation(Iterator[str]):
     @property
     def n_prompt_done(self) -> int:
         """Tokens of the prompt that are in the cache by now. From any thread, also before the first piece comes."""
-        sequence = self._answer.sequence  # which another thread may take away
-        return min(len(sequence) if sequence is not None else 0, self._answer.stats.n_prompt_tokens)
+        return self._answer.n_prompt_done
 
     @property
     def token_ids(self) -> list[int]:
@@ -260,13 +109,74 @@ class Generation(Iterator[str]):
         """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked."""
         return self._logprobs
 
+    @property
+    def content(self) -> str:
+        """What has been said so far: all pieces that iterating gave, without thoughts and calls."""
+        return "".join(self._parts["content"])
+
+    @property
+    def reasoning(self) -> str:
+        """What has been thought so far; empty for a model that does not mark its thoughts."""
+        return "".join(self._parts["reasoning"])
+
+    @property
+    def tool_calls(self) -> list[Call]:
+        """The tools that the model wants to be called; empty before the end, and when there are none."""
+        return self._reader.calls if self._reader is not None else []
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, to be put behind those that it answers."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning.strip():
+            message["reasoning_content"] = self.reasoning.strip()
+        if self.tool_calls:
+            message["tool_calls"] = [call.as_message() for call in self.tool_calls]
+        return message
+
+    @property
+    def text(self) -> str:
+        """All of the answer, without thoughts and calls: what has not come yet is waited for."""
+        for _ in self:
+            pass
+        return self.content
+
+    def __str__(self) -> str:
+        return self.text
+
+    def on_prompt(self, progress: Callable[[int, int], object]) -> Self:
+        """Let progress(done, total) hear of the prompt's tokens while they are computed; gives this generation.
+
+        It is called by the thread that iterates, and what it raises ends the answer. Of a prompt that is in the cache
+        already, it hears once.
+        """
+        self._on_prompt = checks.function("progress", progress)
+        self._answer.tells_prompt = self._on_prompt is not None
+        return self
+
+    def pieces(self) -> Iterator[Piece]:
+        """The rest of the answer with its thoughts, as they come; what is read here, iterating does not give again."""
+        with suppress(StopIteration):
+            while True:
+                yield self._next()
+
     def __next__(self) -> str:
+        while (piece := self._next()).kind != "content":
+            pass
+        return piece.text
+
+    def _next(self) -> Piece:
         if not self._reading.acquire(blocking=False):
             raise UsageError("another thread is iterating over this generation; let one thread do it")
         try:
-            while self._finish_reason is None:
-                if piece := self._next_piece():
+            while True:
+                if self._told:
+                    piece = self._told.popleft()
+                    self._parts[piece.kind].append(piece.text)
                     return piece
+                if self._finish_reason is not None:
+                    break
+                self._tell(self._next_piece())
             lost, self._lost = self._lost or StopIteration(), None
             try:
                 raise lost
@@ -280,6 +190,16 @@ class Generation(Iterator[str]):
         finally:
             self._reading.release()
 
+    def _tell(self, text: str) -> None:
+        """Take in the text of a token, or what is left at the end."""
+        if self._reader is None:
+            if text:
+                self._told.append(Piece("content", text))
+            return
+        self._told.extend(self._reader.push(text))
+        if self._finish_reason is not None:
+            self._told.extend(self._reader.finish())
+
     def _next_piece(self) -> str:
         """The text of the next token, which may be none; at the end, what is left."""
         answer = self._answer
@@ -289,6 +209,10 @@ class Generation(Iterator[str]):
                 sibling._start()
         if not answer.is_cancelled:
             self._scheduler.wait(answer)
+        if self._on_prompt is not None and answer.has_progress:
+            answer.n_told = answer.n_prompt_done
+            self._on_prompt(answer.n_told, answer.stats.n_prompt_tokens)
+            return ""
         if answer.is_cancelled:
             self._end("cancelled")
             return ""
@@ -315,6 +239,25 @@ class Generation(Iterator[str]):
             generation._together = [weakref.ref(other) for other in generations if other is not generation]
             generation._answer.most_unread = sys.maxsize
 
+    def go_on(self) -> None:
+        """Begin now, and be computed to the end while others are, though nobody reads."""
+        self._answer.most_unread = sys.maxsize
+        self._start()
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether there is nothing left to compute, though not all may have been read."""
+        return self._finish_reason is not None or self._answer.is_over or self._answer.is_cancelled
+
+    def step(self) -> None:
+        """Compute a little more, of this answer and of those beside it. Raises what iterating does."""
+        if not self.is_computed:
+            try:
+                self._tell(self._next_piece())
+            except BaseException:
+                self._end("cancelled")
+                raise
+
     def cancel(self) -> None:
         """Stop soon, also in the middle of a long prompt. From any thread."""
         self._scheduler.cancel(self._answer)
@@ -327,6 +270,12 @@ class Generation(Iterator[str]):
                 self._end("cancelled")
             finally:
                 self._reading.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def lose(self, error: Exception) -> None:
         """End with an error, which whoever goes on iterating gets, and hold nothing of the model any more."""

@@ -6,9 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakSet
 
 import numpy as np
@@ -17,33 +16,26 @@ from numpy.typing import NDArray
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.engine.adapter_set import Adapters, AdapterSet
+from edgellm.engine.answering import Answering
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
-from edgellm.engine.opening import check_vocabulary, context_of, in_words, open_file, resolve
+from edgellm.engine.opening import check_vocabulary, context_of, fetched, in_words, open_file
 from edgellm.engine.prompt import (
-    check_biases,
     checked_adapters,
-    checked_messages,
     checked_prompt,
-    checked_variables,
-    sampling_params,
-    spelled_out,
     with_virtual,
 )
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
 from edgellm.engine.speculation.opening import speculator_of
-from edgellm.errors import FileProblem, MemoryLimitError, TemplateError, UsageError
-from edgellm.params import RuntimeConfig, SamplingParams
+from edgellm.errors import FileProblem, MemoryLimitError, UsageError
+from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from edgellm.engine.session import Session
     from edgellm.formats.adapters import Adapter
-    from edgellm.params import SamplingKeywords
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
@@ -67,21 +59,22 @@ def load(
     disk_bytes: int = RuntimeConfig.disk_bytes,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
-    """Open a GGUF file, or a model of the catalogue by its name, ready to run.
+    """Open a GGUF file, or a model by its name, ready to run. One that has a name and is not here is fetched first.
 
-    The keywords are those of `RuntimeConfig`. progress(done, total, kernel) is called while kernels are compiled, on
-    a first start.
+    The keywords are those of `RuntimeConfig`. progress(done, total, what) is called while a model is fetched, with
+    bytes, and while kernels are compiled, on a first start.
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
-    parameters that cannot work, MemoryLimitError for a context that this machine cannot hold.
+    parameters that cannot work, MemoryLimitError for a context that this machine cannot hold, DownloadError when a
+    model cannot be fetched.
     """
     runtime = RuntimeConfig(
         n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, speculate, draft, draft_layers, draft_max,
         disk_bytes,
     )  # fmt: skip
-    return Model(resolve(model), runtime, checks.function("progress", progress))
+    return Model(fetched(model, checks.function("progress", progress)), runtime, progress)
 
 
-class Model:
+class Model(Answering):
     """A model in memory. All methods may be called from several threads at once.
 
     path, metadata:  the file and its metadata.
@@ -296,96 +289,6 @@ class Model:
         with self._scheduler.alone():
             self._scheduler.forget(adapter)
 
-    @overload
-    def generate(
-        self,
-        prompt: str | Iterable[int],
-        *,
-        adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
-    ) -> Generation: ...
-
-    @overload
-    def generate(
-        self,
-        prompt: str | Iterable[int],
-        *,
-        n: int,
-        adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
-    ) -> list[Generation]: ...
-
-    @spelled_out
-    def generate(
-        self,
-        prompt: str | Iterable[int],
-        *,
-        n: int | None = None,
-        adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
-    ) -> Generation | list[Generation]:
-        """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`.
-
-        n:  give a list of so many different answers. The prompt is computed once, and the seeds are `seed`,
-            `seed + 1` and so on.
-        adapters:  for this text, in place of those that `set_adapters` named: scales by name, or names; {} for none.
-
-        Raises UsageError for what cannot work, ContextOverflowError when the prompt alone does not fit.
-        """
-        params = sampling_params(sampling)
-        if isinstance(prompt, str):
-            prompt = self.tokenize(prompt, add_special=True, parse_special=True)
-        return self._answers(self._checked("prompt", prompt), params, n, adapters)
-
-    @overload
-    def chat(
-        self,
-        messages: Iterable[Mapping[str, Any]],
-        template_variables: Mapping[str, Any] | None = None,
-        *,
-        adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
-    ) -> Generation: ...
-
-    @overload
-    def chat(
-        self,
-        messages: Iterable[Mapping[str, Any]],
-        template_variables: Mapping[str, Any] | None = None,
-        *,
-        n: int,
-        adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
-    ) -> list[Generation]: ...
-
-    @spelled_out
-    def chat(
-        self,
-        messages: Iterable[Mapping[str, Any]],
-        template_variables: Mapping[str, Any] | None = None,
-        *,
-        n: int | None = None,
-        adapters: AdapterScales | None = None,
-        **sampling: Unpack[SamplingKeywords],
-    ) -> Generation | list[Generation]:
-        """Answer the last of some messages [{"role": "user", "content": ...}, ...], by the model's chat template.
-
-        template_variables:  what the template is told beside the messages, such as {"enable_thinking": False}.
-        The keywords are those of `SamplingParams`; `n` and `adapters` are as for `generate`.
-
-        Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
-        work, ContextOverflowError when the messages do not fit.
-        """
-        params = sampling_params(sampling)
-        if self.chat_template is None:
-            raise TemplateError(
-                f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"
-            )
-        messages, variables = checked_messages(messages), checked_variables(template_variables)
-        prompt = self.chat_template.render(messages, add_generation_prompt=True, **variables)
-        ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._answers(self._checked("prompt", ids), params, n, adapters)
-
     def close(self) -> None:
         """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
 
@@ -422,26 +325,6 @@ class Model:
             generations = list(self._generations)
         for generation in generations:
             generation.lose(UsageError("the model is closed"))
-
-    def _answers(
-        self, ids: list[int], params: SamplingParams, n: int | None, adapters: AdapterScales | None
-    ) -> Generation | list[Generation]:
-        check_biases(params, self.n_vocab)
-        chosen = self._adapters.chosen(checked_adapters(adapters))
-        ids = with_virtual("prompt", ids, chosen.n_virtual, self.n_ctx)
-        if n is None:
-            return self._generate(ids, params, chosen)
-        first = params.seed
-        seeds = [None if first is None else first + i for i in range(checks.whole_number("n", n, 1))]
-        generations = [self._generate(ids, replace(params, seed=seed), chosen) for seed in seeds]
-        Generation.together(generations)
-        return generations
-
-    def _generate(self, ids: list[int], params: SamplingParams, chosen: AdapterSet) -> Generation:
-        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen)
-        with self._lock:
-            self._generations.add(generation)
-        return generation
 
     def _pieces(self, ids: list[int], first: int, n_rows: int) -> Iterator[np.ndarray]:
         """Logits from the token `first` on, of up to n_rows tokens in each piece."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,14 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     """The file that a path or a name means."""
     checks.path("model", model, "a path or the name of a model")
     return hub.resolve(model)
+
+
+def fetched(model: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> Path:
+    """The same; a model that has a name and is not on this machine is fetched first. Raises what `hub.pull` raises."""
+    try:
+        return resolve(model)
+    except hub.MissingModel:
+        return hub.pull(os.fspath(model), progress)
 
 
 def open_file(path: Path) -> GGUFFile:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgellm import checks
 from edgellm.errors import ContextOverflowError, UsageError
-from edgellm.params import SamplingParams
+from edgellm.params import ChatParams, SamplingParams
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -93,15 +93,30 @@ def checked_variables(variables: Any) -> dict[str, Any]:
 
 def sampling_params(keywords: Mapping[str, Any]) -> SamplingParams:
     """The parameters that keywords give. UsageError for a keyword that is none, and for what cannot work."""
-    names = [field.name for field in fields(SamplingParams)]
+    _check_names(keywords, SamplingParams)
+    return SamplingParams(**keywords)
+
+
+def chat_params(keywords: Mapping[str, Any]) -> tuple[ChatParams, SamplingParams]:
+    """The same for a chat, which may ask for more."""
+    _check_names(keywords, ChatParams, SamplingParams)
+    names = {field.name for field in fields(ChatParams)}
+    wishes = {word: value for word, value in keywords.items() if word in names}
+    return ChatParams(**wishes), SamplingParams(**{word: keywords[word] for word in keywords if word not in names})
+
+
+def _check_names(keywords: Mapping[str, Any], *kinds: Any) -> None:
+    names = [field.name for kind in kinds for field in fields(kind)]
     for word in keywords:
         if word not in names:
             import difflib
 
             close = difflib.get_close_matches(word, names, 1)
-            expected = f"did you mean {close[0]}?" if close else f"expected {', '.join(names)}"
+            own = ", ".join(field.name for field in fields(SamplingParams))
+            expected = f"did you mean {close[0]}?" if close else f"expected {own}"
+            if any(word == field.name for field in fields(ChatParams)):
+                expected = "it is for chat()"
             raise UsageError(f"{word} is no sampling parameter; {expected}", parameter=word)
-    return SamplingParams(**keywords)
 
 
 def check_biases(params: SamplingParams, n_vocab: int) -> None:
@@ -116,11 +131,21 @@ def check_biases(params: SamplingParams, n_vocab: int) -> None:
 
 def spelled_out(method: Method) -> Method:
     """Let a method that takes **sampling show each keyword and default of `SamplingParams`, as in help()."""
+    return _spelled_out(method, SamplingParams)
+
+
+def spelled_out_for_chat(method: Method) -> Method:
+    """The same with `ChatParams`."""
+    return _spelled_out(method, ChatParams, SamplingParams)
+
+
+def _spelled_out(method: Method, *kinds: Any) -> Method:
     signature = inspect.signature(method)
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     parameters += [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in fields(SamplingParams)
+        for kind in kinds
+        for field in fields(kind)
     ]
     method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return method

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from edgellm import checks
 from edgellm.hub.catalog import NamedModel, catalog
-from edgellm.hub.inventory import DamagedModel, InstalledModel, installed, present, resolve
+from edgellm.hub.inventory import DamagedModel, InstalledModel, MissingModel, installed, present, resolve
 from edgellm.hub.store import find, path_of
 
 __all__ = [
     "DamagedModel",
     "InstalledModel",
+    "MissingModel",
     "NamedModel",
     "catalog",
     "find",

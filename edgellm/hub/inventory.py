@@ -24,6 +24,10 @@ class DamagedModel(FileProblem):
     """A model lies in its place and is not whole."""
 
 
+class MissingModel(FileProblem):
+    """A model has a name and is not on this machine; `hub.pull` gets it."""
+
+
 @dataclass(frozen=True)
 class InstalledModel:
     """A model on this machine.
@@ -63,8 +67,8 @@ def present(progress: Progress | None = None) -> list[InstalledModel]:
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """The file that a person means: an existing path first, then an installed model.
 
-    Raises FileProblem when the file is missing or the model not installed, DamagedModel when it is not whole,
-    UsageError for an unknown name.
+    Raises FileProblem when the file is missing, MissingModel when a model is not installed, DamagedModel when it is not
+    whole, UsageError for an unknown name.
     """
     name = os.fspath(name_or_path)
     path = os.path.expanduser(name)  # os.path: a name may be no path at all, too long for one, or hold a zero byte
@@ -83,7 +87,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     if not any(faults):
         return files[0]
     if all(fault == MISSING for fault in faults):
-        raise FileProblem(f"{wanted.name} is not installed; get it with: edgellm pull {wanted.name}")
+        raise MissingModel(f"{wanted.name} is not installed; get it with: edgellm pull {wanted.name}")
     fault = next(f"{file.name}: {fault}" for file, fault in zip(files, faults, strict=True) if fault)
     raise DamagedModel(f"{wanted.name} is damaged ({fault}); mend it with: edgellm pull {wanted.name}")
 

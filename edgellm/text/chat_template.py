@@ -8,7 +8,7 @@ such as one for tools. They are rendered as `transformers` does, byte for byte, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,16 @@ from edgellm.text.provenance import Text, written
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from edgellm.text.calls import CallSyntax
+    from edgellm.text.reasoning import Reasoning
     from edgellm.text.template_sandbox import GuardedEnvironment
     from edgellm.text.tokenizer import Tokenizer
 
 KEY = "tokenizer.chat_template"
 LONGEST_SOURCE = 300_000  # characters
 PROBE = "a text in a part"
+# Without one of these words, a template knows of no thoughts.
+_MAY_THINK = re.compile("think|thought|reason|reflect", re.IGNORECASE)
 
 
 class ChatTemplate:
@@ -61,7 +65,7 @@ class ChatTemplate:
         self,
         messages: Iterable[Mapping[str, Any]],
         add_generation_prompt: bool = True,
-        tools: list[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         documents: list[Mapping[str, Any]] | None = None,
         **extra: Any,
     ) -> Text:
@@ -88,6 +92,31 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         return self._rendered(variables, bool(tools))
+
+    @cached_property
+    def call_syntax(self) -> CallSyntax | None:
+        """How the template writes calls of tools; None where it does not."""
+        from edgellm.text.calls import derived_syntax  # seldom needed
+
+        return derived_syntax(self)
+
+    @cached_property
+    def reasoning(self) -> Reasoning | None:
+        """How a thought is told from an answer; None where the template knows of none."""
+        if not _MAY_THINK.search(self.source):
+            return None
+        from edgellm.text.reasoning import derived_reasoning
+
+        return derived_reasoning(self)
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether it takes a message of the system, and writes it."""
+        try:
+            told = self.render([{"role": "system", "content": PROBE}, {"role": "user", "content": "?"}])
+        except TemplateError:
+            return False
+        return PROBE in told
 
     def _rendered(self, variables: dict[str, Any], with_tools: bool) -> Text:
         try:

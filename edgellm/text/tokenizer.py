@@ -132,18 +132,64 @@ class Tokenizer:
             pieces.append(piece)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def stream(self, skip_special: bool = True, after: int | None = None) -> StreamDecoder:
+    def stream(
+        self, skip_special: bool = True, after: int | None = None, showing: Collection[int] = ()
+    ) -> StreamDecoder:
         """A decoder for tokens that continue a text: a space in front stays, control tokens show nothing.
 
         after:  the token before them. When it is a control token (bos, say), a text begins, and the space that is
                 not its own is left out, as `decode` does.
+        showing: control tokens that show their names all the same.
         """
         begins = after is not None and self._model.space_prefix and self._is_control(after)
 
         def shown(token_id: int) -> bytes | None:
-            return None if skip_special and self._is_control(token_id) else self.token_bytes(token_id)
+            if self._is_control(token_id):
+                if token_id in showing:
+                    return self.token_name(token_id).encode()
+                if skip_special:
+                    return None
+            return self.token_bytes(token_id)
 
         return StreamDecoder(shown, begins)
+
+    @property
+    def texts_of_tokens(self) -> list[bytes]:
+        """What every token shows in a text, by its id; control tokens show nothing."""
+        return self._shown
+
+    @cached_property
+    def control_ids(self) -> list[int]:
+        """The tokens that no text makes, in order."""
+        return sorted(self._vocabulary.of_type(TokenType.CONTROL))
+
+    def encode_inside(self, text: str, parse_special: bool = False) -> list[int]:
+        """The tokens of a text that stands inside of another one: nothing is put in front of it.
+
+        Where a tokenizer has no such way to write it, they are those of the text by itself.
+        """
+        ids = self.encode(text, parse_special=parse_special)
+        if self._model.space_prefix:
+            before = "\n"
+            longer = self.encode(before + text, parse_special=parse_special)
+            begun = b""
+            for n, token_id in enumerate(longer):
+                begun += self.token_bytes(token_id)
+                if begun.lstrip(b" ") == before.encode():
+                    return longer[n + 1 :]
+        return ids
+
+    def with_control(self, text: str) -> list[str | int]:
+        """A text of a chat template, its control tokens as their ids and what stands between as it is."""
+        found: list[str | int] = []
+        for piece in self._exact_tokens.split(text, ()):
+            if isinstance(piece, int) and not self._is_control(piece):
+                piece = self.token_name(piece)
+            if isinstance(piece, str) and found and isinstance(found[-1], str):
+                found[-1] += piece
+            elif piece != "":
+                found.append(piece)
+        return found
 
     def ids_with(self, text: str) -> list[int]:
         """The tokens whose own text has this text in it, in order; control tokens show none."""
@@ -153,7 +199,7 @@ class Tokenizer:
     @cached_property
     def _shown(self) -> list[bytes]:
         """What every token shows in a text; of a quarter of a million tokens, this takes a third of a second."""
-        control = frozenset(self._vocabulary.of_type(TokenType.CONTROL))
+        control = frozenset(self.control_ids)
 
         def shown(token_id: int) -> bytes:
             try:
@@ -169,6 +215,10 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text; not always whole characters."""
         return self._model.token_bytes(token_id)
+
+    def name_bytes(self, token_id: int) -> bytes:
+        """The same, but a control token has its name."""
+        return self.token_name(token_id).encode() if self._is_control(token_id) else self.token_bytes(token_id)
 
     def token_name(self, token_id: int) -> str:
         """A token as the file spells it."""

@@ -191,7 +191,8 @@ def test_sampling_options_that_cannot_work(edgellm: Run, words: list[str], line:
 def test_help_has_sections(edgellm: Run) -> None:
     lines = edgellm("run", "--help").stdout.splitlines()
     sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert sections == ["Options:", "The answer:", "Choosing words:", "Against repetition:", "Other ways to choose:"]
+    answer = ["The answer:", "Its structure:"]
+    assert sections == ["Options:", *answer, "Choosing words:", "Against repetition:", "Other ways to choose:"]
     assert any(line.startswith("  --temp X ") for line in lines)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.engine.generation import _Answer
+from edgellm.engine.answer import Answer
 from edgellm.errors import UsageError
 from tests.engine.test_generation import PROMPT, generated, holds_nothing
 
@@ -94,7 +94,7 @@ def test_banned_strings_in_answers_side_by_side(model) -> None:
 
 def test_a_step_that_is_interrupted_after_tokens_were_taken_back(model, monkeypatch) -> None:
     """Its tokens are not counted as computed then; who is left goes on rightly."""
-    usual, cuts = _Answer._cut, []
+    usual, cuts = Answer._cut, []
 
     def cut(answer, n_tokens) -> None:
         usual(answer, n_tokens)
@@ -102,7 +102,7 @@ def test_a_step_that_is_interrupted_after_tokens_were_taken_back(model, monkeypa
         if interrupts and len(cuts) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Answer, "_cut", cut)
+    monkeypatch.setattr(Answer, "_cut", cut)
     whole, interrupts = text_of(model.generate(PROMPT, temperature=0.0, max_tokens=12)), False
     for start in range(len(whole) - 4):
         params = {"temperature": 0.0, "max_tokens": 12, "banned_strings": whole[start : start + 3]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -102,6 +103,10 @@ def test_a_tokenizer_alone_needs_no_file(tmp_path) -> None:
         assert tokenizer.encode("the tea", add_special=True) == model.tokenize("the tea", add_special=True)
 
 
+async def waited_for(answer):
+    return await answer
+
+
 USES = {
     "metadata": lambda model: model.metadata,
     "tokenizer": lambda model: model.tokenizer,
@@ -124,6 +129,9 @@ USES = {
     "generate": lambda model: model.generate("a"),
     "generate ids": lambda model: model.generate([5]),
     "chat": lambda model: model.chat([{"role": "user", "content": "Hi"}]),
+    "openai_chat": lambda model: model.openai_chat([{"role": "user", "content": "Hi"}]),
+    "generate_async": lambda model: asyncio.run(waited_for(model.generate_async("a"))),
+    "chat_async": lambda model: asyncio.run(waited_for(model.chat_async([{"role": "user", "content": "Hi"}]))),
 }
 
 
@@ -142,7 +150,8 @@ def test_a_closed_model_says_so(tiny_path) -> None:
 
 
 def test_every_method_was_tried() -> None:
-    public = {name for name, value in vars(edgellm.Model).items() if not name.startswith("_")}
+    kinds = (edgellm.Model, *edgellm.Model.__bases__)
+    public = {name for kind in kinds for name in vars(kind) if not name.startswith("_")} - {*dir(object)}
     assert public - {"close"} <= {name.split()[0] for name in USES}
 
 

@@ -46,6 +46,39 @@ def test_pieces_make_the_text(model) -> None:
     assert "\ufffd" in text and "▁" not in text  # random bytes, put together as well as can be
 
 
+def test_all_of_it_at_once(model) -> None:
+    expected = "".join(model.generate("the tea", temperature=1.0, seed=5, max_tokens=20))
+    for whole in (lambda answer: answer.text, str, "{}".format):
+        assert whole(model.generate("the tea", temperature=1.0, seed=5, max_tokens=20)) == expected
+    begun = model.generate("the tea", temperature=1.0, seed=5, max_tokens=20)
+    next(begun)
+    assert begun.text == expected == begun.text and begun.finish_reason == "length"
+
+
+def test_a_block_ends_what_was_begun_in_it(model) -> None:
+    with model.generate("the tea", temperature=1.0, max_tokens=500) as answer:
+        next(answer)
+    assert answer.finish_reason == "cancelled" and list(answer) == [] and holds_nothing(model)
+
+
+def test_how_much_of_a_prompt_is_read(tiny_path) -> None:
+    with edgellm.load(tiny_path, n_threads=1, n_batch=16) as model:
+        told: list[tuple[int, int]] = []
+        answer = model.generate(PROMPT, max_tokens=2).on_prompt(lambda *step: told.append(step))
+        assert len(answer.token_ids) == 0 and told == [] and answer.text is not None
+        assert told == [(min(16 * n, len(PROMPT)), len(PROMPT)) for n in range(1, -(-len(PROMPT) // 16) + 1)]
+
+        def stop(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        answer = model.generate([7, *PROMPT], max_tokens=2).on_prompt(stop)
+        with pytest.raises(KeyboardInterrupt):
+            next(answer)
+        assert answer.finish_reason == "cancelled" and answer.n_prompt_done == 0 and holds_nothing(model)
+        with pytest.raises(UsageError, match="progress is 5; expected a function"):
+            model.generate(PROMPT).on_prompt(5)
+
+
 def test_same_seed_same_text(model) -> None:
     assert generated(model, temperature=1.0, seed=3) == generated(model, temperature=1.0, seed=3)
     assert generated(model, temperature=1.0, seed=3) != generated(model, temperature=1.0, seed=4)

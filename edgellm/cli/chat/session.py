@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.answer import Answer, larger_context, stream, tell_stats
+from edgellm.cli.asker import Asker, ToolAnswer
 from edgellm.cli.chat import commands, settings
 from edgellm.cli.chat.attached import Attached
 from edgellm.cli.chat.history import History
@@ -22,7 +23,7 @@ from edgellm.cli.screen import View, view_of
 from edgellm.cli.template import template_of
 from edgellm.cli.terminal import remark, show_answer
 from edgellm.errors import EdgellmError
-from edgellm.params import SamplingParams
+from edgellm.params import STRUCTURES, SamplingParams
 
 if TYPE_CHECKING:
     from edgellm.engine import Generation, GenerationStats, Model
@@ -49,8 +50,10 @@ class Chat:
         verbose: bool = False,
         behaviour: Behaviour | None = None,
         keep_as: str | None = None,
+        asker: Asker | None = None,
     ) -> None:
         self.model = model
+        self._asker = asker or Asker(model)
         self.sampling = sampling
         self.behaviour = behaviour or Behaviour()
         self.is_raw = raw
@@ -187,7 +190,7 @@ class Chat:
         if n_dropped > 0:
             what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
             remark(f"the context of {self.model.n_text} tokens is full: the {what} forgotten")
-        generation = self.model.chat(read.messages(), **vars(self.sampling))
+        generation = self._asker.chat(read.messages(), **vars(self.sampling))
         return self._shifting(generation, lambda room: self._prompt_within(asked, room))
 
     def _plain_answer(self, asked: Conversation) -> Answer:
@@ -196,12 +199,15 @@ class Chat:
         ids = self.model.tokenizer.encode(prompt, parse_special=True)
         return self._shifting(generation, lambda room: ids if len(ids) <= room else [])
 
-    def _shifting(self, generation: Generation, prompt_within: Callable[[int], list[int]]) -> Answer:
-        """The answer, which goes on where the context ends if the person wants that.
+    def _shifting(self, generation: Generation | ToolAnswer, prompt_within: Callable[[int], list[int]]) -> Answer:
+        """The answer, which goes on where the context ends if the person wants that. One with a structure, thoughts or
+        calls does not: from its middle alone, nothing tells what may come next.
 
         prompt_within(n):  the ids of a prompt of at most n tokens, of the latest turns; none when there is no such.
         """
-        if self.behaviour.when_full != "shift":
+        if self.behaviour.when_full != "shift" or isinstance(generation, ToolAnswer):
+            return generation
+        if any(getattr(self.sampling, name) is not None for name in STRUCTURES):
             return generation
 
         def go_on(answered: list[int]) -> Generation | None:
@@ -267,8 +273,10 @@ class Chat:
         return self.model.tokenizer.encode(self._template.render(messages), parse_special=True)
 
     def _count(self, messages: list[Message]) -> int:
-        """Tokens of a prompt made of these messages."""
-        return len(self._ids(messages))
+        """Tokens of a prompt made of these messages, with the tools that it tells of."""
+        assert self._template is not None
+        prompt = self._template.render(messages, tools=self._asker.tools or None)
+        return len(self.model.tokenizer.encode(prompt, parse_special=True))
 
 
 def _options() -> list[click.Parameter]:

@@ -17,6 +17,8 @@ from edgellm.kernels.records import MAXIMA_GROUP
 LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
 FEW = 64  # tokens that are tried first, where it is not known how many are needed
 MANY = 256  # other logits, from which on it is quicker to look for all maxima anew
+SPARSE = 16  # from this part of a vocabulary down, the tokens that may come are listed
+ALL_BITS = np.uint64(2**64 - 1)
 COOLEST = 1e-20  # temperatures below it are too much for float32
 
 
@@ -71,7 +73,9 @@ class Candidates:
     @property
     def largest(self) -> float:
         """The largest logit. Raises UsageError when no token may come."""
-        if self.is_sorted:
+        if not len(self):
+            found = -math.inf
+        elif self.is_sorted:
             found = float(self.logits[0])
         else:
             found = float(self.logits.max() if self.ids is not None else self.maxima.max())
@@ -227,6 +231,27 @@ class Candidates:
             self.put(ids[: np.searchsorted(ids, len(self))], -math.inf)
         else:
             self.put(np.flatnonzero(np.isin(self.ids, ids)), -math.inf)
+
+    def allow(self, words: np.ndarray) -> None:
+        """Only some tokens may come. words: uint64, a bit for each token; every word is a group of MAXIMA_GROUP.
+
+        A group of which none may come is not looked at again. Called while all tokens are candidates.
+        """
+        words = words[: -(-len(self) // MAXIMA_GROUP)]
+        some = np.flatnonzero(words)
+        if len(some) <= len(words) // SPARSE:
+            bits = np.unpackbits(words[some].view(np.uint8), bitorder="little").reshape(-1, MAXIMA_GROUP)
+            rows, columns = np.nonzero(bits)
+            positions = some[rows] * MAXIMA_GROUP + columns
+            positions = positions[: np.searchsorted(positions, len(self))]
+            if len(positions) <= len(self) // SPARSE:
+                self.keep(positions)
+                return
+        partly = np.flatnonzero(words != ALL_BITS)
+        bits = np.unpackbits(words[partly].view(np.uint8), bitorder="little").reshape(-1, MAXIMA_GROUP)
+        rows, columns = np.nonzero(bits == 0)
+        positions = partly[rows] * MAXIMA_GROUP + columns
+        self.put(positions[: np.searchsorted(positions, len(self))], -math.inf)
 
     def cool(self) -> None:
         """Divide the logits by the temperature now, for who needs them as they are."""

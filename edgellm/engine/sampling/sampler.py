@@ -23,6 +23,7 @@ class Sampler:
 
     token_bytes:  what a token stands for in a text, for steps that look at texts.
     never:        tokens that must not come at all.
+    rules:        steps that come before all others, whatever their order: they say what may come at all.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Sampler:
         params: SamplingParams,
         token_bytes: Callable[[int], bytes] = lambda token_id: b"",
         never: Iterable[int] = (),
+        rules: Sequence[Step] = (),
     ) -> None:
         self.params = params
         self._random = random.Random(params.seed)
@@ -38,6 +40,7 @@ class Sampler:
         biases = dict(params.logit_bias or {}) | dict.fromkeys(never, -math.inf)
         self._ids = np.array(sorted(biases), np.int64)
         self._biases = np.array([biases[token_id] for token_id in sorted(biases)])
+        self._rules = list(rules)
         self._steps = _steps(params, self._around)
         self._last = self._steps[-1] if self._steps else Step()
 
@@ -56,9 +59,9 @@ class Sampler:
                     looked through by them, and never sorted or copied unless a step needs it.
         forbidden:  tokens that must not come now.
 
-        Logit biases come first, then the steps in their order, then the draw. The runner has seen to it that all
-        logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no token
-        may come, and for what a step of one's own may not do.
+        Rules and logit biases come first, then the steps in their order, then the draw. The runner has seen to it that
+        all logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no
+        token may come, and for what a step of one's own may not do.
         """
         candidates = self.candidates(logits, context, maxima, forbidden)
         position = candidates.draw(self._random.random)
@@ -75,6 +78,8 @@ class Sampler:
         """What the steps leave, before the draw; see `choose`."""
         candidates = Candidates(logits, maxima, self._scratch)
         self._around.context.follow(context)
+        for rule in self._rules:
+            rule.apply(candidates)
         if len(self._ids):
             self._add_biases(candidates)
         if forbidden:
@@ -94,11 +99,11 @@ class Sampler:
     @property
     def state(self) -> list[Any]:
         """What its steps remember of earlier tokens, to be given back when the tokens after now are taken back."""
-        return [step.state for step in self._steps]
+        return [step.state for step in (*self._rules, *self._steps)]
 
     @state.setter
     def state(self, states: list[Any]) -> None:
-        for step, state in zip(self._steps, states, strict=True):
+        for step, state in zip((*self._rules, *self._steps), states, strict=True):
             step.state = state
 
 

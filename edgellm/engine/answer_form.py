@@ -1,0 +1,174 @@
+"""The parts of an answer: thoughts, what is said, and calls of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.engine.piece import Kind, Piece
+from edgellm.text.calls import Call, CallSyntax
+from edgellm.text.reasoning import Reasoning
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """What an answer may consist of.
+
+    reasoning:   how thoughts are marked; None where there are none.
+    is_open:     the prompt has begun a thought.
+    is_over:     the prompt has ended one, or left it out, and the answer itself comes next.
+    calls:       how calls are written; None where there are none.
+    arguments:   the schemas of what each tool takes, by its name.
+    """
+
+    reasoning: Reasoning | None = None
+    is_open: bool = False
+    is_over: bool = False
+    calls: CallSyntax | None = None
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def marks(self) -> list[str]:
+        """All texts that set the parts apart."""
+        found: list[str] = []
+        if self.reasoning is not None:
+            r = self.reasoning
+            found += [r.start, r.end, r.lead, r.answer_start]
+        if self.calls is not None:
+            c = self.calls
+            found += [c.first, *c.middle, c.again or "", c.last]
+            found += [text for text in vars(c.arguments).values() if isinstance(text, str)]
+            for how in ("texts", "others"):
+                if (written := getattr(c.arguments, how, None)) is not None:
+                    found += [written.before, written.after]
+        return [text for text in found if text]
+
+
+class AnswerReader:
+    """Takes the text of an answer piece by piece, and tells its parts apart.
+
+    A mark is not shown, nor is a text that may be the beginning of one until it is known. Calls are kept to the end;
+    what looks like calls and is none is shown as it is.
+    """
+
+    def __init__(self, form: AnswerForm) -> None:
+        self.calls: list[Call] = []
+        self._form = form
+        self._waiting = ""
+        self._state = "thought" if form.is_open else "start"
+        self._leads: list[str] = []  # texts that may come now, in this order, and are not shown
+        if form.reasoning is not None and not form.is_open and not form.is_over:
+            self._leads = [form.reasoning.answer_start]
+        self._trims = form.is_open or form.reasoning is not None  # white space in front of an answer
+
+    def push(self, text: str) -> Iterator[Piece]:
+        """More text, and the pieces that are known now."""
+        self._waiting += text
+        while (piece := self._next(is_end=False)) is not None:
+            if piece.text:
+                yield piece
+
+    def finish(self) -> Iterator[Piece]:
+        """What is left, when no more text comes; `calls` are there then."""
+        while (piece := self._next(is_end=True)) is not None:
+            if piece.text:
+                yield piece
+        if self._state == "calls":
+            rest, found = self._waiting, None
+            for syntax in (self._form.calls, self._form.calls.bare if self._form.calls else None):
+                found = found or (syntax.read(rest, self._form.arguments) if syntax is not None else None)
+            if found is not None:
+                self.calls, rest = found
+            self._waiting = ""
+            if rest.strip():
+                yield Piece("content", rest)
+
+    def _next(self, is_end: bool) -> Piece | None:
+        """The next piece, which may be empty; None when more text is needed."""
+        return getattr(self, f"_{self._state}")(is_end)  # type: ignore[no-any-return]
+
+    def _start(self, is_end: bool) -> Piece | None:
+        reasoning = self._form.reasoning
+        if reasoning is not None:
+            text = self._waiting.lstrip()
+            if text.startswith(reasoning.start):
+                self._waiting, self._state = text[len(reasoning.start) :], "thought"
+                return Piece("reasoning", "")
+            if reasoning.start.startswith(text) and not is_end:
+                return None
+        self._state = "lead"
+        return Piece("content", "")
+
+    def _thought(self, is_end: bool) -> Piece | None:
+        assert self._form.reasoning is not None
+        reasoning = self._form.reasoning
+        before, found, after = self._waiting.partition(reasoning.end)
+        if found:
+            self._waiting, self._state = after, "lead"
+            self._leads, self._trims = [reasoning.lead, reasoning.answer_start], True
+            return Piece("reasoning", before)
+        return self._shown("reasoning", reasoning.end, is_end)
+
+    def _lead(self, is_end: bool) -> Piece | None:
+        """Between a thought and the answer."""
+        text = self._waiting.lstrip() if self._trims else self._waiting
+        while self._leads:
+            lead = self._leads[0]
+            if text.startswith(lead):
+                text = text[len(lead) :]
+            elif lead.startswith(text) and not is_end:
+                return None
+            self._leads.pop(0)
+            self._waiting = text
+        if not text and not is_end:
+            return None
+        self._waiting = text
+        if (syntax := self._form.calls) is not None:
+            if syntax.is_anchored and text.lstrip().startswith(syntax.trigger):
+                self._state = "calls"
+                return None
+            if (bare := syntax.bare) is not None and (known := _begins_like(text, bare.first)) is not False:
+                if known is None and not is_end:
+                    return None
+                if known:
+                    self._state = "calls"
+                    return None
+        self._state = "content"
+        return Piece("content", "")
+
+    def _content(self, is_end: bool) -> Piece | None:
+        syntax = self._form.calls
+        if syntax is None or syntax.is_anchored:
+            if not self._waiting:
+                return None
+            text, self._waiting = self._waiting, ""
+            return Piece("content", text)
+        before, found, after = self._waiting.partition(syntax.trigger)
+        if found:
+            self._waiting, self._state = found + after, "calls"
+            return Piece("content", before.rstrip())
+        return self._shown("content", syntax.trigger, is_end)
+
+    def _calls(self, is_end: bool) -> Piece | None:
+        return None
+
+    def _shown(self, kind: Kind, mark: str, is_end: bool) -> Piece | None:
+        """What is waiting, but for an end that may be the beginning of a mark, or the white space before one."""
+        text = self._waiting
+        n = len(text)
+        if not is_end:
+            n -= next((k for k in range(min(len(mark) - 1, n), 0, -1) if mark.startswith(text[n - k :])), 0)
+            n = len(text[:n].rstrip()) if kind == "content" or n < len(text) else n
+        if n == 0:
+            return None
+        self._waiting = text[n:]
+        return Piece(kind, text[:n])
+
+
+def _begins_like(text: str, first: str) -> bool | None:
+    """Whether a text begins with another, white space aside; None while it may still."""
+    text, first = "".join(text.split()), "".join(first.split())
+    if text.startswith(first):
+        return True
+    return None if first.startswith(text) else False

@@ -1,0 +1,100 @@
+"""What is settled of an answer before it begins: its parts, and what its tokens must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgellm.params import STRUCTURES, ChatParams, SamplingParams
+
+if TYPE_CHECKING:
+    from edgellm.engine.answer_form import AnswerForm
+    from edgellm.engine.sampling.thought_budget import ThoughtBudget
+    from edgellm.engine.structure.constraint import Constraint
+    from edgellm.engine.structure.ending import Ending
+    from edgellm.text import ChatTemplate, Tokenizer
+
+
+@dataclass(frozen=True)
+class AnswerPlan:
+    """An answer of plain text, unless something is said of it.
+
+    form:        the parts it may consist of; None where all of it is what the model says.
+    constraint:  the grammar that it follows.
+    budget:      how long a thought may be.
+    is_json:     all of the answer is JSON, which is brought to its end when there is little room left.
+    shows:       control tokens that are shown to who tells its parts apart.
+    """
+
+    form: AnswerForm | None = None
+    constraint: Constraint | None = None
+    budget: ThoughtBudget | None = None
+    is_json: bool = False
+    shows: Collection[int] = ()
+
+    def rules_for(
+        self, tokenizer: Tokenizer, n_prompt: int, n_ctx: int, params: SamplingParams
+    ) -> list[Constraint | ThoughtBudget | Ending]:
+        """The steps that come before all others, for an answer to a prompt of so many tokens."""
+        rules: list[Constraint | ThoughtBudget | Ending] = []
+        if self.constraint is not None:
+            rules.append(self.constraint)
+        if self.budget is not None:
+            rules.append(self.budget)
+        if self.is_json:
+            from edgellm.engine.structure.ending import Ending
+
+            n_most = min(n_ctx - n_prompt, n_ctx if params.max_tokens is None else params.max_tokens)
+            rules.append(Ending(tokenizer, n_most))
+        return rules
+
+    def copy(self) -> AnswerPlan:
+        """The same for another answer to the same prompt."""
+        return replace(
+            self,
+            constraint=self.constraint.copy() if self.constraint else None,
+            budget=self.budget.copy() if self.budget else None,
+        )
+
+
+PLAIN_TEXT = AnswerPlan()
+
+
+@dataclass(frozen=True)
+class PlannedPrompt:
+    """The tokens of a prompt, and what its answer is to be like."""
+
+    ids: list[int]
+    plan: AnswerPlan = PLAIN_TEXT
+
+
+def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:
+    """For an answer without a template. Raises UsageError for a structure that cannot be followed."""
+    if not _has_structure(params):
+        return PLAIN_TEXT
+    from edgellm.engine import asking  # seldom needed
+
+    return asking.plan_of_text(params, tokenizer, n_vocab)
+
+
+def plan_of_chat(
+    template: ChatTemplate,
+    messages: list[Any],
+    variables: Mapping[str, Any],
+    wishes: ChatParams,
+    params: SamplingParams,
+    tokenizer: Tokenizer,
+    n_vocab: int,
+) -> tuple[str, AnswerPlan]:
+    """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
+    asks = any(wish is not None for wish in vars(wishes).values())
+    if not asks and not _has_structure(params) and template.reasoning is None:
+        return template.render(messages, add_generation_prompt=True, **variables), PLAIN_TEXT
+    from edgellm.engine import asking
+
+    return asking.plan_of_chat(template, messages, variables, wishes, params, tokenizer, n_vocab)
+
+
+def _has_structure(params: SamplingParams) -> bool:
+    return any(getattr(params, name) is not None for name in STRUCTURES)

@@ -1,0 +1,122 @@
+"""What a chat asks for beside its messages: tools, thoughts, a structure. From that come the prompt and a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from edgellm.engine.answer_form import AnswerForm
+from edgellm.engine.answer_plan import AnswerPlan
+from edgellm.engine.sampling.thought_budget import ThoughtBudget
+from edgellm.engine.structure.asked import asked_of
+from edgellm.engine.structure.constraint import Constraint
+from edgellm.engine.structure.whole_answer import of_answer
+from edgellm.engine.tools import Tools
+from edgellm.errors import UsageError
+from edgellm.params import ChatParams, SamplingParams
+from edgellm.text import ChatTemplate, Tokenizer
+from edgellm.text.provenance import add, written
+from edgellm.text.reasoning import Reasoning
+
+
+def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:
+    """For an answer without a template."""
+    asked = asked_of(params)
+    if asked is None:
+        return AnswerPlan()
+    is_json = asked.name == "response_format"
+    return AnswerPlan(constraint=Constraint.of(asked, tokenizer, n_vocab), is_json=is_json)
+
+
+def plan_of_chat(
+    template: ChatTemplate,
+    messages: list[Any],
+    variables: Mapping[str, Any],
+    wishes: ChatParams,
+    params: SamplingParams,
+    tokenizer: Tokenizer,
+    n_vocab: int,
+) -> tuple[str, AnswerPlan]:
+    """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
+    tools = Tools(() if wishes.tools is None else wishes.tools)
+    if not tools.schemas and wishes.tool_choice not in (None, "auto", "none"):
+        raise UsageError("tool_choice asks for a call, but there are no tools; give some", parameter="tool_choice")
+    calls, arguments = tools.chosen(wishes.tool_choice) if tools.schemas else ("none", {})
+    reasoning = template.reasoning
+    think = False if wishes.think_budget == 0 else wishes.think
+    _check_thoughts(reasoning, wishes)
+    variables = dict(variables)
+    if reasoning is not None and think is not None:
+        variables.update(dict.fromkeys(reasoning.switches, think))
+    syntax = None
+    if calls != "none":
+        syntax = template.call_syntax
+        if syntax is None:
+            from edgellm.text.calls.plain import PLAIN, told_in_text
+            from edgellm.text.messages import plain_messages
+
+            syntax = PLAIN
+            messages = told_in_text(plain_messages(messages), tools.schemas, template.takes_system)
+            prompt: str = template.render(messages, **variables)
+        else:
+            prompt = template.render(messages, tools=tools.schemas, **variables)
+    else:
+        prompt = template.render(messages, **variables)
+    if reasoning is not None and think is False:
+        prompt = _without_thought(prompt, reasoning)
+    form = None
+    if reasoning is not None or syntax is not None:
+        is_open = reasoning is not None and reasoning.is_open(prompt)
+        is_over = reasoning is not None and (think is False or _is_over(prompt, reasoning))
+        form = AnswerForm(reasoning, is_open, is_over, syntax, arguments)
+    return prompt, _plan(form, calls, wishes, params, tokenizer, n_vocab)
+
+
+def _plan(
+    form: AnswerForm | None, calls: str, wishes: ChatParams, params: SamplingParams, tokenizer: Tokenizer, n_vocab: int
+) -> AnswerPlan:
+    asked = asked_of(params)
+    is_json = asked is not None and asked.name == "response_format" and calls == "none"
+    is_json = is_json and (form is None or form.reasoning is None or form.is_over)
+    if form is not None and (asked is not None or calls == "required" or find_spec("llguidance") is not None):
+        asked = of_answer(form, asked, calls, tokenizer)
+    constraint = None if asked is None else Constraint.of(asked, tokenizer, n_vocab)
+    if form is None:
+        return AnswerPlan(constraint=constraint, is_json=is_json)
+    budget = None
+    if wishes.think_budget and form.reasoning is not None and not form.is_over:
+        start = b"" if form.is_open else form.reasoning.start.encode()
+        end = tokenizer.encode_inside(form.reasoning.end, parse_special=True)
+        budget = ThoughtBudget(wishes.think_budget, start, end, tokenizer.name_bytes)
+    shows = frozenset(i for mark in form.marks for i in tokenizer.with_control(mark) if isinstance(i, int))
+    ids = frozenset(i for mark in form.marks for i in tokenizer.encode(mark, parse_special=True))
+    return AnswerPlan(form, constraint, budget, is_json, (shows | ids) & frozenset(tokenizer.control_ids))
+
+
+def _check_thoughts(reasoning: Reasoning | None, wishes: ChatParams) -> None:
+    if reasoning is None:
+        for name, wanted in (("think", wishes.think), ("think_budget", wishes.think_budget)):
+            if wanted:
+                raise UsageError(
+                    f"{name} is {wanted}, but this model's chat template knows of no thoughts; leave {name} out",
+                    parameter=name,
+                )
+
+
+def _without_thought(prompt: str, reasoning: Reasoning) -> str:
+    """A prompt after which the answer itself comes."""
+    if reasoning.is_over(prompt):
+        return prompt
+    if reasoning.is_open(prompt):
+        return add(prompt, written(f"\n{reasoning.end}\n\n"))
+    if reasoning.answer_start:
+        return add(prompt, written(reasoning.answer_start))
+    if reasoning.switches:  # the template has seen to it
+        return prompt
+    return add(prompt, written(f"{reasoning.start}\n\n{reasoning.end}\n\n"))
+
+
+def _is_over(prompt: str, reasoning: Reasoning) -> bool:
+    is_started = bool(reasoning.answer_start) and prompt.endswith(reasoning.answer_start)
+    return is_started or reasoning.is_over(prompt)

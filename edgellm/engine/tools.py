@@ -1,0 +1,138 @@
+"""Tools that a model may call: Python functions, or schemas as OpenAI has them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from edgellm import checks
+from edgellm.engine.structure.json_schema import checked_schema
+from edgellm.engine.structure.schemas import parameters_of
+from edgellm.errors import UsageError, shown
+
+NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+TOOL_CHOICES = ("auto", "none", "required")
+# Sections of a docstring, in the styles of Google and NumPy, and a parameter in those and in reStructuredText.
+_SECTION = re.compile(r"\s*(args|arguments|parameters|returns?|raises|yields|examples?|notes?)\s*:?\s*", re.IGNORECASE)
+_PARAMETER = re.compile(r"\s*(?::param\s+(?:[\w\[\], .]+\s+)?)?\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s+(\S.*)")
+
+
+class Tools:
+    """Some tools, checked.
+
+    schemas:    as chat templates want them.
+    functions:  those that are Python functions, by name.
+    arguments:  the JSON schema of the arguments of each, by name.
+    """
+
+    def __init__(self, tools: Iterable[Any]) -> None:
+        if not isinstance(tools, Iterable) or isinstance(tools, (str, bytes, Mapping)):
+            raise checks.wrong("tools", tools, "a list of functions or of schemas")
+        self.schemas: list[dict[str, Any]] = []
+        self.functions: dict[str, Callable[..., Any]] = {}
+        self.arguments: dict[str, dict[str, Any]] = {}
+        for tool in tools:
+            schema = _checked(tool) if isinstance(tool, Mapping) else tool_schema(tool)
+            name = schema["function"]["name"]
+            if name in self.arguments:
+                raise UsageError(f"tools holds {name} twice; expected each name once", parameter="tools")
+            self.schemas.append(schema)
+            self.arguments[name] = schema["function"]["parameters"]
+            if not isinstance(tool, Mapping):
+                self.functions[name] = tool
+
+    def chosen(self, tool_choice: Any) -> tuple[str, dict[str, dict[str, Any]]]:
+        """How calls may come ("auto", "none", "required") and the arguments of those tools that may be called.
+
+        tool_choice:  one of these words, the name of a tool, or that in OpenAI's form. Raises UsageError.
+        """
+        if tool_choice is None:
+            return "auto", self.arguments
+        if isinstance(tool_choice, Mapping):
+            function = tool_choice.get("function", tool_choice)
+            tool_choice = function.get("name") if isinstance(function, Mapping) else None
+        if tool_choice in TOOL_CHOICES and tool_choice not in self.arguments:
+            return str(tool_choice), self.arguments
+        if tool_choice in self.arguments:
+            return "required", {tool_choice: self.arguments[tool_choice]}
+        raise checks.wrong("tool_choice", tool_choice, f"{', '.join(TOOL_CHOICES)} or the name of a tool: "
+                           f"{', '.join(self.arguments)}")  # fmt: skip
+
+
+def tool_schema(function: Any) -> dict[str, Any]:
+    """A Python function as a tool, by its signature and docstring. Raises UsageError for what cannot be one."""
+    if not callable(function) or isinstance(function, type):
+        raise UsageError(
+            f"tools holds {shown(function)}; expected functions, or schemas (dicts) as OpenAI has them",
+            parameter="tools",
+        )
+    name = getattr(function, "__name__", "")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"tools holds the function {shown(name)}; expected one with a name", parameter="tools")
+    text, parameters = _read_docstring(inspect.getdoc(function) or "")
+    schema = parameters_of("tools", function, parameters)
+    checked_schema("tools", schema)
+    return {"type": "function", "function": {"name": name, "description": text, "parameters": schema}}
+
+
+def check_tool(tool: Mapping[str, Any]) -> None:
+    """Raises UsageError for a schema that is none, or whose arguments could not be written as it wants them."""
+    schema = _checked(tool)["function"]["parameters"]
+    if find_spec("llguidance") is not None:
+        from edgellm.engine.structure.asked import Asked, json_rule
+        from edgellm.engine.structure.constraint import check_grammar
+
+        check_grammar(Asked("tools", f"start: {json_rule('tools', schema)}\n"))
+
+
+def _checked(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema of OpenAI, with or without {"type": "function", "function": ...} around it."""
+    function = tool.get("function", tool)
+    expected = 'a schema such as {"type": "function", "function": {"name": ..., "parameters": {...}}}'
+    if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
+        raise UsageError(f"tools holds {shown(tool)}; expected {expected}", parameter="tools")
+    name = function.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError(
+            f"tools holds a tool with the name {shown(name)}; expected up to 64 letters, digits, _ . and -",
+            parameter="tools",
+        )
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+        raise UsageError(
+            f"tools holds {name}, whose parameters are {shown(parameters)}; expected a JSON schema of an object",
+            parameter="tools",
+        )
+    schema = checked_schema("tools", {"type": "object", "properties": {}, **parameters})
+    return {"type": "function", "function": {"description": "", **function, "parameters": schema}}
+
+
+def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:
+    """What a docstring says of a function, and of its parameters by name."""
+    before: list[str] = []
+    parameters: dict[str, str] = {}
+    section, last = "", ""
+    lines = doc.splitlines()
+    for i, line in enumerate(lines):
+        if heading := _SECTION.fullmatch(line):
+            section, last = heading[1].lower(), ""
+        elif set(line.strip()) == {"-"}:
+            continue
+        elif section.startswith("param") and re.fullmatch(r"\w+(\s*:.*)?", line) and _is_indented(lines, i + 1):
+            last = re.split(r"\s*:", line)[0]  # NumPy's: the text is in the next line
+            parameters[last] = ""
+        elif (found := _PARAMETER.fullmatch(line)) and (section.startswith(("arg", "param")) or ":param" in line):
+            last = found[1]
+            parameters[last] = found[2].strip()
+        elif section and last and line.startswith((" ", "\t")):
+            parameters[last] = f"{parameters[last]} {line.strip()}".strip()
+        elif not section and not line.lstrip().startswith(":"):
+            before.append(line)
+    return "\n".join(before).strip(), {name: text for name, text in parameters.items() if text}
+
+
+def _is_indented(lines: list[str], i: int) -> bool:
+    return i < len(lines) and lines[i].startswith((" ", "\t"))

@@ -1,0 +1,69 @@
+"""The parts of an answer, however its text is cut into pieces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgellm.engine.answer_form import AnswerForm, AnswerReader
+from edgellm.text.calls.plain import PLAIN
+from edgellm.text.chat_template import ChatTemplate
+from edgellm.text.reasoning import Reasoning
+from tests.text.calls.templates import TEMPLATES
+
+THINK = Reasoning("<think>", "</think>")
+CHANNELS = Reasoning("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant", "<|channel|>final<|message|>")
+TOOLS: dict[str, dict[str, Any]] = {"get": {"type": "object", "properties": {"x": {"type": "integer"}}}}
+CALL = '<tool_call>\n{"name": "get", "arguments": {"x": 1}}\n</tool_call>'
+LLAMA = ChatTemplate(TEMPLATES["llama 3"]).call_syntax
+
+
+def read(form: AnswerForm, text: str, size: int) -> tuple[str, str, list[Any], list[str]]:
+    """Thought, what is said, arguments of calls, and the pieces that came before the end."""
+    reader = AnswerReader(form)
+    pieces = [piece for i in range(0, len(text), size) for piece in reader.push(text[i : i + size])]
+    early = [piece.text for piece in pieces]
+    pieces += reader.finish()
+    parts = {kind: "".join(p.text for p in pieces if p.kind == kind) for kind in ("reasoning", "content")}
+    return parts["reasoning"], parts["content"], [call.arguments for call in reader.calls], early
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize(
+    ("form", "text", "thought", "said", "calls"),
+    [
+        (AnswerForm(THINK), "Hello < world <thin", "", "Hello < world <thin", []),
+        (AnswerForm(THINK), "<think>\nhm\n</think>\n\nYes.", "\nhm\n", "Yes.", []),
+        (AnswerForm(THINK), "\n<think>hm", "hm", "", []),
+        (AnswerForm(THINK, is_open=True), "hm </think> Yes", "hm ", "Yes", []),
+        (AnswerForm(THINK, is_open=True), "no end </thin", "no end </thin", "", []),
+        (AnswerForm(THINK), "Say <think> is a tag", "", "Say <think> is a tag", []),
+        (AnswerForm(THINK), "<think>a</think>b</think>c", "a", "b</think>c", []),
+        (AnswerForm(CHANNELS), f"{CHANNELS.start}hm<|end|><|start|>assistant<|channel|>final<|message|>Yes",
+         "hm", "Yes", []),
+        (AnswerForm(CHANNELS), "<|channel|>final<|message|>Yes", "", "Yes", []),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), f"Let me see. {CALL}", "", "Let me see.", [{"x": 1}]),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), f"{CALL}\n{CALL}", "", "", [{"x": 1}, {"x": 1}]),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), f"{CALL} and more", "", " and more", [{"x": 1}]),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), "a <tool_call> that is none", "", "a<tool_call> that is none", []),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), '{"name": "get", "arguments": {"x": 2}}', "", "", [{"x": 2}]),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), '{"name": "Ann"}', "", '{"name": "Ann"}', []),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), '{"a": 1}', "", '{"a": 1}', []),
+        (AnswerForm(calls=LLAMA, arguments=TOOLS), '{"name": "get", "parameters": {"x": 3}}', "", "", [{"x": 3}]),
+        (AnswerForm(calls=LLAMA, arguments=TOOLS), 'No: {"name": "get", "parameters": {}}', "",
+         'No: {"name": "get", "parameters": {}}', []),
+        (AnswerForm(calls=LLAMA, arguments=TOOLS), "{ no JSON", "", "{ no JSON", []),
+        (AnswerForm(THINK, calls=PLAIN, arguments=TOOLS), f"<think>call?</think>\n{CALL}", "call?", "", [{"x": 1}]),
+    ],
+)  # fmt: skip
+def test_parts(form: AnswerForm, text: str, thought: str, said: str, calls: list[Any], size: int) -> None:
+    found = read(form, text, size)
+    assert (found[0], "".join(found[1].split()), found[2]) == (thought, "".join(said.split()), calls)
+
+
+def test_text_is_shown_as_it_comes() -> None:
+    early = read(AnswerForm(THINK, calls=PLAIN, arguments=TOOLS), "One two three four", 4)[3]
+    assert "".join(early) == "One two three four" and len(early) >= 4
+    thought = read(AnswerForm(THINK, is_open=True), "one two three", 3)[3]
+    assert "".join(thought) == "one two three" and len(thought) >= 4

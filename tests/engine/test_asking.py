@@ -1,0 +1,157 @@
+"""Chats with tools and thoughts on a random model: its text is noise, and its calls are right all the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+
+from edgellm.errors import UsageError
+from edgellm.text.chat_template import ChatTemplate
+from tests.text.calls.templates import TEMPLATES
+from tests.text.test_reasoning import TEMPLATES as THINKING
+
+ASKED = [{"role": "user", "content": "What is the weather?"}]
+WEATHER: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Paris", "Rome"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "note": {"type": "string", "maxLength": 5, "pattern": "^[a-z]*$"},
+    },
+    "required": ["city"],
+    "additionalProperties": False,
+}
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "x", "parameters": WEATHER}},
+    {"type": "function", "function": {"name": "nothing", "description": "y", "parameters": NOTHING}},
+]
+SCHEMAS = {"get_weather": WEATHER, "nothing": NOTHING}
+RANDOM = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def ended(model, **keywords):
+    for seed in range(30):
+        answer = model.chat(ASKED, seed=seed, max_tokens=400, **{**RANDOM, **keywords})
+        text = "".join(answer)
+        if answer.finish_reason == "stop":
+            return answer, text
+    raise AssertionError(f"no answer came to an end; the last: {text!r}")
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "told in text"])
+@pytest.mark.parametrize("choice", ["required", "get_weather", "nothing"])
+def test_calls_that_must_come(model, name: str, choice: str) -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    model.chat_template = ChatTemplate(TEMPLATES.get(name, plain))
+    # What a thought begun in the prompt says comes first, and noise has no end.
+    keywords = {"think": False} if name == "deepseek" else {}
+    answer, text = ended(model, tools=TOOLS, tool_choice=choice, **keywords)
+    assert answer.tool_calls and not text.strip()
+    for call in answer.tool_calls:
+        # A text between tags is any text, and what is quoted in a string any JSON.
+        if name not in ("qwen coder", "glm", "invoke", "llama 4", "gemma 4", "quoted"):
+            jsonschema.validate(call.arguments, SCHEMAS[call.name])
+        assert choice in ("required", call.name)
+        assert set(call.arguments) <= set(SCHEMAS[call.name]["properties"])
+    assert answer.message["tool_calls"][0]["function"]["name"] == answer.tool_calls[0].name
+
+
+def test_a_template_takes_its_own_calls_back(model) -> None:
+    model.chat_template = ChatTemplate(TEMPLATES["hermes"])
+    answer, _ = ended(model, tools=TOOLS, tool_choice="required")
+    call = answer.tool_calls[0]
+    result = {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": "sunny"}
+    prompt = model.chat_template.render([*ASKED, answer.message, result], tools=TOOLS)
+    assert json.dumps(call.arguments) in prompt and prompt.index(call.name) < prompt.index("sunny")
+
+
+@pytest.mark.parametrize("choice", ["auto", None])
+def test_calls_that_may_come_follow_the_syntax_from_their_beginning(model, choice) -> None:
+    """The trigger as the first token of the answer: a random model would never go on like that by itself."""
+    model.chat_template = ChatTemplate(TEMPLATES["llama 3"])
+    brace = next(i for i in range(model.n_vocab) if model.tokenizer.token_bytes(i) == b"{")
+    answer, text = ended(model, tools=TOOLS, tool_choice=choice, logit_bias={brace: 30.0, 1: -30.0})
+    assert [call.name for call in answer.tool_calls] and text == ""
+
+
+def test_text_is_free_where_calls_may_come(model) -> None:
+    model.chat_template = ChatTemplate(TEMPLATES["hermes"])
+    answer = model.chat(ASKED, tools=TOOLS, seed=1, max_tokens=20, **RANDOM)
+    assert "".join(answer) == answer.content != "" and answer.tool_calls == []
+
+
+def test_a_structure_beside_tools(model) -> None:
+    model.chat_template = ChatTemplate(TEMPLATES["hermes"])
+    for seed in range(4):
+        answer = model.chat(ASKED, tools=TOOLS, choices=["yes", "no"], seed=seed, max_tokens=300, **RANDOM)
+        text = "".join(answer)
+        assert text in ("yes", "no") or answer.tool_calls or answer.finish_reason == "length"
+
+
+@pytest.mark.parametrize("name", [name for name in THINKING if name != "none"])
+def test_a_thought_has_a_budget_and_the_answer_its_structure(model, name: str) -> None:
+    model.chat_template = ChatTemplate(THINKING[name][0])
+    thinks = {"think": True} if name in ("empty", "told") else {}
+    reasoning = model.chat_template.reasoning
+    assert reasoning is not None
+    n_thoughts = 0
+    for seed in range(6):
+        answer = model.chat(ASKED, choices=["yes", "no"], think_budget=6, seed=seed, max_tokens=200, **thinks, **RANDOM)
+        text = "".join(answer)
+        assert answer.finish_reason == "stop" and text in ("yes", "no")
+        n_thoughts += bool(answer.reasoning)
+        assert len(answer.reasoning.encode()) <= 6 * 4
+        assert answer.message.get("reasoning_content", "") == answer.reasoning.strip()
+    if reasoning.is_open(model.chat_template.render(ASKED)):
+        assert n_thoughts == 6
+
+
+@pytest.mark.parametrize("name", [name for name in THINKING if name != "none"])
+def test_without_thoughts(model, name: str) -> None:
+    model.chat_template = ChatTemplate(THINKING[name][0])
+    for keywords in ({"think": False}, {"think_budget": 0}):
+        answer = model.chat(ASKED, choices=["yes", "no"], max_tokens=20, **keywords, **RANDOM)
+        assert "".join(answer) in ("yes", "no") and answer.reasoning == ""
+
+
+def test_pieces_tell_thoughts_from_what_is_said(model) -> None:
+    model.chat_template = ChatTemplate(THINKING["stripped"][0])
+    answer = model.chat(ASKED, choices=["yes"], think_budget=5, seed=2, **RANDOM)
+    kinds = [piece.kind for piece in answer.pieces()]
+    assert kinds[-1] == "content" and answer.content == "yes"
+    assert sorted(kinds, reverse=True) == kinds  # first all of the thought
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"think": True}, "knows of no thoughts"),
+        ({"think_budget": 3}, "knows of no thoughts"),
+        ({"think": "yes"}, "think is 'yes'"),
+        ({"think_budget": -1}, "think_budget is -1"),
+        ({"think": False, "think_budget": 3}, "cannot go with"),
+        ({"tool_choice": "required"}, "no tools"),
+        ({"tools": [], "tool_choice": "f"}, "no tools"),
+        ({"tools": TOOLS, "tool_choice": "f"}, "get_weather, nothing"),
+        ({"tools": [{"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}]}, '"not"'),
+        ({"tool": []}, "did you mean tools"),
+    ],
+)
+def test_what_cannot_be(model, keywords: dict, words: str) -> None:
+    model.chat_template = ChatTemplate(TEMPLATES["hermes"])
+    with pytest.raises(UsageError) as told:
+        model.chat(ASKED, **keywords)
+    assert words in str(told.value) and "\n" not in str(told.value)
+
+
+def test_without_the_package_tools_are_read_and_not_forced(model, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
+    monkeypatch.setattr("edgellm.engine.asking.find_spec", lambda name: None)
+    model.chat_template = ChatTemplate(TEMPLATES["hermes"])
+    assert "".join(model.chat(ASKED, tools=TOOLS, max_tokens=5))
+    with pytest.raises(UsageError, match=r"edgellm\[structure\]"):
+        model.chat(ASKED, tools=TOOLS, tool_choice="required")
