@@ -90,7 +90,7 @@ def model(tiny_path):
     """The same, loaded."""
     import edgellm
 
-    with edgellm.load(tiny_path, n_threads=2) as loaded:
+    with edgellm.load(tiny_path, n_threads=2, disk_bytes=0) as loaded:
         yield loaded
 
 

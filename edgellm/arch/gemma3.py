@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
     DECODER,
@@ -24,19 +25,14 @@ from edgellm.arch.huggingface import (
     layer_types,
     rope_settings,
 )
-from edgellm.arch.parts import (
-    gated_feed_forward,
-    layer_output,
-    logits_head,
-    normalize,
-    rope_frequencies,
-    self_attention,
-    token_embedding,
-)
+from edgellm.arch.parts import logits_head, rotation_of
+from edgellm.arch.rope import frequencies
+from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
-from edgellm.graph.nodes import Graph, Rotation, Value, add, embed
+from edgellm.graph.nodes import Graph, Rotation, Value
 
+STYLE = Style(order="both", activation="gelu", head_norms="heads")
 GLOBAL_PERIOD = 6  # of so many layers, the last sees everything
 ROPE_BASE, LOCAL_ROPE_BASE = 1e6, 10000.0
 # The 27B model alone scales its queries by the width per head instead of the heads' own size.
@@ -53,6 +49,8 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
         more["attention_scale"] = math.sqrt(keys.count("attention.head_count") / keys.count("embedding_length"))
     return decoder_config(
         metadata,
+        STYLE,
+        embedding_scale=math.sqrt(keys.count("embedding_length")),
         windows=keys.windows(n_layers, GLOBAL_PERIOD),
         rope_base_local=keys.number("rope.freq_base_swa", LOCAL_ROPE_BASE),
         **more,
@@ -60,19 +58,8 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    everywhere = Rotation(rope_frequencies(c, c.rope_base, c.rope_scale), interleaved=False)
-    nearby = Rotation(rope_frequencies(c, c.rope_base_local or LOCAL_ROPE_BASE), interleaved=False)
-    x = embed(g, token_embedding(w, c), scale=math.sqrt(c.n_embd), name="embd")
-    for layer, window in enumerate(c.windows):
-        block = w.block(layer)
-        rotation = everywhere if window is None else nearby
-        h = normalize(block, c, x, "attn_norm")
-        h = self_attention(block, c, h, rotation, window, head_norms=True)
-        x = add(x, normalize(block, c, h, "post_attention_norm"), name=block.named("ffn_inp"))
-        h = normalize(block, c, x, "ffn_norm")
-        h = gated_feed_forward(block, c, h, "gelu")
-        x = add(x, normalize(block, c, h, "post_ffw_norm"), name=layer_output(block, c, layer))
-    return g.output(x)
+    nearby = Rotation(frequencies(c.rope_base_local or LOCAL_ROPE_BASE, c.n_rot), interleaved=False)
+    return decoder(g, w, c, rotation_of(w, c, interleaved=False), nearby)
 
 
 head = logits_head

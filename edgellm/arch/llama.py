@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
     DEFAULTS,
@@ -19,7 +20,7 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     decoder_settings,
 )
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
+from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
 
@@ -29,7 +30,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    return pre_norm_decoder(g, w, c, rotation_of(w, c, interleaved=True))
+    return decoder(g, w, c, rotation_of(w, c, interleaved=True))
 
 
 head = logits_head

@@ -6,7 +6,34 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.arch import gemma3, llama, mistral, qwen2, qwen3
+from edgellm.arch import (
+    bitnet,
+    bloom,
+    cohere2,
+    command_r,
+    ernie4_5,
+    exaone4,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gemma4,
+    gpt2,
+    gptneox,
+    granite,
+    hunyuan_dense,
+    llama,
+    mistral,
+    mistral3,
+    mpt,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import HuggingFace
 from edgellm.arch.weights import Weights
@@ -74,7 +101,29 @@ ARCHITECTURES = {
     "llama": _family(llama, mistral.HUGGING_FACE),
     "qwen2": _family(qwen2),
     "qwen3": _family(qwen3),
+    "gemma": _family(gemma),
+    "gemma2": _family(gemma2),
     "gemma3": _family(gemma3),
+    "gemma4": _family(gemma4),
+    "phi3": _family(phi3),
+    "mistral3": _family(mistral3),
+    "smollm3": _family(smollm3),
+    "granite": _family(granite),
+    "olmo2": _family(olmo2),
+    "starcoder2": _family(starcoder2),
+    "stablelm": _family(stablelm),
+    "command-r": _family(command_r),
+    "cohere2": _family(cohere2),
+    "exaone4": _family(exaone4),
+    "ernie4_5": _family(ernie4_5),
+    "hunyuan-dense": _family(hunyuan_dense),
+    "bitnet": _family(bitnet),
+    "bitnet-b1.58": _family(bitnet),
+    "gpt2": _family(gpt2),
+    "gptneox": _family(gptneox),
+    "falcon": _family(falcon),
+    "bloom": _family(bloom),
+    "mpt": _family(mpt),
 }
 
 

@@ -30,6 +30,15 @@ class Weights:
     def has(self, name: str) -> bool:
         return f"{self._prefix}{name}.weight" in self._tensors
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor `name`.weight as it is; empty when there is none."""
+        tensor = self._tensors.get(f"{self._prefix}{name}.weight")
+        return () if tensor is None else tensor.shape
+
+    def pass_over(self, *names: str) -> None:
+        """Tensors, and their biases, that the file may hold though nothing reads them."""
+        self.used |= {f"{self._prefix}{name}.{part}" for name in names for part in ("weight", "bias")}
+
     def take(self, name: str, *shape: int | None) -> Tensor:
         """The tensor `name`.weight; a size of None may be any. Raises FormatError when it is missing or misshapen."""
         return self._take(f"{self._prefix}{name}.weight", *shape)

@@ -21,7 +21,7 @@ import numpy as np
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.adapters import read_adapter, save_adapter
-from edgellm.arch.huggingface import HuggingFace, llama3_settings
+from edgellm.arch.huggingface import HuggingFace, decoder_settings, llama3_settings
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.model_card import write_model_card
 from edgellm.convert.rows import check_finite
@@ -148,6 +148,8 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
         raise UnsupportedError(
             f"transformers has no model of the kind {c.architecture} with windows in some layers only"
         )
+    if family.settings is None:
+        raise UnsupportedError(f"exporting models of the kind {c.architecture} is not built yet")
     names = dict(family.names(c.n_layers))
     tensors = []
     for name, tensor in file.tensors.items():
@@ -165,7 +167,7 @@ def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> 
     config: dict[str, Any] = {
         "architectures": [family.classes[0]],
         "model_type": family.model_type,
-        **family.settings(c),
+        **(family.settings or decoder_settings)(c),
         **_rope(file, c),
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
-from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama3_factors
+from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
 from edgellm.convert.model_card import model_card
-from edgellm.convert.parts import Part
+from edgellm.convert.parts import Part, Transposed
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
@@ -43,8 +43,8 @@ def read_huggingface(folder: Path) -> Source:
             metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
-            tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others)
-            notes += _tie(settings, tensors)
+            tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
+            notes += _tie(settings, tensors, family)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
@@ -75,7 +75,9 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
     raise UnsupportedError(f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {', '.join(known)}")
 
 
-def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
+def _language_tensors(
+    tensors: Mapping[str, Tensor], others: Mapping[str, str], family: HuggingFace
+) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of the language model under the names that a text model has; notes on what is left out.
 
     others:  name -> type of what holds no floats: buffers, or signs of a quantized checkpoint, which is refused.
@@ -87,7 +89,7 @@ def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) 
         if not _BUFFERS.search(name) and not _OTHER_SENSES.match(name):
             raise UnsupportedError(f"tensor {name!r} is {dtype}; edgellm converts weights in F32, F16 and BF16")
     for name, tensor in tensors.items():
-        plain = language_name(name)
+        plain = family.full_name(language_name(name))
         if _OTHER_SENSES.match(name) or _BUFFERS.search(plain):
             continue
         if plain in found:
@@ -97,12 +99,12 @@ def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) 
     return found, notes
 
 
-def _tie(settings: Settings, tensors: dict[str, Tensor]) -> list[str]:
+def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) -> list[str]:
     """Take away the second copy of tied embeddings, under whichever of the two names they were stored.
 
     Two that differ stay, as in transformers 5, whatever config.json says; the note says so.
     """
-    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+    embedding, output = f"{family.tensors['token_embd']}.weight", f"{family.tensors.get('output', 'lm_head')}.weight"
     if not settings.flag("tie_word_embeddings"):
         if output not in tensors and embedding in tensors:
             raise FormatError(
@@ -155,8 +157,8 @@ def _parts(
     parts: list[Part] = []
     theirs: dict[str, str] = {}
     for ours, name in family.names(config.n_layers):
-        if name in tensors:
-            tensor = tensors.pop(name)
+        tensor = _taken(family, config, ours, name, tensors)
+        if tensor is not None:
             theirs[ours] = name
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
     try:
@@ -164,13 +166,27 @@ def _parts(
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
             raise UnsupportedError(f"{family.classes[0]} has no place for tensor {next(iter(tensors))!r}{more}")
         _check_biases(family, settings, config, theirs)
-        if (factors := llama3_factors(family.rope(settings), config.n_rot)) is not None:
-            parts.insert(0, Part("rope_freqs.weight", Tensor.of("rope_freqs.weight", factors)))
+        for name, factors in rope_tensors(family.rope(settings), config.n_rot).items():
+            parts.insert(0, Part(f"{name}.weight", Tensor.of(f"{name}.weight", factors)))
         entry.check(config, {part.name: part.tensor for part in parts})
     except FileProblem as problem:
         message = _in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None
     return parts
+
+
+def _taken(family: HuggingFace, c: ModelConfig, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
+    """What GGUF's tensor `ours` is made of, taken out of the checkpoint's; None where there is nothing."""
+    if (part := ours.split(".")[-2]) in family.stacked:
+        n_heads = c.n_kv_heads if part.startswith("attn_k") else c.n_heads
+        heads = [name.replace("*", str(head)) for head in range(n_heads)]
+        if not all(head in tensors for head in heads):
+            return None
+        return Tensor.of(name, np.stack([tensors.pop(head).dequantize() for head in heads]))
+    tensor = tensors.pop(name, None)
+    if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
+        return Transposed(tensor)
+    return tensor
 
 
 def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, theirs: Mapping[str, str]) -> None:
@@ -180,9 +196,12 @@ def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, 
     """
     for part, key in family.biases.items():
         wanted = key is None or settings.flag(key)
-        for layer in range(config.n_layers):
-            name = f"blk.{layer}.{part}.bias"
-            if wanted and name not in theirs:
+        in_layers = f"blk.{{}}.{part}" in family.tensors
+        if not in_layers and part not in family.tensors:
+            continue
+        for name in [f"blk.{n}.{part}.bias" for n in range(config.n_layers)] if in_layers else [f"{part}.bias"]:
+            has_weight = f"{name.removesuffix('bias')}weight" in theirs
+            if wanted and has_weight and name not in theirs:
                 says = "this family has them" if key is None else f"config.json says that it has them ({key})"
                 raise FormatError(f"the checkpoint has no tensor {name!r}, and {says}")
             if name in theirs and not wanted:

@@ -15,6 +15,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class Transposed(Tensor):
+    """A matrix of floats as [n_out, n_in] that the checkpoint holds as [n_in, n_out], as GPT-2's do.
+
+    Nothing is kept of it: whoever asks for its bytes has them turned then.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        for name, value in (("name", tensor.name), ("shape", tensor.shape[::-1]), ("format", tensor.format)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_source", tensor)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        source: Tensor = self._source  # type: ignore[attr-defined]
+        n_in, n_out = source.shape
+        numbers = source.raw.reshape(n_in, n_out, source.format.block_bytes)
+        return np.ascontiguousarray(numbers.swapaxes(0, 1)).reshape(n_out, -1)
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """What the target holds under `name`: row i is the source's row row_order[i], plus offset.

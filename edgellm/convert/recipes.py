@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
+from edgellm.arch.config import Keys
 from edgellm.convert.linears import is_linear, is_matrix, role_of
 from edgellm.convert.parts import Part
 from edgellm.errors import UsageError
@@ -191,7 +192,10 @@ def choose_formats(
     architecture = metadata.get("general.architecture")
     n_layers = get_value(metadata, f"{architecture}.block_count", int, 0)
     n_heads = get_value(metadata, f"{architecture}.attention.head_count", int, 1)
-    group = n_heads // max(1, get_value(metadata, f"{architecture}.attention.head_count_kv", int, n_heads))
+    n_kv_heads = metadata.get(f"{architecture}.attention.head_count_kv", n_heads)
+    if not isinstance(n_kv_heads, int):  # a number for each layer
+        n_kv_heads = max(Keys(metadata).counts("attention.head_count_kv", n_layers))
+    group = n_heads // max(1, n_kv_heads)
     has_output = any(part.name == "output.weight" for part in parts)
     chosen = Formats()
     for part in parts:

@@ -40,18 +40,29 @@ class CacheLayer:
     """The keys and values that a layer keeps for a token; window: of how many, None is of all."""
 
     n_kv_heads: int
-    head_dim: int
+    key_dim: int
+    value_dim: int
     kv_type: KVType = F16_CACHE
     window: int | None = None
 
     @property
     def block_bytes(self) -> int:
-        return self.kv_type.block_bytes(self.n_kv_heads, self.head_dim)
+        return self.kv_type.block_bytes(self.n_kv_heads, self.key_dim, self.value_dim)
 
 
 def blocks_for(n_tokens: int) -> int:
     """Blocks that hold so many tokens."""
     return -(-n_tokens // KV_BLOCK)
+
+
+def blocks_of_text(window: int | None, n_ctx: int, n_batch: int) -> int:
+    """Blocks that a pool should have for every text of n_ctx tokens that the cache has room for.
+
+    A window slides over no more than a batch at a time. The pool has twice what it takes for that: texts that are
+    shorter than the window are more than those of n_ctx tokens.
+    """
+    whole = blocks_for(n_ctx) + 1
+    return whole if window is None else min(whole, 2 * (blocks_for(window + KEPT_BEHIND + n_batch) + 1))
 
 
 class KVCache:
@@ -125,13 +136,15 @@ class KVCache:
                 if any(pool.window is None and pool.whole(key) is None for pool in self.pools):
                     break
                 keys.append(key)
-            while not all(self._has_window(pool, keys) for pool in self.pools):
+            while True:
+                n_whole = len(keys) - 1
+                rest = token_ids[n_whole * KV_BLOCK : (n_whole + 1) * KV_BLOCK]
+                tails = [pool.longest_behind(keys[-1], rest) for pool in self.pools]
+                n_tail = min(n for _, n in tails)
+                n_tokens = n_whole * KV_BLOCK + n_tail
+                if all(self._has_window(pool, keys, n_tokens) for pool in self.pools):
+                    break
                 keys.pop()
-            n_whole = len(keys) - 1
-            rest = token_ids[n_whole * KV_BLOCK : (n_whole + 1) * KV_BLOCK]
-            tails = [pool.longest_behind(keys[-1], rest) for pool in self.pools]
-            n_tail = min(n for _, n in tails)
-            n_tokens = n_whole * KV_BLOCK + n_tail
             for table, (tail, _) in zip(sequence.tables, tails, strict=True):
                 pool = table.pool
                 first = min(n_whole, table.first_needed(n_tokens))
@@ -143,9 +156,9 @@ class KVCache:
             sequence.tokens = list(token_ids[:n_tokens])
         return sequence
 
-    def _has_window(self, pool: BlockPool, keys: list[bytes]) -> bool:
-        """Whether a pool has the blocks that the token behind some whole ones looks back on."""
-        first = _first_needed(pool.window, (len(keys) - 1) * KV_BLOCK)
+    def _has_window(self, pool: BlockPool, keys: list[bytes], n_tokens: int) -> bool:
+        """Whether a pool has the whole blocks that the token behind n_tokens looks back on."""
+        first = _first_needed(pool.window, n_tokens)
         return all(pool.whole(key) is not None for key in keys[first + 1 :])
 
     def put(

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakSet
@@ -109,8 +110,9 @@ class Model(Answering):
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
-            self.config = architecture.configure(self.metadata)
-            self.n_ctx = context_of(runtime.n_ctx, self.config.n_ctx_train)
+            config = architecture.configure(self.metadata)
+            self.n_ctx = context_of(runtime.n_ctx, config.n_ctx_train)
+            self.config = replace(config, n_ctx=self.n_ctx)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)

@@ -17,7 +17,7 @@ import numpy as np
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
-from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
+from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -56,7 +56,7 @@ class Span:
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
         uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
-        return Piece(self.token_ids, start, self.sequence.slots(n)[None], self.sequence.block_tables[None], uses)
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +124,8 @@ class Runner:
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
-        layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
-        self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
+        layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type, x.window) for x in body.cache_layers]
+        self.cache = _allocate_cache(layers, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
         is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
@@ -366,13 +366,13 @@ def _most_common_format(file: GGUFFile) -> BlockFormat:
     return max(n_bytes, key=lambda found: n_bytes[found])
 
 
-def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | None) -> KVCache:
+def _allocate_cache(layers: list[CacheLayer], n_ctx: int, n_batch: int, cache_bytes: int | None) -> KVCache:
     """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
 
     The system gives the memory as it is first used.
     """
-    block_bytes = sum(layer.block_bytes for layer in layers)
-    one = (blocks_for(n_ctx) + 1) * block_bytes
+    blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
+    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers)
     if cache_bytes is not None and cache_bytes < one:
         raise MemoryLimitError(
             f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
@@ -384,7 +384,7 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | Non
     for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
         if n_bytes <= MOST_OF_MEMORY * memory:
             with suppress(MemoryError):  # there may be less than the machine has
-                return KVCache(layers, n_bytes // block_bytes)
+                return KVCache(layers, {window: n * n_bytes // one for window, n in blocks.items()})
     raise MemoryLimitError(
         f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
         f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",

@@ -30,6 +30,24 @@ LINEAR_TRANSPOSED = Schema(
 TRANSPOSED_TILE_BYTES = 4 * (F32_TILE_COLS + ROW_ALIGN)  # of a row
 TRANSPOSED_SCRATCH_BYTES = TRANSPOSED_ROWS * TRANSPOSED_TILE_BYTES
 
+# The same in bfloat16 (see ops/linear_bf16.py): rows of W x that a chunk makes, and columns of W that are unpacked
+# together; rows of W that are unpacked together for x W, and columns that a chunk makes.
+AMX_ROWS, AMX_COLS = 32, 2048
+AMX_SUM_ROWS = 512
+AMX_STEP = 32  # numbers of a sum that are added at once
+AMX_CONFIG_BYTES = 64  # of scratch memory, before the unpacked words
+AMX_SCRATCH_BYTES = AMX_CONFIG_BYTES + 2 * AMX_ROWS * AMX_COLS
+
+
+def amx_sum_cols(block_size: int) -> int:
+    """Whole blocks, and few, for there are no more chunks than these make."""
+    return max(64, block_size)
+
+
+def amx_sum_scratch_bytes(block_size: int) -> int:
+    return AMX_CONFIG_BYTES + 2 * AMX_SUM_ROWS * amx_sum_cols(block_size)
+
+
 # A chunk is a tile of the sums; so many tokens are added to all of it before the next come.
 OUTER_ROWS, OUTER_COLS, OUTER_TOKENS = 96, 256, 64
 

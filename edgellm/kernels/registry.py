@@ -28,11 +28,13 @@ class _Family:
     module:   under kernels/ops, where `build_OP(isa[, format], **options)` makes them.
     formats:  there is a kernel for each of these; None: the op has nothing to do with number formats.
     options:  the values that each option may have, the usual one first.
+    needs_amx:  made for AVX-512 only, and for CPUs that have AMX beside it.
     """
 
     module: str
     formats: tuple[NumberFormat, ...] | None = None
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    needs_amx: bool = False
 
     def has(self, number_format: NumberFormat | None, options: Options) -> bool:
         fits = number_format in self.formats if self.formats is not None else number_format is None
@@ -53,12 +55,18 @@ _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
-_ACTIVATION = {"activation": ("silu", "gelu")}
-_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu")}
+_ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared")}
+_WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
+_PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
     "rms_norm": _Family("norm"),
+    "layer_norm": _Family("norm"),
+    "columns": _Family("scaled"),
+    "scale": _Family("scaled"),
+    "soft_cap": _Family("scaled"),
     "quantize": _Family("quantize", options=_PLANES),
     "linear_decode": _Family("linear", _BLOCKS, _PLANES),
     "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
@@ -70,6 +78,8 @@ _FAMILIES: dict[str, _Family] = {
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),
+    "linear_bf16": _Family("linear_bf16", _BLOCKS, needs_amx=True),
+    "linear_bf16_transposed": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "outer_sum": _Family("outer_sum"),
     "glu": _Family("glu", options=_ACTIVATION),
     "rope": _Family("rope", options={"inverse": (False, True)}),
@@ -83,7 +93,7 @@ _FAMILIES: dict[str, _Family] = {
     "narrow": _Family("low_rank", _LOW_RANK),
     "widen": _Family("low_rank", _LOW_RANK),
     "rms_norm_backward": _Family("norm_backward"),
-    "glu_backward": _Family("glu_backward", options=_ACTIVATION),
+    "glu_backward": _Family("glu_backward", options=_WITH_SLOPE),
     "rms_norm_weight_sum": _Family("norm_backward"),
     "embed_backward": _Family("columns"),
     "column_sums": _Family("columns"),
@@ -92,7 +102,7 @@ _FAMILIES: dict[str, _Family] = {
     "cross_entropy": _Family("cross_entropy"),
     "dropout": _Family("dropout"),
     "activate": _Family("activate", options=_PLAIN_ACTIVATION),
-    "activate_backward": _Family("activate", options=_PLAIN_ACTIVATION),
+    "activate_backward": _Family("activate", options=_PLAIN_WITH_SLOPE),
     "replace_rows": _Family("replace_rows"),
     "replaced_rows_sum": _Family("replace_rows"),
     "to_bf16": _Family("bf16"),
@@ -159,10 +169,11 @@ def find(op: str, number_format: NumberFormat | None = None, **options: Any) -> 
     raise KernelError(f"there is no kernel {op!r}" + (f" for {asked}" if asked else ""))
 
 
-def all_kernels() -> list[Kernel]:
-    """Every kernel, for tests and for building them ahead."""
+def all_kernels(needs_amx: bool = False) -> list[Kernel]:
+    """Every kernel that any CPU can run, or every one that needs AMX: for tests and for building them ahead."""
     return [
         Kernel(op, number_format, tuple(options.items()))
         for op, family in _FAMILIES.items()
+        if family.needs_amx == needs_amx
         for number_format, options in family.members()
     ]

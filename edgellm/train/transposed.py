@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.engine.gradients import activations_of_training
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import Linear
 from edgellm.quants import FORMATS
@@ -27,8 +28,8 @@ ROWS = 4096  # of the original that are dequantized at a time
 
 
 def transposed_for(runner: Runner, graphs: ModelGraphs) -> dict[Tensor, Tensor] | None:
-    """Copies of all linears of a model; None where nothing is rounded."""
-    if runner.target.activations != "int8":
+    """Copies of all linears of a model; None where gradients go through the weights as they are."""
+    if activations_of_training(runner) != "int8":
         return None
     linears = [node.weight for g in (graphs.body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
     return transposed_copies(linears, runner.n_threads)

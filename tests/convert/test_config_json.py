@@ -27,6 +27,7 @@ import edgellm
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.huggingface import llama3_factors
 from edgellm.arch.parts import rope_frequencies
+from edgellm.arch.rope import frequencies
 from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.huggingface import family_of
 from edgellm.errors import EdgellmError, UnsupportedError
@@ -94,8 +95,8 @@ def ours(config: dict[str, Any]) -> dict[str, Any]:
 
 def _frequencies(c: ModelConfig, window: int | None, factors: Any) -> list[float]:
     if c.architecture == "gemma3" and window:
-        return rope_frequencies(c, c.rope_base_local or 1e4).tolist()
-    return rope_frequencies(c, c.rope_base, c.rope_scale, factors).tolist()
+        return frequencies(c.rope_base_local or 1e4, c.n_rot).tolist()
+    return rope_frequencies(c, c.rope_base, factors).tolist()
 
 
 def theirs(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,14 @@ WINDOW = 2 * KV_BLOCK + 10
 
 
 def new_cache(n_blocks: int = 12) -> KVCache:
-    return KVCache([CacheLayer(1, 16)] * 2, n_blocks)
+    return KVCache([CacheLayer(1, 16, 16)] * 2, n_blocks)
 
 
 def windowed_cache(n_blocks: int = 12) -> KVCache:
     """A layer that sees all, and one that sees a window."""
-    return KVCache([CacheLayer(1, 16), CacheLayer(1, 16, window=WINDOW)], {None: 2 * n_blocks, WINDOW: n_blocks})
+    return KVCache(
+        [CacheLayer(1, 16, 16), CacheLayer(1, 16, 16, window=WINDOW)], {None: 2 * n_blocks, WINDOW: n_blocks}
+    )
 
 
 def grow(sequence: Sequence, n: int, first: int = 0) -> None:

@@ -38,7 +38,7 @@ from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK
 
-from .conftest import lowered, program_of, rows_for, tensor
+from .conftest import Same, lowered, program_of, rows_for, tensor
 from .torch_twin import PLACES, Twin
 
 FLOAT32 = 2e-4  # of the largest number: sums in another order, over some twenty steps
@@ -118,7 +118,8 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
     for value, rows in inputs.items():
         memory[value][: len(rows), : value.width] = rows
     n_blocks = 4 * len(LENGTHS) + 4
-    block_bytes = [F32_CACHE.block_bytes(layer.n_kv_heads, layer.head_dim) for layer in forward.cache_layers]
+    shapes = [(layer.n_kv_heads, layer.key_dim, layer.value_dim) for layer in forward.cache_layers]
+    block_bytes = [F32_CACHE.block_bytes(*shape) for shape in shapes]
     caches = [np.zeros((n_blocks, n_bytes), np.uint8) for n_bytes in block_bytes]
     tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
     batch = Batch(160, forward)
@@ -131,7 +132,7 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
         slots = 4 * block * KV_BLOCK + np.arange(length)
         table = 4 * block + np.arange(4, dtype=np.int32)
         places = PLACES[start : start + length]
-        pieces.append(Piece(ids[start : start + length], 0, slots, table, [places]))
+        pieces.append(Piece(ids[start : start + length], 0, Same(slots), Same(table), [places]))
         start += length
     counts = program.batch.fill(pieces) | program.batch.fill_documents(LENGTHS)
     program.run(counts)
@@ -211,6 +212,28 @@ def test_a_kind_that_cannot_be_trained_through_is_refused_by_name() -> None:
     b.seed(y)
     with pytest.raises(UnsupportedError, match="a node of the kind Maxima"):
         b.walk()
+
+
+@pytest.mark.parametrize(
+    ("n_values", "spec", "words"),
+    [
+        (64, AttentionSpec(0.25, soft_cap=50.0), r"with soft-capped scores \(50\.0\)"),
+        (64, AttentionSpec(0.25, sinks=tensor("sinks", 4)), "with sinks"),
+        (64, AttentionSpec(0.25, alibi=np.ones(4, np.float32)), r"with linear biases \(ALiBi\)"),
+        (64, AttentionSpec(0.25, causal=False), "that is not causal"),
+        (32, AttentionSpec(0.25), "with keys of 16 and values of 8 dimensions"),
+    ],
+)
+def test_attention_that_cannot_be_trained_through_is_refused_by_name(n_values, spec, words: str) -> None:
+    g = Graph()
+    weight = tensor("w", 64, 64)
+    h = linear(g.input(64), weight)
+    y = g.output(attention(h, keys_values(h, g.input(n_values), 4), 4, spec))
+    b = Backward(g, {weight: np.zeros((64, 64), np.float32)})
+    b.seed(y)
+    b.walk()
+    with pytest.raises(UnsupportedError, match=f"^training through attention {words} is not built yet$"):
+        lowered(b.graph)
 
 
 def test_bfloat16_is_torchs(store, team_of) -> None:

@@ -53,13 +53,22 @@ def _rope(node: Rope, text: Text, x: np.ndarray) -> np.ndarray:
 def _attention(node: Attention, text: Text, q: np.ndarray, kv: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     group = node.n_heads // node.source.n_heads
     keys, values = (np.repeat(_heads(part, node.source.n_heads).astype(np.float64), group, axis=1) for part in kv)
-    scores = node.spec.scale * np.einsum("thd,shd->hts", _heads(q, node.n_heads), keys)
+    spec = node.spec
+    scores = spec.scale * np.einsum("thd,shd->hts", _heads(q, node.n_heads), keys)
+    if spec.soft_cap is not None:
+        scores = spec.soft_cap * np.tanh(scores / spec.soft_cap)
     distance = np.subtract.outer(np.arange(len(q)), np.arange(len(q)))
-    seen = (distance >= 0) & (distance < (node.spec.window or len(q)))
+    if spec.alibi is not None:
+        scores -= spec.alibi[:, None, None] * distance
+    seen = (distance >= 0) & (distance < (spec.window or len(q)))
     scores = np.where(seen, scores, -np.inf)
+    if spec.sinks is not None:
+        sinks = np.broadcast_to(spec.sinks.dequantize()[:, None, None], (*scores.shape[:2], 1))
+        scores = np.concatenate([scores, sinks], axis=2)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    found = np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), values)
-    return found.reshape(q.shape).astype(np.float32)
+    weights /= weights.sum(-1, keepdims=True)
+    found = np.einsum("hts,shd->thd", weights[:, :, : len(q)], values)
+    return found.reshape(len(q), node.width).astype(np.float32)
 
 
 def _heads(x: np.ndarray, n_heads: int) -> np.ndarray:

@@ -48,6 +48,13 @@ def rows(x: np.ndarray) -> np.ndarray:
     return padded
 
 
+def halves_of(x: np.ndarray) -> np.ndarray:
+    """Rows of bfloat16, from float32 that are such numbers already: two in the place of one, poison beyond them."""
+    bits = rows(x).view(np.uint32)
+    assert not (bits[: len(x), : x.shape[1]] & 0xFFFF).any(), "these are no numbers of bfloat16"
+    return np.ascontiguousarray((bits >> 16).astype(np.uint16)).view(np.float32)
+
+
 def before_a_wall(raw: np.ndarray) -> np.ndarray:
     """A copy that ends where a page begins that cannot be read: reading on ends the process."""
     if sys.platform == "win32":
@@ -117,7 +124,7 @@ class Compiled:
             len(ids),
             len(ids),
             fmt,
-            {"token_ids": ids},
+            ids=ids,
             weights=weights,
             row_bytes=weights.shape[1],
             n_cols=n_cols,
@@ -416,6 +423,45 @@ class Compiled:
             assert not out.memory[1 : n_tokens + 1, n_cols:].any(), "what pads rows is not 0"
         return out.take()
 
+    def linear_bf16(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
+        """On CPUs with AMX; x are rows that are bfloat16 already, as float32."""
+        halves = halves_of(x)
+        return self._linear(
+            "linear_bf16",
+            weights,
+            fmt,
+            x.shape[1],
+            len(x),
+            chunk_rows=gradient_records.AMX_ROWS,
+            scratch_bytes=gradient_records.AMX_SCRATCH_BYTES,
+            x=halves,
+            x_stride=halves.shape[1],
+        )
+
+    def linear_bf16_transposed(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
+        (n_tokens, n_rows), n_cols = x.shape, weights.shape[1] // fmt.block_bytes * fmt.block_size
+        scratch = Scratch(gradient_records.amx_sum_scratch_bytes(fmt.block_size))
+        out, halves = Output(n_tokens, n_cols), halves_of(x)
+        self._run(
+            "linear_bf16_transposed",
+            gradient_records.LINEAR_TRANSPOSED,
+            -(-n_cols // gradient_records.amx_sum_cols(fmt.block_size)),
+            n_tokens,
+            fmt,
+            weights=before_a_wall(weights),
+            row_bytes=weights.shape[1],
+            n_rows=n_rows,
+            n_cols=n_cols,
+            x=halves,
+            x_stride=halves.shape[1],
+            out=out,
+            out_stride=out.stride,
+            scratch=scratch,
+            scratch_bytes=scratch.n_bytes,
+        )
+        scratch.check()
+        return out.take()
+
     def outer_sum(self, a: np.ndarray, b: np.ndarray, g: np.ndarray, gap: int = 0, scale: float = 1.0) -> np.ndarray:
         """gap: floats between the rows of g, which must stay as they are."""
         (n_rows, n_cols), (left, right), scratch = g.shape, (rows(a), rows(b)), Scratch(OUTER_SCRATCH_BYTES)
@@ -453,7 +499,7 @@ class Compiled:
         kv_type: KVType = F16_CACHE,
     ) -> None:
         """keys and values: views of one cache, which begins with the keys."""
-        n_tokens, n_heads, head_dim = k.shape
+        n_tokens, n_heads, _ = k.shape
         k_rows, v_rows = rows(k), rows(v)
         self._run(
             "kv_append",
@@ -461,15 +507,14 @@ class Compiled:
             -(-n_tokens // 2),
             n_tokens,
             kv_type,
-            {"kv_slots": slots.astype(np.int64)},
+            slots=slots.astype(np.int64),
             k=k_rows,
+            k_stride=k_rows.shape[1],
             v=v_rows,
-            stride=k_rows.shape[1],
+            v_stride=v_rows.shape[1],
             n_heads=n_heads,
-            head_dim=head_dim,
-            cache=keys,
-            block_bytes=keys.strides[0],
             chunk_tokens=2,
+            **_cache_fields(keys, values, kv_type),
         )
 
     def attention(
@@ -483,9 +528,13 @@ class Compiled:
         window: int | None = None,
         split: bool = False,
         kv_type: KVType = F16_CACHE,
+        soft_cap: float = 0.0,
+        slopes: np.ndarray | None = None,
+        sinks: np.ndarray | None = None,
     ) -> np.ndarray:
-        """float32 [n_tokens, n_heads, head_dim]; split: every token by itself, in spans that are merged afterwards."""
-        n_tokens, n_heads, head_dim = q.shape
+        """float32 [n_tokens, n_heads, value_dim]; split: every token by itself, in spans that are merged afterwards."""
+        n_tokens, n_heads, key_dim = q.shape
+        value_dim = values.shape[3]
         n_kv_heads = keys.shape[1]
         group = n_heads // n_kv_heads
         at_once = 1 if split else max(1, TILE_ROWS // group)
@@ -505,14 +554,14 @@ class Compiled:
             ]
             n_slots += len(spans)
 
-        out, q_rows = Output(n_tokens, n_heads * head_dim), rows(q)
-        partial = np.full((n_slots + 1, n_heads, head_dim + 2), SENTINEL)
-        scratch = Scratch(records.attention_scratch_bytes(max(TILE_ROWS, n_heads), head_dim))
+        out, q_rows = Output(n_tokens, n_heads * value_dim), rows(q)
+        partial = np.full((n_slots + 1, n_heads, value_dim + 2), SENTINEL)
+        scratch = Scratch(records.attention_scratch_bytes(max(TILE_ROWS, n_heads), key_dim, value_dim))
         shared = {
             "partial": partial,
             "out": out,
             "out_stride": out.stride,
-            "head_dim": head_dim,
+            "sinks": 0 if sinks is None else sinks,
             "scratch": scratch,
             "scratch_bytes": scratch.n_bytes,
         }
@@ -528,12 +577,13 @@ class Compiled:
             group=group,
             scale=scale,
             window=window or 1 << 40,
-            cache=keys,
-            block_bytes=keys.strides[0],
+            soft_cap=soft_cap,
+            slopes=0 if slopes is None else slopes,
             tasks=_table(records.ATTENTION_TASK, tasks),
             chunk_count=np.array([len(tasks) * n_kv_heads]),
             n_threads=2,
             **shared,
+            **_cache_fields(keys, values, kv_type),
         )
         if split:
             self._run(
@@ -542,12 +592,13 @@ class Compiled:
                 len(merges),
                 n_tokens,
                 n_heads=n_heads,
+                value_dim=value_dim,
                 tasks=_table(records.MERGE_TASK, merges),
                 **shared,
             )
         assert (partial[-1] == SENTINEL).all(), "the kernel wrote behind the partial results"
         scratch.check()
-        return out.take().reshape(q.shape)
+        return out.take().reshape(n_tokens, n_heads, value_dim)
 
     def _run(
         self,
@@ -568,6 +619,19 @@ class Compiled:
         record = _record(schema, batch=of_batch, **fields)
         for chunk in reversed(range(n_chunks)):
             function(record.ctypes.data, chunk, THREAD)
+
+
+def _cache_fields(keys: np.ndarray, values: np.ndarray, kv_type: KVType) -> dict[str, Any]:
+    """Where keys and values are: views of one cache, which begins with the keys."""
+    key_dim, value_dim = keys.shape[2], values.shape[3]
+    return {
+        "cache": keys,
+        "block_bytes": keys.strides[0],
+        "key_dim": key_dim,
+        "value_dim": value_dim,
+        "key_bytes": kv_type.head_bytes(key_dim),
+        "value_bytes": kv_type.head_bytes(value_dim),
+    }
 
 
 def _record(schema: Schema, **fields: Any) -> np.ndarray:

@@ -114,6 +114,11 @@ def test_attention_over_a_past(neon: Compiled, kv_type, split: bool) -> None:
         )
 
 
+def test_what_scores_can_go_through(neon: Compiled) -> None:
+    test_attention.test_what_scores_can_go_through(neon, "all", 300)
+    test_attention.test_values_of_another_width_than_keys(neon, test_attention.F16_CACHE, 32, 80)
+
+
 def test_attention_over_a_q8_0_cache(neon: Compiled) -> None:
     text = test_kv_types.Text(290, 80, 1, 3)
     got, want = text.attend(neon, 250, 290), text.twin(250, 290)

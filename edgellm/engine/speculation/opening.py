@@ -41,11 +41,18 @@ def _own_layers(n: int, runner: Runner, architecture: Architecture) -> OwnLayers
             f"{config.n_layers // 2 or 1}",
             parameter="draft_layers",
         )
+    if config.n_shared_layers:
+        raise UsageError(
+            f"draft_layers is {n}, and layers of this model share keys and values, so that none can be left out; leave "
+            "draft_layers out",
+            parameter="draft_layers",
+        )
     return OwnLayers(runner, runner.first_layers(architecture, _shortened(config, n)))
 
 
 def _shortened(config: ModelConfig, n: int) -> ModelConfig:
-    return replace(config, n_layers=n, windows=config.windows[:n])
+    by_layer = {name: getattr(config, name)[:n] for name in ("windows", "rotates", "layers")}
+    return replace(config, n_layers=n, **by_layer)
 
 
 def _other_model(

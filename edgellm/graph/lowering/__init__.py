@@ -16,12 +16,14 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows
+from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
+    POSITIONS,
     RULES,
     TARGET_WEIGHTS,
+    TOKEN_IDS,
     LayerShape,
     Lowering,
     Rule,
@@ -30,6 +32,7 @@ from edgellm.graph.lowering.base import (
     cache_table,
     merges_table,
     rotation_table,
+    slots_table,
     tasks_table,
 )
 from edgellm.graph.nodes import Graph, Node, Rotation, Value
@@ -40,7 +43,9 @@ __all__ = [
     "ATTENTION_ROWS",
     "DOCUMENTS",
     "MAX_SPLITS",
+    "POSITIONS",
     "TARGET_WEIGHTS",
+    "TOKEN_IDS",
     "LayerShape",
     "Lowered",
     "Target",
@@ -49,10 +54,11 @@ __all__ = [
     "lower",
     "merges_table",
     "rotation_table",
+    "slots_table",
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, low_rank, rows)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows, scaled)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -64,6 +70,7 @@ class Lowered:
     outside:       of these, the former: somebody gives their memory.
     rotations, windows, group_size:  what a batch prepares: angles; attention tasks for each distance that is looked
                    back (None is no limit), and for so many query heads that share a key head, at most.
+    kept:          the different windows that layers of the cache keep.
     cache_layers:  what the cache holds of every token, layer by layer.
     constants:     small weights as float32, which the file holds in another format.
     """
@@ -74,6 +81,7 @@ class Lowered:
     outside: list[Value]
     rotations: list[Rotation]
     windows: list[int | None]
+    kept: list[int | None]
     group_size: int
     cache_layers: list[LayerShape]
     constants: dict[Tensor, np.ndarray]
@@ -131,6 +139,7 @@ def lower(
         outside,
         low.rotations,
         low.windows,
+        low.kept,
         low.group_size,
         low.cache_layers,
         low.constants,

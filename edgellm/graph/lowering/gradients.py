@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.graph.lowering.attention import NO_WINDOW, refuse_what_is_not_built
+from edgellm.errors import UnsupportedError
+from edgellm.graph.lowering.attention import NO_WINDOW
 from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
 from edgellm.graph.lowering.linear import add_int8, prefetching
 from edgellm.graph.nodes.gradients import (
@@ -26,6 +27,7 @@ from edgellm.graph.nodes.gradients import (
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.graph.ops import Chunks, Rows, Table
 from edgellm.kernels import gradient_records
+from edgellm.kernels.gradient_records import AMX_STEP
 from edgellm.kernels.records import F32_TILE_COLS
 from edgellm.kernels.schema import Schema
 
@@ -75,21 +77,18 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
         add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
         return
     n_rows, n_cols = weight.shape
-    low.add(
-        "linear_transposed",
-        gradient_records.LINEAR_TRANSPOSED,
-        Chunks("tokens", gradient_records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS)),
-        [x],
-        [out],
-        format=weight.format,
-        scratch=gradient_records.TRANSPOSED_SCRATCH_BYTES,
-        weights=weight,
-        row_bytes=weight.format.row_bytes(n_cols),
-        n_rows=n_rows,
-        n_cols=n_cols,
-        x=x,
-        **fields,
-    )
+    fields |= {"weights": weight, "row_bytes": weight.format.row_bytes(n_cols), "n_rows": n_rows, "n_cols": n_cols}
+    schema, block_size = gradient_records.LINEAR_TRANSPOSED, weight.format.block_size
+    if low.target.activations == "bf16" and block_size > 1 and n_rows % AMX_STEP == 0:
+        halves = low.halves(node.dy)
+        chunks = Chunks("tokens", 1 << 30, -(-n_cols // gradient_records.amx_sum_cols(block_size)))
+        fields |= {"x": halves, "x_stride": halves.stride}
+        scratch = gradient_records.amx_sum_scratch_bytes(block_size)
+        low.add("linear_bf16_transposed", schema, chunks, [halves], [out], weight.format, scratch=scratch, **fields)
+        return
+    chunks = Chunks("tokens", gradient_records.TRANSPOSED_TOKENS, -(-n_cols // F32_TILE_COLS))
+    scratch = gradient_records.TRANSPOSED_SCRATCH_BYTES
+    low.add("linear_transposed", schema, chunks, [x], [out], weight.format, scratch=scratch, x=x, **fields)
 
 
 @rule(RMSNormBackward)
@@ -140,7 +139,7 @@ def lower_activate_backward(low: Lowering, node: ActivateBackward) -> None:
 
 @rule(AttentionBackward)
 def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
-    refuse_what_is_not_built(node.spec)
+    _refuse_what_is_not_built(node)
     q, k, v, dy = (low.read(value) for value in (node.q, node.k, node.v, node.dy))
     dq, dk, dv = low.make_all(node)
     n_kv_heads, group = node.n_kv_heads, node.n_heads // node.n_kv_heads
@@ -192,6 +191,21 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
                 out=out,
                 out_stride=out.stride,
             )
+
+
+def _refuse_what_is_not_built(node: AttentionBackward) -> None:
+    """Raises UnsupportedError naming it."""
+    spec, widths = node.spec, (node.k.width // node.n_kv_heads, node.v.width // node.n_kv_heads)
+    missing = {
+        "that is not causal": not spec.causal,
+        f"with soft-capped scores ({spec.soft_cap})": spec.soft_cap is not None,
+        "with sinks": spec.sinks is not None,
+        "with linear biases (ALiBi)": spec.alibi is not None,
+        "with keys of {} and values of {} dimensions".format(*widths): widths[0] != widths[1],
+    }
+    for what, is_asked in missing.items():
+        if is_asked:
+            raise UnsupportedError(f"training through attention {what} is not built yet")
 
 
 @rule(CrossEntropy)

@@ -8,7 +8,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
 from edgellm.graph.ops import Chunks, Quantized, Rows
-from edgellm.kernels import records
+from edgellm.kernels import gradient_records, records
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
 
@@ -37,6 +37,8 @@ def lower_linear(low: Lowering, node: Linear) -> None:
         _add_f32(low, weight, x, out, fields, small="linear_f32_decode")
     elif low.target.activations == "f32":
         _add_f32(low, weight, x, out, fields)
+    elif low.target.activations == "bf16" and not node.sensitive:
+        _add_bf16(low, weight, low.halves(node.x), out, fields)
     else:
         fields |= prefetching(low, weight, low.target.isa.decode_rows)
         add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
@@ -78,6 +80,19 @@ def _add_f32(
         scratch=4 * tile_rows * F32_TILE_COLS,
         x=x,
         **fields,
+    )
+
+
+def _add_bf16(low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[str, Any]) -> None:
+    low.add(
+        "linear_bf16",
+        records.LINEAR,
+        Chunks("tokens", 1 << 30, -(-weight.shape[0] // gradient_records.AMX_ROWS)),
+        [x],
+        [out],
+        format=weight.format,
+        scratch=gradient_records.AMX_SCRATCH_BYTES,
+        **{**fields, "x": x, "x_stride": x.stride},
     )
 
 

@@ -11,8 +11,8 @@ from edgellm.graph.nodes.base import Node, Value
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu"]
-PlainActivation = Literal["relu", "gelu", "silu"]
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
+PlainActivation = Activation
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class AddBias(Node):
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as.
     """
 
     gate: Value
@@ -78,7 +78,7 @@ class GLU(Node):
 
 @dataclass(frozen=True, eq=False)
 class Activate(Node):
-    """activation(x): "relu", "silu", or "gelu" in its tanh form."""
+    """activation(x), see `GLU`."""
 
     x: Value
     activation: PlainActivation

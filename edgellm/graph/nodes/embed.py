@@ -1,4 +1,4 @@
-"""Token embeddings: the first step of a language model."""
+"""Embeddings of tokens and of positions: the first steps of a language model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ class Embed(Node):
 
         if b.trains(self.weight):
             b.add_sum(EmbedSum(grad, b.sums[self.weight], self.scale))
+
+
+@dataclass(frozen=True, eq=False)
+class EmbedPosition(Node):
+    """Row `position` of weight [n_positions, n_embd] for each token of the batch: learnt positions (GPT-2)."""
+
+    weight: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+
+def embed_position(g: Graph, weight: Tensor, name: str = "") -> Value:
+    return g.record(EmbedPosition(weight), name)
 
 
 def embed(g: Graph, weight: Tensor, scale: float = 1.0, name: str = "") -> Value:

@@ -19,10 +19,25 @@ class Rotation:
 
     frequencies:  float64 [n_rot / 2], radians for each position. Dimensions beyond n_rot stay as they are.
     interleaved:  pairs are neighbours (2i, 2i + 1); otherwise (i, i + n_rot / 2).
+    magnitude:    what is turned is also multiplied by this (YaRN).
+    temperature:  (beta, length): and by 1 + beta ln(1 + floor(position / length)), for queries of long texts (Llama 4).
+    of_queries:   what turns queries, where it is another.
     """
 
     frequencies: np.ndarray
     interleaved: bool
+    magnitude: float = 1.0
+    temperature: tuple[float, int] | None = None
+    of_queries: Rotation | None = None
+
+    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines, float64 [n_tokens, n_rot / 2] each, with all that they are multiplied by."""
+        angles = np.multiply.outer(positions, self.frequencies)
+        size = np.full(len(positions), self.magnitude)
+        if self.temperature is not None:
+            beta, length = self.temperature
+            size *= 1 + beta * np.log1p(positions // length)
+        return np.cos(angles) * size[:, None], np.sin(angles) * size[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +54,7 @@ class Rope(Node):
         return self.x.width
 
     def backward(self, b: Backward, grad: Value) -> None:
-        # A turn keeps lengths, so the gradient is turned back.
+        # The transpose of a turn is the turn back; what it is multiplied by stays.
         b.add(self.x, b.graph.record(replace(self, x=grad, inverse=not self.inverse)))
 
 

@@ -10,13 +10,13 @@ from edgellm.kernels.staged import I16, I32, Value, Vocabulary, staged
 _INFINITY, _QUIET = 0x7F800000, 0x400000
 
 
-def _rounded(v: Vocabulary, x: Value) -> Value:
-    """To the nearest bfloat16, ties to even; what is no number stays none."""
+def nearest_bf16(v: Vocabulary, x: Value) -> Value:
+    """The bits of the nearest bfloat16 in the lower half of each lane, ties to even; what is no number stays none."""
     bits = x.bitcast(I32)
     odd = (bits >> 16) & 1
     nearest = (bits + odd + 0x7FFF) >> 16
     nan = v.greater(bits & 0x7FFFFFFF, v.like(_INFINITY, bits))
-    return v.select(nan, (bits | _QUIET) >> 16, nearest).trunc(I16)
+    return v.select(nan, (bits | _QUIET) >> 16, nearest)
 
 
 def build_to_bf16(isa):
@@ -25,7 +25,7 @@ def build_to_bf16(isa):
     @staged(isa, "void", "i64", "i64", "i64")
     def convert(v, x, out, n_steps):
         def part(i):
-            v.store(out + i * (2 * ROW_ALIGN), _rounded(v, v.f32(x + i * (4 * ROW_ALIGN), ROW_ALIGN)))
+            v.store(out + i * (2 * ROW_ALIGN), nearest_bf16(v, v.f32(x + i * (4 * ROW_ALIGN), ROW_ALIGN)).trunc(I16))
 
         v.repeat(n_steps, part)
 

@@ -20,7 +20,22 @@ def _gelu(v: Vocabulary, x: Value) -> Value:
     return x / (v.exp(z * (-2 * sqrt(2 / pi))) + 1.0)
 
 
-ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+def _gelu_erf(v: Vocabulary, x: Value) -> Value:
+    """As it is defined: x times the probability that a normal number is below it."""
+    return x * 0.5 * v.erfc(x * -sqrt(0.5))
+
+
+def _relu(v: Vocabulary, x: Value) -> Value:
+    """x where it is above 0, and NaN where it is NaN."""
+    return v.select(v.greater(v.like(0.0, x), x), v.like(0.0, x), x)
+
+
+def _relu_squared(v: Vocabulary, x: Value) -> Value:
+    positive = _relu(v, x)
+    return positive * positive
+
+
+ACTIVATIONS = {"silu": _silu, "gelu": _gelu, "gelu_erf": _gelu_erf, "relu": _relu, "relu_squared": _relu_squared}
 
 
 def build_glu(isa, activation):

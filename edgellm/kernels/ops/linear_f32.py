@@ -9,6 +9,8 @@ For float weights there is a kernel for few tokens beside it, which needs no til
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgellm.kernels.blocks import BlockReader
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import (
@@ -124,21 +126,33 @@ def _unpack_blocks(
     """The same of blocks; each weight is what `fmt.decode` says, to the bit."""
     rows = row_addresses(v, weights + start / fmt.block_size * fmt.block_bytes, row_bytes, first, last, v.isa.lanes)
 
+    def put(column: Value, weights: list[Value]) -> None:
+        for k, some in enumerate(weights):
+            v.store(tile + column_bytes * (column + k), some)
+
+    block_columns(v, fmt, rows, n_cols / fmt.block_size, put)
+
+
+def block_columns(
+    v: Vocabulary, fmt, rows: list[Value], n_blocks: Value, put: Callable[[Value, list[Value]], None]
+) -> None:
+    """put(first, columns) for all columns of some rows of blocks, GROUP at a time: one a register, a lane each row."""
+
     def block(i: Value) -> None:
         sets, all_rows = readers(v, fmt, rows, i)
         scales, biases = _numbers_by_row(v, fmt, all_rows)
         for g in range(fmt.block_size // GROUP):
             halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)
             words = [word for half in halves for word in transpose_quarters(v, list(half))]
+            columns = []
             for column in range(GROUP):
                 byte = (words[column // 4] >> 8 * (column % 4)) & 255
                 scale = (g * GROUP + column) // fmt.scale_group
                 weight = (byte.to_f32() - float(fmt.zero)) * scales[scale]
-                if biases is not None:
-                    weight = weight + biases[scale]
-                v.store(tile + column_bytes * (i * fmt.block_size + g * GROUP + column), weight)
+                columns.append(weight if biases is None else weight + biases[scale])
+            put(i * fmt.block_size + g * GROUP, columns)
 
-    v.repeat(n_cols / fmt.block_size, block)
+    v.repeat(n_blocks, block)
 
 
 def _numbers_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value], list[Value] | None]:
