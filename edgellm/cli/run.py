@@ -35,7 +35,9 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
 @click.option("--resume", is_flag=True, help="Go on with the last conversation, and its model if none is named.")
 @click.option("--session", metavar="FILE", help="Go on with the conversation in FILE, without computing it again, and "
               "keep it there.")  # fmt: skip
-@click.option("--no-save", is_flag=True, help="Keep nothing on the disk of this chat: no conversation, no history.")
+@click.option(
+    "--no-save", is_flag=True, help="Keep nothing on the disk: no conversation, no history, no keys and values."
+)
 @click.option("--when-full", type=click.Choice(WHEN_FULL),
               help="What happens when the context is full: stop, drop the oldest turns, or shift, which also lets an "
               "answer go on.  [default: drop]")  # fmt: skip
@@ -88,7 +90,7 @@ def command(
         raise UsageError("the prompt is given twice, behind MODEL and with -p; expected one of them")
     prompt = " ".join(words) if words else prompt
     chats = will_chat(prompt)
-    _refuse_what_needs_a_chat(chats, resume, no_save, when_full)
+    _refuse_what_needs_a_chat(chats, resume, when_full)
     file = _session_file(session, resume, no_save, system)
     kept = _last_conversation(raw, system) if resume else None
     if no_save:
@@ -137,9 +139,9 @@ def _session_file(session: str | None, resume: bool, no_save: bool, system: str 
     return file
 
 
-def _refuse_what_needs_a_chat(chats: bool, resume: bool, no_save: bool, when_full: str | None) -> None:
-    """Raise UsageError for an option that would be ignored: one answer is neither kept nor outgrows its turns."""
-    options = {"--resume": resume, "--no-save": no_save, "--when-full": when_full is not None}
+def _refuse_what_needs_a_chat(chats: bool, resume: bool, when_full: str | None) -> None:
+    """Raise UsageError for an option that would be ignored: one answer does not outgrow its turns."""
+    options = {"--resume": resume, "--when-full": when_full is not None}
     if not chats and (given := [option for option, is_given in options.items() if is_given]):
         raise UsageError(f"{given[0]} is for a chat on a terminal; it cannot be used with a prompt")
 

@@ -21,7 +21,7 @@ TEXTS = [
     "The river rises in the hills, and for the first miles",
     "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,",
 ]
-LONG = f"{CODE * 9}\n\nclass Rectangle:\n"  # above 512 tokens
+LONG = f"{CODE * 13}\n\nclass Rectangle:\n"  # above 512 tokens
 ASKED = {"max_tokens": 40, "temperature": 0.0}
 
 
