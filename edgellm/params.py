@@ -18,7 +18,7 @@ from edgellm.checks import (
     number,
     number_or_off,
     one_of,
-    path,
+    path_or_name,
     plain_text,
     positive_number,
     some_texts,
@@ -158,7 +158,7 @@ class RuntimeConfig:
         take(self, "activations", one_of, ACTIVATIONS)
         take(self, "cache_bytes", whole_number, 1, optional=True)
         take(self, "speculate", one_of, SPECULATE)
-        take(self, "draft", path, optional=True)
+        take(self, "draft", path_or_name, optional=True)
         take(self, "draft_layers", whole_number, 1, optional=True)
         take(self, "draft_max", whole_number, 1)
         take(self, "disk_bytes", whole_number, 0)
