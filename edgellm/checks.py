@@ -210,7 +210,7 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
 def path_or_name(name: str, value: Any) -> str:
     """The same as it was given: a word may be the name of a model, too."""
     path(name, value, "a path or the name of a model")
-    return os.fspath(value)
+    return str(os.fspath(value))
 
 
 def function(name: str, value: Any) -> Callable[..., Any] | None:
