@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,18 @@ def right(path: Path, settings: dict[str, Any]) -> None:
         messages = [{"role": "user", "content": "Hi"}]
         "".join(model.chat(messages, {"enable_thinking": False}, seed=1))
         model.generate([1, 2], **settings)
+        assert_type(answer.text, str)
+        with answer.on_prompt(lambda done, total: print(done, total)) as same:
+            assert_type(same, edgellm.Generation)
+        assert_type(model.chat(messages, tools=[own_step], think=False, response_format=dict).tool_calls[0].name, str)
+        assert_type(model.openai_chat(messages, temperature=0.5, logit_bias={"5": 1.0}), dict[str, Any])
+        assert_type(model.openai_chat(messages, stream=True, n=2), Iterator[dict[str, Any]])
+
+    async def from_asyncio() -> None:
+        async for piece in model.chat_async(messages, top_k=3):
+            assert_type(piece, str)
+        assert_type(await model.generate_async("a", seed=1), edgellm.Generation)
+
     assert_type(edgellm.load_tokenizer("name").encode("a"), list[int])
     assert_type(edgellm.SamplingParams(seed=3).temperature, float)
     assert_type(edgellm.pull("smollm2-135m"), Path)
@@ -97,6 +110,8 @@ def wrong(model: edgellm.Model) -> None:
     model.logits("a")  # type: ignore[arg-type]
     model.no_such  # type: ignore[attr-defined]
     model.generate("a").no_such  # type: ignore[attr-defined]
+    model.openai_chat([{"role": "user"}], top_k=3)  # type: ignore[call-overload]
+    model.chat_async([{"role": "user"}], n=3)  # type: ignore[call-arg]
     edgellm.SamplingParams(top_k="3")  # type: ignore[arg-type]
     edgellm.SamplingParams(topk=3)  # type: ignore[call-arg]
     edgellm.train("a", "b")  # type: ignore[arg-type]
@@ -104,18 +119,22 @@ def wrong(model: edgellm.Model) -> None:
 """
 
 
-def test_strict_types_of_a_script(tmp_path: Path) -> None:
+def test_strict_types_of_a_script_and_of_the_examples(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="mypy is what checks types; it is not installed")
     (tmp_path / "script.py").write_text(SCRIPT)
+    for example in (ROOT / "examples").glob("*.py"):
+        shutil.copy(example, tmp_path)
+    scripts = sorted(path.name for path in tmp_path.glob("*.py"))
+    assert len(scripts) > 3
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", tmp_path, "script.py"],
+        [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", tmp_path / "cache", *scripts],
         env={**os.environ, "MYPYPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
         check=False,
     )
-    ours = [line for line in done.stdout.splitlines() if line.startswith("script.py")]
+    ours = [line for line in done.stdout.splitlines() if line.startswith(tuple(scripts))]
     assert ours == []
     assert "no issues found" in done.stdout or done.returncode == 1  # 2: mypy itself could not work
 

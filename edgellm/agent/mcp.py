@@ -105,6 +105,7 @@ class _Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.tools: list[dict[str, Any]] = []  # as OpenAI has them, with the server's own names
+        self.has_more = False  # tools than can be told of
         self.session: Any = None
         self._quiet = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # what it says on standard error
         self.task: asyncio.Task[None] | None = None
@@ -122,8 +123,7 @@ class _Server:
                 streams = await stack.enter_async_context(stdio_client(parameters, errlog=self._quiet))
                 self.session = await stack.enter_async_context(ClientSession(streams[0], streams[1]))
                 await self.session.initialize()
-                listed = await self.session.list_tools()
-                self.tools = [_as_tool(tool) for tool in listed.tools[:MOST_TOOLS]]
+                self.tools, self.has_more = await _listed(self.session)
                 if not is_ready.done():
                     is_ready.set_result(None)
                 await self.is_over.wait()
@@ -210,6 +210,10 @@ class McpServers:
         names = [tool["function"]["name"] for server in self._servers for tool in server.tools]
         found = []
         for server in self._servers:
+            if server.has_more:
+                self.problems.append(
+                    f"the MCP server {server.config.name} offers more than {MOST_TOOLS} tools; the others are left out"
+                )
             for tool in server.tools:
                 own = tool["function"]["name"]
                 name = own if names.count(own) == 1 else f"{server.config.name}_{own}"
@@ -288,26 +292,37 @@ class McpServers:
             self._loop.close()
 
 
+async def _listed(session: Any) -> tuple[list[dict[str, Any]], bool]:
+    """The tools of all pages of a server's list, as OpenAI has them, and whether there are more than may be."""
+    from mcp.types import PaginatedRequestParams
+
+    tools: list[dict[str, Any]] = []
+    page = await session.list_tools()
+    while True:
+        tools += [_as_tool(tool) for tool in page.tools]
+        if page.next_cursor is None or len(tools) > MOST_TOOLS:
+            return tools[:MOST_TOOLS], len(tools) > MOST_TOOLS
+        page = await session.list_tools(params=PaginatedRequestParams(cursor=page.next_cursor))
+
+
 def _as_tool(tool: Any) -> dict[str, Any]:
-    schema = getattr(tool, "input_schema", None) or getattr(tool, "inputSchema", None) or {}
     return {
         "type": "function",
         "function": {
             "name": tool.name,
             "description": tool.description or "",
-            "parameters": {"type": "object", "properties": {}, **schema},
+            "parameters": {"type": "object", "properties": {}, **(tool.input_schema or {})},
         },
     }
 
 
 def _result_text(result: Any) -> str:
     parts = []
-    for part in getattr(result, "content", None) or ():
+    for part in result.content or ():
         text = getattr(part, "text", None)
         parts.append(text if isinstance(text, str) else f"({getattr(part, 'type', 'something')} that is no text)")
     text = "\n".join(parts)
-    failed = getattr(result, "is_error", None) or getattr(result, "isError", None)
-    return f"error: {text}" if failed else text
+    return f"error: {text}" if result.is_error else text
 
 
 def _first_reason(problem: BaseException) -> str:

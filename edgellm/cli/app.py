@@ -30,6 +30,8 @@ from edgellm.errors import EdgellmError, FileProblem
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
     "batch": "Answer many requests of a file, several at once.",
+    "serve": "Answer HTTP requests: OpenAI's, Anthropic's and Ollama's interfaces.",
+    "launch": "Write the configuration that an editor or agent needs for this server.",
     "pull": "Fetch a model and check it.",
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.screen.thoughts import ThoughtView
 from edgellm.cli.terminal import asking_keyboard, one_line, remark
-from edgellm.errors import EdgellmError
+from edgellm.errors import EdgellmError, UsageError
 
 if TYPE_CHECKING:
     from edgellm.agent.mcp import McpServers
@@ -41,15 +41,26 @@ class Asker:
         # Where a person sits; nothing else than the answer goes into a pipe.
         shows_thoughts = not hides_thoughts and sys.stdout.isatty() and sys.stderr.isatty()
         self.thoughts = ThoughtView() if shows_thoughts else None
-        self._wishes = {"think": think, "think_budget": think_budget}
-        self._wishes = {name: value for name, value in self._wishes.items() if value is not None}
+        self.think, self._think_budget = think, think_budget
         self.allowed: set[str] = set()  # tools that the person has said yes to once for all
 
     def chat(self, messages: list[dict[str, Any]], **sampling: Any) -> Any:
         """The answer to some messages: what `Model.chat` gives, or a `ToolAnswer` that does the same."""
-        if not self.servers and not self._wishes and getattr(self._model.chat_template, "reasoning", None) is None:
+        wishes = self._wishes
+        if not self.servers and not wishes and getattr(self._model.chat_template, "reasoning", None) is None:
             return self._model.chat(messages, **sampling)
-        return ToolAnswer(self, messages, {**sampling, **self._wishes})
+        return ToolAnswer(self, messages, {**sampling, **wishes})
+
+    @property
+    def _wishes(self) -> dict[str, Any]:
+        budget = None if self.think is False else self._think_budget
+        return {name: wish for name, wish in (("think", self.think), ("think_budget", budget)) if wish is not None}
+
+    def set_think(self, think: bool | None) -> None:
+        """Raises UsageError for a model that cannot think."""
+        if think and getattr(self._model.chat_template, "reasoning", None) is None:
+            raise UsageError("think cannot be on: this model's chat template knows of no thoughts")
+        self.think = think
 
     def begin(self, messages: list[dict[str, Any]], may_call: bool, keywords: dict[str, Any]) -> Generation:
         if self.tools:

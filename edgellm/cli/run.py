@@ -106,7 +106,8 @@ def command(
         from edgellm.cli.chat import Chat
         from edgellm.cli.chat.settings import Behaviour
 
-        behaviour = Behaviour(**({"when_full": when_full} if when_full else {}), markdown=not no_markdown, stats=stats)
+        ways = {"when_full": when_full} if when_full else {}
+        behaviour = Behaviour(**ways, markdown=not no_markdown, stats=stats, think=asking.think)
         called = None if no_save else _lasting(named)
         chat = Chat(
             loaded, sampling, system=system, raw=raw, verbose=verbose, behaviour=behaviour, keep_as=called, asker=asker

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.params import STRUCTURES, ChatParams, SamplingParams
+from edgellm.text.messages import holds_calls
 
 if TYPE_CHECKING:
     from edgellm.engine.answer_form import AnswerForm
@@ -89,7 +90,7 @@ def plan_of_chat(
 ) -> tuple[str, AnswerPlan]:
     """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
     asks = any(wish is not None for wish in vars(wishes).values())
-    if not asks and not _has_structure(params) and template.reasoning is None:
+    if not asks and not _has_structure(params) and template.reasoning is None and not holds_calls(messages):
         return template.render(messages, add_generation_prompt=True, **variables), PLAIN_TEXT
     from edgellm.engine import asking
 

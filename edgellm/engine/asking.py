@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,10 +13,13 @@ from edgellm.engine.sampling.thought_budget import ThoughtBudget
 from edgellm.engine.structure.asked import asked_of
 from edgellm.engine.structure.constraint import Constraint
 from edgellm.engine.structure.whole_answer import of_answer
-from edgellm.engine.tools import Tools
-from edgellm.errors import UsageError
+from edgellm.engine.tools import Tools, filled
+from edgellm.errors import TemplateError, UsageError
 from edgellm.params import ChatParams, SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer
+from edgellm.text.calls import CallSyntax
+from edgellm.text.calls.plain import PLAIN, told_in_text
+from edgellm.text.messages import holds_calls, plain_messages
 from edgellm.text.provenance import add, written
 from edgellm.text.reasoning import Reasoning
 
@@ -51,16 +55,9 @@ def plan_of_chat(
         variables.update(dict.fromkeys(reasoning.switches, think))
     syntax = None
     if calls != "none":
-        syntax = template.call_syntax
-        if syntax is None:
-            from edgellm.text.calls.plain import PLAIN, told_in_text
-            from edgellm.text.messages import plain_messages
-
-            syntax = PLAIN
-            messages = told_in_text(plain_messages(messages), tools.schemas, template.takes_system)
-            prompt: str = template.render(messages, **variables)
-        else:
-            prompt = template.render(messages, tools=tools.schemas, **variables)
+        prompt, syntax = prompt_with_tools(template, messages, tools, variables)
+    elif holds_calls(messages):
+        prompt, _ = prompt_with_tools(template, messages, Tools(()), variables)
     else:
         prompt = template.render(messages, **variables)
     if reasoning is not None and think is False:
@@ -71,6 +68,22 @@ def plan_of_chat(
         is_over = reasoning is not None and (think is False or _is_over(prompt, reasoning))
         form = AnswerForm(reasoning, is_open, is_over, syntax, arguments)
     return prompt, _plan(form, calls, wishes, params, tokenizer, n_vocab)
+
+
+def prompt_with_tools(
+    template: ChatTemplate, messages: list[Any], tools: Tools, variables: Mapping[str, Any]
+) -> tuple[str, CallSyntax]:
+    """The prompt that tells of tools, and how they are to be called: by the template, or else in plain text.
+
+    A template is told no more than it needs to be told: no list where there are no tools, unless it wants an empty one.
+    """
+    syntax = template.call_syntax
+    if syntax is None:
+        told = told_in_text(plain_messages(messages), tools.schemas, template.takes_system)
+        return template.render(told, **variables), PLAIN
+    with suppress(TemplateError):
+        return template.render(messages, tools=tools.schemas or None, **variables), syntax
+    return template.render(messages, tools=[filled(tool) for tool in tools.schemas], **variables), syntax
 
 
 def _plan(

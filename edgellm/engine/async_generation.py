@@ -79,7 +79,12 @@ class AsyncGeneration(AsyncIterator[str]):
 
     def _begun(self) -> Generation:
         if self._generation is None:
-            self._generation = self._begin()
+            begun = self._begin()
+            if not isinstance(begun, Generation):
+                raise UsageError(
+                    "n gives several answers; begin each by itself, and await them together", parameter="n"
+                )
+            self._generation = begun
             if self._is_cancelled:
                 self._generation.close()
         return self._generation

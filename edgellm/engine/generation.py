@@ -6,7 +6,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgellm.engine.answer_form import AnswerReader
     from edgellm.text import Tokenizer
     from edgellm.text.calls import Call
+
+ANOTHER_READS = "another thread is iterating over this generation; let one thread do it"
 
 
 class Generation(Iterator[str]):
@@ -167,7 +169,7 @@ class Generation(Iterator[str]):
 
     def _next(self) -> Piece:
         if not self._reading.acquire(blocking=False):
-            raise UsageError("another thread is iterating over this generation; let one thread do it")
+            raise UsageError(ANOTHER_READS)
         try:
             while True:
                 if self._told:
@@ -231,6 +233,44 @@ class Generation(Iterator[str]):
             self._is_submitted = True
             self._answer.start()
             self._scheduler.submit(self._answer)
+
+    @staticmethod
+    def advance(generations: Sequence[Generation]) -> None:
+        """Compute a step for answers of one model, unless one of them has pieces that can be taken already.
+
+        For one thread that reads many answers: `take` gives the pieces of each. Waits while other threads compute.
+        """
+        for generation in generations:
+            generation._start()
+        if going := [generation for generation in generations if generation._finish_reason is None]:
+            going[0]._scheduler.advance([generation._answer for generation in going])
+
+    def take(self) -> list[Piece]:
+        """The pieces that are there, without computing any; `finish_reason` tells whether more can come.
+
+        Raises what iterating would.
+        """
+        if not self._reading.acquire(blocking=False):
+            raise UsageError(ANOTHER_READS)
+        try:
+            while self._finish_reason is None and self._answer.is_ready:
+                self._tell(self._next_piece())
+            if self._lost is not None:
+                lost, self._lost = self._lost, None
+                try:
+                    raise lost
+                finally:
+                    del lost  # which holds this frame, and all that it sees
+            pieces = list(self._told)
+            self._told.clear()
+            for piece in pieces:
+                self._parts[piece.kind].append(piece.text)
+            return pieces
+        except BaseException:
+            self._end("cancelled")
+            raise
+        finally:
+            self._reading.release()
 
     @staticmethod
     def together(generations: list[Generation]) -> None:

@@ -101,6 +101,11 @@ class KVCache:
         """Of a token in all layers."""
         return sum(layer.block_bytes for layer in self.layers) // KV_BLOCK
 
+    @property
+    def n_bytes(self) -> int:
+        """When all blocks are in use."""
+        return self.n_blocks * sum(layer.block_bytes for layer in self.layers)
+
     def address(self, layer: int) -> int:
         return self.memory[layer].ctypes.data
 

@@ -87,15 +87,7 @@ class Scheduler:
         request.is_awaited = True
         try:
             while not request.is_ready:
-                n_steps = self._n_steps
-                if self._run.acquire(blocking=False):
-                    try:
-                        self._step(request)
-                    finally:
-                        self._run.release()
-                        self._tell()
-                else:
-                    self._wait_for_another(request, n_steps)
+                self._advance((request,))
         finally:
             request.is_awaited = False
         if request.error is not None:
@@ -105,16 +97,41 @@ class Scheduler:
             finally:
                 del error  # which holds this frame, and all that it sees
 
+    def advance(self, requests: Sequence[Request]) -> None:
+        """Run one step, or wait while another thread runs it, unless one of some requests is ready already.
+
+        For one thread that waits for many; those that it names stand before others where there is too little room.
+        """
+        for request in requests:
+            request.is_awaited = True
+        try:
+            if not any(request.is_ready for request in requests):
+                self._advance(requests)
+        finally:
+            for request in requests:
+                request.is_awaited = False
+
+    def _advance(self, requests: Sequence[Request]) -> None:
+        n_steps = self._n_steps
+        if not self._run.acquire(blocking=False):
+            self._wait_for_another(requests, n_steps)
+            return
+        try:
+            self._step(requests)
+        finally:
+            self._run.release()
+            self._tell()
+
     def _tell(self) -> None:
         """Wake those that wait."""
         with self._changed:
             self._n_steps += 1
             self._changed.notify_all()
 
-    def _wait_for_another(self, request: Request, n_steps: int) -> None:
-        """Until a step has ended since there were n_steps, or the request is ready."""
+    def _wait_for_another(self, requests: Sequence[Request], n_steps: int) -> None:
+        """Until a step has ended since there were n_steps, or one of the requests is ready."""
         with self._changed:
-            self._changed.wait_for(lambda: self._n_steps != n_steps or request.is_ready)
+            self._changed.wait_for(lambda: self._n_steps != n_steps or any(request.is_ready for request in requests))
 
     def retire(self, request: Request) -> None:
         """Nobody needs a request any more. What it has in the cache is given back, or kept for texts that begin alike.
@@ -196,7 +213,7 @@ class Scheduler:
 
     # --- a step -------------------------------------------------------------------------------------------
 
-    def _step(self, asked: Request) -> None:
+    def _step(self, asked: Sequence[Request]) -> None:
         """Compute some tokens of some requests, and hand out their logits."""
         self._check_free()
         self._is_stepping = True
@@ -204,7 +221,7 @@ class Scheduler:
             self.settle()
             batch = self._next_batch()
             if not batch:
-                if not asked.is_ready:
+                if not any(request.is_ready for request in asked):
                     raise BusyError(
                         "the model is used in a way that must not be mixed with this; wait until it is over"
                     )
@@ -235,13 +252,13 @@ class Scheduler:
                 except Exception as problem:
                     request.error, request.is_over = problem, True
         for request, span in batch:
-            self._advance(request, span)
+            self._count(request, span)
         seconds = time.perf_counter() - started
         self._note_rate(first, seconds)
         if len(rows) == first:
             self.speculator.pace.note(first, seconds)
 
-    def _advance(self, request: Request, span: Span) -> None:
+    def _count(self, request: Request, span: Span) -> None:
         """Count what was computed, but for guesses that were wrong."""
         start, n = len(span.sequence), len(span.token_ids)
         n_right = n_common(span.token_ids, request.tokens[start : start + n])

@@ -78,6 +78,24 @@ def tool_schema(function: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": text, "parameters": schema}}
 
 
+def filled(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked schema with what some templates insist on and JSON Schema does not: a type and a description of every
+    parameter.
+    """
+    function = tool["function"]
+    parameters = function["parameters"]
+    properties = {
+        name: {"type": _type_of(schema), "description": "", **schema} if isinstance(schema, Mapping) else schema
+        for name, schema in parameters["properties"].items()
+    }
+    return {**tool, "function": {**function, "parameters": {"required": [], **parameters, "properties": properties}}}
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return "string" if values and all(isinstance(value, str) for value in values) else "any"
+
+
 def check_tool(tool: Mapping[str, Any]) -> None:
     """Raises UsageError for a schema that is none, or whose arguments could not be written as it wants them."""
     schema = _checked(tool)["function"]["parameters"]

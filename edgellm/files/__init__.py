@@ -105,14 +105,19 @@ def prefixes_folder() -> Path:
 
 
 def conversations_folder() -> Path:
-    """Where chats are kept: in `EDGELLM_HOME` or the user's folder of data, which nobody empties as a cache."""
+    """Where chats are kept."""
+    return data_home() / "conversations"
+
+
+def data_home() -> Path:
+    """The folder of what cannot be made again: `EDGELLM_HOME` or the user's folder of data, nobody's cache."""
     if os.environ.get("EDGELLM_HOME") or sys.platform == "win32":
-        return home() / "conversations"
+        return home()
     if sys.platform == "darwin":
         base: str | Path | None = _user_folder("Library", "Application Support")
     else:
         base = os.environ.get("XDG_DATA_HOME") or _user_folder(".local", "share")
-    return (Path(base) / "edgellm" if base else home()) / "conversations"
+    return Path(base) / "edgellm" if base else home()
 
 
 def refuse_target(target: Path, sources: Iterable[Path] = ()) -> None:

@@ -52,6 +52,11 @@ def plain_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
     return [_plain_message(n, message) for n, message in enumerate(messages)]
 
 
+def holds_calls(messages: Iterable[Any]) -> bool:
+    """Whether tools were called in a chat."""
+    return any(isinstance(message, Mapping) and message.get("tool_calls") for message in messages)
+
+
 def holds_parts(messages: list[dict[str, Any]]) -> bool:
     """Whether a content is a list of parts, such as {"type": "text", "text": ...}."""
     return any(_is_parts(message.get("content")) for message in messages)

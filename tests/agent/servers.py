@@ -33,6 +33,10 @@ async def call(name: str, arguments: dict) -> types.CallToolResult:
 
 async def serve(kind: str) -> None:
     async def list_tools(context, params) -> types.ListToolsResult:
+        if kind == "many":  # a page of fifty after the other, without an end
+            first = int(getattr(params, "cursor", None) or 0)
+            page = [types.Tool(name=f"t{n}", input_schema=SCHEMA) for n in range(first, first + 50)]
+            return types.ListToolsResult(tools=page, next_cursor=str(first + 50))
         return types.ListToolsResult(tools=tools(kind))
 
     async def call_tool(context, params) -> types.CallToolResult:

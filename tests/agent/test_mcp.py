@@ -65,6 +65,12 @@ def test_a_tool_that_cannot_be_followed_is_left_out_and_told() -> None:
         assert servers.tools == [] and "odd" in servers.problems[0] and '"not"' in servers.problems[0]
 
 
+def test_a_list_of_several_pages() -> None:
+    with McpServers([config("many")]) as servers:
+        assert [tool["function"]["name"] for tool in servers.tools] == [f"t{n}" for n in range(128)]
+        assert servers.problems == ["the MCP server many offers more than 128 tools; the others are left out"]
+
+
 def test_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mcp.json"
     server = {"command": "x", "args": ["a"], "env": {"A": "b"}, "timeout": 3, "allow": ["t"]}

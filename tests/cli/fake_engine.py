@@ -123,7 +123,7 @@ class FakeModel:
             yield from (f"heard {text!r}", f" in {n_messages} messages")
 
 
-def _render(messages: list[dict[str, str]], tools: None = None) -> str:
+def _render(messages: list[dict[str, str]]) -> str:
     return "\n".join(f"<{m['role']}> {m['content']}" for m in messages)
 
 

@@ -36,6 +36,20 @@ def test_every_setting_is_offered() -> None:
     assert {"banned_strings", "dry_multiplier", "samplers", "when_full"} <= words and "logprobs" not in words
 
 
+def test_thoughts_are_turned_on_and_off() -> None:
+    model = FakeModel(Path("some.gguf"), None, None)
+    chat = Chat(model, SamplingParams())  # type: ignore[arg-type]
+    chat.set("think", "off")
+    assert chat._asker.think is False and "  think: off" in settings.lines(chat.sampling, chat.behaviour)
+    with pytest.raises(UsageError, match="think cannot be on: this model's chat template knows of no thoughts"):
+        chat.set("think", "on")
+    assert chat.behaviour.think is False
+    chat.set("think", "auto")
+    assert chat._asker._wishes == {} and "  think: auto" in settings.lines(chat.sampling, chat.behaviour)
+    with pytest.raises(UsageError, match="expected one of on, off, auto"):
+        chat.set("think", "much")
+
+
 def test_show_names_the_adapters_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     model = FakeModel(Path("some.gguf"), None, None)
     chat = Chat(model, SamplingParams())  # type: ignore[arg-type]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from edgellm.errors import UsageError
+import edgellm
+from edgellm.engine.answer_plan import plan_of_chat
+from edgellm.errors import TemplateError, UsageError
+from edgellm.params import ChatParams
 from edgellm.text.chat_template import ChatTemplate
+from tests.arch import tiny
 from tests.text.calls.templates import TEMPLATES
 from tests.text.test_reasoning import TEMPLATES as THINKING
 
@@ -58,6 +63,55 @@ def test_calls_that_must_come(model, name: str, choice: str) -> None:
         assert choice in ("required", call.name)
         assert set(call.arguments) <= set(SCHEMAS[call.name]["properties"])
     assert answer.message["tool_calls"][0]["function"]["name"] == answer.tool_calls[0].name
+
+
+def test_a_template_that_wants_more_than_a_schema_must_have(model) -> None:
+    told = "{% for p in t.function.parameters.properties.values() %}{{ p.type + p.description }},{% endfor %}"
+    source = "{% if tools %}{% for t in tools %}{{ t.function.name }}: " + told + "{% endfor %}{% endif %}"
+    source += "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}<call>"
+    source += '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</call>{% endfor %}'
+    model.chat_template = template = ChatTemplate(source + "{% endfor %}")
+    assert template.call_syntax is not None
+    given = (template, ASKED, {}, ChatParams(tools=TOOLS), edgellm.SamplingParams(), model.tokenizer, model.n_vocab)
+    assert plan_of_chat(*given)[0].startswith("get_weather: string,integer,string,nothing: What")
+    refusing = "{% if m.content == 'bad' %}{{ raise_exception('no such words') }}{% endif %}"
+    model.chat_template = ChatTemplate(source + refusing + "{% endfor %}")
+    with pytest.raises(TemplateError, match="no such words"):
+        model.chat([{"role": "user", "content": "bad"}], tools=TOOLS)
+
+
+@pytest.fixture
+def roomy(tmp_path):
+    """A tiny model with a context for the longest templates, some of which say a lot about tools."""
+    checkpoint = tiny.llama()
+    checkpoint.metadata["llama.context_length"] = 8192
+    with edgellm.load(checkpoint.save(tmp_path / "roomy.gguf"), n_threads=2) as loaded:
+        yield loaded
+
+
+def test_the_whole_round_with_the_templates_of_models(roomy, shared: Path) -> None:
+    """Told of tools, called, and told of the result: those that write calls, and those to which it is told in text."""
+    model = roomy
+    paths = sorted((shared / "templates").glob("*.jinja"))
+    for path in paths:
+        special = {"bos_token": "<s>", "eos_token": "</s>"}
+        model.chat_template = template = ChatTemplate(path.read_text("utf-8"), special)
+        keywords = {"think": False} if template.reasoning is not None else {}
+        answer, text = ended(model, tools=TOOLS, tool_choice="get_weather", **keywords)
+        call = answer.tool_calls[0]
+        assert call.name == "get_weather" and not text.strip(), path.name
+        jsonschema.validate(call.arguments, WEATHER)
+        result = {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": "zqsunny"}
+        wishes = ChatParams(tools=TOOLS)
+        given = (template, [*ASKED, answer.message, result], {}, wishes, edgellm.SamplingParams())
+        prompt, _ = plan_of_chat(*given, model.tokenizer, model.n_vocab)
+        called = prompt.index("get_weather", prompt.index("What is the weather?"))
+        # The calls of before stay in what is read when no more may come, and when nobody speaks of tools any more.
+        for last in (ChatParams(tools=TOOLS, tool_choice="none"), ChatParams()):
+            after, _ = plan_of_chat(template, given[1], {}, last, given[4], model.tokenizer, model.n_vocab)
+            assert after.index(str(call.arguments["city"])) < after.index("zqsunny"), path.name
+        assert called < prompt.index(str(call.arguments["city"]), called) < prompt.index("zqsunny"), path.name
+    assert len(paths) >= 12
 
 
 def test_a_template_takes_its_own_calls_back(model) -> None:

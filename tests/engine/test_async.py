@@ -106,6 +106,8 @@ def test_errors_come_where_they_are_waited_for(model) -> None:
     async def run() -> None:
         with pytest.raises(UsageError, match="top_k"):
             await model.generate_async(PROMPT, top_k=-1)
+        with pytest.raises(UsageError, match="n gives several answers"):
+            await model.generate_async(PROMPT, n=2)
         with pytest.raises(UsageError, match="top_k"):
             async for _ in model.generate_async(PROMPT, top_k=-1):
                 pass

@@ -110,8 +110,9 @@ class Chat:
     def set(self, name: str, value: str) -> None:
         """Change a setting by what a person typed. Raises UsageError."""
         if settings.plain_name(name) in settings.WORDS:
-            self.behaviour = settings.behaving(self.behaviour, name, value)
-            self._view = None
+            behaviour = settings.behaving(self.behaviour, name, value)
+            self._asker.set_think(behaviour.think)
+            self.behaviour, self._view = behaviour, None
         else:
             self.sampling = settings.changed(self.sampling, name, value)
 
@@ -275,7 +276,12 @@ class Chat:
     def _count(self, messages: list[Message]) -> int:
         """Tokens of a prompt made of these messages, with the tools that it tells of."""
         assert self._template is not None
-        prompt = self._template.render(messages, tools=self._asker.tools or None)
+        if not self._asker.tools:
+            return len(self._ids(messages))
+        from edgellm.engine.asking import prompt_with_tools
+        from edgellm.engine.tools import Tools
+
+        prompt, _ = prompt_with_tools(self._template, messages, Tools(self._asker.tools), {})
         return len(self.model.tokenizer.encode(prompt, parse_special=True))
 
 

@@ -14,11 +14,14 @@ from edgellm.params import SamplingParams
 
 @dataclass(frozen=True)
 class Behaviour:
-    """when_full: see `window`. markdown: answers are drawn as Markdown, where that can be. stats: after each answer."""
+    """when_full: see `window`. markdown: answers are drawn as Markdown, where that can be. stats: after each answer.
+    think: whether the model thinks before it answers; None leaves that to its template.
+    """
 
     when_full: str = DEFAULT_WAY
     markdown: bool = True
     stats: bool = False
+    think: bool | None = None
 
 
 # Settings of sampling that are always shown.
@@ -31,6 +34,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "when_full": {way: way for way in WAYS},
     "markdown": SWITCHES,
     "stats": SWITCHES,
+    "think": {**SWITCHES, "auto": None},
 }
 
 
@@ -65,7 +69,10 @@ def lines(sampling: SamplingParams, behaviour: Behaviour) -> str:
     """The settings of the chat, those of sampling that people change most, and others that are not as by default."""
     values = {name: getattr(sampling, name) for name in setting_names()}
     shown = {name: value for name, value in values.items() if name in COMMON or value != getattr(SamplingParams, name)}
-    return "\n".join(f"  {name}: {_word(value)}" for name, value in {**shown, **vars(behaviour)}.items())
+    words = {name: _word(value) for name, value in shown.items()}
+    for name, known in WORDS.items():
+        words[name] = next(word for word, value in known.items() if value == getattr(behaviour, name))
+    return "\n".join(f"  {name}: {word}" for name, word in words.items())
 
 
 def _word(value: Any) -> str:

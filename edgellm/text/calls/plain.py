@@ -33,6 +33,7 @@ def told_in_text(
 ) -> list[dict[str, Any]]:
     """The messages with tools, calls and results as texts.
 
+    tools:         that the model may call now; perhaps none any more.
     takes_system:  whether the template takes a message of the system; otherwise the tools are told in the first one.
     """
     told: list[dict[str, Any]] = []
@@ -50,6 +51,8 @@ def told_in_text(
         told.append(message)
     for message in told:
         message.pop("tool results", None)
+    if not tools:
+        return told
     introduction = _INTRODUCTION.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
     role = "system" if takes_system else "user"
     if not told or told[0].get("role") not in (role, "system"):

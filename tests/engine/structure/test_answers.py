@@ -13,6 +13,7 @@ import pydantic
 import pytest
 
 import edgellm
+from edgellm.engine.structure import ending
 from edgellm.errors import UsageError
 from tests.engine.structure.schemas import SCHEMAS
 
@@ -123,6 +124,35 @@ def test_json_that_would_go_on_for_ever_is_brought_to_its_end(model, max_tokens:
         text = "".join(answer)
         assert answer.finish_reason == "stop", text
         jsonschema.validate(json.loads(text), node)
+
+
+def test_what_is_taken_back_is_no_part_of_what_is_open(model) -> None:
+    """Brackets of tokens that a banned string took back do not count, and each answer still ends."""
+    node = {
+        "type": "object",
+        "properties": {"n": {"type": "string"}, "next": {"type": "array", "items": {"$ref": "#"}}},
+    }
+    node["required"] = ["n", "next"]
+    banned = [f"w{k}" for k in range(10)] + ["[{"]
+    for seed in range(4):
+        settings = {"seed": seed, "max_tokens": 150, "temperature": 1.0, "top_k": 0, "banned_strings": banned}
+        answer = model.generate(PROMPT, response_format=node, **settings)
+        jsonschema.validate(json.loads(answer.text), node)
+        assert answer.finish_reason == "stop" and not any(text in answer.text for text in banned)
+
+
+@pytest.mark.parametrize(
+    ("in_text", "better", "worse"),
+    [
+        (True, '"', "}"), (True, '"', '",'), (True, '"', 'a"'), (True, 'a"', "a"), (True, '"}', '","'),
+        (True, '"', '\\"'),
+        (False, "}", "},"), (False, "]}", "] , {"), (False, "}", '"'), (False, '"', ","), (False, "null", "1"),
+        (False, "1", ","), (False, ",", "{"), (False, "}", " "), (False, "] ", "["),
+    ],
+)  # fmt: skip
+def test_which_token_is_nearer_to_the_end(in_text: bool, better: str, worse: str) -> None:
+    rank = ending._inside if in_text else ending._outside
+    assert rank(better.encode()) < rank(worse.encode())
 
 
 def test_an_answer_that_is_cut_says_so(model) -> None:

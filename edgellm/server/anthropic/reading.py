@@ -1,0 +1,144 @@
+"""From Anthropic's messages, tools and wishes to what the engine takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.server.anthropic.types import CountRequest, MessageIn, MessagesRequest
+from edgellm.server.chatting import Chat, prepared
+from edgellm.server.problems import ApiProblem
+from edgellm.server.streams import as_json
+
+CALL_ID = "toolu_"  # what an id of a call begins with; templates do not see it
+CALLED = {"max_tokens": "max_tokens", "stop": "stop_sequences", "think_budget": "thinking.budget_tokens",
+          "think": "thinking", "response_format": "output_config.format"}  # fmt: skip
+CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+def chat_of(asked: CountRequest) -> Chat:
+    """Raises ApiProblem."""
+    messages: list[dict[str, Any]] = []
+    if asked.system:
+        messages.append({"role": "system", "content": _text(asked.system, "system")})
+    for number, message in enumerate(asked.messages):
+        messages += _messages(message, f"messages.{number}")
+    keywords: dict[str, Any] = {}
+    one_call = False
+    if asked.tools:
+        keywords["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(asked.tools)]
+    if asked.tool_choice is not None:
+        keywords["tool_choice"], one_call = _choice(asked.tool_choice)
+    keywords |= _thinking(asked.thinking)
+    form = asked.output_format or (asked.output_config or {}).get("format")
+    if form is not None:
+        keywords["response_format"] = form
+    if isinstance(asked, MessagesRequest):
+        keywords["max_tokens"] = asked.max_tokens
+        if asked.stop_sequences:
+            keywords["stop"] = asked.stop_sequences
+        for name in ("temperature", "top_p", "top_k"):
+            if (value := getattr(asked, name)) is not None:
+                keywords[name] = value
+    return Chat(asked.model, prepared(messages), keywords, called=CALLED, one_call=one_call)
+
+
+def _messages(message: MessageIn, place: str) -> list[dict[str, Any]]:
+    """One message is several where it holds the results of calls."""
+    if message.role not in ("user", "assistant", "system"):
+        raise ApiProblem(400, f"{place}.role is {message.role[:40]!r}; expected user or assistant", place)
+    if isinstance(message.content, str):
+        return [{"role": message.role, "content": message.content}]
+    results: list[dict[str, Any]] = []
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for number, block in enumerate(message.content):
+        where, kind = f"{place}.content.{number}", block.get("type")
+        if kind == "text":
+            texts.append(_field(block, "text", where))
+        elif kind == "thinking" and message.role == "assistant":
+            thoughts.append(_field(block, "thinking", where))
+        elif kind == "tool_use" and message.role == "assistant":
+            calls.append(_call(block, where))
+        elif kind == "tool_result" and message.role == "user":
+            content = block.get("content") or ""
+            text = _text(content, f"{where}.content")
+            called = _field(block, "tool_use_id", where).removeprefix(CALL_ID)
+            results.append({"role": "tool", "tool_call_id": called,
+                            "content": f"Error: {text}" if block.get("is_error") else text})  # fmt: skip
+        else:
+            raise ApiProblem(
+                400, f"{where} is of the type {str(kind)[:40]!r} in a message of the {message.role}; this server "
+                "reads texts, tool_use and thinking of an assistant, and tool_result of a user", where,
+            )  # fmt: skip
+    said: dict[str, Any] = {"role": message.role, "content": "\n".join(texts)}
+    if thoughts:
+        said["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        said["tool_calls"] = calls
+    is_empty = not texts and not thoughts and not calls
+    return results if results and is_empty else [*results, said]
+
+
+def _field(block: dict[str, Any], name: str, place: str) -> str:
+    value = block.get(name)
+    if not isinstance(value, str):
+        raise ApiProblem(400, f"{place} has no {name}; expected a text", f"{place}.{name}")
+    return value
+
+
+def _text(content: Any, place: str) -> str:
+    """A text, or blocks of text, as one."""
+    if isinstance(content, str):
+        return content
+    texts = []
+    for number, block in enumerate(content if isinstance(content, list) else [content]):
+        if not isinstance(block, dict) or block.get("type") != "text":
+            kind = block.get("type") if isinstance(block, dict) else type(block).__name__
+            raise ApiProblem(400, f"{place}.{number} is of the type {str(kind)[:40]!r}; this server reads texts",
+                             place)  # fmt: skip
+        texts.append(_field(block, "text", f"{place}.{number}"))
+    return "\n".join(texts)
+
+
+def _call(block: dict[str, Any], place: str) -> dict[str, Any]:
+    arguments = block.get("input", {})
+    if not isinstance(arguments, dict):
+        raise ApiProblem(400, f"{place}.input is no object", place)
+    function = {"name": _field(block, "name", place), "arguments": as_json(arguments)}
+    return {"id": _field(block, "id", place).removeprefix(CALL_ID), "type": "function", "function": function}
+
+
+def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
+    if tool.get("type") not in (None, "custom"):
+        raise ApiProblem(400, f"{place} is of the type {str(tool['type'])[:40]!r}, which Anthropic's own servers run; "
+                         "give a tool with a name and an input_schema", place)  # fmt: skip
+    function = {"name": tool.get("name"), "description": tool.get("description") or "",
+                "parameters": tool.get("input_schema") or {"type": "object", "properties": {}}}  # fmt: skip
+    return {"type": "function", "function": function}
+
+
+def _choice(choice: dict[str, Any]) -> tuple[str, bool]:
+    """The engine's word for it, and whether there may be one call at most."""
+    kind, one_call = choice.get("type"), choice.get("disable_parallel_tool_use") is True
+    if kind == "tool" and isinstance(choice.get("name"), str):
+        return choice["name"], one_call
+    if isinstance(kind, str) and kind in CHOICES:
+        return CHOICES[kind], one_call
+    raise ApiProblem(400, f"tool_choice is of the type {str(kind)[:40]!r}; expected auto, any, none, or a named tool",
+                     "tool_choice")  # fmt: skip
+
+
+def _thinking(thinking: dict[str, Any] | None) -> dict[str, Any]:
+    kind = (thinking or {}).get("type", "adaptive")
+    if kind == "disabled":
+        return {"think": False}
+    if kind == "enabled":
+        budget = (thinking or {}).get("budget_tokens")
+        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+            raise ApiProblem(400, "thinking.budget_tokens is missing; expected a number of tokens",
+                             "thinking.budget_tokens")  # fmt: skip
+        return {"think": True, "think_budget": budget}
+    if kind == "adaptive":
+        return {}
+    raise ApiProblem(400, f"thinking.type is {str(kind)[:40]!r}; expected enabled, disabled or adaptive", "thinking")

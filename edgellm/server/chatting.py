@@ -1,0 +1,101 @@
+"""A chat as the engine takes it, whichever interface it came by, and what there is to tell of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from edgellm.engine import Generation, Model
+from edgellm.engine.openai.asking import EFFORTS
+from edgellm.engine.openai.asking import prepared as prepared_calls
+from edgellm.engine.piece import Piece
+from edgellm.server.length import check_length, n_characters
+from edgellm.server.problems import ApiProblem
+from edgellm.server.server import Job, Server
+from edgellm.text.calls import Call
+
+
+@dataclass
+class Chat:
+    """What is asked.
+
+    messages:  as OpenAI has them, but with the arguments of calls as JSON has them. keywords: those of `Model.chat`.
+    called:    what the interface calls keywords of ours.
+    one_call:  the answer may hold one call at most.
+    """
+
+    model: str | None
+    messages: list[dict[str, Any]]
+    keywords: dict[str, Any] = field(default_factory=dict)
+    n: int = 1
+    called: Mapping[str, str] = field(default_factory=dict)
+    tells_progress: bool = False
+    one_call: bool = False
+    idle: float | None = None
+
+    def make(self, model: Model) -> list[Generation]:
+        if model.chat_template is None:
+            raise ApiProblem(
+                400, f"{self.model or model.path.stem} is a base model without a chat template; give it a plain text, "
+                "by /v1/completions or /api/generate", "model",
+            )  # fmt: skip
+        check_length(model, n_characters(self.messages))
+        return model.chat(self.messages, n=self.n, **self.keywords)
+
+    def calls_of(self, generation: Generation) -> list[Call]:
+        return generation.tool_calls[: 1 if self.one_call else None]
+
+
+async def begin(server: Server, request: Request, chat: Chat) -> Job:
+    """Raises ApiProblem."""
+    return await server.begin(
+        request, chat.model, chat.make, n=chat.n, tells_progress=chat.tells_progress, called=chat.called, idle=chat.idle
+    )
+
+
+def prepared(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of OpenAI's interfaces as templates want them. Raises UsageError."""
+    return [_with_texts(message) for message in prepared_calls(messages)]
+
+
+def _with_texts(message: dict[str, Any]) -> dict[str, Any]:
+    """The parts of texts under the names of other interfaces, as what they are."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_part(part) for part in content]}
+
+
+def _part(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("input_text", "output_text"):
+        return {"type": "text", "text": part.get("text")}
+    return {"type": "text", "text": part.get("refusal")} if kind == "refusal" else part
+
+
+def form_of(form: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The form that an answer is to have; {"type": "text"} asks for none."""
+    return None if form is None or form.get("type") == "text" else form
+
+
+def think_of(effort: str | None, param: str) -> bool | None:
+    """What an effort of reasoning means: none of it, or some. Raises ApiProblem for a word that is none."""
+    if effort is None:
+        return None
+    if effort not in EFFORTS:
+        raise ApiProblem(400, f"{param} is {effort[:40]!r}; expected one of {', '.join(EFFORTS)}", param)
+    return effort != "none"
+
+
+def joined(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
+    """Neighbouring pieces of one kind in one: kind and text."""
+    found: list[tuple[str, str]] = []
+    for piece in pieces:
+        if found and found[-1][0] == piece.kind:
+            found[-1] = (piece.kind, found[-1][1] + piece.text)
+        else:
+            found.append((piece.kind, piece.text))
+    return found

@@ -1,0 +1,177 @@
+"""/api/chat and /api/generate"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timezone
+from time import monotonic
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgellm.engine import Generation, Model
+from edgellm.engine.openai.shapes import logprobs_shape
+from edgellm.engine.sampling import TokenLogprobs
+from edgellm.server.beginning import streamed
+from edgellm.server.chatting import Chat, joined, prepared
+from edgellm.server.length import check_length
+from edgellm.server.ollama.types import CALLED, Asking, ChatRequest, GenerateRequest
+from edgellm.server.openai.chat import finish_of
+from edgellm.server.problems import ApiProblem, problem_of
+from edgellm.server.server import Job, Server
+from edgellm.server.streams import JsonAnswer, line, unless_gone
+
+NDJSON = "application/x-ndjson"
+# How a part of an answer is told: kind ("content", "reasoning") and text, or None at the end, with the generation.
+Teller = Callable[["list[tuple[str, str]]", "Generation | None"], "dict[str, Any]"]
+
+
+async def chat(server: Server, request: Request) -> Response:
+    asked = await server.body(request, ChatRequest)
+    if not asked.messages:
+        return await _only_load(server, request, asked, {"message": {"role": "assistant", "content": ""}})
+    wanted = Chat(asked.model, prepared(_messages(asked)), asked.keywords(), called=CALLED, idle=asked.idle)
+    if asked.tools:
+        wanted.keywords["tools"] = asked.tools
+    return await unless_gone(request, _answered(server, request, asked, wanted.make, _told_in_chat))
+
+
+async def generate(server: Server, request: Request) -> Response:
+    asked = await server.body(request, GenerateRequest)
+    for name in ("suffix", "template", "context", "images"):
+        if getattr(asked, name):
+            raise ApiProblem(400, f"{name} is given, which this server cannot follow; leave it out", name)
+    if not asked.prompt and not asked.raw:
+        return await _only_load(server, request, asked, {"response": ""})
+    keywords = asked.keywords()
+
+    def make(model: Model) -> list[Generation]:
+        check_length(model, len(asked.prompt) + len(asked.system or ""))
+        if asked.raw or model.chat_template is None:
+            return model.generate(asked.prompt, n=1, **keywords)
+        system = [{"role": "system", "content": asked.system}] if asked.system else []
+        return model.chat([*system, {"role": "user", "content": asked.prompt}], n=1, **keywords)
+
+    return await unless_gone(request, _answered(server, request, asked, make, _told_alone))
+
+
+async def _only_load(server: Server, request: Request, asked: Asking, told: dict[str, Any]) -> Response:
+    """A request without a question loads a model, or says how long it is kept."""
+    started = monotonic()
+    await server.ask(request, asked.model, asked.options.check, CALLED, asked.idle)
+    reason = "unload" if asked.idle == 0 else "load"
+    seconds = {"total_duration": _nanoseconds(monotonic() - started), "done": True, "done_reason": reason}
+    return JsonAnswer({"model": asked.model, "created_at": _now(), **told, **seconds})
+
+
+async def _answered(
+    server: Server, request: Request, asked: Asking, make: Callable[[Model], list[Generation]], tell: Teller
+) -> Response:
+    def checked(model: Model) -> list[Generation]:
+        asked.options.check(model)
+        return make(model)
+
+    beginning = server.begin(request, asked.model, checked, called=CALLED, idle=asked.idle)
+    head = {"model": asked.model}
+    if asked.stream is not False:
+        return await streamed(
+            beginning, lambda job: _stream(job, asked, head, tell), _wrong, server.config, b"", NDJSON
+        )
+    job = await beginning
+    try:
+        await job.finish()
+        generation = job.generations[0]
+        pieces = [("reasoning", generation.reasoning.strip()), ("content", generation.content)]
+        logprobs = _logprobs(job, generation.logprobs) if asked.logprobs else {}
+        return JsonAnswer({**head, "created_at": _now(), **tell(pieces, generation), **logprobs, **_end(job)})
+    finally:
+        await job.close()
+
+
+def _wrong(error: Exception) -> bytes:
+    return line(problem_of(error, CALLED).as_ollama())
+
+
+async def _stream(job: Job, asked: Asking, head: dict[str, Any], tell: Teller) -> AsyncIterator[bytes]:
+    generation = job.generations[0]
+    try:
+        async for part in job.answers:
+            logprobs = _logprobs(job, part.logprobs) if asked.logprobs and part.logprobs else {}
+            for piece in joined(part.pieces):
+                yield line({**head, "created_at": _now(), **tell([piece], None), **logprobs, "done": False})
+                logprobs = {}
+        if generation.tool_calls:
+            yield line({**head, "created_at": _now(), **tell([], generation), "done": False})
+        yield line({**head, "created_at": _now(), **tell([], None), **_end(job)})
+    except Exception as error:
+        yield line(job.problem(error).as_ollama())
+    finally:
+        await job.close()
+
+
+def _told_in_chat(pieces: list[tuple[str, str]], generation: Generation | None) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": _of_kind(pieces, "content")}
+    if thought := _of_kind(pieces, "reasoning"):
+        message["thinking"] = thought
+    if generation is not None and generation.tool_calls:
+        message["tool_calls"] = [
+            {"function": {"name": call.name, "arguments": call.arguments}} for call in generation.tool_calls
+        ]
+    return {"message": message}
+
+
+def _told_alone(pieces: list[tuple[str, str]], generation: Generation | None) -> dict[str, Any]:
+    found = {"response": _of_kind(pieces, "content")}
+    if thought := _of_kind(pieces, "reasoning"):
+        found["thinking"] = thought
+    return found
+
+
+def _of_kind(pieces: list[tuple[str, str]], wanted: str) -> str:
+    return "".join(text for kind, text in pieces if kind == wanted)
+
+
+def _messages(asked: ChatRequest) -> list[dict[str, Any]]:
+    """As OpenAI's interface has them. Raises ApiProblem."""
+    found = []
+    for number, message in enumerate(asked.messages):
+        if message.images:
+            raise ApiProblem(400, f"messages.{number} holds images; this server reads texts", "messages")
+        plain: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+        if message.thinking:
+            plain["reasoning_content"] = message.thinking
+        if message.tool_calls:
+            plain["tool_calls"] = message.tool_calls
+        if message.tool_name:
+            plain["name"] = message.tool_name
+        if message.tool_call_id:
+            plain["tool_call_id"] = message.tool_call_id
+        found.append(plain)
+    return found
+
+
+def _logprobs(job: Job, found: list[TokenLogprobs]) -> dict[str, Any]:
+    return {"logprobs": logprobs_shape(job.model.tokenizer, found)["content"]}
+
+
+def _end(job: Job) -> dict[str, Any]:
+    stats = job.generations[0].stats
+    return {
+        "done": True,
+        "done_reason": finish_of(job.generations[0]),
+        "total_duration": _nanoseconds(monotonic() - job.started),
+        "load_duration": 0,
+        "prompt_eval_count": stats.n_prompt_tokens,
+        "prompt_eval_duration": _nanoseconds(stats.prompt_seconds),
+        "eval_count": stats.n_generated_tokens,
+        "eval_duration": _nanoseconds(stats.generate_seconds),
+    }
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(1e9 * seconds)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,97 @@
+"""From the items of /v1/responses to messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from edgellm.server.chatting import Chat, form_of, prepared, think_of
+from edgellm.server.openai.response_types import ResponsesRequest
+from edgellm.server.problems import ApiProblem
+
+CALLED = {"max_tokens": "max_output_tokens", "response_format": "text.format", "think": "reasoning.effort"}
+LOGPROBS = "message.output_text.logprobs"  # what `include` asks for them by
+INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the latter: there is nothing to encrypt
+
+
+def chat_of(asked: ResponsesRequest, before: list[dict[str, Any]]) -> Chat:
+    """before: the items of the conversation so far. Raises ApiProblem."""
+    messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+    messages += messages_of([*before, *items_of(asked)])
+    keywords = asked.sampling()
+    think = think_of(asked.reasoning.effort, "reasoning.effort") if asked.reasoning else None
+    include = asked.include or []
+    if unknown := [name for name in include if name not in INCLUDED]:
+        raise ApiProblem(400, f"include holds {unknown[0][:60]!r}; this server knows {', '.join(INCLUDED)}", "include")
+    if asked.top_logprobs and LOGPROBS not in include:
+        raise ApiProblem(400, f"top_logprobs is given, but include has no {LOGPROBS}; add it", "top_logprobs")
+    wishes = {
+        "max_tokens": asked.max_output_tokens,
+        "response_format": form_of(asked.text.format) if asked.text else None,
+        "tools": [_tool(number, tool) for number, tool in enumerate(asked.tools or ())] or None,
+        "tool_choice": asked.tool_choice,
+        "think": think,
+        "logprobs": (asked.top_logprobs or 0) if LOGPROBS in include else None,
+    }
+    keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
+    one_call = asked.parallel_tool_calls is False
+    return Chat(asked.model, prepared(messages), keywords, called=CALLED, one_call=one_call)
+
+
+def items_of(asked: ResponsesRequest) -> list[dict[str, Any]]:
+    """What is new, as items."""
+    if isinstance(asked.input, str):
+        return [{"type": "message", "role": "user", "content": asked.input}]
+    return asked.input
+
+
+def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items as messages of a chat: what one answer consists of is one message again."""
+    found: list[dict[str, Any]] = []
+    for number, item in enumerate(items):
+        kind = item.get("type", "message" if "role" in item else None)
+        if kind == "message":
+            role, content = item.get("role"), item.get("content")
+            if not isinstance(role, str) or not isinstance(content, (str, list)):
+                raise ApiProblem(400, f"input.{number} has no role and content", "input")
+            if role == "assistant":
+                answer = _answer(found, needs="content")
+                answer["content"] = content
+            else:
+                found.append({"role": role, "content": content})
+        elif kind == "reasoning":
+            parts = item.get("content") or item.get("summary") or []
+            thought = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+            if thought:
+                found.append({"role": "assistant", "content": "", "reasoning_content": thought})
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments", "")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            _answer(found).setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            output = item.get("output")
+            if not isinstance(output, (str, list)) or not isinstance(item.get("call_id"), str):
+                raise ApiProblem(400, f"input.{number} has no call_id and output", "input")
+            found.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
+        else:
+            raise ApiProblem(
+                400, f"input.{number} is of the type {str(kind)[:40]!r}; this server reads message, reasoning, "
+                "function_call and function_call_output", "input",
+            )  # fmt: skip
+    return found
+
+
+def _answer(found: list[dict[str, Any]], needs: str = "tool_calls") -> dict[str, Any]:
+    """The message that the next part of an answer belongs to."""
+    if found and found[-1]["role"] == "assistant" and not (needs == "content" and found[-1].get("content")):
+        return found[-1]
+    found.append({"role": "assistant", "content": ""})
+    return found[-1]
+
+
+def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        raise ApiProblem(400, f"tools.{number} is of the type {str(tool.get('type'))[:40]!r}; this server knows "
+                         "functions", "tools")  # fmt: skip
+    function = {key: tool[key] for key in ("name", "description", "parameters") if tool.get(key) is not None}
+    return {"type": "function", "function": function}

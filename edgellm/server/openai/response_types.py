@@ -1,0 +1,44 @@
+"""What /v1/responses takes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgellm.server.openai.types import Accepted
+from edgellm.server.sampling import Sampling, Strict
+
+
+class TextWishes(Strict):
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ReasoningWishes(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class ResponsesRequest(Sampling, Accepted):
+    """/v1/responses. What this server does not have (background work, tools of OpenAI's own) is refused."""
+
+    model: str | None = None
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextWishes | None = None
+    reasoning: ReasoningWishes | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    include: list[str] | None = None
+    truncation: Literal["disabled"] | None = None
+    background: Literal[False] | None = None

@@ -1,0 +1,76 @@
+"""/tokenize and /detokenize, in the words of llama.cpp and of vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgellm.engine import Model
+from edgellm.server.openai.tokens import text_of
+from edgellm.server.openai.types import Message
+from edgellm.server.problems import ApiProblem
+from edgellm.server.sampling import Strict
+from edgellm.server.server import Server
+from edgellm.server.streams import JsonAnswer
+
+
+class TokenizeRequest(Strict):
+    """/tokenize: of a text, or of a chat as the model's template writes it."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Strict):
+    """/detokenize"""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+async def tokenize(server: Server, request: Request) -> Response:
+    asked = await server.body(request, TokenizeRequest)
+    given = [name for name in ("content", "prompt", "messages") if getattr(asked, name) is not None]
+    if len(given) != 1:
+        raise ApiProblem(400, f"{' and '.join(given) or 'nothing'} is given; expected one of content, prompt, messages")
+
+    def work(model: Model) -> dict[str, Any]:
+        ids = _ids(model, asked)
+        found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx}
+        if asked.with_pieces:
+            found["tokens"] = [{"id": i, "piece": text_of(model.tokenizer, i)} for i in ids]
+        if asked.return_token_strs:
+            found["token_strs"] = [text_of(model.tokenizer, i) for i in ids]
+        return found
+
+    return JsonAnswer(await server.ask(request, asked.model, work))
+
+
+def _ids(model: Model, asked: TokenizeRequest) -> list[int]:
+    if asked.messages is not None:
+        if model.chat_template is None:
+            raise ApiProblem(400, "this model has no chat template; give prompt instead of messages", "messages")
+        messages = [message.plain() for message in asked.messages]
+        prompt = model.chat_template.render(messages, add_generation_prompt=True)
+        return model.tokenize(prompt, add_special=False, parse_special=True)
+    # vLLM puts BOS before a prompt unless told otherwise; llama.cpp does not.
+    text = asked.content if asked.content is not None else asked.prompt or ""
+    wished = asked.add_special if asked.add_special is not None else asked.add_special_tokens
+    add_special = asked.prompt is not None if wished is None else wished
+    return model.tokenize(text, add_special=add_special, parse_special=asked.parse_special is not False)
+
+
+async def detokenize(server: Server, request: Request) -> Response:
+    asked = await server.body(request, DetokenizeRequest)
+    text = await server.ask(request, asked.model, lambda model: model.detokenize(asked.tokens))
+    return JsonAnswer({"content": text, "prompt": text})

@@ -1,0 +1,130 @@
+"""The application on a socket, run by uvicorn until somebody ends it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from edgellm.errors import EdgellmError, UsageError
+from edgellm.server.app import Application
+from edgellm.server.problems import ApiProblem
+from edgellm.server.settings import ServerConfig
+
+SPARE_CONNECTIONS = 512  # beside those that wait for an answer; beyond that uvicorn says 503 at once
+BACKLOG = 512  # connections that wait to be taken
+SWITCH_SECONDS = 0.0005  # so soon may the event loop have the interpreter while a step is prepared
+
+
+class _Quiet(uvicorn.Server):
+    """A uvicorn that says "closing" to requests which come while the last answers are written."""
+
+    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+        super().__init__(config)
+        self._application = application
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._application.guard.is_closing = True
+        super().handle_exit(sig, frame)
+
+
+class _Handler(logging.Handler):
+    """What uvicorn has to say, in the server's own log."""
+
+    def __init__(self, log: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log({"level": record.levelname.lower(), "message": record.getMessage()[:500]})
+
+
+def listen(config: ServerConfig) -> socket.socket:
+    """A socket that listens where the config says. Raises UsageError when it cannot."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((config.host, config.port))
+        found.listen(BACKLOG)
+        found.setblocking(False)
+    except (OSError, UnicodeError) as error:
+        found.close()
+        number = getattr(error, "errno", None)
+        if number == errno.EADDRINUSE:
+            raise UsageError(
+                f"port is {config.port}, which another program uses on {config.host}; choose another, or 0 for any",
+                parameter="port",
+            ) from None
+        if number == errno.EACCES:
+            raise UsageError(f"port is {config.port}, which this user may not take; choose one above 1023",
+                             parameter="port") from None  # fmt: skip
+        raise UsageError(
+            f"host is {config.host!r}, where this machine cannot listen ({getattr(error, 'strerror', error)}); "
+            "expected an address of it, such as 127.0.0.1",
+            parameter="host",
+        ) from None
+    return found
+
+
+def uvicorn_for(
+    application: Application, config: ServerConfig, log: Callable[[dict[str, Any]], None]
+) -> uvicorn.Server:
+    """What answers on a socket, by `serve`."""
+    handler = _Handler(log)
+    for name in ("uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+    # It warns of every part that is written to a client who has left meanwhile.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    settings = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
+        http="h11",  # which bounds what headers may take; httptools, a little quicker, does not
+        h11_max_incomplete_event_size=64 << 10,
+        limit_concurrency=config.parallel + config.queue + SPARE_CONNECTIONS,
+        ws="none",
+    )
+    return _Quiet(settings, application)
+
+
+async def serve(
+    server: uvicorn.Server,
+    application: Application,
+    listening: socket.socket,
+    preload: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer requests until SIGINT or SIGTERM, or `server.should_exit`; then let what is being written end.
+
+    preload:  a model that is loaded first. ready: is called when requests are taken.
+    Raises EdgellmError when that model cannot be loaded.
+    """
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        if preload is not None:
+            try:
+                await application.server.models.preload(preload)
+            except ApiProblem as problem:
+                cause = problem.__cause__
+                raise cause if isinstance(cause, EdgellmError) else EdgellmError(problem.message) from None
+        ready()
+        await server.serve(sockets=[listening])
+    finally:
+        sys.setswitchinterval(switch)
+        listening.close()
+        await application.server.models.close()

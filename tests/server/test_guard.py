@@ -1,0 +1,233 @@
+"""Who may ask, and what is made of requests that nobody should send."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+from edgellm.errors import FileProblem, UsageError
+from edgellm.server.keys import Keys, new_line, read
+
+from .running import running
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+FOREIGN = [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+           {"Origin": "http://127.0.0.1"}, {"Origin": "http://localhost:1"}]  # fmt: skip
+
+
+def test_a_host_that_is_not_ours_is_refused(small) -> None:
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", ""):
+        answer = small.post("/v1/chat/completions", CHAT, headers={"Host": host})
+        assert answer.status_code == 403, host
+        assert "--allow-host" in answer.json()["error"]["message"]
+    for host in ("localhost", "127.0.0.1:1", "[::1]:8080", "192.168.1.7", "LOCALHOST."):
+        assert small.get("/v1/models", headers={"Host": host}).status_code == 200, host
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_a_page_of_another_site_is_refused(small, headers) -> None:
+    answer = small.post("/v1/chat/completions", CHAT, headers=headers)
+    assert answer.status_code == 403
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    preflight = httpx.options(
+        f"{small.url}/v1/chat/completions", headers={**headers, "Access-Control-Request-Method": "POST"}
+    )
+    assert preflight.status_code in (403, 405)
+    assert not any(name.startswith("access-control") for name in preflight.headers)
+
+
+def test_a_page_of_this_server_and_one_that_is_allowed_may_ask(tiny_chat) -> None:
+    with running({"tiny": tiny_chat}, allowed_origins=("http://localhost:3000",), allowed_hosts=("my.box",)) as server:
+        assert server.get("/v1/models", headers={"Origin": server.url}).status_code == 200
+        assert server.get("/v1/models", headers={"Host": "my.box"}).status_code == 200
+        origin = {"Origin": "http://localhost:3000"}
+        answer = server.get("/v1/models", headers=origin)
+        assert answer.headers["access-control-allow-origin"] == origin["Origin"]
+        preflight = httpx.options(
+            f"{server.url}/v1/chat/completions", headers={**origin, "Access-Control-Request-Method": "POST"}
+        )
+        assert preflight.status_code == 204
+        assert "authorization" in preflight.headers["access-control-allow-headers"]
+
+
+def test_keys(tiny_chat, tmp_path) -> None:
+    key, line = new_line("ann")
+    (tmp_path / "keys").write_text(f"# keys\n{line}\n")
+    assert key not in line
+    with running({"tiny": tiny_chat}, Keys.of(["second-key"], tmp_path / "keys")) as server:
+        for headers in (
+            {"Authorization": f"Bearer {key}"}, {"x-api-key": key}, {"Authorization": "bearer second-key"},
+        ):  # fmt: skip
+            assert server.post("/v1/chat/completions", CHAT, headers=headers).status_code == 200
+        for headers in ({}, {"Authorization": f"Bearer {key}x"}, {"Authorization": f"Basic {key}"}, {"x-api-key": ""},
+                        {"x-api-key": "sha256:" + line[-64:]}, {"Authorization": f"Bearer {line[-64:]}"}):  # fmt: skip
+            for path in ("/v1/models", "/metrics", "/status", "/api/tags"):
+                assert server.get(path, headers=headers).status_code == 401
+        wrong = server.post("/v1/messages", {}, headers={"x-api-key": "no-such-key"}).json()
+        assert wrong["error"]["type"] == "authentication_error"
+        assert server.get("/health").status_code == 200
+        assert key not in json.dumps(server.log)
+
+
+def test_what_is_one_clients_is_nobody_elses(tiny_chat) -> None:
+    with running({"tiny": tiny_chat}, Keys.of(["key-of-ann", "key-of-bob"])) as server:
+        ann, bob = ({"Authorization": f"Bearer key-of-{name}"} for name in ("ann", "bob"))
+        asked = {"model": "tiny", "input": "a", "max_output_tokens": 1}
+        name = server.post("/v1/responses", asked, headers=ann).json()["id"]
+        file = httpx.post(f"{server.url}/v1/files", headers=ann, files={"file": ("a", b"secret")},
+                          data={"purpose": "batch"}).json()["id"]  # fmt: skip
+        for path in (f"/v1/responses/{name}", f"/v1/files/{file}", f"/v1/files/{file}/content"):
+            assert server.get(path, headers=ann).status_code == 200
+            assert server.get(path, headers=bob).status_code == 404
+        after = server.post("/v1/responses", {**asked, "previous_response_id": name}, headers=bob)
+        assert after.status_code == 404
+        assert server.get("/v1/files", headers=bob).json()["data"] == []
+
+
+@pytest.mark.parametrize("text", ["ann", "ann sha256:12", "ann md5:" + "0" * 32, "", "# only this\n"])
+def test_a_file_of_keys_that_is_none(tmp_path, text) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(FileProblem, match="keys"):
+        read(tmp_path / "keys")
+
+
+@pytest.mark.parametrize("key", ["short", "has a space in it", "umläute-umläute"])
+def test_a_key_that_cannot_be_one(key) -> None:
+    with pytest.raises(UsageError, match="api_key"):
+        Keys.of([key])
+
+
+MALFORMED = [
+    (b"", "JSON"),
+    (b"{", "JSON"),
+    (b"[]", "object"),
+    (b"\xff\xfe{}", "UTF-8"),
+    (b'{"model": NaN}', "NaN"),
+    (b'{"model": "tiny", "model": "b"}', "twice"),
+    (b"[" * 100_000, "nested"),
+    (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "half"),
+    (b'{"n": ' + b"9" * 5000 + b"}", "digits"),
+    (b'{"messages": []}', "messages"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": "5"}', "max_tokens"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "colour": 1}', "colour"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "temperature": -1}', "temperature"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "n": 100}', "together"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "stop": [""]}', "stop"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"x": 1}}', "logit_bias"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "logit_bias": {"99999": 1}}', "logit_bias"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "grammar": "root ::= ("}', "grammar"),
+    (b'{"messages": [{"role": "user", "content": 5}]}', "content"),
+    (b'{"messages": [{"role": "user", "content": "a"}], "adapters": {"none": 1}}', "none"),
+    (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "image_url"),
+    (b'{"messages": [{"role": "assistant", "tool_calls": 5}]}', "tool_calls"),
+    (b'{"model": "/etc/passwd", "messages": [{"role": "user", "content": "a"}]}', "does not exist"),
+    (b'{"model": "../../etc/passwd", "messages": [{"role": "user", "content": "a"}]}', "does not exist"),
+]
+
+
+@pytest.mark.parametrize(("body", "what"), MALFORMED)
+def test_a_body_that_cannot_be_taken_is_told_and_all_goes_on(small, body, what) -> None:
+    answer = httpx.post(f"{small.url}/v1/chat/completions", content=body, timeout=20)
+    assert 400 <= answer.status_code < 500
+    error = answer.json()["error"]
+    assert what in error["message"] and set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"] and len(error["message"]) < 1500
+    assert small.post("/v1/chat/completions", CHAT).status_code == 200
+
+
+def test_a_prompt_that_is_too_long(small) -> None:
+    long = {**CHAT, "messages": [{"role": "user", "content": "abc " * 2000}]}
+    error = small.post("/v1/chat/completions", long).json()["error"]
+    assert error["code"] == "context_length_exceeded" and "1024" in error["message"]
+
+
+def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_sought(small) -> None:
+    started = time.monotonic()
+    asked = {**CHAT, "messages": [{"role": "user", "content": "word " * 2_000_000}]}
+    error = small.post("/v1/chat/completions", asked).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert time.monotonic() - started < 3
+
+
+def test_a_body_that_is_too_large_or_too_slow(tiny_chat) -> None:
+    with running({"tiny": tiny_chat}, body_bytes=10_000, body_timeout=0.3) as server:
+        assert server.post("/v1/chat/completions", {"x": "a" * 20_000}).status_code == 413
+
+        def pieces():
+            for _ in range(20):
+                yield b"a" * 1000
+
+        assert httpx.post(f"{server.url}/v1/chat/completions", content=pieces()).status_code == 413
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as slow:
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
+        assert server.post("/v1/chat/completions", CHAT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/chat/completions", 405), ("POST", "/v1/models", 405), ("GET", "/nothing", 404),
+     ("GET", "/%2e%2e/a", 404),
+     ("GET", "/page/../app.py", 404), ("GET", "/page/%2e%2e%2fapp.py", 404), ("GET", "/page//etc/passwd", 404)],
+)  # fmt: skip
+def test_addresses_that_are_none(small, method, path, status) -> None:
+    answer = httpx.request(method, small.url + path)
+    assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_errors_have_the_shape_of_their_interface(small) -> None:
+    openai, anthropic, ollama = (
+        small.post(path, {"model": "no"}).json() for path in ("/v1/chat/completions", "/v1/messages", "/api/chat")
+    )
+    assert isinstance(openai["error"], dict)
+    assert anthropic["type"] == "error" and anthropic["error"]["type"] == "invalid_request_error"
+    assert isinstance(ollama["error"], str)
+
+
+def test_a_model_without_a_template_continues_texts_and_does_not_chat(tiny_path) -> None:
+    with running({"tiny": tiny_path}) as server:
+        for path, more in (("/v1/chat/completions", {}), ("/v1/messages", {}), ("/v1/messages/count_tokens", {}),
+                           ("/api/chat", {"options": {"num_predict": 2}})):  # fmt: skip
+            body = {"model": "tiny", "messages": CHAT["messages"], **more}
+            answer = server.post(path, body | ({"max_tokens": 2} if path == "/v1/messages" else {}))
+            assert answer.status_code == 400 and "/v1/completions" in str(answer.json()["error"])
+        text = server.post("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2})
+        assert text.json()["usage"]["completion_tokens"] == 2
+        told = server.post(
+            "/api/generate", {"model": "tiny", "prompt": "a", "stream": False, "options": {"num_predict": 2}}
+        )
+        assert told.json()["eval_count"] == 2
+
+
+def test_contents_are_logged_only_if_wanted(tiny_chat) -> None:
+    secret = "a quite unusual word"
+    asked = {**CHAT, "messages": [{"role": "user", "content": secret}]}
+    for wanted in (False, True):
+        with running({"tiny": tiny_chat}, log_contents=wanted) as server:
+            server.post("/v1/chat/completions", asked)
+            _until(lambda log=server.log: any("model" in record for record in log))
+            assert (secret in json.dumps(server.log)) == wanted
+            (record,) = [record for record in server.log if "model" in record]
+            assert {"id", "method", "path", "status", "seconds", "prompt_tokens", "generated_tokens"} <= set(record)
+
+
+def test_requests_over_one_connection_at_once(small) -> None:
+    threads = [threading.Thread(target=small.post, args=("/v1/chat/completions", CHAT)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert small.status()["answers_running"] == 0
+
+
+def _until(is_so, seconds: float = 5.0) -> None:
+    ends = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
