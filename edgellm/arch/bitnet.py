@@ -23,10 +23,10 @@ from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
-from edgellm.graph.nodes import Graph, Value
+from edgellm.graph.nodes import Activation, Graph, Value
 
 STYLE = Style(inner_norms=True)
-ACTIVATIONS = {"silu": "silu", "relu2": "relu_squared"}
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "relu2": "relu_squared"}
 KEY = "hidden_act"
 
 

@@ -46,6 +46,8 @@ class ModelConfig:
     temperature:       (beta, length): how queries grow with the position, see `Rotation`.
     n_shared_layers:   the last so many layers have no keys and values of their own.
     n_embd_per_layer:  how wide an embedding is that each layer has of its own; 0 for none.
+    n_streams, active_stream:  streams of hidden states side by side, and which of them layers compute (Gemma 3n).
+    sparsity:          by how many standard deviations a gate must be above the mean to count; None where all do.
     layers:            for each layer, what it has otherwise; empty where all are alike.
     """
 
@@ -79,6 +81,9 @@ class ModelConfig:
     n_shared_layers: int = 0
     n_embd_per_layer: int = 0
     layers: tuple[Mapping[str, Any], ...] = ()
+    n_streams: int = 1
+    active_stream: int = 0
+    sparsity: float | None = None
 
     def of_layer(self, layer: int) -> ModelConfig:
         """The shape as this layer has it."""

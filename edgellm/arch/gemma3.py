@@ -70,7 +70,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("attn_logit_softcapping", None)
     s.expect("final_logit_softcapping", None)
     s.expect("use_bidirectional_attention", False)
-    full, sliding = _ropes(s)
+    full, sliding = ropes(s)
     shape = decoder_hyperparameters(s, full)
     n_layers, head_dim = shape["block_count"], shape["attention.key_length"]
     period = s.count("sliding_window_pattern", GLOBAL_PERIOD)
@@ -89,7 +89,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     return shape
 
 
-def _ropes(s: Settings) -> tuple[Settings, Settings]:
+def ropes(s: Settings) -> tuple[Settings, Settings]:
     """The rotary embeddings of layers that see everything and of those that slide.
 
     They are two sections of rope_parameters, or what they differ in stands beside each other, as in older files.
@@ -150,5 +150,5 @@ HUGGING_FACE = HuggingFace(
         "query_pre_attn_scalar": 256, "tie_word_embeddings": True,
     },
     null_stays=("sliding_window",),
-    rope=lambda s: _ropes(s)[0],
+    rope=lambda s: ropes(s)[0],
 )  # fmt: skip

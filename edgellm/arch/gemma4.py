@@ -30,7 +30,7 @@ from edgellm.arch.rope import frequencies
 from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
-from edgellm.errors import UnsupportedError
+from edgellm.errors import FormatError, UnsupportedError
 from edgellm.graph.nodes import Graph, Rotation, Value, add, glu, linear, scale
 
 STYLE = Style(order="both", activation="gelu", head_norms="heads")
@@ -60,6 +60,12 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     )
     near = keys.count("attention.key_length_swa", c.head_dim)
     n_rot = keys.count("rope.dimension_count_swa", near)
+    if n_rot % 2 or n_rot > near:
+        raise FormatError(
+            f"{keys.architecture}.rope.dimension_count_swa is {n_rot}; expected an even number up to {near}"
+        )
+    if wrong := [n for n in n_kv_heads if c.n_heads % n]:
+        raise FormatError(f"{c.n_heads} attention heads cannot share {wrong[0]} key-value heads evenly")
     narrow = {"head_dim": near, "value_dim": keys.count("attention.value_length_swa", near), "n_rot": n_rot}
     layers = (
         {"n_kv_heads": kv, "n_ff": ff} | ({} if window is None else narrow)

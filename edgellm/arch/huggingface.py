@@ -79,7 +79,7 @@ class HuggingFace:
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
     interleaved:      whether `attn_qkv` has queries, keys and values group by group there; GGUF has all queries first.
     transposed:       weights that are [n_in, n_out] there.
-    stacked:          weights of GGUF that are one tensor for every head there; in its name, * stands for the head.
+    stacked:          weights of GGUF that are several tensors there; in their name, * stands for 0, 1 and so on.
     offsets:          tensors that GGUF holds with a number added.
     bare:             tensors whose names have no ending there.
     biases:           linears and norms with biases, and the key of config.json that says so; None where they always
@@ -122,8 +122,8 @@ class HuggingFace:
         part = name.split(".")[-2]
         if part == "attn_qkv" and self.interleaved:
             group = c.n_heads // c.n_kv_heads
-            by_group = np.arange(c.n_kv_heads * (group + 2) * c.head_dim, dtype=np.int32)
-            by_group = by_group.reshape(c.n_kv_heads, group + 2, c.head_dim)
+            shape = (c.n_kv_heads, group + 2, c.head_dim)
+            by_group = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
             parts = (by_group[:, :group], by_group[:, group : group + 1], by_group[:, group + 1 :])
             return np.concatenate([rows.reshape(-1) for rows in parts])
         if part not in self.paired:
@@ -301,8 +301,8 @@ def rope_hyperparameters(rope: Settings) -> dict[str, Any]:
     if kind in ("linear", "dynamic", "yarn"):
         result |= {"rope.scaling.type": kind, "rope.scaling.factor": rope.number("factor")}
     if kind in ("dynamic", "yarn", "longrope"):
-        original = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
-        result["rope.scaling.original_context_length"] = rope.count(original)
+        length = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
+        result["rope.scaling.original_context_length"] = rope.count(length)
     if kind == "yarn":
         result |= _yarn_hyperparameters(rope)
     if kind == "longrope":

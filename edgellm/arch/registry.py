@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from edgellm.arch import (
-    bitnet,
-    bloom,
-    cohere2,
-    command_r,
-    ernie4_5,
-    exaone4,
-    falcon,
-    gemma,
-    gemma2,
-    gemma3,
-    gemma4,
-    gpt2,
-    gptneox,
-    granite,
-    hunyuan_dense,
-    llama,
-    mistral,
-    mistral3,
-    mpt,
-    olmo2,
-    phi3,
-    qwen2,
-    qwen3,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import HuggingFace
 from edgellm.arch.weights import Weights
@@ -93,44 +66,81 @@ class Architecture:
         return ModelGraphs(body, head, hidden, hidden_input, logits)
 
 
-def _family(module: Any, *more: HuggingFace) -> Architecture:
-    return Architecture(module.configure, module.body, module.head, (module.HUGGING_FACE, *more))
-
-
-ARCHITECTURES = {
-    "llama": _family(llama, mistral.HUGGING_FACE),
-    "qwen2": _family(qwen2),
-    "qwen3": _family(qwen3),
-    "gemma": _family(gemma),
-    "gemma2": _family(gemma2),
-    "gemma3": _family(gemma3),
-    "gemma4": _family(gemma4),
-    "phi3": _family(phi3),
-    "mistral3": _family(mistral3),
-    "smollm3": _family(smollm3),
-    "granite": _family(granite),
-    "olmo2": _family(olmo2),
-    "starcoder2": _family(starcoder2),
-    "stablelm": _family(stablelm),
-    "command-r": _family(command_r),
-    "cohere2": _family(cohere2),
-    "exaone4": _family(exaone4),
-    "ernie4_5": _family(ernie4_5),
-    "hunyuan-dense": _family(hunyuan_dense),
-    "bitnet": _family(bitnet),
-    "bitnet-b1.58": _family(bitnet),
-    "gpt2": _family(gpt2),
-    "gptneox": _family(gptneox),
-    "falcon": _family(falcon),
-    "bloom": _family(bloom),
-    "mpt": _family(mpt),
+# The file of each family, and files or names in them (FILE:NAME) of further kinds of its checkpoints.
+_FILES: dict[str, tuple[str, ...]] = {
+    "llama": ("llama", "mistral"),
+    "mistral3": ("mistral3",),
+    "qwen2": ("qwen2",),
+    "qwen3": ("qwen3",),
+    "gemma": ("gemma",),
+    "gemma2": ("gemma2",),
+    "gemma3": ("gemma3",),
+    "gemma3n": ("gemma3n",),
+    "gemma4": ("gemma4",),
+    "phi3": ("phi3",),
+    "smollm3": ("smollm3",),
+    "granite": ("granite",),
+    "olmo2": ("olmo2",),
+    "starcoder2": ("starcoder2",),
+    "stablelm": ("stablelm",),
+    "command-r": ("command_r",),
+    "cohere2": ("cohere2",),
+    "exaone4": ("exaone4",),
+    "ernie4_5": ("ernie4_5",),
+    "hunyuan-dense": ("hunyuan_dense",),
+    "bitnet": ("bitnet",),
+    "bitnet-b1.58": ("bitnet",),
+    "gpt2": ("gpt2",),
+    "gptneox": ("gptneox",),
+    "falcon": ("falcon",),
+    "bloom": ("bloom",),
+    "mpt": ("mpt",),
 }
+
+
+class _Families(Mapping[str, Architecture]):
+    """The families by their names; the file of one is imported when somebody asks for it."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Architecture] = {}
+
+    def __getitem__(self, name: str) -> Architecture:
+        if name not in self._known:
+            module, *_ = found = [_content(place) for place in _FILES[name]]
+            kinds = tuple(getattr(kind, "HUGGING_FACE", kind) for kind in found)
+            self._known[name] = Architecture(module.configure, module.body, module.head, kinds)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_FILES)
+
+    def __len__(self) -> int:
+        return len(_FILES)
+
+
+def _content(place: str) -> Any:
+    """A file of this folder, or what has a name in it."""
+    module, _, name = place.partition(":")
+    found = import_module(f"edgellm.arch.{module}")
+    return getattr(found, name) if name else found
+
+
+ARCHITECTURES: Mapping[str, Architecture] = _Families()
+
+
+def some_of(name: str, known: Iterable[str], most: int = 8) -> str:
+    """Names for an error: those that are most like the one that was asked for, and the first ones, of many."""
+    from difflib import get_close_matches  # which nobody needs otherwise
+
+    known = list(dict.fromkeys(known))
+    chosen = list(dict.fromkeys([*get_close_matches(name[:60], known), *known]))[:most]
+    rest = len(known) - len(chosen)
+    return ", ".join(chosen) + (f" and {rest} more (docs/families.md)" if rest else "")
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
     """The family of a file. Raises UnsupportedError naming one that edgellm does not run."""
     name = get_value(metadata, "general.architecture", str)
     if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedError(f"the model's architecture is {name!r:.60}; edgellm runs: {known}")
+        raise UnsupportedError(f"the model's architecture is {name!r:.60}; edgellm runs {some_of(name, ARCHITECTURES)}")
     return ARCHITECTURES[name]

@@ -69,6 +69,8 @@ def read_scaling(keys: Keys) -> RopeScaling:
     kind = get_value(keys.metadata, kind_key, str, "linear")
     if kind not in KINDS:
         raise UnsupportedError(f"rope scaling of type {kind!r:.60} ({kind_key}); edgellm knows {', '.join(KINDS)}")
+    if kind == "none":
+        return RopeScaling(n_ctx_original=n_ctx, magnitude=magnitude)
     if kind == "yarn" and keys.number("rope.scaling.yarn_ext_factor", 1.0) != 1:
         raise UnsupportedError(f"{keys.architecture}.rope.scaling.yarn_ext_factor is not 1")
     return RopeScaling(
@@ -90,9 +92,13 @@ def frequencies(
     n_ctx:     the context that the model is run with, for "dynamic".
     truncate:  whether YaRN's first and last pair are whole numbers, as in all families but gpt-oss.
     """
+    base = float(base)
+    if scaling.kind == "yarn" and base <= 1:
+        raise FormatError(f"rope.freq_base is {base}; with YaRN, expected a number above 1")
     if scaling.kind == "dynamic" and n_ctx > scaling.n_ctx_original and n_rot > 2:
         stretch = scaling.factor * n_ctx / scaling.n_ctx_original - (scaling.factor - 1)
-        base *= stretch ** (n_rot / (n_rot - 2))
+        with np.errstate(over="ignore"):  # then nothing turns, and nothing fails
+            base *= float(np.power(stretch, n_rot / (n_rot - 2)))
     plain = base ** (-np.arange(0, n_rot, 2) / n_rot)
     if scaling.kind == "linear":
         return plain / scaling.factor

@@ -7,6 +7,7 @@ import numpy as np
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.parts import normalize, project, token_embedding
 from edgellm.arch.weights import Weights
+from edgellm.errors import FormatError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import (
     AttentionSpec,
@@ -53,6 +54,11 @@ def attention_of_shared(
         last.of_kind[window is None] = keys_values(k, v, c.n_kv_heads)
     else:
         w.pass_over("attn_k", "attn_v", "attn_k_norm")  # which files may hold, and nothing reads
+        if (window is None) not in last.of_kind:
+            raise FormatError(
+                f"{c.architecture}.attention.shared_kv_layers is {c.n_shared_layers}, and layer {layer} has no layer "
+                "of its kind below whose keys and values it could share"
+            )
     spec = AttentionSpec(c.attention_scale, window=window)
     heads = attention(q, last.of_kind[window is None], c.n_heads, spec, name=w.named("kqv_out"))
     return project(w, heads, "attn_output", c.n_embd, "attn_out")

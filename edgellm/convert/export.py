@@ -148,6 +148,8 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
         raise UnsupportedError(
             f"transformers has no model of the kind {c.architecture} with windows in some layers only"
         )
+    if c.value_dim != c.head_dim:
+        raise UnsupportedError(f"transformers has no {c.architecture} with keys and values of different widths")
     if family.settings is None:
         raise UnsupportedError(f"exporting models of the kind {c.architecture} is not built yet")
     names = dict(family.names(c.n_layers))
@@ -196,9 +198,27 @@ def _rope(file: GGUFFile, c: ModelConfig) -> dict[str, Any]:
     if "rope_freqs.weight" in file.tensors:
         scaling = llama3_settings(file.tensors["rope_freqs.weight"].dequantize(), c.rope_base)
         rope["rope_scaling"] = {key: value for key, value in scaling.items() if key != "rope_theta"}
-    elif c.rope_scale != 1:
-        rope["rope_scaling"] = {"rope_type": "linear", "factor": c.rope_scale}
+    elif c.scaling.kind != "none" or c.scaling.magnitude != 1:
+        rope["rope_scaling"] = _scaling(c)
     return rope
+
+
+def _scaling(c: ModelConfig) -> dict[str, Any]:
+    """Raises UnsupportedError for what transformers has no words for."""
+    scaling = c.scaling
+    if scaling.kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.n_ctx_original,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.magnitude * scaling.yarn_magnitude,
+        }
+    is_usual = scaling.magnitude == 1 and (scaling.kind != "dynamic" or scaling.n_ctx_original == c.n_ctx_train)
+    if scaling.kind not in ("linear", "dynamic") or not is_usual:
+        raise UnsupportedError(f"exporting rope scaling of type {scaling.kind!r} with these numbers is not built yet")
+    return {"rope_type": scaling.kind, "factor": scaling.factor}
 
 
 def _write_weights(

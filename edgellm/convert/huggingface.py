@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
+from edgellm.arch.registry import some_of
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
@@ -45,6 +47,7 @@ def read_huggingface(folder: Path) -> Source:
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
             notes += _tie(settings, tensors, family)
+            _leave_out_rows(tensors, family)
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
@@ -72,7 +75,9 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
     known = [name for entry in ARCHITECTURES.values() for family in entry.hugging_face for name in family.classes]
-    raise UnsupportedError(f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {', '.join(known)}")
+    raise UnsupportedError(
+        f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {some_of(classes[0], known)}"
+    )
 
 
 def _language_tensors(
@@ -125,6 +130,21 @@ def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) ->
     return []
 
 
+def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:
+    """Embeddings of tokens that have none of layers: Gemma 3n's marks of images and sounds, which no text holds."""
+    of_layers = tensors.get(f"{family.tensors.get('per_layer_token_embd')}.weight")
+    for name in (f"{family.tensors['token_embd']}.weight", f"{family.tensors.get('output')}.weight"):
+        tensor = tensors.get(name)
+        if (
+            of_layers is not None
+            and tensor is not None
+            and len(tensor.shape) == 2
+            and len(of_layers.raw) < len(tensor.raw)
+        ):
+            n_rows = len(of_layers.raw)
+            tensors[name] = Tensor(name, (n_rows, tensor.shape[1]), tensor.format, tensor.raw[:n_rows])
+
+
 def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
     """A note on added tokens that the model was never given, such as a padding token of its training."""
     if not tokens:
@@ -157,7 +177,7 @@ def _parts(
     parts: list[Part] = []
     theirs: dict[str, str] = {}
     for ours, name in family.names(config.n_layers):
-        tensor = _taken(family, config, ours, name, tensors)
+        tensor = _taken(family, ours, name, tensors)
         if tensor is not None:
             theirs[ours] = name
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
@@ -175,14 +195,14 @@ def _parts(
     return parts
 
 
-def _taken(family: HuggingFace, c: ModelConfig, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
+def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
     """What GGUF's tensor `ours` is made of, taken out of the checkpoint's; None where there is nothing."""
     if (part := ours.split(".")[-2]) in family.stacked:
-        n_heads = c.n_kv_heads if part.startswith("attn_k") else c.n_heads
-        heads = [name.replace("*", str(head)) for head in range(n_heads)]
-        if not all(head in tensors for head in heads):
-            return None
-        return Tensor.of(name, np.stack([tensors.pop(head).dequantize() for head in heads]))
+        names = (name.replace("*", str(index)) for index in itertools.count())
+        found = [tensors.pop(each).dequantize() for each in itertools.takewhile(lambda each: each in tensors, names)]
+        if len({x.shape for x in found}) > 1:
+            raise FormatError(f"tensors {name!r} have different shapes")
+        return Tensor.of(name, np.stack(found)) if found else None
     tensor = tensors.pop(name, None)
     if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
         return Transposed(tensor)

@@ -141,7 +141,7 @@ class Batch:
     def _turn(self, positions: np.ndarray) -> None:
         """Fill the tables of angles for the positions of the tokens."""
         for rotation, table in zip(self.rotations, self.angles, strict=True):
-            table[: len(positions), 0], table[: len(positions), 1] = rotation.table(positions)
+            rotation.fill(positions, table[: len(positions)])
 
     def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, Piece]]) -> tuple[int, int]:
         """Attention tasks for slices (token, n_tokens, position, piece); a lone token with a long past is split.

@@ -22,8 +22,8 @@ from .test_float32 import in_format
 IDS = np.random.default_rng(5).integers(2, 384, 3 * families.WINDOW + 6).tolist()
 # Sums of a few hundred float32 products in another order; logits have a standard deviation near 1.
 FLOAT32 = 1e-4
-# Activations of 8 bits in groups of 32: the mean divergence from float32 of models whose weights are all random.
-INT8_KL = 2e-3
+# Activations of 8 bits in groups of 32: the mean divergence from float32 of narrow models of random weights.
+INT8_KL = 4e-3
 
 
 @dataclass
@@ -87,6 +87,20 @@ def test_int8_stays_near_and_is_the_same_bits_however_a_text_is_cut(case: Case, 
         assert fed(runner, beside, IDS[45:90]).tobytes() == whole[45:90].tobytes()
         for sequence in (text, alone, fork, beside):
             sequence.release()
+
+
+def test_tokens_that_have_no_embeddings_of_layers_are_left_out(tmp_path: Path) -> None:
+    """As the last ones of Gemma 3n, which stand for images and sounds."""
+    model_class, config_class, _ = families.FAMILIES["gemma3n"]
+    torch.manual_seed(1)
+    config = families.config_of("gemma3n").to_dict() | {"vocab_size": 400, "vocab_size_per_layer_input": 384}
+    model = model_class(config_class(**config)).eval()
+    model.save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "model.gguf")
+    with torch.no_grad():
+        expected = model.double()(torch.tensor([IDS])).logits[0].numpy()
+    np.testing.assert_allclose(logits_of(tmp_path / "model.gguf", "f32", None), expected[:, :384], atol=FLOAT32)
 
 
 def fed(

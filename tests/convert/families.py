@@ -35,6 +35,16 @@ def _family(name: str, **changes: Any) -> tuple[Any, Any, dict[str, Any]]:
     return getattr(t, f"{name}ForCausalLM"), getattr(t, f"{name}Config"), changes
 
 
+def _gemma3n(**changes: Any) -> tuple[Any, Any, dict[str, Any]]:
+    shape = {
+        "num_hidden_layers": 6, "layer_types": _ALTERNATING * 3, "sliding_window": WINDOW, "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 384, "tie_word_embeddings": True,
+        "intermediate_size": [96, 128, 96, 96, 64, 64], "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.8, 0.5, 0.0, 0.0, 0.0, 0.0],
+    }  # fmt: skip
+    return t.Gemma3nForCausalLM, t.Gemma3nTextConfig, shape | changes
+
+
 def _gemma4(**changes: Any) -> tuple[Any, Any, dict[str, Any]]:
     shape = {
         "num_hidden_layers": 6, "layer_types": _ALTERNATING * 3, "sliding_window": WINDOW, "global_head_dim": 32,
@@ -56,6 +66,10 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gemma2, no caps, own layers": _family(
         "Gemma2", sliding_window=WINDOW, query_pre_attn_scalar=16, attn_logit_softcapping=None,
         final_logit_softcapping=None, layer_types=["full_attention", *_ALTERNATING], tie_word_embeddings=True,
+    ),
+    "gemma3n": _gemma3n(),
+    "gemma3n, one width, all gates": _gemma3n(
+        intermediate_size=96, activation_sparsity_pattern=[0.0] * 6, num_kv_shared_layers=0, altup_active_idx=1
     ),
     "gemma4": _gemma4(),
     "gemma4, keys are values": _gemma4(

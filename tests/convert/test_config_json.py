@@ -216,7 +216,7 @@ def test_wherever_rope_is_said(name: str, rope: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "unheard", "factor": 2.0}}, "'unheard'"),
         ("Qwen2ForCausalLM", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'full_attention'"),
         ("LlamaForCausalLM", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("LlamaForCausalLM", {"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),

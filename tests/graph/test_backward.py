@@ -21,6 +21,7 @@ from edgellm.graph.nodes import (
     add,
     add_bias,
     attention,
+    columns,
     dropout,
     embed,
     glu,
@@ -32,6 +33,7 @@ from edgellm.graph.nodes import (
     replace_rows,
     rms_norm,
     rope,
+    scale,
     widen,
 )
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
@@ -67,7 +69,7 @@ class Random:
     def record(self, step: int) -> Value:
         rng = self.rng
         x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
-        kind = rng.integers(12)
+        kind = rng.integers(14)
         if kind == 0 or (kind in (1, 2) and x.width != y.width):
             return linear(x, self.weight(int(rng.choice([32, 64, 96, 160])), x.width, step=step))
         if kind == 1:
@@ -80,7 +82,11 @@ class Random:
             return rms_norm(x, tensor("n", x.width // 4, seed=step), 1e-2, n_heads=4)
         if kind == 5:
             n_rot = 2 * int(rng.integers(1, x.width // 8 + 1))
-            return rope(x, 4, Rotation(rng.random(n_rot // 2), interleaved=rng.random() < 0.5))
+            return rope(x, 4, Rotation(rng.random(n_rot // 2), interleaved=rng.random() < 0.5, magnitude=1.3))
+        if kind == 12:
+            return scale(x, -0.7)
+        if kind == 13:
+            return columns(x, x.width // 4, 32) if x.width > 32 else x
         if kind == 6:
             h = narrow(x, tensor("a", 3, x.width, seed=step))
             product = linear(x, self.weight(64, x.width, step=step))

@@ -12,16 +12,23 @@ from edgellm.graph.nodes import (
     Rotation,
     add,
     add_bias,
+    among_zeros,
     attention,
+    columns,
     embed,
+    embed_position,
     glu,
     keys_values,
+    layer_norm,
     linear,
     maxima,
     rms_norm,
     rope,
+    scale,
     select_rows,
+    soft_cap,
 )
+from edgellm.graph.nodes.streams import add_mixed, add_to_columns, keep_large, match_size
 from edgellm.kernels import reference
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
@@ -283,7 +290,7 @@ class Random:
         rng = self.rng
         x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
         to = [32, 64, 96, 160][int(rng.integers(4))]
-        kind = rng.integers(8)
+        kind = rng.integers(10)
         if kind == 0 or (kind in (1, 2) and x.width != y.width):
             weight = tensor("w", to, x.width, format_name=str(rng.choice(["Q8_0", "Q4_1", "F16", "F32"])), seed=step)
             return linear(x, weight, sensitive=rng.random() < 0.3)
@@ -300,7 +307,31 @@ class Random:
             return rope(x, 4, Rotation(rng.random(n_rot // 2), interleaved=rng.random() < 0.5))
         if kind == 6:
             return select_rows(x)
+        if kind > 7:
+            return self.record_more(x, y, step)
         return self.attend(x, y)
+
+    def record_more(self, x: Value, y: Value, step: int) -> Value:
+        """What dense decoders beside Llama have."""
+        kind, each = self.rng.integers(9), min(x.width, y.width) // 4
+        if kind == 0:
+            return layer_norm(x, tensor("n", x.width, seed=step), tensor("b", x.width), 1e-5)
+        if kind == 1:
+            return layer_norm(x, tensor("n", 4, x.width // 4, seed=step), None, 1e-5, n_heads=4)
+        if kind == 2:
+            return scale(x, -0.7)
+        if kind == 3:
+            return soft_cap(x, 2.0)
+        if kind == 4:
+            return add(columns(x, x.width - 32, 32), embed_position(self.graph, tensor("p", N_TOKENS, 32)))
+        if kind == 5:
+            return among_zeros(x, 5, x.width + 32)
+        if kind == 6:
+            by = soft_cap(columns(x, 0, 2 * (x.width // each)), 1.0)
+            return add_mixed(x, columns(y, 0, 2 * each), by, each, plus=0.5)
+        if kind == 7:
+            return add_to_columns(x, columns(y, 1, each), each)
+        return keep_large(match_size(x, y if y.width == x.width else x, 1e-3), -0.5)
 
     def attend(self, x: Value, y: Value) -> Value:
         """Heads of 8, 16, 24 or 40 dimensions, and values as wide or not: kernels have them in sixteens."""

@@ -12,19 +12,26 @@ from edgellm.graph.nodes import (
     GLU,
     Add,
     AddBias,
+    AmongZeros,
     Attention,
+    Columns,
     Embed,
+    EmbedPosition,
     Graph,
     KeysValues,
+    LayerNorm,
     Linear,
     Maxima,
     Node,
     RMSNorm,
     Rope,
+    Scale,
     SelectRows,
+    SoftCap,
     Value,
 )
-from edgellm.kernels import reference
+from edgellm.graph.nodes.streams import AddMixed, AddToColumns, KeepLarge, MatchSize
+from edgellm.kernels import reference, reference_streams
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,20 @@ _TWINS: dict[type[Node], Any] = {
     Embed: lambda node, text: reference.embed(text.token_ids, node.weight.raw, node.weight.format, node.scale),
     RMSNorm: lambda node, text, x: reference.rms_norm(x, node.weight.dequantize(), node.epsilon, node.n_heads),
     Linear: lambda node, text, x: reference.linear_f32(node.weight.raw, node.weight.format, x),
+    LayerNorm: lambda node, text, x: reference.layer_norm(
+        x, node.weight.dequantize(), node.bias.dequantize() if node.bias else 0, node.epsilon, node.n_heads
+    ),
+    EmbedPosition: lambda node, text: node.weight.dequantize()[: len(text.token_ids)],
+    Scale: lambda node, text, x: x * np.float32(node.factor),
+    SoftCap: lambda node, text, x: reference.soft_cap(x, node.cap),
+    Columns: lambda node, text, x: reference.columns(x, node.first, node.n_cols),
+    AmongZeros: lambda node, text, x: reference.columns(x, 0, x.shape[1], node.first, node.n_cols),
+    AddMixed: lambda node, text, x, y, by: reference_streams.add_mixed(x, y, by, node.n_cols, node.plus),
+    AddToColumns: lambda node, text, x, y: reference_streams.add_to_columns(
+        x, y, node.first, (x.shape[1] - node.first) // y.shape[1]
+    ),
+    MatchSize: lambda node, text, x, like: reference_streams.match_size(x, like, node.least),
+    KeepLarge: lambda node, text, x: reference_streams.keep_large(x, node.deviations),
     Add: lambda node, text, a, b: reference.add(a, b),
     AddBias: lambda node, text, x: reference.add_bias(x, node.bias.dequantize()),
     GLU: lambda node, text, gate, up: reference.glu(gate, up, node.activation),

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled
+from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled, streams
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
@@ -58,7 +58,7 @@ __all__ = [
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, low_rank, rows, scaled)  # importing them fills RULES
+_RULE_FILES = (attention, linear, low_rank, rows, scaled, streams)  # importing them fills RULES
 
 
 @dataclass(eq=False)

@@ -23,7 +23,17 @@ from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen,
 from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
-from edgellm.graph.nodes.scaled import Columns, Scale, SoftCap, columns, scale, soft_cap, split_columns
+from edgellm.graph.nodes.scaled import (
+    AmongZeros,
+    Columns,
+    Scale,
+    SoftCap,
+    among_zeros,
+    columns,
+    scale,
+    soft_cap,
+    split_columns,
+)
 
 __all__ = [
     "GLU",
@@ -31,6 +41,7 @@ __all__ = [
     "Activation",
     "Add",
     "AddBias",
+    "AmongZeros",
     "Attention",
     "AttentionSpec",
     "Chance",
@@ -60,6 +71,7 @@ __all__ = [
     "activate",
     "add",
     "add_bias",
+    "among_zeros",
     "attention",
     "choose",
     "columns",

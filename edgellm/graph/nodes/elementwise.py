@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
 PlainActivation = Activation
+NOT_TRAINED = ("gelu_erf", "relu_squared")  # that gradients do not go through yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
+        _refuse_untrained(self.activation)
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
         for value, gradient in zip((self.gate, self.up), made, strict=True):
             if b.needs(value):
@@ -91,7 +94,13 @@ class Activate(Node):
         from edgellm.graph.nodes.gradients import ActivateBackward  # which training alone needs
 
         if b.needs(self.x):
+            _refuse_untrained(self.activation)
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
+
+
+def _refuse_untrained(activation: Activation) -> None:
+    if activation in NOT_TRAINED:
+        raise UnsupportedError(f"training through {activation} is not built yet")
 
 
 def add(a: Value, b: Value, name: str = "") -> Value:

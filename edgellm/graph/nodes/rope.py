@@ -30,14 +30,16 @@ class Rotation:
     temperature: tuple[float, int] | None = None
     of_queries: Rotation | None = None
 
-    def table(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines and sines, float64 [n_tokens, n_rot / 2] each, with all that they are multiplied by."""
+    def fill(self, positions: np.ndarray, table: np.ndarray) -> None:
+        """Cosines and sines, with all that they are multiplied by, into table: float32 [n_tokens, 2, n_rot / 2]."""
         angles = np.multiply.outer(positions, self.frequencies)
-        size = np.full(len(positions), self.magnitude)
+        np.cos(angles, out=table[:, 0], casting="same_kind")
+        np.sin(angles, out=table[:, 1], casting="same_kind")
+        if self.magnitude != 1:
+            table *= np.float32(self.magnitude)
         if self.temperature is not None:
             beta, length = self.temperature
-            size *= 1 + beta * np.log1p(positions // length)
-        return np.cos(angles) * size[:, None], np.sin(angles) * size[:, None]
+            table *= (1 + beta * np.log1p(positions // length)).astype(np.float32)[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,6 +83,10 @@ def columns(x: Value, first: int, n_cols: int, name: str = "") -> Value:
     return x.graph.record(Columns(x, first, n_cols), name)
 
 
+def among_zeros(x: Value, first: int, n_cols: int) -> Value:
+    return x.graph.record(AmongZeros(x, first, n_cols))
+
+
 def split_columns(x: Value, *widths: int) -> list[Value]:
     """x cut into neighbours of these widths, which add up to its own."""
     starts = [sum(widths[:i]) for i in range(len(widths))]

@@ -72,15 +72,22 @@ def _sum(v: Vocabulary, x: Value, n_cols: Value, add: Callable[[Value, Value], V
     return total.to(F64)
 
 
-def _layer_norm_row(v: Vocabulary, x: Value, weight: Value, bias: Value, out: Value, n_cols: Value,
-                    epsilon: Value) -> None:  # fmt: skip
-    mean = (_sum(v, x, n_cols, lambda part, total: part + total) / n_cols.to(F64)).to(F32)
+def mean_and_variance(v: Vocabulary, x: Value, n_cols: Value) -> tuple[Value, Value]:
+    """Of a row, float64."""
+    mean = _sum(v, x, n_cols, lambda part, total: part + total) / n_cols.to(F64)
+    rounded = mean.to(F32)
 
     def add_square(part: Value, total: Value) -> Value:
-        away = part - mean
+        away = part - rounded
         return v.fma(away, away, total)
 
-    variance = _sum(v, x, n_cols, add_square) / n_cols.to(F64)
+    return mean, _sum(v, x, n_cols, add_square) / n_cols.to(F64)
+
+
+def _layer_norm_row(v: Vocabulary, x: Value, weight: Value, bias: Value, out: Value, n_cols: Value,
+                    epsilon: Value) -> None:  # fmt: skip
+    exact, variance = mean_and_variance(v, x, n_cols)
+    mean = exact.to(F32)
     scale = (v.constant(1.0, F64) / v.call("llvm.sqrt", F64, variance + epsilon)).to(F32)
 
     def scale_part(i: Value, lanes: int) -> None:
