@@ -17,26 +17,20 @@ from edgellm.arch.huggingface import (
     DEFAULTS,
     HuggingFace,
     Settings,
+    activation_hyperparameters,
     decoder_hyperparameters,
 )
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
-from edgellm.errors import UnsupportedError
-from edgellm.graph.nodes import Activation, Graph, Value
+from edgellm.graph.nodes import Graph, Value
 
 STYLE = Style(inner_norms=True)
-ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "relu2": "relu_squared"}
-KEY = "hidden_act"
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
-    keys = Keys(metadata)
-    usual = "silu" if keys.architecture == "bitnet" else "relu2"
-    name = keys.text(KEY, usual)
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"{keys.architecture}.{KEY} is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}")
-    return decoder_config(metadata, replace(STYLE, activation=ACTIVATIONS[name]))
+    is_new = Keys(metadata).architecture != "bitnet"
+    return decoder_config(metadata, replace(STYLE, activation="relu_squared") if is_new else STYLE)
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
@@ -47,8 +41,7 @@ head = logits_head
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
-    s.expect("hidden_act", *ACTIVATIONS)
-    return decoder_hyperparameters(s) | {KEY: s.get("hidden_act")}
+    return decoder_hyperparameters(s) | activation_hyperparameters(s, STYLE)
 
 
 HUGGING_FACE = HuggingFace(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.arch.rope import NO_SCALING, RopeScaling, read_scaling
-from edgellm.arch.style import LLAMA, Style
+from edgellm.arch.style import ACTIVATIONS, LLAMA, Style
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
+
+if TYPE_CHECKING:
+    from edgellm.arch.latent import Latent
+    from edgellm.arch.mixture import Mixture
 
 # Far above any real model, far below what would exhaust memory before the file's size is looked at.
 MOST_LAYERS = 4096
@@ -35,6 +39,8 @@ class ModelConfig:
     n_rot:             dimensions of a head that are turned.
     rope_base:         the wavelength base of rotary embedding; rope_base_local that of sliding layers, if another.
     rope_scale:        positions are divided by it (linear scaling). scaling: this and all other kinds of it.
+    mixture:           experts in place of a feed-forward; None where the family, or the file, has none.
+    latent:            widths of latent attention; None where it is the ordinary one.
     attention_scale:   what the products of queries and keys are multiplied by.
     windows:           for each layer, the positions it looks back over; None where it sees everything.
     rotates:           for each layer, whether its queries and keys are turned at all.
@@ -78,6 +84,8 @@ class ModelConfig:
     logit_cap: float | None = None
     max_alibi_bias: float = 0.0
     temperature: tuple[float, int] | None = None
+    mixture: Mixture | None = None
+    latent: Latent | None = None
     n_shared_layers: int = 0
     n_embd_per_layer: int = 0
     layers: tuple[Mapping[str, Any], ...] = ()
@@ -97,14 +105,15 @@ class Keys:
         self.metadata = metadata
         self.architecture = get_value(metadata, "general.architecture", str)
 
-    def count(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of at least `least`."""
+    def count(self, name: str, default: int | None = None, least: int = 1, most: int = 1 << 32) -> int:
+        """A whole number from `least` to `most`."""
         key = f"{self.architecture}.{name}"
         if default is not None and key not in self.metadata:
             return default
         value = get_value(self.metadata, key, int)
-        if not least <= value <= _LIMITS.get(name, 1 << 32):
-            raise FormatError(f"{key} is {value}; expected a number from {least} to {_LIMITS.get(name, 1 << 32)}")
+        most = _LIMITS.get(name, most)
+        if not least <= value <= most:
+            raise FormatError(f"{key} is {value}; expected a number from {least} to {most}")
         return value
 
     def counts(self, name: str, n_layers: int, default: int | None = None) -> tuple[int, ...]:
@@ -178,7 +187,7 @@ def decoder_config(metadata: Mapping[str, Any], style: Style = LLAMA, caps: bool
     Raises FormatError or UnsupportedError naming the key.
     """
     keys = Keys(metadata)
-    _refuse_unsupported(keys, caps)
+    _refuse_unsupported(keys, caps, more.get("mixture") is not None)
     n_embd, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     n_kv_heads = keys.count("attention.head_count_kv", n_heads)
     head_dim = keys.count("attention.key_length", max(1, n_embd // n_heads))
@@ -189,6 +198,13 @@ def decoder_config(metadata: Mapping[str, Any], style: Style = LLAMA, caps: bool
         raise FormatError(
             f"{keys.architecture}.rope.dimension_count is {n_rot}; expected an even number up to {head_dim}"
         )
+    if keys.has("hidden_act"):
+        name = keys.text("hidden_act", "")
+        if name not in ACTIVATIONS:
+            raise UnsupportedError(
+                f"{keys.architecture}.hidden_act is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}"
+            )
+        style = replace(style, activation=ACTIVATIONS[name])
     n_layers, n_ctx_train = keys.count("block_count"), keys.count("context_length")
     scaling = read_scaling(keys)
     epsilon = "attention.layer_norm_rms_epsilon" if style.norm == "rms" else "attention.layer_norm_epsilon"
@@ -218,14 +234,21 @@ def decoder_config(metadata: Mapping[str, Any], style: Style = LLAMA, caps: bool
     return ModelConfig(**(shape | more))
 
 
-def _refuse_unsupported(keys: Keys, caps: bool) -> None:
-    """Features that would change the forward pass and that no family here has.
+def has_experts(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file says that it holds a mixture of experts.
 
     A count of experts that is no number is passed over: their tensors would have no place.
     """
-    n_experts = keys.metadata.get(f"{keys.architecture}.expert_count")
-    if isinstance(n_experts, int) and n_experts > 0:
-        raise UnsupportedError(f"a mixture of experts ({keys.architecture}.expert_count); edgellm runs dense models")
+    n_experts = metadata.get(f"{get_value(metadata, 'general.architecture', str)}.expert_count")
+    return isinstance(n_experts, int) and n_experts > 0
+
+
+def _refuse_unsupported(keys: Keys, caps: bool, experts_are_known: bool) -> None:
+    """Features that would change the forward pass and that no family here has."""
+    if has_experts(keys.metadata) and not experts_are_known:
+        raise UnsupportedError(
+            f"a mixture of experts ({keys.architecture}.expert_count); edgellm runs dense {keys.architecture}"
+        )
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if not caps and keys.has(name) and get_value(keys.metadata, f"{keys.architecture}.{name}", float) != 0:
             raise UnsupportedError(f"soft-capped logits ({keys.architecture}.{name})")

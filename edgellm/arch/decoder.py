@@ -32,7 +32,7 @@ def decoder_layer(block: Weights, c: ModelConfig, layer: int, x: Value, rotation
         x = add(x, found, name=block.named("ffn_inp"))
         return add(x, made, name=layer_output(block, c, layer))
     x = _added(block, c, x, found, "post_attention_norm" if after else None, block.named("ffn_inp"))
-    h = normalize(block, c, x, "ffn_norm") if before else x
+    h = normalize(block, c, x, c.style.feed_forward_norm) if before else x
     made = feed_forward(block, c, h)
     return _added(block, c, x, made, "post_ffw_norm" if after else None, layer_output(block, c, layer))
 

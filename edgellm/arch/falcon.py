@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
-from edgellm.arch.huggingface import HuggingFace, Settings, decoder_hyperparameters
+from edgellm.arch.huggingface import HuggingFace, Settings, activation_hyperparameters, decoder_hyperparameters
 from edgellm.arch.parts import (
     embeddings,
     feed_forward,
@@ -47,7 +47,6 @@ head = logits_head
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
-    s.expect("activation", "gelu")
     s.expect("alibi", False)
     is_new = s.flag("new_decoder_architecture")
     if not is_new:
@@ -56,7 +55,8 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.values["num_key_value_heads"] = s.count("num_kv_heads", heads) if is_new or not s.flag("multi_query") else 1
     if s.get("intermediate_size") is None:
         s.values["intermediate_size"] = 4 * s.count("hidden_size")
-    return decoder_hyperparameters(s, norm="layer") | {"tensor_data_layout": "jploski"}
+    shape = decoder_hyperparameters(s, norm="layer") | activation_hyperparameters(s, STYLE, "activation")
+    return shape | {"tensor_data_layout": "jploski"}
 
 
 HUGGING_FACE = HuggingFace(

@@ -8,7 +8,14 @@ from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
 from edgellm.arch.decoder import decoder
-from edgellm.arch.huggingface import ATTENTION_BIASES, DEFAULTS, HuggingFace, Settings, decoder_hyperparameters
+from edgellm.arch.huggingface import (
+    ATTENTION_BIASES,
+    DEFAULTS,
+    HuggingFace,
+    Settings,
+    activation_hyperparameters,
+    decoder_hyperparameters,
+)
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
@@ -29,9 +36,8 @@ head = logits_head
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
-    s.expect("hidden_activation", "gelu_pytorch_tanh", "gelu")  # version 1 said gelu and meant its tanh form
     s.expect("use_bidirectional_attention", False)
-    return decoder_hyperparameters(s)
+    return decoder_hyperparameters(s) | activation_hyperparameters(s, STYLE)
 
 
 HUGGING_FACE = HuggingFace(

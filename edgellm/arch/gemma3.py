@@ -65,7 +65,7 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 head = logits_head
 
 
-def _hyperparameters(s: Settings) -> dict[str, Any]:
+def hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_activation", "gelu_pytorch_tanh")
     s.expect("attn_logit_softcapping", None)
     s.expect("final_logit_softcapping", None)
@@ -131,7 +131,7 @@ def _pre_attention_scalar(c: ModelConfig) -> int:
 HUGGING_FACE = HuggingFace(
     classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     model_type="gemma3_text",
-    hyperparameters=_hyperparameters,
+    hyperparameters=hyperparameters,
     settings=_settings,
     tensors=DECODER
     | HEAD_NORMS

@@ -7,7 +7,13 @@ from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.decoder import decoder
-from edgellm.arch.huggingface import NORM_BIASES, HuggingFace, Settings, decoder_hyperparameters
+from edgellm.arch.huggingface import (
+    NORM_BIASES,
+    HuggingFace,
+    Settings,
+    activation_hyperparameters,
+    decoder_hyperparameters,
+)
 from edgellm.arch.parts import logits_head
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
@@ -28,7 +34,6 @@ head = logits_head
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
-    s.expect("activation_function", "gelu_new")
     s.expect("scale_attn_weights", True)
     for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
         s.expect(name, False)
@@ -36,6 +41,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         s.values["intermediate_size"] = 4 * s.count("hidden_size")
     s.values["num_key_value_heads"] = s.count("num_attention_heads")
     shape = decoder_hyperparameters(s, norm="layer")
+    shape |= activation_hyperparameters(s, STYLE, "activation_function")
     return {name: value for name, value in shape.items() if not name.startswith("rope.")}
 
 

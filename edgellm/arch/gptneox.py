@@ -12,6 +12,7 @@ from edgellm.arch.huggingface import (
     NORM_BIASES,
     HuggingFace,
     Settings,
+    activation_hyperparameters,
     decoder_hyperparameters,
     rope_settings,
 )
@@ -40,9 +41,9 @@ def _rope(s: Settings) -> Settings:
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
-    s.expect("hidden_act", "gelu")
     s.values["num_key_value_heads"] = s.count("num_attention_heads")
     shape = decoder_hyperparameters(s, _rope(s), norm="layer")
+    shape |= activation_hyperparameters(s, STYLE)
     return shape | {"use_parallel_residual": s.flag("use_parallel_residual")}
 
 

@@ -20,13 +20,15 @@ from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
 
 
-def configure(metadata: Mapping[str, Any]) -> ModelConfig:
+def configure(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
+    """more: what a family has beside it, see `decoder_config`."""
     keys = Keys(metadata)
     return decoder_config(
         metadata,
         embedding_scale=keys.number("embedding_scale", 1.0, zero=1.0),
         residual_scale=keys.number("residual_scale", 1.0, zero=1.0),
         logit_scale=1 / keys.number("logit_scale", 1.0, zero=1.0),  # they are divided by it
+        **more,
     )
 
 
@@ -37,7 +39,7 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 head = logits_head
 
 
-def _hyperparameters(s: Settings) -> dict[str, Any]:
+def hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     return decoder_hyperparameters(s) | {
         "attention.scale": s.number("attention_multiplier"),
@@ -51,7 +53,7 @@ SCALES = ("attention_multiplier", "embedding_multiplier", "residual_multiplier",
 HUGGING_FACE = HuggingFace(
     classes=("GraniteForCausalLM",),
     model_type="granite",
-    hyperparameters=_hyperparameters,
+    hyperparameters=hyperparameters,
     paired=("attn_q", "attn_k"),
     biases=ATTENTION_BIASES | FEED_FORWARD_BIASES,
     defaults=DEFAULTS | {"intermediate_size": 11008, "max_position_embeddings": 2048, **dict.fromkeys(SCALES, 1.0)},

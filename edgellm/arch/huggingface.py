@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgellm.arch.config import MOST_LAYERS, ModelConfig
 from edgellm.arch.rope import RopeScaling
+from edgellm.arch.style import ACTIVATIONS, Style
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
 
@@ -65,6 +66,34 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Where a checkpoint has the matrices of a layer's experts, which GGUF stacks: [n_experts, n_out, n_in].
+
+    split:      the name of each by itself, with places for the layer and the expert; None where no checkpoint has it.
+    stacked:    the name of all in one tensor.
+    part:       of its rows, taken of every expert, the part-th of n_parts.
+    is_across:  it is [n_experts, n_in, n_out] instead, and the parts alternate.
+    """
+
+    split: str | None
+    stacked: str
+    part: int = 0
+    n_parts: int = 1
+    is_across: bool = False
+
+
+@dataclass(frozen=True)
+class KeysOrValues:
+    """The matrix of a checkpoint that makes keys and values of what latent attention keeps, head by head.
+
+    GGUF has both by themselves: of values [n_heads, value_dim, kv_rank], of keys across [n_heads, kv_rank, n_plain].
+    """
+
+    name: str
+    values: bool
+
+
+@dataclass(frozen=True)
 class HuggingFace:
     """One kind of checkpoint.
 
@@ -88,6 +117,9 @@ class HuggingFace:
     null_stays:       keys whose null is a value of its own, see `Settings`.
     rope:             config.json -> the rotary embedding of layers that see everything, see `rope_settings`.
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
+    experts:          GGUF's names of stacked matrices, and where a checkpoint has them.
+    vectors:          tensors of one dimension whose names end otherwise than in .weight or .bias: whole names.
+    has_config:       whether a config.json is one of this kind, where others name the same class.
     """
 
     classes: tuple[str, ...]
@@ -108,6 +140,9 @@ class HuggingFace:
     null_stays: tuple[str, ...] = ("num_key_value_heads",)
     rope: Callable[[Settings], Settings] = lambda s: rope_settings(s)
     fits: Callable[[ModelConfig], bool] = lambda c: True
+    experts: Mapping[str, Experts | KeysOrValues] = field(default_factory=dict)
+    vectors: Mapping[str, str] = field(default_factory=dict)
+    has_config: Callable[[Mapping[str, Any]], bool] = lambda config: True
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what transformers takes for what it leaves out."""
@@ -133,10 +168,14 @@ class HuggingFace:
         return np.ascontiguousarray(rows.reshape(n_heads, 2, -1).swapaxes(1, 2)).reshape(-1)
 
     def full_name(self, name: str) -> str:
-        """A tensor's name with that of the model in front, which some checkpoints of older families leave out."""
+        """A tensor's name with that of the model in front, which some checkpoints leave out: of older families, and of
+        models that make vectors.
+        """
         prefix = self.tensors["token_embd"].split(".")[0] + "."
         heads = (self.tensors.get("output", "lm_head"), prefix)
-        return name if prefix == "model." or name.startswith(heads) else prefix + name
+        if prefix == "model.":
+            return prefix + name if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+        return name if name.startswith(heads) else prefix + name
 
     def offset(self, name: str) -> float:
         """What is added to the checkpoint's numbers."""
@@ -156,6 +195,8 @@ class HuggingFace:
                     yield f"{ours.format(layer)}.weight", f"{name.format(layer)}{ending}"
                     if ours.removeprefix("blk.{}.") in self.biases:
                         yield f"{ours.format(layer)}.bias", f"{name.format(layer)}.bias"
+            for ours, name in self.vectors.items():
+                yield ours.format(layer), name.format(layer)
 
     def naming(self, c: ModelConfig) -> Naming:
         """What an adapter's files need to know of all that."""
@@ -199,6 +240,16 @@ def decoder_hyperparameters(s: Settings, rope: Settings | None = None, norm: str
         "rope.dimension_count": turned_dimensions(rope, head_dim),
         **rope_hyperparameters(rope),
     }
+
+
+def activation_hyperparameters(s: Settings, style: Style, key: str = "hidden_act") -> dict[str, Any]:
+    """What GGUF has no key for: an activation that is not the family's usual one."""
+    name = s.get(key)
+    if name is None:
+        return {}
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"{s.file}: {key} is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}")
+    return {} if ACTIVATIONS[name] == style.activation else {"hidden_act": name}
 
 
 def decoder_settings(c: ModelConfig) -> dict[str, Any]:

@@ -139,17 +139,26 @@ def self_attention(w: Weights, c: ModelConfig, x: Value, rotation: Rotation | No
     if c.style.head_norms == "turned":
         q, k = normalize_queries_and_keys(w, c, q, k)
     slopes = alibi_slopes(c.n_heads, c.max_alibi_bias)
-    spec = AttentionSpec(c.attention_scale, window=window, soft_cap=c.attention_cap, alibi=slopes)
-    heads = attention(q, keys_values(k, v, c.n_kv_heads), c.n_heads, spec, name=w.named("kqv_out"))
+    causal = c.style.causal
+    sinks = w.take("attn_sinks", c.n_heads) if c.style.sinks else None
+    spec = AttentionSpec(
+        c.attention_scale, causal=causal, window=window, soft_cap=c.attention_cap, sinks=sinks, alibi=slopes
+    )
+    heads = attention(q, keys_values(k, v, c.n_kv_heads, cached=causal), c.n_heads, spec, name=w.named("kqv_out"))
     if c.style.inner_norms:
         heads = normalize(w, c, heads, "attn_sub_norm")
     return project(w, heads, "attn_output", c.n_embd, "attn_out")
 
 
 def feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
-    """The family's kind of it: with a gate or without, see `Style`."""
+    """The family's kind of it: with a gate or without, see `Style`; experts in a layer that has a router."""
+    if c.mixture is not None and w.has("ffn_gate_inp"):
+        from edgellm.arch.mixture import mixture  # which models with experts alone need
+
+        return mixture(w, c, x)
     activation = c.style.activation
     if c.style.feed_forward == "plain":
+        assert activation != "clamped_swiglu"  # which is one with a gate
         up = project(w, x, "ffn_up", c.n_ff)
         inner = up.graph.name(activate(up, activation), w.named("ffn_act"))
     elif c.style.feed_forward == "fused":

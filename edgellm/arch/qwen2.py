@@ -61,7 +61,7 @@ QWEN_DEFAULTS = DEFAULTS | {
 NULL_STAYS = ("num_key_value_heads", "sliding_window")
 
 HUGGING_FACE = HuggingFace(
-    classes=("Qwen2ForCausalLM",),
+    classes=("Qwen2ForCausalLM", "Qwen2Model"),
     model_type="qwen2",
     hyperparameters=hyperparameters,
     settings=settings,

@@ -26,7 +26,7 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 head = logits_head
 
 HUGGING_FACE = HuggingFace(
-    classes=("Qwen3ForCausalLM",),
+    classes=("Qwen3ForCausalLM", "Qwen3Model"),
     model_type="qwen3",
     hyperparameters=qwen2.hyperparameters,
     settings=qwen2.settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +13,7 @@ from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf import get_value
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.nodes import Graph, Value
+from edgellm.graph.nodes import Graph, KeysValues, Node, Value
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,15 @@ class Architecture:
 
     body:          token ids to hidden states. head: hidden states of the wanted tokens to logits.
     hugging_face:  the kinds of checkpoint that become this architecture.
+    is_encoder:    it makes vectors or scores of whole texts, and no text: its head takes a pooled row of each, and
+                   gives `logits` the width of a vector, or as many scores as there are classes.
     """
 
     configure: Callable[[Mapping[str, Any]], ModelConfig]
     body: Callable[[Graph, Weights, ModelConfig], Value]
     head: Callable[[Graph, Weights, ModelConfig, Value], Value]
     hugging_face: tuple[HuggingFace, ...]
+    is_encoder: bool = False
 
     def check(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         """Go through the forward pass without computing it.
@@ -65,10 +68,42 @@ class Architecture:
         weights.refuse_the_rest(config.architecture)
         return ModelGraphs(body, head, hidden, hidden_input, logits)
 
+    def record_vectors(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelGraphs:
+        """The model as one that makes vectors, or scores, of whole texts without a cache; raises as `check` does.
+
+        hidden is what is pooled: of a decoder, what its last norm makes. What makes logits there has no place.
+        """
+        if self.is_encoder:
+            return self.record(config, tensors)
+        from edgellm.arch.encoder_parts import embedding_head  # which models for chat seldom need
+        from edgellm.arch.parts import normalize
+
+        weights, decoder, head = Weights(tensors), Graph(), Graph()
+        hidden = self.body(decoder, weights, config)
+        body, became = _without_cache(decoder)
+        states = body.output(normalize(weights, config, became[hidden], "output_norm"))
+        pooled = head.input(states.width)
+        made = embedding_head(head, weights, config, pooled)
+        weights.used.add("output.weight")
+        weights.refuse_the_rest(config.architecture)
+        return ModelGraphs(body, head, states, pooled, made)
+
+
+def _without_cache(graph: Graph) -> tuple[Graph, dict[Value, Value]]:
+    """The same graph for whole texts, whose tokens attend to keys and values of the batch; what each value became."""
+
+    def record(result: Graph, node: Node, inputs: dict[str, Value]) -> Iterable[Value]:
+        changes: dict[str, Any] = {**inputs}
+        if isinstance(node, KeysValues):
+            changes["cached"] = False
+        return result.record_all(replace(node, **changes))
+
+    return graph.rewritten(record)
+
 
 # The file of each family, and files or names in them (FILE:NAME) of further kinds of its checkpoints.
 _FILES: dict[str, tuple[str, ...]] = {
-    "llama": ("llama", "mistral"),
+    "llama": ("llama", "mistral", "mixtral"),
     "mistral3": ("mistral3",),
     "qwen2": ("qwen2",),
     "qwen3": ("qwen3",),
@@ -95,6 +130,22 @@ _FILES: dict[str, tuple[str, ...]] = {
     "falcon": ("falcon",),
     "bloom": ("bloom",),
     "mpt": ("mpt",),
+    "qwen2moe": ("qwen2moe",),
+    "qwen3moe": ("qwen3moe",),
+    "olmoe": ("olmoe",),
+    "granitemoe": ("granitemoe",),
+    "ernie4_5-moe": ("ernie4_5_moe",),
+    "gpt-oss": ("gpt_oss",),
+    "deepseek2": ("deepseek2", "deepseek2:VERSION_3", "deepseek2:GLM_LITE"),
+    "bailingmoe2": ("bailingmoe2",),
+}
+# The same of those that make vectors or scores of whole texts, and no text.
+_ENCODERS: dict[str, tuple[str, ...]] = {
+    "bert": ("bert", "bert:CROSS_ENCODER", "bert:ROBERTA", "bert:ROBERTA_CROSS_ENCODER"),
+    "nomic-bert": ("nomic_bert", "nomic_bert:FIRST_FORM"),
+    "jina-bert-v2": ("jina_bert", "jina_bert:CROSS_ENCODER"),
+    "modern-bert": ("modern_bert", "modern_bert:CROSS_ENCODER"),
+    "gemma-embedding": ("gemma_embedding",),
 }
 
 
@@ -106,16 +157,16 @@ class _Families(Mapping[str, Architecture]):
 
     def __getitem__(self, name: str) -> Architecture:
         if name not in self._known:
-            module, *_ = found = [_content(place) for place in _FILES[name]]
+            module, *_ = found = [_content(place) for place in (_FILES | _ENCODERS)[name]]
             kinds = tuple(getattr(kind, "HUGGING_FACE", kind) for kind in found)
-            self._known[name] = Architecture(module.configure, module.body, module.head, kinds)
+            self._known[name] = Architecture(module.configure, module.body, module.head, kinds, name in _ENCODERS)
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_FILES)
+        return iter(_FILES | _ENCODERS)
 
     def __len__(self) -> int:
-        return len(_FILES)
+        return len(_FILES) + len(_ENCODERS)
 
 
 def _content(place: str) -> Any:

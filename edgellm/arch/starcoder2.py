@@ -13,6 +13,7 @@ from edgellm.arch.huggingface import (
     NORM_BIASES,
     HuggingFace,
     Settings,
+    activation_hyperparameters,
     decoder_hyperparameters,
     window_hyperparameters,
 )
@@ -36,9 +37,9 @@ head = logits_head
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
-    s.expect("hidden_act", "gelu_pytorch_tanh")
     shape = decoder_hyperparameters(s, norm="layer")
     window = None if s.get("sliding_window") is None else s.count("sliding_window")
+    shape |= activation_hyperparameters(s, STYLE)
     return shape | window_hyperparameters(window, [window is not None] * shape["block_count"])
 
 

@@ -21,7 +21,10 @@ class Style:
     head_norms:    norms of queries and keys: of every "heads", or of "rows" as a whole, before they are turned; or of
                    heads "turned" already.
     inner_norms:   also before the last linear of attention and of feed-forward (BitNet).
+    sinks:         every head has a score that takes its share of the softmax and gives nothing.
+    feed_forward_norm:  what the norm before the feed-forward is called.
     learnt_positions:  each position has an embedding of its own. embedding_norm: embeddings are normalized.
+    causal:        a token sees itself and those before it; otherwise all of its text, and there is no cache.
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -30,8 +33,23 @@ class Style:
     activation: Activation = "silu"
     head_norms: Literal["heads", "rows", "turned"] | None = None
     inner_norms: bool = False
+    sinks: bool = False
+    feed_forward_norm: str = "ffn_norm"
     learnt_positions: bool = False
     embedding_norm: bool = False
+    causal: bool = True
 
 
 LLAMA = Style()
+
+# The names that config.json has for activations. A file says under `hidden_act` where it is not its family's usual one.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "relu": "relu",
+    "relu2": "relu_squared",
+}

@@ -30,6 +30,7 @@ from edgellm.errors import EdgellmError, FileProblem
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
     "batch": "Answer many requests of a file, several at once.",
+    "embed": "Turn texts into vectors, or rank them.",
     "serve": "Answer HTTP requests: OpenAI's, Anthropic's and Ollama's interfaces.",
     "launch": "Write the configuration that an editor or agent needs for this server.",
     "pull": "Fetch a model and check it.",

@@ -22,6 +22,7 @@ from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.adapters import read_adapter, save_adapter
 from edgellm.arch.huggingface import HuggingFace, decoder_settings, llama3_settings
+from edgellm.convert.experts import is_stack, unstacked
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.model_card import write_model_card
 from edgellm.convert.rows import check_finite
@@ -153,10 +154,13 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
     if family.settings is None:
         raise UnsupportedError(f"exporting models of the kind {c.architecture} is not built yet")
     names = dict(family.names(c.n_layers))
-    tensors = []
+    tensors: list[tuple[str, Tensor, Any, float]] = []
     for name, tensor in file.tensors.items():
         if name == "rope_freqs.weight":
             continue  # part of config.json
+        if is_stack(family, name):
+            tensors += [(theirs, matrix, None, 0.0) for theirs, matrix in unstacked(family, name, tensor)]
+            continue
         if name not in names:
             raise UnsupportedError(f"{family.classes[0]} has no place for tensor {name!r}")
         order = family.row_order(name, c)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
+from edgellm.arch.config import MOST_LAYERS
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
 from edgellm.arch.registry import some_of
+from edgellm.convert.encoder import classes_of, prepare_encoder
+from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
+from edgellm.convert.sentence_transformers import read_modules
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
+from edgellm.engine.pooling import makes_vectors_alone
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.json_file import read_json
@@ -41,14 +46,22 @@ def read_huggingface(folder: Path) -> Source:
             config = read_json(folder / "config.json")
             architecture, family, settings = family_of(config)
             shape = family.hyperparameters(settings)
+            modules = read_modules(folder, opened)
             checkpoint = opened.enter_context(open_checkpoint(folder))
             metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
+            metadata |= modules.with_family(architecture) | classes_of(architecture, family, settings)
             tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
-            notes += _tie(settings, tensors, family)
+            notes += modules.notes
+            if makes_vectors_alone(metadata):
+                family, more = prepare_encoder(family, settings, tensors)
+                notes += more
+            else:
+                notes += _tie(settings, tensors, family)
+                notes += _without_foresight(settings, shape["block_count"], tensors)
             _leave_out_rows(tensors, family)
-            parts = _parts(architecture, family, settings, metadata, tensors)
+            parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
@@ -70,7 +83,7 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
         )
     for architecture, entry in ARCHITECTURES.items():
         for family in entry.hugging_face:
-            if classes[0] in family.classes:
+            if classes[0] in family.classes and family.has_config(config):
                 text = Settings(config).section("text_config").values if "text_config" in config else config
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
@@ -102,6 +115,17 @@ def _language_tensors(
         found[plain], origin[plain] = tensor, name
     notes = [f"left out {n_other} tensors of its image and audio parts: edgellm runs the text part"] if n_other else []
     return found, notes
+
+
+def _without_foresight(settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> list[str]:
+    """Take away the layers that foresee further tokens (multi-token prediction), and say so."""
+    n_more = settings.count("num_nextn_predict_layers", 0, least=0)
+    prefixes = tuple(f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    left_out = [name for name in tensors if prefixes and name.startswith(prefixes)]
+    for name in left_out:
+        del tensors[name]
+    what = f"left out {len(left_out)} tensors of the layers that foresee further tokens: edgellm does not run them"
+    return [what] if left_out else []
 
 
 def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) -> list[str]:
@@ -169,18 +193,29 @@ def _same_weights(a: Tensor, b: Tensor) -> bool:
 
 
 def _parts(
-    architecture: str, family: HuggingFace, settings: Settings, metadata: Mapping[str, Any], tensors: dict[str, Tensor]
+    architecture: str,
+    family: HuggingFace,
+    settings: Settings,
+    metadata: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dense: Sequence[Part],
 ) -> list[Part]:
-    """The tensors by GGUF's names, checked by going through the forward pass."""
+    """The tensors by GGUF's names, and more that have them already; checked by going through the forward pass."""
     entry = ARCHITECTURES[architecture]
     config = entry.configure(metadata)
     parts: list[Part] = []
     theirs: dict[str, str] = {}
+    vectors = {ours.format(layer) for ours in family.vectors for layer in range(config.n_layers)}
     for ours, name in family.names(config.n_layers):
         tensor = _taken(family, ours, name, tensors)
         if tensor is not None:
             theirs[ours] = name
+            if ours in vectors:
+                tensor = _as_vector(tensor)
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
+    stacks, their_names = take_experts(family, config, tensors)
+    parts += stacks
+    theirs |= their_names
     try:
         if tensors:
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
@@ -188,11 +223,23 @@ def _parts(
         _check_biases(family, settings, config, theirs)
         for name, factors in rope_tensors(family.rope(settings), config.n_rot).items():
             parts.insert(0, Part(f"{name}.weight", Tensor.of(f"{name}.weight", factors)))
-        entry.check(config, {part.name: part.tensor for part in parts})
+        parts += dense
+        named = {part.name: part.tensor for part in parts}
+        if makes_vectors_alone(metadata):
+            entry.record_vectors(config, named)
+        else:
+            entry.check(config, named)
     except FileProblem as problem:
         message = _in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None
     return parts
+
+
+def _as_vector(tensor: Tensor) -> Tensor:
+    """A tensor of one row as one of one dimension."""
+    if len(tensor.shape) < 2 or any(size != 1 for size in tensor.shape[:-1]):
+        return tensor
+    return Tensor(tensor.name, tensor.shape[-1:], tensor.format, tensor.raw.reshape(-1))
 
 
 def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:

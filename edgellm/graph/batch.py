@@ -12,7 +12,9 @@ from edgellm.graph.lowering import (
     DOCUMENTS,
     MAX_SPLITS,
     POSITIONS,
+    SEGMENTS,
     TARGET_WEIGHTS,
+    TEXT_TASKS,
     TOKEN_IDS,
     Lowered,
     adapter_table,
@@ -21,7 +23,8 @@ from edgellm.graph.lowering import (
     slots_table,
     tasks_table,
 )
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import encoder_records, gradient_records, records
+from edgellm.kernels.encoder_records import TEXT_QUERIES
 from edgellm.kernels.records import SPAN_TOKENS
 
 
@@ -54,12 +57,13 @@ class Batch:
         self.rotations, self.windows, self.kept = lowered.rotations, lowered.windows, lowered.kept
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
-        self.positions = np.zeros(capacity, np.int32)
+        self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
         self.kv_slots = [np.zeros(capacity, np.int64) for _ in self.kept]
         self.rows = np.zeros(capacity, np.int64)
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
         self.adapters: list[np.ndarray] = []
@@ -77,6 +81,8 @@ class Batch:
             "batch": self.record.ctypes.data,
             TOKEN_IDS.name: self.token_ids.ctypes.data,
             POSITIONS.name: self.positions.ctypes.data,
+            SEGMENTS.name: self.segments.ctypes.data,
+            TEXT_TASKS.name: self.text_tasks.ctypes.data,
             DOCUMENTS.name: self.documents.ctypes.data,
             TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
         }
@@ -112,6 +118,23 @@ class Batch:
             n_tasks, n_merges = self._divide(index, window, slices)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
         return counts
+
+    def fill_texts(self, texts: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] = ()) -> dict[str, int]:
+        """Write whole texts, one behind the other, that attend to themselves; returns how many of everything there is.
+
+        segments:  for each text, the part of a pair that every token belongs to, 0 or 1; by default 0.
+        """
+        first = n_tasks = 0
+        for text, parts in zip(texts, segments or [[0]] * len(texts), strict=True):
+            n = len(text)
+            rows = slice(first, first + n)
+            self.token_ids[rows], self.segments[rows], self.positions[rows] = text, parts, np.arange(n)
+            for start in range(0, n, TEXT_QUERIES):
+                self.text_tasks[n_tasks] = (first, n, start, min(TEXT_QUERIES, n - start))
+                n_tasks += 1
+            first += n
+        self._turn(self.positions[:first])
+        return {"tokens": first, TEXT_TASKS.name: n_tasks}
 
     def fill_documents(self, lengths: Sequence[int]) -> dict[str, int]:
         """Write where documents begin that stand one behind the other in the batch, for backward passes."""

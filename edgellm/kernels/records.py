@@ -133,6 +133,23 @@ RESIZE_HEADS = Schema(
     chunk_tokens="i64",
 )
 
+COPY_HEADS = Schema(
+    "copy_heads",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",  # of the widest rows, which say how many are a chunk
+    x_stride="i64",
+    x_step="i64",  # floats from head to head: 0 where all have the same
+    x_start="i64",  # of the first that is copied
+    out="ptr",
+    out_stride="i64",
+    out_step="i64",
+    out_start="i64",
+    size="i64",
+    n_heads="i64",
+    chunk_tokens="i64",
+)
+
 COLUMNS = Schema(
     "columns",
     batch=BATCH,

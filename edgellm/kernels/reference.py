@@ -110,6 +110,9 @@ def columns(x: Floats, first: int, n_cols: int, out_first: int = 0, out_cols: in
 
 def glu(gate: Floats, up: Floats, activation: str) -> Floats:
     """activation(gate) * up, for [n_tokens, n_cols] both."""
+    if activation == "clamped_swiglu":
+        gate, up = np.minimum(gate.astype(np.float64), 7), np.clip(up, -7, 7)
+        return (gate * _sigmoid(1.702 * gate) * (up + 1)).astype(np.float32)
     return (_ACTIVATIONS[activation](gate.astype(np.float64)) * up).astype(np.float32)
 
 

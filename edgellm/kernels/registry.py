@@ -56,12 +56,15 @@ _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
-_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
 _WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
 _PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
+_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
+_SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
+    "add_segment": _Family("elementwise"),
     "rms_norm": _Family("norm"),
     "layer_norm": _Family("norm"),
     "columns": _Family("scaled"),
@@ -81,15 +84,27 @@ _FAMILIES: dict[str, _Family] = {
     "choose": _Family("elementwise"),
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
+    "copy_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),
     "linear_bf16": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "linear_bf16_transposed": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "outer_sum": _Family("outer_sum"),
-    "glu": _Family("glu", options=_ACTIVATION),
+    "glu": _Family("glu", options=_GATED),
+    "route": _Family("route", options=_SCORING),
+    "sort_experts": _Family("expert_rows"),
+    "experts_decode": _Family("experts", _BLOCKS),
+    "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_f32": _Family("experts", _ALL),
+    "experts_f32_decode": _Family("experts", _FLOATS),
+    "add_expert_bias": _Family("expert_rows"),
+    "sum_experts": _Family("expert_rows"),
+    "gate": _Family("expert_rows"),
+    "sum_expert_squares": _Family("expert_rows"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
+    "text_attention": _Family("text_attention", options={"alibi": (False, True)}),
     "attention_backward": _Family("attention_backward"),
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),

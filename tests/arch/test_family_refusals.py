@@ -57,7 +57,7 @@ def test_a_wrong_header(family: str, changes: dict[str, Any], words: str, tmp_pa
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
         ("gemma4", {"enable_moe_block": True}),
         ("mpt", {"logit_scale": 0.5}),
-        ("gptneox", {"hidden_act": "relu"}),
+        ("gptneox", {"hidden_act": "mish"}),
         ("bloom", {"apply_residual_connection_post_layernorm": True}),
         ("llama, yarn", {"rope_parameters": families.FAMILIES["llama, yarn"][2]["rope_parameters"]
                          | {"truncate": False}}),

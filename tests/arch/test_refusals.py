@@ -73,7 +73,6 @@ def test_a_tensor_without_a_place(name, llama, tmp_path) -> None:
         ("general.architecture", "mamba"),
         ("general.architecture", "x" * 100_000),
         ("llama.rope.scaling.type", "su"),
-        ("llama.expert_count", 8),
         ("tokenizer.ggml.model", "rwkv"),
     ],
 )

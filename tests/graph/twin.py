@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,10 @@ from edgellm.graph.nodes import (
     SoftCap,
     Value,
 )
+from edgellm.graph.nodes.experts import AddExpertBias, ExpertLinear, Gate, Route, SumExperts
+from edgellm.graph.nodes.heads import JoinHeads, SliceHeads
 from edgellm.graph.nodes.streams import AddMixed, AddToColumns, KeepLarge, MatchSize
-from edgellm.kernels import reference, reference_streams
+from edgellm.kernels import reference, reference_experts, reference_streams
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ def evaluate(graph: Graph, text: Text, inputs: Mapping[Value, np.ndarray] | None
     """float32 [n_tokens, width] of every value; of a cache, its keys and values."""
     values: dict[Value, Any] = dict(inputs or {})
     for node in graph.nodes:
-        value = graph.made_by(node)
-        if value not in values:
-            values[value] = _TWINS[type(node)](node, text, *(values[needed] for needed in node.inputs))
+        made = graph.all_made_by(node)
+        if made[0] not in values:
+            found = _TWINS[type(node)](node, text, *(values[needed] for needed in node.inputs))
+            values |= zip(made, (found,) if len(made) == 1 else found, strict=True)
     return values
 
 
@@ -76,6 +79,28 @@ def _attention(node: Attention, text: Text, q: np.ndarray, kv: tuple[np.ndarray,
     weights /= weights.sum(-1, keepdims=True)
     found = np.einsum("hts,shd->thd", weights[:, :, : len(q)], values)
     return found.reshape(len(q), node.width).astype(np.float32)
+
+
+def _route(node: Route, text: Text, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    bias = None if node.bias is None else node.bias.dequantize()
+    return reference_experts.route(logits, bias, **asdict(node.routing))
+
+
+def _expert_linear(node: ExpertLinear, text: Text, x: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
+    n_experts, n_out, n_in = node.weight.shape
+    if chosen is None:
+        chosen = np.tile(np.arange(n_experts), (len(x), 1))
+    raw = node.weight.raw.reshape(n_experts, n_out, -1)
+    return reference_experts.experts_f32(raw, node.weight.format, x.reshape(-1, n_in), chosen)
+
+
+def _join_heads(node: JoinHeads, text: Text, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    more = np.broadcast_to(_heads(b, node.b_heads), (len(b), node.n_heads, b.shape[1] // node.b_heads))
+    return np.concatenate([_heads(a, node.n_heads), more], -1).reshape(len(a), -1)
+
+
+def _slice_heads(node: SliceHeads, text: Text, x: np.ndarray) -> np.ndarray:
+    return _heads(x, node.n_heads)[..., node.start : node.start + node.size].reshape(len(x), -1)
 
 
 def _heads(x: np.ndarray, n_heads: int) -> np.ndarray:
@@ -108,4 +133,11 @@ _TWINS: dict[type[Node], Any] = {
     Attention: _attention,
     SelectRows: lambda node, text, x: reference.select_rows(x, text.rows),
     Maxima: lambda node, text, x: reference.maxima(x),
+    Route: _route,
+    ExpertLinear: _expert_linear,
+    AddExpertBias: lambda node, text, x, c: reference_experts.add_expert_bias(x, node.bias.dequantize(), c.astype(int)),
+    SumExperts: lambda node, text, x, weights: reference_experts.sum_experts(x, weights),
+    Gate: lambda node, text, x, by: reference_experts.gate(x, by),
+    SliceHeads: _slice_heads,
+    JoinHeads: _join_heads,
 }

@@ -16,6 +16,7 @@ from edgellm.graph.lowering.base import (
     slots_table,
     tasks_table,
 )
+from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, KeysValues
 from edgellm.graph.ops import Chunks, Fixed, Rows
 from edgellm.kernels import records
@@ -28,7 +29,7 @@ NO_WINDOW = 1 << 40  # further back than any position
 @rule(KeysValues)
 def lower_keys_values(low: Lowering, node: KeysValues) -> None:
     if not node.cached:
-        raise UnsupportedError("attention to keys and values outside of the cache is not built yet")
+        return  # attention reads them where they are
     key_dim, value_dim, n_heads = padded_head_dim(node.key_dim), padded_head_dim(node.value_dim), node.n_heads
     k, v = (
         _resized(low, low.read(node.keys), n_heads, key_dim),
@@ -69,6 +70,9 @@ def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:
 
 @rule(Attention)
 def lower_attention(low: Lowering, node: Attention) -> None:
+    if not node.source.cached:
+        attend_to_texts(low, node)
+        return
     if not node.spec.causal:
         raise UnsupportedError("attention that is not causal is not built yet")
     source = node.source

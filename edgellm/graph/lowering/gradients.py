@@ -73,7 +73,10 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
         n_rows, n_cols = copy.shape
         row_bytes = copy.format.row_bytes(n_cols)
         fields |= {"weights": copy, "row_bytes": row_bytes, "n_rows": n_rows, "n_cols": n_cols}
-        fields |= {"n_threads": low.target.tuning.n_threads, **prefetching(low, copy, low.target.isa.decode_rows)}
+        fields |= {
+            "n_threads": low.target.tuning.n_threads,
+            **prefetching(low, copy, low.target.isa.decode_rows, copy.shape[0]),
+        }
         add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
         return
     n_rows, n_cols = weight.shape

@@ -17,7 +17,7 @@ from edgellm.graph.nodes.elementwise import (
     add_bias,
     glu,
 )
-from edgellm.graph.nodes.embed import Embed, EmbedPosition, embed, embed_position
+from edgellm.graph.nodes.embed import AddSegment, Embed, EmbedPosition, add_segment, embed, embed_position
 from edgellm.graph.nodes.linear import Linear, linear
 from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
@@ -41,6 +41,7 @@ __all__ = [
     "Activation",
     "Add",
     "AddBias",
+    "AddSegment",
     "AmongZeros",
     "Attention",
     "AttentionSpec",
@@ -71,6 +72,7 @@ __all__ = [
     "activate",
     "add",
     "add_bias",
+    "add_segment",
     "among_zeros",
     "attention",
     "choose",

@@ -12,9 +12,9 @@ from edgellm.graph.nodes.base import Node, Value
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared"]
-PlainActivation = Activation
-NOT_TRAINED = ("gelu_erf", "relu_squared")  # that gradients do not go through yet
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
+NOT_TRAINED = ("gelu_erf", "relu_squared", "tanh", "clamped_swiglu")  # that gradients do not go through yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,8 @@ class AddBias(Node):
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as; "clamped_swiglu", of
+                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
     """
 
     gate: Value
@@ -81,7 +82,7 @@ class GLU(Node):
 
 @dataclass(frozen=True, eq=False)
 class Activate(Node):
-    """activation(x), see `GLU`."""
+    """activation(x), see `GLU`; and "tanh"."""
 
     x: Value
     activation: PlainActivation
@@ -98,7 +99,7 @@ class Activate(Node):
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
 
 
-def _refuse_untrained(activation: Activation) -> None:
+def _refuse_untrained(activation: PlainActivation) -> None:
     if activation in NOT_TRAINED:
         raise UnsupportedError(f"training through {activation} is not built yet")
 
@@ -111,8 +112,8 @@ def add_bias(x: Value, bias: Tensor, name: str = "") -> Value:
     return x.graph.record(AddBias(x, bias), name)
 
 
-def activate(x: Value, activation: PlainActivation) -> Value:
-    return x.graph.record(Activate(x, activation))
+def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
+    return x.graph.record(Activate(x, activation), name)
 
 
 def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:

@@ -45,5 +45,21 @@ def embed_position(g: Graph, weight: Tensor, name: str = "") -> Value:
     return g.record(EmbedPosition(weight), name)
 
 
+@dataclass(frozen=True, eq=False)
+class AddSegment(Node):
+    """x + the row of table [2, width] for each token that says which part of a pair of texts it belongs to."""
+
+    x: Value
+    table: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+def add_segment(x: Value, table: Tensor, name: str = "") -> Value:
+    return x.graph.record(AddSegment(x, table), name)
+
+
 def embed(g: Graph, weight: Tensor, scale: float = 1.0, name: str = "") -> Value:
     return g.record(Embed(weight, scale), name)
