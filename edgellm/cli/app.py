@@ -38,6 +38,7 @@ COMMANDS = {
     "rm": "Delete models.",
     "info": "Show what is in a model file, or what this machine offers.",
     "cache": "Show or clear what is kept on the disk of long prompts.",
+    "doctor": "Look at this machine: what it gives, what is wrong, what to run on it.",
     "bench": "Measure the speed of a model.",
     "convert": "Turn a trained checkpoint into a GGUF file.",
     "merge": "Put adapters into a model, as a new GGUF file.",

@@ -46,6 +46,10 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
 @runtime_options
 @speculation_options
 @lora_option
+@click.option("--convert", is_flag=True,
+              help="MODEL is a checkpoint, a folder or hf:ORG/REPO: make a GGUF file of it and keep it.")  # fmt: skip
+@click.option("--estimate", "only_estimate", is_flag=True,
+              help="Say how much memory MODEL will take and how fast it will be, and do no more.")  # fmt: skip
 @click.option("--no-markdown", is_flag=True, help="Show answers as the model writes them, on a terminal too.")
 @click.option("--stats", is_flag=True, help="Say how fast it was (on standard error).")
 @click.option("-v", "--verbose", is_flag=True, help="Say which chat template is used.")
@@ -62,6 +66,8 @@ def command(
     asking: Asking,
     runtime: RuntimeConfig,
     adapters: dict[Path, float],
+    convert: bool,
+    only_estimate: bool,
     no_markdown: bool,
     stats: bool,
     verbose: bool,
@@ -69,8 +75,8 @@ def command(
 ) -> None:
     """Talk to a model, or answer one prompt.
 
-    MODEL is a name (see `edgellm list`), hf:ORG/REPO/FILE.gguf, or the path of a GGUF file. A model that is
-    not on this machine yet is fetched first.
+    MODEL is a name (see `edgellm list`), hf:ORG/REPO, hf:ORG/REPO:Q4_K_M or hf:ORG/REPO/FILE.gguf of the Hugging
+    Face hub, ollama:NAME, or the path of a GGUF file. A model that is not on this machine yet is fetched first.
 
     On a terminal this is a chat; /help tells its commands, Ctrl-C stops an answer, Ctrl-D leaves. With a PROMPT, -p,
     or text on standard input, only the answer is printed:
@@ -96,7 +102,15 @@ def command(
     if no_save:
         runtime = replace(runtime, disk_bytes=0)
     named = model or (kept.model if kept else None) or _choose(chats)
-    path = models.find(named)
+    named = _one_of(named, chats)
+    path = _converted(named) if convert else models.find(named)
+    if only_estimate:
+        from edgellm.cli.expected import lines_for
+        from edgellm.cli.terminal import one_line
+
+        for line in lines_for(named, path, runtime):
+            click.echo(one_line(line))
+        return
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
     with asking.servers() as servers, models.load(path or models.pull(named), runtime, adapters) as loaded:
         asker = asking.asker(loaded, raw, servers)
@@ -167,6 +181,30 @@ def _choose(chats: bool) -> str:
         return choose_model()
     note(f"no model named, using {DEFAULT_MODEL}")
     return DEFAULT_MODEL
+
+
+def _one_of(named: str, chats: bool) -> str:
+    """The name, or which of several models a person at a terminal says it means. Raises NameOfSeveral elsewhere."""
+    from edgellm import hub
+
+    if not (chats and sys.stdout.isatty()):
+        return named
+    try:
+        if not Path(named).exists() and not named.lower().startswith(tuple(hub.PREFIXES)):
+            hub.find(named)
+    except hub.NameOfSeveral as several:
+        from edgellm.cli.choose import choose_of
+
+        return choose_of(named, several.names)
+    except UsageError:
+        pass  # whoever looks for it says what is wrong
+    return named
+
+
+def _converted(named: str) -> Path:
+    from edgellm.cli.converting import converted
+
+    return converted(named)
 
 
 def _lasting(named: str) -> str:
