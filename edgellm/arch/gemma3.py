@@ -23,8 +23,8 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     decoder_settings,
     layer_types,
-    rope_settings,
 )
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.rope import frequencies
 from edgellm.arch.style import Style

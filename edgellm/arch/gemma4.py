@@ -23,8 +23,8 @@ from edgellm.arch.huggingface import (
     Settings,
     decoder_hyperparameters,
     layer_types,
-    rope_settings,
 )
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize, rotation_of
 from edgellm.arch.rope import frequencies
 from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared

@@ -17,9 +17,9 @@ from edgellm.arch.huggingface import (
     Settings,
     decoder_hyperparameters,
     layer_types,
-    rope_settings,
     window_hyperparameters,
 )
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.mixture import mixture_hyperparameters, mixture_of
 from edgellm.arch.parts import logits_head
 from edgellm.arch.rope import frequencies

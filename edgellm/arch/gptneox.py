@@ -14,8 +14,8 @@ from edgellm.arch.huggingface import (
     Settings,
     activation_hyperparameters,
     decoder_hyperparameters,
-    rope_settings,
 )
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights

@@ -7,15 +7,8 @@ from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.decoder import decoder
-from edgellm.arch.huggingface import (
-    ATTENTION_BIASES,
-    DECODER,
-    DEFAULTS,
-    HuggingFace,
-    Settings,
-    decoder_hyperparameters,
-    rope_settings,
-)
+from edgellm.arch.huggingface import ATTENTION_BIASES, DECODER, DEFAULTS, HuggingFace, Settings, decoder_hyperparameters
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights

@@ -7,14 +7,8 @@ from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
 from edgellm.arch.decoder import decoder
-from edgellm.arch.huggingface import (
-    DEFAULTS,
-    HuggingFace,
-    Settings,
-    decoder_hyperparameters,
-    rope_settings,
-    window_hyperparameters,
-)
+from edgellm.arch.huggingface import DEFAULTS, HuggingFace, Settings, decoder_hyperparameters, window_hyperparameters
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value

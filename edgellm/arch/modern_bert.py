@@ -22,7 +22,8 @@ from edgellm.arch.encoder_parts import (
     feed,
     rotation_by,
 )
-from edgellm.arch.huggingface import Settings, layer_types, rope_settings
+from edgellm.arch.huggingface import Settings, layer_types
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import normalize
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError

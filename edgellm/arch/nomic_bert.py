@@ -16,7 +16,8 @@ from edgellm.arch.encoder_parts import (
     post_norm_encoder,
     rotation_by,
 )
-from edgellm.arch.huggingface import Settings, rope_hyperparameters, rope_settings
+from edgellm.arch.huggingface import Settings
+from edgellm.arch.huggingface_rope import rope_hyperparameters, rope_settings
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.graph.nodes import Graph, Value

@@ -16,9 +16,9 @@ from edgellm.arch.huggingface import (
     HuggingFace,
     Settings,
     decoder_hyperparameters,
-    rope_settings,
     window_hyperparameters,
 )
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights

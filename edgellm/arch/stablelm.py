@@ -11,15 +11,8 @@ from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
 from edgellm.arch.decoder import decoder
-from edgellm.arch.huggingface import (
-    DECODER,
-    DEFAULTS,
-    NORM_BIASES,
-    HuggingFace,
-    Settings,
-    decoder_hyperparameters,
-    rope_settings,
-)
+from edgellm.arch.huggingface import DECODER, DEFAULTS, NORM_BIASES, HuggingFace, Settings, decoder_hyperparameters
+from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights

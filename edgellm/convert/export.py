@@ -21,7 +21,8 @@ import numpy as np
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.adapters import read_adapter, save_adapter
-from edgellm.arch.huggingface import HuggingFace, decoder_settings, llama3_settings
+from edgellm.arch.huggingface import HuggingFace, decoder_settings
+from edgellm.arch.huggingface_rope import llama3_settings
 from edgellm.convert.experts import is_stack, unstacked
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.model_card import write_model_card

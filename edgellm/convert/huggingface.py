@@ -13,7 +13,8 @@ import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.config import MOST_LAYERS
-from edgellm.arch.huggingface import HuggingFace, Settings, language_name, rope_tensors
+from edgellm.arch.huggingface import HuggingFace, Settings, language_name
+from edgellm.arch.huggingface_rope import rope_tensors
 from edgellm.arch.registry import some_of
 from edgellm.convert.encoder import classes_of, prepare_encoder
 from edgellm.convert.experts import take_experts

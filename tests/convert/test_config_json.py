@@ -25,7 +25,7 @@ from transformers import (
 
 import edgellm
 from edgellm.arch import ARCHITECTURES, ModelConfig
-from edgellm.arch.huggingface import llama3_factors
+from edgellm.arch.huggingface_rope import llama3_factors
 from edgellm.arch.parts import rope_frequencies
 from edgellm.arch.rope import frequencies
 from edgellm.convert.checkpoints import convert_checkpoint as convert
