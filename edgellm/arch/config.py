@@ -120,7 +120,7 @@ class Keys:
         """A whole number for every layer: one for all, or an array."""
         key = f"{self.architecture}.{name}"
         value = self.metadata.get(key)
-        if value is None or isinstance(value, int):
+        if not isinstance(value, np.ndarray | list):
             return (self.count(name, default),) * n_layers
         found = np.asarray(value)
         most = _LIMITS.get(name, 1 << 32)

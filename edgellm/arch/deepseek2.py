@@ -12,12 +12,19 @@ from dataclasses import replace
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
-from edgellm.arch.huggingface import DECODER, DEFAULTS, HuggingFace, KeysOrValues, Settings, decoder_hyperparameters
+from edgellm.arch.huggingface import (
+    DECODER,
+    DEFAULTS,
+    HuggingFace,
+    Settings,
+    decoder_hyperparameters,
+)
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.latent import latent_attention, latent_of
 from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of, n_foreseeing
 from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize
 from edgellm.arch.rope import frequencies, read_scaling
+from edgellm.arch.stacks import KeysOrValues
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.graph.nodes import Graph, Rotation, Value, add

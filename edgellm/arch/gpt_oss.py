@@ -12,7 +12,6 @@ from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
     DECODER,
     DEFAULTS,
-    Experts,
     HuggingFace,
     Settings,
     decoder_hyperparameters,
@@ -23,6 +22,7 @@ from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.mixture import mixture_hyperparameters, mixture_of
 from edgellm.arch.parts import logits_head
 from edgellm.arch.rope import frequencies
+from edgellm.arch.stacks import Experts
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError

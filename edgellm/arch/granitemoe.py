@@ -7,8 +7,9 @@ from typing import Any
 
 from edgellm.arch import granite
 from edgellm.arch.config import ModelConfig
-from edgellm.arch.huggingface import ATTENTION_BIASES, DECODER, DEFAULTS, Experts, HuggingFace, Settings
+from edgellm.arch.huggingface import ATTENTION_BIASES, DECODER, DEFAULTS, HuggingFace, Settings
 from edgellm.arch.mixture import mixture_hyperparameters, mixture_of
+from edgellm.arch.stacks import Experts
 from edgellm.graph.nodes.experts import Routing
 
 _MOE = "model.layers.{}.block_sparse_moe."

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgellm.arch.config import MOST_LAYERS, ModelConfig
 from edgellm.arch.huggingface_rope import rope_hyperparameters, rope_settings, turned_dimensions
+from edgellm.arch.stacks import Experts, KeysOrValues
 from edgellm.arch.style import ACTIVATIONS, Style
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
@@ -63,34 +64,6 @@ DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Where a checkpoint has the matrices of a layer's experts, which GGUF stacks: [n_experts, n_out, n_in].
-
-    split:      the name of each by itself, with places for the layer and the expert; None where no checkpoint has it.
-    stacked:    the name of all in one tensor.
-    part:       of its rows, taken of every expert, the part-th of n_parts.
-    is_across:  it is [n_experts, n_in, n_out] instead, and the parts alternate.
-    """
-
-    split: str | None
-    stacked: str
-    part: int = 0
-    n_parts: int = 1
-    is_across: bool = False
-
-
-@dataclass(frozen=True)
-class KeysOrValues:
-    """The matrix of a checkpoint that makes keys and values of what latent attention keeps, head by head.
-
-    GGUF has both by themselves: of values [n_heads, value_dim, kv_rank], of keys across [n_heads, kv_rank, n_plain].
-    """
-
-    name: str
-    values: bool
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.huggingface import (
     DECODER,
     DEFAULTS,
-    Experts,
     HuggingFace,
     Settings,
     decoder_hyperparameters,
@@ -17,6 +16,7 @@ from edgellm.arch.huggingface import (
     window_hyperparameters,
 )
 from edgellm.arch.mixture import mixture_hyperparameters, mixture_of, mixture_settings
+from edgellm.arch.stacks import Experts
 from edgellm.graph.nodes.experts import Routing
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig
-from edgellm.arch.huggingface import Experts, Settings
+from edgellm.arch.huggingface import Settings
 from edgellm.arch.parts import project
+from edgellm.arch.stacks import Experts
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.graph.nodes import Value, add, glu, linear

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.arch import ModelConfig
-from edgellm.arch.huggingface import Experts, HuggingFace, KeysOrValues
+from edgellm.arch.huggingface import HuggingFace
+from edgellm.arch.stacks import Experts, KeysOrValues
 from edgellm.convert.parts import Part
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.tensor import Tensor

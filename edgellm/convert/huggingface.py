@@ -182,7 +182,7 @@ def _drop_empty_biases(family: HuggingFace, settings: Settings, n_layers: int, t
     wanted = {
         theirs
         for ours, theirs in family.names(n_layers)
-        if ours.endswith(".bias") and ((key := family.biases[ours.split(".")[-2]]) is None or settings.flag(key))
+        if ours.endswith(".bias") and ((key := family.biases.get(ours.split(".")[-2])) is None or settings.flag(key))
     }
     for name, tensor in list(tensors.items()):
         weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
