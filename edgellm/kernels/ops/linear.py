@@ -103,7 +103,7 @@ def transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
 # --- decode: some rows by one token ------------------------------------------------------------------------
 
 
-def _dot_rows(
+def multiply_rows(
     v: Vocabulary,
     fmt,
     n_planes: int,
@@ -174,7 +174,7 @@ def build_linear_decode(isa, fmt, n_planes=1):
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):
-        _dot_rows(v, fmt, n_planes, *args)
+        multiply_rows(v, fmt, n_planes, *args)
 
     def linear_decode(record, chunk, thread):
         op = op_at(record)
@@ -207,7 +207,7 @@ def build_linear_decode(isa, fmt, n_planes=1):
 # and then the biases, 16 rows side by side.
 
 
-def _unpack_rows(
+def unpack_tile(
     v: Vocabulary,
     fmt,
     weights: Value,
@@ -243,7 +243,7 @@ def _unpack_rows(
     v.loop(n_groups / per_block, [], body)
 
 
-def _tile_by_tokens(
+def multiply_tile(
     v: Vocabulary,
     fmt,
     n_planes: int,
@@ -298,11 +298,11 @@ def build_linear_prefill(isa, fmt, n_planes=1):
 
     @staged(isa, "void", *["i64"] * 7)
     def unpack_rows(v, *args):
-        _unpack_rows(v, fmt, *args)
+        unpack_tile(v, fmt, *args)
 
     @staged(isa, "void", *["i64"] * 7)
     def tile_by_tokens(v, *args):
-        _tile_by_tokens(v, fmt, n_planes, at_once * n_planes, *args)
+        multiply_tile(v, fmt, n_planes, at_once * n_planes, *args)
 
     def linear_prefill(record, chunk, thread):
         op = op_at(record)
