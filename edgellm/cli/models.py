@@ -74,6 +74,8 @@ def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | No
     """
     import edgellm
 
+    if runtime.draft is not None:
+        runtime = dataclasses.replace(runtime, draft=path_of(str(runtime.draft)))
     with Progress("compiling kernels") as progress:
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
     for line in model.tokenizer.notes:

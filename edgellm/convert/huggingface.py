@@ -55,13 +55,13 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
             metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
+            metadata |= modules.with_family(architecture) | classes_of(architecture, family, settings)
             held: Mapping[str, Tensor] = checkpoint.tensors
             others: Mapping[str, str] = checkpoint.others
             told: list[str] = []
             if quantization := quantization_of(folder, config):
                 arrays, told = unpacked(checkpoint, quantization, as_it_is)
                 held, others = arrays.floats, arrays.others
-            metadata |= modules.with_family(architecture) | classes_of(architecture, family, settings)
             tensors, notes = _language_tensors(held, others, family)
             notes += modules.notes
             if makes_vectors_alone(metadata):
@@ -161,20 +161,6 @@ def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) ->
     return []
 
 
-def _drop_empty_biases(family: HuggingFace, settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> None:
-    """Take away biases of zeros, which some quantizers give to every linear, where the family has none."""
-    wanted = {
-        theirs
-        for ours, theirs in family.names(n_layers)
-        if ours.endswith(".bias") and ((key := family.biases[ours.split(".")[-2]]) is None or settings.flag(key))
-    }
-    for name, tensor in list(tensors.items()):
-        weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
-        is_of_quantized = name.endswith(".bias") and isinstance(weight, MadeTensor)
-        if is_of_quantized and name not in wanted and not tensor.dequantize().any():
-            del tensors[name]
-
-
 def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:
     """Embeddings of tokens that have none of layers: Gemma 3n's marks of images and sounds, which no text holds."""
     of_layers = tensors.get(f"{family.tensors.get('per_layer_token_embd')}.weight")
@@ -188,6 +174,20 @@ def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:
         ):
             n_rows = len(of_layers.raw)
             tensors[name] = Tensor(name, (n_rows, tensor.shape[1]), tensor.format, tensor.raw[:n_rows])
+
+
+def _drop_empty_biases(family: HuggingFace, settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> None:
+    """Take away biases of zeros, which some quantizers give to every linear, where the family has none."""
+    wanted = {
+        theirs
+        for ours, theirs in family.names(n_layers)
+        if ours.endswith(".bias") and ((key := family.biases[ours.split(".")[-2]]) is None or settings.flag(key))
+    }
+    for name, tensor in list(tensors.items()):
+        weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
+        is_of_quantized = name.endswith(".bias") and isinstance(weight, MadeTensor)
+        if is_of_quantized and name not in wanted and not tensor.dequantize().any():
+            del tensors[name]
 
 
 def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
