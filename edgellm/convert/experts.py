@@ -98,7 +98,7 @@ def _stacked(name: str, tensors: Sequence[Tensor]) -> Part:
         pieces = []
         for expert in range(rows.start // n_rows, -(-rows.stop // n_rows)):
             start, stop = max(0, rows.start - expert * n_rows), min(n_rows, rows.stop - expert * n_rows)
-            pieces.append(tensors[expert].raw.reshape(n_rows, -1)[start:stop])
+            pieces.append(tensors[expert].some_rows(slice(start, stop)))
         return np.concatenate(pieces)
 
     return _part(name, first, (len(tensors), *first.shape), read)

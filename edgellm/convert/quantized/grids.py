@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.convert.quantized.losses import Losses
-from edgellm.convert.quantized.made import MadeTensor, Rows, made, of_floats
+from edgellm.convert.quantized.made import MadeTensor, Rows, of_floats
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.quants import FORMATS
 from edgellm.quants.bits import join_bits
@@ -97,7 +97,7 @@ class Grid:
                 return of_floats(self.name, self.shape, self.type, self.floats)
             if not np.array_equal(minima.astype(np.float32), exact):
                 losses.rounded("minima")
-        return made(
+        return MadeTensor(
             self.name, self.shape, FORMATS[type_name], lambda rows: self._packed(rows, type_name, blocks, minima)
         )
 
