@@ -88,6 +88,7 @@ DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
 KV_TYPES = ("f16", "q8_0", "f32")
 ACTIVATIONS = ("int8", "f32")
+LAYOUTS = ("auto", "file", "tiles", "memory")
 DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
 LEAST_WINDOW = 8  # some to read and some to score
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
@@ -126,6 +127,9 @@ class RuntimeConfig:
     activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
                 "f32" rounds nothing: the reference, at a fraction of the speed.
     cache_bytes: of memory for keys and values of all texts together; None takes part of what is free.
+    layout:     how weights lie: "file" as the file has them; "tiles" in the order in which they are read, in a second
+                file in the cache folder that is made once; "memory" likewise in memory, made at every start; "auto"
+                takes tiles where they are clearly quicker and the disk has room. Results are the same to the bit.
     """
 
     n_ctx: int | None = None
@@ -134,6 +138,7 @@ class RuntimeConfig:
     kv_type: str = "f16"
     activations: str = "int8"
     cache_bytes: int | None = None
+    layout: str = "auto"
 
     def __post_init__(self) -> None:
         take(self, "n_ctx", whole_number, 1, optional=True)
@@ -142,6 +147,7 @@ class RuntimeConfig:
         take(self, "kv_type", one_of, KV_TYPES)
         take(self, "activations", one_of, ACTIVATIONS)
         take(self, "cache_bytes", whole_number, 1, optional=True)
+        take(self, "layout", one_of, LAYOUTS)
 
 
 @dataclass(frozen=True)

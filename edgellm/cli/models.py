@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, size_text
+from edgellm.files.tile_files import TASK as TILES_TASK
 from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | No
     """
     import edgellm
 
-    with Progress("compiling kernels") as progress:
+    with Progress("compiling kernels") as kernels, Progress() as layout:
+
+        def progress(done: int, total: int, what: str) -> None:
+            (layout if what == TILES_TASK else kernels)(done, total, what)
+
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
     for line in model.tokenizer.notes:
         note(f"{path.name}: {line}")

@@ -18,6 +18,7 @@ from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
+from edgellm.engine.layout import lay_out
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -42,6 +43,11 @@ DEFAULT_OF_AVAILABLE = 0.25  # of the memory that is free now, at most
 MOST_VARIANTS = 4  # programs with adapters that are kept; each has memory for the values of a batch
 OPS_BESIDE_NODE = 4  # that an adapter adds to a node, at most
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
+# What a closed one has no more.
+GIVEN_BACK = (
+    *("base", "graphs", "team", "store", "target", "layout"),
+    *("_running", "_variants", "_body_batch", "_head_batch", "_file"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,8 @@ class Runner:
             # A file that cannot be run says so before anything is measured.
             lower(self.graphs.body, Target(self.isa, Tuning(default_threads()), kv_type, runtime.activations))
             tuning = measure_and_remember(self.store, weights, runtime.n_threads)
-        self.target = Target(self.isa, tuning, kv_type, runtime.activations)
+        self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, tuning, progress)
+        self.target = Target(self.isa, tuning, kv_type, runtime.activations, self.layout.tiles)
         self.n_threads = tuning.n_threads
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
@@ -321,7 +328,7 @@ class Runner:
     def close(self) -> None:
         """End the threads and give back all memory, whoever holds this still."""
         self._end()
-        for name in ("base", "graphs", "team", "store", "_running", "_variants", "_body_batch", "_head_batch", "_file"):
+        for name in GIVEN_BACK:
             self.__dict__.pop(name, None)
 
 
