@@ -37,7 +37,9 @@ class Tuning:
         """What was remembered, or None when there is nothing that can be used."""
         try:
             found = json.loads(private.read(path) or b"")
-            tuning = cls(**{field.name: found[field.name] for field in fields(cls)})
+            # What was remembered without a word on tiles is good for all else.
+            names = [field.name for field in fields(cls) if field.name in found or not field.name.startswith("tiles")]
+            tuning = cls(**{name: found[name] for name in names})
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
         return tuning if tuning.is_sensible() else None

@@ -90,6 +90,8 @@ def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
             "tiles_small_batch": 16}  # fmt: skip
     path.write_text(json.dumps(good))
     assert Tuning.load(path) == Tuning(2)
+    path.write_text(json.dumps({name: value for name, value in good.items() if not name.startswith("tiles")}))
+    assert Tuning.load(path) == Tuning(2)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(good | content).encode())
     assert Tuning.load(path) is None
 
