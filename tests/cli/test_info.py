@@ -12,7 +12,7 @@ import pytest
 import edgellm
 from edgellm.cli import main
 from edgellm.files import tile_files
-from edgellm.hub import inventory, removal, store
+from edgellm.hub import inventory, store
 from tests.arch import tiny
 
 
@@ -49,11 +49,10 @@ def test_activations_reach_the_model(tmp_path: Path) -> None:
 
 
 def test_tiles_of_a_model_are_told(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`info` and `list` say what they take, `--layout` and `bench` what is used, and `rm` deletes them."""
+    """`info` and `list` say what they take, and `bench` what is used, as `--layout` asked for."""
     monkeypatch.setattr(tile_files, "folder", lambda: tmp_path / "tiles")
     monkeypatch.setattr(store, "models_folder", lambda: tmp_path / "models")
     monkeypatch.setattr(inventory, "models_folder", lambda: tmp_path / "models")
-    monkeypatch.setattr(removal, "models_folder", lambda: tmp_path / "models")
     (tmp_path / "models").mkdir()
     path = tiny.llama(hidden_size=64).save(tmp_path / "models" / "mine.gguf", "Q8_0")
 
@@ -69,5 +68,3 @@ def test_tiles_of_a_model_are_told(tmp_path: Path, monkeypatch, capsys: pytest.C
     assert str(file) in said("info", str(path))
     (line,) = (line for line in said("list").splitlines() if line.startswith("mine.gguf"))
     assert "tiles of it take" in line
-    said("rm", "mine.gguf")
-    assert not list((tmp_path / "tiles").iterdir())
