@@ -29,6 +29,7 @@ from edgellm.errors import EdgellmError, FileProblem
 # Each command lives in the module of its name. The texts stand here so that --help imports none of them.
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
+    "embed": "Turn texts into vectors, or rank them.",
     "serve": "Answer HTTP requests: OpenAI's, Anthropic's and Ollama's interfaces.",
     "launch": "Write the configuration that an editor or agent needs for this server.",
     "pull": "Fetch a model and check it.",

@@ -29,12 +29,13 @@ class CacheLayer:
     """The keys and values that a layer keeps for a token."""
 
     n_kv_heads: int
-    head_dim: int
+    key_dim: int
+    value_dim: int
     kv_type: KVType = F16_CACHE
 
     @property
     def block_bytes(self) -> int:
-        return self.kv_type.block_bytes(self.n_kv_heads, self.head_dim)
+        return self.kv_type.block_bytes(self.n_kv_heads, self.key_dim, self.value_dim)
 
 
 def blocks_for(n_tokens: int) -> int:

@@ -73,7 +73,7 @@ def lay_out(
 def _tiled_tensors(graphs: Iterable[Graph]) -> list[Tensor]:
     """The weights of linears that can lie as tiles, in the order in which a pass reads them."""
     weights = (node.weight for graph in graphs for node in graph.nodes if isinstance(node, Linear))
-    return list(dict.fromkeys(weight for weight in weights if weight.format.in_tiles))
+    return list(dict.fromkeys(weight for weight in weights if weight.format.in_tiles and weight.raw.ndim == 2))
 
 
 def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layout:

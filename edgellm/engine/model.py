@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakSet
@@ -20,6 +21,7 @@ from edgellm.engine.answering import Answering
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.opening import check_vocabulary, context_of, fetched, in_words, open_file
+from edgellm.engine.pooling import makes_vectors_alone
 from edgellm.engine.prompt import (
     checked_adapters,
     checked_prompt,
@@ -28,17 +30,20 @@ from edgellm.engine.prompt import (
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.vectors import MakesVectors
 from edgellm.errors import FileProblem, MemoryLimitError, UsageError
 from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
     from edgellm.formats.adapters import Adapter
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
-GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file", "_adapters")
+OF_WRITERS = ("chat_template", "_scheduler", "_runner", "_adapters")  # which a model that makes vectors never had
+GIVEN_BACK = ("metadata", "tokenizer", "_file", "_embedder", *OF_WRITERS)
 
 
 def load(
@@ -65,14 +70,14 @@ def load(
     return Model(fetched(model, checks.function("progress", progress)), runtime, progress)
 
 
-class Model(Answering):
+class Model(Answering, MakesVectors):
     """A model in memory. All methods may be called from several threads at once.
 
     path, metadata:  the file and its metadata.
     config:          its hyperparameters.
     tokenizer:       text to ids and back.
     chat_template:   how the file turns messages into a prompt; None for a base model.
-    n_ctx:           tokens that a conversation may hold.
+    n_ctx:           tokens that a conversation, or a text, may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
     layout:          how its weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`).
@@ -99,13 +104,21 @@ class Model(Answering):
         self._lock = threading.Lock()
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
         self._file = open_file(path)
+        self._runtime = runtime
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
-            self.config = architecture.configure(self.metadata)
-            self.n_ctx = context_of(runtime.n_ctx, self.config.n_ctx_train)
+            config = architecture.configure(self.metadata)
+            self.n_ctx = context_of(runtime.n_ctx, config.n_ctx_train)
+            self.config = replace(config, n_ctx=self.n_ctx)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
+            self._reads_only = makes_vectors_alone(self.metadata)
+            if self._reads_only:
+                self.tasks  # noqa: B018 - prompts that are no texts are an error at once
+                self._make_embedder(architecture, progress=progress)
+                self.n_vocab, self.n_threads = self._embedder.n_vocab, self._embedder.n_threads
+                return
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
             self._scheduler = Scheduler(self._runner)
@@ -191,11 +204,12 @@ class Model(Answering):
         """
         return bound_weights(self._scheduler, memory)
 
-    def square_sums(self) -> AbstractContextManager[dict[str, NDArray[np.float64]]]:
+    def square_sums(self) -> AbstractContextManager[SquareSums]:
         """A context in which every run adds up the squares of what each linear is given, for importance matrices.
 
-        Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
-        logits are asked for count. Nobody else may use the model meanwhile.
+        Gives float64 [n_in] by the name of the linear's weight; of stacked experts, [n_experts, n_in], and in its
+        `counts` how many tokens each had. Of the linear that makes logits, only the tokens whose logits are asked for
+        count. Nobody else may use the model meanwhile.
         """
         return square_sums(self._scheduler, self._adapters.usual)
 
@@ -256,9 +270,11 @@ class Model(Answering):
         A batch that is being computed is waited for. Generations that have not ended do now: whoever goes on iterating
         over one gets a UsageError, and so does whoever uses the model.
         """
-        scheduler = self.__dict__.get("_scheduler")
+        scheduler, embedder = self.__dict__.get("_scheduler"), self.__dict__.get("_embedder")
         if scheduler is not None:
             scheduler.close()
+        if embedder is not None:
+            embedder.close()
         self._let_go()
 
     def __enter__(self) -> Model:
@@ -268,12 +284,14 @@ class Model(Answering):
         self.close()
 
     def __repr__(self) -> str:
-        closed = "" if "_runner" in self.__dict__ else ", closed"
+        closed = "" if "metadata" in self.__dict__ else ", closed"
         return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}{closed}>"
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
+            if name in OF_WRITERS and "_embedder" in self.__dict__:
+                raise self._writes_nothing()
             if name in GIVEN_BACK:
                 raise UsageError("the model is closed")
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,18 +23,20 @@ from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
-from edgellm.graph.lowering import cache_table
-from edgellm.graph.nodes import Linear, maxima
-from edgellm.graph.ops import Rows
+from edgellm.graph.lowering import ExpertSums, cache_table
+from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
-from edgellm.kernels.isa import choose
+from edgellm.kernels.isa import Isa, choose
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import available_memory, default_threads, total_memory
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
+
+if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
 MOST_OF_MEMORY = 0.9  # for one context: more would leave nothing for the weights
@@ -115,19 +117,14 @@ class Runner:
         self.n_vocab = self.graphs.logits.width
 
         kv_type = KV_TYPES[runtime.kv_type]
-        weights = _most_common_format(file)
-        tuning = remembered(self.store, weights, runtime.n_threads)
-        if tuning is None:  # the first start on this machine
-            # A file that cannot be run says so before anything is measured.
-            lower(self.graphs.body, Target(self.isa, Tuning(default_threads()), kv_type, runtime.activations))
-            tuning = measure_and_remember(self.store, weights, runtime.n_threads)
-        self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, tuning, progress)
-        self.target = Target(self.isa, tuning, kv_type, runtime.activations, self.layout.tiles)
-        self.n_threads = tuning.n_threads
+        target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
+        self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
+        self.target = replace(target, tiles=self.layout.tiles)
+        self.n_threads = self.target.tuning.n_threads
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
-        layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
+        layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type) for x in body.cache_layers]
         self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
@@ -220,22 +217,19 @@ class Runner:
     # --- other programs -------------------------------------------------------------------------------------
 
     @contextmanager
-    def square_sums(self, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[dict[str, np.ndarray]]:
-        """Meanwhile, every run adds up the squares of what each linear is given: float64 [n_in], by its weight's name.
+    def square_sums(self, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[SquareSums]:
+        """Meanwhile, every run adds up the squares of what each linear is given, see `SquareSums`.
 
         Of the linear that makes logits, only tokens whose logits are asked for count. Nobody else may run the model,
         and nothing with other adapters.
         """
         variant = self.variant({adapters})
-        sums: dict[Value, np.ndarray] = {}
-        by_weight: dict[str, np.ndarray] = {}
-        for graph in (variant.graphs.body, variant.graphs.head):
-            for node in graph.nodes:
-                if isinstance(node, Linear):
-                    total = sums.setdefault(node.x, np.zeros(Rows(node.x.width).stride))
-                    by_weight[node.weight.name] = total[: node.x.width]
-        with self.replaced(variant, self.lowered_programs(square_sums=sums, variant=variant)):
-            yield by_weight
+        from edgellm.engine.square_sums import SquareSums  # which importance matrices alone need
+
+        sums = SquareSums((variant.graphs.body, variant.graphs.head))
+        programs = self.lowered_programs(square_sums=sums.by_value, variant=variant, expert_sums=sums.by_experts)
+        with self.replaced(variant, programs):
+            yield sums
 
     def lowered_programs(
         self,
@@ -243,12 +237,14 @@ class Runner:
         given: Mapping[Value, int] | None = None,
         square_sums: Mapping[Value, np.ndarray] | None = None,
         variant: Variant | None = None,
+        expert_sums: ExpertSums = EMPTY,
     ) -> Programs:
         """Other programs of the same model, on the same cache and batches (see `graph.lower`).
 
         given:  where the rows are of values that are not computed. variant: with which adapters.
         """
-        return self._lowered_programs((variant or self.base).graphs, taps, given or {}, square_sums or {})
+        graphs = (variant or self.base).graphs
+        return self._lowered_programs(graphs, taps, given or {}, square_sums or {}, expert_sums)
 
     def _lowered_programs(
         self,
@@ -256,6 +252,7 @@ class Runner:
         taps: SequenceOf[Value] = (),
         given: Mapping[Value, int] = EMPTY,
         sums: Mapping[Value, np.ndarray] = EMPTY,
+        expert_sums: ExpertSums = EMPTY,
     ) -> Programs:
 
         def lowered(graph: Graph) -> Lowered:
@@ -263,7 +260,8 @@ class Runner:
                 return [value for value in values if value.graph is graph]
 
             own_sums = {value: sums[value] for value in of_graph(sums)}
-            return lower(graph, self.target, of_graph(taps), of_graph(given), own_sums)
+            own_experts = {node: found for node, found in expert_sums.items() if node.inputs[0].graph is graph}
+            return lower(graph, self.target, of_graph(taps), of_graph(given), own_sums, own_experts)
 
         body, head = lowered(graphs.body), lowered(graphs.head)
         self.store.load([*body.kernels, *head.kernels])
@@ -336,6 +334,17 @@ def _end(team: Team, cache: KVCache) -> None:
     """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
     team.close()
     cache.close()
+
+
+def target_for(file: GGUFFile, body: Graph, store: KernelStore, isa: Isa, runtime: RuntimeConfig) -> Target:
+    """How to compute a model on this machine, measured on a first start."""
+    kv_type, weights = KV_TYPES[runtime.kv_type], _most_common_format(file)
+    tuning = remembered(store, weights, runtime.n_threads)
+    if tuning is None:
+        # A file that cannot be run says so before anything is measured.
+        lower(body, Target(isa, Tuning(default_threads()), kv_type, runtime.activations))
+        tuning = measure_and_remember(store, weights, runtime.n_threads)
+    return Target(isa, tuning, kv_type, runtime.activations)
 
 
 def _most_common_format(file: GGUFFile) -> BlockFormat:

@@ -11,14 +11,19 @@ from edgellm.graph.lowering import (
     ATTENTION_ROWS,
     DOCUMENTS,
     MAX_SPLITS,
+    POSITIONS,
+    SEGMENTS,
     TARGET_WEIGHTS,
+    TEXT_TASKS,
+    TOKEN_IDS,
     Lowered,
     adapter_table,
     merges_table,
     rotation_table,
     tasks_table,
 )
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import encoder_records, gradient_records, records
+from edgellm.kernels.encoder_records import TEXT_QUERIES
 from edgellm.kernels.records import SPAN_TOKENS
 
 
@@ -50,11 +55,13 @@ class Batch:
         self.rotations, self.windows = lowered.rotations, lowered.windows
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
+        self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
         self.kv_slots = np.zeros(capacity, np.int64)
         self.rows = np.zeros(capacity, np.int64)
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
         self.adapters: list[np.ndarray] = []
@@ -71,6 +78,10 @@ class Batch:
         """Addresses by the names that records use."""
         result = {
             "batch": self.record.ctypes.data,
+            TOKEN_IDS.name: self.token_ids.ctypes.data,
+            POSITIONS.name: self.positions.ctypes.data,
+            SEGMENTS.name: self.segments.ctypes.data,
+            TEXT_TASKS.name: self.text_tasks.ctypes.data,
             DOCUMENTS.name: self.documents.ctypes.data,
             TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
         }
@@ -96,12 +107,30 @@ class Batch:
                 scales[first : first + n] = scale
             table, step = piece.block_table.ctypes.data, self._slice_tokens
             slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
+        self.positions[: len(positions)] = positions
         self._turn(np.array(positions))
         counts = {"tokens": len(positions)}
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
         return counts
+
+    def fill_texts(self, texts: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] = ()) -> dict[str, int]:
+        """Write whole texts, one behind the other, that attend to themselves; returns how many of everything there is.
+
+        segments:  for each text, the part of a pair that every token belongs to, 0 or 1; by default 0.
+        """
+        first = n_tasks = 0
+        for text, parts in zip(texts, segments or [[0]] * len(texts), strict=True):
+            n = len(text)
+            rows = slice(first, first + n)
+            self.token_ids[rows], self.segments[rows], self.positions[rows] = text, parts, np.arange(n)
+            for start in range(0, n, TEXT_QUERIES):
+                self.text_tasks[n_tasks] = (first, n, start, min(TEXT_QUERIES, n - start))
+                n_tasks += 1
+            first += n
+        self._turn(self.positions[:first])
+        return {"tokens": first, TEXT_TASKS.name: n_tasks}
 
     def fill_documents(self, lengths: Sequence[int]) -> dict[str, int]:
         """Write where documents begin that stand one behind the other in the batch, for backward passes."""
@@ -131,9 +160,7 @@ class Batch:
     def _turn(self, positions: np.ndarray) -> None:
         """Fill the tables of angles for the positions of the tokens."""
         for rotation, table in zip(self.rotations, self.angles, strict=True):
-            angles, turned = np.multiply.outer(positions, rotation.frequencies), table[: len(positions)]
-            np.cos(angles, out=turned[:, 0], casting="same_kind")
-            np.sin(angles, out=turned[:, 1], casting="same_kind")
+            rotation.fill(positions, table[: len(positions)])
 
     def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, int]]) -> tuple[int, int]:
         """Attention tasks for slices (token, n_tokens, position, block table); a lone token with a long past is split.

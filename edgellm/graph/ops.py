@@ -76,10 +76,13 @@ class Chunks:
     per_chunk: int = 1  # so many of them make a chunk
     times: int = 1  # chunks for each of these
     small_batch: int | None = None  # so many chunks while the op runs its kernel for small batches
+    small_per_token: int | None = None  # the same, for each token
 
     def of(self, counts: Counts, is_small: bool) -> int:
         if is_small and self.small_batch is not None:
             return self.small_batch
+        if is_small and self.small_per_token is not None:
+            return self.small_per_token * counts[self.count]
         return -(-counts[self.count] // self.per_chunk) * self.times
 
 

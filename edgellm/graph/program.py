@@ -89,7 +89,7 @@ class Program:
         kept = [rows for value, rows in lowered.rows.items() if value not in lowered.outside]
         self._offsets, size = plan(self.steps, kept, self.capacity, outside=self._inputs)
         self.arena = _arena(size, batch.capacity)
-        scratch_bytes = -(-max((op.scratch_bytes for op in self.steps), default=0) // LINE) * LINE
+        scratch_bytes = -(-max((op.scratch_bytes for op in lowered.ops), default=0) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}
 

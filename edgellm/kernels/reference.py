@@ -7,6 +7,7 @@ allow for the kernel's float32 roundings. Shapes: tokens come first, a head's di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,8 +85,34 @@ def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Fl
     return (groups / np.sqrt(mean_square + epsilon) * weight).astype(np.float32).reshape(x.shape)
 
 
+def layer_norm(x: Floats, weight: Floats, bias: Floats, epsilon: float, n_groups: int = 1) -> Floats:
+    """(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, for x [n_tokens, n_groups * n_cols].
+
+    weight, bias:  [n_cols], which all groups share, or [n_groups, n_cols].
+    """
+    groups = x.reshape(len(x), n_groups, x.shape[1] // n_groups).astype(np.float64)
+    away = groups - groups.mean(-1, keepdims=True)
+    variance = np.square(away).mean(-1, keepdims=True)
+    return (away / np.sqrt(variance + epsilon) * weight + bias).astype(np.float32).reshape(x.shape)
+
+
+def soft_cap(x: Floats, cap: float) -> Floats:
+    """cap * tanh(x / cap)"""
+    return (cap * np.tanh(x.astype(np.float64) / cap)).astype(np.float32)
+
+
+def columns(x: Floats, first: int, n_cols: int, out_first: int = 0, out_cols: int = 0) -> Floats:
+    """Columns of x [n_tokens, ...] as those from out_first on of float32 [n_tokens, out_cols or n_cols], else 0."""
+    out = np.zeros((len(x), out_cols or n_cols), np.float32)
+    out[:, out_first : out_first + n_cols] = x[:, first : first + n_cols]
+    return out
+
+
 def glu(gate: Floats, up: Floats, activation: str) -> Floats:
     """activation(gate) * up, for [n_tokens, n_cols] both."""
+    if activation == "clamped_swiglu":
+        gate, up = np.minimum(gate.astype(np.float64), 7), np.clip(up, -7, 7)
+        return (gate * _sigmoid(1.702 * gate) * (up + 1)).astype(np.float32)
     return (_ACTIVATIONS[activation](gate.astype(np.float64)) * up).astype(np.float32)
 
 
@@ -98,7 +125,15 @@ def _gelu(x: Floats) -> Floats:
     return x * _sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
 
 
-_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+_ERF = np.vectorize(math.erf, otypes=[float])
+
+_ACTIVATIONS = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_erf": lambda x: x / 2 * (1 + _ERF(x / math.sqrt(2))),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu_squared": lambda x: np.square(np.maximum(x, 0)),
+}
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -220,21 +255,25 @@ def fused_multiply_add(a: Floats, b: Floats, c: Floats) -> Floats:
 # --- attention ---------------------------------------------------------------------------------------------
 
 
-def new_cache(n_blocks: int, n_kv_heads: int, head_dim: int, dtype: Any = np.float16) -> tuple[Floats, ...]:
+def new_cache(
+    n_blocks: int, n_kv_heads: int, key_dim: int, dtype: Any = np.float16, value_dim: int | None = None
+) -> tuple[Floats, ...]:
     """The keys and values of a layer's cache in float16 or float32, as two views of one zeroed block of memory.
 
-    keys:    [n_blocks, n_kv_heads, head_dim, KV_BLOCK]
-    values:  [n_blocks, n_kv_heads, KV_BLOCK, head_dim], behind the keys in every block
+    keys:    [n_blocks, n_kv_heads, key_dim, KV_BLOCK]
+    values:  [n_blocks, n_kv_heads, KV_BLOCK, value_dim], behind the keys in every block; as wide as keys by default
     """
-    cache = np.zeros((n_blocks, 2, n_kv_heads * head_dim * KV_BLOCK), dtype)
+    value_dim = value_dim or key_dim
+    n_keys = n_kv_heads * key_dim * KV_BLOCK
+    cache = np.zeros((n_blocks, n_keys + n_kv_heads * value_dim * KV_BLOCK), dtype)
     return (
-        cache[:, 0].reshape(n_blocks, n_kv_heads, head_dim, KV_BLOCK),
-        cache[:, 1].reshape(n_blocks, n_kv_heads, KV_BLOCK, head_dim),
+        cache[:, :n_keys].reshape(n_blocks, n_kv_heads, key_dim, KV_BLOCK),
+        cache[:, n_keys:].reshape(n_blocks, n_kv_heads, KV_BLOCK, value_dim),
     )
 
 
 def kv_append(keys: Floats, values: Floats, slots: Ints, k: Floats, v: Floats) -> None:
-    """Put k and v [n_tokens, n_kv_heads, head_dim] into a cache; a slot is block * KV_BLOCK + place in the block."""
+    """Put k and v [n_tokens, n_kv_heads, ...] into a cache; a slot is block * KV_BLOCK + place in the block."""
     block, place = slots // KV_BLOCK, slots % KV_BLOCK
     with np.errstate(over="ignore"):
         keys[block, :, :, place] = k
@@ -294,7 +333,7 @@ class Partial(NamedTuple):
 
     m: Floats  # [n_tokens, n_heads]: the largest score, -inf where nothing was seen
     l: Floats  # [n_tokens, n_heads]: the sum of exp(score - m)
-    sums: Floats  # [n_tokens, n_heads, head_dim]: the sum of exp(score - m) * value
+    sums: Floats  # [n_tokens, n_heads, value_dim]: the sum of exp(score - m) * value
 
 
 def attention(
@@ -307,12 +346,15 @@ def attention(
     window: int | None = None,
     kv_begin: int = 0,
     kv_end: int | None = None,
+    soft_cap: float | None = None,
+    slopes: Floats | None = None,
 ) -> Partial:
-    """Consecutive tokens q [n_tokens, n_heads, head_dim], the first at `position`, of one sequence.
+    """Consecutive tokens q [n_tokens, n_heads, key_dim], the first at `position`, of one sequence.
 
     Each looks at positions kv_begin to kv_end - 1 of the sequence as far as they are not after its own and, with
     a window, fewer than `window` before it. Position p lies in block block_table[p // KV_BLOCK] of the cache.
-    Query heads come in equal groups that share a key-value head.
+    Query heads come in equal groups that share a key-value head. Scores s become soft_cap * tanh(s / soft_cap), and
+    lose slopes [n_heads] for each position of distance.
     """
     n_tokens, n_heads, _ = q.shape
     own = position + np.arange(n_tokens)
@@ -326,14 +368,24 @@ def attention(
         visible &= seen > own[:, None] - window
 
     scores = np.einsum("thd,shd->ths", q.astype(np.float64) * scale, k)
+    if soft_cap is not None:
+        scores = soft_cap * np.tanh(scores / soft_cap)
+    if slopes is not None:
+        scores -= slopes[:, None].astype(np.float64) * (own[:, None] - seen)[:, None]
     scores = np.where(visible[:, None], scores, -np.inf)
     m = scores.max(-1, initial=-np.inf)
     weights = np.where(visible[:, None], np.exp(scores - np.where(np.isinf(m), 0, m)[..., None]), 0)
     return Partial(m, weights.sum(-1), np.einsum("ths,shd->thd", weights, v))
 
 
-def attention_merge(partials: Sequence[Partial]) -> Floats:
-    """The whole result of attention from its parts: float32 [n_tokens, n_heads, head_dim]."""
+def attention_merge(partials: Sequence[Partial], sinks: Floats | None = None) -> Floats:
+    """The whole result of attention from its parts: float32 [n_tokens, n_heads, value_dim].
+
+    sinks:  [n_heads], a score for each head that takes its share and gives nothing.
+    """
+    if sinks is not None:
+        m, sums = np.broadcast_to(sinks, partials[0].m.shape), np.zeros_like(partials[0].sums)
+        partials = [*partials, Partial(m, np.ones_like(m, np.float64), sums)]
     m = np.max([part.m for part in partials], axis=0)
     weights = [np.exp(part.m - m) for part in partials]
     sums = sum(part.sums * w[..., None] for part, w in zip(partials, weights, strict=True))

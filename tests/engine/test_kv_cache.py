@@ -18,7 +18,7 @@ from edgellm.text.common import n_common
 
 
 def new_cache(n_blocks: int = 12) -> KVCache:
-    return KVCache([CacheLayer(1, 16)] * 2, n_blocks)
+    return KVCache([CacheLayer(1, 16, 16)] * 2, n_blocks)
 
 
 def grow(sequence: Sequence, n: int, first: int = 0) -> None:

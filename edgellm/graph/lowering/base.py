@@ -70,10 +70,11 @@ def padded_head_dim(head_dim: int) -> int:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What a layer keeps in the cache of every token: the keys and values of so many heads."""
+    """What a layer keeps in the cache of every token: the keys and values of so many heads, and how wide each is."""
 
     n_kv_heads: int
-    head_dim: int
+    key_dim: int
+    value_dim: int
 
 
 class Lowering:
@@ -100,15 +101,19 @@ class Lowering:
         # Of the whole graph, whatever part of it is lowered: so all programs of a graph fit one cache and one batch.
         # Those of its backward pass fit them too.
         whole = like or graph
-        attentions = [node for node in whole.nodes if isinstance(node, Attention)]
-        sources = [node for node in whole.nodes if isinstance(node, KeysValues)]
+        attentions = [node for node in whole.nodes if isinstance(node, Attention) and node.source.cached]
+        sources = [node for node in whole.nodes if isinstance(node, KeysValues) and node.cached]
         self.rotations = list(dict.fromkeys(node.rotation for node in whole.nodes if isinstance(node, Rope)))
         self.windows = list(dict.fromkeys(node.spec.window for node in attentions))
         self.group_size = max((node.n_heads // node.source.n_heads for node in attentions), default=1)
-        self.cache_layers = [LayerShape(node.n_heads, padded_head_dim(node.key_dim)) for node in sources]
+        self.cache_layers = [
+            LayerShape(node.n_heads, padded_head_dim(node.key_dim), padded_head_dim(node.value_dim)) for node in sources
+        ]
         self._caches = {node: layer for layer, node in enumerate(sources)}
         self.partial: Fixed | None = None
         self.constants: dict[Tensor, np.ndarray] = {}
+        # By the value of a router, or none: see `lowering/experts.py`.
+        self.sorted_pairs: dict[tuple[Value | None, int, bool], tuple[Rows, Fixed]] = {}
         self._rows: dict[Value, Rows] = {}
         self._quantized: dict[tuple[Value, int], Quantized] = {}
         self._halves: dict[Value, Rows] = {}
@@ -228,8 +233,12 @@ class Lowering:
         )
 
 
+# What rows of embeddings a batch's tokens take.
+TOKEN_IDS, POSITIONS = Table("token ids"), Table("positions")
 # What backward passes need beside: where documents begin, and how much each row's target counts.
 DOCUMENTS, TARGET_WEIGHTS = Table("documents"), Table("target weights")
+# The queries of texts that attend to nothing but themselves, some at a time; and the parts of pairs of texts.
+TEXT_TASKS, SEGMENTS = Table("text tasks"), Table("segments")
 
 
 def cache_table(layer: int) -> Table:

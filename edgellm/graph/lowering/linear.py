@@ -20,12 +20,12 @@ ROWS_TOGETHER = 16  # kernels for small batches advance by 4, 8 or 16 rows: chun
 def lower_linear(low: Lowering, node: Linear) -> None:
     x, out = low.read(node.x), low.make(node)
     weight = node.weight
-    n_cols = weight.shape[1]
+    n_cols = weight.shape[-1]
     row_bytes = weight.format.row_bytes(n_cols)
     fields = {
         "weights": weight,
         "row_bytes": row_bytes,
-        "n_rows": weight.shape[0],
+        "n_rows": out.width,
         "n_cols": n_cols,
         "x_stride": x.stride,
         "out": out,
@@ -33,7 +33,7 @@ def lower_linear(low: Lowering, node: Linear) -> None:
         "n_threads": low.target.tuning.n_threads,
     }
     if isinstance(weight.format, FloatFormat):
-        fields |= prefetching(low, weight, ROWS_TOGETHER)
+        fields |= prefetching(low, weight, ROWS_TOGETHER, out.width)
         _add_f32(low, weight, x, out, fields, small="linear_f32_decode")
     elif low.target.activations == "f32":
         _add_f32(low, weight, x, out, fields)
@@ -44,7 +44,7 @@ def lower_linear(low: Lowering, node: Linear) -> None:
 
 
 def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: dict[str, Any]) -> None:
-    n_rows, n_cols = weight.shape
+    n_rows, n_cols = out.width, weight.shape[-1]
     n_planes = xq.n_planes
     n_groups = -(-n_cols // weight.format.scale_group)
     tiles = low.target.tiles.get(weight)
@@ -53,7 +53,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
     else:
         large, small, rows_together = "linear_tiles_prefill", "linear_tiles", TILE_ROWS
         fields["weights"] = Tiled(weight, tiles)
-    fields |= prefetching(low, weight, rows_together)
+    fields |= prefetching(low, weight, rows_together, n_rows)
     low.add(
         large,
         records.LINEAR,
@@ -72,7 +72,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
 def _add_f32(
     low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[str, Any], small: str | None = None
 ) -> None:
-    n_rows = weight.shape[0]
+    n_rows = out.width
     tile_rows = low.target.isa.f32_tile_rows
     small_batch = -(-n_rows // fields["chunk_rows"]) if small else None
     low.add(
@@ -102,10 +102,10 @@ def _add_bf16(low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[st
     )
 
 
-def prefetching(low: Lowering, weight: Tensor, rows_together: int) -> dict[str, int]:
-    """How many rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
-    tuning, n_rows = low.target.tuning, weight.shape[0]
-    row_bytes = weight.format.row_bytes(weight.shape[1])
+def prefetching(low: Lowering, weight: Tensor, rows_together: int, n_rows: int) -> dict[str, int]:
+    """How many of n_rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
+    tuning = low.target.tuning
+    row_bytes = weight.format.row_bytes(weight.shape[-1])
     turns = max(TURNS, round(n_rows * row_bytes / (tuning.n_threads * tuning.chunk_bytes)))
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,

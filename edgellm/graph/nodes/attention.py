@@ -21,7 +21,8 @@ class AttentionSpec:
 
     scale:     what the products of queries and keys are multiplied by.
     causal:    a token sees itself and those before it; otherwise all of its text.
-    window:    positions a token looks back over, itself included; None is no limit.
+    window:    positions a token looks back over, itself included, and without causality as far ahead; None is no
+               limit.
     soft_cap:  scores s become soft_cap * tanh(s / soft_cap) (Gemma 2); None leaves them as they are.
     sinks:     [n_heads], a score for each head that takes its share of the softmax and gives nothing (gpt-oss).
     alibi:     float32 [n_heads], what a head's scores lose for each position of distance (Press et al., 2021).

@@ -38,5 +38,29 @@ class RMSNorm(Node):
             b.add(self.x, b.graph.record(RMSNormBackward(x, grad, self.weight, self.epsilon, self.n_heads)))
 
 
+@dataclass(frozen=True, eq=False)
+class LayerNorm(Node):
+    """(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias (Ba et al., 2016), of each of `n_heads` parts.
+
+    weight, bias:  [width / n_heads], the same for every part; or [n_heads, width / n_heads].
+    """
+
+    x: Value
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+    n_heads: int = 1
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+def layer_norm(
+    x: Value, weight: Tensor, bias: Tensor | None, epsilon: float, n_heads: int = 1, name: str = ""
+) -> Value:
+    return x.graph.record(LayerNorm(x, weight, bias, epsilon, n_heads), name)
+
+
 def rms_norm(x: Value, weight: Tensor, epsilon: float, n_heads: int = 1, name: str = "") -> Value:
     return x.graph.record(RMSNorm(x, weight, epsilon, n_heads), name)

@@ -84,7 +84,7 @@ def transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
 # --- decode: some rows by one token ------------------------------------------------------------------------
 
 
-def _dot_rows(
+def multiply_rows(
     v: Vocabulary,
     fmt,
     n_planes: int,
@@ -158,7 +158,7 @@ def build_linear_decode(isa, fmt, n_planes=1):
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):
-        _dot_rows(v, fmt, n_planes, *args)
+        multiply_rows(v, fmt, n_planes, *args)
 
     def linear_decode(record, chunk, thread):
         op = op_at(record)
@@ -189,7 +189,7 @@ def build_linear_decode(isa, fmt, n_planes=1):
 # The tile lies in scratch memory, unpacked once for all tokens.
 
 
-def _unpack_rows(
+def unpack_tile(
     v: Vocabulary,
     fmt,
     weights: Value,
@@ -301,7 +301,7 @@ class UnpackedTile:
             v.store(self.biases_at + at, bias)
 
 
-def _tile_by_tokens(
+def multiply_tile(
     v: Vocabulary,
     fmt,
     n_planes: int,
@@ -331,7 +331,7 @@ def tile_multiplier(isa, fmt, n_planes: int):
 
     @staged(isa, "void", *["i64"] * 7)
     def tile_by_tokens(v, *args):
-        _tile_by_tokens(v, fmt, n_planes, at_once, *args)
+        multiply_tile(v, fmt, n_planes, at_once, *args)
 
     @njit(error_model="numpy")
     def multiply(op, tile, first):
@@ -359,7 +359,7 @@ def build_linear_prefill(isa, fmt, n_planes=1):
 
     @staged(isa, "void", *["i64"] * 7)
     def unpack_rows(v, *args):
-        _unpack_rows(v, fmt, *args)
+        unpack_tile(v, fmt, *args)
 
     def linear_prefill(record, chunk, thread):
         op = op_at(record)
