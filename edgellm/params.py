@@ -91,6 +91,7 @@ MAX_THREADS = 1024
 KV_TYPES = ("f16", "q8_0", "f32")
 ACTIVATIONS = ("int8", "f32")
 SPECULATE = ("auto", "always", "off")
+LAYOUTS = ("auto", "file", "tiles", "memory")
 DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
 LEAST_WINDOW = 8  # some to read and some to score
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
@@ -136,6 +137,9 @@ class RuntimeConfig:
     draft_max:  tokens that are guessed for a text at once, at most.
     disk_bytes: that keys and values of long prompts may take on the disk, so that they are there after a restart; 0
                 keeps nothing there.
+    layout:     how weights lie: "file" as the file has them; "tiles" in the order in which they are read, in a second
+                file in the cache folder that is made once; "memory" likewise in memory, made at every start; "auto"
+                takes tiles where they are clearly quicker and the disk has room. Results are the same to the bit.
     """
 
     n_ctx: int | None = None
@@ -149,6 +153,7 @@ class RuntimeConfig:
     draft_layers: int | None = None
     draft_max: int = 15
     disk_bytes: int = 2 << 30
+    layout: str = "auto"
 
     def __post_init__(self) -> None:
         take(self, "n_ctx", whole_number, 1, optional=True)
@@ -167,6 +172,7 @@ class RuntimeConfig:
                 raise UsageError(
                     f"{name} is {getattr(self, name)}, but speculate is off; leave one of them out", parameter=name
                 )
+        take(self, "layout", one_of, LAYOUTS)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def command() -> None:
     from edgellm import hub
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import one_line, size_text
+    from edgellm.files import tile_files
 
     with Progress(quiet=True) as progress:
         here = {model.name: _looked_into(model) for model in hub.present(progress)}
@@ -36,6 +37,8 @@ def command() -> None:
         rows.append((name, size_text(size), state, _what(name, model, found)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, much, state, what in rows:
+        if tiles := tile_files.bytes_of(here[name].path) if name in here and not here[name].is_checkpoint else 0:
+            what = f"{what}; tiles of it take {size_text(tiles)}".removeprefix("; ")
         line = f"{name:{widths[0]}}  {much:>{widths[1]}}  {state:{widths[2]}}  {what}"
         click.echo(one_line(line.rstrip()))
 

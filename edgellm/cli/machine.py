@@ -14,6 +14,7 @@ import psutil
 from edgellm import files
 from edgellm._version import __version__
 from edgellm.cli.terminal import size_text
+from edgellm.files import tile_files
 from edgellm.machine import available_memory, total_memory, usable_threads
 
 # Of the dozens of features a processor lists, those that decide which kernels it can run.
@@ -46,6 +47,7 @@ def describe_machine() -> Iterator[str]:
         f"this process may have {size_text(total_memory())}, {size_text(available_memory())} now",
         "models": _folder(files.models_folder()),
         "kernels": _folder(files.kernels_folder()),
+        "tiles": _folder(tile_files.folder()),
         "prebuilt": prebuilt.describe(isa.choose()),
     }
     for name, value in rows.items():

@@ -11,6 +11,7 @@ from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, size_text
 from edgellm.errors import UsageError
+from edgellm.files.tile_files import TASK as TILES_TASK
 from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | No
 
     if runtime.draft is not None:
         runtime = dataclasses.replace(runtime, draft=path_of(str(runtime.draft)))
-    with Progress("compiling kernels") as progress:
+    with Progress("compiling kernels") as kernels, Progress() as layout:
+
+        def progress(done: int, total: int, what: str) -> None:
+            (layout if what == TILES_TASK else kernels)(done, total, what)
+
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
     for line in model.tokenizer.notes:
         note(f"{path.name}: {line}")

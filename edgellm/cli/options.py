@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from edgellm.errors import EdgellmError, UsageError
-from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, SAMPLERS, SPECULATE, RuntimeConfig
+from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, LAYOUTS, SAMPLERS, SPECULATE, RuntimeConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,14 +57,21 @@ def checked_by(kind: type) -> Callable[[click.Context, click.Parameter, Any], An
 
 
 def runtime_options(command: Command) -> Command:
-    """Give a command -t, -c, --kv-type, --activations and --cache-bytes; it receives them as `runtime`."""
+    """Give a command -t, -c, --kv-type, --activations, --cache-bytes and --layout; it receives them as `runtime`."""
     context = (
         f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
     stored = "How keys and values are stored; q8_0 takes about half the memory, f32 is exact."
     memory = "Memory for the keys and values of all texts together.  [default: a part of what is free]"
+    laid_out = (
+        "How weights lie: as in the file; as tiles, in a second file that is made once; as tiles in memory, made at "
+        "every start. auto takes tiles where they are quicker and the disk has room."
+    )
     check = checked_by(RuntimeConfig)
     command = as_runtime(command)
+    command = click.option(
+        "--layout", type=click.Choice(LAYOUTS), default=RuntimeConfig.layout, show_default=True, help=laid_out
+    )(command)
     command = click.option("--cache-bytes", type=int, metavar="N", help=memory, callback=check)(command)
     command = activations_option(command)
     command = click.option(

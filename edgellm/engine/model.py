@@ -62,19 +62,20 @@ def load(
     draft_layers: int | None = RuntimeConfig.draft_layers,
     draft_max: int = RuntimeConfig.draft_max,
     disk_bytes: int = RuntimeConfig.disk_bytes,
+    layout: str = RuntimeConfig.layout,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model by its name, ready to run. One that has a name and is not here is fetched first.
 
     The keywords are those of `RuntimeConfig`. progress(done, total, what) is called while a model is fetched, with
-    bytes, and while kernels are compiled, on a first start.
+    bytes, and on a first start, while kernels are compiled, with their names, and while tiles are made, with bytes.
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold, DownloadError when a
     model cannot be fetched.
     """
     runtime = RuntimeConfig(
         n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, speculate, draft, draft_layers, draft_max,
-        disk_bytes,
+        disk_bytes, layout,
     )  # fmt: skip
     return Model(fetched(model, checks.function("progress", progress)), runtime, progress)
 
@@ -89,6 +90,7 @@ class Model(Answering, MakesVectors):
     n_ctx:           tokens that a conversation, or a text, may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
+    layout:          how its weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`).
 
     A closed model has its numbers still; anything else raises a UsageError.
     """
@@ -101,6 +103,7 @@ class Model(Answering, MakesVectors):
     n_ctx: int
     n_vocab: int
     n_threads: int
+    layout: str
 
     def __init__(
         self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
@@ -133,6 +136,7 @@ class Model(Answering, MakesVectors):
             self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
+            self.layout = self._runner.layout.name
         except MemoryError:
             self._let_go()
             raise MemoryLimitError(

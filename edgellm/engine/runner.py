@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
+from edgellm.engine.layout import lay_out
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -44,6 +45,11 @@ DEFAULT_OF_AVAILABLE = 0.25  # of the memory that is free now, at most
 MOST_VARIANTS = 4  # programs with adapters that are kept; each has memory for the values of a batch
 OPS_BESIDE_NODE = 4  # that an adapter adds to a node, at most
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
+# What a closed one has no more.
+GIVEN_BACK = (
+    *("base", "graphs", "team", "store", "target", "layout"),
+    *("_running", "_variants", "_body_batch", "_head_batch", "_file"),
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ class Runner:
         self.n_vocab = self.graphs.logits.width
 
         kv_type = KV_TYPES[runtime.kv_type]
-        self.target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
+        target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
+        self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
+        self.target = replace(target, tiles=self.layout.tiles)
         self.n_threads = self.target.tuning.n_threads
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
@@ -338,7 +346,7 @@ class Runner:
     def close(self) -> None:
         """End the threads and give back all memory, whoever holds this still."""
         self._end()
-        for name in ("base", "graphs", "team", "store", "_running", "_variants", "_body_batch", "_head_batch", "_file"):
+        for name in GIVEN_BACK:
             self.__dict__.pop(name, None)
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from edgellm.errors import FileProblem, UsageError
-from edgellm.files import models_folder
+from edgellm.files import models_folder, tile_files
 from edgellm.hub import store
 from edgellm.hub.integrity import forget
 from edgellm.hub.inventory import bytes_of, checkpoint_folders, files_below, places
@@ -44,6 +44,7 @@ def remove_named(name: str) -> int:
         if place in checkpoint_folders().values():
             freed += _delete_folder(place)
         else:
+            freed += tile_files.remove(place)
             freed += sum(_delete_file(file) for file in store.files_beside(place))
         clear(work)
         _prune_empty_folders(place.parent)

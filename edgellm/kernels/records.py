@@ -7,12 +7,12 @@ integer kernels the same rows stand once more as int8 in groups of 32 (see `QUAN
 from __future__ import annotations
 
 from edgellm.kernels.schema import Schema
+from edgellm.quants.tiles import TILE_ROWS as TILE_ROWS  # weight rows of a tile, those that prefill unpacks too
 
 ROW_ALIGN = 16  # floats: rows start on a cache line, and a tile may write 16 outputs at once
 KV_BLOCK = 64  # tokens in a block of the KV cache
 SPAN_TOKENS = 256  # positions whose attention is summed by itself, a multiple of KV_BLOCK
 ATTENTION_TILE_ROWS = 6  # query rows that meet a key or value together
-TILE_ROWS = 16  # weight rows that a prefill tile unpacks together
 F32_TILE_COLS = 256  # columns of a tile of float32: a multiple of every block, and few enough for a first level cache
 
 BATCH = Schema(
@@ -24,15 +24,17 @@ BATCH = Schema(
 
 # Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum
 # or with an offset, without touching every element again.
-# In two planes, there is a second one behind the first of every token, in each of the arrays:
-# value = q1 * d1 + q2 * d2, about as exact as 16 bits.
+# In two planes, there is a second q behind the first of every token, in steps of a 256th: value = (256 * q1 + q2) * d,
+# about as exact as 16 bits. Kernels put both together as integers, so there is one scale and one sum.
 QUANTIZED = Schema(
     "quantized",
     q="ptr",  # int8 [n_tokens, n_planes, n_cols]
-    d="ptr",  # float32 [n_tokens, n_planes, n_cols / 32]
-    sum32="ptr",  # float32 [n_tokens, n_planes, n_cols / 32]: d times the sum of the group
-    sum16="ptr",  # float32 [n_tokens, n_planes, n_cols / 16]: the same by halves of a group
+    d="ptr",  # float32 [n_tokens, n_cols / 32]
+    sum32="ptr",  # float32 [n_tokens, n_cols / 32]: d times the sum of the group
+    sum16="ptr",  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
 )
+PLANE_BITS = 8  # of the second plane
+LEAST_QUANTIZED = 2.0**-121  # a group that holds no more becomes 0: divided by 127, the inverse would be infinite
 
 EMBED = Schema(
     "embed",
@@ -368,8 +370,9 @@ READ_LIMIT = Schema(
     "read_limit",
     batch=BATCH,
     memory="ptr",
-    chunk_bytes="i64",  # a multiple of 512
+    chunk_bytes="i64",  # a multiple of PAGE
     prefetch="i64",  # bytes ahead
+    page_lines="i64",  # lines of a page that are asked for: all, those at its start, or none
     sums="ptr",  # int64 for each chunk: what its words add up to
 )
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
+from edgellm.kernels.records import KV_BLOCK, LEAST_QUANTIZED, MAXIMA_GROUP, PLANE_BITS
 from edgellm.quants import BlockFormat
 
 Floats = NDArray[np.floating[Any]]
@@ -163,62 +163,65 @@ def rope(x: Floats, angles: Floats, interleaved: bool) -> Floats:
 class Quantized(NamedTuple):
     """Activations as int8: x is about q * d, group by group (see `records.QUANTIZED`).
 
-    In n_planes, there are so many of each of these behind each other, and x is about the sum of the planes.
+    In two planes, the second q of a token stands behind the first, and x is about (256 * q1 + q2) * d.
     """
 
     q: NDArray[np.int8]  # [n_tokens, n_planes * n_cols]
-    d: Floats  # float32 [n_tokens, n_planes * n_cols / 32]
-    sum32: Floats  # float32 [n_tokens, n_planes * n_cols / 32]: d * sum of q over the group
-    sum16: Floats  # float32 [n_tokens, n_planes * n_cols / 16]: the same by halves of a group
+    d: Floats  # float32 [n_tokens, n_cols / 32]
+    sum32: Floats  # float32 [n_tokens, n_cols / 32]: d * sum of q over the group
+    sum16: Floats  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
 
-    def dequantize(self, n_planes: int = 1) -> NDArray[np.float64]:
+    def dequantize(self) -> NDArray[np.float64]:
         """float64 [n_tokens, n_cols]: what the linear kernels take the activations to be."""
-        x = self.q.astype(np.float64) * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
-        return x.reshape(len(x), n_planes, x.shape[1] // n_planes).sum(1)
+        n_cols = self.d.shape[1] * GROUP
+        q = _joined(np.split(self.q, self.q.shape[1] // n_cols, axis=1)).astype(np.float64)
+        return q * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
 
-    def planes(self, n: int) -> list[Quantized]:
-        """n planes, each by itself."""
-        parts: Any = [np.split(part, n, axis=1) for part in self]
-        return [Quantized(*(part[plane] for part in parts)) for plane in range(n)]
+
+def _joined(planes: list[Any]) -> NDArray[np.int64]:
+    """Planes of int8 as the integers that they stand for."""
+    total = planes[0].astype(np.int64)
+    for plane in planes[1:]:
+        total = (total << PLANE_BITS) + plane
+    return total
 
 
 def quantize(x: Floats, n_planes: int = 1) -> Quantized:
     """float32 [n_tokens, n_cols] -> int8 in groups of 32, each with the scale that its largest magnitude needs.
 
-    What rounding leaves over goes into the next plane. In float32 throughout, as the kernel does it: both give the
-    same bits. A group that holds NaN or infinity has a scale that is not finite either, and so spoils all that is
-    computed from it.
+    What rounding leaves over goes into a second plane, in steps of a 256th. In float32 throughout, as the kernel does
+    it: both give the same bits. A group that holds NaN or infinity has a scale that is not finite either, and so spoils
+    all that is computed from it.
     """
-    planes = []
-    for _ in range(n_planes):
-        planes.append(_quantize_plane(x))
-        with np.errstate(all="ignore"):
-            x = (x.astype(np.float64) - planes[-1].dequantize()).astype(np.float32)  # exact, then rounded once
-    parts: Any = [np.concatenate(part, axis=1) for part in zip(*planes, strict=True)]
-    return Quantized(*parts)
-
-
-def _quantize_plane(x: Floats) -> Quantized:
     groups = x.astype(np.float32).reshape(len(x), x.shape[1] // GROUP, GROUP)
     largest = np.abs(groups).max(-1)
     with np.errstate(all="ignore"):
         d = largest * np.float32(1 / 127)
-        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
-        rounded = np.rint(groups * inverse[..., None])
-        q = np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
-        sum16 = q.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32).astype(np.float32) * d[..., None]
-    return Quantized(q.reshape(x.shape), d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
+        inverse = np.where(largest > LEAST_QUANTIZED, np.float32(127) / largest, np.float32(0))[..., None]
+        planes = [_as_bytes(np.rint(groups * inverse))]
+        if n_planes == 2:
+            product = planes[0].astype(np.float64) * d[..., None].astype(np.float64)
+            rest = (groups.astype(np.float64) - product).astype(np.float32)  # exact, then rounded once
+            finer = rest * inverse * np.float32(1 << PLANE_BITS)
+            planes.append(_as_bytes(np.rint(np.minimum(finer, 127))))
+            d = d * np.float32(2.0**-PLANE_BITS)
+        sums = _joined(planes).reshape(*d.shape, 2, GROUP // 2).sum(-1)
+        sum16 = sums.astype(np.float32) * d[..., None]
+    q = np.concatenate([plane.reshape(x.shape) for plane in planes], axis=1)
+    return Quantized(q, d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
 
 
-def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized, n_planes: int = 1) -> Floats:
+def _as_bytes(rounded: Floats) -> NDArray[np.int8]:
+    return np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
+
+
+def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:
     """W x for weights uint8 [n_rows, row_bytes] -> float32 [n_tokens, n_rows].
 
-    Kernels get the sum over a group exactly, from integers, and then add groups in float32, first to last; planes are
-    each summed up by themselves.
+    Kernels get the sum over a group exactly, from integers, and then add groups in float32, first to last.
     """
     with np.errstate(all="ignore"):
-        w = fmt.dequantize(weights).astype(np.float64).T
-        return np.sum([(plane.dequantize() @ w).astype(np.float32) for plane in x.planes(n_planes)], 0, np.float32)
+        return (x.dequantize() @ fmt.dequantize(weights).astype(np.float64).T).astype(np.float32)
 
 
 def linear_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Floats:

@@ -77,6 +77,8 @@ _FAMILIES: dict[str, _Family] = {
     "quantize": _Family("quantize", options=_PLANES),
     "linear_decode": _Family("linear", _BLOCKS, _PLANES),
     "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
+    "linear_tiles": _Family("linear_tiles", _BLOCKS, _PLANES),
+    "linear_tiles_prefill": _Family("linear_tiles", _BLOCKS, _PLANES),
     "linear_f32": _Family("linear_f32", _ALL),
     "linear_f32_decode": _Family("linear_f32", _FLOATS),
     "add": _Family("elementwise"),

@@ -32,6 +32,7 @@ from edgellm.graph.nodes.streams import add_mixed, add_to_columns, keep_large, m
 from edgellm.kernels import reference
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
+from edgellm.quants.tiles import to_tiles
 
 from .conftest import Same, lowered, program_of, rows_for, tensor
 from .twin import Text, evaluate
@@ -201,6 +202,40 @@ def test_the_kernels_of_a_linear(format_name, activations, sensitive, kernel, sm
     assert (op.kernel.name, op.small_kernel and op.small_kernel.name) == (kernel, small)
     assert bool(quantize) == kernel.startswith("linear_prefill")
     assert {op.kernel, op.small_kernel} - {None} <= set(ops.kernels)
+
+
+@pytest.mark.parametrize("sensitive", [False, True])
+def test_weights_as_tiles_give_the_same_bits(store, team_of, rows, sensitive: bool) -> None:
+    """In any batch, and with other weights bound: these come as rows, and become tiles."""
+    g = Graph()
+    x = g.input(WIDTH)
+    weight, other = (tensor("w", 40, WIDTH, format_name="Q8_0", seed=seed) for seed in (3, 9))
+    y = g.output(linear(x, weight, sensitive=sensitive))
+    memory = rows_for(x, 16)
+    memory[:N_TOKENS] = rows
+    found = []
+    for tiles in ({}, {weight: to_tiles(weight.format, weight.raw)}):
+        ops = lowered(g, tiles=tiles)
+        end = ".Q8_0.2" if sensitive else ".Q8_0"
+        names = ("linear_tiles_prefill", "linear_tiles") if tiles else ("linear_prefill", "linear_decode")
+        assert (ops.ops[-1].kernel.name, ops.ops[-1].small_kernel.name) == tuple(name + end for name in names)
+        program = program_of(ops, store, team_of(2), inputs={x: memory})
+
+        def results(program=program) -> list[bytes]:
+            taken = []
+            for n in (1, 2, 3, 4, 5, 8, N_TOKENS):
+                program.run({"tokens": n})
+                taken.append(program.view(y, n).tobytes())
+            return taken
+
+        usual = results()
+        with program.bound({weight: other.raw}):
+            bound = results()
+        assert results() == usual != bound
+        program.bind({weight: other.raw})
+        assert results() == bound
+        found.append((usual, bound))
+    assert found[0] == found[1]
 
 
 def test_small_weights_of_other_formats_are_held_as_float32(run, rows) -> None:

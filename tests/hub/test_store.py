@@ -6,6 +6,7 @@ import pytest
 
 from edgellm import hub
 from edgellm.errors import FileProblem, UsageError
+from edgellm.files import tile_files
 from edgellm.hub.catalog import CheckpointSource, HubSource, PyPISource, catalog, parse_catalog
 
 
@@ -76,6 +77,19 @@ def test_installed_lists_every_model_once(own_home: Path) -> None:
     ]
     for name, _, _ in found:
         assert hub.resolve(name).is_file()
+
+
+def test_tiles_go_with_their_model(own_home: Path) -> None:
+    """Of a model alone: a copy elsewhere keeps its own."""
+    path, other = put(own_home, "mine.gguf"), put(own_home, "other.gguf")
+    for model in (path, other):
+        place = tile_files.path_of(model)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(bytes(1000))
+    assert tile_files.path_of(path) != tile_files.path_of(other)
+    n_bytes = path.stat().st_size
+    assert hub.remove("mine.gguf") == n_bytes + 1000
+    assert not tile_files.path_of(path).exists() and tile_files.bytes_of(other) == 1000
 
 
 def test_remove(own_home: Path) -> None:

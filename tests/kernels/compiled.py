@@ -31,6 +31,7 @@ from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.kernels.store import KernelStore
 from edgellm.quants import BlockFormat
+from edgellm.quants.tiles import to_tiles
 
 SENTINEL = np.float32(-12345.678)
 TOKEN_ALIGN = 16  # a tile may compute so many tokens at once, beyond the batch too
@@ -310,10 +311,10 @@ class Compiled:
 
     def quantize(self, x: np.ndarray, n_planes: int = 1) -> Quantized:
         n_tokens, n_cols = x.shape
-        source, out_cols = rows(x), n_planes * n_cols
+        source = rows(x)
         out = Quantized(
-            np.zeros((n_tokens, out_cols), np.int8),
-            *(np.zeros((n_tokens, out_cols // width), np.float32) for width in (32, 32, 16)),
+            np.zeros((n_tokens, n_planes * n_cols), np.int8),
+            *(np.zeros((n_tokens, n_cols // width), np.float32) for width in (32, 32, 16)),
         )
         self._run(
             "quantize",
@@ -332,7 +333,7 @@ class Compiled:
     def linear(
         self, weights: np.ndarray, fmt: BlockFormat, x: Quantized, op: str = "linear_prefill", n_planes: int = 1
     ) -> np.ndarray:
-        """op is "linear_decode" or "linear_prefill"."""
+        """op is "linear_decode", "linear_prefill", or one of those that read tiles, into which weights are put."""
         n_tokens, n_cols = len(x.q), x.q.shape[1] // n_planes
         capacity = -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
         padded = [np.resize(part, (capacity, part.shape[1])) for part in x]
@@ -375,6 +376,7 @@ class Compiled:
         **fields: Any,
     ) -> np.ndarray:
         n_rows = len(weights)
+        memory = to_tiles(fmt, weights) if op.startswith("linear_tiles") else weights
         out, scratch = Output(n_tokens, n_rows), Scratch(scratch_bytes)
         self._run(
             op,
@@ -382,7 +384,7 @@ class Compiled:
             -(-n_rows // chunk_rows),
             n_tokens,
             fmt,
-            weights=before_a_wall(weights),
+            weights=before_a_wall(memory),
             row_bytes=weights.shape[1],
             n_rows=n_rows,
             n_cols=n_cols,

@@ -44,4 +44,4 @@ def of_floats(
 ) -> MadeTensor:
     """A matrix of a float type whose rows are computed, float32 [n, n_in]."""
     floats = FORMATS[type_name]
-    return MadeTensor(name, shape, floats, lambda rows: floats.quantize(rows_of(rows)))
+    return MadeTensor(name, shape, floats, lambda rows: np.asarray(floats.quantize(rows_of(rows)), np.uint8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,12 +45,19 @@ class Target:
                   "f32": nothing is rounded, the reference;
                   "bf16": those inputs, and weights, are rounded to bfloat16 where they meet, on CPUs with AMX: many
                   tokens at once, as training has them.
+    tiles:        weights that int8 inputs meet as tiles (see `quants.tiles`): uint8 [n_tiles, tile_bytes].
     """
 
     isa: Isa
     tuning: Tuning
     kv_type: KVType = F16_CACHE
     activations: str = "int8"
+    tiles: Mapping[Tensor, np.ndarray] = field(default_factory=dict, compare=False)
+
+    @property
+    def small_batch(self) -> int:
+        """Up to how many tokens kernels for small batches are run."""
+        return self.tuning.tiles_small_batch if self.tiles else self.tuning.small_batch
 
 
 HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple

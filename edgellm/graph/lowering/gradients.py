@@ -9,7 +9,7 @@ import numpy as np
 from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.attention import NO_WINDOW
 from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
-from edgellm.graph.lowering.linear import add_int8, prefetching
+from edgellm.graph.lowering.linear import add_int8
 from edgellm.graph.nodes.gradients import (
     ActivateBackward,
     AttentionBackward,
@@ -73,10 +73,7 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
         n_rows, n_cols = copy.shape
         row_bytes = copy.format.row_bytes(n_cols)
         fields |= {"weights": copy, "row_bytes": row_bytes, "n_rows": n_rows, "n_cols": n_cols}
-        fields |= {
-            "n_threads": low.target.tuning.n_threads,
-            **prefetching(low, copy, low.target.isa.decode_rows, copy.shape[0]),
-        }
+        fields |= {"n_threads": low.target.tuning.n_threads}
         add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
         return
     n_rows, n_cols = weight.shape

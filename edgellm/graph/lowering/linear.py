@@ -7,7 +7,7 @@ from typing import Any
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
-from edgellm.graph.ops import Chunks, Quantized, Rows
+from edgellm.graph.ops import Chunks, Quantized, Rows, Tiled
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
@@ -40,7 +40,6 @@ def lower_linear(low: Lowering, node: Linear) -> None:
     elif low.target.activations == "bf16" and not node.sensitive:
         _add_bf16(low, weight, low.halves(node.x), out, fields)
     else:
-        fields |= prefetching(low, weight, low.target.isa.decode_rows, out.width)
         add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
 
 
@@ -48,15 +47,22 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
     n_rows, n_cols = out.width, weight.shape[-1]
     n_planes = xq.n_planes
     n_groups = -(-n_cols // weight.format.scale_group)
+    tiles = low.target.tiles.get(weight)
+    if tiles is None:
+        large, small, rows_together = "linear_prefill", "linear_decode", low.target.isa.decode_rows
+    else:
+        large, small, rows_together = "linear_tiles_prefill", "linear_tiles", TILE_ROWS
+        fields["weights"] = Tiled(weight, tiles)
+    fields |= prefetching(low, weight, rows_together, n_rows)
     low.add(
-        "linear_prefill",
+        large,
         records.LINEAR,
         Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), small_batch=-(-n_rows // fields["chunk_rows"])),
         [xq],
         [out],
         format=weight.format,
         options={"n_planes": n_planes},
-        small="linear_decode",
+        small=small,
         scratch=TILE_ROWS * (n_cols + 8 * n_groups),
         xq=xq,
         **fields,

@@ -13,14 +13,8 @@ from collections.abc import Callable
 
 from edgellm.kernels.blocks import BlockReader
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import (
-    GROUP,
-    prefetch_address,
-    prefetch_part,
-    readers,
-    row_addresses,
-    transpose_quarters,
-)
+from edgellm.kernels.ops.linear import GROUP, readers, row_addresses, transpose_quarters
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.records import F32_TILE_COLS, LINEAR
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
