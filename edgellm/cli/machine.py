@@ -38,7 +38,7 @@ def describe_machine() -> Iterator[str]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "numba": importlib.metadata.version("numba"),
         "llvm": f"{llvm_version} (llvmlite {importlib.metadata.version('llvmlite')})",
-        "processor": f"{_cpu_name()} ({cpu})",
+        "processor": f"{cpu_name()} ({cpu})",
         "features": " ".join(name for name in _TELLING_FEATURES if features.get(name)) or "none that matter",
         "instructions": isa.describe(),
         "cores": f"{psutil.cpu_count(logical=False) or 'unknown'} physical, {psutil.cpu_count()} logical; "
@@ -54,7 +54,7 @@ def describe_machine() -> Iterator[str]:
         yield f"{name:12}  {value}"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The name that the maker gave the processor."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

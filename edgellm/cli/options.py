@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from edgellm.errors import EdgellmError, UsageError
-from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, LAYOUTS, SAMPLERS, RuntimeConfig
+from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, LAYOUTS, SAMPLERS, SPECULATE, RuntimeConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -126,6 +126,24 @@ def as_runtime(command: Command) -> Command:
         return command(runtime=runtime, **typed)
 
     return with_runtime  # type: ignore[return-value]
+
+
+def speculation_options(command: Command) -> Command:
+    """Give a command with runtime options those of guessing and of what is kept on the disk."""
+    mode = "Guess tokens and check several in one pass, which changes no answer: auto where it is quicker as measured."
+    draft = "A smaller model of the same vocabulary that guesses too: a name or a path."
+    layers = "So many of the model's own first layers guess too."
+    most = "Tokens guessed at once, at most."
+    disk = "Disk that keys and values of long prompts may take, to be there after a restart; 0 keeps none."
+    check = checked_by(RuntimeConfig)
+    command = click.option("--disk-bytes", type=int, metavar="N", default=RuntimeConfig.disk_bytes, show_default=True,
+                           help=disk, callback=check)(command)  # fmt: skip
+    command = click.option("--draft-max", type=int, metavar="N", default=RuntimeConfig.draft_max, show_default=True,
+                           help=most, callback=check)(command)  # fmt: skip
+    command = click.option("--draft-layers", type=int, metavar="N", help=layers, callback=check)(command)
+    command = click.option("--draft", metavar="MODEL", help=draft, callback=check)(command)
+    return click.option("--speculate", type=click.Choice(SPECULATE), default=RuntimeConfig.speculate,
+                        show_default=True, help=mode)(command)  # fmt: skip
 
 
 def activations_option(command: Command) -> Command:

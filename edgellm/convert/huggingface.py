@@ -19,6 +19,8 @@ from edgellm.convert.encoder import classes_of, prepare_encoder
 from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed
+from edgellm.convert.quantized import quantization_of, unpacked
+from edgellm.convert.quantized.made import MadeTensor
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
 from edgellm.convert.sentence_transformers import read_modules
 from edgellm.convert.source import Source
@@ -35,8 +37,10 @@ _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.position_ids$|\
 _OTHER_SENSES = re.compile(r"(model\.)?(vision_tower|visual|audio_tower|multi_modal_projector|embed_vision)\.")
 
 
-def read_huggingface(folder: Path) -> Source:
+def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
     """Open a folder with config.json, tokenizer files and safetensors or PyTorch files.
+
+    as_it_is:  whether weights that are quantized already shall keep their grid; otherwise they are dequantized.
 
     Everything that can be known before the weights are read is checked: the family, its hyperparameters, the
     tokenizer, the name and shape of every tensor. Raises FileProblem, FormatError or UnsupportedError.
@@ -52,7 +56,13 @@ def read_huggingface(folder: Path) -> Source:
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
             metadata |= modules.with_family(architecture) | classes_of(architecture, family, settings)
-            tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others, family)
+            held: Mapping[str, Tensor] = checkpoint.tensors
+            others: Mapping[str, str] = checkpoint.others
+            told: list[str] = []
+            if quantization := quantization_of(folder, config):
+                arrays, told = unpacked(checkpoint, quantization, as_it_is)
+                held, others = arrays.floats, arrays.others
+            tensors, notes = _language_tensors(held, others, family)
             notes += modules.notes
             if makes_vectors_alone(metadata):
                 family, more = prepare_encoder(family, settings, tensors)
@@ -61,13 +71,16 @@ def read_huggingface(folder: Path) -> Source:
                 notes += _tie(settings, tensors, family)
                 notes += _without_foresight(settings, shape["block_count"], tensors)
             _leave_out_rows(tensors, family)
+            _drop_empty_biases(family, settings, shape["block_count"], tensors)
             parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
-        return Source(metadata, parts, notes, opened.pop_all().close)
+        source = Source(metadata, parts, [*told, *notes], opened.pop_all().close)
+        source.keeps_types = quantization is not None and as_it_is
+        return source
 
 
 def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
@@ -75,12 +88,6 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
     classes = config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
         raise FormatError(f"config.json: architectures is {classes!r:.60}; expected a list with the model's class")
-    if config.get("quantization_config"):
-        kind = config["quantization_config"]
-        method = kind.get("quant_method", "?") if isinstance(kind, dict) else "?"
-        raise UnsupportedError(
-            f"config.json: the checkpoint is quantized already ({method!r:.40}); convert the original instead"
-        )
     for architecture, entry in ARCHITECTURES.items():
         for family in entry.hugging_face:
             if classes[0] in family.classes and family.has_config(config):
@@ -169,6 +176,20 @@ def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:
             tensors[name] = Tensor(name, (n_rows, tensor.shape[1]), tensor.format, tensor.raw[:n_rows])
 
 
+def _drop_empty_biases(family: HuggingFace, settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> None:
+    """Take away biases of zeros, which some quantizers give to every linear, where the family has none."""
+    wanted = {
+        theirs
+        for ours, theirs in family.names(n_layers)
+        if ours.endswith(".bias") and ((key := family.biases[ours.split(".")[-2]]) is None or settings.flag(key))
+    }
+    for name, tensor in list(tensors.items()):
+        weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
+        is_of_quantized = name.endswith(".bias") and isinstance(weight, MadeTensor)
+        if is_of_quantized and name not in wanted and not tensor.dequantize().any():
+            del tensors[name]
+
+
 def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
     """A note on added tokens that the model was never given, such as a padding token of its training."""
     if not tokens:
@@ -183,13 +204,15 @@ def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
 def _same_weights(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
-    if a.format is b.format and np.array_equal(a.raw, b.raw):
-        return True
     first, second = Part("", a), Part("", b)
-    return all(
-        np.array_equal(a.format.dequantize(first.raw(rows)), b.format.dequantize(second.raw(rows)))
-        for rows in rows_of(first, PIECE_WEIGHTS)
-    )
+
+    def are_same(rows: slice) -> bool:
+        x, y = first.raw(rows), second.raw(rows)
+        if a.format is b.format and np.array_equal(x, y):
+            return True
+        return np.array_equal(a.format.dequantize(x), b.format.dequantize(y))
+
+    return all(map(are_same, rows_of(first, PIECE_WEIGHTS)))
 
 
 def _parts(

@@ -74,8 +74,10 @@ class Part:
         """The source's bytes of some rows of the target: uint8 [n, row_bytes]."""
         if self.read is not None:
             return self.read(slice(*rows.indices(self.n_rows)[:2]))
-        all_rows = self.tensor.raw.reshape(self.n_rows, -1)
-        return all_rows[rows] if self.row_order is None else all_rows[self.row_order[rows]]
+        wanted = rows if self.row_order is None else self.row_order[rows]
+        if len(self.tensor.shape) < 2:  # every number may be a row
+            return self.tensor.raw.reshape(self.n_rows, -1)[wanted]
+        return self.tensor.some_rows(wanted)
 
     def piece_bytes(self, rows: slice) -> int:
         return (rows.stop - rows.start) * self.tensor.n_bytes // self.n_rows

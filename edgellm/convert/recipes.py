@@ -177,10 +177,11 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def choose_formats(
-    recipe: Recipe, parts: Sequence[Part], metadata: Mapping[str, Any], overrides: Sequence[str] = ()
+    recipe: Recipe | None, parts: Sequence[Part], metadata: Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Formats:
     """The format of every tensor.
 
+    recipe:     None keeps the type that each has.
     overrides:  "PATTERN=TYPE": another type for the tensors that PATTERN names, as a shell pattern of the whole name
                 or a regular expression found in it. The first that fits counts.
 
@@ -204,7 +205,7 @@ def choose_formats(
         if override:
             override.used = True
             chosen[part.name] = override.format_for(part)
-        elif not is_linear(part):
+        elif recipe is None or not is_linear(part):
             chosen[part.name] = as_it_is(part)
         else:
             wanted = _by_recipe(recipe, part.name, n_layers, group, has_output, n_experts)

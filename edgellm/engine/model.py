@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
-from edgellm.engine.adapter_set import Adapters
+from edgellm.engine.adapter_set import Adapters, AdapterSet
 from edgellm.engine.answering import Answering
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
@@ -30,12 +30,14 @@ from edgellm.engine.prompt import (
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.speculation.opening import speculator_of
 from edgellm.engine.vectors import MakesVectors
 from edgellm.errors import FileProblem, MemoryLimitError, UsageError
 from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
+    from edgellm.engine.session import Session
     from edgellm.engine.square_sums import SquareSums
     from edgellm.formats.adapters import Adapter
 
@@ -55,6 +57,11 @@ def load(
     kv_type: str = RuntimeConfig.kv_type,
     activations: str = RuntimeConfig.activations,
     cache_bytes: int | None = RuntimeConfig.cache_bytes,
+    speculate: str = RuntimeConfig.speculate,
+    draft: str | os.PathLike[str] | None = RuntimeConfig.draft,
+    draft_layers: int | None = RuntimeConfig.draft_layers,
+    draft_max: int = RuntimeConfig.draft_max,
+    disk_bytes: int = RuntimeConfig.disk_bytes,
     layout: str = RuntimeConfig.layout,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
@@ -66,7 +73,10 @@ def load(
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold, DownloadError when a
     model cannot be fetched.
     """
-    runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, layout)
+    runtime = RuntimeConfig(
+        n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, speculate, draft, draft_layers, draft_max,
+        disk_bytes, layout,
+    )  # fmt: skip
     return Model(fetched(model, checks.function("progress", progress)), runtime, progress)
 
 
@@ -121,7 +131,8 @@ class Model(Answering, MakesVectors):
                 return
             self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
-            self._scheduler = Scheduler(self._runner)
+            guessing = speculator_of(runtime, self._runner, architecture, self.n_ctx, self.tokenizer)
+            self._scheduler = Scheduler(self._runner, guessing, runtime.disk_bytes)
             self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
@@ -212,6 +223,38 @@ class Model(Answering, MakesVectors):
         count. Nobody else may use the model meanwhile.
         """
         return square_sums(self._scheduler, self._adapters.usual)
+
+    # --- sessions -------------------------------------------------------------------------------------------
+
+    def save_session(self, path: str | os.PathLike[str], text: str | Iterable[int] | Generation, note: str = "") -> int:
+        """Write what the cache has of a text, so that it need not be computed again; returns how many tokens that are.
+
+        text:  a prompt, as `generate` takes it, or a generation: its prompt and what it has said. note: to be kept.
+
+        Only the file's owner can read it. Raises FileProblem when it cannot be written.
+        """
+        from edgellm.engine.session import save_session
+
+        ids, adapters = self._known_text(text)
+        return save_session(self._scheduler, checks.path("path", path), ids, adapters, checks.text("note", note))
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """Take in what `save_session` wrote, with the same adapters in use; texts that begin like it go on from there.
+
+        Raises FormatError for a file that is no session or damaged, FileProblem for one of another model, version, CPU
+        or setting, MemoryLimitError where the cache has no room for it.
+        """
+        from edgellm.engine.session import load_session
+
+        return load_session(self._scheduler, checks.path("path", path), self._adapters.usual)
+
+    def _known_text(self, text: str | Iterable[int] | Generation) -> tuple[list[int], AdapterSet]:
+        if isinstance(text, Generation):
+            return text.text_ids, text.adapters
+        if isinstance(text, str):
+            text = self.tokenize(text, add_special=True, parse_special=True)
+        usual = self._adapters.usual
+        return with_virtual("text", self._checked("text", text), usual.n_virtual, self.n_ctx), usual
 
     # --- adapters -------------------------------------------------------------------------------------------
 

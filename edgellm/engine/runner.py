@@ -17,7 +17,7 @@ import numpy as np
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
-from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
+from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
 from edgellm.engine.layout import lay_out
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
@@ -54,16 +54,17 @@ GIVEN_BACK = (
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence in a batch."""
+    """New tokens of one sequence in a batch; the last n_guesses of them may be wrong."""
 
     sequence: Sequence
     token_ids: SequenceOf[int]
+    n_guesses: int = 0
 
     def piece(self, slots: SequenceOf[Slot] = ()) -> Piece:
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
         uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
-        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table, uses)
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +97,8 @@ class Runner:
     """A model in memory: its programs, their data, and the cache. For one thread at a time; the scheduler sees to that.
 
     graphs:  the model's nodes, without adapters. base: how they are run, by the `team`.
+
+    A team that is given must have been made for a model that never runs at the same time, and outlive this one.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Runner:
         n_ctx: int,
         runtime: RuntimeConfig,
         progress: Callable[[int, int, str], None] | None = None,
+        team: Team | None = None,
     ) -> None:
         self.config = config
         self.isa = choose()
@@ -124,12 +128,13 @@ class Runner:
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
-        layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type) for x in body.cache_layers]
-        self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
+        layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type, x.window) for x in body.cache_layers]
+        self.cache = _allocate_cache(layers, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
-        self.team = Team(self.store, self.n_threads, max_ops)
-        self._end = weakref.finalize(self, _end, self.team, self.cache)
+        is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
+        self.team = team if team is not None and is_shared else Team(self.store, self.n_threads, max_ops)
+        self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
         try:
             self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
@@ -140,12 +145,15 @@ class Runner:
             self._end()
             raise
 
-    def run_body(self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None) -> bool:
+    def run_body(
+        self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None, variant: Variant | None = None
+    ) -> bool:
         """Hidden states of some spans in one batch of at most n_batch tokens, for which the cache has room.
 
-        stop:  see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
+        stop:     see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
+        variant:  what is run; None takes the model with the adapters of the spans.
         """
-        running = self._running = self.variant({span.sequence.adapters for span in spans})
+        running = self._running = variant or self.variant({span.sequence.adapters for span in spans})
         pieces = [span.piece(running.slots) for span in spans]
         return running.programs.body.run(self._body_batch.fill(pieces), stop)
 
@@ -205,6 +213,13 @@ class Runner:
         for batch in (self._body_batch, self._head_batch):
             batch.prepare_adapters(len(slots))
         return Variant(slots, graphs, of_head[self.base.maxima], self._lowered_programs(graphs))
+
+    def first_layers(self, architecture: Architecture, config: ModelConfig) -> Variant:
+        """The model as if it had no more layers than `config`, without adapters, on the same cache and batches."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if _layer_of(name) < config.n_layers}
+        graphs = architecture.record(config, tensors)
+        largest = graphs.head.output(maxima(graphs.logits, MAXIMA_GROUP))
+        return Variant((), graphs, largest, self._lowered_programs(graphs))
 
     def forget(self, adapter: Adapter) -> None:
         """Let go of the programs that have an adapter."""
@@ -319,6 +334,11 @@ class Runner:
                 del self._bound[tensor]
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of the model."""
+        return self._file.metadata
+
+    @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights, by name."""
         return self._file.tensors
@@ -330,10 +350,17 @@ class Runner:
             self.__dict__.pop(name, None)
 
 
-def _end(team: Team, cache: KVCache) -> None:
+def _end(team: Team | None, cache: KVCache) -> None:
     """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
-    team.close()
+    if team is not None:
+        team.close()
     cache.close()
+
+
+def _layer_of(name: str) -> int:
+    """The layer that a tensor belongs to; -1 for one of the whole model."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blk" and parts[1].isdecimal() else -1
 
 
 def target_for(file: GGUFFile, body: Graph, store: KernelStore, isa: Isa, runtime: RuntimeConfig) -> Target:
@@ -355,13 +382,13 @@ def _most_common_format(file: GGUFFile) -> BlockFormat:
     return max(n_bytes, key=lambda found: n_bytes[found])
 
 
-def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | None) -> KVCache:
+def _allocate_cache(layers: list[CacheLayer], n_ctx: int, n_batch: int, cache_bytes: int | None) -> KVCache:
     """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
 
     The system gives the memory as it is first used.
     """
-    block_bytes = sum(layer.block_bytes for layer in layers)
-    one = (blocks_for(n_ctx) + 1) * block_bytes
+    blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
+    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers)
     if cache_bytes is not None and cache_bytes < one:
         raise MemoryLimitError(
             f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
@@ -373,7 +400,7 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | Non
     for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
         if n_bytes <= MOST_OF_MEMORY * memory:
             with suppress(MemoryError):  # there may be less than the machine has
-                return KVCache(layers, n_bytes // block_bytes)
+                return KVCache(layers, {window: n * n_bytes // one for window, n in blocks.items()})
     raise MemoryLimitError(
         f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
         f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",

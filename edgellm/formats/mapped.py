@@ -34,6 +34,18 @@ MAX_ELEMENTS = 1 << 56  # so that no count of bytes or bits leaves 64 bits
 _LFS_POINTER = b"version https://git-lfs"
 
 
+@dataclass(frozen=True, eq=False)
+class PlainArray:
+    """An array of another type than weights have: integers, truth values, small floats.
+
+    raw:  uint8 [n_bytes], a view of the mapped file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    raw: NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class Contents:
     """What one file of weights holds.
@@ -42,12 +54,14 @@ class Contents:
     others:   name -> type of the tensors that are no weights (I64, BOOL, F64, F8_E4M3, ...).
     n_bytes:  size on disk.
     metadata: texts that its writer put beside them, by name.
+    plain:    the others whose numbers take whole bytes and lie in one piece.
     """
 
     tensors: dict[str, Tensor]
     others: dict[str, str]
     n_bytes: int
     metadata: dict[str, str] = field(default_factory=dict)
+    plain: dict[str, PlainArray] = field(default_factory=dict)
 
 
 def map_file(path: Path, kind: str) -> NDArray[np.uint8]:

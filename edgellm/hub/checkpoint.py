@@ -29,7 +29,7 @@ _WEIGHTS = (re.compile(r"(adapter_)?model([\w.-]*)\.safetensors"), re.compile(r"
 def fetch_checkpoint(name: str, progress: Progress, notice: Notice) -> Path:
     """See `edgellm.hub.pull_checkpoint`."""
     parsed = parse_repository_name(name)
-    folder = checkpoints_folder() / name.removeprefix("hf:")
+    folder = checkpoints_folder() / str(parsed).removeprefix("hf:")
     lock = only_one(folder, taken=lambda: notice(f"{name} is already being fetched; waiting for it"))
     with lock, working_in(work_folder(folder)) as work:
         wanted = of_one_commit(work, lambda commit: _wanted(parsed.repo, commit or parsed.revision))

@@ -19,7 +19,6 @@ BATCH = Schema(
     "batch",
     n_tokens="i64",
     token_ids="ptr",  # int32 [n_tokens]
-    kv_slots="ptr",  # int64 [n_tokens]: block * KV_BLOCK + place in the block
     rows="ptr",  # int64 [n_tokens]: which rows `select_rows` takes
 )
 
@@ -222,6 +221,7 @@ KV_APPEND = Schema(
     block_bytes="i64",
     key_bytes="i64",  # of a head's keys in a block, scales included
     value_bytes="i64",
+    slots="ptr",  # int64 [n_tokens]: block * KV_BLOCK + place in the block
     chunk_tokens="i64",
 )
 

@@ -40,7 +40,7 @@ from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK
 
-from .conftest import lowered, program_of, rows_for, tensor
+from .conftest import Same, lowered, program_of, rows_for, tensor
 from .torch_twin import PLACES, Twin
 
 FLOAT32 = 2e-4  # of the largest number: sums in another order, over some twenty steps
@@ -138,7 +138,7 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
         slots = 4 * block * KV_BLOCK + np.arange(length)
         table = 4 * block + np.arange(4, dtype=np.int32)
         places = PLACES[start : start + length]
-        pieces.append(Piece(ids[start : start + length], 0, slots, table, [places]))
+        pieces.append(Piece(ids[start : start + length], 0, Same(slots), Same(table), [places]))
         start += length
     counts = program.batch.fill(pieces) | program.batch.fill_documents(LENGTHS)
     program.run(counts)

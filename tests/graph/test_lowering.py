@@ -34,7 +34,7 @@ from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
 from edgellm.quants.tiles import to_tiles
 
-from .conftest import lowered, program_of, rows_for, tensor
+from .conftest import Same, lowered, program_of, rows_for, tensor
 from .twin import Text, evaluate
 
 WIDTH, N_HEADS, N_TOKENS = 64, 4, 11
@@ -59,7 +59,7 @@ def run(store, team_of):
         memory[: len(rows), : x.width] = rows
         program = program_of(ops, store, team, inputs={x: memory})
         n = len(rows)
-        program.run(program.batch.fill([Piece([0] * n, 0, [0] * n, np.zeros(1, np.int32))]))
+        program.run(program.batch.fill([Piece([0] * n, 0, Same([0] * n), Same(np.zeros(1, np.int32)))]))
         np.testing.assert_array_equal(memory[:n, : x.width], rows, "what comes from outside was changed")
         return [program.view(value, n).copy() for value in wanted]
 
@@ -405,7 +405,7 @@ def test_every_value_of_any_graph_is_what_its_nodes_say(store, team_of, seed: in
         program = program_of(ops, store, team, inputs={x: memory}, tables=tables)
         program.batch.select(text.rows)
         slots = KV_BLOCK + np.arange(N_TOKENS)
-        program.run(program.batch.fill([Piece(text.token_ids, 0, slots, np.array([1], np.int32))]))
+        program.run(program.batch.fill([Piece(text.token_ids, 0, Same(slots), Same(np.array([1], np.int32)))]))
         return {value: program.view(value, N_TOKENS).copy() for value in [*g.outputs, *taps]}
 
     expected = evaluate(g, text, {x: x_rows})

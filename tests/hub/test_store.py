@@ -7,7 +7,7 @@ import pytest
 from edgellm import hub
 from edgellm.errors import FileProblem, UsageError
 from edgellm.files import tile_files
-from edgellm.hub.catalog import HubSource, PyPISource, catalog, parse_catalog
+from edgellm.hub.catalog import CheckpointSource, HubSource, PyPISource, catalog, parse_catalog
 
 
 def put(home: Path, name: str, data: bytes = b"GGUF") -> Path:
@@ -24,12 +24,18 @@ def test_the_catalogue_is_sound() -> None:
     assert len(names) == len(set(names))
     assert all(name == name.lower() for name in names)
     for model in models.values():
-        assert model.path.endswith(".gguf") and "/" not in model.path
-        assert len(model.sha256) == 64 and int(model.sha256, 16)
-        assert model.size > 0
+        if isinstance(model.sources[0], CheckpointSource):
+            assert all(len(sha256) == 64 for _, sha256 in model.sources[0].sha256) and model.path.endswith(".gguf")
+        elif model.path:
+            assert model.path.endswith(".gguf") and "/" not in model.path
+            assert len(model.sha256) == 64 and int(model.sha256, 16)
+            assert model.size > 0
+        else:  # the hub tells the file, its size and its digest
+            (source,) = model.sources
+            assert isinstance(source, HubSource) and source.type and model.about
         assert model.title and model.description and model.license
         assert model.license_url.startswith("https://")
-        assert isinstance(model.sources[0], PyPISource | HubSource)
+        assert isinstance(model.sources[0], PyPISource | CheckpointSource | HubSource)
 
 
 def test_an_unknown_source_kind_is_refused() -> None:

@@ -509,7 +509,7 @@ class Compiled:
             -(-n_tokens // 2),
             n_tokens,
             kv_type,
-            {"kv_slots": slots.astype(np.int64)},
+            slots=slots.astype(np.int64),
             k=k_rows,
             k_stride=k_rows.shape[1],
             v=v_rows,

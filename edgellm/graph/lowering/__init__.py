@@ -35,6 +35,7 @@ from edgellm.graph.lowering.base import (
     cache_table,
     merges_table,
     rotation_table,
+    slots_table,
     tasks_table,
 )
 from edgellm.graph.nodes import Graph, Node, Rotation, Value
@@ -59,6 +60,7 @@ __all__ = [
     "lower",
     "merges_table",
     "rotation_table",
+    "slots_table",
     "tasks_table",
 ]
 
@@ -76,6 +78,7 @@ class Lowered:
     outside:       of these, the former: somebody gives their memory.
     rotations, windows, group_size:  what a batch prepares: angles; attention tasks for each distance that is looked
                    back (None is no limit), and for so many query heads that share a key head, at most.
+    kept:          the different windows that layers of the cache keep.
     cache_layers:  what the cache holds of every token, layer by layer.
     constants:     small weights as float32, which the file holds in another format.
     """
@@ -86,6 +89,7 @@ class Lowered:
     outside: list[Value]
     rotations: list[Rotation]
     windows: list[int | None]
+    kept: list[int | None]
     group_size: int
     cache_layers: list[LayerShape]
     constants: dict[Tensor, np.ndarray]
@@ -151,6 +155,7 @@ def lower(
         outside,
         low.rotations,
         low.windows,
+        low.kept,
         low.group_size,
         low.cache_layers,
         low.constants,

@@ -13,6 +13,7 @@ from edgellm.graph.lowering.base import (
     merges_table,
     padded_head_dim,
     rule,
+    slots_table,
     tasks_table,
 )
 from edgellm.graph.lowering.texts import attend_to_texts
@@ -47,6 +48,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         v=v,
         v_stride=v.stride,
         n_heads=n_heads,
+        slots=slots_table(low.kept.index(low.kept_of(node))),
         chunk_tokens=per_chunk,
         **_cache_fields(low, node),
     )

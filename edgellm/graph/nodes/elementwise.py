@@ -99,7 +99,7 @@ class Activate(Node):
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
 
 
-def _refuse_untrained(activation: PlainActivation) -> None:
+def _refuse_untrained(activation: str) -> None:
     if activation in NOT_TRAINED:
         raise UnsupportedError(f"training through {activation} is not built yet")
 

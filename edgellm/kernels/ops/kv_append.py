@@ -50,7 +50,7 @@ def build_kv_append(isa, kind: KVType):
         values_at = op.n_heads * op.key_bytes
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
-            slot = load_i64(op.batch.kv_slots + token * 8)
+            slot = load_i64(op.slots + token * 8)
             block = op.cache + slot // KV_BLOCK * op.block_bytes
             for head in range(op.n_heads):
                 k = op.k + (token * op.k_stride + head * op.key_dim) * 4
