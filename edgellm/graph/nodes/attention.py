@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AttentionSpec:
     """What distinguishes one kind of attention from another.
 
@@ -36,7 +36,7 @@ class AttentionSpec:
     alibi: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class KeysValues(Node):
     """Keys and values of new tokens, kept behind those of the tokens before them in the sequence's cache.
 
@@ -66,7 +66,7 @@ class KeysValues(Node):
         return 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Attention(Node):
     """softmax(scale * q k^T) v for each of n_heads heads, which share keys and values in equal groups."""
 

@@ -17,7 +17,7 @@ PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "t
 NOT_TRAINED = ("gelu_erf", "relu_squared", "tanh", "clamped_swiglu")  # that gradients do not go through yet
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Add(Node):
     """a + b"""
 
@@ -34,7 +34,7 @@ class Add(Node):
                 b.add(value, grad)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AddBias(Node):
     """x + bias, for a bias [width] that is the same for all rows."""
 
@@ -54,7 +54,7 @@ class AddBias(Node):
             b.add(self.x, grad)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
@@ -80,7 +80,7 @@ class GLU(Node):
                 b.add(value, gradient)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Activate(Node):
     """activation(x), see `GLU`; and "tanh"."""
 

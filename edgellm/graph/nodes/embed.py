@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Embed(Node):
     """Row `id` of weight [n_vocab, n_embd] for each token id of the batch, times `scale`."""
 
@@ -30,7 +30,7 @@ class Embed(Node):
             b.add_sum(EmbedSum(grad, b.sums[self.weight], self.scale))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class EmbedPosition(Node):
     """Row `position` of weight [n_positions, n_embd] for each token of the batch: learnt positions (GPT-2)."""
 
@@ -45,7 +45,7 @@ def embed_position(g: Graph, weight: Tensor, name: str = "") -> Value:
     return g.record(EmbedPosition(weight), name)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AddSegment(Node):
     """x + the row of table [2, width] for each token that says which part of a pair of texts it belongs to."""
 

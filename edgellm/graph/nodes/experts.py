@@ -40,7 +40,7 @@ class Routing:
     n_ranked: int = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Route(Node):
     """The numbers of each token's experts, best first, and their weights: two values, n_used wide.
 
@@ -56,7 +56,7 @@ class Route(Node):
         return self.routing.n_used, self.routing.n_used
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class ExpertLinear(Node):
     """W x for the matrices [n_experts, n_out, n_in] of each token's experts, their results side by side.
 
@@ -77,7 +77,7 @@ class ExpertLinear(Node):
         return self.n_used * self.weight.shape[1]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AddExpertBias(Node):
     """x + bias of each expert, for bias [n_experts, n_out] and x [n_used * n_out]."""
 
@@ -90,7 +90,7 @@ class AddExpertBias(Node):
         return self.x.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class SumExperts(Node):
     """The results x [n_used * n] of a token's experts, each times its weight, added up: [n]."""
 
@@ -102,7 +102,7 @@ class SumExperts(Node):
         return self.x.width // self.expert_weights.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Gate(Node):
     """x * sigmoid(gate), for a gate as wide as x, or of one number."""
 

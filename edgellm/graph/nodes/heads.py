@@ -8,7 +8,7 @@ from edgellm.errors import UsageError
 from edgellm.graph.nodes.base import Node, Value
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class SliceHeads(Node):
     """`size` dimensions of every head, from `start` on."""
 
@@ -22,7 +22,7 @@ class SliceHeads(Node):
         return self.n_heads * self.size
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class JoinHeads(Node):
     """Every head of a with the same one of b behind it, or with b's only one."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Linear(Node):
     """W x for weight [n_out, n_in] of any format, or [n_in] for a single row.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class RMSNorm(Node):
     """x / sqrt(mean(x**2) + epsilon) * weight (Zhang and Sennrich, 2019), of each of `n_heads` equal parts of a row.
 
@@ -38,7 +38,7 @@ class RMSNorm(Node):
             b.add(self.x, b.graph.record(RMSNormBackward(x, grad, self.weight, self.epsilon, self.n_heads)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class LayerNorm(Node):
     """(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias (Ba et al., 2016), of each of `n_heads` parts.
 

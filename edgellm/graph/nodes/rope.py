@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Rotation:
     """How fast each pair of a head's dimensions turns, and which dimensions make a pair.
 
@@ -42,7 +42,7 @@ class Rotation:
             table *= (1 + beta * np.log1p(positions // length)).astype(np.float32)[:, None, None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Rope(Node):
     """The leading dimensions of every head turned by the token's position (Su et al., 2021); inverse: turned back."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Scale(Node):
     """factor * x"""
 
@@ -27,7 +27,7 @@ class Scale(Node):
         b.add(self.x, b.graph.record(Scale(grad, self.factor)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class SoftCap(Node):
     """cap * tanh(x / cap): about x where it is small, and never beyond cap (Gemma 2)."""
 
@@ -39,7 +39,7 @@ class SoftCap(Node):
         return self.x.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Columns(Node):
     """The columns first to first + n_cols - 1 of x."""
 
@@ -55,7 +55,7 @@ class Columns(Node):
         b.add(self.x, b.graph.record(AmongZeros(grad, self.first, self.x.width)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AmongZeros(Node):
     """x as columns from `first` on, of n_cols; the others are 0: the gradient of what `Columns` took x from."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgellm.graph.nodes.base import Node, Value
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _Changed(Node):
     """x with something done to it."""
 
@@ -18,7 +18,7 @@ class _Changed(Node):
         return self.x.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AddMixed(_Changed):
     """Part i of x + the sum over j of (weights[i, j] + plus) * part j of y, for parts of n_cols.
 
@@ -31,7 +31,7 @@ class AddMixed(_Changed):
     plus: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AddToColumns(_Changed):
     """x, with y added to the columns from `first` on, and to all next as many that there are."""
 
@@ -39,7 +39,7 @@ class AddToColumns(_Changed):
     first: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class MatchSize(_Changed):
     """x * rms(like) / sqrt(max(mean(x**2), least)), row by row."""
 
@@ -47,7 +47,7 @@ class MatchSize(_Changed):
     least: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class KeepLarge(_Changed):
     """max(0, x - (mean + deviations * standard deviation)), row by row: for a normal row, a share of it."""
 
