@@ -140,5 +140,5 @@ def count_dot_products(code: bytes) -> int:
 def test_every_kernel_compiles_for_arm(for_arm: Isa, kernel: Kernel) -> None:
     code = compiler.compile_kernel(kernel, for_arm)
     assert kernel.symbol.encode() in code
-    is_integer = kernel.op in (*test_linear.OPS, "quantize", "multiply_limit")
+    is_integer = kernel.op in (*test_linear.OPS, "experts_decode", "experts_prefill", "quantize", "multiply_limit")
     assert (count_dot_products(code) > 0) == is_integer
