@@ -5,6 +5,7 @@ A model file gives a `ModelConfig` (see `edgellm.arch`); a person gives the two 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from edgellm.checks import (
     some_texts,
     step_names,
     take,
+    text_or_path,
     whole_number,
     whole_one_of,
 )
@@ -126,6 +128,7 @@ class RuntimeConfig:
     activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
                 "f32" rounds nothing: the reference, at a fraction of the speed.
     cache_bytes: of memory for keys and values of all texts together; None takes part of what is free.
+    template:   the chat template: a file with one, the name of a known one, or Jinja text; None takes the model's.
     """
 
     n_ctx: int | None = None
@@ -134,6 +137,7 @@ class RuntimeConfig:
     kv_type: str = "f16"
     activations: str = "int8"
     cache_bytes: int | None = None
+    template: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         take(self, "n_ctx", whole_number, 1, optional=True)
@@ -142,6 +146,7 @@ class RuntimeConfig:
         take(self, "kv_type", one_of, KV_TYPES)
         take(self, "activations", one_of, ACTIVATIONS)
         take(self, "cache_bytes", whole_number, 1, optional=True)
+        take(self, "template", text_or_path, optional=True)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | No
 
     with Progress("compiling kernels") as progress:
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
-    for line in model.tokenizer.notes:
+    for line in model.notes:
         note(f"{path.name}: {line}")
     try:
         _put_on(model, adapters or {})

@@ -10,7 +10,7 @@ import click
 
 from edgellm.cli.asking import Asking, asking_options
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import lora_option, runtime_options
+from edgellm.cli.options import lora_option, runtime_options, template_option
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
 from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_MODEL
@@ -37,6 +37,7 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
               "answer go on.  [default: drop]")  # fmt: skip
 @asking_options
 @sampling_options
+@template_option
 @runtime_options
 @lora_option
 @click.option("--no-markdown", is_flag=True, help="Show answers as the model writes them, on a terminal too.")
@@ -76,9 +77,11 @@ def command(
     from edgellm.cli import models
     from edgellm.cli.prompt import read_prompt, will_chat
 
-    sampling = sampling_params(typed)
+    sampling_params(typed)  # or what cannot work is said before anything is loaded
     if words and prompt is not None:
         raise UsageError("the prompt is given twice, behind MODEL and with -p; expected one of them")
+    if raw and runtime.template is not None:
+        raise UsageError("--template cannot be used with --raw, which uses no chat template; leave one out")
     prompt = " ".join(words) if words else prompt
     chats = will_chat(prompt)
     _refuse_what_needs_a_chat(chats, resume, no_save, when_full)
@@ -88,6 +91,7 @@ def command(
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
     with asking.servers() as servers, models.load(path or models.pull(named), runtime, adapters) as loaded:
         asker = asking.asker(loaded, raw, servers)
+        sampling = sampling_params(typed, loaded.recommended_sampling)
         if text is not None:
             _answer(loaded, asker, text, sampling, system, raw, stats, verbose, not no_markdown)
             return

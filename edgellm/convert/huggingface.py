@@ -15,6 +15,7 @@ from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
+from edgellm.convert.sampling import sampling_metadata
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
@@ -48,6 +49,7 @@ def read_huggingface(folder: Path) -> Source:
             parts = _parts(architecture, family, settings, metadata, tensors)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
+            metadata |= sampling_metadata(folder, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None

@@ -25,12 +25,13 @@ from edgellm.engine.prompt import (
     checked_prompt,
     with_virtual,
 )
+from edgellm.engine.recommended import recommended_sampling
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import FileProblem, MemoryLimitError, UsageError
 from edgellm.params import RuntimeConfig
-from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
+from edgellm.text import ChatTemplate, Tokenizer, chosen_template, load_tokenizer
 
 if TYPE_CHECKING:
     from edgellm.formats.adapters import Adapter
@@ -50,6 +51,7 @@ def load(
     kv_type: str = RuntimeConfig.kv_type,
     activations: str = RuntimeConfig.activations,
     cache_bytes: int | None = RuntimeConfig.cache_bytes,
+    template: str | os.PathLike[str] | None = RuntimeConfig.template,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model by its name, ready to run. One that has a name and is not here is fetched first.
@@ -60,7 +62,7 @@ def load(
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold, DownloadError when a
     model cannot be fetched.
     """
-    runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes)
+    runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, template)
     return Model(fetched(model, checks.function("progress", progress)), runtime, progress)
 
 
@@ -70,7 +72,8 @@ class Model(Answering):
     path, metadata:  the file and its metadata.
     config:          its hyperparameters.
     tokenizer:       text to ids and back.
-    chat_template:   how the file turns messages into a prompt; None for a base model.
+    chat_template:   how messages become a prompt; None for a base model.
+    recommended_sampling:  parameters of sampling that the file recommends (`general.sampling.*`), by name: the defaults.
     n_ctx:           tokens that a conversation may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
@@ -83,6 +86,7 @@ class Model(Answering):
     config: ModelConfig
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    recommended_sampling: dict[str, Any]
     n_ctx: int
     n_vocab: int
     n_threads: int
@@ -103,7 +107,9 @@ class Model(Answering):
             self.n_ctx = context_of(runtime.n_ctx, self.config.n_ctx_train)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
-            self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
+            asked = None if runtime.template is None else os.fspath(runtime.template)
+            self.chat_template = chosen_template(self.metadata, self.tokenizer, asked)
+            self.recommended_sampling, self._notes = recommended_sampling(self.metadata)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
             self._scheduler = Scheduler(self._runner)
             self._adapters = Adapters()
@@ -121,6 +127,11 @@ class Model(Answering):
         except BaseException:
             self._let_go()
             raise
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the file: what it leaves out or has wrong, and what is done instead."""
+        return [*self.tokenizer.notes, *self._notes]
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Text to token ids. add_special: with what the model expects around a text (its BOS token, say)."""
