@@ -15,9 +15,9 @@ from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
-from edgellm.convert.sampling import sampling_metadata
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
+from edgellm.convert.vocabulary.generation_config import sampling_metadata
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.json_file import read_json

@@ -73,7 +73,7 @@ class Model(Answering):
     config:          its hyperparameters.
     tokenizer:       text to ids and back.
     chat_template:   how messages become a prompt; None for a base model.
-    recommended_sampling:  parameters of sampling that the file recommends (`general.sampling.*`), by name: the defaults.
+    recommended_sampling:  what the file recommends (`general.sampling.*`), as keywords of `SamplingParams`.
     n_ctx:           tokens that a conversation may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.convert.sampling import generation_config
+from edgellm.convert.vocabulary.generation_config import generation_config
 from edgellm.convert.vocabulary.twins import framing_roles, twin_of
 from edgellm.errors import FormatError
 from edgellm.files import atomic_write
@@ -23,8 +23,9 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
 
     metadata:  keys `tokenizer.*` of a GGUF file, as it holds them.
 
-    generation_config.json is written too if more than one token ends an answer, or the file recommends how to sample. Raises FormatError for a
-    vocabulary that breaks its rules, UnsupportedError for one that `tokenizers` cannot express.
+    generation_config.json is written too if more than one token ends an answer, or the file recommends how to
+    sample. Raises FormatError for a vocabulary that breaks its rules, UnsupportedError for one that `tokenizers` cannot
+    express.
     """
     tokenizer = load_tokenizer(metadata)
     vocabulary = Vocabulary(metadata)
