@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgellm.convert.export import export_checkpoint
     from edgellm.convert.measured import quantize_to_budget
     from edgellm.convert.merge import merge_adapters
+    from edgellm.convert.pulling import pull
     from edgellm.convert.quantize import quantize_file
     from edgellm.engine import Generation, GenerationStats, Model, TokenLogprobs, load, load_tokenizer
     from edgellm.errors import (
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
         UsageError,
     )
     from edgellm.formats.adapters import Adapter
-    from edgellm.hub import pull
     from edgellm.params import RuntimeConfig, SamplingParams
     from edgellm.train.config import FullConfig, LoraConfig, TrainConfig
     from edgellm.train.data.config import DataConfig
@@ -122,7 +122,7 @@ _HOMES = {
     "run_tools": "edgellm.agent.loop",
     "load": "edgellm.engine",
     "load_tokenizer": "edgellm.engine",
-    "pull": "edgellm.hub",
+    "pull": "edgellm.convert.pulling",
     "RuntimeConfig": "edgellm.params",
     "SamplingParams": "edgellm.params",
     "DataConfig": "edgellm.train.data.config",

@@ -218,6 +218,12 @@ def path(name: str, value: Any, expected: str = "a path") -> Path:
     return Path(found)
 
 
+def path_or_name(name: str, value: Any) -> str:
+    """The same as it was given: a word may be the name of a model, too."""
+    path(name, value, "a path or the name of a model")
+    return str(os.fspath(value))
+
+
 def function(name: str, value: Any) -> Callable[..., Any] | None:
     """Something to be called, or None."""
     if value is not None and not callable(value):

@@ -18,6 +18,7 @@ from edgellm.checks import (
     number,
     number_or_off,
     one_of,
+    path_or_name,
     plain_text,
     positive_number,
     some_texts,
@@ -90,6 +91,8 @@ DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
 KV_TYPES = ("f16", "q8_0", "f32")
 ACTIVATIONS = ("int8", "f32")
+SPECULATE = ("auto", "always", "off")
+LAYOUTS = ("auto", "file", "tiles", "memory")
 DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
 LEAST_WINDOW = 8  # some to read and some to score
 DEFAULT_CONTEXT_LIMIT = 8192  # tokens; a model's own context when that is shorter
@@ -128,6 +131,16 @@ class RuntimeConfig:
     activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
                 "f32" rounds nothing: the reference, at a fraction of the speed.
     cache_bytes: of memory for keys and values of all texts together; None takes part of what is free.
+    speculate:  whether tokens are guessed and several checked in one pass, which changes no answer. "auto" guesses
+                where that is quicker, as it measures by itself; "always" even where it is not.
+    draft:      a smaller model of the same vocabulary that guesses too, a path or a name.
+    draft_layers: so many of the model's own first layers guess too.
+    draft_max:  tokens that are guessed for a text at once, at most.
+    disk_bytes: that keys and values of long prompts may take on the disk, so that they are there after a restart; 0
+                keeps nothing there.
+    layout:     how weights lie: "file" as the file has them; "tiles" in the order in which they are read, in a second
+                file in the cache folder that is made once; "memory" likewise in memory, made at every start; "auto"
+                takes tiles where they are clearly quicker and the disk has room. Results are the same to the bit.
     template:   the chat template: a file with one, the name of a known one, or Jinja text; None takes the model's.
     """
 
@@ -137,6 +150,12 @@ class RuntimeConfig:
     kv_type: str = "f16"
     activations: str = "int8"
     cache_bytes: int | None = None
+    speculate: str = "auto"
+    draft: str | os.PathLike[str] | None = None
+    draft_layers: int | None = None
+    draft_max: int = 15
+    disk_bytes: int = 2 << 30
+    layout: str = "auto"
     template: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
@@ -146,6 +165,17 @@ class RuntimeConfig:
         take(self, "kv_type", one_of, KV_TYPES)
         take(self, "activations", one_of, ACTIVATIONS)
         take(self, "cache_bytes", whole_number, 1, optional=True)
+        take(self, "speculate", one_of, SPECULATE)
+        take(self, "draft", path_or_name, optional=True)
+        take(self, "draft_layers", whole_number, 1, optional=True)
+        take(self, "draft_max", whole_number, 1)
+        take(self, "disk_bytes", whole_number, 0)
+        for name in ("draft", "draft_layers"):
+            if self.speculate == "off" and getattr(self, name) is not None:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}, but speculate is off; leave one of them out", parameter=name
+                )
+        take(self, "layout", one_of, LAYOUTS)
         take(self, "template", text_or_path, optional=True)
 
 

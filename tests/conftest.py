@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -89,5 +90,16 @@ def model(tiny_path):
     """The same, loaded."""
     import edgellm
 
-    with edgellm.load(tiny_path, n_threads=2) as loaded:
+    with edgellm.load(tiny_path, n_threads=2, disk_bytes=0) as loaded:
         yield loaded
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_prefixes_on_disk():
+    """Tests leave no keys and values in the user's own folders; those that want some say where."""
+    from edgellm.engine import disk_cache
+
+    folder = disk_cache.prefixes_folder
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as place:
+        patch.setattr(disk_cache, "prefixes_folder", lambda: Path(place) / "prefixes")
+        yield folder

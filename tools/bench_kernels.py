@@ -1,13 +1,15 @@
 """How fast linear layers of each format are worked through, beside what the machine can do; before and after a change.
 
     python tools/bench_kernels.py Q4_K Q6_K --cols 2048
+    python tools/bench_kernels.py Q4_K --tiles
     python tools/bench_kernels.py Q4_K --against OTHER_CHECKOUT --rounds 3
 
-For every format three figures: `cached`, GB/s of weights that one thread's second level cache holds, in decode, so
-what computing alone allows; `memory`, the same from memory with all threads; `prefill`, 10^9 products a second of a
-batch of 512 tokens. In the row of the limits stand what all threads read and multiply at most, measured in the same
-process. `--against` runs another checkout's kernels in turn with these, A B A B, and gives medians of rounds; each
-checkout measures itself by its own copy of this tool.
+For every format five figures: `cached`, GB/s of weights that one thread's second level cache holds, in decode, so
+what computing alone allows; `memory`, the same from memory with all threads; `by 4` and `by 8`, how many times as
+long as of one token a pass of so many takes from there; `prefill`, 10^9 products a second of a batch of 512 tokens. In
+the row of the limits stand what all threads read and multiply at most, measured in the same process. `--tiles` also
+measures weights that lie as tiles. `--against` runs another checkout's kernels in turn with these, A B A B, and gives
+medians of rounds; each checkout measures itself by its own copy of this tool.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class Machine:
         self.teams = {n: Team(self.store, n, 64) for n in {1, n_threads}}
         self.n_threads = n_threads
 
-    def linear(self, name: str, n_rows: int, n_cols: int, n_tokens: int, n_threads: int, times: int = 1) -> float:
+    def linear(
+        self, name: str, n_rows: int, n_cols: int, n_tokens: int, n_threads: int, times: int = 1, in_tiles: bool = False
+    ) -> float:
         """Seconds of one op of `times`, all on the same random weights."""
         from edgellm.formats.tensor import Tensor
         from edgellm.graph import Batch, Graph, Program, Target, Tuning, lower
@@ -69,11 +73,14 @@ class Machine:
         fmt = FORMATS[name]
         raw = aligned(n_rows * fmt.row_bytes(n_cols)).reshape(n_rows, -1)
         raw[...] = np.random.default_rng(0).integers(0, 256, raw.shape[1], np.uint8)
+        weight = Tensor("weight", (n_rows, n_cols), fmt, raw)
         graph = Graph()
         x = graph.input(n_cols)
         for _ in range(times):
-            graph.output(linear(x, Tensor("weight", (n_rows, n_cols), fmt, raw)))
-        lowered = lower(graph, Target(self.store.isa, Tuning(n_threads)))
+            graph.output(linear(x, weight))
+        # Random bytes are as good as tiles of some others.
+        tiles = {"tiles": {weight: raw.reshape(n_rows // 16, -1)}} if in_tiles else {}
+        lowered = lower(graph, Target(self.store.isa, Tuning(n_threads), **tiles))
         self.store.load(lowered.kernels)
         rows = aligned(n_tokens * lowered.rows[x].token_bytes).view(np.float32)
         rows[:] = 1
@@ -81,16 +88,22 @@ class Machine:
         program = Program(lowered, self.store, Batch(n_tokens, lowered), self.teams[n_threads], inputs=inputs)
         return quickest(lambda: program.run({"tokens": n_tokens})) / times
 
-    def figures(self, name: str, n_cols: int) -> dict[str, float]:
+    def figures(self, name: str, n_cols: int, in_tiles: bool) -> dict[str, float]:
         from edgellm.quants import FORMATS
 
         row_bytes = FORMATS[name].row_bytes(n_cols)
         few, many = (max(1, n // row_bytes // 64) * 64 for n in (CACHED_BYTES, MEMORY_BYTES))
         macs = PREFILL_ROWS * n_cols * PREFILL_TOKENS
+
+        def seconds(n_rows: int, n_tokens: int, n_threads: int = self.n_threads, times: int = 1) -> float:
+            return self.linear(name, n_rows, n_cols, n_tokens, n_threads, times, in_tiles)
+
+        one = seconds(many, 1)
         return {
-            "cached": few * row_bytes / self.linear(name, few, n_cols, 1, 1, CACHED_TIMES) / 1e9,
-            "memory": many * row_bytes / self.linear(name, many, n_cols, 1, self.n_threads) / 1e9,
-            "prefill": macs / self.linear(name, PREFILL_ROWS, n_cols, PREFILL_TOKENS, self.n_threads) / 1e9,
+            "cached": few * row_bytes / seconds(few, 1, 1, CACHED_TIMES) / 1e9,
+            "memory": many * row_bytes / one / 1e9,
+            **{f"by {n}": seconds(many, n) / one for n in (4, 8)},
+            "prefill": macs / seconds(PREFILL_ROWS, PREFILL_TOKENS) / 1e9,
         }
 
     def limits(self) -> dict[str, float]:
@@ -102,7 +115,7 @@ class Machine:
 
 def measure(options: argparse.Namespace) -> Figures:
     machine = Machine(options.threads)
-    result: Figures = {name: machine.figures(name, options.cols) for name in options.formats}
+    result: Figures = {name: machine.figures(name, options.cols, options.in_tiles) for name in options.formats}
     result["limit"] = machine.limits()
     for team in machine.teams.values():
         team.close()
@@ -111,12 +124,16 @@ def measure(options: argparse.Namespace) -> Figures:
 
 def in_turns(options: argparse.Namespace) -> dict[str, Figures]:
     """Medians of every side's rounds; each round is a process of its own."""
-    checkouts = {"these": ROOT} | ({"others": options.against.resolve()} if options.against else {})
+    checkouts = {"these": (ROOT, [])}
+    if options.tiles:
+        checkouts["tiles"] = (ROOT, ["--in-tiles"])
+    if options.against:
+        checkouts["others"] = (options.against.resolve(), [])
     same = [*options.formats, "--cols", str(options.cols), "--threads", str(options.threads), "--json"]
     rounds: dict[str, list[Figures]] = {side: [] for side in checkouts}
     for _ in range(options.rounds):
-        for side, checkout in checkouts.items():
-            command = [sys.executable, str(checkout / "tools" / "bench_kernels.py"), *same]
+        for side, (checkout, more) in checkouts.items():
+            command = [sys.executable, str(checkout / "tools" / "bench_kernels.py"), *same, *more]
             done = subprocess.run(
                 command, env={**os.environ, "PYTHONPATH": str(checkout)}, stdout=subprocess.PIPE, check=True
             )
@@ -138,13 +155,15 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2, help="all threads (2)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side (3)")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout of edgellm")
+    parser.add_argument("--tiles", action="store_true", help="also measure weights that lie as tiles")
+    parser.add_argument("--in-tiles", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)  # how it starts itself: one round
     options = parser.parse_args()
     if options.json:
         print(json.dumps(measure(options)))
         return
     sides = in_turns(options)
-    columns = ("cached", "memory", "prefill")
+    columns = ("cached", "memory", "by 4", "by 8", "prefill")
     print(f"{options.cols} columns, {options.threads} threads; medians of {options.rounds}\n")
     print(f"{'':12}" + "".join(f"{f'{column}, {side}':>18}" for column in columns for side in sides))
     for name in (*options.formats, "limit"):

@@ -1,6 +1,10 @@
 """Write a random-weight Llama-shaped GGUF of a real size, for measuring speed without downloading weights.
 
     python tools/make_random_model.py OUT.gguf --size 1.1b --type Q4_K_M
+    python tools/make_random_model.py OUT.gguf --size experts && edgellm bench OUT.gguf --threads 2
+
+The second has eight experts, of which each token takes one: `bench` says what share of the machine's read limit its
+decode has, of the bytes of that one expert and the rest.
 
 Sizes and types are those of real files: Q4_K_M mixes Q4_K and Q6_K as llama.cpp does; any format's name makes
 all matrices of that format. Weights are normally distributed and well scaled, so that nothing overflows or
@@ -36,18 +40,22 @@ class Size:
     n_ff: int
     n_heads: int
     n_kv_heads: int
+    n_experts: int = 0
+    n_used: int = 0
 
 
 SIZES = {
     "tiny": Size(2, 256, 512, 4, 2),
     "1.1b": Size(22, 2048, 5632, 32, 4),
     "7b": Size(32, 4096, 14336, 32, 8),
+    "experts": Size(8, 2048, 4096, 32, 4, n_experts=8, n_used=1),
 }
 
 
 def metadata(name: str, size: Size) -> dict[str, Any]:
     tokens, scores, kinds = vocabulary()
-    return {
+    experts = {"llama.expert_count": size.n_experts, "llama.expert_used_count": size.n_used} if size.n_experts else {}
+    return experts | {
         "general.architecture": "llama",
         "general.name": name,
         "llama.block_count": size.n_layers,
@@ -90,8 +98,10 @@ def tensors(size: Size, type_name: str, rng: np.random.Generator) -> Iterator[tu
     usual = FORMATS["Q4_K" if mixed else type_name]
     better = FORMATS["Q6_K" if mixed else type_name]
 
-    def matrix(name: str, n_out: int, n_in: int, kind: BlockFormat = usual) -> tuple:
-        return f"{name}.weight", (n_out, n_in), kind, partial(random_rows, kind, n_out, n_in, rng)
+    def matrix(name: str, n_out: int, n_in: int, kind: BlockFormat = usual, n: int = 0) -> tuple:
+        """n: how many of them are stacked; 0 is a matrix by itself."""
+        shape = (n, n_out, n_in) if n else (n_out, n_in)
+        return f"{name}.weight", shape, kind, partial(random_rows, kind, max(1, n) * n_out, n_in, rng)
 
     def norm(name: str) -> tuple:
         return f"{name}.weight", (size.n_embd,), FORMATS["F32"], np.ones(size.n_embd, np.float32)
@@ -105,9 +115,12 @@ def tensors(size: Size, type_name: str, rng: np.random.Generator) -> Iterator[tu
         yield matrix(f"blk.{layer}.attn_v", n_kv, size.n_embd, favoured)
         yield matrix(f"blk.{layer}.attn_output", size.n_embd, size.n_embd)
         yield norm(f"blk.{layer}.ffn_norm")
-        yield matrix(f"blk.{layer}.ffn_gate", size.n_ff, size.n_embd)
-        yield matrix(f"blk.{layer}.ffn_up", size.n_ff, size.n_embd)
-        yield matrix(f"blk.{layer}.ffn_down", size.n_embd, size.n_ff, favoured)
+        n, suffix = size.n_experts, "_exps" if size.n_experts else ""
+        if n:
+            yield matrix(f"blk.{layer}.ffn_gate_inp", n, size.n_embd, FORMATS["F32"])
+        yield matrix(f"blk.{layer}.ffn_gate{suffix}", size.n_ff, size.n_embd, n=n)
+        yield matrix(f"blk.{layer}.ffn_up{suffix}", size.n_ff, size.n_embd, n=n)
+        yield matrix(f"blk.{layer}.ffn_down{suffix}", size.n_embd, size.n_ff, favoured, n)
     yield norm("output_norm")
     yield matrix("output", N_VOCAB, size.n_embd, better)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
     DECODER,
@@ -22,21 +23,16 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     decoder_settings,
     layer_types,
-    rope_settings,
 )
-from edgellm.arch.parts import (
-    gated_feed_forward,
-    layer_output,
-    logits_head,
-    normalize,
-    rope_frequencies,
-    self_attention,
-    token_embedding,
-)
+from edgellm.arch.huggingface_rope import rope_settings
+from edgellm.arch.parts import logits_head, rotation_of
+from edgellm.arch.rope import frequencies
+from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
-from edgellm.graph.nodes import Graph, Rotation, Value, add, embed
+from edgellm.graph.nodes import Graph, Rotation, Value
 
+STYLE = Style(order="both", activation="gelu", head_norms="heads")
 GLOBAL_PERIOD = 6  # of so many layers, the last sees everything
 ROPE_BASE, LOCAL_ROPE_BASE = 1e6, 10000.0
 # The 27B model alone scales its queries by the width per head instead of the heads' own size.
@@ -53,6 +49,8 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
         more["attention_scale"] = math.sqrt(keys.count("attention.head_count") / keys.count("embedding_length"))
     return decoder_config(
         metadata,
+        STYLE,
+        embedding_scale=math.sqrt(keys.count("embedding_length")),
         windows=keys.windows(n_layers, GLOBAL_PERIOD),
         rope_base_local=keys.number("rope.freq_base_swa", LOCAL_ROPE_BASE),
         **more,
@@ -60,30 +58,19 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    everywhere = Rotation(rope_frequencies(c, c.rope_base, c.rope_scale), interleaved=False)
-    nearby = Rotation(rope_frequencies(c, c.rope_base_local or LOCAL_ROPE_BASE), interleaved=False)
-    x = embed(g, token_embedding(w, c), scale=math.sqrt(c.n_embd), name="embd")
-    for layer, window in enumerate(c.windows):
-        block = w.block(layer)
-        rotation = everywhere if window is None else nearby
-        h = normalize(block, c, x, "attn_norm")
-        h = self_attention(block, c, h, rotation, window, head_norms=True)
-        x = add(x, normalize(block, c, h, "post_attention_norm"), name=block.named("ffn_inp"))
-        h = normalize(block, c, x, "ffn_norm")
-        h = gated_feed_forward(block, c, h, "gelu")
-        x = add(x, normalize(block, c, h, "post_ffw_norm"), name=layer_output(block, c, layer))
-    return g.output(x)
+    nearby = Rotation(frequencies(c.rope_base_local or LOCAL_ROPE_BASE, c.n_rot), interleaved=False)
+    return decoder(g, w, c, rotation_of(w, c, interleaved=False), nearby)
 
 
 head = logits_head
 
 
-def _hyperparameters(s: Settings) -> dict[str, Any]:
+def hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_activation", "gelu_pytorch_tanh")
     s.expect("attn_logit_softcapping", None)
     s.expect("final_logit_softcapping", None)
     s.expect("use_bidirectional_attention", False)
-    full, sliding = _ropes(s)
+    full, sliding = ropes(s)
     shape = decoder_hyperparameters(s, full)
     n_layers, head_dim = shape["block_count"], shape["attention.key_length"]
     period = s.count("sliding_window_pattern", GLOBAL_PERIOD)
@@ -102,7 +89,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     return shape
 
 
-def _ropes(s: Settings) -> tuple[Settings, Settings]:
+def ropes(s: Settings) -> tuple[Settings, Settings]:
     """The rotary embeddings of layers that see everything and of those that slide.
 
     They are two sections of rope_parameters, or what they differ in stands beside each other, as in older files.
@@ -144,7 +131,7 @@ def _pre_attention_scalar(c: ModelConfig) -> int:
 HUGGING_FACE = HuggingFace(
     classes=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
     model_type="gemma3_text",
-    hyperparameters=_hyperparameters,
+    hyperparameters=hyperparameters,
     settings=_settings,
     tensors=DECODER
     | HEAD_NORMS
@@ -163,5 +150,5 @@ HUGGING_FACE = HuggingFace(
         "query_pre_attn_scalar": 256, "tie_word_embeddings": True,
     },
     null_stays=("sliding_window",),
-    rope=lambda s: _ropes(s)[0],
+    rope=lambda s: ropes(s)[0],
 )  # fmt: skip

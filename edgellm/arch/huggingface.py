@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.arch.config import MOST_LAYERS, ModelConfig
+from edgellm.arch.huggingface_rope import rope_hyperparameters, rope_settings, turned_dimensions
+from edgellm.arch.stacks import Experts, KeysOrValues
+from edgellm.arch.style import ACTIVATIONS, Style
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
 
@@ -43,6 +46,19 @@ HEAD_NORMS = {
 # The linears that can have biases, and the key of config.json that says whether they do.
 ATTENTION_BIASES = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), "attention_bias")
 FEED_FORWARD_BIASES = dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "mlp_bias")
+# A LayerNorm's biases are there wherever its weights are.
+NORM_BIASES = dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"))
+
+
+def norms_after(tensors: Mapping[str, str]) -> dict[str, str]:
+    """The same with norms after attention and feed-forward in place of those before."""
+    kept = {ours: theirs for ours, theirs in tensors.items() if ours not in ("blk.{}.attn_norm", "blk.{}.ffn_norm")}
+    return kept | {
+        "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+        "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+    }
+
+
 # What transformers takes for keys that config.json leaves out; families differ in the rest.
 DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6,
@@ -57,33 +73,54 @@ class HuggingFace:
     classes:          names of the model in config.json's "architectures"; the first is written when exporting.
     model_type:       its short name there.
     hyperparameters:  config.json -> GGUF's keys, without the architecture's name in front.
-    settings:         the way back: what config.json says beyond what all decoders say.
+    settings:         the way back: what config.json says beyond what all decoders say; None for a family that is not
+                      exported.
+    aliases:          other names of config.json's keys -> those that edgellm reads.
     tensors:          GGUF's names -> Hugging Face's, without the endings .weight and .bias.
+    also:             names that some of its checkpoints have in place of those.
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
+    interleaved:      whether `attn_qkv` has queries, keys and values group by group there; GGUF has all queries first.
+    transposed:       weights that are [n_in, n_out] there.
+    stacked:          weights of GGUF that are several tensors there; in their name, * stands for 0, 1 and so on.
     offsets:          tensors that GGUF holds with a number added.
-    biases:           linears with biases, and the key of config.json that says so; None where they always have one.
+    bare:             tensors whose names have no ending there.
+    biases:           linears and norms with biases, and the key of config.json that says so; None where they always
+                      have one.
     defaults:         what transformers takes for what config.json leaves out.
     null_stays:       keys whose null is a value of its own, see `Settings`.
     rope:             config.json -> the rotary embedding of layers that see everything, see `rope_settings`.
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
+    experts:          GGUF's names of stacked matrices, and where a checkpoint has them.
+    vectors:          tensors of one dimension whose names end otherwise than in .weight or .bias: whole names.
+    has_config:       whether a config.json is one of this kind, where others name the same class.
     """
 
     classes: tuple[str, ...]
     model_type: str
     hyperparameters: Callable[[Settings], dict[str, Any]]
-    settings: Callable[[ModelConfig], dict[str, Any]]
+    settings: Callable[[ModelConfig], dict[str, Any]] | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=lambda: DECODER)
+    also: Mapping[str, str] = field(default_factory=dict)
     paired: tuple[str, ...] = ()
+    interleaved: bool = False
+    transposed: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
     biases: Mapping[str, str | None] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
     null_stays: tuple[str, ...] = ("num_key_value_heads",)
     rope: Callable[[Settings], Settings] = lambda s: rope_settings(s)
     fits: Callable[[ModelConfig], bool] = lambda c: True
+    experts: Mapping[str, Experts | KeysOrValues] = field(default_factory=dict)
+    vectors: Mapping[str, str] = field(default_factory=dict)
+    has_config: Callable[[Mapping[str, Any]], bool] = lambda config: True
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what transformers takes for what it leaves out."""
-        return Settings(config, self.defaults, null_stays=self.null_stays)
+        renamed = {self.aliases[name]: value for name, value in config.items() if name in self.aliases}
+        return Settings({**config, **renamed}, self.defaults, null_stays=self.null_stays)
 
     def row_order(self, name: str, c: ModelConfig) -> NDArray[np.int32] | None:
         """Which row of the checkpoint's tensor each row of GGUF's is, for `name` such as "blk.0.attn_q.weight".
@@ -91,11 +128,27 @@ class HuggingFace:
         None where the order is the same. Inside each head, the dimensions (i, i + n/2) become (2i, 2i + 1).
         """
         part = name.split(".")[-2]
+        if part == "attn_qkv" and self.interleaved:
+            group = c.n_heads // c.n_kv_heads
+            shape = (c.n_kv_heads, group + 2, c.head_dim)
+            by_group = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+            parts = (by_group[:, :group], by_group[:, group : group + 1], by_group[:, group + 1 :])
+            return np.concatenate([rows.reshape(-1) for rows in parts])
         if part not in self.paired:
             return None
         n_heads = c.n_heads if part == "attn_q" else c.n_kv_heads
         rows = np.arange(n_heads * c.head_dim, dtype=np.int32)
         return np.ascontiguousarray(rows.reshape(n_heads, 2, -1).swapaxes(1, 2)).reshape(-1)
+
+    def full_name(self, name: str) -> str:
+        """A tensor's name with that of the model in front, which some checkpoints leave out: of older families, and of
+        models that make vectors.
+        """
+        prefix = self.tensors["token_embd"].split(".")[0] + "."
+        heads = (self.tensors.get("output", "lm_head"), prefix)
+        if prefix == "model.":
+            return prefix + name if name.startswith(("embed_tokens.", "layers.", "norm.")) else name
+        return name if name.startswith(heads) else prefix + name
 
     def offset(self, name: str) -> float:
         """What is added to the checkpoint's numbers."""
@@ -106,12 +159,17 @@ class HuggingFace:
         for ours, name in self.tensors.items():
             if "{}" not in ours:
                 yield f"{ours}.weight", f"{name}.weight"
+                if ours in self.biases:
+                    yield f"{ours}.bias", f"{name}.bias"
         for layer in range(n_layers):
-            for ours, name in self.tensors.items():
+            for ours, name in (*self.also.items(), *self.tensors.items()):
                 if "{}" in ours:
-                    yield f"{ours.format(layer)}.weight", f"{name.format(layer)}.weight"
+                    ending = "" if ours.removeprefix("blk.{}.") in self.bare else ".weight"
+                    yield f"{ours.format(layer)}.weight", f"{name.format(layer)}{ending}"
                     if ours.removeprefix("blk.{}.") in self.biases:
                         yield f"{ours.format(layer)}.bias", f"{name.format(layer)}.bias"
+            for ours, name in self.vectors.items():
+                yield ours.format(layer), name.format(layer)
 
     def naming(self, c: ModelConfig) -> Naming:
         """What an adapter's files need to know of all that."""
@@ -132,10 +190,16 @@ def language_name(name: str) -> str:
     return next((new + name[len(old) :] for old, new in _LANGUAGE_PREFIXES if name.startswith(old)), name)
 
 
-def decoder_hyperparameters(s: Settings, rope: Settings | None = None) -> dict[str, Any]:
-    """GGUF's keys for what all decoders have in their config.json; `rope` where the family keeps it elsewhere."""
+def decoder_hyperparameters(s: Settings, rope: Settings | None = None, norm: str = "rms") -> dict[str, Any]:
+    """GGUF's keys for what all decoders have in their config.json; `rope` where the family keeps it elsewhere.
+
+    norm:  "rms" or "layer", see `Style`.
+    """
     n_embd, n_heads = s.count("hidden_size"), s.count("num_attention_heads")
     head_dim = s.count("head_dim", max(1, n_embd // n_heads))
+    rope = rope or rope_settings(s)
+    epsilon = {"rms": ("rms_norm_eps", "layer_norm_rms_epsilon"), "layer": ("layer_norm_eps", "layer_norm_epsilon")}
+    theirs, ours = epsilon[norm]
     return {
         "block_count": s.count("num_hidden_layers", most=MOST_LAYERS),
         "context_length": s.count("max_position_embeddings"),
@@ -145,10 +209,20 @@ def decoder_hyperparameters(s: Settings, rope: Settings | None = None) -> dict[s
         "attention.head_count_kv": s.count("num_key_value_heads", n_heads),
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": s.number("rms_norm_eps"),
-        "rope.dimension_count": head_dim,
-        **rope_hyperparameters(rope or rope_settings(s)),
+        f"attention.{ours}": s.number(theirs),
+        "rope.dimension_count": turned_dimensions(rope, head_dim),
+        **rope_hyperparameters(rope),
     }
+
+
+def activation_hyperparameters(s: Settings, style: Style, key: str = "hidden_act") -> dict[str, Any]:
+    """What GGUF has no key for: an activation that is not the family's usual one."""
+    name = s.get(key)
+    if name is None:
+        return {}
+    if name not in ACTIVATIONS:
+        raise UnsupportedError(f"{s.file}: {key} is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}")
+    return {} if ACTIVATIONS[name] == style.activation else {"hidden_act": name}
 
 
 def decoder_settings(c: ModelConfig) -> dict[str, Any]:
@@ -192,84 +266,3 @@ def layer_types(s: Settings, n_layers: int) -> list[bool] | None:
     if unknown := [kind for kind in types if kind not in known]:
         raise UnsupportedError(f"config.json: a layer of type {unknown[0]!r:.60}; edgellm runs {', '.join(known)}")
     return [known[kind] for kind in types]
-
-
-# --- rotary embedding ---------------------------------------------------------------------------------------
-
-
-def rope_settings(s: Settings, known: tuple[str, ...] = ("default", "linear", "llama3")) -> Settings:
-    """rope_theta, rope_type and what belongs to it, wherever this version of config.json keeps them.
-
-    As in transformers, rope_scaling counts before rope_parameters, and what the section leaves out may stand beside it.
-    Raises UnsupportedError for a rope_type that is not `known`, and for sections by kind of layer.
-    """
-    name = "rope_scaling" if s.section("rope_scaling").values else "rope_parameters"
-    rope = s.section(name)
-    if inner := next((key for key, value in rope.values.items() if isinstance(value, dict)), None):
-        raise UnsupportedError(f"{rope.file} has a section {inner!r:.60}; edgellm runs this family with one for all")
-    for place in (s, rope):
-        place.expect("partial_rotary_factor", 1.0)
-    beside = {
-        "rope_theta": s.get("rope_theta", 10000.0),
-        "rope_type": rope.get("type", "default"),
-        "original_max_position_embeddings": s.get("max_position_embeddings"),
-    }
-    original = {key: s.get(key) for key in ("original_max_position_embeddings",) if s.get(key) is not None}
-    found = Settings(rope.values | original, beside, rope.file)
-    if (kind := found.get("rope_type")) not in known:
-        raise UnsupportedError(f"{rope.file}: rope scaling of type {kind!r:.60}; edgellm knows {', '.join(known)} here")
-    return found
-
-
-def rope_hyperparameters(rope: Settings) -> dict[str, Any]:
-    """GGUF's keys; Llama 3's factors are a tensor instead, see `llama3_factors`."""
-    result: dict[str, Any] = {"rope.freq_base": rope.number("rope_theta")}
-    if rope.get("rope_type") == "linear":
-        result |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
-    return result
-
-
-def llama3_factors(rope: Settings, n_rot: int) -> NDArray[np.float32] | None:
-    """float32 [n_rot / 2]: how much slower each pair turns in Llama 3.1 and later; None for other kinds of rope.
-
-    Wavelengths that fit into the original context several times stay, those longer than it are stretched by
-    `factor`, and between the two there is a smooth passage.
-    """
-    if rope.get("rope_type") != "llama3":
-        return None
-    factor, n_ctx = rope.number("factor"), rope.number("original_max_position_embeddings")
-    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-    if high <= low:
-        raise FormatError(f"{rope.file}: high_freq_factor {high} is not above low_freq_factor {low}")
-    turns = n_ctx * rope.number("rope_theta") ** (-np.arange(0, n_rot, 2) / n_rot) / (2 * math.pi)
-    share = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / ((1 - share) / factor + share)).astype(np.float32)
-
-
-def llama3_settings(factors: NDArray[np.float32], base: float) -> dict[str, Any]:
-    """The rope_parameters that make these factors: the inverse of `llama3_factors`.
-
-    Only products of its numbers count, so low_freq_factor can be 1, as in all published models.
-    UnsupportedError when the factors are of another kind.
-    """
-    n_rot, factor = 2 * len(factors), float(factors.max())
-    turns_per_position = base ** (-np.arange(0, n_rot, 2) / n_rot) / (2 * math.pi)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (1 / factors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
-    between = np.flatnonzero((share > 1e-3) & (share < 1 - 1e-3))
-    if factor > 1 and len(between) >= 2:
-        # share = slope * turns_per_position - low / (high - low), with low = 1
-        slope, start = np.polyfit(turns_per_position[between], share[between], 1).tolist()
-        high = 1 - 1 / start
-        found = {
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": round(high, 3),
-            "original_max_position_embeddings": round(slope * (high - 1)),
-            "rope_theta": base,
-        }
-        again = llama3_factors(Settings(found), n_rot)
-        if again is not None and np.allclose(again, factors, rtol=1e-3):
-            return found
-    raise UnsupportedError("tensor 'rope_freqs.weight' holds factors that no rope scaling of transformers makes")

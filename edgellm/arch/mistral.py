@@ -29,7 +29,7 @@ def _settings(c: ModelConfig) -> dict[str, Any]:
 
 
 HUGGING_FACE = HuggingFace(
-    classes=("MistralForCausalLM",),
+    classes=("MistralForCausalLM", "MistralModel"),
     model_type="mistral",
     hyperparameters=_hyperparameters,
     settings=_settings,
@@ -42,5 +42,5 @@ HUGGING_FACE = HuggingFace(
         "sliding_window": 4096,
     },
     null_stays=("num_key_value_heads", "sliding_window"),
-    fits=lambda c: all(c.windows),
+    fits=lambda c: all(c.windows) and c.mixture is None,
 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.config import ModelConfig, decoder_config
+from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     DEFAULTS,
     HuggingFace,
@@ -15,7 +16,7 @@ from edgellm.arch.huggingface import (
     layer_types,
     window_hyperparameters,
 )
-from edgellm.arch.parts import logits_head, pre_norm_decoder, rotation_of
+from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
 
@@ -25,7 +26,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    return pre_norm_decoder(g, w, c, rotation_of(w, c, interleaved=False))
+    return decoder(g, w, c, rotation_of(w, c, interleaved=False))
 
 
 head = logits_head
@@ -60,7 +61,7 @@ QWEN_DEFAULTS = DEFAULTS | {
 NULL_STAYS = ("num_key_value_heads", "sliding_window")
 
 HUGGING_FACE = HuggingFace(
-    classes=("Qwen2ForCausalLM",),
+    classes=("Qwen2ForCausalLM", "Qwen2Model"),
     model_type="qwen2",
     hyperparameters=hyperparameters,
     settings=settings,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
-from edgellm.arch import gemma3, llama, mistral, qwen2, qwen3
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import HuggingFace
 from edgellm.arch.weights import Weights
 from edgellm.errors import UnsupportedError
 from edgellm.formats.gguf import get_value
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.nodes import Graph, Value
+from edgellm.graph.nodes import Graph, KeysValues, Node, Value
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,15 @@ class Architecture:
 
     body:          token ids to hidden states. head: hidden states of the wanted tokens to logits.
     hugging_face:  the kinds of checkpoint that become this architecture.
+    is_encoder:    it makes vectors or scores of whole texts, and no text: its head takes a pooled row of each, and
+                   gives `logits` the width of a vector, or as many scores as there are classes.
     """
 
     configure: Callable[[Mapping[str, Any]], ModelConfig]
     body: Callable[[Graph, Weights, ModelConfig], Value]
     head: Callable[[Graph, Weights, ModelConfig, Value], Value]
     hugging_face: tuple[HuggingFace, ...]
+    is_encoder: bool = False
 
     def check(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         """Go through the forward pass without computing it.
@@ -65,23 +68,130 @@ class Architecture:
         weights.refuse_the_rest(config.architecture)
         return ModelGraphs(body, head, hidden, hidden_input, logits)
 
+    def record_vectors(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelGraphs:
+        """The model as one that makes vectors, or scores, of whole texts without a cache; raises as `check` does.
 
-def _family(module: Any, *more: HuggingFace) -> Architecture:
-    return Architecture(module.configure, module.body, module.head, (module.HUGGING_FACE, *more))
+        hidden is what is pooled: of a decoder, what its last norm makes. What makes logits there has no place.
+        """
+        if self.is_encoder:
+            return self.record(config, tensors)
+        from edgellm.arch.encoder_parts import embedding_head  # which models for chat seldom need
+        from edgellm.arch.parts import normalize
+
+        weights, decoder, head = Weights(tensors), Graph(), Graph()
+        hidden = self.body(decoder, weights, config)
+        body, became = _without_cache(decoder)
+        states = body.output(normalize(weights, config, became[hidden], "output_norm"))
+        pooled = head.input(states.width)
+        made = embedding_head(head, weights, config, pooled)
+        weights.used.add("output.weight")
+        weights.refuse_the_rest(config.architecture)
+        return ModelGraphs(body, head, states, pooled, made)
 
 
-ARCHITECTURES = {
-    "llama": _family(llama, mistral.HUGGING_FACE),
-    "qwen2": _family(qwen2),
-    "qwen3": _family(qwen3),
-    "gemma3": _family(gemma3),
+def _without_cache(graph: Graph) -> tuple[Graph, dict[Value, Value]]:
+    """The same graph for whole texts, whose tokens attend to keys and values of the batch; what each value became."""
+
+    def record(result: Graph, node: Node, inputs: dict[str, Value]) -> Iterable[Value]:
+        changes: dict[str, Any] = {**inputs}
+        if isinstance(node, KeysValues):
+            changes["cached"] = False
+        return result.record_all(replace(node, **changes))
+
+    return graph.rewritten(record)
+
+
+# The file of each family, and files or names in them (FILE:NAME) of further kinds of its checkpoints.
+_FILES: dict[str, tuple[str, ...]] = {
+    "llama": ("llama", "mistral", "mixtral"),
+    "mistral3": ("mistral3",),
+    "qwen2": ("qwen2",),
+    "qwen3": ("qwen3",),
+    "gemma": ("gemma",),
+    "gemma2": ("gemma2",),
+    "gemma3": ("gemma3",),
+    "gemma3n": ("gemma3n",),
+    "gemma4": ("gemma4",),
+    "phi3": ("phi3",),
+    "smollm3": ("smollm3",),
+    "granite": ("granite",),
+    "olmo2": ("olmo2",),
+    "starcoder2": ("starcoder2",),
+    "stablelm": ("stablelm",),
+    "command-r": ("command_r",),
+    "cohere2": ("cohere2",),
+    "exaone4": ("exaone4",),
+    "ernie4_5": ("ernie4_5",),
+    "hunyuan-dense": ("hunyuan_dense",),
+    "bitnet": ("bitnet",),
+    "bitnet-b1.58": ("bitnet",),
+    "gpt2": ("gpt2",),
+    "gptneox": ("gptneox",),
+    "falcon": ("falcon",),
+    "bloom": ("bloom",),
+    "mpt": ("mpt",),
+    "qwen2moe": ("qwen2moe",),
+    "qwen3moe": ("qwen3moe",),
+    "olmoe": ("olmoe",),
+    "granitemoe": ("granitemoe",),
+    "ernie4_5-moe": ("ernie4_5_moe",),
+    "gpt-oss": ("gpt_oss",),
+    "deepseek2": ("deepseek2", "deepseek2:VERSION_3", "deepseek2:GLM_LITE"),
+    "bailingmoe2": ("bailingmoe2",),
 }
+# The same of those that make vectors or scores of whole texts, and no text.
+_ENCODERS: dict[str, tuple[str, ...]] = {
+    "bert": ("bert", "bert:CROSS_ENCODER", "bert:ROBERTA", "bert:ROBERTA_CROSS_ENCODER"),
+    "nomic-bert": ("nomic_bert", "nomic_bert:FIRST_FORM"),
+    "jina-bert-v2": ("jina_bert", "jina_bert:CROSS_ENCODER"),
+    "modern-bert": ("modern_bert", "modern_bert:CROSS_ENCODER"),
+    "gemma-embedding": ("gemma_embedding",),
+}
+
+
+class _Families(Mapping[str, Architecture]):
+    """The families by their names; the file of one is imported when somebody asks for it."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Architecture] = {}
+
+    def __getitem__(self, name: str) -> Architecture:
+        if name not in self._known:
+            module, *_ = found = [_content(place) for place in (_FILES | _ENCODERS)[name]]
+            kinds = tuple(getattr(kind, "HUGGING_FACE", kind) for kind in found)
+            self._known[name] = Architecture(module.configure, module.body, module.head, kinds, name in _ENCODERS)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_FILES | _ENCODERS)
+
+    def __len__(self) -> int:
+        return len(_FILES) + len(_ENCODERS)
+
+
+def _content(place: str) -> Any:
+    """A file of this folder, or what has a name in it."""
+    module, _, name = place.partition(":")
+    found = import_module(f"edgellm.arch.{module}")
+    return getattr(found, name) if name else found
+
+
+ARCHITECTURES: Mapping[str, Architecture] = _Families()
+
+
+def some_of(name: str, known: Iterable[str], most: int = 8) -> str:
+    """Names for an error: those that are most like the one that was asked for, and the first ones, of many."""
+    from difflib import get_close_matches  # which nobody needs otherwise
+
+    known = list(dict.fromkeys(known))
+    chosen = list(dict.fromkeys([*get_close_matches(name[:60], known), *known]))[:most]
+    rest = len(known) - len(chosen)
+    return ", ".join(chosen) + (f" and {rest} more (docs/families.md)" if rest else "")
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
     """The family of a file. Raises UnsupportedError naming one that edgellm does not run."""
     name = get_value(metadata, "general.architecture", str)
     if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UnsupportedError(f"the model's architecture is {name!r:.60}; edgellm runs: {known}")
+        raise UnsupportedError(f"the model's architecture is {name!r:.60}; edgellm runs {some_of(name, ARCHITECTURES)}")
     return ARCHITECTURES[name]

@@ -30,14 +30,34 @@ class Weights:
     def has(self, name: str) -> bool:
         return f"{self._prefix}{name}.weight" in self._tensors
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the tensor `name`.weight as it is; empty when there is none."""
+        tensor = self._tensors.get(f"{self._prefix}{name}.weight")
+        return () if tensor is None else tensor.shape
+
+    def pass_over(self, *names: str) -> None:
+        """Tensors, and their biases, that the file may hold though nothing reads them."""
+        self.used |= {f"{self._prefix}{name}.{part}" for name in names for part in ("weight", "bias")}
+
     def take(self, name: str, *shape: int | None) -> Tensor:
         """The tensor `name`.weight; a size of None may be any. Raises FormatError when it is missing or misshapen."""
         return self._take(f"{self._prefix}{name}.weight", *shape)
 
-    def bias(self, name: str, size: int) -> Tensor | None:
+    def take_row(self, name: str, size: int) -> Tensor:
+        """A matrix of one row, which files may hold as a vector."""
+        tensor = self._tensors.get(f"{self._prefix}{name}.weight")
+        if tensor is None or len(tensor.shape) != 1:
+            return self.take(name, 1, size)
+        return self.take(name, size)
+
+    def n_rows(self, name: str) -> int:
+        """Rows of the matrix `name`.weight."""
+        return self.take(name, None, None).shape[0]
+
+    def bias(self, name: str, *shape: int) -> Tensor | None:
         """The tensor `name`.bias, where the file has one."""
         full = f"{self._prefix}{name}.bias"
-        return self._take(full, size) if full in self._tensors else None
+        return self._take(full, *shape) if full in self._tensors else None
 
     def _take(self, full: str, *shape: int | None) -> Tensor:
         tensor = self._tensors.get(full)
@@ -51,6 +71,11 @@ class Weights:
             raise FormatError(f"tensor {full!r} has shape {list(tensor.shape)}; expected [{wanted}]")
         self.used.add(full)
         return tensor
+
+    def pass_over_layers(self, layers: range) -> None:
+        """Take all tensors of layers that are not run, whatever they are."""
+        prefixes = tuple(f"{self._prefix}blk.{layer}." for layer in layers)
+        self.used |= {name for name in self._tensors if name.startswith(prefixes)} if prefixes else set()
 
     def refuse_the_rest(self, architecture: str) -> None:
         """UnsupportedError for a tensor that was not taken: without its bias or expert, a model says something else."""

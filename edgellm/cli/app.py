@@ -29,12 +29,16 @@ from edgellm.errors import EdgellmError, FileProblem
 # Each command lives in the module of its name. The texts stand here so that --help imports none of them.
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
-    "serve": "Answer HTTP requests: OpenAI's, Anthropic's and Ollama's interfaces.",
-    "launch": "Write the configuration that an editor or agent needs for this server.",
+    "batch": "Answer many requests of a file, several at once.",
+    "embed": "Turn texts into vectors, or rank them.",
+    "serve": "Answer HTTP requests with this machine's models.",
+    "launch": "Configure an editor or coding agent for this server.",
     "pull": "Fetch a model and check it.",
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",
     "info": "Show what is in a model file, or what this machine offers.",
+    "cache": "Show or clear what is kept on the disk of long prompts.",
+    "doctor": "Look at this machine: what it gives, what is wrong, what to run on it.",
     "bench": "Measure the speed of a model.",
     "convert": "Turn a trained checkpoint into a GGUF file.",
     "merge": "Put adapters into a model, as a new GGUF file.",

@@ -88,7 +88,8 @@ def _summary(result: dict[str, Any]) -> Iterator[str]:
     threads = "1 thread" if result["n_threads"] == 1 else f"{result['n_threads']} threads"
     depth = f", {result['depth']} tokens deep" if result["depth"] else ""
     with_adapters = "".join(f" + {scale:g} x {name}" for name, scale in result["adapters"].items())
-    yield f"model    {result['model']}{with_adapters}, {threads}, {result['isa']}{depth}"
+    layout = {"tiles": ", from tiles", "memory": ", from tiles in memory"}.get(result.get("layout", "file"), "")
+    yield f"model    {result['model']}{with_adapters}, {threads}, {result['isa']}{layout}{depth}"
     yield (
         f"machine  reads {result['read_gigabytes_per_second']:.1f} GB/s, "
         f"multiplies {result['multiply_gigamacs_per_second']:.0f} GMAC/s (int8)"

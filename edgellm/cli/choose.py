@@ -12,11 +12,11 @@ from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import columns, one_line, remark, size_text, tell
 from edgellm.errors import EdgellmError
+from edgellm.hub.catalog import EMBEDDING
 from edgellm.machine import available_memory, total_memory
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, DEFAULT_MODEL
 
 _PROGRAM_BYTES = 150 << 20  # Python, the kernels, and buffers
-_UNREAD_CACHE_SHARE = 0.75  # of a file that nobody has looked into: what its keys and values may take, about
 _CACHE_NUMBER_BYTES = 2
 
 
@@ -60,18 +60,29 @@ def choose_model() -> str:
     usual = next((number for number, offer in enumerate(found, 1) if offer.fits), 1)
     remark("no model named; these are known here (edgellm run NAME takes one at once):")
     tell("\n".join(offer.lines(number, columns()) for number, offer in enumerate(found, 1)))
+    return _asked([offer.name for offer in found], usual)
+
+
+def choose_of(name: str, names: list[str]) -> str:
+    """Ask which of several models a name means. Raises KeyboardInterrupt when the person leaves."""
+    remark(f"{name} names {len(names)} models:")
+    tell("\n".join(f"{number:3}  {one}" for number, one in enumerate(names, 1)))
+    return _asked(names, 1)
+
+
+def _asked(names: list[str], usual: int) -> str:
     while True:
         try:
             typed = input(f"Which one? [{usual}] ").strip()
         except (EOFError, UnicodeError):
             raise KeyboardInterrupt from None
         if not typed:
-            return found[usual - 1].name
-        if typed.isdecimal() and 1 <= int(typed) <= len(found):
-            return found[int(typed) - 1].name
-        if typed in [offer.name for offer in found]:
+            return names[usual - 1]
+        if typed.isdecimal() and 1 <= int(typed) <= len(names):
+            return names[int(typed) - 1]
+        if typed in names:
             return typed
-        remark(f"{typed} is not one of them; expected a number from 1 to {len(found)}, or Ctrl-C to leave")
+        remark(f"{typed} is not one of them; expected a number from 1 to {len(names)}, or Ctrl-C to leave")
 
 
 def offers() -> list[Offer]:
@@ -83,12 +94,13 @@ def offers() -> list[Offer]:
     found = []
     for name, installed in here.items():
         about = catalogued[name].description if name in catalogued else installed.title
+        about = f"{about} It is {installed.owner}'s.".strip() if installed.owner else about
         memory, kind, fault = _looked_into(installed.path, installed.n_bytes)
         found.append(Offer(name, installed.n_bytes, memory, True, about or kind, fault))
     for name, model in catalogued.items():
-        if name not in here and model.size:
-            memory = round(_PROGRAM_BYTES + model.size * (1 + _UNREAD_CACHE_SHARE))
-            found.append(Offer(name, model.size, memory, False, f"{model.description} Licence: {model.license}."))
+        if name not in here and model.kind != EMBEDDING:
+            about = f"{model.description} Licence: {model.license}."
+            found.append(Offer(name, model.n_bytes, model.memory, False, about))
     return sorted(
         found, key=lambda offer: (bool(offer.fault), not offer.is_here, not offer.fits, offer.name != DEFAULT_MODEL)
     )

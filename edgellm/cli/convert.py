@@ -48,8 +48,9 @@ def command(
 
     check_request(output, type_name, overrides)
     with Progress() as progress:
-        is_named = source.startswith("hf:")
-        folder = hub.pull_checkpoint(source, progress, progress.note) if is_named else Path(os.path.expanduser(source))
+        folder = Path(os.path.expanduser(source))
+        if not folder.exists() and hub.is_of_the_hub(source):
+            folder = hub.pull_checkpoint(source, progress, progress.note)
         notes = convert_checkpoint(
             folder,
             output,

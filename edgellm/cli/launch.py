@@ -30,7 +30,9 @@ MOST_BYTES = 10_000_000  # of its answer
 @click.option("--undo", is_flag=True, help="Take back what was written.")
 @click.option("--print", "is_shown", is_flag=True, help="Show what would be written, and write nothing.")
 def command(name: str | None, url: str, model: str | None, api_key: str | None, undo: bool, is_shown: bool) -> None:
-    """Write the configuration that an editor or coding agent needs for a server that runs (edgellm serve).
+    """Configure an editor or coding agent for this server.
+
+    Writes what NAME needs to use a server that runs (edgellm serve).
 
     NAME is opencode, claude, codex, continue or zed; without it, all are listed with their files. What else stands in
     the file stays there, and --undo sets back what was written.

@@ -14,6 +14,7 @@ import psutil
 from edgellm import files
 from edgellm._version import __version__
 from edgellm.cli.terminal import size_text
+from edgellm.files import tile_files
 from edgellm.machine import available_memory, total_memory, usable_threads
 
 # Of the dozens of features a processor lists, those that decide which kernels it can run.
@@ -37,7 +38,7 @@ def describe_machine() -> Iterator[str]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "numba": importlib.metadata.version("numba"),
         "llvm": f"{llvm_version} (llvmlite {importlib.metadata.version('llvmlite')})",
-        "processor": f"{_cpu_name()} ({cpu})",
+        "processor": f"{cpu_name()} ({cpu})",
         "features": " ".join(name for name in _TELLING_FEATURES if features.get(name)) or "none that matter",
         "instructions": isa.describe(),
         "cores": f"{psutil.cpu_count(logical=False) or 'unknown'} physical, {psutil.cpu_count()} logical; "
@@ -46,13 +47,14 @@ def describe_machine() -> Iterator[str]:
         f"this process may have {size_text(total_memory())}, {size_text(available_memory())} now",
         "models": _folder(files.models_folder()),
         "kernels": _folder(files.kernels_folder()),
+        "tiles": _folder(tile_files.folder()),
         "prebuilt": prebuilt.describe(isa.choose()),
     }
     for name, value in rows.items():
         yield f"{name:12}  {value}"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The name that the maker gave the processor."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgellm.cli.terminal import size_text
 from edgellm.errors import FileProblem
+from edgellm.files import tile_files
 from edgellm.formats.gguf import GGUFFile
 
 _ELEMENTS_SHOWN = 6
@@ -39,6 +40,8 @@ def describe_file(path: Path) -> Iterator[str]:
             yield f"  {name:{wide[0]}}  {shape:>{wide[1]}}  {format_name:{wide[2]}}  {size:>{wide[3]}}"
         yield ""
         yield f"total {n_weights:,} weights: {_by_format(file)}"
+        if tiles := tile_files.bytes_of(path):
+            yield f"tiles of it, which it is run from: {size_text(tiles)}, {tile_files.path_of(path)}"
 
 
 def _recommended(file: GGUFFile) -> Iterator[str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, size_text
+from edgellm.errors import UsageError
+from edgellm.files.tile_files import TASK as TILES_TASK
 from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -27,22 +29,43 @@ def find(name: str) -> Path | None:
     What else can be wrong with a command is said before a model is pulled, which takes long.
     """
     try:
-        return hub.resolve(name)
+        path = hub.resolve(name)
     except hub.MissingModel:
         return None
+    return in_folder(path) if path.is_dir() else path
 
 
 def pull(name: str) -> Path:
     """Fetch a model with a progress bar."""
     model = hub.find(name)
     size = f" ({size_text(model.size)}, licence: {model.license})" if model.size else ""
+    size = size or (f" (about {size_text(model.about)}, licence: {model.license})" if model.about else "")
     note(f"pulling {model.name}{size}")
     with Progress() as progress:
         try:
-            return hub.pull(name, progress, notice=progress.note)
+            from edgellm.convert.pulling import pull as fetch
+
+            return fetch(name, progress, notice=progress.note)
         except KeyboardInterrupt:
             progress.note(f"stopped; what has come is kept: edgellm pull {name} goes on, edgellm rm {name} deletes it")
             raise
+
+
+def in_folder(folder: Path) -> Path:
+    """The only model in a folder. Raises UsageError for several, and for what is no model yet: how it becomes one."""
+    models = sorted(path for path in folder.glob("*.gguf") if path.is_file())
+    if len(models) == 1:
+        return models[0]
+    if models:
+        raise UsageError(f"{folder} holds {len(models)} models: {', '.join(path.name for path in models)}; name one")
+    if (folder / "adapter_config.json").is_file():
+        raise UsageError(f"{folder} is an adapter: edgellm run BASE --lora {folder} runs its model with it")
+    if (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} is a checkpoint: edgellm convert {folder} -o MODEL.gguf makes a model of it, and "
+            f"edgellm run {folder} --convert does both"
+        )
+    raise UsageError(f"{folder} is a folder without a model; expected a GGUF file, or a checkpoint with config.json")
 
 
 def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | None = None) -> Model:
@@ -52,7 +75,13 @@ def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | No
     """
     import edgellm
 
-    with Progress("compiling kernels") as progress:
+    if runtime.draft is not None:
+        runtime = dataclasses.replace(runtime, draft=path_of(str(runtime.draft)))
+    with Progress("compiling kernels") as kernels, Progress() as layout:
+
+        def progress(done: int, total: int, what: str) -> None:
+            (layout if what == TILES_TASK else kernels)(done, total, what)
+
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
     for line in model.notes:
         note(f"{path.name}: {line}")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from edgellm.errors import EdgellmError, UsageError
-from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, SAMPLERS, RuntimeConfig
+from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, LAYOUTS, SAMPLERS, SPECULATE, RuntimeConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,14 +57,21 @@ def checked_by(kind: type) -> Callable[[click.Context, click.Parameter, Any], An
 
 
 def runtime_options(command: Command) -> Command:
-    """Give a command -t, -c, --kv-type, --activations and --cache-bytes; it receives them as `runtime`."""
+    """Give a command -t, -c, --kv-type, --activations, --cache-bytes and --layout; it receives them as `runtime`."""
     context = (
         f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
     stored = "How keys and values are stored; q8_0 takes about half the memory, f32 is exact."
     memory = "Memory for the keys and values of all texts together.  [default: a part of what is free]"
+    laid_out = (
+        "How weights lie: as in the file; as tiles, in a second file that is made once; as tiles in memory, made at "
+        "every start. auto takes tiles where they are quicker and the disk has room."
+    )
     check = checked_by(RuntimeConfig)
     command = as_runtime(command)
+    command = click.option(
+        "--layout", type=click.Choice(LAYOUTS), default=RuntimeConfig.layout, show_default=True, help=laid_out
+    )(command)
     command = click.option("--cache-bytes", type=int, metavar="N", help=memory, callback=check)(command)
     command = activations_option(command)
     command = click.option(
@@ -128,6 +135,24 @@ def as_runtime(command: Command) -> Command:
         return command(runtime=runtime, **typed)
 
     return with_runtime  # type: ignore[return-value]
+
+
+def speculation_options(command: Command) -> Command:
+    """Give a command with runtime options those of guessing and of what is kept on the disk."""
+    mode = "Guess tokens and check several in one pass, which changes no answer: auto where it is quicker as measured."
+    draft = "A smaller model of the same vocabulary that guesses too: a name or a path."
+    layers = "So many of the model's own first layers guess too."
+    most = "Tokens guessed at once, at most."
+    disk = "Disk that keys and values of long prompts may take, to be there after a restart; 0 keeps none."
+    check = checked_by(RuntimeConfig)
+    command = click.option("--disk-bytes", type=int, metavar="N", default=RuntimeConfig.disk_bytes, show_default=True,
+                           help=disk, callback=check)(command)  # fmt: skip
+    command = click.option("--draft-max", type=int, metavar="N", default=RuntimeConfig.draft_max, show_default=True,
+                           help=most, callback=check)(command)  # fmt: skip
+    command = click.option("--draft-layers", type=int, metavar="N", help=layers, callback=check)(command)
+    command = click.option("--draft", metavar="MODEL", help=draft, callback=check)(command)
+    return click.option("--speculate", type=click.Choice(SPECULATE), default=RuntimeConfig.speculate,
+                        show_default=True, help=mode)(command)  # fmt: skip
 
 
 def activations_option(command: Command) -> Command:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 
 from edgellm.cli.asking import Asking, asking_options
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import lora_option, runtime_options, template_option
+from edgellm.cli.options import lora_option, runtime_options, speculation_options, template_option
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
 from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_MODEL
@@ -18,6 +19,7 @@ from edgellm.params import DEFAULT_MODEL
 if TYPE_CHECKING:
     from edgellm.cli.asker import Asker
     from edgellm.cli.chat.kept import Kept
+    from edgellm.cli.session import SessionFile
     from edgellm.engine import Model
     from edgellm.params import RuntimeConfig, SamplingParams
 
@@ -31,7 +33,11 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
 @click.option("--system", metavar="TEXT", help="How the model should behave; comes before the conversation.")
 @click.option("--raw", is_flag=True, help="Continue the text as it is, without the model's chat template.")
 @click.option("--resume", is_flag=True, help="Go on with the last conversation, and its model if none is named.")
-@click.option("--no-save", is_flag=True, help="Keep nothing on the disk of this chat: no conversation, no history.")
+@click.option("--session", metavar="FILE", help="Go on with the conversation in FILE, without computing it again, and "
+              "keep it there.")  # fmt: skip
+@click.option(
+    "--no-save", is_flag=True, help="Keep nothing on the disk: no conversation, no history, no keys and values."
+)
 @click.option("--when-full", type=click.Choice(WHEN_FULL),
               help="What happens when the context is full: stop, drop the oldest turns, or shift, which also lets an "
               "answer go on.  [default: drop]")  # fmt: skip
@@ -39,7 +45,12 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
 @sampling_options
 @template_option
 @runtime_options
+@speculation_options
 @lora_option
+@click.option("--convert", is_flag=True,
+              help="MODEL is a checkpoint, a folder or hf:ORG/REPO: make a GGUF file of it and keep it.")  # fmt: skip
+@click.option("--estimate", "only_estimate", is_flag=True,
+              help="Say how much memory MODEL will take and how fast it will be, and do no more.")  # fmt: skip
 @click.option("--no-markdown", is_flag=True, help="Show answers as the model writes them, on a terminal too.")
 @click.option("--stats", is_flag=True, help="Say how fast it was (on standard error).")
 @click.option("-v", "--verbose", is_flag=True, help="Say which chat template is used.")
@@ -50,11 +61,14 @@ def command(
     system: str | None,
     raw: bool,
     resume: bool,
+    session: str | None,
     no_save: bool,
     when_full: str | None,
     asking: Asking,
     runtime: RuntimeConfig,
     adapters: dict[Path, float],
+    convert: bool,
+    only_estimate: bool,
     no_markdown: bool,
     stats: bool,
     verbose: bool,
@@ -62,8 +76,8 @@ def command(
 ) -> None:
     """Talk to a model, or answer one prompt.
 
-    MODEL is a name (see `edgellm list`), hf:ORG/REPO/FILE.gguf, or the path of a GGUF file. A model that is
-    not on this machine yet is fetched first.
+    MODEL is a name (see `edgellm list`), hf:ORG/REPO, hf:ORG/REPO:Q4_K_M or hf:ORG/REPO/FILE.gguf of the Hugging
+    Face hub, ollama:NAME, or the path of a GGUF file. A model that is not on this machine yet is fetched first.
 
     On a terminal this is a chat; /help tells its commands, Ctrl-C stops an answer, Ctrl-D leaves. With a PROMPT, -p,
     or text on standard input, only the answer is printed:
@@ -73,6 +87,7 @@ def command(
       edgellm run -p "Summarise this:" < notes.txt
       edgellm run gemma3-270m --raw -p "Once upon a time" -n 50
       edgellm run MODEL --lora ./my-adapter --lora ./style.gguf=0.5
+      edgellm run MODEL --session talk.session "And the longest of them?"
     """
     from edgellm.cli import models
     from edgellm.cli.prompt import read_prompt, will_chat
@@ -84,16 +99,27 @@ def command(
         raise UsageError("--template cannot be used with --raw, which uses no chat template; leave one out")
     prompt = " ".join(words) if words else prompt
     chats = will_chat(prompt)
-    _refuse_what_needs_a_chat(chats, resume, no_save, when_full)
+    _refuse_what_needs_a_chat(chats, resume, when_full)
+    file = _session_file(session, resume, no_save, system)
     kept = _last_conversation(raw, system) if resume else None
+    if no_save:
+        runtime = replace(runtime, disk_bytes=0)
     named = model or (kept.model if kept else None) or _choose(chats)
-    path = models.find(named)
+    named = _one_of(named, chats)
+    path = _converted(named) if convert else models.find(named)
+    if only_estimate:
+        from edgellm.cli.expected import lines_for
+        from edgellm.cli.terminal import one_line
+
+        for line in lines_for(named, path, runtime):
+            click.echo(one_line(line))
+        return
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
     with asking.servers() as servers, models.load(path or models.pull(named), runtime, adapters) as loaded:
         asker = asking.asker(loaded, raw, servers)
         sampling = sampling_params(typed, loaded.recommended_sampling)
         if text is not None:
-            _answer(loaded, asker, text, sampling, system, raw, stats, verbose, not no_markdown)
+            _answer(loaded, asker, text, sampling, system, raw, stats, verbose, not no_markdown, file)
             return
         from edgellm.cli.chat import Chat
         from edgellm.cli.chat.settings import Behaviour
@@ -106,12 +132,35 @@ def command(
         )
         if kept:
             chat.resume(kept)
-        chat.loop()
+        if file and (before := file.load(loaded)).turns:
+            chat.begin_with(before)
+        try:
+            chat.loop()
+        finally:
+            if file:
+                file.save(loaded, chat.conversation)
 
 
-def _refuse_what_needs_a_chat(chats: bool, resume: bool, no_save: bool, when_full: str | None) -> None:
-    """Raise UsageError for an option that would be ignored: one answer is neither kept nor outgrows its turns."""
-    options = {"--resume": resume, "--no-save": no_save, "--when-full": when_full is not None}
+def _session_file(session: str | None, resume: bool, no_save: bool, system: str | None) -> SessionFile | None:
+    """Raises UsageError for options that contradict --session, and for a path that no file can have."""
+    if session is None:
+        return None
+    from edgellm.cli.session import SessionFile
+
+    options = {"--resume": resume, "--no-save": no_save}
+    if given := [option for option, is_given in options.items() if is_given]:
+        raise UsageError(f"--session cannot be used with {given[0]}; leave one of them out")
+    file = SessionFile(session)
+    if system is not None and file.path.exists():
+        raise UsageError(
+            "--session keeps the system text of the conversation; leave --system out, or name another file"
+        )
+    return file
+
+
+def _refuse_what_needs_a_chat(chats: bool, resume: bool, when_full: str | None) -> None:
+    """Raise UsageError for an option that would be ignored: one answer does not outgrow its turns."""
+    options = {"--resume": resume, "--when-full": when_full is not None}
     if not chats and (given := [option for option, is_given in options.items() if is_given]):
         raise UsageError(f"{given[0]} is for a chat on a terminal; it cannot be used with a prompt")
 
@@ -138,6 +187,30 @@ def _choose(chats: bool) -> str:
     return DEFAULT_MODEL
 
 
+def _one_of(named: str, chats: bool) -> str:
+    """The name, or which of several models a person at a terminal says it means. Raises NameOfSeveral elsewhere."""
+    from edgellm import hub
+
+    if not (chats and sys.stdout.isatty()):
+        return named
+    try:
+        if not Path(named).exists() and not named.lower().startswith(tuple(hub.PREFIXES)):
+            hub.find(named)
+    except hub.NameOfSeveral as several:
+        from edgellm.cli.choose import choose_of
+
+        return choose_of(named, several.names)
+    except UsageError:
+        pass  # whoever looks for it says what is wrong
+    return named
+
+
+def _converted(named: str) -> Path:
+    from edgellm.cli.converting import converted
+
+    return converted(named)
+
+
 def _lasting(named: str) -> str:
     """What a model will still be called in another folder."""
     path = Path(named).expanduser()
@@ -154,8 +227,9 @@ def _answer(
     stats: bool,
     verbose: bool,
     markdown: bool,
+    file: SessionFile | None,
 ) -> None:
-    """Print the answer to one prompt."""
+    """Print the answer to one prompt; file: the conversation that it belongs to."""
     from edgellm.cli.answer import larger_context, stream, tell_stats
     from edgellm.cli.conversation import Conversation
     from edgellm.cli.screen import view_of
@@ -163,11 +237,16 @@ def _answer(
     from edgellm.cli.terminal import note
 
     template = template_of(model, raw, system, verbose)
+    before = file.load(model) if file else Conversation()
+    conversation = before if before.turns else Conversation(system)
     if template:
-        generation = asker.chat(Conversation(system).with_user(text).messages(), **vars(sampling))
+        conversation = conversation.with_user(text)
+        generation = asker.chat(conversation.messages(), **vars(sampling))
     else:
         generation = model.generate(text, **vars(sampling))
-    stream(generation, view_of(markdown and template is not None))
+    answer = stream(generation, view_of(markdown and template is not None))
+    if file:
+        file.save(model, conversation.with_answer(answer) if template else before, generation)
     if generation.finish_reason == "cancelled":
         raise KeyboardInterrupt
     if generation.finish_reason == "context":

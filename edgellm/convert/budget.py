@@ -123,14 +123,15 @@ def _options_of(
     importance: Mapping[str, NDArray[Any]],
 ) -> list[Option]:
     formats = _formats_of(part)
-    weight = importance.get(part.name, np.float32(1))
+    weight = importance.get(part.name, np.ones(part.n_cols, np.float32))
+    weight = weight.reshape(-1, part.n_cols)[:, None]  # of each matrix of a stack
     step = max(1, part.n_rows * part.n_cols // SAMPLE_WEIGHTS)
     sample = part.sample(step)
-    x = sample.tensor.dequantize()
+    x = sample.tensor.dequantize().reshape(sample.n_matrices, -1, part.n_cols)
     errors = {}
     for block_format in formats:
         rounded = block_format.dequantize(encoder.encode(sample, slice(0, sample.n_rows), block_format))
-        errors[block_format] = float((np.square(rounded - x, dtype=np.float64) * weight).mean())
+        errors[block_format] = float((np.square(rounded.reshape(x.shape) - x, dtype=np.float64) * weight).mean())
     probe = formats[0]
     coarse = np.empty_like(part.tensor.raw)
     for rows in rows_of(part, PIECE_WEIGHTS):

@@ -43,7 +43,8 @@ def convert_checkpoint(
 ) -> list[str]:
     """Write the checkpoint at `path` as a GGUF file; returns what a person should know of it.
 
-    type_name:  a recipe such as "Q4_K_M" or "F16"; "auto" keeps the float type that the checkpoint has.
+    type_name:  a recipe such as "Q4_K_M" or "F16"; "auto" keeps the float type that the checkpoint has, and of one that
+                is quantized already what fits types of GGUF.
     base:       the model that an adapter belongs to. tokenizer: that of a llama2.c model.
     overrides:  types for single tensors, as `edgellm quantize` takes them.
 
@@ -56,16 +57,17 @@ def convert_checkpoint(
     check_request(target, checks.text("type_name", type_name), overrides)
     recipe = None if type_name.lower() == AS_IT_IS else recipe_of(type_name)
     check_target(target, _files_of(path, base, tokenizer))
-    with open_source(path, base, tokenizer) as source:
-        recipe = recipe or recipe_of(_float_type(source))
+    with open_source(path, base, tokenizer, as_it_is=recipe is None) as source:
+        keeps_types = source.keeps_types
+        recipe = recipe or recipe_of("F16" if keeps_types else _float_type(source))
         if source.metadata["general.type"] == "adapter" and not recipe.is_float:
             raise UsageError(f"an adapter is kept in floats, not in {recipe.name}; choose F32, F16, BF16 or auto")
-        formats = choose_formats(recipe, source.parts, source.metadata, overrides)
+        formats = choose_formats(None if keeps_types else recipe, source.parts, source.metadata, overrides)
         true = true_recipe(recipe, source.parts, formats)
         is_model = source.metadata["general.type"] == "model"
         write_model(target, source.metadata | true.metadata, source.parts, formats, n_threads=n_threads,
                     progress=progress, check=runs_again if is_model else None)  # fmt: skip
-        return [*source.notes, *formats.told(), *renamed(recipe, true.name)]
+        return [*source.notes, *formats.told(), *([] if keeps_types else renamed(recipe, true.name))]
 
 
 def check_request(target: Path, type_name: str = AS_IT_IS, overrides: Sequence[str] = ()) -> None:
@@ -76,8 +78,10 @@ def check_request(target: Path, type_name: str = AS_IT_IS, overrides: Sequence[s
     check_target(target)
 
 
-def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = None) -> Source:
+def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = None, as_it_is: bool = True) -> Source:
     """The model or adapter at `path`: a Hugging Face folder, a PEFT adapter folder or a llama2.c file.
+
+    as_it_is:  whether a checkpoint that is quantized already shall keep its grid; otherwise it is dequantized.
 
     Raises FileProblem, FormatError, UnsupportedError or UsageError.
     """
@@ -90,7 +94,7 @@ def open_source(path: Path, base: Path | None = None, tokenizer: Path | None = N
         if is_peft(path):
             return read_adapter(path, base)
         if (path / "config.json").is_file():
-            return read_huggingface(path)
+            return read_huggingface(path, as_it_is)
         raise FileProblem(_what_is_in(path))
     if not path.exists():
         raise FileProblem(f"{path} does not exist; expected {_EXPECTED}")

@@ -21,7 +21,9 @@ import numpy as np
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
 from edgellm.arch.adapters import read_adapter, save_adapter
-from edgellm.arch.huggingface import HuggingFace, llama3_settings
+from edgellm.arch.huggingface import HuggingFace, decoder_settings
+from edgellm.arch.huggingface_rope import llama3_settings
+from edgellm.convert.experts import is_stack, unstacked
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.model_card import write_model_card
 from edgellm.convert.rows import check_finite
@@ -148,11 +150,18 @@ def _plan(file: GGUFFile, dtype: str) -> tuple[dict[str, Any], list[tuple[str, T
         raise UnsupportedError(
             f"transformers has no model of the kind {c.architecture} with windows in some layers only"
         )
+    if c.value_dim != c.head_dim:
+        raise UnsupportedError(f"transformers has no {c.architecture} with keys and values of different widths")
+    if family.settings is None:
+        raise UnsupportedError(f"exporting models of the kind {c.architecture} is not built yet")
     names = dict(family.names(c.n_layers))
-    tensors = []
+    tensors: list[tuple[str, Tensor, Any, float]] = []
     for name, tensor in file.tensors.items():
         if name == "rope_freqs.weight":
             continue  # part of config.json
+        if is_stack(family, name):
+            tensors += [(theirs, matrix, None, 0.0) for theirs, matrix in unstacked(family, name, tensor)]
+            continue
         if name not in names:
             raise UnsupportedError(f"{family.classes[0]} has no place for tensor {name!r}")
         order = family.row_order(name, c)
@@ -165,7 +174,7 @@ def _config(file: GGUFFile, family: HuggingFace, c: ModelConfig, dtype: str) -> 
     config: dict[str, Any] = {
         "architectures": [family.classes[0]],
         "model_type": family.model_type,
-        **family.settings(c),
+        **(family.settings or decoder_settings)(c),
         **_rope(file, c),
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -194,9 +203,27 @@ def _rope(file: GGUFFile, c: ModelConfig) -> dict[str, Any]:
     if "rope_freqs.weight" in file.tensors:
         scaling = llama3_settings(file.tensors["rope_freqs.weight"].dequantize(), c.rope_base)
         rope["rope_scaling"] = {key: value for key, value in scaling.items() if key != "rope_theta"}
-    elif c.rope_scale != 1:
-        rope["rope_scaling"] = {"rope_type": "linear", "factor": c.rope_scale}
+    elif c.scaling.kind != "none" or c.scaling.magnitude != 1:
+        rope["rope_scaling"] = _scaling(c)
     return rope
+
+
+def _scaling(c: ModelConfig) -> dict[str, Any]:
+    """Raises UnsupportedError for what transformers has no words for."""
+    scaling = c.scaling
+    if scaling.kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.n_ctx_original,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.magnitude * scaling.yarn_magnitude,
+        }
+    is_usual = scaling.magnitude == 1 and (scaling.kind != "dynamic" or scaling.n_ctx_original == c.n_ctx_train)
+    if scaling.kind not in ("linear", "dynamic") or not is_usual:
+        raise UnsupportedError(f"exporting rope scaling of type {scaling.kind!r} with these numbers is not built yet")
+    return {"rope_type": scaling.kind, "factor": scaling.factor}
 
 
 def _write_weights(

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
-from edgellm.arch.huggingface import HuggingFace, Settings, language_name, llama3_factors
+from edgellm.arch.config import MOST_LAYERS
+from edgellm.arch.huggingface import HuggingFace, Settings, language_name
+from edgellm.arch.huggingface_rope import rope_tensors
+from edgellm.arch.registry import some_of
+from edgellm.convert.encoder import classes_of, prepare_encoder
+from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
-from edgellm.convert.parts import Part
+from edgellm.convert.parts import Part, Transposed
+from edgellm.convert.quantized import quantization_of, unpacked
+from edgellm.convert.quantized.made import MadeTensor
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
+from edgellm.convert.sentence_transformers import read_modules
 from edgellm.convert.source import Source
 from edgellm.convert.vocabulary import tokenizer_metadata
 from edgellm.convert.vocabulary.generation_config import sampling_metadata
+from edgellm.engine.pooling import makes_vectors_alone
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.json_file import read_json
@@ -29,8 +39,10 @@ _BUFFERS = re.compile(r"\.rotary_emb\.inv_freq$|\.masked_bias$|\.position_ids$|\
 _OTHER_SENSES = re.compile(r"(model\.)?(vision_tower|visual|audio_tower|multi_modal_projector|embed_vision)\.")
 
 
-def read_huggingface(folder: Path) -> Source:
+def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
     """Open a folder with config.json, tokenizer files and safetensors or PyTorch files.
+
+    as_it_is:  whether weights that are quantized already shall keep their grid; otherwise they are dequantized.
 
     Everything that can be known before the weights are read is checked: the family, its hyperparameters, the
     tokenizer, the name and shape of every tensor. Raises FileProblem, FormatError or UnsupportedError.
@@ -40,20 +52,38 @@ def read_huggingface(folder: Path) -> Source:
             config = read_json(folder / "config.json")
             architecture, family, settings = family_of(config)
             shape = family.hyperparameters(settings)
+            modules = read_modules(folder, opened)
             checkpoint = opened.enter_context(open_checkpoint(folder))
             metadata: dict[str, Any] = {"general.architecture": architecture, "general.type": "model"}
             metadata |= model_card(folder, config)
             metadata |= {f"{architecture}.{key}": value for key, value in shape.items()}
-            tensors, notes = _language_tensors(checkpoint.tensors, checkpoint.others)
-            notes += _tie(settings, tensors)
-            parts = _parts(architecture, family, settings, metadata, tensors)
+            metadata |= modules.with_family(architecture) | classes_of(architecture, family, settings)
+            held: Mapping[str, Tensor] = checkpoint.tensors
+            others: Mapping[str, str] = checkpoint.others
+            told: list[str] = []
+            if quantization := quantization_of(folder, config):
+                arrays, told = unpacked(checkpoint, quantization, as_it_is)
+                held, others = arrays.floats, arrays.others
+            tensors, notes = _language_tensors(held, others, family)
+            notes += modules.notes
+            if makes_vectors_alone(metadata):
+                family, more = prepare_encoder(family, settings, tensors)
+                notes += more
+            else:
+                notes += _tie(settings, tensors, family)
+                notes += _without_foresight(settings, shape["block_count"], tensors)
+            _leave_out_rows(tensors, family)
+            _drop_empty_biases(family, settings, shape["block_count"], tensors)
+            parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
             metadata |= sampling_metadata(folder, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
-        return Source(metadata, parts, notes, opened.pop_all().close)
+        source = Source(metadata, parts, [*told, *notes], opened.pop_all().close)
+        source.keeps_types = quantization is not None and as_it_is
+        return source
 
 
 def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
@@ -61,23 +91,21 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
     classes = config.get("architectures")
     if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
         raise FormatError(f"config.json: architectures is {classes!r:.60}; expected a list with the model's class")
-    if config.get("quantization_config"):
-        kind = config["quantization_config"]
-        method = kind.get("quant_method", "?") if isinstance(kind, dict) else "?"
-        raise UnsupportedError(
-            f"config.json: the checkpoint is quantized already ({method!r:.40}); convert the original instead"
-        )
     for architecture, entry in ARCHITECTURES.items():
         for family in entry.hugging_face:
-            if classes[0] in family.classes:
+            if classes[0] in family.classes and family.has_config(config):
                 text = Settings(config).section("text_config").values if "text_config" in config else config
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
                 return architecture, family, family.settings_of(text | whole)
     known = [name for entry in ARCHITECTURES.values() for family in entry.hugging_face for name in family.classes]
-    raise UnsupportedError(f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {', '.join(known)}")
+    raise UnsupportedError(
+        f"config.json: the model's class is {classes[0]!r:.60}; edgellm converts {some_of(classes[0], known)}"
+    )
 
 
-def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
+def _language_tensors(
+    tensors: Mapping[str, Tensor], others: Mapping[str, str], family: HuggingFace
+) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of the language model under the names that a text model has; notes on what is left out.
 
     others:  name -> type of what holds no floats: buffers, or signs of a quantized checkpoint, which is refused.
@@ -89,7 +117,7 @@ def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) 
         if not _BUFFERS.search(name) and not _OTHER_SENSES.match(name):
             raise UnsupportedError(f"tensor {name!r} is {dtype}; edgellm converts weights in F32, F16 and BF16")
     for name, tensor in tensors.items():
-        plain = language_name(name)
+        plain = family.full_name(language_name(name))
         if _OTHER_SENSES.match(name) or _BUFFERS.search(plain):
             continue
         if plain in found:
@@ -99,12 +127,23 @@ def _language_tensors(tensors: Mapping[str, Tensor], others: Mapping[str, str]) 
     return found, notes
 
 
-def _tie(settings: Settings, tensors: dict[str, Tensor]) -> list[str]:
+def _without_foresight(settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> list[str]:
+    """Take away the layers that foresee further tokens (multi-token prediction), and say so."""
+    n_more = settings.count("num_nextn_predict_layers", 0, least=0)
+    prefixes = tuple(f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    left_out = [name for name in tensors if prefixes and name.startswith(prefixes)]
+    for name in left_out:
+        del tensors[name]
+    what = f"left out {len(left_out)} tensors of the layers that foresee further tokens: edgellm does not run them"
+    return [what] if left_out else []
+
+
+def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) -> list[str]:
     """Take away the second copy of tied embeddings, under whichever of the two names they were stored.
 
     Two that differ stay, as in transformers 5, whatever config.json says; the note says so.
     """
-    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+    embedding, output = f"{family.tensors['token_embd']}.weight", f"{family.tensors.get('output', 'lm_head')}.weight"
     if not settings.flag("tie_word_embeddings"):
         if output not in tensors and embedding in tensors:
             raise FormatError(
@@ -125,6 +164,35 @@ def _tie(settings: Settings, tensors: dict[str, Tensor]) -> list[str]:
     return []
 
 
+def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:
+    """Embeddings of tokens that have none of layers: Gemma 3n's marks of images and sounds, which no text holds."""
+    of_layers = tensors.get(f"{family.tensors.get('per_layer_token_embd')}.weight")
+    for name in (f"{family.tensors['token_embd']}.weight", f"{family.tensors.get('output')}.weight"):
+        tensor = tensors.get(name)
+        if (
+            of_layers is not None
+            and tensor is not None
+            and len(tensor.shape) == 2
+            and len(of_layers.raw) < len(tensor.raw)
+        ):
+            n_rows = len(of_layers.raw)
+            tensors[name] = Tensor(name, (n_rows, tensor.shape[1]), tensor.format, tensor.raw[:n_rows])
+
+
+def _drop_empty_biases(family: HuggingFace, settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> None:
+    """Take away biases of zeros, which some quantizers give to every linear, where the family has none."""
+    wanted = {
+        theirs
+        for ours, theirs in family.names(n_layers)
+        if ours.endswith(".bias") and ((key := family.biases.get(ours.split(".")[-2])) is None or settings.flag(key))
+    }
+    for name, tensor in list(tensors.items()):
+        weight = tensors.get(f"{name.removesuffix('.bias')}.weight")
+        is_of_quantized = name.endswith(".bias") and isinstance(weight, MadeTensor)
+        if is_of_quantized and name not in wanted and not tensor.dequantize().any():
+            del tensors[name]
+
+
 def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
     """A note on added tokens that the model was never given, such as a padding token of its training."""
     if not tokens:
@@ -139,40 +207,79 @@ def _without_rows(tokens: list[str], n_rows: int) -> list[str]:
 def _same_weights(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
-    if a.format is b.format and np.array_equal(a.raw, b.raw):
-        return True
     first, second = Part("", a), Part("", b)
-    return all(
-        np.array_equal(a.format.dequantize(first.raw(rows)), b.format.dequantize(second.raw(rows)))
-        for rows in rows_of(first, PIECE_WEIGHTS)
-    )
+
+    def are_same(rows: slice) -> bool:
+        x, y = first.raw(rows), second.raw(rows)
+        if a.format is b.format and np.array_equal(x, y):
+            return True
+        return np.array_equal(a.format.dequantize(x), b.format.dequantize(y))
+
+    return all(map(are_same, rows_of(first, PIECE_WEIGHTS)))
 
 
 def _parts(
-    architecture: str, family: HuggingFace, settings: Settings, metadata: Mapping[str, Any], tensors: dict[str, Tensor]
+    architecture: str,
+    family: HuggingFace,
+    settings: Settings,
+    metadata: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dense: Sequence[Part],
 ) -> list[Part]:
-    """The tensors by GGUF's names, checked by going through the forward pass."""
+    """The tensors by GGUF's names, and more that have them already; checked by going through the forward pass."""
     entry = ARCHITECTURES[architecture]
     config = entry.configure(metadata)
     parts: list[Part] = []
     theirs: dict[str, str] = {}
+    vectors = {ours.format(layer) for ours in family.vectors for layer in range(config.n_layers)}
     for ours, name in family.names(config.n_layers):
-        if name in tensors:
-            tensor = tensors.pop(name)
+        tensor = _taken(family, ours, name, tensors)
+        if tensor is not None:
             theirs[ours] = name
+            if ours in vectors:
+                tensor = _as_vector(tensor)
             parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
+    stacks, their_names = take_experts(family, config, tensors)
+    parts += stacks
+    theirs |= their_names
     try:
         if tensors:
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
             raise UnsupportedError(f"{family.classes[0]} has no place for tensor {next(iter(tensors))!r}{more}")
         _check_biases(family, settings, config, theirs)
-        if (factors := llama3_factors(family.rope(settings), config.n_rot)) is not None:
-            parts.insert(0, Part("rope_freqs.weight", Tensor.of("rope_freqs.weight", factors)))
-        entry.check(config, {part.name: part.tensor for part in parts})
+        for name, factors in rope_tensors(family.rope(settings), config.n_rot).items():
+            parts.insert(0, Part(f"{name}.weight", Tensor.of(f"{name}.weight", factors)))
+        parts += dense
+        named = {part.name: part.tensor for part in parts}
+        if makes_vectors_alone(metadata):
+            entry.record_vectors(config, named)
+        else:
+            entry.check(config, named)
     except FileProblem as problem:
         message = _in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None
     return parts
+
+
+def _as_vector(tensor: Tensor) -> Tensor:
+    """A tensor of one row as one of one dimension."""
+    if len(tensor.shape) < 2 or any(size != 1 for size in tensor.shape[:-1]):
+        return tensor
+    return Tensor(tensor.name, tensor.shape[-1:], tensor.format, tensor.raw.reshape(-1))
+
+
+def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]) -> Tensor | None:
+    """What GGUF's tensor `ours` is made of, taken out of the checkpoint's; None where there is nothing."""
+    if (part := ours.split(".")[-2]) in family.stacked:
+        names = (name.replace("*", str(index)) for index in itertools.count())
+        found = [tensors.pop(each).dequantize() for each in itertools.takewhile(lambda each: each in tensors, names)]
+        if len({x.shape for x in found}) > 1:
+            raise FormatError(f"tensors {name!r} have different shapes")
+        return Tensor.of(name, np.stack(found)) if found else None
+    tensor = tensors.pop(name, None)
+    if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
+        return Transposed(tensor)
+    return tensor
 
 
 def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, theirs: Mapping[str, str]) -> None:
@@ -182,9 +289,12 @@ def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, 
     """
     for part, key in family.biases.items():
         wanted = key is None or settings.flag(key)
-        for layer in range(config.n_layers):
-            name = f"blk.{layer}.{part}.bias"
-            if wanted and name not in theirs:
+        in_layers = f"blk.{{}}.{part}" in family.tensors
+        if not in_layers and part not in family.tensors:
+            continue
+        for name in [f"blk.{n}.{part}.bias" for n in range(config.n_layers)] if in_layers else [f"{part}.bias"]:
+            has_weight = f"{name.removesuffix('bias')}weight" in theirs
+            if wanted and has_weight and name not in theirs:
                 says = "this family has them" if key is None else f"config.json says that it has them ({key})"
                 raise FormatError(f"the checkpoint has no tensor {name!r}, and {says}")
             if name in theirs and not wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +46,22 @@ def collect_imatrix(
                 pass  # the squares are what matters
     if progress:
         progress(len(parts), len(parts), None)
-    count = len(parts) * n_ctx
-    tensors = {
-        name: _mean(sums, count, f"{model.path}: what tensor {name!r} is given")
-        for name, sums in square_sums.items()
-        if with_head or name.startswith("blk.")
-    }
-    counts = {name: np.array([count], np.int64) for name in tensors}
+    tensors, counts = {}, {}
+    for name, sums in square_sums.items():
+        if with_head or name.startswith("blk."):
+            count = square_sums.counts.get(name, np.array([len(parts) * n_ctx]))
+            tensors[name] = _mean(sums, count, f"{model.path}: what tensor {name!r} is given")
+            counts[name] = count.astype(np.int64)
     return Importance(MappingProxyType(tensors), MappingProxyType(counts), len(parts), n_ctx, tuple(datasets))
 
 
-def _mean(sums: NDArray[np.float64], count: int, what: str) -> NDArray[np.float32]:
-    if not (sums / count <= np.finfo(np.float32).max).all():  # nor are NaNs
+def _mean(sums: NDArray[np.float64], count: NDArray[Any], what: str) -> NDArray[np.float32]:
+    """Of all rows, or of each expert's; one that no token had weighs all its inputs alike, as where files are read."""
+    if sums.ndim == 2:
+        mean = sums / np.maximum(count, 1)[:, None]
+        mean[count == 0] = 1
+    else:
+        mean = sums / count
+    if not (mean <= np.finfo(np.float32).max).all():  # nor are NaNs
         raise FileProblem(f"{what} is not finite; its weights may be damaged")
-    return (sums / count).astype(np.float32)
+    return mean.astype(np.float32)

@@ -20,6 +20,7 @@ _LINEARS = re.compile(
 # What decides or mixes rather than computes: a small error there turns into a large one, and few bytes are won.
 _NEVER = re.compile(
     r"norm|router|gate_inp|altup|laurel|per_layer_model_proj"  # routers, mixes of streams
+    r"|^cls\b"  # classifiers
     r"|conv(?!.*_proj)|patch_embd"  # convolutions; the projections around them are linears
     r"|pos(ition)?_(emb|embd|bias)|token_types|attn_rel|rope_|linear_pos"  # where a token stands
     r"|ssm_(?!in\b|out\b)|time_mix_(?!key\b|value\b|receptance\b|gate\b|output\b)|_lerp"  # states and what steers them

@@ -15,6 +15,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+class Transposed(Tensor):
+    """A matrix of floats as [n_out, n_in] that the checkpoint holds as [n_in, n_out], as GPT-2's do.
+
+    Nothing is kept of it: whoever asks for its bytes has them turned then.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        for name, value in (("name", tensor.name), ("shape", tensor.shape[::-1]), ("format", tensor.format)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_source", tensor)
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        source: Tensor = self._source  # type: ignore[attr-defined]
+        n_in, n_out = source.shape
+        numbers = source.raw.reshape(n_in, n_out, source.format.block_bytes)
+        return np.ascontiguousarray(numbers.swapaxes(0, 1)).reshape(n_out, -1)
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """What the target holds under `name`: row i is the source's row row_order[i], plus offset.
@@ -24,6 +43,7 @@ class Part:
     row_order:  int32 [n_rows], for Llama's queries and keys, whose rotary pairs GGUF has as neighbours; None
                 keeps the order. In a tensor of one dimension, every number is a row.
     offset:     for Gemma's norms, of which checkpoints hold what they differ from one.
+    read:       gives the source's bytes of some rows where they do not lie one behind the other in it.
     change:     makes other weights of some rows, float32 [n_rows, n_cols]: what an adapter adds, say.
     """
 
@@ -32,6 +52,7 @@ class Part:
     row_order: NDArray[np.int32] | None = None
     offset: float = 0.0
     change: Callable[[slice, NDArray[Any]], NDArray[Any]] | None = None
+    read: Callable[[slice], NDArray[np.uint8]] | None = None
 
     @property
     def n_cols(self) -> int:
@@ -51,14 +72,21 @@ class Part:
 
     def raw(self, rows: slice) -> NDArray[np.uint8]:
         """The source's bytes of some rows of the target: uint8 [n, row_bytes]."""
-        all_rows = self.tensor.raw.reshape(self.n_rows, -1)
-        return all_rows[rows] if self.row_order is None else all_rows[self.row_order[rows]]
+        if self.read is not None:
+            return self.read(slice(*rows.indices(self.n_rows)[:2]))
+        wanted = rows if self.row_order is None else self.row_order[rows]
+        if len(self.tensor.shape) < 2:  # every number may be a row
+            return self.tensor.raw.reshape(self.n_rows, -1)[wanted]
+        return self.tensor.some_rows(wanted)
 
     def piece_bytes(self, rows: slice) -> int:
         return (rows.stop - rows.start) * self.tensor.n_bytes // self.n_rows
 
     def sample(self, step: int) -> Part:
-        """Every step-th row, as a part of its own."""
-        raw = np.ascontiguousarray(self.raw(slice(None))[::step])
-        tensor = Tensor(self.tensor.name, (len(raw), self.n_cols), self.tensor.format, raw)
+        """Every step-th row of each matrix, as a part of its own."""
+        by_matrix = self.raw(slice(None)).reshape(self.n_matrices, self.n_rows // self.n_matrices, -1)
+        sampled = np.ascontiguousarray(by_matrix[:, ::step])
+        n_matrices, n_rows, row_bytes = sampled.shape
+        shape = (n_matrices, n_rows, self.n_cols) if n_matrices > 1 else (n_rows, self.n_cols)
+        tensor = Tensor(self.tensor.name, shape, self.tensor.format, sampled.reshape(-1, row_bytes))
         return Part(self.name, tensor, offset=self.offset)

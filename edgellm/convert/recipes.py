@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
+from edgellm.arch.config import Keys
 from edgellm.convert.linears import is_linear, is_matrix, role_of
 from edgellm.convert.parts import Part
 from edgellm.errors import UsageError
@@ -176,10 +177,11 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def choose_formats(
-    recipe: Recipe, parts: Sequence[Part], metadata: Mapping[str, Any], overrides: Sequence[str] = ()
+    recipe: Recipe | None, parts: Sequence[Part], metadata: Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Formats:
     """The format of every tensor.
 
+    recipe:     None keeps the type that each has.
     overrides:  "PATTERN=TYPE": another type for the tensors that PATTERN names, as a shell pattern of the whole name
                 or a regular expression found in it. The first that fits counts.
 
@@ -191,18 +193,22 @@ def choose_formats(
     architecture = metadata.get("general.architecture")
     n_layers = get_value(metadata, f"{architecture}.block_count", int, 0)
     n_heads = get_value(metadata, f"{architecture}.attention.head_count", int, 1)
-    group = n_heads // max(1, get_value(metadata, f"{architecture}.attention.head_count_kv", int, n_heads))
+    n_kv_heads = metadata.get(f"{architecture}.attention.head_count_kv", n_heads)
+    if not isinstance(n_kv_heads, int):  # a number for each layer
+        n_kv_heads = max(Keys(metadata).counts("attention.head_count_kv", n_layers))
+    group = n_heads // max(1, n_kv_heads)
     has_output = any(part.name == "output.weight" for part in parts)
+    n_experts = get_value(metadata, f"{architecture}.expert_count", int, 0)
     chosen = Formats()
     for part in parts:
         override = next((pattern for pattern in patterns if is_matrix(part) and pattern.fits(part.name)), None)
         if override:
             override.used = True
             chosen[part.name] = override.format_for(part)
-        elif not is_linear(part):
+        elif recipe is None or not is_linear(part):
             chosen[part.name] = as_it_is(part)
         else:
-            wanted = _by_recipe(recipe, part.name, n_layers, group, has_output)
+            wanted = _by_recipe(recipe, part.name, n_layers, group, has_output, n_experts)
             given = chosen[part.name] = _dividing(wanted, part.tensor.shape[-1])
             if given.name != wanted:
                 chosen.replaced.append((part, wanted, given))
@@ -246,7 +252,7 @@ def renamed(recipe: Recipe, type_name: str) -> list[str]:
     return [f"most weights are not of a type of {recipe.name}, so the file calls itself {type_name}"]
 
 
-def _by_recipe(recipe: Recipe, name: str, n_layers: int, group: int, has_output: bool) -> str:
+def _by_recipe(recipe: Recipe, name: str, n_layers: int, group: int, has_output: bool, n_experts: int) -> str:
     if recipe.is_float:
         return recipe.base
     if name == "output.weight" or (name == "token_embd.weight" and not has_output):
@@ -254,9 +260,30 @@ def _by_recipe(recipe: Recipe, name: str, n_layers: int, group: int, has_output:
     if name == "token_embd.weight" and recipe.base == "MXFP4":
         return "Q8_0"  # a row of it is looked up, not summed over: its errors do not average out
     layer = re.match(r"blk\.(\d+)\.", name)
-    rule = recipe.rules.get(re.sub("_(exps|chexps|shexp)$", "", role_of(name))) if layer else None
-    place = Place(int(layer[1]), n_layers, group) if layer else None
-    return (rule and place and rule(place)) or recipe.base
+    if layer is None:
+        return recipe.base
+    role = role_of(name)
+    if n_experts and (special := _beside_experts(recipe, role, n_experts)):
+        return special
+    rule = recipe.rules.get(re.sub("_(exps|chexps|shexp)$", "", role))
+    return (rule and rule(Place(int(layer[1]), n_layers, group))) or recipe.base
+
+
+# Recipes in which the outputs of attention get more bits beside eight experts.
+_SMALL = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M")
+
+
+def _beside_experts(recipe: Recipe, role: str, n_experts: int) -> str | None:
+    """What the rest of a mixture gets, which is small beside its experts; as in llama.cpp."""
+    if role.endswith("_exps"):
+        return None
+    if recipe.base == "MXFP4":
+        return "Q8_0"
+    if n_experts == 8 and role in ("attn_k", "attn_v"):
+        return "Q8_0"
+    if n_experts == 8 and role == "attn_output" and recipe.name in _SMALL:
+        return "Q5_K"
+    return None
 
 
 def _dividing(name: str, n_cols: int) -> BlockFormat:

@@ -15,12 +15,14 @@ class Source:
 
     notes:  what a person should know: parts that were left out, guesses that were made.
     close:  lets go of the files behind the tensors.
+    keeps_types:  whether tensors are in the types that they shall have: those of a checkpoint quantized already.
     """
 
     metadata: dict[str, Any]
     parts: Sequence[Part]
     notes: list[str] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
+    keeps_types: bool = False
 
     def __enter__(self) -> Source:
         return self

@@ -25,7 +25,8 @@ MOST_TOGETHER = 8  # adapters in one batch
 class Adapter(Protocol):
     """An adapter that is loaded, see `engine.adapters`.
 
-    number:    its place in the order of loading. is_dora: whether what it is multiplied by depends on its scale.
+    number:    its place in the order of loading. digest: the same for the same weights.
+    is_dora:   whether what it is multiplied by depends on its scale.
     replaced:  the names of the tensors that it has in place of the model's.
     n_virtual: with how many tokens of its own every text begins that is computed with it.
     """
@@ -36,6 +37,9 @@ class Adapter(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
 
     @property
     def is_dora(self) -> bool: ...

@@ -7,8 +7,9 @@ which are lowered when a batch first needs them. A batch may hold texts with dif
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,18 @@ class LoadedAdapter:
 
     def __repr__(self) -> str:
         return f"<LoadedAdapter {self.name!r}, {self.method}>"
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for the same weights, in any process."""
+        found = hashlib.blake2b(digest_size=16)
+        for name, change in self.changes(1.0 if self.is_dora else None, ""):
+            found.update(f"{name} {type(change).__name__}".encode())
+            for value in vars(change).values():
+                found.update(
+                    np.ascontiguousarray(value.raw).data if isinstance(value, Tensor) else repr(value).encode()
+                )
+        return found.hexdigest()
 
     @property
     def is_dora(self) -> bool:

@@ -108,6 +108,13 @@ class Answer(Request):
     def first_wanted(self) -> int:
         return len(self.tokens) - (1 if self._params.max_tokens != 0 else 0)
 
+    @property
+    def most_guesses(self) -> int:
+        n = self._n_ctx - len(self.tokens)
+        if self._params.max_tokens is not None:  # the last token is chosen, and not computed
+            n = min(n, self._params.max_tokens - self.stats.n_generated_tokens - 1)
+        return max(0, n)
+
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
         text, sampler = self._text, self._sampler
         if position != len(self.tokens) - 1 or text is None or sampler is None:
@@ -179,6 +186,7 @@ class Answer(Request):
 
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused
+        self.stats.n_guessed_tokens, self.stats.n_right_tokens = self.n_guessed, self.n_right
         if self._first_at is None and not self.is_over:
             self.stats.prompt_seconds = self._seconds()
             if self.n_cached == len(self.tokens):  # a prompt that nobody wants an answer to

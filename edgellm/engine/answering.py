@@ -26,6 +26,7 @@ from edgellm.engine.prompt import (
     with_virtual,
 )
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.together import DEFAULT_PARALLEL, Job, together
 from edgellm.errors import TemplateError, UsageError
 from edgellm.params import SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edgellm.engine.async_generation import AsyncGeneration
+    from edgellm.engine.openai import ChatShape
     from edgellm.engine.openai.asking import OpenAIKeywords
     from edgellm.params import ChatKeywords, SamplingKeywords
 
@@ -210,9 +212,16 @@ class Answering:
         stream:  give an iterator over chunks in place of the whole completion.
         The keywords are those of `OpenAIParams`. Raises what `chat` raises.
         """
+        streams = bool(stream) if stream is None else checks.flag("stream", stream)
+        generations, shape = self.openai_begun(messages, keywords, streams)
+        return shape.chunks(generations) if streams else shape.completion(generations)
+
+    def openai_begun(
+        self, messages: Iterable[Mapping[str, Any]], keywords: Mapping[str, Any], streams: bool = False
+    ) -> tuple[list[Generation], ChatShape]:
+        """The answers that `openai_chat` gives, of which nothing is computed yet, and what puts them into shape."""
         from edgellm.engine.openai import ChatShape, openai_params, prepared
 
-        streams = bool(stream) if stream is None else checks.flag("stream", stream)
         asked = openai_params(keywords)
         if asked.stream_options is not None and not streams:
             raise UsageError("stream_options is given, but stream is not True; set it", parameter="stream_options")
@@ -228,7 +237,38 @@ class Answering:
             one_call=asked.parallel_tool_calls is False,
             includes_usage=asked.includes_usage,
         )
-        return shape.chunks(generations) if streams else shape.completion(generations)
+        return generations, shape
+
+    def batch(
+        self,
+        prompts: Iterable[str | Iterable[int] | Iterable[Mapping[str, Any]]],
+        *,
+        n_parallel: int = DEFAULT_PARALLEL,
+        adapters: AdapterScales | None = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> list[Generation]:
+        """Answers to many prompts, in their order, all of them computed; `text` is what each says.
+
+        prompts:     texts or token ids, as `generate` takes them, and lists of messages, as `chat` does.
+        n_parallel:  so many are computed at once, which takes little longer than one.
+
+        Raises what `generate` and `chat` do, before anything is computed, and the first error of an answer.
+        """
+        n_parallel = checks.whole_number("n_parallel", n_parallel, 1)
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+            raise checks.wrong("prompts", prompts, "a list of prompts")
+        generations = [self._one_of_batch(prompt, adapters, sampling) for prompt in prompts]
+        for job in together((Job(None, [generation]) for generation in generations), n_parallel):
+            if job.error is not None:
+                raise job.error
+        return generations
+
+    def _one_of_batch(self, prompt: Any, adapters: AdapterScales | None, sampling: Any) -> Generation:
+        if not isinstance(prompt, str):
+            prompt = list(prompt) if isinstance(prompt, Iterable) else prompt
+            if isinstance(prompt, list) and any(isinstance(item, Mapping) for item in prompt):
+                return self.chat(prompt, adapters=adapters, **sampling)
+        return self.generate(prompt, adapters=adapters, **sampling)
 
     def _answers(
         self, prompt: PlannedPrompt, params: SamplingParams, n: int | None, adapters: AdapterScales | None

@@ -97,6 +97,16 @@ class Generation(Iterator[str]):
         return self._token_ids
 
     @property
+    def text_ids(self) -> list[int]:
+        """All tokens of the text, the prompt's first, as the cache knows them."""
+        return list(self._answer.tokens)
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """What it is computed with beside the model."""
+        return self._answer.adapters
+
+    @property
     def logprobs(self) -> list[TokenLogprobs]:
         """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked."""
         return self._logprobs
@@ -268,6 +278,25 @@ class Generation(Iterator[str]):
         for generation in generations:
             generation._together = [weakref.ref(other) for other in generations if other is not generation]
             generation._answer.most_unread = sys.maxsize
+
+    def go_on(self) -> None:
+        """Begin now, and be computed to the end while others are, though nobody reads."""
+        self._answer.most_unread = sys.maxsize
+        self._start()
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether there is nothing left to compute, though not all may have been read."""
+        return self._finish_reason is not None or self._answer.is_over or self._answer.is_cancelled
+
+    def step(self) -> None:
+        """Compute a little more, of this answer and of those beside it. Raises what iterating does."""
+        if not self.is_computed:
+            try:
+                self._tell(self._next_piece())
+            except BaseException:
+                self._end("cancelled")
+                raise
 
     def cancel(self) -> None:
         """Stop soon, also in the middle of a long prompt. From any thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Value
 from edgellm.graph.program import RowMemory
+
+if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
 
 
 def look_inside(
@@ -90,7 +94,7 @@ def bound_weights(scheduler: Scheduler, memory: Mapping[str, np.ndarray]) -> Ite
 
 
 @contextmanager
-def square_sums(scheduler: Scheduler, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[dict[str, np.ndarray]]:
+def square_sums(scheduler: Scheduler, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[SquareSums]:
     """See `Model.square_sums`."""
     with scheduler.alone(), scheduler.runner.square_sums(adapters) as sums:
         yield sums

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakSet
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 
 from edgellm import checks
 from edgellm.arch import ModelConfig, architecture_of
-from edgellm.engine.adapter_set import Adapters
+from edgellm.engine.adapter_set import Adapters, AdapterSet
 from edgellm.engine.answering import Answering
 from edgellm.engine.generation import Generation
 from edgellm.engine.inside import bound_weights, look_inside, square_sums, unembed
 from edgellm.engine.opening import check_vocabulary, context_of, fetched, in_words, open_file
+from edgellm.engine.pooling import makes_vectors_alone
 from edgellm.engine.prompt import (
     checked_adapters,
     checked_prompt,
@@ -29,17 +31,22 @@ from edgellm.engine.recommended import recommended_sampling
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.speculation.opening import speculator_of
+from edgellm.engine.vectors import MakesVectors
 from edgellm.errors import FileProblem, MemoryLimitError, UsageError
 from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, Tokenizer, chosen_template, load_tokenizer
 
 if TYPE_CHECKING:
+    from edgellm.engine.session import Session
+    from edgellm.engine.square_sums import SquareSums
     from edgellm.formats.adapters import Adapter
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 PIECE_BYTES = 64 << 20  # of logits at a time, where not all are asked for at once
 # What a closed model has no more.
-GIVEN_BACK = ("metadata", "tokenizer", "chat_template", "_scheduler", "_runner", "_file", "_adapters")
+OF_WRITERS = ("chat_template", "_scheduler", "_runner", "_adapters")  # which a model that makes vectors never had
+GIVEN_BACK = ("metadata", "tokenizer", "_file", "_embedder", *OF_WRITERS)
 
 
 def load(
@@ -51,22 +58,31 @@ def load(
     kv_type: str = RuntimeConfig.kv_type,
     activations: str = RuntimeConfig.activations,
     cache_bytes: int | None = RuntimeConfig.cache_bytes,
+    speculate: str = RuntimeConfig.speculate,
+    draft: str | os.PathLike[str] | None = RuntimeConfig.draft,
+    draft_layers: int | None = RuntimeConfig.draft_layers,
+    draft_max: int = RuntimeConfig.draft_max,
+    disk_bytes: int = RuntimeConfig.disk_bytes,
+    layout: str = RuntimeConfig.layout,
     template: str | os.PathLike[str] | None = RuntimeConfig.template,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model by its name, ready to run. One that has a name and is not here is fetched first.
 
     The keywords are those of `RuntimeConfig`. progress(done, total, what) is called while a model is fetched, with
-    bytes, and while kernels are compiled, on a first start.
+    bytes, and on a first start, while kernels are compiled, with their names, and while tiles are made, with bytes.
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold, DownloadError when a
     model cannot be fetched.
     """
-    runtime = RuntimeConfig(n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, template)
+    runtime = RuntimeConfig(
+        n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, speculate, draft, draft_layers, draft_max,
+        disk_bytes, layout, template,
+    )  # fmt: skip
     return Model(fetched(model, checks.function("progress", progress)), runtime, progress)
 
 
-class Model(Answering):
+class Model(Answering, MakesVectors):
     """A model in memory. All methods may be called from several threads at once.
 
     path, metadata:  the file and its metadata.
@@ -74,9 +90,10 @@ class Model(Answering):
     tokenizer:       text to ids and back.
     chat_template:   how messages become a prompt; None for a base model.
     recommended_sampling:  what the file recommends (`general.sampling.*`), as keywords of `SamplingParams`.
-    n_ctx:           tokens that a conversation may hold.
+    n_ctx:           tokens that a conversation, or a text, may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
+    layout:          how its weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`).
 
     A closed model has its numbers still; anything else raises a UsageError.
     """
@@ -90,6 +107,7 @@ class Model(Answering):
     n_ctx: int
     n_vocab: int
     n_threads: int
+    layout: str
 
     def __init__(
         self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
@@ -100,21 +118,31 @@ class Model(Answering):
         self._lock = threading.Lock()
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
         self._file = open_file(path)
+        self._runtime = runtime
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
-            self.config = architecture.configure(self.metadata)
-            self.n_ctx = context_of(runtime.n_ctx, self.config.n_ctx_train)
+            config = architecture.configure(self.metadata)
+            self.n_ctx = context_of(runtime.n_ctx, config.n_ctx_train)
+            self.config = replace(config, n_ctx=self.n_ctx)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
+            self.recommended_sampling, self._notes = recommended_sampling(self.metadata)
+            self._reads_only = makes_vectors_alone(self.metadata)
+            if self._reads_only:
+                self.tasks  # noqa: B018 - prompts that are no texts are an error at once
+                self._make_embedder(architecture, progress=progress)
+                self.n_vocab, self.n_threads = self._embedder.n_vocab, self._embedder.n_threads
+                return
             asked = None if runtime.template is None else os.fspath(runtime.template)
             self.chat_template = chosen_template(self.metadata, self.tokenizer, asked)
-            self.recommended_sampling, self._notes = recommended_sampling(self.metadata)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
-            self._scheduler = Scheduler(self._runner)
+            guessing = speculator_of(runtime, self._runner, architecture, self.n_ctx, self.tokenizer)
+            self._scheduler = Scheduler(self._runner, guessing, runtime.disk_bytes)
             self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
+            self.layout = self._runner.layout.name
         except MemoryError:
             self._let_go()
             raise MemoryLimitError(
@@ -198,13 +226,46 @@ class Model(Answering):
         """
         return bound_weights(self._scheduler, memory)
 
-    def square_sums(self) -> AbstractContextManager[dict[str, NDArray[np.float64]]]:
+    def square_sums(self) -> AbstractContextManager[SquareSums]:
         """A context in which every run adds up the squares of what each linear is given, for importance matrices.
 
-        Gives float64 [n_in] by the name of the linear's weight. Of the one that makes logits, only the tokens whose
-        logits are asked for count. Nobody else may use the model meanwhile.
+        Gives float64 [n_in] by the name of the linear's weight; of stacked experts, [n_experts, n_in], and in its
+        `counts` how many tokens each had. Of the linear that makes logits, only the tokens whose logits are asked for
+        count. Nobody else may use the model meanwhile.
         """
         return square_sums(self._scheduler, self._adapters.usual)
+
+    # --- sessions -------------------------------------------------------------------------------------------
+
+    def save_session(self, path: str | os.PathLike[str], text: str | Iterable[int] | Generation, note: str = "") -> int:
+        """Write what the cache has of a text, so that it need not be computed again; returns how many tokens that are.
+
+        text:  a prompt, as `generate` takes it, or a generation: its prompt and what it has said. note: to be kept.
+
+        Only the file's owner can read it. Raises FileProblem when it cannot be written.
+        """
+        from edgellm.engine.session import save_session
+
+        ids, adapters = self._known_text(text)
+        return save_session(self._scheduler, checks.path("path", path), ids, adapters, checks.text("note", note))
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """Take in what `save_session` wrote, with the same adapters in use; texts that begin like it go on from there.
+
+        Raises FormatError for a file that is no session or damaged, FileProblem for one of another model, version, CPU
+        or setting, MemoryLimitError where the cache has no room for it.
+        """
+        from edgellm.engine.session import load_session
+
+        return load_session(self._scheduler, checks.path("path", path), self._adapters.usual)
+
+    def _known_text(self, text: str | Iterable[int] | Generation) -> tuple[list[int], AdapterSet]:
+        if isinstance(text, Generation):
+            return text.text_ids, text.adapters
+        if isinstance(text, str):
+            text = self.tokenize(text, add_special=True, parse_special=True)
+        usual = self._adapters.usual
+        return with_virtual("text", self._checked("text", text), usual.n_virtual, self.n_ctx), usual
 
     # --- adapters -------------------------------------------------------------------------------------------
 
@@ -263,9 +324,11 @@ class Model(Answering):
         A batch that is being computed is waited for. Generations that have not ended do now: whoever goes on iterating
         over one gets a UsageError, and so does whoever uses the model.
         """
-        scheduler = self.__dict__.get("_scheduler")
+        scheduler, embedder = self.__dict__.get("_scheduler"), self.__dict__.get("_embedder")
         if scheduler is not None:
             scheduler.close()
+        if embedder is not None:
+            embedder.close()
         self._let_go()
 
     def __enter__(self) -> Model:
@@ -275,12 +338,14 @@ class Model(Answering):
         self.close()
 
     def __repr__(self) -> str:
-        closed = "" if "_runner" in self.__dict__ else ", closed"
+        closed = "" if "metadata" in self.__dict__ else ", closed"
         return f"<Model {self.path.name}, {self.config.architecture}, n_ctx={self.n_ctx}{closed}>"
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
+            if name in OF_WRITERS and "_embedder" in self.__dict__:
+                raise self._writes_nothing()
             if name in GIVEN_BACK:
                 raise UsageError("the model is closed")
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")

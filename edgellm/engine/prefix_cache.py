@@ -1,4 +1,7 @@
-"""The prefix cache: sequences of texts that have ended, for later texts that begin like them."""
+"""The prefix cache: what texts have left in the KV cache, for later texts that begin like them.
+
+Blocks are named by what is in them (see `block_pool`); the texts themselves need not be kept.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,21 @@ from collections import deque
 from collections.abc import Iterable
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, Adapter, AdapterSet
-from edgellm.engine.kv_cache import Sequence
-from edgellm.text.common import n_common
-
-MOST_KEPT = 16  # sequences
+from edgellm.engine.kv_cache import KVCache, Sequence
 
 
 class PrefixCache:
-    """Sequences that nobody uses now. Any of them gives its blocks back when these are needed.
+    """What is known of texts that are being written and of those that have ended.
 
     One thread at a time, but for `keep`.
     """
 
-    def __init__(self) -> None:
-        self._kept: list[Sequence] = []  # most recently used last
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
         self._arriving: deque[Sequence] = deque()
 
     def keep(self, sequence: Sequence) -> None:
-        """Keep a sequence until its room is needed.
+        """Keep what a sequence has until its room is needed, and release it.
 
         Takes no lock: a finalizer may call it at any moment, even while its own thread is at work in here.
         """
@@ -31,47 +31,26 @@ class PrefixCache:
 
     def longest(
         self, token_ids: list[int], live: Iterable[Sequence] = (), adapters: AdapterSet = NO_ADAPTERS
-    ) -> Sequence | None:
-        """A sequence with as many of the first tokens of a text as any kept or live one has; None if none has any.
+    ) -> Sequence:
+        """A sequence with as many of the first tokens of a text as are known, of live texts too; it may be empty."""
+        self.settle()
+        for sequence in live:
+            sequence.remember(whole_blocks=False)
+        return self._cache.begin(token_ids, adapters)
 
-        What was computed with other adapters is another text.
-        """
-        self._settle()
-        best, length = None, 0
-        for sequence in (*live, *self._kept):
-            n = n_common(sequence.tokens, token_ids) if sequence.adapters == adapters else 0
-            if n > length:
-                best, length = sequence, n
-        if best is None:
-            return None
-        if best in self._kept:
-            self._kept.remove(best)
-            if length == len(best):
-                return best
-            self._kept.append(best)  # it has more to remember than this text
-        return best.fork(length)
-
-    def evict(self) -> bool:
-        """Give back the blocks of the sequence that was used least recently; False when there is none."""
-        self._settle()
-        if not self._kept:
-            return False
-        self._kept.pop(0).release()
-        return True
-
-    def forget(self, adapter: Adapter) -> None:
-        """Give back the blocks of all sequences that were computed with an adapter."""
-        self._settle()
-        for sequence in [sequence for sequence in self._kept if sequence.adapters.has(adapter)]:
-            self._kept.remove(sequence)
+    def settle(self) -> None:
+        """Take in what was kept."""
+        while self._arriving:
+            sequence = self._arriving.popleft()
+            sequence.remember(whole_blocks=False)
             sequence.release()
 
-    def clear(self) -> None:
-        while self.evict():
-            pass
+    def forget(self, adapter: Adapter) -> None:
+        """Find nothing any more that was computed with an adapter."""
+        self.settle()
+        self._cache.forget(adapter)
 
-    def _settle(self) -> None:
-        while self._arriving:
-            self._kept.append(self._arriving.popleft())
-        while len(self._kept) > MOST_KEPT:
-            self._kept.pop(0).release()
+    def clear(self) -> None:
+        """Find nothing any more."""
+        self.settle()
+        self._cache.forget()

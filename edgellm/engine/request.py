@@ -16,6 +16,7 @@ class Request:
     adapters:      what it is computed with beside the model.
     is_private:    whether it neither begins with what other texts left in the cache nor leaves anything there.
     n_reused:      tokens that it found there when it began.
+    n_guessed:     tokens that were guessed and checked. n_right: those of them that came.
     is_over:       nothing more is to be computed; error says why, where that is one.
     is_awaited:    somebody waits for it at this moment; others may be computed along, and lose their room first.
     is_cancelled:  nobody wants the rest. Any thread may set it, at any time.
@@ -33,6 +34,7 @@ class Request:
         self.adapters = adapters if sequence is None else sequence.adapters
         self.is_private = is_private
         self.n_reused = 0
+        self.n_guessed = self.n_right = 0
         self.is_over = False
         self.is_cancelled = False
         self.error: Exception | None = None
@@ -66,6 +68,11 @@ class Request:
     def first_wanted(self) -> int:
         """Logits are wanted of the tokens from this position on."""
         raise NotImplementedError
+
+    @property
+    def most_guesses(self) -> int:
+        """Tokens that may be guessed to come next: they are computed along, and count if they come."""
+        return 0
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
         """The scores of what comes after the token at a position: views, valid until this returns.

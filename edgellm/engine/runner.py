@@ -8,32 +8,35 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
-from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_for
+from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
+from edgellm.engine.layout import lay_out
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
-from edgellm.graph.lowering import cache_table
-from edgellm.graph.nodes import Linear, maxima
-from edgellm.graph.ops import Rows
+from edgellm.graph.lowering import ExpertSums, cache_table
+from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
-from edgellm.kernels.isa import choose
+from edgellm.kernels.isa import Isa, choose
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import available_memory, default_threads, total_memory
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
+
+if TYPE_CHECKING:
+    from edgellm.engine.square_sums import SquareSums
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
 MOST_OF_MEMORY = 0.9  # for one context: more would leave nothing for the weights
@@ -42,20 +45,26 @@ DEFAULT_OF_AVAILABLE = 0.25  # of the memory that is free now, at most
 MOST_VARIANTS = 4  # programs with adapters that are kept; each has memory for the values of a batch
 OPS_BESIDE_NODE = 4  # that an adapter adds to a node, at most
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
+# What a closed one has no more.
+GIVEN_BACK = (
+    *("base", "graphs", "team", "store", "target", "layout"),
+    *("_running", "_variants", "_body_batch", "_head_batch", "_file"),
+)
 
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence in a batch."""
+    """New tokens of one sequence in a batch; the last n_guesses of them may be wrong."""
 
     sequence: Sequence
     token_ids: SequenceOf[int]
+    n_guesses: int = 0
 
     def piece(self, slots: SequenceOf[Slot] = ()) -> Piece:
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
         uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
-        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_table, uses)
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +97,8 @@ class Runner:
     """A model in memory: its programs, their data, and the cache. For one thread at a time; the scheduler sees to that.
 
     graphs:  the model's nodes, without adapters. base: how they are run, by the `team`.
+
+    A team that is given must have been made for a model that never runs at the same time, and outlive this one.
     """
 
     def __init__(
@@ -98,6 +109,7 @@ class Runner:
         n_ctx: int,
         runtime: RuntimeConfig,
         progress: Callable[[int, int, str], None] | None = None,
+        team: Team | None = None,
     ) -> None:
         self.config = config
         self.isa = choose()
@@ -109,23 +121,20 @@ class Runner:
         self.n_vocab = self.graphs.logits.width
 
         kv_type = KV_TYPES[runtime.kv_type]
-        weights = _most_common_format(file)
-        tuning = remembered(self.store, weights, runtime.n_threads)
-        if tuning is None:  # the first start on this machine
-            # A file that cannot be run says so before anything is measured.
-            lower(self.graphs.body, Target(self.isa, Tuning(default_threads()), kv_type, runtime.activations))
-            tuning = measure_and_remember(self.store, weights, runtime.n_threads)
-        self.target = Target(self.isa, tuning, kv_type, runtime.activations)
-        self.n_threads = tuning.n_threads
+        target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
+        self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
+        self.target = replace(target, tiles=self.layout.tiles)
+        self.n_threads = self.target.tuning.n_threads
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
-        layers = [CacheLayer(shape.n_kv_heads, shape.head_dim, kv_type) for shape in body.cache_layers]
-        self.cache = _allocate_cache(layers, n_ctx, runtime.cache_bytes)
+        layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type, x.window) for x in body.cache_layers]
+        self.cache = _allocate_cache(layers, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
-        self.team = Team(self.store, self.n_threads, max_ops)
-        self._end = weakref.finalize(self, _end, self.team, self.cache)
+        is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
+        self.team = team if team is not None and is_shared else Team(self.store, self.n_threads, max_ops)
+        self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
         try:
             self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
@@ -136,12 +145,15 @@ class Runner:
             self._end()
             raise
 
-    def run_body(self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None) -> bool:
+    def run_body(
+        self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None, variant: Variant | None = None
+    ) -> bool:
         """Hidden states of some spans in one batch of at most n_batch tokens, for which the cache has room.
 
-        stop:  see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
+        stop:     see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
+        variant:  what is run; None takes the model with the adapters of the spans.
         """
-        running = self._running = self.variant({span.sequence.adapters for span in spans})
+        running = self._running = variant or self.variant({span.sequence.adapters for span in spans})
         pieces = [span.piece(running.slots) for span in spans]
         return running.programs.body.run(self._body_batch.fill(pieces), stop)
 
@@ -202,6 +214,13 @@ class Runner:
             batch.prepare_adapters(len(slots))
         return Variant(slots, graphs, of_head[self.base.maxima], self._lowered_programs(graphs))
 
+    def first_layers(self, architecture: Architecture, config: ModelConfig) -> Variant:
+        """The model as if it had no more layers than `config`, without adapters, on the same cache and batches."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if _layer_of(name) < config.n_layers}
+        graphs = architecture.record(config, tensors)
+        largest = graphs.head.output(maxima(graphs.logits, MAXIMA_GROUP))
+        return Variant((), graphs, largest, self._lowered_programs(graphs))
+
     def forget(self, adapter: Adapter) -> None:
         """Let go of the programs that have an adapter."""
         for slots in [slots for slots in self._variants if any(slot.adapter is adapter for slot in slots)]:
@@ -213,22 +232,19 @@ class Runner:
     # --- other programs -------------------------------------------------------------------------------------
 
     @contextmanager
-    def square_sums(self, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[dict[str, np.ndarray]]:
-        """Meanwhile, every run adds up the squares of what each linear is given: float64 [n_in], by its weight's name.
+    def square_sums(self, adapters: AdapterSet = NO_ADAPTERS) -> Iterator[SquareSums]:
+        """Meanwhile, every run adds up the squares of what each linear is given, see `SquareSums`.
 
         Of the linear that makes logits, only tokens whose logits are asked for count. Nobody else may run the model,
         and nothing with other adapters.
         """
         variant = self.variant({adapters})
-        sums: dict[Value, np.ndarray] = {}
-        by_weight: dict[str, np.ndarray] = {}
-        for graph in (variant.graphs.body, variant.graphs.head):
-            for node in graph.nodes:
-                if isinstance(node, Linear):
-                    total = sums.setdefault(node.x, np.zeros(Rows(node.x.width).stride))
-                    by_weight[node.weight.name] = total[: node.x.width]
-        with self.replaced(variant, self.lowered_programs(square_sums=sums, variant=variant)):
-            yield by_weight
+        from edgellm.engine.square_sums import SquareSums  # which importance matrices alone need
+
+        sums = SquareSums((variant.graphs.body, variant.graphs.head))
+        programs = self.lowered_programs(square_sums=sums.by_value, variant=variant, expert_sums=sums.by_experts)
+        with self.replaced(variant, programs):
+            yield sums
 
     def lowered_programs(
         self,
@@ -236,12 +252,14 @@ class Runner:
         given: Mapping[Value, int] | None = None,
         square_sums: Mapping[Value, np.ndarray] | None = None,
         variant: Variant | None = None,
+        expert_sums: ExpertSums = EMPTY,
     ) -> Programs:
         """Other programs of the same model, on the same cache and batches (see `graph.lower`).
 
         given:  where the rows are of values that are not computed. variant: with which adapters.
         """
-        return self._lowered_programs((variant or self.base).graphs, taps, given or {}, square_sums or {})
+        graphs = (variant or self.base).graphs
+        return self._lowered_programs(graphs, taps, given or {}, square_sums or {}, expert_sums)
 
     def _lowered_programs(
         self,
@@ -249,6 +267,7 @@ class Runner:
         taps: SequenceOf[Value] = (),
         given: Mapping[Value, int] = EMPTY,
         sums: Mapping[Value, np.ndarray] = EMPTY,
+        expert_sums: ExpertSums = EMPTY,
     ) -> Programs:
 
         def lowered(graph: Graph) -> Lowered:
@@ -256,7 +275,8 @@ class Runner:
                 return [value for value in values if value.graph is graph]
 
             own_sums = {value: sums[value] for value in of_graph(sums)}
-            return lower(graph, self.target, of_graph(taps), of_graph(given), own_sums)
+            own_experts = {node: found for node, found in expert_sums.items() if node.inputs[0].graph is graph}
+            return lower(graph, self.target, of_graph(taps), of_graph(given), own_sums, own_experts)
 
         body, head = lowered(graphs.body), lowered(graphs.head)
         self.store.load([*body.kernels, *head.kernels])
@@ -314,6 +334,11 @@ class Runner:
                 del self._bound[tensor]
 
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says of the model."""
+        return self._file.metadata
+
+    @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights, by name."""
         return self._file.tensors
@@ -321,14 +346,32 @@ class Runner:
     def close(self) -> None:
         """End the threads and give back all memory, whoever holds this still."""
         self._end()
-        for name in ("base", "graphs", "team", "store", "_running", "_variants", "_body_batch", "_head_batch", "_file"):
+        for name in GIVEN_BACK:
             self.__dict__.pop(name, None)
 
 
-def _end(team: Team, cache: KVCache) -> None:
+def _end(team: Team | None, cache: KVCache) -> None:
     """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
-    team.close()
+    if team is not None:
+        team.close()
     cache.close()
+
+
+def _layer_of(name: str) -> int:
+    """The layer that a tensor belongs to; -1 for one of the whole model."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blk" and parts[1].isdecimal() else -1
+
+
+def target_for(file: GGUFFile, body: Graph, store: KernelStore, isa: Isa, runtime: RuntimeConfig) -> Target:
+    """How to compute a model on this machine, measured on a first start."""
+    kv_type, weights = KV_TYPES[runtime.kv_type], _most_common_format(file)
+    tuning = remembered(store, weights, runtime.n_threads)
+    if tuning is None:
+        # A file that cannot be run says so before anything is measured.
+        lower(body, Target(isa, Tuning(default_threads()), kv_type, runtime.activations))
+        tuning = measure_and_remember(store, weights, runtime.n_threads)
+    return Target(isa, tuning, kv_type, runtime.activations)
 
 
 def _most_common_format(file: GGUFFile) -> BlockFormat:
@@ -339,13 +382,13 @@ def _most_common_format(file: GGUFFile) -> BlockFormat:
     return max(n_bytes, key=lambda found: n_bytes[found])
 
 
-def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | None) -> KVCache:
+def _allocate_cache(layers: list[CacheLayer], n_ctx: int, n_batch: int, cache_bytes: int | None) -> KVCache:
     """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
 
     The system gives the memory as it is first used.
     """
-    block_bytes = sum(layer.block_bytes for layer in layers)
-    one = (blocks_for(n_ctx) + 1) * block_bytes
+    blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
+    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers)
     if cache_bytes is not None and cache_bytes < one:
         raise MemoryLimitError(
             f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
@@ -357,7 +400,7 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int, cache_bytes: int | Non
     for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
         if n_bytes <= MOST_OF_MEMORY * memory:
             with suppress(MemoryError):  # there may be less than the machine has
-                return KVCache(layers, n_bytes // block_bytes)
+                return KVCache(layers, {window: n * n_bytes // one for window, n in blocks.items()})
     raise MemoryLimitError(
         f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
         f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",

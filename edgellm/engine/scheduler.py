@@ -7,6 +7,9 @@
 There is no thread of its own. Of all threads that wait, one runs the next step, for its request and those of the
 others; then another one may. A step first takes the next token of every text that is being written, and then pieces of
 prompts. What a text's tokens give does not depend on what else is in the batch, to the bit.
+
+Behind the next token of a text may stand guesses of what comes then (see `engine.speculation`). They count as far as
+they are what was chosen.
 """
 
 from __future__ import annotations
@@ -19,10 +22,13 @@ from contextlib import contextmanager
 from itertools import count
 
 from edgellm.engine.adapter_set import MOST_TOGETHER, Adapter, slots_of
+from edgellm.engine.bound import bound_to
+from edgellm.engine.disk_cache import DiskCache
 from edgellm.engine.kv_cache import Sequence as CachedTokens
 from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.engine.request import Request
 from edgellm.engine.runner import Runner, Span
+from edgellm.engine.speculation import NO_SPECULATION, Speculator
 from edgellm.errors import BusyError, CacheFullError, UsageError
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.records import KV_BLOCK
@@ -37,9 +43,13 @@ RATE_WEIGHT = 0.3  # of the last step, in the average speed of reading prompts
 class Scheduler:
     """Steps of a runner, for requests in the order of their arrival."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, speculator: Speculator = NO_SPECULATION, disk_bytes: int = 0) -> None:
         self.runner = runner
-        self.prefixes = PrefixCache()
+        self.speculator = speculator
+        self.prefixes = PrefixCache(runner.cache)
+        self.disk: DiskCache | None = None
+        if disk_bytes:
+            self.disk = DiskCache(runner.cache, lambda: bound_to(runner), self.prefixes.keep, disk_bytes)
         self._arrivals: deque[Request] = deque()
         self._requests: list[Request] = []
         self._numbers = count(1)
@@ -171,7 +181,10 @@ class Scheduler:
             for request in (*self._requests, *self._arrivals):
                 request.error, request.is_over = UsageError("the model is closed"), True
             self.settle()
+            if self.disk is not None:
+                self.disk.close()
             self.prefixes.clear()
+            self.speculator.close()
             self.runner.close()
         self._tell()
 
@@ -181,11 +194,14 @@ class Scheduler:
             self._requests.append(self._arrivals.popleft())
         for request in [request for request in self._requests if request.is_over or request.is_cancelled]:
             self._requests.remove(request)
+            self.speculator.forget(request)
             self._n_over += 1
             if request.sequence is not None:
                 if request.is_private:
                     request.sequence.release()
                 else:
+                    if self.disk is not None:
+                        self.disk.keep(request.sequence)
                     self.prefixes.keep(request.sequence)
                 request.sequence = None
 
@@ -219,26 +235,43 @@ class Scheduler:
         if not self.runner.run_body([span for _, span in batch], lambda: self._is_unwanted(batch)):
             return
         rows: list[int] = []
-        wanted: list[tuple[Request, int]] = []
+        wanted: list[tuple[Request, int, int]] = []
         first = 0
         for request, span in batch:
             start, n = len(span.sequence), len(span.token_ids)
-            for position in range(max(start, request.first_wanted), start + n):
-                rows.append(first + position - start)
-                wanted.append((request, position))
+            for place in range(max(0, request.first_wanted - start), n):
+                rows.append(first + place)
+                wanted.append((request, start + place, span.token_ids[place]))
             first += n
-        for (request, position), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
-            if not (request.is_over or request.is_cancelled):
+        for (request, position, token_id), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
+            is_right = position < len(request.tokens) and request.tokens[position] == token_id  # or a guess was wrong
+            if is_right and not (request.is_over or request.is_cancelled):
                 try:
                     self.runner.check_numbers(maxima, request.adapters)
                     request.take(position, logits, maxima)
                 except Exception as problem:
                     request.error, request.is_over = problem, True
         for request, span in batch:
-            span.sequence.append(span.token_ids)
-            request.last_step = self._n_steps
-            request.progressed()
-        self._note_rate(first, time.perf_counter() - started)
+            self._count(request, span)
+        seconds = time.perf_counter() - started
+        self._note_rate(first, seconds)
+        if len(rows) == first:
+            self.speculator.pace.note(first, seconds)
+
+    def _count(self, request: Request, span: Span) -> None:
+        """Count what was computed, but for guesses that were wrong."""
+        start, n = len(span.sequence), len(span.token_ids)
+        n_right = n_common(span.token_ids, request.tokens[start : start + n])
+        span.sequence.append(span.token_ids[:n_right])
+        if span.n_guesses:
+            span.sequence.trim(start + n_right)
+            request.n_guessed += span.n_guesses
+            request.n_right += max(0, n_right - (n - span.n_guesses))
+        if not request.is_private:
+            span.sequence.remember()
+        span.sequence.leave_behind()
+        request.last_step = self._n_steps
+        request.progressed()
 
     def _is_unwanted(self, batch: list[tuple[Request, Span]]) -> bool:
         return self._is_closing or all(request.is_cancelled for request, _ in batch)
@@ -261,8 +294,11 @@ class Scheduler:
         batch: list[tuple[Request, Span]] = []
         n_left = self.runner.n_batch
         writing.sort(key=lambda request: (not request.is_awaited, request.last_step, request.arrival))
-        for request in writing[:n_left]:
-            self._add(batch, request, 1)
+        writing = writing[:n_left]
+        # Beside prompts nothing is guessed: they fill a pass by themselves.
+        guesses = self.speculator.guesses(writing, n_left - len(writing)) if writing and not prompts else {}
+        for request in writing:
+            self._add(batch, request, 1, guesses.get(request, ()))
         if not prompts:
             return batch
         n_left -= len(batch)
@@ -289,28 +325,36 @@ class Scheduler:
         for request in sorted(prompts, key=lambda request: request.arrival):
             if request.sequence is None:
                 wanted = request.tokens[:-1]  # the last token is computed anew, for its logits
-                live = [] if request.is_private else self._live()
-                found = None if request.is_private else self.prefixes.longest(wanted, live, request.adapters)
-                n_found = len(found) if found else 0
+                if request.is_private:
+                    found = self.runner.cache.sequence(request.adapters)
+                else:
+                    if self.disk is not None:
+                        self.disk.bring(wanted, request.adapters)
+                    found = self.prefixes.longest(wanted, self.live(), request.adapters)
                 if not request.is_private and any(
-                    n_common(other.tokens, wanted) >= n_found + KV_BLOCK
+                    n_common(other.tokens, wanted) >= len(found) + KV_BLOCK
                     for other in admitted
                     if not other.is_private and other.adapters == request.adapters
                 ):
-                    if found is not None:
-                        self.prefixes.keep(found)
+                    found.release()
                     continue
-                request.sequence = found if found is not None else self.runner.cache.sequence(request.adapters)
+                request.sequence = found
                 if request.n_over_when_preempted < 0:
-                    request.n_reused = n_found
+                    request.n_reused = len(found)
             admitted.append(request)
         return admitted
 
-    def _live(self) -> list[CachedTokens]:
+    def live(self) -> list[CachedTokens]:
+        """What texts have in the cache that others may begin with."""
         return [other.sequence for other in self._requests if other.sequence is not None and not other.is_private]
 
-    def _add(self, batch: list[tuple[Request, Span]], request: Request, n_tokens: int) -> bool:
-        """Put the next tokens of a request into a batch, if the cache has room for them or others can make some."""
+    def _add(
+        self, batch: list[tuple[Request, Span]], request: Request, n_tokens: int, guesses: Sequence[int] = ()
+    ) -> bool:
+        """Put the next tokens of a request into a batch, if the cache has room for them or others can make some.
+
+        guesses:  of what comes behind them, for which nobody else loses room.
+        """
         sequence = request.sequence
         if sequence is None:
             return False  # it lost its room to one of this batch
@@ -325,7 +369,11 @@ class Scheduler:
         except CacheFullError:
             return False
         start = len(sequence)
-        batch.append((request, Span(sequence, request.tokens[start : start + n_tokens])))
+        if guesses and sequence.can_grow(n_tokens + len(guesses)):
+            sequence.reserve(n_tokens + len(guesses))
+        else:
+            guesses = ()
+        batch.append((request, Span(sequence, [*request.tokens[start : start + n_tokens], *guesses], len(guesses))))
         return True
 
     def forget(self, adapter: Adapter) -> None:
@@ -344,11 +392,13 @@ class Scheduler:
         self._reserve(sequence, n_tokens, self._requests)
 
     def _reserve(self, sequence: CachedTokens, n_tokens: int, others: Sequence[Request]) -> None:
-        """Room for more tokens: first that of kept texts, then that of `others`, which are computed anew later."""
+        """Room for more tokens: first that of texts that have ended, then that of `others`, which are computed anew
+        later.
+        """
+        if not sequence.can_grow(n_tokens):
+            self.prefixes.settle()
         while not sequence.can_grow(n_tokens):
             holders = [other for other in others if other.sequence is not None and other.sequence.n_blocks]
-            if self.prefixes.evict():
-                continue
             if not holders:
                 break
             self._preempt(max(holders, key=lambda other: (not other.is_awaited, other.arrival)))

@@ -34,6 +34,7 @@ __all__ = [
     "home",
     "kernels_folder",
     "models_folder",
+    "prefixes_folder",
     "refuse_target",
     "rename",
     "sha256_of",
@@ -98,6 +99,11 @@ def kernels_folder() -> Path:
     return home() / "kernels"
 
 
+def prefixes_folder() -> Path:
+    """Where keys and values of long prompts are kept."""
+    return home() / "prefixes"
+
+
 def conversations_folder() -> Path:
     """Where chats are kept."""
     return data_home() / "conversations"
@@ -158,12 +164,13 @@ def _nearest_folder(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(target: Path) -> Iterator[BinaryIO]:
+def atomic_write(target: Path, private: bool = False) -> Iterator[BinaryIO]:
     """Open a file beside `target` for writing; it takes the target's name only when the block succeeds.
 
     On any error, Ctrl-C included, the half-written file is removed and the target stays as it was; what a killed
     process has left in that folder goes too. The file is on the disk before it has its name, so that a power cut
-    leaves the old one or the new one, whole. It gets the permissions of the one that it replaces.
+    leaves the old one or the new one, whole. It gets the permissions of the one that it replaces; a private one is for
+    its owner alone.
 
     A link of the user's own stays one: what it leads to is written. One that another user made is refused, for it
     may lead to any file of ours. OSError names the target, whatever could not be done.
@@ -173,7 +180,7 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
         raise FileExistsError(errno.EEXIST, "it is a folder or device, not a file", str(target))
     real.parent.mkdir(parents=True, exist_ok=True)
     clear_unfinished(real.parent)
-    with unfinished(real, _permissions(real), called=target) as file:
+    with unfinished(real, 0o600 if private else _permissions(real), called=target) as file:
         yield file
 
 

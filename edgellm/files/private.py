@@ -20,6 +20,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from edgellm.files.notice import say_once
 from edgellm.files.unfinished import SAFELY, unfinished
@@ -34,6 +35,18 @@ def read(path: Path) -> bytes | None:
 
     The file is opened once and never waited for: what is judged is what is read.
     """
+    file = open_file(path)
+    if file is None:
+        return None
+    with file:
+        try:
+            return file.read()
+        except OSError:
+            return None
+
+
+def open_file(path: Path) -> BinaryIO | None:
+    """The same, open for reading."""
     try:
         check(path.parent)
         handle = os.open(path, os.O_RDONLY | SAFELY)
@@ -41,14 +54,12 @@ def read(path: Path) -> bytes | None:
         return None
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or (_HAS_OWNERS and not _is_ours_alone(status)):
-            return None
-        with open(handle, "rb", closefd=False) as file:
-            return file.read()
+        if stat.S_ISREG(status.st_mode) and (not _HAS_OWNERS or _is_ours_alone(status)):
+            return open(handle, "rb")
     except OSError:
-        return None
-    finally:
-        os.close(handle)
+        pass
+    os.close(handle)
+    return None
 
 
 def is_ours_or_nothing(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.gguf.header import quoted
-from edgellm.formats.mapped import Contents, map_file
+from edgellm.formats.mapped import Contents, PlainArray, map_file
 from edgellm.formats.pytorch import read_pytorch
 from edgellm.formats.safetensors import read_safetensors
 from edgellm.formats.strict_json import parse_object
@@ -35,7 +35,8 @@ class Checkpoint:
 
     path:     the file that was opened; with shards, their index.
     tensors:  by name, in the files' order; F32, F16 and BF16, as views of the mapped files.
-    others:   name -> type (I64, BOOL, F64, F8_E4M3, ...) of the tensors that are no weights; they cannot be read.
+    others:   name -> type (I64, BOOL, F64, F8_E4M3, ...) of the tensors that are no weights.
+    plain:    those of them that can be read, as views too.
     n_bytes:  size on disk, of all shards.
     """
 
@@ -43,11 +44,12 @@ class Checkpoint:
         self.path = path
         self.tensors: Mapping[str, Tensor] = MappingProxyType(_merged([shard.tensors for shard in shards]))
         self.others: Mapping[str, str] = MappingProxyType(_merged([shard.others for shard in shards]))
+        self.plain: Mapping[str, PlainArray] = MappingProxyType(_merged([shard.plain for shard in shards]))
         self.n_bytes = sum(shard.n_bytes for shard in shards)
 
     def close(self) -> None:
         """Let go of the files. A mapping itself goes with the last array that was taken from it."""
-        self.tensors, self.others = {}, {}
+        self.tensors, self.others, self.plain = {}, {}, {}
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -34,6 +34,18 @@ MAX_ELEMENTS = 1 << 56  # so that no count of bytes or bits leaves 64 bits
 _LFS_POINTER = b"version https://git-lfs"
 
 
+@dataclass(frozen=True, eq=False)
+class PlainArray:
+    """An array of another type than weights have: integers, truth values, small floats.
+
+    raw:  uint8 [n_bytes], a view of the mapped file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    raw: NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class Contents:
     """What one file of weights holds.
@@ -42,12 +54,14 @@ class Contents:
     others:   name -> type of the tensors that are no weights (I64, BOOL, F64, F8_E4M3, ...).
     n_bytes:  size on disk.
     metadata: texts that its writer put beside them, by name.
+    plain:    the others whose numbers take whole bytes and lie in one piece.
     """
 
     tensors: dict[str, Tensor]
     others: dict[str, str]
     n_bytes: int
     metadata: dict[str, str] = field(default_factory=dict)
+    plain: dict[str, PlainArray] = field(default_factory=dict)
 
 
 def map_file(path: Path, kind: str) -> NDArray[np.uint8]:
@@ -75,6 +89,19 @@ def map_file(path: Path, kind: str) -> NDArray[np.uint8]:
 def map_open(file: BinaryIO) -> NDArray[np.uint8]:
     """The bytes of an open file that has some, read-only; OSError or ValueError when it cannot be mapped."""
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def let_go(data: NDArray[np.uint8]) -> None:
+    """Tell the system that some bytes of a mapped file are not needed soon; they are read again when they are."""
+    base: Any = data
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else base.base
+    if base is None or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first, last = -(-begin // mmap.PAGESIZE), (begin + data.nbytes) // mmap.PAGESIZE
+    if first < last:
+        base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def count_elements(shape: Sequence[object]) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.files import atomic_write
 from edgellm.formats.gguf.header import quoted
-from edgellm.formats.mapped import BITS, WEIGHT_DTYPES, Contents, count_elements, map_file, view_tensor
+from edgellm.formats.mapped import BITS, WEIGHT_DTYPES, Contents, PlainArray, count_elements, map_file, view_tensor
 from edgellm.formats.strict_json import MAX_BYTES, parse_object
 from edgellm.quants import BlockFormat
 
@@ -63,14 +63,16 @@ def read_safetensors(path: Path) -> Contents:
         _check_places(entries, len(data) - start)
     except FileProblem as problem:
         raise type(problem)(f"{path}: {problem}") from None
-    tensors, others = {}, {}
+    tensors, others, plain = {}, {}, {}
     for entry in entries:
+        raw = data[start + entry.begin : start + entry.end]
         if entry.dtype in WEIGHT_DTYPES:
-            raw = data[start + entry.begin : start + entry.end]
             tensors[entry.name] = view_tensor(entry.name, entry.shape, entry.dtype, raw)
-        else:
-            others[entry.name] = entry.dtype
-    return Contents(tensors, others, len(data), metadata)
+            continue
+        others[entry.name] = entry.dtype
+        if BITS[entry.dtype] % 8 == 0:
+            plain[entry.name] = PlainArray(entry.dtype, entry.shape, raw)
+    return Contents(tensors, others, len(data), metadata, plain)
 
 
 def _read_header(data: NDArray[np.uint8]) -> tuple[list[Entry], int, dict[str, str]]:

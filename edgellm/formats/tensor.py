@@ -42,6 +42,10 @@ class Tensor:
     def n_bytes(self) -> int:
         return self.raw.nbytes
 
+    def some_rows(self, rows: slice | NDArray[np.int32]) -> NDArray[np.uint8]:
+        """uint8 [n, row_bytes]: the bytes of some rows of a matrix."""
+        return self.raw.reshape(-1, self.format.row_bytes(self.shape[-1]))[rows]
+
     def dequantize(self) -> NDArray[np.float32]:
         """The weights as a new float32 array of `shape`."""
         return self.format.dequantize(self.raw).reshape(self.shape)

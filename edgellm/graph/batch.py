@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,20 @@ from edgellm.graph.lowering import (
     ATTENTION_ROWS,
     DOCUMENTS,
     MAX_SPLITS,
+    POSITIONS,
+    SEGMENTS,
     TARGET_WEIGHTS,
+    TEXT_TASKS,
+    TOKEN_IDS,
     Lowered,
     adapter_table,
     merges_table,
     rotation_table,
+    slots_table,
     tasks_table,
 )
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import encoder_records, gradient_records, records
+from edgellm.kernels.encoder_records import TEXT_QUERIES
 from edgellm.kernels.records import SPAN_TOKENS
 
 
@@ -26,16 +32,17 @@ from edgellm.kernels.records import SPAN_TOKENS
 class Piece:
     """New tokens of one sequence.
 
-    position:     of the first of them; they see those before in the cache.
-    slots:        where the keys and values of each go: block * KV_BLOCK + place in the block.
-    block_table:  int32, the cache block of every KV_BLOCK positions. It must stay where it is until the run is over.
+    position:      of the first of them; they see those before in the cache.
+    slots:         where the keys and values of each go: block * KV_BLOCK + place in the block.
+    block_tables:  int32, the cache block of every KV_BLOCK positions. They must stay where they are until the run is
+                   over. Both by the windows that layers of the cache keep (`Lowered.kept`).
     adapters:     how much they have of each adapter that the program has, or which place in it each of them takes.
     """
 
     token_ids: Sequence[int]
     position: int
-    slots: Sequence[int]
-    block_table: np.ndarray
+    slots: Mapping[int | None, Sequence[int]]
+    block_tables: Mapping[int | None, np.ndarray]
     adapters: Sequence[float | np.ndarray] = ()
 
 
@@ -47,20 +54,21 @@ class Batch:
 
     def __init__(self, capacity: int, lowered: Lowered) -> None:
         self.capacity = capacity
-        self.rotations, self.windows = lowered.rotations, lowered.windows
+        self.rotations, self.windows, self.kept = lowered.rotations, lowered.windows, lowered.kept
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
-        self.kv_slots = np.zeros(capacity, np.int64)
+        self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
+        self.kv_slots = [np.zeros(capacity, np.int64) for _ in self.kept]
         self.rows = np.zeros(capacity, np.int64)
         self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
         self.adapters: list[np.ndarray] = []
         self.record = records.BATCH.new()
         self.record["token_ids"] = self.token_ids.ctypes.data
-        self.record["kv_slots"] = self.kv_slots.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
 
     def prepare_adapters(self, n: int) -> None:
@@ -71,6 +79,10 @@ class Batch:
         """Addresses by the names that records use."""
         result = {
             "batch": self.record.ctypes.data,
+            TOKEN_IDS.name: self.token_ids.ctypes.data,
+            POSITIONS.name: self.positions.ctypes.data,
+            SEGMENTS.name: self.segments.ctypes.data,
+            TEXT_TASKS.name: self.text_tasks.ctypes.data,
             DOCUMENTS.name: self.documents.ctypes.data,
             TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
         }
@@ -79,29 +91,50 @@ class Batch:
         for index, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
             result[tasks_table(index).name] = tasks.ctypes.data
             result[merges_table(index).name] = merges.ctypes.data
+        for index, slots in enumerate(self.kv_slots):
+            result[slots_table(index).name] = slots.ctypes.data
         for index, scales in enumerate(self.adapters):
             result[adapter_table(index).name] = scales.ctypes.data
         return result
 
     def fill(self, pieces: Sequence[Piece]) -> dict[str, int]:
         """Write the tokens of some sequences, one behind the other; returns how many of everything the run has."""
-        slices: list[tuple[int, int, int, int]] = []
+        slices: list[tuple[int, int, int, Piece]] = []
         positions: list[int] = []
         for piece in pieces:
             first, n, start = len(positions), len(piece.token_ids), piece.position
             self.token_ids[first : first + n] = piece.token_ids
-            self.kv_slots[first : first + n] = piece.slots
+            for kept, slots in zip(self.kept, self.kv_slots, strict=True):
+                slots[first : first + n] = piece.slots[kept]
             positions += range(start, start + n)
             for scales, scale in zip(self.adapters, piece.adapters, strict=False):
                 scales[first : first + n] = scale
-            table, step = piece.block_table.ctypes.data, self._slice_tokens
-            slices += [(first + i, min(step, n - i), start + i, table) for i in range(0, n, step)]
+            step = self._slice_tokens
+            slices += [(first + i, min(step, n - i), start + i, piece) for i in range(0, n, step)]
+        self.positions[: len(positions)] = positions
         self._turn(np.array(positions))
         counts = {"tokens": len(positions)}
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
         return counts
+
+    def fill_texts(self, texts: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] = ()) -> dict[str, int]:
+        """Write whole texts, one behind the other, that attend to themselves; returns how many of everything there is.
+
+        segments:  for each text, the part of a pair that every token belongs to, 0 or 1; by default 0.
+        """
+        first = n_tasks = 0
+        for text, parts in zip(texts, segments or [[0]] * len(texts), strict=True):
+            n = len(text)
+            rows = slice(first, first + n)
+            self.token_ids[rows], self.segments[rows], self.positions[rows] = text, parts, np.arange(n)
+            for start in range(0, n, TEXT_QUERIES):
+                self.text_tasks[n_tasks] = (first, n, start, min(TEXT_QUERIES, n - start))
+                n_tasks += 1
+            first += n
+        self._turn(self.positions[:first])
+        return {"tokens": first, TEXT_TASKS.name: n_tasks}
 
     def fill_documents(self, lengths: Sequence[int]) -> dict[str, int]:
         """Write where documents begin that stand one behind the other in the batch, for backward passes."""
@@ -131,18 +164,18 @@ class Batch:
     def _turn(self, positions: np.ndarray) -> None:
         """Fill the tables of angles for the positions of the tokens."""
         for rotation, table in zip(self.rotations, self.angles, strict=True):
-            angles, turned = np.multiply.outer(positions, rotation.frequencies), table[: len(positions)]
-            np.cos(angles, out=turned[:, 0], casting="same_kind")
-            np.sin(angles, out=turned[:, 1], casting="same_kind")
+            rotation.fill(positions, table[: len(positions)])
 
-    def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, int]]) -> tuple[int, int]:
-        """Attention tasks for slices (token, n_tokens, position, block table); a lone token with a long past is split.
+    def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, Piece]]) -> tuple[int, int]:
+        """Attention tasks for slices (token, n_tokens, position, piece); a lone token with a long past is split.
 
         The splits are the same whatever the number of threads, and so are the results.
         """
         tasks, merges = self.tasks[index], self.merges[index]
         n_tasks = n_merges = n_slots = 0
-        for token, n, position, table in slices:
+        kept = window if window in self.kept else None
+        for token, n, position, piece in slices:
+            table = piece.block_tables[kept].ctypes.data
             first = 0 if window is None else max(0, position - window + 1)
             first_split, last_split = first // SPAN_TOKENS, position // SPAN_TOKENS
             n_splits = last_split - first_split + 1

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from edgellm.graph.ops import Op
 from edgellm.kernels import records
+from edgellm.kernels.expert_records import EXPERTS
 from edgellm.kernels.records import KV_BLOCK
 
 LOW_RANK = (records.NARROW, records.WIDEN)
+MATRICES = (records.LINEAR, EXPERTS)
 
 
 def weight_bytes(op: Op) -> int:
-    """Bytes of the matrix that a linear op reads, once for a whole batch; 0 for other ops."""
+    """Bytes of the matrix that a linear op reads, once for a whole batch; 0 for other ops.
+
+    Of experts, those of one token: tokens that have others need more.
+    """
     if op.schema in LOW_RANK:
         return 4 * op.fields["rank"] * op.fields["n_cols"]
-    return op.fields["n_rows"] * op.fields["row_bytes"] if op.schema is records.LINEAR else 0
+    return _matrices(op) * op.fields["n_rows"] * op.fields["row_bytes"] if op.schema in MATRICES else 0
 
 
 def weight_macs(op: Op) -> int:
     """Products with weights that a linear op adds up for each token; 0 for other ops."""
     if op.schema in LOW_RANK:
         return op.fields["rank"] * op.fields["n_cols"]
-    return op.fields["n_rows"] * op.fields["n_cols"] if op.schema is records.LINEAR else 0
+    return _matrices(op) * op.fields["n_rows"] * op.fields["n_cols"] if op.schema in MATRICES else 0
+
+
+def _matrices(op: Op) -> int:
+    """How many a token meets: of experts, those it has."""
+    return int(op.fields.get("n_used", 1))
 
 
 def cache_bytes(op: Op, position: int) -> int:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgellm.formats.tensor import Tensor
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.registry import Kernel
 from edgellm.kernels.schema import Schema
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # What may change from run to run, by name: "tokens", "tasks" of each kind of attention, ...
 Counts = Mapping[str, int]
@@ -44,8 +49,8 @@ class Quantized:
     @property
     def parts(self) -> dict[str, int]:
         """Bytes for each token of each of the arrays, which lie one behind the other."""
-        width = self.width * self.n_planes
-        return {"q": width, "d": width // 8, "sum32": width // 8, "sum16": width // 4}
+        width = self.width
+        return {"q": width * self.n_planes, "d": width // 8, "sum32": width // 8, "sum16": width // 4}
 
     @property
     def token_bytes(self) -> int:
@@ -71,10 +76,13 @@ class Chunks:
     per_chunk: int = 1  # so many of them make a chunk
     times: int = 1  # chunks for each of these
     small_batch: int | None = None  # so many chunks while the op runs its kernel for small batches
+    small_per_token: int | None = None  # the same, for each token
 
     def of(self, counts: Counts, is_small: bool) -> int:
         if is_small and self.small_batch is not None:
             return self.small_batch
+        if is_small and self.small_per_token is not None:
+            return self.small_per_token * counts[self.count]
         return -(-counts[self.count] // self.per_chunk) * self.times
 
 
@@ -113,3 +121,11 @@ class Table:
     """Data of the batch that a record points to, by name: the batch itself, rope tables, attention tasks."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Tiled:
+    """The weights of a tensor as tiles (see `quants.tiles`), for a kernel that reads these."""
+
+    tensor: Tensor
+    tiles: NDArray[np.uint8] | None = field(default=None, compare=False)

@@ -13,18 +13,19 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph.batch import Batch
 from edgellm.graph.lowering import Lowered
 from edgellm.graph.nodes import Value
-from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Rows, Table
+from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Rows, Table, Tiled
 from edgellm.graph.plan import dependencies, plan
 from edgellm.graph.team import Team
 from edgellm.kernels import records
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import total_memory
+from edgellm.quants.tiles import to_tiles
 
 # Tiles may write up to so many tokens at once, beyond the end of a batch too.
 TOKEN_ALIGN = 16
 LINE = 64
 MOST_OF_MEMORY = 0.9  # for the values of a batch
-_ELSEWHERE = (Tensor, Rows)  # what `Program.bind` can have read elsewhere
+_ELSEWHERE = (Tensor, Tiled, Rows)  # what `Program.bind` can have read elsewhere
 PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
 
 
@@ -88,12 +89,13 @@ class Program:
         kept = [rows for value, rows in lowered.rows.items() if value not in lowered.outside]
         self._offsets, size = plan(self.steps, kept, self.capacity, outside=self._inputs)
         self.arena = _arena(size, batch.capacity)
-        scratch_bytes = -(-max((op.scratch_bytes for op in self.steps), default=0) // LINE) * LINE
+        scratch_bytes = -(-max((op.scratch_bytes for op in lowered.ops), default=0) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}
 
         self._keep: list[np.ndarray] = []
-        self._places: dict[Any, list[tuple[np.ndarray, str]]] = {}  # where records name a tensor or an input
+        self._places: dict[Any, list[tuple[np.ndarray, str]]] = {}  # where records name a tensor, its tiles or an input
+        self._bound_tiles: dict[Tensor, np.ndarray] = {}
         self._records = [self._record(op, scratch_bytes) for op in self.steps]
         self.ops = records.OP.new(len(self.steps))
         self.ops["depends"] = dependencies(self.steps, self._offsets, self.capacity)
@@ -118,7 +120,7 @@ class Program:
         stop:  asked now and then while many tokens are computed, whether they are still wanted. If not, the run ends
                at once and this returns False.
         """
-        is_small = counts["tokens"] <= self.lowered.target.tuning.small_batch
+        is_small = counts["tokens"] <= self.lowered.target.small_batch
         if counts != self._counts:
             self._counts = {}  # Ctrl-C may come before all is written
             self.ops["kernel"] = self._small_kernels if is_small else self._kernels
@@ -148,6 +150,8 @@ class Program:
         for content, array in memory.items():
             for record, name in self._places_of(content):
                 record[name] = array.ctypes.data
+            if isinstance(content, Tensor):
+                self._bind_tiles(content, array)
             if isinstance(content, Tensor) and content in self.lowered.constants:
                 numbers = content.format.dequantize(array.reshape(content.raw.shape))
                 self.lowered.constants[content][...] = numbers.reshape(content.shape)
@@ -155,8 +159,9 @@ class Program:
     @contextmanager
     def bound(self, memory: Mapping[Tensor | Value, np.ndarray]) -> Iterator[None]:
         """The same for a while."""
+        contents = [*memory, *(Tiled(content) for content in memory if isinstance(content, Tensor))]
         before = [
-            (record, name, int(record[name][0])) for content in memory for record, name in self._places_of(content)
+            (record, name, int(record[name][0])) for content in contents for record, name in self._places_of(content)
         ]
         constants = {tensor: numbers.copy() for tensor, numbers in self.lowered.constants.items() if tensor in memory}
         try:
@@ -167,8 +172,17 @@ class Program:
                 record[name] = address
             for tensor, numbers in constants.items():
                 self.lowered.constants[tensor][...] = numbers
+            for content in memory:
+                self._bound_tiles.pop(content, None)  # type: ignore[arg-type]
 
-    def _places_of(self, content: Tensor | Value) -> list[tuple[np.ndarray, str]]:
+    def _bind_tiles(self, tensor: Tensor, raw: np.ndarray) -> None:
+        """Where tiles are read, they are made of the bytes that are bound."""
+        if places := self._places_of(Tiled(tensor)):
+            tiles = self._bound_tiles[tensor] = to_tiles(tensor.format, raw.reshape(tensor.raw.shape))
+            for record, name in places:
+                record[name] = tiles.ctypes.data
+
+    def _places_of(self, content: Tensor | Tiled | Value) -> list[tuple[np.ndarray, str]]:
         key = self.lowered.rows.get(content) if isinstance(content, Value) else content
         return self._places.get(key, [])
 
@@ -214,6 +228,8 @@ class Program:
             return self._tables[content.name]
         if isinstance(content, Tensor):
             return content.address
+        if isinstance(content, Tiled):
+            content = content.tiles
         if isinstance(content, np.ndarray):
             return content.ctypes.data
         if isinstance(content, Quantized):

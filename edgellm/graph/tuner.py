@@ -21,12 +21,13 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Program, Target, Team, lower
 from edgellm.graph.nodes import linear
 from edgellm.graph.ops import Rows
-from edgellm.graph.program import aligned
+from edgellm.graph.program import TOKEN_ALIGN, aligned
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import available_memory, default_threads, usable_threads
 from edgellm.quants import BlockFormat
+from edgellm.quants.tiles import TILE_ROWS
 
 T = TypeVar("T")
 
@@ -39,6 +40,9 @@ CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
 SMALL_BATCHES = (2, 4, 6, 8)
+TILES_SMALL_BATCHES = (4, 8, 16, 24)
+# Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
+AS_QUICK, SEVERAL, FAR_QUICKER = 1.02, 8, 0.8
 
 
 def remembered(store: KernelStore, weights: BlockFormat, n_threads: int | None = None) -> Tuning | None:
@@ -82,7 +86,10 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
     )
     tuning = work.best(tuning, [replace(tuning, chunk_bytes=n) for n in CHUNK_BYTES])
     tuning = work.best(tuning, [replace(tuning, prefetch_bytes=n) for n in PREFETCH_BYTES])
-    return replace(tuning, small_batch=work.small_batch(tuning))
+    tuning = replace(tuning, small_batch=work.small_batch(tuning))
+    if work.tiles_pay(tuning):
+        return replace(tuning, tiles=True, tiles_small_batch=work.small_batch(replace(tuning, tiles=True)))
+    return tuning
 
 
 def _thread_counts(default: int) -> list[int]:
@@ -121,10 +128,13 @@ class _Work:
 
     def small_batch(self, tuning: Tuning) -> int:
         """Up to how many tokens the kernel for small batches is quicker than the one for large ones."""
-        small, large = (_Runnable(self, replace(tuning, small_batch=n)) for n in (max(SMALL_BATCHES), 1))
+        candidates = TILES_SMALL_BATCHES if tuning.tiles else sorted({*SMALL_BATCHES, tuning.small_batch})
+        small, large = (
+            _Runnable(self, replace(tuning, small_batch=n, tiles_small_batch=n)) for n in (max(candidates), 1)
+        )
         try:
             found = 1
-            for n_tokens in sorted({*SMALL_BATCHES, tuning.small_batch}):
+            for n_tokens in candidates:
                 turns = _take_turns({program: partial(program.run, n_tokens) for program in (small, large)})
                 if min(turn[small] for turn in turns) > min(turn[large] for turn in turns):
                     break
@@ -133,6 +143,21 @@ class _Work:
         finally:
             small.team.close()
             large.team.close()
+
+    def tiles_pay(self, tuning: Tuning) -> bool:
+        """Whether weights should lie as tiles."""
+        if not self.format.in_tiles:
+            return False
+        file, tiles = (_Runnable(self, replace(tuning, tiles=tiles)) for tiles in (False, True))
+        try:
+            worst = {}
+            for n_tokens in (1, SEVERAL):
+                turns = _take_turns({program: partial(program.run, n_tokens) for program in (file, tiles)})
+                worst[n_tokens] = max(turn[tiles] / turn[file] for turn in turns)
+            return worst[1] < CLEARLY or (worst[1] < AS_QUICK and worst[SEVERAL] < FAR_QUICKER)
+        finally:
+            file.team.close()
+            tiles.team.close()
 
 
 @dataclass(eq=False)
@@ -147,11 +172,14 @@ class _Runnable:
         x = graph.input(self.work.n_cols)
         for matrix in self.work.matrices:
             graph.output(linear(x, matrix))
-        lowered = lower(graph, Target(self.work.store.isa, self.tuning))
+        # Whatever the bytes mean, as tiles they are read as quickly.
+        matrices = self.work.matrices if self.tuning.tiles else []
+        tiles = {matrix: matrix.raw.reshape(N_ROWS // TILE_ROWS, -1) for matrix in matrices}
+        lowered = lower(graph, Target(self.work.store.isa, self.tuning, tiles=tiles))
         self.work.store.load([*lowered.kernels, *KERNELS])
         self.team = Team(self.work.store, self.tuning.n_threads, len(lowered.ops))
-        self._input = np.ones((16, Rows(x.width).stride), np.float32)
-        batch, inputs = Batch(max(SMALL_BATCHES), lowered), {x: self._input.ctypes.data}
+        self._input = np.ones((2 * TOKEN_ALIGN, Rows(x.width).stride), np.float32)
+        batch, inputs = Batch(max(TILES_SMALL_BATCHES), lowered), {x: self._input.ctypes.data}
         self._program = Program(lowered, self.work.store, batch, self.team, inputs=inputs)
 
     def run(self, n_tokens: int = 1) -> None:

@@ -17,13 +17,16 @@ class Tuning:
     n_threads:    how many threads are quickest.
     chunk_bytes:  of weights that a thread takes at a time in decode.
     prefetch_bytes: how far in front of itself decode prefetches weights, beyond the rows that it works on.
-    small_batch:  up to so many tokens, reading the weights once for each is quicker than unpacking tiles of them.
+    small_batch:  up to so many tokens, the kernels for small batches are quicker than unpacking weights for all tokens.
+    tiles:        whether weights that lie as tiles are clearly quicker; tiles_small_batch: the same as above for these.
     """
 
     n_threads: int
     chunk_bytes: int = 1 << 19
     prefetch_bytes: int = 1 << 13
     small_batch: int = 3
+    tiles: bool = False
+    tiles_small_batch: int = 16
 
     def save(self, path: Path) -> None:
         """Remember, in a file that nobody else can write; where that cannot be, every start measures, which is said."""
@@ -34,18 +37,22 @@ class Tuning:
         """What was remembered, or None when there is nothing that can be used."""
         try:
             found = json.loads(private.read(path) or b"")
-            tuning = cls(**{field.name: found[field.name] for field in fields(cls)})
+            # What was remembered without a word on tiles is good for all else.
+            names = [field.name for field in fields(cls) if field.name in found or not field.name.startswith("tiles")]
+            tuning = cls(**{name: found[name] for name in names})
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
         return tuning if tuning.is_sensible() else None
 
     def is_sensible(self) -> bool:
         """Whether the settings are within the bounds of what is ever measured."""
-        whole = (self.n_threads, self.chunk_bytes, self.prefetch_bytes, self.small_batch)
+        whole = (self.n_threads, self.chunk_bytes, self.prefetch_bytes, self.small_batch, self.tiles_small_batch)
         return (
             all(type(value) is int for value in whole)
             and 1 <= self.n_threads <= MAX_THREADS
             and 1 << 10 <= self.chunk_bytes <= 1 << 24
             and 0 <= self.prefetch_bytes <= 1 << 24
             and 1 <= self.small_batch <= 16
+            and 1 <= self.tiles_small_batch <= 32
+            and type(self.tiles) is bool
         )

@@ -1,7 +1,7 @@
 """Named models: where they come from, and where they lie on this machine.
 
 catalog()            the models that models/catalog.toml names
-pull(name)           fetch one, check it, and give its path; a name is NAME or hf:ORG/REPO/FILE.gguf
+pull(name)           fetch one, check it, and give its path; a name is NAME, hf:ORG/REPO[:TYPE] or hf:ORG/REPO/FILE.gguf
 pull_checkpoint(name)  fetch a checkpoint to be converted, hf:ORG/REPO
 is_sound(name)       whether a model is here and every byte of it is right
 installed()          what can be run
@@ -16,18 +16,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm import checks
+from edgellm.errors import UsageError
 from edgellm.hub.catalog import NamedModel, catalog
 from edgellm.hub.inventory import DamagedModel, InstalledModel, MissingModel, installed, present, resolve
-from edgellm.hub.store import find, path_of
+from edgellm.hub.names import parse_hub_name
+from edgellm.hub.others import PREFIXES, find_of_others
+from edgellm.hub.store import NameOfSeveral, find, located, path_of
+from edgellm.hub.variants import NoSuchVariant
 
 __all__ = [
     "DamagedModel",
     "InstalledModel",
     "MissingModel",
+    "NameOfSeveral",
     "NamedModel",
+    "NoSuchVariant",
     "catalog",
     "find",
     "installed",
+    "is_of_the_hub",
     "is_sound",
     "path_of",
     "present",
@@ -42,6 +49,7 @@ def pull(
     name: str,
     progress: Callable[[int, int, str], None] | None = None,
     notice: Callable[[str], None] | None = None,
+    convert: Callable[[Path, Path, str, Callable[[int, int, str], None]], list[str]] | None = None,
 ) -> Path:
     """Fetch a model unless it is there and every byte of it is right, and return its path.
 
@@ -49,24 +57,37 @@ def pull(
 
     progress(done, total, what) hears of bytes as they come; total is 0 while unknown. notice(line) hears one line for
     each source that failed before the next one is tried, for what is damaged, and for a download that goes on.
+    convert(folder, target, type, progress) makes a model of a checkpoint, as some of the catalogue are; `edgellm.pull`
+    has one.
 
     Raises DownloadError (HashMismatchError) when no source delivers or the disk has no room, UsageError for a name
     nobody knows.
     """
-    from edgellm.hub.puller import pull_model  # networking is imported only when something is fetched
+    from edgellm.hub.puller import look_up_model, pull_model  # networking is imported only when something is fetched
 
     checks.function("progress", progress)
     checks.function("notice", notice)
-    return pull_model(
-        find(checks.text("name", name)), progress or (lambda done, total, what: None), notice or (lambda line: None)
-    )
+    if checks.text("name", name).lower().startswith(tuple(PREFIXES)):
+        return find_of_others(name).path  # they are here, or their own program fetches them
+    tell, wanted = notice or (lambda line: None), find(name)
+    model = located(wanted) or look_up_model(wanted, tell)
+    return pull_model(model, progress or (lambda done, total, what: None), tell, convert)
+
+
+def is_of_the_hub(name: str) -> bool:
+    """Whether a name is one of the Hugging Face hub, in any spelling, well-formed or not."""
+    try:
+        return parse_hub_name(name) is not None
+    except UsageError:
+        return True
 
 
 def is_sound(name: str, progress: Callable[[int, int, str], None] | None = None) -> bool:
     """Whether a model is here and every byte of it is right; it is read once. Raises UsageError."""
     from edgellm.hub.puller import is_sound_model
 
-    return is_sound_model(find(name), progress or (lambda done, total, what: None), thorough=True)
+    model = located(find(name))
+    return model is not None and is_sound_model(model, progress or (lambda done, total, what: None), thorough=True)
 
 
 def pull_checkpoint(

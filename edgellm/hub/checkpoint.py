@@ -16,9 +16,11 @@ from edgellm.hub.place import bring, of_one_commit
 from edgellm.hub.room import told_when_full
 from edgellm.hub.store import checkpoints_folder
 
-# Files beside the weights: hyperparameters, tokenizer, chat templates, the model card.
+# Files beside the weights: hyperparameters, tokenizer, chat templates, the model card; and of models that make vectors
+# what comes after the model (1_Pooling, 2_Dense, ...).
 _SMALL = re.compile(
     r"[\w.-]+\.(json|jinja|model|tiktoken)|merges\.txt|vocab\.txt|README\.md|additional_chat_templates/[\w.-]+\.jinja"
+    r"|[1-9]_[A-Za-z]+/(config\.json|model\.safetensors|pytorch_model\.bin)"
 )
 # The weights, best kind first: safetensors before what only a pickle explains.
 _WEIGHTS = (re.compile(r"(adapter_)?model([\w.-]*)\.safetensors"), re.compile(r"(adapter|pytorch)_model([\w.-]*)\.bin"))
@@ -27,7 +29,7 @@ _WEIGHTS = (re.compile(r"(adapter_)?model([\w.-]*)\.safetensors"), re.compile(r"
 def fetch_checkpoint(name: str, progress: Progress, notice: Notice) -> Path:
     """See `edgellm.hub.pull_checkpoint`."""
     parsed = parse_repository_name(name)
-    folder = checkpoints_folder() / name.removeprefix("hf:")
+    folder = checkpoints_folder() / str(parsed).removeprefix("hf:")
     lock = only_one(folder, taken=lambda: notice(f"{name} is already being fetched; waiting for it"))
     with lock, working_in(work_folder(folder)) as work:
         wanted = of_one_commit(work, lambda commit: _wanted(parsed.repo, commit or parsed.revision))
@@ -50,7 +52,7 @@ def _wanted(repo: str, revision: str | None) -> list[HubFile]:
 
 def _remove_others(folder: Path, wanted: set[str]) -> None:
     """Remove what an earlier commit had and this one has not: shards of it would be taken for weights."""
-    for path in [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]:
+    for path in [*folder.glob("*"), *folder.glob("additional_chat_templates/*"), *folder.glob("[1-9]_*/*")]:
         name = path.relative_to(folder).as_posix()
         if name not in wanted and any(kind.fullmatch(name) for kind in (_SMALL, *_WEIGHTS)) and not path.is_dir():
             path.unlink()

@@ -13,7 +13,7 @@ from typing import Any
 from edgellm.errors import DownloadError, HashMismatchError, size_text
 from edgellm.files import rename
 from edgellm.hub.integrity import digest_of
-from edgellm.hub.network import Network, RangeRefused, Unavailable, host_of
+from edgellm.hub.network import MOST_WAITS, Network, RangeRefused, Unavailable, host_of, is_short_wait
 from edgellm.hub.parts import Note, drop, part_of, read_note, size_of, write_note
 from edgellm.hub.room import ask_for_room
 
@@ -77,12 +77,13 @@ def _fetch(errand: Errand, part: Path, progress: Progress, notice: Notice) -> No
             _transfer(errand, part, progress)
         except (_Broken, Unavailable) as trouble:
             there = size_of(part)
-            if isinstance(trouble, Unavailable) and most == begun_with:
+            wait = trouble.wait if isinstance(trouble, Unavailable) and is_short_wait(trouble) else None
+            if isinstance(trouble, Unavailable) and most == begun_with and (wait is None or failures >= MOST_WAITS - 1):
                 raise  # nothing has come yet: better told than tried again
             failures = 0 if there > most else failures + 1
             most, in_pieces = max(most, there), in_pieces or there > 0
             if failures < ATTEMPTS_WITHOUT_PROGRESS:
-                time.sleep(_PAUSE_SECONDS * failures)
+                time.sleep(_PAUSE_SECONDS * failures if wait is None else wait)
                 continue
             if errand.digest is None or _wrong(errand, part):  # else only the announced length was wrong
                 raise DownloadError(str(trouble)) from None

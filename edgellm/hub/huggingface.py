@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from typing import Any
 from edgellm.errors import DownloadError
 from edgellm.hub.download import Errand, Notice, Progress, download
 from edgellm.hub.names import did_you_mean, nearest
-from edgellm.hub.network import Network, NotThere, explain, host_of, refusal
-from edgellm.hub.parts import FETCHED
+from edgellm.hub.network import AccessDenied, Network, NotThere, explain, host_of, refusal, waiting_a_little
+from edgellm.hub.others import cached_blob
+from edgellm.hub.parts import FETCHED, part_of
+from edgellm.hub.room import ask_for_room
 
 _TIMEOUT = 15.0  # seconds without an answer
 
@@ -48,10 +51,13 @@ def list_hub_files(repo: str, revision: str | None) -> list[HubFile]:
     """
     import huggingface_hub
 
-    with _explained(repo, "", revision):
-        api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
-        files = [_listed(repo, info.sha or "", entry) for entry in info.siblings or []]
+    def ask() -> Any:
+        with _explained(repo, "", revision):
+            api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+            return api.model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+
+    info = waiting_a_little(ask)
+    files = [_listed(repo, info.sha or "", entry) for entry in info.siblings or []]
     if not info.sha:
         raise DownloadError(f"the hub does not say which commit of {repo} its files are of")
     return files
@@ -61,8 +67,11 @@ def look_up(repo: str, name: str, revision: str | None) -> HubFile:
     """One file, at the commit that a revision stands for now. Raises DownloadError."""
     import huggingface_hub
 
-    with _explained(repo, name, revision):
-        metadata = huggingface_hub.get_hf_file_metadata(_url(repo, name, revision), timeout=_TIMEOUT)
+    def ask() -> Any:
+        with _explained(repo, name, revision):
+            return huggingface_hub.get_hf_file_metadata(_url(repo, name, revision), timeout=_TIMEOUT)
+
+    metadata = waiting_a_little(ask)
     etag = metadata.etag or ""
     digest = etag if re.fullmatch("[0-9a-f]{64}", etag) else None
     if not (metadata.commit_hash or digest):
@@ -79,6 +88,8 @@ def fetch_from_hub(file: HubFile, folder: Path, progress: Progress, notice: Noti
     from huggingface_hub.utils import build_hf_headers
 
     target = place_in_work(file, folder)
+    if not target.exists() and (blob := cached_blob(file.repo, file.digest or "")):
+        _take(blob, target)  # `download` looks whether it is right
     with _explained(file.repo, file.name, file.commit):
         url = _url(file.repo, file.name, file.commit)
         authorization = build_hf_headers().get("authorization")
@@ -99,6 +110,18 @@ def place_in_work(file: HubFile, folder: Path) -> Path:
     """
     version = re.sub(r"\W", "", file.version)[:12]
     return folder / f"{version}-{file.name.replace('/', '--')}{FETCHED}"
+
+
+def _take(blob: Path, target: Path) -> None:
+    """A file that the Hugging Face cache has already: the same bytes on the disk where that can be, else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        os.link(blob.resolve(), target)
+        return
+    ask_for_room(target.parent, blob.stat().st_size)
+    copy = part_of(target)
+    shutil.copyfile(blob, copy)
+    copy.rename(target)
 
 
 def _listed(repo: str, commit: str, entry: Any) -> HubFile:
@@ -132,7 +155,10 @@ def _explained(repo: str, name: str, revision: str | None) -> Iterator[None]:
 def _reason(error: Exception, repo: str, name: str, revision: str | None) -> DownloadError:
     kind = type(error).__name__
     if kind == "GatedRepoError":
-        return DownloadError(f"{repo} needs its licence accepted on its page, and a token: run `hf auth login`")
+        return AccessDenied(
+            f"{repo} needs its licence accepted on its page, https://huggingface.co/{repo}, and a token of whoever did "
+            "so: run `hf auth login`, or set HF_TOKEN"
+        )
     if kind == "RepositoryNotFoundError":
         return NotThere(f"{repo} does not exist, or is private and needs a token: run `hf auth login`")
     if kind in ("EntryNotFoundError", "RemoteEntryNotFoundError"):

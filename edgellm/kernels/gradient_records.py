@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.encoder_records import QUERY_TILE
 from edgellm.kernels.records import BATCH, F32_TILE_COLS, ROW_ALIGN
 from edgellm.kernels.schema import Schema
 
@@ -71,7 +72,7 @@ OUTER_SCRATCH_BYTES = 4 * OUTER_ROWS * ROW_ALIGN  # the last columns of a tile, 
 
 # --- gradients of attention (see ops/attention_backward.py) ----------------------------------------
 
-GRADIENT_TILE_TOKENS = 32  # queries whose scores are computed together
+GRADIENT_TILE_TOKENS = QUERY_TILE
 
 # A text that attends to nothing but itself, in consecutive rows of the batch.
 DOCUMENT_TASK = Schema("document_task", token="i64", n_tokens="i64")

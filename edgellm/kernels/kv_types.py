@@ -1,7 +1,7 @@
 """How the KV cache stores its numbers: as float16, as int8 with scales, or exactly.
 
 The cache of a layer is an array of blocks of KV_BLOCK tokens. A block holds the keys of every key-value head as
-[head_dim, KV_BLOCK], and behind the keys of all heads the values as [KV_BLOCK, head_dim]. Where a type has
+[key_dim, KV_BLOCK], and behind the keys of all heads the values as [KV_BLOCK, value_dim]. Where a type has
 scales, those of a head stand behind its keys, or its values, as float16 [groups of dimensions, KV_BLOCK]: each for
 SCALE_GROUP dimensions of one token (fewer at the end of a head), so that a new token changes nothing of others.
 """
@@ -31,9 +31,9 @@ class KVType:
         scales = -(-head_dim // SCALE_GROUP) * SCALE_BYTES if self.has_scales else 0
         return KV_BLOCK * (head_dim * self.number_bytes + scales)
 
-    def block_bytes(self, n_kv_heads: int, head_dim: int) -> int:
+    def block_bytes(self, n_kv_heads: int, key_dim: int, value_dim: int) -> int:
         """Keys and values of a whole block."""
-        return 2 * n_kv_heads * self.head_bytes(head_dim)
+        return n_kv_heads * (self.head_bytes(key_dim) + self.head_bytes(value_dim))
 
     def load(self, v: Vocabulary, address: Value, lanes: int) -> Value:
         """Neighbouring numbers as float32, before they are scaled."""

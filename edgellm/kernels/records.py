@@ -7,35 +7,46 @@ integer kernels the same rows stand once more as int8 in groups of 32 (see `QUAN
 from __future__ import annotations
 
 from edgellm.kernels.schema import Schema
+from edgellm.quants.tiles import TILE_ROWS as TILE_ROWS  # weight rows of a tile, those that prefill unpacks too
 
 ROW_ALIGN = 16  # floats: rows start on a cache line, and a tile may write 16 outputs at once
 KV_BLOCK = 64  # tokens in a block of the KV cache
 SPAN_TOKENS = 256  # positions whose attention is summed by itself, a multiple of KV_BLOCK
 ATTENTION_TILE_ROWS = 6  # query rows that meet a key or value together
-TILE_ROWS = 16  # weight rows that a prefill tile unpacks together
 F32_TILE_COLS = 256  # columns of a tile of float32: a multiple of every block, and few enough for a first level cache
 
 BATCH = Schema(
     "batch",
     n_tokens="i64",
     token_ids="ptr",  # int32 [n_tokens]
-    kv_slots="ptr",  # int64 [n_tokens]: block * KV_BLOCK + place in the block
     rows="ptr",  # int64 [n_tokens]: which rows `select_rows` takes
 )
 
 # Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum
 # or with an offset, without touching every element again.
-# In two planes, there is a second one behind the first of every token, in each of the arrays:
-# value = q1 * d1 + q2 * d2, about as exact as 16 bits.
+# In two planes, there is a second q behind the first of every token, in steps of a 256th: value = (256 * q1 + q2) * d,
+# about as exact as 16 bits. Kernels put both together as integers, so there is one scale and one sum.
 QUANTIZED = Schema(
     "quantized",
     q="ptr",  # int8 [n_tokens, n_planes, n_cols]
-    d="ptr",  # float32 [n_tokens, n_planes, n_cols / 32]
-    sum32="ptr",  # float32 [n_tokens, n_planes, n_cols / 32]: d times the sum of the group
-    sum16="ptr",  # float32 [n_tokens, n_planes, n_cols / 16]: the same by halves of a group
+    d="ptr",  # float32 [n_tokens, n_cols / 32]
+    sum32="ptr",  # float32 [n_tokens, n_cols / 32]: d times the sum of the group
+    sum16="ptr",  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
 )
+PLANE_BITS = 8  # of the second plane
+LEAST_QUANTIZED = 2.0**-121  # a group that holds no more becomes 0: divided by 127, the inverse would be infinite
 
-EMBED = Schema("embed", batch=BATCH, weights="ptr", row_bytes="i64", n_cols="i64", scale="f64", out="ptr", stride="i64")
+EMBED = Schema(
+    "embed",
+    batch=BATCH,
+    ids="ptr",  # int32 [n_tokens]: which row of the weights each token takes
+    weights="ptr",
+    row_bytes="i64",
+    n_cols="i64",
+    scale="f64",
+    out="ptr",
+    stride="i64",
+)
 
 SELECT_ROWS = Schema("select_rows", batch=BATCH, x="ptr", out="ptr", stride="i64")
 
@@ -48,6 +59,22 @@ RMS_NORM = Schema(
     stride="i64",
     out_stride="i64",
     n_groups="i64",  # heads that are each normalized by themselves; 1 for a whole row
+    n_cols="i64",
+    epsilon="f64",
+    chunk_tokens="i64",
+)
+
+LAYER_NORM = Schema(
+    "layer_norm",
+    batch=BATCH,
+    x="ptr",
+    weight="ptr",
+    bias="ptr",  # float32 [n_cols], or as many for each group as the weight has
+    weight_step="i64",  # from a group's weights to those of the next: n_cols, or 0 where all share them
+    out="ptr",
+    stride="i64",
+    out_stride="i64",
+    n_groups="i64",
     n_cols="i64",
     epsilon="f64",
     chunk_tokens="i64",
@@ -108,6 +135,39 @@ RESIZE_HEADS = Schema(
     chunk_tokens="i64",
 )
 
+COPY_HEADS = Schema(
+    "copy_heads",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",  # of the widest rows, which say how many are a chunk
+    x_stride="i64",
+    x_step="i64",  # floats from head to head: 0 where all have the same
+    x_start="i64",  # of the first that is copied
+    out="ptr",
+    out_stride="i64",
+    out_step="i64",
+    out_start="i64",
+    size="i64",
+    n_heads="i64",
+    chunk_tokens="i64",
+)
+
+COLUMNS = Schema(
+    "columns",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    first="i64",  # which column of x is the first
+    n_cols="i64",
+    out="ptr",
+    out_stride="i64",
+    out_first="i64",  # which column of out the first becomes
+    out_cols="i64",  # so many are cleared before
+    chunk_tokens="i64",
+)
+
+SCALE = Schema("scale", batch=BATCH, x="ptr", out="ptr", stride="i64", factor="f64", chunk_tokens="i64")
+
 SUM_SQUARES = Schema(
     "sum_squares",
     batch=BATCH,
@@ -151,12 +211,17 @@ KV_APPEND = Schema(
     "kv_append",
     batch=BATCH,
     k="ptr",
+    k_stride="i64",
     v="ptr",
-    stride="i64",
+    v_stride="i64",
     n_heads="i64",
-    head_dim="i64",
+    key_dim="i64",
+    value_dim="i64",
     cache="ptr",
     block_bytes="i64",
+    key_bytes="i64",  # of a head's keys in a block, scales included
+    value_bytes="i64",
+    slots="ptr",  # int64 [n_tokens]: block * KV_BLOCK + place in the block
     chunk_tokens="i64",
 )
 
@@ -181,11 +246,17 @@ ATTENTION = Schema(
     out_stride="i64",
     n_kv_heads="i64",
     group="i64",
-    head_dim="i64",
+    key_dim="i64",
+    value_dim="i64",
     scale="f64",
     window="i64",  # positions a token looks back over, itself included
+    soft_cap="f64",  # scores s become soft_cap * tanh(s / soft_cap); 0: they stay
+    slopes="ptr",  # float32 [heads]: what a score loses for each position of distance; or 0
+    sinks="ptr",  # float32 [heads]: a score that takes its share and gives nothing; or 0
     cache="ptr",
     block_bytes="i64",
+    key_bytes="i64",  # of a head's keys in a block, scales included
+    value_bytes="i64",
     tasks="ptr",
     chunk_count="ptr",  # int64: how many chunks this run has, n_kv_heads for each task
     n_threads="i64",
@@ -195,9 +266,9 @@ ATTENTION = Schema(
 )
 
 
-def attention_scratch_bytes(n_rows: int, head_dim: int) -> int:
+def attention_scratch_bytes(n_rows: int, key_dim: int, value_dim: int) -> int:
     """Of each thread, for slices of n_rows: queries, two results, the scores of a span, and a tile's scaled weights."""
-    return 4 * (n_rows * (3 * head_dim + 4 + SPAN_TOKENS) + ATTENTION_TILE_ROWS * KV_BLOCK)
+    return 4 * (n_rows * (key_dim + 2 * (value_dim + 2) + SPAN_TOKENS) + ATTENTION_TILE_ROWS * KV_BLOCK)
 
 
 # A token whose attention was split over ranges of positions: partial results first_slot, first_slot + 1, ...
@@ -211,7 +282,8 @@ ATTENTION_MERGE = Schema(
     out="ptr",
     out_stride="i64",
     n_heads="i64",
-    head_dim="i64",
+    value_dim="i64",
+    sinks="ptr",  # as those of ATTENTION
     scratch="ptr",
     scratch_bytes="i64",
 )
@@ -298,8 +370,9 @@ READ_LIMIT = Schema(
     "read_limit",
     batch=BATCH,
     memory="ptr",
-    chunk_bytes="i64",  # a multiple of 512
+    chunk_bytes="i64",  # a multiple of PAGE
     prefetch="i64",  # bytes ahead
+    page_lines="i64",  # lines of a page that are asked for: all, those at its start, or none
     sums="ptr",  # int64 for each chunk: what its words add up to
 )
 

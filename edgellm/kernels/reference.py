@@ -7,13 +7,14 @@ allow for the kernel's float32 roundings. Shapes: tokens come first, a head's di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
+from edgellm.kernels.records import KV_BLOCK, LEAST_QUANTIZED, MAXIMA_GROUP, PLANE_BITS
 from edgellm.quants import BlockFormat
 
 Floats = NDArray[np.floating[Any]]
@@ -84,8 +85,34 @@ def rms_norm(x: Floats, weight: Floats, epsilon: float, n_groups: int = 1) -> Fl
     return (groups / np.sqrt(mean_square + epsilon) * weight).astype(np.float32).reshape(x.shape)
 
 
+def layer_norm(x: Floats, weight: Floats, bias: Floats, epsilon: float, n_groups: int = 1) -> Floats:
+    """(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, for x [n_tokens, n_groups * n_cols].
+
+    weight, bias:  [n_cols], which all groups share, or [n_groups, n_cols].
+    """
+    groups = x.reshape(len(x), n_groups, x.shape[1] // n_groups).astype(np.float64)
+    away = groups - groups.mean(-1, keepdims=True)
+    variance = np.square(away).mean(-1, keepdims=True)
+    return (away / np.sqrt(variance + epsilon) * weight + bias).astype(np.float32).reshape(x.shape)
+
+
+def soft_cap(x: Floats, cap: float) -> Floats:
+    """cap * tanh(x / cap)"""
+    return (cap * np.tanh(x.astype(np.float64) / cap)).astype(np.float32)
+
+
+def columns(x: Floats, first: int, n_cols: int, out_first: int = 0, out_cols: int = 0) -> Floats:
+    """Columns of x [n_tokens, ...] as those from out_first on of float32 [n_tokens, out_cols or n_cols], else 0."""
+    out = np.zeros((len(x), out_cols or n_cols), np.float32)
+    out[:, out_first : out_first + n_cols] = x[:, first : first + n_cols]
+    return out
+
+
 def glu(gate: Floats, up: Floats, activation: str) -> Floats:
     """activation(gate) * up, for [n_tokens, n_cols] both."""
+    if activation == "clamped_swiglu":
+        gate, up = np.minimum(gate.astype(np.float64), 7), np.clip(up, -7, 7)
+        return (gate * _sigmoid(1.702 * gate) * (up + 1)).astype(np.float32)
     return (_ACTIVATIONS[activation](gate.astype(np.float64)) * up).astype(np.float32)
 
 
@@ -98,7 +125,15 @@ def _gelu(x: Floats) -> Floats:
     return x * _sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
 
 
-_ACTIVATIONS = {"silu": _silu, "gelu": _gelu}
+_ERF = np.vectorize(math.erf, otypes=[float])
+
+_ACTIVATIONS = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_erf": lambda x: x / 2 * (1 + _ERF(x / math.sqrt(2))),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu_squared": lambda x: np.square(np.maximum(x, 0)),
+}
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -128,62 +163,65 @@ def rope(x: Floats, angles: Floats, interleaved: bool) -> Floats:
 class Quantized(NamedTuple):
     """Activations as int8: x is about q * d, group by group (see `records.QUANTIZED`).
 
-    In n_planes, there are so many of each of these behind each other, and x is about the sum of the planes.
+    In two planes, the second q of a token stands behind the first, and x is about (256 * q1 + q2) * d.
     """
 
     q: NDArray[np.int8]  # [n_tokens, n_planes * n_cols]
-    d: Floats  # float32 [n_tokens, n_planes * n_cols / 32]
-    sum32: Floats  # float32 [n_tokens, n_planes * n_cols / 32]: d * sum of q over the group
-    sum16: Floats  # float32 [n_tokens, n_planes * n_cols / 16]: the same by halves of a group
+    d: Floats  # float32 [n_tokens, n_cols / 32]
+    sum32: Floats  # float32 [n_tokens, n_cols / 32]: d * sum of q over the group
+    sum16: Floats  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
 
-    def dequantize(self, n_planes: int = 1) -> NDArray[np.float64]:
+    def dequantize(self) -> NDArray[np.float64]:
         """float64 [n_tokens, n_cols]: what the linear kernels take the activations to be."""
-        x = self.q.astype(np.float64) * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
-        return x.reshape(len(x), n_planes, x.shape[1] // n_planes).sum(1)
+        n_cols = self.d.shape[1] * GROUP
+        q = _joined(np.split(self.q, self.q.shape[1] // n_cols, axis=1)).astype(np.float64)
+        return q * np.repeat(self.d.astype(np.float64), GROUP, axis=-1)
 
-    def planes(self, n: int) -> list[Quantized]:
-        """n planes, each by itself."""
-        parts: Any = [np.split(part, n, axis=1) for part in self]
-        return [Quantized(*(part[plane] for part in parts)) for plane in range(n)]
+
+def _joined(planes: list[Any]) -> NDArray[np.int64]:
+    """Planes of int8 as the integers that they stand for."""
+    total = planes[0].astype(np.int64)
+    for plane in planes[1:]:
+        total = (total << PLANE_BITS) + plane
+    return total
 
 
 def quantize(x: Floats, n_planes: int = 1) -> Quantized:
     """float32 [n_tokens, n_cols] -> int8 in groups of 32, each with the scale that its largest magnitude needs.
 
-    What rounding leaves over goes into the next plane. In float32 throughout, as the kernel does it: both give the
-    same bits. A group that holds NaN or infinity has a scale that is not finite either, and so spoils all that is
-    computed from it.
+    What rounding leaves over goes into a second plane, in steps of a 256th. In float32 throughout, as the kernel does
+    it: both give the same bits. A group that holds NaN or infinity has a scale that is not finite either, and so spoils
+    all that is computed from it.
     """
-    planes = []
-    for _ in range(n_planes):
-        planes.append(_quantize_plane(x))
-        with np.errstate(all="ignore"):
-            x = (x.astype(np.float64) - planes[-1].dequantize()).astype(np.float32)  # exact, then rounded once
-    parts: Any = [np.concatenate(part, axis=1) for part in zip(*planes, strict=True)]
-    return Quantized(*parts)
-
-
-def _quantize_plane(x: Floats) -> Quantized:
     groups = x.astype(np.float32).reshape(len(x), x.shape[1] // GROUP, GROUP)
     largest = np.abs(groups).max(-1)
     with np.errstate(all="ignore"):
         d = largest * np.float32(1 / 127)
-        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
-        rounded = np.rint(groups * inverse[..., None])
-        q = np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
-        sum16 = q.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32).astype(np.float32) * d[..., None]
-    return Quantized(q.reshape(x.shape), d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
+        inverse = np.where(largest > LEAST_QUANTIZED, np.float32(127) / largest, np.float32(0))[..., None]
+        planes = [_as_bytes(np.rint(groups * inverse))]
+        if n_planes == 2:
+            product = planes[0].astype(np.float64) * d[..., None].astype(np.float64)
+            rest = (groups.astype(np.float64) - product).astype(np.float32)  # exact, then rounded once
+            finer = rest * inverse * np.float32(1 << PLANE_BITS)
+            planes.append(_as_bytes(np.rint(np.minimum(finer, 127))))
+            d = d * np.float32(2.0**-PLANE_BITS)
+        sums = _joined(planes).reshape(*d.shape, 2, GROUP // 2).sum(-1)
+        sum16 = sums.astype(np.float32) * d[..., None]
+    q = np.concatenate([plane.reshape(x.shape) for plane in planes], axis=1)
+    return Quantized(q, d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
 
 
-def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized, n_planes: int = 1) -> Floats:
+def _as_bytes(rounded: Floats) -> NDArray[np.int8]:
+    return np.where(np.isfinite(rounded), rounded, 0).astype(np.int8)
+
+
+def linear(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized) -> Floats:
     """W x for weights uint8 [n_rows, row_bytes] -> float32 [n_tokens, n_rows].
 
-    Kernels get the sum over a group exactly, from integers, and then add groups in float32, first to last; planes are
-    each summed up by themselves.
+    Kernels get the sum over a group exactly, from integers, and then add groups in float32, first to last.
     """
     with np.errstate(all="ignore"):
-        w = fmt.dequantize(weights).astype(np.float64).T
-        return np.sum([(plane.dequantize() @ w).astype(np.float32) for plane in x.planes(n_planes)], 0, np.float32)
+        return (x.dequantize() @ fmt.dequantize(weights).astype(np.float64).T).astype(np.float32)
 
 
 def linear_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Floats:
@@ -217,21 +255,25 @@ def fused_multiply_add(a: Floats, b: Floats, c: Floats) -> Floats:
 # --- attention ---------------------------------------------------------------------------------------------
 
 
-def new_cache(n_blocks: int, n_kv_heads: int, head_dim: int, dtype: Any = np.float16) -> tuple[Floats, ...]:
+def new_cache(
+    n_blocks: int, n_kv_heads: int, key_dim: int, dtype: Any = np.float16, value_dim: int | None = None
+) -> tuple[Floats, ...]:
     """The keys and values of a layer's cache in float16 or float32, as two views of one zeroed block of memory.
 
-    keys:    [n_blocks, n_kv_heads, head_dim, KV_BLOCK]
-    values:  [n_blocks, n_kv_heads, KV_BLOCK, head_dim], behind the keys in every block
+    keys:    [n_blocks, n_kv_heads, key_dim, KV_BLOCK]
+    values:  [n_blocks, n_kv_heads, KV_BLOCK, value_dim], behind the keys in every block; as wide as keys by default
     """
-    cache = np.zeros((n_blocks, 2, n_kv_heads * head_dim * KV_BLOCK), dtype)
+    value_dim = value_dim or key_dim
+    n_keys = n_kv_heads * key_dim * KV_BLOCK
+    cache = np.zeros((n_blocks, n_keys + n_kv_heads * value_dim * KV_BLOCK), dtype)
     return (
-        cache[:, 0].reshape(n_blocks, n_kv_heads, head_dim, KV_BLOCK),
-        cache[:, 1].reshape(n_blocks, n_kv_heads, KV_BLOCK, head_dim),
+        cache[:, :n_keys].reshape(n_blocks, n_kv_heads, key_dim, KV_BLOCK),
+        cache[:, n_keys:].reshape(n_blocks, n_kv_heads, KV_BLOCK, value_dim),
     )
 
 
 def kv_append(keys: Floats, values: Floats, slots: Ints, k: Floats, v: Floats) -> None:
-    """Put k and v [n_tokens, n_kv_heads, head_dim] into a cache; a slot is block * KV_BLOCK + place in the block."""
+    """Put k and v [n_tokens, n_kv_heads, ...] into a cache; a slot is block * KV_BLOCK + place in the block."""
     block, place = slots // KV_BLOCK, slots % KV_BLOCK
     with np.errstate(over="ignore"):
         keys[block, :, :, place] = k
@@ -291,7 +333,7 @@ class Partial(NamedTuple):
 
     m: Floats  # [n_tokens, n_heads]: the largest score, -inf where nothing was seen
     l: Floats  # [n_tokens, n_heads]: the sum of exp(score - m)
-    sums: Floats  # [n_tokens, n_heads, head_dim]: the sum of exp(score - m) * value
+    sums: Floats  # [n_tokens, n_heads, value_dim]: the sum of exp(score - m) * value
 
 
 def attention(
@@ -304,12 +346,15 @@ def attention(
     window: int | None = None,
     kv_begin: int = 0,
     kv_end: int | None = None,
+    soft_cap: float | None = None,
+    slopes: Floats | None = None,
 ) -> Partial:
-    """Consecutive tokens q [n_tokens, n_heads, head_dim], the first at `position`, of one sequence.
+    """Consecutive tokens q [n_tokens, n_heads, key_dim], the first at `position`, of one sequence.
 
     Each looks at positions kv_begin to kv_end - 1 of the sequence as far as they are not after its own and, with
     a window, fewer than `window` before it. Position p lies in block block_table[p // KV_BLOCK] of the cache.
-    Query heads come in equal groups that share a key-value head.
+    Query heads come in equal groups that share a key-value head. Scores s become soft_cap * tanh(s / soft_cap), and
+    lose slopes [n_heads] for each position of distance.
     """
     n_tokens, n_heads, _ = q.shape
     own = position + np.arange(n_tokens)
@@ -323,14 +368,24 @@ def attention(
         visible &= seen > own[:, None] - window
 
     scores = np.einsum("thd,shd->ths", q.astype(np.float64) * scale, k)
+    if soft_cap is not None:
+        scores = soft_cap * np.tanh(scores / soft_cap)
+    if slopes is not None:
+        scores -= slopes[:, None].astype(np.float64) * (own[:, None] - seen)[:, None]
     scores = np.where(visible[:, None], scores, -np.inf)
     m = scores.max(-1, initial=-np.inf)
     weights = np.where(visible[:, None], np.exp(scores - np.where(np.isinf(m), 0, m)[..., None]), 0)
     return Partial(m, weights.sum(-1), np.einsum("ths,shd->thd", weights, v))
 
 
-def attention_merge(partials: Sequence[Partial]) -> Floats:
-    """The whole result of attention from its parts: float32 [n_tokens, n_heads, head_dim]."""
+def attention_merge(partials: Sequence[Partial], sinks: Floats | None = None) -> Floats:
+    """The whole result of attention from its parts: float32 [n_tokens, n_heads, value_dim].
+
+    sinks:  [n_heads], a score for each head that takes its share and gives nothing.
+    """
+    if sinks is not None:
+        m, sums = np.broadcast_to(sinks, partials[0].m.shape), np.zeros_like(partials[0].sums)
+        partials = [*partials, Partial(m, np.ones_like(m, np.float64), sums)]
     m = np.max([part.m for part in partials], axis=0)
     weights = [np.exp(part.m - m) for part in partials]
     sums = sum(part.sums * w[..., None] for part, w in zip(partials, weights, strict=True))

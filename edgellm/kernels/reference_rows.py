@@ -60,7 +60,7 @@ _EXPONENTS = {"silu": _silu_exponent, "gelu": _gelu_exponent}
 
 
 def activate(x: Floats, activation: str) -> Floats:
-    """relu, silu, or gelu in its tanh form, of every number."""
+    """relu, silu, tanh, or gelu in its tanh form, of every number."""
     return _with_slope(x, activation)[0].astype(np.float32)
 
 
@@ -71,6 +71,8 @@ def activate_backward(x: Floats, dy: Floats, activation: str) -> Floats:
 
 def _with_slope(x: Floats, activation: str) -> tuple[Floats, Floats]:
     x = x.astype(np.float64)
+    if activation == "tanh":
+        return np.tanh(x), 1 - np.tanh(x) ** 2
     if activation == "relu":
         return np.where(x < 0, 0, x), (x > 0).astype(np.float64)
     z, slope_of_z = _EXPONENTS[activation](x)

@@ -55,15 +55,30 @@ _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
-_ACTIVATION = {"activation": ("silu", "gelu")}
-_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu")}
+_ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
+_PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
+_WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
+_PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
+_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
+_SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
     "embed": _Family("embed", _ALL),
+    "add_segment": _Family("elementwise"),
     "rms_norm": _Family("norm"),
+    "layer_norm": _Family("norm"),
+    "columns": _Family("scaled"),
+    "scale": _Family("scaled"),
+    "soft_cap": _Family("scaled"),
+    "add_mixed": _Family("streams"),
+    "add_to_columns": _Family("streams"),
+    "match_size": _Family("streams"),
+    "keep_large": _Family("streams"),
     "quantize": _Family("quantize", options=_PLANES),
     "linear_decode": _Family("linear", _BLOCKS, _PLANES),
     "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
+    "linear_tiles": _Family("linear_tiles", _BLOCKS, _PLANES),
+    "linear_tiles_prefill": _Family("linear_tiles", _BLOCKS, _PLANES),
     "linear_f32": _Family("linear_f32", _ALL),
     "linear_f32_decode": _Family("linear_f32", _FLOATS),
     "add": _Family("elementwise"),
@@ -71,15 +86,27 @@ _FAMILIES: dict[str, _Family] = {
     "choose": _Family("elementwise"),
     "select_rows": _Family("elementwise"),
     "resize_heads": _Family("elementwise"),
+    "copy_heads": _Family("elementwise"),
     "linear_transposed": _Family("linear_transposed", _ALL),
     "linear_bf16": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "linear_bf16_transposed": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "outer_sum": _Family("outer_sum"),
-    "glu": _Family("glu", options=_ACTIVATION),
+    "glu": _Family("glu", options=_GATED),
+    "route": _Family("route", options=_SCORING),
+    "sort_experts": _Family("expert_rows"),
+    "experts_decode": _Family("experts", _BLOCKS),
+    "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_f32": _Family("experts", _ALL),
+    "experts_f32_decode": _Family("experts", _FLOATS),
+    "add_expert_bias": _Family("expert_rows"),
+    "sum_experts": _Family("expert_rows"),
+    "gate": _Family("expert_rows"),
+    "sum_expert_squares": _Family("expert_rows"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
+    "text_attention": _Family("text_attention", options={"alibi": (False, True)}),
     "attention_backward": _Family("attention_backward"),
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
@@ -87,7 +114,7 @@ _FAMILIES: dict[str, _Family] = {
     "narrow": _Family("low_rank", _LOW_RANK),
     "widen": _Family("low_rank", _LOW_RANK),
     "rms_norm_backward": _Family("norm_backward"),
-    "glu_backward": _Family("glu_backward", options=_ACTIVATION),
+    "glu_backward": _Family("glu_backward", options=_WITH_SLOPE),
     "rms_norm_weight_sum": _Family("norm_backward"),
     "embed_backward": _Family("columns"),
     "column_sums": _Family("columns"),
@@ -96,7 +123,7 @@ _FAMILIES: dict[str, _Family] = {
     "cross_entropy": _Family("cross_entropy"),
     "dropout": _Family("dropout"),
     "activate": _Family("activate", options=_PLAIN_ACTIVATION),
-    "activate_backward": _Family("activate", options=_PLAIN_ACTIVATION),
+    "activate_backward": _Family("activate", options=_PLAIN_WITH_SLOPE),
     "replace_rows": _Family("replace_rows"),
     "replaced_rows_sum": _Family("replace_rows"),
     "to_bf16": _Family("bf16"),

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgellm.machine import cgroups, cores
-from edgellm.machine.memory import memory, most_used
+from edgellm.machine.memory import memory, most_used, resident
 
 ROOT = Path("/")
 
-__all__ = ["available_memory", "default_threads", "peak_memory", "total_memory", "usable_threads"]
+__all__ = ["available_memory", "default_threads", "peak_memory", "resident_memory", "total_memory", "usable_threads"]
 
 
 def default_threads(root: Path = ROOT) -> int:
@@ -52,3 +52,8 @@ def available_memory(root: Path = ROOT) -> int:
 def peak_memory(root: Path = ROOT) -> int:
     """The most bytes of memory that this process has had at a time."""
     return most_used(root)
+
+
+def resident_memory(root: Path = ROOT) -> int:
+    """The bytes of memory that this process has now."""
+    return resident(root)

@@ -58,6 +58,7 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
         "adapters": {name: scale for name, scale in model.adapters.items() if scale},
         "isa": runner.isa.name,
         "n_threads": model.n_threads,
+        "layout": model.layout,
         "n_prompt": n_prompt,
         "n_generate": n_generate,
         "depth": depth,

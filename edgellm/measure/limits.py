@@ -19,7 +19,9 @@ from edgellm.kernels.store import KernelStore
 ROUNDS = 6  # the quickest counts: whatever else the machine does can only take away
 READ_BYTES = 1 << 28  # far beyond the caches
 READ_CHUNK_BYTES = 1 << 18
-NEAR = 4096  # bytes ahead; some machines like to be asked a little ahead, others a chunk for every thread
+# Ways to read, of which the best counts: (bytes ahead, lines of a page that are asked for). Some machines like to be
+# asked for every line, a little ahead or a chunk for every thread; others see a stream by themselves, within a page.
+NEAR, ALL, STARTS = 4096, 64, 4
 MULTIPLY_CHUNKS = 64  # for every thread
 MULTIPLY_STEPS = 2048  # in a chunk: some ten microseconds
 
@@ -40,7 +42,7 @@ class Limits:
 
 
 def measure_limits(store: KernelStore, team: Team) -> Limits:
-    """Takes about a quarter of a second, and 256 MB for that time."""
+    """Takes about half a second, and 256 MB for that time."""
     return Limits(_read_bytes(store, team), _macs(store, team))
 
 
@@ -59,9 +61,16 @@ def _read_bytes(store: KernelStore, team: Team) -> float:
             memory=memory.ctypes.data,
             chunk_bytes=READ_CHUNK_BYTES,
             prefetch=prefetch,
+            page_lines=page_lines,
             sums=sums.ctypes.data,
         )
-        for prefetch in (NEAR, team.n_threads * READ_CHUNK_BYTES)
+        for prefetch, page_lines in (
+            (NEAR, ALL),
+            (team.n_threads * READ_CHUNK_BYTES, ALL),
+            (2 * NEAR, STARTS),
+            (4 * NEAR, STARTS),
+            (0, 0),
+        )
     ]
     return READ_BYTES / min(seconds)
 

@@ -44,6 +44,10 @@ class BlockFormat:
     zero: ClassVar[int] = 0
     max_u: ClassVar[int] = 127  # no u is larger
 
+    # How the blocks of 16 rows lie in a tile (see `quants.tiles`): the fields of `layout` in the order in which
+    # `unpack` uses them, and into pieces of how many bytes each falls. Empty where a format has no tiles.
+    in_tiles: ClassVar[tuple[tuple[str, int], ...]] = ()
+
     grid: ClassVar[Grid | None] = None  # what `fit` finds scales for; None where `encode` needs no search
 
     def __init_subclass__(cls) -> None:

@@ -29,6 +29,7 @@ class IQ4_NL(BlockFormat):
     zero = 127
     grid = Scales(1, 32, tuple(LEVELS.tolist()), stretch=25)
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+    in_tiles = (("d", 2), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         d = blocks["d"][:, None].astype(np.float32)

@@ -32,6 +32,7 @@ class IQ4_XS(BlockFormat):
     zero = 127
     grid = Scales(8, 32, tuple(LEVELS.tolist()), scale_range=(-32, 31), stretch=25)
     layout = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)])
+    in_tiles = (("d", 2), ("scales_h", 2), ("scales_l", 4), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         low = split_bits(blocks["scales_l"][..., None], 4).reshape(-1, 8)

@@ -29,6 +29,7 @@ class MXFP4(BlockFormat):
     block_size = 32
     zero = 12
     layout = np.dtype([("e", "u1"), ("qs", "u1", 16)])
+    in_tiles = (("e", 1), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         q = split_bits(blocks["qs"], 4).reshape(-1, 32)

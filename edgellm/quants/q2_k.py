@@ -28,6 +28,7 @@ class Q2_K(BlockFormat):
     scale_group = 16
     grid = Lines(16, 16, q_max=3, scale_max=15, stretch=(1, 0.5), n_targets=15)
     layout = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
+    in_tiles = (("scales", 1), ("d", 2), ("dmin", 2), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         d = blocks["d"][:, None].astype(np.float32) * (blocks["scales"] & 15).astype(np.float32)

@@ -29,6 +29,7 @@ class Q3_K(BlockFormat):
     zero = 4
     grid = Scales(16, 16, tuple(range(-4, 4)), scale_range=(-32, 31))
     layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
+    in_tiles = (("scales", 1), ("d", 2), ("hmask", 4), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         scale = unpack_scales(blocks["scales"]).astype(np.float32) - 32

@@ -27,6 +27,7 @@ class Q4_0(BlockFormat):
     zero = 8
     grid = Scales(1, 32, tuple(range(-8, 8)))
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+    in_tiles = (("d", 2), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         d = blocks["d"][:, None].astype(np.float32)

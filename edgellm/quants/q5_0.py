@@ -28,6 +28,7 @@ class Q5_0(BlockFormat):
     zero = 16
     grid = Scales(1, 32, tuple(range(-16, 16)))
     layout = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
+    in_tiles = (("d", 2), ("qh", 4), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         d = blocks["d"][:, None].astype(np.float32)

@@ -26,6 +26,7 @@ class Q5_1(BlockFormat):
     block_size = 32
     grid = Lines(1, 32, q_max=31, stretch=(6, 1))
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
+    in_tiles = (("d", 2), ("m", 2), ("qh", 4), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         d = blocks["d"][:, None].astype(np.float32)

@@ -28,6 +28,7 @@ class Q6_K(BlockFormat):
     zero = 32
     grid = Scales(16, 16, tuple(range(-32, 32)), scale_range=(-128, 127), stretch=1.5)
     layout = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
+    in_tiles = (("scales", 1), ("d", 2), ("qh", 4), ("ql", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         d = blocks["d"][:, None].astype(np.float32) * blocks["scales"].astype(np.float32)

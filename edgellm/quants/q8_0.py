@@ -24,6 +24,7 @@ class Q8_0(BlockFormat):
     max_u = 255
     zero = 128
     layout = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
+    in_tiles = (("d", 2), ("qs", 4))
 
     def decode(self, blocks: Blocks) -> Floats:
         d = blocks["d"][:, None].astype(np.float32)

@@ -68,9 +68,9 @@ def problem_of(error: Exception, called: Mapping[str, str] | None = None) -> Api
         return ApiProblem(500, "the server made a mistake; its log says more", code="internal_error")
     message, param = str(error), error.parameter
     begins = re.match(r"(\w+)(\[\d+\])? (is|holds|has) ", message)
-    about = param or (begins[1] if begins else None)
+    about = {param, begins[1] if begins else None}
     for ours, theirs in (called or {}).items():
-        if ours == about or "_" in ours:  # else it may be an ordinary word
+        if ours in about or "_" in ours:  # else it may be an ordinary word
             message = re.sub(rf"\b{ours}\b", theirs, message)
             param = theirs if param == ours else param
     if isinstance(error, ContextOverflowError):

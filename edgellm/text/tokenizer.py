@@ -20,7 +20,7 @@ from edgellm.text.spm import SPACE, SentencePieceModel
 from edgellm.text.stream import StreamDecoder
 from edgellm.text.vocabulary import PREFIX, ROLES, TokenType, Vocabulary, kind_of
 
-KINDS = ("gpt2", "llama", "bert", "gemma4")
+KINDS = ("gpt2", "llama", "bert", "gemma4", "t5")
 _STEERS = (TokenType.CONTROL, TokenType.UNKNOWN)
 KEEPS_SPACE = ("<unk>", "<s>", "<|endoftext|>")  # Phi-3's other special tokens swallow the white space behind them
 _FRAME = re.compile("<\\|.+\\|>|<\uff5c.+\uff5c>|<(start|end)_of_turn>|<\\|turn>|<turn\\|>")
@@ -93,6 +93,23 @@ class Tokenizer:
         if add_special:
             ids += self._model.end
         return ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """The token ids of two texts in one, as cross-encoders read them, and the part that each belongs to, 0 or 1.
+
+        BERT and its like have one separator between the two, RoBERTa and its like two, and no parts.
+        """
+        begin, end = self._model.begin, self._model.end
+        twice = bool(end) and self.token_name(end[0]) == "</s>"
+        head = [*begin, *self.encode(first), *end, *(end if twice else ())]
+        tail = [*self.encode(second), *end]
+        apart = self._vocabulary.text(f"{PREFIX}model") == "bert"
+        return head + tail, [0] * len(head) + [int(apart)] * len(tail)
+
+    @property
+    def n_end(self) -> int:
+        """Tokens that `add_special` puts behind a text."""
+        return len(self._model.end)
 
     def _pieces(self, text: str, plain: Collection[int]) -> Iterator[str | int]:
         """The text in order, as normalized stretches and ids of the tokens between them.
@@ -330,6 +347,10 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         model = BytePairModel(vocabulary, rule) if rule.spells_bytes else PlainPairModel(vocabulary, rule)
     elif kind == "llama":
         model = SentencePieceModel(vocabulary)
+    elif kind == "t5":
+        from edgellm.text.unigram import UnigramModel  # seldom needed
+
+        model = UnigramModel(vocabulary)
     else:
         from edgellm.text.wordpiece import WordPieceModel  # seldom needed
 

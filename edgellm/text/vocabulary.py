@@ -27,6 +27,7 @@ _HABITS = {
     "llama": {"unknown": 0, "bos": 1, "eos": 2},
     "bert": {"padding": 0, "unknown": 100, "cls": 101, "seperator": 102, "mask": 103},
     "gpt2": {"bos": 11, "eos": 11},
+    "t5": {"padding": 0, "eos": 1, "unknown": 2},
 }
 ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask")  # spelled so in GGUF
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
@@ -264,6 +265,20 @@ class Vocabulary:
         if value is not None and not isinstance(value, str):
             raise FormatError(f"{key} is {kind_of(value)}; expected a text")
         return value
+
+    def bytes_of(self, name: str) -> bytes:
+        """An array of bytes of the file; empty when it has none."""
+        value = self._metadata.get(PREFIX + name)
+        if value is None:
+            return b""
+        array = np.asarray(value)
+        if (
+            array.dtype.kind not in "iu"
+            or array.ndim != 1
+            or (array.size and not -128 <= array.min() <= array.max() < 256)
+        ):
+            raise FormatError(f"{PREFIX}{name} is {kind_of(value)}; expected an array of bytes")
+        return (array.astype(np.int64) & 255).astype(np.uint8).tobytes()
 
     def strings(self, name: str) -> Any:
         """An array of strings of the file: a list, or a lazy sequence that offers `as_bytes()`."""

@@ -72,10 +72,7 @@ def test_a_tensor_without_a_place(name, llama, tmp_path) -> None:
     [
         ("general.architecture", "mamba"),
         ("general.architecture", "x" * 100_000),
-        ("llama.rope.scaling.type", "yarn"),
-        ("llama.expert_count", 8),
-        ("llama.attention.value_length", 32),
-        ("llama.attention.key_length", 24),
+        ("llama.rope.scaling.type", "su"),
         ("tokenizer.ggml.model", "rwkv"),
     ],
 )

@@ -348,7 +348,7 @@ def test_a_conversation_that_cannot_be_resumed(chat: Start, edgellm: Any, home: 
 
 
 def test_options_that_need_a_chat(edgellm: Any, model: str) -> None:
-    for option in (["--resume"], ["--no-save"], ["--when-full", "drop"]):
+    for option in (["--resume"], ["--when-full", "drop"]):
         done = edgellm("run", model, "-p", "x", *option)
         assert done.returncode == 2 and f"{option[0]} is for a chat on a terminal" in done.stderr
 

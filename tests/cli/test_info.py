@@ -11,6 +11,8 @@ import pytest
 
 import edgellm
 from edgellm.cli import main
+from edgellm.files import tile_files
+from edgellm.hub import inventory, store
 from tests.arch import tiny
 
 
@@ -44,3 +46,25 @@ def test_activations_reach_the_model(tmp_path: Path) -> None:
         found = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
         assert found.stdout.split() == text.split()
     assert expected["int8"] != expected["f32"]
+
+
+def test_tiles_of_a_model_are_told(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`info` and `list` say what they take, and `bench` what is used, as `--layout` asked for."""
+    monkeypatch.setattr(tile_files, "folder", lambda: tmp_path / "tiles")
+    monkeypatch.setattr(store, "models_folder", lambda: tmp_path / "models")
+    monkeypatch.setattr(inventory, "models_folder", lambda: tmp_path / "models")
+    (tmp_path / "models").mkdir()
+    path = tiny.llama(hidden_size=64).save(tmp_path / "models" / "mine.gguf", "Q8_0")
+
+    def said(*arguments: str) -> str:
+        assert main([*arguments]) == 0
+        return capsys.readouterr().out
+
+    assert "tiles of it" not in said("info", str(path)) and "tiles" not in said("list")
+    bench = ["bench", str(path), "-p", "4", "-n", "4", "-r", "1"]
+    assert "tiles" not in said(*bench, "--layout", "file").splitlines()[0]
+    assert ", from tiles" in said(*bench, "--layout", "tiles").splitlines()[0]
+    (file,) = (tmp_path / "tiles").glob("*.tiles")
+    assert str(file) in said("info", str(path))
+    (line,) = (line for line in said("list").splitlines() if line.startswith("mine.gguf"))
+    assert "tiles of it take" in line

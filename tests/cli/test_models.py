@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import edgellm as package
+from edgellm import machine
 from edgellm.cli import main, models
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.hub import catalog
@@ -111,14 +112,16 @@ def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return dict(line.split(" ", maxsplit=1) for line in lines)
 
 
-def test_list_and_rm(home: Path, gguf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_rm(
+    home: Path, gguf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(home, "hf/org/repo/x.gguf", gguf)
     put(home, catalog()["smollm2-135m"].path, bytes(2500))
     put(home, f".partial/{catalog()['gemma3-270m'].path}/0123-part1.whl.partial", bytes(40_000_000))
     put(home, "mine.gguf", gguf.read_bytes()[:-1])
     size = f"{gguf.stat().st_size / 1000:.1f} kB"
     rows = listed(capsys)
-    assert list(rows) == ["smollm2-135m", "gemma3-270m", "hf:org/repo/x.gguf", "mine.gguf"]
+    assert list(rows) == [*catalog(), "hf:org/repo/x.gguf", "mine.gguf"]
     assert rows["smollm2-135m"] == (
         "2.5 kB damaged it has 2,500 bytes, expected 98,362,432; mend it with: edgellm pull smollm2-135m"
     )
@@ -137,6 +140,9 @@ def test_list_and_rm(home: Path, gguf: Path, capsys: pytest.CaptureFixture[str])
     rows = listed(capsys)
     assert rows["smollm2-135m"].startswith("98.4 MB - SmolLM2 135M Instruct (Apache-2.0).")
     assert rows["gemma3-270m"].startswith("253.1 MB - Gemma 3 270M (Gemma terms of use).")
+    assert rows["gemma3-270m"].endswith(" of memory: fits this machine.")
+    monkeypatch.setattr(machine, "total_memory", lambda: 10**9)
+    assert listed(capsys)["qwen3-8b"].endswith("6.5 GB of memory: too large for this machine, which has 1.0 GB.")
 
 
 def test_a_damaged_model_is_not_run(home: Path, edgellm: Run) -> None:

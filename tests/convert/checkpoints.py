@@ -25,6 +25,8 @@ from transformers import (
 
 from tests.arch import tiny  # registers attention to keys and values in float16
 
+from .mixtures import CLASSES, MIXTURES
+
 N_VOCAB = 384
 WINDOW = 48
 
@@ -58,11 +60,12 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 def model_of(name: str) -> Any:
     """A model with random weights; biases and norms too, which otherwise start as zeros and ones."""
-    model_class, config_class, changes = FAMILIES[name]
+    model_class, config_class, changes = (FAMILIES | MIXTURES)[name]
     torch.manual_seed(3)
-    model = model_class(config_class(**(_SHAPE | changes))).eval()
+    settings = {key: value for key, value in (_SHAPE | changes).items() if value is not ...}
+    model = model_class(config_class(**settings)).eval()
     with torch.no_grad():
-        for x in model.parameters():
+        for x in (*model.parameters(), *(x for name, x in model.named_buffers() if name.endswith("correction_bias"))):
             x += torch.randn_like(x) * 0.1
     return model
 
@@ -71,7 +74,14 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options:
     """Save a model and a tokenizer into `folder`; returns the model in float32, to compare with."""
     model_of(name).to(dtype).save_pretrained(folder, **options)
     tokenizer().save_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if name in CLASSES:
+        edit_json(folder / "config.json", architectures=[CLASSES[name]])
+    return load(folder)
+
+
+def load(folder: Path) -> Any:
+    """The model of a folder, in float32; experts one by one, which transformers can do in float64 too."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager").eval()
 
 
 def logits(model: Any, ids: list[int]) -> Any:

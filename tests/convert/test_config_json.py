@@ -25,8 +25,9 @@ from transformers import (
 
 import edgellm
 from edgellm.arch import ARCHITECTURES, ModelConfig
-from edgellm.arch.huggingface import llama3_factors
+from edgellm.arch.huggingface_rope import llama3_factors
 from edgellm.arch.parts import rope_frequencies
+from edgellm.arch.rope import frequencies
 from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.huggingface import family_of
 from edgellm.errors import EdgellmError, UnsupportedError
@@ -94,8 +95,8 @@ def ours(config: dict[str, Any]) -> dict[str, Any]:
 
 def _frequencies(c: ModelConfig, window: int | None, factors: Any) -> list[float]:
     if c.architecture == "gemma3" and window:
-        return rope_frequencies(c, c.rope_base_local or 1e4).tolist()
-    return rope_frequencies(c, c.rope_base, c.rope_scale, factors).tolist()
+        return frequencies(c.rope_base_local or 1e4, c.n_rot).tolist()
+    return rope_frequencies(c, c.rope_base, factors).tolist()
 
 
 def theirs(config: dict[str, Any]) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def test_wherever_rope_is_said(name: str, rope: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "unheard", "factor": 2.0}}, "'unheard'"),
         ("Qwen2ForCausalLM", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'full_attention'"),
         ("LlamaForCausalLM", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ("LlamaForCausalLM", {"rope_scaling": {"type": "linear"}}, "rope_scaling: factor is missing"),

@@ -196,3 +196,40 @@ def test_few_replaced_tensors_change_no_name() -> None:
 def test_unknown_recipes(name: str) -> None:
     with pytest.raises(UsageError, match="Q4_K_M"):
         recipe_of(name)
+
+
+MIXTURE = {
+    "general.architecture": "llama", "llama.block_count": 8, "llama.attention.head_count": 8,
+    "llama.attention.head_count_kv": 2,
+}  # fmt: skip
+OF_A_MIXTURE = {
+    "token_embd": (512, 256), "output": (512, 256), "blk.4.ffn_gate_inp": (8, 256),
+    **{f"blk.4.attn_{part}": (256, 256) for part in ("q", "k", "v", "output")},
+    **{f"blk.4.ffn_{part}_exps": (8, 256, 256) for part in ("gate", "up", "down")},
+    "blk.7.ffn_down_exps": (8, 256, 256), "blk.7.ffn_down_shexp": (256, 256), "blk.7.ffn_gate_inp_shexp": (1, 256),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "n_experts", "expected"),
+    [
+        ("Q4_K_M", 8, {"blk.4.attn_k": "Q8_0", "blk.4.attn_v": "Q8_0", "blk.4.attn_output": "Q5_K",
+                       "blk.4.attn_q": "Q4_K", "blk.4.ffn_down_exps": "Q4_K", "blk.7.ffn_down_exps": "Q6_K",
+                       "blk.7.ffn_down_shexp": "Q6_K", "output": "Q6_K"}),
+        ("Q4_K_M", 64, {"blk.4.attn_k": "Q4_K", "blk.4.attn_v": "Q4_K", "blk.4.attn_output": "Q4_K",
+                        "blk.7.ffn_down_exps": "Q6_K"}),
+        ("Q5_K_M", 8, {"blk.4.attn_output": "Q5_K", "blk.4.attn_k": "Q8_0"}),
+        ("MXFP4", 32, {"blk.4.ffn_gate_exps": "MXFP4", "blk.4.attn_q": "Q8_0", "blk.7.ffn_down_shexp": "Q8_0",
+                       "token_embd": "Q8_0"}),
+        ("Q2_K", 8, {"blk.4.ffn_down_exps": "Q3_K", "blk.4.attn_output": "Q5_K", "blk.4.ffn_up_exps": "Q2_K"}),
+    ],
+)  # fmt: skip
+def test_mixtures_of_experts(recipe: str, n_experts: int, expected: dict[str, str]) -> None:
+    """As llama.cpp has them: what is small beside the experts gets more bits, and routers stay as they are."""
+    parts = [
+        Part(f"{name}.weight", Tensor(name, shape, FORMATS["F32"], np.zeros((1, 4), np.uint8)))
+        for name, shape in OF_A_MIXTURE.items()
+    ]
+    formats = choose_formats(RECIPES[recipe], parts, MIXTURE | {"llama.expert_count": n_experts})
+    routers = {"blk.4.ffn_gate_inp": "F32", "blk.7.ffn_gate_inp_shexp": "F32"}
+    assert {name: formats[f"{name}.weight"].name for name in expected | routers} == expected | routers

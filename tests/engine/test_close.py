@@ -29,7 +29,7 @@ def is_mapped(path) -> bool:
 def large_arrays(model) -> list[weakref.ref]:
     """All that takes memory: values, scratch, keys and values, batches, converted weights."""
     runner = model._runner
-    arrays = [*runner.cache._memory]
+    arrays = [*runner.cache.memory]
     for program in runner.programs:
         arrays += [program.arena, program._scratch, program.ops, program.batch.token_ids, *program._records]
         arrays += program.lowered.constants.values()
@@ -130,6 +130,10 @@ USES = {
     "generate ids": lambda model: model.generate([5]),
     "chat": lambda model: model.chat([{"role": "user", "content": "Hi"}]),
     "openai_chat": lambda model: model.openai_chat([{"role": "user", "content": "Hi"}]),
+    "openai_begun": lambda model: model.openai_begun([{"role": "user", "content": "Hi"}], {}),
+    "batch": lambda model: model.batch(["a"]),
+    "save_session": lambda model: model.save_session("no such folder/file", "a"),
+    "load_session": lambda model: model.load_session("no such file"),
     "generate_async": lambda model: asyncio.run(waited_for(model.generate_async("a"))),
     "chat_async": lambda model: asyncio.run(waited_for(model.chat_async([{"role": "user", "content": "Hi"}]))),
 }

@@ -147,11 +147,12 @@ def take():
 other = threading.Thread(target=take)
 other.start()
 def work():
-    free = cache.n_free_blocks
-    taken = [cache.take() for _ in range(free)]
+    pool, = cache.pools
+    free = pool.n_free
+    taken = [pool.take() for _ in range(free)]
     assert len(set(taken)) == free
     for block in taken:
-        cache.give_back(block)
+        pool.give_back(block)
     assert answer() == expected
 for _ in range(30):
     assert ended(in_child(work)) == 0

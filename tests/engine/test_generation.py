@@ -28,9 +28,8 @@ def holds_nothing(model) -> bool:
     """Whether all of the cache can be had: nobody but the prefix cache holds a block."""
     scheduler, cache = model._scheduler, model._runner.cache
     scheduler.settle()
-    scheduler.prefixes._settle()
-    held = {block for kept in scheduler.prefixes._kept for block in kept._blocks}
-    return not scheduler._requests and len(held) + cache.n_free_blocks == cache.n_blocks
+    scheduler.prefixes.settle()
+    return not scheduler._requests and cache.n_free_blocks == cache.n_blocks
 
 
 def test_greedy_takes_the_largest_logit_every_time(model) -> None:

@@ -10,31 +10,52 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
+from edgellm.engine.adapter_set import AdapterSet
+from edgellm.engine.kv_cache import GONE, CacheLayer, KVCache, Sequence
 from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.errors import CacheFullError
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.text.common import n_common
 
+WINDOW = 2 * KV_BLOCK + 10
+
 
 def new_cache(n_blocks: int = 12) -> KVCache:
-    return KVCache([CacheLayer(1, 16)] * 2, n_blocks)
+    return KVCache([CacheLayer(1, 16, 16)] * 2, n_blocks)
+
+
+def windowed_cache(n_blocks: int = 12) -> KVCache:
+    """A layer that sees all, and one that sees a window."""
+    return KVCache(
+        [CacheLayer(1, 16, 16), CacheLayer(1, 16, 16, window=WINDOW)], {None: 2 * n_blocks, WINDOW: n_blocks}
+    )
 
 
 def grow(sequence: Sequence, n: int, first: int = 0) -> None:
     """Append n tokens, writing their ids where their keys would go."""
     ids = [(first + i) % 251 for i in range(len(sequence), len(sequence) + n)]
     sequence.reserve(n)
-    for slot, token in zip(sequence.slots(n), ids, strict=True):
-        for memory in sequence.cache._memory:
+    for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
+        for slot, token in zip(sequence.slots(n)[layer.window], ids, strict=True):
             memory[slot // KV_BLOCK, slot % KV_BLOCK] = token
     sequence.append(ids)
 
 
 def written(sequence: Sequence) -> list[int]:
-    places = np.arange(len(sequence))
-    blocks = sequence.block_table[places // KV_BLOCK]
-    return sequence.cache._memory[1][blocks, places % KV_BLOCK].tolist()
+    """The tokens as the memory of the last layer has them; where its window has gone, as the first layer has them."""
+    found = []
+    for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
+        places = np.arange(len(sequence))
+        first = 0 if layer.window is None else max(0, len(sequence) - layer.window + 1)
+        blocks = sequence.block_tables[layer.window][places // KV_BLOCK]
+        found.append(memory[blocks, places % KV_BLOCK].tolist())
+        found[-1][:first] = sequence.tokens[:first] if layer.window else found[-1][:first]
+    assert all(one == found[0] for one in found)
+    return found[0]
+
+
+def table_of(sequence: Sequence) -> list[int]:
+    return sequence.tables[0].blocks
 
 
 def test_a_fork_takes_a_block_only_when_it_goes_on() -> None:
@@ -45,7 +66,7 @@ def test_a_fork_takes_a_block_only_when_it_goes_on() -> None:
     assert cache.n_free_blocks == 9 and b.tokens == a.tokens[: 2 * KV_BLOCK + 5]
     grow(b, 3, first=100)
     assert cache.n_free_blocks == 8
-    assert b.block_table[:2].tolist() == a.block_table[:2].tolist() and b.block_table[2] != a.block_table[2]
+    assert table_of(b)[:2] == table_of(a)[:2] and table_of(b)[2] != table_of(a)[2]
     grow(a, 3)  # alone with its block again, it needs no other
     assert cache.n_free_blocks == 8
     assert written(a) == a.tokens and written(b) == b.tokens
@@ -101,58 +122,139 @@ def test_threads_lose_no_block() -> None:
     assert cache.n_free_blocks == 64
 
 
+def test_a_window_keeps_no_more_than_it_needs() -> None:
+    cache = windowed_cache(40)
+    a = cache.sequence()
+    for _ in range(30):
+        grow(a, KV_BLOCK)
+        a.leave_behind()
+        assert written(a) == a.tokens
+    full, sliding = a.tables
+    assert len(full.blocks) == 30 and full.n_gone == 0
+    assert sum(block != GONE for block in sliding.blocks) <= 5
+    a.trim(30 * KV_BLOCK - 20)  # a few are taken back
+    grow(a, 20, first=5)
+    assert written(a) == a.tokens
+    a.trim(10 * KV_BLOCK)  # what these look back on is gone
+    assert len(a) == 0 and cache.n_free_blocks == cache.n_blocks
+
+
+def test_a_prefix_is_found_where_its_window_is_known() -> None:
+    cache = windowed_cache(40)
+    a = cache.sequence()
+    for _ in range(20):
+        grow(a, KV_BLOCK)
+        a.remember()
+        a.leave_behind()
+    known = cache.begin(a.tokens)
+    assert len(known) == 20 * KV_BLOCK and written(known) == known.tokens
+    known.release()
+    # What the window has left behind is still known, until others need its room.
+    middle = cache.begin(a.tokens[: 9 * KV_BLOCK + 7])
+    assert len(middle) == 9 * KV_BLOCK + 7 and written(middle) == middle.tokens
+    middle.release()
+    other = cache.sequence()
+    while cache.pools[1].n_free:
+        grow(other, KV_BLOCK, first=100)
+    assert len(cache.begin(a.tokens[: 9 * KV_BLOCK + 7])) == 0
+    assert len(cache.begin(a.tokens)) == 20 * KV_BLOCK
+
+
+class Adapter:
+    """As much of one as the cache looks at."""
+
+    n_virtual = 0
+    is_dora = False
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.digest = str(number)
+
+
+SETS = [AdapterSet(), AdapterSet(((Adapter(1), 1.0),)), AdapterSet(((Adapter(1), 0.5), (Adapter(2), 1.0)))]
+
+
 class Sequences(RuleBasedStateMachine):
-    """Any order of appends, forks, trims and releases, and of keeping and finding prefixes."""
+    """Any order of appends, forks, trims, ends, and of finding what others have left, with and without adapters.
+
+    The reference is plain lists: every sequence has its own tokens at its own places, what is found was there, and
+    nothing that must be known is not.
+    """
 
     sequences = Bundle("sequences")
 
-    @initialize()
-    def start(self) -> None:
-        self.cache = new_cache()
-        self.prefixes = PrefixCache()
+    @initialize(n_blocks=st.sampled_from([12, 400]), is_windowed=st.booleans())
+    def start(self, n_blocks: int, is_windowed: bool) -> None:
+        self.cache = windowed_cache(n_blocks) if is_windowed else new_cache(n_blocks)
+        self.prefixes = PrefixCache(self.cache)
         self.alive: list[Sequence] = []
+        self.ended: list[tuple[AdapterSet, list[int]]] = []
+        self.knows_all = n_blocks > 100 and not is_windowed
 
-    @rule(target=sequences)
-    def begin(self) -> Sequence:
-        self.alive.append(self.cache.sequence())
+    @rule(target=sequences, adapters=st.sampled_from(SETS))
+    def begin(self, adapters: AdapterSet) -> Sequence:
+        self.alive.append(self.cache.sequence(adapters))
         return self.alive[-1]
 
     @rule(sequence=sequences, n=st.integers(1, 100), first=st.integers(0, 3))
     def append(self, sequence: Sequence, n: int, first: int) -> None:
+        can_grow = sequence.can_grow(n)
         try:
             grow(sequence, n, first)
         except CacheFullError:
-            assert self.cache.n_free_blocks == 0
-            self.prefixes.evict()
+            assert not can_grow
+        else:
+            assert can_grow
+            sequence.leave_behind()
+
+    @rule(sequence=sequences, whole=st.booleans())
+    def remember(self, sequence: Sequence, whole: bool) -> None:
+        sequence.remember(whole)
 
     @rule(target=sequences, sequence=sequences, share=st.floats(0, 1))
     def fork(self, sequence: Sequence, share: float) -> Sequence:
-        self.alive.append(sequence.fork(int(len(sequence) * share)))
+        n = int(len(sequence) * share)
+        self.alive.append(sequence.fork(n))
+        assert self.alive[-1].tokens in (sequence.tokens[:n], [])
         return self.alive[-1]
 
     @rule(sequence=sequences, share=st.floats(0, 1))
     def trim(self, sequence: Sequence, share: float) -> None:
-        sequence.trim(int(len(sequence) * share))
+        n = int(len(sequence) * share)
+        before = sequence.tokens[:n]
+        sequence.trim(n)
+        assert sequence.tokens in (before, [])
 
     @rule(sequence=consumes(sequences), keep=st.booleans())
     def end(self, sequence: Sequence, keep: bool) -> None:
         self.alive = [other for other in self.alive if other is not sequence]
         if keep:
+            self.ended.append((sequence.adapters, list(sequence.tokens)))
             self.prefixes.keep(sequence)
         else:
             sequence.release()
 
-    @rule(target=sequences, n=st.integers(1, 300), first=st.integers(0, 3))
-    def find(self, n: int, first: int) -> Sequence:
+    @rule(target=sequences, n=st.integers(1, 300), first=st.integers(0, 3), adapters=st.sampled_from(SETS))
+    def find(self, n: int, first: int, adapters: AdapterSet) -> Sequence:
         ids = [(first + i) % 251 for i in range(n)]
-        longest = max((n_common(s.tokens, ids) for s in self.everyone()), default=0)
-        found = self.prefixes.longest(ids, self.alive) or self.cache.sequence()
+        known = self.ended + [(sequence.adapters, sequence.tokens) for sequence in self.alive]
+        least = max((n_common(tokens, ids) for own, tokens in known if own == adapters), default=0)
+        found = self.prefixes.longest(ids, self.alive, adapters)
         self.alive.append(found)
-        assert found.tokens == ids[:longest]
+        assert found.tokens == ids[: len(found)]
+        if self.knows_all:
+            assert len(found) >= least
         return found
 
-    def everyone(self) -> list[Sequence]:
-        return [*self.alive, *self.prefixes._kept, *self.prefixes._arriving]
+    @rule()
+    def forget(self) -> None:
+        self.prefixes.clear()
+        self.ended.clear()
+
+    @rule(adapter=st.sampled_from([SETS[1].uses[0][0], SETS[2].uses[1][0]]))
+    def forget_an_adapter(self, adapter: Adapter) -> None:
+        self.prefixes.forget(adapter)
+        self.ended = [(own, tokens) for own, tokens in self.ended if not own.has(adapter)]
 
     @invariant()
     def every_sequence_keeps_its_tokens(self) -> None:
@@ -161,11 +263,22 @@ class Sequences(RuleBasedStateMachine):
 
     @invariant()
     def every_owner_is_counted(self) -> None:
-        owners = np.zeros(self.cache.n_blocks, int)
-        for sequence in self.everyone():
-            owners[sequence.block_table[: sequence.n_blocks]] += 1
-        assert owners.tolist() == self.cache._owners
-        assert sorted(self.cache._free) == np.flatnonzero(owners == 0).tolist()
+        for index, pool in enumerate(self.cache.pools):
+            owners = np.zeros(pool.n_blocks, int)
+            for sequence in [*self.alive, *self.prefixes._arriving]:
+                for block in sequence.tables[index].blocks:
+                    owners[block] += block != GONE
+            assert owners.tolist() == pool._owners
+            assert sorted([*pool._free, *pool._idle]) == np.flatnonzero(owners == 0).tolist()
+            assert all(block in pool._names for block in pool._idle)
+
+    def teardown(self) -> None:
+        if hasattr(self, "cache"):
+            for sequence in self.alive:
+                sequence.release()
+            self.prefixes.clear()
+            assert self.cache.n_free_blocks == self.cache.n_blocks
+            assert all(not pool._names and not pool._whole and not pool._behind for pool in self.cache.pools)
 
 
 TestSequences = Sequences.TestCase

@@ -112,7 +112,7 @@ def test_memory(path) -> None:
         groups = -(-config.head_dim // 32)
         want = 2 * layers * config.n_kv_heads * (config.head_dim + 2 * groups)
         assert small._runner.cache.token_bytes == want
-    assert CacheLayer(2, 64, Q8_0_CACHE).block_bytes == Q8_0_CACHE.block_bytes(2, 64)
+    assert CacheLayer(2, 64, 64, Q8_0_CACHE).block_bytes == Q8_0_CACHE.block_bytes(2, 64, 64)
 
 
 @pytest.mark.parametrize("wrong", ["q4_0", "F16", "", None, 8])

@@ -75,3 +75,13 @@ def tensor(name: str, *shape: int, format_name: str = "F32", seed: int = 3) -> T
     x = np.random.default_rng(seed).standard_normal(shape, np.float32) / shape[-1] ** 0.5
     fmt = FORMATS[format_name]
     return Tensor(name, shape, fmt, fmt.quantize(x))
+
+
+class Same(dict):
+    """The same for all windows."""
+
+    def __init__(self, value) -> None:
+        self.value = value
+
+    def __missing__(self, window):
+        return self.value

@@ -21,6 +21,7 @@ from edgellm.graph.nodes import (
     add,
     add_bias,
     attention,
+    columns,
     dropout,
     embed,
     glu,
@@ -32,13 +33,14 @@ from edgellm.graph.nodes import (
     replace_rows,
     rms_norm,
     rope,
+    scale,
     widen,
 )
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK
 
-from .conftest import lowered, program_of, rows_for, tensor
+from .conftest import Same, lowered, program_of, rows_for, tensor
 from .torch_twin import PLACES, Twin
 
 FLOAT32 = 2e-4  # of the largest number: sums in another order, over some twenty steps
@@ -67,7 +69,7 @@ class Random:
     def record(self, step: int) -> Value:
         rng = self.rng
         x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
-        kind = rng.integers(12)
+        kind = rng.integers(14)
         if kind == 0 or (kind in (1, 2) and x.width != y.width):
             return linear(x, self.weight(int(rng.choice([32, 64, 96, 160])), x.width, step=step))
         if kind == 1:
@@ -80,7 +82,11 @@ class Random:
             return rms_norm(x, tensor("n", x.width // 4, seed=step), 1e-2, n_heads=4)
         if kind == 5:
             n_rot = 2 * int(rng.integers(1, x.width // 8 + 1))
-            return rope(x, 4, Rotation(rng.random(n_rot // 2), interleaved=rng.random() < 0.5))
+            return rope(x, 4, Rotation(rng.random(n_rot // 2), interleaved=rng.random() < 0.5, magnitude=1.3))
+        if kind == 12:
+            return scale(x, -0.7)
+        if kind == 13:
+            return columns(x, x.width // 4, 32) if x.width > 32 else x
         if kind == 6:
             h = narrow(x, tensor("a", 3, x.width, seed=step))
             product = linear(x, self.weight(64, x.width, step=step))
@@ -118,7 +124,8 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
     for value, rows in inputs.items():
         memory[value][: len(rows), : value.width] = rows
     n_blocks = 4 * len(LENGTHS) + 4
-    block_bytes = [F32_CACHE.block_bytes(layer.n_kv_heads, layer.head_dim) for layer in forward.cache_layers]
+    shapes = [(layer.n_kv_heads, layer.key_dim, layer.value_dim) for layer in forward.cache_layers]
+    block_bytes = [F32_CACHE.block_bytes(*shape) for shape in shapes]
     caches = [np.zeros((n_blocks, n_bytes), np.uint8) for n_bytes in block_bytes]
     tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
     batch = Batch(160, forward)
@@ -131,7 +138,7 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
         slots = 4 * block * KV_BLOCK + np.arange(length)
         table = 4 * block + np.arange(4, dtype=np.int32)
         places = PLACES[start : start + length]
-        pieces.append(Piece(ids[start : start + length], 0, slots, table, [places]))
+        pieces.append(Piece(ids[start : start + length], 0, Same(slots), Same(table), [places]))
         start += length
     counts = program.batch.fill(pieces) | program.batch.fill_documents(LENGTHS)
     program.run(counts)
@@ -211,6 +218,28 @@ def test_a_kind_that_cannot_be_trained_through_is_refused_by_name() -> None:
     b.seed(y)
     with pytest.raises(UnsupportedError, match="a node of the kind Maxima"):
         b.walk()
+
+
+@pytest.mark.parametrize(
+    ("n_values", "spec", "words"),
+    [
+        (64, AttentionSpec(0.25, soft_cap=50.0), r"with soft-capped scores \(50\.0\)"),
+        (64, AttentionSpec(0.25, sinks=tensor("sinks", 4)), "with sinks"),
+        (64, AttentionSpec(0.25, alibi=np.ones(4, np.float32)), r"with linear biases \(ALiBi\)"),
+        (64, AttentionSpec(0.25, causal=False), "that is not causal"),
+        (32, AttentionSpec(0.25), "with keys of 16 and values of 8 dimensions"),
+    ],
+)
+def test_attention_that_cannot_be_trained_through_is_refused_by_name(n_values, spec, words: str) -> None:
+    g = Graph()
+    weight = tensor("w", 64, 64)
+    h = linear(g.input(64), weight)
+    y = g.output(attention(h, keys_values(h, g.input(n_values), 4), 4, spec))
+    b = Backward(g, {weight: np.zeros((64, 64), np.float32)})
+    b.seed(y)
+    b.walk()
+    with pytest.raises(UnsupportedError, match=f"^training through attention {words} is not built yet$"):
+        lowered(b.graph)
 
 
 def test_bfloat16_is_torchs(store, team_of) -> None:

@@ -10,7 +10,7 @@ from edgellm.graph.lowering import MAX_SPLITS
 from edgellm.graph.nodes import AttentionSpec, Rotation, attention, keys_values, rope
 from edgellm.kernels.records import SPAN_TOKENS
 
-from .conftest import lowered
+from .conftest import Same, lowered
 
 CAPACITY = 600
 WINDOWS = (None, 5, 300)
@@ -33,7 +33,7 @@ def batch(request) -> Batch:
 def piece(n: int, position: int, seed: int = 0) -> Piece:
     rng = np.random.default_rng(seed)
     ids, slots = (rng.integers(0, 999, n).tolist() for _ in range(2))
-    return Piece(ids, position, slots, np.arange(40, dtype=np.int32))
+    return Piece(ids, position, Same(slots), Same(np.arange(40, dtype=np.int32)))
 
 
 BATCHES = [
@@ -50,7 +50,8 @@ def test_everything_of_the_pieces_in_their_order(batch: Batch, pieces: list[Piec
     counts = batch.fill(pieces)
     n = counts["tokens"]
     assert batch.token_ids[:n].tolist() == [token for p in pieces for token in p.token_ids]
-    assert batch.kv_slots[:n].tolist() == [slot for p in pieces for slot in p.slots]
+    for slots, window in zip(batch.kv_slots, batch.kept, strict=True):
+        assert slots[:n].tolist() == [slot for p in pieces for slot in p.slots[window]]
     positions = np.concatenate([p.position + np.arange(len(p.token_ids)) for p in pieces])
     for rotation, table in zip(ROTATIONS, batch.angles, strict=True):
         angles = positions[:, None] * rotation.frequencies
@@ -65,7 +66,7 @@ def first_seen(position: int, window: int | None) -> int:
 @pytest.mark.parametrize("pieces", BATCHES, ids=range(len(BATCHES)))
 def test_every_token_sees_what_it_may_once(batch: Batch, pieces: list[Piece]) -> None:
     counts = batch.fill(pieces)
-    own = [(p.position + i, p.block_table.ctypes.data) for p in pieces for i in range(len(p.token_ids))]
+    own = [(p.position + i, p.block_tables[None].ctypes.data) for p in pieces for i in range(len(p.token_ids))]
     for index, window in enumerate(WINDOWS):
         slots_of: dict[int, list[int]] = {}
         covered: list[list[tuple[int, int]]] = [[] for _ in own]

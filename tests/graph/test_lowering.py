@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -14,21 +12,29 @@ from edgellm.graph.nodes import (
     Rotation,
     add,
     add_bias,
+    among_zeros,
     attention,
+    columns,
     embed,
+    embed_position,
     glu,
     keys_values,
+    layer_norm,
     linear,
     maxima,
     rms_norm,
     rope,
+    scale,
     select_rows,
+    soft_cap,
 )
+from edgellm.graph.nodes.streams import add_mixed, add_to_columns, keep_large, match_size
 from edgellm.kernels import reference
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK, MAXIMA_GROUP
+from edgellm.quants.tiles import to_tiles
 
-from .conftest import lowered, program_of, rows_for, tensor
+from .conftest import Same, lowered, program_of, rows_for, tensor
 from .twin import Text, evaluate
 
 WIDTH, N_HEADS, N_TOKENS = 64, 4, 11
@@ -53,7 +59,7 @@ def run(store, team_of):
         memory[: len(rows), : x.width] = rows
         program = program_of(ops, store, team, inputs={x: memory})
         n = len(rows)
-        program.run(program.batch.fill([Piece([0] * n, 0, [0] * n, np.zeros(1, np.int32))]))
+        program.run(program.batch.fill([Piece([0] * n, 0, Same([0] * n), Same(np.zeros(1, np.int32)))]))
         np.testing.assert_array_equal(memory[:n, : x.width], rows, "what comes from outside was changed")
         return [program.view(value, n).copy() for value in wanted]
 
@@ -198,6 +204,40 @@ def test_the_kernels_of_a_linear(format_name, activations, sensitive, kernel, sm
     assert {op.kernel, op.small_kernel} - {None} <= set(ops.kernels)
 
 
+@pytest.mark.parametrize("sensitive", [False, True])
+def test_weights_as_tiles_give_the_same_bits(store, team_of, rows, sensitive: bool) -> None:
+    """In any batch, and with other weights bound: these come as rows, and become tiles."""
+    g = Graph()
+    x = g.input(WIDTH)
+    weight, other = (tensor("w", 40, WIDTH, format_name="Q8_0", seed=seed) for seed in (3, 9))
+    y = g.output(linear(x, weight, sensitive=sensitive))
+    memory = rows_for(x, 16)
+    memory[:N_TOKENS] = rows
+    found = []
+    for tiles in ({}, {weight: to_tiles(weight.format, weight.raw)}):
+        ops = lowered(g, tiles=tiles)
+        end = ".Q8_0.2" if sensitive else ".Q8_0"
+        names = ("linear_tiles_prefill", "linear_tiles") if tiles else ("linear_prefill", "linear_decode")
+        assert (ops.ops[-1].kernel.name, ops.ops[-1].small_kernel.name) == tuple(name + end for name in names)
+        program = program_of(ops, store, team_of(2), inputs={x: memory})
+
+        def results(program=program) -> list[bytes]:
+            taken = []
+            for n in (1, 2, 3, 4, 5, 8, N_TOKENS):
+                program.run({"tokens": n})
+                taken.append(program.view(y, n).tobytes())
+            return taken
+
+        usual = results()
+        with program.bound({weight: other.raw}):
+            bound = results()
+        assert results() == usual != bound
+        program.bind({weight: other.raw})
+        assert results() == bound
+        found.append((usual, bound))
+    assert found[0] == found[1]
+
+
 def test_small_weights_of_other_formats_are_held_as_float32(run, rows) -> None:
     g = Graph()
     y = g.output(add_bias(g.input(WIDTH), HALF_BIAS))
@@ -236,12 +276,8 @@ def test_layers_may_share_a_cache() -> None:
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
-        (AttentionSpec(0.25, soft_cap=50.0), r"with soft-capped scores \(50\.0\)"),
-        (AttentionSpec(0.25, sinks=tensor("sinks", N_HEADS)), "with sinks"),
-        (AttentionSpec(0.25, alibi=np.ones(N_HEADS, np.float32)), r"with linear biases \(ALiBi\)"),
         (AttentionSpec(0.25, causal=False), "that is not causal"),
         (AttentionSpec(0.25, causal=False, window=7), "that is not causal"),
-        (AttentionSpec(0.25, soft_cap=math.inf, window=7), "with soft-capped scores"),
     ],
 )
 @pytest.mark.parametrize("activations", ["int8", "f32"])
@@ -254,16 +290,11 @@ def test_attention_that_no_kernel_can_do_is_refused_by_name(spec: AttentionSpec,
 
 
 def test_caches_that_no_kernel_can_fill_are_refused_by_name() -> None:
-    for n_values, cached, line in (
-        (32, True, "keys of 16 and values of 8 dimensions is not built yet"),
-        (128, True, "keys of 16 and values of 32 dimensions is not built yet"),
-        (64, False, "keys and values outside of the cache is not built yet"),
-    ):
-        g = Graph()
-        x = g.input(WIDTH)
-        g.output(attention(x, keys_values(x, g.input(n_values), N_HEADS, cached), N_HEADS, AttentionSpec(0.25)))
-        with pytest.raises(UnsupportedError, match=line):
-            lowered(g)
+    g = Graph()
+    x = g.input(WIDTH)
+    g.output(attention(x, keys_values(x, x, N_HEADS, cached=False), N_HEADS, AttentionSpec(0.25)))
+    with pytest.raises(UnsupportedError, match="keys and values outside of the cache is not built yet"):
+        lowered(g)
 
 
 def test_maxima_of_other_groups_are_refused() -> None:
@@ -294,7 +325,7 @@ class Random:
         rng = self.rng
         x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
         to = [32, 64, 96, 160][int(rng.integers(4))]
-        kind = rng.integers(8)
+        kind = rng.integers(10)
         if kind == 0 or (kind in (1, 2) and x.width != y.width):
             weight = tensor("w", to, x.width, format_name=str(rng.choice(["Q8_0", "Q4_1", "F16", "F32"])), seed=step)
             return linear(x, weight, sensitive=rng.random() < 0.3)
@@ -311,19 +342,48 @@ class Random:
             return rope(x, 4, Rotation(rng.random(n_rot // 2), interleaved=rng.random() < 0.5))
         if kind == 6:
             return select_rows(x)
+        if kind > 7:
+            return self.record_more(x, y, step)
         return self.attend(x, y)
 
+    def record_more(self, x: Value, y: Value, step: int) -> Value:
+        """What dense decoders beside Llama have."""
+        kind, each = self.rng.integers(9), min(x.width, y.width) // 4
+        if kind == 0:
+            return layer_norm(x, tensor("n", x.width, seed=step), tensor("b", x.width), 1e-5)
+        if kind == 1:
+            return layer_norm(x, tensor("n", 4, x.width // 4, seed=step), None, 1e-5, n_heads=4)
+        if kind == 2:
+            return scale(x, -0.7)
+        if kind == 3:
+            return soft_cap(x, 2.0)
+        if kind == 4:
+            return add(columns(x, x.width - 32, 32), embed_position(self.graph, tensor("p", N_TOKENS, 32)))
+        if kind == 5:
+            return among_zeros(x, 5, x.width + 32)
+        if kind == 6:
+            by = soft_cap(columns(x, 0, 2 * (x.width // each)), 1.0)
+            return add_mixed(x, columns(y, 0, 2 * each), by, each, plus=0.5)
+        if kind == 7:
+            return add_to_columns(x, columns(y, 1, each), each)
+        return keep_large(match_size(x, y if y.width == x.width else x, 1e-3), -0.5)
+
     def attend(self, x: Value, y: Value) -> Value:
-        """Heads of 8, 16, 24 or 40 dimensions: kernels have them in sixteens."""
-        x, y = (rms_norm(z, tensor("n", z.width), 1e-5) for z in (x, y if y.width == x.width else x))
-        n_kv_heads = int(self.rng.choice([2, 4]))
-        head_dim = x.width // 4
-        kv = keys_values(x, y, 4)
+        """Heads of 8, 16, 24 or 40 dimensions, and values as wide or not: kernels have them in sixteens."""
+        rng = self.rng
+        x, y = (rms_norm(z, tensor("n", z.width), 1e-5) for z in (x, y))
+        n_kv_heads = int(rng.choice([2, 4]))
+        k = x
         if n_kv_heads == 2:
-            k, v = (linear(part, tensor("kv", 2 * head_dim, x.width, seed=n_kv_heads)) for part in (x, y))
-            kv = keys_values(k, v, 2)
-        window = [None, 3][int(self.rng.integers(2))]
-        return attention(x, kv, 4, AttentionSpec(0.3, window=window))
+            k, y = (linear(part, tensor("kv", part.width // 2, part.width, seed=n_kv_heads)) for part in (x, y))
+        spec = AttentionSpec(
+            0.3,
+            window=[None, 3][int(rng.integers(2))],
+            soft_cap=[None, 2.0][int(rng.integers(2))],
+            sinks=[None, tensor("sinks", 4)][int(rng.integers(2))],
+            alibi=[None, np.arange(4) / 8][int(rng.integers(2))],
+        )
+        return attention(x, keys_values(k, y, n_kv_heads), 4, spec)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -337,14 +397,15 @@ def test_every_value_of_any_graph_is_what_its_nodes_say(store, team_of, seed: in
 
     def run(activations: str, taps: list[Value]) -> dict[Value, np.ndarray]:
         ops = lowered(g, 2, taps=taps, activations=activations, kv_type=F32_CACHE)
-        caches = [np.zeros((2, F32_CACHE.block_bytes(s.n_kv_heads, s.head_dim)), np.uint8) for s in ops.cache_layers]
+        sizes = [F32_CACHE.block_bytes(s.n_kv_heads, s.key_dim, s.value_dim) for s in ops.cache_layers]
+        caches = [np.zeros((2, size), np.uint8) for size in sizes]
         memory = rows_for(x, 16)
         memory[:N_TOKENS] = x_rows
         tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
         program = program_of(ops, store, team, inputs={x: memory}, tables=tables)
         program.batch.select(text.rows)
         slots = KV_BLOCK + np.arange(N_TOKENS)
-        program.run(program.batch.fill([Piece(text.token_ids, 0, slots, np.array([1], np.int32))]))
+        program.run(program.batch.fill([Piece(text.token_ids, 0, Same(slots), Same(np.array([1], np.int32)))]))
         return {value: program.view(value, N_TOKENS).copy() for value in [*g.outputs, *taps]}
 
     expected = evaluate(g, text, {x: x_rows})

@@ -25,7 +25,7 @@ from edgellm.kernels import reference
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.store import KernelStore
 
-from .conftest import lowered, program_of, rows_for, tensor
+from .conftest import Same, lowered, program_of, rows_for, tensor
 
 N_EMBD, N_HEADS, N_KV_HEADS, HEAD_DIM, N_FF, N_VOCAB = 96, 4, 2, 32, 160, 300
 CAPACITY = 32  # tokens times heads of a group fit into one attention task
@@ -75,7 +75,7 @@ class Layer:
         """float32 [n_tokens, N_EMBD] for the tokens at positions from `start` on."""
         positions = np.arange(start, start + len(ids))
         slots = self.block_table[positions // KV_BLOCK] * KV_BLOCK + positions % KV_BLOCK
-        self.program.run(self.program.batch.fill([Piece(ids, start, slots, self.block_table)]))
+        self.program.run(self.program.batch.fill([Piece(ids, start, Same(slots), Same(self.block_table))]))
         return self.program.view(self.hidden, len(ids)).copy()
 
     def run_in_parts(self, ids: np.ndarray, sizes: list[int]) -> np.ndarray:

@@ -39,6 +39,27 @@ def test_what_is_measured_is_remembered_for_its_format(store: KernelStore) -> No
     assert tuner.remembered(store, F32) is None
 
 
+def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quicker for one token, or as quick for one and far quicker for several."""
+    work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
+
+    def decide(one: float, several: float) -> bool:
+        shares = iter((one, several))
+
+        def take_turns(candidates):
+            file, tiles = candidates
+            share = next(shares)
+            return [{file: 1.0, tiles: share * turn} for turn in (0.9, 1.0)]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tuner, "_take_turns", take_turns)
+            return work.tiles_pay(Tuning(1))
+
+    assert decide(0.9, 1.5) and decide(1.01, 0.7)
+    assert not decide(1.05, 0.3) and not decide(1.0, 0.9)
+    assert not tuner._Work(store, F32, 1 << 22).tiles_pay(Tuning(1))
+
+
 def test_other_cores_are_measured_by_themselves(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A first start in a small container leaves no model with one thread on the whole machine."""
     monkeypatch.setattr(tuner, "usable_threads", lambda: 1)
@@ -60,12 +81,16 @@ def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelSt
     [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"n_threads": 2}', {"n_threads": 0}, {"n_threads": 10**9},
      {"n_threads": "2"}, {"chunk_bytes": 0}, {"chunk_bytes": 1 << 40},
      {"prefetch_bytes": -1}, {"prefetch_bytes": 1 << 40}, {"prefetch_bytes": 1.5},
-     {"small_batch": 0}, {"small_batch": 1000}, {"small_batch": True}, {"prefetch_bytes": "x"}],
+     {"small_batch": 0}, {"small_batch": 1000}, {"small_batch": True}, {"prefetch_bytes": "x"},
+     {"tiles": 1}, {"tiles": None}, {"tiles_small_batch": 0}, {"tiles_small_batch": 33}],
 )  # fmt: skip
 def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
     path = tmp_path / "tuning.F32.json"
-    good = {"n_threads": 2, "chunk_bytes": 1 << 19, "prefetch_bytes": 1 << 13, "small_batch": 3}
+    good = {"n_threads": 2, "chunk_bytes": 1 << 19, "prefetch_bytes": 1 << 13, "small_batch": 3, "tiles": False,
+            "tiles_small_batch": 16}  # fmt: skip
     path.write_text(json.dumps(good))
+    assert Tuning.load(path) == Tuning(2)
+    path.write_text(json.dumps({name: value for name, value in good.items() if not name.startswith("tiles")}))
     assert Tuning.load(path) == Tuning(2)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(good | content).encode())
     assert Tuning.load(path) is None

@@ -15,6 +15,7 @@ from edgellm.graph.nodes import (
     Add,
     AddBias,
     Attention,
+    Columns,
     Dropout,
     Embed,
     Graph,
@@ -26,6 +27,7 @@ from edgellm.graph.nodes import (
     ReplaceRows,
     RMSNorm,
     Rope,
+    Scale,
     SelectRows,
     Value,
     Widen,
@@ -86,6 +88,7 @@ def _rope(twin: Twin, node: Rope, x: torch.Tensor) -> torch.Tensor:
     else:
         a, b = rotated[..., :n], rotated[..., n:]
     turned = a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()
+    turned = tuple(node.rotation.magnitude * part for part in turned)
     pairs = torch.stack(turned, -1).flatten(-2) if node.rotation.interleaved else torch.cat(turned, -1)
     return torch.cat([pairs, rest], -1).reshape(x.shape)
 
@@ -137,6 +140,8 @@ _TWINS: dict[type[Node], Any] = {
     Add: lambda twin, node, a, b: a + b,
     AddBias: lambda twin, node, x: x + twin.weight(node.bias),
     GLU: _glu,
+    Scale: lambda twin, node, x: node.factor * x,
+    Columns: lambda twin, node, x: x[:, node.first : node.first + node.n_cols],
     Activate: _activate,
     ReplaceRows: _replace_rows,
     Rope: _rope,

@@ -58,6 +58,8 @@ class StandIn:
         self.stall_after: int | None = None  # bytes of a file after which the server falls silent
         self.status: dict[str, tuple[int, dict[str, str]]] = {}  # answers for paths that hold these words
         self.credentials: str | None = None
+        self.gated: dict[str, set[str]] = {}  # the tokens that may read a repository, by its name
+        self.busy = 0  # so many answers of the hub are "too many requests", to be asked again at once
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sent = 0  # bytes of large files
         self.before_answer: Callable[[str, str], None] = lambda method, path: None
@@ -159,6 +161,14 @@ def _handler(stand_in: StandIn) -> type[BaseHTTPRequestHandler]:
 
         def _commit(self, repo: str, revision: str) -> str | None:
             """The commit that a revision stands for; None when that is refused, as the hub refuses it."""
+            if stand_in.busy:
+                stand_in.busy -= 1
+                self._send(429, b"", {"Retry-After": "0"})
+                return None
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if repo in stand_in.gated and token not in stand_in.gated[repo]:
+                self._send(403 if token else 401, b"", {"X-Error-Code": "GatedRepo"})
+                return None
             if repo not in stand_in.commits:
                 self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
                 return None

@@ -26,6 +26,7 @@ def test_a_checkpoint_is_what_a_conversion_needs(endpoint: StandIn, own_home: Pa
     needed = files_of(
         *("README.md", "config.json", "tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"),
         *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"),
+        *("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
     )
     others = files_of("pytorch_model.bin", "onnx/model.onnx", "logo.png", "../../escaped.json")
     endpoint.commit("some/repo", needed | others)
@@ -120,7 +121,7 @@ def test_a_damaged_file_of_a_checkpoint_is_mended(endpoint: StandIn, damage: byt
 
 
 def test_a_checkpoint_is_listed_and_removed(endpoint: StandIn, own_home: Path) -> None:
-    served = files_of("config.json", "model.safetensors", "additional_chat_templates/t.jinja")
+    served = files_of("config.json", "model.safetensors", "additional_chat_templates/t.jinja", "1_Pooling/config.json")
     endpoint.commit("some/repo", served)
     folder = hub.pull_checkpoint("hf:some/repo")
     (model,) = hub.present()

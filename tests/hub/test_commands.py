@@ -51,7 +51,7 @@ def test_pull_mends_resumes_and_prints_the_path(
 
 
 @pytest.mark.parametrize("command", ["pull", "rm", "run", "info"])
-@pytest.mark.parametrize("name", ["smolm2", "hf:some/repo", "hf://some/repo/x.gguf", "x" * 5000, "nowhere/x.gguf"])
+@pytest.mark.parametrize("name", ["smolm2", "hf:some/repo:", "hf://some/x.gguf", "x" * 5000, "nowhere/x.gguf"])
 def test_names_that_are_none_are_one_line(
     own_home: Path, command: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

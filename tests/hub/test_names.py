@@ -6,7 +6,7 @@ import pytest
 
 from edgellm import hub
 from edgellm.errors import EdgellmError, FileProblem, UsageError
-from edgellm.hub.names import meant_on_the_hub, shard_names
+from edgellm.hub.names import parse_hub_name, parse_repository_name, shard_names
 
 
 @pytest.mark.parametrize(
@@ -14,8 +14,7 @@ from edgellm.hub.names import meant_on_the_hub, shard_names
     [
         ("smollm2-135n", "smollm2-135m"), ("smolm2", "smollm2"), ("SmolLM-2", "smollm2"), ("gema3", "gemma3"),
         ("gemma-3-270", "gemma-3-270m"), ("gemma3_270m", "gemma3-270m"), ("smollm2-instruct", "smollm2-135m-instruct"),
-        ("HF:some/repo/x.gguf", "hf:some/repo/x.gguf"),
-        ("https://huggingface.co/some/repo/resolve/main/x.gguf?download=true", "hf:some/repo/x.gguf"),
+        ("qwen3-4", "qwen3-4b"), ("qwen2.5-codr-1.5b", "qwen2.5-coder-1.5b"), ("mistral-7", "mistral-7b"),
     ],
 )  # fmt: skip
 def test_the_nearest_name_is_suggested(own_home: Path, typed: str, meant: str) -> None:
@@ -36,30 +35,70 @@ def test_names_that_are_near_to_nothing(own_home: Path, typed: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("hf://some/repo/x.gguf", "hf:some/repo/x.gguf"),
+        ("hf:some/repo/x.gguf", "hf:some/repo/x.gguf"),
+        ("HF://some/repo/x.gguf", "hf:some/repo/x.gguf"),
         ("hf.co/some/repo/x.gguf", "hf:some/repo/x.gguf"),
-        ("hf.co/some/repo:x", "hf:some/repo/x.gguf"),
+        ("hf.co/some/repo:x.gguf", "hf:some/repo/x.gguf"),
+        ("hf.co/some/repo", "hf:some/repo"),
+        ("hf.co/some/repo:Q4_K_M", "hf:some/repo:Q4_K_M"),
+        ("hf.co/some/repo:latest", "hf:some/repo"),
+        ("hf:some/repo@v2:q8_0", "hf:some/repo@v2:q8_0"),
         ("huggingface:some/repo/x.gguf", "hf:some/repo/x.gguf"),
-        ("https://huggingface.co/some/repo/blob/main/sub/x.gguf", "hf:some/repo/sub/x.gguf"),
+        ("https://huggingface.co/some/repo", "hf:some/repo"),
+        ("https://huggingface.co/some/repo/", "hf:some/repo"),
+        ("https://huggingface.co/some/repo/tree/main", "hf:some/repo"),
+        ("https://huggingface.co/some/repo/tree/v1.2#files", "hf:some/repo@v1.2"),
+        ("https://huggingface.co/some/repo?show_file_info=x.Q4_0.gguf", "hf:some/repo/x.Q4_0.gguf"),
+        ("https://www.huggingface.co/some/repo?local-app=llama.cpp", "hf:some/repo"),
+        ("https://huggingface.co/some/repo/resolve/main/x.gguf?download=true", "hf:some/repo/x.gguf"),
+        ("https://huggingface.co/some/repo/blob/main/sub/x%20y.gguf", "hf:some/repo/sub/x y.gguf"),
         ("https://huggingface.co/some/repo/blob/v1.2/x.gguf", "hf:some/repo@v1.2/x.gguf"),
         ("hf:https://huggingface.co/some/repo/resolve/main/x.gguf", "hf:some/repo/x.gguf"),
         ("hf:some/repo/resolve/main/x.gguf", "hf:some/repo/x.gguf"),
-        ("hf:some/repo/x", "hf:some/repo/x.gguf"),
-        ("hf:some/repo/x.GGUF", "hf:some/repo/x.gguf"),
-        ("hf:some/repo/../x", None),
-        ("https://example.org/some/repo/x.gguf", None),
-        ("hf:", None),
-        ("smollm2", None),
+        ("hf:some/repo/x.GGUF", "hf:some/repo/x.GGUF"),
     ],
 )
-def test_forms_of_other_programs(typed: str, meant: str | None) -> None:
-    assert meant_on_the_hub(typed) == meant
+def test_a_name_of_the_hub_in_every_spelling(typed: str, meant: str) -> None:
+    parsed = parse_hub_name(typed)
+    assert str(parsed) == meant
+    assert str(parse_hub_name(meant)) == meant
 
 
-def test_a_repository_is_not_a_file(own_home: Path) -> None:
-    for call in (hub.pull, hub.resolve):
-        with pytest.raises(UsageError, match=r"expected hf:ORG/REPO/FILE\.gguf.* edgellm convert hf:some/repo -o"):
-            call("hf:some/repo")
+@pytest.mark.parametrize("typed", ["https://example.org/some/repo/x.gguf", "smollm2", "hfsome/repo", "", "some/repo"])
+def test_what_is_no_name_of_the_hub(typed: str) -> None:
+    assert parse_hub_name(typed) is None
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["hf:", "hf:repo", "hf:../repo", "hf:some/..", "hf:some/repo/../x.gguf", "hf:a/b:", "hf:a/b:c/d.gguf",
+     "hf:a/b@../c", "https://huggingface.co/datasets/some/data", "https://huggingface.co/models?search=x",
+     "hf:a/b@/x.gguf", "hf:a/b/x\ny.gguf", "hf:a/b/c:\\x.gguf", "hf:a/b/x%00.gguf", "hf:a/b/%2e%2e/x.gguf"],
+)  # fmt: skip
+def test_names_that_are_begun_wrongly(typed: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"does not name a model of the Hugging Face hub; expected hf:ORG/REPO/FILE\.gguf, "
+    ):
+        parse_hub_name(typed)
+
+
+def test_a_forgotten_ending_is_suggested() -> None:
+    with pytest.raises(UsageError, match=r"did you mean hf:some/repo/x\.gguf\?$"):
+        parse_hub_name("hf:some/repo/x")
+
+
+def test_a_checkpoint_is_named_by_its_repository() -> None:
+    assert parse_repository_name("https://huggingface.co/some/repo").repo == "some/repo"
+    for name in ("some/repo", "hf:some/repo/x.gguf", "hf:some/repo:Q4_0"):
+        with pytest.raises(UsageError, match=r"does not name a checkpoint; expected hf:ORG/REPO or"):
+            parse_repository_name(name)
+
+
+def test_the_beginning_of_several_names_is_asked_back(own_home: Path) -> None:
+    with pytest.raises(hub.NameOfSeveral) as caught:
+        hub.resolve("Qwen2.5-Coder")
+    assert caught.value.names == ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "qwen2.5-coder-7b"]
+    assert "names 3 models: qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, qwen2.5-coder-7b; say which" in str(caught.value)
 
 
 def test_a_path_that_is_not_there(own_home: Path) -> None:
@@ -69,7 +108,9 @@ def test_a_path_that_is_not_there(own_home: Path) -> None:
         hub.resolve("sub/mien.gguf")
     with pytest.raises(FileProblem, match=r"some/repo/x\.gguf: no such file; a file of the .* is hf:some/repo/x\.gguf"):
         hub.resolve("some/repo/x.gguf")
-    with pytest.raises(FileProblem, match=r"no such file; did you mean hf:some/repo/x\.gguf\?"):
+    with pytest.raises(FileProblem, match=r"some/repo: no such file; a repository of the .* is hf:some/repo$"):
+        hub.resolve("some/repo")
+    with pytest.raises(FileProblem, match=r"hf:some/repo/x\.gguf is not installed; get it with: edgellm pull"):
         hub.resolve("https://huggingface.co/some/repo/resolve/main/x.gguf")
 
 

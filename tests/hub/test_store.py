@@ -6,7 +6,8 @@ import pytest
 
 from edgellm import hub
 from edgellm.errors import FileProblem, UsageError
-from edgellm.hub.catalog import HubSource, PyPISource, catalog, parse_catalog
+from edgellm.files import tile_files
+from edgellm.hub.catalog import CheckpointSource, HubSource, PyPISource, catalog, parse_catalog
 
 
 def put(home: Path, name: str, data: bytes = b"GGUF") -> Path:
@@ -23,12 +24,18 @@ def test_the_catalogue_is_sound() -> None:
     assert len(names) == len(set(names))
     assert all(name == name.lower() for name in names)
     for model in models.values():
-        assert model.path.endswith(".gguf") and "/" not in model.path
-        assert len(model.sha256) == 64 and int(model.sha256, 16)
-        assert model.size > 0
+        if isinstance(model.sources[0], CheckpointSource):
+            assert all(len(sha256) == 64 for _, sha256 in model.sources[0].sha256) and model.path.endswith(".gguf")
+        elif model.path:
+            assert model.path.endswith(".gguf") and "/" not in model.path
+            assert len(model.sha256) == 64 and int(model.sha256, 16)
+            assert model.size > 0
+        else:  # the hub tells the file, its size and its digest
+            (source,) = model.sources
+            assert isinstance(source, HubSource) and source.type and model.about
         assert model.title and model.description and model.license
         assert model.license_url.startswith("https://")
-        assert isinstance(model.sources[0], PyPISource | HubSource)
+        assert isinstance(model.sources[0], PyPISource | CheckpointSource | HubSource)
 
 
 def test_an_unknown_source_kind_is_refused() -> None:
@@ -70,6 +77,19 @@ def test_installed_lists_every_model_once(own_home: Path) -> None:
     ]
     for name, _, _ in found:
         assert hub.resolve(name).is_file()
+
+
+def test_tiles_go_with_their_model(own_home: Path) -> None:
+    """Of a model alone: a copy elsewhere keeps its own."""
+    path, other = put(own_home, "mine.gguf"), put(own_home, "other.gguf")
+    for model in (path, other):
+        place = tile_files.path_of(model)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(bytes(1000))
+    assert tile_files.path_of(path) != tile_files.path_of(other)
+    n_bytes = path.stat().st_size
+    assert hub.remove("mine.gguf") == n_bytes + 1000
+    assert not tile_files.path_of(path).exists() and tile_files.bytes_of(other) == 1000
 
 
 def test_remove(own_home: Path) -> None:

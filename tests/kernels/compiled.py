@@ -31,6 +31,7 @@ from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.kernels.store import KernelStore
 from edgellm.quants import BlockFormat
+from edgellm.quants.tiles import to_tiles
 
 SENTINEL = np.float32(-12345.678)
 TOKEN_ALIGN = 16  # a tile may compute so many tokens at once, beyond the batch too
@@ -124,7 +125,7 @@ class Compiled:
             len(ids),
             len(ids),
             fmt,
-            {"token_ids": ids},
+            ids=ids,
             weights=weights,
             row_bytes=weights.shape[1],
             n_cols=n_cols,
@@ -310,10 +311,10 @@ class Compiled:
 
     def quantize(self, x: np.ndarray, n_planes: int = 1) -> Quantized:
         n_tokens, n_cols = x.shape
-        source, out_cols = rows(x), n_planes * n_cols
+        source = rows(x)
         out = Quantized(
-            np.zeros((n_tokens, out_cols), np.int8),
-            *(np.zeros((n_tokens, out_cols // width), np.float32) for width in (32, 32, 16)),
+            np.zeros((n_tokens, n_planes * n_cols), np.int8),
+            *(np.zeros((n_tokens, n_cols // width), np.float32) for width in (32, 32, 16)),
         )
         self._run(
             "quantize",
@@ -332,7 +333,7 @@ class Compiled:
     def linear(
         self, weights: np.ndarray, fmt: BlockFormat, x: Quantized, op: str = "linear_prefill", n_planes: int = 1
     ) -> np.ndarray:
-        """op is "linear_decode" or "linear_prefill"."""
+        """op is "linear_decode", "linear_prefill", or one of those that read tiles, into which weights are put."""
         n_tokens, n_cols = len(x.q), x.q.shape[1] // n_planes
         capacity = -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
         padded = [np.resize(part, (capacity, part.shape[1])) for part in x]
@@ -375,6 +376,7 @@ class Compiled:
         **fields: Any,
     ) -> np.ndarray:
         n_rows = len(weights)
+        memory = to_tiles(fmt, weights) if op.startswith("linear_tiles") else weights
         out, scratch = Output(n_tokens, n_rows), Scratch(scratch_bytes)
         self._run(
             op,
@@ -382,7 +384,7 @@ class Compiled:
             -(-n_rows // chunk_rows),
             n_tokens,
             fmt,
-            weights=before_a_wall(weights),
+            weights=before_a_wall(memory),
             row_bytes=weights.shape[1],
             n_rows=n_rows,
             n_cols=n_cols,
@@ -499,7 +501,7 @@ class Compiled:
         kv_type: KVType = F16_CACHE,
     ) -> None:
         """keys and values: views of one cache, which begins with the keys."""
-        n_tokens, n_heads, head_dim = k.shape
+        n_tokens, n_heads, _ = k.shape
         k_rows, v_rows = rows(k), rows(v)
         self._run(
             "kv_append",
@@ -507,15 +509,14 @@ class Compiled:
             -(-n_tokens // 2),
             n_tokens,
             kv_type,
-            {"kv_slots": slots.astype(np.int64)},
+            slots=slots.astype(np.int64),
             k=k_rows,
+            k_stride=k_rows.shape[1],
             v=v_rows,
-            stride=k_rows.shape[1],
+            v_stride=v_rows.shape[1],
             n_heads=n_heads,
-            head_dim=head_dim,
-            cache=keys,
-            block_bytes=keys.strides[0],
             chunk_tokens=2,
+            **_cache_fields(keys, values, kv_type),
         )
 
     def attention(
@@ -529,9 +530,13 @@ class Compiled:
         window: int | None = None,
         split: bool = False,
         kv_type: KVType = F16_CACHE,
+        soft_cap: float = 0.0,
+        slopes: np.ndarray | None = None,
+        sinks: np.ndarray | None = None,
     ) -> np.ndarray:
-        """float32 [n_tokens, n_heads, head_dim]; split: every token by itself, in spans that are merged afterwards."""
-        n_tokens, n_heads, head_dim = q.shape
+        """float32 [n_tokens, n_heads, value_dim]; split: every token by itself, in spans that are merged afterwards."""
+        n_tokens, n_heads, key_dim = q.shape
+        value_dim = values.shape[3]
         n_kv_heads = keys.shape[1]
         group = n_heads // n_kv_heads
         at_once = 1 if split else max(1, TILE_ROWS // group)
@@ -551,14 +556,14 @@ class Compiled:
             ]
             n_slots += len(spans)
 
-        out, q_rows = Output(n_tokens, n_heads * head_dim), rows(q)
-        partial = np.full((n_slots + 1, n_heads, head_dim + 2), SENTINEL)
-        scratch = Scratch(records.attention_scratch_bytes(max(TILE_ROWS, n_heads), head_dim))
+        out, q_rows = Output(n_tokens, n_heads * value_dim), rows(q)
+        partial = np.full((n_slots + 1, n_heads, value_dim + 2), SENTINEL)
+        scratch = Scratch(records.attention_scratch_bytes(max(TILE_ROWS, n_heads), key_dim, value_dim))
         shared = {
             "partial": partial,
             "out": out,
             "out_stride": out.stride,
-            "head_dim": head_dim,
+            "sinks": 0 if sinks is None else sinks,
             "scratch": scratch,
             "scratch_bytes": scratch.n_bytes,
         }
@@ -574,12 +579,13 @@ class Compiled:
             group=group,
             scale=scale,
             window=window or 1 << 40,
-            cache=keys,
-            block_bytes=keys.strides[0],
+            soft_cap=soft_cap,
+            slopes=0 if slopes is None else slopes,
             tasks=_table(records.ATTENTION_TASK, tasks),
             chunk_count=np.array([len(tasks) * n_kv_heads]),
             n_threads=2,
             **shared,
+            **_cache_fields(keys, values, kv_type),
         )
         if split:
             self._run(
@@ -588,12 +594,13 @@ class Compiled:
                 len(merges),
                 n_tokens,
                 n_heads=n_heads,
+                value_dim=value_dim,
                 tasks=_table(records.MERGE_TASK, merges),
                 **shared,
             )
         assert (partial[-1] == SENTINEL).all(), "the kernel wrote behind the partial results"
         scratch.check()
-        return out.take().reshape(q.shape)
+        return out.take().reshape(n_tokens, n_heads, value_dim)
 
     def _run(
         self,
@@ -614,6 +621,19 @@ class Compiled:
         record = _record(schema, batch=of_batch, **fields)
         for chunk in reversed(range(n_chunks)):
             function(record.ctypes.data, chunk, THREAD)
+
+
+def _cache_fields(keys: np.ndarray, values: np.ndarray, kv_type: KVType) -> dict[str, Any]:
+    """Where keys and values are: views of one cache, which begins with the keys."""
+    key_dim, value_dim = keys.shape[2], values.shape[3]
+    return {
+        "cache": keys,
+        "block_bytes": keys.strides[0],
+        "key_dim": key_dim,
+        "value_dim": value_dim,
+        "key_bytes": kv_type.head_bytes(key_dim),
+        "value_bytes": kv_type.head_bytes(value_dim),
+    }
 
 
 def _record(schema: Schema, **fields: Any) -> np.ndarray:

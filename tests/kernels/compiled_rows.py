@@ -40,6 +40,50 @@ class CompiledRows:
         n_chunks = -(-n_tokens // CHUNK_TOKENS)
         self.compiled._run(op, schema, n_chunks, n_tokens, fmt, options=options, chunk_tokens=CHUNK_TOKENS, **fields)
 
+    def layer_norm(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: float, n_groups: int = 1
+    ) -> np.ndarray:
+        source, out, n_cols = rows(x), Output(*x.shape), x.shape[1] // n_groups
+        self._by_rows(
+            "layer_norm",
+            records.LAYER_NORM,
+            len(x),
+            x=source,
+            stride=source.shape[1],
+            weight=walled(weight),
+            bias=walled(bias),
+            weight_step=n_cols if weight.ndim == 2 else 0,
+            out=out,
+            out_stride=out.stride,
+            n_groups=n_groups,
+            n_cols=n_cols,
+            epsilon=epsilon,
+        )
+        return out.take()
+
+    def by_factor(self, op: str, x: np.ndarray, factor: float, in_place: bool) -> np.ndarray:
+        """op: "scale" or "soft_cap"."""
+        with into(x, in_place) as (source, out):
+            self._by_rows(op, records.SCALE, len(x), x=source, out=out, stride=out.stride, factor=factor)
+        return out.take()
+
+    def columns(self, x: np.ndarray, first: int, n_cols: int, out_first: int = 0, out_cols: int = 0) -> np.ndarray:
+        source, out = rows(x), Output(len(x), out_cols or n_cols)
+        self._by_rows(
+            "columns",
+            records.COLUMNS,
+            len(x),
+            x=source,
+            stride=source.shape[1],
+            first=first,
+            n_cols=n_cols,
+            out=out,
+            out_stride=out.stride,
+            out_first=out_first,
+            out_cols=out_cols,
+        )
+        return out.take()
+
     def narrow(
         self, x: np.ndarray, weight: np.ndarray, scale: float = 1.0, scales: np.ndarray | None = None
     ) -> np.ndarray:

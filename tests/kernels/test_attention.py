@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,14 @@ class Text:
     """A sequence of n_tokens in a cache whose blocks lie in no order, among poison."""
 
     def __init__(
-        self, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5, kv_type: KVType = F16_CACHE
+        self,
+        n_tokens: int,
+        head_dim: int,
+        n_kv_heads: int,
+        group: int,
+        seed: int = 5,
+        kv_type: KVType = F16_CACHE,
+        value_dim: int | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.kv_type = kv_type
@@ -32,21 +40,24 @@ class Text:
         self.scale = head_dim**-0.5
         self.q = rng.standard_normal((n_tokens, n_kv_heads * group, head_dim), np.float32) * 2
         self.block_table = rng.permutation(n_blocks + 3)[:n_blocks]
-        self.cache = reference.new_cache(n_blocks + 3, n_kv_heads, head_dim, np.dtype(f"<f{kv_type.number_bytes}"))
+        dtype = np.dtype(f"<f{kv_type.number_bytes}")
+        self.cache = reference.new_cache(n_blocks + 3, n_kv_heads, head_dim, dtype, value_dim)
         for part in self.cache:
             part[...] = np.nan
         positions = np.arange(n_tokens)
         self.slots = self.block_table[positions // KV_BLOCK] * KV_BLOCK + positions % KV_BLOCK
-        self.k, self.v = (rng.standard_normal((n_tokens, n_kv_heads, head_dim), np.float32) for _ in range(2))
+        self.k, self.v = (
+            rng.standard_normal((n_tokens, n_kv_heads, dim), np.float32) for dim in (head_dim, value_dim or head_dim)
+        )
         reference.kv_append(*self.cache, self.slots, self.k, self.v)
 
-    def attend(self, compiled: Compiled, first: int, end: int, window: int | None = None, split: bool = False):
+    def attend(self, compiled: Compiled, first: int, end: int, window: int | None = None, split: bool = False, **more):
         q, table = self.q[first:end], self.block_table
-        return compiled.attention(q, *self.cache, table, first, self.scale, window, split, self.kv_type)
+        return compiled.attention(q, *self.cache, table, first, self.scale, window, split, self.kv_type, **more)
 
-    def twin(self, first: int, end: int, window: int | None = None):
-        part = reference.attention(self.q[first:end], *self.cache, self.block_table, first, self.scale, window)
-        return reference.attention_merge([part])
+    def twin(self, first: int, end: int, window: int | None = None, sinks: np.ndarray | None = None, **more):
+        part = reference.attention(self.q[first:end], *self.cache, self.block_table, first, self.scale, window, **more)
+        return reference.attention_merge([part], sinks)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -103,6 +114,50 @@ def test_one_task_or_many_give_the_same_bits(compiled: Compiled, head_dim, n_kv_
     assert same_bits(np.concatenate(parts), together)
     alone = [text.attend(compiled, token, token + 1, window) for token in range(n_tokens - 4, n_tokens)]
     assert same_bits(np.concatenate(alone), together[-4:])
+
+
+N_HEADS = 6
+MORE: dict[str, dict[str, Any]] = {  # what attention can have beside
+    "soft cap": {"soft_cap": 3.0},
+    "sinks": {"sinks": np.linspace(-3, 8, N_HEADS, dtype=np.float32)},
+    "linear biases": {"slopes": (0.5 ** np.arange(N_HEADS)).astype(np.float32)},
+    "all": {
+        "soft_cap": 5.0,
+        "sinks": np.full(N_HEADS, 2.0, np.float32),
+        "slopes": np.full(N_HEADS, 0.03, np.float32),
+    },
+}
+
+
+@pytest.mark.parametrize("more", MORE)
+@pytest.mark.parametrize("window", [None, 5, 100, 300])
+def test_what_scores_can_go_through(compiled: Compiled, more: str, window: int | None) -> None:
+    """Against the twin, which without it says something else; and the same bits however the work is divided."""
+    text = Text(2 * SPAN_TOKENS + 40, 32, 2, N_HEADS // 2)
+    first, end = len(text.q) - 30, len(text.q)
+    together = text.attend(compiled, first, end, window, **MORE[more])
+    np.testing.assert_allclose(together, text.twin(first, end, window, **MORE[more]), atol=ATTENTION)
+    assert np.abs(together - text.twin(first, end, window)).max() > 100 * ATTENTION
+    assert same_bits(text.attend(compiled, first, end, window, split=True, **MORE[more]), together)
+    parts = [text.attend(compiled, a, b, window, **MORE[more]) for a, b in pairwise([first, first + 1, first + 9, end])]
+    assert same_bits(np.concatenate(parts), together)
+    np.testing.assert_allclose(
+        text.attend(compiled, 0, 70, window, **MORE[more]), text.twin(0, 70, window, **MORE[more]), atol=ATTENTION
+    )
+
+
+@pytest.mark.parametrize("kv_type", [F16_CACHE, F32_CACHE])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(96, 64), (32, 80), (192, 128), (16, 256)])
+def test_values_of_another_width_than_keys(compiled: Compiled, kv_type: KVType, key_dim: int, value_dim: int) -> None:
+    text = Text(330, key_dim, 2, 3, kv_type=kv_type, value_dim=value_dim)
+    for first, end in ((0, 130), (300, 330), (329, 330)):
+        together = text.attend(compiled, first, end)
+        np.testing.assert_allclose(together, text.twin(first, end), atol=ATTENTION)
+        assert same_bits(text.attend(compiled, first, end, split=True), together)
+    written = reference.new_cache(len(text.block_table) + 3, 2, key_dim, text.cache[0].dtype, value_dim)
+    compiled.kv_append(*written, text.slots, text.k, text.v, kv_type)
+    for got, want in zip(written, text.cache, strict=True):
+        np.testing.assert_array_equal(got[text.block_table[0]], want[text.block_table[0]])
 
 
 def test_large_scores_do_not_overflow(compiled: Compiled) -> None:

@@ -342,6 +342,15 @@ def test_activate(of_rows: CompiledRows, rng, activation: str) -> None:
     assert np.isnan(of_rows.activate(np.full((1, 5), np.nan, np.float32), activation)).all()
 
 
+@pytest.mark.parametrize("activation", ["gelu_erf", "relu_squared"])
+def test_activations_of_inference_alone(of_rows: CompiledRows, rng, activation: str) -> None:
+    for x in (np.float32([[-30, -4, -1, -1e-3, 0, 1e-3, 1, 4, 30]]), normal(rng, 5, 33) * 2):
+        want = reference.glu(x, np.ones_like(x), activation)
+        for in_place in (False, True):
+            np.testing.assert_allclose(of_rows.activate(x, activation, in_place), want, rtol=EXP, atol=1e-6)
+    assert np.isnan(of_rows.activate(np.full((1, 5), np.nan, np.float32), activation)).all()
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_activate_is_torchs(rng, activation: str) -> None:
     x, dy = tensor(normal(rng, 6, 30)), normal(rng, 6, 30)

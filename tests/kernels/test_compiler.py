@@ -23,6 +23,7 @@ from edgellm.kernels.registry import Kernel, all_kernels, find
 from edgellm.kernels.staged import Vocabulary
 from edgellm.quants import FORMATS
 
+from . import test_linear
 from .arm import NEON_ELSEWHERE, compiling_for_arm
 
 SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES)
@@ -139,5 +140,5 @@ def count_dot_products(code: bytes) -> int:
 def test_every_kernel_compiles_for_arm(for_arm: Isa, kernel: Kernel) -> None:
     code = compiler.compile_kernel(kernel, for_arm)
     assert kernel.symbol.encode() in code
-    is_integer = kernel.op in ("linear_decode", "linear_prefill", "quantize", "multiply_limit")
+    is_integer = kernel.op in (*test_linear.OPS, "quantize", "multiply_limit")
     assert (count_dot_products(code) > 0) == is_integer

@@ -139,10 +139,10 @@ def test_precision(compiled: Compiled) -> None:
 
 
 def test_sizes() -> None:
-    assert F16_CACHE.block_bytes(3, 64) == KV_BLOCK * 3 * 64 * 2 * 2
-    assert Q8_0_CACHE.block_bytes(3, 64) == KV_BLOCK * 3 * (64 + 2 * 2) * 2
-    assert Q8_0_CACHE.block_bytes(1, 80) == KV_BLOCK * (80 + 3 * 2) * 2
-    assert Q8Cache.new(2, 3, 80).keys.strides[0] == Q8_0_CACHE.block_bytes(3, 80)
+    assert F16_CACHE.block_bytes(3, 64, 64) == KV_BLOCK * 3 * 64 * 2 * 2
+    assert Q8_0_CACHE.block_bytes(3, 64, 64) == KV_BLOCK * 3 * (64 + 2 * 2) * 2
+    assert Q8_0_CACHE.block_bytes(1, 80, 80) == KV_BLOCK * (80 + 3 * 2) * 2
+    assert Q8Cache.new(2, 3, 80).keys.strides[0] == Q8_0_CACHE.block_bytes(3, 80, 80)
 
 
 def test_names() -> None:

@@ -19,7 +19,7 @@ from .weights import BLOCKS, half_fields, random_weights
 # (-scale * zero) can make several times the sum of magnitudes that errors are measured by.
 LINEAR = 6e-6
 
-OPS = ("linear_decode", "linear_prefill")
+OPS = ("linear_decode", "linear_prefill", "linear_tiles", "linear_tiles_prefill")
 FEW_FORMATS = ("Q4_1", "Q6_K")
 TWO_PLANE_FORMATS = ("Q4_1", "Q6_K", "Q8_0")  # scales for 32 and for 16 weights, and the largest bytes
 N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 9, 33), (32, 96, 256, 768)
@@ -67,15 +67,16 @@ def test_agrees_with_its_twin(compiled_for, isa: Isa, fmt: BlockFormat, op: str)
 
 
 @everywhere
-def test_decode_and_prefill_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
-    """Whatever a token's company: a prompt has the same logits in one batch or token by token."""
+def test_all_kernels_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+    """Whatever a token's company, whatever the layout: a prompt has the same logits in one batch or token by token."""
     rng = np.random.default_rng(12)
     compiled: Compiled = compiled_for(isa)
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng)
         together = compiled.linear(weights, fmt, x, "linear_prefill")
-        assert same_bits(compiled.linear(weights, fmt, x, "linear_decode"), together)
+        for op in OPS:
+            assert same_bits(compiled.linear(weights, fmt, x, op), together), op
         last = Quantized(*(part[-1:] for part in x))
         for op in OPS:
             assert same_bits(compiled.linear(weights, fmt, last, op), together[-1:])
@@ -98,11 +99,11 @@ def test_with_two_planes_they_agree_with_their_twin_and_each_other(compiled_for,
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng, n_planes=2)
-        decode, prefill = (compiled_for(isa).linear(weights, fmt, x, op, n_planes=2) for op in OPS)
-        magnitude = np.abs(x.dequantize(2)) @ np.abs(fmt.dequantize(weights)).T
-        error = np.abs(decode - reference.linear(weights, fmt, x, n_planes=2)) / magnitude
+        decode, *others = (compiled_for(isa).linear(weights, fmt, x, op, n_planes=2) for op in OPS)
+        magnitude = np.abs(x.dequantize()) @ np.abs(fmt.dequantize(weights)).T
+        error = np.abs(decode - reference.linear(weights, fmt, x)) / magnitude
         assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
-        assert same_bits(decode, prefill), (n_rows, n_tokens, n_cols)
+        assert all(same_bits(decode, other) for other in others), (n_rows, n_tokens, n_cols)
         if isa is not AVAILABLE[0]:
             assert same_bits(decode, compiled_for(AVAILABLE[0]).linear(weights, fmt, x, OPS[0], n_planes=2))
 

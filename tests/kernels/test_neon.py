@@ -15,6 +15,8 @@ from edgellm.quants import FORMATS
 from . import (
     test_attention,
     test_attention_backward,
+    test_encoder,
+    test_experts,
     test_fit,
     test_kv_types,
     test_linear,
@@ -24,6 +26,7 @@ from . import (
 )
 from .arm import EmulatedStore
 from .compiled import Compiled
+from .compiled_encoder import CompiledEncoder
 from .conftest import AVAILABLE
 from .weights import BLOCKS, random_weights
 
@@ -114,16 +117,37 @@ def test_attention_over_a_past(neon: Compiled, kv_type, split: bool) -> None:
         )
 
 
+def test_what_scores_can_go_through(neon: Compiled) -> None:
+    test_attention.test_what_scores_can_go_through(neon, "all", 300)
+    test_attention.test_values_of_another_width_than_keys(neon, test_attention.F16_CACHE, 32, 80)
+
+
 def test_attention_over_a_q8_0_cache(neon: Compiled) -> None:
     text = test_kv_types.Text(290, 80, 1, 3)
     got, want = text.attend(neon, 250, 290), text.twin(250, 290)
     np.testing.assert_allclose(got, want, atol=test_attention.ATTENTION)
 
 
+def test_mixtures_of_experts(neon: Compiled) -> None:
+    for how in test_experts.ROUTINGS:
+        test_experts.test_routes_as_its_twin(lambda isa: neon, NEON, how, True)
+    test_experts.test_rounded_inputs(lambda isa: neon, NEON, FORMATS["Q4_K"], True)
+    test_experts.test_inputs_that_nobody_rounds(lambda isa: neon, NEON, FORMATS["F16"], False)
+    test_experts.test_rows(lambda isa: neon, NEON, True)
+    test_experts.test_clamped_swiglu(lambda isa: neon, NEON)
+
+
 def test_gradients_of_attention(neon: Compiled) -> None:
     test_attention_backward.test_documents(neon, 23, 2, 2, (33, 1))
     test_attention_backward.test_what_a_token_sees(neon, 7, 6)
     test_attention_backward.test_a_group_in_parts(neon, 6, 3)
+
+
+def test_texts_that_attend_to_themselves(neon: Compiled) -> None:
+    kernels = CompiledEncoder(neon)
+    test_encoder.test_text_attention(kernels, (7, 5, 2, 2), (33, 1))
+    test_encoder.test_a_text_has_the_same_bits_among_others(kernels, 20)
+    test_encoder.test_tanh(neon)
 
 
 def test_what_is_appended_to_caches(neon: Compiled) -> None:

@@ -41,7 +41,7 @@ def metadata() -> dict[str, Any]:
 def test_empty_and_unsupported_kinds(metadata):
     with pytest.raises(FormatError, match=r"tokenizer\.ggml\.model is missing"):
         load_tokenizer({})
-    for kind in ("t5", "rwkv", "plamo2", "none"):
+    for kind in ("rwkv", "plamo2", "none"):
         with pytest.raises(UnsupportedError, match=kind):
             load_tokenizer(metadata | {"tokenizer.ggml.model": kind})
 

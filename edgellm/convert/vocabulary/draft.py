@@ -167,7 +167,7 @@ class Draft:
         """
         tokens = [self._token(i) for i in range(max(self.n_vocab, max(self.tokens, default=0) + 1))]
         found: dict[str, Any] = {"model": self.model, "pre": self.pre, "tokens": [token.text for token in tokens]}
-        if self.model == "llama":
+        if self.model in ("llama", "t5"):
             found["scores"] = np.array([token.score for token in tokens], np.float32)
         found["token_type"] = np.array([token.type for token in tokens], np.int32)
         if self.merges is not None:

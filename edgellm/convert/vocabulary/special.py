@@ -102,7 +102,7 @@ def set_roles(draft: Draft, files: Files) -> None:
 def set_frame_flags(draft: Draft, files: Files) -> None:
     """Say whether the tokens that begin and end a text are put around it."""
     config = files.json(_CONFIG)
-    defaults = {"bos": draft.model == "llama", "eos": False}
+    defaults = {"bos": draft.model == "llama", "eos": draft.model == "t5"}
     for role, side in (("bos", draft.begin), ("eos", draft.end)):
         key = f"add_{role}_token"
         told = config.flag(key)

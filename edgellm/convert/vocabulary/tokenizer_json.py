@@ -7,6 +7,7 @@ from edgellm.convert.vocabulary.draft import Draft
 from edgellm.convert.vocabulary.files import Record
 from edgellm.convert.vocabulary.metaspace import read_metaspace
 from edgellm.convert.vocabulary.rules import flatten
+from edgellm.convert.vocabulary.unigram import read_unigram
 from edgellm.convert.vocabulary.wordpiece import read_wordpiece
 from edgellm.errors import UnsupportedError
 
@@ -22,9 +23,11 @@ def read_tokenizer_json(file: Record, n_vocab: int) -> Draft:
         return (read_byte_level if spells_bytes else read_metaspace)(file, model, n_vocab)
     if kind == "WordPiece":
         return read_wordpiece(file, model, n_vocab)
+    if kind == "Unigram":
+        return read_unigram(file, model, n_vocab)
     raise UnsupportedError(
-        f"{file.file}: the tokenizer is a {kind!r:.40} model; edgellm knows BPE (byte-level and SentencePiece) "
-        "and WordPiece"
+        f"{file.file}: the tokenizer is a {kind!r:.40} model; edgellm knows BPE (byte-level and SentencePiece), "
+        "WordPiece and Unigram"
     )
 
 

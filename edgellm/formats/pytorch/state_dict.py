@@ -14,7 +14,7 @@ import numpy as np
 
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
-from edgellm.formats.mapped import BITS, WEIGHT_DTYPES, Contents, count_elements, map_file, view_tensor
+from edgellm.formats.mapped import BITS, WEIGHT_DTYPES, Contents, PlainArray, count_elements, map_file, view_tensor
 from edgellm.formats.pytorch.archive import LOCAL_MAGIC, Member, read_archive
 from edgellm.formats.pytorch.pickle_reader import PickleReader
 from edgellm.formats.pytorch.rebuild import NAMES, StoredTensor, find_storage
@@ -104,6 +104,10 @@ def _view_all(data: NDArray[np.uint8], members: dict[str, Member], found: dict[s
             size = _check_bounds(tensor, members)
             if tensor.dtype not in WEIGHT_DTYPES:
                 contents.others[name] = tensor.dtype
+                if BITS[tensor.dtype] % 8 == 0 and _is_contiguous(tensor):
+                    member, item = members[tensor.storage.key], BITS[tensor.dtype] // 8
+                    raw = data[member.start : member.start + member.size][tensor.offset * item :][:size]
+                    contents.plain[name] = PlainArray(tensor.dtype, tensor.shape, raw)
                 continue
             if not (contiguous := _is_contiguous(tensor)):
                 to_copy -= size

@@ -1,12 +1,13 @@
 """Lowering: from nodes, which say what is computed, to ops, which say how.
 
-Every kind of node has a rule that adds its ops, in `rows.py`, `linear.py` and `attention.py`. What a graph leaves open
+Every kind of node has a rule that adds its ops, in a file for each sort. What a graph leaves open
 is decided here, for one way to compute (`Target`): kernels, rounded inputs or not, what happens in place, how large a
 chunk is, where heads are padded.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,16 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows
+from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled, streams, texts
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
+    POSITIONS,
     RULES,
+    SEGMENTS,
     TARGET_WEIGHTS,
+    TEXT_TASKS,
+    TOKEN_IDS,
     LayerShape,
     Lowering,
     Rule,
@@ -30,6 +35,7 @@ from edgellm.graph.lowering.base import (
     cache_table,
     merges_table,
     rotation_table,
+    slots_table,
     tasks_table,
 )
 from edgellm.graph.nodes import Graph, Node, Rotation, Value
@@ -40,7 +46,12 @@ __all__ = [
     "ATTENTION_ROWS",
     "DOCUMENTS",
     "MAX_SPLITS",
+    "POSITIONS",
+    "SEGMENTS",
     "TARGET_WEIGHTS",
+    "TEXT_TASKS",
+    "TOKEN_IDS",
+    "ExpertSums",
     "LayerShape",
     "Lowered",
     "Target",
@@ -49,10 +60,13 @@ __all__ = [
     "lower",
     "merges_table",
     "rotation_table",
+    "slots_table",
     "tasks_table",
 ]
 
-_RULE_FILES = (attention, linear, low_rank, rows)  # importing them fills RULES
+ExpertSums = Mapping[Node, tuple[np.ndarray, np.ndarray]]
+
+_RULE_FILES = (attention, linear, low_rank, rows, scaled, streams, texts)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -64,6 +78,7 @@ class Lowered:
     outside:       of these, the former: somebody gives their memory.
     rotations, windows, group_size:  what a batch prepares: angles; attention tasks for each distance that is looked
                    back (None is no limit), and for so many query heads that share a key head, at most.
+    kept:          the different windows that layers of the cache keep.
     cache_layers:  what the cache holds of every token, layer by layer.
     constants:     small weights as float32, which the file holds in another format.
     """
@@ -74,6 +89,7 @@ class Lowered:
     outside: list[Value]
     rotations: list[Rotation]
     windows: list[int | None]
+    kept: list[int | None]
     group_size: int
     cache_layers: list[LayerShape]
     constants: dict[Tensor, np.ndarray]
@@ -94,6 +110,7 @@ def lower(
     taps: Iterable[Value] = (),
     given: Iterable[Value] = (),
     square_sums: Mapping[Value, np.ndarray] | None = None,
+    expert_sums: ExpertSums | None = None,
     like: Graph | None = None,
     transposed: Mapping[Tensor, Tensor] | None = None,
     longest: int = 0,
@@ -103,18 +120,21 @@ def lower(
     taps:         other values that can be read after a run.
     given:        values that are not computed: somebody fills their rows, as those of the graph's inputs.
     square_sums:  values whose squares are added up in every run, float64 [stride] each, column by column.
+    expert_sums:  the same of what each expert is given, by the linear that reads it: sums, float64 [n_experts, n_in],
+                  and how many tokens each had, float64 [n_experts].
     like:         the graph whose cache and batch serve, for its backward pass; by default, this one.
     transposed:   copies of weights [n_in, n_out] for `LinearTransposed`, in a format that multiplies as fast as
                   `Linear` does.
-    longest:      tokens of the longest document, for a backward pass.
+    longest:      tokens of the longest text, for a backward pass, and where texts attend to themselves without a cache.
 
     Raises UnsupportedError naming what no kernel can do yet.
     """
-    square_sums = square_sums or {}
+    square_sums, expert_sums = square_sums or {}, expert_sums or {}
     outside = [*graph.inputs, *given]
     kept = [*graph.outputs, *taps]
-    nodes = graph.needed([*kept, *square_sums], outside)
-    low = Lowering(graph, target, nodes, [*kept, *outside, *square_sums], like, transposed, longest)
+    read = [*kept, *square_sums, *(value for node in expert_sums for value in node.inputs)]
+    nodes = graph.needed(read, outside)
+    low = Lowering(graph, target, nodes, [*outside, *read], like, transposed, longest)
     for value in outside:
         low.new_rows(value)
         if value in square_sums:
@@ -124,6 +144,10 @@ def lower(
         value = graph.made_by(node)
         if value in square_sums:
             low.add_squares(value, square_sums[value])
+        if node in expert_sums:
+            from edgellm.graph.lowering.experts import add_expert_squares
+
+            add_expert_squares(low, node, *expert_sums[node])
     return Lowered(
         target,
         low.ops,
@@ -131,6 +155,7 @@ def lower(
         outside,
         low.rotations,
         low.windows,
+        low.kept,
         low.group_size,
         low.cache_layers,
         low.constants,
@@ -138,7 +163,8 @@ def lower(
 
 
 def rule_of(node: Node) -> Rule[Any]:
-    """What lowers a node. Rules of backward passes are imported by the first of them, so a start need not wait."""
-    if type(node) not in RULES:
-        from edgellm.graph.lowering import gradients  # noqa: F401
+    """What lowers a node. Rules that few models need, and those of backward passes, are imported when they are."""
+    for name in ("experts", "heads", "gradients"):
+        if type(node) not in RULES:
+            importlib.import_module(f"edgellm.graph.lowering.{name}")
     return RULES[type(node)]

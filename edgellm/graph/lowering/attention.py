@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.base import (
+    ELEMENTS_PER_CHUNK,
     Lowering,
     merges_table,
     padded_head_dim,
     rule,
+    slots_table,
     tasks_table,
 )
-from edgellm.graph.nodes import Attention, AttentionSpec, KeysValues
+from edgellm.graph.lowering.texts import attend_to_texts
+from edgellm.graph.nodes import Attention, KeysValues
 from edgellm.graph.ops import Chunks, Fixed, Rows
 from edgellm.kernels import records
 
@@ -22,76 +29,97 @@ NO_WINDOW = 1 << 40  # further back than any position
 @rule(KeysValues)
 def lower_keys_values(low: Lowering, node: KeysValues) -> None:
     if not node.cached:
-        raise UnsupportedError("attention to keys and values outside of the cache is not built yet")
-    if node.key_dim != node.value_dim:
-        raise UnsupportedError(
-            f"attention with keys of {node.key_dim} and values of {node.value_dim} dimensions is not built yet"
-        )
-    head_dim, n_heads = padded_head_dim(node.key_dim), node.n_heads
-    k, v = (_resized(low, low.read(x), n_heads, head_dim) for x in (node.keys, node.values))
-    kind, cache = low.target.kv_type, low.cache_of(node)
-    low.add_rows(
+        return  # attention reads them where they are
+    key_dim, value_dim, n_heads = padded_head_dim(node.key_dim), padded_head_dim(node.value_dim), node.n_heads
+    k, v = (
+        _resized(low, low.read(node.keys), n_heads, key_dim),
+        _resized(low, low.read(node.values), n_heads, value_dim),
+    )
+    cache, per_chunk = low.cache_of(node), max(1, ELEMENTS_PER_CHUNK // k.width)
+    low.add(
         "kv_append",
         records.KV_APPEND,
-        k,
+        Chunks("tokens", per_chunk),
         [k, v],
         [cache],
-        format=kind,
+        format=low.target.kv_type,
         k=k,
+        k_stride=k.stride,
         v=v,
+        v_stride=v.stride,
         n_heads=n_heads,
-        head_dim=head_dim,
-        cache=cache,
-        block_bytes=kind.block_bytes(n_heads, head_dim),
+        slots=slots_table(low.kept.index(low.kept_of(node))),
+        chunk_tokens=per_chunk,
+        **_cache_fields(low, node),
     )
+
+
+def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:
+    """The words of a record that say where keys and values are, and how wide."""
+    kind, n_heads = low.target.kv_type, node.n_heads
+    key_dim, value_dim = padded_head_dim(node.key_dim), padded_head_dim(node.value_dim)
+    return {
+        "key_dim": key_dim,
+        "value_dim": value_dim,
+        "cache": low.cache_of(node),
+        "block_bytes": kind.block_bytes(n_heads, key_dim, value_dim),
+        "key_bytes": kind.head_bytes(key_dim),
+        "value_bytes": kind.head_bytes(value_dim),
+    }
 
 
 @rule(Attention)
 def lower_attention(low: Lowering, node: Attention) -> None:
-    refuse_what_is_not_built(node.spec)
-    own_dim = node.q.width // node.n_heads
-    head_dim = padded_head_dim(own_dim)
-    q = _resized(low, low.read(node.q), node.n_heads, head_dim)
+    if not node.source.cached:
+        attend_to_texts(low, node)
+        return
+    if not node.spec.causal:
+        raise UnsupportedError("attention that is not causal is not built yet")
+    source = node.source
+    value_dim = padded_head_dim(source.value_dim)
+    q = _resized(low, low.read(node.q), node.n_heads, padded_head_dim(source.key_dim))
     out = low.make(node)
-    if head_dim == own_dim:
+    if value_dim == source.value_dim:
         _attend(low, node, q, out)
     else:
-        wide = Rows(node.n_heads * head_dim, "attention")
+        wide = Rows(node.n_heads * value_dim, "attention")
         _attend(low, node, q, wide)
         _resize(low, wide, out, node.n_heads)
 
 
 def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
-    kind, window = low.target.kv_type, node.spec.window
-    n_heads, n_kv_heads = node.n_heads, node.source.n_heads
-    head_dim, group = q.width // n_heads, n_heads // n_kv_heads
-    index = low.windows.index(window)
-    cache = low.cache_of(node.source)
-    partial_bytes = MAX_SPLITS * n_heads * (head_dim + 2) * 4
+    spec, n_heads, n_kv_heads = node.spec, node.n_heads, node.source.n_heads
+    group = n_heads // n_kv_heads
+    index = low.windows.index(spec.window)
+    cache = _cache_fields(low, node.source)
+    key_dim, value_dim = cache["key_dim"], cache["value_dim"]
+    sinks = 0 if spec.sinks is None else low.floats(spec.sinks)
+    partial_bytes = MAX_SPLITS * n_heads * (value_dim + 2) * 4
     if low.partial is None or low.partial.n_bytes < partial_bytes:
         low.partial = Fixed(partial_bytes, "attention splits")
     low.add(
         "attention",
         records.ATTENTION,
         Chunks(tasks_table(index).name, 1, n_kv_heads),
-        [q, cache],
+        [q, cache["cache"]],
         [out, low.partial],
-        format=kind,
-        scratch=records.attention_scratch_bytes(max(ATTENTION_ROWS, group), head_dim),
+        format=low.target.kv_type,
+        scratch=records.attention_scratch_bytes(max(ATTENTION_ROWS, group), key_dim, value_dim),
         q=q,
         q_stride=q.stride,
         out=out,
         out_stride=out.stride,
         n_kv_heads=n_kv_heads,
         group=group,
-        head_dim=head_dim,
-        scale=node.spec.scale,
-        window=window or NO_WINDOW,
-        cache=cache,
-        block_bytes=kind.block_bytes(n_kv_heads, head_dim),
+        scale=spec.scale,
+        window=spec.window or NO_WINDOW,
+        soft_cap=spec.soft_cap or 0.0,
+        slopes=0 if spec.alibi is None else np.ascontiguousarray(spec.alibi, np.float32),
+        sinks=sinks,
         tasks=tasks_table(index),
         n_threads=low.target.tuning.n_threads,
         partial=low.partial,
+        **cache,
     )
     low.add(
         "attention_merge",
@@ -99,27 +127,15 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
         Chunks(merges_table(index).name),
         [low.partial],
         [out],
-        scratch=4 * n_heads * (head_dim + 2),
+        scratch=4 * n_heads * (value_dim + 2),
         tasks=merges_table(index),
         partial=low.partial,
         out=out,
         out_stride=out.stride,
         n_heads=n_heads,
-        head_dim=head_dim,
+        value_dim=value_dim,
+        sinks=sinks,
     )
-
-
-def refuse_what_is_not_built(spec: AttentionSpec) -> None:
-    """Raises UnsupportedError naming it."""
-    missing = {
-        "that is not causal": not spec.causal,
-        f"with soft-capped scores ({spec.soft_cap})": spec.soft_cap is not None,
-        "with sinks": spec.sinks is not None,
-        "with linear biases (ALiBi)": spec.alibi is not None,
-    }
-    for what, is_asked in missing.items():
-        if is_asked:
-            raise UnsupportedError(f"attention {what} is not built yet")
 
 
 def _resized(low: Lowering, x: Rows, n_heads: int, head_dim: int) -> Rows:

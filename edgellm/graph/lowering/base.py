@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,12 +45,19 @@ class Target:
                   "f32": nothing is rounded, the reference;
                   "bf16": those inputs, and weights, are rounded to bfloat16 where they meet, on CPUs with AMX: many
                   tokens at once, as training has them.
+    tiles:        weights that int8 inputs meet as tiles (see `quants.tiles`): uint8 [n_tiles, tile_bytes].
     """
 
     isa: Isa
     tuning: Tuning
     kv_type: KVType = F16_CACHE
     activations: str = "int8"
+    tiles: Mapping[Tensor, np.ndarray] = field(default_factory=dict, compare=False)
+
+    @property
+    def small_batch(self) -> int:
+        """Up to how many tokens kernels for small batches are run."""
+        return self.tuning.tiles_small_batch if self.tiles else self.tuning.small_batch
 
 
 HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple
@@ -63,16 +70,21 @@ def padded_head_dim(head_dim: int) -> int:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What a layer keeps in the cache of every token: the keys and values of so many heads."""
+    """What a layer keeps in the cache of every token: the keys and values of so many heads, and how wide each is.
+
+    window:  of how many tokens, for nobody looks further back; None is of all.
+    """
 
     n_kv_heads: int
-    head_dim: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
 
 
 class Lowering:
     """Ops as the rules add them, and what they need beside them.
 
-    rotations, windows, group_size, cache_layers:  see `Lowered`.
+    rotations, windows, kept, group_size, cache_layers:  see `Lowered`.
     partial:  memory for results of attention that are put together by another op; one for all layers.
     transposed, longest:  see `lower`.
     """
@@ -93,20 +105,31 @@ class Lowering:
         # Of the whole graph, whatever part of it is lowered: so all programs of a graph fit one cache and one batch.
         # Those of its backward pass fit them too.
         whole = like or graph
-        attentions = [node for node in whole.nodes if isinstance(node, Attention)]
-        sources = [node for node in whole.nodes if isinstance(node, KeysValues)]
+        attentions = [node for node in whole.nodes if isinstance(node, Attention) and node.source.cached]
+        sources = [node for node in whole.nodes if isinstance(node, KeysValues) and node.cached]
         self.rotations = list(dict.fromkeys(node.rotation for node in whole.nodes if isinstance(node, Rope)))
         self.windows = list(dict.fromkeys(node.spec.window for node in attentions))
         self.group_size = max((node.n_heads // node.source.n_heads for node in attentions), default=1)
-        self.cache_layers = [LayerShape(node.n_heads, padded_head_dim(node.key_dim)) for node in sources]
         self._caches = {node: layer for layer, node in enumerate(sources)}
+        self._kept = _kept_windows(attentions)
+        self.kept = list(dict.fromkeys(self.kept_of(node) for node in sources))
+        self.cache_layers = [
+            LayerShape(node.n_heads, padded_head_dim(node.key_dim), padded_head_dim(node.value_dim), self.kept_of(node))
+            for node in sources
+        ]
         self.partial: Fixed | None = None
         self.constants: dict[Tensor, np.ndarray] = {}
+        # By the value of a router, or none: see `lowering/experts.py`.
+        self.sorted_pairs: dict[tuple[Value | None, int, bool], tuple[Rows, Fixed]] = {}
         self._rows: dict[Value, Rows] = {}
         self._quantized: dict[tuple[Value, int], Quantized] = {}
         self._halves: dict[Value, Rows] = {}
-        self._kept = set(kept)
+        self._wanted = set(kept)
         self._n_readers = Counter(value for node in nodes for value in node.inputs)
+
+    def kept_of(self, node: KeysValues) -> int | None:
+        """The positions that a layer of the cache keeps; None is all."""
+        return self._kept.get(node.copy_of or node)
 
     def cache_of(self, node: KeysValues) -> Table:
         """The layer of the cache that a node fills."""
@@ -141,7 +164,7 @@ class Lowering:
     def make_value_from(self, x: Value, value: Value) -> tuple[Rows, Rows]:
         """The same for one of the values of a node that makes several."""
         source = self.read(x)
-        if self._n_readers[x] or x in self._kept:
+        if self._n_readers[x] or x in self._wanted:
             return source, self.new_rows(value)
         self._rows[value] = source
         return source, source
@@ -221,8 +244,12 @@ class Lowering:
         )
 
 
+# What rows of embeddings a batch's tokens take.
+TOKEN_IDS, POSITIONS = Table("token ids"), Table("positions")
 # What backward passes need beside: where documents begin, and how much each row's target counts.
 DOCUMENTS, TARGET_WEIGHTS = Table("documents"), Table("target weights")
+# The queries of texts that attend to nothing but themselves, some at a time; and the parts of pairs of texts.
+TEXT_TASKS, SEGMENTS = Table("text tasks"), Table("segments")
 
 
 def cache_table(layer: int) -> Table:
@@ -240,6 +267,11 @@ def rotation_table(index: int) -> Table:
     return Table(f"rotation {index}")
 
 
+def slots_table(kept: int) -> Table:
+    """Where keys and values of a batch go, for the index-th of the windows that layers of the cache keep."""
+    return Table(f"slots {kept}")
+
+
 def tasks_table(window: int) -> Table:
     """What a batch's tokens attend to, for the index-th of its windows."""
     return Table(f"tasks {window}")
@@ -248,3 +280,12 @@ def tasks_table(window: int) -> Table:
 def merges_table(window: int) -> Table:
     """Which partial results belong together, for the index-th of its windows."""
     return Table(f"merges {window}")
+
+
+def _kept_windows(attentions: Iterable[Attention]) -> dict[KeysValues, int | None]:
+    """The window of each layer of the cache: that of who looks at it. Where one is seen in two ways, all keep all."""
+    found: dict[KeysValues, int | None] = {}
+    for node in attentions:
+        if found.setdefault(node.source, node.spec.window) != node.spec.window:
+            return {}
+    return found

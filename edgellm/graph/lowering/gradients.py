@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.graph.lowering.attention import NO_WINDOW, refuse_what_is_not_built
+from edgellm.errors import UnsupportedError
+from edgellm.graph.lowering.attention import NO_WINDOW
 from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
-from edgellm.graph.lowering.linear import add_int8, prefetching
+from edgellm.graph.lowering.linear import add_int8
 from edgellm.graph.nodes.gradients import (
     ActivateBackward,
     AttentionBackward,
@@ -72,7 +73,7 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
         n_rows, n_cols = copy.shape
         row_bytes = copy.format.row_bytes(n_cols)
         fields |= {"weights": copy, "row_bytes": row_bytes, "n_rows": n_rows, "n_cols": n_cols}
-        fields |= {"n_threads": low.target.tuning.n_threads, **prefetching(low, copy, low.target.isa.decode_rows)}
+        fields |= {"n_threads": low.target.tuning.n_threads}
         add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
         return
     n_rows, n_cols = weight.shape
@@ -138,7 +139,7 @@ def lower_activate_backward(low: Lowering, node: ActivateBackward) -> None:
 
 @rule(AttentionBackward)
 def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
-    refuse_what_is_not_built(node.spec)
+    _refuse_what_is_not_built(node)
     q, k, v, dy = (low.read(value) for value in (node.q, node.k, node.v, node.dy))
     dq, dk, dv = low.make_all(node)
     n_kv_heads, group = node.n_kv_heads, node.n_heads // node.n_kv_heads
@@ -190,6 +191,21 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
                 out=out,
                 out_stride=out.stride,
             )
+
+
+def _refuse_what_is_not_built(node: AttentionBackward) -> None:
+    """Raises UnsupportedError naming it."""
+    spec, widths = node.spec, (node.k.width // node.n_kv_heads, node.v.width // node.n_kv_heads)
+    missing = {
+        "that is not causal": not spec.causal,
+        f"with soft-capped scores ({spec.soft_cap})": spec.soft_cap is not None,
+        "with sinks": spec.sinks is not None,
+        "with linear biases (ALiBi)": spec.alibi is not None,
+        "with keys of {} and values of {} dimensions".format(*widths): widths[0] != widths[1],
+    }
+    for what, is_asked in missing.items():
+        if is_asked:
+            raise UnsupportedError(f"training through attention {what} is not built yet")
 
 
 @rule(CrossEntropy)

@@ -7,7 +7,7 @@ from typing import Any
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
-from edgellm.graph.ops import Chunks, Quantized, Rows
+from edgellm.graph.ops import Chunks, Quantized, Rows, Tiled
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
@@ -20,12 +20,12 @@ ROWS_TOGETHER = 16  # kernels for small batches advance by 4, 8 or 16 rows: chun
 def lower_linear(low: Lowering, node: Linear) -> None:
     x, out = low.read(node.x), low.make(node)
     weight = node.weight
-    n_cols = weight.shape[1]
+    n_cols = weight.shape[-1]
     row_bytes = weight.format.row_bytes(n_cols)
     fields = {
         "weights": weight,
         "row_bytes": row_bytes,
-        "n_rows": weight.shape[0],
+        "n_rows": out.width,
         "n_cols": n_cols,
         "x_stride": x.stride,
         "out": out,
@@ -33,30 +33,36 @@ def lower_linear(low: Lowering, node: Linear) -> None:
         "n_threads": low.target.tuning.n_threads,
     }
     if isinstance(weight.format, FloatFormat):
-        fields |= prefetching(low, weight, ROWS_TOGETHER)
+        fields |= prefetching(low, weight, ROWS_TOGETHER, out.width)
         _add_f32(low, weight, x, out, fields, small="linear_f32_decode")
     elif low.target.activations == "f32":
         _add_f32(low, weight, x, out, fields)
     elif low.target.activations == "bf16" and not node.sensitive:
         _add_bf16(low, weight, low.halves(node.x), out, fields)
     else:
-        fields |= prefetching(low, weight, low.target.isa.decode_rows)
         add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
 
 
 def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: dict[str, Any]) -> None:
-    n_rows, n_cols = weight.shape
+    n_rows, n_cols = out.width, weight.shape[-1]
     n_planes = xq.n_planes
     n_groups = -(-n_cols // weight.format.scale_group)
+    tiles = low.target.tiles.get(weight)
+    if tiles is None:
+        large, small, rows_together = "linear_prefill", "linear_decode", low.target.isa.decode_rows
+    else:
+        large, small, rows_together = "linear_tiles_prefill", "linear_tiles", TILE_ROWS
+        fields["weights"] = Tiled(weight, tiles)
+    fields |= prefetching(low, weight, rows_together, n_rows)
     low.add(
-        "linear_prefill",
+        large,
         records.LINEAR,
         Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), small_batch=-(-n_rows // fields["chunk_rows"])),
         [xq],
         [out],
         format=weight.format,
         options={"n_planes": n_planes},
-        small="linear_decode",
+        small=small,
         scratch=TILE_ROWS * (n_cols + 8 * n_groups),
         xq=xq,
         **fields,
@@ -66,7 +72,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
 def _add_f32(
     low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[str, Any], small: str | None = None
 ) -> None:
-    n_rows = weight.shape[0]
+    n_rows = out.width
     tile_rows = low.target.isa.f32_tile_rows
     small_batch = -(-n_rows // fields["chunk_rows"]) if small else None
     low.add(
@@ -96,10 +102,10 @@ def _add_bf16(low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[st
     )
 
 
-def prefetching(low: Lowering, weight: Tensor, rows_together: int) -> dict[str, int]:
-    """How many rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
-    tuning, n_rows = low.target.tuning, weight.shape[0]
-    row_bytes = weight.format.row_bytes(weight.shape[1])
+def prefetching(low: Lowering, weight: Tensor, rows_together: int, n_rows: int) -> dict[str, int]:
+    """How many of n_rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
+    tuning = low.target.tuning
+    row_bytes = weight.format.row_bytes(weight.shape[-1])
     turns = max(TURNS, round(n_rows * row_bytes / (tuning.n_threads * tuning.chunk_bytes)))
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,

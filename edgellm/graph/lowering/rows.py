@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgellm.errors import UnsupportedError
-from edgellm.graph.lowering.base import Lowering, rotation_table, rule
-from edgellm.graph.nodes import GLU, Activate, Add, AddBias, Embed, Maxima, ReplaceRows, RMSNorm, Rope, SelectRows
-from edgellm.graph.ops import Chunks, Table
+from edgellm.formats.tensor import Tensor
+from edgellm.graph.lowering.base import POSITIONS, TOKEN_IDS, Lowering, rotation_table, rule
+from edgellm.graph.nodes import (
+    GLU,
+    Activate,
+    Add,
+    AddBias,
+    Embed,
+    EmbedPosition,
+    LayerNorm,
+    Maxima,
+    ReplaceRows,
+    RMSNorm,
+    Rope,
+    SelectRows,
+)
+from edgellm.graph.ops import Chunks, Rows, Table
 from edgellm.kernels import records
 from edgellm.kernels.records import MAXIMA_GROUP
 
@@ -14,7 +30,15 @@ MAXIMA_PER_CHUNK = 512  # groups of numbers
 
 @rule(Embed)
 def lower_embed(low: Lowering, node: Embed) -> None:
-    out, weight = low.make(node), node.weight
+    _embed(low, low.make(node), node.weight, TOKEN_IDS, node.scale)
+
+
+@rule(EmbedPosition)
+def lower_embed_position(low: Lowering, node: EmbedPosition) -> None:
+    _embed(low, low.make(node), node.weight, POSITIONS, 1.0)
+
+
+def _embed(low: Lowering, out: Rows, weight: Tensor, ids: Table, scale: float) -> None:
     low.add(
         "embed",
         records.EMBED,
@@ -22,10 +46,11 @@ def lower_embed(low: Lowering, node: Embed) -> None:
         [],
         [out],
         format=weight.format,
+        ids=ids,
         weights=weight,
         row_bytes=weight.format.row_bytes(weight.shape[1]),
         n_cols=weight.shape[1],
-        scale=node.scale,
+        scale=scale,
         out=out,
         stride=out.stride,
     )
@@ -46,6 +71,28 @@ def lower_rms_norm(low: Lowering, node: RMSNorm) -> None:
         out_stride=out.stride,
         n_groups=node.n_heads,
         n_cols=x.width // node.n_heads,
+        epsilon=node.epsilon,
+    )
+
+
+@rule(LayerNorm)
+def lower_layer_norm(low: Lowering, node: LayerNorm) -> None:
+    x, out = low.read(node.x), low.make(node)
+    n_cols = x.width // node.n_heads
+    low.add_rows(
+        "layer_norm",
+        records.LAYER_NORM,
+        x,
+        [x],
+        [out],
+        x=x,
+        weight=low.floats(node.weight),
+        bias=np.zeros(node.weight.shape, np.float32) if node.bias is None else low.floats(node.bias),
+        weight_step=n_cols if len(node.weight.shape) == 2 else 0,
+        out=out,
+        out_stride=out.stride,
+        n_groups=node.n_heads,
+        n_cols=n_cols,
         epsilon=node.epsilon,
     )
 

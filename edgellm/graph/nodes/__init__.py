@@ -17,12 +17,23 @@ from edgellm.graph.nodes.elementwise import (
     add_bias,
     glu,
 )
-from edgellm.graph.nodes.embed import Embed, embed
+from edgellm.graph.nodes.embed import AddSegment, Embed, EmbedPosition, add_segment, embed, embed_position
 from edgellm.graph.nodes.linear import Linear, linear
 from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
-from edgellm.graph.nodes.norm import RMSNorm, rms_norm
+from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
+from edgellm.graph.nodes.scaled import (
+    AmongZeros,
+    Columns,
+    Scale,
+    SoftCap,
+    among_zeros,
+    columns,
+    scale,
+    soft_cap,
+    split_columns,
+)
 
 __all__ = [
     "GLU",
@@ -30,14 +41,19 @@ __all__ = [
     "Activation",
     "Add",
     "AddBias",
+    "AddSegment",
+    "AmongZeros",
     "Attention",
     "AttentionSpec",
     "Chance",
     "Choose",
+    "Columns",
     "Dropout",
     "Embed",
+    "EmbedPosition",
     "Graph",
     "KeysValues",
+    "LayerNorm",
     "Linear",
     "Maxima",
     "MultiplyColumns",
@@ -48,18 +64,25 @@ __all__ = [
     "ReplaceRows",
     "Rope",
     "Rotation",
+    "Scale",
     "SelectRows",
+    "SoftCap",
     "Value",
     "Widen",
     "activate",
     "add",
     "add_bias",
+    "add_segment",
+    "among_zeros",
     "attention",
     "choose",
+    "columns",
     "dropout",
     "embed",
+    "embed_position",
     "glu",
     "keys_values",
+    "layer_norm",
     "linear",
     "maxima",
     "multiply_columns",
@@ -67,6 +90,9 @@ __all__ = [
     "replace_rows",
     "rms_norm",
     "rope",
+    "scale",
     "select_rows",
+    "soft_cap",
+    "split_columns",
     "widen",
 ]

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AttentionSpec:
     """What distinguishes one kind of attention from another.
 
     scale:     what the products of queries and keys are multiplied by.
     causal:    a token sees itself and those before it; otherwise all of its text.
-    window:    positions a token looks back over, itself included; None is no limit.
+    window:    positions a token looks back over, itself included, and without causality as far ahead; None is no
+               limit.
     soft_cap:  scores s become soft_cap * tanh(s / soft_cap) (Gemma 2); None leaves them as they are.
     sinks:     [n_heads], a score for each head that takes its share of the softmax and gives nothing (gpt-oss).
     alibi:     float32 [n_heads], what a head's scores lose for each position of distance (Press et al., 2021).
@@ -35,7 +36,7 @@ class AttentionSpec:
     alibi: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class KeysValues(Node):
     """Keys and values of new tokens, kept behind those of the tokens before them in the sequence's cache.
 
@@ -65,7 +66,7 @@ class KeysValues(Node):
         return 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Attention(Node):
     """softmax(scale * q k^T) v for each of n_heads heads, which share keys and values in equal groups."""
 

@@ -49,11 +49,12 @@ class Value:
         return graph
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One step of a forward pass. A subclass is a kind of node, its fields are values, weights and attributes.
 
-    A field that may be a value or None, or a tensor or None, is left out where it is None.
+    A field that may be a value or None, or a tensor or None, is left out where it is None. Nobody changes a node;
+    its class is not frozen because frozen ones take three times as long to make, and a start makes all of these.
     """
 
     @property

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Chance:
     """What a `Dropout` leaves out.
 
@@ -26,7 +26,7 @@ class Chance:
     state: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Dropout(Node):
     """x / (1 - p), or 0 with probability p, by the row's place in the batch, the column and the seed."""
 

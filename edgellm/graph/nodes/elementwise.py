@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu"]
-PlainActivation = Literal["relu", "gelu", "silu"]
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
+NOT_TRAINED = ("gelu_erf", "relu_squared", "tanh", "clamped_swiglu")  # that gradients do not go through yet
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Add(Node):
     """a + b"""
 
@@ -32,7 +34,7 @@ class Add(Node):
                 b.add(value, grad)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AddBias(Node):
     """x + bias, for a bias [width] that is the same for all rows."""
 
@@ -52,11 +54,12 @@ class AddBias(Node):
             b.add(self.x, grad)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
-    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form.
+    activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as; "clamped_swiglu", of
+                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
     """
 
     gate: Value
@@ -70,15 +73,16 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
+        _refuse_untrained(self.activation)
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
         for value, gradient in zip((self.gate, self.up), made, strict=True):
             if b.needs(value):
                 b.add(value, gradient)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Activate(Node):
-    """activation(x): "relu", "silu", or "gelu" in its tanh form."""
+    """activation(x), see `GLU`; and "tanh"."""
 
     x: Value
     activation: PlainActivation
@@ -91,7 +95,13 @@ class Activate(Node):
         from edgellm.graph.nodes.gradients import ActivateBackward  # which training alone needs
 
         if b.needs(self.x):
+            _refuse_untrained(self.activation)
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
+
+
+def _refuse_untrained(activation: str) -> None:
+    if activation in NOT_TRAINED:
+        raise UnsupportedError(f"training through {activation} is not built yet")
 
 
 def add(a: Value, b: Value, name: str = "") -> Value:
@@ -102,8 +112,8 @@ def add_bias(x: Value, bias: Tensor, name: str = "") -> Value:
     return x.graph.record(AddBias(x, bias), name)
 
 
-def activate(x: Value, activation: PlainActivation) -> Value:
-    return x.graph.record(Activate(x, activation))
+def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
+    return x.graph.record(Activate(x, activation), name)
 
 
 def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:

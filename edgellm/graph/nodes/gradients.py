@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgellm.graph.nodes.elementwise import Activation, PlainActivation
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class LinearTransposed(Node):
     """W^T dy, for weight [n_out, n_in] of any format."""
 
@@ -31,7 +31,7 @@ class LinearTransposed(Node):
         return self.weight.shape[1]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class RMSNormBackward(Node):
     """By x of `RMSNorm`: (g - x mean(g x) / s**2) / s with g = dy * weight, s = sqrt(mean(x**2) + epsilon)."""
 
@@ -46,7 +46,7 @@ class RMSNormBackward(Node):
         return self.x.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class GLUBackward(Node):
     """By gate and by up of `GLU`."""
 
@@ -60,7 +60,7 @@ class GLUBackward(Node):
         return self.gate.width, self.up.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class ActivateBackward(Node):
     """By x of `Activate`."""
 
@@ -73,7 +73,7 @@ class ActivateBackward(Node):
         return self.x.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class AttentionBackward(Node):
     """By queries, keys and values of `Attention`, for whole documents that stand one behind the other in the batch."""
 
@@ -90,7 +90,7 @@ class AttentionBackward(Node):
         return self.q.width, self.k.width, self.v.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class CrossEntropy(Node):
     """Negative log-likelihood of each row's target, and its gradient by the logits times the row's weight.
 
@@ -105,7 +105,7 @@ class CrossEntropy(Node):
         return (1, self.logits.width) if self.with_gradient else (1,)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _Sum(Node):
     """Adds to memory: `to`."""
 
@@ -114,7 +114,7 @@ class _Sum(Node):
         return 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class OuterSum(_Sum):
     """to [width of a, width of b] += scale * a^T b, summed over the rows."""
 
@@ -124,7 +124,7 @@ class OuterSum(_Sum):
     scale: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class ColumnSum(_Sum):
     """to [width of a] += a, summed over the rows."""
 
@@ -132,7 +132,7 @@ class ColumnSum(_Sum):
     to: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class ColumnProductSum(_Sum):
     """to [width of a] += a * b, summed over the rows."""
 
@@ -141,7 +141,7 @@ class ColumnProductSum(_Sum):
     to: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class RMSNormWeightSum(_Sum):
     """By the weight of `RMSNorm`: to [width / n_heads] += dy * x / s, summed over rows and heads."""
 
@@ -152,7 +152,7 @@ class RMSNormWeightSum(_Sum):
     n_heads: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class EmbedSum(_Sum):
     """By the weight of `Embed`: to[id] += scale * dy, for the token of every row."""
 
@@ -161,7 +161,7 @@ class EmbedSum(_Sum):
     scale: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class ReplacedRowsSum(_Sum):
     """By the table of `ReplaceRows`: to[place - 1] += dy, for every row with a place."""
 

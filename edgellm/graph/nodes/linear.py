@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Linear(Node):
-    """W x for weight [n_out, n_in] of any format.
+    """W x for weight [n_out, n_in] of any format, or [n_in] for a single row.
 
     sensitive:  what is rounded here is not evened out by anything after it, as in the head: a way to compute that
                 rounds its inputs does so more finely.
@@ -26,7 +26,7 @@ class Linear(Node):
 
     @property
     def width(self) -> int:
-        return self.weight.shape[0]
+        return self.weight.shape[0] if len(self.weight.shape) > 1 else 1
 
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import OuterSum, linear_transposed  # which training alone needs

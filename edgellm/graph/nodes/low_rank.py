@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Narrow(Node):
     """scale * W x, for a weight [rank, width of x] of few rows, F32 or F16.
 
@@ -47,7 +47,7 @@ class Narrow(Node):
                 b.found[self.x] = widen(so_far, grad, self.weight, self.scale)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Widen(Node):
     """y + scale * W^T h, for a weight [rank, width of y], F32 or F16; scales: a factor for every row."""
 
@@ -72,7 +72,7 @@ class Widen(Node):
             b.add(self.y, grad)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class MultiplyColumns(Node):
     """x * weight, for float32 weight [width] that is the same for all rows: the magnitudes of DoRA."""
 
@@ -92,7 +92,7 @@ class MultiplyColumns(Node):
             b.add(self.x, multiply_columns(grad, self.weight))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Choose(Node):
     """The rows of `other` where the table of the batch named `scales` does not have 0, and else those of x."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class RMSNorm(Node):
     """x / sqrt(mean(x**2) + epsilon) * weight (Zhang and Sennrich, 2019), of each of `n_heads` equal parts of a row.
 
@@ -36,6 +36,30 @@ class RMSNorm(Node):
             b.add_sum(RMSNormWeightSum(x, grad, b.sums[self.weight], self.epsilon, self.n_heads))
         if b.needs(self.x):
             b.add(self.x, b.graph.record(RMSNormBackward(x, grad, self.weight, self.epsilon, self.n_heads)))
+
+
+@dataclass(eq=False, repr=False)
+class LayerNorm(Node):
+    """(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias (Ba et al., 2016), of each of `n_heads` parts.
+
+    weight, bias:  [width / n_heads], the same for every part; or [n_heads, width / n_heads].
+    """
+
+    x: Value
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+    n_heads: int = 1
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+def layer_norm(
+    x: Value, weight: Tensor, bias: Tensor | None, epsilon: float, n_heads: int = 1, name: str = ""
+) -> Value:
+    return x.graph.record(LayerNorm(x, weight, bias, epsilon, n_heads), name)
 
 
 def rms_norm(x: Value, weight: Tensor, epsilon: float, n_heads: int = 1, name: str = "") -> Value:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgellm.graph.nodes.base import Node, Value
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class ToBF16(Node):
     """x rounded to bfloat16, two numbers in the place of one: only `FromBF16` can read it."""
 
@@ -18,7 +18,7 @@ class ToBF16(Node):
         return -(-self.x.width // 2)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class FromBF16(Node):
     """The `n_cols` numbers of a row that `ToBF16` made."""
 

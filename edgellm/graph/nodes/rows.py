@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class SelectRows(Node):
     """The rows of x that the batch names: the tokens whose logits are wanted."""
 
@@ -23,7 +23,7 @@ class SelectRows(Node):
         return self.x.width
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Maxima(Node):
     """The largest of every `group` neighbouring numbers of a row; the last group may be smaller."""
 
@@ -35,7 +35,7 @@ class Maxima(Node):
         return -(-self.x.width // self.group)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class ReplaceRows(Node):
     """x, but for the rows that are those of a table: of learnt tokens.
 

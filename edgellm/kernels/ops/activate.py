@@ -10,18 +10,13 @@ from edgellm.kernels.records import ACTIVATE, ROW_ALIGN
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
 
-def _relu(v: Vocabulary, x: Value) -> Value:
-    """x where it is above 0, and NaN where it is NaN."""
-    return v.select(v.greater(v.like(0.0, x), x), v.like(0.0, x), x)
-
-
 def _relu_with_slope(v: Vocabulary, x: Value) -> tuple[Value, Value]:
-    return _relu(v, x), v.select(v.greater(x, v.like(0.0, x)), v.like(1.0, x), v.like(0.0, x))
+    return ACTIVATIONS["relu"](v, x), v.select(v.greater(x, v.like(0.0, x)), v.like(1.0, x), v.like(0.0, x))
 
 
 def build_activate(isa, activation):
     """out = activation(x); out may be x."""
-    op_at, function = record_viewer(ACTIVATE), {**ACTIVATIONS, "relu": _relu}[activation]
+    op_at, function = record_viewer(ACTIVATE), {**ACTIVATIONS, "tanh": lambda v, x: v.tanh(x)}[activation]
 
     @staged(isa, "void", "i64", "i64", "i64")
     def rows(v, x, out, n):

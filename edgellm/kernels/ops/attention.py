@@ -21,7 +21,14 @@ from numba import njit
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import SCALE_BYTES, SCALE_GROUP, KVType
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.attention_merge import LANES, LOWEST, clear_results, copy_scaled, merge_results
+from edgellm.kernels.ops.attention_merge import (
+    LANES,
+    LOWEST,
+    begin_with_score,
+    clear_results,
+    copy_scaled,
+    merge_results,
+)
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import ATTENTION, ATTENTION_TASK, ATTENTION_TILE_ROWS, KV_BLOCK, SPAN_TOKENS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
@@ -63,7 +70,7 @@ def _prefetch(v: Vocabulary, n_rows: int, address: Value, n_bytes: int) -> None:
             v.prefetch(address + line)
 
 
-def _scores(v: Vocabulary, query: Value, n_rows: Value, head_dim: Value, keys: Value, ahead: Value, scores: Value, *,
+def _scores(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, keys: Value, ahead: Value, scores: Value, *,
             kind: KVType) -> None:  # fmt: skip
     """scores[r, token] = query[r] . keys[:, token] for the tokens of a block.
 
@@ -72,20 +79,20 @@ def _scores(v: Vocabulary, query: Value, n_rows: Value, head_dim: Value, keys: V
 
     def tile(row: Value, height: int) -> None:
         for first in range(0, KV_BLOCK, _columns(v.isa) * v.isa.lanes):
-            _score_tile(v, kind, height, query + row * head_dim * 4, head_dim, keys, ahead, first,
+            _score_tile(v, kind, height, query + row * key_dim * 4, key_dim, keys, ahead, first,
                         scores + row * SPAN_ROW_BYTES)  # fmt: skip
 
     _tiles(v, n_rows, tile)
 
 
-def _score_tile(v: Vocabulary, kind: KVType, n_rows: int, query: Value, head_dim: Value, keys: Value, ahead: Value,
+def _score_tile(v: Vocabulary, kind: KVType, n_rows: int, query: Value, key_dim: Value, keys: Value, ahead: Value,
                 first: int, scores: Value) -> None:  # fmt: skip
     """A tile of rows by some registers of tokens, from `first` on."""
     lanes = v.isa.lanes
     tokens = [first + lanes * c for c in range(_columns(v.isa))]
     rows = range(n_rows)
     dimension_bytes = KV_BLOCK * kind.number_bytes
-    n_groups, group_size = _groups(v, kind, head_dim)
+    n_groups, group_size = _groups(v, kind, key_dim)
     zeros = [v.constant(0.0, F32, lanes)] * (n_rows * len(tokens))
 
     def group(g: Value, *totals: Value) -> list[Value]:
@@ -95,13 +102,13 @@ def _score_tile(v: Vocabulary, kind: KVType, n_rows: int, query: Value, head_dim
             if first == 0:
                 _prefetch(v, n_rows, at + ahead, dimension_bytes)
             key = [kind.load(v, at + token * kind.number_bytes, lanes) for token in tokens]
-            x = [v.f32(query + (head_dim * r + i) * 4) for r in rows]
+            x = [v.f32(query + (key_dim * r + i) * 4) for r in rows]
             return [v.fma(key[c], x[r], sums[len(key) * r + c]) for r in rows for c in range(len(key))]
 
-        sums = v.loop(v.minimum(group_size, head_dim - g * group_size), zeros, dimension)
+        sums = v.loop(v.minimum(group_size, key_dim - g * group_size), zeros, dimension)
         if not kind.has_scales:
             return sums
-        scales_at = keys + head_dim * dimension_bytes + g * (KV_BLOCK * SCALE_BYTES)
+        scales_at = keys + key_dim * dimension_bytes + g * (KV_BLOCK * SCALE_BYTES)
         scales = [v.half(scales_at + token * SCALE_BYTES, lanes) for token in tokens]
         return [v.fma(x, scales[i % len(scales)], totals[i]) for i, x in enumerate(sums)]
 
@@ -151,6 +158,32 @@ def _softmax(v: Vocabulary, scores: Value, n_blocks: Value, begin: Value, end: V
     v.store(result + 4, _fold(v, totals, lambda a, b: a + b))
 
 
+def _change_scores(v: Vocabulary, scores: Value, n_blocks: Value, change: Callable[[Value, Value], Value]) -> None:
+    """Each register of a row's scores becomes change(the first token's index, scores)."""
+    lanes = v.isa.lanes
+
+    def some(i: Value) -> None:
+        at = scores + i * (4 * lanes)
+        v.store(at, change(i * lanes, v.f32(at, lanes)))
+
+    v.repeat(n_blocks * (KV_BLOCK // lanes), some)
+
+
+def _cap(v: Vocabulary, scores: Value, n_blocks: Value, cap: Value) -> None:
+    """Soft cap: a score s becomes cap * tanh(s / cap)."""
+    _change_scores(v, scores, n_blocks, lambda i, score: v.tanh(score / cap) * cap)
+
+
+def _bias(v: Vocabulary, scores: Value, n_blocks: Value, distance: Value, slope: Value) -> None:
+    """Linear biases: a score loses `slope` for each position; distance: from the first token to the row's own."""
+    index = v.constant([float(lane) for lane in range(v.isa.lanes)], F32)
+
+    def biased(i: Value, score: Value) -> Value:
+        return v.fma(index - (distance - i).to(F32), slope, score)
+
+    _change_scores(v, scores, n_blocks, biased)
+
+
 def _fold(v: Vocabulary, parts: list[Value], combine: Callable[[Value, Value], Value]) -> Value:
     """Registers (a power of two of them) to one number, by halves."""
     while len(parts) > 1:
@@ -161,34 +194,34 @@ def _fold(v: Vocabulary, parts: list[Value], combine: Callable[[Value, Value], V
     return total
 
 
-def _weigh(v: Vocabulary, weights: Value, n_rows: Value, head_dim: Value, begin: Value, end: Value, values: Value,
+def _weigh(v: Vocabulary, weights: Value, n_rows: Value, value_dim: Value, begin: Value, end: Value, values: Value,
            ahead: Value, result: Value, scaled: Value, *, kind: KVType) -> None:  # fmt: skip
     """sums[r] += weights[r, token] * values[token] for the tokens begin to end - 1 of a block.
 
     scaled:  memory for the weights of a tile, which are scaled rather than the values: there are fewer of them.
     """
     lanes = v.isa.lanes
-    n_groups, group_size = _groups(v, kind, head_dim)
+    n_groups, group_size = _groups(v, kind, value_dim)
     width = _columns(v.isa) * lanes
     if kind.has_scales:
         width = min(width, SCALE_GROUP)
 
     def tile(row: Value, height: int) -> None:
-        own, to = weights + row * SPAN_ROW_BYTES, result + row * (head_dim + 2) * 4 + 8
+        own, to = weights + row * SPAN_ROW_BYTES, result + row * (value_dim + 2) * 4 + 8
 
         def group(g: Value) -> None:
             by, by_bytes = own, SPAN_ROW_BYTES
             if kind.has_scales:
-                scales = values + (head_dim * kind.number_bytes + g * SCALE_BYTES) * KV_BLOCK
+                scales = values + (value_dim * kind.number_bytes + g * SCALE_BYTES) * KV_BLOCK
                 by, by_bytes = scaled, 4 * KV_BLOCK
                 _scale_weights(v, height, own, scales, scaled)
 
             def some(start: Value, width: int) -> None:
                 _weigh_tile(v, kind, height, by, by_bytes, begin, end, values + start * kind.number_bytes, ahead,
-                            head_dim, width // lanes, to + start * 4)  # fmt: skip
+                            value_dim, width // lanes, to + start * 4)  # fmt: skip
 
             first = g * group_size
-            n = v.minimum(group_size, head_dim - first)
+            n = v.minimum(group_size, value_dim - first)
             n_wide = n / width
             v.repeat(n_wide, lambda i: some(first + i * width, width))
             if width > LANES:
@@ -211,15 +244,15 @@ def _scale_weights(v: Vocabulary, n_rows: int, weights: Value, scales: Value, sc
 
 
 def _weigh_tile(v: Vocabulary, kind: KVType, n_rows: int, weights: Value, row_bytes: int, begin: Value, end: Value,
-                values: Value, ahead: Value, head_dim: Value, n_parts: int, sums: Value) -> None:  # fmt: skip
+                values: Value, ahead: Value, value_dim: Value, n_parts: int, sums: Value) -> None:  # fmt: skip
     """A tile of rows by n_parts registers of dimensions, which `values` and `sums` point to."""
     lanes = v.isa.lanes
     rows, parts = range(n_rows), range(n_parts)
-    places = [sums + (head_dim + 2) * (4 * r) + c * lanes * 4 for r in rows for c in parts]
+    places = [sums + (value_dim + 2) * (4 * r) + c * lanes * 4 for r in rows for c in parts]
 
     def token(i: Value, *sums: Value) -> list[Value]:
         i = begin + i
-        at = values + i * head_dim * kind.number_bytes
+        at = values + i * value_dim * kind.number_bytes
         _prefetch(v, n_rows, at + ahead, n_parts * lanes * kind.number_bytes)
         value = [kind.load(v, at + c * lanes * kind.number_bytes, lanes) for c in parts]
         weight = [v.f32(weights + i * 4 + r * row_bytes) for r in rows]
@@ -242,6 +275,9 @@ def build_attention(isa, kind: KVType):
     copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
     merge = staged(isa, "void", *["i64"] * 4)(merge_results)
     clear = staged(isa, "void", *["i64"] * 3)(clear_results)
+    begin_with = staged(isa, "void", "i64", "f32")(begin_with_score)
+    cap = staged(isa, "void", "i64", "i64", "f32")(_cap)
+    bias = staged(isa, "void", "i64", "i64", "i64", "f32")(_bias)
 
     @njit(error_model="numpy")
     def next_keys(op, chunk, otherwise):
@@ -251,70 +287,79 @@ def build_attention(isa, kind: KVType):
             return otherwise
         task = task_at(op.tasks + following // op.n_kv_heads * task_bytes)
         block = max(task.kv_begin, task.position - op.window + 1) // KV_BLOCK
-        head = following % op.n_kv_heads * (op.block_bytes // 2 // op.n_kv_heads)
+        head = following % op.n_kv_heads * op.key_bytes
         return op.cache + load_i32(task.block_table + block * 4) * op.block_bytes + head
 
     def attention(record, chunk, thread):
         op = op_at(record)
         task = task_at(op.tasks + chunk // op.n_kv_heads * task_bytes)
         kv_head = chunk % op.n_kv_heads
-        head_dim, group = op.head_dim, op.group
+        key_dim, value_dim, group = op.key_dim, op.value_dim, op.group
         n_rows = task.n_tokens * group
-        row_bytes = (head_dim + 2) * 4
-        values_at = op.block_bytes // 2
-        cache = op.cache + kv_head * (values_at // op.n_kv_heads)
+        row_bytes = (value_dim + 2) * 4
+        all_keys = op.cache + kv_head * op.key_bytes
+        all_values = op.cache + op.n_kv_heads * op.key_bytes + kv_head * op.value_bytes
 
         query = op.scratch + thread * op.scratch_bytes
-        result = query + n_rows * head_dim * 4
+        result = query + n_rows * key_dim * 4
         total = result + n_rows * row_bytes
         scores = total + n_rows * row_bytes
         scaled = scores + n_rows * SPAN_ROW_BYTES
         for row in range(n_rows):
-            x = op.q + ((task.token + row // group) * op.q_stride + (kv_head * group + row % group) * head_dim) * 4
-            copy(x, query + row * head_dim * 4, head_dim, np.float32(op.scale))
+            x = op.q + ((task.token + row // group) * op.q_stride + (kv_head * group + row % group) * key_dim) * 4
+            copy(x, query + row * key_dim * 4, key_dim, np.float32(op.scale))
 
         # All positions that any token of the slice looks at; what single tokens must not see, softmax masks.
         first = max(task.kv_begin, task.position - op.window + 1)
         end = min(task.kv_end, task.position + task.n_tokens)
-        clear(total, n_rows, head_dim)
+        clear(total, n_rows, value_dim)
+        if op.sinks != 0:
+            for row in range(n_rows):
+                begin_with(total + row * row_bytes, load(op.sinks + (kv_head * group + row % group) * 4))
         for span in range(first // SPAN_TOKENS, (end + SPAN_TOKENS - 1) // SPAN_TOKENS):
             begin_span, end_span = max(first, span * SPAN_TOKENS), min(end, (span + 1) * SPAN_TOKENS)
-            clear(result, n_rows, head_dim)
+            clear(result, n_rows, value_dim)
             first_block, end_block = begin_span // KV_BLOCK, (end_span + KV_BLOCK - 1) // KV_BLOCK
             for block in range(first_block, end_block):
-                keys = cache + load_i32(task.block_table + block * 4) * op.block_bytes
+                keys = all_keys + load_i32(task.block_table + block * 4) * op.block_bytes
                 if block + 1 < end_block:
-                    following = cache + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes
+                    following = all_keys + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes
                 else:
-                    following = cache + load_i32(task.block_table + first_block * 4) * op.block_bytes + values_at
-                score(query, n_rows, head_dim, keys, following - keys, scores + (block - first_block) * KV_BLOCK * 4)
+                    following = all_values + load_i32(task.block_table + first_block * 4) * op.block_bytes
+                score(query, n_rows, key_dim, keys, following - keys, scores + (block - first_block) * KV_BLOCK * 4)
 
             start = first_block * KV_BLOCK
             for row in range(n_rows):
                 position = task.position + row // group
                 begin, stop = max(begin_span, position - op.window + 1), min(end_span, position + 1)
-                softmax(scores + row * SPAN_ROW_BYTES, end_block - first_block, begin - start, stop - start,
-                        result + row * row_bytes)  # fmt: skip
+                own = scores + row * SPAN_ROW_BYTES
+                if op.soft_cap != 0:
+                    cap(own, end_block - first_block, np.float32(op.soft_cap))
+                if op.slopes != 0:
+                    slope = load(op.slopes + (kv_head * group + row % group) * 4)
+                    bias(own, end_block - first_block, position - start, slope)
+                softmax(own, end_block - first_block, begin - start, stop - start, result + row * row_bytes)
 
             for block in range(first_block, end_block):
-                values = cache + load_i32(task.block_table + block * 4) * op.block_bytes + values_at
+                values = all_values + load_i32(task.block_table + block * 4) * op.block_bytes
                 if block + 1 < end_block:
-                    following = cache + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes + values_at
+                    following = all_values + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes
                 else:
                     following = next_keys(op, chunk, values)
                 begin, stop = begin_span - block * KV_BLOCK, end_span - block * KV_BLOCK
-                weigh(scores + (block - first_block) * KV_BLOCK * 4, n_rows, head_dim, max(begin, 0),
+                weigh(scores + (block - first_block) * KV_BLOCK * 4, n_rows, value_dim, max(begin, 0),
                       min(stop, KV_BLOCK), values, following - values, result, scaled)  # fmt: skip
             if task.slot < 0:
-                merge(result, total, n_rows, head_dim)
+                merge(result, total, n_rows, value_dim)
 
         if task.slot >= 0:  # a task of a single span: others will merge it
             copy(result, op.partial + (task.slot * op.n_kv_heads + kv_head) * group * row_bytes,
-                 group * (head_dim + 2), np.float32(1))  # fmt: skip
+                 group * (value_dim + 2), np.float32(1))  # fmt: skip
             return
         for row in range(n_rows):
             sums = total + row * row_bytes + 8
             token, head = task.token + row // group, kv_head * group + row % group
-            copy(sums, op.out + (token * op.out_stride + head * head_dim) * 4, head_dim, np.float32(1) / load(sums - 4))
+            copy(sums, op.out + (token * op.out_stride + head * value_dim) * 4, value_dim,
+                 np.float32(1) / load(sums - 4))  # fmt: skip
 
     return attention

@@ -16,40 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from edgellm.kernels.gradient_records import ATTENTION_BACKWARD, DOCUMENT_TASK, GRADIENT_TILE_TOKENS, SUM_HEADS
+from edgellm.kernels.gradient_records import ATTENTION_BACKWARD, DOCUMENT_TASK, SUM_HEADS
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.attention_merge import LOWEST
-from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.matrix_products import product
-from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
-
-MASKED = 2 * LOWEST  # less than LOWEST by so much that its exponential is always 0
-TILE = GRADIENT_TILE_TOKENS
-ROW_BYTES = 4 * TILE  # of what has a lane for every query of a tile
-BLOCK = 8  # rows and columns that are transposed together
-COLUMNS = 2  # registers of queries whose softmax is computed side by side
-
-
-def _transpose(v: Vocabulary, x: Value, row_bytes: Value, n_rows: Value, n_cols: Value, out: Value) -> None:
-    """out[column, row] = x[row, column] for a tile of rows; beyond n_rows, the last again."""
-
-    def some(i: Value) -> None:
-        rows = row_addresses(v, x, row_bytes, i * BLOCK, n_rows - 1, BLOCK)
-        to = out + i * (4 * BLOCK)
-
-        def block(j: Value) -> None:
-            columns = v.transpose8([v.f32(row + j * (4 * BLOCK), BLOCK) for row in rows])
-            for c, column in enumerate(columns):
-                v.store(to + (j * BLOCK + c) * ROW_BYTES, column)
-
-        def one(j: Value) -> None:
-            column = n_cols / BLOCK * BLOCK + j
-            v.store(to + column * ROW_BYTES, v.vector_of([v.f32(row + column * 4) for row in rows]))
-
-        v.repeat(n_cols / BLOCK, block)
-        v.repeat(n_cols - n_cols / BLOCK * BLOCK, one)
-
-    v.repeat(v.like(TILE // BLOCK, n_rows), some)
+from edgellm.kernels.ops.query_tile import COLUMNS, ROW_BYTES, TILE, mask_scores, row_places, transpose_tile
+from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 
 
 def _softmax_backward(v: Vocabulary, scores: Value, gradients: Value, n_keys: Value, distance: Value, window: Value,
@@ -72,25 +43,12 @@ def _softmax_columns(v: Vocabulary, scores: Value, gradients: Value, n_keys: Val
     """The same for some registers of queries."""
     lanes = v.isa.lanes
     columns = range(COLUMNS)
-    masked, zero = v.constant(MASKED, F32, lanes), v.constant(0.0, F32, lanes)
-    queries = [v.constant(list(range(c * lanes, (c + 1) * lanes)), I32) for c in columns]
-    n_seen = v.splat((window + ahead).trunc(I32), lanes)
+    zero = v.constant(0.0, F32, lanes)
 
     def places(rows: Value, key: Value) -> list[Value]:
-        return [rows + key * ROW_BYTES + c * lanes * 4 for c in columns]
+        return row_places(v, rows, key)
 
-    def mask(key: Value, *largest: Value) -> list[Value]:
-        results = []
-        back = v.splat((distance + ahead - key).trunc(I32), lanes)
-        for at, query, most in zip(places(scores, key), queries, largest, strict=True):
-            # As unsigned numbers, those below 0 are large.
-            is_seen = Value(v, v.builder.icmp_unsigned("<", (query + back).llvm, n_seen.llvm))
-            score = v.select(is_seen, v.f32(at, lanes) * scale, masked)
-            v.store(at, score)
-            results.append(v.maximum(most, score))
-        return results
-
-    largest = v.loop(n_keys, [v.constant(LOWEST, F32, lanes) for _ in columns], mask)
+    largest = mask_scores(v, scores, n_keys, distance, window, ahead, scale)
 
     def exponentials(key: Value, *sums: Value) -> list[Value]:
         totals, products = [], []
@@ -126,7 +84,7 @@ def build_attention_backward(isa):
     """Chunk c is key-value head c % n of document c // n, or a part of its group, for n = n_kv_heads * n_parts."""
     op_at, task_at = record_viewer(ATTENTION_BACKWARD), record_viewer(DOCUMENT_TASK)
     task_bytes = DOCUMENT_TASK.dtype.itemsize
-    transpose = staged(isa, "void", *["i64"] * 5)(_transpose)
+    transpose = staged(isa, "void", *["i64"] * 5)(transpose_tile)
     softmax_backward = staged(isa, "void", *["i64"] * 6, "f32")(_softmax_backward)
     clear = staged(isa, "void", *["i64"] * 4)(_clear)
     multiply = product(isa)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.encoder_records import ADD_SEGMENT
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
+from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, COPY_HEADS, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
 from edgellm.kernels.staged import staged
 
 
@@ -52,6 +53,28 @@ def build_add_bias(isa):
     return add_bias
 
 
+def build_add_segment(isa):
+    """out = x + the row of a table that each token's segment says; out may be x."""
+    op_at, load_i32 = record_viewer(ADD_SEGMENT), memory(isa).load_i32
+
+    @staged(isa, "void", "i64", "i64", "i64", "i64")
+    def add_elements(v, x, row, out, n):
+        v.elements(
+            n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes) + v.f32(row + i * 4, lanes))
+        )
+
+    def add_segment(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            at = token * op.stride * 4
+            add_elements(
+                op.x + at, op.table + load_i32(op.segments + token * 4) * op.n_cols * 4, op.out + at, op.n_cols
+            )
+
+    return add_segment
+
+
 def build_choose(isa):
     """The rows of `other` where they count something, and those of x where they do not; out may be x."""
     op_at = record_viewer(CHOOSE)
@@ -86,6 +109,21 @@ def build_resize_heads(isa):
                 clear(out + n_kept * 4, op.out_head_dim - n_kept)
 
     return resize_heads
+
+
+def build_copy_heads(isa):
+    """Some neighbouring numbers of every head, to a place in every head of another row."""
+    op_at, copy = record_viewer(COPY_HEADS), memory(isa).copy_f32
+
+    def copy_heads(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            for head in range(op.n_heads):
+                x = op.x + (token * op.x_stride + head * op.x_step + op.x_start) * 4
+                copy(x, op.out + (token * op.out_stride + head * op.out_step + op.out_start) * 4, op.size)
+
+    return copy_heads
 
 
 def build_select_rows(isa):

@@ -1,4 +1,4 @@
-"""Token embeddings: rows of a weight matrix, dequantized and scaled."""
+"""Embeddings of tokens or positions: rows of a weight matrix, dequantized and scaled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_embed(isa, fmt):
 
     def embed(record, chunk, thread):
         op = op_at(record)
-        row = op.weights + load_i32(op.batch.token_ids + chunk * 4) * op.row_bytes
+        row = op.weights + load_i32(op.ids + chunk * 4) * op.row_bytes
         embed_row(row, op.n_cols, np.float32(op.scale), op.out + chunk * op.stride * 4)
 
     return embed

@@ -47,17 +47,15 @@ def build_kv_append(isa, kind: KVType):
 
     def kv_append(record, chunk, thread):
         op = op_at(record)
-        head_dim = op.head_dim
-        values_at = op.block_bytes // 2
-        head_bytes = values_at // op.n_heads
+        values_at = op.n_heads * op.key_bytes
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
-            slot = load_i64(op.batch.kv_slots + token * 8)
+            slot = load_i64(op.slots + token * 8)
             block = op.cache + slot // KV_BLOCK * op.block_bytes
             for head in range(op.n_heads):
-                at = (token * op.stride + head * head_dim) * 4
-                keys = block + head * head_bytes
-                append_key(op.k + at, head_dim, keys, slot % KV_BLOCK)
-                append_value(op.v + at, head_dim, keys + values_at, slot % KV_BLOCK)
+                k = op.k + (token * op.k_stride + head * op.key_dim) * 4
+                v = op.v + (token * op.v_stride + head * op.value_dim) * 4
+                append_key(k, op.key_dim, block + head * op.key_bytes, slot % KV_BLOCK)
+                append_value(v, op.value_dim, block + values_at + head * op.value_bytes, slot % KV_BLOCK)
 
     return kv_append

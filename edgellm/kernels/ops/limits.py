@@ -6,17 +6,19 @@ Both do nothing useful, as fast as they can; what they compute keeps the compile
 
 from __future__ import annotations
 
+from functools import partial
+
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
+from edgellm.kernels.ops.prefetching import LINE, prefetch_page_starts
 from edgellm.kernels.records import MULTIPLY_LIMIT, READ_LIMIT, S_PER_STEP, S_REGISTERS, U_REGISTERS
 from edgellm.kernels.staged import I8, I32, I64, Value, Vocabulary, staged
 
-LINE = 64  # bytes of a cache line
 LINES_PER_STEP = 8
 
 
-def _sum_words(v: Vocabulary, address: Value, n_bytes: Value, prefetch: Value) -> Value:
-    """The 64-bit words of some memory, added; lines far ahead are asked for as decode does."""
+def _sum_words(v: Vocabulary, address: Value, n_bytes: Value, ahead: Value, *, is_asking: bool) -> Value:
+    """The 64-bit words of some memory, added; every line that is so far ahead is asked for, or none."""
     lanes = v.isa.lanes // 2
     step = LINES_PER_STEP * LINE
 
@@ -24,7 +26,8 @@ def _sum_words(v: Vocabulary, address: Value, n_bytes: Value, prefetch: Value) -
         results = list(sums)
         for line in range(LINES_PER_STEP):
             at = address + (i * step + line * LINE)
-            v.prefetch(at + prefetch)
+            if is_asking:
+                v.prefetch(at + ahead)
             for part in range(0, LINE, lanes * 8):
                 results[line % 4] += v.load(at + part, I64, lanes)
         return results
@@ -36,12 +39,22 @@ def _sum_words(v: Vocabulary, address: Value, n_bytes: Value, prefetch: Value) -
 def build_read_limit(isa):
     """Chunk c is the c-th chunk_bytes of the memory."""
     op_at = record_viewer(READ_LIMIT)
-    sum_words = staged(isa, "i64", "i64", "i64", "i64")(_sum_words)
+    asking, silent = (
+        staged(isa, "i64", "i64", "i64", "i64")(partial(_sum_words, is_asking=is_asking)) for is_asking in (True, False)
+    )
+    ask_for = staged(isa, "void", "i64", "i64")(prefetch_page_starts)
     store = memory(isa).store_i64
 
     def read_limit(record, chunk, thread):
         op = op_at(record)
-        total = sum_words(op.memory + chunk * op.chunk_bytes, op.chunk_bytes, op.prefetch)
+        first, total = op.memory + chunk * op.chunk_bytes, 0
+        for page in range(first, first + op.chunk_bytes, 4096):
+            if op.page_lines * 64 >= 4096:
+                total += asking(page, 4096, op.prefetch)
+            else:
+                if op.page_lines > 0:
+                    ask_for(page + op.prefetch, 4096)
+                total += silent(page, 4096, 0)
         store(op.sums + chunk * 8, total)
 
     return read_limit

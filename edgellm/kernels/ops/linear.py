@@ -7,8 +7,9 @@ inside a group the sum is an exact integer; scales come in afterwards as float32
 
 with bias = -scale * zero for the formats that store no minimum.
 
-With two planes, an input is twice as long in int8: as its two planes, what rounding left over of the first being the
-second (see records.QUANTIZED). Both are summed up by themselves, and then added.
+With two planes, an input is twice as long in int8: what rounding left over of the first is the second, in steps of a
+256th (see records.QUANTIZED). Inside a group both sums are integers, so they are put together there, exactly, as one
+of 16 bits would be: 256 * sum(u * q1) + sum(u * q2).
 
 The sum over groups is made in one order, group after group, whichever kernel makes it: a lane holds a row,
 never a part of one. So decode and prefill give the same bits, as do any number of threads and every
@@ -17,46 +18,26 @@ instruction set, and a text has the same logits in one batch or token by token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from numba import njit
 
 from edgellm.kernels.blocks import BlockReader
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.records import LINEAR, TILE_ROWS
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
+from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
 GROUP = 32  # weights that share an activation scale
 HALF = GROUP // 2
-LINE = 64  # bytes of a cache line
 SETS = 4  # a register holds quarters of every SETS-th row: so those of all sets meet in order when they are summed
 
 
 def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value, n: int) -> list[Value]:
     """Where n rows start, from `first` on; beyond the last row, the last again, whose results nobody reads."""
     return [weights + row_bytes * v.minimum(first + r, last) for r in range(n)]
-
-
-def prefetch_part(v: Vocabulary, address: Value, n_bytes: int, part: int = 0, n_parts: int = 1) -> None:
-    """Prefetch one part of n_bytes; few at a time, for a core can wait for few lines at once."""
-    starts = range(0, n_bytes, LINE)
-    for start in starts[len(starts) * part // n_parts : len(starts) * (part + 1) // n_parts]:
-        v.prefetch(address + start)
-
-
-@njit(error_model="numpy")
-def prefetch_address(op, chunk, thread, row):
-    """The weights to prefetch while rows from `row` on are multiplied: op.prefetch_distance bytes further on.
-
-    Beyond the end of the chunk, these are the first ones of what this thread is likely to do next: the chunk that
-    comes when every other thread has had one too, or one of the next op.
-    """
-    end = op.weights + min((chunk + 1) * op.chunk_rows, op.n_rows) * op.row_bytes
-    address = op.weights + row * op.row_bytes + op.prefetch_distance
-    if address < end:
-        return address
-    following = chunk + op.n_threads
-    if following * op.chunk_rows < op.n_rows:
-        return op.weights + following * op.chunk_rows * op.row_bytes + (address - end)
-    return op.next_weights + thread * op.next_step + (address - end)
 
 
 def readers(v: Vocabulary, fmt, rows: list[Value], i: Value) -> tuple[list[BlockReader], BlockReader]:
@@ -103,7 +84,7 @@ def transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
 # --- decode: some rows by one token ------------------------------------------------------------------------
 
 
-def _dot_rows(
+def multiply_rows(
     v: Vocabulary,
     fmt,
     n_planes: int,
@@ -125,46 +106,49 @@ def _dot_rows(
     per_group = GROUP // fmt.scale_group
     step_bytes = n_rows * fmt.block_bytes
     n_groups = n_blocks * per_block
-    planes = [(q + n_groups * (GROUP * p), d + n_groups * (4 * p), sums + n_groups * (4 * per_group * p))
-              for p in range(n_planes)]  # fmt: skip
+    planes = [q + n_groups * (GROUP * p) for p in range(n_planes)]
 
-    def body(i: Value, *totals: Value) -> list[Value]:
-        results = list(totals)
+    def body(i: Value, total: Value) -> list[Value]:
         sets, all_rows = readers(v, fmt, rows, i)
         scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             group = i * per_block + g
             prefetch_part(v, ahead + i * step_bytes, step_bytes, g, per_block)
             weights_of_sets = [v.halves(fmt.unpack(v, some, g)) for some in sets]
-            for p, (q, d, sums) in enumerate(planes):
-                x_scale = v.f32(d + group * 4)
-                dots = _dots(v, fmt, weights_of_sets, q + group * GROUP)
-                for s, of_rows in enumerate(dots):
-                    at = g * per_group + s
-                    results[p] = v.fma(of_rows.to_f32(), scales[at] * x_scale, results[p])
-                    results[p] = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), results[p])
-        return results
+            x_scale = v.f32(d + group * 4)
+            dots = _dots(v, fmt, weights_of_sets, [plane + group * GROUP for plane in planes])
+            for s, of_rows in enumerate(dots):
+                at = g * per_group + s
+                total = v.fma(of_rows.to_f32(), scales[at] * x_scale, total)
+                total = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), total)
+        return [total]
 
-    totals = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)] * n_planes, body)
-    v.store(out, _sum_planes(totals, n_planes)[0])
+    (total,) = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)], body)
+    v.store(out, total)
 
 
-def _dots(v: Vocabulary, fmt, weights: list[tuple[Value, Value]], q: Value) -> list[Value]:
-    """A group of weights of every row by the int8 at q, for each scale: int32 sums in the order of rows."""
+def _dots(v: Vocabulary, fmt, weights: list[tuple[Value, Value]], planes: list[Value]) -> list[Value]:
+    """A group of weights of every row by the int8 of every plane, for each scale: int32 sums in the order of rows."""
     (first, _), *_ = weights
-    x_low, x_high = (v.tile(v.load(q + at, I8, HALF), first.n // HALF) for at in (0, HALF))
-    zero = v.constant(0, I32, first.n // 4)
-    low = [v.dot_u8_s8(zero, u, x_low, fmt.max_u) for u, _ in weights]
-    if fmt.scale_group == GROUP:
-        both = [v.dot_u8_s8(dot, u, x_high, fmt.max_u) for dot, (_, u) in zip(low, weights, strict=True)]
-        return [_sum_quarters(v, both)]
-    high = [v.dot_u8_s8(zero, u, x_high, fmt.max_u) for _, u in weights]
-    return [_sum_quarters(v, low), _sum_quarters(v, high)]
+    xs = [[v.tile(v.load(q + at, I8, HALF), first.n // HALF) for at in (0, HALF)] for q in planes]
+    halves = [(0, 1)] if fmt.scale_group == GROUP else [(0,), (1,)]
+    return [
+        _sum_quarters(
+            v, [join_planes(v, fmt, [us[h] for h in some], [[x[h] for h in some] for x in xs]) for us in weights]
+        )
+        for some in halves
+    ]
 
 
-def _sum_planes(totals: list[Value], n_planes: int) -> list[Value]:
-    """The planes of every token, one behind the other, added."""
-    return totals if n_planes == 1 else [a + b for a, b in zip(totals[::2], totals[1::2], strict=True)]
+def join_planes(v: Vocabulary, fmt, us: list[Value], planes: list[list[Value]]) -> Value:
+    """Sums of the products of the u with the bytes of each plane, put together as integers."""
+    dots = v.constant(0, I32, us[0].n // 4)
+    for p, xs in enumerate(planes):
+        if p:
+            dots = dots << PLANE_BITS
+        for u, x in zip(us, xs, strict=True):
+            dots = v.dot_u8_s8(dots, u, x, fmt.max_u)
+    return dots
 
 
 def build_linear_decode(isa, fmt, n_planes=1):
@@ -174,11 +158,11 @@ def build_linear_decode(isa, fmt, n_planes=1):
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):
-        _dot_rows(v, fmt, n_planes, *args)
+        multiply_rows(v, fmt, n_planes, *args)
 
     def linear_decode(record, chunk, thread):
         op = op_at(record)
-        n_cols = op.n_cols * n_planes  # of a token, in the input
+        n_cols = op.n_cols
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         first = chunk * op.chunk_rows
         for row in range(first, min(first + op.chunk_rows, op.n_rows), n_rows):
@@ -190,7 +174,7 @@ def build_linear_decode(isa, fmt, n_planes=1):
                     row,
                     op.n_rows - 1,
                     op.n_cols // per_block,
-                    op.xq.q + token * n_cols,
+                    op.xq.q + token * n_cols * n_planes,
                     op.xq.d + token * (n_cols // 32) * 4,
                     sums + token * (n_cols // per_sum) * 4,
                     ahead,
@@ -202,12 +186,10 @@ def build_linear_decode(isa, fmt, n_planes=1):
 
 # --- prefill: a tile of 16 rows by many tokens -------------------------------------------------------------
 #
-# The tile lies in scratch memory, unpacked once for all tokens: for every group of 32 columns eight registers
-# of 16 rows x 4 bytes, so that one multiply of bytes meets four columns of all 16 rows; behind them the scales
-# and then the biases, 16 rows side by side.
+# The tile lies in scratch memory, unpacked once for all tokens.
 
 
-def _unpack_rows(
+def unpack_tile(
     v: Vocabulary,
     fmt,
     weights: Value,
@@ -219,35 +201,111 @@ def _unpack_rows(
     lane: Value,
 ) -> None:
     """Unpack as many rows as a register has lanes (none beyond last) into the lanes from `lane` on of the tile's."""
-    per_block = fmt.block_size // GROUP
-    scales_per_block = fmt.block_size // fmt.scale_group
+    per_block, per_group = fmt.block_size // GROUP, GROUP // fmt.scale_group
     rows = row_addresses(v, weights, row_bytes, first, last, v.isa.lanes)
-    scales_at = tile + n_groups * (TILE_ROWS * GROUP) + lane * 4
-    biases_at = scales_at + n_groups * (GROUP // fmt.scale_group * TILE_ROWS * 4)
+    unpacked = UnpackedTile(v, fmt, tile, n_groups)
 
-    def body(i: Value) -> list[Value]:
+    def body(i: Value) -> None:
         sets, all_rows = readers(v, fmt, rows, i)
         scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)
             words = [word for half in halves for word in transpose_quarters(v, list(half))]
-            at = tile + (i * per_block + g) * (TILE_ROWS * GROUP) + lane * 4
-            for k, word in enumerate(words):
-                v.store(at + k * TILE_ROWS * 4, word)
-        for s in range(scales_per_block):
-            at = (i * scales_per_block + s) * (TILE_ROWS * 4)
-            v.store(scales_at + at, scales[s])
-            v.store(biases_at + at, biases[s])
-        return []
+            some = slice(g * per_group, (g + 1) * per_group)
+            unpacked.store(i * per_block + g, words, scales[some], biases[some], lane)
 
-    v.loop(n_groups / per_block, [], body)
+    v.repeat(n_groups / per_block, body)
 
 
-def _tile_by_tokens(
+@dataclass(frozen=True)
+class Inputs:
+    """Tokens as int8 (records.QUANTIZED), in groups: where the first one's bytes, scales and sums are."""
+
+    fmt: Any
+    n_planes: int
+    n_groups: Value
+    q: Value
+    d: Value
+    sums: Value
+
+    def of(self, token: int, group: Value) -> tuple[list[Value], Value, Value]:
+        """Where a group of a token is: the bytes of each plane, the scale, the sums."""
+        per_group = GROUP // self.fmt.scale_group
+        planes = [self.q + (self.n_groups * (token * self.n_planes + p) + group) * GROUP for p in range(self.n_planes)]
+        at = self.n_groups * token + group
+        return planes, self.d + at * 4, self.sums + at * (4 * per_group)
+
+
+def meet_tokens(
+    v: Vocabulary,
+    fmt,
+    words: list[Value],
+    scales: list[Value],
+    biases: list[Value],
+    inputs: Inputs,
+    group: Value,
+    totals: Sequence[Value],
+) -> list[Value]:
+    """A group of weights of 16 rows by some tokens: added to the total of each.
+
+    words: eight registers, each with four neighbouring weights of every row; scales and biases: one register for every
+    `scale_group` weights.
+    """
+    n_words = len(words) // len(scales)
+    results = []
+    for token, total in enumerate(totals):
+        planes, d, sums = inputs.of(token, group)
+        x_scale = v.f32(d)
+        for s in range(len(scales)):
+            some = range(s * n_words, (s + 1) * n_words)
+            xs = [[v.splat(v.u32(q + k * 4), TILE_ROWS).bitcast(I8) for k in some] for q in planes]
+            dots = join_planes(v, fmt, [words[k] for k in some], xs)
+            total = v.fma(dots.to_f32(), scales[s] * x_scale, total)
+            total = v.fma(biases[s], v.f32(sums + s * 4), total)
+        results.append(total)
+    return results
+
+
+class UnpackedTile:
+    """16 rows of weights in scratch memory, as it was unpacked for tokens to meet it.
+
+    For every group of 32 columns eight registers of 16 rows x 4 bytes, so that one multiply of bytes meets four columns
+    of all 16 rows; behind those of all groups the scales and then the biases, 16 rows side by side.
+    """
+
+    def __init__(self, v: Vocabulary, fmt, memory: Value, n_groups: Value) -> None:
+        self.v, self.memory = v, memory
+        self.per_group = GROUP // fmt.scale_group
+        self.scales_at = memory + n_groups * (TILE_ROWS * GROUP)
+        self.biases_at = self.scales_at + n_groups * (self.per_group * TILE_ROWS * 4)
+
+    def group(self, g: Value) -> tuple[list[Value], list[Value], list[Value]]:
+        """The words of a group, its scales and its biases."""
+        v, words = self.v, self.memory + g * (TILE_ROWS * GROUP)
+        scales, biases = (
+            [v.f32(at + (g * self.per_group + s) * (TILE_ROWS * 4), TILE_ROWS) for s in range(self.per_group)]
+            for at in (self.scales_at, self.biases_at)
+        )
+        return [v.load(words + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(GROUP // 4)], scales, biases
+
+    def store(
+        self, g: Value, words: Sequence[Value], scales: Sequence[Value], biases: Sequence[Value], lane: Value | int = 0
+    ) -> None:
+        """Put a group there; of fewer rows, each register into the lanes from `lane` on."""
+        v, at = self.v, self.memory + g * (TILE_ROWS * GROUP) + lane * 4
+        for k, word in enumerate(words):
+            v.store(at + k * TILE_ROWS * 4, word)
+        for s, (scale, bias) in enumerate(zip(scales, biases, strict=True)):
+            at = (g * self.per_group + s) * (TILE_ROWS * 4) + lane * 4
+            v.store(self.scales_at + at, scale)
+            v.store(self.biases_at + at, bias)
+
+
+def multiply_tile(
     v: Vocabulary,
     fmt,
     n_planes: int,
-    n_inputs: int,
+    n_tokens: int,
     tile: Value,
     n_groups: Value,
     q: Value,
@@ -256,73 +314,59 @@ def _tile_by_tokens(
     out: Value,
     out_stride: Value,
 ) -> None:
-    """The 16 rows of an unpacked tile by n_inputs planes of tokens, with one register of 16 sums for each."""
-    per_group = GROUP // fmt.scale_group
-    scales_at = tile + n_groups * (TILE_ROWS * GROUP)
-    biases_at = scales_at + n_groups * (per_group * TILE_ROWS * 4)
-    n_words = GROUP // 4 // per_group
-    q_stride, d_stride, sums_stride = n_groups * GROUP, n_groups * 4, n_groups * (4 * per_group)
-    zero = v.constant(0, I32, TILE_ROWS)
+    """The 16 rows of an unpacked tile by n_tokens, with one register of 16 sums for each."""
+    unpacked, inputs = UnpackedTile(v, fmt, tile, n_groups), Inputs(fmt, n_planes, n_groups, q, d, sums)
 
     def body(g: Value, *totals: Value) -> list[Value]:
-        words = [v.load(tile + g * (TILE_ROWS * GROUP) + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(8)]
-        scales, biases = (
-            [v.f32(at + (g * per_group + s) * (TILE_ROWS * 4), TILE_ROWS) for s in range(per_group)]
-            for at in (scales_at, biases_at)
-        )
-        results = []
-        for i, total in enumerate(totals):
-            x = q + q_stride * i + g * GROUP
-            x_scale = v.f32(d + d_stride * i + g * 4)
-            for s in range(per_group):
-                dots = zero
-                for k in range(s * n_words, (s + 1) * n_words):
-                    x_word = v.splat(v.u32(x + k * 4), TILE_ROWS).bitcast(I8)
-                    dots = v.dot_u8_s8(dots, words[k], x_word, fmt.max_u)
-                total = v.fma(dots.to_f32(), scales[s] * x_scale, total)
-                x_sum = v.f32(sums + sums_stride * i + (g * per_group + s) * 4)
-                total = v.fma(biases[s], x_sum, total)
-            results.append(total)
-        return results
+        return meet_tokens(v, fmt, *unpacked.group(g), inputs, g, totals)
 
-    totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * n_inputs, body)
-    for token, total in enumerate(_sum_planes(totals, n_planes)):
+    totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
+    for token, total in enumerate(totals):
         v.store(out + out_stride * (4 * token), total)
 
 
-def build_linear_prefill(isa, fmt, n_planes=1):
-    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
-    op_at = record_viewer(LINEAR)
-    per_sum = fmt.scale_group
-    at_once, n_rows = isa.tile_tokens // n_planes, isa.lanes
-
-    @staged(isa, "void", *["i64"] * 7)
-    def unpack_rows(v, *args):
-        _unpack_rows(v, fmt, *args)
+def tile_multiplier(isa, fmt, n_planes: int):
+    """multiply(op, tile, first): the 16 rows from `first` on, unpacked in `tile`, by all tokens."""
+    per_sum, at_once = fmt.scale_group, isa.tile_tokens
 
     @staged(isa, "void", *["i64"] * 7)
     def tile_by_tokens(v, *args):
-        _tile_by_tokens(v, fmt, n_planes, at_once * n_planes, *args)
+        multiply_tile(v, fmt, n_planes, at_once, *args)
 
-    def linear_prefill(record, chunk, thread):
-        op = op_at(record)
-        n_groups = op.n_cols // 32
-        n_cols = op.n_cols * n_planes  # of a token, in the input
+    @njit(error_model="numpy")
+    def multiply(op, tile, first):
+        n_cols = op.n_cols
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
-        tile = op.scratch + thread * op.scratch_bytes
-        first = chunk * 16
-        for lane in range(0, 16, n_rows):
-            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, n_groups, tile, lane)
         # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
         for token in range(0, op.batch.n_tokens, at_once):
             tile_by_tokens(
                 tile,
-                n_groups,
-                op.xq.q + token * n_cols,
+                op.n_cols // 32,
+                op.xq.q + token * n_cols * n_planes,
                 op.xq.d + token * (n_cols // 32) * 4,
                 sums + token * (n_cols // per_sum) * 4,
                 op.out + (token * op.out_stride + first) * 4,
                 op.out_stride,
             )
+
+    return multiply
+
+
+def build_linear_prefill(isa, fmt, n_planes=1):
+    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
+    op_at = record_viewer(LINEAR)
+    n_rows, multiply = isa.lanes, tile_multiplier(isa, fmt, n_planes)
+
+    @staged(isa, "void", *["i64"] * 7)
+    def unpack_rows(v, *args):
+        unpack_tile(v, fmt, *args)
+
+    def linear_prefill(record, chunk, thread):
+        op = op_at(record)
+        tile = op.scratch + thread * op.scratch_bytes
+        first = chunk * 16
+        for lane in range(0, 16, n_rows):
+            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
+        multiply(op, tile, first)
 
     return linear_prefill

@@ -13,14 +13,8 @@ from collections.abc import Callable
 
 from edgellm.kernels.blocks import BlockReader
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import (
-    GROUP,
-    prefetch_address,
-    prefetch_part,
-    readers,
-    row_addresses,
-    transpose_quarters,
-)
+from edgellm.kernels.ops.linear import GROUP, readers, row_addresses, transpose_quarters
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.records import F32_TILE_COLS, LINEAR
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
@@ -40,7 +34,7 @@ def _column(v: Vocabulary, fmt, rows: list[Value], column: Value) -> Value:
     return v.vector_of([fmt.load(v, row + column * fmt.block_bytes, 1) for row in rows])
 
 
-def _dot_rows(
+def multiply_rows(
     v: Vocabulary,
     fmt,
     weights: Value,
@@ -82,7 +76,7 @@ def build_linear_f32_decode(isa, fmt):
 
     @staged(isa, "void", *["i64"] * 8)
     def dot_rows(v, *args):
-        _dot_rows(v, fmt, *args)
+        multiply_rows(v, fmt, *args)
 
     def linear_f32_decode(record, chunk, thread):
         op = op_at(record)
@@ -100,7 +94,7 @@ def build_linear_f32_decode(isa, fmt):
 # --- a tile: F32_TILE_COLS columns of some rows, a column after the other ----------------------------------
 
 
-def _unpack_floats(
+def unpack_floats(
     v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value, start: Value, n_cols: Value,
     tile: Value, column_bytes: Value,
 ) -> None:  # fmt: skip
@@ -119,7 +113,7 @@ def _unpack_floats(
     v.repeat(n_cols - n_cols / STEP * STEP, one)
 
 
-def _unpack_blocks(
+def unpack_blocks(
     v: Vocabulary, fmt, weights: Value, row_bytes: Value, first: Value, last: Value, start: Value, n_cols: Value,
     tile: Value, column_bytes: Value,
 ) -> None:  # fmt: skip
@@ -163,7 +157,7 @@ def _numbers_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value
     return scales, biases
 
 
-def _tile_by_tokens(
+def multiply_tile(
     v: Vocabulary, n_rows: int, n_tokens: int, tile: Value, n_cols: Value, is_first: Value, x: Value, x_stride: Value,
     out: Value, out_stride: Value,
 ) -> None:  # fmt: skip
@@ -186,7 +180,7 @@ def _tile_by_tokens(
         v.store(place, total)
 
 
-def _tokens_at_once(isa, n_rows: int) -> int:
+def tokens_at_once(isa, n_rows: int) -> int:
     """As many as leave registers for a column and an input."""
     n_parts, n_tokens = n_rows // isa.lanes, 1
     while 2 * n_tokens * n_parts + n_parts + 1 <= isa.n_registers:
@@ -199,17 +193,17 @@ def build_linear_f32(isa, fmt):
     op_at = record_viewer(LINEAR)
     is_float = isinstance(fmt, FloatFormat)
     all_rows, n_piece = isa.f32_tile_rows, F32_TILE_COLS
-    at_once = _tokens_at_once(isa, all_rows)
+    at_once = tokens_at_once(isa, all_rows)
     lanes = STEP if is_float else isa.lanes  # rows that are unpacked together
 
     @staged(isa, "void", *["i64"] * 8)
     def unpack(v, *args):
-        (_unpack_floats if is_float else _unpack_blocks)(v, fmt, *args)
+        (unpack_floats if is_float else unpack_blocks)(v, fmt, *args)
 
     def of_tokens(n_rows, n_tokens):
         @staged(isa, "void", *["i64"] * 7)
         def by_tokens(v, *args):
-            _tile_by_tokens(v, n_rows, n_tokens, *args)
+            multiply_tile(v, n_rows, n_tokens, *args)
 
         return by_tokens
 

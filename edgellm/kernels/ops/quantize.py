@@ -5,42 +5,52 @@ from __future__ import annotations
 from functools import partial
 
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.records import QUANTIZE
+from edgellm.kernels.records import LEAST_QUANTIZED, PLANE_BITS, QUANTIZE
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
-LEAST = 2.0**-121  # largest / 127 is then still a float32 whose inverse is finite
 
-
-def _quantize_group(v: Vocabulary, x: list[Value], q: Value, d: Value, sum32: Value, sum16: Value) -> list[Value]:
-    """32 numbers, in two registers, to int8 at q with their scale and sums; returns what rounding left over."""
+def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value], d: Value, sum32: Value,
+                    sum16: Value) -> None:  # fmt: skip
+    """32 numbers, in two registers, to the int8 of every plane at q, with their scale and sums."""
     # As integers, magnitudes have the same order, and NaN comes after infinity: it spoils the scale.
     magnitudes = [v.abs(half).bitcast(I32) for half in x]
     largest = v.maximum(*magnitudes).max().bitcast(F32)
     scale = largest * (1 / 127)
     # Of what is smaller, the inverse would be infinite: all becomes 0.
-    is_some = v.greater(largest, v.constant(LEAST, F32))
+    is_some = v.greater(largest, v.constant(LEAST_QUANTIZED, F32))
     inverse = v.select(is_some, v.constant(127.0, F32) / largest, v.constant(0.0, F32))
     rounded = [v.round_to_i32(half * inverse) for half in x]
-    bytes_ = v.concat(*(half.trunc(I8) for half in rounded))
-    # One multiply by ones gives the sums of every four bytes.
-    fours = v.dot_u8_s8(v.constant(0, I32, 8), v.constant(1, I8, 32), bytes_, 1)
-    halves = v.vector_of([fours[:4].sum(), fours[4:].sum()]).to_f32() * scale
-    v.store(q, bytes_)
+    sums = _store_bytes(v, rounded, q[0])
+    if n_planes == 2:
+        # What rounding left over, in finer steps; half a step of the first plane would be 128 of them.
+        rest = [v.fma(-half.to_f32(), scale, number) for half, number in zip(rounded, x, strict=True)]
+        finer = [number * inverse * float(1 << PLANE_BITS) for number in rest]
+        second = _store_bytes(v, [v.round_to_i32(v.minimum(number, 127.0)) for number in finer], q[1])
+        sums = [(coarse << PLANE_BITS) + fine for coarse, fine in zip(sums, second, strict=True)]
+        scale = scale * 2.0**-PLANE_BITS
+    halves = v.vector_of(sums).to_f32() * scale
     v.store(d, scale)
     v.store(sum16, halves)
     v.store(sum32, halves[0] + halves[1])
-    return [v.fma(-half.to_f32(), scale, number) for half, number in zip(rounded, x, strict=True)]
+
+
+def _store_bytes(v: Vocabulary, halves: list[Value], q: Value) -> list[Value]:
+    """Two registers of small integers as bytes at q; returns the sum of each."""
+    bytes_ = v.concat(*(half.trunc(I8) for half in halves))
+    v.store(q, bytes_)
+    # One multiply by ones gives the sums of every four bytes.
+    fours = v.dot_u8_s8(v.constant(0, I32, 8), v.constant(1, I8, 32), bytes_, 1)
+    return [fours[:4].sum(), fours[4:].sum()]
 
 
 def _quantize_row(v: Vocabulary, x: Value, n_groups: Value, q: Value, d: Value, sum32: Value, sum16: Value, *,
                   n_planes: int) -> None:  # fmt: skip
-    """float32 [n_groups * 32] at x becomes int8 at q, with scales and sums, plane after plane (records.QUANTIZED)."""
+    """float32 [n_groups * 32] at x becomes int8 at q, plane after plane, with scales and sums (records.QUANTIZED)."""
 
     def body(g: Value) -> None:
-        rest = [v.f32(x + g * 128 + 64 * half, 16) for half in range(2)]
-        for plane in range(n_planes):
-            at = n_groups * plane + g
-            rest = _quantize_group(v, rest, q + at * 32, d + at * 4, sum32 + at * 4, sum16 + at * 8)
+        planes = [q + (n_groups * plane + g) * 32 for plane in range(n_planes)]
+        numbers = [v.f32(x + g * 128 + 64 * half, 16) for half in range(2)]
+        _quantize_group(v, n_planes, numbers, planes, d + g * 4, sum32 + g * 4, sum16 + g * 8)
 
     v.repeat(n_groups, body)
 
@@ -54,11 +64,11 @@ def build_quantize(isa, n_planes=1):
         n_groups = op.n_cols // 32
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
-            at = token * n_groups * n_planes
+            at = token * n_groups
             quantize_row(
                 op.x + token * op.stride * 4,
                 n_groups,
-                op.to.q + at * 32,
+                op.to.q + at * 32 * n_planes,
                 op.to.d + at * 4,
                 op.to.sum32 + at * 4,
                 op.to.sum16 + at * 8,

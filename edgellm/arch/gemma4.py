@@ -1,0 +1,203 @@
+"""Gemma 4 (Google, 2026), text only.
+
+As Gemma 3, but: heads are wider in layers that see everything, and only a part of them is turned. The upper layers may
+look at keys and values of a layer below. Each layer may be given a small embedding of the token of its own, of which
+only the rows of a text's tokens are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.gemma2 import POST_NORMS
+from edgellm.arch.huggingface import (
+    ATTENTION_BIASES,
+    DECODER,
+    DEFAULTS,
+    HEAD_NORMS,
+    HuggingFace,
+    Settings,
+    decoder_hyperparameters,
+    layer_types,
+)
+from edgellm.arch.huggingface_rope import rope_settings
+from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize, rotation_of
+from edgellm.arch.rope import frequencies
+from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared
+from edgellm.arch.style import Style
+from edgellm.arch.weights import Weights
+from edgellm.errors import FormatError, UnsupportedError
+from edgellm.graph.nodes import Graph, Rotation, Value, add, glu, linear, scale
+
+STYLE = Style(order="both", activation="gelu", head_norms="heads")
+PERIOD = 6  # of so many layers, the last sees everything
+ROPE_BASE, LOCAL_ROPE_BASE = 1e6, 10000.0
+
+
+def configure(metadata: Mapping[str, Any]) -> ModelConfig:
+    keys = Keys(metadata)
+    n_layers, n_embd = keys.count("block_count"), keys.count("embedding_length")
+    windows = keys.windows(n_layers, PERIOD)
+    n_kv_heads = keys.counts("attention.head_count_kv", n_layers)
+    n_ff = keys.counts("feed_forward_length", n_layers)
+    one = {f"{keys.architecture}.attention.head_count_kv": n_kv_heads[-1],
+           f"{keys.architecture}.feed_forward_length": n_ff[0]}  # fmt: skip
+    c = decoder_config(
+        {**metadata, **one},
+        STYLE,
+        windows=windows,
+        attention_scale=1.0,
+        embedding_scale=math.sqrt(n_embd),
+        logit_cap=keys.cap("final_logit_softcapping"),
+        caps=True,
+        rope_base_local=keys.number("rope.freq_base_swa", LOCAL_ROPE_BASE),
+        n_shared_layers=keys.count("attention.shared_kv_layers", 0, least=0),
+        n_embd_per_layer=keys.count("embedding_length_per_layer_input", 0, least=0),
+    )
+    near = keys.count("attention.key_length_swa", c.head_dim)
+    n_rot = keys.count("rope.dimension_count_swa", near)
+    if n_rot % 2 or n_rot > near:
+        raise FormatError(
+            f"{keys.architecture}.rope.dimension_count_swa is {n_rot}; expected an even number up to {near}"
+        )
+    if wrong := [n for n in n_kv_heads if c.n_heads % n]:
+        raise FormatError(f"{c.n_heads} attention heads cannot share {wrong[0]} key-value heads evenly")
+    narrow = {"head_dim": near, "value_dim": keys.count("attention.value_length_swa", near), "n_rot": n_rot}
+    layers = (
+        {"n_kv_heads": kv, "n_ff": ff} | ({} if window is None else narrow)
+        for window, kv, ff in zip(windows, n_kv_heads, n_ff, strict=True)
+    )
+    return replace(c, layers=tuple(layers))
+
+
+def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
+    everywhere = rotation_of(w, c, interleaved=False)
+    n_near = next((c.of_layer(layer).n_rot for layer, window in enumerate(c.windows) if window), c.n_rot)
+    nearby = Rotation(frequencies(c.rope_base_local or LOCAL_ROPE_BASE, n_near), interleaved=False)
+    x = embeddings(g, w, c)
+    per_layer = PerLayer(g, w, c, x) if c.n_embd_per_layer else None
+    last = LastOfKind(c)
+    for layer, window in enumerate(c.windows):
+        block, of = w.block(layer), c.of_layer(layer)
+        h = normalize(block, of, x, "attn_norm")
+        h = attention_of_shared(block, of, h, everywhere if window is None else nearby, last, layer)
+        x = add(x, normalize(block, of, h, "post_attention_norm"), name=block.named("ffn_inp"))
+        h = feed_forward(block, of, normalize(block, of, x, "ffn_norm"))
+        x = add(x, normalize(block, of, h, "post_ffw_norm"))
+        if per_layer is not None:
+            gate = linear(x, block.take("inp_gate", c.n_embd_per_layer, c.n_embd))
+            inner = glu(gate, per_layer.of(layer), "gelu")
+            h = linear(inner, block.take("proj", c.n_embd, c.n_embd_per_layer))
+            x = add(x, normalize(block, of, h, "post_norm"))
+        by = float(block.take("layer_output_scale", 1).dequantize()[0]) if block.has("layer_output_scale") else 1.0
+        x = g.name(scale(x, by), layer_output(block, c, layer))
+    return g.output(x)
+
+
+head = logits_head
+
+
+def _hyperparameters(s: Settings) -> dict[str, Any]:
+    s.expect("hidden_activation", "gelu_pytorch_tanh")
+    s.expect("use_bidirectional_attention", None, "vision")
+    s.expect("enable_moe_block", False)
+    full, sliding = _ropes(s)
+    shape = decoder_hyperparameters(s, full)
+    n_layers, near = shape["block_count"], shape["attention.key_length"]
+    slides = layer_types(s, n_layers) or [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
+    slides[-1] = False  # as in transformers, whatever config.json says
+    wide, n_kv_wide = _of_wide_layers(s, slides)
+    n_shared = s.count("num_kv_shared_layers", 0, least=0)
+    first_shared = n_layers - n_shared
+    n_ff = [shape["feed_forward_length"]] * n_layers
+    if s.flag("use_double_wide_mlp"):
+        n_ff = [2 * n if layer >= first_shared else n for layer, n in enumerate(n_ff)]
+    n_kv = [shape["attention.head_count_kv"] if slide else n_kv_wide for slide in slides]
+    return shape | {
+        "attention.key_length": wide,
+        "attention.value_length": wide,
+        "attention.key_length_swa": near,
+        "attention.value_length_swa": near,
+        "attention.head_count_kv": n_kv[0] if len(set(n_kv)) == 1 else n_kv,
+        "feed_forward_length": n_ff[0] if len(set(n_ff)) == 1 else n_ff,
+        "attention.sliding_window": s.count("sliding_window"),
+        "attention.sliding_window_pattern": slides,
+        "attention.shared_kv_layers": n_shared,
+        "embedding_length_per_layer_input": s.count("hidden_size_per_layer_input", 0, least=0),
+        "rope.dimension_count": wide,
+        "rope.dimension_count_swa": near,
+        "rope.freq_base_swa": sliding.number("rope_theta"),
+        "final_logit_softcapping": 0.0 if s.get("final_logit_softcapping") is None
+        else s.number("final_logit_softcapping"),
+    }  # fmt: skip
+
+
+def _of_wide_layers(s: Settings, slides: list[bool]) -> tuple[int, int]:
+    """How wide heads are in layers that see everything, and how many of keys and values there are.
+
+    transformers writes it layer by layer; its first files say it once for all. Raises UnsupportedError for layers that
+    differ otherwise.
+    """
+    n_kv = s.count("num_key_value_heads")
+    usual = {"head_dim": s.count("global_head_dim", 512)}
+    if s.flag("attention_k_eq_v") and s.get("num_global_key_value_heads") is not None:
+        usual["num_key_value_heads"] = s.count("num_global_key_value_heads")
+    own = s.section("per_layer_config").values
+    if own:
+        found = {int(layer): dict(changes) for layer, changes in own.items()}
+        usual = next(iter(found.values()))
+        wide = [layer for layer, slide in enumerate(slides) if not slide]
+        if sorted(found) != wide or any(changes != usual for changes in found.values()):
+            raise UnsupportedError(f"{s.file}: per_layer_config differs among layers that see everything, or in others")
+        if unknown := usual.keys() - {"head_dim", "num_key_value_heads"}:
+            raise UnsupportedError(f"{s.file}: per_layer_config changes {min(unknown)!r:.60}")
+    of_wide = Settings(
+        usual, {"head_dim": s.count("head_dim"), "num_key_value_heads": n_kv}, f"{s.file}: per_layer_config"
+    )
+    return of_wide.count("head_dim"), of_wide.count("num_key_value_heads")
+
+
+def _ropes(s: Settings) -> tuple[Settings, Settings]:
+    """The rotary embeddings of layers that see everything and of those that slide."""
+    ropes = s.section("rope_parameters")
+    full, sliding = (ropes.section(f"{kind}_attention").values for kind in ("full", "sliding"))
+    usual = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": ROPE_BASE}
+    return (
+        rope_settings(Settings({"rope_parameters": full or usual}), ("default", "proportional"), partial=True),
+        rope_settings(Settings({"rope_theta": LOCAL_ROPE_BASE, "rope_parameters": sliding}), ("default",)),
+    )
+
+
+PER_LAYER = {
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
+HUGGING_FACE = HuggingFace(
+    classes=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
+    model_type="gemma4_text",
+    hyperparameters=_hyperparameters,
+    tensors=DECODER
+    | HEAD_NORMS
+    | POST_NORMS
+    | PER_LAYER
+    | {
+        "blk.{}.inp_gate": "model.layers.{}.per_layer_input_gate",
+        "blk.{}.proj": "model.layers.{}.per_layer_projection",
+        "blk.{}.post_norm": "model.layers.{}.post_per_layer_input_norm",
+        "blk.{}.layer_output_scale": "model.layers.{}.layer_scalar",
+    },
+    bare=("layer_output_scale",),
+    biases=ATTENTION_BIASES,
+    defaults=DEFAULTS
+    | {
+        "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 512,
+        "hidden_size_per_layer_input": 256, "tie_word_embeddings": True,
+    },
+    rope=lambda s: _ropes(s)[0],
+)  # fmt: skip

@@ -1,0 +1,223 @@
+"""What `edgellm doctor` finds, and how it says it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from edgellm import files, hub
+from edgellm.cli.machine import cpu_name
+from edgellm.cli.progress import Progress
+from edgellm.cli.terminal import size_text
+from edgellm.files import private
+from edgellm.graph.team import KERNELS, Team
+from edgellm.graph.tuner import measure_and_remember, remembered
+from edgellm.hub.catalog import CHAT, NamedModel
+from edgellm.kernels import isa
+from edgellm.kernels.store import KernelStore
+from edgellm.machine import available_memory, default_threads, total_memory, usable_threads
+from edgellm.measure.limits import Limits, measure_limits
+from edgellm.measure.reach import Reach, measure_reach
+from edgellm.quants import FORMATS
+
+TYPES = ("Q4_K", "Q8_0")
+_ROOM = 6_000_000_000  # bytes: a model of 7 to 8 B and what it needs while it comes
+_SPARE = 0.8  # of the machine's memory, for a model: the rest is for the system and other programs
+_READABLE = 6.0  # tokens a second: about as fast as people read
+_ROOMY = 0.4  # of the memory: a model that takes so little leaves room for a better type
+_FEW_OLD = 2  # folders of kernels for other instruction sets or versions that are nothing to speak of
+_SLOW_REACH = 0.5  # of the read limit
+_BUSY = 0.5  # of the cores, by others
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A model for this machine, the type to take of it, and tokens a second that may be expected, about."""
+
+    model: str
+    type: str
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What the machine gives, in bytes and bytes a second; what is wrong, a line each; and what to choose."""
+
+    processor: str
+    instructions: str
+    physical_cores: int | None
+    logical_cores: int
+    n_threads: int
+    memory: int
+    memory_free: int
+    disk_free: int
+    models_folder: str
+    limits: Limits
+    one_thread: Limits
+    reaches: list[Reach]
+    faults: list[str]
+    advice: list[Advice]
+
+
+def checkup() -> Checkup:
+    """Look, and measure for a few seconds."""
+    found, store = isa.choose(), KernelStore(isa.choose())
+    with Progress("measuring") as progress:
+        tuning = remembered(store, FORMATS[TYPES[0]]) or measure_and_remember(store, FORMATS[TYPES[0]])
+        store.load(KERNELS, progress)
+        limits, one = (_limits(store, n) for n in (tuning.n_threads, 1))
+        reaches = [measure_reach(store, tuning, name) for name in TYPES]
+    faults = [*_of_the_machine(), *_of_speed(limits, reaches), *_of_files(), *_of_kernels(store)]
+    return Checkup(
+        processor=cpu_name(),
+        instructions=found.name,
+        physical_cores=psutil.cpu_count(logical=False),
+        logical_cores=psutil.cpu_count() or 1,
+        n_threads=tuning.n_threads,
+        memory=total_memory(),
+        memory_free=available_memory(),
+        disk_free=_disk_free(),
+        models_folder=str(files.models_folder()),
+        limits=limits,
+        one_thread=one,
+        reaches=reaches,
+        faults=faults,
+        advice=advise(total_memory(), reaches[0].read_bytes),
+    )
+
+
+def as_dict(found: Checkup) -> dict[str, Any]:
+    return asdict(found)
+
+
+def lines(found: Checkup) -> Iterator[str]:
+    """For people."""
+    cores = f"{found.physical_cores or 'unknown'} physical, {found.logical_cores} logical"
+    yield f"processor     {found.processor}, {found.instructions}; cores: {cores}; {_threads(found.n_threads)} in use"
+    yield f"memory        {size_text(found.memory)}, {size_text(found.memory_free)} free now"
+    yield f"disk          {size_text(found.disk_free)} free for models in {found.models_folder}"
+    yield (
+        f"memory speed  reads {found.limits.read_bytes / 1e9:.1f} GB/s with {_threads(found.n_threads)}, "
+        f"{found.one_thread.read_bytes / 1e9:.1f} GB/s with one"
+    )
+    yield f"arithmetic    multiplies {found.limits.macs / 1e9:.0f} GMAC/s (int8)"
+    for reach in found.reaches:
+        yield (
+            f"kernels       {reach.type}, {reach.layout}: writing reads {reach.read_bytes / 1e9:.1f} GB/s "
+            f"({100 * reach.read_bytes / found.limits.read_bytes:.0f} % of that), "
+            f"reading a prompt makes {reach.macs / 1e9:.0f} GMAC/s ({100 * reach.macs / found.limits.macs:.0f} %)"
+        )
+    yield ""
+    yield from (f"wrong         {fault}" for fault in found.faults)
+    if not found.faults:
+        yield "nothing is wrong"
+    yield ""
+    for number, advice in enumerate(found.advice):
+        what = "choose" if number == 0 else "or"
+        model = hub.catalog()[advice.model]
+        yield (
+            f"{what:12}  {advice.model} in {advice.type}: about {advice.tokens_per_second:.0f} tokens/s, takes about "
+            f"{size_text(model.memory)}. {model.description}"
+        )
+    if not found.advice:
+        yield "choose        a larger machine: this one has too little memory for any model of the catalogue"
+
+
+def advise(memory: int, read_bytes: float) -> list[Advice]:
+    """The largest chat model that fits and writes as fast as people read, and the quickest of those that follow it.
+
+    memory:      bytes that the machine has. read_bytes: of weights, that the kernels read in a second.
+    """
+
+    def expected(model: NamedModel) -> Advice:
+        roomy = model.memory <= _ROOMY * memory and read_bytes / (2 * model.n_bytes) >= _READABLE
+        return Advice(model.name, "Q8_0" if roomy else "Q4_K_M", read_bytes / model.n_bytes / (2 if roomy else 1))
+
+    fitting = [model for model in hub.catalog().values() if model.kind == CHAT and model.memory <= _SPARE * memory]
+    ordered = sorted(fitting, key=lambda model: -model.n_bytes)
+    quick = [model for model in ordered if read_bytes / model.n_bytes >= _READABLE]
+    chosen = (quick or ordered[-1:])[:1]
+    if quick and len(quick) > 1:
+        chosen.append(quick[len(quick) // 2])
+    return [expected(model) for model in chosen]
+
+
+def _limits(store: KernelStore, n_threads: int) -> Limits:
+    team = Team(store, n_threads, max_ops=1)
+    try:
+        return measure_limits(store, team)
+    finally:
+        team.close()
+
+
+def _of_the_machine() -> Iterator[str]:
+    cores, usable = psutil.cpu_count() or 1, usable_threads()
+    if usable < cores:
+        yield f"this process may keep {usable} of {cores} logical cores busy: a container's limit, or it is pinned"
+    machine = psutil.virtual_memory().total
+    if total_memory() < machine:
+        limit = f"{size_text(total_memory())} of the machine's {size_text(machine)}"
+        yield f"this process may have {limit}: a container's limit"
+    if available_memory() < 0.2 * total_memory():
+        free = f"{size_text(available_memory())} of {size_text(total_memory())}"
+        yield f"only {free} of memory are free: close other programs"
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > _BUSY * cores + default_threads():
+        yield f"other programs keep the cores busy (load {os.getloadavg()[0]:.1f}): what is measured here is too slow"
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if governor.is_file() and governor.read_text(encoding="ascii").strip() == "powersave":
+        driver = governor.with_name("scaling_driver")
+        if not (driver.is_file() and driver.read_text(encoding="ascii").strip() in ("intel_pstate", "amd-pstate-epp")):
+            yield "the cores are kept slow (scaling_governor is powersave); `cpupower frequency-set -g performance`"
+
+
+def _of_speed(limits: Limits, reaches: list[Reach]) -> Iterator[str]:
+    for reach in reaches:
+        if reach.read_bytes < _SLOW_REACH * limits.read_bytes:
+            share = f"{100 * reach.read_bytes / limits.read_bytes:.0f} % of what memory gives"
+            yield (
+                f"the kernels of {reach.type} reach {share} in the layout {reach.layout}: measure anew which settings "
+                "are quickest with edgellm bench MODEL --tune"
+            )
+
+
+def _of_files() -> Iterator[str]:
+    if (free := _disk_free()) < _ROOM:
+        yield f"the disk of {files.models_folder()} has {size_text(free)} free, too little for a model of 7 B"
+    with Progress(quiet=True) as progress:
+        for model in hub.present(progress):
+            if model.state == "incomplete":
+                command = "convert" if model.is_checkpoint else "pull"
+                yield f"{model.name} is half fetched: {model.fault}; edgellm {command} goes on, edgellm rm deletes it"
+            elif model.state == "damaged":
+                yield f"{model.name} is damaged: {model.fault}"
+
+
+def _of_kernels(store: KernelStore) -> Iterator[str]:
+    folder = files.kernels_folder()
+    with_objects = [path for path in folder.glob("*") if path.is_dir() and path != store.folder]
+    if len(with_objects) > _FEW_OLD:
+        held = sum(file.stat().st_size for path in with_objects for file in path.rglob("*") if file.is_file())
+        yield (
+            f"{folder} holds {len(with_objects)} folders of kernels of other versions or processors, "
+            f"{size_text(held)}; they go when nobody has used them for 90 days, or delete them"
+        )
+    try:
+        if store.folder.exists():
+            private.check(store.folder)
+    except OSError as problem:
+        yield f"compiled kernels cannot be kept, so each start compiles them: {problem.strerror or problem}"
+
+
+def _disk_free() -> int:
+    folder = files.models_folder()
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"

@@ -1,0 +1,77 @@
+"""The arrays of a quantized checkpoint by name: typed, checked, and taken once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgellm.errors import FormatError
+from edgellm.formats.mapped import PlainArray
+from edgellm.formats.tensor import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DTYPES = {"I32": "<i4", "I64": "<i8", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?", "F64": "<f8", "U32": "<u4"}
+
+
+class Arrays:
+    """What a checkpoint holds: weights in floats, and arrays of integers and other types. What is taken is gone.
+
+    floats, plain:  what is left, by name.
+    """
+
+    def __init__(
+        self, floats: Mapping[str, Tensor], plain: Mapping[str, PlainArray], others: Mapping[str, str]
+    ) -> None:
+        self.floats, self.plain = dict(floats), dict(plain)
+        self.others = dict(others)
+
+    def ending(self, suffix: str) -> Iterator[str]:
+        """The modules that have a tensor of this name, without it: "model.layers.0.mlp.up_proj"."""
+        for name in [*self.floats, *self.plain]:
+            if name.endswith(f".{suffix}"):
+                yield name.removesuffix(f".{suffix}")
+
+    def has(self, name: str) -> bool:
+        return name in self.floats or name in self.plain
+
+    def type_of(self, name: str) -> str | None:
+        """The type of an array of integers or small floats; None for other tensors, and what is not there."""
+        found = self.plain.get(name)
+        return found.dtype if found else None
+
+    def integers(self, name: str, *types: str, n_dims: int = 2) -> NDArray[Any]:
+        """An array of one of the types, as it lies in the file. Raises FormatError."""
+        found = self.plain.pop(name, None)
+        self.others.pop(name, None)
+        if found is None:
+            has = self.floats[name].format.name if name in self.floats else "missing"
+            raise FormatError(f"tensor {name!r} is {has}; expected {' or '.join(types)}")
+        if found.dtype not in types or len(found.shape) != n_dims:
+            wanted = f"{' or '.join(types)} of {n_dims} dimensions"
+            raise FormatError(f"tensor {name!r} is {found.dtype} {list(found.shape)}; expected {wanted}")
+        return found.raw.view(_DTYPES.get(found.dtype, "u1")).reshape(found.shape)
+
+    def numbers(self, name: str) -> tuple[NDArray[np.float32], str]:
+        """An array of floats as float32, and its type. Raises FormatError."""
+        found = self.floats.pop(name, None)
+        if found is None:
+            raise FormatError(f"the checkpoint has no tensor {name!r} in F32, F16 or BF16")
+        return found.dequantize(), found.format.name
+
+    def drop(self, name: str) -> bool:
+        """Take away what is not needed; whether it was there."""
+        there = self.has(name)
+        self.floats.pop(name, None)
+        self.plain.pop(name, None)
+        self.others.pop(name, None)
+        return there
+
+    def add(self, tensor: Tensor) -> None:
+        """Put what was unpacked beside the rest. Raises FormatError for a name that is taken."""
+        if self.has(tensor.name):
+            raise FormatError(f"the checkpoint holds {tensor.name!r} twice, quantized and not")
+        self.floats[tensor.name] = tensor

@@ -1,0 +1,40 @@
+"""What keys and values depend on beside the text: they are of no use to any other model, setting or version."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgellm._version import __version__
+from edgellm.engine.runner import Runner
+from edgellm.formats.tensor import Tensor
+
+SAMPLE_BYTES = 256  # of each tensor's beginning, middle and end
+
+
+def fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """What a model is known by: its names, shapes and formats, and samples of every tensor, as hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(repr([(key, str(metadata[key])[:200]) for key in sorted(metadata)]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(repr((name, tensor.shape, tensor.format.name)).encode())
+        raw = np.asarray(tensor.raw).reshape(-1).view(np.uint8)
+        for start in (0, len(raw) // 2, max(0, len(raw) - SAMPLE_BYTES)):
+            digest.update(raw[start : start + SAMPLE_BYTES].tobytes())
+    return digest.hexdigest()
+
+
+def bound_to(runner: Runner) -> dict[str, Any]:
+    """All that keys and values depend on, beside the text."""
+    return {
+        "model": fingerprint(runner.tensors, runner.metadata),
+        "version": __version__,
+        "isa": runner.isa.name,
+        "kv_type": runner.target.kv_type.name,
+        "activations": runner.target.activations,
+        "layers": [repr(layer) for layer in runner.cache.layers],
+    }

@@ -1,0 +1,151 @@
+"""y = W x from tiles: 16 rows of weights, laid out in the order in which they are read here (see `quants.tiles`).
+
+Weights come from memory as one stream, and a register holds a word of every row: nothing has to be inserted, turned or
+folded. Those of a group are unpacked once and meet several tokens; so a pass of few tokens takes hardly longer than one
+of a single token, as long as memory gives weights no faster than they are multiplied.
+
+The float32 operations for a row are those of `ops/linear.py`, one after the other: the bits are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.linear import (
+    GROUP,
+    Inputs,
+    UnpackedTile,
+    meet_tokens,
+    tile_multiplier,
+)
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts
+from edgellm.kernels.records import LINEAR, TILE_ROWS
+from edgellm.kernels.staged import F32, I64, Value, Vocabulary, staged
+from edgellm.kernels.tile_words import TileReader
+
+
+def _tile_by_few(
+    v: Vocabulary,
+    fmt,
+    n_planes: int,
+    n_tokens: int,
+    tile: Value,
+    n_blocks: Value,
+    q: Value,
+    d: Value,
+    sums: Value,
+    out: Value,
+    out_stride: Value,
+    scratch: Value,
+) -> None:
+    """The rows of a tile by n_tokens, with one register of 16 sums for each.
+
+    A single token meets weights in the registers into which they were unpacked. For several, a block is put into
+    scratch memory, which a first level cache holds, so that one group's code serves all of its groups.
+    """
+    per_block = fmt.block_size // GROUP
+    tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
+
+    def body(i: Value, *totals: Value) -> list[Value]:
+        block = TileReader(v, fmt, tile + i * (fmt.block_bytes * TILE_ROWS))
+        if n_tokens > 1 and per_block > 1:
+            return by_group(block, i, totals)
+        sums: Sequence[Value] = totals
+        scales, biases = block.unpack_scales()
+        per_group = len(scales) // per_block
+        for g in range(per_block):
+            some = slice(g * per_group, (g + 1) * per_group)
+            sums = meet_tokens(v, fmt, block.unpack(g), scales[some], biases[some], tokens, i * per_block + g, sums)
+        return list(sums)
+
+    def by_group(block: TileReader, i: Value, totals: Sequence[Value]) -> list[Value]:
+        n_groups = v.constant(per_block, I64)
+        unpacked = UnpackedTile(v, fmt, scratch, n_groups)
+        store_block(v, fmt, block, unpacked, v.constant(0, I64))
+
+        def meet(g: Value, *sums: Value) -> list[Value]:
+            return meet_tokens(v, fmt, *unpacked.group(g), tokens, i * per_block + g, sums)
+
+        return v.loop(n_groups, totals, meet)
+
+    totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
+    for token, total in enumerate(totals):
+        v.store(out + out_stride * (4 * token), total)
+
+
+def store_block(v: Vocabulary, fmt, block: TileReader, to: UnpackedTile, i: Value) -> None:
+    """Unpack the i-th block of a tile into scratch memory."""
+    per_block, per_group = fmt.block_size // GROUP, GROUP // fmt.scale_group
+    scales, biases = block.unpack_scales()
+    for g in range(per_block):
+        some = slice(g * per_group, (g + 1) * per_group)
+        to.store(i * per_block + g, block.unpack(g), scales[some], biases[some])
+
+
+def build_linear_tiles(isa, fmt, n_planes=1):
+    """W [n_rows, n_cols] by few tokens; a chunk is chunk_rows, a multiple of 16."""
+    op_at = record_viewer(LINEAR)
+    per_sum, per_block = fmt.scale_group, fmt.block_size
+    # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
+    most, some = isa.tile_tokens, isa.tile_tokens // 2
+    ask_for = staged(isa, "void", "i64", "i64")(prefetch_page_starts)
+
+    def kernel_of(n_tokens: int):
+        @staged(isa, "void", *["i64"] * 8)
+        def tile_by_few(v, *args):
+            _tile_by_few(v, fmt, n_planes, n_tokens, *args)
+
+        return tile_by_few
+
+    by_most, by_some, by_one = (kernel_of(n) for n in (most, some, 1))
+
+    def linear_tiles(record, chunk, thread):
+        op = op_at(record)
+        sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
+        n_blocks, n_tokens = op.n_cols // per_block, op.batch.n_tokens
+        first, scratch = chunk * op.chunk_rows, op.scratch + thread * op.scratch_bytes
+        for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
+            tile = op.weights + row * op.row_bytes
+            ask_for(prefetch_address(op, chunk, thread, row), 16 * op.row_bytes)
+            token = 0
+            while token < n_tokens:
+                left = n_tokens - token
+                q = op.xq.q + token * op.n_cols * n_planes
+                d = op.xq.d + token * (op.n_cols // 32) * 4
+                s = sums + token * (op.n_cols // per_sum) * 4
+                out = op.out + (token * op.out_stride + row) * 4
+                if left > some:
+                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, scratch)
+                    token += most
+                elif left > 1:
+                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, scratch)
+                    token += some
+                else:
+                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, scratch)
+                    token += 1
+
+    return linear_tiles
+
+
+# --- prefill: a tile unpacked once for all tokens ----------------------------------------------------------
+
+
+def build_linear_tiles_prefill(isa, fmt, n_planes=1):
+    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
+    op_at = record_viewer(LINEAR)
+    multiply, per_block = tile_multiplier(isa, fmt, n_planes), fmt.block_size
+
+    @staged(isa, "void", *["i64"] * 3)
+    def unpack_tile(v, tile, n_blocks, scratch):
+        unpacked = UnpackedTile(v, fmt, scratch, n_blocks * (per_block // GROUP))
+        block_bytes = fmt.block_bytes * TILE_ROWS
+        v.repeat(n_blocks, lambda i: store_block(v, fmt, TileReader(v, fmt, tile + i * block_bytes), unpacked, i))
+
+    def linear_tiles_prefill(record, chunk, thread):
+        op = op_at(record)
+        unpacked = op.scratch + thread * op.scratch_bytes
+        unpack_tile(op.weights + chunk * 16 * op.row_bytes, op.n_cols // per_block, unpacked)
+        multiply(op, unpacked, chunk * 16)
+
+    return linear_tiles_prefill

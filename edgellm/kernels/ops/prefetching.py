@@ -1,0 +1,50 @@
+"""Asking for weights before they are needed, in the order in which they will be."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from edgellm.kernels.staged import Value, Vocabulary
+
+LINE = 64  # bytes of a cache line
+PAGE = 4096
+PAGE_LINES = 4  # of the start of a page
+
+
+def prefetch_part(v: Vocabulary, address: Value, n_bytes: int, part: int = 0, n_parts: int = 1) -> None:
+    """Prefetch one part of n_bytes; few at a time, for a core can wait for few lines at once."""
+    starts = range(0, n_bytes, LINE)
+    for start in starts[len(starts) * part // n_parts : len(starts) * (part + 1) // n_parts]:
+        v.prefetch(address + start)
+
+
+def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: Value) -> None:
+    """Prefetch the first lines of every page that begins in some memory.
+
+    Where memory is read strictly in order, the hardware sees a stream within a page and is ahead of it by itself, and
+    better than by being asked for every line.
+    """
+    first = (address + (PAGE - 1)) & -PAGE
+
+    def body(i: Value) -> None:
+        for line in range(PAGE_LINES):
+            v.prefetch(first + (i * PAGE + line * LINE))
+
+    v.repeat((address + n_bytes - first + (PAGE - 1)) / PAGE, body)
+
+
+@njit(error_model="numpy")
+def prefetch_address(op, chunk, thread, row):
+    """The weights to prefetch while rows from `row` on are multiplied: op.prefetch_distance bytes further on.
+
+    Beyond the end of the chunk, these are the first ones of what this thread is likely to do next: the chunk that
+    comes when every other thread has had one too, or one of the next op.
+    """
+    end = op.weights + min((chunk + 1) * op.chunk_rows, op.n_rows) * op.row_bytes
+    address = op.weights + row * op.row_bytes + op.prefetch_distance
+    if address < end:
+        return address
+    following = chunk + op.n_threads
+    if following * op.chunk_rows < op.n_rows:
+        return op.weights + following * op.chunk_rows * op.row_bytes + (address - end)
+    return op.next_weights + thread * op.next_step + (address - end)

@@ -1,0 +1,133 @@
+"""Unigram (Kudo, 2018): the tokenizer of XLM-R and T5. Of all ways to spell a word in tokens, the likeliest.
+
+A token's score is the logarithm of its probability, and the best spelling is found by one pass over the characters
+(Viterbi). A character that no token has costs ten more than the unlikeliest token; a run of them is one unknown token.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from edgellm.errors import FormatError
+from edgellm.text.charsmap import CharsMap
+from edgellm.text.provenance import changed
+from edgellm.text.spm import CACHE_WORD_CHARS, CACHE_WORDS, SPACE, UNKNOWN
+from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
+
+UNKNOWN_PENALTY = 10.0
+
+
+class UnigramModel:
+    """Encodes plain text by the scores of a vocabulary."""
+
+    prefix_once = seeks_spaced = False
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        if vocabulary.scores is None:
+            raise FormatError(f"the file has no {PREFIX}scores; a tokenizer of the t5 kind needs them")
+        self._vocabulary = vocabulary
+        self._scores = vocabulary.scores.astype(np.float64)
+        self.space_prefix = vocabulary.flag("add_space_prefix", True)
+        self._strips = vocabulary.flag("remove_extra_whitespaces", True)
+        self._charsmap = CharsMap(raw) if (raw := vocabulary.bytes_of("precompiled_charsmap")) else None
+        self._words: dict[str, list[int]] = {}
+
+    @cached_property
+    def begin(self) -> list[int]:
+        return self._vocabulary.added("bos", False)
+
+    @cached_property
+    def end(self) -> list[int]:
+        return self._vocabulary.added("eos", True)
+
+    def normalize(self, text: str) -> str:
+        """The text with the replacements of the file's table."""
+        return text if self._charsmap is None else changed(text, self._charsmap.apply)
+
+    def encode(self, text: str, at_start: bool = True) -> list[int]:
+        """The ids of a normalized text that holds no special tokens."""
+        if self._strips:
+            text = " ".join(part for part in text.split(" ") if part)
+        if not text:
+            return []
+        text = text.replace(" ", SPACE)
+        if self.space_prefix and not text.startswith(SPACE):
+            text = SPACE + text
+        if self._reaches_across:
+            return self._spelled(text)
+        first, *words = text.split(SPACE)
+        found = [i for word in ([first] if first else []) for i in self._of_word(word)]
+        return self._join_unknown(found + [i for word in words for i in self._of_word(SPACE + word)])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for in a text."""
+        if self._vocabulary.is_type(token_id, TokenType.UNKNOWN):
+            return UNKNOWN
+        return self._vocabulary.token(token_id).replace(SPACE.encode(), b" ")
+
+    @cached_property
+    def _pieces(self) -> dict[str, int]:
+        """The tokens that text is spelled in, by their spelling."""
+        kinds = (TokenType.NORMAL, TokenType.USER_DEFINED)
+        return {text: token_id for text, token_id in self._vocabulary.spelled(*kinds).items() if text}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._pieces), default=0)
+
+    @cached_property
+    def _reaches_across(self) -> bool:
+        """Whether a token holds the end of one word and the beginning of the next; then words cannot stand alone."""
+        return any(SPACE in text[1:] and text.strip(SPACE) for text in self._pieces)
+
+    @cached_property
+    def _unknown(self) -> int:
+        unknown = self._vocabulary.role_id("unknown")
+        if unknown is None:
+            raise FormatError(f"the file has no {PREFIX}unknown_token_id, and a text cannot be spelled without it")
+        return unknown
+
+    @cached_property
+    def _cost_of_unknown(self) -> float:
+        known = [self._scores[token_id] for token_id in self._pieces.values()]
+        return float(min(known, default=0.0)) - UNKNOWN_PENALTY
+
+    def _of_word(self, word: str) -> list[int]:
+        found = self._words.get(word)
+        if found is None:
+            found = self._spelled(word)
+            if len(word) <= CACHE_WORD_CHARS:
+                if len(self._words) >= CACHE_WORDS:
+                    self._words.clear()
+                self._words[word] = found
+        return found
+
+    def _spelled(self, text: str) -> list[int]:
+        """The likeliest tokens of a stretch; of two spellings that are as likely, the one with the later last token."""
+        pieces, scores, longest, n = self._pieces, self._scores, self._longest, len(text)
+        best = [0.0] + [-np.inf] * n
+        back: list[tuple[int, int]] = [(0, 0)] * (n + 1)
+        for start in range(n):
+            score = best[start]
+            single = False
+            for end in range(start + 1, min(n, start + longest) + 1):
+                token_id = pieces.get(text[start:end])
+                if token_id is None:
+                    continue
+                single = single or end == start + 1
+                total = score + scores[token_id]
+                if total > best[end]:
+                    best[end], back[end] = total, (start, token_id)
+            if not single and (total := score + self._cost_of_unknown) > best[start + 1]:
+                best[start + 1], back[start + 1] = total, (start, self._unknown)
+        ids: list[int] = []
+        while n:
+            n, token_id = back[n]
+            ids.append(token_id)
+        return self._join_unknown(ids[::-1])
+
+    def _join_unknown(self, ids: list[int]) -> list[int]:
+        """A run of unknown tokens is one."""
+        return [token_id for i, token_id in enumerate(ids) if token_id != self._unknown or ids[i - 1 : i] != [token_id]]

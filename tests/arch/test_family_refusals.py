@@ -1,0 +1,75 @@
+"""What a file of a dense family says that cannot be: one line, which names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgellm
+from edgellm.convert.checkpoints import convert_checkpoint
+from edgellm.errors import FileProblem, UnsupportedError
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from tests.convert import checkpoints, families
+
+CASES: list[tuple[str, dict[str, Any], str]] = [
+    ("gemma4", {"attention.shared_kv_layers": 6}, "shared_kv_layers is 6"),
+    ("gemma4", {"attention.head_count_kv": [2, 2]}, "head_count_kv"),
+    ("gemma4", {"attention.head_count_kv": [2, 3, 2, 2, 2, 2]}, "3 key-value heads"),
+    ("gemma4", {"rope.dimension_count_swa": 18}, "dimension_count_swa is 18"),
+    ("gemma4", {"expert_count": 4}, "expert_count"),
+    ("gemma3n", {"altup.active_idx": 4}, "active_idx is 4"),
+    ("gemma3n", {"activation_sparsity_scale": [1.0, float("nan")]}, "activation_sparsity_scale"),
+    ("gemma3n", {"feed_forward_length": [96] * 5}, "feed_forward_length"),
+    ("smollm3", {"rope.layers": [True]}, "rope.layers"),
+    ("bitnet", {"hidden_act": "tanh"}, "'tanh'"),
+    ("mpt", {"attention.clamp_kqv": 6.0}, "clamp_kqv"),
+    ("llama, yarn", {"rope.freq_base": 1.0}, "freq_base is 1.0"),
+    ("llama, yarn", {"rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
+    ("gpt2", {"context_length": 600}, "position_embd"),
+    ("phi3, long-rope", {"rope.dimension_count": 8}, "rope_factors_"),
+    ("granite", {"logit_scale": -1.0}, "logit_scale"),
+    ("gemma2", {"final_logit_softcapping": float("inf")}, "final_logit_softcapping"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "words"), CASES, ids=lambda x: str(x)[:40])
+def test_a_wrong_header(family: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    families.model_of(family).save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "good.gguf")
+    with GGUFFile.open(tmp_path / "good.gguf") as file:
+        metadata = dict(file.metadata)
+        metadata |= {f"{metadata['general.architecture']}.{key}": value for key, value in changes.items()}
+        entries = [(name, x.shape, x.format, x.raw) for name, x in file.tensors.items()]
+        GGUFWriter(tmp_path / "bad.gguf", metadata, entries).write()
+    with pytest.raises(FileProblem) as raised:
+        edgellm.load(tmp_path / "bad.gguf")
+    assert words in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("falcon", {"alibi": True}),
+        ("falcon", {"parallel_attn": False}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gemma4", {"enable_moe_block": True}),
+        ("mpt", {"logit_scale": 0.5}),
+        ("gptneox", {"hidden_act": "mish"}),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}),
+        ("llama, yarn", {"rope_parameters": families.FAMILIES["llama, yarn"][2]["rope_parameters"]
+                         | {"truncate": False}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_variant_that_would_be_computed_wrongly(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    families.model_of(family).save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    checkpoints.edit_json(tmp_path / "model" / "config.json", **changes)
+    names = [*changes, "truncate"]
+    with pytest.raises(UnsupportedError) as raised:
+        convert_checkpoint(tmp_path / "model", tmp_path / "out.gguf")
+    assert any(name in str(raised.value) for name in names) and "\n" not in str(raised.value)
+    assert not (tmp_path / "out.gguf").exists()

@@ -1,0 +1,133 @@
+"""edgellm batch: every request has one answer, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgellm.cli.app import main
+from tests.arch import tiny
+
+
+@pytest.fixture(scope="module")
+def chat_path(tmp_path_factory) -> Path:
+    checkpoint = tiny.llama()
+    checkpoint.metadata["tokenizer.chat_template"] = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    return checkpoint.save(tmp_path_factory.mktemp("models") / "chat.gguf")
+
+
+def request(custom_id: str, model: Path | None, content: str = "the tea", **body) -> str:
+    named = {"model": str(model)} if model else {}
+    asked = {**named, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 6} | body
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": asked})
+
+
+def answers(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def run(*words: object) -> int:
+    return main(["batch", *map(str, words), "-t", "1", "--disk-bytes", "0"])
+
+
+def test_every_request_is_answered(chat_path, tmp_path, capsys) -> None:
+    asked = tmp_path / "in.jsonl"
+    lines = [request(f"r{i}", chat_path, "the tea " * (i + 1), max_tokens=3 + i) for i in range(12)]
+    lines[4] += "\n"  # an empty line
+    asked.write_text("\n".join(lines))
+    assert run(asked, "-o", tmp_path / "out.jsonl", "--parallel", 4) == 0
+    found = answers(tmp_path / "out.jsonl")
+    assert sorted(one["custom_id"] for one in found) == sorted(f"r{i}" for i in range(12))
+    for one in found:
+        body = one["response"]["body"]
+        assert one["error"] is None and one["response"]["status_code"] == 200
+        assert body["object"] == "chat.completion" and body["choices"][0]["message"]["role"] == "assistant"
+        assert body["usage"]["completion_tokens"] == 3 + int(one["custom_id"][1:])
+    assert run(asked, "-o", tmp_path / "out.jsonl") == 0  # nothing is left to do
+    assert answers(tmp_path / "out.jsonl") == found
+    assert "all 12 requests are answered already" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_request_is_its_answer(chat_path, tmp_path) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        request("good", chat_path),
+        "not json",
+        "[1, 2]",
+        json.dumps({"custom_id": 5, "body": {"messages": []}}),
+        request("long", chat_path, "the tea " * 5000),
+        request("unknown", chat_path, wrong_word=1),
+        request("hot", chat_path, temperature="very"),
+        request("good", chat_path),
+        json.dumps({"custom_id": "u", "url": "/v1/embeddings", "body": {"messages": []}}),
+        request("streams", chat_path, stream=True),
+        request("else", Path("other-model")),
+        '{"custom_id": "twice", "custom_id": "twice", "body": {"messages": []}}',
+        request("last", chat_path, n=2),
+    ]
+    asked.write_text("\n".join(lines) + "\n")
+    assert run(asked, "-o", out) == 0
+    found = {one["id"]: one for one in answers(out)}
+    assert set(found) == {f"batch_req_{i}" for i in range(1, len(lines) + 1)}
+    good = [one["custom_id"] for one in found.values() if one["response"] and one["response"]["status_code"] == 200]
+    assert sorted(good) == ["good", "last"] and len(found["batch_req_13"]["response"]["body"]["choices"]) == 2
+
+    def told(number: int) -> str:
+        one = found[f"batch_req_{number}"]
+        return one["error"]["message"] if one["error"] else one["response"]["body"]["error"]["message"]
+
+    expected = {2: "line 2 is not JSON", 3: "expected an object", 4: "custom_id is 5", 5: "context", 6: "wrong_word",
+                7: "temperature", 8: "a line before it", 9: "/v1/embeddings", 10: "stream", 11: "other-model",
+                12: "twice"}  # fmt: skip
+    for number, words in expected.items():
+        assert words in told(number), (number, told(number))
+
+
+def test_killed_it_goes_on_without_losing_or_repeating_a_line(chat_path, tmp_path) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    n = 60
+    asked.write_text("\n".join(request(f"r{i}", chat_path, f"the tea {i}", max_tokens=200) for i in range(n)))
+    words = [sys.executable, "-m", "edgellm", "batch", str(asked), "-o", str(out), "-t", "1", "--disk-bytes", "0"]
+    n_kills = 0
+    for _ in range(40):
+        before = out.read_bytes().count(b"\n") if out.exists() else 0
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and (out.read_bytes().count(b"\n") if out.exists() else 0) < before + 8:
+                time.sleep(0.002)
+            if process.poll() is not None:
+                assert process.returncode == 0
+                break
+            process.kill()
+        n_kills += 1
+        if n_kills == 1:  # as if a line had been cut
+            with open(out, "ab") as file:
+                file.write(b'{"id": "batch_req_77", "custom_')
+    assert n_kills >= 2
+    assert sorted(one["custom_id"] for one in answers(out)) == sorted(f"r{i}" for i in range(n))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "holds no request"), (b"\n\n", "holds no request"), (None, "no such file")]
+)
+def test_what_holds_no_requests_is_said(tmp_path, capsys, content, words) -> None:
+    asked = tmp_path / "in.jsonl"
+    if content is not None:
+        asked.write_bytes(content)
+    assert run(asked, "-o", tmp_path / "out.jsonl") == 1
+    assert words in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
+
+
+def test_another_file_is_not_written_to(chat_path, tmp_path, capsys) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text(request("a", chat_path))
+    out.write_text("my notes\n")
+    assert run(asked, "-o", out) == 2 and "something else than answers" in capsys.readouterr().err
+    assert out.read_text() == "my notes\n"
+    assert run(asked, "-o", asked) == 2
+    asked.write_text(request("a", None))
+    assert run(asked, "-o", tmp_path / "new.jsonl") == 2 and "no request names a model" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""edgellm run --session and edgellm cache: a conversation goes on where it was, and what is kept can be seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgellm.cli.app import main
+from edgellm.engine import disk_cache
+from tests.arch import tiny
+
+
+@pytest.fixture(scope="module")
+def chat_path(tmp_path_factory) -> Path:
+    checkpoint = tiny.llama()
+    checkpoint.metadata["tokenizer.chat_template"] = (
+        "{% for m in messages %}<s>{{ m.role }} {{ m.content }}</s>{% endfor %}"
+    )
+    return checkpoint.save(tmp_path_factory.mktemp("models") / "chat.gguf")
+
+
+@pytest.fixture(autouse=True)
+def nothing_on_standard_input(monkeypatch):
+    with open(os.devnull, encoding="utf-8") as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        yield
+
+
+def run(model: Path, *words: object) -> int:
+    return main(["run", str(model), *map(str, words), "-t", "1", "-n", "8", "--temp", "0", "--no-markdown"])
+
+
+def test_a_conversation_goes_on(chat_path, tmp_path, capsys) -> None:
+    file = tmp_path / "talk.session"
+    assert run(chat_path, "--session", file, "--system", "be brief", "the tea") == 0
+    first = capsys.readouterr()
+    assert "need not be computed" not in first.err
+    assert run(chat_path, "--session", file, "--stats", "and more") == 0
+    told = capsys.readouterr().err
+    assert f"{file}: " in told and "need not be computed again" in told and "(0 reused)" not in told
+    import edgellm
+
+    with edgellm.load(chat_path, n_threads=1, disk_bytes=0) as model:
+        messages = json.loads(model.load_session(file).note)["messages"]
+    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert messages[0]["content"] == "be brief" and [m["content"] for m in messages[1::2]] == ["the tea", "and more"]
+    assert messages[2]["content"] == first.out.removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--no-save"], "--session cannot be used with --no-save"),
+        (["--system", "x"], "keeps the system text"),
+        ([], "no session"),
+    ],
+)
+def test_what_contradicts_is_said(chat_path, tmp_path, capsys, words, told) -> None:
+    file = tmp_path / "talk.session"
+    file.write_text("something else that is there")
+    assert run(chat_path, "--session", file, *words, "the tea") in (1, 2)
+    assert told in capsys.readouterr().err
+    assert file.read_text() == "something else that is there"
+
+
+def test_what_is_kept_is_shown_and_cleared(tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "prefixes"
+    monkeypatch.setattr(disk_cache, "prefixes_folder", lambda: folder)
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "a.kv").write_bytes(bytes(3000))
+    (folder / "model" / "b.kv").write_bytes(bytes(2000))
+    assert main(["cache"]) == 0
+    told = capsys.readouterr().out
+    assert str(folder) in told and "2 files of 1 models, 5.0 KB" in told.replace("kB", "KB")
+    assert main(["cache", "clear"]) == 0
+    assert "removed 2 files" in capsys.readouterr().out and not list(folder.rglob("*.kv"))
+    assert main(["cache"]) == 0 and "0 files" in capsys.readouterr().out
