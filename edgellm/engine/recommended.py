@@ -42,8 +42,9 @@ def recommended_sampling(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], l
             notes.append(f"{key} is not used: edgellm knows no such setting")
             continue
         off = name == "top_k" and isinstance(value, int) and value < 0  # as some spell it
+        asked: dict[str, Any] = {name: 0 if off else _plain(value)}
         try:
-            found[name] = getattr(SamplingParams(**{name: 0 if off else _plain(value)}), name)
+            found[name] = getattr(SamplingParams(**asked), name)
         except UsageError as error:
             notes.append(f"{key} is not used: {error}")
     fits = fitting(found, {})

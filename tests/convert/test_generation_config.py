@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from edgellm.convert import convert, export
+from edgellm.convert.checkpoints import convert_checkpoint as convert
+from edgellm.convert.export import export_checkpoint as export
 from edgellm.convert.vocabulary.generation_config import FILE, generation_config, sampling_metadata
 from edgellm.engine.recommended import recommended_sampling
 from edgellm.errors import FormatError
