@@ -104,6 +104,17 @@ def plain_text(name: str, value: Any) -> str:
     return str(text(name, value))
 
 
+def text_or_path(name: str, value: Any) -> str:
+    """A text, or the path of a file as one. It is not empty and has no null character."""
+    try:
+        found = os.fspath(value)
+    except TypeError:
+        raise wrong(name, value, "a text or a path") from None
+    if not isinstance(found, str) or not found or "\0" in found:
+        raise wrong(name, value, "a text or a path")
+    return str(text(name, found))
+
+
 def answer_format(name: str, value: Any) -> Any:
     """A JSON schema as a dict, or a type that describes one; what is in it is not looked at."""
     if isinstance(value, Mapping):

@@ -24,6 +24,7 @@ from edgellm.checks import (
     some_texts,
     step_names,
     take,
+    text_or_path,
     whole_number,
     whole_one_of,
 )
@@ -140,6 +141,7 @@ class RuntimeConfig:
     layout:     how weights lie: "file" as the file has them; "tiles" in the order in which they are read, in a second
                 file in the cache folder that is made once; "memory" likewise in memory, made at every start; "auto"
                 takes tiles where they are clearly quicker and the disk has room. Results are the same to the bit.
+    template:   the chat template: a file with one, the name of a known one, or Jinja text; None takes the model's.
     """
 
     n_ctx: int | None = None
@@ -154,6 +156,7 @@ class RuntimeConfig:
     draft_max: int = 15
     disk_bytes: int = 2 << 30
     layout: str = "auto"
+    template: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         take(self, "n_ctx", whole_number, 1, optional=True)
@@ -173,6 +176,7 @@ class RuntimeConfig:
                     f"{name} is {getattr(self, name)}, but speculate is off; leave one of them out", parameter=name
                 )
         take(self, "layout", one_of, LAYOUTS)
+        take(self, "template", text_or_path, optional=True)
 
 
 @dataclass(frozen=True)

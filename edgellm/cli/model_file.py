@@ -28,6 +28,7 @@ def describe_file(path: Path) -> Iterator[str]:
         width = max(map(len, file.metadata), default=0)
         for key, value in file.metadata.items():
             yield f"  {key:{width}}  {value_text(value)}"
+        yield from _recommended(file)
         yield ""
         yield f"tensors, {len(file.tensors)}"
         rows = [
@@ -41,6 +42,21 @@ def describe_file(path: Path) -> Iterator[str]:
         yield f"total {n_weights:,} weights: {_by_format(file)}"
         if tiles := tile_files.bytes_of(path):
             yield f"tiles of it, which it is run from: {size_text(tiles)}, {tile_files.path_of(path)}"
+
+
+def _recommended(file: GGUFFile) -> Iterator[str]:
+    """How tokens are chosen unless somebody says otherwise, where the file says so."""
+    from edgellm.engine.recommended import recommended_sampling
+
+    settings, notes = recommended_sampling(file.metadata)
+    if settings:
+        shown = (
+            (name, "; ".join(value) if isinstance(value, tuple) else f"{value:g}") for name, value in settings.items()
+        )
+        yield ""
+        yield f"recommended sampling: {', '.join(f'{name} {value}' for name, value in shown)}"
+    for note in notes:
+        yield f"note: {note}"
 
 
 def describe_values(path: Path) -> Iterator[str]:

@@ -83,7 +83,7 @@ def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | No
             (layout if what == TILES_TASK else kernels)(done, total, what)
 
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
-    for line in model.tokenizer.notes:
+    for line in model.notes:
         note(f"{path.name}: {line}")
     try:
         _put_on(model, adapters or {})

@@ -81,6 +81,15 @@ def runtime_options(command: Command) -> Command:
     return threads_option(command)
 
 
+def template_option(command: Command) -> Command:
+    """Give a command --template; it stands above `runtime_options`, which hands it over."""
+    text = (
+        "The chat template: a FILE with Jinja text, or the NAME of a known one, such as chatml, llama3 or mistral.  "
+        "[default: the model's own]"
+    )
+    return click.option("--template", metavar="FILE|NAME", help=text)(command)
+
+
 def lora_option(command: Command) -> Command:
     """Give a command --lora; it receives `adapters`, scales by path."""
     text = (

@@ -11,7 +11,7 @@ import click
 
 from edgellm.cli.asking import Asking, asking_options
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import lora_option, runtime_options, speculation_options
+from edgellm.cli.options import lora_option, runtime_options, speculation_options, template_option
 from edgellm.cli.sampling import SectionedCommand, sampling_options, sampling_params
 from edgellm.errors import UsageError
 from edgellm.params import DEFAULT_MODEL
@@ -43,6 +43,7 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
               "answer go on.  [default: drop]")  # fmt: skip
 @asking_options
 @sampling_options
+@template_option
 @runtime_options
 @speculation_options
 @lora_option
@@ -91,9 +92,11 @@ def command(
     from edgellm.cli import models
     from edgellm.cli.prompt import read_prompt, will_chat
 
-    sampling = sampling_params(typed)
+    sampling_params(typed)  # or what cannot work is said before anything is loaded
     if words and prompt is not None:
         raise UsageError("the prompt is given twice, behind MODEL and with -p; expected one of them")
+    if raw and runtime.template is not None:
+        raise UsageError("--template cannot be used with --raw, which uses no chat template; leave one out")
     prompt = " ".join(words) if words else prompt
     chats = will_chat(prompt)
     _refuse_what_needs_a_chat(chats, resume, when_full)
@@ -114,6 +117,7 @@ def command(
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
     with asking.servers() as servers, models.load(path or models.pull(named), runtime, adapters) as loaded:
         asker = asking.asker(loaded, raw, servers)
+        sampling = sampling_params(typed, loaded.recommended_sampling)
         if text is not None:
             _answer(loaded, asker, text, sampling, system, raw, stats, verbose, not no_markdown, file)
             return

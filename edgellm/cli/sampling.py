@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,9 +117,17 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
-def sampling_params(typed: dict[str, Any]) -> SamplingParams:
-    """The parameters that were typed, over the defaults. Raises UsageError for values that cannot work."""
-    return SamplingParams(**{name: value for name, value in typed.items() if value is not None})
+def sampling_params(typed: dict[str, Any], recommended: Mapping[str, Any] | None = None) -> SamplingParams:
+    """The parameters that were typed, over those that a model's file recommends, over the defaults.
+
+    Raises UsageError for values that cannot work.
+    """
+    given = {name: value for name, value in typed.items() if value is not None}
+    if not recommended:
+        return SamplingParams(**given)
+    from edgellm.engine.recommended import recommended_over_defaults
+
+    return recommended_over_defaults(recommended, given)
 
 
 def setting_names() -> list[str]:

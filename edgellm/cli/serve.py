@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import runtime_options
+from edgellm.cli.options import runtime_options, template_option
 from edgellm.errors import FileProblem, UsageError
 from edgellm.params import RuntimeConfig
 from edgellm.server.settings import ServerConfig
@@ -50,6 +50,7 @@ LOGS = ("json", "text", "off")
               help="A line for each request, on standard error.  [default: text on a terminal, else json]")  # fmt: skip
 @click.option("--log-contents", is_flag=True, help="Put what was asked and answered into the log.")
 @click.option("--status", "asks_status", is_flag=True, help="Say how the server that runs at --host and --port is.")
+@template_option
 @runtime_options
 def command(
     models: tuple[str, ...],

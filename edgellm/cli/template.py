@@ -23,7 +23,7 @@ def template_of(model: Model, raw: bool, system: str | None, verbose: bool) -> C
         raise UsageError(f"--system cannot be used: {why}")
     if template is None and not raw:
         remark(f"{model.path.name} has no chat template (a base model): it continues your text")
-    elif verbose:
+    elif verbose or (template is not None and template.is_guess):
         remark(describe_template(model, raw))
     return template
 
@@ -34,4 +34,4 @@ def describe_template(model: Model, raw: bool) -> str:
         return "chat template: none, as --raw asks"
     if model.chat_template is None:
         return "chat template: none in the file (a base model)"
-    return "chat template: the file's own (tokenizer.chat_template)"
+    return f"chat template: {model.chat_template.origin}"

@@ -48,6 +48,7 @@ class Answering:
     path: Path
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    recommended_sampling: dict[str, Any]
     n_ctx: int
     n_vocab: int
     _scheduler: Scheduler
@@ -89,7 +90,8 @@ class Answering:
         adapters: AdapterScales | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Generation | list[Generation]:
-        """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`.
+        """Continue a prompt, a plain text or token ids. The keywords are those of `SamplingParams`, over
+        what the model's file recommends.
 
         n:  give a list of so many different answers. The prompt is computed once, and the seeds are `seed`,
             `seed + 1` and so on.
@@ -97,7 +99,7 @@ class Answering:
 
         Raises UsageError for what cannot work, ContextOverflowError when the prompt alone does not fit.
         """
-        params = sampling_params(sampling)
+        params = sampling_params(sampling, self.recommended_sampling)
         if isinstance(prompt, str):
             prompt = self.tokenize(prompt, add_special=True, parse_special=True)
         plan = plan_of_text(params, self.tokenizer, self.n_vocab)
@@ -143,7 +145,7 @@ class Answering:
         Raises TemplateError when the model has none or its template refuses the messages, UsageError for what cannot
         work, ContextOverflowError when the messages do not fit.
         """
-        wishes, params = chat_params(keywords)
+        wishes, params = chat_params(keywords, self.recommended_sampling)
         if self.chat_template is None:
             raise TemplateError(
                 f"{self.path.name} is a base model without a chat template; use generate() to continue plain text"

@@ -27,6 +27,7 @@ from edgellm.engine.prompt import (
     checked_prompt,
     with_virtual,
 )
+from edgellm.engine.recommended import recommended_sampling
 from edgellm.engine.request import Scores
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
@@ -34,7 +35,7 @@ from edgellm.engine.speculation.opening import speculator_of
 from edgellm.engine.vectors import MakesVectors
 from edgellm.errors import FileProblem, MemoryLimitError, UsageError
 from edgellm.params import RuntimeConfig
-from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
+from edgellm.text import ChatTemplate, Tokenizer, chosen_template, load_tokenizer
 
 if TYPE_CHECKING:
     from edgellm.engine.session import Session
@@ -63,6 +64,7 @@ def load(
     draft_max: int = RuntimeConfig.draft_max,
     disk_bytes: int = RuntimeConfig.disk_bytes,
     layout: str = RuntimeConfig.layout,
+    template: str | os.PathLike[str] | None = RuntimeConfig.template,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Open a GGUF file, or a model by its name, ready to run. One that has a name and is not here is fetched first.
@@ -75,7 +77,7 @@ def load(
     """
     runtime = RuntimeConfig(
         n_ctx, n_threads, n_batch, kv_type, activations, cache_bytes, speculate, draft, draft_layers, draft_max,
-        disk_bytes, layout,
+        disk_bytes, layout, template,
     )  # fmt: skip
     return Model(fetched(model, checks.function("progress", progress)), runtime, progress)
 
@@ -86,7 +88,8 @@ class Model(Answering, MakesVectors):
     path, metadata:  the file and its metadata.
     config:          its hyperparameters.
     tokenizer:       text to ids and back.
-    chat_template:   how the file turns messages into a prompt; None for a base model.
+    chat_template:   how messages become a prompt; None for a base model.
+    recommended_sampling:  what the file recommends (`general.sampling.*`), as keywords of `SamplingParams`.
     n_ctx:           tokens that a conversation, or a text, may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
@@ -100,6 +103,7 @@ class Model(Answering, MakesVectors):
     config: ModelConfig
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
+    recommended_sampling: dict[str, Any]
     n_ctx: int
     n_vocab: int
     n_threads: int
@@ -123,13 +127,15 @@ class Model(Answering, MakesVectors):
             self.config = replace(config, n_ctx=self.n_ctx)
             self.tokenizer = load_tokenizer(self.metadata)
             check_vocabulary(self._file.tensors, self.tokenizer)
+            self.recommended_sampling, self._notes = recommended_sampling(self.metadata)
             self._reads_only = makes_vectors_alone(self.metadata)
             if self._reads_only:
                 self.tasks  # noqa: B018 - prompts that are no texts are an error at once
                 self._make_embedder(architecture, progress=progress)
                 self.n_vocab, self.n_threads = self._embedder.n_vocab, self._embedder.n_threads
                 return
-            self.chat_template = ChatTemplate.from_metadata(self.metadata, self.tokenizer)
+            asked = None if runtime.template is None else os.fspath(runtime.template)
+            self.chat_template = chosen_template(self.metadata, self.tokenizer, asked)
             self._runner = Runner(self._file, architecture, self.config, self.n_ctx, runtime, progress)
             guessing = speculator_of(runtime, self._runner, architecture, self.n_ctx, self.tokenizer)
             self._scheduler = Scheduler(self._runner, guessing, runtime.disk_bytes)
@@ -149,6 +155,11 @@ class Model(Answering, MakesVectors):
         except BaseException:
             self._let_go()
             raise
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the file: what it leaves out or has wrong, and what is done instead."""
+        return [*self.tokenizer.notes, *self._notes]
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Text to token ids. add_special: with what the model expects around a text (its BOS token, say)."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgellm import checks
+from edgellm.engine.recommended import recommended_over_defaults
 from edgellm.errors import ContextOverflowError, UsageError
 from edgellm.params import ChatParams, SamplingParams
 
@@ -91,18 +92,22 @@ def checked_variables(variables: Any) -> dict[str, Any]:
     return dict(variables)
 
 
-def sampling_params(keywords: Mapping[str, Any]) -> SamplingParams:
-    """The parameters that keywords give. UsageError for a keyword that is none, and for what cannot work."""
+def sampling_params(keywords: Mapping[str, Any], recommended: Mapping[str, Any]) -> SamplingParams:
+    """The parameters that keywords give, over those that the model's file recommends.
+
+    UsageError for a keyword that is none, and for what cannot work.
+    """
     _check_names(keywords, SamplingParams)
-    return SamplingParams(**keywords)
+    return recommended_over_defaults(recommended, keywords)
 
 
-def chat_params(keywords: Mapping[str, Any]) -> tuple[ChatParams, SamplingParams]:
+def chat_params(keywords: Mapping[str, Any], recommended: Mapping[str, Any]) -> tuple[ChatParams, SamplingParams]:
     """The same for a chat, which may ask for more."""
     _check_names(keywords, ChatParams, SamplingParams)
     names = {field.name for field in fields(ChatParams)}
     wishes = {word: value for word, value in keywords.items() if word in names}
-    return ChatParams(**wishes), SamplingParams(**{word: keywords[word] for word in keywords if word not in names})
+    sampling = {word: value for word, value in keywords.items() if word not in names}
+    return ChatParams(**wishes), recommended_over_defaults(recommended, sampling)
 
 
 def _check_names(keywords: Mapping[str, Any], *kinds: Any) -> None:

@@ -38,12 +38,21 @@ class ChatTemplate:
     source:          Jinja text.
     special_tokens:  variables it may use, such as bos_token.
     for_tools:       another template, taken instead when there are tools.
+    origin:          where it comes from, for people.
+    is_guess:        the file has none, and it was told by the tokens of the vocabulary.
     """
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str] | None = None, for_tools: str | None = None
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        for_tools: str | None = None,
+        origin: str = "a text",
+        is_guess: bool = False,
     ) -> None:
         self.source = source
+        self.origin = origin
+        self.is_guess = is_guess
         self.special_tokens = dict(special_tokens or {})
         self._for_tools = for_tools
         self._lock = Lock()
@@ -59,7 +68,16 @@ class ChatTemplate:
         source = found.get(KEY, found.get(f"{KEY}.default"))
         if source is None:
             return None
-        return cls(source, tokenizer.special_tokens, found.get(f"{KEY}.tool_use"))
+        return cls(source, tokenizer.special_tokens, found.get(f"{KEY}.tool_use"), f"the file's own ({KEY})")
+
+    def check(self) -> None:
+        """Raise TemplateError for a source that is no Jinja text; else that is said when it is first rendered."""
+        try:
+            _ = self._compiled
+        except TemplateError:
+            raise
+        except Exception as error:
+            raise TemplateError(_explain(error)) from error
 
     def render(
         self,

@@ -256,6 +256,15 @@ class Tokenizer:
         ids = {name: self._vocabulary.role_id(roles.get(name, name)) for name in names}
         return {f"{name}_token": self.token_name(i) for name, i in ids.items() if i is not None}
 
+    @property
+    def kind(self) -> str:
+        """`tokenizer.ggml.model`: "gpt2", "llama", "bert", ..."""
+        return self._vocabulary.kind
+
+    def has_special(self, text: str) -> bool:
+        """Whether a token that is set apart from text is spelled so."""
+        return text in self._added
+
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Every token that ends a generated answer: end of text, of turn, of message."""

@@ -17,6 +17,8 @@ from typing import Any
 from edgellm.errors import ContextOverflowError, FormatError
 from edgellm.params import SamplingParams
 
+ORIGIN = "the file's own (tokenizer.chat_template)"
+
 
 @dataclass
 class FakeStats:
@@ -66,8 +68,10 @@ class FakeModel:
         self.n_threads = n_threads or 2
         self.tokenizer = SimpleNamespace(encode=lambda text, parse_special=False: text.split(), notes=[])
         has_template = "base" not in path.name
-        self.chat_template = SimpleNamespace(render=_render) if has_template else None
+        self.chat_template = SimpleNamespace(render=_render, origin=ORIGIN, is_guess=False) if has_template else None
         self.adapters: dict[str, float] = {}
+        self.notes: list[str] = []
+        self.recommended_sampling: dict[str, Any] = {}
         self.closed = False
 
     def __enter__(self) -> FakeModel:

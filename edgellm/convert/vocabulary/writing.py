@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.convert.vocabulary.generation_config import generation_config
 from edgellm.convert.vocabulary.twins import framing_roles, twin_of
 from edgellm.errors import FormatError
 from edgellm.files import atomic_write
@@ -22,8 +23,9 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
 
     metadata:  keys `tokenizer.*` of a GGUF file, as it holds them.
 
-    generation_config.json is written too if more than one token ends an answer. Raises FormatError for a
-    vocabulary that breaks its rules, UnsupportedError for one that `tokenizers` cannot express.
+    generation_config.json is written too if more than one token ends an answer, or the file recommends how to
+    sample. Raises FormatError for a vocabulary that breaks its rules, UnsupportedError for one that `tokenizers` cannot
+    express.
     """
     tokenizer = load_tokenizer(metadata)
     vocabulary = Vocabulary(metadata)
@@ -32,8 +34,9 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     _write(folder / "tokenizer_config.json", _config(metadata, tokenizer, vocabulary), indent=2)
     ends = [i for role in ("eos", "eot", "eom") for i in vocabulary.role_ids(role)]
     ends = list(dict.fromkeys([*ends, *sorted(vocabulary.marked("stop_ids") or ())]))
-    if len(ends) > 1:
-        _write(folder / "generation_config.json", {"eos_token_id": ends}, indent=2)
+    generation = ({"eos_token_id": ends} if len(ends) > 1 else {}) | generation_config(metadata)
+    if generation:
+        _write(folder / "generation_config.json", generation, indent=2)
 
 
 def _config(metadata: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: Vocabulary) -> dict[str, Any]:
