@@ -269,6 +269,10 @@ class Scheduler:
             request.n_right += max(0, n_right - (n - span.n_guesses))
         if not request.is_private:
             span.sequence.remember()
+            is_read = n > 1 and not span.n_guesses and len(span.sequence) + 1 >= len(request.tokens)
+            if self.disk is not None and is_read:
+                # Windows will have left behind what this prompt, asked once more, would need.
+                self.disk.keep_before_windows_go(span.sequence)
         span.sequence.leave_behind()
         request.last_step = self._n_steps
         request.progressed()
