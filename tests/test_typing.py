@@ -48,7 +48,7 @@ def right(path: Path, settings: dict[str, Any]) -> None:
         assert_type(model.run([1, 2], taps=["hidden"])["hidden"], NDArray[np.float32])
         assert_type(model.values["logits"], int)
         with model.square_sums() as sums:
-            assert_type(sums, dict[str, NDArray[np.float64]])
+            assert_type(sums["blk.0.attn_q.weight"], NDArray[np.float64])
         assert_type(model.metadata, Mapping[str, Any])
         assert_type(model.n_ctx + model.n_vocab + model.n_threads + model.config.n_layers, int)
         answer = model.generate("a", temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, repeat_penalty=1.1,

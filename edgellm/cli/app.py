@@ -29,7 +29,7 @@ from edgellm.errors import EdgellmError, FileProblem
 # Each command lives in the module of its name. The texts stand here so that --help imports none of them.
 COMMANDS = {
     "run": "Talk to a model, or answer one prompt.",
-    "batch": "Answer many requests of a file, several at once.",
+    "batch": "Answer many requests, several at once.",
     "embed": "Turn texts into vectors, or rank them.",
     "serve": "Answer HTTP requests with this machine's models.",
     "launch": "Configure an editor or coding agent for this server.",
@@ -37,8 +37,8 @@ COMMANDS = {
     "list": "Show the models of this machine and of the catalogue.",
     "rm": "Delete models.",
     "info": "Show what is in a model file, or what this machine offers.",
-    "cache": "Show or clear what is kept on the disk of long prompts.",
-    "doctor": "Look at this machine: what it gives, what is wrong, what to run on it.",
+    "cache": "Show what is kept on the disk of long prompts, or clear it.",
+    "doctor": "Say what this machine gives, and which model to choose for it.",
     "bench": "Measure the speed of a model.",
     "convert": "Turn a trained checkpoint into a GGUF file.",
     "merge": "Put adapters into a model, as a new GGUF file.",

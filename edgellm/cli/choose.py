@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from edgellm.hub.catalog import EMBEDDING
 from edgellm.machine import available_memory, total_memory
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, DEFAULT_MODEL
 
+MOST_FETCHED = 5  # models of the catalogue that are shown to choose from
 _PROGRAM_BYTES = 150 << 20  # Python, the kernels, and buffers
 _CACHE_NUMBER_BYTES = 2
 
@@ -56,11 +57,13 @@ class Offer:
 
 def choose_model() -> str:
     """Show the models, and ask. Raises KeyboardInterrupt when the person leaves."""
-    found = offers()
+    found, n_more = _shortened(offers())
     usual = next((number for number, offer in enumerate(found, 1) if offer.fits), 1)
     remark("no model named; these are known here (edgellm run NAME takes one at once):")
     tell("\n".join(offer.lines(number, columns()) for number, offer in enumerate(found, 1)))
-    return _asked([offer.name for offer in found], usual)
+    if n_more:
+        tell(f"edgellm list shows {n_more} more of the catalogue; their names can be typed too.")
+    return _asked([offer.name for offer in found], usual, also=hub.catalog())
 
 
 def choose_of(name: str, names: list[str]) -> str:
@@ -70,7 +73,13 @@ def choose_of(name: str, names: list[str]) -> str:
     return _asked(names, 1)
 
 
-def _asked(names: list[str], usual: int) -> str:
+def _shortened(found: list[Offer]) -> tuple[list[Offer], int]:
+    """What is here, and the first few of what could be fetched; and how many of these are left out."""
+    fetched = [offer for offer in found if not offer.is_here]
+    return [offer for offer in found if offer.is_here or offer in fetched[:MOST_FETCHED]], len(fetched[MOST_FETCHED:])
+
+
+def _asked(names: list[str], usual: int, also: Container[str] = ()) -> str:
     while True:
         try:
             typed = input(f"Which one? [{usual}] ").strip()
@@ -80,7 +89,7 @@ def _asked(names: list[str], usual: int) -> str:
             return names[usual - 1]
         if typed.isdecimal() and 1 <= int(typed) <= len(names):
             return names[int(typed) - 1]
-        if typed in names:
+        if typed in names or typed in also:
             return typed
         remark(f"{typed} is not one of them; expected a number from 1 to {len(names)}, or Ctrl-C to leave")
 

@@ -8,7 +8,7 @@ import click
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(as_json: bool) -> None:
-    """Look at this machine: what it gives, what is wrong, and which model to choose for it.
+    """Say what this machine gives, and which model to choose for it.
 
     Cores, instruction set, memory and disk; how fast memory is read by all threads and by one, how fast bytes are
     multiplied, and what the kernels reach of that; limits of a container, files that are damaged or half fetched and

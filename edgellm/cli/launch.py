@@ -118,5 +118,7 @@ def _models(url: str, key: str | None) -> list[dict[str, Any]]:
 
 
 def _short(path: Path) -> str:
-    home = Path.home()
-    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
+    from edgellm.files import user_folder
+
+    home = user_folder()
+    return f"~/{path.relative_to(home).as_posix()}" if home and path.is_relative_to(home) else str(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -213,7 +214,7 @@ def _converted(named: str) -> Path:
 
 def _lasting(named: str) -> str:
     """What a model will still be called in another folder."""
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     return str(path.absolute()) if path.is_file() else named
 
 

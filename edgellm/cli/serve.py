@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -135,10 +136,10 @@ def _named(models: tuple[str, ...]) -> dict[str, Path] | None:
     named: dict[str, Path] = {}
     for word in models:
         name, equals, rest = word.partition("=")
-        is_path = not equals or Path(word).expanduser().is_file()
+        is_path = not equals or Path(os.path.expanduser(word)).is_file()
         typed = word if is_path else rest
         path = found.path_of(typed)
-        called = name if not is_path else path.stem if Path(typed).expanduser().is_file() else typed
+        called = name if not is_path else path.stem if Path(os.path.expanduser(typed)).is_file() else typed
         if not called or not called.isprintable():
             raise UsageError(f"{word}: the name of a model is missing; expected NAME=PATH")
         if called in named:

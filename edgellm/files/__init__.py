@@ -50,15 +50,15 @@ def home() -> Path:
     if chosen := os.environ.get("EDGELLM_HOME"):
         return Path(os.path.expanduser(chosen))
     if sys.platform == "win32":
-        base: str | Path | None = os.environ.get("LOCALAPPDATA") or _user_folder("AppData", "Local")
+        base: str | Path | None = os.environ.get("LOCALAPPDATA") or user_folder("AppData", "Local")
     elif sys.platform == "darwin":
-        base = _user_folder("Library", "Caches")
+        base = user_folder("Library", "Caches")
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or _user_folder(".cache")
+        base = os.environ.get("XDG_CACHE_HOME") or user_folder(".cache")
     return Path(base) / "edgellm" if base else _without_home()
 
 
-def _user_folder(*parts: str) -> Path | None:
+def user_folder(*parts: str) -> Path | None:
     """A folder in the user's home; None where there is no home, or only "/", which containers give to strangers."""
     try:
         found = Path.home()
@@ -114,9 +114,9 @@ def data_home() -> Path:
     if os.environ.get("EDGELLM_HOME") or sys.platform == "win32":
         return home()
     if sys.platform == "darwin":
-        base: str | Path | None = _user_folder("Library", "Application Support")
+        base: str | Path | None = user_folder("Library", "Application Support")
     else:
-        base = os.environ.get("XDG_DATA_HOME") or _user_folder(".local", "share")
+        base = os.environ.get("XDG_DATA_HOME") or user_folder(".local", "share")
     return Path(base) / "edgellm" if base else home()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import FileProblem
+from edgellm.files import user_folder
 from edgellm.hub.names import did_you_mean, nearest, shard_names
 from edgellm.hub.variants import variants_of
 
@@ -111,7 +112,8 @@ def _ollama_folders() -> Iterator[Path]:
     if told := os.environ.get("OLLAMA_MODELS"):
         yield Path(told)
         return
-    yield Path.home() / ".ollama" / "models"
+    if home := user_folder():
+        yield home / ".ollama" / "models"
     if sys.platform == "linux":  # where its service keeps them
         yield Path("/usr/share/ollama/.ollama/models")
         yield Path("/var/lib/ollama/.ollama/models")
@@ -168,7 +170,9 @@ def _blob(folder: Path, layer: Any) -> Path:
 
 
 def _lm_studio_folders() -> Iterator[Path]:
-    home = Path.home()
+    home = user_folder()
+    if home is None:
+        return
     with contextlib.suppress(OSError, UnicodeDecodeError, ValueError):
         pointed = (home / ".lmstudio-home-pointer").read_text(encoding="utf-8").strip()
         if pointed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _asked_for(metadata: Mapping[str, Any], asked: str) -> tuple[str, str]:
         return known.source, f"{asked}, as was asked"
     if "{{" in asked or "{%" in asked:
         return asked, "the text that was given"
-    if not Path(asked).expanduser().exists():
+    if not Path(os.path.expanduser(asked)).exists():
         names = [
             *KNOWN_TEMPLATES,
             *ALIASES,
@@ -64,7 +65,7 @@ def _asked_for(metadata: Mapping[str, Any], asked: str) -> tuple[str, str]:
         raise UsageError(
             f"template is {asked!r:.200}, which is neither a file nor a known name; {expected}", parameter="template"
         )
-    return _read(Path(asked).expanduser()), f"the file {asked}"
+    return _read(Path(os.path.expanduser(asked))), f"the file {asked}"
 
 
 def _read(path: Path) -> str:

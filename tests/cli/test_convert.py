@@ -140,8 +140,8 @@ def test_folders_that_hold_no_checkpoint(refuse: Callable[..., None], inputs: di
     refuse(["convert", folder], 1, "it holds model_index.json", "diffusers")
     (folder / "a.gguf").touch()
     refuse(["convert", folder], 1, "a.gguf", "converted already")
-    (folder / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert"}))
-    refuse(["convert", folder], 1, "'BertModel'", "LlamaForCausalLM")
+    (folder / "config.json").write_text(json.dumps({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}))
+    refuse(["convert", folder], 1, "'MambaForCausalLM'", "LlamaForCausalLM")
 
 
 def test_files_that_are_no_checkpoint(refuse: Callable[..., None], inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_options_that_cannot_be(refuse: Callable[..., None], inputs: dict[str, P
     refuse(["convert", model, "--tokenizer", "x"], 2, "--tokenizer")
     refuse(["convert", model, "--tensor-type", "blk"], 2, "PATTERN=TYPE")
     refuse(["export", inputs["GGUF"], "--type", "q8_0"], 2, "'f16', 'bf16', 'f32'")
-    refuse(["export", model], 1, "is not a file but a folder")
+    refuse(["export", model], 2, "is a checkpoint", f"edgellm convert {model}")
 
 
 def test_no_file_of_the_checkpoint_is_written_over(inputs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgellm.errors import FileProblem
+from edgellm.files import user_folder
+
 PROVIDER = "edgellm"
 KEY_VARIABLE = "EDGELLM_API_KEY"  # where Zed and Codex look for a key
 USUAL_CONTEXT = 8192  # tokens, of a model that is not loaded yet
@@ -50,14 +53,21 @@ class Program:
     then: Callable[[Served], str]
 
 
+def _home() -> Path:
+    found = user_folder()
+    if found is None:
+        raise FileProblem("there is no home folder here, in which programs have their configurations; set HOME")
+    return found
+
+
 def _config_home() -> Path:
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get("XDG_CONFIG_HOME") or _home() / ".config")
 
 
 def _zed_path() -> Path:
     if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "Zed" / "settings.json"
-    return (_config_home() if sys.platform != "darwin" else Path.home() / ".config") / "zed" / "settings.json"
+        return Path(os.environ.get("APPDATA") or _home() / "AppData" / "Roaming") / "Zed" / "settings.json"
+    return (_config_home() if sys.platform != "darwin" else _home() / ".config") / "zed" / "settings.json"
 
 
 def _opencode(served: Served) -> Settings:
@@ -129,19 +139,19 @@ PROGRAMS = {
     ),
     "claude": Program(
         "Claude Code",
-        lambda: Path(os.environ.get("CLAUDE_CONFIG_DIR") or Path.home() / ".claude") / "settings.json",
+        lambda: Path(os.environ.get("CLAUDE_CONFIG_DIR") or _home() / ".claude") / "settings.json",
         _claude,
         lambda served: f"claude uses {served.first}",
     ),
     "codex": Program(
         "Codex",
-        lambda: Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex") / "edgellm.config.toml",
+        lambda: Path(os.environ.get("CODEX_HOME") or _home() / ".codex") / "edgellm.config.toml",
         _codex,
         lambda served: _with_key(served, "start it with: codex --profile edgellm"),
     ),
     "continue": Program(
         "Continue",
-        lambda: Path.home() / ".continue" / "config.yaml",
+        lambda: _home() / ".continue" / "config.yaml",
         _continue,
         lambda served: "choose the model in Continue's list",
     ),
