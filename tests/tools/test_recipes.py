@@ -40,7 +40,7 @@ def test_every_python_that_is_supported_is_tried() -> None:
     assert PROJECT["requires-python"] == f">={versions()[0]}"  # without an upper end
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", ["check", "first-answer"])  # one system is enough for a load
 @pytest.mark.parametrize("system", [r"ubuntu-[\d.]+", r"ubuntu-[\d.]+-arm", r"macos-\d+", r"windows-\d+"])
 def test_every_system_is_tried(job: str, system: str) -> None:
     assert JOBS[job]["runs-on"] == "${{ matrix.machine }}"
