@@ -50,11 +50,17 @@ def rng() -> np.random.Generator:
 
 
 IN_PLANES = [(fmt, 1) for fmt in BLOCKS] + [(FORMATS[name], 2) for name in test_linear.TWO_PLANE_FORMATS]
+# Tiles differ from the file in how their words are found, which few formats are enough for: emulating takes long.
+LINEARS = [
+    (op, fmt, n_planes)
+    for op in test_linear.OPS
+    for fmt, n_planes in IN_PLANES
+    if "tiles" not in op or fmt.name in test_linear.FEW_FORMATS
+]
 
 
-@pytest.mark.parametrize(("fmt", "n_planes"), IN_PLANES, ids=repr)
-@pytest.mark.parametrize("op", test_linear.OPS)
-def test_linear_gives_the_bits_of_x86(neon: Compiled, compiled_for, fmt, n_planes: int, op: str, rng) -> None:
+@pytest.mark.parametrize(("op", "fmt", "n_planes"), LINEARS, ids=str)
+def test_linear_gives_the_bits_of_x86(neon: Compiled, compiled_for, op: str, fmt, n_planes: int, rng) -> None:
     """Which its twin and the other kernels have been compared with."""
     for n_rows, n_tokens, n_cols in ((17, 3, 256), (40, 9, 512), (1, 1, 256)):
         weights = random_weights(fmt, n_rows, n_cols, rng)
