@@ -134,6 +134,7 @@ USES = {
     "embed": lambda model: model.embed(["a"]),
     "rank": lambda model: model.rank("a", ["b"]),
     "tasks": lambda model: model.tasks,
+    "notes": lambda model: model.notes,
     "batch": lambda model: model.batch(["a"]),
     "save_session": lambda model: model.save_session("no such folder/file", "a"),
     "load_session": lambda model: model.load_session("no such file"),

@@ -289,14 +289,6 @@ def test_attention_that_no_kernel_can_do_is_refused_by_name(spec: AttentionSpec,
         lowered(g, activations=activations)
 
 
-def test_caches_that_no_kernel_can_fill_are_refused_by_name() -> None:
-    g = Graph()
-    x = g.input(WIDTH)
-    g.output(attention(x, keys_values(x, x, N_HEADS, cached=False), N_HEADS, AttentionSpec(0.25)))
-    with pytest.raises(UnsupportedError, match="keys and values outside of the cache is not built yet"):
-        lowered(g)
-
-
 def test_maxima_of_other_groups_are_refused() -> None:
     g = Graph()
     g.output(maxima(g.input(WIDTH), 20))

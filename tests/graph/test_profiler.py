@@ -86,10 +86,12 @@ def test_many_profiled_runs(store: KernelStore, profiler: Profiler) -> None:
 # --- the machine's limits ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("page_lines", [0, 8, 64])
 @pytest.mark.parametrize("isa", available(), ids=lambda isa: isa.name)
-def test_what_is_read_is_all_of_the_memory(isa: Isa) -> None:
-    words = np.random.default_rng(2).integers(-(2**63), 2**63, (3, 128))
-    sums = run_alone(isa, "read_limit", 3, memory=words.ctypes.data, chunk_bytes=1024, prefetch=1024)
+def test_what_is_read_is_all_of_the_memory(isa: Isa, page_lines: int) -> None:
+    words = np.random.default_rng(2).integers(-(2**63), 2**63, (3, 1024))
+    how = {"prefetch": 4096, "page_lines": page_lines}
+    sums = run_alone(isa, "read_limit", 3, memory=words.ctypes.data, chunk_bytes=8192, **how)
     np.testing.assert_array_equal(sums, words.sum(axis=1))  # both wrap
 
 
