@@ -125,7 +125,7 @@ class Keys:
         found = np.asarray(value)
         most = _LIMITS.get(name, 1 << 32)
         if found.dtype.kind not in "iu" or found.shape != (n_layers,) or not ((found > 0) & (found <= most)).all():
-            raise FormatError(f"{key} is {value!r:.60}; expected a number from 1 to {most}, or {n_layers} of them")
+            raise FormatError(f"{key} is {value!r:.60}; expected an integer from 1 to {most}, or {n_layers} of them")
         return tuple(found.tolist())
 
     def number(self, name: str, default: float | None = None, zero: float | None = None) -> float:

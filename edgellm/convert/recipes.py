@@ -194,7 +194,7 @@ def choose_formats(
     n_layers = get_value(metadata, f"{architecture}.block_count", int, 0)
     n_heads = get_value(metadata, f"{architecture}.attention.head_count", int, 1)
     n_kv_heads = metadata.get(f"{architecture}.attention.head_count_kv", n_heads)
-    if not isinstance(n_kv_heads, int):  # a number for each layer
+    if not isinstance(n_kv_heads, int) or isinstance(n_kv_heads, bool):  # a number for each layer
         n_kv_heads = max(Keys(metadata).counts("attention.head_count_kv", n_layers))
     group = n_heads // max(1, n_kv_heads)
     has_output = any(part.name == "output.weight" for part in parts)
