@@ -167,7 +167,7 @@ def test_a_pull_that_fails_is_one_line(home: Path, edgellm: Run, monkeypatch: py
 
 
 def test_what_the_tokenizer_of_a_file_lacks_is_told(monkeypatch, capsys):
-    model = SimpleNamespace(tokenizer=SimpleNamespace(notes=["the file does not say how text is cut"]))
+    model = SimpleNamespace(notes=["the file does not say how text is cut"])
     monkeypatch.setattr("edgellm.load", lambda *args, **options: model, raising=False)
     assert models.load(Path("some/model.gguf"), RuntimeConfig()) is model
     assert "model.gguf: the file does not say how text is cut" in capsys.readouterr().err
