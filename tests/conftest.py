@@ -8,8 +8,10 @@ the clock. A longer random search stands beside it:
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 from hypothesis import settings
 
 SEARCH_TIMES = 10
+_NUMBERS = itertools.count()
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "gate")
 
 settings.register_profile("gate", derandomize=True, deadline=None, print_blob=True)
@@ -33,6 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if getattr(test, "is_hypothesis_test", False):
             few = test._hypothesis_internal_use_settings
             test._hypothesis_internal_use_settings = settings(few, max_examples=SEARCH_TIMES * few.max_examples)
+
+
+@pytest.fixture(autouse=True)
+def _prefixes_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long prompts are kept on disk: what other tests have left there is not found, and nothing is left for them."""
+    if disk_cache := sys.modules.get("edgellm.engine.disk_cache"):
+        folder = tmp_path_factory.getbasetemp() / "prefixes" / str(next(_NUMBERS))
+        monkeypatch.setattr(disk_cache, "prefixes_folder", lambda: folder)
 
 
 def _heed_ignored_signals() -> None:

@@ -19,7 +19,7 @@ def client(smol):
 
 
 def asked(**more):
-    return {"model": "smollm2-135m", "messages": QUESTION, "max_tokens": 12, **more}
+    return {"model": "smollm2-135m", "messages": QUESTION, "max_tokens": 12, "extra_body": {"temperature": 0}, **more}
 
 
 def test_models(client) -> None:
@@ -28,10 +28,9 @@ def test_models(client) -> None:
 
 
 def test_a_message_and_the_same_as_a_stream(client) -> None:
-    cold = {"extra_body": {"temperature": 0}}
-    whole = client.messages.create(**asked(), **cold)
+    whole = client.messages.create(**asked())
     assert (whole.role, whole.stop_reason, whole.usage.output_tokens) == ("assistant", "max_tokens", 12)
-    with client.messages.stream(**asked(), **cold) as stream:
+    with client.messages.stream(**asked()) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_message()
     assert final.content[0].text == whole.content[0].text
@@ -41,11 +40,10 @@ def test_a_message_and_the_same_as_a_stream(client) -> None:
 
 
 def test_stop_sequences_and_a_system_text(client) -> None:
-    cold = {"temperature": 0}
     system = [{"type": "text", "text": "Answer in rhymes.", "cache_control": {"type": "ephemeral"}}]
-    plain = client.messages.create(**asked(system=system), extra_body=cold)
+    plain = client.messages.create(**asked(system=system))
     word = plain.content[0].text.split()[1]
-    cut = client.messages.create(**asked(system=system, stop_sequences=[word]), extra_body=cold)
+    cut = client.messages.create(**asked(system=system, stop_sequences=[word]))
     assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", word)
     assert plain.content[0].text.startswith(cut.content[0].text)
 
