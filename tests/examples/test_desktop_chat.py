@@ -109,8 +109,12 @@ def endless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A model whose answers go on to the end of a long context."""
     chat = edgellm.Model.chat
 
+    def slowly(ids: Any, logits: Any, context: Any) -> None:
+        time.sleep(0.005)  # a tiny model would be done before anybody can stop it
+
     def without_end(model: edgellm.Model, messages: list[dict[str, str]]) -> edgellm.Generation:
-        return chat(model, messages, logit_bias=dict.fromkeys(model.tokenizer.stop_ids, -math.inf))
+        bias = dict.fromkeys(model.tokenizer.stop_ids, -math.inf)
+        return chat(model, messages, logit_bias=bias, samplers=["temperature", slowly])
 
     monkeypatch.setattr(edgellm.Model, "chat", without_end)
     return chatty(tmp_path, 8192)
