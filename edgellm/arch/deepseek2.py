@@ -175,13 +175,11 @@ HUGGING_FACE = HuggingFace(
     },
     null_stays=_NULL_STAYS,
 )  # fmt: skip
-VERSION_3 = HuggingFace(
+VERSION_3 = replace(
+    HUGGING_FACE,
     classes=("DeepseekV3ForCausalLM",),
     model_type="deepseek_v3",
     hyperparameters=_version_3,
-    tensors=_TENSORS,
-    experts=_STACKS,
-    biases=_BIASES,
     vectors=_BIAS,
     defaults=_DEFAULTS
     | {
@@ -190,16 +188,11 @@ VERSION_3 = HuggingFace(
         "first_k_dense_replace": 3, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
         "max_position_embeddings": 4096,
     },
-    null_stays=_NULL_STAYS,
 )  # fmt: skip
-GLM_LITE = HuggingFace(
+GLM_LITE = replace(
+    VERSION_3,
     classes=("Glm4MoeLiteForCausalLM",),
     model_type="glm4_moe_lite",
-    hyperparameters=_version_3,
-    tensors=_TENSORS,
-    experts=_STACKS,
-    biases=_BIASES,
-    vectors=_BIAS,
     defaults=_DEFAULTS
     | {
         "hidden_size": 2048, "intermediate_size": 10240, "moe_intermediate_size": 1536, "num_hidden_layers": 47,
@@ -207,5 +200,4 @@ GLM_LITE = HuggingFace(
         "routed_scaling_factor": 1.8, "q_lora_rank": 768, "qk_nope_head_dim": 192, "v_head_dim": 256,
         "norm_topk_prob": True, "max_position_embeddings": 202752, "rms_norm_eps": 1e-5, "first_k_dense_replace": 1,
     },
-    null_stays=_NULL_STAYS,
 )  # fmt: skip

@@ -35,7 +35,6 @@ TRANSPOSED_SCRATCH_BYTES = TRANSPOSED_ROWS * TRANSPOSED_TILE_BYTES
 # together; rows of W that are unpacked together for x W, and columns that a chunk makes.
 AMX_ROWS, AMX_COLS = 32, 2048
 AMX_SUM_ROWS = 512
-AMX_STEP = 32  # numbers of a sum that are added at once
 AMX_CONFIG_BYTES = 64  # of scratch memory, before the unpacked words
 AMX_SCRATCH_BYTES = AMX_CONFIG_BYTES + 2 * AMX_ROWS * AMX_COLS
 

@@ -1,4 +1,7 @@
-"""How a streamed answer begins: what is wrong with a request is told by its status, unless it has to wait for long."""
+"""How answers are given, whole or as a stream.
+
+What is wrong with a request is told by its status, unless a stream has to wait for long.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,17 @@ from typing import Any
 
 from edgellm.server.server import Job
 from edgellm.server.settings import ServerConfig
-from edgellm.server.streams import PING, EventStream
+from edgellm.server.streams import PING, EventStream, JsonAnswer
+
+
+async def in_one_piece(beginning: Coroutine[Any, Any, Job], answer: Callable[[Job], dict[str, Any]]) -> JsonAnswer:
+    """What `answer` makes of a job when all of it is written."""
+    job = await beginning
+    try:
+        await job.finish()
+        return JsonAnswer(answer(job))
+    finally:
+        await job.close()
 
 
 async def streamed(

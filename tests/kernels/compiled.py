@@ -401,29 +401,45 @@ class Compiled:
         return out.take()
 
     def linear_transposed(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
+        n_tokens, n_cols = len(x), weights.shape[1] // fmt.block_bytes * fmt.block_size
+        n_chunks = -(-n_cols // F32_TILE_COLS) * -(-n_tokens // TRANSPOSED_TOKENS)
+        out = self._transposed("linear_transposed", weights, fmt, x, rows(x), n_chunks, TRANSPOSED_SCRATCH_BYTES)
+        if np.isfinite(x).all():
+            assert not out.memory[1 : n_tokens + 1, n_cols:].any(), "what pads rows is not 0"
+        return out.take()
+
+    def _transposed(
+        self,
+        op: str,
+        weights: np.ndarray,
+        fmt: BlockFormat,
+        x: np.ndarray,
+        held: np.ndarray,
+        n_chunks: int,
+        n_bytes: int,
+    ) -> Output:
+        """held: x as the kernel reads it. n_bytes: of scratch memory."""
         (n_tokens, n_rows), n_cols = x.shape, weights.shape[1] // fmt.block_bytes * fmt.block_size
-        out, scratch, padded = Output(n_tokens, n_cols), Scratch(TRANSPOSED_SCRATCH_BYTES), rows(x)
+        out, scratch = Output(n_tokens, n_cols), Scratch(n_bytes)
         self._run(
-            "linear_transposed",
+            op,
             gradient_records.LINEAR_TRANSPOSED,
-            -(-n_cols // F32_TILE_COLS) * -(-n_tokens // TRANSPOSED_TOKENS),
+            n_chunks,
             n_tokens,
             fmt,
             weights=before_a_wall(weights),
             row_bytes=weights.shape[1],
             n_rows=n_rows,
             n_cols=n_cols,
-            x=padded,
-            x_stride=padded.shape[1],
+            x=held,
+            x_stride=held.shape[1],
             out=out,
             out_stride=out.stride,
             scratch=scratch,
             scratch_bytes=scratch.n_bytes,
         )
         scratch.check()
-        if np.isfinite(x).all():
-            assert not out.memory[1 : n_tokens + 1, n_cols:].any(), "what pads rows is not 0"
-        return out.take()
+        return out
 
     def linear_bf16(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
         """On CPUs with AMX; x are rows that are bfloat16 already, as float32."""
@@ -441,28 +457,10 @@ class Compiled:
         )
 
     def linear_bf16_transposed(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray) -> np.ndarray:
-        (n_tokens, n_rows), n_cols = x.shape, weights.shape[1] // fmt.block_bytes * fmt.block_size
-        scratch = Scratch(gradient_records.amx_sum_scratch_bytes(fmt.block_size))
-        out, halves = Output(n_tokens, n_cols), halves_of(x)
-        self._run(
-            "linear_bf16_transposed",
-            gradient_records.LINEAR_TRANSPOSED,
-            -(-n_cols // gradient_records.amx_sum_cols(fmt.block_size)),
-            n_tokens,
-            fmt,
-            weights=before_a_wall(weights),
-            row_bytes=weights.shape[1],
-            n_rows=n_rows,
-            n_cols=n_cols,
-            x=halves,
-            x_stride=halves.shape[1],
-            out=out,
-            out_stride=out.stride,
-            scratch=scratch,
-            scratch_bytes=scratch.n_bytes,
-        )
-        scratch.check()
-        return out.take()
+        n_cols = weights.shape[1] // fmt.block_bytes * fmt.block_size
+        n_chunks = -(-n_cols // gradient_records.amx_sum_cols(fmt.block_size))
+        n_bytes = gradient_records.amx_sum_scratch_bytes(fmt.block_size)
+        return self._transposed("linear_bf16_transposed", weights, fmt, x, halves_of(x), n_chunks, n_bytes).take()
 
     def outer_sum(self, a: np.ndarray, b: np.ndarray, g: np.ndarray, gap: int = 0, scale: float = 1.0) -> np.ndarray:
         """gap: floats between the rows of g, which must stay as they are."""

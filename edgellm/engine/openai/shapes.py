@@ -67,11 +67,7 @@ class ChatShape:
     def _choice(self, index: int, generation: Generation) -> dict[str, Any]:
         content = generation.text
         calls = self._calls(generation)
-        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
-        if generation.reasoning.strip():
-            message["reasoning_content"] = generation.reasoning.strip()
-        if calls:
-            message["tool_calls"] = [call_shape(call) for call in calls]
+        message = message_shape(content, generation.reasoning.strip(), calls)
         logprobs = logprobs_shape(self._tokenizer, generation.logprobs) if self._has_logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self._finish(generation)}
 
@@ -104,6 +100,16 @@ class ChatShape:
     def _finish(self, generation: Generation) -> str | None:
         """None for an answer that was cancelled, which OpenAI has no word for."""
         return "tool_calls" if generation.tool_calls else FINISH.get(generation.finish_reason or "")
+
+
+def message_shape(content: str, thoughts: str, calls: Sequence[Call]) -> dict[str, Any]:
+    """What the model said, thought and called."""
+    message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+    if thoughts:
+        message["reasoning_content"] = thoughts
+    if calls:
+        message["tool_calls"] = [call_shape(call) for call in calls]
+    return message
 
 
 def call_shape(call: Call) -> dict[str, Any]:

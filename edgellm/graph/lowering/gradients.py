@@ -27,7 +27,7 @@ from edgellm.graph.nodes.gradients import (
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.graph.ops import Chunks, Rows, Table
 from edgellm.kernels import gradient_records
-from edgellm.kernels.gradient_records import AMX_STEP
+from edgellm.kernels.isa import amx
 from edgellm.kernels.records import F32_TILE_COLS
 from edgellm.kernels.schema import Schema
 
@@ -79,7 +79,7 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
     n_rows, n_cols = weight.shape
     fields |= {"weights": weight, "row_bytes": weight.format.row_bytes(n_cols), "n_rows": n_rows, "n_cols": n_cols}
     schema, block_size = gradient_records.LINEAR_TRANSPOSED, weight.format.block_size
-    if low.target.activations == "bf16" and block_size > 1 and n_rows % AMX_STEP == 0:
+    if low.target.activations == "bf16" and block_size > 1 and n_rows % amx.STEP == 0:
         halves = low.halves(node.dy)
         chunks = Chunks("tokens", 1 << 30, -(-n_cols // gradient_records.amx_sum_cols(block_size)))
         fields |= {"x": halves, "x_stride": halves.stride}

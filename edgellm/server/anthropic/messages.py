@@ -11,7 +11,7 @@ from starlette.responses import Response
 from edgellm.engine import Generation
 from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
-from edgellm.server.beginning import streamed
+from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, begin, joined
 from edgellm.server.openai.shapes import new_id
 from edgellm.server.problems import ApiProblem, problem_of
@@ -39,12 +39,7 @@ async def _answered(server: Server, request: Request, asked: MessagesRequest) ->
     beginning = begin(server, request, wanted)
     if asked.stream:
         return await streamed(beginning, lambda job: _stream(job, wanted), _wrong, server.config, PING)
-    job = await beginning
-    try:
-        await job.finish()
-        return JsonAnswer(_whole(job, wanted))
-    finally:
-        await job.close()
+    return await in_one_piece(beginning, lambda job: _whole(job, wanted))
 
 
 def _wrong(error: Exception) -> bytes:

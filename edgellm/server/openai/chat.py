@@ -9,14 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
-from edgellm.engine.openai.shapes import FINISH, call_shape, logprobs_shape
-from edgellm.server.beginning import streamed
+from edgellm.engine.openai.shapes import FINISH, call_shape, logprobs_shape, message_shape
+from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, begin, form_of, joined, prepared, think_of
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
 from edgellm.server.openai.types import ChatRequest
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import JsonAnswer, event, unless_gone
+from edgellm.server.streams import event, unless_gone
 
 CALLED = {"template_variables": "chat_template_kwargs"}
 DONE = b"data: [DONE]\n\n"
@@ -32,12 +32,7 @@ async def _answered(server: Server, request: Request, asked: ChatRequest) -> Res
     beginning = begin(server, request, wanted)
     if asked.stream:
         return await streamed(beginning, lambda job: _stream(job, asked, wanted), wrong, server.config)
-    job = await beginning
-    try:
-        await job.finish()
-        return JsonAnswer(_whole(job, asked, wanted))
-    finally:
-        await job.close()
+    return await in_one_piece(beginning, lambda job: _whole(job, asked, wanted))
 
 
 def wrong(error: Exception) -> bytes:
@@ -84,15 +79,9 @@ def _whole(job: Job, asked: ChatRequest, wanted: Chat) -> dict[str, Any]:
     choices = []
     for index, generation in enumerate(job.generations):
         calls = wanted.calls_of(generation)
-        content = generation.content
-        message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
-        if generation.reasoning.strip():
-            message["reasoning_content"] = generation.reasoning.strip()
-        if calls:
-            message["tool_calls"] = [call_shape(call) for call in calls]
         choice: dict[str, Any] = {
             "index": index,
-            "message": message,
+            "message": message_shape(generation.content, generation.reasoning.strip(), calls),
             "logprobs": None,
             "finish_reason": "tool_calls" if calls else finish_of(generation),
         }

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from edgellm.engine import Generation, Model
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
-from edgellm.server.beginning import streamed
+from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.length import check_length
 from edgellm.server.openai.chat import DONE, finish_of, wrong
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
@@ -21,7 +21,7 @@ from edgellm.server.openai.tokens import TextLogprobs
 from edgellm.server.openai.types import CompletionRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import JsonAnswer, event, unless_gone
+from edgellm.server.streams import event, unless_gone
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,7 @@ async def _answered(server: Server, request: Request, asked: CompletionRequest) 
     beginning = _begin(server, request, asked)
     if asked.stream:
         return await streamed(beginning, lambda job: _stream(job, asked, echoes), wrong, server.config)
-    job = await beginning
-    try:
-        await job.finish()
-        return JsonAnswer(_whole(job, asked, echoes))
-    finally:
-        await job.close()
+    return await in_one_piece(beginning, lambda job: _whole(job, asked, echoes))
 
 
 def _check(asked: CompletionRequest) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import logprobs_shape
-from edgellm.server.beginning import streamed
+from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, begin, joined
 from edgellm.server.kept import Kept
 from edgellm.server.openai.chat import finish_of, wrong
@@ -86,12 +86,7 @@ class Responses:
         beginning = begin(server, request, wanted)
         if asked.stream:
             return await streamed(beginning, lambda job: writing_of(job).stream(), wrong, server.config)
-        job = await beginning
-        try:
-            await job.finish()
-            return JsonAnswer(writing_of(job).whole())
-        finally:
-            await job.close()
+        return await in_one_piece(beginning, lambda job: writing_of(job).whole())
 
 
 def _owner(request: Request) -> str:
