@@ -13,7 +13,7 @@ from starlette.responses import Response
 from edgellm.engine import Generation, Model
 from edgellm.engine.openai.shapes import logprobs_shape
 from edgellm.engine.sampling import TokenLogprobs
-from edgellm.server.beginning import streamed
+from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, joined, prepared
 from edgellm.server.length import check_length
 from edgellm.server.ollama.types import CALLED, Asking, ChatRequest, GenerateRequest
@@ -78,15 +78,14 @@ async def _answered(
         return await streamed(
             beginning, lambda job: _stream(job, asked, head, tell), _wrong, server.config, b"", NDJSON
         )
-    job = await beginning
-    try:
-        await job.finish()
+
+    def whole(job: Job) -> dict[str, Any]:
         generation = job.generations[0]
         pieces = [("reasoning", generation.reasoning.strip()), ("content", generation.content)]
         logprobs = _logprobs(job, generation.logprobs) if asked.logprobs else {}
-        return JsonAnswer({**head, "created_at": _now(), **tell(pieces, generation), **logprobs, **_end(job)})
-    finally:
-        await job.close()
+        return {**head, "created_at": _now(), **tell(pieces, generation), **logprobs, **_end(job)}
+
+    return await in_one_piece(beginning, whole)
 
 
 def _wrong(error: Exception) -> bytes:
