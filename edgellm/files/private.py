@@ -178,8 +178,8 @@ def _is_folder_of_ours(status: os.stat_result) -> bool:
 
 
 def _is_ours_alone(status: os.stat_result) -> bool:
-    """Whether nobody else can write a file, by this name or another."""
-    return _only_we_write(status) and status.st_nlink == 1
+    """Whether nobody else can write a file, by this name or another. One that was just replaced has no name left."""
+    return _only_we_write(status) and status.st_nlink <= 1
 
 
 def _only_we_write(status: os.stat_result) -> bool:

@@ -73,7 +73,9 @@ class Turns:
             raise
 
     def _forget(self, client: str, mine: tuple[asyncio.Future[None], int]) -> None:
-        waiting = self._waiting[client]
+        waiting = self._waiting.get(client, ())
+        if mine not in waiting:
+            return
         waiting.remove(mine)
         self.n_waiting -= 1
         if not waiting:
@@ -84,6 +86,9 @@ class Turns:
         while self._waiting:
             client, waiting = next(iter(self._waiting.items()))
             future, n = waiting[0]
+            if future.cancelled():  # who waited has left, and hears of it only now
+                self._forget(client, waiting[0])
+                continue
             if self.n_running + n > self.n_parallel:
                 return
             self._forget(client, waiting[0])

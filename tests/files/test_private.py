@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -220,6 +221,23 @@ def test_a_group_with_nobody_else_in_it(
     assert (private.read(file) == b"code") == (gid == 77 and not members)
     file.parents[2].chmod(0o777)
     assert private.read(file) is None
+
+
+def test_a_file_that_is_replaced_while_it_is_opened(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was opened is read, although it has no name any more."""
+    private.keep(file, b"before")
+    opens = os.open
+
+    def opened(*arguments: Any) -> int:
+        handle = opens(*arguments)
+        if arguments[0] == file:
+            monkeypatch.undo()
+            private.keep(file, b"after")
+        return handle
+
+    monkeypatch.setattr(os, "open", opened)
+    assert private.read(file) == b"before"
+    assert private.read(file) == b"after"
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs a look at what is open")

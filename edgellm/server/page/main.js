@@ -219,7 +219,7 @@ async function send() {
   const question = tree.add(talk, last?.id ?? null, { role: "user", text, files: files.take() });
   $("message").value = "";
   fit();
-  await keep();
+  keep(); // the question, whatever comes of its answer
   await reply(question);
 }
 
