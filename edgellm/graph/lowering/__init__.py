@@ -164,7 +164,7 @@ def lower(
 
 def rule_of(node: Node) -> Rule[Any]:
     """What lowers a node. Rules that few models need, and those of backward passes, are imported when they are."""
-    for name in ("streams", "texts", "experts", "heads", "gradients"):
+    for name in ("streams", "texts", "experts", "heads", "gradients", "expert_gradients"):
         if type(node) not in RULES:
             importlib.import_module(f"edgellm.graph.lowering.{name}")
     return RULES[type(node)]
