@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import HuggingFace
@@ -16,8 +16,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import Graph, KeysValues, Node, Value
 
 
-@dataclass(frozen=True)
-class ModelGraphs:
+class ModelGraphs(NamedTuple):
     """A model as nodes, in two parts, for most tokens of a prompt need no logits.
 
     body:  token ids to `hidden`, float32 [n_tokens, n_embd].
@@ -36,8 +35,7 @@ class ModelGraphs:
         return self.body.values | self.head.values
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """A family: how to read its hyperparameters, its two programs, and what its checkpoints look like.
 
     body:          token ids to hidden states. head: hidden states of the wanted tokens to logits.

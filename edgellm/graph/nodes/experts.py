@@ -9,7 +9,7 @@ y = sum_experts(expert_linear(h, w_down, chosen), weights)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edgellm.errors import UsageError
 from edgellm.formats.tensor import Tensor
@@ -18,8 +18,7 @@ from edgellm.graph.nodes.base import Node, Value
 Scoring = Literal["softmax", "sigmoid", "logits"]
 
 
-@dataclass(frozen=True)
-class Routing:
+class Routing(NamedTuple):
     """How experts are chosen, and what they count.
 
     n_used:         experts of each token.
