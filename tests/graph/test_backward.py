@@ -13,7 +13,6 @@ from edgellm.graph.backward import Backward
 from edgellm.graph.lowering import adapter_table
 from edgellm.graph.nodes import (
     AttentionSpec,
-    Chance,
     Linear,
     RMSNorm,
     Rotation,
@@ -22,20 +21,18 @@ from edgellm.graph.nodes import (
     add_bias,
     attention,
     columns,
-    dropout,
     embed,
     glu,
     keys_values,
     linear,
     maxima,
-    multiply_columns,
-    narrow,
     replace_rows,
     rms_norm,
     rope,
     scale,
-    widen,
 )
+from edgellm.graph.nodes.dropout import Chance, dropout
+from edgellm.graph.nodes.low_rank import multiply_columns, narrow, widen
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK

@@ -16,13 +16,10 @@ from edgellm.graph.nodes import (
     AddBias,
     Attention,
     Columns,
-    Dropout,
     Embed,
     Graph,
     KeysValues,
     Linear,
-    MultiplyColumns,
-    Narrow,
     Node,
     ReplaceRows,
     RMSNorm,
@@ -30,8 +27,9 @@ from edgellm.graph.nodes import (
     Scale,
     SelectRows,
     Value,
-    Widen,
 )
+from edgellm.graph.nodes.dropout import Dropout
+from edgellm.graph.nodes.low_rank import MultiplyColumns, Narrow, Widen
 from edgellm.kernels import reference_rows
 
 # Which row of its table each row takes that `ReplaceRows` replaces, in a batch of 13 tokens.
