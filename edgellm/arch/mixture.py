@@ -6,8 +6,7 @@ What all families share. A layer with a router (`ffn_gate_inp`) has experts, one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.arch.config import Keys, ModelConfig
 from edgellm.arch.huggingface import Settings
@@ -24,8 +23,7 @@ MOST_EXPERTS = 4096
 SCORINGS = {1: "softmax", 2: "sigmoid", 3: "logits"}
 
 
-@dataclass(frozen=True)
-class Mixture:
+class Mixture(NamedTuple):
     """The experts of a layer.
 
     n_ff:         width inside an expert. n_ff_shared: inside the one that all tokens have; 0 is none.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Experts:
+class Experts(NamedTuple):
     """Where a checkpoint has the matrices of a layer's experts, which GGUF stacks: [n_experts, n_out, n_in].
 
     split:      the name of each by itself, with places for the layer and the expert; None where no checkpoint has it.
@@ -23,8 +22,7 @@ class Experts:
     is_across: bool = False
 
 
-@dataclass(frozen=True)
-class KeysOrValues:
+class KeysOrValues(NamedTuple):
     """The matrix of a checkpoint that makes keys and values of what latent attention keeps, head by head.
 
     GGUF has both by themselves: of values [n_heads, value_dim, kv_rank], of keys across [n_heads, kv_rank, n_plain].

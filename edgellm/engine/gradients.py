@@ -21,8 +21,10 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
 from edgellm.graph.lowering import cache_table
-from edgellm.graph.nodes import GLU, Activate, Dropout, LayerNorm, MultiplyColumns, ReplaceRows, RMSNorm
+from edgellm.graph.nodes import GLU, Activate, LayerNorm, ReplaceRows, RMSNorm
+from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.gradients import CrossEntropy
+from edgellm.graph.nodes.low_rank import MultiplyColumns
 from edgellm.graph.program import RowMemory
 from edgellm.kernels.isa.amx import has_amx
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -52,8 +52,7 @@ GIVEN_BACK = (
 )
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """New tokens of one sequence in a batch; the last n_guesses of them may be wrong."""
 
     sequence: Sequence

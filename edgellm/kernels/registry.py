@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.errors import KernelError
 from edgellm.kernels.kv_types import KV_TYPES, KVType
@@ -145,8 +145,7 @@ _FAMILIES: dict[str, _Family] = {
 }
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One kernel; `find` makes them.
 
     options:  names and values, in the order of the op's own list.

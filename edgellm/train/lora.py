@@ -18,7 +18,8 @@ from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import LowRank as Matrices
 from edgellm.graph.adapters import LowRank
-from edgellm.graph.nodes import Chance, Linear
+from edgellm.graph.nodes import Linear
+from edgellm.graph.nodes.dropout import Chance
 from edgellm.train.adapter_learner import AdapterLearner
 from edgellm.train.config import ALL_LINEAR, LoraConfig
 from edgellm.train.model_learner import Weigh

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from edgellm.convert.quantize import quantize_file
 from edgellm.errors import EdgellmError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from edgellm.quants import FORMATS
-from tests.convert import checkpoints
+from tests.convert import checkpoints, families
 from tests.convert.mixtures import MIXTURES, WINDOW
 from tests.train.test_lora import learner_of
 
@@ -217,3 +219,22 @@ def test_a_missing_router(folder: Path, tmp_path: Path) -> None:
         GGUFWriter(tmp_path / "wrong.gguf", dict(file.metadata), entries).write()
     with pytest.raises(FormatError, match=r"no tensor 'blk.1.ffn_gate"):
         edgellm.load(tmp_path / "wrong.gguf")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma4"])
+def test_a_dense_model_starts_without_any_of_it(family: str, tmp_path: Path) -> None:
+    """Though files with experts may have the same architecture."""
+    if family == "llama":
+        checkpoints.save(family, tmp_path / "model")
+    else:
+        families.model_of(family).save_pretrained(tmp_path / "model")
+        checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "dense.gguf")
+    program = (
+        "import sys, edgellm; edgellm.load(sys.argv[1], n_threads=1).logits([2, 3]);"
+        "print([name for name in sys.modules if 'experts' in name or 'mixt' in name])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "dense.gguf"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"

@@ -13,7 +13,6 @@ from edgellm.graph.backward import Backward
 from edgellm.graph.lowering import adapter_table
 from edgellm.graph.nodes import (
     AttentionSpec,
-    Chance,
     Linear,
     RMSNorm,
     Rotation,
@@ -22,7 +21,6 @@ from edgellm.graph.nodes import (
     add_bias,
     attention,
     columns,
-    dropout,
     embed,
     embed_position,
     glu,
@@ -30,16 +28,15 @@ from edgellm.graph.nodes import (
     layer_norm,
     linear,
     maxima,
-    multiply_columns,
-    narrow,
     replace_rows,
     rms_norm,
     rope,
     scale,
     soft_cap,
-    widen,
 )
+from edgellm.graph.nodes.dropout import Chance, dropout
 from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
+from edgellm.graph.nodes.low_rank import multiply_columns, narrow, widen
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK

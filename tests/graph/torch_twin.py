@@ -16,15 +16,12 @@ from edgellm.graph.nodes import (
     AddBias,
     Attention,
     Columns,
-    Dropout,
     Embed,
     EmbedPosition,
     Graph,
     KeysValues,
     LayerNorm,
     Linear,
-    MultiplyColumns,
-    Narrow,
     Node,
     ReplaceRows,
     RMSNorm,
@@ -33,9 +30,10 @@ from edgellm.graph.nodes import (
     SelectRows,
     SoftCap,
     Value,
-    Widen,
 )
+from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.experts import AddExpertBias, ExpertLinear, Gate, Route, SumExperts
+from edgellm.graph.nodes.low_rank import MultiplyColumns, Narrow, Widen
 from edgellm.kernels import reference_rows
 
 # Which row of its table each row takes that `ReplaceRows` replaces, in a batch of 13 tokens.

@@ -9,7 +9,7 @@ y = sum_experts(expert_linear(h, w_down, chosen), weights)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from edgellm.errors import UnsupportedError, UsageError
 from edgellm.formats.tensor import Tensor
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 Scoring = Literal["softmax", "sigmoid", "logits"]
 
 
-@dataclass(frozen=True)
-class Routing:
+class Routing(NamedTuple):
     """How experts are chosen, and what they count.
 
     n_used:         experts of each token.
