@@ -2,7 +2,7 @@
 
     python tools/bench_tokenizers.py MODEL.gguf [MODEL.gguf ...] [--text FILE] [--rounds 3]
 
-`first` is a text that a new tokenizer has never seen, `again` the same text once more, when its words are known; both in
+`first` is a text that a new tokenizer has never seen, `again` the same once more, when its words are known; both in
 megabytes a second of CPU time, medians of rounds in turns. Without --text, these are this repository's documents.
 Byte-level vocabularies are given to `tokenizers` with the patterns that edgellm has for them; for others, SentencePiece
 among them, there is nothing beside.
