@@ -115,11 +115,6 @@ class DiskCache:
             self._writer = threading.Thread(target=self._write_all, daemon=True, name="edgellm-prefixes")
             self._writer.start()
 
-    def keep_before_windows_go(self, sequence: Sequence) -> None:
-        """Keep a prompt that has been read, where some layers look back over windows only."""
-        if any(pool.window is not None for pool in self._cache.pools):
-            self.keep(sequence)
-
     def _write_all(self) -> None:
         while (sequence := self._waiting.get()) is not None:
             try:

@@ -13,7 +13,7 @@ from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.files import tile_files
 from edgellm.files.notice import say_once
 from edgellm.formats.gguf import GGUFFile
-from edgellm.formats.mapped import let_go
+from edgellm.formats.mapped import release_pages
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Tiles
 from edgellm.graph import Graph, Tuning
@@ -42,6 +42,9 @@ class Layout:
     n_bytes: int = 0
 
 
+LayOut = Callable[[GGUFFile, Iterable[Graph], RuntimeConfig, Tuning, "Progress | None"], Layout]
+
+
 def lay_out(
     file: GGUFFile, graphs: Iterable[Graph], runtime: RuntimeConfig, tuning: Tuning, progress: Progress | None = None
 ) -> Layout:
@@ -51,17 +54,8 @@ def lay_out(
     when "memory" is more than there is, UsageError for a layout that does not go with float32 activations.
     """
     wanted = runtime.layout
-    if runtime.activations == "f32":
-        if wanted in ("tiles", "memory"):
-            raise UsageError(
-                f"layout is {wanted!r}, and activations 'f32' read weights as the file has them: choose layout 'file'",
-                parameter="layout",
-            )
-        return Layout()
-    if wanted == "file" or (wanted == "auto" and not tuning.tiles):
-        return Layout()
-    tensors = _tiled_tensors(graphs)
-    if not tensors or (wanted == "auto" and sum(tensor.n_bytes for tensor in tensors) < LEAST_BYTES):
+    tensors = tensors_to_tile(graphs, runtime, tuning)
+    if not tensors:
         return Layout()
     tiles = Tiles(tensors, file.paths)
     if wanted == "memory":
@@ -70,10 +64,25 @@ def lay_out(
     return Layout("tiles", found, tiles.n_bytes) if found else Layout()
 
 
-def _tiled_tensors(graphs: Iterable[Graph]) -> list[Tensor]:
-    """The weights of linears that can lie as tiles, in the order in which a pass reads them."""
+def tensors_to_tile(graphs: Iterable[Graph], runtime: RuntimeConfig, tuning: Tuning) -> list[Tensor]:
+    """The weights of linears that are to lie as tiles, in the order in which a pass reads them.
+
+    Raises UsageError for a layout that does not go with float32 activations.
+    """
+    wanted = runtime.layout
+    if runtime.activations == "f32":
+        if wanted in ("tiles", "memory"):
+            raise UsageError(
+                f"layout is {wanted!r}, and activations 'f32' read weights as the file has them: choose layout 'file'",
+                parameter="layout",
+            )
+        return []
+    if wanted == "file" or (wanted == "auto" and not tuning.tiles):
+        return []
     weights = (node.weight for graph in graphs for node in graph.nodes if isinstance(node, Linear))
-    return list(dict.fromkeys(weight for weight in weights if weight.format.in_tiles and weight.raw.ndim == 2))
+    found = list(dict.fromkeys(weight for weight in weights if weight.format.in_tiles and weight.raw.ndim == 2))
+    is_small = sum(tensor.n_bytes for tensor in found) < LEAST_BYTES
+    return [] if wanted == "auto" and is_small else found
 
 
 def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layout:
@@ -86,7 +95,7 @@ def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layou
         views = tiles.in_memory(n_threads, progress)
     except MemoryError:
         raise MemoryLimitError(problem, parameter="layout") from None
-    _let_go(tiles)
+    _release_file_pages(tiles)
     return Layout("memory", views, tiles.n_bytes)
 
 
@@ -108,7 +117,7 @@ def _from_file(
                 f"{problem.strerror or problem}"
             )
         return None
-    _let_go(tiles)
+    _release_file_pages(tiles)
     return tiles.read(n_threads)
 
 
@@ -120,8 +129,8 @@ def _check_room(tiles: Tiles) -> None:
         raise OSError(f"its disk has {free / 1e9:.1f} GB free, and tiles are made where {needed / 1e9:.1f} GB are")
 
 
-def _let_go(tiles: Tiles) -> None:
+def _release_file_pages(tiles: Tiles) -> None:
     """Let the system take back the pages of the model's file that tiles were made of, so memory is not doubled."""
     for tensor, _ in tiles.places:
         with contextlib.suppress(OSError, ValueError):
-            let_go(tensor.raw)
+            release_pages(tensor.raw)

@@ -144,16 +144,16 @@ class Model(Answering, MakesVectors):
             self.n_threads = self._runner.n_threads
             self.layout = self._runner.layout.name
         except MemoryError:
-            self._let_go()
+            self._release()
             raise MemoryLimitError(
                 f"{path}: there is not enough memory to run it with {in_words(runtime)}; choose a smaller n_ctx",
                 parameter="n_ctx",
             ) from None
         except FileProblem as problem:
-            self._let_go()
+            self._release()
             raise type(problem)(f"{path}: {problem}") from None
         except BaseException:
-            self._let_go()
+            self._release()
             raise
 
     @property
@@ -287,7 +287,7 @@ class Model(Answering, MakesVectors):
 
         path:     a PEFT folder, a GGUF adapter, or an `Adapter` in memory.
         name:     by which it is asked for; None takes that of the folder or file.
-        replace:  let go of an adapter that has the name already.
+        replace:  release an adapter that has the name already.
 
         Nothing is merged: the model's file stays as it is, and several adapters can be loaded. Raises FileProblem (or
         its FormatError, UnsupportedError) for one that cannot be used or was made for another model, UsageError for a
@@ -310,7 +310,7 @@ class Model(Answering, MakesVectors):
         self._adapters.usual = self._adapters.chosen(checked_adapters({} if adapters is None else adapters))
 
     def unload(self, name: str) -> None:
-        """Let go of an adapter. Texts that are being written with it keep it to their end.
+        """Release an adapter. Texts that are being written with it keep it to their end.
 
         Raises UsageError for a name that no adapter has.
         """
@@ -319,7 +319,7 @@ class Model(Answering, MakesVectors):
             self._scheduler.forget(adapter)
 
     def close(self) -> None:
-        """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
+        """End the threads, close the file, and free all memory but the arrays that were handed out.
 
         A batch that is being computed is waited for. Generations that have not ended do now: whoever goes on iterating
         over one gets a UsageError, and so does whoever uses the model.
@@ -329,7 +329,7 @@ class Model(Answering, MakesVectors):
             scheduler.close()
         if embedder is not None:
             embedder.close()
-        self._let_go()
+        self._release()
 
     def __enter__(self) -> Model:
         return self
@@ -350,7 +350,7 @@ class Model(Answering, MakesVectors):
                 raise UsageError("the model is closed")
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         """Forget all that takes memory, and leave nothing of it to generations that have not ended."""
         for name in GIVEN_BACK:
             self.__dict__.pop(name, None)

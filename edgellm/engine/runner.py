@@ -18,7 +18,7 @@ from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
-from edgellm.engine.layout import lay_out
+from edgellm.engine.layout import LayOut, lay_out
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -98,6 +98,7 @@ class Runner:
     graphs:  the model's nodes, without adapters. base: how they are run, by the `team`.
 
     A team that is given must have been made for a model that never runs at the same time, and outlive this one.
+    lay_out: how weights are put where they are read.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Runner:
         runtime: RuntimeConfig,
         progress: Callable[[int, int, str], None] | None = None,
         team: Team | None = None,
+        lay_out: LayOut = lay_out,
     ) -> None:
         self.config = config
         self.isa = choose()
@@ -221,7 +223,7 @@ class Runner:
         return Variant((), graphs, largest, self._lowered_programs(graphs))
 
     def forget(self, adapter: Adapter) -> None:
-        """Let go of the programs that have an adapter."""
+        """Release the programs that have an adapter."""
         for slots in [slots for slots in self._variants if any(slot.adapter is adapter for slot in slots)]:
             self._drop(slots)
 
