@@ -7,7 +7,6 @@ through a linear layer and tanh.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
@@ -18,7 +17,7 @@ from edgellm.graph.nodes import Graph, Value
 
 
 def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
-    return encoder_config(metadata, replace(BERT, learnt_positions=True))
+    return encoder_config(metadata, BERT._replace(learnt_positions=True))
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:

@@ -6,7 +6,6 @@ Files that llama.cpp writes for the first of them have SiLU; those of 2025 are g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
@@ -30,7 +29,7 @@ STYLE = Style(inner_norms=True)
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     is_new = Keys(metadata).architecture != "bitnet"
-    return decoder_config(metadata, replace(STYLE, activation="relu_squared") if is_new else STYLE)
+    return decoder_config(metadata, STYLE._replace(activation="relu_squared") if is_new else STYLE)
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:

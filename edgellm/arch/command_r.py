@@ -34,7 +34,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     if w.block(0).has("attn_q_norm"):
-        c = replace(c, style=replace(c.style, head_norms="heads"))
+        c = replace(c, style=c.style._replace(head_norms="heads"))
     return decoder(g, w, c, rotation_of(w, c, interleaved=True))
 
 

@@ -204,7 +204,7 @@ def decoder_config(metadata: Mapping[str, Any], style: Style = LLAMA, caps: bool
             raise UnsupportedError(
                 f"{keys.architecture}.hidden_act is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}"
             )
-        style = replace(style, activation=ACTIVATIONS[name])
+        style = style._replace(activation=ACTIVATIONS[name])
     n_layers, n_ctx_train = keys.count("block_count"), keys.count("context_length")
     scaling = read_scaling(keys)
     epsilon = "attention.layer_norm_rms_epsilon" if style.norm == "rms" else "attention.layer_norm_epsilon"

@@ -37,7 +37,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     """The key of YaRN's multiplier holds a tenth of it: what files say was once what is multiplied by a logarithm."""
     keys, latent = Keys(metadata), latent_of(metadata)
     scaling = read_scaling(keys)
-    scaling = replace(scaling, log_multiplier=10 * scaling.log_multiplier)
+    scaling = scaling._replace(log_multiplier=10 * scaling.log_multiplier)
     # Version 2 compares single experts of groups, version 3 the two best of each together.
     is_sigmoid = keys.count("expert_gating_func", SIGMOID if _is_glm(keys) else SOFTMAX, least=0) == SIGMOID
     scoring: Scoring = "sigmoid" if is_sigmoid else "softmax"

@@ -62,7 +62,7 @@ def encoder_config(metadata: Mapping[str, Any], style: Style = BERT, **more: Any
             raise UnsupportedError(
                 f"the activation {name!r:.60} ({keys.architecture}.hidden_act); edgellm knows {', '.join(ACTIVATIONS)}"
             )
-        style = replace(style, activation=ACTIVATIONS[name])
+        style = style._replace(activation=ACTIVATIONS[name])
     return as_encoder(decoder_config(metadata, style, **more), metadata)
 
 
@@ -108,7 +108,7 @@ def attend(
 ) -> Value:
     """Attention to all of a text, or to a window around each token, with its projections."""
     if w.has("attn_q_norm"):  # of whole rows
-        c = replace(c, style=replace(c.style, head_norms="rows"))
+        c = replace(c, style=c.style._replace(head_norms="rows"))
     return self_attention(w, c, x, rotation, window)
 
 
@@ -117,7 +117,7 @@ def feed(w: Weights, c: EncoderConfig, x: Value) -> Value:
     kind: Literal["gated", "fused", "plain"] = "gated"
     if not w.has("ffn_gate"):
         kind = "fused" if w.n_rows("ffn_up") == 2 * c.n_ff else "plain"
-    return feed_forward(w, replace(c, style=replace(c.style, feed_forward=kind)), x)
+    return feed_forward(w, replace(c, style=c.style._replace(feed_forward=kind)), x)
 
 
 def post_norm_encoder(g: Graph, w: Weights, c: EncoderConfig, rotation: Rotation | None = None) -> Value:

@@ -45,12 +45,12 @@ from edgellm.graph.nodes import (
     columns,
     glu,
     linear,
-    multiply_columns,
     rms_norm,
     scale,
     soft_cap,
     split_columns,
 )
+from edgellm.graph.nodes.low_rank import multiply_columns
 from edgellm.graph.nodes.streams import add_mixed, add_to_columns, keep_large, match_size
 
 STYLE = Style(order="both", activation="gelu", head_norms="heads")

@@ -20,7 +20,7 @@ def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
     """The file's window is the whole one, half to each side of a token."""
     c = gemma3.configure(metadata)
     windows = tuple(window and window // 2 + 1 for window in c.windows)
-    return as_encoder(replace(c, windows=windows, style=replace(c.style, causal=False)), metadata)
+    return as_encoder(replace(c, windows=windows, style=c.style._replace(causal=False)), metadata)
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:

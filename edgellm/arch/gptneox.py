@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from edgellm.arch.config import Keys, ModelConfig, decoder_config
@@ -26,7 +25,7 @@ STYLE = Style(norm="layer", order="parallel", feed_forward="plain", activation="
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     is_parallel = Keys(metadata).flag("use_parallel_residual", True)
-    return decoder_config(metadata, STYLE if is_parallel else replace(STYLE, order="before"))
+    return decoder_config(metadata, STYLE if is_parallel else STYLE._replace(order="before"))
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:

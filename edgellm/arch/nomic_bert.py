@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from edgellm.arch.bert import BERT_DEFAULTS, EMBEDDINGS, MASKED_HEADS
@@ -26,7 +25,7 @@ ROPE_BASE = 1000.0
 
 
 def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
-    return encoder_config(metadata, replace(BERT, activation="silu"))
+    return encoder_config(metadata, BERT._replace(activation="silu"))
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:

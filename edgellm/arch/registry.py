@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import HuggingFace
@@ -16,8 +16,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import Graph, KeysValues, Node, Value
 
 
-@dataclass(frozen=True)
-class ModelGraphs:
+class ModelGraphs(NamedTuple):
     """A model as nodes, in two parts, for most tokens of a prompt need no logits.
 
     body:  token ids to `hidden`, float32 [n_tokens, n_embd].
@@ -36,12 +35,10 @@ class ModelGraphs:
         return self.body.values | self.head.values
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """A family: how to read its hyperparameters, its two programs, and what its checkpoints look like.
 
     body:          token ids to hidden states. head: hidden states of the wanted tokens to logits.
-    hugging_face:  the kinds of checkpoint that become this architecture.
     is_encoder:    it makes vectors or scores of whole texts, and no text: its head takes a pooled row of each, and
                    gives `logits` the width of a vector, or as many scores as there are classes.
     """
@@ -49,8 +46,13 @@ class Architecture:
     configure: Callable[[Mapping[str, Any]], ModelConfig]
     body: Callable[[Graph, Weights, ModelConfig], Value]
     head: Callable[[Graph, Weights, ModelConfig, Value], Value]
-    hugging_face: tuple[HuggingFace, ...]
+    places: tuple[str, ...]  # of its kinds of checkpoints
     is_encoder: bool = False
+
+    @property
+    def hugging_face(self) -> tuple[HuggingFace, ...]:
+        """The kinds of checkpoint that become this architecture; files that hold others are imported now."""
+        return tuple(getattr(kind, "HUGGING_FACE", kind) for kind in map(_content, self.places))
 
     def check(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         """Go through the forward pass without computing it.
@@ -157,9 +159,9 @@ class _Families(Mapping[str, Architecture]):
 
     def __getitem__(self, name: str) -> Architecture:
         if name not in self._known:
-            module, *_ = found = [_content(place) for place in (_FILES | _ENCODERS)[name]]
-            kinds = tuple(getattr(kind, "HUGGING_FACE", kind) for kind in found)
-            self._known[name] = Architecture(module.configure, module.body, module.head, kinds, name in _ENCODERS)
+            places = (_FILES | _ENCODERS)[name]
+            module = _content(places[0])
+            self._known[name] = Architecture(module.configure, module.body, module.head, places, name in _ENCODERS)
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:

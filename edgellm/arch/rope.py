@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 KINDS = ("none", "linear", "dynamic", "yarn", "longrope")
 
 
-@dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(NamedTuple):
     """The keys `rope.scaling.*` of a file.
 
     kind:            "linear" divides positions by `factor`. "dynamic" raises the base as far as the context asks for

@@ -24,12 +24,12 @@ STYLE = Style(norm="layer")
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     keys = Keys(metadata)
     is_parallel = keys.flag("use_parallel_residual", False)
-    return decoder_config(metadata, replace(STYLE, order="shared") if is_parallel else STYLE)
+    return decoder_config(metadata, STYLE._replace(order="shared") if is_parallel else STYLE)
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     if w.block(0).has("attn_q_norm"):
-        c = replace(c, style=replace(c.style, head_norms="heads"))
+        c = replace(c, style=c.style._replace(head_norms="heads"))
     return decoder(g, w, c, rotation_of(w, c, interleaved=False))
 
 

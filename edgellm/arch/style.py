@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edgellm.graph.nodes import Activation
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How a family's layers differ from Llama's, which are the defaults.
 
     norm:          "rms" is the root mean square norm, "layer" the one with means, and with biases where the file has

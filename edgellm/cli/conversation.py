@@ -6,9 +6,8 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.errors import ContextOverflowError, FileProblem, FormatError
 from edgellm.files import atomic_write
@@ -19,16 +18,14 @@ _FILE_LIMIT = 16 << 20  # bytes; far more than any context holds
 _ANSWER_SHARE = 4  # keep a quarter of the context free for the answer
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """What the user said and what the model answered; None while there is no answer."""
 
     user: str
     answer: str | None = None
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """A system text and turns; every method gives a new one, so that nothing is lost on the way."""
 
     system: str | None = None

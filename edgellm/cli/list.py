@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import click
@@ -63,7 +62,7 @@ def _looked_into(model: InstalledModel) -> InstalledModel:
         with GGUFFile.open(model.path):
             return model
     except FileProblem as problem:
-        return dataclasses.replace(model, state="damaged", fault=str(problem))
+        return model._replace(state="damaged", fault=str(problem))
 
 
 def _what(name: str, model: NamedModel | None, found: InstalledModel | None) -> str:

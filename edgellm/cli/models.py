@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import note, size_text
 from edgellm.errors import UsageError
+from edgellm.files import existing_file
 from edgellm.files.tile_files import TASK as TILES_TASK
 from edgellm.params import RuntimeConfig
 
@@ -28,6 +28,10 @@ def find(name: str) -> Path | None:
 
     What else can be wrong with a command is said before a model is pulled, which takes long.
     """
+    if file := existing_file(name):
+        return file
+    from edgellm import hub  # a path needs no names of models
+
     try:
         path = hub.resolve(name)
     except hub.MissingModel:
@@ -37,6 +41,8 @@ def find(name: str) -> Path | None:
 
 def pull(name: str) -> Path:
     """Fetch a model with a progress bar."""
+    from edgellm import hub
+
     model = hub.find(name)
     size = f" ({size_text(model.size)}, licence: {model.license})" if model.size else ""
     size = size or (f" (about {size_text(model.about)}, licence: {model.license})" if model.about else "")

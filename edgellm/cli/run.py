@@ -190,12 +190,12 @@ def _choose(chats: bool) -> str:
 
 def _one_of(named: str, chats: bool) -> str:
     """The name, or which of several models a person at a terminal says it means. Raises NameOfSeveral elsewhere."""
+    if not (chats and sys.stdout.isatty()) or Path(named).exists():
+        return named
     from edgellm import hub
 
-    if not (chats and sys.stdout.isatty()):
-        return named
     try:
-        if not Path(named).exists() and not named.lower().startswith(tuple(hub.PREFIXES)):
+        if not named.lower().startswith(tuple(hub.PREFIXES)):
             hub.find(named)
     except hub.NameOfSeveral as several:
         from edgellm.cli.choose import choose_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -54,8 +54,7 @@ class Adapter(Protocol):
         """What stands beside the nodes of a weight, by its name."""
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """An adapter as it stands in a program, where a table of the batch says how much every row has of it.
 
     scale:  for DoRA, whose magnitudes depend on it; None where the table alone has it.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgellm.params import STRUCTURES, ChatParams, SamplingParams
 from edgellm.text.messages import holds_calls
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from edgellm.text import ChatTemplate, Tokenizer
 
 
-@dataclass(frozen=True)
-class AnswerPlan:
+class AnswerPlan(NamedTuple):
     """An answer of plain text, unless something is said of it.
 
     form:        the parts it may consist of; None where all of it is what the model says.
@@ -52,8 +50,7 @@ class AnswerPlan:
 
     def copy(self) -> AnswerPlan:
         """The same for another answer to the same prompt."""
-        return replace(
-            self,
+        return self._replace(
             constraint=self.constraint.copy() if self.constraint else None,
             budget=self.budget.copy() if self.budget else None,
         )
@@ -62,8 +59,7 @@ class AnswerPlan:
 PLAIN_TEXT = AnswerPlan()
 
 
-@dataclass(frozen=True)
-class PlannedPrompt:
+class PlannedPrompt(NamedTuple):
     """The tokens of a prompt, and what its answer is to be like."""
 
     ids: list[int]

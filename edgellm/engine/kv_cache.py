@@ -20,7 +20,7 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,7 @@ KEPT_BEHIND = KV_BLOCK  # tokens that are kept before a window, for who takes ba
 GONE = -1  # a block that no window reaches any more
 
 
-@dataclass(frozen=True)
-class CacheLayer:
+class CacheLayer(NamedTuple):
     """The keys and values that a layer keeps for a token; window: of how many, None is of all."""
 
     n_kv_heads: int

@@ -7,15 +7,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from edgellm.errors import KernelError
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Tiles
-from edgellm.kernels.isa import Isa
-from edgellm.kernels.registry import Kernel
+from edgellm.graph import Graph, Target, lower
 from edgellm.kernels.store import KernelStore
 
 SECONDS_TO_FINISH = 2.0  # who closes a model waits so long for tiles that are nearly there, and they are not lost
@@ -29,13 +29,16 @@ class _GivenUp(Exception):
 class LayingOut:
     """A thread that makes the file of tiles, and the kernels that read them, for `found` to have them.
 
-    kernels:  compiled before the tiles are told of, so that nobody waits for them.
+    graphs, target:  how the model is run now. The kernels are compiled before the tiles are told of, so that nobody
+                     waits for them.
 
     What goes wrong, such as a disk that is full by now, leaves the model with its file.
     """
 
-    def __init__(self, tiles: Tiles, kernels: Sequence[Kernel], isa: Isa) -> None:
-        self._tiles, self._kernels, self._isa = tiles, kernels, isa
+    def __init__(self, tiles: Tiles, graphs: Iterable[Graph], target: Target) -> None:
+        self._tiles, self._isa = tiles, target.isa
+        like = replace(target, tiles={place.tensor: np.empty(0, np.uint8) for place in tiles.places})
+        self._kernels = [kernel for graph in graphs for kernel in lower(graph, like).kernels]
         self._found: Mapping[Tensor, np.ndarray] | None = None
         self._is_given_up = False
         self._done, self._started = 0, time.monotonic()

@@ -17,8 +17,7 @@ from edgellm.formats.mapped import let_go
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Tiles
 from edgellm.graph import Graph, Tuning
-from edgellm.graph.nodes import Linear
-from edgellm.graph.nodes.experts import ExpertLinear
+from edgellm.graph.nodes import Linear, Node
 from edgellm.machine import available_memory
 from edgellm.params import RuntimeConfig
 from edgellm.quants.tiles import TILE_ROWS
@@ -84,15 +83,18 @@ def lay_out(
 
 def _tiled_tensors(graphs: Iterable[Graph]) -> list[Tensor]:
     """The weights of linears that can lie as tiles, in the order in which a pass reads them."""
-    nodes = (node for graph in graphs for node in graph.nodes if isinstance(node, (Linear, ExpertLinear)))
-    return list(dict.fromkeys(node.weight for node in nodes if _has_tiles(node.weight)))
+    weights = (_multiplied(node) for graph in graphs for node in graph.nodes)
+    return list(dict.fromkeys(weight for weight in weights if weight is not None and weight.format.in_tiles))
 
 
-def _has_tiles(weight: Tensor) -> bool:
-    """A matrix, or several of experts, each of which must fill its tiles."""
-    return bool(weight.format.in_tiles) and (
-        len(weight.shape) == 2 or (len(weight.shape) == 3 and weight.shape[1] % TILE_ROWS == 0)
-    )
+def _multiplied(node: Node) -> Tensor | None:
+    """A matrix that tokens are multiplied by, or several of experts, each of which must fill its tiles."""
+    weight = getattr(node, "weight", None)
+    if isinstance(node, Linear) and len(node.weight.shape) == 2:
+        return node.weight
+    # Only experts have stacks of matrices. Most models have none, and their starts import nothing of experts.
+    is_stack = isinstance(weight, Tensor) and len(weight.shape) == 3 and weight.shape[1] % TILE_ROWS == 0
+    return weight if is_stack else None
 
 
 def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layout:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgellm import checks, hub
+from edgellm import checks
 from edgellm.errors import FormatError, MemoryLimitError, UsageError
+from edgellm.files import existing_file
 from edgellm.formats.gguf import GGUFFile, StringArray
 from edgellm.formats.tensor import Tensor
 from edgellm.params import DEFAULT_CONTEXT_LIMIT, RuntimeConfig
@@ -19,13 +20,22 @@ from edgellm.text import Tokenizer, load_tokenizer
 def resolve(model: str | os.PathLike[str]) -> Path:
     """The file that a path or a name means."""
     checks.path("model", model, "a path or the name of a model")
+    if file := existing_file(model):
+        return file
+    from edgellm import hub  # a path needs no names of models
+
     return hub.resolve(model)
 
 
 def fetched(model: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> Path:
     """The same; a model that has a name and is not on this machine is fetched first. Raises what `hub.pull` raises."""
+    checks.path("model", model, "a path or the name of a model")
+    if file := existing_file(model):
+        return file
+    from edgellm import hub
+
     try:
-        return resolve(model)
+        return hub.resolve(model)
     except hub.MissingModel:
         return hub.pull(os.fspath(model), progress)
 
@@ -63,6 +73,8 @@ def check_vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> Non
     """
     embedding = tensors.get("token_embd.weight")
     n_rows = embedding.shape[0] if embedding is not None and embedding.shape else tokenizer.n_vocab
+    if n_rows == tokenizer.n_vocab:
+        return  # as nearly all files have it; no token was looked at
     if not tokenizer.n_without_added <= n_rows <= tokenizer.n_vocab:
         raise FormatError(
             f"the vocabulary has {tokenizer.n_vocab} tokens and token_embd.weight {n_rows} rows; expected as many"

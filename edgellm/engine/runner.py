@@ -10,7 +10,7 @@ from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,8 +53,7 @@ GIVEN_BACK = (
 )
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """New tokens of one sequence in a batch; the last n_guesses of them may be wrong."""
 
     sequence: Sequence
@@ -194,15 +193,11 @@ class Runner:
 
     def _begin_layout(self) -> LayingOut | None:
         """Begin to make the tiles that are worth it."""
-        coming = self.layout.coming
-        if coming is None:
+        if self.layout.coming is None:
             return None
-        tiles = {place.tensor: np.empty(0, np.uint8) for place in coming.places}
-        target = replace(self.target, tiles=tiles)
-        kernels = [kernel for graph in (self.graphs.body, self.graphs.head) for kernel in lower(graph, target).kernels]
         from edgellm.engine.laying_out import LayingOut  # which few starts need
 
-        return LayingOut(coming, kernels, self.isa)
+        return LayingOut(self.layout.coming, (self.graphs.body, self.graphs.head), self.target)
 
     def take_tiles(self) -> None:
         """Go on from tiles that were made meanwhile. Between steps, while nobody has the model for itself."""

@@ -31,6 +31,7 @@ __all__ = [
     "atomic_write",
     "check_room",
     "conversations_folder",
+    "existing_file",
     "home",
     "kernels_folder",
     "models_folder",
@@ -87,6 +88,13 @@ def _without_home() -> Path:
         "EDGELLM_HOME can name another folder"
     )
     return folder
+
+
+def existing_file(name: AnyPath) -> Path | None:
+    """The file that a name is the path of, with ~ for the user's home; None where there is none."""
+    path = os.path.expanduser(os.fspath(name))
+    # os.path, for a name may be no path at all, too long for one, or hold a zero byte.
+    return Path(path) if os.path.isfile(path) else None
 
 
 def models_folder() -> Path:

@@ -14,7 +14,6 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import (
-    Chance,
     Embed,
     Graph,
     KeysValues,
@@ -25,16 +24,13 @@ from edgellm.graph.nodes import (
     activate,
     add,
     add_bias,
-    choose,
-    dropout,
     embed,
     linear,
-    multiply_columns,
-    narrow,
     replace_rows,
-    widen,
 )
 from edgellm.graph.nodes.base import field_names
+from edgellm.graph.nodes.dropout import Chance, dropout
+from edgellm.graph.nodes.low_rank import choose, multiply_columns, narrow, widen
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 EMBEDDED = "embd"  # the embeddings of a text, as what it makes is called

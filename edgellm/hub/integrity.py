@@ -12,8 +12,8 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from edgellm.files import home
 
@@ -27,8 +27,7 @@ _CHUNK = 1 << 20
 _QUICK = 32 << 20  # bytes that are hashed before a person wonders what takes so long
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What a file was when its digest was right; `commit` is that of the repository it came from."""
 
     size: int
@@ -67,7 +66,7 @@ def fault_of(
             return None if os.access(path, os.R_OK) else "it cannot be read: Permission denied"
         if (found := digest_of(path, digest, progress)) != digest:
             if record is not None:  # what it must be is still worth knowing
-                _write(path, replace(record, mtime_ns=0))
+                _write(path, record._replace(mtime_ns=0))
             return f"its bytes have changed (digest {found[:12]}…, expected {digest[:12]}…)"
     except OSError as error:
         if not os.path.lexists(path):
@@ -133,7 +132,7 @@ def _write(path: Path, record: Record) -> None:
         place = _place_of(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         new = place.with_name(f"{place.name}.{os.getpid()}")
-        new.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        new.write_text(json.dumps(record._asdict()), encoding="utf-8")
         os.replace(new, place)
 
 

@@ -6,11 +6,11 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edgellm.errors import FileProblem, UsageError, size_text
-from edgellm.files import models_folder
+from edgellm.files import existing_file, models_folder
 from edgellm.hub import store
 from edgellm.hub.catalog import HubSource, NamedModel
 from edgellm.hub.integrity import MISSING, Progress, fault_of, record_of
@@ -30,8 +30,7 @@ class MissingModel(FileProblem):
     """A model has a name and is not on this machine; `hub.pull` gets it."""
 
 
-@dataclass(frozen=True)
-class InstalledModel:
+class InstalledModel(NamedTuple):
     """A model on this machine.
 
     n_bytes:        of all files of a split model; of one that is half fetched, what is there.
@@ -77,10 +76,10 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     Raises FileProblem when the file is missing, MissingModel when a model is not installed, DamagedModel when it is not
     whole, UsageError for an unknown name.
     """
+    if file := existing_file(name_or_path):
+        return file
     name = os.fspath(name_or_path)
-    path = os.path.expanduser(name)  # os.path: a name may be no path at all, too long for one, or hold a zero byte
-    if os.path.isfile(path):
-        return Path(path)
+    path = os.path.expanduser(name)
     own = models_folder() / name
     if os.path.isfile(own) and ".." not in own.parts and store.name_of(own) == name:
         return own

@@ -6,7 +6,7 @@ import contextlib
 import re
 import urllib.parse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgellm.errors import UsageError
 
@@ -23,8 +23,7 @@ _ANY_TYPE = "latest"  # what other programs call the type that they would choose
 FORMS = "hf:ORG/REPO/FILE.gguf, hf:ORG/REPO or hf:ORG/REPO:Q4_K_M"
 
 
-@dataclass(frozen=True)
-class HubName:
+class HubName(NamedTuple):
     """A name of the Hugging Face hub, taken apart.
 
     file:  with its folders; empty for a repository. type: the quantization that is wanted of one; empty for any.

@@ -12,9 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.errors import FileProblem
 from edgellm.files import user_folder
@@ -30,8 +29,7 @@ _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _MOST_MANIFESTS, _MOST_BYTES = 10_000, 1 << 20
 
 
-@dataclass(frozen=True)
-class OthersModel:
+class OthersModel(NamedTuple):
     """A model of another program.
 
     name:           how it is called here. owner: the program.

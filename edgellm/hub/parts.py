@@ -10,8 +10,8 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edgellm.files import home
 
@@ -20,8 +20,7 @@ _PART = ".partial"
 FETCHED = ".fetched"  # a whole file that waits for others
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """What is kept beside a part: the bytes of the whole file, and how the server calls this state of it."""
 
     size: int = 0
@@ -90,7 +89,7 @@ def fetched_bytes(target: Path) -> int:
 
 def write_note(part: Path, note: Note) -> None:
     """Keep a note beside a part."""
-    _note_of(part).write_text(json.dumps(asdict(note)), encoding="utf-8")
+    _note_of(part).write_text(json.dumps(note._asdict()), encoding="utf-8")
 
 
 def read_note(part: Path) -> Note:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from edgellm.errors import UsageError
@@ -70,8 +69,8 @@ def located(model: NamedModel) -> NamedModel | None:
 
 def with_file(model: NamedModel, file: str) -> NamedModel:
     """The model, now that it is known which file of its repository it is."""
-    source = replace(hub_source(model), file=file)
-    return replace(model, path=_path(source), sources=(source,))
+    source = hub_source(model)._replace(file=file)
+    return model._replace(path=_path(source), sources=(source,))
 
 
 def hub_source(model: NamedModel) -> HubSource:

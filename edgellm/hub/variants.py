@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgellm.errors import DownloadError, UsageError, size_text
 from edgellm.hub.names import HubName, did_you_mean, nearest, shard_names
@@ -28,8 +28,7 @@ class NoSuchVariant(DownloadError):
     """A repository has no file of the wanted type, or several."""
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A model of a repository: its first file with its folder, the bytes of all its files (0: not known), its type."""
 
     file: str

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.errors import KernelError
 from edgellm.kernels.kv_types import KV_TYPES, KVType
@@ -57,8 +57,6 @@ _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # train
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
-_WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
-_PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
 _GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
 _SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
@@ -104,20 +102,29 @@ _FAMILIES: dict[str, _Family] = {
     "sum_experts": _Family("expert_rows"),
     "gate": _Family("expert_rows"),
     "sum_expert_squares": _Family("expert_rows"),
+    "route_backward": _Family("expert_gradients", options=_SCORING),
+    "sum_experts_backward": _Family("expert_gradients"),
+    "gate_backward": _Family("expert_gradients"),
+    "expert_bias_sum": _Family("expert_gradients"),
+    "experts_transposed": _Family("expert_products", _ALL),
+    "expert_outer_sum": _Family("expert_products"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
     "text_attention": _Family("text_attention", options={"alibi": (False, True)}),
-    "attention_backward": _Family("attention_backward"),
+    "attention_backward": _Family("attention_backward", options={"general": (False, True)}),
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
     "sum_squares": _Family("squares"),
     "narrow": _Family("low_rank", _LOW_RANK),
     "widen": _Family("low_rank", _LOW_RANK),
     "rms_norm_backward": _Family("norm_backward"),
-    "glu_backward": _Family("glu_backward", options=_WITH_SLOPE),
+    "glu_backward": _Family("glu_backward", options=_GATED),
     "rms_norm_weight_sum": _Family("norm_backward"),
+    "layer_norm_backward": _Family("norm_backward"),
+    "layer_norm_sums": _Family("norm_backward"),
+    "soft_cap_backward": _Family("scaled"),
     "embed_backward": _Family("columns"),
     "column_sums": _Family("columns"),
     "column_products": _Family("columns"),
@@ -125,7 +132,7 @@ _FAMILIES: dict[str, _Family] = {
     "cross_entropy": _Family("cross_entropy"),
     "dropout": _Family("dropout"),
     "activate": _Family("activate", options=_PLAIN_ACTIVATION),
-    "activate_backward": _Family("activate", options=_PLAIN_WITH_SLOPE),
+    "activate_backward": _Family("activate", options=_PLAIN_ACTIVATION),
     "replace_rows": _Family("replace_rows"),
     "replaced_rows_sum": _Family("replace_rows"),
     "to_bf16": _Family("bf16"),
@@ -140,8 +147,7 @@ _FAMILIES: dict[str, _Family] = {
 }
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One kernel; `find` makes them.
 
     options:  names and values, in the order of the op's own list.

@@ -9,10 +9,11 @@ What cannot be read, as on other systems, is no limit.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 
 def cpu_limit(root: Path) -> float | None:
@@ -29,13 +30,11 @@ def memory_limit(root: Path) -> int | None:
 
 def memory_room(root: Path) -> int | None:
     """Bytes that may be taken beside those in use; None for as many as there are."""
-    groups = list(_groups("memory", root))
-    limited = ((group, limit) for group in groups if (limit := group.memory()) is not None)
+    limited = ((group, limit) for group in _groups("memory", root) if (limit := group.memory()) is not None)
     return min((max(0, limit - group.memory_in_use()) for group, limit in limited), default=None)
 
 
-@dataclass(frozen=True)
-class _Group:
+class _Group(NamedTuple):
     """A folder of the tree, whose files tell and set what a group may use."""
 
     folder: Path
@@ -91,8 +90,13 @@ class _Version2(_Group):
         return (self._number("memory.current") or 0) - self._unused_cache("inactive_file")
 
 
-def _groups(controller: str, root: Path) -> Iterator[_Group]:
+@functools.cache  # a process stays where it was started; the limits there are read each time
+def _groups(controller: str, root: Path) -> tuple[_Group, ...]:
     """The group of this process and all above it, in every tree that has the controller."""
+    return tuple(_find_groups(controller, root))
+
+
+def _find_groups(controller: str, root: Path) -> Iterator[_Group]:
     places = _own_places(root)
     for mount in _mounts(root):
         key = "" if mount.version is _Version2 else controller
@@ -112,8 +116,7 @@ def _own_places(root: Path) -> dict[str, PurePosixPath]:
     return places
 
 
-@dataclass(frozen=True)
-class _Mount:
+class _Mount(NamedTuple):
     """Where (a part of) a tree can be seen: the group `top` is the folder `folder`."""
 
     version: type[_Group]

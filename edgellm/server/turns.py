@@ -73,8 +73,8 @@ class Turns:
             raise
 
     def _forget(self, client: str, mine: tuple[asyncio.Future[None], int]) -> None:
-        waiting = self._waiting.get(client, ())
-        if mine not in waiting:
+        waiting = self._waiting.get(client)
+        if waiting is None or mine not in waiting:
             return
         waiting.remove(mine)
         self.n_waiting -= 1

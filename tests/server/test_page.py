@@ -78,7 +78,9 @@ def finish(page: Page) -> None:
 
 
 def few_tokens(page: Page, n: int = 12) -> None:
+    """Short answers that do not end by chance."""
     page.click("#open-settings")
+    page.fill("#set-temperature", "0")
     page.fill("#set-max_tokens", str(n))
     page.click("#settings-done")
 

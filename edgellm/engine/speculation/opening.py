@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from edgellm.arch import Architecture, ModelConfig, architecture_of
 from edgellm.engine.opening import open_file, resolve
 from edgellm.engine.runner import Runner
-from edgellm.engine.speculation.draft import Draft, OtherModel, OwnLayers
 from edgellm.engine.speculation.drafter import Drafter
 from edgellm.engine.speculation.lookup import Lookup
 from edgellm.engine.speculation.speculator import NO_SPECULATION, Speculator
 from edgellm.errors import FileProblem, UsageError
 from edgellm.params import RuntimeConfig
 from edgellm.text import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.engine.speculation.draft import OtherModel, OwnLayers
 
 MOST_PADDED = 128  # tokens that one vocabulary may have behind those that both share
 
@@ -26,14 +29,19 @@ def speculator_of(
     if runtime.speculate == "off":
         return NO_SPECULATION
     drafters: list[Drafter] = [Lookup()]
-    if runtime.draft is not None:
-        drafters.append(Draft(_other_model(runtime.draft, runtime, runner, n_ctx, tokenizer)))
-    if runtime.draft_layers is not None:
-        drafters.append(Draft(_own_layers(runtime.draft_layers, runner, architecture)))
+    if runtime.draft is not None or runtime.draft_layers is not None:
+        from edgellm.engine.speculation.draft import Draft  # most starts have none
+
+        if runtime.draft is not None:
+            drafters.append(Draft(_other_model(runtime.draft, runtime, runner, n_ctx, tokenizer)))
+        if runtime.draft_layers is not None:
+            drafters.append(Draft(_own_layers(runtime.draft_layers, runner, architecture)))
     return Speculator(drafters, runtime.draft_max, is_measured=runtime.speculate == "auto")
 
 
 def _own_layers(n: int, runner: Runner, architecture: Architecture) -> OwnLayers:
+    from edgellm.engine.speculation.draft import OwnLayers
+
     config = runner.config
     if n >= config.n_layers:
         raise UsageError(
@@ -58,6 +66,8 @@ def _shortened(config: ModelConfig, n: int) -> ModelConfig:
 def _other_model(
     draft: str | os.PathLike[str], runtime: RuntimeConfig, runner: Runner, n_ctx: int, tokenizer: Tokenizer
 ) -> OtherModel:
+    from edgellm.engine.speculation.draft import OtherModel
+
     path = resolve(draft)
     file = open_file(path)
     try:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     Value: TypeAlias = int | float | bool | str | StringArray | NDArray[np.generic]
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """A tensor's entry: `offset` and `n_bytes` say where its bytes lie in the file, from the file's start."""
 
     name: str
@@ -30,8 +28,7 @@ class TensorInfo:
     n_bytes: int
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     version: int
     metadata: dict[str, Value]
     tensors: list[TensorInfo]

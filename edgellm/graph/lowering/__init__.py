@@ -17,7 +17,7 @@ import numpy as np
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.fusion import FUSED, fused
-from edgellm.graph.lowering import attention, linear, low_rank, rows, scaled
+from edgellm.graph.lowering import attention, linear, rows, scaled
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
     DOCUMENTS,
@@ -66,7 +66,7 @@ __all__ = [
 
 ExpertSums = Mapping[Node, tuple[np.ndarray, np.ndarray]]
 
-_RULE_FILES = (attention, linear, low_rank, rows, scaled)  # importing them fills RULES
+_RULE_FILES = (attention, linear, rows, scaled)  # importing them fills RULES
 
 
 @dataclass(eq=False)
@@ -164,7 +164,7 @@ def lower(
 
 def rule_of(node: Node) -> Rule[Any]:
     """What lowers a node. Rules that few models need, and those of backward passes, are imported when they are."""
-    for name in ("streams", "texts", "experts", "heads", "gradients"):
+    for name in ("streams", "texts", "experts", "heads", "low_rank", "gradients", "expert_gradients"):
         if type(node) not in RULES:
             importlib.import_module(f"edgellm.graph.lowering.{name}")
     return RULES[type(node)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -68,8 +68,7 @@ def padded_head_dim(head_dim: int) -> int:
     return -(-head_dim // HEAD_ALIGN) * HEAD_ALIGN
 
 
-@dataclass(frozen=True)
-class LayerShape:
+class LayerShape(NamedTuple):
     """What a layer keeps in the cache of every token: the keys and values of so many heads, and how wide each is.
 
     window:  of how many tokens, for nobody looks further back; None is of all.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
-from edgellm.graph.nodes import Choose, Dropout, MultiplyColumns, Narrow, Widen
+from edgellm.graph.nodes.dropout import Dropout
+from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
 from edgellm.kernels import gradient_records, records
 

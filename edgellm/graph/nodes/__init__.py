@@ -1,10 +1,12 @@
-"""The words in which an architecture states its forward pass, a file for each kind of node."""
+"""The words in which an architecture states its forward pass, a file for each sort of node.
+
+What only adapters, mixtures of experts, encoders or training need is imported from its own file.
+"""
 
 from __future__ import annotations
 
 from edgellm.graph.nodes.attention import Attention, AttentionSpec, KeysValues, attention, keys_values
 from edgellm.graph.nodes.base import Graph, Node, Value
-from edgellm.graph.nodes.dropout import Chance, Dropout, dropout
 from edgellm.graph.nodes.elementwise import (
     GLU,
     Activate,
@@ -19,7 +21,6 @@ from edgellm.graph.nodes.elementwise import (
 )
 from edgellm.graph.nodes.embed import AddSegment, Embed, EmbedPosition, add_segment, embed, embed_position
 from edgellm.graph.nodes.linear import Linear, linear
-from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen, choose, multiply_columns, narrow, widen
 from edgellm.graph.nodes.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from edgellm.graph.nodes.rope import Rope, Rotation, rope
 from edgellm.graph.nodes.rows import Maxima, ReplaceRows, SelectRows, maxima, replace_rows, select_rows
@@ -45,10 +46,7 @@ __all__ = [
     "AmongZeros",
     "Attention",
     "AttentionSpec",
-    "Chance",
-    "Choose",
     "Columns",
-    "Dropout",
     "Embed",
     "EmbedPosition",
     "Graph",
@@ -56,8 +54,6 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "Maxima",
-    "MultiplyColumns",
-    "Narrow",
     "Node",
     "PlainActivation",
     "RMSNorm",
@@ -68,16 +64,13 @@ __all__ = [
     "SelectRows",
     "SoftCap",
     "Value",
-    "Widen",
     "activate",
     "add",
     "add_bias",
     "add_segment",
     "among_zeros",
     "attention",
-    "choose",
     "columns",
-    "dropout",
     "embed",
     "embed_position",
     "glu",
@@ -85,8 +78,6 @@ __all__ = [
     "layer_norm",
     "linear",
     "maxima",
-    "multiply_columns",
-    "narrow",
     "replace_rows",
     "rms_norm",
     "rope",
@@ -94,5 +85,4 @@ __all__ = [
     "select_rows",
     "soft_cap",
     "split_columns",
-    "widen",
 ]
