@@ -219,6 +219,8 @@ class Scheduler:
         self._is_stepping = True
         try:
             self.update_requests()
+            if self._alone is None:
+                self.runner.take_tiles()
             batch = self._next_batch()
             if not batch:
                 if not any(request.is_ready for request in asked):

@@ -94,6 +94,8 @@ _FAMILIES: dict[str, _Family] = {
     "sort_experts": _Family("expert_rows"),
     "experts_decode": _Family("experts", _BLOCKS),
     "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_tiles": _Family("experts_tiles", _BLOCKS),
+    "experts_tiles_prefill": _Family("experts_tiles", _BLOCKS),
     "experts_f32": _Family("experts", _ALL),
     "experts_f32_decode": _Family("experts", _FLOATS),
     "add_expert_bias": _Family("expert_rows"),
