@@ -82,6 +82,7 @@ class HuggingFace:
     interleaved:      whether `attn_qkv` has queries, keys and values group by group there; GGUF has all queries first.
     transposed:       weights that are [n_in, n_out] there.
     stacked:          weights of GGUF that are several tensors there; in their name, * stands for 0, 1 and so on.
+    squeezed:         weights of convolutions, [n_cols, n_taps], that are [n_cols, 1, n_taps] there.
     offsets:          tensors that GGUF holds with a number added.
     bare:             tensors whose names have no ending there.
     biases:           linears and norms with biases, and the key of config.json that says so; None where they always
@@ -106,6 +107,7 @@ class HuggingFace:
     interleaved: bool = False
     transposed: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
+    squeezed: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
     biases: Mapping[str, str | None] = field(default_factory=dict)

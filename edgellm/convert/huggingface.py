@@ -279,6 +279,9 @@ def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]
     tensor = tensors.pop(name, None)
     if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
         return Transposed(tensor)
+    if tensor is not None and part in family.squeezed and len(tensor.shape) == 3 and tensor.shape[1] == 1:
+        n_cols, _, n_taps = tensor.shape
+        return Tensor(tensor.name, (n_cols, n_taps), tensor.format, tensor.raw.reshape(n_cols, -1))
     return tensor
 
 

@@ -59,7 +59,7 @@ _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared"
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
 _WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
 _PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
-_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
+_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu", "sigmoid", "linear")}
 _SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
@@ -103,6 +103,8 @@ _FAMILIES: dict[str, _Family] = {
     "gate": _Family("expert_rows"),
     "sum_expert_squares": _Family("expert_rows"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
+    "causal_conv": _Family("recurrent"),
+    "delta_rule": _Family("recurrent"),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),

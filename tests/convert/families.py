@@ -112,6 +112,10 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
                                                                "llama_4_scaling_beta": 0.3}),
     "mistral3, window": _family("Ministral3", sliding_window=WINDOW, rope_parameters=_YARN | {
         "llama_4_scaling_beta": 0.0}),
+    "lfm2": _family("Lfm2", num_hidden_layers=4, block_auto_adjust_ff_dim=False, head_dim=...,
+                    layer_types=["conv", "full_attention", "conv", "conv"]),
+    "lfm2, biases": _family("Lfm2", conv_bias=True, conv_L_cache=5, block_multiple_of=32, full_attn_idxs=[1],
+                            head_dim=...),
     "bitnet": _family("BitNet"),
     "bitnet, silu": _family("BitNet", hidden_act="silu"),
     "bloom": (t.BloomForCausalLM, t.BloomConfig,

@@ -44,6 +44,8 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "mscale": 1.0, "mscale_all_dim": 1.0}),
     "glm 4.7 flash": _mixture("Glm4MoeLite", **_DEEP | {"first_k_dense_replace": ...}, norm_topk_prob=False,
                               mlp_layer_types=["dense", "sparse", "sparse"]),
+    "lfm2moe": _mixture("Lfm2Moe", **_EXPERTS, num_dense_layers=1, num_hidden_layers=4, routed_scaling_factor=1.5,
+                        layer_types=["conv", "full_attention", "conv", "conv"], head_dim=...),
     # transformers has this family as one of its descendants, whose checkpoints have the same names.
     "bailingmoe2": (t.Glm4MoeForCausalLM, t.SarvamMoEConfig, _DEEP | {
         "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "head_dim": 16, "num_key_value_heads": 2,
