@@ -15,6 +15,7 @@ from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 
 if TYPE_CHECKING:
+    from edgellm.arch.delta_net import DeltaNet
     from edgellm.arch.latent import Latent
     from edgellm.arch.mixture import Mixture
     from edgellm.arch.short_conv import ShortConv
@@ -94,7 +95,7 @@ class ModelConfig:
     n_streams: int = 1
     active_stream: int = 0
     sparsity: float | None = None
-    recurrent: ShortConv | None = None
+    recurrent: ShortConv | DeltaNet | None = None
 
     def of_layer(self, layer: int) -> ModelConfig:
         """The shape as this layer has it."""

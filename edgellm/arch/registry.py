@@ -140,6 +140,8 @@ _FILES: dict[str, tuple[str, ...]] = {
     "bailingmoe2": ("bailingmoe2",),
     "lfm2": ("lfm2",),
     "lfm2moe": ("lfm2moe",),
+    "qwen35": ("qwen35",),
+    "qwen35moe": ("qwen35moe",),
 }
 # The same of those that make vectors or scores of whole texts, and no text.
 _ENCODERS: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""Layers with a short convolution in place of attention (LFM2): their hyperparameters and their part of a forward pass."""
+"""Layers with a short convolution in place of attention (LFM2): hyperparameters, forward pass, and checkpoints."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     magic, length of the header    16 bytes
     header                         JSON: what it is bound to, which tokens, which blocks
-    data                           token ids, int32; then for each layer its blocks, one behind the other; then states of
-                                   recurrent layers, for each place in the text that the header names those of all layers
+    data                           token ids, int32; then for each layer its blocks, one behind the other; then, for
+                                   each place in the text that the header names, states of all recurrent layers
 
 A file serves the model and the settings that it was written with, and no others: keys and values of another model, type
 of cache or version are other numbers. Data begins at a multiple of ALIGN, and is read through a mapping.

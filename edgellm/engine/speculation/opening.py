@@ -57,8 +57,8 @@ def _own_layers(n: int, runner: Runner, architecture: Architecture) -> OwnLayers
         )
     if runner.cache.states is not None:
         raise UsageError(
-            f"draft_layers is {n}, and layers of this model keep states, which guesses of its first layers would have to "
-            "undo; leave draft_layers out",
+            f"draft_layers is {n}, and layers of this model keep states, which guesses of its first layers would "
+            "change; leave draft_layers out",
             parameter="draft_layers",
         )
     return OwnLayers(runner, runner.first_layers(architecture, _shortened(config, n)))

@@ -91,7 +91,7 @@ def _step(
     v: Vocabulary, n_parts: int, state: Value, row_bytes: Value, q: Value, k: Value, value: Value, out: Value,
     n_keys: Value, kept: Value, beta: Value,
 ) -> None:  # fmt: skip
-    """A token in some columns of a state: decay, what the key finds, the change towards the value, what the query finds."""
+    """A token in some columns of a state: what the key finds, the change towards the value, what the query finds."""
     zeros = [v.constant(0.0, F32, LANES) for _ in range(n_parts)]
     parts = [v.constant(part * LANES * 4, state.element) for part in range(n_parts)]
 
