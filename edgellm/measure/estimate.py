@@ -17,7 +17,8 @@ from types import MappingProxyType
 import numpy as np
 
 from edgellm.arch import architecture_of
-from edgellm.engine.kv_cache import Sequence, blocks_for
+from edgellm.engine.block_table import blocks_for
+from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
