@@ -16,14 +16,16 @@ import numpy as np
 
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
+from edgellm.engine.block_table import blocks_for
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
 from edgellm.engine.layout import LayOut, Layout, lay_out, release_file_pages
+from edgellm.engine.states import StateShape
 from edgellm.errors import EdgellmError, MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
-from edgellm.graph.lowering import ExpertSums, cache_table
+from edgellm.graph.lowering import ExpertSums, cache_table, states_table
 from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
@@ -64,7 +66,8 @@ class Span(NamedTuple):
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
         uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
-        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses)
+        states = self.sequence.plan_states(n, self.n_guesses)
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses, states)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +134,7 @@ class Runner:
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
         layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type, x.window) for x in body.cache_layers]
-        self.cache = _allocate_cache(layers, n_ctx, self.n_batch, runtime.cache_bytes)
+        self.cache = _allocate_cache(layers, body.state_bytes, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
         is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
@@ -339,8 +342,10 @@ class Runner:
         return Programs(first, second)
 
     def cache_tables(self) -> dict[str, int]:
-        """Where the layers of the cache are, by the names that programs have for them."""
-        return {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
+        """Where the layers of the cache are, and states of others, by the names that programs have for them."""
+        tables = {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
+        states = self.cache.states.memory if self.cache.states is not None else ()
+        return tables | {states_table(i).name: memory.ctypes.data for i, memory in enumerate(states)}
 
     @contextmanager
     def replaced(self, variant: Variant, programs: Programs) -> Iterator[None]:
@@ -424,13 +429,17 @@ def _most_common_format(file: GGUFFile) -> BlockFormat:
     return max(n_bytes, key=lambda found: n_bytes[found])
 
 
-def _allocate_cache(layers: list[CacheLayer], n_ctx: int, n_batch: int, cache_bytes: int | None) -> KVCache:
+def _allocate_cache(
+    layers: list[CacheLayer], state_bytes: list[int], n_ctx: int, n_batch: int, cache_bytes: int | None
+) -> KVCache:
     """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
 
     The system gives the memory as it is first used.
     """
     blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
-    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers)
+    states = StateShape.beside(state_bytes, sum(layer.block_bytes for layer in layers))
+    n_slots = states.slots_for(blocks_for(n_ctx))
+    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers) + n_slots * states.slot_bytes
     if cache_bytes is not None and cache_bytes < one:
         raise MemoryLimitError(
             f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
@@ -442,7 +451,8 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int, n_batch: int, cache_by
     for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
         if n_bytes <= MOST_OF_MEMORY * memory:
             with suppress(MemoryError):  # there may be less than the machine has
-                return KVCache(layers, {window: n * n_bytes // one for window, n in blocks.items()})
+                of_window = {window: n * n_bytes // one for window, n in blocks.items()}
+                return KVCache(layers, of_window, states, n_slots * n_bytes // one)
     raise MemoryLimitError(
         f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
         f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",
