@@ -146,7 +146,7 @@ def read_blocks(path: Path, cache: KVCache, bound: dict[str, Any]) -> BlockFile:
     for layer, size in zip(cache.layers, sizes, strict=True):
         layers.append(data[place : place + size].reshape(-1, layer.block_bytes))
         place += size
-    states = []
+    states: list[State] = []
     for n in places:
         ends = place + np.cumsum([0, *state_sizes])
         states.append((n, [data[at:to] for at, to in itertools.pairwise(ends)]))

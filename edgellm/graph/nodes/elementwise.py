@@ -12,7 +12,8 @@ from edgellm.graph.nodes.base import Node, Value
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu", "sigmoid", "linear"]
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+Gate = Literal[Activation, "sigmoid", "linear"]
 PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
 NOT_TRAINED = (
     "gelu_erf",
@@ -72,7 +73,7 @@ class GLU(Node):
 
     gate: Value
     up: Value
-    activation: Activation
+    activation: Gate
 
     @property
     def width(self) -> int:
@@ -124,5 +125,5 @@ def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
     return x.graph.record(Activate(x, activation), name)
 
 
-def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:
+def glu(gate: Value, up: Value, activation: Gate, name: str = "") -> Value:
     return gate.graph.record(GLU(gate, up, activation), name)
