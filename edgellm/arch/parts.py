@@ -156,6 +156,11 @@ def feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
         from edgellm.arch.mixture import mixture  # which models with experts alone need
 
         return mixture(w, c, x)
+    return dense_feed_forward(w, c, x)
+
+
+def dense_feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
+    """The same where no layer has experts, or has both."""
     activation = c.style.activation
     if c.style.feed_forward == "plain":
         assert activation != "clamped_swiglu"  # which is one with a gate

@@ -63,6 +63,11 @@ class Weights:
         full = f"{self._prefix}{name}.bias"
         return self._take(full, *shape) if full in self._tensors else None
 
+    def scale(self, name: str, *shape: int) -> Tensor | None:
+        """The tensor `name`.scale, where the file has one."""
+        full = f"{self._prefix}{name}.scale"
+        return self._take(full, *shape) if full in self._tensors else None
+
     def _take(self, full: str, *shape: int | None) -> Tensor:
         tensor = self._tensors.get(full)
         if tensor is None:

@@ -10,6 +10,7 @@ from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import size_text
 from edgellm.machine import available_memory, total_memory
+from edgellm.machine.others import load, n_cores
 from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -41,6 +42,17 @@ def lines_of(found: Estimate) -> Iterator[str]:
     yield (
         f"speed    prompt {found.prefill_tokens_per_second:.0f} tokens/s ({found.n_prompt} tokens), "
         f"answer {found.decode_tokens_per_second:.1f} tokens/s"
+    )
+    if found.busy_cores is not None:
+        yield f"busy     {busy_line(found.busy_cores)}"
+
+
+def busy_line(cores: float) -> str:
+    """What to say of speeds that were measured while other programs kept cores busy."""
+    average = "" if (jobs := load()) is None else f" (load {jobs:.1f})"
+    return (
+        f"other programs kept {cores:.1f} of {n_cores()} cores busy meanwhile{average}: these speeds are too low; "
+        "measure again when they have ended"
     )
 
 

@@ -225,8 +225,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def as_it_is(part: Part) -> BlockFormat:
-    """The format of a tensor that no recipe quantizes: its own, and F32 for what has one dimension."""
-    return part.tensor.format if len(part.tensor.shape) > 1 and not part.offset else FORMATS["F32"]
+    """The format of a tensor that no recipe quantizes: its own, and F32 for what has one dimension, and for biases."""
+    is_matrix = len(part.tensor.shape) > 1 and not part.name.endswith(".bias")
+    return part.tensor.format if is_matrix and not part.offset else FORMATS["F32"]
 
 
 def true_recipe(recipe: Recipe, parts: Sequence[Part], formats: Mapping[str, BlockFormat]) -> Recipe:

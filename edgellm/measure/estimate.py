@@ -27,6 +27,7 @@ from edgellm.errors import FileProblem
 from edgellm.formats.tensor import Tensor
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.machine import resident_memory
+from edgellm.machine.others import OtherWork, is_too_busy
 from edgellm.measure.bench import read, write
 from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, load_tokenizer
@@ -49,6 +50,7 @@ class Estimate:
     token_bytes:   keys and values of a token in the cache.
     state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
+    busy_cores:    that other programs used meanwhile, so that the speeds are too low; None when it was calm enough.
     """
 
     model: str
@@ -63,6 +65,7 @@ class Estimate:
     n_prompt: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    busy_cores: float | None = None
 
     def memory(self, n_tokens: int) -> int:
         """Bytes that a process takes with a text of so many tokens."""
@@ -92,8 +95,10 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         try:
             scheduler = Scheduler(runner)
             sequence = runner.cache.sequence()
+            others = OtherWork()
             n_prompt, prefill = _prefill(scheduler, sequence, runner)
             decode = _decode(scheduler, sequence, runner.n_vocab)
+            busy_cores = others.cores()
             shape = runner.cache.states.shape if runner.cache.states is not None else NO_STATES
             touched = sequence.trail.n_held if sequence.trail is not None else 0
             sequence.release()
@@ -116,6 +121,7 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         n_prompt=n_prompt,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,
+        busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,9 @@ class Reach:
     layout: str
     read_bytes: float
     macs: float
+
+    def or_better(self, other: Reach) -> Reach:
+        return replace(self, read_bytes=max(self.read_bytes, other.read_bytes), macs=max(self.macs, other.macs))
 
 
 def measure_reach(store: KernelStore, tuning: Tuning, type_name: str) -> Reach:

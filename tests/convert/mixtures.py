@@ -36,6 +36,11 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
                         rope_parameters=_YARN | {"truncate": False}, layer_types=None),
     "gpt-oss, own layers": _mixture("GptOss", num_local_experts=4, num_experts_per_tok=4, sliding_window=WINDOW,
                                     layer_types=["full_attention", "full_attention", "sliding_attention"]),
+    "gemma4": (t.Gemma4ForCausalLM, t.Gemma4TextConfig, {
+        "enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 32,
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": WINDOW,
+        "global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 384,
+        "tie_word_embeddings": True}),
     "deepseek v2": _mixture("DeepseekV2", **_DEEP | {"q_lora_rank": None}, topk_method="greedy",
                             routed_scaling_factor=1.5),
     "deepseek v2, groups": _mixture("DeepseekV2", **_DEEP, topk_method="group_limited_greedy", n_group=4,

@@ -23,9 +23,9 @@ WAYS = [("F32", "f32", 1e-5), ("F16", "int8", 1e-5), ("Q8_0", "f32", 1e-5), ("Q8
 def mixture(format_name: str, with_biases: bool) -> tuple[Graph, Value]:
     g = Graph()
     x = g.input(WIDTH, "x")
-    bias = tensor("probs", N_EXPERTS, seed=4) if with_biases else None
+    bias, scales = (tensor(name, N_EXPERTS, seed=4) if with_biases else None for name in ("probs", "scales"))
     logits = linear(x, tensor("router", N_EXPERTS, WIDTH, seed=5), name="logits")
-    chosen, weights = route(logits, Routing(N_USED, "sigmoid", scale=1.5), bias)
+    chosen, weights = route(logits, Routing(N_USED, "sigmoid", scale=1.5), bias, scales)
     g.name(chosen, "chosen")
     shapes = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
     w = {name: tensor(name, N_EXPERTS, *shape, format_name=format_name, seed=6) for name, shape in shapes.items()}

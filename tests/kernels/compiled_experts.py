@@ -16,7 +16,7 @@ from .compiled import Compiled, Output, Scratch, _record, before_a_wall, into, r
 
 def route(compiled: Compiled, logits: np.ndarray, bias: np.ndarray | None, n_used: int, scoring: str = "softmax",
           normalize: bool = True, scale: float = 1.0, n_groups: int = 1, n_groups_used: int = 1,
-          n_ranked: int = 1) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+          n_ranked: int = 1, scales: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     n_tokens, n_experts = logits.shape
     chosen, weights = Output(n_tokens, n_used), Output(n_tokens, n_used)
     scratch, padded = Scratch(records.route_scratch_bytes(n_experts, n_groups)), rows(logits)
@@ -24,8 +24,8 @@ def route(compiled: Compiled, logits: np.ndarray, bias: np.ndarray | None, n_use
         "route", records.ROUTE, -(-n_tokens // 2), n_tokens, options={"scoring": scoring},
         logits=padded, stride=padded.shape[1], n_experts=n_experts, bias=0 if bias is None else bias,
         n_groups=n_groups, n_groups_used=n_groups_used, n_ranked=n_ranked, n_used=n_used, normalize=int(normalize),
-        scale=scale, chosen=chosen, weights=weights, out_stride=chosen.stride, chunk_tokens=2,
-        scratch=scratch, scratch_bytes=scratch.n_bytes,
+        scale=scale, scales=0 if scales is None else scales, chosen=chosen, weights=weights, out_stride=chosen.stride,
+        chunk_tokens=2, scratch=scratch, scratch_bytes=scratch.n_bytes,
     )  # fmt: skip
     scratch.check()
     return chosen.take().astype(int), weights.take()

@@ -43,11 +43,12 @@ def test_routes_as_its_twin(compiled_for, isa: Isa, how: dict, with_bias: bool) 
     rng = np.random.default_rng(1)
     for n_tokens, n_experts, n_used in [(1, 8, 2), (7, 16, 4), (5, 64, 6), (3, 128, 8)]:
         logits = rng.standard_normal((n_tokens, n_experts), np.float32) * 3
-        bias = rng.standard_normal(n_experts, np.float32) if with_bias else None
-        chosen, weights = compiled.route(compiled_for(isa), logits, bias, n_used, **how)
-        want_chosen, want_weights = twins.route(logits, bias, n_used, **how)
+        bias, scales = rng.standard_normal((2, n_experts), np.float32) if with_bias else (None, None)
+        chosen, weights = compiled.route(compiled_for(isa), logits, bias, n_used, scales=scales, **how)
+        want_chosen, want_weights = twins.route(logits, bias, n_used, scales=scales, **how)
         np.testing.assert_array_equal(chosen, want_chosen)
-        np.testing.assert_allclose(weights, want_weights, rtol=0, atol=WEIGHTS * how.get("scale", 1))
+        tolerance = WEIGHTS * how.get("scale", 1) * (1 if scales is None else np.abs(scales).max())
+        np.testing.assert_allclose(weights, want_weights, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "logits"])

@@ -9,6 +9,7 @@ import pytest
 
 from edgellm.kernels import recurrent_records as kinds
 from edgellm.kernels import reference_recurrent as reference
+from edgellm.kernels.reference import glu
 from edgellm.kernels.schema import Schema
 
 from .compiled import Compiled, Output, Scratch, rows
@@ -130,3 +131,11 @@ def test_damage_is_seen(compiled: Compiled, rng) -> None:
         out_stride=16, scratch=scratch, scratch_bytes=scratch.n_bytes,
     )  # fmt: skip
     assert np.isnan(out.take()).any(1).tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "linear"])
+def test_gates(compiled: Compiled, rng, gate: Any) -> None:
+    x, up = 5 * rng.standard_normal((3, 33), np.float32), rng.standard_normal((3, 33), np.float32)
+    np.testing.assert_allclose(compiled.glu(x, up, gate), glu(x, up, gate), rtol=1e-5, atol=1e-6)
+    x[1, 2] = np.nan
+    assert np.isnan(compiled.glu(x, up, gate)).sum() == 1

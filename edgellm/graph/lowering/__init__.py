@@ -173,7 +173,7 @@ def lower(
 
 def rule_of(node: Node) -> Rule[Any]:
     """What lowers a node. Rules that few models need, and those of backward passes, are imported when they are."""
-    for name in ("recurrent", "streams", "texts", "experts", "heads", "low_rank", "gradients"):
+    for name in ("recurrent", "streams", "texts", "experts", "heads", "low_rank", "gradients", "expert_gradients"):
         if type(node) not in RULES:
             importlib.import_module(f"edgellm.graph.lowering.{name}")
     return RULES[type(node)]

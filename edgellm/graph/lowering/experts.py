@@ -41,6 +41,7 @@ def lower_route(low: Lowering, node: Route) -> None:
         n_used=r.n_used,
         normalize=int(r.normalize),
         scale=r.scale,
+        scales=0 if node.scales is None else low.floats(node.scales),
         chosen=chosen,
         weights=weights,
         out_stride=chosen.stride,
@@ -62,8 +63,8 @@ def lower_expert_linear(low: Lowering, node: ExpertLinear) -> None:
     n_tiles = -(-n_rows // TILE_ROWS)
     tiles = -(-n_tiles // max(1, min(n_tiles, CHUNKS // n_experts)))
     chunks_of, small_chunks_of = -(-n_tiles // tiles), -(-n_rows // small_rows)
-    order, ends = _sorted(low, node.chosen, chosen, n_experts, node.n_used, always=small is None)
-    fields: dict[str, Any] = _of_chosen(chosen, n_experts, node.n_used) | {
+    order, ends = sorted_pairs(low, node.chosen, chosen, n_experts, node.n_used, always=small is None)
+    fields: dict[str, Any] = of_chosen(chosen, n_experts, node.n_used) | {
         "weights": weight,
         "expert_bytes": n_rows * weight.format.row_bytes(n_cols),
         "row_bytes": weight.format.row_bytes(n_cols),
@@ -104,7 +105,7 @@ def lower_expert_linear(low: Lowering, node: ExpertLinear) -> None:
     )
 
 
-def _sorted(
+def sorted_pairs(
     low: Lowering, value: Value | None, chosen: Rows | None, n_experts: int, n_used: int, always: bool
 ) -> tuple[Rows, Fixed]:
     """The pairs of a router sorted by expert, once for all linears; always: also of few tokens."""
@@ -122,12 +123,12 @@ def _sorted(
             [order, ends],
             order=order,
             ends=ends,
-            **_of_chosen(chosen, n_experts, n_used),
+            **of_chosen(chosen, n_experts, n_used),
         )
     return low.sorted_pairs[key]
 
 
-def _of_chosen(chosen: Rows | None, n_experts: int, n_used: int) -> dict[str, Any]:
+def of_chosen(chosen: Rows | None, n_experts: int, n_used: int) -> dict[str, Any]:
     stride = 0 if chosen is None else chosen.stride
     return {"chosen": chosen or 0, "chosen_stride": stride, "n_experts": n_experts, "n_used": n_used}
 
@@ -147,7 +148,7 @@ def lower_add_expert_bias(low: Lowering, node: AddExpertBias) -> None:
         out=out,
         n_cols=n_cols,
         bias=low.floats(node.bias),
-        **_of_chosen(chosen, n_experts, node.chosen.width),
+        **of_chosen(chosen, n_experts, node.chosen.width),
     )
 
 
@@ -210,5 +211,5 @@ def add_expert_squares(low: Lowering, node: Node, sums: np.ndarray, counts: np.n
         sums=sums,
         counts=counts,
         chunk_cols=SQUARES_PER_CHUNK,
-        **_of_chosen(chosen, n_experts, node.n_used),
+        **of_chosen(chosen, n_experts, node.n_used),
     )

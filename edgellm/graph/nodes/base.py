@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgellm.errors import UnsupportedError, UsageError
 from edgellm.formats.tensor import Tensor
@@ -55,7 +55,13 @@ class Node:
 
     A field that may be a value or None, or a tensor or None, is left out where it is None. Nobody changes a node;
     its class is not frozen because frozen ones take three times as long to make, and a start makes all of these.
+
+    graded:     which of its values has a gradient, where it makes several.
+    is_choice:  it chooses what others compute. So on the way back its values are those of the way there, as they were.
     """
+
+    graded: ClassVar[int] = 0
+    is_choice: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
 Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
 Gate = Literal[Activation, "sigmoid", "linear"]
 PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
-NOT_TRAINED = (
-    "gelu_erf",
-    "relu_squared",
-    "tanh",
-    "clamped_swiglu",
-    "sigmoid",
-    "linear",
-)  # that gradients do not go through yet
 
 
 @dataclass(eq=False, repr=False)
@@ -37,9 +29,7 @@ class Add(Node):
         return self.a.width
 
     def backward(self, b: Backward, grad: Value) -> None:
-        for value in (self.a, self.b):
-            if b.needs(value):
-                b.add(value, grad)
+        b.add_needed((self.a, self.b), (grad, grad))
 
 
 @dataclass(eq=False, repr=False)
@@ -82,11 +72,10 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
-        _refuse_untrained(self.activation)
+        if self.activation in ("sigmoid", "linear"):
+            raise UnsupportedError(f"training through a {self.activation} gate is not built yet")
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
-        for value, gradient in zip((self.gate, self.up), made, strict=True):
-            if b.needs(value):
-                b.add(value, gradient)
+        b.add_needed((self.gate, self.up), made)
 
 
 @dataclass(eq=False, repr=False)
@@ -104,13 +93,7 @@ class Activate(Node):
         from edgellm.graph.nodes.gradients import ActivateBackward  # which training alone needs
 
         if b.needs(self.x):
-            _refuse_untrained(self.activation)
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
-
-
-def _refuse_untrained(activation: str) -> None:
-    if activation in NOT_TRAINED:
-        raise UnsupportedError(f"training through {activation} is not built yet")
 
 
 def add(a: Value, b: Value, name: str = "") -> Value:
