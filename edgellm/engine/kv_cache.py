@@ -337,6 +337,13 @@ class Sequence:
         with self.cache.lock:
             return self.trail.plan(n_tokens, n_guesses)
 
+    def states(self, start: int, end: int) -> SequenceOf[State]:
+        """Copies of the states behind tokens start + 1 to end that are there; others may need their room soon."""
+        if self.trail is None:
+            return ()
+        with self.cache.lock:
+            return self.trail.copies(start, end)
+
     def append(self, token_ids: SequenceOf[int]) -> None:
         """Count tokens whose keys and values now are in the reserved slots; with states, up to the last of these."""
         self.tokens.extend(token_ids)

@@ -7,7 +7,7 @@ are a slot. A pass never writes into the slot that it reads, so one that is stop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,6 @@ class StatePool:
         of_block = tokens[block * KV_BLOCK : n]
         key = key_after(keys[block], of_block) if len(of_block) == KV_BLOCK else None
         self.slots.name(slot, keys[block], of_block, key, adapters)
-
-    def read(self, slot: int) -> list[np.ndarray]:
-        """The bytes of each layer, views."""
-        return [memory[slot] for memory in self.memory]
 
     def write(self, slot: int, layers: Sequence[np.ndarray]) -> None:
         for memory, layer in zip(self.memory, layers, strict=True):
@@ -173,6 +169,8 @@ class Trail:
         step, kept = self.pool.shape.step * KV_BLOCK, (self.n, self.parting, *self._ends)
         for one in [one for one in self.checkpoints if one.n % step and one.n not in kept]:
             self._drop(one)
+        if self.pool.slots.n_free:
+            self.reserve()  # what has begun can go on, whoever comes
         return self.n
 
     def _forget_plan(self) -> None:
@@ -244,8 +242,7 @@ class Trail:
                 one.name = slots.name_of(one.slot)
                 slots.give_back(one.slot)
 
-    def held(self, start: int, end: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+    def copies(self, start: int, end: int) -> list[tuple[int, list[np.ndarray]]]:
         """The states behind tokens start + 1 to end that are there: how many tokens, and the bytes of each layer."""
-        for one in self.checkpoints:
-            if start < one.n <= end and self.best(one.n) is one:
-                yield one.n, self.pool.read(one.slot)
+        there = [one for one in self.checkpoints if start < one.n <= end and self.best(one.n) is one]
+        return [(one.n, [memory[one.slot].copy() for memory in self.pool.memory]) for one in there]
