@@ -85,7 +85,7 @@ def write_blocks(
         run = runs[index]
         layers.append(memory[sequence.tables[index].blocks[run.first : run.first + run.n]])
     first = start * KV_BLOCK
-    states = [] if sequence.trail is None else list(sequence.trail.held(first, first + len(token_ids)))
+    states = sequence.states(first, first + len(token_ids))
     layers += [layer for _, layers_of in states for layer in layers_of]
     crc = zlib.crc32(token_ids.tobytes())
     for blocks in layers:
@@ -146,7 +146,7 @@ def read_blocks(path: Path, cache: KVCache, bound: dict[str, Any]) -> BlockFile:
     for layer, size in zip(cache.layers, sizes, strict=True):
         layers.append(data[place : place + size].reshape(-1, layer.block_bytes))
         place += size
-    states = []
+    states: list[State] = []
     for n in places:
         ends = place + np.cumsum([0, *state_sizes])
         states.append((n, [data[at:to] for at, to in itertools.pairwise(ends)]))

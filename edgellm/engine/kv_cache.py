@@ -149,6 +149,7 @@ class KVCache:
                 if any(pool.window is None and pool.whole(key) is None for pool in self.pools):
                     break
                 keys.append(key)
+            n_shared = (len(keys) - 1) * KV_BLOCK
             while True:
                 n_whole = len(keys) - 1
                 rest = token_ids[n_whole * KV_BLOCK : (n_whole + 1) * KV_BLOCK]
@@ -171,8 +172,10 @@ class KVCache:
                 if n_tail:
                     table.extend([pool.share(tail)])
             sequence.tokens = list(token_ids[:n_tokens])
-            if sequence.trail is not None and n_tokens:
-                sequence.trail.begin(n_tokens, slot)
+            if sequence.trail is not None:
+                sequence.trail.parting = n_shared
+                if n_tokens:
+                    sequence.trail.begin(n_tokens, slot)
         return sequence
 
     def _has_window(self, pool: BlockPool, keys: list[bytes], n_tokens: int) -> bool:
@@ -209,13 +212,26 @@ class KVCache:
                     tokens = token_ids[at * KV_BLOCK : (at + 1) * KV_BLOCK]
                     pool.name(block, keys[at], tokens, keys[at + 1], adapters)
                     pool.give_back(block)
-            for n, layers_of in states if self.states is not None else ():
-                own = n - start * KV_BLOCK
-                if self.states.place(keys[: own // KV_BLOCK + 1], token_ids[own - own % KV_BLOCK : own])[0] == NOTHING:
-                    slot = self.states.slots.take()
-                    self.states.write(slot, layers_of)
-                    self.states.name(slot, keys, token_ids, own, adapters)
-                    self.states.slots.give_back(slot)
+            if self.states is not None:
+                for n, layers_of in states:
+                    self._put_state(self.states, keys, token_ids, n - start * KV_BLOCK, layers_of, adapters)
+
+    def _put_state(
+        self,
+        states: StatePool,
+        keys: SequenceOf[bytes],
+        token_ids: SequenceOf[int],
+        n: int,
+        layers: SequenceOf[np.ndarray],
+        adapters: AdapterSet,
+    ) -> None:
+        block, rest = divmod(n, KV_BLOCK)
+        slot, found = states.place(keys[: block + 1], token_ids[n - rest : n])
+        if slot == NOTHING or found < rest:
+            slot = states.slots.take()
+            states.write(slot, layers)
+            states.name(slot, keys, token_ids, n, adapters)
+            states.slots.give_back(slot)
 
     def restored(
         self,
@@ -235,6 +251,9 @@ class KVCache:
             table.extend([GONE] * first)
         try:
             sequence.reserve(len(token_ids))
+            if sequence.trail is not None:
+                with self.lock:
+                    sequence.trail.restore(states[-1:])
         except CacheFullError:
             sequence.release()
             raise
@@ -243,9 +262,6 @@ class KVCache:
             memory[sequence.tables[index].blocks[firsts[index] :]] = blocks
         sequence.tokens.extend(token_ids)
         if sequence.trail is not None:
-            with self.lock:
-                for n, layers_of in states:
-                    sequence.trail.restore(n, layers_of)
             sequence.trim(len(token_ids))
         return sequence
 
@@ -320,6 +336,13 @@ class Sequence:
             return ()
         with self.cache.lock:
             return self.trail.plan(n_tokens, n_guesses)
+
+    def states(self, start: int, end: int) -> SequenceOf[State]:
+        """Copies of the states behind tokens start + 1 to end that are there; others may need their room soon."""
+        if self.trail is None:
+            return ()
+        with self.cache.lock:
+            return self.trail.copies(start, end)
 
     def append(self, token_ids: SequenceOf[int]) -> None:
         """Count tokens whose keys and values now are in the reserved slots; with states, up to the last of these."""

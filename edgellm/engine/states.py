@@ -7,7 +7,7 @@ are a slot. A pass never writes into the slot that it reads, so one that is stop
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from edgellm.engine.adapter_set import AdapterSet
 from edgellm.engine.block_pool import BlockPool, key_after
 from edgellm.kernels.records import KV_BLOCK
 
-SLOTS_OF_TEXT = 4  # beside checkpoints in equal steps: the last token's, the next one's, and two near the end
+SLOTS_OF_TEXT = 5  # beside checkpoints in equal steps: the last token's, the next one's, and three of `Trail.plan`
 MOST_STEP = 64  # blocks from one checkpoint to the next, at most
 NOTHING = -1  # the slot of what is before a text's first token
 
@@ -77,10 +77,6 @@ class StatePool:
         key = key_after(keys[block], of_block) if len(of_block) == KV_BLOCK else None
         self.slots.name(slot, keys[block], of_block, key, adapters)
 
-    def read(self, slot: int) -> list[np.ndarray]:
-        """The bytes of each layer, views."""
-        return [memory[slot] for memory in self.memory]
-
     def write(self, slot: int, layers: Sequence[np.ndarray]) -> None:
         for memory, layer in zip(self.memory, layers, strict=True):
             memory[slot] = layer
@@ -112,6 +108,7 @@ class Trail:
         self._planned: list[tuple[int, int]] = []  # how many tokens, and the slot of the state behind them
         self._is_prompt = False
         self._ends = [0, 0]  # the last whole blocks within an answer, and within a prompt, of which there is a state
+        self.parting = 0  # whole blocks that another text begins with too: a third may part with them there
 
     @property
     def n(self) -> int:
@@ -134,7 +131,10 @@ class Trail:
             self._spare = self.pool.slots.take()
 
     def plan(self, n_tokens: int, n_guesses: int) -> list[Step]:
-        """How the next tokens are gone through, the last n_guesses of which may be wrong: there is room for them."""
+        """How the next tokens are gone through, the last n_guesses of which may be wrong: there is room for them.
+
+        Checkpoints are made in equal steps, where other texts have parted, at the last whole block, and at every guess.
+        """
         self._forget_plan()
         self.reserve()
         assert self._spare is not None
@@ -155,8 +155,8 @@ class Trail:
         """Where states are wanted before the end."""
         step = self.pool.shape.step * KV_BLOCK
         last = (end - 1) // KV_BLOCK * KV_BLOCK
-        cuts = {*range(start // step * step + step, end, step), *range(end - n_guesses, end)}
-        return sorted(n for n in cuts | {last} if start < n < end)
+        cuts = {*range(start // step * step + step, end, step), *range(end - n_guesses, end), last, self.parting}
+        return sorted(n for n in cuts if start < n < end)
 
     def commit(self, n_tokens: int) -> int:
         """The text has n_tokens now, if there is a state of them; returns of how many there is one."""
@@ -166,9 +166,11 @@ class Trail:
         self.checkpoints += [Checkpoint(n, slot) for n, slot in reached]
         if within := [n for n, _ in reached if n % KV_BLOCK == 0]:
             self._ends[self._is_prompt] = within[-1]
-        step, kept = self.pool.shape.step * KV_BLOCK, (self.n, *self._ends)
+        step, kept = self.pool.shape.step * KV_BLOCK, (self.n, self.parting, *self._ends)
         for one in [one for one in self.checkpoints if one.n % step and one.n not in kept]:
             self._drop(one)
+        if self.pool.slots.n_free:
+            self.reserve()  # what has begun can go on, whoever comes
         return self.n
 
     def _forget_plan(self) -> None:
@@ -210,11 +212,12 @@ class Trail:
         """Go on from a state that is in a slot."""
         self.checkpoints.append(Checkpoint(n_tokens, self.pool.slots.share(slot)))
 
-    def restore(self, n_tokens: int, layers: Sequence[np.ndarray]) -> None:
-        """Go on from a state that was read from elsewhere."""
-        slot = self.pool.slots.take()
-        self.pool.write(slot, layers)
-        self.checkpoints.append(Checkpoint(n_tokens, slot))
+    def restore(self, states: Sequence[tuple[int, Sequence[np.ndarray]]]) -> None:
+        """Go on from states that were read from elsewhere: of how many tokens, and the bytes of each layer."""
+        for n, layers in states:
+            slot = self.pool.slots.take()
+            self.pool.write(slot, layers)
+            self.checkpoints.append(Checkpoint(n, slot))
 
     def release(self) -> None:
         """Give everything back."""
@@ -239,8 +242,7 @@ class Trail:
                 one.name = slots.name_of(one.slot)
                 slots.give_back(one.slot)
 
-    def held(self, start: int, end: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+    def copies(self, start: int, end: int) -> list[tuple[int, list[np.ndarray]]]:
         """The states behind tokens start + 1 to end that are there: how many tokens, and the bytes of each layer."""
-        for one in self.checkpoints:
-            if start < one.n <= end and self.best(one.n) is one:
-                yield one.n, self.pool.read(one.slot)
+        there = [one for one in self.checkpoints if start < one.n <= end and self.best(one.n) is one]
+        return [(one.n, [memory[one.slot].copy() for memory in self.pool.memory]) for one in there]

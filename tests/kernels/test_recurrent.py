@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from edgellm.kernels import recurrent_records as kinds
 from edgellm.kernels import reference_recurrent as reference
+from edgellm.kernels.reference import glu
 from edgellm.kernels.schema import Schema
 
 from .compiled import Compiled, Output, Scratch, rows
@@ -80,8 +82,31 @@ def test_causal_conv(compiled: Compiled, rng, n_cols: int, n_taps: int) -> None:
     np.testing.assert_array_equal(at_once, found)
 
 
+def blocks_of(value_dim: int) -> list[slice]:
+    """The columns of a state that lie in one piece."""
+    wide = value_dim // kinds.STATE_COLS * kinds.STATE_COLS
+    starts = [*range(0, wide, kinds.STATE_COLS), *range(wide, value_dim, 16), value_dim]
+    return [slice(a, b) for a, b in pairwise(starts)]
+
+
+def in_blocks(state: np.ndarray) -> np.ndarray:
+    """[n_heads, key_dim, value_dim] as kernels have it, flat."""
+    return np.concatenate([head[:, part].reshape(-1) for head in state for part in blocks_of(state.shape[2])])
+
+
+def in_rows(flat: np.ndarray, n_heads: int, key_dim: int, value_dim: int) -> np.ndarray:
+    """The way back."""
+    state, at = np.empty((n_heads, key_dim, value_dim), np.float32), 0
+    for head in state:
+        for part in blocks_of(value_dim):
+            block = head[:, part]
+            block[...] = flat[at : at + block.size].reshape(block.shape)
+            at += block.size
+    return state
+
+
 @pytest.mark.parametrize(
-    ("n_key_heads", "n_heads", "key_dim", "value_dim"), [(1, 1, 16, 16), (2, 4, 24, 80), (2, 2, 128, 128)]
+    ("n_key_heads", "n_heads", "key_dim", "value_dim"), [(1, 1, 16, 16), (2, 4, 25, 80), (2, 2, 128, 128)]
 )
 def test_delta_rule(compiled: Compiled, rng, n_key_heads: int, n_heads: int, key_dim: int, value_dim: int) -> None:
     def ruled(tasks):
@@ -98,7 +123,10 @@ def test_delta_rule(compiled: Compiled, rng, n_key_heads: int, n_heads: int, key
 
     def expected(start: int, end: int, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         part = slice(start, end)
-        return reference.delta_rule(x[part], decay[part], beta[part], rate, bias, state, n_key_heads, 1e-6)
+        found = reference.delta_rule(
+            x[part], decay[part], beta[part], rate, bias, in_rows(state, *shape), n_key_heads, 1e-6
+        )
+        return found[0], in_blocks(found[1])
 
     x = rng.standard_normal((15, 2 * n_key_heads * key_dim + n_heads * value_dim), np.float32)
     decay, beta = (rng.standard_normal((15, n_heads), np.float32) * size for size in (8, 3))
@@ -107,10 +135,10 @@ def test_delta_rule(compiled: Compiled, rng, n_key_heads: int, n_heads: int, key
     shape, size = (n_heads, key_dim, value_dim), n_heads * key_dim * value_dim
     states = rng.standard_normal((N_SLOTS, size + 16), np.float32)
     found, after = ruled(TASKS)
-    first, _ = expected(0, 9, np.zeros(shape, np.float32))
-    second, last = expected(9, 15, states[4, :size].reshape(shape))
+    first, _ = expected(0, 9, np.zeros(size, np.float32))
+    second, last = expected(9, 15, states[4, :size])
     np.testing.assert_allclose(found, np.concatenate([first, second]), atol=FLOAT32)
-    wanted = {3: last} | {slot: expected(0, n, np.zeros(shape, np.float32))[1] for n, slot in ((3, 0), (4, 2), (9, 1))}
+    wanted = {3: last} | {slot: expected(0, n, np.zeros(size, np.float32))[1] for n, slot in ((3, 0), (4, 2), (9, 1))}
     check_states(after, states, wanted, size)
     at_once, _ = ruled([[(9, -1, 0)], [(6, 4, 3)]])
     np.testing.assert_array_equal(at_once, found)
@@ -130,3 +158,11 @@ def test_damage_is_seen(compiled: Compiled, rng) -> None:
         out_stride=16, scratch=scratch, scratch_bytes=scratch.n_bytes,
     )  # fmt: skip
     assert np.isnan(out.take()).any(1).tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "linear"])
+def test_gates(compiled: Compiled, rng, gate: Any) -> None:
+    x, up = 5 * rng.standard_normal((3, 33), np.float32), rng.standard_normal((3, 33), np.float32)
+    np.testing.assert_allclose(compiled.glu(x, up, gate), glu(x, up, gate), rtol=1e-5, atol=1e-6)
+    x[1, 2] = np.nan
+    assert np.isnan(compiled.glu(x, up, gate)).sum() == 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
-Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu", "sigmoid", "linear"]
+Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+Gate = Literal[Activation, "sigmoid", "linear"]
 PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
 
 
@@ -61,7 +63,7 @@ class GLU(Node):
 
     gate: Value
     up: Value
-    activation: Activation
+    activation: Gate
 
     @property
     def width(self) -> int:
@@ -70,6 +72,8 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
+        if self.activation in ("sigmoid", "linear"):
+            raise UnsupportedError(f"training through a {self.activation} gate is not built yet")
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
         b.add_needed((self.gate, self.up), made)
 
@@ -104,5 +108,5 @@ def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
     return x.graph.record(Activate(x, activation), name)
 
 
-def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:
+def glu(gate: Value, up: Value, activation: Gate, name: str = "") -> Value:
     return gate.graph.record(GLU(gate, up, activation), name)

@@ -5,6 +5,8 @@ All go token by token, in one order of summation: so a text has the same bits ho
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from edgellm.kernels.numba_records import record_viewer
@@ -87,32 +89,47 @@ def _softplus(v: Vocabulary, x: Value) -> Value:
     return v.maximum(x, 0.0) + z * series * 2.0
 
 
-def _step(
-    v: Vocabulary, n_parts: int, state: Value, row_bytes: Value, q: Value, k: Value, value: Value, out: Value,
-    n_keys: Value, kept: Value, beta: Value,
-) -> None:  # fmt: skip
-    """A token in some columns of a state: what the key finds, the change towards the value, what the query finds."""
+def _over_rows(v: Vocabulary, n: Value, n_parts: int, add: Callable[[Value, list[Value]], list[Value]]) -> list[Value]:
+    """Sums of some registers over n rows: even and odd ones by themselves, so that fewer additions wait for others."""
     zeros = [v.constant(0.0, F32, LANES) for _ in range(n_parts)]
-    parts = [v.constant(part * LANES * 4, state.element) for part in range(n_parts)]
 
-    def find(i: Value, *found: Value) -> list[Value]:
-        row, weight = state + i * row_bytes, v.f32(k + i * 4)
-        return [v.fma(v.f32(row + at, LANES), weight, total) for at, total in zip(parts, found, strict=True)]
+    def two(i: Value, *sums: Value) -> list[Value]:
+        return [*add(i * 2, list(sums[:n_parts])), *add(i * 2 + 1, list(sums[n_parts:]))]
 
-    found = v.loop(n_keys, zeros, find)
-    wrong = [(v.f32(value + at, LANES) - total * kept) * beta for at, total in zip(parts, found, strict=True)]
+    sums = v.loop(n / 2, zeros * 2, two)
+    sums[:n_parts] = v.loop(n & 1, sums[:n_parts], lambda _, *even: add(n - 1, list(even)))
+    return [even + odd for even, odd in zip(sums[:n_parts], sums[n_parts:], strict=True)]
 
-    def change(i: Value, *found: Value) -> list[Value]:
-        row, weight, query = state + i * row_bytes, v.f32(k + i * 4), v.f32(q + i * 4)
-        result = []
-        for at, missing, total in zip(parts, wrong, found, strict=True):
-            changed = v.fma(missing, weight, v.f32(row + at, LANES) * kept)
-            v.store(row + at, changed)
-            result.append(v.fma(changed, query, total))
-        return result
 
-    for at, total in zip(parts, v.loop(n_keys, zeros, change), strict=True):
-        v.store(out + at, total)
+def _stepper(n_parts: int) -> Callable[..., None]:
+    """A token in n_parts registers of columns of a state, [n_keys, n_parts * LANES]."""
+    parts = [part * LANES * 4 for part in range(n_parts)]
+    row_bytes = n_parts * LANES * 4
+
+    def step(
+        v: Vocabulary, state: Value, q: Value, k: Value, value: Value, out: Value, n_keys: Value, kept: Value,
+        beta: Value,
+    ) -> None:  # fmt: skip
+        def find(i: Value, found: list[Value]) -> list[Value]:
+            row, weight = state + i * row_bytes, v.f32(k + i * 4)
+            return [v.fma(v.f32(row + at, LANES), weight, total) for at, total in zip(parts, found, strict=True)]
+
+        found = _over_rows(v, n_keys, n_parts, find)
+        missing = [(v.f32(value + at, LANES) - total * kept) * beta for at, total in zip(parts, found, strict=True)]
+
+        def change(i: Value, found: list[Value]) -> list[Value]:
+            row, weight, query = state + i * row_bytes, v.f32(k + i * 4), v.f32(q + i * 4)
+            result = []
+            for at, wanted, total in zip(parts, missing, found, strict=True):
+                changed = v.fma(wanted, weight, v.f32(row + at, LANES) * kept)
+                v.store(row + at, changed)
+                result.append(v.fma(changed, query, total))
+            return result
+
+        for at, total in zip(parts, _over_rows(v, n_keys, n_parts, change), strict=True):
+            v.store(out + at, total)
+
+    return step
 
 
 def build_delta_rule(isa):
@@ -120,7 +137,7 @@ def build_delta_rule(isa):
     op_at, text_at, task_at = (record_viewer(schema) for schema in (DELTA_RULE, STATE_TEXT, STATE_TASK))
     words = memory(isa)
     load, copy, clear = words.load_f32, words.copy_f32, words.clear_f32
-    arguments = ("i64",) * 7 + ("f32", "f32")
+    arguments = ("i64",) * 6 + ("f32", "f32")
 
     @staged(isa, "void", "i64", "i64", "i64", "f64", "f32")
     def normalize(v, x, out, n, epsilon, factor):
@@ -145,7 +162,7 @@ def build_delta_rule(isa):
         q = op.scratch + thread * op.scratch_bytes
         k = q + op.key_dim * 4
         key_head = head % op.n_key_heads * op.key_dim
-        n_state, row_bytes = op.key_dim * op.value_dim, op.value_dim * 4
+        n_state = op.key_dim * op.value_dim
         rate, bias = load(op.rate + head * 4), load(op.bias + head * 4)
         scale = np.float32(op.scale)
         for index in range(text.first_task, text.first_task + text.n_tasks):
@@ -166,20 +183,15 @@ def build_delta_rule(isa):
                     )
                     kept = kept_of(load(op.decay + (token * op.decay_stride + head) * 4), bias, rate)
                     beta = beta_of(load(op.beta + (token * op.beta_stride + head) * 4))
+                    # A block of columns lies in one piece: all of a first level cache serves it.
+                    at = state + column * op.key_dim * 4
                     if column + STATE_COLS <= op.value_dim:
-                        wide(state + column * 4, row_bytes, q, k, value, out, op.key_dim, kept, beta)
+                        wide(at, q, k, value, out, op.key_dim, kept, beta)
                     else:
-                        for part in range(0, (op.value_dim - column) * 4, LANES * 4):
+                        for part in range(0, op.value_dim - column, LANES):
                             narrow(
-                                state + column * 4 + part, row_bytes, q, k, value + part, out + part, op.key_dim, kept,
+                                at + part * op.key_dim * 4, q, k, value + part * 4, out + part * 4, op.key_dim, kept,
                                 beta,
                             )  # fmt: skip
 
     return delta_rule
-
-
-def _stepper(n_parts: int):
-    def step(v, state, row_bytes, q, k, value, out, n_keys, kept, beta):
-        _step(v, n_parts, state, row_bytes, q, k, value, out, n_keys, kept, beta)
-
-    return step
