@@ -115,13 +115,6 @@ class DiskCache:
             self._writer = threading.Thread(target=self._write_all, daemon=True, name="edgellm-prefixes")
             self._writer.start()
 
-    def keep_prompt(self, sequence: Sequence) -> None:
-        """Keep a prompt that has been read, where it cannot be cut out of the whole text later: windows will have left
-        it behind, and the states of the whole text are others.
-        """
-        if self._cache.states is not None or any(pool.window is not None for pool in self._cache.pools):
-            self.keep(sequence)
-
     def _write_all(self) -> None:
         while (sequence := self._waiting.get()) is not None:
             try:

@@ -84,7 +84,7 @@ class KVCache:
         self.pools = [BlockPool(self._memory_of(window), counts[window], window) for window in windows]
         self.states = StatePool(states, n_slots) if states.layer_bytes else None
         self.lock = threading.RLock()
-        at_fork(self, before=KVCache._hold, in_parent=KVCache._let_go, in_child=KVCache._let_go)
+        at_fork(self, before=KVCache._hold, in_parent=KVCache._end_hold, in_child=KVCache._end_hold)
 
     def _memory_of(self, window: int | None) -> list[np.ndarray]:
         return [memory for layer, memory in zip(self.layers, self.memory, strict=True) if layer.window == window]
@@ -128,10 +128,10 @@ class KVCache:
                 pool._memory.clear()
 
     def _hold(self) -> None:
-        """Nobody is in the middle of anything until `_let_go`: what a child process gets is whole."""
+        """Nobody is in the middle of anything until `_end_hold`: what a child process gets is whole."""
         self.lock.acquire()
 
-    def _let_go(self) -> None:
+    def _end_hold(self) -> None:
         self.lock.release()
 
     # --- what is known of texts that were computed ----------------------------------------------------------

@@ -19,9 +19,9 @@ from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, Adap
 from edgellm.engine.block_table import blocks_for
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
-from edgellm.engine.layout import lay_out
+from edgellm.engine.layout import LayOut, Layout, lay_out, release_file_pages
 from edgellm.engine.states import StateShape
-from edgellm.errors import MemoryLimitError, UsageError
+from edgellm.errors import EdgellmError, MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
@@ -38,6 +38,7 @@ from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
 if TYPE_CHECKING:
+    from edgellm.engine.laying_out import LayingOut
     from edgellm.engine.square_sums import SquareSums
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
@@ -101,6 +102,7 @@ class Runner:
     graphs:  the model's nodes, without adapters. base: how they are run, by the `team`.
 
     A team that is given must have been made for a model that never runs at the same time, and outlive this one.
+    lay_out: how weights are put where they are read.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Runner:
         runtime: RuntimeConfig,
         progress: Callable[[int, int, str], None] | None = None,
         team: Team | None = None,
+        lay_out: LayOut = lay_out,
     ) -> None:
         self.config = config
         self.isa = choose()
@@ -136,7 +139,8 @@ class Runner:
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
         is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
         self.team = team if team is not None and is_shared else Team(self.store, self.n_threads, max_ops)
-        self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache)
+        self._laying_out = self._begin_layout()
+        self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache, self._laying_out)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
         try:
             self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
@@ -190,6 +194,43 @@ class Runner:
         if not self._end.alive:
             raise UsageError("the model is closed")
 
+    # --- how weights lie ------------------------------------------------------------------------------------
+
+    def _begin_layout(self) -> LayingOut | None:
+        """Begin to make the tiles that are worth it."""
+        if self.layout.coming is None:
+            return None
+        from edgellm.engine.laying_out import LayingOut  # which few starts need
+
+        return LayingOut(self.layout.coming, (self.graphs.body, self.graphs.head), self.target)
+
+    def take_tiles(self) -> None:
+        """Go on from tiles that were made meanwhile. Between steps, while nobody has the model for itself."""
+        if self._laying_out is None or not self._laying_out.is_over or self._bound:
+            return
+        found, coming, usual = self._laying_out.found, self.layout.coming, self.target
+        self._laying_out = None
+        if found is None or coming is None:
+            return
+        self.target = replace(usual, tiles=found)
+        try:
+            programs = self._lowered_programs(self.graphs)
+        except (MemoryError, EdgellmError):  # the file is as good
+            self.target = usual
+            return
+        for slots in list(self._variants):
+            self._drop(slots)
+        old, self.base.programs = self.base.programs, programs
+        self.team.forget(old)
+        self.layout = Layout("tiles", found, coming.n_bytes)
+        release_file_pages(coming)
+
+    def wait_for_tiles(self) -> None:
+        """For who measures, and has the model for itself: go on from those that are being made."""
+        if self._laying_out is not None:
+            self._laying_out.wait()
+            self.take_tiles()
+
     # --- with adapters --------------------------------------------------------------------------------------
 
     def variant(self, sets: Iterable[AdapterSet]) -> Variant:
@@ -224,7 +265,7 @@ class Runner:
         return Variant((), graphs, largest, self._lowered_programs(graphs))
 
     def forget(self, adapter: Adapter) -> None:
-        """Let go of the programs that have an adapter."""
+        """Release the programs that have an adapter."""
         for slots in [slots for slots in self._variants if any(slot.adapter is adapter for slot in slots)]:
             self._drop(slots)
 
@@ -354,8 +395,10 @@ class Runner:
             self.__dict__.pop(name, None)
 
 
-def _end(team: Team | None, cache: KVCache) -> None:
+def _end(team: Team | None, cache: KVCache, laying_out: LayingOut | None) -> None:
     """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
+    if laying_out is not None:
+        laying_out.close()
     if team is not None:
         team.close()
     cache.close()

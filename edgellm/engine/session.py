@@ -28,7 +28,7 @@ def save_session(scheduler: Scheduler, path: Path, token_ids: list[int], adapter
     written.
     """
     with scheduler.alone():
-        scheduler.settle()
+        scheduler.update_requests()
         sequence = scheduler.prefixes.longest(token_ids, scheduler.live(), adapters)
         try:
             bound = bound_to(scheduler.runner) | {"adapters": root_of(adapters).hex()}

@@ -44,7 +44,8 @@ DELTA_RULE = Schema(
     batch=BATCH,
     texts="ptr",
     tasks="ptr",
-    # In each slot, float32 of every head: blocks of STATE_COLS columns, [key_dim, STATE_COLS], then of ROW_ALIGN.
+    # In each slot, float32 of every head: blocks of STATE_COLS columns, [key_dim, STATE_COLS], as many as there are,
+    # and then of ROW_ALIGN columns.
     states="ptr",
     state_bytes="i64",
     x="ptr",  # queries and keys, [n_key_heads, key_dim] both, and values [n_heads, value_dim]

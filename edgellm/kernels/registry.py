@@ -57,8 +57,7 @@ _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # train
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
-_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
-_GATES = {"activation": (*_GATED["activation"], "sigmoid", "linear")}  # those that cannot be trained through, too
+_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu", "sigmoid", "linear")}
 _SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
@@ -90,11 +89,13 @@ _FAMILIES: dict[str, _Family] = {
     "linear_bf16": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "linear_bf16_transposed": _Family("linear_bf16", _BLOCKS, needs_amx=True),
     "outer_sum": _Family("outer_sum"),
-    "glu": _Family("glu", options=_GATES),
+    "glu": _Family("glu", options=_GATED),
     "route": _Family("route", options=_SCORING),
     "sort_experts": _Family("expert_rows"),
     "experts_decode": _Family("experts", _BLOCKS),
     "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_tiles": _Family("experts_tiles", _BLOCKS),
+    "experts_tiles_prefill": _Family("experts_tiles", _BLOCKS),
     "experts_f32": _Family("experts", _ALL),
     "experts_f32_decode": _Family("experts", _FLOATS),
     "add_expert_bias": _Family("expert_rows"),

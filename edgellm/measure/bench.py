@@ -34,6 +34,7 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     """
     check_room(model, depth + max(n_prompt, n_generate))
     runner, scheduler = model._runner, model._scheduler
+    runner.wait_for_tiles()
     limits = measure_limits(runner.store, runner.team)
     ids = some_tokens(model, max(depth, n_prompt, n_generate, 1))
     adapters = model._adapters.usual

@@ -58,6 +58,7 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
     Times are medians over repetitions, op by op.
     """
     runner, scheduler = model._runner, model._scheduler
+    runner.wait_for_tiles()
     n_batch = min(n_prompt, runner.n_batch)
     check_room(model, depth + max(n_batch, 1))
     ids = some_tokens(model, max(depth, n_batch, 1))
