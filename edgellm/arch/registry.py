@@ -83,7 +83,7 @@ class Architecture(NamedTuple):
         weights, decoder, head = Weights(tensors), Graph(), Graph()
         hidden = self.body(decoder, weights, config)
         body, became = _without_cache(decoder)
-        states = body.output(normalize(weights, config, became[hidden], "output_norm"))
+        states = body.output(normalize(weights, config, became[hidden], config.style.output_norm))
         pooled = head.input(states.width)
         made = embedding_head(head, weights, config, pooled)
         weights.used.add("output.weight")
@@ -96,6 +96,8 @@ def _without_cache(graph: Graph) -> tuple[Graph, dict[Value, Value]]:
 
     def record(result: Graph, node: Node, inputs: dict[str, Value]) -> Iterable[Value]:
         changes: dict[str, Any] = {**inputs}
+        if node.n_state:
+            raise UnsupportedError("vectors of texts from a model with recurrent layers are not built yet")
         if isinstance(node, KeysValues):
             changes["cached"] = False
         return result.record_all(replace(node, **changes))
@@ -140,6 +142,10 @@ _FILES: dict[str, tuple[str, ...]] = {
     "gpt-oss": ("gpt_oss",),
     "deepseek2": ("deepseek2", "deepseek2:VERSION_3", "deepseek2:GLM_LITE"),
     "bailingmoe2": ("bailingmoe2",),
+    "lfm2": ("lfm2",),
+    "lfm2moe": ("lfm2moe",),
+    "qwen35": ("qwen35",),
+    "qwen35moe": ("qwen35moe",),
 }
 # The same of those that make vectors or scores of whole texts, and no text.
 _ENCODERS: dict[str, tuple[str, ...]] = {

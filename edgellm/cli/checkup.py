@@ -173,10 +173,11 @@ class _Speeds:
 def _speeds(store: KernelStore, tuning: Tuning) -> tuple[_Speeds, float | None]:
     """The best of some tries while the machine is busy, and the cores that others used in the calmest of them."""
     best, least = None, float("inf")
+    tunings = {name: remembered(store, FORMATS[name]) or tuning for name in TYPES}
     for _ in range(_TRIES):
         others = OtherWork()
         limits, one = (_limits(store, n) for n in (tuning.n_threads, 1))
-        found = _Speeds(limits, one, [measure_reach(store, tuning, name) for name in TYPES])
+        found = _Speeds(limits, one, [measure_reach(store, tunings[name], name) for name in TYPES])
         best, least = found if best is None else best.or_better(found), min(least, others.cores())
         if not is_too_busy(least, tuning.n_threads):
             return best, None

@@ -195,7 +195,7 @@ def choose_formats(
     n_heads = get_value(metadata, f"{architecture}.attention.head_count", int, 1)
     n_kv_heads = metadata.get(f"{architecture}.attention.head_count_kv", n_heads)
     if not isinstance(n_kv_heads, int) or isinstance(n_kv_heads, bool):  # a number for each layer
-        n_kv_heads = max(Keys(metadata).counts("attention.head_count_kv", n_layers))
+        n_kv_heads = max(Keys(metadata).counts("attention.head_count_kv", n_layers, least=0))
     group = n_heads // max(1, n_kv_heads)
     has_output = any(part.name == "output.weight" for part in parts)
     n_experts = get_value(metadata, f"{architecture}.expert_count", int, 0)

@@ -112,6 +112,8 @@ def _with_slope(x: Floats, activation: str) -> tuple[Floats, Floats]:
     x = x.astype(np.float64)
     if activation == "tanh":
         return np.tanh(x), 1 - np.tanh(x) ** 2
+    if activation == "linear":
+        return x, np.ones_like(x)
     if activation == "relu":
         return np.where(x < 0, 0, x), (x > 0).astype(np.float64)
     if activation == "relu_squared":
@@ -120,9 +122,11 @@ def _with_slope(x: Floats, activation: str) -> tuple[Floats, Floats]:
     if activation == "gelu_erf":
         p = 0.5 * (1 + _ERF(x / np.sqrt(2)))
         return x * p, p + x * np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
-    z, slope_of_z = _EXPONENTS[activation](x)
+    z, slope_of_z = _EXPONENTS.get(activation, _silu_exponent)(x)
     with np.errstate(over="ignore"):
         s = 1 / (1 + np.exp(-z))
+    if activation == "sigmoid":
+        return s, s * (1 - s)
     return x * s, s + x * s * (1 - s) * slope_of_z
 
 

@@ -57,7 +57,7 @@ _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # train
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
-_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
+_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu", "sigmoid", "linear")}
 _SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
@@ -94,6 +94,8 @@ _FAMILIES: dict[str, _Family] = {
     "sort_experts": _Family("expert_rows"),
     "experts_decode": _Family("experts", _BLOCKS),
     "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_tiles": _Family("experts_tiles", _BLOCKS),
+    "experts_tiles_prefill": _Family("experts_tiles", _BLOCKS),
     "experts_f32": _Family("experts", _ALL),
     "experts_f32_decode": _Family("experts", _FLOATS),
     "add_expert_bias": _Family("expert_rows"),
@@ -107,6 +109,8 @@ _FAMILIES: dict[str, _Family] = {
     "experts_transposed": _Family("expert_products", _ALL),
     "expert_outer_sum": _Family("expert_products"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
+    "causal_conv": _Family("recurrent"),
+    "delta_rule": _Family("recurrent"),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),

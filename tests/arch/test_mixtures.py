@@ -69,6 +69,17 @@ def test_the_same_bits_however_a_text_is_cut(family: str, type_name: str, activa
             np.testing.assert_array_equal(model.logits(IDS), whole, err_msg=f"{n_batch=} {n_threads=}")
 
 
+@pytest.mark.parametrize("family", FEW)
+def test_experts_as_tiles_have_the_same_bits(family: str, folder: Path) -> None:
+    path = file_of(folder, family, "Q8_0")
+    whole = logits_of(path, layout="file")
+    for n_batch in (1, 5, 512):
+        with edgellm.load(path, layout="memory", n_batch=n_batch, n_threads=2, kv_type="f32") as model:
+            stacks = [weight for weight in model._runner.layout.tiles if len(weight.shape) == 3]
+            assert stacks and model.layout == "memory"
+            np.testing.assert_array_equal(model.logits(IDS), whole)
+
+
 @pytest.mark.parametrize("family", MIXTURES)
 def test_the_same_after_fork_and_trim(family: str, folder: Path) -> None:
     """A text that shares its beginning with one that was read before, and then the first one again."""

@@ -76,7 +76,15 @@ class Random:
         if kind == 1:
             return add(x, y)
         if kind == 2:
-            return glu(x, y, str(rng.choice(["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"])))
+            return glu(
+                x,
+                y,
+                str(
+                    rng.choice(
+                        ["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu", "sigmoid", "linear"]
+                    )
+                ),
+            )
         if kind == 3:
             return add_bias(x, tensor("b", x.width, seed=step))
         if kind == 4:

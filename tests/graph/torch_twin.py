@@ -87,6 +87,8 @@ _ACTIVATIONS = {
     "relu": torch.relu,
     "relu_squared": lambda x: torch.relu(x) ** 2,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "linear": lambda x: x,
 }
 
 

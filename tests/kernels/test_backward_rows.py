@@ -166,7 +166,7 @@ def test_soft_cap_backward(of_rows: CompiledRows, rng, width: int) -> None:
         np.testing.assert_allclose(of_rows.soft_cap_backward(y, dy, 3.0, in_place), want, atol=1e-6)
 
 
-GATES = ["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+GATES = ["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu", "sigmoid", "linear"]
 
 
 @pytest.mark.parametrize("activation", GATES)
@@ -189,6 +189,8 @@ TORCH = {
     "relu": torch.relu,
     "relu_squared": lambda x: torch.relu(x) ** 2,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "linear": lambda x: x,
 }
 
 

@@ -18,7 +18,7 @@ from .weights import BLOCKS, FLOATS, random_weights
 
 # A softmax of a few hundred numbers in float32.
 WEIGHTS = 2e-6
-SHAPES = [(1, 1, 1, 1), (1, 8, 2, 17), (3, 4, 4, 40), (9, 6, 2, 7), (33, 3, 2, 16), (40, 16, 5, 33)]
+SHAPES = [(1, 1, 1, 1), (1, 8, 2, 17), (3, 4, 4, 40), (9, 6, 2, 7), (33, 3, 2, 16), (40, 16, 5, 33), (5, 4, 3, 48)]
 ROUTINGS = [
     {},
     {"normalize": False, "scale": 2.5},
@@ -105,9 +105,13 @@ def test_rounded_inputs(compiled_for, isa: Isa, fmt: BlockFormat, by_pair: bool)
         magnitude = np.einsum("pc,prc->pr", inputs, w[chosen.ravel()]).reshape(found.shape)
         assert (np.abs(found - twins.experts(weights, fmt, x, chosen)) / magnitude).max() < LINEAR
         assert same_bits(compiled.experts(kernels, "experts_decode", weights, fmt, x, chosen), found)
-        # The last token alone, and as one of few.
+        # The last token alone, and as one of few; and from tiles, which experts must fill, in a few formats: how these
+        # are read is `linear_tiles`, which is tested in all.
         last = Quantized(*(part[-(n_used if by_pair else 1) :] for part in x))
-        for op in ("experts_prefill", "experts_decode"):
+        of_tiles = ("experts_tiles_prefill", "experts_tiles") if n_rows % 16 == 0 and fmt.name in FEW_FORMATS else ()
+        for op in of_tiles:
+            assert same_bits(compiled.experts(kernels, op, weights, fmt, x, chosen, 32), found), op
+        for op in ("experts_prefill", "experts_decode", *of_tiles):
             assert same_bits(compiled.experts(kernels, op, weights, fmt, last, chosen[-1:]), found[-1:])
 
 

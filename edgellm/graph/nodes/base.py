@@ -93,6 +93,13 @@ class Node:
         """Of all values that it makes, where they are several."""
         return (self.width,)
 
+    @property
+    def n_state(self) -> int:
+        """Numbers that it keeps of a text from one token to the next, float32; 0 where a token is by itself, or looks
+        at the cache.
+        """
+        return 0
+
     def marks_of_copy(self) -> dict[str, Any]:
         """Fields that differ where a node is recorded once more, to compute its value again."""
         return {}

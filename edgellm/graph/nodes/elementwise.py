@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+Gate = Literal[Activation, "sigmoid", "linear"]
 PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
 
 
@@ -55,12 +57,13 @@ class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
     activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as; "clamped_swiglu", of
-                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
+                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7;
+                 "sigmoid" is sigmoid(gate) up, and "linear" gate up.
     """
 
     gate: Value
     up: Value
-    activation: Activation
+    activation: Gate
 
     @property
     def width(self) -> int:
@@ -69,6 +72,8 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
+        if self.activation in ("sigmoid", "linear"):
+            raise UnsupportedError(f"training through a {self.activation} gate is not built yet")
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
         b.add_needed((self.gate, self.up), made)
 
@@ -103,5 +108,5 @@ def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
     return x.graph.record(Activate(x, activation), name)
 
 
-def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:
+def glu(gate: Value, up: Value, activation: Gate, name: str = "") -> Value:
     return gate.graph.record(GLU(gate, up, activation), name)

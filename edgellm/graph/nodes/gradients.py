@@ -16,7 +16,7 @@ from edgellm.graph.nodes.base import Node, Value
 
 if TYPE_CHECKING:
     from edgellm.graph.nodes.attention import AttentionSpec
-    from edgellm.graph.nodes.elementwise import Activation, PlainActivation
+    from edgellm.graph.nodes.elementwise import Gate, PlainActivation
 
 
 @dataclass(eq=False, repr=False)
@@ -82,7 +82,7 @@ class GLUBackward(Node):
     gate: Value
     up: Value
     dy: Value
-    activation: Activation
+    activation: Gate
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from math import pi, sqrt
 
 from edgellm.kernels.gradient_records import GLU_BACKWARD
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.glu import ACTIVATIONS, LIMIT, STEEPNESS
+from edgellm.kernels.ops.glu import ACTIVATIONS, GATES, LIMIT, STEEPNESS
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
@@ -54,7 +54,13 @@ def _relu_squared(v: Vocabulary, x: Value) -> tuple[Value, Value]:
     return ACTIVATIONS["relu_squared"](v, x), ACTIVATIONS["relu"](v, x) * 2.0
 
 
+def _sigmoid_gate(v: Vocabulary, x: Value) -> tuple[Value, Value]:
+    value = GATES["sigmoid"](v, x)
+    return value, value * (-value + 1.0)
+
+
 WITH_SLOPES = {"silu": _silu, "gelu": _gelu, "gelu_erf": _gelu_erf, "relu": _relu, "relu_squared": _relu_squared}
+GATES_WITH_SLOPES = WITH_SLOPES | {"sigmoid": _sigmoid_gate, "linear": lambda v, x: (x, v.like(1.0, x))}
 
 
 def _clamped_swiglu(v: Vocabulary, gate: Value, up: Value, dy: Value) -> tuple[Value, Value]:
@@ -72,7 +78,7 @@ def _clamped_swiglu(v: Vocabulary, gate: Value, up: Value, dy: Value) -> tuple[V
 def _gated_backward(v: Vocabulary, activation: str, gate: Value, up: Value, dy: Value) -> tuple[Value, Value]:
     if activation == "clamped_swiglu":
         return _clamped_swiglu(v, gate, up, dy)
-    value, slope = WITH_SLOPES[activation](v, gate)
+    value, slope = GATES_WITH_SLOPES[activation](v, gate)
     return dy * up * slope, dy * value
 
 
