@@ -141,7 +141,8 @@ class RuntimeConfig:
                 keeps nothing there.
     layout:     how weights lie: "file" as the file has them; "tiles" in the order in which they are read, in a second
                 file in the cache folder that is made once; "memory" likewise in memory, made at every start; "auto"
-                takes tiles where they are clearly quicker and the disk has room. Results are the same to the bit.
+                takes tiles where they are clearly quicker and the disk has room; the first time, it makes them while
+                the model runs from its file. Results are the same to the bit.
     template:   the chat template: a file with one, the name of a known one, or Jinja text; None takes the model's.
     """
 

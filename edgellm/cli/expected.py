@@ -32,11 +32,12 @@ def lines_for(named: str, path: Path | None, runtime: RuntimeConfig) -> Iterator
 def lines_of(found: Estimate) -> Iterator[str]:
     threads = counted(found.n_threads, "thread")
     full = found.memory(found.n_ctx)
+    states = f", and {size_text(found.state_bytes)} for every {found.step_tokens}" if found.state_bytes else ""
     yield f"model    {found.model}, {threads}, {found.isa}"
     yield (
         f"memory   {size_text(found.memory(0))}: weights {size_text(found.weight_bytes)}, program and buffers "
         f"{size_text(found.other_bytes)}; {size_text(full)} with a full context of {found.n_ctx} tokens "
-        f"({size_text(found.token_bytes)} each)"
+        f"({size_text(found.token_bytes)} each{states})"
     )
     yield f"machine  {verdict(full)}"
     yield (

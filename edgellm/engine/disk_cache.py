@@ -91,7 +91,7 @@ class DiskCache:
             found = read_blocks(path, self._cache, self.bound | {"adapters": keys[0].hex()})
             if found.start != start or _keys_behind(keys[start], found.token_ids) != keys[start + 1 : end + 1]:
                 return False
-            self._cache.put(keys[start:], found.token_ids, start, found.runs, found.layers, adapters)
+            self._cache.put(keys[start:], found.token_ids, start, found.runs, found.layers, adapters, found.states)
             os.utime(path)
         except CacheFullError:
             return False

@@ -93,7 +93,6 @@ class Model(Answering, MakesVectors):
     n_ctx:           tokens that a conversation, or a text, may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
-    layout:          how its weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`).
 
     A closed model has its numbers still; anything else raises a UsageError.
     """
@@ -107,7 +106,7 @@ class Model(Answering, MakesVectors):
     n_ctx: int
     n_vocab: int
     n_threads: int
-    layout: str
+    _layout: str
 
     def __init__(
         self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
@@ -142,7 +141,6 @@ class Model(Answering, MakesVectors):
             self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
-            self.layout = self._runner.layout.name
         except MemoryError:
             self._release()
             raise MemoryLimitError(
@@ -155,6 +153,13 @@ class Model(Answering, MakesVectors):
         except BaseException:
             self._release()
             raise
+
+    @property
+    def layout(self) -> str:
+        """How the weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`). With "auto" it may change once."""
+        if "_runner" in self.__dict__:
+            self._layout = self._runner.layout.name
+        return self._layout
 
     @property
     def notes(self) -> list[str]:
@@ -326,6 +331,7 @@ class Model(Answering, MakesVectors):
         """
         scheduler, embedder = self.__dict__.get("_scheduler"), self.__dict__.get("_embedder")
         if scheduler is not None:
+            self.layout  # noqa: B018 - is noted
             scheduler.close()
         if embedder is not None:
             embedder.close()

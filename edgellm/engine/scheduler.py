@@ -219,6 +219,8 @@ class Scheduler:
         self._is_stepping = True
         try:
             self.update_requests()
+            if self._alone is None:
+                self.runner.take_tiles()
             batch = self._next_batch()
             if not batch:
                 if not any(request.is_ready for request in asked):
@@ -326,6 +328,8 @@ class Scheduler:
     def _admitted(self, prompts: list[Request]) -> list[Request]:
         """Give new texts the longest prefix that is in the cache; those whose prefix is being computed wait for it."""
         admitted: list[Request] = []
+        states = self.runner.cache.states
+        worth = KV_BLOCK * (states.shape.step if states is not None else 1)  # tokens, for which others are waited for
         for request in sorted(prompts, key=lambda request: request.arrival):
             if request.sequence is None:
                 wanted = request.tokens[:-1]  # the last token is computed anew, for its logits
@@ -336,7 +340,7 @@ class Scheduler:
                         self.disk.bring(wanted, request.adapters)
                     found = self.prefixes.longest(wanted, self.live(), request.adapters)
                 if not request.is_private and any(
-                    n_common(other.tokens, wanted) >= len(found) + KV_BLOCK
+                    n_common(other.tokens, wanted) >= len(found) + worth
                     for other in admitted
                     if not other.is_private and other.adapters == request.adapters
                 ):

@@ -52,7 +52,8 @@ def load_session(scheduler: Scheduler, path: Path, adapters: AdapterSet = NO_ADA
         cache = scheduler.runner.cache
         found = read_blocks(path, cache, bound_to(scheduler.runner) | {"adapters": root_of(adapters).hex()})
         try:
-            sequence = cache.restored(found.token_ids, [run.first for run in found.runs], found.layers, adapters)
+            firsts = [run.first for run in found.runs]
+            sequence = cache.restored(found.token_ids, firsts, found.layers, adapters, found.states)
         except CacheFullError:
             raise MemoryLimitError(
                 f"{path} holds {len(found.token_ids)} tokens, and the cache has no room for them; choose a larger "

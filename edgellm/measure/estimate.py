@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.arch import architecture_of
-from edgellm.engine.kv_cache import Sequence, blocks_for
+from edgellm.engine.block_table import blocks_for
+from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.layout import Layout, tensors_to_tile
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.states import NO_STATES
 from edgellm.errors import FileProblem
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -55,6 +57,7 @@ class Estimate:
     weight_bytes:  of the file, as they are in memory once a text was computed.
     other_bytes:   the program, the vocabulary, kernels, and the values of a batch.
     token_bytes:   keys and values of a token in the cache.
+    state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
     busy_cores:    that other programs used meanwhile, so that the speeds are too low; None when it was calm enough.
     """
@@ -66,6 +69,8 @@ class Estimate:
     weight_bytes: int
     other_bytes: int
     token_bytes: int
+    state_bytes: int
+    step_tokens: int
     n_prompt: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
@@ -73,7 +78,8 @@ class Estimate:
 
     def memory(self, n_tokens: int) -> int:
         """Bytes that a process takes with a text of so many tokens."""
-        return self.weight_bytes + self.other_bytes + n_tokens * self.token_bytes
+        states = (2 + n_tokens // self.step_tokens) * self.state_bytes
+        return self.weight_bytes + self.other_bytes + n_tokens * self.token_bytes + states
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
@@ -103,8 +109,11 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
             n_prompt, prefill = _prefill(scheduler, sequence, runner)
             decode = _decode(scheduler, sequence, runner.n_vocab)
             busy_cores = others.cores()
+            shape = runner.cache.states.shape if runner.cache.states is not None else NO_STATES
+            touched = sequence.trail.n_held if sequence.trail is not None else 0
             sequence.release()
             cached = KV_BLOCK * blocks_for(max(n_prompt, _N_ANSWER)) * runner.cache.token_bytes
+            cached += max(2, touched) * shape.slot_bytes
             other_bytes = max(0, resident_memory() - ring.n_bytes - cached)
         finally:
             runner.close()
@@ -117,6 +126,8 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         weight_bytes=_touched(tensors),
         other_bytes=other_bytes,
         token_bytes=runner.cache.token_bytes,
+        state_bytes=shape.slot_bytes,
+        step_tokens=shape.step * KV_BLOCK,
         n_prompt=n_prompt,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,

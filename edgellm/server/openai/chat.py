@@ -50,8 +50,13 @@ def chat_of(asked: ChatRequest) -> Chat:
         raise ApiProblem(400, "top_logprobs is given, but logprobs is not true; set it", "top_logprobs")
     if asked.logprobs:
         keywords["logprobs"] = asked.top_logprobs or 0
-    if asked.chat_template_kwargs:
-        keywords["template_variables"] = asked.chat_template_kwargs
+    variables = asked.chat_template_kwargs or {}
+    if asked.documents is not None:
+        if "documents" in variables:
+            raise ApiProblem(400, "documents are given twice, in chat_template_kwargs too; leave one out", "documents")
+        variables = {**variables, "documents": asked.documents}
+    if variables:
+        keywords["template_variables"] = variables
     if asked.think is not None and asked.reasoning_effort is not None:
         raise ApiProblem(400, "think and reasoning_effort are both given; leave one out", "think")
     think = asked.think if asked.think is not None else think_of(asked.reasoning_effort, "reasoning_effort")
