@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 
 from edgellm.arch import architecture_of
-from edgellm.engine.kv_cache import Sequence, blocks_for
+from edgellm.engine.kv_cache import CacheLayer, Sequence, blocks_for, bytes_of_texts
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
@@ -45,6 +45,7 @@ class Estimate:
     weight_bytes:  of the file, as they are in memory once a text was computed.
     other_bytes:   the program, the vocabulary, kernels, and the values of a batch.
     token_bytes:   keys and values of a token in the cache.
+    layers:        of the cache, which by their windows keep all or some of the tokens; n_batch: computed in one pass.
     n_prompt:      tokens that the speed of a prompt was measured with.
     """
 
@@ -58,10 +59,13 @@ class Estimate:
     n_prompt: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    layers: tuple[CacheLayer, ...]
+    n_batch: int
 
-    def memory(self, n_tokens: int) -> int:
-        """Bytes that a process takes with a text of so many tokens."""
-        return self.weight_bytes + self.other_bytes + n_tokens * self.token_bytes
+    def memory(self, n_tokens: int, n_texts: int = 1) -> int:
+        """Bytes that a process takes at most with so many texts of n_tokens each at once."""
+        cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
+        return self.weight_bytes + self.other_bytes + cached
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
@@ -105,6 +109,8 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         n_prompt=n_prompt,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,
+        layers=tuple(runner.cache.layers),
+        n_batch=runner.n_batch,
     )
 
 
