@@ -93,7 +93,7 @@ class IntegerCache:
         n_blocks, dim = len(self.memory), self.head_dim
         keys, values = self.keys.astype(np.int64), self.values.astype(np.int64)
         if self.kind.n_parts == 1:
-            keys, values = keys.astype(np.uint8).view(np.int8), values.astype(np.uint8).view(np.int8)
+            keys, values = _signed(keys), _signed(values)
             keys = keys.swapaxes(3, 4).reshape(n_blocks, self.n_kv_heads, dim, KV_BLOCK)
             values = values.swapaxes(3, 4).reshape(n_blocks, self.n_kv_heads, KV_BLOCK, dim)
         else:
@@ -104,10 +104,14 @@ class IntegerCache:
             values = values.reshape(n_blocks, self.n_kv_heads, KV_BLOCK, dim)
         key_scales = np.repeat(self.key_scales.astype(np.float32), SCALE_GROUP, axis=2)[:, :, :dim]
         value_scales = np.repeat(self.value_scales.astype(np.float32), SCALE_GROUP, axis=2)[:, :, :dim]
-        keys, values = keys * key_scales, values * value_scales.swapaxes(2, 3)
-        if self.kind.is_rotated:
-            return rotate(keys.swapaxes(2, 3)).swapaxes(2, 3), rotate(values)
-        return keys, values
+        k = keys.astype(np.float32) * key_scales
+        v = values.astype(np.float32) * value_scales.swapaxes(2, 3)
+        return (rotate(k.swapaxes(2, 3)).swapaxes(2, 3), rotate(v)) if self.kind.is_rotated else (k, v)
+
+
+def _signed(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bytes as they are, from 0 to 255, as the signed ones that they stand for."""
+    return numbers.astype(np.uint8).view(np.int8).astype(np.int64)
 
 
 def _to_bytes(x: Floats) -> tuple[NDArray[np.int64], NDArray[np.float16]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from edgellm.kernels.kv_types import LANES, SCALE_BYTES, SCALE_GROUP, UNIT_BYTES, FloatKV, IntegerKV, KVType
@@ -61,7 +62,7 @@ def build_kv_append(isa, kind: KVType):
     """Chunk c is some tokens, for all heads."""
     op_at = record_viewer(KV_APPEND)
     load_i64 = memory(isa).load_i64
-    function = _append_integers if isinstance(kind, IntegerKV) else _append_floats
+    function: Callable[..., None] = _append_integers if isinstance(kind, IntegerKV) else _append_floats
     append_key, append_value = (
         staged(isa, "void", *["i64"] * 4)(partial(function, kind=kind, are_keys=are_keys)) for are_keys in (True, False)
     )
