@@ -83,6 +83,7 @@ if TYPE_CHECKING:
 
         tools: Iterable[Any] | None
         tool_choice: Any
+        parallel_tool_calls: bool | None
         think: bool | None
         think_budget: int | None
 
@@ -141,7 +142,8 @@ class RuntimeConfig:
                 keeps nothing there.
     layout:     how weights lie: "file" as the file has them; "tiles" in the order in which they are read, in a second
                 file in the cache folder that is made once; "memory" likewise in memory, made at every start; "auto"
-                takes tiles where they are clearly quicker and the disk has room. Results are the same to the bit.
+                takes tiles where they are clearly quicker and the disk has room; the first time, it makes them while
+                the model runs from its file. Results are the same to the bit.
     template:   the chat template: a file with one, the name of a known one, or Jinja text; None takes the model's.
     """
 
@@ -187,6 +189,7 @@ class ChatParams:
     tools:         Python functions, or schemas as OpenAI has them, that the model may call: see `tool_calls` of the
                    answer, and `edgellm.run_tools`, which does what the calls ask for.
     tool_choice:   "auto" (the model may call some), "required" (it must), "none", or the name of the one that it must.
+    parallel_tool_calls:  False lets an answer have one call at most, and end with it.
     think:         whether the model thinks before it answers; None leaves that to its template.
     think_budget:  tokens of a thought at most.
 
@@ -195,10 +198,12 @@ class ChatParams:
 
     tools: Any = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     think: bool | None = None
     think_budget: int | None = None
 
     def __post_init__(self) -> None:
+        take(self, "parallel_tool_calls", flag, optional=True)
         take(self, "think", flag, optional=True)
         take(self, "think_budget", whole_number, 0, optional=True)
         if self.think is False and self.think_budget is not None:

@@ -4,12 +4,13 @@
     python tools/bench_kernels.py Q4_K --tiles
     python tools/bench_kernels.py Q4_K --against OTHER_CHECKOUT --rounds 3
 
-For every format five figures: `cached`, GB/s of weights that one thread's second level cache holds, in decode, so
-what computing alone allows; `memory`, the same from memory with all threads; `by 4` and `by 8`, how many times as
-long as of one token a pass of so many takes from there; `prefill`, 10^9 products a second of a batch of 512 tokens. In
-the row of the limits stand what all threads read and multiply at most, measured in the same process. `--tiles` also
-measures weights that lie as tiles. `--against` runs another checkout's kernels in turn with these, A B A B, and gives
-medians of rounds; each checkout measures itself by its own copy of this tool.
+For every format six figures: `cached`, GB/s of weights that one thread's second level cache holds, in decode, so
+what computing alone allows; `memory`, the same from memory with all threads; `by 2`, `by 4` and `by 8`, how many
+times as long as of one token a pass of so many takes from there; `prefill`, 10^9 products a second of a batch of 512
+tokens. In the row of the limits stand what all threads read and multiply at most, measured in the same process.
+`Q6_K:2` is a format with inputs in two planes, as the head has. `--tiles` also measures weights that lie as tiles.
+`--against` runs another checkout's kernels in turn with these, A B A B, and gives medians of rounds; each checkout
+measures itself by its own copy of this tool.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Machine:
         from edgellm.graph.program import aligned
         from edgellm.quants import FORMATS
 
+        name, _, planes = name.partition(":")
         fmt = FORMATS[name]
         raw = aligned(n_rows * fmt.row_bytes(n_cols)).reshape(n_rows, -1)
         raw[...] = np.random.default_rng(0).integers(0, 256, raw.shape[1], np.uint8)
@@ -77,7 +79,7 @@ class Machine:
         graph = Graph()
         x = graph.input(n_cols)
         for _ in range(times):
-            graph.output(linear(x, weight))
+            graph.output(linear(x, weight, sensitive=planes == "2"))
         # Random bytes are as good as tiles of some others.
         tiles = {"tiles": {weight: raw.reshape(n_rows // 16, -1)}} if in_tiles else {}
         lowered = lower(graph, Target(self.store.isa, Tuning(n_threads), **tiles))
@@ -91,7 +93,7 @@ class Machine:
     def figures(self, name: str, n_cols: int, in_tiles: bool) -> dict[str, float]:
         from edgellm.quants import FORMATS
 
-        row_bytes = FORMATS[name].row_bytes(n_cols)
+        row_bytes = FORMATS[name.partition(":")[0]].row_bytes(n_cols)
         few, many = (max(1, n // row_bytes // 64) * 64 for n in (CACHED_BYTES, MEMORY_BYTES))
         macs = PREFILL_ROWS * n_cols * PREFILL_TOKENS
 
@@ -102,7 +104,7 @@ class Machine:
         return {
             "cached": few * row_bytes / seconds(few, 1, 1, CACHED_TIMES) / 1e9,
             "memory": many * row_bytes / one / 1e9,
-            **{f"by {n}": seconds(many, n) / one for n in (4, 8)},
+            **{f"by {n}": seconds(many, n) / one for n in (2, 4, 8)},
             "prefill": macs / seconds(PREFILL_ROWS, PREFILL_TOKENS) / 1e9,
         }
 
@@ -163,7 +165,7 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     sides = in_turns(options)
-    columns = ("cached", "memory", "by 4", "by 8", "prefill")
+    columns = ("cached", "memory", "by 2", "by 4", "by 8", "prefill")
     print(f"{options.cols} columns, {options.threads} threads; medians of {options.rounds}\n")
     print(f"{'':12}" + "".join(f"{f'{column}, {side}':>18}" for column in columns for side in sides))
     for name in (*options.formats, "limit"):

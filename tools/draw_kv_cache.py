@@ -42,7 +42,7 @@ def paging() -> str:
         for i, block in enumerate(blocks):
             x, used = 16 + i * 108, min(64, n - 64 * i)
             parts.append(box(x, top, 100, 22, "#ffffff", color))
-            parts.append(box(x, top, 100 * used / 64, 22, pale, color))
+            parts.append(box(x + 1, top + 1, 98 * used / 64, 20, pale, "none"))
             parts.append(text(x + 50, top + 15, f"{64 * i} to {64 * i + used - 1}", "small", "middle"))
             parts.append(box(100 + i * 44, top + 66, 36, 24, pale, color))
             parts.append(text(118 + i * 44, top + 83, str(block), anchor="middle"))

@@ -18,8 +18,10 @@ from edgellm.quants.floats import FloatFormat
 
 WIDTH, MARGIN = 742, 46
 LETTER = 7.6  # of a label, in pixels, at most
+BESIDE = 12  # pixels up or down from its point, at most, where a label needs no line to it
 INK, FAINT, ACCENT, SECOND = "#1f2933", "#c3ccd5", "#0b6e99", "#c2410c"
-STYLE = "<style>text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:#1f2933}.small{fill:#52606d}</style>"
+STYLE = "<style>text{font:12px system-ui,'DejaVu Sans',sans-serif;fill:#1f2933}"
+STYLE += ".small{fill:#52606d;paint-order:stroke;stroke:#f8fafc;stroke-width:4px}</style>"
 
 # What the first figure shows, and in which words.
 PANELS = {
@@ -120,6 +122,10 @@ def loss_figure(points: list[tuple[str, float, float]]) -> str:
     places = [place(size, error) for _, size, error in points]
     for (name, _, _), (x, y), (left_end, baseline) in zip(points, places, labels(points, places), strict=True):
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{ACCENT}"/>')
+        if abs(baseline - 4 - y) > BESIDE:  # which point it belongs to would not be seen
+            near = min(max(x, left_end), left_end + LETTER * len(name))
+            end = baseline + 2 if baseline < y else baseline - 10
+            parts.append(f'<path d="M{x:.1f} {y:.1f}L{near:.1f} {end:.1f}" stroke="{ACCENT}" stroke-width="0.8"/>')
         parts.append(f'<text class="small" x="{left_end:.1f}" y="{baseline:.1f}">{name}</text>')
     axes = "bits per weight; up: root mean square error, in percent of the weights' size"
     parts.append(f'<text x="{MARGIN + 20}" y="{height - 8}">{axes}</text>')

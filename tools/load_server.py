@@ -37,7 +37,7 @@ WORDS = [
     "bridge",
 ]
 MALFORMED = (b"", b"{", b"[1]", b'{"messages": 5}', b"\xff", b'{"messages": [], "colour": 1}', b"[" * 5000)
-SETTLES = 5.0  # seconds in which all must be over at the end
+GRACE_SECONDS = 5.0  # seconds in which all must be over at the end
 GROWTH = 0.03  # of resident memory, that is taken for none
 
 
@@ -79,7 +79,7 @@ class Clients:
             await asyncio.gather(*(self._one(client, ends) for _ in range(n_clients)))
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
-            await self._settled(client)
+            await self._is_idle(client)
         return self.load
 
     async def _one(self, client: httpx.AsyncClient, ends: float) -> None:
@@ -160,8 +160,8 @@ class Clients:
             self.load.memory.append((await self._status(client))["memory_used_bytes"])
             await asyncio.sleep(max(seconds, 0.05))
 
-    async def _settled(self, client: httpx.AsyncClient) -> None:
-        ends = time.monotonic() + SETTLES
+    async def _is_idle(self, client: httpx.AsyncClient) -> None:
+        ends = time.monotonic() + GRACE_SECONDS
         while True:
             status = await self._status(client)
             if status["answers_running"] == status["queue_length"] == 0 and status["requests_open"] <= 1:

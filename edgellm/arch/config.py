@@ -15,8 +15,10 @@ from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 
 if TYPE_CHECKING:
+    from edgellm.arch.delta_net import DeltaNet
     from edgellm.arch.latent import Latent
     from edgellm.arch.mixture import Mixture
+    from edgellm.arch.short_conv import ShortConv
 
 # Far above any real model, far below what would exhaust memory before the file's size is looked at.
 MOST_LAYERS = 4096
@@ -54,6 +56,7 @@ class ModelConfig:
     n_embd_per_layer:  how wide an embedding is that each layer has of its own; 0 for none.
     n_streams, active_stream:  streams of hidden states side by side, and which of them layers compute (Gemma 3n).
     sparsity:          by how many standard deviations a gate must be above the mean to count; None where all do.
+    recurrent:         layers that keep a state in place of attention; None where the family has none.
     layers:            for each layer, what it has otherwise; empty where all are alike.
     """
 
@@ -92,6 +95,7 @@ class ModelConfig:
     n_streams: int = 1
     active_stream: int = 0
     sparsity: float | None = None
+    recurrent: ShortConv | DeltaNet | None = None
 
     def of_layer(self, layer: int) -> ModelConfig:
         """The shape as this layer has it."""
@@ -116,16 +120,18 @@ class Keys:
             raise FormatError(f"{key} is {value}; expected a number from {least} to {most}")
         return value
 
-    def counts(self, name: str, n_layers: int, default: int | None = None) -> tuple[int, ...]:
-        """A whole number for every layer: one for all, or an array."""
+    def counts(self, name: str, n_layers: int, default: int | None = None, least: int = 1) -> tuple[int, ...]:
+        """A whole number for every layer, from `least` on: one for all, or an array."""
         key = f"{self.architecture}.{name}"
         value = self.metadata.get(key)
         if not isinstance(value, np.ndarray | list):
-            return (self.count(name, default),) * n_layers
+            return (self.count(name, default, least),) * n_layers
         found = np.asarray(value)
         most = _LIMITS.get(name, 1 << 32)
-        if found.dtype.kind not in "iu" or found.shape != (n_layers,) or not ((found > 0) & (found <= most)).all():
-            raise FormatError(f"{key} is {value!r:.60}; expected an integer from 1 to {most}, or {n_layers} of them")
+        if found.dtype.kind not in "iu" or found.shape != (n_layers,) or not ((found >= least) & (found <= most)).all():
+            raise FormatError(
+                f"{key} is {value!r:.60}; expected an integer from {least} to {most}, or {n_layers} of them"
+            )
         return tuple(found.tolist())
 
     def number(self, name: str, default: float | None = None, zero: float | None = None) -> float:

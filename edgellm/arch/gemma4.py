@@ -2,7 +2,7 @@
 
 As Gemma 3, but: heads are wider in layers that see everything, and only a part of them is turned. The upper layers may
 look at keys and values of a layer below. Each layer may be given a small embedding of the token of its own, of which
-only the rows of a text's tokens are read.
+only the rows of a text's tokens are read. Layers may have experts beside their feed-forward.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, decoder_config, has_experts
 from edgellm.arch.gemma2 import POST_NORMS
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
@@ -25,13 +25,17 @@ from edgellm.arch.huggingface import (
     layer_types,
 )
 from edgellm.arch.huggingface_rope import rope_settings
-from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize, rotation_of
+from edgellm.arch.parts import dense_feed_forward, embeddings, layer_output, logits_head, normalize, rotation_of
 from edgellm.arch.rope import frequencies
 from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared
+from edgellm.arch.stacks import Experts
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.graph.nodes import Graph, Rotation, Value, add, glu, linear, scale
+
+if TYPE_CHECKING:
+    from edgellm.arch.mixture import Mixture
 
 STYLE = Style(order="both", activation="gelu", head_norms="heads")
 PERIOD = 6  # of so many layers, the last sees everything
@@ -49,6 +53,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     c = decoder_config(
         {**metadata, **one},
         STYLE,
+        mixture=_mixture({**metadata, **one}),
         windows=windows,
         attention_scale=1.0,
         embedding_scale=math.sqrt(n_embd),
@@ -74,6 +79,14 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     return replace(c, layers=tuple(layers))
 
 
+def _mixture(metadata: Mapping[str, Any]) -> Mixture | None:
+    if not has_experts(metadata):
+        return None
+    from edgellm.arch.gemma4_experts import mixture  # which dense files do not need
+
+    return mixture(metadata)
+
+
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     everywhere = rotation_of(w, c, interleaved=False)
     n_near = next((c.of_layer(layer).n_rot for layer, window in enumerate(c.windows) if window), c.n_rot)
@@ -86,8 +99,7 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
         h = normalize(block, of, x, "attn_norm")
         h = attention_of_shared(block, of, h, everywhere if window is None else nearby, last, layer)
         x = add(x, normalize(block, of, h, "post_attention_norm"), name=block.named("ffn_inp"))
-        h = feed_forward(block, of, normalize(block, of, x, "ffn_norm"))
-        x = add(x, normalize(block, of, h, "post_ffw_norm"))
+        x = add(x, normalize(block, of, _feed_forward(block, of, x), "post_ffw_norm"))
         if per_layer is not None:
             gate = linear(x, block.take("inp_gate", c.n_embd_per_layer, c.n_embd))
             inner = glu(gate, per_layer.of(layer), "gelu")
@@ -98,13 +110,20 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     return g.output(x)
 
 
+def _feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
+    if c.mixture is None or not w.has("ffn_gate_inp"):
+        return dense_feed_forward(w, c, normalize(w, c, x, "ffn_norm"))
+    from edgellm.arch.gemma4_experts import feed_forward_and_experts
+
+    return feed_forward_and_experts(w, c, x)
+
+
 head = logits_head
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_activation", "gelu_pytorch_tanh")
     s.expect("use_bidirectional_attention", None, "vision")
-    s.expect("enable_moe_block", False)
     full, sliding = _ropes(s)
     shape = decoder_hyperparameters(s, full)
     n_layers, near = shape["block_count"], shape["attention.key_length"]
@@ -117,7 +136,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     if s.flag("use_double_wide_mlp"):
         n_ff = [2 * n if layer >= first_shared else n for layer, n in enumerate(n_ff)]
     n_kv = [shape["attention.head_count_kv"] if slide else n_kv_wide for slide in slides]
-    return shape | {
+    return shape | _experts(s) | {
         "attention.key_length": wide,
         "attention.value_length": wide,
         "attention.key_length_swa": near,
@@ -134,6 +153,14 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         "final_logit_softcapping": 0.0 if s.get("final_logit_softcapping") is None
         else s.number("final_logit_softcapping"),
     }  # fmt: skip
+
+
+def _experts(s: Settings) -> dict[str, Any]:
+    if not s.flag("enable_moe_block"):
+        return {}
+    from edgellm.arch.gemma4_experts import hyperparameters
+
+    return hyperparameters(s)
 
 
 def _of_wide_layers(s: Settings, slides: list[bool]) -> tuple[int, int]:
@@ -190,8 +217,20 @@ HUGGING_FACE = HuggingFace(
         "blk.{}.proj": "model.layers.{}.per_layer_projection",
         "blk.{}.post_norm": "model.layers.{}.post_per_layer_input_norm",
         "blk.{}.layer_output_scale": "model.layers.{}.layer_scalar",
+        "blk.{}.ffn_gate_inp": "model.layers.{}.router.proj",
+        "blk.{}.pre_ffw_norm_2": "model.layers.{}.pre_feedforward_layernorm_2",
+        "blk.{}.post_ffw_norm_1": "model.layers.{}.post_feedforward_layernorm_1",
+        "blk.{}.post_ffw_norm_2": "model.layers.{}.post_feedforward_layernorm_2",
     },
     bare=("layer_output_scale",),
+    experts={
+        "blk.{}.ffn_gate_up_exps": Experts(None, "model.layers.{}.experts.gate_up_proj"),
+        "blk.{}.ffn_down_exps": Experts(None, "model.layers.{}.experts.down_proj"),
+    },
+    vectors={
+        "blk.{}.ffn_gate_inp.scale": "model.layers.{}.router.scale",
+        "blk.{}.ffn_down_exps.scale": "model.layers.{}.router.per_expert_scale",
+    },
     biases=ATTENTION_BIASES,
     defaults=DEFAULTS
     | {

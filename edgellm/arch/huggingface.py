@@ -66,6 +66,14 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+Order = Callable[[str, ModelConfig], NDArray[np.int32] | None]
+
+
+def part_of(name: str) -> str:
+    """What a tensor is in its layer: attn_q for blk.0.attn_q.weight."""
+    return name.removesuffix(".weight").removesuffix(".bias").split(".")[-1]
+
+
 @dataclass(frozen=True)
 class HuggingFace:
     """One kind of checkpoint.
@@ -82,7 +90,11 @@ class HuggingFace:
     interleaved:      whether `attn_qkv` has queries, keys and values group by group there; GGUF has all queries first.
     transposed:       weights that are [n_in, n_out] there.
     stacked:          weights of GGUF that are several tensors there; in their name, * stands for 0, 1 and so on.
+    squeezed:         weights of convolutions, [n_cols, n_taps], that are [n_cols, 1, n_taps] there.
     offsets:          tensors that GGUF holds with a number added.
+    row_orders, column_orders:  given a tensor's name in its layer, which row or column of the checkpoint's each of
+                      GGUF's is; None where the order is the same.
+    changed:          tensors that GGUF holds as a function of what they are there, number by number.
     bare:             tensors whose names have no ending there.
     biases:           linears and norms with biases, and the key of config.json that says so; None where they always
                       have one.
@@ -106,6 +118,7 @@ class HuggingFace:
     interleaved: bool = False
     transposed: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
+    squeezed: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
     biases: Mapping[str, str | None] = field(default_factory=dict)
@@ -116,6 +129,9 @@ class HuggingFace:
     experts: Mapping[str, Experts | KeysOrValues] = field(default_factory=dict)
     vectors: Mapping[str, str] = field(default_factory=dict)
     has_config: Callable[[Mapping[str, Any]], bool] = lambda config: True
+    row_orders: Order = lambda part, c: None
+    column_orders: Order = lambda part, c: None
+    changed: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]] = field(default_factory=dict)
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
         """config.json with what transformers takes for what it leaves out."""
@@ -127,7 +143,9 @@ class HuggingFace:
 
         None where the order is the same. Inside each head, the dimensions (i, i + n/2) become (2i, 2i + 1).
         """
-        part = name.split(".")[-2]
+        part = part_of(name)
+        if (order := self.row_orders(part, c)) is not None:
+            return order
         if part == "attn_qkv" and self.interleaved:
             group = c.n_heads // c.n_kv_heads
             shape = (c.n_kv_heads, group + 2, c.head_dim)
@@ -172,10 +190,14 @@ class HuggingFace:
                 yield ours.format(layer), name.format(layer)
 
     def naming(self, c: ModelConfig) -> Naming:
-        """What an adapter's files need to know of all that."""
+        """What an adapter's files need to know of all that; tensors that GGUF has in another form are left out."""
         from edgellm.formats.adapters.naming import Naming
 
-        names = dict(self.names(c.n_layers))
+        names = {
+            ours: theirs
+            for ours, theirs in self.names(c.n_layers)
+            if self.column_orders(part_of(ours), c) is None and part_of(ours) not in self.changed
+        }
         orders = {name: order for name in names if (order := self.row_order(name, c)) is not None}
         return Naming(names, orders, {name: self.offset(name) for name in names if self.offset(name)})
 

@@ -16,6 +16,7 @@ from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.graph.nodes import Value, add, glu, linear
 from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
+from edgellm.graph.nodes.heads import slice_heads
 
 MOST_EXPERTS = 4096
 # What `expert_gating_func` says, as llama.cpp counts them.
@@ -89,22 +90,42 @@ def mixture(w: Weights, c: ModelConfig, x: Value) -> Value:
     """What a token's experts make of it, weighted and added up, and what the shared one does, where there is one."""
     m = c.mixture
     assert m is not None
-    logits = project(w, x, "ffn_gate_inp", m.n_experts, "ffn_moe_logits")
-    chosen, weights = route(logits, m.routing, w.bias("exp_probs_b", m.n_experts))
-    x.graph.name(chosen, w.named("ffn_moe_topk"))
-    x.graph.name(weights, w.named("ffn_moe_weights"))
-    gates, ups = (_experts(w, x, part, chosen, m, m.n_ff) for part in ("gate", "up"))
-    h = glu(gates, ups, c.style.activation, name=w.named("ffn_moe_act"))
-    down = _experts(w, h, "down", chosen, m, c.n_embd, m.n_ff)
     if not m.n_ff_shared:
-        return sum_experts(down, weights, name=w.named("ffn_out"))
-    routed = sum_experts(down, weights, name=w.named("ffn_moe_out"))
+        return experts(w, c, x, router_logits(w, m, x), "ffn_out")
+    routed = experts(w, c, x, router_logits(w, m, x), "ffn_moe_out")
     gates, ups = (project(w, x, f"ffn_{part}_shexp", m.n_ff_shared) for part in ("gate", "up"))
     h = glu(gates, ups, c.style.activation, name=w.named("ffn_shexp_act"))
     shared = project(w, h, "ffn_down_shexp", c.n_embd, "ffn_shexp")
     if w.has("ffn_gate_inp_shexp"):
         shared = gate(shared, linear(x, w.take_row("ffn_gate_inp_shexp", c.n_embd)), name=w.named("ffn_shexp_gated"))
     return add(routed, shared, name=w.named("ffn_out"))
+
+
+def router_logits(w: Weights, m: Mixture, x: Value) -> Value:
+    """How good the router finds each expert for a token."""
+    return project(w, x, "ffn_gate_inp", m.n_experts, "ffn_moe_logits")
+
+
+def experts(w: Weights, c: ModelConfig, x: Value, logits: Value, made: str) -> Value:
+    """What the experts that `logits` choose make of x, weighted and added up; named `made`."""
+    m = c.mixture
+    assert m is not None
+    bias, scales = w.bias("exp_probs_b", m.n_experts), w.scale("ffn_down_exps", m.n_experts)
+    chosen, weights = route(logits, m.routing, bias, scales)
+    x.graph.name(chosen, w.named("ffn_moe_topk"))
+    x.graph.name(weights, w.named("ffn_moe_weights"))
+    gates, ups = _gates_and_ups(w, x, chosen, m)
+    h = glu(gates, ups, c.style.activation, name=w.named("ffn_moe_act"))
+    down = _experts(w, h, "down", chosen, m, c.n_embd, m.n_ff)
+    return sum_experts(down, weights, name=w.named(made))
+
+
+def _gates_and_ups(w: Weights, x: Value, chosen: Value, m: Mixture) -> list[Value]:
+    """From two stacks of matrices, or from one that has both of an expert, gates first."""
+    if not w.has("ffn_gate_up_exps"):
+        return [_experts(w, x, part, chosen, m, m.n_ff) for part in ("gate", "up")]
+    both = _experts(w, x, "gate_up", chosen, m, 2 * m.n_ff)
+    return [slice_heads(both, m.routing.n_used, start, m.n_ff) for start in (0, m.n_ff)]
 
 
 def _experts(w: Weights, x: Value, part: str, chosen: Value, m: Mixture, n_out: int, n_in: int | None = None) -> Value:
@@ -134,7 +155,7 @@ SHARED_EXPERT = {
 
 # What config.json calls the number of all experts and of a token's: classes differ, and versions of transformers too.
 _ALL = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_OF_A_TOKEN = ("num_experts_per_tok", "moe_k")
+_OF_A_TOKEN = ("num_experts_per_tok", "moe_k", "top_k_experts")
 
 
 def mixture_hyperparameters(s: Settings, n_ff: str | None = "moe_intermediate_size") -> dict[str, Any]:

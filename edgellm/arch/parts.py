@@ -156,6 +156,11 @@ def feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
         from edgellm.arch.mixture import mixture  # which models with experts alone need
 
         return mixture(w, c, x)
+    return dense_feed_forward(w, c, x)
+
+
+def dense_feed_forward(w: Weights, c: ModelConfig, x: Value) -> Value:
+    """The same where no layer has experts, or has both."""
     activation = c.style.activation
     if c.style.feed_forward == "plain":
         assert activation != "clamped_swiglu"  # which is one with a gate
@@ -191,7 +196,7 @@ def logits_head(g: Graph, w: Weights, c: ModelConfig, hidden: Value) -> Value:
 
     What is rounded here goes straight into the logits: no other linear adds as much to their distance from float32.
     """
-    x = normalize(w, c, select_rows(hidden), "output_norm")
+    x = normalize(w, c, select_rows(hidden), c.style.output_norm)
     embedding = token_embedding(w, c)
     output = w.take("output", embedding.shape[0], c.n_embd) if w.has("output") else embedding
     bias = w.bias("output", embedding.shape[0])

@@ -23,6 +23,11 @@ from edgellm.graph.nodes import Graph, Value
 from edgellm.graph.nodes.experts import Routing
 
 _SHARED = "model.layers.{}.mlp.shared_expert"
+MIXTURE = (
+    ROUTER
+    | {f"blk.{{}}.ffn_{part}_shexp": f"{_SHARED}.{part}_proj" for part in ("gate", "up", "down")}
+    | {"blk.{}.ffn_gate_inp_shexp": f"{_SHARED}_gate"}
+)
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -55,10 +60,7 @@ HUGGING_FACE = HuggingFace(
     model_type="qwen2_moe",
     hyperparameters=_hyperparameters,
     settings=_settings,
-    tensors=DECODER
-    | ROUTER
-    | {f"blk.{{}}.ffn_{part}_shexp": f"{_SHARED}.{part}_proj" for part in ("gate", "up", "down")}
-    | {"blk.{}.ffn_gate_inp_shexp": f"{_SHARED}_gate"},
+    tensors=DECODER | MIXTURE,
     experts=EXPERTS,
     biases=dict.fromkeys(("attn_q", "attn_k", "attn_v"), "qkv_bias"),
     defaults=qwen2.QWEN_DEFAULTS

@@ -39,7 +39,6 @@ class Architecture(NamedTuple):
     """A family: how to read its hyperparameters, its two programs, and what its checkpoints look like.
 
     body:          token ids to hidden states. head: hidden states of the wanted tokens to logits.
-    hugging_face:  the kinds of checkpoint that become this architecture.
     is_encoder:    it makes vectors or scores of whole texts, and no text: its head takes a pooled row of each, and
                    gives `logits` the width of a vector, or as many scores as there are classes.
     """
@@ -47,8 +46,13 @@ class Architecture(NamedTuple):
     configure: Callable[[Mapping[str, Any]], ModelConfig]
     body: Callable[[Graph, Weights, ModelConfig], Value]
     head: Callable[[Graph, Weights, ModelConfig, Value], Value]
-    hugging_face: tuple[HuggingFace, ...]
+    places: tuple[str, ...]  # of its kinds of checkpoints
     is_encoder: bool = False
+
+    @property
+    def hugging_face(self) -> tuple[HuggingFace, ...]:
+        """The kinds of checkpoint that become this architecture; files that hold others are imported now."""
+        return tuple(getattr(kind, "HUGGING_FACE", kind) for kind in map(_content, self.places))
 
     def check(self, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
         """Go through the forward pass without computing it.
@@ -79,7 +83,7 @@ class Architecture(NamedTuple):
         weights, decoder, head = Weights(tensors), Graph(), Graph()
         hidden = self.body(decoder, weights, config)
         body, became = _without_cache(decoder)
-        states = body.output(normalize(weights, config, became[hidden], "output_norm"))
+        states = body.output(normalize(weights, config, became[hidden], config.style.output_norm))
         pooled = head.input(states.width)
         made = embedding_head(head, weights, config, pooled)
         weights.used.add("output.weight")
@@ -92,6 +96,8 @@ def _without_cache(graph: Graph) -> tuple[Graph, dict[Value, Value]]:
 
     def record(result: Graph, node: Node, inputs: dict[str, Value]) -> Iterable[Value]:
         changes: dict[str, Any] = {**inputs}
+        if node.n_state:
+            raise UnsupportedError("vectors of texts from a model with recurrent layers are not built yet")
         if isinstance(node, KeysValues):
             changes["cached"] = False
         return result.record_all(replace(node, **changes))
@@ -136,6 +142,10 @@ _FILES: dict[str, tuple[str, ...]] = {
     "gpt-oss": ("gpt_oss",),
     "deepseek2": ("deepseek2", "deepseek2:VERSION_3", "deepseek2:GLM_LITE"),
     "bailingmoe2": ("bailingmoe2",),
+    "lfm2": ("lfm2",),
+    "lfm2moe": ("lfm2moe",),
+    "qwen35": ("qwen35",),
+    "qwen35moe": ("qwen35moe",),
 }
 # The same of those that make vectors or scores of whole texts, and no text.
 _ENCODERS: dict[str, tuple[str, ...]] = {
@@ -155,9 +165,9 @@ class _Families(Mapping[str, Architecture]):
 
     def __getitem__(self, name: str) -> Architecture:
         if name not in self._known:
-            module, *_ = found = [_content(place) for place in (_FILES | _ENCODERS)[name]]
-            kinds = tuple(getattr(kind, "HUGGING_FACE", kind) for kind in found)
-            self._known[name] = Architecture(module.configure, module.body, module.head, kinds, name in _ENCODERS)
+            places = (_FILES | _ENCODERS)[name]
+            module = _content(places[0])
+            self._known[name] = Architecture(module.configure, module.body, module.head, places, name in _ENCODERS)
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:

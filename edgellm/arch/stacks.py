@@ -11,7 +11,8 @@ class Experts(NamedTuple):
     split:      the name of each by itself, with places for the layer and the expert; None where no checkpoint has it.
     stacked:    the name of all in one tensor.
     part:       of its rows, taken of every expert, the part-th of n_parts.
-    is_across:  it is [n_experts, n_in, n_out] instead, and the parts alternate.
+    is_across:  floats are [n_experts, n_in, n_out] instead (blocks of quantized weights always lie along the inputs),
+                and the parts alternate.
     """
 
     split: str | None

@@ -33,6 +33,7 @@ class Style(NamedTuple):
     inner_norms: bool = False
     sinks: bool = False
     feed_forward_norm: str = "ffn_norm"
+    output_norm: str = "output_norm"
     learnt_positions: bool = False
     embedding_norm: bool = False
     causal: bool = True

@@ -43,6 +43,10 @@ class Weights:
         """The tensor `name`.weight; a size of None may be any. Raises FormatError when it is missing or misshapen."""
         return self._take(f"{self._prefix}{name}.weight", *shape)
 
+    def take_whole(self, name: str, *shape: int | None) -> Tensor:
+        """The same for a tensor whose name has another ending than .weight, or none."""
+        return self._take(f"{self._prefix}{name}", *shape)
+
     def take_row(self, name: str, size: int) -> Tensor:
         """A matrix of one row, which files may hold as a vector."""
         tensor = self._tensors.get(f"{self._prefix}{name}.weight")
@@ -57,6 +61,11 @@ class Weights:
     def bias(self, name: str, *shape: int) -> Tensor | None:
         """The tensor `name`.bias, where the file has one."""
         full = f"{self._prefix}{name}.bias"
+        return self._take(full, *shape) if full in self._tensors else None
+
+    def scale(self, name: str, *shape: int) -> Tensor | None:
+        """The tensor `name`.scale, where the file has one."""
+        full = f"{self._prefix}{name}.scale"
         return self._take(full, *shape) if full in self._tensors else None
 
     def _take(self, full: str, *shape: int | None) -> Tensor:

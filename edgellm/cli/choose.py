@@ -130,7 +130,8 @@ def _looked_into(path: Path, n_bytes: int) -> tuple[int, str, str]:
 
 
 def _cache_bytes(config: Any) -> Iterator[int]:
-    """Of keys and values of each layer."""
+    """Of keys and values of each layer that has some."""
     n_tokens = min(config.n_ctx_train, DEFAULT_CONTEXT_LIMIT)
-    for _ in range(config.n_layers):
+    n_recurrent = sum(config.recurrent.layers) if config.recurrent is not None else 0
+    for _ in range(config.n_layers - n_recurrent):
         yield 2 * n_tokens * config.n_kv_heads * config.head_dim * _CACHE_NUMBER_BYTES

@@ -10,6 +10,7 @@ from edgellm import hub
 from edgellm.cli.progress import Progress
 from edgellm.cli.terminal import size_text
 from edgellm.machine import available_memory, total_memory
+from edgellm.machine.others import load, n_cores
 from edgellm.params import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -31,16 +32,28 @@ def lines_for(named: str, path: Path | None, runtime: RuntimeConfig) -> Iterator
 def lines_of(found: Estimate) -> Iterator[str]:
     threads = "1 thread" if found.n_threads == 1 else f"{found.n_threads} threads"
     full = found.memory(found.n_ctx)
+    states = f", and {size_text(found.state_bytes)} for every {found.step_tokens}" if found.state_bytes else ""
     yield f"model    {found.model}, {threads}, {found.isa}"
     yield (
         f"memory   {size_text(found.memory(0))}: weights {size_text(found.weight_bytes)}, program and buffers "
         f"{size_text(found.other_bytes)}; {size_text(full)} with a full context of {found.n_ctx} tokens "
-        f"({size_text(found.token_bytes)} each)"
+        f"({size_text(found.token_bytes)} each{states})"
     )
     yield f"machine  {verdict(full)}"
     yield (
         f"speed    prompt {found.prefill_tokens_per_second:.0f} tokens/s ({found.n_prompt} tokens), "
         f"answer {found.decode_tokens_per_second:.1f} tokens/s"
+    )
+    if found.busy_cores is not None:
+        yield f"busy     {busy_line(found.busy_cores)}"
+
+
+def busy_line(cores: float) -> str:
+    """What to say of speeds that were measured while other programs kept cores busy."""
+    average = "" if (jobs := load()) is None else f" (load {jobs:.1f})"
+    return (
+        f"other programs kept {cores:.1f} of {n_cores()} cores busy meanwhile{average}: these speeds are too low; "
+        "measure again when they have ended"
     )
 
 

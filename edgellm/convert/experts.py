@@ -107,7 +107,7 @@ def _stacked(name: str, tensors: Sequence[Tensor]) -> Part:
 def _of_whole(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig, is_bias: bool) -> Part:
     """Some rows of every matrix of a tensor. Raises FormatError for a shape that is not the one of config.json."""
     if tensor.format.block_size != 1:
-        raise UnsupportedError(f"tensor {tensor.name!r} is {tensor.format}; stacks are converted from floats")
+        return _of_blocks(name, tensor, place, c)
     if isinstance(place, KeysOrValues):
         numbers = _of_keys_or_values(tensor, place, c)
     else:
@@ -124,25 +124,49 @@ def _of_whole(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: Model
     return _part(name, tensor, (n_matrices, n_rows, n_cols), read)
 
 
+def _of_blocks(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig) -> Part:
+    """The same of weights that are quantized already: blocks lie along the inputs, so rows stay whole."""
+    if isinstance(place, KeysOrValues):
+        raise UnsupportedError(f"tensor {tensor.name!r} is {tensor.format}; keys and values are taken apart in floats")
+    _check_experts(tensor, c, 3)
+    n_experts, n_all, n_cols = tensor.shape
+    wanted = np.arange(n_all, dtype=np.int32)[_rows_of_part(tensor, place, n_all)]
+    n_rows = len(wanted)
+
+    def read(rows: slice) -> NDArray[np.uint8]:
+        at = np.arange(rows.start, rows.stop, dtype=np.int32)
+        return tensor.some_rows(at // n_rows * n_all + wanted[at % n_rows])
+
+    return _part(name, tensor, (n_experts, n_rows, n_cols), read)
+
+
 def _of_experts(tensor: Tensor, place: Experts, c: ModelConfig, is_bias: bool) -> NDArray[np.uint8]:
     """The numbers of a part, each its bytes: [n_experts, n_out, n_in, size], of biases without n_in."""
+    _check_experts(tensor, c, 2 if is_bias else 3)
+    numbers = tensor.raw.reshape(*tensor.shape, tensor.format.block_bytes)
+    numbers = numbers.swapaxes(1, 2) if place.is_across and not is_bias else numbers
+    return numbers[:, _rows_of_part(tensor, place, numbers.shape[1])]
+
+
+def _check_experts(tensor: Tensor, c: ModelConfig, n_dims: int) -> None:
+    """Raises FormatError for another number of experts than config.json says."""
     n_experts = c.mixture.n_experts if c.mixture is not None else 0
-    across = place.is_across and not is_bias
-    if len(tensor.shape) != (2 if is_bias else 3) or tensor.shape[0] != n_experts:
+    if len(tensor.shape) != n_dims or tensor.shape[0] != n_experts:
         raise FormatError(
             f"tensor {tensor.name!r} has shape {list(tensor.shape)}; config.json says that it has {n_experts} experts"
         )
-    numbers = tensor.raw.reshape(*tensor.shape, tensor.format.block_bytes)
-    numbers = numbers.swapaxes(1, 2) if across else numbers
-    n_rows, rest = divmod(numbers.shape[1], place.n_parts)
+
+
+def _rows_of_part(tensor: Tensor, place: Experts, n_all: int) -> slice:
+    """Which rows of every expert a part has: parts alternate, or follow each other. Raises FormatError."""
+    n_rows, rest = divmod(n_all, place.n_parts)
     if rest:
         raise FormatError(
             f"tensor {tensor.name!r} has shape {list(tensor.shape)}; expected {place.n_parts} equal parts"
         )
-    # Parts alternate, or follow each other.
     if place.is_across:
-        return numbers[:, place.part :: place.n_parts]
-    return numbers[:, place.part * n_rows : (place.part + 1) * n_rows]
+        return slice(place.part, None, place.n_parts)
+    return slice(place.part * n_rows, (place.part + 1) * n_rows)
 
 
 def _of_keys_or_values(tensor: Tensor, place: KeysOrValues, c: ModelConfig) -> NDArray[np.uint8]:

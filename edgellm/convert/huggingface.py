@@ -13,13 +13,13 @@ import numpy as np
 
 from edgellm.arch import ARCHITECTURES, ModelConfig
 from edgellm.arch.config import MOST_LAYERS
-from edgellm.arch.huggingface import HuggingFace, Settings, language_name
+from edgellm.arch.huggingface import HuggingFace, Settings, language_name, part_of
 from edgellm.arch.huggingface_rope import rope_tensors
 from edgellm.arch.registry import some_of
 from edgellm.convert.encoder import classes_of, prepare_encoder
 from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
-from edgellm.convert.parts import Part, Transposed
+from edgellm.convert.parts import Part, Transposed, with_columns
 from edgellm.convert.quantized import quantization_of, unpacked
 from edgellm.convert.quantized.made import MadeTensor
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
@@ -131,7 +131,7 @@ def _without_foresight(settings: Settings, n_layers: int, tensors: dict[str, Ten
     """Take away the layers that foresee further tokens (multi-token prediction), and say so."""
     n_more = settings.count("num_nextn_predict_layers", 0, least=0)
     prefixes = tuple(f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
-    left_out = [name for name in tensors if prefixes and name.startswith(prefixes)]
+    left_out = [name for name in tensors if name.startswith((*prefixes, "mtp."))]
     for name in left_out:
         del tensors[name]
     what = f"left out {len(left_out)} tensors of the layers that foresee further tokens: edgellm does not run them"
@@ -238,7 +238,7 @@ def _parts(
             theirs[ours] = name
             if ours in vectors:
                 tensor = _as_vector(tensor)
-            parts.append(Part(ours, tensor, family.row_order(ours, config), family.offset(ours)))
+            parts.append(_part(family, config, ours, tensor))
     stacks, their_names = take_experts(family, config, tensors)
     parts += stacks
     theirs |= their_names
@@ -261,6 +261,19 @@ def _parts(
     return parts
 
 
+def _part(family: HuggingFace, config: ModelConfig, ours: str, tensor: Tensor) -> Part:
+    """A tensor on its way to GGUF, in the order and the form that it has there."""
+    change, columns = family.changed.get(part_of(ours)), family.column_orders(part_of(ours), config)
+    part = Part(
+        ours,
+        tensor,
+        family.row_order(ours, config),
+        family.offset(ours),
+        change=None if change is None else lambda rows, x: change(x),
+    )
+    return part if columns is None else with_columns(part, columns)
+
+
 def _as_vector(tensor: Tensor) -> Tensor:
     """A tensor of one row as one of one dimension."""
     if len(tensor.shape) < 2 or any(size != 1 for size in tensor.shape[:-1]):
@@ -279,6 +292,9 @@ def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]
     tensor = tensors.pop(name, None)
     if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
         return Transposed(tensor)
+    if tensor is not None and part in family.squeezed and len(tensor.shape) == 3 and tensor.shape[1] == 1:
+        n_cols, _, n_taps = tensor.shape
+        return Tensor(tensor.name, (n_cols, n_taps), tensor.format, tensor.raw.reshape(n_cols, -1))
     return tensor
 
 

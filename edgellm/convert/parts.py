@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -90,3 +91,23 @@ class Part:
         shape = (n_matrices, n_rows, self.n_cols) if n_matrices > 1 else (n_rows, self.n_cols)
         tensor = Tensor(self.tensor.name, shape, self.tensor.format, sampled.reshape(-1, row_bytes))
         return Part(self.name, tensor, offset=self.offset)
+
+
+def with_columns(part: Part, order: NDArray[np.int32]) -> Part:
+    """The same part with its columns in another order: column i is the source's column order[i].
+
+    Raises UnsupportedError where the order would tear blocks of quantized weights apart.
+    """
+    tensor, size = part.tensor, part.tensor.format.block_size
+    if len(tensor.shape) != 2 or len(order) != tensor.shape[1]:
+        return part  # which is told to be misshapen where its shape is checked
+    blocks = order.reshape(-1, size)
+    if len(order) % size or (blocks != blocks[:, :1] + np.arange(size)).any() or (blocks[:, 0] % size).any():
+        raise UnsupportedError(f"tensor {tensor.name!r} is quantized in blocks of {size} that reach across its heads")
+    firsts = blocks[:, 0] // size
+
+    def read(rows: slice) -> NDArray[np.uint8]:
+        raw = tensor.some_rows(rows if part.row_order is None else part.row_order[rows])
+        return np.ascontiguousarray(raw.reshape(len(raw), len(firsts), -1)[:, firsts]).reshape(len(raw), -1)
+
+    return replace(part, read=read, row_order=None)

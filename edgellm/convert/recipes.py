@@ -195,7 +195,7 @@ def choose_formats(
     n_heads = get_value(metadata, f"{architecture}.attention.head_count", int, 1)
     n_kv_heads = metadata.get(f"{architecture}.attention.head_count_kv", n_heads)
     if not isinstance(n_kv_heads, int) or isinstance(n_kv_heads, bool):  # a number for each layer
-        n_kv_heads = max(Keys(metadata).counts("attention.head_count_kv", n_layers))
+        n_kv_heads = max(Keys(metadata).counts("attention.head_count_kv", n_layers, least=0))
     group = n_heads // max(1, n_kv_heads)
     has_output = any(part.name == "output.weight" for part in parts)
     n_experts = get_value(metadata, f"{architecture}.expert_count", int, 0)
@@ -225,8 +225,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def as_it_is(part: Part) -> BlockFormat:
-    """The format of a tensor that no recipe quantizes: its own, and F32 for what has one dimension."""
-    return part.tensor.format if len(part.tensor.shape) > 1 and not part.offset else FORMATS["F32"]
+    """The format of a tensor that no recipe quantizes: its own, and F32 for what has one dimension, and for biases."""
+    is_matrix = len(part.tensor.shape) > 1 and not part.name.endswith(".bias")
+    return part.tensor.format if is_matrix and not part.offset else FORMATS["F32"]
 
 
 def true_recipe(recipe: Recipe, parts: Sequence[Part], formats: Mapping[str, BlockFormat]) -> Recipe:

@@ -14,7 +14,7 @@ class Source:
     """What the file will hold: its metadata, and its tensors in their order.
 
     notes:  what a person should know: parts that were left out, guesses that were made.
-    close:  lets go of the files behind the tensors.
+    close:  closes the files behind the tensors.
     keeps_types:  whether tensors are in the types that they shall have: those of a checkpoint quantized already.
     """
 

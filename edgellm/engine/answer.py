@@ -27,7 +27,7 @@ MOST_UNREAD = 8  # tokens of an answer that are computed along with others befor
 class Answer(Request):
     """A text in the making: every token that is chosen is the next one to be computed.
 
-    It knows nothing of the Generation that people hold, so that one they let go of ends at once.
+    It knows nothing of the Generation that people hold, so that one they drop ends at once.
 
     unread:       tokens and their texts that nobody has taken yet. While others are computed, this one goes on for a
                   few tokens.

@@ -20,6 +20,7 @@ class AnswerForm:
     is_over:     the prompt has ended one, or left it out, and the answer itself comes next.
     calls:       how calls are written; None where there are none.
     arguments:   the schemas of what each tool takes, by its name.
+    one_call:    the answer is over with its first call.
     """
 
     reasoning: Reasoning | None = None
@@ -27,6 +28,12 @@ class AnswerForm:
     is_over: bool = False
     calls: CallSyntax | None = None
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    one_call: bool = False
+
+    @property
+    def syntaxes(self) -> list[CallSyntax]:
+        """How calls may be written: as the template does, or without the marks around."""
+        return [syntax for syntax in (self.calls, self.calls.bare if self.calls else None) if syntax is not None]
 
     @property
     def marks(self) -> list[str]:
@@ -62,6 +69,11 @@ class AnswerReader:
             self._leads = [form.reasoning.answer_start]
         self._trims = form.is_open or form.reasoning is not None  # white space in front of an answer
 
+    @property
+    def is_over(self) -> bool:
+        """What comes from here on is no part of the answer."""
+        return self._state == "over"
+
     def push(self, text: str) -> Iterator[Piece]:
         """More text, and the pieces that are known now."""
         self._waiting += text
@@ -76,8 +88,8 @@ class AnswerReader:
                 yield piece
         if self._state == "calls":
             rest, found = self._waiting, None
-            for syntax in (self._form.calls, self._form.calls.bare if self._form.calls else None):
-                found = found or (syntax.read(rest, self._form.arguments) if syntax is not None else None)
+            for syntax in self._form.syntaxes:
+                found = found or syntax.read(rest, self._form.arguments)
             if found is not None:
                 self.calls, rest = found
             self._waiting = ""
@@ -127,13 +139,13 @@ class AnswerReader:
         if (syntax := self._form.calls) is not None:
             if syntax.is_anchored and text.lstrip().startswith(syntax.trigger):
                 self._state = "calls"
-                return None
+                return Piece("content", "")
             if (bare := syntax.bare) is not None and (known := _begins_like(text, bare.first)) is not False:
                 if known is None and not is_end:
                     return None
                 if known:
                     self._state = "calls"
-                    return None
+                    return Piece("content", "")
         self._state = "content"
         return Piece("content", "")
 
@@ -151,6 +163,14 @@ class AnswerReader:
         return self._shown("content", syntax.trigger, is_end)
 
     def _calls(self, is_end: bool) -> Piece | None:
+        if self._form.one_call:
+            found = (syntax.read_first(self._waiting, self._form.arguments) for syntax in self._form.syntaxes)
+            self.calls = [call for call in found if call is not None][:1]
+            if self.calls:
+                self._state = "over"
+        return None
+
+    def _over(self, is_end: bool) -> Piece | None:
         return None
 
     def _shown(self, kind: Kind, mark: str, is_end: bool) -> Piece | None:

@@ -1,4 +1,4 @@
-"""What is settled of an answer before it begins: its parts, and what its tokens must follow."""
+"""What is known of an answer before it begins: its parts, and what its tokens must follow."""
 
 from __future__ import annotations
 

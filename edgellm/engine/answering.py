@@ -234,7 +234,6 @@ class Answering:
             self.tokenizer,
             asked.model or self.path.stem,
             has_logprobs=bool(asked.logprobs),
-            one_call=asked.parallel_tool_calls is False,
             includes_usage=asked.includes_usage,
         )
         return generations, shape

@@ -66,7 +66,7 @@ def plan_of_chat(
     if reasoning is not None or syntax is not None:
         is_open = reasoning is not None and reasoning.is_open(prompt)
         is_over = reasoning is not None and (think is False or _is_over(prompt, reasoning))
-        form = AnswerForm(reasoning, is_open, is_over, syntax, arguments)
+        form = AnswerForm(reasoning, is_open, is_over, syntax, arguments, wishes.parallel_tool_calls is False)
     return prompt, _plan(form, calls, wishes, params, tokenizer, n_vocab)
 
 

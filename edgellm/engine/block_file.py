@@ -2,7 +2,8 @@
 
     magic, length of the header    16 bytes
     header                         JSON: what it is bound to, which tokens, which blocks
-    data                           token ids, int32; then for each layer its blocks, one behind the other
+    data                           token ids, int32; then for each layer its blocks, one behind the other; then, for
+                                   each place in the text that the header names, states of all recurrent layers
 
 A file serves the model and the settings that it was written with, and no others: keys and values of another model, type
 of cache or version are other numbers. Data begins at a multiple of ALIGN, and is read through a mapping.
@@ -10,6 +11,7 @@ of cache or version are other numbers. Data begins at a multiple of ALIGN, and i
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import zlib
@@ -19,7 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from edgellm.engine.kv_cache import GONE, KVCache, Sequence
+from edgellm.engine.block_table import GONE
+from edgellm.engine.kv_cache import KVCache, Sequence, State
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.mapped import map_file
 from edgellm.kernels.records import KV_BLOCK
@@ -35,6 +38,7 @@ WORDS = {
     "kv_type": "with another kv_type",
     "activations": "with other activations",
     "layers": "from a model of another shape",
+    "states": "from a model of another shape",
     "adapters": "with other adapters",
 }
 
@@ -54,6 +58,7 @@ class BlockFile:
     runs:    which of these blocks are there, for each pool of the cache.
     layers:  uint8 [n, block_bytes] for each layer, views of the mapped file.
     note:    a text of who wrote it.
+    states:  of recurrent layers: behind how many tokens of the text, and the bytes of each layer, such views too.
     """
 
     start: int
@@ -61,6 +66,7 @@ class BlockFile:
     runs: list[Run]
     layers: list[np.ndarray]
     note: str
+    states: list[State]
 
 
 def write_blocks(
@@ -78,10 +84,14 @@ def write_blocks(
         index = next(i for i, pool in enumerate(pools) if pool.window == layer.window)
         run = runs[index]
         layers.append(memory[sequence.tables[index].blocks[run.first : run.first + run.n]])
+    first = start * KV_BLOCK
+    states = sequence.states(first, first + len(token_ids))
+    layers += [layer for _, layers_of in states for layer in layers_of]
     crc = zlib.crc32(token_ids.tobytes())
     for blocks in layers:
         crc = zlib.crc32(blocks.data, crc)
     about = {"bound": bound, "start": start, "n_tokens": len(token_ids), "runs": runs, "crc": crc, "note": note}
+    about |= {"states": [n for n, _ in states]} if states else {}
     header = json.dumps(about).encode()
     file.write(LENGTHS.pack(MAGIC, len(header)) + header)
     file.write(bytes(-(LENGTHS.size + len(header)) % ALIGN))
@@ -109,7 +119,8 @@ def read_blocks(path: Path, cache: KVCache, bound: dict[str, Any]) -> BlockFile:
         own = about["bound"]
         start, n_tokens, crc, note = (about[name] for name in ("start", "n_tokens", "crc", "note"))
         runs = [Run(*run) for run in about["runs"]]
-        numbers = [start, n_tokens, crc, *(number for run in runs for number in run)]
+        places = list(about.get("states", ()))
+        numbers = [start, n_tokens, crc, *places, *(number for run in runs for number in run)]
         if not all(type(number) is int and 0 <= number < 1 << 40 for number in numbers) or not isinstance(note, str):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -118,10 +129,14 @@ def read_blocks(path: Path, cache: KVCache, bound: dict[str, Any]) -> BlockFile:
     end = start + -(-n_tokens // KV_BLOCK)
     if len(runs) != len(cache.pools) or any(run.first < start or run.first + run.n > end for run in runs):
         raise FormatError(f"{path} is damaged: it names blocks that its text does not have; save the session again")
+    first = start * KV_BLOCK
+    if any(not first < n <= first + n_tokens for n in places) or sorted(set(places)) != places:
+        raise FormatError(f"{path} is damaged: it names states that its text does not have; save the session again")
+    state_sizes = list(cache.states.shape.layer_bytes) if cache.states is not None else []
     place = LENGTHS.size + n_header
     place += -place % ALIGN
     sizes = [_run_of(cache, layer, runs).n * layer.block_bytes for layer in cache.layers]
-    if len(data) != place + 4 * n_tokens + sum(sizes):
+    if len(data) != place + 4 * n_tokens + sum(sizes) + len(places) * sum(state_sizes):
         raise _cut_short(path)
     if zlib.crc32(data[place:].data) != crc:
         raise FormatError(f"{path} is damaged: its content does not match its checksum; save the session again")
@@ -131,7 +146,12 @@ def read_blocks(path: Path, cache: KVCache, bound: dict[str, Any]) -> BlockFile:
     for layer, size in zip(cache.layers, sizes, strict=True):
         layers.append(data[place : place + size].reshape(-1, layer.block_bytes))
         place += size
-    return BlockFile(start, token_ids, runs, layers, note)
+    states: list[State] = []
+    for n in places:
+        ends = place + np.cumsum([0, *state_sizes])
+        states.append((n, [data[at:to] for at, to in itertools.pairwise(ends)]))
+        place = int(ends[-1])
+    return BlockFile(start, token_ids, runs, layers, note, states)
 
 
 def check_bound(path: Path, found: Any, expected: dict[str, Any]) -> None:

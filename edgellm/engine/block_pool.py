@@ -39,13 +39,16 @@ class _Name(NamedTuple):
 class BlockPool:
     """The blocks of the layers that look equally far back: n_blocks in each.
 
-    window:  positions that they look back over; None is no limit.
+    window:  positions that they look back over; None is no limit. what: all that it has, for an error.
 
     Who calls holds the lock of the cache.
     """
 
-    def __init__(self, memory: list[np.ndarray], n_blocks: int, window: int | None = None) -> None:
+    def __init__(
+        self, memory: list[np.ndarray], n_blocks: int, window: int | None = None, what: str | None = None
+    ) -> None:
         self.n_blocks, self.window = n_blocks, window
+        self._what = what or f"{n_blocks * KV_BLOCK} tokens of the KV cache"
         self._memory = memory
         self._free = list(range(n_blocks - 1, -1, -1))
         self._owners = [0] * n_blocks
@@ -68,7 +71,7 @@ class BlockPool:
         """A block that nobody else has, of any content. Raises CacheFullError when all are held."""
         if not self._free:
             if not self._idle:
-                raise CacheFullError(f"all {self.n_blocks * KV_BLOCK} tokens of the KV cache are in use")
+                raise CacheFullError(f"all {self._what} are in use")
             self.unname(next(iter(self._idle)))
         block = self._free.pop()
         self._owners[block] = 1
@@ -131,6 +134,10 @@ class BlockPool:
             del self._idle[block]
             self._free.append(block)
 
+    def name_of(self, block: int) -> object:
+        """What is known to be in a block: another object where it is something else; None where nothing is known."""
+        return self._names.get(block)
+
     def whole(self, key: bytes) -> int | None:
         """A block by its key."""
         return next(iter(self._whole.get(key, ())), None)
@@ -141,6 +148,14 @@ class BlockPool:
         for block, found in self._behind.get(parent, {}).items():
             if (n := n_common(found, tokens)) > n_best:
                 best, n_best = block, n
+        return best, n_best
+
+    def longest_within(self, parent: bytes, tokens: Sequence[int]) -> tuple[int, int]:
+        """The block behind a key with the most tokens, of those that have nothing but what some tokens begin with."""
+        best, n_best, tokens = -1, 0, tuple(tokens)
+        for block, found in self._behind.get(parent, {}).items():
+            if n_best < len(found) <= len(tokens) and tokens[: len(found)] == found:
+                best, n_best = block, len(found)
         return best, n_best
 
     def forget(self, is_meant: Callable[[AdapterSet], bool]) -> None:

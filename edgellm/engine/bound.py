@@ -29,7 +29,8 @@ def fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> s
 
 
 def bound_to(runner: Runner) -> dict[str, Any]:
-    """All that keys and values depend on, beside the text."""
+    """All that keys and values depend on, and states, beside the text."""
+    states = runner.cache.states
     return {
         "model": fingerprint(runner.tensors, runner.metadata),
         "version": __version__,
@@ -37,4 +38,5 @@ def bound_to(runner: Runner) -> dict[str, Any]:
         "kv_type": runner.target.kv_type.name,
         "activations": runner.target.activations,
         "layers": [repr(layer) for layer in runner.cache.layers],
+        **({} if states is None else {"states": repr(states.shape)}),
     }

@@ -91,7 +91,7 @@ class DiskCache:
             found = read_blocks(path, self._cache, self.bound | {"adapters": keys[0].hex()})
             if found.start != start or _keys_behind(keys[start], found.token_ids) != keys[start + 1 : end + 1]:
                 return False
-            self._cache.put(keys[start:], found.token_ids, start, found.runs, found.layers, adapters)
+            self._cache.put(keys[start:], found.token_ids, start, found.runs, found.layers, adapters, found.states)
             os.utime(path)
         except CacheFullError:
             return False
@@ -114,11 +114,6 @@ class DiskCache:
         if self._writer is None or not self._writer.is_alive():
             self._writer = threading.Thread(target=self._write_all, daemon=True, name="edgellm-prefixes")
             self._writer.start()
-
-    def keep_before_windows_go(self, sequence: Sequence) -> None:
-        """Keep a prompt that has been read, where some layers look back over windows only."""
-        if any(pool.window is not None for pool in self._cache.pools):
-            self.keep(sequence)
 
     def _write_all(self) -> None:
         while (sequence := self._waiting.get()) is not None:

@@ -199,6 +199,8 @@ class Generation(Iterator[str]):
                 self._told.append(Piece("content", text))
             return
         self._told.extend(self._reader.push(text))
+        if self._reader.is_over and self._finish_reason is None:
+            self._end("stop")
         if self._finish_reason is not None:
             self._told.extend(self._reader.finish())
 

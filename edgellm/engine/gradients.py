@@ -21,7 +21,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
 from edgellm.graph.lowering import cache_table
-from edgellm.graph.nodes import GLU, ReplaceRows, RMSNorm
+from edgellm.graph.nodes import GLU, Activate, LayerNorm, ReplaceRows, RMSNorm
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.nodes.low_rank import MultiplyColumns
@@ -250,9 +250,12 @@ class GradientPasses:
         return Program(lowered, self._runner.store, batch, self._team, tables, inputs)
 
 
+_CHEAP = (RMSNorm, LayerNorm, GLU, Activate, Dropout, MultiplyColumns, ReplaceRows)
+
+
 def _is_kept(value: Value) -> bool:
     """What costs little to compute again is not kept."""
-    return not isinstance(value.node, RMSNorm | GLU | Dropout | MultiplyColumns | ReplaceRows)
+    return not isinstance(value.node, _CHEAP)
 
 
 def _is_kept_of_layers(value: Value) -> bool:

@@ -11,7 +11,7 @@ a.trim(50)
 b.release()
 
 Layers that look back over a window keep no more than it: they have blocks of their own, and a sequence has a table of
-blocks for each kind of window.
+blocks for each kind of window. States of recurrent layers stand beside the blocks, see `states`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ import numpy as np
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, Adapter, AdapterSet
 from edgellm.engine.block_pool import KEY_BYTES, BlockPool, key_after
+from edgellm.engine.block_table import GONE, KEPT_BEHIND, BlockTable, blocks_for, first_needed
+from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Step, Trail
 from edgellm.errors import CacheFullError
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import F16_CACHE, KVType
 from edgellm.kernels.records import KV_BLOCK
 
-KEPT_BEHIND = KV_BLOCK  # tokens that are kept before a window, for who takes back some
-GONE = -1  # a block that no window reaches any more
+State = tuple[int, SequenceOf[np.ndarray]]  # how many tokens of a text it is of, and the bytes of each layer
 
 
 class CacheLayer(NamedTuple):
@@ -47,11 +48,6 @@ class CacheLayer(NamedTuple):
     @property
     def block_bytes(self) -> int:
         return self.kv_type.block_bytes(self.n_kv_heads, self.key_dim, self.value_dim)
-
-
-def blocks_for(n_tokens: int) -> int:
-    """Blocks that hold so many tokens."""
-    return -(-n_tokens // KV_BLOCK)
 
 
 def blocks_of_text(window: int | None, n_ctx: int, n_batch: int) -> int:
@@ -81,19 +77,27 @@ class KVCache:
     """The memory of all sequences of a model: blocks in every layer.
 
     n_blocks:  of each layer, or by the windows of layers.
+    states:    of recurrent layers, and n_slots for them.
 
     Any thread may call, each with sequences of its own. The operating system gives each page as it is first
     written, so an unused block costs nothing; blocks that were used before are given out first.
     """
 
-    def __init__(self, layers: SequenceOf[CacheLayer], n_blocks: int | Mapping[int | None, int]) -> None:
+    def __init__(
+        self,
+        layers: SequenceOf[CacheLayer],
+        n_blocks: int | Mapping[int | None, int],
+        states: StateShape = NO_STATES,
+        n_slots: int = 0,
+    ) -> None:
         self.layers = list(layers)
         windows = list(dict.fromkeys(layer.window for layer in self.layers)) or [None]
         counts = {window: n_blocks if isinstance(n_blocks, int) else n_blocks[window] for window in windows}
         self.memory = [np.empty((counts[layer.window], layer.block_bytes), np.uint8) for layer in self.layers]
         self.pools = [BlockPool(self._memory_of(window), counts[window], window) for window in windows]
+        self.states = StatePool(states, n_slots) if states.layer_bytes else None
         self.lock = threading.RLock()
-        at_fork(self, before=KVCache._hold, in_parent=KVCache._let_go, in_child=KVCache._let_go)
+        at_fork(self, before=KVCache._hold, in_parent=KVCache._end_hold, in_child=KVCache._end_hold)
 
     def _memory_of(self, window: int | None) -> list[np.ndarray]:
         return [memory for layer, memory in zip(self.layers, self.memory, strict=True) if layer.window == window]
@@ -115,8 +119,11 @@ class KVCache:
 
     @property
     def n_bytes(self) -> int:
-        """When all blocks are in use."""
-        return self.n_blocks * sum(layer.block_bytes for layer in self.layers)
+        """When all blocks are in use, and all states."""
+        return sum(memory.nbytes for memory in self._all_memory())
+
+    def _all_memory(self) -> list[np.ndarray]:
+        return [*self.memory, *(self.states.memory if self.states else ())]
 
     def address(self, layer: int) -> int:
         return self.memory[layer].ctypes.data
@@ -128,14 +135,16 @@ class KVCache:
         """Give the memory back, whoever holds the cache still. Nothing may compute with it any more."""
         with self.lock:
             self.memory.clear()
+            if self.states is not None:
+                self.states.memory.clear()
             for pool in self.pools:
                 pool._memory.clear()
 
     def _hold(self) -> None:
-        """Nobody is in the middle of anything until `_let_go`: what a child process gets is whole."""
+        """Nobody is in the middle of anything until `_end_hold`: what a child process gets is whole."""
         self.lock.acquire()
 
-    def _let_go(self) -> None:
+    def _end_hold(self) -> None:
         self.lock.release()
 
     # --- what is known of texts that were computed ----------------------------------------------------------
@@ -153,13 +162,18 @@ class KVCache:
                 if any(pool.window is None and pool.whole(key) is None for pool in self.pools):
                     break
                 keys.append(key)
+            n_shared = (len(keys) - 1) * KV_BLOCK
             while True:
                 n_whole = len(keys) - 1
                 rest = token_ids[n_whole * KV_BLOCK : (n_whole + 1) * KV_BLOCK]
                 tails = [pool.longest_behind(keys[-1], rest) for pool in self.pools]
                 n_tail = min(n for _, n in tails)
+                slot = NOTHING
+                if self.states is not None:
+                    slot, n_tail = self.states.place(keys, rest[:n_tail])
                 n_tokens = n_whole * KV_BLOCK + n_tail
-                if all(self._has_window(pool, keys, n_tokens) for pool in self.pools):
+                is_found = self.states is None or slot != NOTHING or not n_tokens
+                if is_found and all(self._has_window(pool, keys, n_tokens) for pool in self.pools):
                     break
                 keys.pop()
             for table, (tail, _) in zip(sequence.tables, tails, strict=True):
@@ -171,11 +185,15 @@ class KVCache:
                 if n_tail:
                     table.extend([pool.share(tail)])
             sequence.tokens = list(token_ids[:n_tokens])
+            if sequence.trail is not None:
+                sequence.trail.parting = n_shared
+                if n_tokens:
+                    sequence.trail.begin(n_tokens, slot)
         return sequence
 
     def _has_window(self, pool: BlockPool, keys: list[bytes], n_tokens: int) -> bool:
         """Whether a pool has the whole blocks that the token behind n_tokens looks back on."""
-        first = _first_needed(pool.window, n_tokens)
+        first = first_needed(pool.window, n_tokens)
         return all(pool.whole(key) is not None for key in keys[first + 1 :])
 
     def put(
@@ -186,8 +204,9 @@ class KVCache:
         runs: SequenceOf[tuple[int, int]],
         layers: SequenceOf[np.ndarray],
         adapters: AdapterSet,
+        states: SequenceOf[State] = (),
     ) -> None:
-        """Let whole blocks be found that were computed before.
+        """Let whole blocks be found that were computed before, and states of their text.
 
         keys:    before the first of them, and behind each. start: which block of the text the first of them is.
         runs:    for each pool, the first block that is there, and how many are.
@@ -206,6 +225,26 @@ class KVCache:
                     tokens = token_ids[at * KV_BLOCK : (at + 1) * KV_BLOCK]
                     pool.name(block, keys[at], tokens, keys[at + 1], adapters)
                     pool.give_back(block)
+            if self.states is not None:
+                for n, layers_of in states:
+                    self._put_state(self.states, keys, token_ids, n - start * KV_BLOCK, layers_of, adapters)
+
+    def _put_state(
+        self,
+        states: StatePool,
+        keys: SequenceOf[bytes],
+        token_ids: SequenceOf[int],
+        n: int,
+        layers: SequenceOf[np.ndarray],
+        adapters: AdapterSet,
+    ) -> None:
+        block, rest = divmod(n, KV_BLOCK)
+        slot, found = states.place(keys[: block + 1], token_ids[n - rest : n])
+        if slot == NOTHING or found < rest:
+            slot = states.slots.take()
+            states.write(slot, layers)
+            states.name(slot, keys, token_ids, n, adapters)
+            states.slots.give_back(slot)
 
     def restored(
         self,
@@ -213,8 +252,9 @@ class KVCache:
         firsts: SequenceOf[int],
         layers: SequenceOf[np.ndarray],
         adapters: AdapterSet = NO_ADAPTERS,
+        states: SequenceOf[State] = (),
     ) -> Sequence:
-        """A sequence of a text that was computed before, from its beginning.
+        """A sequence of a text that was computed before, from its beginning; of a model with states, up to the last.
 
         firsts:  for each pool, the first block that is there. layers: uint8 [n, block_bytes] of each layer, the blocks
                  from there on. Raises CacheFullError when others hold too much.
@@ -224,13 +264,18 @@ class KVCache:
             table.extend([GONE] * first)
         try:
             sequence.reserve(len(token_ids))
+            if sequence.trail is not None:
+                with self.lock:
+                    sequence.trail.restore(states[-1:])
         except CacheFullError:
             sequence.release()
             raise
         for layer, memory, blocks in zip(self.layers, self.memory, layers, strict=True):
             index = next(i for i, pool in enumerate(self.pools) if pool.window == layer.window)
             memory[sequence.tables[index].blocks[firsts[index] :]] = blocks
-        sequence.append(token_ids)
+        sequence.tokens.extend(token_ids)
+        if sequence.trail is not None:
+            sequence.trim(len(token_ids))
         return sequence
 
     def forget(self, adapter: Adapter | None = None) -> None:
@@ -238,73 +283,15 @@ class KVCache:
         with self.lock:
             for pool in self.pools:
                 pool.forget(lambda adapters: adapter is None or adapters.has(adapter))
-
-
-def _first_needed(window: int | None, n_tokens: int) -> int:
-    """The first block that the token behind n_tokens looks back on."""
-    return 0 if window is None else max(0, n_tokens - window + 1) // KV_BLOCK
-
-
-class BlockTable:
-    """The blocks of a sequence in one pool; GONE stands for those that its window has left behind.
-
-    array:  int32, what kernels read; it grows by doubling.
-    """
-
-    def __init__(self, pool: BlockPool) -> None:
-        self.pool = pool
-        self.blocks: list[int] = []
-        self.n_gone = 0
-        self.array = np.zeros(8, np.int32)
-
-    def first_needed(self, n_tokens: int) -> int:
-        return _first_needed(self.pool.window, n_tokens)
-
-    def extend(self, blocks: SequenceOf[int]) -> None:
-        for block in blocks:
-            index = len(self.blocks)
-            if index == len(self.array):
-                self.array = np.concatenate([self.array, np.zeros_like(self.array)])
-            self.array[index] = max(block, 0)
-            self.blocks.append(block)
-            self.n_gone += block == GONE
-
-    def n_wanted(self, n_tokens: int, n_more: int) -> int:
-        """Blocks to be had before n_more tokens can be written."""
-        last, used = divmod(n_tokens, KV_BLOCK)
-        n_copied = 1 if used and self.pool.is_shared(self.blocks[last]) else 0
-        return n_copied + max(0, blocks_for(n_tokens + n_more) - len(self.blocks))
-
-    def reserve(self, n_tokens: int, n_more: int) -> None:
-        last, used = divmod(n_tokens, KV_BLOCK)
-        if used:
-            self.blocks[last] = self.array[last] = self.pool.writable(self.blocks[last], used)
-        while len(self.blocks) < blocks_for(n_tokens + n_more):
-            self.extend([self.pool.take()])
-
-    def shorten(self, n_blocks: int) -> None:
-        """Give back all blocks behind the first n_blocks, the last first: it is the first to be forgotten."""
-        while len(self.blocks) > n_blocks:
-            block = self.blocks.pop()
-            if block == GONE:
-                self.n_gone -= 1
-            else:
-                self.pool.give_back(block)
-
-    def leave_behind(self, n_tokens: int) -> None:
-        """Give back what no window reaches any more."""
-        end = min(self.first_needed(n_tokens - KEPT_BEHIND), len(self.blocks))
-        for index in range(self.n_gone, end):
-            self.pool.give_back(self.blocks[index])
-            self.blocks[index] = GONE
-            self.n_gone += 1
+            if self.states is not None:
+                self.states.slots.forget(lambda adapters: adapter is None or adapters.has(adapter))
 
 
 class Sequence:
     """The tokens of one text that are in the cache, and the blocks that hold them.
 
     adapters:  what they are computed with beside the model: keys and values depend on it.
-    tables:    its blocks, for each pool of the cache.
+    tables:    its blocks, for each pool of the cache. trail: its states, where the model has recurrent layers.
     keys:      of what comes before its blocks, as far as they were remembered.
     """
 
@@ -313,6 +300,7 @@ class Sequence:
         self.adapters = adapters
         self.tokens: list[int] = []
         self.tables = [BlockTable(pool) for pool in cache.pools]
+        self.trail = Trail(cache.states) if cache.states is not None else None
         self.keys = [root_of(adapters)]
 
     def __len__(self) -> int:
@@ -324,9 +312,10 @@ class Sequence:
 
     @property
     def n_bytes(self) -> int:
-        """Of its blocks in all layers."""
+        """Of its blocks in all layers, and of its states."""
         n_held = {table.pool.window: len(table.blocks) - table.n_gone for table in self.tables}
-        return sum(n_held[layer.window] * layer.block_bytes for layer in self.cache.layers)
+        states = self.trail.n_held * self.trail.pool.shape.slot_bytes if self.trail is not None else 0
+        return sum(n_held[layer.window] * layer.block_bytes for layer in self.cache.layers) + states
 
     @property
     def block_tables(self) -> dict[int | None, np.ndarray]:
@@ -336,6 +325,8 @@ class Sequence:
     def can_grow(self, n_tokens: int) -> bool:
         """Whether there is room for so many more tokens now."""
         n = len(self.tokens)
+        if self.trail is not None and not self.trail.can_grow:
+            return False
         return all(table.n_wanted(n, n_tokens) <= table.pool.n_free for table in self.tables)
 
     def reserve(self, n_tokens: int) -> None:
@@ -343,6 +334,8 @@ class Sequence:
         with self.cache.lock:
             for table in self.tables:
                 table.reserve(len(self.tokens), n_tokens)
+            if self.trail is not None:
+                self.trail.reserve()
 
     def slots(self, n_tokens: int) -> dict[int | None, list[int]]:
         """Where the keys and values of the next tokens go, by window: block * KV_BLOCK + place in the block."""
@@ -350,9 +343,28 @@ class Sequence:
         places = [divmod(p, KV_BLOCK) for p in range(start, start + n_tokens)]
         return {t.pool.window: [t.blocks[block] * KV_BLOCK + place for block, place in places] for t in self.tables}
 
+    def plan_states(self, n_tokens: int, n_guesses: int = 0) -> SequenceOf[Step]:
+        """From which state to which the next tokens go, the last n_guesses of which may be wrong."""
+        if self.trail is None:
+            return ()
+        with self.cache.lock:
+            return self.trail.plan(n_tokens, n_guesses)
+
+    def states(self, start: int, end: int) -> SequenceOf[State]:
+        """Copies of the states behind tokens start + 1 to end that are there; others may need their room soon."""
+        if self.trail is None:
+            return ()
+        with self.cache.lock:
+            return self.trail.copies(start, end)
+
     def append(self, token_ids: SequenceOf[int]) -> None:
-        """Count tokens whose keys and values now are in the reserved slots."""
+        """Count tokens whose keys and values now are in the reserved slots; with states, up to the last of these."""
         self.tokens.extend(token_ids)
+        if self.trail is not None and token_ids:
+            with self.cache.lock:
+                n_tokens = self.trail.commit(len(self.tokens))
+            if n_tokens < len(self.tokens):
+                self.trim(n_tokens)
 
     def leave_behind(self) -> None:
         """Give back what windows do not reach any more: who trims this by more than a few tokens then loses it all."""
@@ -377,6 +389,8 @@ class Sequence:
                 self._name(index, tokens, self.keys[-1])
             if not whole_blocks and (tail := self.tokens[n_whole * KV_BLOCK :]):
                 self._name(n_whole, tail, None)
+            if self.trail is not None:
+                self.trail.remember(self.keys, self.tokens, self.adapters, not whole_blocks)
 
     def _name(self, index: int, tokens: list[int], key: bytes | None) -> None:
         for table in self.tables:
@@ -384,27 +398,39 @@ class Sequence:
                 table.pool.name(block, self.keys[index], tokens, key, self.adapters)
 
     def trim(self, n_tokens: int) -> None:
-        """Keep the first n_tokens only. Where a window has left behind what they need, nothing is kept."""
-        if any(table.n_gone > table.first_needed(n_tokens) for table in self.tables):
-            n_tokens = 0
+        """Keep the first n_tokens only: with states, no more than up to the last checkpoint among them.
+
+        Where a window has left behind what they need, nothing is kept.
+        """
+        n_tokens = self._reachable(n_tokens)
         del self.tokens[n_tokens:]
         del self.keys[n_tokens // KV_BLOCK + 1 :]
         with self.cache.lock:
             for table in self.tables:
                 table.shorten(blocks_for(n_tokens))
+            if self.trail is not None:
+                self.trail.trim(n_tokens)
+
+    def _reachable(self, n_tokens: int) -> int:
+        """How many of the first n_tokens can be gone on from."""
+        if self.trail is not None:
+            with self.cache.lock:
+                best = self.trail.best(n_tokens)
+            n_tokens = best.n if best is not None else 0
+        return 0 if any(table.n_gone > table.first_needed(n_tokens) for table in self.tables) else n_tokens
 
     def fork(self, n_tokens: int) -> Sequence:
-        """Another sequence that begins with the first n_tokens of this one; their blocks are shared.
-
-        Where a window has left behind what they need, it is empty.
+        """Another sequence that begins with the first n_tokens of this one, or with fewer, as `trim` has it; their
+        blocks are shared.
         """
         other = Sequence(self.cache, self.adapters)
-        if any(table.n_gone > table.first_needed(n_tokens) for table in self.tables):
-            return other
+        n_tokens = self._reachable(min(n_tokens, len(self.tokens)))
         with self.cache.lock:
             for table, own in zip(other.tables, self.tables, strict=True):
                 blocks = own.blocks[: blocks_for(n_tokens)]
                 table.extend([block if block == GONE else own.pool.share(block) for block in blocks])
+            if other.trail is not None and self.trail is not None:
+                other.trail.share(self.trail, n_tokens)
         other.tokens = self.tokens[:n_tokens]
         other.keys = self.keys[: n_tokens // KV_BLOCK + 1]
         return other
@@ -412,6 +438,9 @@ class Sequence:
     def release(self) -> None:
         """Give all blocks back."""
         self.trim(0)
+        if self.trail is not None:
+            with self.cache.lock:
+                self.trail.release()
 
 
 def root_of(adapters: AdapterSet) -> bytes:

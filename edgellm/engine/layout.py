@@ -13,13 +13,14 @@ from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.files import tile_files
 from edgellm.files.notice import say_once
 from edgellm.formats.gguf import GGUFFile
-from edgellm.formats.mapped import let_go
+from edgellm.formats.mapped import release_pages
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Tiles
 from edgellm.graph import Graph, Tuning
-from edgellm.graph.nodes import Linear
+from edgellm.graph.nodes import Linear, Node
 from edgellm.machine import available_memory
 from edgellm.params import RuntimeConfig
+from edgellm.quants.tiles import TILE_ROWS
 
 Progress = Callable[[int, int, str], None]
 
@@ -35,11 +36,16 @@ class Layout:
     name:     "file", "tiles" or "memory".
     tiles:    uint8 [n_tiles, tile_bytes] of the weights that lie as tiles.
     n_bytes:  what these take, on disk or in memory.
+    coming:   those that are worth making while the model runs from its file.
     """
 
     name: str = "file"
     tiles: Mapping[Tensor, np.ndarray] = field(default_factory=dict)
     n_bytes: int = 0
+    coming: Tiles | None = None
+
+
+LayOut = Callable[[GGUFFile, Iterable[Graph], RuntimeConfig, Tuning, "Progress | None"], Layout]
 
 
 def lay_out(
@@ -47,8 +53,32 @@ def lay_out(
 ) -> Layout:
     """What `runtime.layout` asks for; "auto" is tiles where they are clearly quicker and the disk has room.
 
+    Those that are asked for by name are made now; "auto" waits for nothing, and says which are worth making.
+
     Where tiles cannot be kept, the file is used, which is said once if they were asked for. Raises MemoryLimitError
     when "memory" is more than there is, UsageError for a layout that does not go with float32 activations.
+    """
+    wanted = runtime.layout
+    tensors = tensors_to_tile(graphs, runtime, tuning)
+    if not tensors:
+        return Layout()
+    tiles = Tiles(tensors, file.paths)
+    if wanted == "memory":
+        return _in_memory(tiles, tuning.n_threads, progress)
+    found: Mapping[Tensor, np.ndarray] | None = tiles.read(tuning.n_threads)
+    if found is None:
+        tile_files.clean_up()
+        problem = _lack_of_room(tiles)
+        if wanted == "auto":
+            return Layout() if problem else Layout(coming=tiles)
+        found = _made(tiles, tuning.n_threads, progress, problem)
+    return Layout("tiles", found, tiles.n_bytes) if found else Layout()
+
+
+def tensors_to_tile(graphs: Iterable[Graph], runtime: RuntimeConfig, tuning: Tuning) -> list[Tensor]:
+    """The weights that are to lie as tiles, in the order in which a pass reads them.
+
+    Raises UsageError for a layout that does not go with float32 activations.
     """
     wanted = runtime.layout
     if runtime.activations == "f32":
@@ -57,23 +87,23 @@ def lay_out(
                 f"layout is {wanted!r}, and activations 'f32' read weights as the file has them: choose layout 'file'",
                 parameter="layout",
             )
-        return Layout()
+        return []
     if wanted == "file" or (wanted == "auto" and not tuning.tiles):
-        return Layout()
-    tensors = _tiled_tensors(graphs)
-    if not tensors or (wanted == "auto" and sum(tensor.n_bytes for tensor in tensors) < LEAST_BYTES):
-        return Layout()
-    tiles = Tiles(tensors, file.paths)
-    if wanted == "memory":
-        return _in_memory(tiles, tuning.n_threads, progress)
-    found = _from_file(tiles, tuning.n_threads, progress, is_asked_for=wanted == "tiles")
-    return Layout("tiles", found, tiles.n_bytes) if found else Layout()
+        return []
+    weights = (_multiplied(node) for graph in graphs for node in graph.nodes)
+    found = list(dict.fromkeys(weight for weight in weights if weight is not None and weight.format.in_tiles))
+    is_small = sum(tensor.n_bytes for tensor in found) < LEAST_BYTES
+    return [] if wanted == "auto" and is_small else found
 
 
-def _tiled_tensors(graphs: Iterable[Graph]) -> list[Tensor]:
-    """The weights of linears that can lie as tiles, in the order in which a pass reads them."""
-    weights = (node.weight for graph in graphs for node in graph.nodes if isinstance(node, Linear))
-    return list(dict.fromkeys(weight for weight in weights if weight.format.in_tiles and weight.raw.ndim == 2))
+def _multiplied(node: Node) -> Tensor | None:
+    """A matrix that tokens are multiplied by, or several of experts, each of which must fill its tiles."""
+    weight = getattr(node, "weight", None)
+    if isinstance(node, Linear) and len(node.weight.shape) == 2:
+        return node.weight
+    # Only experts have stacks of matrices. Most models have none, and their starts import nothing of experts.
+    is_stack = isinstance(weight, Tensor) and len(weight.shape) == 3 and weight.shape[1] % TILE_ROWS == 0
+    return weight if is_stack else None
 
 
 def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layout:
@@ -86,42 +116,42 @@ def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layou
         views = tiles.in_memory(n_threads, progress)
     except MemoryError:
         raise MemoryLimitError(problem, parameter="layout") from None
-    _let_go(tiles)
+    release_file_pages(tiles)
     return Layout("memory", views, tiles.n_bytes)
 
 
-def _from_file(
-    tiles: Tiles, n_threads: int, progress: Progress | None, is_asked_for: bool
+def _made(
+    tiles: Tiles, n_threads: int, progress: Progress | None, problem: str | None
 ) -> Mapping[Tensor, np.ndarray] | None:
-    """The tiles of the file in the cache folder, which is made where there is none; None when it cannot be."""
-    found = tiles.read(n_threads)
-    if found is not None:
-        return found
-    tile_files.clean_up()
+    """The tiles of a new file in the cache folder; None when there cannot be one, which is said."""
     try:
-        _check_room(tiles)
-        tiles.write(n_threads, progress)
-    except OSError as problem:
-        if is_asked_for:
-            say_once(
-                f"edgellm cannot keep tiles in {tiles.path.parent}, so weights are read from the model's file: "
-                f"{problem.strerror or problem}"
-            )
+        if problem is None:
+            tiles.write(n_threads, progress)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem is not None:
+        say_once(
+            f"edgellm cannot keep tiles in {tiles.path.parent}, so weights are read from the model's file: {problem}"
+        )
         return None
-    _let_go(tiles)
+    release_file_pages(tiles)
     return tiles.read(n_threads)
 
 
-def _check_room(tiles: Tiles) -> None:
-    """Raise OSError unless the disk will have enough for others when the tiles are there."""
-    folder = next(place for place in tiles.path.parents if place.exists())
-    free, needed = shutil.disk_usage(folder).free, 2 * tiles.n_bytes + SPARE_BYTES
+def _lack_of_room(tiles: Tiles) -> str | None:
+    """What is wrong, unless the disk will have enough for others when the tiles are there."""
+    try:
+        folder = next(place for place in tiles.path.parents if place.exists())
+        free, needed = shutil.disk_usage(folder).free, 2 * tiles.n_bytes + SPARE_BYTES
+    except OSError as error:
+        return error.strerror or str(error)
     if free < needed:
-        raise OSError(f"its disk has {free / 1e9:.1f} GB free, and tiles are made where {needed / 1e9:.1f} GB are")
+        return f"its disk has {free / 1e9:.1f} GB free, and tiles are made where {needed / 1e9:.1f} GB are"
+    return None
 
 
-def _let_go(tiles: Tiles) -> None:
+def release_file_pages(tiles: Tiles) -> None:
     """Let the system take back the pages of the model's file that tiles were made of, so memory is not doubled."""
     for tensor, _ in tiles.places:
         with contextlib.suppress(OSError, ValueError):
-            let_go(tensor.raw)
+            release_pages(tensor.raw)

@@ -93,7 +93,6 @@ class Model(Answering, MakesVectors):
     n_ctx:           tokens that a conversation, or a text, may hold.
     n_vocab:         tokens it can produce: as many logits as each token has.
     n_threads:       threads that compute.
-    layout:          how its weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`).
 
     A closed model has its numbers still; anything else raises a UsageError.
     """
@@ -107,7 +106,7 @@ class Model(Answering, MakesVectors):
     n_ctx: int
     n_vocab: int
     n_threads: int
-    layout: str
+    _layout: str
 
     def __init__(
         self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
@@ -142,19 +141,25 @@ class Model(Answering, MakesVectors):
             self._adapters = Adapters()
             self.n_vocab = self._runner.n_vocab
             self.n_threads = self._runner.n_threads
-            self.layout = self._runner.layout.name
         except MemoryError:
-            self._let_go()
+            self._release()
             raise MemoryLimitError(
                 f"{path}: there is not enough memory to run it with {in_words(runtime)}; choose a smaller n_ctx",
                 parameter="n_ctx",
             ) from None
         except FileProblem as problem:
-            self._let_go()
+            self._release()
             raise type(problem)(f"{path}: {problem}") from None
         except BaseException:
-            self._let_go()
+            self._release()
             raise
+
+    @property
+    def layout(self) -> str:
+        """How the weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`). With "auto" it may change once."""
+        if "_runner" in self.__dict__:
+            self._layout = self._runner.layout.name
+        return self._layout
 
     @property
     def notes(self) -> list[str]:
@@ -287,7 +292,7 @@ class Model(Answering, MakesVectors):
 
         path:     a PEFT folder, a GGUF adapter, or an `Adapter` in memory.
         name:     by which it is asked for; None takes that of the folder or file.
-        replace:  let go of an adapter that has the name already.
+        replace:  release an adapter that has the name already.
 
         Nothing is merged: the model's file stays as it is, and several adapters can be loaded. Raises FileProblem (or
         its FormatError, UnsupportedError) for one that cannot be used or was made for another model, UsageError for a
@@ -310,7 +315,7 @@ class Model(Answering, MakesVectors):
         self._adapters.usual = self._adapters.chosen(checked_adapters({} if adapters is None else adapters))
 
     def unload(self, name: str) -> None:
-        """Let go of an adapter. Texts that are being written with it keep it to their end.
+        """Release an adapter. Texts that are being written with it keep it to their end.
 
         Raises UsageError for a name that no adapter has.
         """
@@ -319,17 +324,18 @@ class Model(Answering, MakesVectors):
             self._scheduler.forget(adapter)
 
     def close(self) -> None:
-        """End the threads, let go of the file, and give back all memory but the arrays that were handed out.
+        """End the threads, close the file, and free all memory but the arrays that were handed out.
 
         A batch that is being computed is waited for. Generations that have not ended do now: whoever goes on iterating
         over one gets a UsageError, and so does whoever uses the model.
         """
         scheduler, embedder = self.__dict__.get("_scheduler"), self.__dict__.get("_embedder")
         if scheduler is not None:
+            self.layout  # noqa: B018 - is noted
             scheduler.close()
         if embedder is not None:
             embedder.close()
-        self._let_go()
+        self._release()
 
     def __enter__(self) -> Model:
         return self
@@ -350,7 +356,7 @@ class Model(Answering, MakesVectors):
                 raise UsageError("the model is closed")
             raise AttributeError(f"a {type(self).__name__} has no attribute {name!r}")
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         """Forget all that takes memory, and leave nothing of it to generations that have not ended."""
         for name in GIVEN_BACK:
             self.__dict__.pop(name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 Kind = Literal["content", "reasoning"]
@@ -12,3 +13,14 @@ class Piece(NamedTuple):
 
     kind: Kind
     text: str
+
+
+def joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """Neighbouring pieces of one kind in one."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if found and found[-1].kind == piece.kind:
+            found[-1] = Piece(piece.kind, found[-1].text + piece.text)
+        else:
+            found.append(piece)
+    return found

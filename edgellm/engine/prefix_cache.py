@@ -33,13 +33,13 @@ class PrefixCache:
         self, token_ids: list[int], live: Iterable[Sequence] = (), adapters: AdapterSet = NO_ADAPTERS
     ) -> Sequence:
         """A sequence with as many of the first tokens of a text as are known, of live texts too; it may be empty."""
-        self.settle()
+        self.release_waiting()
         for sequence in live:
             sequence.remember(whole_blocks=False)
         return self._cache.begin(token_ids, adapters)
 
-    def settle(self) -> None:
-        """Take in what was kept."""
+    def release_waiting(self) -> None:
+        """Name the blocks of sequences that were kept, so that they are found, and release them."""
         while self._arriving:
             sequence = self._arriving.popleft()
             sequence.remember(whole_blocks=False)
@@ -47,10 +47,10 @@ class PrefixCache:
 
     def forget(self, adapter: Adapter) -> None:
         """Find nothing any more that was computed with an adapter."""
-        self.settle()
+        self.release_waiting()
         self._cache.forget(adapter)
 
     def clear(self) -> None:
         """Find nothing any more."""
-        self.settle()
+        self.release_waiting()
         self._cache.forget()

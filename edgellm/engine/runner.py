@@ -16,14 +16,16 @@ import numpy as np
 
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
+from edgellm.engine.block_table import blocks_for
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
-from edgellm.engine.layout import lay_out
-from edgellm.errors import MemoryLimitError, UsageError
+from edgellm.engine.layout import LayOut, Layout, lay_out, release_file_pages
+from edgellm.engine.states import StateShape
+from edgellm.errors import EdgellmError, MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
-from edgellm.graph.lowering import ExpertSums, cache_table
+from edgellm.graph.lowering import ExpertSums, cache_table, states_table
 from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
@@ -36,6 +38,7 @@ from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
 if TYPE_CHECKING:
+    from edgellm.engine.laying_out import LayingOut
     from edgellm.engine.square_sums import SquareSums
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
@@ -63,7 +66,8 @@ class Span(NamedTuple):
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
         uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
-        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses)
+        states = self.sequence.plan_states(n, self.n_guesses)
+        return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses, states)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,7 @@ class Runner:
     graphs:  the model's nodes, without adapters. base: how they are run, by the `team`.
 
     A team that is given must have been made for a model that never runs at the same time, and outlive this one.
+    lay_out: how weights are put where they are read.
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Runner:
         runtime: RuntimeConfig,
         progress: Callable[[int, int, str], None] | None = None,
         team: Team | None = None,
+        lay_out: LayOut = lay_out,
     ) -> None:
         self.config = config
         self.isa = choose()
@@ -128,12 +134,13 @@ class Runner:
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
         layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type, x.window) for x in body.cache_layers]
-        self.cache = _allocate_cache(layers, n_ctx, self.n_batch, runtime.cache_bytes)
+        self.cache = _allocate_cache(layers, body.state_bytes, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
         is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
         self.team = team if team is not None and is_shared else Team(self.store, self.n_threads, max_ops)
-        self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache)
+        self._laying_out = self._begin_layout()
+        self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache, self._laying_out)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment
         try:
             self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
@@ -187,6 +194,43 @@ class Runner:
         if not self._end.alive:
             raise UsageError("the model is closed")
 
+    # --- how weights lie ------------------------------------------------------------------------------------
+
+    def _begin_layout(self) -> LayingOut | None:
+        """Begin to make the tiles that are worth it."""
+        if self.layout.coming is None:
+            return None
+        from edgellm.engine.laying_out import LayingOut  # which few starts need
+
+        return LayingOut(self.layout.coming, (self.graphs.body, self.graphs.head), self.target)
+
+    def take_tiles(self) -> None:
+        """Go on from tiles that were made meanwhile. Between steps, while nobody has the model for itself."""
+        if self._laying_out is None or not self._laying_out.is_over or self._bound:
+            return
+        found, coming, usual = self._laying_out.found, self.layout.coming, self.target
+        self._laying_out = None
+        if found is None or coming is None:
+            return
+        self.target = replace(usual, tiles=found)
+        try:
+            programs = self._lowered_programs(self.graphs)
+        except (MemoryError, EdgellmError):  # the file is as good
+            self.target = usual
+            return
+        for slots in list(self._variants):
+            self._drop(slots)
+        old, self.base.programs = self.base.programs, programs
+        self.team.forget(old)
+        self.layout = Layout("tiles", found, coming.n_bytes)
+        release_file_pages(coming)
+
+    def wait_for_tiles(self) -> None:
+        """For who measures, and has the model for itself: go on from those that are being made."""
+        if self._laying_out is not None:
+            self._laying_out.wait()
+            self.take_tiles()
+
     # --- with adapters --------------------------------------------------------------------------------------
 
     def variant(self, sets: Iterable[AdapterSet]) -> Variant:
@@ -221,7 +265,7 @@ class Runner:
         return Variant((), graphs, largest, self._lowered_programs(graphs))
 
     def forget(self, adapter: Adapter) -> None:
-        """Let go of the programs that have an adapter."""
+        """Release the programs that have an adapter."""
         for slots in [slots for slots in self._variants if any(slot.adapter is adapter for slot in slots)]:
             self._drop(slots)
 
@@ -298,8 +342,10 @@ class Runner:
         return Programs(first, second)
 
     def cache_tables(self) -> dict[str, int]:
-        """Where the layers of the cache are, by the names that programs have for them."""
-        return {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
+        """Where the layers of the cache are, and states of others, by the names that programs have for them."""
+        tables = {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
+        states = self.cache.states.memory if self.cache.states is not None else ()
+        return tables | {states_table(i).name: memory.ctypes.data for i, memory in enumerate(states)}
 
     @contextmanager
     def replaced(self, variant: Variant, programs: Programs) -> Iterator[None]:
@@ -349,8 +395,10 @@ class Runner:
             self.__dict__.pop(name, None)
 
 
-def _end(team: Team | None, cache: KVCache) -> None:
+def _end(team: Team | None, cache: KVCache, laying_out: LayingOut | None) -> None:
     """End the threads, which must not outlive what they work on, and give back the cache, which parked texts hold."""
+    if laying_out is not None:
+        laying_out.close()
     if team is not None:
         team.close()
     cache.close()
@@ -381,13 +429,17 @@ def _most_common_format(file: GGUFFile) -> BlockFormat:
     return max(n_bytes, key=lambda found: n_bytes[found])
 
 
-def _allocate_cache(layers: list[CacheLayer], n_ctx: int, n_batch: int, cache_bytes: int | None) -> KVCache:
+def _allocate_cache(
+    layers: list[CacheLayer], state_bytes: list[int], n_ctx: int, n_batch: int, cache_bytes: int | None
+) -> KVCache:
     """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
 
     The system gives the memory as it is first used.
     """
     blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
-    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers)
+    states = StateShape.beside(state_bytes, sum(layer.block_bytes for layer in layers))
+    n_slots = states.slots_for(blocks_for(n_ctx))
+    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers) + n_slots * states.slot_bytes
     if cache_bytes is not None and cache_bytes < one:
         raise MemoryLimitError(
             f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
@@ -399,7 +451,8 @@ def _allocate_cache(layers: list[CacheLayer], n_ctx: int, n_batch: int, cache_by
     for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
         if n_bytes <= MOST_OF_MEMORY * memory:
             with suppress(MemoryError):  # there may be less than the machine has
-                return KVCache(layers, {window: n * n_bytes // one for window, n in blocks.items()})
+                of_window = {window: n * n_bytes // one for window, n in blocks.items()}
+                return KVCache(layers, of_window, states, n_slots * n_bytes // one)
     raise MemoryLimitError(
         f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
         f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",

@@ -145,7 +145,7 @@ class Scheduler:
             if not self._is_stepping:
                 self._is_stepping = True
                 try:
-                    self.settle()
+                    self.update_requests()
                 finally:
                     self._is_stepping = False
         finally:
@@ -180,7 +180,7 @@ class Scheduler:
         with self._run:
             for request in (*self._requests, *self._arrivals):
                 request.error, request.is_over = UsageError("the model is closed"), True
-            self.settle()
+            self.update_requests()
             if self.disk is not None:
                 self.disk.close()
             self.prefixes.clear()
@@ -188,8 +188,8 @@ class Scheduler:
             self.runner.close()
         self._tell()
 
-    def settle(self) -> None:
-        """Take in what has arrived, and let go of what is over. Only between steps."""
+    def update_requests(self) -> None:
+        """Take in requests that have arrived, and release those that are over. Only between steps."""
         while self._arrivals:
             self._requests.append(self._arrivals.popleft())
         for request in [request for request in self._requests if request.is_over or request.is_cancelled]:
@@ -218,7 +218,9 @@ class Scheduler:
         self._check_free()
         self._is_stepping = True
         try:
-            self.settle()
+            self.update_requests()
+            if self._alone is None:
+                self.runner.take_tiles()
             batch = self._next_batch()
             if not batch:
                 if not any(request.is_ready for request in asked):
@@ -269,10 +271,10 @@ class Scheduler:
             request.n_right += max(0, n_right - (n - span.n_guesses))
         if not request.is_private:
             span.sequence.remember()
-            is_read = n > 1 and not span.n_guesses and len(span.sequence) + 1 >= len(request.tokens)
-            if self.disk is not None and is_read:
-                # Windows will have left behind what this prompt, asked once more, would need.
-                self.disk.keep_before_windows_go(span.sequence)
+            # A prompt is kept as soon as it has been read: it outlasts a process that is killed while it answers, and
+            # later a window would have left behind what the same prompt, asked once more, needs.
+            if self.disk is not None and n > 1 and not span.n_guesses and n_right + start + 1 >= len(request.tokens):
+                self.disk.keep(span.sequence)
         span.sequence.leave_behind()
         request.last_step = self._n_steps
         request.progressed()
@@ -326,6 +328,8 @@ class Scheduler:
     def _admitted(self, prompts: list[Request]) -> list[Request]:
         """Give new texts the longest prefix that is in the cache; those whose prefix is being computed wait for it."""
         admitted: list[Request] = []
+        states = self.runner.cache.states
+        worth = KV_BLOCK * (states.shape.step if states is not None else 1)  # tokens, for which others are waited for
         for request in sorted(prompts, key=lambda request: request.arrival):
             if request.sequence is None:
                 wanted = request.tokens[:-1]  # the last token is computed anew, for its logits
@@ -336,7 +340,7 @@ class Scheduler:
                         self.disk.bring(wanted, request.adapters)
                     found = self.prefixes.longest(wanted, self.live(), request.adapters)
                 if not request.is_private and any(
-                    n_common(other.tokens, wanted) >= len(found) + KV_BLOCK
+                    n_common(other.tokens, wanted) >= len(found) + worth
                     for other in admitted
                     if not other.is_private and other.adapters == request.adapters
                 ):
@@ -381,8 +385,8 @@ class Scheduler:
         return True
 
     def forget(self, adapter: Adapter) -> None:
-        """Let go of what is kept of an adapter, for who has the model alone; texts that go on with it keep it."""
-        self.settle()
+        """Release what is kept of an adapter, for who has the model alone; texts that go on with it keep it."""
+        self.update_requests()
         self.prefixes.forget(adapter)
         self.runner.forget(adapter)
 
@@ -392,7 +396,7 @@ class Scheduler:
 
     def reserve(self, sequence: CachedTokens, n_tokens: int) -> None:
         """Room for more tokens of a sequence that is no request's, for who has the model alone."""
-        self.settle()
+        self.update_requests()
         self._reserve(sequence, n_tokens, self._requests)
 
     def _reserve(self, sequence: CachedTokens, n_tokens: int, others: Sequence[Request]) -> None:
@@ -400,7 +404,7 @@ class Scheduler:
         later.
         """
         if not sequence.can_grow(n_tokens):
-            self.prefixes.settle()
+            self.prefixes.release_waiting()
         while not sequence.can_grow(n_tokens):
             holders = [other for other in others if other.sequence is not None and other.sequence.n_blocks]
             if not holders:

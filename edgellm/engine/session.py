@@ -28,7 +28,7 @@ def save_session(scheduler: Scheduler, path: Path, token_ids: list[int], adapter
     written.
     """
     with scheduler.alone():
-        scheduler.settle()
+        scheduler.update_requests()
         sequence = scheduler.prefixes.longest(token_ids, scheduler.live(), adapters)
         try:
             bound = bound_to(scheduler.runner) | {"adapters": root_of(adapters).hex()}
@@ -52,7 +52,8 @@ def load_session(scheduler: Scheduler, path: Path, adapters: AdapterSet = NO_ADA
         cache = scheduler.runner.cache
         found = read_blocks(path, cache, bound_to(scheduler.runner) | {"adapters": root_of(adapters).hex()})
         try:
-            sequence = cache.restored(found.token_ids, [run.first for run in found.runs], found.layers, adapters)
+            firsts = [run.first for run in found.runs]
+            sequence = cache.restored(found.token_ids, firsts, found.layers, adapters, found.states)
         except CacheFullError:
             raise MemoryLimitError(
                 f"{path} holds {len(found.token_ids)} tokens, and the cache has no room for them; choose a larger "

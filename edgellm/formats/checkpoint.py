@@ -48,7 +48,7 @@ class Checkpoint:
         self.n_bytes = sum(shard.n_bytes for shard in shards)
 
     def close(self) -> None:
-        """Let go of the files. A mapping itself goes with the last array that was taken from it."""
+        """Close the files. A mapping itself goes with the last array that was taken from it."""
         self.tensors, self.others, self.plain = {}, {}, {}
 
     def __enter__(self) -> Checkpoint:

@@ -91,7 +91,7 @@ def map_open(file: BinaryIO) -> NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-def let_go(data: NDArray[np.uint8]) -> None:
+def release_pages(data: NDArray[np.uint8]) -> None:
     """Tell the system that some bytes of a mapped file are not needed soon; they are read again when they are."""
     base: Any = data
     while base is not None and not isinstance(base, mmap.mmap):

@@ -34,7 +34,7 @@ def kept_in_bf16(graph: Graph, kept: Iterable[Value]) -> tuple[Graph, dict[Value
         made = result.record_all(replace(node, **inputs))
         for before, now in zip(graph.all_made_by(node), made, strict=True):
             if before in wanted:
-                halves[before] = result.record(ToBF16(now))
+                halves[before] = now if node.is_choice else result.record(ToBF16(now))
         return made
 
     result, values = graph.rewritten(record)
@@ -79,7 +79,7 @@ class Backward:
     def value(self, value: Value) -> Value:
         """What the forward pass found, in this graph."""
         if value not in self._copies:
-            if value.node is None or self._is_kept(value):
+            if value.node is None or value.node.is_choice or self._is_kept(value):
                 self._copies[value] = self._input_for(value)
             else:
                 self._compute_again(value.node)
@@ -96,6 +96,12 @@ class Backward:
         """One more part of the gradient of a value."""
         before = self.found.get(value)
         self.found[value] = gradient if before is None else add(before, gradient)
+
+    def add_needed(self, values: Iterable[Value], gradients: Iterable[Value]) -> None:
+        """The same for several values, as far as their gradients are wanted."""
+        for value, gradient in zip(values, gradients, strict=True):
+            if self.needs(value):
+                self.add(value, gradient)
 
     def add_sum(self, node: Node) -> None:
         """A step that adds to the gradient of a weight."""
@@ -115,12 +121,12 @@ class Backward:
             if any(map(self.trains, node.weights)) or any(map(self.needs, node.inputs)):
                 self._wanted.update(self.forward.all_made_by(node))
         for node in reversed(self.forward.nodes):
-            value = self.forward.made_by(node)
+            value = self.forward.all_made_by(node)[node.graded]
             if value in self.found and self.needs(value) and value not in self._ends:
                 node.backward(self, self.found[value])
 
     def _input_for(self, value: Value) -> Value:
-        if not self._in_bf16 or value.node is None:
+        if not self._in_bf16 or value.node is None or value.node.is_choice:
             self.kept[value] = self.graph.input(value.width)
             return self.kept[value]
         self.kept[value] = self.graph.input(-(-value.width // 2))

@@ -13,6 +13,8 @@ from edgellm.graph.lowering import (
     MAX_SPLITS,
     POSITIONS,
     SEGMENTS,
+    STATE_TASKS,
+    STATE_TEXTS,
     TARGET_WEIGHTS,
     TEXT_TASKS,
     TOKEN_IDS,
@@ -23,7 +25,7 @@ from edgellm.graph.lowering import (
     slots_table,
     tasks_table,
 )
-from edgellm.kernels import encoder_records, gradient_records, records
+from edgellm.kernels import encoder_records, gradient_records, records, recurrent_records
 from edgellm.kernels.encoder_records import TEXT_QUERIES
 from edgellm.kernels.records import SPAN_TOKENS
 
@@ -37,6 +39,8 @@ class Piece:
     block_tables:  int32, the cache block of every KV_BLOCK positions. They must stay where they are until the run is
                    over. Both by the windows that layers of the cache keep (`Lowered.kept`).
     adapters:     how much they have of each adapter that the program has, or which place in it each of them takes.
+    states:       where states of recurrent layers are after some of them: how many tokens, the slot of the state before
+                  them (-1 is none), and that of the state after them.
     """
 
     token_ids: Sequence[int]
@@ -44,6 +48,7 @@ class Piece:
     slots: Mapping[int | None, Sequence[int]]
     block_tables: Mapping[int | None, np.ndarray]
     adapters: Sequence[float | np.ndarray] = ()
+    states: Sequence[tuple[int, int, int]] = ()
 
 
 SPLIT_TOKENS = 16  # of a sequence in a batch, at most, for their attention to be split
@@ -70,6 +75,10 @@ class Batch:
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
         self.adapters: list[np.ndarray] = []
+        self.has_states = bool(lowered.state_bytes)
+        if self.has_states:
+            self.state_texts = recurrent_records.STATE_TEXT.new(capacity)
+            self.state_tasks = recurrent_records.STATE_TASK.new(capacity)
         self.record = records.BATCH.new()
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
@@ -96,6 +105,9 @@ class Batch:
             result[merges_table(index).name] = merges.ctypes.data
         for index, slots in enumerate(self.kv_slots):
             result[slots_table(index).name] = slots.ctypes.data
+        if self.has_states:
+            result[STATE_TEXTS.name] = self.state_texts.ctypes.data
+            result[STATE_TASKS.name] = self.state_tasks.ctypes.data
         for index, scales in enumerate(self.adapters):
             result[adapter_table(index).name] = scales.ctypes.data
         return result
@@ -120,7 +132,19 @@ class Batch:
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
+        if self.has_states:
+            counts[STATE_TEXTS.name] = self._order_states(pieces)
         return counts
+
+    def _order_states(self, pieces: Sequence[Piece]) -> int:
+        """Write from which state to which the tokens of each text go; returns how many texts there are."""
+        token = n_tasks = 0
+        for index, piece in enumerate(pieces):
+            self.state_texts[index] = (n_tasks, len(piece.states))
+            for n, source, target in piece.states:
+                self.state_tasks[n_tasks] = (token, n, source, target)
+                token, n_tasks = token + n, n_tasks + 1
+        return len(pieces)
 
     def fill_texts(self, texts: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] = ()) -> dict[str, int]:
         """Write whole texts, one behind the other, that attend to themselves; returns how many of everything there is.

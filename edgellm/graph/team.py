@@ -69,7 +69,7 @@ class Team:
         return self._run_record(program.record, is_long, stop)
 
     def forget(self, programs: Iterable[Runnable]) -> None:
-        """Let go of programs that will not be run any more, as soon as no thread can be at work in them."""
+        """Release programs that will not be run any more, as soon as no thread can be at work in them."""
         self._done_with.update(self._programs.intersection(programs))
         current, progress = int(self._record["program"][0]), self._record["progress"][0]
         # Who is late names the progress of its run, which is that of the current one, or of an older one.

@@ -39,6 +39,7 @@ CLEARLY = 0.96  # of the default's time: what less gains may be chance
 CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
+TILES_PREFETCH_BYTES = (0, 1 << 15)
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
@@ -87,6 +88,7 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
     tuning = work.best(tuning, [replace(tuning, chunk_bytes=n) for n in CHUNK_BYTES])
     tuning = work.best(tuning, [replace(tuning, prefetch_bytes=n) for n in PREFETCH_BYTES])
     tuning = replace(tuning, small_batch=work.small_batch(tuning))
+    tuning = replace(tuning, tiles_prefetch_bytes=work.tiles_prefetch_bytes(tuning))
     if work.tiles_pay(tuning):
         return replace(tuning, tiles=True, tiles_small_batch=work.small_batch(replace(tuning, tiles=True)))
     return tuning
@@ -105,7 +107,7 @@ class _Work:
         self.n_cols = -(-N_COLS // weights.block_size) * weights.block_size
         row_bytes = weights.row_bytes(self.n_cols)
         self.memory = aligned(max(1, n_bytes // (N_ROWS * row_bytes)) * N_ROWS * row_bytes)
-        self.memory.fill(1)  # else all pages would be the same page of zeros
+        self.memory.fill(0x3C)  # of float16 scales a number near 1; of zeros, all pages would be the same one
         self.matrices = [
             Tensor(f"matrix {i}", (N_ROWS, self.n_cols), weights, raw)
             for i, raw in enumerate(self.memory.reshape(-1, N_ROWS, row_bytes))
@@ -143,6 +145,14 @@ class _Work:
         finally:
             small.team.close()
             large.team.close()
+
+    def tiles_prefetch_bytes(self, tuning: Tuning) -> int:
+        """How far ahead the starts of pages of tiles should be prefetched, if at all."""
+        if not self.format.in_tiles:
+            return tuning.tiles_prefetch_bytes
+        tiles = replace(tuning, tiles=True)
+        others = [replace(tiles, tiles_prefetch_bytes=n) for n in TILES_PREFETCH_BYTES]
+        return self.best(tiles, others).tiles_prefetch_bytes
 
     def tiles_pay(self, tuning: Tuning) -> bool:
         """Whether weights should lie as tiles."""

@@ -22,6 +22,7 @@ ROUTE = Schema(
     n_used="i64",
     normalize="i64",  # 1: the weights of a token add up to 1, before they are scaled
     scale="f64",
+    scales="ptr",  # float32 [n_experts], by what the weight of each is multiplied then; or 0
     chosen="ptr",  # float32 [n_tokens, n_used]: numbers of experts, the best first
     weights="ptr",  # float32 [n_tokens, n_used]
     out_stride="i64",

@@ -96,17 +96,22 @@ ATTENTION_BACKWARD = Schema(
     scale="f64",
     window="i64",  # positions a token looks back over, itself included
     ahead="i64",  # positions after its own that it sees: 0 is causal
+    cap="f64",  # of scores; 0 is none. This and the next two are for the general form of the kernel.
+    biases="ptr",  # float32 for each query head, what scores lose for each position; or 0
+    sinks="ptr",  # float32 for each query head; or 0
     documents="ptr",  # a DOCUMENT_TASK each
     scratch="ptr",
     scratch_bytes="i64",
 )
 
 
-def attention_backward_scratch_bytes(n_tokens: int, head_dim: int, window: int, ahead: int = 0) -> int:
+def attention_backward_scratch_bytes(
+    n_tokens: int, head_dim: int, window: int, ahead: int = 0, general: bool = False
+) -> int:
     """Of each thread, for documents of up to n_tokens: a tile of queries, and for all keys that they see, probabilities
-    and the gradients of scores."""
+    and the gradients of scores; in the general form, slopes beside."""
     n_keys = min(n_tokens, window + ahead + GRADIENT_TILE_TOKENS - 1)
-    return 4 * GRADIENT_TILE_TOKENS * (head_dim + 2 * n_keys)
+    return 4 * GRADIENT_TILE_TOKENS * (head_dim + (3 if general else 2) * n_keys)
 
 
 SUM_HEADS = Schema(
@@ -135,6 +140,32 @@ RMS_NORM_BACKWARD = Schema(
     n_groups="i64",
     n_cols="i64",
     epsilon="f64",
+    chunk_tokens="i64",
+)
+
+LAYER_NORM_BACKWARD = Schema(
+    "layer_norm_backward",
+    batch=BATCH,
+    x="ptr",
+    weight="ptr",
+    weight_step="i64",  # as in LAYER_NORM
+    dy="ptr",
+    out="ptr",  # may be dy
+    stride="i64",
+    n_groups="i64",
+    n_cols="i64",
+    epsilon="f64",
+    chunk_tokens="i64",
+)
+
+SOFT_CAP_BACKWARD = Schema(
+    "soft_cap_backward",
+    batch=BATCH,
+    y="ptr",  # what it made
+    dy="ptr",
+    out="ptr",  # may be dy
+    stride="i64",
+    cap="f64",
     chunk_tokens="i64",
 )
 
@@ -207,9 +238,25 @@ RMS_NORM_WEIGHT_SUM = Schema(
     chunk_cols="i64",
 )
 
+LAYER_NORM_SUMS = Schema(
+    "layer_norm_sums",
+    batch=BATCH,
+    x="ptr",
+    dy="ptr",
+    stride="i64",
+    n_groups="i64",
+    n_cols="i64",
+    epsilon="f64",
+    step="i64",  # from the sums of a group to those of the next: n_cols, or 0 where all share them
+    sums="ptr",  # by the weight, float32 [n_cols], or as many for each group; or 0
+    bias_sums="ptr",  # by the bias, like `sums`; or 0
+    chunk_cols="i64",
+)
+
 EMBED_BACKWARD = Schema(
     "embed_backward",
     batch=BATCH,
+    ids="ptr",  # int32 [n_tokens]: the row of each token
     dy="ptr",
     stride="i64",
     n_cols="i64",

@@ -133,6 +133,8 @@ _ACTIVATIONS = {
     "gelu_erf": lambda x: x / 2 * (1 + _ERF(x / math.sqrt(2))),
     "relu": lambda x: np.maximum(x, 0),
     "relu_squared": lambda x: np.square(np.maximum(x, 0)),
+    "sigmoid": lambda x: _sigmoid(x),
+    "linear": lambda x: x,
 }
 
 

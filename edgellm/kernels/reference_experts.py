@@ -22,6 +22,7 @@ def route(
     n_groups: int = 1,
     n_groups_used: int = 1,
     n_ranked: int = 1,
+    scales: Floats | None = None,
 ) -> tuple[Ints, Floats]:
     """Numbers of experts [n_tokens, n_used], best first, and their weights, for logits [n_tokens, n_experts]."""
     x = logits.astype(np.float64)
@@ -39,7 +40,8 @@ def route(
         weights = _softmax(weights)
     if normalize:
         weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-20)
-    return chosen, (weights * scale).astype(np.float32)
+    by = 1.0 if scales is None else scales[chosen].astype(np.float64)
+    return chosen, (weights * scale * by).astype(np.float32)
 
 
 def _softmax(x: Floats) -> Floats:

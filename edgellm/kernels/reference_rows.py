@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from edgellm.kernels.reference import Floats, Ints, rope
@@ -39,9 +41,45 @@ def rms_norm_weight_sum(sums: Floats, x: Floats, dy: Floats, epsilon: float, n_g
     return (sums + (dy.reshape(groups.shape) * groups / size).sum((0, 1))).astype(np.float32)
 
 
+def layer_norm_backward(x: Floats, weight: Floats, dy: Floats, epsilon: float, n_groups: int = 1) -> Floats:
+    """By x of `layer_norm`, all [n_tokens, n_groups * n_cols] with weight [n_cols] or [n_groups, n_cols]."""
+    away, size = _centered(x, n_groups, epsilon)
+    g = dy.reshape(away.shape) * weight.astype(np.float64)
+    dx = (g - g.mean(-1, keepdims=True) - away * (g * away).mean(-1, keepdims=True) / size**2) / size
+    return dx.astype(np.float32).reshape(x.shape)
+
+
+def layer_norm_sums(
+    sums: Floats, bias_sums: Floats, x: Floats, dy: Floats, epsilon: float, n_groups: int = 1
+) -> tuple[Floats, Floats]:
+    """Both, [n_cols] or [n_groups, n_cols], plus the gradients by weight and bias of `layer_norm`, over all tokens."""
+    away, size = _centered(x, n_groups, epsilon)
+    gradient = dy.reshape(away.shape).astype(np.float64)
+    axes = 0 if sums.ndim == 2 else (0, 1)
+    found = (sums + (gradient * away / size).sum(axes), bias_sums + gradient.sum(axes))
+    return found[0].astype(np.float32), found[1].astype(np.float32)
+
+
+def _centered(x: Floats, n_groups: int, epsilon: float) -> tuple[Floats, Floats]:
+    groups = x.reshape(len(x), n_groups, x.shape[1] // n_groups).astype(np.float64)
+    away = groups - groups.mean(-1, keepdims=True)
+    return away, np.sqrt(np.square(away).mean(-1, keepdims=True) + epsilon)
+
+
+def soft_cap_backward(y: Floats, dy: Floats, cap: float) -> Floats:
+    """By x of y = cap * tanh(x / cap)."""
+    return (dy * (1 - np.square(y.astype(np.float64) / cap))).astype(np.float32)
+
+
 def glu_backward(gate: Floats, up: Floats, dy: Floats, activation: str) -> tuple[Floats, Floats]:
     """By gate and by up of `glu`, [n_tokens, n_cols] all."""
     gradient = dy.astype(np.float64)
+    if activation == "clamped_swiglu":
+        near, factor = np.minimum(gate.astype(np.float64), 7), np.clip(up, -7, 7) + 1.0
+        s = 1 / (1 + np.exp(-1.702 * near))
+        by_gate = np.where(gate > 7, 0, gradient * factor * (s + 1.702 * near * s * (1 - s)))
+        by_up = np.where(np.abs(up) > 7, 0, gradient * near * s)
+        return by_gate.astype(np.float32), by_up.astype(np.float32)
     value, slope = _with_slope(gate, activation)
     return (gradient * up * slope).astype(np.float32), (gradient * value).astype(np.float32)
 
@@ -55,12 +93,13 @@ def _gelu_exponent(x: Floats) -> tuple[Floats, Floats]:
     return steep * (x + 0.044715 * x**3), steep * (1 + 3 * 0.044715 * x**2)
 
 
-# Both activations are x * sigmoid(z): z and its slope.
+_ERF = np.vectorize(math.erf, otypes=[float])
+# These activations are x * sigmoid(z): z and its slope.
 _EXPONENTS = {"silu": _silu_exponent, "gelu": _gelu_exponent}
 
 
 def activate(x: Floats, activation: str) -> Floats:
-    """relu, silu, tanh, or gelu in its tanh form, of every number."""
+    """relu, its square, silu, tanh, or one of the two forms of gelu, of every number."""
     return _with_slope(x, activation)[0].astype(np.float32)
 
 
@@ -73,11 +112,21 @@ def _with_slope(x: Floats, activation: str) -> tuple[Floats, Floats]:
     x = x.astype(np.float64)
     if activation == "tanh":
         return np.tanh(x), 1 - np.tanh(x) ** 2
+    if activation == "linear":
+        return x, np.ones_like(x)
     if activation == "relu":
         return np.where(x < 0, 0, x), (x > 0).astype(np.float64)
-    z, slope_of_z = _EXPONENTS[activation](x)
+    if activation == "relu_squared":
+        positive = np.where(x < 0, 0, x)
+        return positive**2, 2 * positive
+    if activation == "gelu_erf":
+        p = 0.5 * (1 + _ERF(x / np.sqrt(2)))
+        return x * p, p + x * np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
+    z, slope_of_z = _EXPONENTS.get(activation, _silu_exponent)(x)
     with np.errstate(over="ignore"):
         s = 1 / (1 + np.exp(-z))
+    if activation == "sigmoid":
+        return s, s * (1 - s)
     return x * s, s + x * s * (1 - s) * slope_of_z
 
 

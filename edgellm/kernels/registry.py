@@ -57,9 +57,7 @@ _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # train
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
-_WITH_SLOPE = {"activation": ("silu", "gelu")}  # that can be trained through
-_PLAIN_WITH_SLOPE = {"activation": ("relu", "gelu", "silu")}
-_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu")}
+_GATED = {"activation": (*_ACTIVATION["activation"], "clamped_swiglu", "sigmoid", "linear")}
 _SCORING = {"scoring": ("softmax", "sigmoid", "logits")}
 
 _FAMILIES: dict[str, _Family] = {
@@ -96,26 +94,39 @@ _FAMILIES: dict[str, _Family] = {
     "sort_experts": _Family("expert_rows"),
     "experts_decode": _Family("experts", _BLOCKS),
     "experts_prefill": _Family("experts", _BLOCKS),
+    "experts_tiles": _Family("experts_tiles", _BLOCKS),
+    "experts_tiles_prefill": _Family("experts_tiles", _BLOCKS),
     "experts_f32": _Family("experts", _ALL),
     "experts_f32_decode": _Family("experts", _FLOATS),
     "add_expert_bias": _Family("expert_rows"),
     "sum_experts": _Family("expert_rows"),
     "gate": _Family("expert_rows"),
     "sum_expert_squares": _Family("expert_rows"),
+    "route_backward": _Family("expert_gradients", options=_SCORING),
+    "sum_experts_backward": _Family("expert_gradients"),
+    "gate_backward": _Family("expert_gradients"),
+    "expert_bias_sum": _Family("expert_gradients"),
+    "experts_transposed": _Family("expert_products", _ALL),
+    "expert_outer_sum": _Family("expert_products"),
     "rope": _Family("rope", options={"inverse": (False, True)}),
+    "causal_conv": _Family("recurrent"),
+    "delta_rule": _Family("recurrent"),
     "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
     "attention": _Family("attention", tuple(KV_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
     "text_attention": _Family("text_attention", options={"alibi": (False, True)}),
-    "attention_backward": _Family("attention_backward"),
+    "attention_backward": _Family("attention_backward", options={"general": (False, True)}),
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
     "sum_squares": _Family("squares"),
     "narrow": _Family("low_rank", _LOW_RANK),
     "widen": _Family("low_rank", _LOW_RANK),
     "rms_norm_backward": _Family("norm_backward"),
-    "glu_backward": _Family("glu_backward", options=_WITH_SLOPE),
+    "glu_backward": _Family("glu_backward", options=_GATED),
     "rms_norm_weight_sum": _Family("norm_backward"),
+    "layer_norm_backward": _Family("norm_backward"),
+    "layer_norm_sums": _Family("norm_backward"),
+    "soft_cap_backward": _Family("scaled"),
     "embed_backward": _Family("columns"),
     "column_sums": _Family("columns"),
     "column_products": _Family("columns"),
@@ -123,7 +134,7 @@ _FAMILIES: dict[str, _Family] = {
     "cross_entropy": _Family("cross_entropy"),
     "dropout": _Family("dropout"),
     "activate": _Family("activate", options=_PLAIN_ACTIVATION),
-    "activate_backward": _Family("activate", options=_PLAIN_WITH_SLOPE),
+    "activate_backward": _Family("activate", options=_PLAIN_ACTIVATION),
     "replace_rows": _Family("replace_rows"),
     "replaced_rows_sum": _Family("replace_rows"),
     "to_bf16": _Family("bf16"),

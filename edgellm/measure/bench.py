@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -32,6 +34,7 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     """
     check_room(model, depth + max(n_prompt, n_generate))
     runner, scheduler = model._runner, model._scheduler
+    runner.wait_for_tiles()
     limits = measure_limits(runner.store, runner.team)
     ids = some_tokens(model, max(depth, n_prompt, n_generate, 1))
     adapters = model._adapters.usual
@@ -43,8 +46,8 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
         for repetition in range(n_repetitions + 1):  # the first one warms up
             for work, seconds, n in ((read, prefill, n_prompt), (write, decode, n_generate)):
                 if n:
-                    elapsed = work(scheduler, sequence, ids[:n])
-                    sequence.trim(depth)
+                    with behind(sequence) as fork:
+                        elapsed = work(scheduler, fork, ids[:n])
                     if repetition:
                         seconds.append(elapsed)
     finally:
@@ -115,6 +118,16 @@ class Work(Request):
 def read(scheduler: Scheduler, sequence: Sequence, ids: list[int]) -> float:
     """Seconds to read a prompt, with logits for its last token only."""
     return _seconds(scheduler, Work(sequence, ids, one_by_one=False))
+
+
+@contextmanager
+def behind(sequence: Sequence) -> Iterator[Sequence]:
+    """A sequence that goes on where one is, which stays as it is: with recurrent layers, it could not be cut again."""
+    fork = sequence.fork(len(sequence))
+    try:
+        yield fork
+    finally:
+        fork.release()
 
 
 def write(scheduler: Scheduler, sequence: Sequence, ids: list[int]) -> float:

@@ -8,26 +8,38 @@ number of ops and the threads are those of the model, and nothing has to be assu
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.arch import architecture_of
-from edgellm.engine.kv_cache import CacheLayer, Sequence, blocks_for, bytes_of_texts
+from edgellm.engine.block_table import blocks_for
+from edgellm.engine.kv_cache import CacheLayer, Sequence, bytes_of_texts
+from edgellm.engine.layout import Layout, tensors_to_tile
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
 from edgellm.engine.scheduler import Scheduler
+from edgellm.engine.states import NO_STATES
 from edgellm.errors import FileProblem
+from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
+from edgellm.formats.tile_file import Place
+from edgellm.graph import Graph, Tuning
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.machine import resident_memory
+from edgellm.machine.others import OtherWork, is_too_busy
 from edgellm.measure.bench import read, write
 from edgellm.params import RuntimeConfig
 from edgellm.text import ChatTemplate, load_tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _RING_BYTES = 1 << 28  # far beyond the caches
 _ALIGN = 64
@@ -46,7 +58,9 @@ class Estimate:
     other_bytes:   the program, the vocabulary, kernels, and the values of a batch.
     token_bytes:   keys and values of a token in the cache.
     layers:        of the cache, which by their windows keep all or some of the tokens; n_batch: computed in one pass.
+    state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
+    busy_cores:    that other programs used meanwhile, so that the speeds are too low; None when it was calm enough.
     """
 
     model: str
@@ -56,16 +70,20 @@ class Estimate:
     weight_bytes: int
     other_bytes: int
     token_bytes: int
+    state_bytes: int
+    step_tokens: int
     n_prompt: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     layers: tuple[CacheLayer, ...]
     n_batch: int
+    busy_cores: float | None = None
 
     def memory(self, n_tokens: int, n_texts: int = 1) -> int:
         """Bytes that a process takes at most with so many texts of n_tokens each at once."""
+        states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
         cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
-        return self.weight_bytes + self.other_bytes + cached
+        return self.weight_bytes + self.other_bytes + cached + states
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
@@ -77,24 +95,30 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
     with open_file(path) as file:
         tensors = dict(file.tensors)
         try:
-            ring, file.tensors = _in_a_ring(tensors)
+            ring = _Ring(tensors.values())
+            file.tensors = MappingProxyType({name: ring.tensor(tensor) for name, tensor in tensors.items()})
             architecture = architecture_of(file.metadata)
             config = architecture.configure(file.metadata)
             n_ctx = context_of(runtime.n_ctx, config.n_ctx_train)
             tokenizer = load_tokenizer(file.metadata)
             template = ChatTemplate.from_metadata(file.metadata, tokenizer)
             tokenizer.encode("a", add_special=True, parse_special=True)
-            runner = Runner(file, architecture, config, n_ctx, runtime, progress)
+            runner = Runner(file, architecture, config, n_ctx, runtime, progress, lay_out=ring.lay_out)
         except FileProblem as problem:
             raise type(problem)(f"{path}: {problem}") from None
         try:
             scheduler = Scheduler(runner)
             sequence = runner.cache.sequence()
+            others = OtherWork()
             n_prompt, prefill = _prefill(scheduler, sequence, runner)
             decode = _decode(scheduler, sequence, runner.n_vocab)
+            busy_cores = others.cores()
+            shape = runner.cache.states.shape if runner.cache.states is not None else NO_STATES
+            touched = sequence.trail.n_held if sequence.trail is not None else 0
             sequence.release()
             cached = KV_BLOCK * blocks_for(max(n_prompt, _N_ANSWER)) * runner.cache.token_bytes
-            other_bytes = max(0, resident_memory() - len(ring) - cached)
+            cached += max(2, touched) * shape.slot_bytes
+            other_bytes = max(0, resident_memory() - ring.n_bytes - cached)
         finally:
             runner.close()
             del template
@@ -106,31 +130,55 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         weight_bytes=_touched(tensors),
         other_bytes=other_bytes,
         token_bytes=runner.cache.token_bytes,
+        state_bytes=shape.slot_bytes,
+        step_tokens=shape.step * KV_BLOCK,
         n_prompt=n_prompt,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,
         layers=tuple(runner.cache.layers),
         n_batch=runner.n_batch,
+        busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )
 
 
-def _in_a_ring(tensors: Mapping[str, Tensor]) -> tuple[mmap.mmap, Mapping[str, Tensor]]:
-    """Memory, and the same tensors as views of it, one after the other and again from the start."""
-    total = sum(_aligned(tensor.n_bytes) for tensor in tensors.values())
-    largest = max(_aligned(tensor.n_bytes) for tensor in tensors.values())
-    ring = mmap.mmap(-1, max(largest, min(total, _RING_BYTES)))
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        ring.madvise(mmap.MADV_NOHUGEPAGE)  # a mapped file has small pages, which are slower to read
-    memory = np.frombuffer(ring, np.uint8)
-    memory.fill(_FILL)
-    placed, at = {}, 0
-    for name, tensor in tensors.items():
-        if at + tensor.n_bytes > len(memory):
-            at = 0
-        raw = memory[at : at + tensor.n_bytes].reshape(tensor.raw.shape)
-        placed[name] = Tensor(name, tensor.shape, tensor.format, raw)
-        at += _aligned(tensor.n_bytes)
-    return ring, MappingProxyType(placed)
+class _Ring:
+    """Memory for weights one after the other, and again from the start: as large as no cache is, or as all of them."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        sizes = [_aligned(Place(one, 0).end if one.raw.ndim == 2 else one.n_bytes) for one in tensors]
+        self.n_bytes = max(*sizes, min(sum(sizes), _RING_BYTES))
+        mapping = mmap.mmap(-1, self.n_bytes)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            mapping.madvise(mmap.MADV_NOHUGEPAGE)  # a mapped file has small pages, which are slower to read
+        self._memory = np.frombuffer(mapping, np.uint8)
+        self._memory.fill(_FILL)
+        self._at = 0
+
+    def tensor(self, of: Tensor) -> Tensor:
+        """One like another, in this memory."""
+        return Tensor(of.name, of.shape, of.format, self._next(of.raw.shape))
+
+    def lay_out(
+        self,
+        file: GGUFFile,
+        graphs: Iterable[Graph],
+        runtime: RuntimeConfig,
+        tuning: Tuning,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Layout:
+        """Weights as tiles where they will lie so, of which nothing is read or kept."""
+        tiled = tensors_to_tile(graphs, runtime, tuning)
+        if not tiled:
+            return Layout()
+        return Layout("memory", {tensor: self._next(Place(tensor, 0).shape) for tensor in tiled})
+
+    def _next(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        n_bytes = prod(shape)
+        if self._at + n_bytes > len(self._memory):
+            self._at = 0
+        found = self._memory[self._at : self._at + n_bytes].reshape(shape)
+        self._at += _aligned(n_bytes)
+        return found
 
 
 def _aligned(n_bytes: int) -> int:

@@ -14,7 +14,7 @@ from edgellm.engine.runner import Programs, Runner
 from edgellm.engine.scheduler import Scheduler
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
 from edgellm.graph.profiler import Profiler, Timed
-from edgellm.measure.bench import check_room, read, some_tokens, write
+from edgellm.measure.bench import behind, check_room, read, some_tokens, write
 
 
 @dataclass
@@ -58,6 +58,7 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
     Times are medians over repetitions, op by op.
     """
     runner, scheduler = model._runner, model._scheduler
+    runner.wait_for_tiles()
     n_batch = min(n_prompt, runner.n_batch)
     check_room(model, depth + max(n_batch, 1))
     ids = some_tokens(model, max(depth, n_batch, 1))
@@ -67,8 +68,8 @@ def profile(model: Model, n_prompt: int, n_repetitions: int = 5, depth: int = 0)
 
     def repeat(work: Callable[[Scheduler, Sequence, list[int]], float], n_tokens: int) -> Iterator[float]:
         for _ in range(n_repetitions + 1):  # the first one warms up
-            seconds = work(scheduler, sequence, ids[:n_tokens])
-            sequence.trim(depth)
+            with behind(sequence) as fork:
+                seconds = work(scheduler, fork, ids[:n_tokens])
             yield seconds
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from edgellm.graph.team import KERNELS
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import available_memory
 from edgellm.quants import FORMATS
+from edgellm.quants.tiles import TILE_ROWS
 
 _BYTES = 1 << 27  # of weights: beyond the caches
 _SIDE = 2048  # of each matrix
@@ -35,6 +36,9 @@ class Reach:
     read_bytes: float
     macs: float
 
+    def or_better(self, other: Reach) -> Reach:
+        return replace(self, read_bytes=max(self.read_bytes, other.read_bytes), macs=max(self.macs, other.macs))
+
 
 def measure_reach(store: KernelStore, tuning: Tuning, type_name: str) -> Reach:
     """Linears over weights that no cache holds: some tenths of a second, and compiling at a first time."""
@@ -43,11 +47,16 @@ def measure_reach(store: KernelStore, tuning: Tuning, type_name: str) -> Reach:
     n_matrices = max(1, min(_BYTES, available_memory() // 8) // (_SIDE * row_bytes))
     memory = aligned(n_matrices * _SIDE * row_bytes)
     memory.fill(0x3C)  # of float16 scales a number near 1
-    graph = Graph()
+    graph, matrices = Graph(), list[Tensor]()
     x = graph.input(_SIDE)
     for index, raw in enumerate(memory.reshape(n_matrices, _SIDE, row_bytes)):
-        graph.output(linear(x, Tensor(f"matrix {index}", (_SIDE, _SIDE), block_format, raw)))
-    lowered = lower(graph, Target(store.isa, tuning))
+        matrix = Tensor(f"matrix {index}", (_SIDE, _SIDE), block_format, raw)
+        graph.output(linear(x, matrix))
+        matrices.append(matrix)
+    # Whatever the bytes mean, as tiles they are read as quickly.
+    is_tiled = tuning.tiles and bool(block_format.in_tiles)
+    tiles = {matrix: matrix.raw.reshape(_SIDE // TILE_ROWS, -1) for matrix in matrices if is_tiled}
+    lowered = lower(graph, Target(store.isa, tuning, tiles=tiles))
     store.load([*lowered.kernels, *KERNELS])
     team = Team(store, tuning.n_threads, len(lowered.ops))
     try:
@@ -56,7 +65,8 @@ def measure_reach(store: KernelStore, tuning: Tuning, type_name: str) -> Reach:
         one, many = (_quickest(program, n) for n in (1, _PROMPT))
     finally:
         team.close()
-    return Reach(type_name, "row by row", len(memory) / one, _PROMPT * n_matrices * _SIDE**2 / many)
+    layout = "tiles" if is_tiled else "row by row"
+    return Reach(type_name, layout, len(memory) / one, _PROMPT * n_matrices * _SIDE**2 / many)
 
 
 def _quickest(program: Program, n_tokens: int) -> float:

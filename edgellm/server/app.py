@@ -52,6 +52,7 @@ def routes_of(
         ("POST", "/v1/rerank", embeddings.rerank),
         ("POST", "/tokenize", tokenizing.tokenize),
         ("POST", "/detokenize", tokenizing.detokenize),
+        ("GET", "/tokenizer_info", tokenizing.tokenizer_info),
         ("POST", "/v1/files", kept.upload),
         ("GET", "/v1/files", kept.index),
         ("GET", "/v1/files/{id}", kept.show),

@@ -11,11 +11,9 @@ from starlette.requests import Request
 from edgellm.engine import Generation, Model
 from edgellm.engine.openai.asking import EFFORTS
 from edgellm.engine.openai.asking import prepared as prepared_calls
-from edgellm.engine.piece import Piece
 from edgellm.server.length import check_length, n_characters
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
-from edgellm.text.calls import Call
 
 
 @dataclass
@@ -24,7 +22,6 @@ class Chat:
 
     messages:  as OpenAI has them, but with the arguments of calls as JSON has them. keywords: those of `Model.chat`.
     called:    what the interface calls keywords of ours.
-    one_call:  the answer may hold one call at most.
     """
 
     model: str | None
@@ -33,7 +30,6 @@ class Chat:
     n: int = 1
     called: Mapping[str, str] = field(default_factory=dict)
     tells_progress: bool = False
-    one_call: bool = False
     idle: float | None = None
 
     def make(self, model: Model) -> list[Generation]:
@@ -44,9 +40,6 @@ class Chat:
             )  # fmt: skip
         check_length(model, n_characters(self.messages))
         return model.chat(self.messages, n=self.n, **self.keywords)
-
-    def calls_of(self, generation: Generation) -> list[Call]:
-        return generation.tool_calls[: 1 if self.one_call else None]
 
 
 async def begin(server: Server, request: Request, chat: Chat) -> Job:
@@ -88,14 +81,3 @@ def think_of(effort: str | None, param: str) -> bool | None:
     if effort not in EFFORTS:
         raise ApiProblem(400, f"{param} is {effort[:40]!r}; expected one of {', '.join(EFFORTS)}", param)
     return effort != "none"
-
-
-def joined(pieces: Iterable[Piece]) -> list[tuple[str, str]]:
-    """Neighbouring pieces of one kind in one: kind and text."""
-    found: list[tuple[str, str]] = []
-    for piece in pieces:
-        if found and found[-1][0] == piece.kind:
-            found[-1] = (piece.kind, found[-1][1] + piece.text)
-        else:
-            found.append((piece.kind, piece.text))
-    return found

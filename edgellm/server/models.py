@@ -1,4 +1,4 @@
-"""The models of the server: loaded when they are asked for, and let go of when others need the room or nobody asks."""
+"""The models of the server: loaded when they are asked for, and unloaded when others need the room or nobody asks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Loaded:
     """A model in memory.
 
     n_users:  requests that use it now. used_at: when the last one began or ended, on the clock of `time.monotonic`.
-    idle:     seconds after which it is let go of when nobody uses it.
+    idle:     seconds after which it is unloaded when nobody uses it.
     """
 
     name: str
@@ -143,7 +143,7 @@ class Models:
         return loaded
 
     async def _make_room(self, n_bytes: int) -> None:
-        """Let go of models that nobody uses, the longest unused first, until so much more fits."""
+        """Unload models that nobody uses, the least recently used first, until so much more fits."""
         while sum(loaded.n_bytes for loaded in self._loaded.values()) + n_bytes > self._most_bytes:
             unused = [loaded for loaded in self.loaded[: None if n_bytes else -1] if not loaded.n_users]
             if not unused:
@@ -151,12 +151,12 @@ class Models:
             await self.unload(unused[0])
 
     async def unload(self, loaded: Loaded) -> None:
-        """Let go of a model that nobody uses."""
+        """Unload a model that nobody uses."""
         if self._loaded.pop(loaded.name, None) is loaded:
             await asyncio.to_thread(loaded.close)
 
     async def unload_idle(self) -> None:
-        """Go on letting go of models that nobody has asked for lately."""
+        """Keep unloading models that nobody has asked for lately."""
         while True:
             await asyncio.sleep(LOOKS_EVERY)
             async with self._loading:

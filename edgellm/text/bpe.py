@@ -18,7 +18,7 @@ from edgellm.text.pretokenizers import PreTokenizer
 from edgellm.text.provenance import changed
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
-CACHE_WORDS = 50_000  # distinct words whose ids are remembered
+CACHE_WORDS = 50_000  # distinct words, and stretches of some, whose ids are remembered
 CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
 
 
@@ -47,6 +47,7 @@ class BytePairModel:
         self._rule = rule
         vocabulary.strings("merges")  # that there are none, or no texts, is an error at once
         self._words: dict[str, list[int]] = {}
+        self._stretches: dict[str, list[int]] = {}  # without the spaces that they begin with
 
     @cached_property
     def begin(self) -> list[int]:
@@ -62,16 +63,24 @@ class BytePairModel:
 
     def encode(self, text: str, at_start: bool = True) -> list[int]:
         """The ids of a normalized text that holds no special tokens."""
+        first, *others = self._rule.stretches(text)
+        ids, known = self._encode_words(first), self._stretches
+        for stretch in others:
+            found = known.get(stretch)
+            if found is None:
+                found = self._encode_words(f" {stretch}")
+                _remember(known, stretch, found)
+            ids += found
+        return ids
+
+    def _encode_words(self, text: str) -> list[int]:
         ids: list[int] = []
         words = self._words
         for word in self._rule.split(text):
             known = words.get(word)
             if known is None:
                 known = self._encode_word(word)
-                if len(word) <= CACHE_WORD_CHARS:
-                    if len(words) >= CACHE_WORDS:
-                        words.clear()
-                    words[word] = known
+                _remember(words, word, known)
             ids += known
         return ids
 
@@ -124,3 +133,10 @@ class BytePairModel:
             return None
         first, second, made = (np.array(column, np.int64) for column in columns)
         return PairTable(first, second, np.fromiter(ranks.values(), np.int64, len(ranks)), made, self._vocabulary.n)
+
+
+def _remember(known: dict[str, list[int]], text: str, ids: list[int]) -> None:
+    if len(text) <= CACHE_WORD_CHARS:
+        if len(known) >= CACHE_WORDS:
+            known.clear()
+        known[text] = ids

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+SHORT = 32  # symbols of a word whose pairs are looked through one by one, which is quicker than a heap
+NEVER = float("inf")
 
 
 def merge_pairs(symbols: list[bytes], rank: Callable[[bytes, bytes], float | None]) -> list[bytes]:
@@ -19,6 +23,8 @@ def merge_pairs(symbols: list[bytes], rank: Callable[[bytes, bytes], float | Non
     n = len(symbols)
     if n < 2:
         return symbols
+    if n <= SHORT:
+        return _merge_short(symbols, rank)
     heap = []
     for i in range(n - 1):
         r = rank(symbols[i], symbols[i + 1])
@@ -46,3 +52,18 @@ def merge_pairs(symbols: list[bytes], rank: Callable[[bytes, bytes], float | Non
         if h >= 0 and (r := rank(symbols[h], left)) is not None:
             heappush(heap, (r, h, len(symbols[h]) + len(left)))
     return [symbol for symbol in symbols if symbol]
+
+
+def _merge_short(symbols: list[bytes], rank: Callable[[bytes, bytes], float | None]) -> list[bytes]:
+    """The same for few symbols: the ranks of all pairs stand in a list."""
+    symbols = symbols.copy()
+    ranks = [NEVER if (r := rank(left, right)) is None else r for left, right in pairwise(symbols)]
+    while ranks and (best := min(ranks)) != NEVER:
+        i = ranks.index(best)
+        joined = symbols[i] = symbols[i] + symbols.pop(i + 1)
+        del ranks[i]
+        if i < len(ranks):
+            ranks[i] = NEVER if (r := rank(joined, symbols[i + 1])) is None else r
+        if i:
+            ranks[i - 1] = NEVER if (r := rank(symbols[i - 1], joined)) is None else r
+    return symbols

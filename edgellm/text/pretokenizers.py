@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
@@ -87,6 +87,8 @@ _AFMOE_SCRIPTS = (
     "[一-鿿㐀-䶿豈-\ufaff\u3040-ゟ゠-ヿ･-ﾟ⼀-\u2fdfเ-\u0e7f\u0e80-\u0effក-\u17ffက-႟ꩠ-ꩿꧠ-\ua9ff가-\ud7afᄀ-ᇿ]+"
 )
 
+_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+
 # Digits in threes, counted from the right. The patterns, as the files have them, look at all that is left of a number
 # for each three of its digits; `_in_threes` does what they mean.
 _THREES = r"(?=(?:\d{3})+(?!\d))"
@@ -104,6 +106,7 @@ class PreTokenizer:
     add_bos:        `add_special` puts the bos token first, unless the file says otherwise.
     spells_bytes:   tokens and merges are in GPT-2's spelling of bytes; else they are plain text.
     marks_spaces:   of plain text: with "▁" for spaces.
+    spans_spaces:   a word may have a space between two characters that are none; else words begin at such a space.
     """
 
     patterns: tuple[str, ...]
@@ -112,6 +115,7 @@ class PreTokenizer:
     add_bos: bool = False
     spells_bytes: bool = True
     marks_spaces: bool = False
+    spans_spaces: bool = False
 
     def normalize(self, text: str) -> str:
         """The text in composed form if `nfc`."""
@@ -120,6 +124,13 @@ class PreTokenizer:
         from unicodedata import normalize
 
         return normalize("NFC", text)
+
+    def stretches(self, text: str) -> list[str]:
+        """The text in pieces that no word reaches across; but for the first, without the space that each begins with.
+
+        Texts repeat such pieces, and so most of them need not be cut again.
+        """
+        return [text] if self.spans_spaces else _BETWEEN_WORDS.split(text)
 
     def split(self, text: str) -> list[str]:
         """The words of a text, in order; joined, they are the text."""
@@ -184,7 +195,8 @@ _qwen2 = PreTokenizer((_QWEN2,))
 _gpt4o = PreTokenizer((_GPT4O,), ignore_merges=True)
 _deepseek3 = PreTokenizer((r"[\p{N}]{1,3}", _KANA_AND_HAN, _DEEPSEEK3))
 _bailing = PreTokenizer((_BAILING,))
-_bloom = PreTokenizer((_BLOOM,))
+_marked_lines = PreTokenizer((_LINES,), spells_bytes=False, marks_spaces=True, spans_spaces=True)
+_bloom = PreTokenizer((_BLOOM,), spans_spaces=True)
 _aya = PreTokenizer((_THREES_TO_BOUNDARY, _GPT4O))
 
 
@@ -209,28 +221,29 @@ PRETOKENIZERS = {
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     **_named(_gpt4o, "gpt-4o", "llama4", "granite-embed-multi-97m", "kanana2", "minimax-m2", "talkie"),
     "deepseek-llm": PreTokenizer((r"[\r\n]", rf"\s?[{_DEEPSEEK_LLM_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
-                                  r"\s+$", _HAN_AND_HANGUL, r"[\p{N}]+")),
-    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?[\p{L}]+", r"\s?[\p{P}]+", _HAN_AND_HANGUL, _DIGIT)),
+                                  r"\s+$", _HAN_AND_HANGUL, r"[\p{N}]+"), spans_spaces=True),
+    "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?[\p{L}]+", r"\s?[\p{P}]+", _HAN_AND_HANGUL, _DIGIT),
+                                   spans_spaces=True),
     **_named(_deepseek3, "deepseek-v3", "hunyuan-dense", "hy_v4", "joyai-llm"),
     "spark2_5": PreTokenizer((r"[\p{N}]{1,3}", _KANA_AND_HAN, _SPARK, _DIGIT)),
     "youtu": PreTokenizer((_YOUTU_SCRIPTS, _GPT4O.replace(r"[\p{N}]{1,3}", _DIGIT)), ignore_merges=True),
     "afmoe": PreTokenizer((_THREES_OF_ANY, _AFMOE_SCRIPTS, _DEEPSEEK3)),
     "falcon": PreTokenizer((f"{PUNCTUATION}+", _GPT2, r"[\p{N}]+", r"[0-9][0-9][0-9]")),
     **_named(_bloom, "bloom", "gpt3-finnish", "poro-chat"),
-    "viking": PreTokenizer((_BLOOM, _DIGIT)),
+    "viking": PreTokenizer((_BLOOM, _DIGIT), spans_spaces=True),
     "jais-2": PreTokenizer((_JAIS2,)),
     "chameleon": PreTokenizer(("<sentinel:[0-9]+>", "(?:IMGIMG)(?:(?:A|B|C|D|E|F|G|H|I){1,4})Z", r"(?:[\t\n]|    |  )",
                                _DIGIT, PUNCTUATION, _GPT2), add_bos=True),
-    "superbpe": PreTokenizer((r"[\p{N}]+", _THREES)),
+    "superbpe": PreTokenizer((r"[\p{N}]+", _THREES), spans_spaces=True),
     **_named(_aya, "tiny_aya", "cohere2moe"),
     "kimi-k2": PreTokenizer((_KIMI,)),
     **_named(_bailing, "bailingmoe", "bailingmoe2", "llada-moe"),
     "seed-coder": PreTokenizer((_SEED_CODER,)),
     "ufakzeka": PreTokenizer((_QWEN2.removeprefix("(?i:'s|'t|'re|'ve|'m|'ll|'d)|"),)),
     "laguna": PreTokenizer((_LINES, _QWEN2)),
-    "exaone-moe": PreTokenizer((_EXAONE_MOE,)),
-    "gemma4": PreTokenizer((_LINES,), add_bos=True, spells_bytes=False, marks_spaces=True),
-    **_named(PreTokenizer((_LINES,), spells_bytes=False, marks_spaces=True), "granite-embed-multi-311m", "sarvam-moe"),
+    "exaone-moe": PreTokenizer((_EXAONE_MOE,), spans_spaces=True),
+    "gemma4": replace(_marked_lines, add_bos=True),
+    **_named(_marked_lines, "granite-embed-multi-311m", "sarvam-moe"),
     "whitespace": PreTokenizer((r"\S+",), spells_bytes=False),
     "minicpm5": PreTokenizer((r"[\p{N}]{1,3}", _QWEN2.replace("|[\\p{N}]|", "|[\\p{N}]+|")), ignore_merges=True),
 }  # fmt: skip

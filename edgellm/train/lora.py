@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from edgellm.train.documents import Documents
 
 
+ROUTER = "ffn_gate_inp"
+
+
 class LoraLearner(AdapterLearner):
     """An adapter of a model.
 
@@ -133,17 +136,26 @@ class LoraLearner(AdapterLearner):
 
 def targets_of(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:
     """The weights of the layers that the configuration names. Raises UsageError for one that the model lacks."""
-    weights = [node.weight for node in graphs.body.nodes if isinstance(node, Linear)]
+    weights = [node.weight for node in graphs.body.nodes if isinstance(node, Linear) and len(node.weight.shape) == 2]
     if config.target_modules == ALL_LINEAR:
-        return weights
-    kinds = {weight.name.split(".")[-2] for weight in weights}
+        # As in PEFT, which finds neither routers nor experts among the linear layers of most families.
+        return [weight for weight in weights if _kind(weight) != ROUTER]
+    kinds = {_kind(weight) for weight in weights}
     if unknown := [name for name in config.target_modules if _own_name(name) not in kinds]:
+        experts = {_kind(w) for node in graphs.body.nodes if node.kind == "ExpertLinear" for w in node.weights}
+        without = f" ({', '.join(sorted(experts))} are experts, beside which there is no LoRA yet)" if experts else ""
         raise UsageError(
-            f"target_modules names {unknown[0]!r}, which this model does not have; it has {', '.join(sorted(kinds))}",
+            f"target_modules names {unknown[0]!r}, which this model does not have as a linear layer; it has "
+            f"{', '.join(sorted(kinds))}{without}",
             parameter="target_modules",
         )
     wanted = {_own_name(name) for name in config.target_modules}
-    return [weight for weight in weights if weight.name.split(".")[-2] in wanted]
+    return [weight for weight in weights if _kind(weight) in wanted]
+
+
+def _kind(weight: Tensor) -> str:
+    """ "attn_q" for the weight "blk.0.attn_q.weight"."""
+    return weight.name.split(".")[-2]
 
 
 def _own_name(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from edgellm.convert.quantize import quantize_file
 from edgellm.errors import EdgellmError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from edgellm.quants import FORMATS
-from tests.convert import checkpoints
+from tests.convert import checkpoints, families
 from tests.convert.mixtures import MIXTURES, WINDOW
 from tests.train.test_lora import learner_of
 
@@ -65,6 +67,17 @@ def test_the_same_bits_however_a_text_is_cut(family: str, type_name: str, activa
     for n_batch, n_threads in [(1, 1), (2, 2), (7, 1), (37, 2)]:
         with edgellm.load(path, n_batch=n_batch, n_threads=n_threads, kv_type="f32", activations=activations) as model:
             np.testing.assert_array_equal(model.logits(IDS), whole, err_msg=f"{n_batch=} {n_threads=}")
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_experts_as_tiles_have_the_same_bits(family: str, folder: Path) -> None:
+    path = file_of(folder, family, "Q8_0")
+    whole = logits_of(path, layout="file")
+    for n_batch in (1, 5, 512):
+        with edgellm.load(path, layout="memory", n_batch=n_batch, n_threads=2, kv_type="f32") as model:
+            stacks = [weight for weight in model._runner.layout.tiles if len(weight.shape) == 3]
+            assert stacks and model.layout == "memory"
+            np.testing.assert_array_equal(model.logits(IDS), whole)
 
 
 @pytest.mark.parametrize("family", MIXTURES)
@@ -157,6 +170,40 @@ def test_hyperparameters_that_cannot_be(key: str, value: Any, says: str, folder:
     assert "\n" not in str(problem.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("expert_count", 7, r"expected \[7, 64\]"),
+        ("expert_count", 0, "no place for tensor 'blk.0.ffn_gate_inp"),
+        ("expert_count", ..., "no place for tensor 'blk.0.ffn_gate_inp"),
+        ("expert_used_count", 9, "expert_used_count is 9, and there are 8 experts"),
+    ],
+)
+def test_experts_beside_a_feed_forward_that_cannot_be(
+    key: str, value: Any, says: str, folder: Path, tmp_path: Path
+) -> None:
+    wrong = changed(file_of(folder, "gemma4"), tmp_path / "wrong.gguf", **{f"gemma4.{key}": value})
+    with pytest.raises(EdgellmError, match=says) as problem:
+        edgellm.load(wrong)
+    assert "\n" not in str(problem.value)
+
+
+def test_gates_and_ups_in_one_stack_are_those_of_two(folder: Path, tmp_path: Path) -> None:
+    """As files may have them of any family."""
+    path, fused = file_of(folder, "qwen3moe", "Q8_0"), tmp_path / "fused.gguf"
+    with GGUFFile.open(path) as file:
+        entries: list[Any] = []
+        for name, tensor in file.tensors.items():
+            if "ffn_gate_exps" in name:
+                up = file.tensors[name.replace("gate", "up")]
+                raw = np.concatenate([x.raw.reshape(8, 32, -1) for x in (tensor, up)], 1)
+                entries.append((name.replace("gate", "gate_up"), (8, 64, 64), tensor.format, raw.reshape(8 * 64, -1)))
+            elif "ffn_up_exps" not in name:
+                entries.append((name, tensor.shape, tensor.format, tensor.raw))
+        GGUFWriter(fused, dict(file.metadata), entries).write()
+    np.testing.assert_array_equal(logits_of(fused), logits_of(path))
+
+
 def test_experts_in_a_family_that_has_none(folder: Path, tmp_path: Path) -> None:
     checkpoints.save("qwen3", tmp_path / "model")
     convert(tmp_path / "model", tmp_path / "dense.gguf")
@@ -166,8 +213,12 @@ def test_experts_in_a_family_that_has_none(folder: Path, tmp_path: Path) -> None
 
 
 def test_training_is_refused_by_name(folder: Path) -> None:
+    """Where keys and values are made of what the cache keeps."""
     says = r"training through a node of the kind \w+ is not built yet"
-    with edgellm.load(file_of(folder, "olmoe"), n_threads=1) as model, pytest.raises(UnsupportedError, match=says):
+    with (
+        edgellm.load(file_of(folder, "deepseek v3"), n_threads=1) as model,
+        pytest.raises(UnsupportedError, match=says),
+    ):
         learner_of(model).close()
 
 
@@ -179,3 +230,22 @@ def test_a_missing_router(folder: Path, tmp_path: Path) -> None:
         GGUFWriter(tmp_path / "wrong.gguf", dict(file.metadata), entries).write()
     with pytest.raises(FormatError, match=r"no tensor 'blk.1.ffn_gate"):
         edgellm.load(tmp_path / "wrong.gguf")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma4"])
+def test_a_dense_model_starts_without_any_of_it(family: str, tmp_path: Path) -> None:
+    """Though files with experts may have the same architecture."""
+    if family == "llama":
+        checkpoints.save(family, tmp_path / "model")
+    else:
+        families.model_of(family).save_pretrained(tmp_path / "model")
+        checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    convert(tmp_path / "model", tmp_path / "dense.gguf")
+    program = (
+        "import sys, edgellm; edgellm.load(sys.argv[1], n_threads=1).logits([2, 3]);"
+        "print([name for name in sys.modules if 'experts' in name or 'mixt' in name])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "dense.gguf"], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"

@@ -27,6 +27,12 @@ _LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embe
 _ALTERNATING = ["sliding_attention", "full_attention"]
 
 
+_DELTA: dict[str, Any] = {
+    "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32, "rope_parameters": _PARTIAL, "attention_bias": True,
+}  # fmt: skip
+
+
 def _llama(**changes: Any) -> tuple[Any, Any, dict[str, Any]]:
     return t.LlamaForCausalLM, t.LlamaConfig, changes
 
@@ -112,6 +118,16 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
                                                                "llama_4_scaling_beta": 0.3}),
     "mistral3, window": _family("Ministral3", sliding_window=WINDOW, rope_parameters=_YARN | {
         "llama_4_scaling_beta": 0.0}),
+    "lfm2": _family("Lfm2", num_hidden_layers=4, block_auto_adjust_ff_dim=False, head_dim=...,
+                    layer_types=["conv", "full_attention", "conv", "conv"]),
+    "lfm2, biases": _family("Lfm2", conv_bias=True, conv_L_cache=5, block_multiple_of=32, full_attn_idxs=[1],
+                            head_dim=...),
+    "qwen35": (t.Qwen3_5ForCausalLM, t.Qwen3_5TextConfig, _DELTA),
+    "qwen35, shared keys, every other layer": (
+        t.Qwen3_5ForCausalLM, t.Qwen3_5TextConfig, _DELTA | {
+            "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_value_head_dim": 16,
+            "linear_conv_kernel_dim": 3, "tie_word_embeddings": True,
+            "layer_types": ["linear_attention", "full_attention"] * 2}),
     "bitnet": _family("BitNet"),
     "bitnet, silu": _family("BitNet", hidden_act="silu"),
     "bloom": (t.BloomForCausalLM, t.BloomConfig,

@@ -36,6 +36,11 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
                         rope_parameters=_YARN | {"truncate": False}, layer_types=None),
     "gpt-oss, own layers": _mixture("GptOss", num_local_experts=4, num_experts_per_tok=4, sliding_window=WINDOW,
                                     layer_types=["full_attention", "full_attention", "sliding_attention"]),
+    "gemma4": (t.Gemma4ForCausalLM, t.Gemma4TextConfig, {
+        "enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 32,
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": WINDOW,
+        "global_head_dim": 32, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 384,
+        "tie_word_embeddings": True}),
     "deepseek v2": _mixture("DeepseekV2", **_DEEP | {"q_lora_rank": None}, topk_method="greedy",
                             routed_scaling_factor=1.5),
     "deepseek v2, groups": _mixture("DeepseekV2", **_DEEP, topk_method="group_limited_greedy", n_group=4,
@@ -44,6 +49,12 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "mscale": 1.0, "mscale_all_dim": 1.0}),
     "glm 4.7 flash": _mixture("Glm4MoeLite", **_DEEP | {"first_k_dense_replace": ...}, norm_topk_prob=False,
                               mlp_layer_types=["dense", "sparse", "sparse"]),
+    "lfm2moe": _mixture("Lfm2Moe", **_EXPERTS, num_dense_layers=1, num_hidden_layers=4, routed_scaling_factor=1.5,
+                        layer_types=["conv", "full_attention", "conv", "conv"], head_dim=...),
+    "qwen35moe": (t.Qwen3_5MoeForCausalLM, t.Qwen3_5MoeTextConfig, _EXPERTS | {
+        "shared_expert_intermediate_size": 80, "num_hidden_layers": 4, "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     # transformers has this family as one of its descendants, whose checkpoints have the same names.
     "bailingmoe2": (t.Glm4MoeForCausalLM, t.SarvamMoEConfig, _DEEP | {
         "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "head_dim": 16, "num_key_value_heads": 2,
@@ -51,4 +62,4 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }  # fmt: skip
 # What a checkpoint calls its class, where transformers has another's.
 CLASSES = {"bailingmoe2": "BailingMoeV2ForCausalLM"}
-EXPORTED = [name for name in MIXTURES if name.startswith(("mixtral", "qwen", "olmoe"))]
+EXPORTED = [name for name in MIXTURES if name.startswith(("mixtral", "qwen2", "qwen3moe", "olmoe"))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from edgellm.engine.answer_form import AnswerForm, AnswerReader
+from edgellm.text.calls import Call
 from edgellm.text.calls.plain import PLAIN
 from edgellm.text.chat_template import ChatTemplate
 from edgellm.text.reasoning import Reasoning
@@ -67,3 +69,20 @@ def test_text_is_shown_as_it_comes() -> None:
     assert "".join(early) == "One two three four" and len(early) >= 4
     thought = read(AnswerForm(THINK, is_open=True), "one two three", 3)[3]
     assert "".join(thought) == "one two three" and len(thought) >= 4
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("name", [*TEMPLATES, "told in text"])
+def test_one_call_ends_the_answer(name: str, size: int) -> None:
+    syntax = ChatTemplate(TEMPLATES[name]).call_syntax if name in TEMPLATES else PLAIN
+    assert syntax is not None
+    calls = [Call("get", {"x": 12}), Call("get", {"x": 3})]
+    form = AnswerForm(calls=syntax, arguments=TOOLS, one_call=True)
+    assert read(form, syntax.write(calls[:1]), size)[1:3] == ("", [{"x": 12}])
+    if syntax.again is not None:
+        text, reader = syntax.write(calls), AnswerReader(form)
+        n_read = next(i for i in range(0, len(text), size) if [*reader.push(text[i : i + size])] or reader.is_over)
+        assert [call.arguments for call in reader.calls] == [{"x": 12}]
+        assert n_read + size < len(text) or size > len(text)  # before the second call is whole
+        assert not list(reader.finish())
+        assert len(read(replace(form, one_call=False), text, size)[2]) == 2

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 import edgellm
 from edgellm.engine.answer_plan import plan_of_chat
 from edgellm.errors import TemplateError, UsageError
 from edgellm.params import ChatParams
+from edgellm.text.calls import Call
+from edgellm.text.calls.plain import PLAIN
 from edgellm.text.chat_template import ChatTemplate
 from tests.arch import tiny
 from tests.text.calls.templates import TEMPLATES
@@ -63,6 +66,29 @@ def test_calls_that_must_come(model, name: str, choice: str) -> None:
         assert choice in ("required", call.name)
         assert set(call.arguments) <= set(SCHEMAS[call.name]["properties"])
     assert answer.message["tool_calls"][0]["function"]["name"] == answer.tool_calls[0].name
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "glm", "told in text"])
+def test_one_call_at_most(model, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model.chat_template = template = ChatTemplate(TEMPLATES.get(name, "{{ messages[-1].content }}"))
+    answer, _ = ended(model, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    assert len(answer.tool_calls) == 1
+    # Where there is no grammar, a model that would go on is stopped.
+    monkeypatch.setattr("edgellm.engine.asking.find_spec", lambda name: None)
+    calls = [Call("nothing", {}), Call("get_weather", {"city": "Rome"})]
+    ids = model.tokenize("I look. " + (template.call_syntax or PLAIN).write(calls))
+    for only_one in (True, False):
+        keywords = {"tools": TOOLS, "parallel_tool_calls": not only_one, "max_tokens": len(ids)}
+        answer = model.chat(ASKED, samplers=[_saying(ids)], **keywords)
+        assert "".join(answer).strip() == "I look."
+        assert [call.name for call in answer.tool_calls] == (["nothing"] if only_one else ["nothing", "get_weather"])
+        assert answer.finish_reason == ("stop" if only_one else "length")
+
+
+def _saying(ids: list[int]) -> Any:
+    """A step that lets a model say what it is to say."""
+    left = iter(ids)
+    return lambda ids, logits, context: (np.array([next(left)]), np.zeros(1))
 
 
 def test_a_template_that_wants_more_than_a_schema_must_have(model) -> None:

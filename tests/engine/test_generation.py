@@ -27,8 +27,8 @@ def generated(model, prompt=PROMPT, **params) -> list[int]:
 def holds_nothing(model) -> bool:
     """Whether all of the cache can be had: nobody but the prefix cache holds a block."""
     scheduler, cache = model._scheduler, model._runner.cache
-    scheduler.settle()
-    scheduler.prefixes.settle()
+    scheduler.update_requests()
+    scheduler.prefixes.release_waiting()
     return not scheduler._requests and cache.n_free_blocks == cache.n_blocks
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import edgellm
 from edgellm.engine import layout, runner
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.files import notice, tile_files
+from edgellm.formats.tile_file import Tiles
 from tests.arch import tiny
 
 LAYOUTS = ("file", "tiles", "memory")
@@ -139,6 +142,7 @@ def test_auto_takes_tiles_where_they_pay(own_home: Path, path: Path, monkeypatch
         assert model.layout == "file"  # so few weights stay in the caches
     monkeypatch.setattr(layout, "LEAST_BYTES", 0)
     with edgellm.load(path) as model:
+        model._runner.wait_for_tiles()
         assert model.layout == ("tiles" if pays else "file")
     assert (own_home / "tiles").exists() == pays
 
@@ -165,3 +169,68 @@ def test_memory_that_is_not_there(own_home: Path, path: Path, monkeypatch) -> No
     monkeypatch.setattr(layout, "available_memory", lambda: 1000)
     with pytest.raises(MemoryLimitError, match="choose layout 'tiles' or 'file'"):
         edgellm.load(path, layout="memory")
+
+
+# --- made while the model answers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pays(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles are quicker, and worth it for small models."""
+    measured = runner.remembered
+    monkeypatch.setattr(runner, "remembered", lambda *a: (found := measured(*a)) and replace(found, tiles=True))
+    monkeypatch.setattr(layout, "LEAST_BYTES", 0)
+
+
+def test_auto_answers_at_once_and_goes_on_from_tiles(
+    own_home: Path, pays: None, path: Path, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write, write = threading.Event(), Tiles.write
+    monkeypatch.setattr(Tiles, "write", lambda *a: (may_write.wait(60), write(*a)))
+    with edgellm.load(path, layout="file") as model:
+        whole = model.logits(ids)
+    with edgellm.load(path) as model:
+        np.testing.assert_array_equal(model.logits(ids), whole)
+        answer = model.generate("a text", max_tokens=20, temperature=0)
+        begun = [next(answer) for _ in range(3)]
+        assert model.layout == "file" and not list(own_home.glob("tiles/*.tiles"))
+        may_write.set()
+        model._runner._laying_out.wait()
+        with model.bind({}):  # nothing changes under who has the model for itself
+            assert model.layout == "file"
+        begun += answer
+        assert model.layout == "tiles" and list(own_home.glob("tiles/*.tiles"))
+        np.testing.assert_array_equal(model.logits(ids), whole)
+        assert "".join(model.generate("a text", max_tokens=20, temperature=0)) == "".join(begun)
+    assert model.layout == "tiles"  # of a closed model too
+    with edgellm.load(path) as model:
+        pass
+    assert model.layout == "tiles"
+
+
+def test_a_model_that_is_closed_leaves_no_half_of_a_file(own_home: Path, pays: None, path: Path, monkeypatch) -> None:
+    begun, write = threading.Event(), Tiles.write
+
+    def slow(tiles: Tiles, n_threads: int, progress) -> None:
+        def note(*news) -> None:
+            begun.set()
+            time.sleep(0.02)
+            progress(0, *news[1:])
+
+        write(tiles, n_threads, note)
+
+    monkeypatch.setattr(Tiles, "write", slow)
+    with edgellm.load(path) as model:
+        begun.wait(60)
+    assert not model.__dict__.get("_runner") and not list(own_home.glob("tiles/*"))
+    assert "laying out weights" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_goes_wrong_meanwhile_leaves_the_file(own_home: Path, pays: None, path: Path, ids, monkeypatch) -> None:
+    def full(*a) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tiles, "write", full)
+    with edgellm.load(path) as model:
+        model._runner.wait_for_tiles()
+        assert model.logits(ids).shape[0] == len(ids) and model.layout == "file"

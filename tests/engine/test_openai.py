@@ -68,7 +68,7 @@ def test_who_stops_reading_ends_the_answers(chatty) -> None:
     for _ in range(4):
         next(chunks)
     chunks.close()
-    chatty._scheduler.settle()
+    chatty._scheduler.update_requests()
     assert not chatty._scheduler._requests
 
 

@@ -42,7 +42,7 @@ def test_the_end_of_a_text_gives_way_before_its_beginning() -> None:
     cache = new_cache(6)
     prefixes = PrefixCache(cache)
     kept(prefixes, cache, 5 * KV_BLOCK + 5)
-    prefixes.settle()
+    prefixes.release_waiting()
     for n, known in ((1, 5), (2, 4), (3, 3)):  # of six blocks
         other = cache.sequence()
         grow(other, n * KV_BLOCK, 100)

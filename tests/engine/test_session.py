@@ -54,7 +54,7 @@ def test_a_text_goes_on_where_it_was(tiny_path, tmp_path, kv_type) -> None:
         again = answer(model, [*first.text_ids, 9, 8, 7])
         assert again.token_ids == expected.token_ids
         assert again.stats.n_reused_tokens == n
-        model._scheduler.settle()
+        model._scheduler.update_requests()
         model._scheduler.prefixes.clear()
         assert model._runner.cache.n_free_blocks == model._runner.cache.n_blocks
 

@@ -22,16 +22,20 @@ from edgellm.graph.nodes import (
     attention,
     columns,
     embed,
+    embed_position,
     glu,
     keys_values,
+    layer_norm,
     linear,
     maxima,
     replace_rows,
     rms_norm,
     rope,
     scale,
+    soft_cap,
 )
 from edgellm.graph.nodes.dropout import Chance, dropout
+from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
 from edgellm.graph.nodes.low_rank import multiply_columns, narrow, widen
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
@@ -66,13 +70,21 @@ class Random:
     def record(self, step: int) -> Value:
         rng = self.rng
         x, y = (self.values[-1 - min(int(rng.geometric(0.3)), len(self.values)) + 1] for _ in range(2))
-        kind = rng.integers(14)
+        kind = rng.integers(19)
         if kind == 0 or (kind in (1, 2) and x.width != y.width):
             return linear(x, self.weight(int(rng.choice([32, 64, 96, 160])), x.width, step=step))
         if kind == 1:
             return add(x, y)
         if kind == 2:
-            return glu(x, y, "gelu" if rng.random() < 0.5 else "silu")
+            return glu(
+                x,
+                y,
+                str(
+                    rng.choice(
+                        ["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu", "sigmoid", "linear"]
+                    )
+                ),
+            )
         if kind == 3:
             return add_bias(x, tensor("b", x.width, seed=step))
         if kind == 4:
@@ -91,12 +103,39 @@ class Random:
         if kind == 7:
             return multiply_columns(x, tensor("c", x.width, seed=step))
         if kind == 9:
-            return activate(x, str(rng.choice(["relu", "gelu", "silu"])))
+            return activate(x, str(rng.choice(["relu", "gelu", "silu", "gelu_erf", "tanh"])))
+        if kind == 14:
+            n_heads = int(rng.choice([1, 4]))
+            shape = (x.width,) if n_heads == 1 else (4, x.width // 4)
+            weight, bias = (tensor(name, *shape, seed=step) for name in ("n", "b"))
+            return layer_norm(x, weight, bias if rng.random() < 0.5 else None, 1e-2, n_heads)
+        if kind == 15:
+            return soft_cap(x, 1.5)
+        if kind == 16:
+            return gate(x, y if y.width == x.width else linear(x, tensor("g", 1, x.width, seed=step)))
+        if kind == 17:
+            return add(x, embed_position(self.graph, tensor("p", 8, x.width, seed=step)))
+        if kind == 18:
+            return self.mix(x, step)
         if kind == 10:
             return replace_rows(x, tensor("t", 4, x.width, seed=step), adapter_table(0).name)
         if kind == 8:
             return dropout(x, Chance(0.3, np.array([step, 1])))
         return self.attend(x, y)
+
+    def mix(self, x: Value, step: int) -> Value:
+        """A mixture of experts, whose best are clearly the best."""
+        rng, n = self.rng, int(self.rng.integers(1, 4))
+        normed = rms_norm(x, tensor("n", x.width), 1e-2)
+        logits = scale(linear(normed, tensor("r", 5, x.width, seed=step)), 2.0)
+        scoring = rng.choice(["softmax", "sigmoid", "logits"])
+        bias, scales = (tensor(name, 5, format_name="F16", seed=step) for name in ("bias", "scales"))
+        routing = Routing(n, str(scoring), normalize=bool(rng.random() < 0.5), scale=1.3)
+        chosen, weights = route(logits, routing, bias if rng.random() < 0.3 else None, scales)
+        gates, ups = (expert_linear(normed, self.weight(5, 32, x.width, step=step + i), chosen) for i in range(2))
+        gates = add_expert_bias(gates, tensor("eb", 5, 32, seed=step), chosen)
+        h = glu(gates, ups, "silu")
+        return sum_experts(expert_linear(h, self.weight(5, 64, 32, step=step), chosen), weights)
 
     def attend(self, x: Value, y: Value) -> Value:
         x, y = (rms_norm(z, tensor("n", z.width), 1e-2) for z in (x, y if y.width == x.width else x))
@@ -104,7 +143,12 @@ class Random:
         n_kv_heads = int(self.rng.choice([1, 2, 4]))
         k, v = (linear(part, tensor("kv", n_kv_heads * head_dim, x.width, seed=n_kv_heads)) for part in (x, y))
         window = [None, 3][int(self.rng.integers(2))]
-        return attention(x, keys_values(k, v, n_kv_heads), 4, AttentionSpec(0.3, window=window))
+        spec = AttentionSpec(0.3, window=window)
+        if self.rng.random() < 0.5:
+            spec.soft_cap = [None, 1.5][int(self.rng.integers(2))]
+            spec.alibi = [None, np.linspace(0.1, 0.5, 4, dtype=np.float32)][int(self.rng.integers(2))]
+            spec.sinks = [None, tensor("sinks", 4, format_name="F16")][int(self.rng.integers(2))]
+        return attention(x, keys_values(k, v, n_kv_heads), 4, spec)
 
 
 def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wanted=()):
@@ -165,7 +209,7 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(35))
 def test_gradients_of_any_graph_are_those_of_autograd(store, team_of, seed: int, recompute: bool) -> None:
     case = Random(seed)
     g, rng = case.graph, case.rng
@@ -220,9 +264,6 @@ def test_a_kind_that_cannot_be_trained_through_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("n_values", "spec", "words"),
     [
-        (64, AttentionSpec(0.25, soft_cap=50.0), r"with soft-capped scores \(50\.0\)"),
-        (64, AttentionSpec(0.25, sinks=tensor("sinks", 4)), "with sinks"),
-        (64, AttentionSpec(0.25, alibi=np.ones(4, np.float32)), r"with linear biases \(ALiBi\)"),
         (64, AttentionSpec(0.25, causal=False), "that is not causal"),
         (32, AttentionSpec(0.25), "with keys of 16 and values of 8 dimensions"),
     ],

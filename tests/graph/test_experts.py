@@ -9,8 +9,9 @@ from edgellm.errors import UsageError
 from edgellm.graph import Graph, Piece, Value
 from edgellm.graph.cost import weight_bytes
 from edgellm.graph.nodes import glu, linear
-from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
+from edgellm.graph.nodes.experts import ExpertLinear, Routing, add_expert_bias, expert_linear, gate, route, sum_experts
 from edgellm.graph.nodes.heads import join_heads, slice_heads
+from edgellm.quants.tiles import to_tiles
 
 from .conftest import lowered, program_of, rows_for, tensor
 from .twin import Text, evaluate
@@ -23,9 +24,9 @@ WAYS = [("F32", "f32", 1e-5), ("F16", "int8", 1e-5), ("Q8_0", "f32", 1e-5), ("Q8
 def mixture(format_name: str, with_biases: bool) -> tuple[Graph, Value]:
     g = Graph()
     x = g.input(WIDTH, "x")
-    bias = tensor("probs", N_EXPERTS, seed=4) if with_biases else None
+    bias, scales = (tensor(name, N_EXPERTS, seed=4) if with_biases else None for name in ("probs", "scales"))
     logits = linear(x, tensor("router", N_EXPERTS, WIDTH, seed=5), name="logits")
-    chosen, weights = route(logits, Routing(N_USED, "sigmoid", scale=1.5), bias)
+    chosen, weights = route(logits, Routing(N_USED, "sigmoid", scale=1.5), bias, scales)
     g.name(chosen, "chosen")
     shapes = {"gate": (INNER, WIDTH), "up": (INNER, WIDTH), "down": (WIDTH, INNER)}
     w = {name: tensor(name, N_EXPERTS, *shape, format_name=format_name, seed=6) for name, shape in shapes.items()}
@@ -37,11 +38,16 @@ def mixture(format_name: str, with_biases: bool) -> tuple[Graph, Value]:
     return g, g.output(gate(found, linear(x, tensor("shared", 1, WIDTH, seed=9))), "out")
 
 
-def run(g: Graph, rows: np.ndarray, store, team, activations: str, wanted: list[Value]) -> list[np.ndarray]:
+def run(
+    g: Graph, rows: np.ndarray, store, team, activations: str, wanted: list[Value], in_tiles: bool = False
+) -> list[np.ndarray]:
     (x,) = g.inputs
     memory = rows_for(x, 48)
     memory[: len(rows), : x.width] = rows
-    ops = lowered(g, 2, taps=wanted, activations=activations)
+    stacks = [node.weight for node in g.nodes if isinstance(node, ExpertLinear)] if in_tiles else []
+    tiles = {weight: to_tiles(weight.format, weight.some_rows(slice(None))) for weight in stacks}
+    ops = lowered(g, 2, taps=wanted, activations=activations, tiles=tiles)
+    assert sum(op.kernel.name.startswith("experts_tiles_prefill") for op in ops.ops) == len(stacks)
     program = program_of(ops, store, team, 48, {x: memory})
     n = len(rows)
     program.run(program.batch.fill([Piece([0] * n, 0, [0] * n, np.zeros(1, np.int32))]))
@@ -70,6 +76,10 @@ def test_every_token_alone_has_the_same_bits(store, team_of) -> None:
     for start, n in ((0, 1), (17, 1), (5, 3), (20, 16)):
         (some,) = run(g, rows[start : start + n], store, team, "int8", [out])
         np.testing.assert_array_equal(some, together[start : start + n])
+        (from_tiles,) = run(g, rows[start : start + n], store, team, "int8", [out], in_tiles=True)
+        np.testing.assert_array_equal(some, from_tiles)
+    (from_tiles,) = run(g, rows, store, team, "int8", [out], in_tiles=True)
+    np.testing.assert_array_equal(from_tiles, together)
 
 
 def test_a_matrix_for_every_head(store, team_of) -> None:

@@ -17,8 +17,10 @@ from edgellm.graph.nodes import (
     Attention,
     Columns,
     Embed,
+    EmbedPosition,
     Graph,
     KeysValues,
+    LayerNorm,
     Linear,
     Node,
     ReplaceRows,
@@ -26,9 +28,11 @@ from edgellm.graph.nodes import (
     Rope,
     Scale,
     SelectRows,
+    SoftCap,
     Value,
 )
 from edgellm.graph.nodes.dropout import Dropout
+from edgellm.graph.nodes.experts import AddExpertBias, ExpertLinear, Gate, Route, SumExperts
 from edgellm.graph.nodes.low_rank import MultiplyColumns, Narrow, Widen
 from edgellm.kernels import reference_rows
 
@@ -48,9 +52,10 @@ class Twin:
             value: torch.tensor(rows, dtype=torch.float64, requires_grad=True) for value, rows in inputs.items()
         }
         for node in graph.nodes:
-            value = graph.made_by(node)
-            if value not in self.values:
-                self.values[value] = _TWINS[type(node)](self, node, *(self.values[x] for x in node.inputs))
+            made = graph.all_made_by(node)
+            if made[0] not in self.values:
+                found = _TWINS[type(node)](self, node, *(self.values[x] for x in node.inputs))
+                self.values |= zip(made, (found,) if len(made) == 1 else found, strict=True)
 
     def weight(self, weight: Tensor) -> torch.Tensor:
         if weight not in self.weights:
@@ -69,10 +74,51 @@ def _rms_norm(twin: Twin, node: RMSNorm, x: torch.Tensor) -> torch.Tensor:
     return (heads * scale * twin.weight(node.weight)).reshape(x.shape)
 
 
+def _layer_norm(twin: Twin, node: LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    heads = x.reshape(len(x), node.n_heads, -1)
+    normed = torch.nn.functional.layer_norm(heads, heads.shape[-1:], eps=node.epsilon) * twin.weight(node.weight)
+    return (normed if node.bias is None else normed + twin.weight(node.bias)).reshape(x.shape)
+
+
+_ACTIVATIONS = {
+    "silu": torch.nn.functional.silu,
+    "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_erf": torch.nn.functional.gelu,
+    "relu": torch.relu,
+    "relu_squared": lambda x: torch.relu(x) ** 2,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "linear": lambda x: x,
+}
+
+
 def _glu(twin: Twin, node: GLU, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    if node.activation == "silu":
-        return torch.nn.functional.silu(gate) * up
-    return torch.nn.functional.gelu(gate, approximate="tanh") * up
+    if node.activation == "clamped_swiglu":
+        near = gate.clamp(max=7)
+        return near * torch.sigmoid(1.702 * near) * (up.clamp(-7, 7) + 1)
+    return _ACTIVATIONS[node.activation](gate) * up
+
+
+def _route(twin: Twin, node: Route, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r = node.routing
+    scores = {"softmax": logits.softmax(-1), "sigmoid": logits.sigmoid(), "logits": logits}[r.scoring]
+    choice = scores if node.bias is None else scores + twin.weight(node.bias)
+    chosen = choice.topk(r.n_used, -1).indices
+    weights = scores.gather(-1, chosen)
+    weights = weights.softmax(-1) if r.scoring == "logits" else weights
+    weights = weights / weights.sum(-1, keepdim=True) if r.normalize else weights
+    by = 1.0 if node.scales is None else torch.from_numpy(node.scales.dequantize()).double()[chosen]
+    return chosen, weights * r.scale * by
+
+
+def _expert_linear(twin: Twin, node: ExpertLinear, x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    weights = twin.weight(node.weight)[chosen]
+    parts = x.reshape(len(x), -1, weights.shape[-1]).expand(-1, weights.shape[1], -1)
+    return torch.einsum("tsoi,tsi->tso", weights, parts).reshape(len(x), -1)
+
+
+def _gate(twin: Twin, node: Gate, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(by)
 
 
 def _rope(twin: Twin, node: Rope, x: torch.Tensor) -> torch.Tensor:
@@ -103,8 +149,17 @@ def _attention(twin: Twin, node: Attention, q: torch.Tensor, kv: tuple[torch.Ten
         )
         distance = torch.arange(length)[:, None] - torch.arange(length)
         unseen = (distance < 0) | (distance >= (node.spec.window or length))
-        scores = (node.spec.scale * queries @ keys.transpose(1, 2)).masked_fill(unseen, -torch.inf)
-        found.append((scores.softmax(-1) @ values).transpose(0, 1).reshape(length, -1))
+        scores, spec = node.spec.scale * queries @ keys.transpose(1, 2), node.spec
+        if spec.soft_cap is not None:
+            scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
+        if spec.alibi is not None:
+            scores = scores - distance * torch.from_numpy(spec.alibi).double()[:, None, None]
+        scores = scores.masked_fill(unseen, -torch.inf)
+        if spec.sinks is not None:
+            sinks = torch.from_numpy(spec.sinks.dequantize()).double()[:, None, None]
+            scores = torch.cat([scores, sinks.expand(-1, length, 1)], -1)
+        weights = scores.softmax(-1)[..., :length]
+        found.append((weights @ values).transpose(0, 1).reshape(length, -1))
         start += length
     return torch.cat(found)
 
@@ -121,12 +176,6 @@ def _replace_rows(twin: Twin, node: ReplaceRows, x: torch.Tensor) -> torch.Tenso
     return torch.where(places[:, None] > 0, twin.weight(node.table)[(places - 1).clamp(0)], x)
 
 
-def _activate(twin: Twin, node: Activate, x: torch.Tensor) -> torch.Tensor:
-    if node.activation == "gelu":
-        return torch.nn.functional.gelu(x, approximate="tanh")
-    return torch.relu(x) if node.activation == "relu" else torch.nn.functional.silu(x)
-
-
 _TWINS: dict[type[Node], Any] = {
     Embed: lambda twin, node: twin.weight(node.weight)[twin.token_ids] * node.scale,
     RMSNorm: _rms_norm,
@@ -140,7 +189,15 @@ _TWINS: dict[type[Node], Any] = {
     GLU: _glu,
     Scale: lambda twin, node, x: node.factor * x,
     Columns: lambda twin, node, x: x[:, node.first : node.first + node.n_cols],
-    Activate: _activate,
+    Activate: lambda twin, node, x: _ACTIVATIONS[node.activation](x),
+    LayerNorm: _layer_norm,
+    SoftCap: lambda twin, node, x: node.cap * torch.tanh(x / node.cap),
+    EmbedPosition: lambda twin, node: twin.weight(node.weight)[twin.positions],
+    Route: _route,
+    ExpertLinear: _expert_linear,
+    AddExpertBias: lambda twin, node, x, chosen: x + twin.weight(node.bias)[chosen].reshape(x.shape),
+    SumExperts: lambda twin, node, x, by: (x.reshape(*by.shape, -1) * by[..., None]).sum(1),
+    Gate: _gate,
     ReplaceRows: _replace_rows,
     Rope: _rope,
     KeysValues: lambda twin, node, keys, values: (keys, values),

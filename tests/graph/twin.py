@@ -83,7 +83,8 @@ def _attention(node: Attention, text: Text, q: np.ndarray, kv: tuple[np.ndarray,
 
 def _route(node: Route, text: Text, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bias = None if node.bias is None else node.bias.dequantize()
-    return reference_experts.route(logits, bias, **node.routing._asdict())
+    scales = None if node.scales is None else node.scales.dequantize()
+    return reference_experts.route(logits, bias, scales=scales, **node.routing._asdict())
 
 
 def _expert_linear(node: ExpertLinear, text: Text, x: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:

@@ -10,13 +10,16 @@ from edgellm.kernels import expert_records as records
 from edgellm.kernels.records import QUANTIZED
 from edgellm.kernels.reference import Quantized
 from edgellm.quants import BlockFormat
+from edgellm.quants.tiles import to_tiles
 
 from .compiled import Compiled, Output, Scratch, _record, before_a_wall, into, rows
+
+FOR_FEW = ("experts_decode", "experts_tiles", "experts_f32_decode")
 
 
 def route(compiled: Compiled, logits: np.ndarray, bias: np.ndarray | None, n_used: int, scoring: str = "softmax",
           normalize: bool = True, scale: float = 1.0, n_groups: int = 1, n_groups_used: int = 1,
-          n_ranked: int = 1) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+          n_ranked: int = 1, scales: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     n_tokens, n_experts = logits.shape
     chosen, weights = Output(n_tokens, n_used), Output(n_tokens, n_used)
     scratch, padded = Scratch(records.route_scratch_bytes(n_experts, n_groups)), rows(logits)
@@ -24,8 +27,8 @@ def route(compiled: Compiled, logits: np.ndarray, bias: np.ndarray | None, n_use
         "route", records.ROUTE, -(-n_tokens // 2), n_tokens, options={"scoring": scoring},
         logits=padded, stride=padded.shape[1], n_experts=n_experts, bias=0 if bias is None else bias,
         n_groups=n_groups, n_groups_used=n_groups_used, n_ranked=n_ranked, n_used=n_used, normalize=int(normalize),
-        scale=scale, chosen=chosen, weights=weights, out_stride=chosen.stride, chunk_tokens=2,
-        scratch=scratch, scratch_bytes=scratch.n_bytes,
+        scale=scale, scales=0 if scales is None else scales, chosen=chosen, weights=weights, out_stride=chosen.stride,
+        chunk_tokens=2, scratch=scratch, scratch_bytes=scratch.n_bytes,
     )  # fmt: skip
     scratch.check()
     return chosen.take().astype(int), weights.take()
@@ -43,7 +46,7 @@ def sort_experts(compiled: Compiled, chosen: np.ndarray, n_experts: int) -> tupl
 
 def experts(compiled: Compiled, op: str, weights: np.ndarray, fmt: BlockFormat, x: Quantized | np.ndarray,
             chosen: np.ndarray, chunk_rows: int = 16) -> np.ndarray:  # fmt: skip
-    """op is "experts_decode", "experts_prefill", "experts_f32" or "experts_f32_decode"."""
+    """op is one of the kernels of experts; those that read tiles find the weights put into such."""
     (n_tokens, n_used), (n_experts, n_rows, row_bytes) = chosen.shape, weights.shape
     n_cols = row_bytes // fmt.block_bytes * fmt.block_size
     source = x if isinstance(x, np.ndarray) else x.q
@@ -57,11 +60,12 @@ def experts(compiled: Compiled, op: str, weights: np.ndarray, fmt: BlockFormat, 
         fields["x_stride"] = fields["x"].shape[1]
         scratch = Scratch(records.experts_f32_scratch_bytes(n_cols, isa.n_registers))
     order, ends = sort_experts(compiled, chosen, n_experts)
+    memory = to_tiles(fmt, weights.reshape(-1, row_bytes)) if op.startswith("experts_tiles") else weights
     out, chosen_rows = Output(n_tokens, n_used * n_rows), rows(chosen.astype(np.float32))
     chunks_of = -(-n_rows // chunk_rows)
     compiled._run(
-        op, records.EXPERTS, chunks_of * (n_tokens * n_used if op.endswith("decode") else n_experts), n_tokens, fmt,
-        weights=before_a_wall(weights), expert_bytes=n_rows * row_bytes, row_bytes=row_bytes, n_rows=n_rows,
+        op, records.EXPERTS, chunks_of * (n_tokens * n_used if op in FOR_FEW else n_experts), n_tokens, fmt,
+        weights=before_a_wall(memory), expert_bytes=n_rows * row_bytes, row_bytes=row_bytes, n_rows=n_rows,
         n_cols=n_cols, n_experts=n_experts, n_used=n_used, chosen=chosen_rows, chosen_stride=chosen_rows.shape[1],
         order=order, ends=ends, x_parts=x_parts, out=out, out_stride=out.stride, chunk_rows=chunk_rows,
         chunks_of=chunks_of, small_chunk_rows=chunk_rows, small_chunks_of=chunks_of, prefetch_distance=1 << 12,

@@ -287,11 +287,41 @@ class CompiledRows:
             "rms_norm_weight_sum", gradient_records.RMS_NORM_WEIGHT_SUM, sums, {"x": x, "dy": dy}, **fields
         )
 
+    def layer_norm_backward(self, x: np.ndarray, weight: np.ndarray, dy: np.ndarray, epsilon: float,
+                            n_groups: int = 1, in_place: bool = False) -> np.ndarray:  # fmt: skip
+        source, n_cols = rows(x), x.shape[1] // n_groups
+        with into(dy, in_place) as (gradient, out):
+            self._by_rows(
+                "layer_norm_backward", gradient_records.LAYER_NORM_BACKWARD, len(x), x=source, weight=walled(weight),
+                weight_step=n_cols if weight.ndim == 2 else 0, dy=gradient, out=out, stride=out.stride,
+                n_groups=n_groups, n_cols=n_cols, epsilon=epsilon,
+            )  # fmt: skip
+        return out.take()
+
+    def layer_norm_sums(self, sums: np.ndarray, bias_sums: np.ndarray, x: np.ndarray, dy: np.ndarray, epsilon: float,
+                        n_groups: int = 1) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        found, n_cols = (sums.copy(), bias_sums.copy()), sums.shape[-1]
+        source, gradient = rows(x), rows(dy)
+        for part in range(2):  # either by itself, as where the other is not trained
+            pointers = {name: found[i] if i == part else 0 for i, name in enumerate(("sums", "bias_sums"))}
+            self.compiled._run(
+                "layer_norm_sums", gradient_records.LAYER_NORM_SUMS, -(-n_cols // ROW_ALIGN), len(x), x=source,
+                dy=gradient, stride=source.shape[1], n_groups=n_groups, n_cols=n_cols, epsilon=epsilon,
+                step=n_cols if sums.ndim == 2 else 0, chunk_cols=ROW_ALIGN, **pointers,
+            )  # fmt: skip
+        return found
+
+    def soft_cap_backward(self, y: np.ndarray, dy: np.ndarray, cap: float, in_place: bool = False) -> np.ndarray:
+        source, schema = rows(y), gradient_records.SOFT_CAP_BACKWARD
+        with into(dy, in_place) as (gradient, out):
+            self._by_rows(
+                "soft_cap_backward", schema, len(y), y=source, dy=gradient, out=out, stride=out.stride, cap=cap
+            )
+        return out.take()
+
     def embed_backward(self, sums: np.ndarray, token_ids: np.ndarray, dy: np.ndarray, scale: float = 1.0) -> np.ndarray:
-        batch = {"token_ids": token_ids.astype(np.int32)}
-        return self._over_tokens(
-            "embed_backward", gradient_records.EMBED_BACKWARD, sums, {"dy": dy}, batch, scale=scale
-        )
+        ids, schema = token_ids.astype(np.int32), gradient_records.EMBED_BACKWARD
+        return self._over_tokens("embed_backward", schema, sums, {"dy": dy}, ids=ids, scale=scale)
 
     def cross_entropy(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,10 +42,33 @@ class Documents:
         )
         return cls(2 * q, k, v, dout, lengths, head_dim**-0.5)
 
-    def twin(self, window: int | None = None, ahead: int | None = 0) -> tuple[np.ndarray, ...]:
+    def twin(self, window: int | None = None, ahead: int | None = 0, **general: Any) -> tuple[np.ndarray, ...]:
         return reference_attention_backward.attention_backward(
-            self.q, self.k, self.v, self.dout, self.lengths, self.scale, window, ahead
+            self.q, self.k, self.v, self.dout, self.lengths, self.scale, window, ahead, **general
         )
+
+    def general(self, rng: np.random.Generator, cap: float) -> dict[str, Any]:
+        """What the general form has beside, of every head."""
+        biases, sinks = rng.random((2, self.q.shape[1]), np.float32)
+        return {"cap": cap, "biases": biases, "sinks": sinks}
+
+    def torch_general(self, window: int, cap: float, biases: np.ndarray, sinks: np.ndarray) -> tuple[np.ndarray, ...]:
+        """What autograd has, written out."""
+        leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (self.q, self.k, self.v)]
+        group, start = self.q.shape[1] // self.k.shape[1], 0
+        for length in self.lengths:
+            q, k, v = (x[start : start + length].transpose(0, 1) for x in leaves)
+            k, v = (x.repeat_interleave(group, 0) for x in (k, v))
+            scores = q @ k.transpose(1, 2) * self.scale
+            scores = torch.tanh(scores / cap) * cap if cap else scores
+            back = torch.arange(length)[:, None] - torch.arange(length)
+            scores = scores - back * torch.from_numpy(biases).double()[:, None, None]
+            scores = scores.masked_fill((back < 0) | (back >= window), -torch.inf)
+            column = torch.from_numpy(sinks).double()[:, None, None].expand(-1, length, 1)
+            out = torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ v
+            out.transpose(0, 1).backward(torch.tensor(self.dout[start : start + length], dtype=torch.float64))
+            start += length
+        return tuple(x.grad.numpy() for x in leaves)
 
     def torch(self, window: int | None = None, ahead: int | None = 0) -> tuple[np.ndarray, ...]:
         """What autograd has, document by document, in float64."""
@@ -65,9 +89,16 @@ class Documents:
         return tuple(x.grad.numpy() for x in leaves)
 
     def gradients(
-        self, compiled: Compiled, window: int | None = None, ahead: int | None = 0, n_parts: int = 1
+        self,
+        compiled: Compiled,
+        window: int | None = None,
+        ahead: int | None = 0,
+        n_parts: int = 1,
+        **general: Any,
     ) -> tuple[np.ndarray, ...]:
         """From the kernel, in chunks for n_parts of each group."""
+        is_general = bool(general)
+        general = {"cap": 0.0, "biases": 0, "sinks": 0} | general
         n_tokens, n_heads, head_dim = self.q.shape
         n_kv_heads = self.k.shape[1]
         starts = np.cumsum((0, *self.lengths)).tolist()[:-1]
@@ -76,13 +107,17 @@ class Documents:
         dk, dv = (Output(n_tokens, n_kv_heads * n_parts * head_dim) for _ in range(2))
         window, ahead = (1 << 40 if limit is None else limit for limit in (window, ahead))
         scratch = Scratch(
-            gradient_records.attention_backward_scratch_bytes(max(self.lengths, default=0), head_dim, window, ahead)
+            gradient_records.attention_backward_scratch_bytes(
+                max(self.lengths, default=0), head_dim, window, ahead, is_general
+            )
         )
         compiled._run(
             "attention_backward",
             gradient_records.ATTENTION_BACKWARD,
             len(self.lengths) * n_kv_heads * n_parts,
             n_tokens,
+            options={"general": is_general},
+            **general,
             q=q,
             dout=dout,
             dq=dq,
@@ -203,3 +238,21 @@ def test_sum_heads_is_exact(compiled: Compiled, n_parts: int, head_dim: int) -> 
         x = np.random.default_rng(1).standard_normal((n_tokens, 3 * n_parts * head_dim), np.float32)
         want = reference_attention_backward.sum_heads(x, 3, n_parts)
         np.testing.assert_array_equal(sum_heads(compiled, x, 3, n_parts), want)
+
+
+@pytest.mark.parametrize("cap", [0.0, 1.5])
+@pytest.mark.parametrize("lengths", [(1,), (TILE + 1, 1, 70)])
+def test_caps_biases_and_sinks(compiled: Compiled, lengths: tuple[int, ...], cap: float) -> None:
+    documents = Documents.new(lengths, 24, 2, 3)
+    general = documents.general(np.random.default_rng(2), cap)
+    for window in (5, 40):
+        want = documents.twin(window, **general)
+        assert_close(want, documents.torch_general(window, **general), 1e-6)
+        got = documents.gradients(compiled, window, **general)
+        assert_close(got, want)
+        assert_close(documents.gradients(compiled, window, n_parts=3, **general), want)
+
+
+def test_the_general_form_of_plain_attention(compiled: Compiled) -> None:
+    documents = Documents.new((TILE + 5, 3), 32, 2, 2)
+    assert_close(documents.gradients(compiled, cap=0.0), documents.twin())

@@ -18,7 +18,7 @@ from .weights import BLOCKS, FLOATS, random_weights
 
 # A softmax of a few hundred numbers in float32.
 WEIGHTS = 2e-6
-SHAPES = [(1, 1, 1, 1), (1, 8, 2, 17), (3, 4, 4, 40), (9, 6, 2, 7), (33, 3, 2, 16), (40, 16, 5, 33)]
+SHAPES = [(1, 1, 1, 1), (1, 8, 2, 17), (3, 4, 4, 40), (9, 6, 2, 7), (33, 3, 2, 16), (40, 16, 5, 33), (5, 4, 3, 48)]
 ROUTINGS = [
     {},
     {"normalize": False, "scale": 2.5},
@@ -43,11 +43,12 @@ def test_routes_as_its_twin(compiled_for, isa: Isa, how: dict, with_bias: bool) 
     rng = np.random.default_rng(1)
     for n_tokens, n_experts, n_used in [(1, 8, 2), (7, 16, 4), (5, 64, 6), (3, 128, 8)]:
         logits = rng.standard_normal((n_tokens, n_experts), np.float32) * 3
-        bias = rng.standard_normal(n_experts, np.float32) if with_bias else None
-        chosen, weights = compiled.route(compiled_for(isa), logits, bias, n_used, **how)
-        want_chosen, want_weights = twins.route(logits, bias, n_used, **how)
+        bias, scales = rng.standard_normal((2, n_experts), np.float32) if with_bias else (None, None)
+        chosen, weights = compiled.route(compiled_for(isa), logits, bias, n_used, scales=scales, **how)
+        want_chosen, want_weights = twins.route(logits, bias, n_used, scales=scales, **how)
         np.testing.assert_array_equal(chosen, want_chosen)
-        np.testing.assert_allclose(weights, want_weights, rtol=0, atol=WEIGHTS * how.get("scale", 1))
+        tolerance = WEIGHTS * how.get("scale", 1) * (1 if scales is None else np.abs(scales).max())
+        np.testing.assert_allclose(weights, want_weights, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "logits"])
@@ -104,9 +105,13 @@ def test_rounded_inputs(compiled_for, isa: Isa, fmt: BlockFormat, by_pair: bool)
         magnitude = np.einsum("pc,prc->pr", inputs, w[chosen.ravel()]).reshape(found.shape)
         assert (np.abs(found - twins.experts(weights, fmt, x, chosen)) / magnitude).max() < LINEAR
         assert same_bits(compiled.experts(kernels, "experts_decode", weights, fmt, x, chosen), found)
-        # The last token alone, and as one of few.
+        # The last token alone, and as one of few; and from tiles, which experts must fill, in a few formats: how these
+        # are read is `linear_tiles`, which is tested in all.
         last = Quantized(*(part[-(n_used if by_pair else 1) :] for part in x))
-        for op in ("experts_prefill", "experts_decode"):
+        of_tiles = ("experts_tiles_prefill", "experts_tiles") if n_rows % 16 == 0 and fmt.name in FEW_FORMATS else ()
+        for op in of_tiles:
+            assert same_bits(compiled.experts(kernels, op, weights, fmt, x, chosen, 32), found), op
+        for op in ("experts_prefill", "experts_decode", *of_tiles):
             assert same_bits(compiled.experts(kernels, op, weights, fmt, last, chosen[-1:]), found[-1:])
 
 

@@ -22,13 +22,19 @@ LINEAR = 6e-6
 OPS = ("linear_decode", "linear_prefill", "linear_tiles", "linear_tiles_prefill")
 FEW_FORMATS = ("Q4_1", "Q6_K")
 TWO_PLANE_FORMATS = ("Q4_1", "Q6_K", "Q8_0")  # scales for 32 and for 16 weights, and the largest bytes
-N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 9, 33), (32, 96, 256, 768)
+# Of tokens, all that kernels for some at once leave over: 1, 2, 4, 8.
+N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 10, 33), (32, 96, 256, 768)
 
 
 def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator:
     """All formats on the instruction sets that most CPUs have, and a few on the others."""
     pairs = [(isa, fmt) for isa in isas for fmt in formats if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS]
     return pytest.mark.parametrize(("isa", "fmt"), pairs, ids=lambda x: getattr(x, "name", None))
+
+
+def ops_of(isa: Isa, fmt: BlockFormat) -> tuple[str, ...]:
+    """Tiles of all formats on the best instruction set, and of a few on the others: their words are found alike."""
+    return OPS if isa is AVAILABLE[0] or fmt.name in FEW_FORMATS else OPS[:2]
 
 
 everywhere = for_all(AVAILABLE, BLOCKS)
@@ -54,13 +60,13 @@ def shapes(fmt: BlockFormat) -> list[tuple[int, int, int]]:
 
 
 @everywhere
-@pytest.mark.parametrize("op", OPS)
-def test_agrees_with_its_twin(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+def test_agrees_with_its_twin(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+    """And so do all others, which give the same bits, as the next test says."""
     rng = np.random.default_rng(11)
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng)
-        got = compiled_for(isa).linear(weights, fmt, x, op)
+        got = compiled_for(isa).linear(weights, fmt, x)
         magnitude = np.abs(x.dequantize()) @ np.abs(fmt.dequantize(weights)).T
         error = np.abs(got - reference.linear(weights, fmt, x)) / magnitude
         assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
@@ -75,21 +81,20 @@ def test_all_kernels_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng)
         together = compiled.linear(weights, fmt, x, "linear_prefill")
-        for op in OPS:
+        for op in ops_of(isa, fmt):
             assert same_bits(compiled.linear(weights, fmt, x, op), together), op
         last = Quantized(*(part[-1:] for part in x))
-        for op in OPS:
+        for op in ops_of(isa, fmt):
             assert same_bits(compiled.linear(weights, fmt, last, op), together[-1:])
 
 
 @for_all(AVAILABLE[1:], BLOCKS)
-@pytest.mark.parametrize("op", OPS)
-def test_every_instruction_set_gives_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+def test_every_instruction_set_gives_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     rng = np.random.default_rng(13)
     for n_rows, n_tokens, n_cols in shapes(fmt)[:7]:
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng)
-        here, there = (compiled_for(one).linear(weights, fmt, x, op) for one in (isa, AVAILABLE[0]))
+        here, there = (compiled_for(one).linear(weights, fmt, x) for one in (isa, AVAILABLE[0]))
         assert same_bits(here, there), (n_rows, n_tokens, n_cols)
 
 
@@ -99,7 +104,7 @@ def test_with_two_planes_they_agree_with_their_twin_and_each_other(compiled_for,
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng, n_planes=2)
-        decode, *others = (compiled_for(isa).linear(weights, fmt, x, op, n_planes=2) for op in OPS)
+        decode, *others = (compiled_for(isa).linear(weights, fmt, x, op, n_planes=2) for op in ops_of(isa, fmt))
         magnitude = np.abs(x.dequantize()) @ np.abs(fmt.dequantize(weights)).T
         error = np.abs(decode - reference.linear(weights, fmt, x)) / magnitude
         assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
@@ -109,16 +114,15 @@ def test_with_two_planes_they_agree_with_their_twin_and_each_other(compiled_for,
 
 
 @everywhere
-@pytest.mark.parametrize("op", OPS)
-def test_no_tokens_are_no_work(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+def test_no_tokens_are_no_work(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     rng = np.random.default_rng(14)
     x = activations(0, 256, rng)
-    assert compiled_for(isa).linear(random_weights(fmt, 17, 256, rng), fmt, x, op).shape == (0, 17)
+    for op in ops_of(isa, fmt):
+        assert compiled_for(isa).linear(random_weights(fmt, 17, 256, rng), fmt, x, op).shape == (0, 17)
 
 
 @for_all(AVAILABLE, [fmt for fmt in BLOCKS if fmt.name != "MXFP4"])  # whose scales are always finite
-@pytest.mark.parametrize("op", OPS)
-def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockFormat, op: str) -> None:
+def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     """A scale that is infinite or NaN spoils the rows that have it, all of them and no others."""
     rng = np.random.default_rng(15)
     weights = random_weights(fmt, 17, 512, rng)
@@ -127,10 +131,11 @@ def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockF
     for value, row in bad.items():
         weights.reshape(-1).view(fmt.layout).reshape(17, -1)[fields[row % len(fields)]][row, -1] = value
     x = activations(4, 512, rng)
-    got, want = compiled_for(isa).linear(weights, fmt, x, op), reference.linear(weights, fmt, x)
+    want = reference.linear(weights, fmt, x)
     spoilt = np.isin(np.arange(17), list(bad.values()))
     np.testing.assert_array_equal(np.isfinite(want), np.broadcast_to(~spoilt, want.shape))
-    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
+    for op in ops_of(isa, fmt):
+        np.testing.assert_array_equal(np.isfinite(compiled_for(isa).linear(weights, fmt, x, op)), np.isfinite(want))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -22,6 +22,7 @@ from . import (
     test_linear,
     test_linear_f32,
     test_products,
+    test_recurrent,
     test_rows,
 )
 from .arm import EmulatedStore
@@ -141,6 +142,12 @@ def test_mixtures_of_experts(neon: Compiled) -> None:
     test_experts.test_inputs_that_nobody_rounds(lambda isa: neon, NEON, FORMATS["F16"], False)
     test_experts.test_rows(lambda isa: neon, NEON, True)
     test_experts.test_clamped_swiglu(lambda isa: neon, NEON)
+
+
+def test_recurrent_layers(neon: Compiled) -> None:
+    test_recurrent.test_causal_conv(neon, np.random.default_rng(9), 300, 4)
+    test_recurrent.test_delta_rule(neon, np.random.default_rng(9), 2, 4, 25, 80)
+    test_recurrent.test_gates(neon, np.random.default_rng(9), "sigmoid")
 
 
 def test_gradients_of_attention(neon: Compiled) -> None:

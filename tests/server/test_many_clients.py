@@ -232,3 +232,14 @@ def test_metrics_and_status(tiny_chat) -> None:
         assert numbers["edgellm_time_to_first_token_seconds_count"] == "2"
         assert numbers["edgellm_queue_length"] == "0"
         assert float(numbers["edgellm_memory_used_bytes"]) > 1e7
+
+
+def test_a_connection_that_is_kept_open_answers_at_once(small) -> None:
+    """Where small parts wait for the client to confirm those before, each answer takes 40 ms or more."""
+    with httpx.Client(base_url=small.url) as client:
+        seconds = []
+        for _ in range(20):
+            started = time.perf_counter()
+            assert client.get("/health").status_code == 200
+            seconds.append(time.perf_counter() - started)
+    assert min(seconds[2:]) < 0.025

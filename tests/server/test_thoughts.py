@@ -52,7 +52,7 @@ def test_in_the_words_of_openai(thinker) -> None:
 
 
 def test_in_the_words_of_responses(thinker) -> None:
-    body = {"model": "thinker", "input": "a", "max_output_tokens": 6, "reasoning": {"effort": "low"}}
+    body = {"model": "thinker", "input": "a", "max_output_tokens": 6, "reasoning": {"effort": "low"}, "temperature": 0}
     answer = thinker.post("/v1/responses", body).json()
     assert answer["output"][0]["type"] == "reasoning"
     assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] > 0

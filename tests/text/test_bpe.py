@@ -195,6 +195,21 @@ def test_a_vocabulary_that_no_rule_leaves_whole_is_cut_by_default():
     assert ours.encode("hi") == load_tokenizer(metadata | {"tokenizer.ggml.pre": "default"}).encode("hi")
 
 
+@pytest.mark.parametrize("rule", dict.fromkeys(PRETOKENIZERS.values()), ids=lambda rule: rule.patterns[-1][:20])
+def test_words_begin_at_spaces_between_characters(rule):
+    """Where a rule says so: its words are those of the stretches between such spaces, whatever else stands there."""
+    parts = ["a", "B", "12", " ", " ", " ", "  ", "\n", "\r\n", "\t", ".", ",", "'s", "'", "é", "漢", "ह्", "-", "/",
+             "(", "|", "\u00a0", "\u3000", "🚀", "_", "<", "।", "\x1c", "\x85"]  # fmt: skip
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.sampled_from(parts), max_size=14).map("".join))
+    def check(text):
+        first, *others = rule.stretches(text)
+        assert [word for part in (first, *(f" {x}" for x in others)) for word in rule.split(part)] == rule.split(text)
+
+    check()
+
+
 @pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2"])
 def test_the_rules_of_real_vocabularies_are_recognised(shared, name):
     from edgellm.formats.gguf import GGUFFile

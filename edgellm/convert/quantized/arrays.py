@@ -43,15 +43,16 @@ class Arrays:
         found = self.plain.get(name)
         return found.dtype if found else None
 
-    def integers(self, name: str, *types: str, n_dims: int = 2) -> NDArray[Any]:
+    def integers(self, name: str, *types: str, n_dims: int | tuple[int, ...] = 2) -> NDArray[Any]:
         """An array of one of the types, as it lies in the file. Raises FormatError."""
+        dims = n_dims if isinstance(n_dims, tuple) else (n_dims,)
         found = self.plain.pop(name, None)
         self.others.pop(name, None)
         if found is None:
             has = self.floats[name].format.name if name in self.floats else "missing"
             raise FormatError(f"tensor {name!r} is {has}; expected {' or '.join(types)}")
-        if found.dtype not in types or len(found.shape) != n_dims:
-            wanted = f"{' or '.join(types)} of {n_dims} dimensions"
+        if found.dtype not in types or len(found.shape) not in dims:
+            wanted = f"{' or '.join(types)} of {' or '.join(map(str, dims))} dimensions"
             raise FormatError(f"tensor {name!r} is {found.dtype} {list(found.shape)}; expected {wanted}")
         return found.raw.view(_DTYPES.get(found.dtype, "u1")).reshape(found.shape)
 

@@ -20,9 +20,12 @@ Rows: TypeAlias = "slice | NDArray[np.int32]"
 
 
 class MadeTensor(Tensor):
-    """A matrix that nobody holds: `make(rows)` gives uint8 [n, row_bytes], and `raw` all of it, each time anew."""
+    """Matrices that nobody holds: `make(rows)` gives uint8 [n, row_bytes], and `raw` all of it, each time anew.
 
-    def __init__(self, name: str, shape: tuple[int, int], block_format: BlockFormat, make: Make) -> None:
+    Of several matrices, rows are counted from one to the next.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], block_format: BlockFormat, make: Make) -> None:
         for field, value in (("name", name), ("shape", shape), ("format", block_format), ("_make", make)):
             object.__setattr__(self, field, value)
 

@@ -13,11 +13,11 @@ from edgellm.convert.vocabulary.framing import set_frame
 from edgellm.convert.vocabulary.sentencepiece_model import is_sentencepiece, read_sentencepiece
 from edgellm.convert.vocabulary.special import (
     add_tokens,
+    normalize_flags,
     set_frame_flags,
     set_roles,
     set_space_prefix,
     set_turn_ends,
-    settle_flags,
 )
 from edgellm.convert.vocabulary.tekken import read_tekken
 from edgellm.convert.vocabulary.tiktoken_file import read_tiktoken
@@ -56,7 +56,7 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
         set_frame_flags(draft, files)
         set_turn_ends(draft, files)
         check_whole_words(draft)
-    settle_flags(draft)
+    normalize_flags(draft)
     metadata = draft.metadata()
     load_tokenizer(metadata).encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
     if notes is not None:

@@ -54,7 +54,7 @@ def _take_flags(draft: Draft, token_id: int, token: Record) -> None:
             draft.flags[flag].discard(token_id)
 
 
-def settle_flags(draft: Draft) -> None:
+def normalize_flags(draft: Draft) -> None:
     """Keep those flags alone that make a difference.
 
     Which tokens are found in normalized text makes none where nothing is normalized and all are found alike. Without

@@ -49,7 +49,7 @@ MOST_ALTERNATIVES = 20
 # Taken over as they are.
 _SAME = (
     "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "response_format", "tools",
-    "tool_choice",
+    "tool_choice", "parallel_tool_calls",
 )  # fmt: skip
 
 
@@ -60,7 +60,6 @@ class OpenAIParams:
     model:                what the results call the model; None takes the name of its file.
     max_completion_tokens, max_tokens:  tokens of the answer at most.
     logprobs:             whether each token has its log-probability; top_logprobs: and those of so many others.
-    parallel_tool_calls:  False takes the first call of an answer alone.
     reasoning_effort:     "none" lets the model answer at once; any other lets it think, and is told to its template.
     stream_options:       {"include_usage": True} ends a stream with what it took.
     user, metadata, store, service_tier, safety_identifier, prompt_cache_key:  mean nothing on one's own machine.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from edgellm.engine.generation import Generation
+from edgellm.engine.piece import Piece, joined
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.text import Tokenizer
 from edgellm.text.calls import Call
@@ -19,11 +20,10 @@ LEAST = -9999.0  # for a token that cannot come, as OpenAI has it; JSON knows no
 
 
 class ChatShape:
-    """What has been asked for of some answers to one chat.
+    """Some answers to one chat, whole or as chunks, for the engine's own interface and for the server's.
 
-    model:           what they call the model.
+    model:           what they call the model. created: seconds since 1970.
     has_logprobs:    each token has its log-probability.
-    one_call:        the first call of an answer is taken alone.
     includes_usage:  chunks end with what all of it took.
     """
 
@@ -32,74 +32,96 @@ class ChatShape:
         tokenizer: Tokenizer,
         model: str,
         has_logprobs: bool = False,
-        one_call: bool = False,
         includes_usage: bool = False,
+        created: int | None = None,
     ) -> None:
-        self._tokenizer, self._has_logprobs, self._one_call = tokenizer, has_logprobs, one_call
-        self._includes_usage = includes_usage
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(16)}", "created": int(time.time()), "model": model}
+        self._tokenizer, self._has_logprobs, self._includes_usage = tokenizer, has_logprobs, includes_usage
+        created = int(time.time()) if created is None else created
+        self._id, self._about = f"chatcmpl-{secrets.token_hex(16)}", {"created": created, "model": model}
 
     def completion(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """All of it at once; what has not come yet is waited for."""
         choices = [self._choice(index, generation) for index, generation in enumerate(generations)]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(generations)}
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage_of(generations)}
 
     def chunks(self, generations: Sequence[Generation]) -> Iterator[dict[str, Any]]:
         """The same in parts while they come. Who stops reading them ends the answers."""
         try:
-            for index in range(len(generations)):
-                yield self._chunk(index, {"role": "assistant", "content": ""})
-            going = {index: self._deltas(index, generation) for index, generation in enumerate(generations)}
+            yield from self.beginning(len(generations))
+            going = {index: self._parts(index, generation) for index, generation in enumerate(generations)}
             while going:
-                for index, deltas in list(going.items()):
-                    chunk = next(deltas, None)
+                for index, parts in list(going.items()):
+                    chunk = next(parts, None)
                     if chunk is None:
                         del going[index]
                     else:
                         yield chunk
-            if self._includes_usage:
-                head = {**self._head, "object": "chat.completion.chunk"}
-                yield {**head, "choices": [], "usage": usage_of(generations)}
+            yield from self.ending(generations)
         finally:
             for generation in generations:
                 generation.close()
 
-    def _choice(self, index: int, generation: Generation) -> dict[str, Any]:
-        content = generation.text
-        calls = self._calls(generation)
-        message = message_shape(content, generation.reasoning.strip(), calls)
-        logprobs = logprobs_shape(self._tokenizer, generation.logprobs) if self._has_logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self._finish(generation)}
+    # --- the chunks of a stream, in their order -------------------------------------------------------------
 
-    def _deltas(self, index: int, generation: Generation) -> Iterator[dict[str, Any]]:
-        n_told = 0
-        for piece in generation.pieces():
-            kind = "content" if piece.kind == "content" else "reasoning_content"
-            yield self._chunk(index, {kind: piece.text}, self._new_logprobs(generation, n_told))
-            n_told = len(generation.logprobs)
-        if n_told < len(generation.logprobs):  # of tokens that show no text
-            yield self._chunk(index, {"content": ""}, self._new_logprobs(generation, n_told))
-        for number, call in enumerate(self._calls(generation)):
+    def beginning(self, n: int) -> Iterator[dict[str, Any]]:
+        """What n answers begin with."""
+        for index in range(n):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def part(
+        self, index: int, pieces: Iterable[Piece], logprobs: Sequence[TokenLogprobs] = ()
+    ) -> Iterator[dict[str, Any]]:
+        """New pieces of an answer. logprobs: of its new tokens, whose text may come later, or never."""
+        told = logprobs_shape(self._tokenizer, logprobs) if self._has_logprobs and logprobs else None
+        for piece in joined(pieces):
+            name = "content" if piece.kind == "content" else "reasoning_content"
+            yield self._chunk(index, {name: piece.text}, told)
+            told = None
+        if told is not None:
+            yield self._chunk(index, {"content": ""}, told)
+
+    def end(self, index: int, generation: Generation) -> Iterator[dict[str, Any]]:
+        """The calls of an answer that has ended, and why it has."""
+        for number, call in enumerate(generation.tool_calls):
             yield self._chunk(index, {"tool_calls": [{"index": number, **call_shape(call)}]})
-        yield self._chunk(index, {}, finish_reason=self._finish(generation))
+        yield self._chunk(index, {}, finish_reason=finish_of(generation))
+
+    def ending(self, generations: Sequence[Generation]) -> Iterator[dict[str, Any]]:
+        """What comes behind all answers."""
+        if self._includes_usage:
+            yield {**self.aside(), "usage": usage_of(generations)}
+
+    def aside(self) -> dict[str, Any]:
+        """A chunk that belongs to no answer."""
+        chunk = {**self._head("chat.completion.chunk"), "choices": []}
+        return {**chunk, "usage": None} if self._includes_usage else chunk
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, **self._about}
 
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: Any = None, finish_reason: str | None = None
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
-        return {**chunk, "usage": None} if self._includes_usage else chunk
+        return {**self.aside(), "choices": [choice]}
 
-    def _new_logprobs(self, generation: Generation, n_told: int) -> dict[str, Any] | None:
-        new = generation.logprobs[n_told:] if self._has_logprobs else []
-        return logprobs_shape(self._tokenizer, new) if new else None
+    def _parts(self, index: int, generation: Generation) -> Iterator[dict[str, Any]]:
+        n_told = 0
+        for piece in generation.pieces():
+            yield from self.part(index, [piece], generation.logprobs[n_told:])
+            n_told = len(generation.logprobs)
+        yield from self.part(index, [], generation.logprobs[n_told:])
+        yield from self.end(index, generation)
 
-    def _calls(self, generation: Generation) -> list[Call]:
-        return generation.tool_calls[: 1 if self._one_call else None]
+    def _choice(self, index: int, generation: Generation) -> dict[str, Any]:
+        message = message_shape(generation.text, generation.reasoning.strip(), generation.tool_calls)
+        logprobs = logprobs_shape(self._tokenizer, generation.logprobs) if self._has_logprobs else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_of(generation)}
 
-    def _finish(self, generation: Generation) -> str | None:
-        """None for an answer that was cancelled, which OpenAI has no word for."""
-        return "tool_calls" if generation.tool_calls else FINISH.get(generation.finish_reason or "")
+
+def finish_of(generation: Generation) -> str | None:
+    """Why an answer has ended; None for one that was cancelled, which OpenAI has no word for."""
+    return "tool_calls" if generation.tool_calls else FINISH.get(generation.finish_reason or "")
 
 
 def message_shape(content: str, thoughts: str, calls: Sequence[Call]) -> dict[str, Any]:

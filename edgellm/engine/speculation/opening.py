@@ -55,6 +55,12 @@ def _own_layers(n: int, runner: Runner, architecture: Architecture) -> OwnLayers
             "draft_layers out",
             parameter="draft_layers",
         )
+    if runner.cache.states is not None:
+        raise UsageError(
+            f"draft_layers is {n}, and layers of this model keep states, which guesses of its first layers would "
+            "change; leave draft_layers out",
+            parameter="draft_layers",
+        )
     return OwnLayers(runner, runner.first_layers(architecture, _shortened(config, n)))
 
 

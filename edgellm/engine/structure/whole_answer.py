@@ -34,7 +34,7 @@ def of_answer(form: AnswerForm, asked: Asked | None, calls: str, tokenizer: Toke
     lines: list[str] = []
     if has_calls:
         assert form.calls is not None
-        lines += CallRules(form.calls, words).rules(form.arguments)
+        lines += CallRules(form.calls, words).rules(form.arguments, form.one_call)
     if asked is not None:
         lines.append("body: @body")
         grammars.append({"name": "body", "lark_grammar": asked.grammar})
@@ -112,10 +112,10 @@ class CallRules:
     def __init__(self, syntax: CallSyntax, words: Words) -> None:
         self._syntax, self._words = syntax, words
 
-    def rules(self, tools: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """tools: the schemas of what each takes, by its name."""
+    def rules(self, tools: Mapping[str, Mapping[str, Any]], one_call: bool = False) -> list[str]:
+        """tools: the schemas of what each takes, by its name. one_call: no second call may follow."""
         syntax, literal = self._syntax, self._words.literal
-        again = f"({literal(syntax.again)} call)*" if syntax.again is not None else ""
+        again = "" if syntax.again is None or one_call else f"({literal(syntax.again)} call)*"
         lines = [
             f"calls: {literal(syntax.first.lstrip())} calls_rest",
             f"calls_rest: call {again} {literal(syntax.last.rstrip())}".rstrip(),

@@ -81,7 +81,7 @@ class GGUFFile:
             raise FormatError(f"{self.path}: {problem}") from None
 
     def close(self) -> None:
-        """Let go of the file. The mapping itself goes with the last array that was taken from it."""
+        """Close the file. The mapping itself goes with the last array that was taken from it."""
         self.metadata, self.tensors = {}, {}
 
     def __enter__(self) -> GGUFFile:

@@ -24,6 +24,8 @@ from edgellm.graph.lowering.base import (
     POSITIONS,
     RULES,
     SEGMENTS,
+    STATE_TASKS,
+    STATE_TEXTS,
     TARGET_WEIGHTS,
     TEXT_TASKS,
     TOKEN_IDS,
@@ -36,6 +38,7 @@ from edgellm.graph.lowering.base import (
     merges_table,
     rotation_table,
     slots_table,
+    states_table,
     tasks_table,
 )
 from edgellm.graph.nodes import Graph, Node, Rotation, Value
@@ -48,6 +51,8 @@ __all__ = [
     "MAX_SPLITS",
     "POSITIONS",
     "SEGMENTS",
+    "STATE_TASKS",
+    "STATE_TEXTS",
     "TARGET_WEIGHTS",
     "TEXT_TASKS",
     "TOKEN_IDS",
@@ -61,6 +66,7 @@ __all__ = [
     "merges_table",
     "rotation_table",
     "slots_table",
+    "states_table",
     "tasks_table",
 ]
 
@@ -80,6 +86,7 @@ class Lowered:
                    back (None is no limit), and for so many query heads that share a key head, at most.
     kept:          the different windows that layers of the cache keep.
     cache_layers:  what the cache holds of every token, layer by layer.
+    state_bytes:   what layers that keep a state have of a text, each.
     constants:     small weights as float32, which the file holds in another format.
     """
 
@@ -92,6 +99,7 @@ class Lowered:
     kept: list[int | None]
     group_size: int
     cache_layers: list[LayerShape]
+    state_bytes: list[int]
     constants: dict[Tensor, np.ndarray]
 
     @cached_property
@@ -158,13 +166,14 @@ def lower(
         low.kept,
         low.group_size,
         low.cache_layers,
+        low.state_bytes,
         low.constants,
     )
 
 
 def rule_of(node: Node) -> Rule[Any]:
     """What lowers a node. Rules that few models need, and those of backward passes, are imported when they are."""
-    for name in ("streams", "texts", "experts", "heads", "low_rank", "gradients"):
+    for name in ("recurrent", "streams", "texts", "experts", "heads", "low_rank", "gradients", "expert_gradients"):
         if type(node) not in RULES:
             importlib.import_module(f"edgellm.graph.lowering.{name}")
     return RULES[type(node)]

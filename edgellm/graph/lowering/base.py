@@ -60,6 +60,9 @@ class Target:
         return self.tuning.tiles_small_batch if self.tiles else self.tuning.small_batch
 
 
+LINE = 64  # bytes that states of a layer are a multiple of
+
+
 class LayerShape(NamedTuple):
     """What a layer keeps in the cache of every token: the keys and values of so many heads, and how wide each is.
 
@@ -75,7 +78,7 @@ class LayerShape(NamedTuple):
 class Lowering:
     """Ops as the rules add them, and what they need beside them.
 
-    rotations, windows, kept, group_size, cache_layers:  see `Lowered`.
+    rotations, windows, kept, group_size, cache_layers, state_bytes:  see `Lowered`.
     partial:  memory for results of attention that are put together by another op; one for all layers.
     transposed, longest:  see `lower`.
     """
@@ -105,6 +108,9 @@ class Lowering:
         self._kept = _kept_windows(attentions)
         self.kept = list(dict.fromkeys(self.kept_of(node) for node in sources))
         self.cache_layers = [LayerShape(node.n_heads, *self.head_dims(node), self.kept_of(node)) for node in sources]
+        recurrent = [node for node in whole.nodes if node.n_state]
+        self.state_bytes = [-(-4 * node.n_state // LINE) * LINE for node in recurrent]
+        self._states = {node: index for index, node in enumerate(recurrent)}
         self.partial: Fixed | None = None
         self.constants: dict[Tensor, np.ndarray] = {}
         # By the value of a router, or none: see `lowering/experts.py`.
@@ -126,6 +132,11 @@ class Lowering:
     def cache_of(self, node: KeysValues) -> Table:
         """The layer of the cache that a node fills."""
         return cache_table(self._caches[node.copy_of or node])
+
+    def states_of(self, node: Node) -> tuple[Table, int]:
+        """Where the states of a node are, and the bytes of each."""
+        index = self._states[node]
+        return states_table(index), self.state_bytes[index]
 
     # --- where values are ---------------------------------------------------------------------------------
 
@@ -242,6 +253,15 @@ TOKEN_IDS, POSITIONS = Table("token ids"), Table("positions")
 DOCUMENTS, TARGET_WEIGHTS = Table("documents"), Table("target weights")
 # The queries of texts that attend to nothing but themselves, some at a time; and the parts of pairs of texts.
 TEXT_TASKS, SEGMENTS = Table("text tasks"), Table("segments")
+
+
+# Texts of a batch and their pieces, for layers that keep a state.
+STATE_TEXTS, STATE_TASKS = Table("state texts"), Table("state tasks")
+
+
+def states_table(index: int) -> Table:
+    """The memory of all states of the index-th layer that keeps some."""
+    return Table(f"states {index}")
 
 
 def cache_table(layer: int) -> Table:

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.formats.tensor import Tensor
 from edgellm.graph.lowering.base import SQUARES_PER_CHUNK, Lowering, rule
 from edgellm.graph.lowering.linear import ROWS_TOGETHER, prefetching
 from edgellm.graph.nodes import Node, Value
 from edgellm.graph.nodes.experts import AddExpertBias, ExpertLinear, Gate, Route, SumExperts
-from edgellm.graph.ops import Chunks, Fixed, Rows
+from edgellm.graph.ops import Chunks, Fixed, Rows, Tiled
 from edgellm.kernels import expert_records as records
 from edgellm.kernels.records import TILE_ROWS
 from edgellm.quants.floats import FloatFormat
@@ -41,6 +42,7 @@ def lower_route(low: Lowering, node: Route) -> None:
         n_used=r.n_used,
         normalize=int(r.normalize),
         scale=r.scale,
+        scales=0 if node.scales is None else low.floats(node.scales),
         chosen=chosen,
         weights=weights,
         out_stride=chosen.stride,
@@ -53,18 +55,18 @@ def lower_expert_linear(low: Lowering, node: ExpertLinear) -> None:
     chosen = None if node.chosen is None else low.read(node.chosen)
     out = low.make(node)
     n_experts, n_rows, n_cols = weight.shape
-    is_float = isinstance(weight.format, FloatFormat)
-    is_int8 = not is_float and low.target.activations == "int8"
     isa = low.target.isa
-    small = "experts_decode" if is_int8 else "experts_f32_decode" if is_float else None
-    prefetches = prefetching(low, weight, isa.decode_rows if is_int8 else ROWS_TOGETHER, node.n_used * n_rows)
+    is_int8 = not isinstance(weight.format, FloatFormat) and low.target.activations == "int8"
+    in_tiles = low.target.tiles.get(weight) if is_int8 else None
+    large, small, rows_together = _kernels(low, weight, is_int8, in_tiles is not None)
+    prefetches = prefetching(low, weight, rows_together, node.n_used * n_rows, in_tiles is not None)
     small_rows = min(prefetches["chunk_rows"], -(-n_rows // ROWS_TOGETHER) * ROWS_TOGETHER)
     n_tiles = -(-n_rows // TILE_ROWS)
     tiles = -(-n_tiles // max(1, min(n_tiles, CHUNKS // n_experts)))
     chunks_of, small_chunks_of = -(-n_tiles // tiles), -(-n_rows // small_rows)
-    order, ends = _sorted(low, node.chosen, chosen, n_experts, node.n_used, always=small is None)
-    fields: dict[str, Any] = _of_chosen(chosen, n_experts, node.n_used) | {
-        "weights": weight,
+    order, ends = sorted_pairs(low, node.chosen, chosen, n_experts, node.n_used, always=small is None)
+    fields: dict[str, Any] = of_chosen(chosen, n_experts, node.n_used) | {
+        "weights": weight if in_tiles is None else Tiled(weight, in_tiles),
         "expert_bytes": n_rows * weight.format.row_bytes(n_cols),
         "row_bytes": weight.format.row_bytes(n_cols),
         "n_rows": n_rows,
@@ -90,7 +92,7 @@ def lower_expert_linear(low: Lowering, node: ExpertLinear) -> None:
         source = fields["x"] = x
         scratch = records.experts_f32_scratch_bytes(n_cols, isa.n_registers)
     low.add(
-        "experts_prefill" if is_int8 else "experts_f32",
+        large,
         records.EXPERTS,
         Chunks(
             "tokens", 1 << 30, n_experts * chunks_of, small_per_token=node.n_used * small_chunks_of if small else None
@@ -104,7 +106,16 @@ def lower_expert_linear(low: Lowering, node: ExpertLinear) -> None:
     )
 
 
-def _sorted(
+def _kernels(low: Lowering, weight: Tensor, is_int8: bool, is_tiled: bool) -> tuple[str, str | None, int]:
+    """The kernels for many and for few tokens, and how many rows of weights the latter multiplies at a time."""
+    if is_tiled:
+        return "experts_tiles_prefill", "experts_tiles", TILE_ROWS
+    if is_int8:
+        return "experts_prefill", "experts_decode", low.target.isa.decode_rows
+    return "experts_f32", "experts_f32_decode" if isinstance(weight.format, FloatFormat) else None, ROWS_TOGETHER
+
+
+def sorted_pairs(
     low: Lowering, value: Value | None, chosen: Rows | None, n_experts: int, n_used: int, always: bool
 ) -> tuple[Rows, Fixed]:
     """The pairs of a router sorted by expert, once for all linears; always: also of few tokens."""
@@ -122,12 +133,12 @@ def _sorted(
             [order, ends],
             order=order,
             ends=ends,
-            **_of_chosen(chosen, n_experts, n_used),
+            **of_chosen(chosen, n_experts, n_used),
         )
     return low.sorted_pairs[key]
 
 
-def _of_chosen(chosen: Rows | None, n_experts: int, n_used: int) -> dict[str, Any]:
+def of_chosen(chosen: Rows | None, n_experts: int, n_used: int) -> dict[str, Any]:
     stride = 0 if chosen is None else chosen.stride
     return {"chosen": chosen or 0, "chosen_stride": stride, "n_experts": n_experts, "n_used": n_used}
 
@@ -147,7 +158,7 @@ def lower_add_expert_bias(low: Lowering, node: AddExpertBias) -> None:
         out=out,
         n_cols=n_cols,
         bias=low.floats(node.bias),
-        **_of_chosen(chosen, n_experts, node.chosen.width),
+        **of_chosen(chosen, n_experts, node.chosen.width),
     )
 
 
@@ -210,5 +221,5 @@ def add_expert_squares(low: Lowering, node: Node, sums: np.ndarray, counts: np.n
         sums=sums,
         counts=counts,
         chunk_cols=SQUARES_PER_CHUNK,
-        **_of_chosen(chosen, n_experts, node.n_used),
+        **of_chosen(chosen, n_experts, node.n_used),
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.attention import NO_WINDOW
-from edgellm.graph.lowering.base import DOCUMENTS, TARGET_WEIGHTS, Lowering, rule
+from edgellm.graph.lowering.base import DOCUMENTS, POSITIONS, TARGET_WEIGHTS, TOKEN_IDS, Lowering, rule
 from edgellm.graph.lowering.linear import add_int8
 from edgellm.graph.nodes.gradients import (
     ActivateBackward,
@@ -18,11 +18,14 @@ from edgellm.graph.nodes.gradients import (
     CrossEntropy,
     EmbedSum,
     GLUBackward,
+    LayerNormBackward,
+    LayerNormSums,
     LinearTransposed,
     OuterSum,
     ReplacedRowsSum,
     RMSNormBackward,
     RMSNormWeightSum,
+    SoftCapBackward,
 )
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.graph.ops import Chunks, Rows, Table
@@ -35,7 +38,7 @@ LEAST_CHUNKS = 3  # of a document's attention, where its heads allow it
 SUM_COLS = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
 
 
-def _memory(array: np.ndarray) -> tuple[str, int]:
+def memory_of(array: np.ndarray) -> tuple[str, int]:
     """Memory outside of the program, as what an op writes: steps that add to the same come one after the other."""
     return "sums", array.ctypes.data
 
@@ -49,7 +52,7 @@ def lower_outer_sum(low: Lowering, node: OuterSum) -> None:
         gradient_records.OUTER_SUM,
         Chunks("tokens", 1 << 30, tiles),
         [a, b],
-        [_memory(node.to)],
+        [memory_of(node.to)],
         scratch=gradient_records.OUTER_SCRATCH_BYTES,
         a=a,
         a_stride=a.stride,
@@ -110,6 +113,35 @@ def lower_rms_norm_backward(low: Lowering, node: RMSNormBackward) -> None:
     )
 
 
+@rule(LayerNormBackward)
+def lower_layer_norm_backward(low: Lowering, node: LayerNormBackward) -> None:
+    x, dy, out = low.read(node.x), low.read(node.dy), low.make(node)
+    n_cols = x.width // node.n_heads
+    low.add_rows(
+        "layer_norm_backward",
+        gradient_records.LAYER_NORM_BACKWARD,
+        x,
+        [x, dy],
+        [out],
+        x=x,
+        dy=dy,
+        weight=low.floats(node.weight),
+        weight_step=n_cols if len(node.weight.shape) == 2 else 0,
+        out=out,
+        n_groups=node.n_heads,
+        n_cols=n_cols,
+        epsilon=node.epsilon,
+    )
+
+
+@rule(SoftCapBackward)
+def lower_soft_cap_backward(low: Lowering, node: SoftCapBackward) -> None:
+    y = low.read(node.y)
+    dy, out = low.make_from(node.dy, node)
+    schema = gradient_records.SOFT_CAP_BACKWARD
+    low.add_rows("soft_cap_backward", schema, y, [y, dy], [out], y=y, dy=dy, out=out, cap=node.cap)
+
+
 @rule(GLUBackward)
 def lower_glu_backward(low: Lowering, node: GLUBackward) -> None:
     gate, up, dy = low.read(node.gate), low.read(node.up), low.read(node.dy)
@@ -149,14 +181,16 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
     enough = (n for n in range(1, group) if group % n == 0 and n * n_kv_heads >= LEAST_CHUNKS)
     n_parts = next(enough, group)
     parts = (dk, dv) if n_parts == 1 else tuple(Rows(n_parts * rows.width, "gradients by head") for rows in (dk, dv))
-    window = node.spec.window or NO_WINDOW
+    spec, window = node.spec, node.spec.window or NO_WINDOW
+    general = spec.soft_cap is not None or spec.sinks is not None or spec.alibi is not None
     low.add(
         "attention_backward",
         gradient_records.ATTENTION_BACKWARD,
         Chunks("documents", 1, n_kv_heads * n_parts),
         [q, k, v, dy],
         [dq, *parts],
-        scratch=gradient_records.attention_backward_scratch_bytes(low.longest, head_dim, window),
+        options={"general": general},
+        scratch=gradient_records.attention_backward_scratch_bytes(low.longest, head_dim, window, general=general),
         q=q,
         dout=dy,
         dq=dq,
@@ -171,9 +205,12 @@ def lower_attention_backward(low: Lowering, node: AttentionBackward) -> None:
         group=group,
         n_parts=n_parts,
         head_dim=head_dim,
-        scale=node.spec.scale,
+        scale=spec.scale,
         window=window,
         ahead=0,
+        cap=spec.soft_cap or 0.0,
+        biases=0 if spec.alibi is None else np.ascontiguousarray(spec.alibi, np.float32),
+        sinks=0 if spec.sinks is None else low.floats(spec.sinks),
         documents=DOCUMENTS,
     )
     if n_parts > 1:
@@ -198,9 +235,6 @@ def _refuse_what_is_not_built(node: AttentionBackward) -> None:
     spec, widths = node.spec, (node.k.width // node.n_kv_heads, node.v.width // node.n_kv_heads)
     missing = {
         "that is not causal": not spec.causal,
-        f"with soft-capped scores ({spec.soft_cap})": spec.soft_cap is not None,
-        "with sinks": spec.sinks is not None,
-        "with linear biases (ALiBi)": spec.alibi is not None,
         "with keys of {} and values of {} dimensions".format(*widths): widths[0] != widths[1],
     }
     for what, is_asked in missing.items():
@@ -251,10 +285,35 @@ def lower_rms_norm_weight_sum(low: Lowering, node: RMSNormWeightSum) -> None:
     _add_columns(low, "rms_norm_weight_sum", gradient_records.RMS_NORM_WEIGHT_SUM, node.to, n_cols, [x, dy], **fields)
 
 
+@rule(LayerNormSums)
+def lower_layer_norm_sums(low: Lowering, node: LayerNormSums) -> None:
+    x, dy = low.read(node.x), low.read(node.dy)
+    n_cols = x.width // node.n_heads
+    found = [to for to in (node.to, node.bias_to) if to is not None]
+    low.add(
+        "layer_norm_sums",
+        gradient_records.LAYER_NORM_SUMS,
+        Chunks("tokens", 1 << 30, -(-n_cols // SUM_COLS)),
+        [x, dy],
+        [memory_of(to) for to in found],
+        x=x,
+        dy=dy,
+        stride=x.stride,
+        n_groups=node.n_heads,
+        n_cols=n_cols,
+        epsilon=node.epsilon,
+        step=n_cols if found[0].ndim == 2 else 0,
+        sums=0 if node.to is None else node.to,
+        bias_sums=0 if node.bias_to is None else node.bias_to,
+        chunk_cols=SUM_COLS,
+    )
+
+
 @rule(EmbedSum)
 def lower_embed_sum(low: Lowering, node: EmbedSum) -> None:
     dy = low.read(node.dy)
-    fields = {"dy": dy, "stride": dy.stride, "scale": node.scale}
+    ids = POSITIONS if node.by_position else TOKEN_IDS
+    fields = {"ids": ids, "dy": dy, "stride": dy.stride, "scale": node.scale}
     _add_columns(low, "embed_backward", gradient_records.EMBED_BACKWARD, node.to, dy.width, [dy], **fields)
 
 
@@ -270,7 +329,7 @@ def _add_columns(
 ) -> None:
     """An op that adds up columns over all tokens: each column is one thread's."""
     chunks = Chunks("tokens", 1 << 30, -(-n_cols // SUM_COLS))
-    low.add(op, schema, chunks, reads, [_memory(to)], n_cols=n_cols, sums=to, chunk_cols=SUM_COLS, **fields)
+    low.add(op, schema, chunks, reads, [memory_of(to)], n_cols=n_cols, sums=to, chunk_cols=SUM_COLS, **fields)
 
 
 @rule(ToBF16)

@@ -53,7 +53,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
     else:
         large, small, rows_together = "linear_tiles_prefill", "linear_tiles", TILE_ROWS
         fields["weights"] = Tiled(weight, tiles)
-    fields |= prefetching(low, weight, rows_together, n_rows)
+    fields |= prefetching(low, weight, rows_together, n_rows, tiles is not None)
     low.add(
         large,
         records.LINEAR,
@@ -102,12 +102,16 @@ def _add_bf16(low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[st
     )
 
 
-def prefetching(low: Lowering, weight: Tensor, rows_together: int, n_rows: int) -> dict[str, int]:
-    """How many of n_rows a thread takes at a time in a small batch, and how far ahead it prefetches."""
+def prefetching(
+    low: Lowering, weight: Tensor, rows_together: int, n_rows: int, in_tiles: bool = False
+) -> dict[str, int]:
+    """How many of n_rows a thread takes at a time in a small batch, and what it prefetches how far ahead."""
     tuning = low.target.tuning
     row_bytes = weight.format.row_bytes(weight.shape[-1])
     turns = max(TURNS, round(n_rows * row_bytes / (tuning.n_threads * tuning.chunk_bytes)))
+    bytes_ahead = tuning.tiles_prefetch_bytes if in_tiles else tuning.prefetch_bytes
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
-        "prefetch_distance": rows_together * row_bytes + tuning.prefetch_bytes,
+        # Who prefetches nothing of tiles asks for what it reads at the moment, which is next to no work.
+        "prefetch_distance": 0 if in_tiles and not bytes_ahead else rows_together * row_bytes + bytes_ahead,
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.errors import UsageError
+from edgellm.errors import UnsupportedError, UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
@@ -92,13 +92,13 @@ class Attention(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import AttentionBackward  # which training alone needs
 
+        if self.spec.sinks is not None and b.trains(self.spec.sinks):
+            raise UnsupportedError(f"training sinks is not built yet ({self.spec.sinks.name}); freeze them")
         source = self.source
         inputs = (self.q, source.keys, source.values)
         q, k, v = map(b.value, inputs)
         node = AttentionBackward(q, k, v, grad, self.n_heads, source.n_heads, self.spec)
-        for value, gradient in zip(inputs, b.graph.record_all(node), strict=True):
-            if b.needs(value):
-                b.add(value, gradient)
+        b.add_needed(inputs, b.graph.record_all(node))
 
 
 def keys_values(keys: Value, values: Value, n_heads: int, cached: bool = True) -> Value:

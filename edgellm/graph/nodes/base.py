@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgellm.errors import UnsupportedError, UsageError
 from edgellm.formats.tensor import Tensor
@@ -55,7 +55,13 @@ class Node:
 
     A field that may be a value or None, or a tensor or None, is left out where it is None. Nobody changes a node;
     its class is not frozen because frozen ones take three times as long to make, and a start makes all of these.
+
+    graded:     which of its values has a gradient, where it makes several.
+    is_choice:  it chooses what others compute. So on the way back its values are those of the way there, as they were.
     """
+
+    graded: ClassVar[int] = 0
+    is_choice: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:
@@ -86,6 +92,13 @@ class Node:
     def widths(self) -> tuple[int, ...]:
         """Of all values that it makes, where they are several."""
         return (self.width,)
+
+    @property
+    def n_state(self) -> int:
+        """Numbers that it keeps of a text from one token to the next, float32; 0 where a token is by itself, or looks
+        at the cache.
+        """
+        return 0
 
     def marks_of_copy(self) -> dict[str, Any]:
         """Fields that differ where a node is recorded once more, to compute its value again."""

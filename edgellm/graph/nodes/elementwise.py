@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
 
 Activation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "clamped_swiglu"]
+Gate = Literal[Activation, "sigmoid", "linear"]
 PlainActivation = Literal["silu", "gelu", "gelu_erf", "relu", "relu_squared", "tanh"]
-NOT_TRAINED = ("gelu_erf", "relu_squared", "tanh", "clamped_swiglu")  # that gradients do not go through yet
 
 
 @dataclass(eq=False, repr=False)
@@ -29,9 +29,7 @@ class Add(Node):
         return self.a.width
 
     def backward(self, b: Backward, grad: Value) -> None:
-        for value in (self.a, self.b):
-            if b.needs(value):
-                b.add(value, grad)
+        b.add_needed((self.a, self.b), (grad, grad))
 
 
 @dataclass(eq=False, repr=False)
@@ -59,12 +57,13 @@ class GLU(Node):
     """activation(gate) * up, a gated linear unit (Shazeer, 2020).
 
     activation:  "silu" is x sigmoid(x); "gelu" is its tanh form, "gelu_erf" what it is defined as; "clamped_swiglu", of
-                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7.
+                 gpt-oss, is gate sigmoid(1.702 gate) (up + 1) with gate cut off at 7, and up at 7 and -7;
+                 "sigmoid" is sigmoid(gate) up, and "linear" gate up.
     """
 
     gate: Value
     up: Value
-    activation: Activation
+    activation: Gate
 
     @property
     def width(self) -> int:
@@ -73,11 +72,10 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
-        _refuse_untrained(self.activation)
+        if self.activation in ("sigmoid", "linear"):
+            raise UnsupportedError(f"training through a {self.activation} gate is not built yet")
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
-        for value, gradient in zip((self.gate, self.up), made, strict=True):
-            if b.needs(value):
-                b.add(value, gradient)
+        b.add_needed((self.gate, self.up), made)
 
 
 @dataclass(eq=False, repr=False)
@@ -95,13 +93,7 @@ class Activate(Node):
         from edgellm.graph.nodes.gradients import ActivateBackward  # which training alone needs
 
         if b.needs(self.x):
-            _refuse_untrained(self.activation)
             b.add(self.x, b.graph.record(ActivateBackward(b.value(self.x), grad, self.activation)))
-
-
-def _refuse_untrained(activation: str) -> None:
-    if activation in NOT_TRAINED:
-        raise UnsupportedError(f"training through {activation} is not built yet")
 
 
 def add(a: Value, b: Value, name: str = "") -> Value:
@@ -116,5 +108,5 @@ def activate(x: Value, activation: PlainActivation, name: str = "") -> Value:
     return x.graph.record(Activate(x, activation), name)
 
 
-def glu(gate: Value, up: Value, activation: Activation, name: str = "") -> Value:
+def glu(gate: Value, up: Value, activation: Gate, name: str = "") -> Value:
     return gate.graph.record(GLU(gate, up, activation), name)

@@ -40,6 +40,12 @@ class EmbedPosition(Node):
     def width(self) -> int:
         return self.weight.shape[1]
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import EmbedSum  # which training alone needs
+
+        if b.trains(self.weight):
+            b.add_sum(EmbedSum(grad, b.sums[self.weight], by_position=True))
+
 
 def embed_position(g: Graph, weight: Tensor, name: str = "") -> Value:
     return g.record(EmbedPosition(weight), name)

@@ -9,11 +9,14 @@ y = sum_experts(expert_linear(h, w_down, chosen), weights)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from edgellm.errors import UsageError
+from edgellm.errors import UnsupportedError, UsageError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 Scoring = Literal["softmax", "sigmoid", "logits"]
 
@@ -43,16 +46,33 @@ class Routing(NamedTuple):
 class Route(Node):
     """The numbers of each token's experts, best first, and their weights: two values, n_used wide.
 
-    bias:  [n_experts], added to the scores by which experts are chosen, and not to what they count.
+    bias:    [n_experts], added to the scores by which experts are chosen, and not to what they count.
+    scales:  [n_experts], by what the weight of each is multiplied in the end.
     """
+
+    graded: ClassVar[int] = 1
+    is_choice: ClassVar[bool] = True
 
     logits: Value
     bias: Tensor | None
+    scales: Tensor | None
     routing: Routing
 
     @property
     def widths(self) -> tuple[int, ...]:
         return self.routing.n_used, self.routing.n_used
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.expert_gradients import RouteBackward  # which training alone needs
+
+        if self.scales is not None and b.trains(self.scales):
+            raise UnsupportedError(f"training scales of experts is not built yet ({self.scales.name}); freeze them")
+        if b.needs(self.logits):
+            chosen, _ = map(b.value, b.forward.all_made_by(self))
+            b.add(
+                self.logits,
+                b.graph.record(RouteBackward(b.value(self.logits), chosen, grad, self.scales, self.routing)),
+            )
 
 
 @dataclass(eq=False, repr=False)
@@ -75,6 +95,16 @@ class ExpertLinear(Node):
     def width(self) -> int:
         return self.n_used * self.weight.shape[1]
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.expert_gradients import ExpertLinearTransposed, ExpertOuterSum, sum_parts
+
+        chosen = None if self.chosen is None else b.value(self.chosen)
+        if b.trains(self.weight):
+            b.add_sum(ExpertOuterSum(grad, b.value(self.x), chosen, b.sums[self.weight]))
+        if b.needs(self.x):
+            made = b.graph.record(ExpertLinearTransposed(grad, self.weight, chosen))
+            b.add(self.x, made if self.x.width == made.width else sum_parts(made, self.n_used))
+
 
 @dataclass(eq=False, repr=False)
 class AddExpertBias(Node):
@@ -88,6 +118,14 @@ class AddExpertBias(Node):
     def width(self) -> int:
         return self.x.width
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.expert_gradients import ExpertBiasSum  # which training alone needs
+
+        if b.trains(self.bias):
+            b.add_sum(ExpertBiasSum(grad, b.value(self.chosen), b.sums[self.bias]))
+        if b.needs(self.x):
+            b.add(self.x, grad)
+
 
 @dataclass(eq=False, repr=False)
 class SumExperts(Node):
@@ -99,6 +137,12 @@ class SumExperts(Node):
     @property
     def width(self) -> int:
         return self.x.width // self.expert_weights.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.expert_gradients import SumExpertsBackward  # which training alone needs
+
+        made = b.graph.record_all(SumExpertsBackward(b.value(self.x), b.value(self.expert_weights), grad))
+        b.add_needed((self.x, self.expert_weights), made)
 
 
 @dataclass(eq=False, repr=False)
@@ -112,8 +156,16 @@ class Gate(Node):
     def width(self) -> int:
         return self.x.width
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.expert_gradients import GateBackward  # which training alone needs
 
-def route(logits: Value, routing: Routing, bias: Tensor | None = None) -> tuple[Value, Value]:
+        made = b.graph.record_all(GateBackward(b.value(self.x), b.value(self.gate), grad))
+        b.add_needed((self.x, self.gate), made)
+
+
+def route(
+    logits: Value, routing: Routing, bias: Tensor | None = None, scales: Tensor | None = None
+) -> tuple[Value, Value]:
     """Raises UsageError for groups or numbers of experts that do not fit."""
     n, r = logits.width, routing
     size = n // r.n_groups
@@ -123,7 +175,7 @@ def route(logits: Value, routing: Routing, bias: Tensor | None = None) -> tuple[
             f"{r.n_used} of {n} experts, in {r.n_groups_used} of {r.n_groups} groups that are as good as {r.n_ranked} "
             "of theirs"
         )
-    chosen, weights = logits.graph.record_all(Route(logits, bias, routing))
+    chosen, weights = logits.graph.record_all(Route(logits, bias, scales, routing))
     return chosen, weights
 
 

@@ -16,7 +16,7 @@ from edgellm.graph.nodes.base import Node, Value
 
 if TYPE_CHECKING:
     from edgellm.graph.nodes.attention import AttentionSpec
-    from edgellm.graph.nodes.elementwise import Activation, PlainActivation
+    from edgellm.graph.nodes.elementwise import Gate, PlainActivation
 
 
 @dataclass(eq=False, repr=False)
@@ -47,13 +47,42 @@ class RMSNormBackward(Node):
 
 
 @dataclass(eq=False, repr=False)
+class LayerNormBackward(Node):
+    """By x of `LayerNorm`: (g - mean(g) - z mean(g z) / s**2) / s with g = dy * weight, z = x - mean(x), and
+    s = sqrt(mean(z**2) + epsilon)."""
+
+    x: Value
+    dy: Value
+    weight: Tensor
+    epsilon: float
+    n_heads: int
+
+    @property
+    def width(self) -> int:
+        return self.x.width
+
+
+@dataclass(eq=False, repr=False)
+class SoftCapBackward(Node):
+    """By x of `SoftCap`, from the y that it made: dy * (1 - (y / cap)**2)."""
+
+    y: Value
+    dy: Value
+    cap: float
+
+    @property
+    def width(self) -> int:
+        return self.dy.width
+
+
+@dataclass(eq=False, repr=False)
 class GLUBackward(Node):
     """By gate and by up of `GLU`."""
 
     gate: Value
     up: Value
     dy: Value
-    activation: Activation
+    activation: Gate
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -106,7 +135,7 @@ class CrossEntropy(Node):
 
 
 @dataclass(eq=False, repr=False)
-class _Sum(Node):
+class Sum(Node):
     """Adds to memory: `to`."""
 
     @property
@@ -115,7 +144,7 @@ class _Sum(Node):
 
 
 @dataclass(eq=False, repr=False)
-class OuterSum(_Sum):
+class OuterSum(Sum):
     """to [width of a, width of b] += scale * a^T b, summed over the rows."""
 
     a: Value
@@ -125,7 +154,7 @@ class OuterSum(_Sum):
 
 
 @dataclass(eq=False, repr=False)
-class ColumnSum(_Sum):
+class ColumnSum(Sum):
     """to [width of a] += a, summed over the rows."""
 
     a: Value
@@ -133,7 +162,7 @@ class ColumnSum(_Sum):
 
 
 @dataclass(eq=False, repr=False)
-class ColumnProductSum(_Sum):
+class ColumnProductSum(Sum):
     """to [width of a] += a * b, summed over the rows."""
 
     a: Value
@@ -142,7 +171,7 @@ class ColumnProductSum(_Sum):
 
 
 @dataclass(eq=False, repr=False)
-class RMSNormWeightSum(_Sum):
+class RMSNormWeightSum(Sum):
     """By the weight of `RMSNorm`: to [width / n_heads] += dy * x / s, summed over rows and heads."""
 
     x: Value
@@ -153,16 +182,32 @@ class RMSNormWeightSum(_Sum):
 
 
 @dataclass(eq=False, repr=False)
-class EmbedSum(_Sum):
-    """By the weight of `Embed`: to[id] += scale * dy, for the token of every row."""
+class LayerNormSums(Sum):
+    """By the weight and the bias of `LayerNorm`, as they are shaped: both += dy * z / s, and dy, summed over rows.
 
+    None is for one that is not trained.
+    """
+
+    x: Value
     dy: Value
-    to: np.ndarray
-    scale: float
+    to: np.ndarray | None
+    bias_to: np.ndarray | None
+    epsilon: float
+    n_heads: int
 
 
 @dataclass(eq=False, repr=False)
-class ReplacedRowsSum(_Sum):
+class EmbedSum(Sum):
+    """By the weight of `Embed`: to[id] += scale * dy, for the token of every row, or for its position."""
+
+    dy: Value
+    to: np.ndarray
+    scale: float = 1.0
+    by_position: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class ReplacedRowsSum(Sum):
     """By the table of `ReplaceRows`: to[place - 1] += dy, for every row with a place."""
 
     dy: Value

@@ -55,6 +55,16 @@ class LayerNorm(Node):
     def width(self) -> int:
         return self.x.width
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import LayerNormBackward, LayerNormSums  # which training alone needs
+
+        x = b.value(self.x)
+        to, bias_to = b.sums.get(self.weight), None if self.bias is None else b.sums.get(self.bias)
+        if to is not None or bias_to is not None:
+            b.add_sum(LayerNormSums(x, grad, to, bias_to, self.epsilon, self.n_heads))
+        if b.needs(self.x):
+            b.add(self.x, b.graph.record(LayerNormBackward(x, grad, self.weight, self.epsilon, self.n_heads)))
+
 
 def layer_norm(
     x: Value, weight: Tensor, bias: Tensor | None, epsilon: float, n_heads: int = 1, name: str = ""

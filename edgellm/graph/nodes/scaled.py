@@ -38,6 +38,12 @@ class SoftCap(Node):
     def width(self) -> int:
         return self.x.width
 
+    def backward(self, b: Backward, grad: Value) -> None:
+        from edgellm.graph.nodes.gradients import SoftCapBackward  # which training alone needs
+
+        made = b.value(b.forward.made_by(self))
+        b.add(self.x, b.graph.record(SoftCapBackward(made, grad, self.cap)))
+
 
 @dataclass(eq=False, repr=False)
 class Columns(Node):

@@ -10,8 +10,9 @@ from edgellm.kernels.records import ACTIVATE, ROW_ALIGN
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
 
-def _relu_with_slope(v: Vocabulary, x: Value) -> tuple[Value, Value]:
-    return ACTIVATIONS["relu"](v, x), v.select(v.greater(x, v.like(0.0, x)), v.like(1.0, x), v.like(0.0, x))
+def _tanh_with_slope(v: Vocabulary, x: Value) -> tuple[Value, Value]:
+    y = v.tanh(x)
+    return y, -y * y + 1.0
 
 
 def build_activate(isa, activation):
@@ -34,7 +35,7 @@ def build_activate(isa, activation):
 
 def build_activate_backward(isa, activation):
     """out = dy * activation'(x); out may be x or dy."""
-    op_at, function = record_viewer(ACTIVATE_BACKWARD), {**WITH_SLOPES, "relu": _relu_with_slope}[activation]
+    op_at, function = record_viewer(ACTIVATE_BACKWARD), {**WITH_SLOPES, "tanh": _tanh_with_slope}[activation]
 
     @staged(isa, "void", "i64", "i64", "i64", "i64")
     def rows(v, x, dy, out, n):

@@ -72,7 +72,7 @@ def build_column_products(isa):
 
 
 def build_embed_backward(isa):
-    """sums[id] += scale * dy for the token id of every row, for sums [n_vocab, n_cols]."""
+    """sums[id] += scale * dy for the id of every row, for sums [n_vocab, n_cols]."""
     op_at = record_viewer(EMBED_BACKWARD)
     load_i32 = memory(isa).load_i32
 
@@ -88,7 +88,7 @@ def build_embed_backward(isa):
         first = chunk * op.chunk_cols
         n_cols = min(op.chunk_cols, op.n_cols - first)
         for token in range(op.batch.n_tokens):
-            row = load_i32(op.batch.token_ids + token * 4) * op.n_cols
+            row = load_i32(op.ids + token * 4) * op.n_cols
             dy = op.dy + (token * op.stride + first) * 4
             add_row(op.sums + (row + first) * 4, dy, n_cols, np.float32(op.scale))
 

@@ -26,7 +26,7 @@ from edgellm.quants.floats import FloatFormat
 TILE_ROWS = 16
 
 
-def _pair_words(isa):
+def pair_words(isa):
     """Of a pair: which input row it has, where its results go, and putting them there."""
     copy = memory(isa).copy_f32
 
@@ -54,10 +54,10 @@ def _pair_words(isa):
 # --- few tokens --------------------------------------------------------------------------------------------
 
 
-def _for_few(isa, n_step, multiply):
+def for_few(isa, n_step, multiply):
     """The kernel for few tokens: multiply(op, weights, row, pair, ahead, out) makes n_step rows of a pair."""
     op_at, expert_of = record_viewer(EXPERTS), expert_finder(isa)
-    _, _, output_of, put = _pair_words(isa)
+    _, _, output_of, put = pair_words(isa)
 
     @njit(error_model="numpy")
     def prefetch_address(op, chunk, row, end, weights):
@@ -99,7 +99,7 @@ def _for_few(isa, n_step, multiply):
 def build_experts_decode(isa, fmt):
     """Int8 inputs of few tokens."""
     per_sum, per_block = fmt.scale_group, fmt.block_size
-    input_of, _, _, _ = _pair_words(isa)
+    input_of, _, _, _ = pair_words(isa)
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):
@@ -122,12 +122,12 @@ def build_experts_decode(isa, fmt):
             out,
         )
 
-    return _for_few(isa, isa.decode_rows, multiply)
+    return for_few(isa, isa.decode_rows, multiply)
 
 
 def build_experts_f32_decode(isa, fmt):
     """Float weights, for few tokens."""
-    _, f32_input_of, _, _ = _pair_words(isa)
+    _, f32_input_of, _, _ = pair_words(isa)
 
     @staged(isa, "void", *["i64"] * 8)
     def dot_rows(v, *args):
@@ -137,13 +137,13 @@ def build_experts_f32_decode(isa, fmt):
     def multiply(op, weights, row, pair, ahead, out):
         dot_rows(weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, f32_input_of(op, pair), ahead, out)
 
-    return _for_few(isa, TILE_ROWS, multiply)
+    return for_few(isa, TILE_ROWS, multiply)
 
 
 # --- many tokens -------------------------------------------------------------------------------------------
 
 
-def _for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
+def for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
     """The kernel for many tokens.
 
     unpack(op, weights, row, tile):    16 rows of an expert into the tile, at the start of scratch memory.
@@ -153,7 +153,7 @@ def _for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
     """
     op_at = record_viewer(EXPERTS)
     load_i64 = memory(isa).load_i64
-    _, _, _, put = _pair_words(isa)
+    _, _, _, put = pair_words(isa)
     few = at_once // 4  # so many by themselves take less time than a tile of all
 
     def many(record, chunk, thread):
@@ -185,15 +185,11 @@ def _for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
     return many
 
 
-def build_experts_prefill(isa, fmt):
-    """Int8 inputs of many tokens; tile as in `linear_prefill`."""
-    per_sum, at_once, lanes = fmt.scale_group, isa.tile_tokens, isa.lanes
-    input_of, _, _, _ = _pair_words(isa)
+def int8_for_many(isa, fmt, unpack):
+    """The kernel for int8 inputs of many tokens; `unpack` as in `for_many`."""
+    per_sum, at_once = fmt.scale_group, isa.tile_tokens
+    input_of, _, _, _ = pair_words(isa)
     copy = memory(isa).copy_f32
-
-    @staged(isa, "void", *["i64"] * 7)
-    def unpack_rows(v, *args):
-        linear.unpack_tile(v, fmt, *args)
 
     @staged(isa, "void", *["i64"] * 7)
     def by_some(v, *args):
@@ -210,11 +206,6 @@ def build_experts_prefill(isa, fmt):
         d = q + at_once * op.n_cols
         sums = d + at_once * (op.n_cols // 32) * 4
         return q, d, sums, sums + at_once * (op.n_cols // per_sum) * 4
-
-    @njit(error_model="numpy")
-    def unpack(op, weights, row, tile):
-        for lane in range(0, 16, lanes):
-            unpack_rows(weights, op.row_bytes, row + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
 
     @njit(error_model="numpy")
     def gather(op, pair, i, tile):
@@ -240,7 +231,23 @@ def build_experts_prefill(isa, fmt):
         by_one(tile, op.n_cols // 32, q, d, sums, found, 16)
         return found
 
-    return _for_many(isa, at_once, unpack, gather, multiply_some, multiply_one)
+    return for_many(isa, at_once, unpack, gather, multiply_some, multiply_one)
+
+
+def build_experts_prefill(isa, fmt):
+    """Int8 inputs of many tokens; tile as in `linear_prefill`."""
+    lanes = isa.lanes
+
+    @staged(isa, "void", *["i64"] * 7)
+    def unpack_rows(v, *args):
+        linear.unpack_tile(v, fmt, *args)
+
+    @njit(error_model="numpy")
+    def unpack(op, weights, row, tile):
+        for lane in range(0, 16, lanes):
+            unpack_rows(weights, op.row_bytes, row + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
+
+    return int8_for_many(isa, fmt, unpack)
 
 
 def build_experts_f32(isa, fmt):
@@ -248,7 +255,7 @@ def build_experts_f32(isa, fmt):
     is_float = isinstance(fmt, FloatFormat)
     lanes = linear_f32.STEP if is_float else isa.lanes
     at_once = linear_f32.tokens_at_once(isa, TILE_ROWS)
-    _, f32_input_of, _, _ = _pair_words(isa)
+    _, f32_input_of, _, _ = pair_words(isa)
     copy = memory(isa).copy_f32
 
     @staged(isa, "void", *["i64"] * 8)
@@ -290,4 +297,4 @@ def build_experts_f32(isa, fmt):
         by_one(tile, op.n_cols, 1, f32_input_of(op, pair), 0, found, 16)
         return found
 
-    return _for_many(isa, at_once, unpack, gather, multiply_some, multiply_one)
+    return for_many(isa, at_once, unpack, gather, multiply_some, multiply_one)

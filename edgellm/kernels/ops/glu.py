@@ -35,7 +35,13 @@ def _relu_squared(v: Vocabulary, x: Value) -> Value:
     return positive * positive
 
 
+def _sigmoid(v: Vocabulary, x: Value) -> Value:
+    """NaN where x is, of which `exp` makes 0."""
+    return v.like(1.0, x) / (v.exp(-x) + 1.0) + (x - x)
+
+
 ACTIVATIONS = {"silu": _silu, "gelu": _gelu, "gelu_erf": _gelu_erf, "relu": _relu, "relu_squared": _relu_squared}
+GATES = ACTIVATIONS | {"sigmoid": _sigmoid, "linear": lambda v, x: x}  # which are no activations by themselves
 STEEPNESS, LIMIT = 1.702, 7.0
 
 
@@ -53,7 +59,7 @@ def _clamped_swiglu(v: Vocabulary, gate: Value, up: Value) -> Value:
 def _gated(v: Vocabulary, activation: str, gate: Value, up: Value) -> Value:
     if activation == "clamped_swiglu":
         return _clamped_swiglu(v, gate, up)
-    return ACTIVATIONS[activation](v, gate) * up
+    return GATES[activation](v, gate) * up
 
 
 def build_glu(isa, activation):

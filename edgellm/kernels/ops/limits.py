@@ -10,7 +10,7 @@ from functools import partial
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import LINE, prefetch_page_starts
+from edgellm.kernels.ops.prefetching import LINE, PAGE, prefetch_page_starts
 from edgellm.kernels.records import MULTIPLY_LIMIT, READ_LIMIT, S_PER_STEP, S_REGISTERS, U_REGISTERS
 from edgellm.kernels.staged import I8, I32, I64, Value, Vocabulary, staged
 
@@ -42,7 +42,7 @@ def build_read_limit(isa):
     asking, silent = (
         staged(isa, "i64", "i64", "i64", "i64")(partial(_sum_words, is_asking=is_asking)) for is_asking in (True, False)
     )
-    ask_for = staged(isa, "void", "i64", "i64")(prefetch_page_starts)
+    ask_for = staged(isa, "void", "i64")(partial(prefetch_page_starts, n_bytes=PAGE))
     store = memory(isa).store_i64
 
     def read_limit(record, chunk, thread):
@@ -53,7 +53,7 @@ def build_read_limit(isa):
                 total += asking(page, 4096, op.prefetch)
             else:
                 if op.page_lines > 0:
-                    ask_for(page + op.prefetch, 4096)
+                    ask_for(page + op.prefetch)
                 total += silent(page, 4096, 0)
         store(op.sums + chunk * 8, total)
 

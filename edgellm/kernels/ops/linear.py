@@ -252,18 +252,36 @@ def meet_tokens(
     `scale_group` weights.
     """
     n_words = len(words) // len(scales)
-    results = []
-    for token, total in enumerate(totals):
-        planes, d, sums = inputs.of(token, group)
-        x_scale = v.f32(d)
+    results = list(totals)
+    at_once = _tokens_side_by_side(v, len(results))
+    for first in range(0, len(results), at_once):
+        tokens = range(first, min(first + at_once, len(results)))
+        places = [inputs.of(token, group) for token in tokens]
         for s in range(len(scales)):
-            some = range(s * n_words, (s + 1) * n_words)
-            xs = [[v.splat(v.u32(q + k * 4), TILE_ROWS).bitcast(I8) for k in some] for q in planes]
-            dots = join_planes(v, fmt, [words[k] for k in some], xs)
-            total = v.fma(dots.to_f32(), scales[s] * x_scale, total)
-            total = v.fma(biases[s], v.f32(sums + s * 4), total)
-        results.append(total)
+            dots = _dots_of_words(v, fmt, words, range(s * n_words, (s + 1) * n_words), [q for q, _, _ in places])
+            for token, dot, (_, d, sums) in zip(tokens, dots, places, strict=True):
+                total = v.fma(dot.to_f32(), scales[s] * v.f32(d), results[token])
+                results[token] = v.fma(biases[s], v.f32(sums + s * 4), total)
     return results
+
+
+def _tokens_side_by_side(v: Vocabulary, n_tokens: int) -> int:
+    """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow."""
+    width = max(1, TILE_ROWS // v.isa.lanes)  # registers of 16 sums
+    return max(1, min(n_tokens, v.isa.n_registers // width - n_tokens - 2))
+
+
+def _dots_of_words(v: Vocabulary, fmt, words: list[Value], some: range, planes: list[list[Value]]) -> list[Value]:
+    """Some words of a group by each token's bytes, at its planes; of each token int32 sums, as of `join_planes`."""
+    dots = [v.constant(0, I32, TILE_ROWS)] * len(planes)
+    for p in range(len(planes[0])):
+        if p:
+            dots = [dot << PLANE_BITS for dot in dots]
+        for k in some:
+            for token, of_token in enumerate(planes):
+                x = v.splat(v.u32(of_token[p] + k * 4), TILE_ROWS).bitcast(I8)
+                dots[token] = v.dot_u8_s8(dots[token], words[k], x, fmt.max_u)
+    return dots
 
 
 class UnpackedTile:

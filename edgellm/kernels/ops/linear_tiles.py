@@ -25,7 +25,7 @@ from edgellm.kernels.staged import F32, I64, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
 
 
-def _tile_by_few(
+def multiply_few(
     v: Vocabulary,
     fmt,
     n_planes: int,
@@ -38,18 +38,22 @@ def _tile_by_few(
     out: Value,
     out_stride: Value,
     scratch: Value,
+    ahead: Value,
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
-    A single token meets weights in the registers into which they were unpacked. For several, a block is put into
-    scratch memory, which a first level cache holds, so that one group's code serves all of its groups.
+    A few tokens meet weights in the registers into which they were unpacked. For as many as are taken at once, a block
+    is put into scratch memory, which a first level cache holds, so that one group's code serves all of its groups.
+
+    ahead:  where pages begin that are asked for meanwhile.
     """
-    per_block = fmt.block_size // GROUP
+    per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        block = TileReader(v, fmt, tile + i * (fmt.block_bytes * TILE_ROWS))
-        if n_tokens > 1 and per_block > 1:
+        prefetch_page_starts(v, ahead + i * block_bytes, block_bytes)
+        block = TileReader(v, fmt, tile + i * block_bytes)
+        if n_tokens == v.isa.tile_tokens and per_block > 1:
             return by_group(block, i, totals)
         sums: Sequence[Value] = totals
         scales, biases = block.unpack_scales()
@@ -87,18 +91,17 @@ def build_linear_tiles(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by few tokens; a chunk is chunk_rows, a multiple of 16."""
     op_at = record_viewer(LINEAR)
     per_sum, per_block = fmt.scale_group, fmt.block_size
-    # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
     most, some = isa.tile_tokens, isa.tile_tokens // 2
-    ask_for = staged(isa, "void", "i64", "i64")(prefetch_page_starts)
 
     def kernel_of(n_tokens: int):
-        @staged(isa, "void", *["i64"] * 8)
+        @staged(isa, "void", *["i64"] * 9)
         def tile_by_few(v, *args):
-            _tile_by_few(v, fmt, n_planes, n_tokens, *args)
+            multiply_few(v, fmt, n_planes, n_tokens, *args)
 
         return tile_by_few
 
-    by_most, by_some, by_one = (kernel_of(n) for n in (most, some, 1))
+    by_one, by_two, by_most = (kernel_of(n) for n in (1, 2, most))
+    by_some = kernel_of(some) if some > 2 else by_two
 
     def linear_tiles(record, chunk, thread):
         op = op_at(record)
@@ -106,8 +109,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
         n_blocks, n_tokens = op.n_cols // per_block, op.batch.n_tokens
         first, scratch = chunk * op.chunk_rows, op.scratch + thread * op.scratch_bytes
         for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
-            tile = op.weights + row * op.row_bytes
-            ask_for(prefetch_address(op, chunk, thread, row), 16 * op.row_bytes)
+            tile, ahead = op.weights + row * op.row_bytes, prefetch_address(op, chunk, thread, row)
             token = 0
             while token < n_tokens:
                 left = n_tokens - token
@@ -115,14 +117,18 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                 d = op.xq.d + token * (op.n_cols // 32) * 4
                 s = sums + token * (op.n_cols // per_sum) * 4
                 out = op.out + (token * op.out_stride + row) * 4
-                if left > some:
-                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, scratch)
+                # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
+                if left > most - 2:
+                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
                     token += most
-                elif left > 1:
-                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, scratch)
+                elif left > 2:
+                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
                     token += some
+                elif left == 2:
+                    by_two(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
+                    token += 2
                 else:
-                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, scratch)
+                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
                     token += 1
 
     return linear_tiles
@@ -131,16 +137,22 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 # --- prefill: a tile unpacked once for all tokens ----------------------------------------------------------
 
 
-def build_linear_tiles_prefill(isa, fmt, n_planes=1):
-    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
-    op_at = record_viewer(LINEAR)
-    multiply, per_block = tile_multiplier(isa, fmt, n_planes), fmt.block_size
+def tile_unpacker(isa, fmt):
+    """unpack_tile(tile, n_blocks, scratch): a tile as `UnpackedTile` has it."""
 
     @staged(isa, "void", *["i64"] * 3)
     def unpack_tile(v, tile, n_blocks, scratch):
-        unpacked = UnpackedTile(v, fmt, scratch, n_blocks * (per_block // GROUP))
+        unpacked = UnpackedTile(v, fmt, scratch, n_blocks * (fmt.block_size // GROUP))
         block_bytes = fmt.block_bytes * TILE_ROWS
         v.repeat(n_blocks, lambda i: store_block(v, fmt, TileReader(v, fmt, tile + i * block_bytes), unpacked, i))
+
+    return unpack_tile
+
+
+def build_linear_tiles_prefill(isa, fmt, n_planes=1):
+    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
+    op_at = record_viewer(LINEAR)
+    unpack_tile, multiply, per_block = tile_unpacker(isa, fmt), tile_multiplier(isa, fmt, n_planes), fmt.block_size
 
     def linear_tiles_prefill(record, chunk, thread):
         op = op_at(record)

@@ -24,7 +24,9 @@ from edgellm.quants.floats import FloatFormat
 LINE = 64  # bytes of a cache line
 
 
-def _unpack(v: Vocabulary, fmt, weights: Value, row_bytes: Value, n_left: Value, n_cols: Value, tile: Value) -> None:
+def unpack_tile(
+    v: Vocabulary, fmt, weights: Value, row_bytes: Value, n_left: Value, n_cols: Value, tile: Value
+) -> None:
     """n_cols columns of TRANSPOSED_ROWS rows, or of the n_left that there are, to the tile; then zeros to ROW_ALIGN.
 
     The same columns of the next tile are prefetched: places so far apart come slowly from memory otherwise.
@@ -53,7 +55,7 @@ def build_linear_transposed(isa, fmt):
 
     @staged(isa, "void", *["i64"] * 5)
     def unpack(v, *args):
-        _unpack(v, fmt, *args)
+        unpack_tile(v, fmt, *args)
 
     @staged(isa, "void", *["i64"] * 9)
     def by_tokens(v, tile, n_rows, n_cols, is_first, x, x_bytes, out, out_bytes, n_tokens):

@@ -18,19 +18,16 @@ def prefetch_part(v: Vocabulary, address: Value, n_bytes: int, part: int = 0, n_
         v.prefetch(address + start)
 
 
-def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: Value) -> None:
-    """Prefetch the first lines of every page that begins in some memory.
+def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
+    """Prefetch the first PAGE_LINES of each page that n_bytes are in: one for every so many bytes, whichever is due.
 
     Where memory is read strictly in order, the hardware sees a stream within a page and is ahead of it by itself, and
     better than by being asked for every line.
     """
-    first = (address + (PAGE - 1)) & -PAGE
-
-    def body(i: Value) -> None:
-        for line in range(PAGE_LINES):
-            v.prefetch(first + (i * PAGE + line * LINE))
-
-    v.repeat((address + n_bytes - first + (PAGE - 1)) / PAGE, body)
+    part = PAGE // PAGE_LINES
+    for start in range(0, n_bytes, part):
+        at = address + start
+        v.prefetch((at & -PAGE) + ((at & (PAGE - 1)) / part) * LINE)
 
 
 @njit(error_model="numpy")

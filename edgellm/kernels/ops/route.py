@@ -6,6 +6,9 @@ chosen by score plus bias; what they count is their score alone, and for `logits
 
 from __future__ import annotations
 
+from functools import cache
+from types import SimpleNamespace
+
 import numpy as np
 from numba import njit
 
@@ -44,8 +47,9 @@ def _exponentials(v: Vocabulary, x: Value, largest: Value, out: Value, n: Value)
     return total
 
 
-def build_route(isa, scoring):
-    op_at = record_viewer(ROUTE)
+@cache
+def score_words(isa) -> SimpleNamespace:
+    """What makes scores of logits: softmax(x, out, n), sigmoids(x, out, n), and best_of(x, n)."""
     words = memory(isa)
     load, store = words.load_f32, words.store_f32
 
@@ -72,6 +76,15 @@ def build_route(isa, scoring):
         total = exponentials(x, load(x + best_of(x, n) * 4), out, n)
         for i in range(n):
             store(out + i * 4, load(out + i * 4) / total)
+
+    return SimpleNamespace(softmax=softmax, sigmoids=sigmoids, best_of=best_of)
+
+
+def build_route(isa, scoring):
+    op_at, of_scores = record_viewer(ROUTE), score_words(isa)
+    words = memory(isa)
+    load, store = words.load_f32, words.store_f32
+    softmax, sigmoids, best_of = of_scores.softmax, of_scores.sigmoids, of_scores.best_of
 
     @njit(error_model="numpy")
     def keep_best_groups(op, choice, goodness):
@@ -145,5 +158,9 @@ def build_route(isa, scoring):
             if not (is_softmax or is_sigmoid):
                 softmax(weights, weights, op.n_used)
             weigh(op, weights, op.n_used)
+            if op.scales != 0:
+                for i in range(op.n_used):
+                    by = load(op.scales + np.int64(load(chosen + i * 4)) * 4)
+                    store(weights + i * 4, load(weights + i * 4) * by)
 
     return route

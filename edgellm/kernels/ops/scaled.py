@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.gradient_records import SOFT_CAP_BACKWARD
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import COLUMNS, ROW_ALIGN, SCALE
-from edgellm.kernels.staged import staged
+from edgellm.kernels.staged import Value, staged
 
 
 def build_scale(isa):
@@ -35,6 +36,28 @@ def _by_factor(isa, function):
         rows(op.x + at, op.out + at, n_tokens * op.stride, np.float32(op.factor))
 
     return scale
+
+
+def build_soft_cap_backward(isa):
+    """out = dy * (1 - (y / cap)**2), for y = cap * tanh(x / cap); out may be dy."""
+    op_at = record_viewer(SOFT_CAP_BACKWARD)
+
+    @staged(isa, "void", "i64", "i64", "i64", "i64", "f32")
+    def rows(v, y, dy, out, n, cap):
+        def some(i: Value, lanes: int) -> None:
+            share = v.f32(y + i * 4, lanes) / cap
+            v.store(out + i * 4, v.f32(dy + i * 4, lanes) * (-share * share + 1.0))
+
+        v.elements(n, ROW_ALIGN, some)
+
+    def soft_cap_backward(record, chunk, thread):
+        op = op_at(record)
+        first = chunk * op.chunk_tokens
+        n_tokens = min(op.chunk_tokens, op.batch.n_tokens - first)
+        at = first * op.stride * 4
+        rows(op.y + at, op.dy + at, op.out + at, n_tokens * op.stride, np.float32(op.cap))
+
+    return soft_cap_backward
 
 
 def build_columns(isa):

@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
+from edgellm.engine.piece import joined
 from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.chatting import Chat, begin, joined
+from edgellm.server.chatting import begin
 from edgellm.server.openai.shapes import new_id
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
@@ -38,24 +39,23 @@ async def _answered(server: Server, request: Request, asked: MessagesRequest) ->
     wanted = chat_of(asked)
     beginning = begin(server, request, wanted)
     if asked.stream:
-        return await streamed(beginning, lambda job: _stream(job, wanted), _wrong, server.config, PING)
-    return await in_one_piece(beginning, lambda job: _whole(job, wanted))
+        return await streamed(beginning, _stream, _wrong, server.config, PING)
+    return await in_one_piece(beginning, _whole)
 
 
 def _wrong(error: Exception) -> bytes:
     return event(problem_of(error, CALLED).as_anthropic(), "error")
 
 
-def _whole(job: Job, wanted: Chat) -> dict[str, Any]:
+def _whole(job: Job) -> dict[str, Any]:
     generation = job.generations[0]
     content: list[dict[str, Any]] = []
     if thought := generation.reasoning.strip():
         content.append({"type": "thinking", "thinking": thought, "signature": ""})
     if generation.content:
         content.append({"type": "text", "text": generation.content})
-    calls = wanted.calls_of(generation)
-    content += [{**_call(call), "input": call.arguments} for call in calls]
-    return {**_message(job), "content": content, **_end(generation, calls), "usage": _usage(generation)}
+    content += [{**_call(call), "input": call.arguments} for call in generation.tool_calls]
+    return {**_message(job), "content": content, **_end(generation), "usage": _usage(generation)}
 
 
 def _message(job: Job) -> dict[str, Any]:
@@ -74,13 +74,13 @@ def _call(call: Call) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"{CALL_ID}{call.id}", "name": call.name, "input": {}}
 
 
-def _end(generation: Generation, calls: list[Call]) -> dict[str, Any]:
+def _end(generation: Generation) -> dict[str, Any]:
     """Why it ended. Raises ApiProblem for an answer that was cut off."""
     reason, stop = generation.finish_reason, generation.stop_string
     if reason not in ("stop", "length", "context"):
         raise ApiProblem(503, "the answer was cut off", headers={"Retry-After": "5"})
     words = {"length": "max_tokens", "context": "model_context_window_exceeded"}
-    word = words.get(reason) or ("tool_use" if calls else "stop_sequence" if stop else "end_turn")
+    word = words.get(reason) or ("tool_use" if generation.tool_calls else "stop_sequence" if stop else "end_turn")
     return {"stop_reason": word, "stop_sequence": stop}
 
 
@@ -132,7 +132,7 @@ def _event(kind: str, **fields: Any) -> bytes:
     return event({"type": kind, **fields}, kind)
 
 
-async def _stream(job: Job, wanted: Chat) -> AsyncIterator[bytes]:
+async def _stream(job: Job) -> AsyncIterator[bytes]:
     generation = job.generations[0]
     blocks = _Blocks()
     try:
@@ -140,12 +140,11 @@ async def _stream(job: Job, wanted: Chat) -> AsyncIterator[bytes]:
         async for part in job.answers:
             for kind, text in joined(part.pieces):
                 yield blocks.text(kind, text)
-        calls = wanted.calls_of(generation)
-        for call in calls:
+        for call in generation.tool_calls:
             told = {"type": "input_json_delta", "partial_json": as_json(call.arguments)}
             yield blocks.open("call", _call(call)) + blocks.delta(told)
         yield blocks.close()
-        yield _event("message_delta", delta=_end(generation, calls), usage=_usage(generation))
+        yield _event("message_delta", delta=_end(generation), usage=_usage(generation))
         yield _event("message_stop")
     except Exception as error:
         yield event(job.problem(error).as_anthropic(), "error")

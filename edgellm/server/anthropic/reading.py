@@ -23,11 +23,10 @@ def chat_of(asked: CountRequest) -> Chat:
     for number, message in enumerate(asked.messages):
         messages += _messages(message, f"messages.{number}")
     keywords: dict[str, Any] = {}
-    one_call = False
     if asked.tools:
         keywords["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(asked.tools)]
     if asked.tool_choice is not None:
-        keywords["tool_choice"], one_call = _choice(asked.tool_choice)
+        keywords |= _choice(asked.tool_choice)
     keywords |= _thinking(asked.thinking)
     form = asked.output_format or (asked.output_config or {}).get("format")
     if form is not None:
@@ -39,7 +38,7 @@ def chat_of(asked: CountRequest) -> Chat:
         for name in ("temperature", "top_p", "top_k"):
             if (value := getattr(asked, name)) is not None:
                 keywords[name] = value
-    return Chat(asked.model, prepared(messages), keywords, called=CALLED, one_call=one_call)
+    return Chat(asked.model, prepared(messages), keywords, called=CALLED)
 
 
 def _messages(message: MessageIn, place: str) -> list[dict[str, Any]]:
@@ -118,13 +117,14 @@ def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _choice(choice: dict[str, Any]) -> tuple[str, bool]:
-    """The engine's word for it, and whether there may be one call at most."""
-    kind, one_call = choice.get("type"), choice.get("disable_parallel_tool_use") is True
+def _choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """In the engine's words."""
+    kind = choice.get("type")
+    only_one = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") is True else {}
     if kind == "tool" and isinstance(choice.get("name"), str):
-        return choice["name"], one_call
+        return {"tool_choice": choice["name"], **only_one}
     if isinstance(kind, str) and kind in CHOICES:
-        return CHOICES[kind], one_call
+        return {"tool_choice": CHOICES[kind], **only_one}
     raise ApiProblem(400, f"tool_choice is of the type {str(kind)[:40]!r}; expected auto, any, none, or a named tool",
                      "tool_choice")  # fmt: skip
 

@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from edgellm.engine import Generation, Model
 from edgellm.engine.openai.shapes import logprobs_shape
+from edgellm.engine.piece import Piece, joined
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.chatting import Chat, joined, prepared
+from edgellm.server.chatting import Chat, prepared
 from edgellm.server.length import check_length
 from edgellm.server.ollama.types import CALLED, Asking, ChatRequest, GenerateRequest
 from edgellm.server.openai.chat import finish_of
@@ -23,8 +24,8 @@ from edgellm.server.server import Job, Server
 from edgellm.server.streams import JsonAnswer, line, unless_gone
 
 NDJSON = "application/x-ndjson"
-# How a part of an answer is told: kind ("content", "reasoning") and text, or None at the end, with the generation.
-Teller = Callable[["list[tuple[str, str]]", "Generation | None"], "dict[str, Any]"]
+# How a part of an answer is told: its pieces, and the generation at the end.
+Teller = Callable[["list[Piece]", "Generation | None"], "dict[str, Any]"]
 
 
 async def chat(server: Server, request: Request) -> Response:
@@ -81,7 +82,7 @@ async def _answered(
 
     def whole(job: Job) -> dict[str, Any]:
         generation = job.generations[0]
-        pieces = [("reasoning", generation.reasoning.strip()), ("content", generation.content)]
+        pieces = [Piece("reasoning", generation.reasoning.strip()), Piece("content", generation.content)]
         logprobs = _logprobs(job, generation.logprobs) if asked.logprobs else {}
         return {**head, "created_at": _now(), **tell(pieces, generation), **logprobs, **_end(job)}
 
@@ -109,7 +110,7 @@ async def _stream(job: Job, asked: Asking, head: dict[str, Any], tell: Teller) -
         await job.close()
 
 
-def _told_in_chat(pieces: list[tuple[str, str]], generation: Generation | None) -> dict[str, Any]:
+def _told_in_chat(pieces: list[Piece], generation: Generation | None) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": _of_kind(pieces, "content")}
     if thought := _of_kind(pieces, "reasoning"):
         message["thinking"] = thought
@@ -120,14 +121,14 @@ def _told_in_chat(pieces: list[tuple[str, str]], generation: Generation | None) 
     return {"message": message}
 
 
-def _told_alone(pieces: list[tuple[str, str]], generation: Generation | None) -> dict[str, Any]:
+def _told_alone(pieces: list[Piece], generation: Generation | None) -> dict[str, Any]:
     found = {"response": _of_kind(pieces, "content")}
     if thought := _of_kind(pieces, "reasoning"):
         found["thinking"] = thought
     return found
 
 
-def _of_kind(pieces: list[tuple[str, str]], wanted: str) -> str:
+def _of_kind(pieces: list[Piece], wanted: str) -> str:
     return "".join(text for kind, text in pieces if kind == wanted)
 
 

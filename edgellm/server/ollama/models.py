@@ -129,7 +129,7 @@ def _shown(model: Model, with_arrays: bool) -> dict[str, Any]:
     return {
         "modelfile": "",
         "parameters": f"num_ctx {model.n_ctx}",
-        "template": str(model.metadata.get("tokenizer.chat_template", "")),
+        "template": "" if template is None else template.source,
         "details": described["details"],
         "model_info": _info(model.metadata, with_arrays),
         "capabilities": can,

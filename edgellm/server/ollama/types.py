@@ -18,7 +18,7 @@ CALLED = {"max_tokens": "options.num_predict", "response_format": "format", "tem
 
 
 class Options(Sampling):
-    """What Ollama calls options. Those in the second half say how a model is loaded, which this server settles."""
+    """What Ollama calls options. Those in the second half say how a model is loaded, which this server decides."""
 
     num_predict: int | None = None
     num_ctx: int | None = Field(default=None, ge=1)

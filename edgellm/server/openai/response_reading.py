@@ -30,12 +30,12 @@ def chat_of(asked: ResponsesRequest, before: list[dict[str, Any]]) -> Chat:
         "response_format": form_of(asked.text.format) if asked.text else None,
         "tools": [_tool(number, tool) for number, tool in enumerate(asked.tools or ())] or None,
         "tool_choice": asked.tool_choice,
+        "parallel_tool_calls": asked.parallel_tool_calls,
         "think": think,
         "logprobs": (asked.top_logprobs or 0) if LOGPROBS in include else None,
     }
     keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
-    one_call = asked.parallel_tool_calls is False
-    return Chat(asked.model, prepared(messages), keywords, called=CALLED, one_call=one_call)
+    return Chat(asked.model, prepared(messages), keywords, called=CALLED)
 
 
 def items_of(asked: ResponsesRequest) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import logprobs_shape
+from edgellm.engine.piece import joined
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.chatting import Chat, begin, joined
+from edgellm.server.chatting import Chat, begin
 from edgellm.server.kept import Kept
 from edgellm.server.openai.chat import finish_of, wrong
 from edgellm.server.openai.response_reading import chat_of, items_of
@@ -149,20 +150,20 @@ class _Writing:
             "total_tokens": stats.n_prompt_tokens + stats.n_generated_tokens,
         }
 
-    def _settle(self) -> None:
+    def _conclude(self) -> None:
         is_whole = finish_of(self._generation) == "stop"
         self._status = "completed" if is_whole else "incomplete"
         self._reason = None if is_whole else "max_output_tokens"
 
     def whole(self) -> dict[str, Any]:
         """All of it, when the generation has ended. Raises ApiProblem for one that was cut off."""
-        self._settle()
+        self._conclude()
         generation = self._generation
         if thought := generation.reasoning.strip():
             self.output.append(_reasoning(thought))
         if generation.content or not generation.tool_calls:
             self.output.append(self._message(generation.content))
-        self.output += [_call(call) for call in self._wanted.calls_of(generation)]
+        self.output += [_call(call) for call in generation.tool_calls]
         self._store(self)
         return self.response()
 
@@ -195,10 +196,10 @@ class _Writing:
                     self._add(kind, text)
                     yield self._delta(kind, text, logprobs)
                     logprobs = []
-            self._settle()
+            self._conclude()
             for told in self._closing(kind):
                 yield told
-            for call in self._wanted.calls_of(self._generation):
+            for call in self._generation.tool_calls:
                 for told in self._call_events(call):
                     yield told
             self._store(self)

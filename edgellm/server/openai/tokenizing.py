@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize, in the words of llama.cpp and of vLLM."""
+"""/tokenize and /detokenize, in the words of llama.cpp and of vLLM, and vLLM's /tokenizer_info, which lm-eval reads."""
 
 from __future__ import annotations
 
@@ -74,3 +74,15 @@ async def detokenize(server: Server, request: Request) -> Response:
     asked = await server.body(request, DetokenizeRequest)
     text = await server.ask(request, asked.model, lambda model: model.detokenize(asked.tokens))
     return JsonAnswer({"content": text, "prompt": text})
+
+
+async def tokenizer_info(server: Server, request: Request) -> Response:
+    """What programs need that tokenize by this server: the special tokens by their roles, and the chat template."""
+
+    def work(model: Model) -> dict[str, Any]:
+        roles: dict[str, str | None] = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"))
+        template = None if model.chat_template is None else model.chat_template.source
+        length = {"model_max_length": model.n_ctx}
+        return {**roles, **model.tokenizer.special_tokens, "chat_template": template, **length}
+
+    return JsonAnswer(await server.ask(request, request.query_params.get("model"), work))

@@ -93,6 +93,7 @@ class ChatRequest(Completing):
     think: bool | None = None
     think_budget: int | None = Field(default=None, ge=0)
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
     modalities: list[Literal["text"]] | None = None
 
 

@@ -117,6 +117,16 @@ class CallSyntax:
             return (calls, "") if last.startswith(rest) else None
         return calls, text[behind:]
 
+    def read_first(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> Call | None:
+        """The first call of a text that may go on; None until what ends calls, or leads to another one, has come."""
+        at = skip(text, 0, self.first)
+        found = None if at is None else self._read_one(text, at, schemas)
+        if found is None:
+            return None
+        call, end = found
+        behind = [what for what in (self.again, self.last) if what is not None]
+        return call if any(skip(text, end, what) is not None for what in behind) else None
+
     def _read_one(self, text: str, at: int, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[Call, int] | None:
         values: dict[str, Any] = {}
         for part, before in zip(self.order, ("", *self.middle), strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edgellm.engine import load
-from edgellm.engine.kv_cache import blocks_for
+from edgellm.engine.block_table import blocks_for
 from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.files import refuse_target
 from edgellm.kernels.records import KV_BLOCK

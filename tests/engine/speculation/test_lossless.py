@@ -88,7 +88,7 @@ def test_answers_are_the_same_to_the_token(tiny_path, draft_path, plain, which) 
         assert 0 <= stats.n_right_tokens <= stats.n_guessed_tokens > 0
         if which == "itself":  # it is always right
             assert stats.n_right_tokens == stats.n_guessed_tokens
-        model._scheduler.settle()
+        model._scheduler.update_requests()
         model._scheduler.prefixes.clear()
         assert model._runner.cache.n_free_blocks == model._runner.cache.n_blocks
 
