@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
-from edgellm.engine.cache_room import allocate_cache
+from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
 from edgellm.engine.layout import LayOut, Layout, lay_out, release_file_pages

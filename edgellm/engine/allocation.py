@@ -1,4 +1,4 @@
-"""How much memory a model's cache gets."""
+"""How much memory a model's KV cache gets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def allocate_cache(
 ) -> KVCache:
     """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
 
-    The system gives the memory as it is first used.
+    state_bytes:  of each recurrent layer, for one text. The system gives the memory as it is first used.
+
+    Raises MemoryLimitError when one context of n_ctx tokens does not fit.
     """
     blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
     states = StateShape.beside(state_bytes, sum(layer.block_bytes for layer in layers))
