@@ -90,7 +90,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_THREADS = 1024
-KV_TYPES = ("f16", "q8_0", "f32")
+KV_TYPES = ("f16", "q8_0", "q4_0", "f32")
 ACTIVATIONS = ("int8", "f32")
 SPECULATE = ("auto", "always", "off")
 LAYOUTS = ("auto", "file", "tiles", "memory")
@@ -128,7 +128,8 @@ class RuntimeConfig:
     n_ctx:      tokens a conversation may hold; None takes the model's own, at most DEFAULT_CONTEXT_LIMIT.
     n_threads:  worker threads; None takes what is fastest on this machine.
     n_batch:    most tokens of a prompt computed in one pass; between passes a prompt can be cancelled.
-    kv_type:    how the cache stores keys and values: "f16", "q8_0" in about half the memory, "f32" exactly.
+    kv_type:    how the cache stores keys and values: "f16", "q8_0" in about half the memory, "q4_0" in a bit more
+                than a quarter, "f32" exactly.
     activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
                 "f32" rounds nothing: the reference, at a fraction of the speed.
     cache_bytes: of memory for keys and values of all texts together; None takes part of what is free.

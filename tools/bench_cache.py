@@ -17,7 +17,9 @@ import edgellm
 from edgellm.engine import Model, disk_cache
 
 CODE = Path(disk_cache.__file__).read_text(encoding="utf-8")
-COPY = f"{CODE[:2200]}\n\n# The same file again, unchanged:\n{CODE[:150]}"
+# Three times the same, for a small model too to see that it comes a fourth time: what is measured is how copies are
+# found and checked, not whether a model obeys.
+COPY = "\n\n".join([*[CODE[:900]] * 3, CODE[:150]])
 PROSE = "The old lighthouse keeper had lived on the island for forty years. Every evening he"
 WORK = ("batch", "copy", "prose", "draft", "prefix", "depth")
 
@@ -85,7 +87,7 @@ def _guessing(args: argparse.Namespace, prompt: str, temperature: float, **optio
         before, after = in_turns(args, speed(plain), speed(guessing))
         assert answers[plain].token_ids == answers[guessing].token_ids
         stats = answers[guessing].stats
-    right = f"{stats.n_right_tokens} of {stats.n_guessed_tokens} right"
+    right = f"{stats.n_accepted_tokens} of {stats.n_draft_tokens} right"
     return f"without {before:.1f} tok/s, with {after:.1f} tok/s ({right}): {after / before:.2f} x"
 
 
@@ -126,14 +128,20 @@ def _first_token(model: Model, ids: list[int]) -> float:
 
 
 def depth(args: argparse.Namespace) -> str:
-    """Decode at depth 4,096, by the type of the cache."""
+    """Decode at depth 4,096, by the type of the cache, in turns."""
     from edgellm.measure import bench
 
-    found = {}
-    for kind in ("f16", "q8_0"):
-        with loaded(args, kv_type=kind) as model:
-            found[kind] = bench.measure(model, 0, 32, args.rounds, 4096)["decode_tokens_per_second"]
-    return ", ".join(f"{kind} {speed}" for kind, speed in found.items())
+    def speed(kind: str) -> Callable[[], float]:
+        def measure() -> float:
+            with loaded(args, kv_type=kind) as model:
+                return float(bench.measure(model, 0, 32, 3, 4096)["decode_tokens_per_second"])
+
+        return measure
+
+    kinds = ("f16", "q8_0", "q4_0")
+    found = in_turns(args, *map(speed, kinds))
+    first = found[0]
+    return ", ".join(f"{kind} {x:.1f} tok/s ({x / first:.2f} x)" for kind, x in zip(kinds, found, strict=True))
 
 
 MEASURES = {name: globals()[name] for name in WORK}

@@ -61,7 +61,7 @@ def runtime_options(command: Command) -> Command:
     context = (
         f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
-    stored = "How keys and values are stored; q8_0 takes about half the memory, f32 is exact."
+    stored = "How keys and values are stored; q8_0 takes about half the memory, q4_0 a quarter, f32 is exact."
     memory = "Memory for the keys and values of all texts together.  [default: a part of what is free]"
     laid_out = (
         "How weights lie: as in the file; as tiles, in a second file that is made once; as tiles in memory, made at "

@@ -51,6 +51,9 @@ class Piece:
     states: Sequence[tuple[int, int, int]] = ()
 
 
+SPLIT_TOKENS = 16  # of a sequence in a batch, at most, for their attention to be split
+
+
 class Batch:
     """The data of one run: token ids, angles, where keys go, and what each token attends to.
 
@@ -191,27 +194,26 @@ class Batch:
             rotation.fill(positions, table[: len(positions)])
 
     def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, Piece]]) -> tuple[int, int]:
-        """Attention tasks for slices (token, n_tokens, position, piece); a lone token with a long past is split.
+        """Attention tasks for slices (token, n_tokens, position, piece); few tokens with a long past are split.
 
-        The splits are the same whatever the number of threads, and so are the results.
+        The splits are the same whatever the number of threads, and results are the same with splits or without.
         """
         tasks, merges = self.tasks[index], self.merges[index]
         n_tasks = n_merges = n_slots = 0
         kept = window if window in self.kept else None
         for token, n, position, piece in slices:
             table = piece.block_tables[kept].ctypes.data
-            first = 0 if window is None else max(0, position - window + 1)
-            first_split, last_split = first // SPAN_TOKENS, position // SPAN_TOKENS
-            n_splits = last_split - first_split + 1
-            if n > 1 or n_splits == 1 or n_slots + n_splits > MAX_SPLITS:
-                tasks[n_tasks] = (token, n, position, 0, position + n, table, -1)
+            first, end = 0 if window is None else max(0, position - window + 1), position + n
+            spans = range(first // SPAN_TOKENS * SPAN_TOKENS, end, SPAN_TOKENS)
+            if n > SPLIT_TOKENS or len(spans) == 1 or n_slots + n * len(spans) > MAX_SPLITS:
+                tasks[n_tasks] = (token, n, position, 0, end, table, -1)
                 n_tasks += 1
                 continue
-            merges[n_merges] = (token, n_slots, n_splits)
-            n_merges += 1
-            for split in range(first_split, last_split + 1):
-                begin = split * SPAN_TOKENS
-                tasks[n_tasks] = (token, 1, position, begin, min(begin + SPAN_TOKENS, position + 1), table, n_slots)
+            for i in range(n):
+                merges[n_merges] = (token + i, n_slots + i, len(spans), n)
+                n_merges += 1
+            for begin in spans:
+                tasks[n_tasks] = (token, n, position, begin, min(begin + SPAN_TOKENS, end), table, n_slots)
                 n_tasks += 1
-                n_slots += 1
+                n_slots += n
         return n_tasks, n_merges

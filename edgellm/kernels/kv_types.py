@@ -1,105 +1,241 @@
-"""How the KV cache stores its numbers: as float16, as int8 with scales, or exactly.
+"""How the KV cache stores its numbers: as float16, exactly, or as small integers with scales.
 
-The cache of a layer is an array of blocks of KV_BLOCK tokens. A block holds the keys of every key-value head as
-[key_dim, KV_BLOCK], and behind the keys of all heads the values as [KV_BLOCK, value_dim]. Where a type has
-scales, those of a head stand behind its keys, or its values, as float16 [groups of dimensions, KV_BLOCK]: each for
-SCALE_GROUP dimensions of one token (fewer at the end of a head), so that a new token changes nothing of others.
+The cache of a layer is an array of blocks of KV_BLOCK tokens. A block holds the keys of every key-value head, and
+behind the keys of all heads the values. Floats stand as [key_dim, KV_BLOCK] and [KV_BLOCK, value_dim].
+
+Integers are multiplied in pairs, so they stand in pairs: two neighbouring dimensions of a key, and a dimension of two
+neighbouring tokens' values. Two bytes, a *unit*, hold `n_parts` such pairs:
+
+    keys    [key_dim / (2 n_parts), KV_BLOCK]          a unit: dimensions 2 n_parts w, ... of one token
+    values  [KV_BLOCK / 2, value_dim / n_parts]        a unit: a dimension of tokens 2u and 2u + 1; of q4_0 also the
+                                                       one SCALE_GROUP / 2 behind it, in the upper half of each byte
+
+Behind the numbers of a head stand their scales, as float16 [groups of dimensions, KV_BLOCK]: each for SCALE_GROUP
+dimensions of one token (fewer at the end of a head), so that a new token changes nothing of others.
 """
 
 from __future__ import annotations
 
 from edgellm.kernels.records import KV_BLOCK
-from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary
+from edgellm.kernels.staged import F32, I8, I16, I32, Value, Vocabulary
 
 SCALE_GROUP = 32
 SCALE_BYTES = 2
+UNIT_BYTES = 2
+SPREADS = (0.13125, 0.125, 0.11875, 0.1125, 0.1375)  # the least step of q4_0 over the largest magnitude; tried in turn
+LANES = 16  # every head consists of so many dimensions, or a multiple
 
 
 class KVType:
-    """A type of cache: its sizes, and the staged code that reads and writes its numbers.
+    """A type of cache.
 
-    number_bytes:  of one number.
-    has_scales:    whether it is multiplied by the scale of its group.
+    number_bits:  of one number.
+    head_align:   a head is padded to a multiple of so many dimensions.
+    is_rotated:   whether heads are turned before they are stored (`ops/rotate.py`), which evens out their numbers.
     """
 
     name: str
-    number_bytes: int
-    has_scales: bool
+    number_bits: int
+    head_align = LANES
+    is_rotated = False
 
     def head_bytes(self, head_dim: int) -> int:
         """The keys, or the values, of one head in a block."""
-        scales = -(-head_dim // SCALE_GROUP) * SCALE_BYTES if self.has_scales else 0
-        return KV_BLOCK * (head_dim * self.number_bytes + scales)
+        return KV_BLOCK * head_dim * self.number_bits // 8
 
     def block_bytes(self, n_kv_heads: int, key_dim: int, value_dim: int) -> int:
         """Keys and values of a whole block."""
         return n_kv_heads * (self.head_bytes(key_dim) + self.head_bytes(value_dim))
 
-    def load(self, v: Vocabulary, address: Value, lanes: int) -> Value:
-        """Neighbouring numbers as float32, before they are scaled."""
-        raise NotImplementedError
-
-    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value | None]:
-        """Registers of float32, together one group, as they are stored; and their scale, as it is stored."""
-        raise NotImplementedError
+    def padded(self, head_dim: int) -> int:
+        """How wide kernels have a head."""
+        return -(-head_dim // self.head_align) * self.head_align
 
     def __repr__(self) -> str:
         return self.name
 
 
-class _F32(KVType):
+class FloatKV(KVType):
+    """Numbers of `number_bytes` each."""
+
+    @property
+    def number_bytes(self) -> int:
+        return self.number_bits // 8
+
+    def load(self, v: Vocabulary, address: Value, lanes: int) -> Value:
+        """Neighbouring numbers as float32."""
+        raise NotImplementedError
+
+    def stored(self, v: Vocabulary, x: Value) -> Value:
+        """A register of float32 as it is stored."""
+        raise NotImplementedError
+
+
+class IntegerKV(KVType):
+    """number = scale * q, for a group of dimensions. Infinity and NaN make a scale that is not finite.
+
+    n_parts:  pairs of integers in a unit of two bytes.
+    """
+
+    n_parts: int
+
+    def head_bytes(self, head_dim: int) -> int:
+        return super().head_bytes(head_dim) + KV_BLOCK * self.n_groups(head_dim) * SCALE_BYTES
+
+    def n_groups(self, head_dim: int) -> int:
+        return -(-head_dim // SCALE_GROUP)
+
+    def pairs(self, v: Vocabulary, address: Value, lanes: int) -> list[Value]:
+        """Of so many neighbouring units, every part: int16 [2 * lanes]."""
+        raise NotImplementedError
+
+    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value]:
+        """Registers of float32, together one group, as int32 q; and their scale, float16."""
+        raise NotImplementedError
+
+    def key_units(self, v: Vocabulary, q: list[Value]) -> Value:
+        """A group of a key as its units, int16."""
+        raise NotImplementedError
+
+    def value_bytes(self, v: Vocabulary, q: list[Value]) -> Value:
+        """A group of a value as bytes, one for each of its units."""
+        raise NotImplementedError
+
+
+def _magnitude(v: Vocabulary, parts: list[Value]) -> Value:
+    """The largest magnitude. As integers, magnitudes have the same order, and NaN comes after infinity: it stays."""
+    largest = v.abs(parts[0]).bitcast(I32)
+    for part in parts[1:]:
+        largest = v.maximum(largest, v.abs(part).bitcast(I32))
+    return largest.max().bitcast(F32)
+
+
+def _inverse(v: Vocabulary, scale: Value) -> Value:
+    """1 / scale, and 0 of what is 0 or not a number."""
+    zero = v.constant(0.0, F32)
+    is_some = v.greater(v.abs(scale), zero)
+    return v.select(is_some, v.constant(1.0, F32) / scale, zero)
+
+
+def _rounded(v: Vocabulary, part: Value, inverse: Value, least: int, most: int) -> Value:
+    """A scale near 0 has few bits left, and may be too small for the largest number: hence the limits."""
+    return v.round_to_i32(v.minimum(v.maximum(part * inverse, float(least)), float(most)))
+
+
+class _F32(FloatKV):
     """Numbers as they are, for comparisons and for models whose values float16 cannot hold."""
 
     name = "f32"
-    number_bytes = 4
-    has_scales = False
+    number_bits = 32
 
     def load(self, v: Vocabulary, address: Value, lanes: int) -> Value:
         return v.f32(address, lanes)
 
-    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value | None]:
-        return parts, None
+    def stored(self, v: Vocabulary, x: Value) -> Value:
+        return x
 
 
-class _F16(KVType):
+class _F16(FloatKV):
     """Numbers rounded to float16; what is beyond 65504 becomes infinity."""
 
     name = "f16"
-    number_bytes = 2
-    has_scales = False
+    number_bits = 16
 
     def load(self, v: Vocabulary, address: Value, lanes: int) -> Value:
         return v.half(address, lanes)
 
-    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value | None]:
-        return [v.f32_to_f16(part) for part in parts], None
+    def stored(self, v: Vocabulary, x: Value) -> Value:
+        return v.f32_to_f16(x)
 
 
-class _Q8_0(KVType):
-    """number = scale * q, for q from -127 to 127 and a scale that is the largest magnitude of the group / 127.
-
-    Infinity and NaN make a scale that is not finite either, and so spoil the group.
-    """
+class _Q8_0(IntegerKV):
+    """q from -127 to 127, and a scale that is the largest magnitude of the group / 127."""
 
     name = "q8_0"
-    number_bytes = 1
-    has_scales = True
+    number_bits = 8
+    n_parts = 1
 
-    def load(self, v: Vocabulary, address: Value, lanes: int) -> Value:
-        return v.u8(address, lanes).to_f32()
+    def pairs(self, v: Vocabulary, address: Value, lanes: int) -> list[Value]:
+        return [v.u8(address, UNIT_BYTES * lanes).sext(I16)]
 
-    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value | None]:
-        # As integers, magnitudes have the same order, and NaN comes after infinity: it spoils the scale.
-        largest = v.abs(parts[0]).bitcast(I32)
-        for part in parts[1:]:
-            largest = v.maximum(largest, v.abs(part).bitcast(I32))
-        scale = v.f32_to_f16(largest.max().bitcast(F32) / 127)
-        divisor, zero = v.f16_to_f32(scale), v.constant(0.0, F32)
-        inverse = v.select(v.greater(divisor, zero), v.constant(1.0, F32) / divisor, zero)
-        # A scale near 0 has few bits left, and may be too small for the largest number.
-        limited = [v.minimum(v.maximum(part * inverse, -127.0), 127.0) for part in parts]
-        return [v.round_to_i32(part).trunc(I8) for part in limited], scale
+    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value]:
+        scale = v.f32_to_f16(_magnitude(v, parts) / 127)
+        inverse = _inverse(v, v.f16_to_f32(scale))
+        return [_rounded(v, part, inverse, -127, 127) for part in parts], scale
+
+    def key_units(self, v: Vocabulary, q: list[Value]) -> Value:
+        return self.value_bytes(v, q).bitcast(I16)
+
+    def value_bytes(self, v: Vocabulary, q: list[Value]) -> Value:
+        return v.concat(*(part.trunc(I8) for part in q))
 
 
-F16_CACHE, Q8_0_CACHE, F32_CACHE = _F16(), _Q8_0(), _F32()
-KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16_CACHE, Q8_0_CACHE, F32_CACHE)}
+class _Q4_0(IntegerKV):
+    """q from -8 to 7, of a head that was rotated; stored is q + 8.
+
+    The number of the largest magnitude would be -8, or somewhat less or more: of SPREADS the one is taken after which
+    least is lost. For given q the best scale is the sum of q x over that of q**2, and it gains the square of the first
+    over the second.
+    """
+
+    name = "q4_0"
+    number_bits = 4
+    head_align = SCALE_GROUP
+    is_rotated = True
+    n_parts = 2
+
+    def pairs(self, v: Vocabulary, address: Value, lanes: int) -> list[Value]:
+        two = v.u8(address, UNIT_BYTES * lanes).zext(I16)
+        return [(two & 15) - 8, (two >> 4) - 8]
+
+    def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value]:
+        largest = _magnitude(v, parts)
+        positive, negative = _largest(v, parts), _largest(v, [-part for part in parts])
+        first = v.select(v.greater(positive, negative), -largest, largest)
+        zero = v.constant(0.0, F32)
+        # Where all are 0 the scale is 0, or what spoils the group.
+        best, scale, gain = [v.constant(0, I32, part.n) for part in parts], largest - largest, zero
+        for spread in SPREADS:
+            q = [_rounded(v, part, _inverse(v, first * spread), -8, 7) for part in parts]
+            floats = [part.to_f32() for part in q]
+            products = _folded(v, [part * x for part, x in zip(floats, parts, strict=True)])
+            squares = _folded(v, [part * part for part in floats])
+            found = products / v.maximum(squares, 1.0)
+            own_gain = products * found
+            # What is not a number is no greater than anything, so that is asked of the other.
+            is_better = v.greater(gain, own_gain) ^ 1
+            best = [v.select(is_better, new, old) for new, old in zip(q, best, strict=True)]
+            scale, gain = v.select(is_better, found, scale), v.select(is_better, own_gain, gain)
+        return best, v.f32_to_f16(scale)
+
+    def key_units(self, v: Vocabulary, q: list[Value]) -> Value:
+        nibbles = v.concat(*q) + 8
+        low, high = ([at + i for at in range(0, SCALE_GROUP, 4) for i in first] for first in ((0, 1), (2, 3)))
+        packed = v.shuffle(nibbles, nibbles, low) | (v.shuffle(nibbles, nibbles, high) << 4)
+        return packed.trunc(I8).bitcast(I16)
+
+    def value_bytes(self, v: Vocabulary, q: list[Value]) -> Value:
+        low, high = (part + 8 for part in q)
+        return (low | (high << 4)).trunc(I8)
+
+
+def _largest(v: Vocabulary, parts: list[Value]) -> Value:
+    largest = parts[0]
+    for part in parts[1:]:
+        largest = v.maximum(largest, part)
+    return largest.max()
+
+
+def _folded(v: Vocabulary, parts: list[Value]) -> Value:
+    """The sum of registers, in an order of its own: by halves."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    while total.n > 1:
+        low, high = v.halves(total)
+        total = low + high
+    return total
+
+
+F16_CACHE, Q8_0_CACHE, Q4_0_CACHE, F32_CACHE = _F16(), _Q8_0(), _Q4_0(), _F32()
+KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16_CACHE, Q8_0_CACHE, Q4_0_CACHE, F32_CACHE)}

@@ -223,6 +223,8 @@ KV_APPEND = Schema(
     value_bytes="i64",
     slots="ptr",  # int64 [n_tokens]: block * KV_BLOCK + place in the block
     chunk_tokens="i64",
+    scratch="ptr",  # of each thread: a head, float32
+    scratch_bytes="i64",
 )
 
 # One slice of attention: consecutive tokens of one sequence against a range of its positions.
@@ -234,7 +236,7 @@ ATTENTION_TASK = Schema(
     kv_begin="i64",
     kv_end="i64",  # positions of this slice, before causality and window
     block_table="ptr",  # int32: the cache block of every KV_BLOCK positions
-    slot="i64",  # where the partial result goes, or -1: this is the whole result
+    slot="i64",  # where the partial result of the first token goes, of others behind it; -1: this is the whole result
 )
 
 ATTENTION = Schema(
@@ -267,12 +269,13 @@ ATTENTION = Schema(
 
 
 def attention_scratch_bytes(n_rows: int, key_dim: int, value_dim: int) -> int:
-    """Of each thread, for slices of n_rows: queries, two results, the scores of a span, and a tile's scaled weights."""
-    return 4 * (n_rows * (key_dim + 2 * (value_dim + 2) + SPAN_TOKENS) + ATTENTION_TILE_ROWS * KV_BLOCK)
+    """Of each thread, for slices of n_rows: queries, two results, a span's scores; and a query or a tile's weights."""
+    spare = max(key_dim, ATTENTION_TILE_ROWS * KV_BLOCK)
+    return 4 * (n_rows * (key_dim + 2 * (value_dim + 2) + SPAN_TOKENS) + spare)
 
 
-# A token whose attention was split over ranges of positions: partial results first_slot, first_slot + 1, ...
-MERGE_TASK = Schema("merge_task", token="i64", first_slot="i64", n_slots="i64")
+# A token whose attention was split over ranges of positions: partial results first_slot, first_slot + step, ...
+MERGE_TASK = Schema("merge_task", token="i64", first_slot="i64", n_slots="i64", step="i64")
 
 ATTENTION_MERGE = Schema(
     "attention_merge",

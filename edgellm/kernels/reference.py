@@ -282,54 +282,6 @@ def kv_append(keys: Floats, values: Floats, slots: Ints, k: Floats, v: Floats) -
         values[block, :, place] = v
 
 
-class Q8Cache(NamedTuple):
-    """A layer's cache as q8_0: views of one zeroed block of memory. number = scale * q, in groups of 32 dimensions."""
-
-    keys: NDArray[np.int8]  # [n_blocks, n_kv_heads, head_dim, KV_BLOCK]
-    key_scales: NDArray[np.float16]  # [n_blocks, n_kv_heads, groups, KV_BLOCK], behind the keys of each head
-    values: NDArray[np.int8]  # [n_blocks, n_kv_heads, KV_BLOCK, head_dim]
-    value_scales: NDArray[np.float16]  # [n_blocks, n_kv_heads, groups, KV_BLOCK], behind the values of each head
-
-    @classmethod
-    def new(cls, n_blocks: int, n_kv_heads: int, head_dim: int) -> Q8Cache:
-        n_groups = -(-head_dim // GROUP)
-        memory = np.zeros((n_blocks, 2, n_kv_heads, KV_BLOCK * (head_dim + 2 * n_groups)), np.uint8)
-        numbers = memory[..., : KV_BLOCK * head_dim].view(np.int8)
-        scales = memory[..., KV_BLOCK * head_dim :].view(np.float16)
-        scales = scales.reshape(n_blocks, 2, n_kv_heads, n_groups, KV_BLOCK)
-        return cls(
-            numbers[:, 0].reshape(n_blocks, n_kv_heads, head_dim, KV_BLOCK),
-            scales[:, 0],
-            numbers[:, 1].reshape(n_blocks, n_kv_heads, KV_BLOCK, head_dim),
-            scales[:, 1],
-        )
-
-    def append(self, slots: Ints, k: Floats, v: Floats) -> None:
-        """Put k and v [n_tokens, n_kv_heads, head_dim] into the slots, group by group. In float32, as the kernel."""
-        block, place = slots // KV_BLOCK, slots % KV_BLOCK
-        for first in range(0, k.shape[-1], GROUP):
-            group, dims = first // GROUP, slice(first, first + GROUP)
-            self.keys[block, :, dims, place], self.key_scales[block, :, group, place] = _to_bytes(k[..., dims])
-            self.values[block, :, place, dims], self.value_scales[block, :, group, place] = _to_bytes(v[..., dims])
-
-    def dequantize(self) -> tuple[Floats, Floats]:
-        """Keys and values as float32, in the shapes that `attention` takes."""
-        head_dim = self.keys.shape[2]
-        key_scales = np.repeat(self.key_scales.astype(np.float32), GROUP, axis=2)[:, :, :head_dim]
-        value_scales = np.repeat(self.value_scales.astype(np.float32), GROUP, axis=2)[:, :, :head_dim]
-        return self.keys * key_scales, self.values * value_scales.swapaxes(2, 3)
-
-
-def _to_bytes(x: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """A group [..., 32 or fewer] as q and its scale, which is the largest magnitude / 127 rounded to float16."""
-    with np.errstate(all="ignore"):
-        scale = (np.abs(x).max(-1) / np.float32(127)).astype(np.float16)
-        divisor = scale.astype(np.float32)
-        inverse = np.where(divisor > 0, np.float32(1) / divisor, np.float32(0))
-        limited = np.clip(x * inverse[..., None], -127, 127)
-    return np.rint(np.where(np.isnan(limited), -127, limited)).astype(np.int8), scale
-
-
 class Partial(NamedTuple):
     """Attention to some positions: what is needed to put it together with attention to others."""
 

@@ -280,6 +280,14 @@ class Vocabulary:
             )
         return accumulator + product
 
+    def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
+        """accumulator + sums of two neighbouring products: i32 [n]; a and b: i16 [2n], or b one pair for all."""
+        b = self.like(b, a)
+        for first in (0, 1):
+            x, y = (self.shuffle(side, side, range(first, side.n, 2)).sext(I32) for side in (a, b))
+            accumulator = accumulator + x * y
+        return accumulator
+
     def pause(self) -> None:
         """Tell the CPU that this is a waiting loop."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgellm.arch import architecture_of
 from edgellm.engine.block_table import blocks_for
-from edgellm.engine.kv_cache import Sequence
+from edgellm.engine.kv_cache import CacheLayer, Sequence, bytes_of_texts
 from edgellm.engine.layout import Layout, tensors_to_tile
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
@@ -57,6 +57,7 @@ class Estimate:
     weight_bytes:  of the file, as they are in memory once a text was computed.
     other_bytes:   the program, the vocabulary, kernels, and the values of a batch.
     token_bytes:   keys and values of a token in the cache.
+    layers:        of the cache, which by their windows keep all or some of the tokens; n_batch: computed in one pass.
     state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
     busy_cores:    that other programs used meanwhile, so that the speeds are too low; None when it was calm enough.
@@ -74,12 +75,15 @@ class Estimate:
     n_prompt: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    layers: tuple[CacheLayer, ...]
+    n_batch: int
     busy_cores: float | None = None
 
-    def memory(self, n_tokens: int) -> int:
-        """Bytes that a process takes with a text of so many tokens."""
-        states = (2 + n_tokens // self.step_tokens) * self.state_bytes
-        return self.weight_bytes + self.other_bytes + n_tokens * self.token_bytes + states
+    def memory(self, n_tokens: int, n_texts: int = 1) -> int:
+        """Bytes that a process takes at most with so many texts of n_tokens each at once."""
+        states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
+        cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
+        return self.weight_bytes + self.other_bytes + cached + states
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
@@ -131,6 +135,8 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         n_prompt=n_prompt,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,
+        layers=tuple(runner.cache.layers),
+        n_batch=runner.n_batch,
         busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgellm.graph import Batch, Graph, Piece
+from edgellm.graph.batch import SPLIT_TOKENS
 from edgellm.graph.lowering import MAX_SPLITS
 from edgellm.graph.nodes import AttentionSpec, Rotation, attention, keys_values, rope
 from edgellm.kernels.records import SPAN_TOKENS
@@ -40,6 +41,7 @@ BATCHES = [
     [piece(1, 0)],
     [piece(CAPACITY, 0)],
     [piece(1, 700)],
+    [piece(5, 700), piece(SPLIT_TOKENS, 510, seed=1), piece(SPLIT_TOKENS + 1, 900, seed=2)],
     [piece(40, 251, seed=1), piece(1, 255, seed=2), piece(1, 256, seed=3), piece(7, 0, seed=4), piece(1, 2000, seed=5)],
     [piece(1, 255 + 2 * i, seed=i) for i in range(CAPACITY)],  # more splits than there is room for
 ]
@@ -82,14 +84,14 @@ def test_every_token_sees_what_it_may_once(batch: Batch, pieces: list[Piece]) ->
                 if begin < end:
                     covered[token].append((begin, end))
                 if task["slot"] >= 0:
-                    assert task["n_tokens"] == 1
+                    assert task["n_tokens"] <= SPLIT_TOKENS
                     assert task["kv_begin"] % SPAN_TOKENS == 0 and task["kv_end"] - task["kv_begin"] <= SPAN_TOKENS
-                    slots_of.setdefault(token, []).append(int(task["slot"]))
+                    slots_of.setdefault(token, []).append(int(task["slot"]) + i)
         for (position, _), parts in zip(own, covered, strict=True):
             seen = [place for begin, end in sorted(parts) for place in range(begin, end)]
             assert seen == list(range(first_seen(position, window), position + 1))
         merges = batch.merges[index][: counts[f"merges {index}"]]
-        merged = {int(m["token"]): list(range(m["first_slot"], m["first_slot"] + m["n_slots"])) for m in merges}
+        merged = {int(m["token"]): [int(m["first_slot"] + i * m["step"]) for i in range(m["n_slots"])] for m in merges}
         assert merged == slots_of and len(merges) == len(merged)
         used = sorted(slot for slots in slots_of.values() for slot in slots)
         assert used == list(range(len(used))) and len(used) <= MAX_SPLITS

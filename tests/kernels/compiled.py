@@ -27,6 +27,7 @@ from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, KVType
 from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
+from edgellm.kernels.reference_cache import IntegerCache
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.kernels.store import KernelStore
@@ -499,7 +500,16 @@ class Compiled:
         kv_type: KVType = F16_CACHE,
     ) -> None:
         """keys and values: views of one cache, which begins with the keys."""
+        self._kv_append(_cache_fields(keys, values, kv_type), kv_type, slots, k, v)
+
+    def kv_append_integers(self, cache: IntegerCache, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+        self._kv_append(_integer_fields(cache), cache.kind, slots, k, v)
+
+    def _kv_append(
+        self, fields: dict[str, Any], kv_type: KVType, slots: np.ndarray, k: np.ndarray, v: np.ndarray
+    ) -> None:
         n_tokens, n_heads, _ = k.shape
+        scratch = Scratch(4 * max(k.shape[2], v.shape[2]))
         k_rows, v_rows = rows(k), rows(v)
         self._run(
             "kv_append",
@@ -514,8 +524,11 @@ class Compiled:
             v_stride=v_rows.shape[1],
             n_heads=n_heads,
             chunk_tokens=2,
-            **_cache_fields(keys, values, kv_type),
+            scratch=scratch,
+            scratch_bytes=scratch.n_bytes,
+            **fields,
         )
+        scratch.check()
 
     def attention(
         self,
@@ -526,18 +539,50 @@ class Compiled:
         position: int,
         scale: float,
         window: int | None = None,
-        split: bool = False,
+        split: int = 0,
         kv_type: KVType = F16_CACHE,
         soft_cap: float = 0.0,
         slopes: np.ndarray | None = None,
         sinks: np.ndarray | None = None,
     ) -> np.ndarray:
-        """float32 [n_tokens, n_heads, value_dim]; split: every token by itself, in spans that are merged afterwards."""
+        """float32 [n_tokens, n_heads, value_dim]; split: so many tokens at a time, in spans that are merged then."""
+        cache = _cache_fields(keys, values, kv_type)
+        return self._attention(
+            q, cache, keys.shape[1], kv_type, block_table, position, scale, window, split, soft_cap, slopes, sinks
+        )
+
+    def attention_integers(
+        self,
+        q: np.ndarray,
+        cache: IntegerCache,
+        block_table: np.ndarray,
+        position: int,
+        scale: float,
+        window: int | None = None,
+        split: int = 0,
+    ) -> np.ndarray:
+        fields = _integer_fields(cache)
+        return self._attention(q, fields, cache.n_kv_heads, cache.kind, block_table, position, scale, window, split)
+
+    def _attention(
+        self,
+        q: np.ndarray,
+        cache: dict[str, Any],
+        n_kv_heads: int,
+        kv_type: KVType,
+        block_table: np.ndarray,
+        position: int,
+        scale: float,
+        window: int | None,
+        split: int,
+        soft_cap: float = 0.0,
+        slopes: np.ndarray | None = None,
+        sinks: np.ndarray | None = None,
+    ) -> np.ndarray:
         n_tokens, n_heads, key_dim = q.shape
-        value_dim = values.shape[3]
-        n_kv_heads = keys.shape[1]
+        value_dim = cache["value_dim"]
         group = n_heads // n_kv_heads
-        at_once = 1 if split else max(1, TILE_ROWS // group)
+        at_once = int(split) or max(1, TILE_ROWS // group)
         table = block_table.astype(np.int32)
         tasks, merges, n_slots = [], [], 0
         for token in range(0, n_tokens, at_once):
@@ -546,13 +591,13 @@ class Compiled:
                 tasks.append((token, n, here, 0, here + n, table.ctypes.data, -1))
                 continue
             first = 0 if window is None else max(0, here - window + 1)
-            spans = range(first // SPAN_TOKENS * SPAN_TOKENS, here + 1, SPAN_TOKENS)
-            merges.append((token, n_slots, len(spans)))
+            spans = range(first // SPAN_TOKENS * SPAN_TOKENS, here + n, SPAN_TOKENS)
+            merges += [(token + i, n_slots + i, len(spans), n) for i in range(n)]
             tasks += [
-                (token, 1, here, begin, min(begin + SPAN_TOKENS, here + 1), table.ctypes.data, n_slots + i)
+                (token, n, here, begin, min(begin + SPAN_TOKENS, here + n), table.ctypes.data, n_slots + n * i)
                 for i, begin in enumerate(spans)
             ]
-            n_slots += len(spans)
+            n_slots += n * len(spans)
 
         out, q_rows = Output(n_tokens, n_heads * value_dim), rows(q)
         partial = np.full((n_slots + 1, n_heads, value_dim + 2), SENTINEL)
@@ -583,7 +628,7 @@ class Compiled:
             chunk_count=np.array([len(tasks) * n_kv_heads]),
             n_threads=2,
             **shared,
-            **_cache_fields(keys, values, kv_type),
+            **cache,
         )
         if split:
             self._run(
@@ -623,15 +668,22 @@ class Compiled:
 
 def _cache_fields(keys: np.ndarray, values: np.ndarray, kv_type: KVType) -> dict[str, Any]:
     """Where keys and values are: views of one cache, which begins with the keys."""
-    key_dim, value_dim = keys.shape[2], values.shape[3]
+    return _cache_words(keys, keys.strides[0], keys.shape[2], values.shape[3], kv_type)
+
+
+def _cache_words(memory: np.ndarray, block_bytes: int, key_dim: int, value_dim: int, kind: KVType) -> dict[str, Any]:
     return {
-        "cache": keys,
-        "block_bytes": keys.strides[0],
+        "cache": memory,
+        "block_bytes": block_bytes,
         "key_dim": key_dim,
         "value_dim": value_dim,
-        "key_bytes": kv_type.head_bytes(key_dim),
-        "value_bytes": kv_type.head_bytes(value_dim),
+        "key_bytes": kind.head_bytes(key_dim),
+        "value_bytes": kind.head_bytes(value_dim),
     }
+
+
+def _integer_fields(cache: IntegerCache) -> dict[str, Any]:
+    return _cache_words(cache.memory, cache.memory.strides[0], cache.head_dim, cache.head_dim, cache.kind)
 
 
 def _record(schema: Schema, **fields: Any) -> np.ndarray:

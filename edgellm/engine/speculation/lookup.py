@@ -17,7 +17,7 @@ from edgellm.engine.speculation.pace import Pace
 SIZES = (8, 3)  # tokens that agree, at least: the longer first, for it finds the better place
 LONGEST = 32  # agreeing tokens beyond that are not counted
 # By the number of agreeing tokens, how often guesses are right in a text of which nothing is known yet.
-CHANCES = {3: 0.35, 4: 0.45, 6: 0.6, 9: 0.75, 16: 0.85}
+CHANCES = {3: 0.35, 4: 0.45, 6: 0.6, 9: 0.75, 16: 0.85, 32: 0.93}
 WEIGHT = 0.15  # of the last guess, in what is known of a text
 WEIGHT_FOR_ALL = 0.02  # and in what is known of all texts
 LIKELIEST = 0.995

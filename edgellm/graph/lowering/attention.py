@@ -11,7 +11,6 @@ from edgellm.graph.lowering.base import (
     ELEMENTS_PER_CHUNK,
     Lowering,
     merges_table,
-    padded_head_dim,
     rule,
     slots_table,
     tasks_table,
@@ -30,7 +29,7 @@ NO_WINDOW = 1 << 40  # further back than any position
 def lower_keys_values(low: Lowering, node: KeysValues) -> None:
     if not node.cached:
         return  # attention reads them where they are
-    key_dim, value_dim, n_heads = padded_head_dim(node.key_dim), padded_head_dim(node.value_dim), node.n_heads
+    key_dim, value_dim, n_heads = *low.head_dims(node), node.n_heads
     k, v = (
         _resized(low, low.read(node.keys), n_heads, key_dim),
         _resized(low, low.read(node.values), n_heads, value_dim),
@@ -50,6 +49,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         n_heads=n_heads,
         slots=slots_table(low.kept.index(low.kept_of(node))),
         chunk_tokens=per_chunk,
+        scratch=4 * max(key_dim, value_dim),
         **_cache_fields(low, node),
     )
 
@@ -57,7 +57,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
 def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:
     """The words of a record that say where keys and values are, and how wide."""
     kind, n_heads = low.target.kv_type, node.n_heads
-    key_dim, value_dim = padded_head_dim(node.key_dim), padded_head_dim(node.value_dim)
+    key_dim, value_dim = low.head_dims(node)
     return {
         "key_dim": key_dim,
         "value_dim": value_dim,
@@ -76,8 +76,8 @@ def lower_attention(low: Lowering, node: Attention) -> None:
     if not node.spec.causal:
         raise UnsupportedError("attention that is not causal is not built yet")
     source = node.source
-    value_dim = padded_head_dim(source.value_dim)
-    q = _resized(low, low.read(node.q), node.n_heads, padded_head_dim(source.key_dim))
+    key_dim, value_dim = low.head_dims(source)
+    q = _resized(low, low.read(node.q), node.n_heads, key_dim)
     out = low.make(node)
     if value_dim == source.value_dim:
         _attend(low, node, q, out)

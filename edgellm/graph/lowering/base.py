@@ -61,12 +61,6 @@ class Target:
 
 
 LINE = 64  # bytes that states of a layer are a multiple of
-HEAD_ALIGN = 16  # attention and its cache work on heads of so many dimensions, or a multiple
-
-
-def padded_head_dim(head_dim: int) -> int:
-    """How wide kernels have a head."""
-    return -(-head_dim // HEAD_ALIGN) * HEAD_ALIGN
 
 
 class LayerShape(NamedTuple):
@@ -113,10 +107,7 @@ class Lowering:
         self._caches = {node: layer for layer, node in enumerate(sources)}
         self._kept = _kept_windows(attentions)
         self.kept = list(dict.fromkeys(self.kept_of(node) for node in sources))
-        self.cache_layers = [
-            LayerShape(node.n_heads, padded_head_dim(node.key_dim), padded_head_dim(node.value_dim), self.kept_of(node))
-            for node in sources
-        ]
+        self.cache_layers = [LayerShape(node.n_heads, *self.head_dims(node), self.kept_of(node)) for node in sources]
         recurrent = [node for node in whole.nodes if node.n_state]
         self.state_bytes = [-(-4 * node.n_state // LINE) * LINE for node in recurrent]
         self._states = {node: index for index, node in enumerate(recurrent)}
@@ -133,6 +124,10 @@ class Lowering:
     def kept_of(self, node: KeysValues) -> int | None:
         """The positions that a layer of the cache keeps; None is all."""
         return self._kept.get(node.copy_of or node)
+
+    def head_dims(self, node: KeysValues) -> tuple[int, int]:
+        """How wide the cache has a head of keys, and of values."""
+        return self.target.kv_type.padded(node.key_dim), self.target.kv_type.padded(node.value_dim)
 
     def cache_of(self, node: KeysValues) -> Table:
         """The layer of the cache that a node fills."""

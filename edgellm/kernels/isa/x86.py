@@ -39,6 +39,11 @@ class _Vnni(_X86):
 
     byte_operand = I32
 
+    def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
+        name = f"llvm.x86.avx512.vpdpwssd.{a.n * 16}"
+        b = self.like(b, a)
+        return self.call(name, vector(I32, accumulator.n), accumulator, a.bitcast(I32), b.bitcast(I32), suffix=False)
+
 
 class _Avx2(_X86):
     def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
@@ -49,6 +54,10 @@ class _Avx2(_X86):
             accumulator = self._add_pairs(accumulator, (u.bitcast(I16) >> 7).bitcast(I8) & 1, s, 128)
             u = u & 127
         return self._add_pairs(accumulator, u, s, 1)
+
+    def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
+        b = self.like(b, a)
+        return accumulator + self.call("llvm.x86.avx2.pmadd.wd", vector(I32, 8), a, b, suffix=False)
 
     def _add_pairs(self, accumulator: Value, u: Value, s: Value, factor: int) -> Value:
         pairs = self.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)

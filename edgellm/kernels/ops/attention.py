@@ -1,11 +1,9 @@
 """Attention over a paged cache, span by span (after FlashAttention; for the cache's layout see `kernels.kv_types`).
 
-Keys stand by dimension and values by token: so a register holds one dimension of several keys, or several
-dimensions of one value, and neither product needs sums across a register.
-
 The query heads that share a key-value head ("group") and several tokens form the rows of a slice: every key and
 value that is loaded serves several of them. Positions are taken in spans of SPAN_TOKENS. For a span, the scores of
-all rows are computed, then their softmax, then the weighted sums of values; this result is merged into the total
+all rows are computed, then their softmax, then the weighted sums of values (for a cache of floats in
+`attention_floats`, for one of integers in `attention_integers`); this result is merged into the total
 of the spans before (`attention_merge`). So a long past gives the same bits whether one task sees all of it or every
 span is another task.
 """
@@ -18,110 +16,32 @@ from functools import partial
 import numpy as np
 from numba import njit
 
-from edgellm.kernels.isa import Isa
-from edgellm.kernels.kv_types import SCALE_BYTES, SCALE_GROUP, KVType
+from edgellm.kernels.kv_types import IntegerKV, KVType
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops import attention_floats, attention_integers
 from edgellm.kernels.ops.attention_merge import (
-    LANES,
     LOWEST,
     begin_with_score,
     clear_results,
     copy_scaled,
     merge_results,
 )
+from edgellm.kernels.ops.attention_tiles import SPAN_ROW_BYTES
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ATTENTION, ATTENTION_TASK, ATTENTION_TILE_ROWS, KV_BLOCK, SPAN_TOKENS
+from edgellm.kernels.ops.rotate import rotation
+from edgellm.kernels.records import ATTENTION, ATTENTION_TASK, KV_BLOCK, SPAN_TOKENS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
-HEIGHTS = (ATTENTION_TILE_ROWS, 4, 3, 2, 1)  # rows of a tile: the first as often as there are rows for it, ...
 MASKED = 2 * LOWEST  # less than LOWEST by so much that its exponential is always 0
-SPAN_ROW_BYTES = 4 * SPAN_TOKENS
 
 
-def _columns(isa: Isa) -> int:
-    """Registers side by side in a tile: with the highest tile, they leave some for what is multiplied."""
-    return 4 if isa.n_registers >= 32 else 2
-
-
-def _tiles(v: Vocabulary, n_rows: Value, tile: Callable[[Value, int], None]) -> None:
-    """tile(first row, height) until all rows had their turn."""
-    first = v.like(0, n_rows)
-    for height in HEIGHTS:
-
-        def one(i: Value, first: Value = first, height: int = height) -> None:
-            tile(first + i * height, height)
-
-        n = (n_rows - first) / height
-        v.repeat(n, one)
-        first = first + n * height
-
-
-def _groups(v: Vocabulary, kind: KVType, head_dim: Value) -> tuple[Value, Value]:
-    """How many groups of dimensions have a scale of their own, and the size of all but the last."""
-    if not kind.has_scales:
-        return v.like(1, head_dim), head_dim
-    return (head_dim + (SCALE_GROUP - 1)) / SCALE_GROUP, v.like(SCALE_GROUP, head_dim)
-
-
-def _prefetch(v: Vocabulary, n_rows: int, address: Value, n_bytes: int) -> None:
-    """For few rows: many rows wait for arithmetic, not for memory."""
-    if n_rows < ATTENTION_TILE_ROWS:
-        for line in range(0, n_bytes, 64):
-            v.prefetch(address + line)
-
-
-def _scores(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, keys: Value, ahead: Value, scores: Value, *,
-            kind: KVType) -> None:  # fmt: skip
-    """scores[r, token] = query[r] . keys[:, token] for the tokens of a block.
-
-    ahead:  from this block to the one that is needed next, in bytes.
-    """
-
-    def tile(row: Value, height: int) -> None:
-        for first in range(0, KV_BLOCK, _columns(v.isa) * v.isa.lanes):
-            _score_tile(v, kind, height, query + row * key_dim * 4, key_dim, keys, ahead, first,
-                        scores + row * SPAN_ROW_BYTES)  # fmt: skip
-
-    _tiles(v, n_rows, tile)
-
-
-def _score_tile(v: Vocabulary, kind: KVType, n_rows: int, query: Value, key_dim: Value, keys: Value, ahead: Value,
-                first: int, scores: Value) -> None:  # fmt: skip
-    """A tile of rows by some registers of tokens, from `first` on."""
-    lanes = v.isa.lanes
-    tokens = [first + lanes * c for c in range(_columns(v.isa))]
-    rows = range(n_rows)
-    dimension_bytes = KV_BLOCK * kind.number_bytes
-    n_groups, group_size = _groups(v, kind, key_dim)
-    zeros = [v.constant(0.0, F32, lanes)] * (n_rows * len(tokens))
-
-    def group(g: Value, *totals: Value) -> list[Value]:
-        def dimension(i: Value, *sums: Value) -> list[Value]:
-            i = g * group_size + i
-            at = keys + i * dimension_bytes
-            if first == 0:
-                _prefetch(v, n_rows, at + ahead, dimension_bytes)
-            key = [kind.load(v, at + token * kind.number_bytes, lanes) for token in tokens]
-            x = [v.f32(query + (key_dim * r + i) * 4) for r in rows]
-            return [v.fma(key[c], x[r], sums[len(key) * r + c]) for r in rows for c in range(len(key))]
-
-        sums = v.loop(v.minimum(group_size, key_dim - g * group_size), zeros, dimension)
-        if not kind.has_scales:
-            return sums
-        scales_at = keys + key_dim * dimension_bytes + g * (KV_BLOCK * SCALE_BYTES)
-        scales = [v.half(scales_at + token * SCALE_BYTES, lanes) for token in tokens]
-        return [v.fma(x, scales[i % len(scales)], totals[i]) for i, x in enumerate(sums)]
-
-    totals = iter(v.loop(n_groups, zeros, group))
-    for r in rows:
-        for token in tokens:
-            v.store(scores + (r * SPAN_ROW_BYTES + token * 4), next(totals))
-
-
-def _softmax(v: Vocabulary, scores: Value, n_blocks: Value, begin: Value, end: Value, result: Value) -> None:
+def _softmax(v: Vocabulary, scores: Value, n_blocks: Value, begin: Value, end: Value, result: Value, *,
+             spoils: bool) -> None:  # fmt: skip
     """A row's scores against n_blocks blocks, which become exponentials: of tokens begin to end - 1, all others 0.
 
     Sets m and l of the row's result.
+
+    spoils:  whether the exponential of NaN or infinity is NaN, rather than 0.
     """
     lanes = v.isa.lanes
     parts = range(KV_BLOCK // lanes)
@@ -148,7 +68,10 @@ def _softmax(v: Vocabulary, scores: Value, n_blocks: Value, begin: Value, end: V
         results = []
         for part in parts:
             at = scores + (block * KV_BLOCK + part * lanes) * 4
-            weight = v.exp(v.f32(at, lanes) - m)
+            score = v.f32(at, lanes) - m
+            weight = v.exp(score)
+            if spoils:
+                weight = weight + (score - score)
             v.store(at, weight)
             results.append(totals[part] + weight)
         return results
@@ -194,73 +117,42 @@ def _fold(v: Vocabulary, parts: list[Value], combine: Callable[[Value, Value], V
     return total
 
 
-def _weigh(v: Vocabulary, weights: Value, n_rows: Value, value_dim: Value, begin: Value, end: Value, values: Value,
-           ahead: Value, result: Value, scaled: Value, *, kind: KVType) -> None:  # fmt: skip
-    """sums[r] += weights[r, token] * values[token] for the tokens begin to end - 1 of a block.
+def _of_floats(isa, kind):
+    """How queries are taken, scored against a block, and its values weighed."""
+    copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
+    score = staged(isa, "void", *["i64"] * 6)(partial(attention_floats.score, kind=kind))
+    weigh_seen = staged(isa, "void", *["i64"] * 8)(partial(attention_floats.weigh, kind=kind))
 
-    scaled:  memory for the weights of a tile, which are scaled rather than the values: there are fewer of them.
-    """
-    lanes = v.isa.lanes
-    n_groups, group_size = _groups(v, kind, value_dim)
-    width = _columns(v.isa) * lanes
-    if kind.has_scales:
-        width = min(width, SCALE_GROUP)
+    @njit(error_model="numpy")
+    def take_query(x, key_dim, scale, out, spare):
+        copy(x, out, key_dim, scale)
 
-    def tile(row: Value, height: int) -> None:
-        own, to = weights + row * SPAN_ROW_BYTES, result + row * (value_dim + 2) * 4 + 8
+    @njit(error_model="numpy")
+    def weigh(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
+        weigh_seen(weights, n_rows, value_dim, begin, end, values, ahead, result)
 
-        def group(g: Value) -> None:
-            by, by_bytes = own, SPAN_ROW_BYTES
-            if kind.has_scales:
-                scales = values + (value_dim * kind.number_bytes + g * SCALE_BYTES) * KV_BLOCK
-                by, by_bytes = scaled, 4 * KV_BLOCK
-                _scale_weights(v, height, own, scales, scaled)
-
-            def some(start: Value, width: int) -> None:
-                _weigh_tile(v, kind, height, by, by_bytes, begin, end, values + start * kind.number_bytes, ahead,
-                            value_dim, width // lanes, to + start * 4)  # fmt: skip
-
-            first = g * group_size
-            n = v.minimum(group_size, value_dim - first)
-            n_wide = n / width
-            v.repeat(n_wide, lambda i: some(first + i * width, width))
-            if width > LANES:
-                rest = n_wide * width
-                v.repeat((n - rest) / LANES, lambda i: some(first + rest + i * LANES, LANES))
-
-        v.repeat(n_groups, group)
-
-    _tiles(v, n_rows, tile)
+    return take_query, score, weigh
 
 
-def _scale_weights(v: Vocabulary, n_rows: int, weights: Value, scales: Value, scaled: Value) -> None:
-    """scaled[r, token] = weights[r, token] * scales[token] for a tile of rows and all tokens of a block."""
-    lanes = v.isa.lanes
-    for token in range(0, KV_BLOCK, lanes):
-        scale = v.half(scales + token * SCALE_BYTES, lanes)
-        for r in range(n_rows):
-            weight = v.f32(weights + (r * SPAN_ROW_BYTES + token * 4), lanes)
-            v.store(scaled + (r * KV_BLOCK + token) * 4, weight * scale)
+def _of_integers(isa, kind):
+    """The same for a cache of integers."""
+    copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
+    rotate = rotation(isa, kind)
+    round_query = staged(isa, "void", *["i64"] * 3)(attention_integers.round_query)
+    score = staged(isa, "void", *["i64"] * 6)(partial(attention_integers.score, kind=kind))
+    weigh_all = staged(isa, "void", *["i64"] * 7)(partial(attention_integers.weigh, kind=kind))
 
+    @njit(error_model="numpy")
+    def take_query(x, key_dim, scale, out, spare):
+        copy(x, spare, key_dim, scale)
+        rotate(spare, key_dim)
+        round_query(spare, key_dim, out)
 
-def _weigh_tile(v: Vocabulary, kind: KVType, n_rows: int, weights: Value, row_bytes: int, begin: Value, end: Value,
-                values: Value, ahead: Value, value_dim: Value, n_parts: int, sums: Value) -> None:  # fmt: skip
-    """A tile of rows by n_parts registers of dimensions, which `values` and `sums` point to."""
-    lanes = v.isa.lanes
-    rows, parts = range(n_rows), range(n_parts)
-    places = [sums + (value_dim + 2) * (4 * r) + c * lanes * 4 for r in rows for c in parts]
+    @njit(error_model="numpy")
+    def weigh(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
+        weigh_all(weights, n_rows, value_dim, values, ahead, result, spare)
 
-    def token(i: Value, *sums: Value) -> list[Value]:
-        i = begin + i
-        at = values + i * value_dim * kind.number_bytes
-        _prefetch(v, n_rows, at + ahead, n_parts * lanes * kind.number_bytes)
-        value = [kind.load(v, at + c * lanes * kind.number_bytes, lanes) for c in parts]
-        weight = [v.f32(weights + i * 4 + r * row_bytes) for r in rows]
-        return [v.fma(value[c], weight[r], sums[n_parts * r + c]) for r in rows for c in parts]
-
-    totals = v.loop(end - begin, [v.f32(place, lanes) for place in places], token)
-    for place, total in zip(places, totals, strict=True):
-        v.store(place, total)
+    return take_query, score, weigh
 
 
 def build_attention(isa, kind: KVType):
@@ -269,9 +161,9 @@ def build_attention(isa, kind: KVType):
     m = memory(isa)
     load, load_i32, load_i64 = m.load_f32, m.load_i32, m.load_i64
     task_bytes = ATTENTION_TASK.dtype.itemsize
-    score = staged(isa, "void", *["i64"] * 6)(partial(_scores, kind=kind))
-    softmax = staged(isa, "void", *["i64"] * 5)(_softmax)
-    weigh = staged(isa, "void", *["i64"] * 9)(partial(_weigh, kind=kind))
+    take_query, score, weigh = (_of_integers if isinstance(kind, IntegerKV) else _of_floats)(isa, kind)
+    turn_back = rotation(isa, kind)
+    softmax = staged(isa, "void", *["i64"] * 5)(partial(_softmax, spoils=isinstance(kind, IntegerKV)))
     copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
     merge = staged(isa, "void", *["i64"] * 4)(merge_results)
     clear = staged(isa, "void", *["i64"] * 3)(clear_results)
@@ -304,10 +196,10 @@ def build_attention(isa, kind: KVType):
         result = query + n_rows * key_dim * 4
         total = result + n_rows * row_bytes
         scores = total + n_rows * row_bytes
-        scaled = scores + n_rows * SPAN_ROW_BYTES
+        spare = scores + n_rows * SPAN_ROW_BYTES
         for row in range(n_rows):
             x = op.q + ((task.token + row // group) * op.q_stride + (kv_head * group + row % group) * key_dim) * 4
-            copy(x, query + row * key_dim * 4, key_dim, np.float32(op.scale))
+            take_query(x, key_dim, np.float32(op.scale), query + row * key_dim * 4, spare)
 
         # All positions that any token of the slice looks at; what single tokens must not see, softmax masks.
         first = max(task.kv_begin, task.position - op.window + 1)
@@ -348,13 +240,17 @@ def build_attention(isa, kind: KVType):
                     following = next_keys(op, chunk, values)
                 begin, stop = begin_span - block * KV_BLOCK, end_span - block * KV_BLOCK
                 weigh(scores + (block - first_block) * KV_BLOCK * 4, n_rows, value_dim, max(begin, 0),
-                      min(stop, KV_BLOCK), values, following - values, result, scaled)  # fmt: skip
+                      min(stop, KV_BLOCK), values, following - values, result, spare)  # fmt: skip
+            for row in range(n_rows):
+                turn_back(result + row * row_bytes + 8, value_dim)
             if task.slot < 0:
                 merge(result, total, n_rows, value_dim)
 
         if task.slot >= 0:  # a task of a single span: others will merge it
-            copy(result, op.partial + (task.slot * op.n_kv_heads + kv_head) * group * row_bytes,
-                 group * (value_dim + 2), np.float32(1))  # fmt: skip
+            for token in range(task.n_tokens):
+                place = ((task.slot + token) * op.n_kv_heads + kv_head) * group
+                own = result + token * group * row_bytes
+                copy(own, op.partial + place * row_bytes, group * (value_dim + 2), np.float32(1))
             return
         for row in range(n_rows):
             sums = total + row * row_bytes + 8

@@ -80,7 +80,8 @@ def build_attention_merge(isa):
         if op.sinks != 0:
             for head in range(op.n_heads):
                 begin_with(total + head * row_bytes, load(op.sinks + head * 4))
-        for slot in range(task.first_slot, task.first_slot + task.n_slots):
+        for i in range(task.n_slots):
+            slot = task.first_slot + i * task.step
             merge(op.partial + slot * op.n_heads * row_bytes, total, op.n_heads, op.value_dim)
         for head in range(op.n_heads):
             sums = total + head * row_bytes + 8
