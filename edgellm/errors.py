@@ -96,6 +96,11 @@ class HashMismatchError(DownloadError):
     """What arrived is not what the catalogue names."""
 
 
+def counted(n: int, noun: str) -> str:
+    """A number of things: "1 turn", "2 turns"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def size_text(n_bytes: float) -> str:
     """Bytes as messages name them, in decimal units: 98.4 MB."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -87,7 +87,7 @@ def _guessing(args: argparse.Namespace, prompt: str, temperature: float, **optio
         before, after = in_turns(args, speed(plain), speed(guessing))
         assert answers[plain].token_ids == answers[guessing].token_ids
         stats = answers[guessing].stats
-    right = f"{stats.n_right_tokens} of {stats.n_guessed_tokens} right"
+    right = f"{stats.n_accepted_tokens} of {stats.n_draft_tokens} right"
     return f"without {before:.1f} tok/s, with {after:.1f} tok/s ({right}): {after / before:.2f} x"
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-QUESTION = "Write a Python function that tells whether a number is prime, and explain it in two sentences."
+QUESTION = (
+    "Show me a Python function that counts the words of a text, with a short example of its use. Only code and one "
+    "sentence."
+)
 PICTURES = {"page": (1100, 720, "light"), "page-dark": (1100, 720, "dark"), "page-phone": (390, 720, "light")}
 
 

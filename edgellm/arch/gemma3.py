@@ -43,23 +43,35 @@ NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     keys = Keys(metadata)
     keys.count("attention.sliding_window")  # must be there
-    n_layers = keys.count("block_count")
     more: dict[str, Any] = {}
-    if n_layers == LAYERS_OF_27B:
+    if keys.count("block_count") == LAYERS_OF_27B:
         more["attention_scale"] = math.sqrt(keys.count("attention.head_count") / keys.count("embedding_length"))
+    return gemma_config(metadata, GLOBAL_PERIOD, **more)
+
+
+def gemma_config(metadata: Mapping[str, Any], period: int, **more: Any) -> ModelConfig:
+    """What Gemma 3 has and those that came of it; `more` is what else a family has.
+
+    period:  of so many layers the last sees everything, where the file does not say it.
+    """
+    keys = Keys(metadata)
     return decoder_config(
         metadata,
         STYLE,
         embedding_scale=math.sqrt(keys.count("embedding_length")),
-        windows=keys.windows(n_layers, GLOBAL_PERIOD),
+        windows=keys.windows(keys.count("block_count"), period),
         rope_base_local=keys.number("rope.freq_base_swa", LOCAL_ROPE_BASE),
         **more,
     )
 
 
+def nearby_rotation(c: ModelConfig, n_rot: int) -> Rotation:
+    """What turns queries and keys of layers with a window."""
+    return Rotation(frequencies(c.rope_base_local or LOCAL_ROPE_BASE, n_rot), interleaved=False)
+
+
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
-    nearby = Rotation(frequencies(c.rope_base_local or LOCAL_ROPE_BASE, c.n_rot), interleaved=False)
-    return decoder(g, w, c, rotation_of(w, c, interleaved=False), nearby)
+    return decoder(g, w, c, rotation_of(w, c, interleaved=False), nearby_rotation(c, c.n_rot))
 
 
 head = logits_head

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.arch import gemma3
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig
 from edgellm.arch.gemma2 import POST_NORMS
 from edgellm.arch.gemma4 import PER_LAYER
 from edgellm.arch.huggingface import (
@@ -30,9 +30,7 @@ from edgellm.arch.huggingface import (
     layer_types,
 )
 from edgellm.arch.parts import embeddings, logits_head, normalize, project, rotation_of
-from edgellm.arch.rope import frequencies
-from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared
-from edgellm.arch.style import Style
+from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared, sharing_hyperparameters
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
 from edgellm.formats.tensor import Tensor
@@ -53,7 +51,6 @@ from edgellm.graph.nodes import (
 from edgellm.graph.nodes.low_rank import multiply_columns
 from edgellm.graph.nodes.streams import add_mixed, add_to_columns, keep_large, match_size
 
-STYLE = Style(order="both", activation="gelu", head_norms="heads")
 PERIOD = 5  # of so many layers, the last sees everything
 LOGIT_CAP = 30.0
 LEAST_SIZE = 1e-5  # of the mean square of a stream that is made as large as another
@@ -62,17 +59,14 @@ SPARSE_LAYERS, SPARSE_DEVIATIONS = 10, 1.6448536  # where a file says nothing
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     keys = Keys(metadata)
-    n_layers, n_embd = keys.count("block_count"), keys.count("embedding_length")
+    n_layers = keys.count("block_count")
     n_ff = keys.counts("feed_forward_length", n_layers)
-    c = decoder_config(
+    c = gemma3.gemma_config(
         {**metadata, f"{keys.architecture}.feed_forward_length": n_ff[0]},
-        STYLE,
-        windows=keys.windows(n_layers, PERIOD),
+        PERIOD,
         attention_scale=1.0,
-        embedding_scale=math.sqrt(n_embd),
         caps=True,
         logit_cap=keys.cap("final_logit_softcapping", LOGIT_CAP),
-        rope_base_local=keys.number("rope.freq_base_swa", gemma3.LOCAL_ROPE_BASE),
         n_shared_layers=keys.count("attention.shared_kv_layers", 0, least=0),
         n_embd_per_layer=keys.count("embedding_length_per_layer_input"),
         n_streams=keys.count("altup.num_inputs"),
@@ -98,7 +92,7 @@ def _sparsities(keys: Keys, n_layers: int) -> list[float | None]:
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     everywhere = rotation_of(w, c, interleaved=False)
-    nearby = Rotation(frequencies(c.rope_base_local or gemma3.LOCAL_ROPE_BASE, c.n_rot), interleaved=False)
+    nearby = gemma3.nearby_rotation(c, c.n_rot)
     x = embeddings(g, w, c)
     per_layer, last = PerLayer(g, w, c, x), LastOfKind(c)
     streams = _widened(w, c, x)
@@ -196,18 +190,12 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.values["intermediate_size"] = n_ff[0]
     shape = decoder_hyperparameters(s, full)
     slides = layer_types(s, n_layers) or [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
-    return shape | {
+    return shape | sharing_hyperparameters(s, slides, sliding) | {
         "feed_forward_length": n_ff[0] if len(set(n_ff)) == 1 else n_ff,
         "activation_sparsity_scale": [_deviations(x) for x in sparsity],
-        "attention.sliding_window": s.count("sliding_window"),
-        "attention.sliding_window_pattern": slides,
-        "attention.shared_kv_layers": s.count("num_kv_shared_layers", 0, least=0),
         "embedding_length_per_layer_input": s.count("hidden_size_per_layer_input"),
-        "rope.freq_base_swa": sliding.number("rope_theta"),
         "altup.num_inputs": s.count("altup_num_inputs"),
         "altup.active_idx": s.count("altup_active_idx", 0, least=0),
-        "final_logit_softcapping": 0.0 if s.get("final_logit_softcapping") is None
-        else s.number("final_logit_softcapping"),
     }  # fmt: skip
 
 

@@ -7,13 +7,13 @@ only the rows of a text's tokens are read. Layers may have experts beside their 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config, has_experts
+from edgellm.arch.config import Keys, ModelConfig, has_experts
 from edgellm.arch.gemma2 import POST_NORMS
+from edgellm.arch.gemma3 import GLOBAL_PERIOD, LOCAL_ROPE_BASE, ROPE_BASE, gemma_config, nearby_rotation
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
     DECODER,
@@ -26,40 +26,30 @@ from edgellm.arch.huggingface import (
 )
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import dense_feed_forward, embeddings, layer_output, logits_head, normalize, rotation_of
-from edgellm.arch.rope import frequencies
-from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared
+from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared, sharing_hyperparameters
 from edgellm.arch.stacks import Experts
-from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError
-from edgellm.graph.nodes import Graph, Rotation, Value, add, glu, linear, scale
+from edgellm.graph.nodes import Graph, Value, add, glu, linear, scale
 
 if TYPE_CHECKING:
     from edgellm.arch.mixture import Mixture
 
-STYLE = Style(order="both", activation="gelu", head_norms="heads")
-PERIOD = 6  # of so many layers, the last sees everything
-ROPE_BASE, LOCAL_ROPE_BASE = 1e6, 10000.0
-
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     keys = Keys(metadata)
-    n_layers, n_embd = keys.count("block_count"), keys.count("embedding_length")
-    windows = keys.windows(n_layers, PERIOD)
+    n_layers = keys.count("block_count")
     n_kv_heads = keys.counts("attention.head_count_kv", n_layers)
     n_ff = keys.counts("feed_forward_length", n_layers)
     one = {f"{keys.architecture}.attention.head_count_kv": n_kv_heads[-1],
            f"{keys.architecture}.feed_forward_length": n_ff[0]}  # fmt: skip
-    c = decoder_config(
+    c = gemma_config(
         {**metadata, **one},
-        STYLE,
+        GLOBAL_PERIOD,
         mixture=_mixture({**metadata, **one}),
-        windows=windows,
         attention_scale=1.0,
-        embedding_scale=math.sqrt(n_embd),
         logit_cap=keys.cap("final_logit_softcapping"),
         caps=True,
-        rope_base_local=keys.number("rope.freq_base_swa", LOCAL_ROPE_BASE),
         n_shared_layers=keys.count("attention.shared_kv_layers", 0, least=0),
         n_embd_per_layer=keys.count("embedding_length_per_layer_input", 0, least=0),
     )
@@ -74,7 +64,7 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     narrow = {"head_dim": near, "value_dim": keys.count("attention.value_length_swa", near), "n_rot": n_rot}
     layers = (
         {"n_kv_heads": kv, "n_ff": ff} | ({} if window is None else narrow)
-        for window, kv, ff in zip(windows, n_kv_heads, n_ff, strict=True)
+        for window, kv, ff in zip(c.windows, n_kv_heads, n_ff, strict=True)
     )
     return replace(c, layers=tuple(layers))
 
@@ -90,7 +80,7 @@ def _mixture(metadata: Mapping[str, Any]) -> Mixture | None:
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
     everywhere = rotation_of(w, c, interleaved=False)
     n_near = next((c.of_layer(layer).n_rot for layer, window in enumerate(c.windows) if window), c.n_rot)
-    nearby = Rotation(frequencies(c.rope_base_local or LOCAL_ROPE_BASE, n_near), interleaved=False)
+    nearby = nearby_rotation(c, n_near)
     x = embeddings(g, w, c)
     per_layer = PerLayer(g, w, c, x) if c.n_embd_per_layer else None
     last = LastOfKind(c)
@@ -127,7 +117,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     full, sliding = _ropes(s)
     shape = decoder_hyperparameters(s, full)
     n_layers, near = shape["block_count"], shape["attention.key_length"]
-    slides = layer_types(s, n_layers) or [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
+    slides = layer_types(s, n_layers) or [(layer + 1) % GLOBAL_PERIOD != 0 for layer in range(n_layers)]
     slides[-1] = False  # as in transformers, whatever config.json says
     wide, n_kv_wide = _of_wide_layers(s, slides)
     n_shared = s.count("num_kv_shared_layers", 0, least=0)
@@ -136,22 +126,16 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     if s.flag("use_double_wide_mlp"):
         n_ff = [2 * n if layer >= first_shared else n for layer, n in enumerate(n_ff)]
     n_kv = [shape["attention.head_count_kv"] if slide else n_kv_wide for slide in slides]
-    return shape | _experts(s) | {
+    return shape | sharing_hyperparameters(s, slides, sliding) | _experts(s) | {
         "attention.key_length": wide,
         "attention.value_length": wide,
         "attention.key_length_swa": near,
         "attention.value_length_swa": near,
         "attention.head_count_kv": n_kv[0] if len(set(n_kv)) == 1 else n_kv,
         "feed_forward_length": n_ff[0] if len(set(n_ff)) == 1 else n_ff,
-        "attention.sliding_window": s.count("sliding_window"),
-        "attention.sliding_window_pattern": slides,
-        "attention.shared_kv_layers": n_shared,
         "embedding_length_per_layer_input": s.count("hidden_size_per_layer_input", 0, least=0),
         "rope.dimension_count": wide,
         "rope.dimension_count_swa": near,
-        "rope.freq_base_swa": sliding.number("rope_theta"),
-        "final_logit_softcapping": 0.0 if s.get("final_logit_softcapping") is None
-        else s.number("final_logit_softcapping"),
     }  # fmt: skip
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgellm.arch.config import ModelConfig
+from edgellm.arch.huggingface import Settings
 from edgellm.arch.parts import normalize, project, token_embedding
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
@@ -24,6 +27,21 @@ from edgellm.graph.nodes import (
     rope,
     scale,
 )
+
+
+def sharing_hyperparameters(s: Settings, slides: list[bool], sliding: Settings) -> dict[str, Any]:
+    """GGUF's keys for what both say in config.json.
+
+    slides:   which layers have a window. sliding: the rotary embedding of these.
+    """
+    cap = s.get("final_logit_softcapping")
+    return {
+        "attention.sliding_window": s.count("sliding_window"),
+        "attention.sliding_window_pattern": slides,
+        "attention.shared_kv_layers": s.count("num_kv_shared_layers", 0, least=0),
+        "rope.freq_base_swa": sliding.number("rope_theta"),
+        "final_logit_softcapping": 0.0 if cap is None else s.number("final_logit_softcapping"),
+    }
 
 
 class LastOfKind:

@@ -118,11 +118,12 @@ class Reading:
 
 def tell_stats(stats: GenerationStats) -> None:
     """One line of timings on standard error."""
-    guessed = f" ({stats.n_right_tokens} of {stats.n_guessed_tokens} guessed right)" if stats.n_guessed_tokens else ""
+    n_draft, n_accepted = stats.n_draft_tokens, stats.n_accepted_tokens
+    drafted = f" ({n_accepted} of {n_draft} drafts accepted)" if n_draft else ""
     remark(
         f"prompt {stats.n_prompt_tokens} tokens ({stats.n_reused_tokens} reused), "
         f"{stats.prompt_tokens_per_second:.1f} tokens/s; "
-        f"answer {stats.n_generated_tokens} tokens{guessed}, {stats.tokens_per_second:.1f} tokens/s; "
+        f"answer {stats.n_generated_tokens} tokens{drafted}, {stats.tokens_per_second:.1f} tokens/s; "
         f"first token after {stats.first_token_seconds:.2f} s"
     )
 

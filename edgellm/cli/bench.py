@@ -11,6 +11,7 @@ import click
 
 from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option, runtime_options
+from edgellm.errors import counted
 from edgellm.params import DEFAULT_MODEL, RuntimeConfig
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def command(
 
 
 def _summary(result: dict[str, Any]) -> Iterator[str]:
-    threads = "1 thread" if result["n_threads"] == 1 else f"{result['n_threads']} threads"
+    threads = counted(result["n_threads"], "thread")
     depth = f", {result['depth']} tokens deep" if result["depth"] else ""
     with_adapters = "".join(f" + {scale:g} x {name}" for name, scale in result["adapters"].items())
     layout = {"tiles": ", from tiles", "memory": ", from tiles in memory"}.get(result.get("layout", "file"), "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.terminal import size_text
+from edgellm.cli.terminal import counted, size_text
 
 
 @click.command("cache")
@@ -26,10 +26,11 @@ def command(what: str) -> None:
     if what == "clear":
         before = len(disk_cache.files())
         freed = disk_cache.make_room(0)
-        click.echo(f"removed {before - len(disk_cache.files())} files, {size_text(freed)}")
+        click.echo(f"removed {counted(before - len(disk_cache.files()), 'file')}, {size_text(freed)}")
         return
     found = disk_cache.files()
     total = sum(status.st_size for _, status in found)
     n_models = len({path.parent for path, _ in found})
     click.echo(f"{disk_cache.prefixes_folder()}")
-    click.echo(f"{len(found)} files of {n_models} models, {size_text(total)} of {size_text(RuntimeConfig.disk_bytes)}")
+    held = f"{counted(len(found), 'file')} of {counted(n_models, 'model')}"
+    click.echo(f"{held}, {size_text(total)} of {size_text(RuntimeConfig.disk_bytes)}")

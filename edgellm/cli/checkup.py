@@ -14,7 +14,7 @@ from edgellm import files, hub
 from edgellm.cli.expected import busy_line
 from edgellm.cli.machine import cpu_name
 from edgellm.cli.progress import Progress
-from edgellm.cli.terminal import size_text
+from edgellm.cli.terminal import counted, size_text
 from edgellm.files import private
 from edgellm.graph import Tuning
 from edgellm.graph.team import KERNELS, Team
@@ -255,4 +255,4 @@ def _disk_free() -> int:
 
 
 def _threads(n: int) -> str:
-    return "1 thread" if n == 1 else f"{n} threads"
+    return counted(n, "thread")

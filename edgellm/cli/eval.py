@@ -123,7 +123,7 @@ def _named(path: Path, adapters: dict[Path, float]) -> str:
 def _show(
     about: dict[str, Any], result: Perplexity | Divergence, lines: Iterator[tuple[str, str]], as_json: bool
 ) -> None:
-    from edgellm.cli.terminal import one_line
+    from edgellm.cli.terminal import counted, one_line
 
     if as_json:
         import json
@@ -131,8 +131,9 @@ def _show(
         click.echo(json.dumps(about | result.as_dict()))
         return
     names = [(name, about[name]) for name in ("model", "base") if name in about]
-    text = f"{about['text']}, {result.n_windows} windows of {result.n_ctx} tokens, {result.n_scored} tokens scored"
-    threads = "1 thread" if about["n_threads"] == 1 else f"{about['n_threads']} threads"
+    n_windows = counted(result.n_windows, "window")
+    text = f"{about['text']}, {n_windows} of {result.n_ctx} tokens, {result.n_scored} tokens scored"
+    threads = counted(about["n_threads"], "thread")
     speed = f"{result.tokens_per_second:.0f} tok/s, {result.seconds:.1f} s, {threads}"
     for name, line in (*names, ("text", text), *lines, ("speed", speed)):
         click.echo(one_line(f"{name:<16}{line}"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgellm import hub
 from edgellm.cli.progress import Progress
-from edgellm.cli.terminal import size_text
+from edgellm.cli.terminal import counted, size_text
 from edgellm.machine import available_memory, total_memory
 from edgellm.machine.others import load, n_cores
 from edgellm.params import RuntimeConfig
@@ -30,7 +30,7 @@ def lines_for(named: str, path: Path | None, runtime: RuntimeConfig) -> Iterator
 
 
 def lines_of(found: Estimate) -> Iterator[str]:
-    threads = "1 thread" if found.n_threads == 1 else f"{found.n_threads} threads"
+    threads = counted(found.n_threads, "thread")
     full = found.memory(found.n_ctx)
     states = f", and {size_text(found.state_bytes)} for every {found.step_tokens}" if found.state_bytes else ""
     yield f"model    {found.model}, {threads}, {found.isa}"

@@ -35,7 +35,7 @@ def command(
     """
     from edgellm.cli import models
     from edgellm.cli.progress import Progress
-    from edgellm.cli.terminal import one_line
+    from edgellm.cli.terminal import counted, one_line
     from edgellm.cli.texts import read_text, shown, tokens_of
     from edgellm.convert.imatrix import collect_imatrix
     from edgellm.convert.targets import check_folder, check_target
@@ -63,5 +63,5 @@ def command(
             progress=shown(progress),
         )
         write_imatrix(file, importance)
-    read = f"{importance.n_chunks} windows of {importance.chunk_size} tokens"
+    read = f"{counted(importance.n_chunks, 'window')} of {importance.chunk_size} tokens"
     click.echo(one_line(f"{output}: importance of {len(importance.tensors)} tensors, from {read}"))

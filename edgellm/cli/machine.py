@@ -13,7 +13,7 @@ import psutil
 
 from edgellm import files
 from edgellm._version import __version__
-from edgellm.cli.terminal import size_text
+from edgellm.cli.terminal import counted, size_text
 from edgellm.files import tile_files
 from edgellm.machine import available_memory, total_memory, usable_threads
 
@@ -68,4 +68,4 @@ def cpu_name() -> str:
 
 def _folder(path: Path) -> str:
     held = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-    return f"{path} ({len(held)} files, {size_text(sum(held))})" if held else f"{path} (empty)"
+    return f"{path} ({counted(len(held), 'file')}, {size_text(sum(held))})" if held else f"{path} (empty)"

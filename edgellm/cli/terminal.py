@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterator
 
 from edgellm.cli.wrapping import wrapped
-from edgellm.errors import size_text
+from edgellm.errors import counted, size_text
 
 __all__ = [
     "columns",
+    "counted",
     "harmless",
     "note",
     "obeys_escapes",

@@ -186,7 +186,7 @@ class Answer(Request):
 
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused
-        self.stats.n_guessed_tokens, self.stats.n_right_tokens = self.n_guessed, self.n_right
+        self.stats.n_draft_tokens, self.stats.n_accepted_tokens = self.n_guessed, self.n_right
         if self._first_at is None and not self.is_over:
             self.stats.prompt_seconds = self._seconds()
             if self.n_cached == len(self.tokens):  # a prompt that nobody wants an answer to

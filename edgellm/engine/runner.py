@@ -7,7 +7,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,12 +16,11 @@ import numpy as np
 
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
-from edgellm.engine.block_table import blocks_for
+from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
-from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence, blocks_of_text
+from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
 from edgellm.engine.layout import LayOut, Layout, lay_out, release_file_pages
-from edgellm.engine.states import StateShape
-from edgellm.errors import EdgellmError, MemoryLimitError, UsageError
+from edgellm.errors import EdgellmError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
@@ -33,7 +32,7 @@ from edgellm.kernels.isa import Isa, choose
 from edgellm.kernels.kv_types import KV_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore
-from edgellm.machine import available_memory, default_threads, total_memory
+from edgellm.machine import default_threads
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
 
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
     from edgellm.engine.square_sums import SquareSums
 
 HEAD_TOKENS = 16  # logits are made for so many tokens at a time: with a large vocabulary each is a megabyte
-MOST_OF_MEMORY = 0.9  # for one context: more would leave nothing for the weights
-DEFAULT_CONTEXTS = 8  # full ones that the cache has room for
-DEFAULT_OF_AVAILABLE = 0.25  # of the memory that is free now, at most
 MOST_VARIANTS = 4  # programs with adapters that are kept; each has memory for the values of a batch
 OPS_BESIDE_NODE = 4  # that an adapter adds to a node, at most
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
@@ -134,7 +130,7 @@ class Runner:
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
         layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type, x.window) for x in body.cache_layers]
-        self.cache = _allocate_cache(layers, body.state_bytes, n_ctx, self.n_batch, runtime.cache_bytes)
+        self.cache = allocate_cache(layers, body.state_bytes, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
         is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
@@ -427,34 +423,3 @@ def _most_common_format(file: GGUFFile) -> BlockFormat:
     for tensor in file.tensors.values():
         n_bytes[tensor.format] += tensor.n_bytes
     return max(n_bytes, key=lambda found: n_bytes[found])
-
-
-def _allocate_cache(
-    layers: list[CacheLayer], state_bytes: list[int], n_ctx: int, n_batch: int, cache_bytes: int | None
-) -> KVCache:
-    """A cache of so many bytes; by default, of a part of the memory that is there, for several full contexts at most.
-
-    The system gives the memory as it is first used.
-    """
-    blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
-    states = StateShape.beside(state_bytes, sum(layer.block_bytes for layer in layers))
-    n_slots = states.slots_for(blocks_for(n_ctx))
-    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers) + n_slots * states.slot_bytes
-    if cache_bytes is not None and cache_bytes < one:
-        raise MemoryLimitError(
-            f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
-            "choose a larger cache or a smaller n_ctx",
-            parameter="cache_bytes",
-        )
-    usual = max(one, min(DEFAULT_CONTEXTS * one, int(DEFAULT_OF_AVAILABLE * available_memory())))
-    memory = total_memory()
-    for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
-        if n_bytes <= MOST_OF_MEMORY * memory:
-            with suppress(MemoryError):  # there may be less than the machine has
-                of_window = {window: n * n_bytes // one for window, n in blocks.items()}
-                return KVCache(layers, of_window, states, n_slots * n_bytes // one)
-    raise MemoryLimitError(
-        f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
-        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",
-        parameter="n_ctx",
-    )

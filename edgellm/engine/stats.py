@@ -9,16 +9,16 @@ from dataclasses import dataclass
 class GenerationStats:
     """What a generation took. Seconds are wall-clock time.
 
-    n_reused_tokens:   tokens of the prompt that were in the cache already and not computed again.
-    n_guessed_tokens:  tokens that were guessed and checked along with others (speculation).
-    n_right_tokens:    those of them that came, and took no pass of their own.
+    n_reused_tokens:    tokens of the prompt that were in the cache already and not computed again.
+    n_draft_tokens:     tokens that were drafted and verified along with others (speculation).
+    n_accepted_tokens:  those of them that came, and took no pass of their own.
     """
 
     n_prompt_tokens: int = 0
     n_reused_tokens: int = 0
     n_generated_tokens: int = 0
-    n_guessed_tokens: int = 0
-    n_right_tokens: int = 0
+    n_draft_tokens: int = 0
+    n_accepted_tokens: int = 0
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
     first_token_seconds: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgellm.errors import UsageError
+from edgellm.errors import UsageError, counted
 from edgellm.params import LEAST_WINDOW
 from edgellm.text import Tokenizer
 
@@ -25,7 +25,8 @@ def windows(
         raise UsageError(f"{n_windows} windows; expected at least 1")
     if len(token_ids) < n_ctx:
         raise UsageError(
-            f"the text has {len(token_ids)} tokens and one window needs {n_ctx}; give a longer text or a shorter window"
+            f"the text has {counted(len(token_ids), 'token')} and one window needs {n_ctx}; give a longer text or a "
+            "shorter window"
         )
     begin = bos_of(tokenizer)
     n = min(len(token_ids) // n_ctx, n_windows or len(token_ids))

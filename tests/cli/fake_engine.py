@@ -25,8 +25,8 @@ class FakeStats:
     n_prompt_tokens: int
     n_reused_tokens: int = 1
     n_generated_tokens: int = 0
-    n_guessed_tokens: int = 0
-    n_right_tokens: int = 0
+    n_draft_tokens: int = 0
+    n_accepted_tokens: int = 0
     first_token_seconds: float = 0.25
     generate_seconds: float = 1.0
     prompt_tokens_per_second: float = 100.0

@@ -202,7 +202,7 @@ def test_save_and_load(chat: Chat, model: str, tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "my chat.json").read_text())
     assert [m["role"] for m in saved["messages"]] == ["system", "user", "assistant"]
     child.say("/clear")
-    assert "1 turns" in child.say(f"/load {tmp_path}/my chat.json")
+    assert "1 turn" in child.say(f"/load {tmp_path}/my chat.json")
     assert "heard 'two' in 4 messages" in child.say("two")
     assert "No such file or directory" in child.say("/load missing.json")
     assert "needs a file name" in child.say("/save")

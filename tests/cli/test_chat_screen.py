@@ -369,7 +369,7 @@ def test_undo_edit_and_stats(chat: Start) -> None:
         terminal.wait_for(f"in {n} messages")
         terminal.prompt()
     terminal.type("/undo\r")
-    terminal.wait_for("taken back; 1 turns left")
+    terminal.wait_for("taken back; 1 turn left")
     terminal.prompt()
     terminal.type("/edit\r")
     terminal.wait_for(lambda text: text.endswith("tokens/s") and ">>> one" in text.partition("/edit")[2])

@@ -113,7 +113,7 @@ def test_special_tokens_only_when_asked(capsys: pytest.CaptureFixture[str]) -> N
         (
             ["perplexity", "q4.gguf", "-f", "empty.txt", "-c", "32"],
             2,
-            "the text has 1 tokens and one window needs 32; .*",
+            "the text has 1 token and one window needs 32; .*",
         ),
         (["perplexity", "q4.gguf", "-f", "no.txt"], 1, "no.txt: No such file or directory"),
         (["perplexity", "q4.gguf", "-f", "."], 1, r"\.: Is a directory"),

@@ -83,7 +83,7 @@ def test_info_of_the_machine(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["info"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["edgellm"] == package.__version__
-    assert rows["models"] == f"{home / 'models'} (1 files, 1.5 kB)"
+    assert rows["models"] == f"{home / 'models'} (1 file, 1.5 kB)"
     assert rows["kernels"] == f"{home / 'kernels'} (empty)"
     assert {
         "python",

@@ -75,7 +75,7 @@ def test_what_is_kept_is_shown_and_cleared(tmp_path, monkeypatch, capsys) -> Non
     (folder / "model" / "b.kv").write_bytes(bytes(2000))
     assert main(["cache"]) == 0
     told = capsys.readouterr().out
-    assert str(folder) in told and "2 files of 1 models, 5.0 KB" in told.replace("kB", "KB")
+    assert str(folder) in told and "2 files of 1 model, 5.0 KB" in told.replace("kB", "KB")
     assert main(["cache", "clear"]) == 0
     assert "removed 2 files" in capsys.readouterr().out and not list(folder.rglob("*.kv"))
     assert main(["cache"]) == 0 and "0 files" in capsys.readouterr().out

@@ -50,7 +50,8 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "glm 4.7 flash": _mixture("Glm4MoeLite", **_DEEP | {"first_k_dense_replace": ...}, norm_topk_prob=False,
                               mlp_layer_types=["dense", "sparse", "sparse"]),
     "lfm2moe": _mixture("Lfm2Moe", **_EXPERTS, num_dense_layers=1, num_hidden_layers=4, routed_scaling_factor=1.5,
-                        layer_types=["conv", "full_attention", "conv", "conv"], head_dim=...),
+                        tie_word_embeddings=True, head_dim=...,
+                        layer_types=["conv", "full_attention", "conv", "conv"]),
     "qwen35moe": (t.Qwen3_5MoeForCausalLM, t.Qwen3_5MoeTextConfig, _EXPERTS | {
         "shared_expert_intermediate_size": 80, "num_hidden_layers": 4, "linear_num_key_heads": 1,
         "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "rope_parameters": {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import edgellm
+from edgellm.engine import allocation as allocation_module
 from edgellm.engine import model as model_module
-from edgellm.engine import runner as runner_module
 from edgellm.errors import MemoryLimitError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.graph import program as program_module
@@ -55,21 +55,21 @@ def test_a_batch_beyond_all_memory(endless, monkeypatch) -> None:
 
 def test_memory_that_cannot_be_had(tiny_path, monkeypatch) -> None:
     """The cache makes do with less; what is not enough for one context is said."""
-    made, allocate = [], runner_module.KVCache
+    made, allocate = [], allocation_module.KVCache
 
     def at_most(n_blocks: int):
-        def cache(layers, n):
+        def cache(layers, n, *states):
             made.append(n[None])
             if n[None] > n_blocks:
                 raise MemoryError
-            return allocate(layers, n)
+            return allocate(layers, n, *states)
 
         return cache
 
-    monkeypatch.setattr(runner_module, "KVCache", at_most(40))
+    monkeypatch.setattr(allocation_module, "KVCache", at_most(40))
     with edgellm.load(tiny_path, n_threads=1) as model:
         assert made == [8 * 17, 17] and generated(model)
-    monkeypatch.setattr(runner_module, "KVCache", at_most(0))
+    monkeypatch.setattr(allocation_module, "KVCache", at_most(0))
     refuses(tiny_path, "n_ctx", r"a context of 1024 tokens needs a KV cache of 0\.0 GB")
 
 

@@ -59,7 +59,7 @@ def alone(path: Path, prompt: list[int], **params: Any) -> list[int]:
 
 
 def check_nothing_is_held(model: edgellm.Model) -> None:
-    model._scheduler.settle()
+    model._scheduler.update_requests()
     if model._scheduler.disk is not None:
         model._scheduler.disk.close()
     model._scheduler.prefixes.clear()
@@ -106,8 +106,8 @@ def test_guesses_change_nothing(path: Path, draft: str, files: dict[str, Path]) 
     plain = alone(path, PROMPT[:200], max_tokens=40)
     with loaded(path, speculate="always", draft=files[draft]) as model:
         found = answer(model, PROMPT[:200], max_tokens=40)
-        assert found.token_ids == plain and found.stats.n_guessed_tokens > 0
-        assert (found.stats.n_right_tokens > 20) == (draft == path.stem)
+        assert found.token_ids == plain and found.stats.n_draft_tokens > 0
+        assert (found.stats.n_accepted_tokens > 20) == (draft == path.stem)
         check_nothing_is_held(model)
     with pytest.raises(UsageError, match="draft_layers is 1, and layers of this model keep states"):
         loaded(path, draft_layers=1)

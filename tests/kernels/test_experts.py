@@ -103,7 +103,8 @@ def test_rounded_inputs(compiled_for, isa: Isa, fmt: BlockFormat, by_pair: bool)
         w = np.abs(fmt.dequantize(weights)).astype(np.float64)
         inputs = np.abs(x.dequantize())[np.arange(chosen.size) // (chosen.size // len(x.q))]
         magnitude = np.einsum("pc,prc->pr", inputs, w[chosen.ravel()]).reshape(found.shape)
-        assert (np.abs(found - twins.experts(weights, fmt, x, chosen)) / magnitude).max() < LINEAR
+        error = np.abs(found - twins.experts(weights, fmt, x, chosen))
+        assert (error <= LINEAR * magnitude).all()  # of a row of zeros, nothing
         assert same_bits(compiled.experts(kernels, "experts_decode", weights, fmt, x, chosen), found)
         # The last token alone, and as one of few; and from tiles, which experts must fill, in a few formats: how these
         # are read is `linear_tiles`, which is tested in all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from edgellm.cli.conversation import read_file
 from edgellm.cli.texts import decoded
 from edgellm.errors import ContextOverflowError, UsageError
 
+_FILES = re.compile(r"(?:--- ([^\n]+) ---\n.*?\n--- end of \1 ---\n\n)*", re.DOTALL)
 _MOST_BYTES = 16 << 20  # far more than a context holds
 
 
@@ -44,3 +46,9 @@ class Attached:
 
     def clear(self) -> None:
         self._texts.clear()
+
+
+def files_before(message: str) -> str:
+    """The files that stand in front of a message, as `Attached.before` puts them there."""
+    match = _FILES.match(message)
+    return match[0] if match else ""

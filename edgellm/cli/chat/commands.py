@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from edgellm.cli.answer import tell_stats
 from edgellm.cli.chat import kept, settings
+from edgellm.cli.chat.attached import files_before
 from edgellm.cli.conversation import Conversation
 from edgellm.cli.template import describe_template, template_of
-from edgellm.cli.terminal import columns, remark, tell
+from edgellm.cli.terminal import columns, counted, remark, tell
 from edgellm.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def _undo(chat: Chat, rest: str) -> None:
 def _edit(chat: Chat, rest: str) -> None:
     if not chat.conversation.turns:
         raise UsageError("there is no message to change")
-    text = rest or chat.changed_by_hand(chat.conversation.turns[-1].user)
+    user = chat.conversation.turns[-1].user
+    text = files_before(user) + rest if rest else chat.changed_by_hand(user)
     if not text.strip():
         remark("nothing is changed")
         return
@@ -152,7 +154,7 @@ def _edit(chat: Chat, rest: str) -> None:
 def _read(chat: Chat, rest: str) -> None:
     path = path_of(rest, "/read")
     n_tokens = chat.attached.read(path)
-    remark(f"{path.name}: {n_tokens} tokens, sent with your next message; /clear takes it away")
+    remark(f"{path.name}: {counted(n_tokens, 'token')}, sent with your next message; /clear takes it away")
 
 
 def _save(chat: Chat, rest: str) -> None:
@@ -222,14 +224,14 @@ def _leave(chat: Chat, rest: str) -> None:
 
 
 def _turns(conversation: Conversation) -> str:
-    return f"{len(conversation.turns)} turns"
+    return counted(len(conversation.turns), "turn")
 
 
 COMMANDS = (
     Command("/help", "", "show these lines", _help, ("/?",)),
     Command("/regen", "", "answer the last message again", _regen),
     Command("/undo", "", "take the last message and its answer back", _undo),
-    Command("/edit", "[TEXT]", "change the last message and have it answered anew", _edit),
+    Command("/edit", "[TEXT]", "change the last message, but for its files, and have it answered anew", _edit),
     Command("/read", "FILE", "put the text of a file before your next message", _read),
     Command("/system", "TEXT", "set how the model should behave; without TEXT, remove it", _system),
     Command("/set", "NAME VALUE", "change a setting, such as /set temperature 0.2; without both, show them", _set),

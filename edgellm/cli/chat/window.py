@@ -89,8 +89,8 @@ class Shifted:
         return dataclasses.replace(
             self._before[0],
             n_generated_tokens=sum(stats.n_generated_tokens for stats in all_parts),
-            n_guessed_tokens=sum(stats.n_guessed_tokens for stats in all_parts),
-            n_right_tokens=sum(stats.n_right_tokens for stats in all_parts),
+            n_draft_tokens=sum(stats.n_draft_tokens for stats in all_parts),
+            n_accepted_tokens=sum(stats.n_accepted_tokens for stats in all_parts),
             generate_seconds=sum(stats.generate_seconds for stats in all_parts),
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
@@ -72,8 +71,6 @@ class GLU(Node):
     def backward(self, b: Backward, grad: Value) -> None:
         from edgellm.graph.nodes.gradients import GLUBackward  # which training alone needs
 
-        if self.activation in ("sigmoid", "linear"):
-            raise UnsupportedError(f"training through a {self.activation} gate is not built yet")
         made = b.graph.record_all(GLUBackward(b.value(self.gate), b.value(self.up), grad, self.activation))
         b.add_needed((self.gate, self.up), made)
 

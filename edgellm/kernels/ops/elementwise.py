@@ -5,21 +5,12 @@ from __future__ import annotations
 from edgellm.kernels.encoder_records import ADD_SEGMENT
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, COPY_HEADS, RESIZE_HEADS, ROW_ALIGN, SELECT_ROWS
-from edgellm.kernels.staged import staged
+from edgellm.kernels.records import ADD, ADD_BIAS, CHOOSE, COPY_HEADS, RESIZE_HEADS, SELECT_ROWS
 
 
 def build_add(isa):
     """out = a + b; out may be one of them."""
-    op_at = record_viewer(ADD)
-
-    @staged(isa, "void", "i64", "i64", "i64", "i64")
-    def add_elements(v, a, b, out, n):
-        v.elements(
-            n,
-            ROW_ALIGN,
-            lambda i, lanes: v.store(out + i * 4, v.f32(a + i * 4, lanes) + v.f32(b + i * 4, lanes)),
-        )
+    op_at, add_elements = record_viewer(ADD), memory(isa).add_f32
 
     def add(record, chunk, thread):
         op = op_at(record)
@@ -33,15 +24,7 @@ def build_add(isa):
 
 def build_add_bias(isa):
     """out = x + bias; out may be x."""
-    op_at = record_viewer(ADD_BIAS)
-
-    @staged(isa, "void", "i64", "i64", "i64", "i64")
-    def add_elements(v, x, bias, out, n):
-        v.elements(
-            n,
-            ROW_ALIGN,
-            lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes) + v.f32(bias + i * 4, lanes)),
-        )
+    op_at, add_elements = record_viewer(ADD_BIAS), memory(isa).add_f32
 
     def add_bias(record, chunk, thread):
         op = op_at(record)
@@ -55,13 +38,7 @@ def build_add_bias(isa):
 
 def build_add_segment(isa):
     """out = x + the row of a table that each token's segment says; out may be x."""
-    op_at, load_i32 = record_viewer(ADD_SEGMENT), memory(isa).load_i32
-
-    @staged(isa, "void", "i64", "i64", "i64", "i64")
-    def add_elements(v, x, row, out, n):
-        v.elements(
-            n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes) + v.f32(row + i * 4, lanes))
-        )
+    op_at, load_i32, add_elements = record_viewer(ADD_SEGMENT), memory(isa).load_i32, memory(isa).add_f32
 
     def add_segment(record, chunk, thread):
         op = op_at(record)

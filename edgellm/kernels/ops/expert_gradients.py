@@ -167,13 +167,7 @@ def build_gate_backward(isa):
 
 def build_expert_bias_sum(isa):
     """sums [n_experts, n_cols] += x, pair after pair; a chunk is some columns of all experts."""
-    op_at, expert_of = record_viewer(EXPERT_BIAS_SUM), expert_finder(isa)
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def add(v, x, sums, n):
-        v.elements(
-            n, ROW_ALIGN, lambda i, lanes: v.store(sums + i * 4, v.f32(sums + i * 4, lanes) + v.f32(x + i * 4, lanes))
-        )
+    op_at, expert_of, add = record_viewer(EXPERT_BIAS_SUM), expert_finder(isa), memory(isa).add_f32
 
     def expert_bias_sum(record, chunk, thread):
         op = op_at(record)
@@ -181,6 +175,7 @@ def build_expert_bias_sum(isa):
         n_cols = min(op.chunk_cols, op.n_cols - first)
         for pair in range(op.batch.n_tokens * op.n_used):
             x = op.x + (pair // op.n_used * op.stride + pair % op.n_used * op.n_cols + first) * 4
-            add(x, op.sums + (expert_of(op, pair) * op.n_cols + first) * 4, n_cols)
+            sums = op.sums + (expert_of(op, pair) * op.n_cols + first) * 4
+            add(sums, x, sums, n_cols)
 
     return expert_bias_sum

@@ -58,14 +58,7 @@ def build_sort_experts(isa):
 def build_add_expert_bias(isa):
     """out = x + bias of each pair's expert; out may be x."""
     op_at, expert_of = record_viewer(ADD_EXPERT_BIAS), expert_finder(isa)
-
-    @staged(isa, "void", "i64", "i64", "i64", "i64")
-    def add_elements(v, x, bias, out, n):
-        v.elements(
-            n,
-            ROW_ALIGN,
-            lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes) + v.f32(bias + i * 4, lanes)),
-        )
+    add_elements = memory(isa).add_f32
 
     def add_expert_bias(record, chunk, thread):
         op = op_at(record)

@@ -53,7 +53,15 @@ def memory(isa) -> SimpleNamespace:
     def clear_f32(v, out, n):
         v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.constant(0.0, F32, lanes)))
 
+    @staged(isa, "void", "i64", "i64", "i64", "i64")
+    def add_f32(v, a, b, out, n):
+        """out = a + b; out may be one of them."""
+        v.elements(
+            n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(a + i * 4, lanes) + v.f32(b + i * 4, lanes))
+        )
+
     return SimpleNamespace(
+        add_f32=add_f32,
         load_f32=load_f32,
         store_f32=store_f32,
         store_f16=store_f16,

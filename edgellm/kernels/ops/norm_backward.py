@@ -15,6 +15,7 @@ from edgellm.kernels.gradient_records import (
     RMS_NORM_WEIGHT_SUM,
 )
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.norm import LANES, inverse_size, mean_and_variance
 from edgellm.kernels.staged import F32, F64, Value, Vocabulary, staged
 
@@ -154,14 +155,8 @@ def _add_layer_row(
 
 def build_layer_norm_sums(isa):
     """By weights and biases, each where it is trained; see `rms_norm_weight_sum`."""
-    op_at = record_viewer(LAYER_NORM_SUMS)
+    op_at, add = record_viewer(LAYER_NORM_SUMS), memory(isa).add_f32
     add_row = staged(isa, "void", "i64", "i64", "f64", *["i64"] * 4)(_add_layer_row)
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def add(v, dy, sums, n):
-        v.elements(
-            n, LANES, lambda i, lanes: v.store(sums + i * 4, v.f32(sums + i * 4, lanes) + v.f32(dy + i * 4, lanes))
-        )
 
     def layer_norm_sums(record, chunk, thread):
         op = op_at(record)
@@ -173,6 +168,7 @@ def build_layer_norm_sums(isa):
                 if op.sums != 0:
                     add_row(op.x + at, op.n_cols, op.epsilon, first, n, op.dy + at, op.sums + own)
                 if op.bias_sums != 0:
-                    add(op.dy + at + first * 4, op.bias_sums + own + first * 4, n)
+                    sums = op.bias_sums + own + first * 4
+                    add(sums, op.dy + at + first * 4, sums, n)
 
     return layer_norm_sums

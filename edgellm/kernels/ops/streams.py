@@ -7,7 +7,6 @@ import numpy as np
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.norm import LANES, inverse_size, mean_and_variance
-from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import F32, F64, Value, Vocabulary, staged
 from edgellm.kernels.stream_records import ADD_MIXED, ADD_TO_COLUMNS, KEEP_LARGE, MATCH_SIZE
 
@@ -42,11 +41,7 @@ def build_add_mixed(isa):
 
 def build_add_to_columns(isa):
     """out = x, and y added to some of its columns, again and again; out may be x."""
-    op_at, copy = record_viewer(ADD_TO_COLUMNS), memory(isa).copy_f32
-
-    @staged(isa, "void", "i64", "i64", "i64")
-    def add_rows(v, x, y, n):
-        v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(x + i * 4, v.f32(x + i * 4, lanes) + v.f32(y + i * 4, lanes)))
+    op_at, copy, add = record_viewer(ADD_TO_COLUMNS), memory(isa).copy_f32, memory(isa).add_f32
 
     def add_to_columns(record, chunk, thread):
         op = op_at(record)
@@ -56,7 +51,8 @@ def build_add_to_columns(isa):
             if op.out != op.x:
                 copy(op.x + token * op.stride * 4, row, op.stride)
             for part in range(op.times):
-                add_rows(row + (op.first + part * op.n_cols) * 4, op.y + token * op.y_stride * 4, op.n_cols)
+                columns = row + (op.first + part * op.n_cols) * 4
+                add(columns, op.y + token * op.y_stride * 4, columns, op.n_cols)
 
     return add_to_columns
 

@@ -85,9 +85,9 @@ def test_answers_are_the_same_to_the_token(tiny_path, draft_path, plain, which) 
         generation = model.generate(PROMPT, temperature=0.0, **ALL)
         list(generation)
         stats = generation.stats
-        assert 0 <= stats.n_right_tokens <= stats.n_guessed_tokens > 0
+        assert 0 <= stats.n_accepted_tokens <= stats.n_draft_tokens > 0
         if which == "itself":  # it is always right
-            assert stats.n_right_tokens == stats.n_guessed_tokens
+            assert stats.n_accepted_tokens == stats.n_draft_tokens
         model._scheduler.update_requests()
         model._scheduler.prefixes.clear()
         assert model._runner.cache.n_free_blocks == model._runner.cache.n_blocks
