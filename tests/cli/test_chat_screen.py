@@ -500,10 +500,12 @@ def test_a_terminal_is_shown_what_there_is(start: Start, home: Path) -> None:
     assert max(map(len, terminal.lines)) <= 60
     terminal.type("nonsense\r")
     terminal.wait_for("nonsense is not one of them; expected a number")
-    terminal.type("3\r")
+    number = re.search(r"(\d+)\S*\s+smollm2-135m", text)
+    assert number is not None
+    terminal.type(f"{number[1]}\r")
     terminal.prompt()
     terminal.type("hello\r")
-    terminal.wait_for("in 1 messages")
+    terminal.wait_for("in 1 message")
 
 
 def test_leaving_the_choice(start: Start) -> None:
