@@ -14,6 +14,13 @@ from pathlib import Path
 from edgellm.params import RuntimeConfig
 
 
+def compare(model: str, runtime: RuntimeConfig, n_texts: int, n_tokens: int) -> tuple[int, int]:
+    """What is said and what is taken, in bytes. A first start, which compiles kernels, goes before."""
+    forecast(model, runtime, n_texts, n_tokens)
+    used(model, runtime, 1, n_tokens)
+    return forecast(model, runtime, n_texts, n_tokens), used(model, runtime, n_texts, n_tokens)
+
+
 def used(model: str, runtime: RuntimeConfig, n_texts: int, n_tokens: int) -> int:
     """Peak memory in bytes, mapped weights included, of a process of its own that writes these texts at once."""
     return _in_a_process("write", model, runtime, n_texts, n_tokens)
@@ -71,8 +78,7 @@ def main() -> None:
 
     model = str(find(args.model) or args.model)
     runtime = RuntimeConfig(args.tokens, args.threads, args.batch, args.kv_type)
-    said = forecast(model, runtime, args.texts, args.tokens)
-    took = used(model, runtime, args.texts, args.tokens)
+    said, took = compare(model, runtime, args.texts, args.tokens)
     print(f"said {said / 1e6:.0f} MB, took {took / 1e6:.0f} MB: {100 * (said / took - 1):+.1f} %")
 
 

@@ -52,6 +52,7 @@ class KVType:
         return -(-head_dim // self.head_align) * self.head_align
 
     def __repr__(self) -> str:
+        """As files of keys and values are bound to it."""
         return self.name
 
 
@@ -78,6 +79,9 @@ class IntegerKV(KVType):
     """
 
     n_parts: int
+
+    def __repr__(self) -> str:
+        return f"{self.name} in pairs"  # files that q8_0 once wrote otherwise are of no use any more
 
     def head_bytes(self, head_dim: int) -> int:
         return super().head_bytes(head_dim) + KV_BLOCK * self.n_groups(head_dim) * SCALE_BYTES

@@ -8,7 +8,7 @@ import pytest
 
 from edgellm.params import RuntimeConfig
 from tests.arch import tiny
-from tools.check_memory import forecast, used
+from tools.check_memory import compare
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere peaks count other things")
 
@@ -20,8 +20,7 @@ def test_several_texts_take_what_is_forecast(tmp_path, texts: int, tokens: int) 
     """32 KB a token: 131 MB beside a process of about as much."""
     path = tiny.llama(**WIDE).save(tmp_path / "wide.gguf")
     runtime = RuntimeConfig(tokens, n_threads=1, n_batch=128)
-    said = forecast(str(path), runtime, texts, tokens)
-    took = used(str(path), runtime, texts, tokens)
+    said, took = compare(str(path), runtime, texts, tokens)
     cached = texts * tokens * 4 * 8 * 256 * 2 * 2
     assert said > cached
     assert said == pytest.approx(took, rel=0.05)
