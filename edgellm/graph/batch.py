@@ -205,7 +205,7 @@ class Batch:
             table = piece.block_tables[kept].ctypes.data
             first, end = 0 if window is None else max(0, position - window + 1), position + n
             spans = range(first // SPAN_TOKENS * SPAN_TOKENS, end, SPAN_TOKENS)
-            if n > SPLIT_TOKENS or len(spans) == 1 or n_slots + n * len(spans) > MAX_SPLITS:
+            if len(piece.token_ids) > SPLIT_TOKENS or len(spans) == 1 or n_slots + n * len(spans) > MAX_SPLITS:
                 tasks[n_tasks] = (token, n, position, 0, end, table, -1)
                 n_tasks += 1
                 continue
