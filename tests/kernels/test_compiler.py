@@ -140,5 +140,6 @@ def count_dot_products(code: bytes) -> int:
 def test_every_kernel_compiles_for_arm(for_arm: Isa, kernel: Kernel) -> None:
     code = compiler.compile_kernel(kernel, for_arm)
     assert kernel.symbol.encode() in code
-    is_integer = kernel.op in (*test_linear.OPS, "experts_decode", "experts_prefill", "quantize", "multiply_limit")
+    of_experts = ("experts_decode", "experts_prefill", "experts_tiles", "experts_tiles_prefill")
+    is_integer = kernel.op in (*test_linear.OPS, *of_experts, "quantize", "multiply_limit")
     assert (count_dot_products(code) > 0) == is_integer
