@@ -36,7 +36,7 @@ def drawn():
             patch.setattr(sys, "stdout", output)
             patch.setattr(markdown, "columns", lambda: columns)
             size = terminal.os.terminal_size((columns, 400))
-            patch.setattr(painter.shutil, "get_terminal_size", lambda: size)
+            patch.setattr(painter.shutil, "get_terminal_size", lambda *_, **__: size)
             if always:
                 patch.setattr(markdown, "_DRAWING_SHARE", 0)
                 patch.setattr(markdown, "_LEAST_SECONDS", 0)
@@ -158,7 +158,7 @@ def test_what_has_left_the_screen_is_not_drawn_again(monkeypatch: pytest.MonkeyP
 
     output = Output()
     monkeypatch.setattr(sys, "stdout", output)
-    monkeypatch.setattr(painter.shutil, "get_terminal_size", lambda: terminal.os.terminal_size((20, 5)))
+    monkeypatch.setattr(painter.shutil, "get_terminal_size", lambda *_, **__: terminal.os.terminal_size((20, 5)))
     drawing = painter.Painter()
     for n in range(1, 40):
         drawing.show([f"line {i}" for i in range(n)])

@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.kernels.fit import CompiledFit
 from edgellm.kernels.isa import NEON
-from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE
+from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE, IntegerKV
 from edgellm.quants import FORMATS
 
 from . import (
@@ -129,10 +129,11 @@ def test_what_scores_can_go_through(neon: Compiled) -> None:
     test_attention.test_values_of_another_width_than_keys(neon, test_attention.F16_CACHE, 32, 80)
 
 
-def test_attention_over_a_q8_0_cache(neon: Compiled) -> None:
-    text = test_kv_types.Text(290, 80, 1, 3)
+@pytest.mark.parametrize("kind", test_kv_types.KINDS, ids=str)
+def test_attention_over_a_cache_of_integers(neon: Compiled, kind: IntegerKV) -> None:
+    text = test_kv_types.Text(kind, 290, 80, 1, 3)
     got, want = text.attend(neon, 250, 290), text.twin(250, 290)
-    np.testing.assert_allclose(got, want, atol=test_attention.ATTENTION)
+    np.testing.assert_allclose(got, want, atol=test_kv_types.ROUNDED)
 
 
 def test_mixtures_of_experts(neon: Compiled) -> None:
@@ -165,8 +166,9 @@ def test_texts_that_attend_to_themselves(neon: Compiled) -> None:
 
 def test_what_is_appended_to_caches(neon: Compiled) -> None:
     test_attention.test_the_cache_layout(neon)
-    test_kv_types.test_the_cache_layout(neon, 80)
-    test_kv_types.test_what_does_not_fit_spoils_its_group_alone(neon, np.inf)
+    for kind in test_kv_types.KINDS:
+        test_kv_types.test_the_cache_layout(neon, kind, 80)
+        test_kv_types.test_what_does_not_fit_spoils_its_groups_alone(neon, kind, np.inf)
 
 
 @pytest.mark.parametrize("name", ["Q5_0", "Q5_1", "IQ4_XS", "Q4_K"])
