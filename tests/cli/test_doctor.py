@@ -163,7 +163,7 @@ MEMORY = """
 import sys, edgellm
 from edgellm.machine import peak_memory
 import edgellm.cli.app
-with edgellm.load(sys.argv[1], n_ctx=1024) as model:
+with edgellm.load(sys.argv[1], n_ctx=1024, layout="file") as model:
     ids = [(17 * i + 3) % model.n_vocab for i in range(512)]
     list(model.generate(ids, max_tokens=32))
     print(peak_memory())
@@ -175,7 +175,7 @@ import edgellm.cli.app
 from edgellm.graph import Tuning
 from edgellm.measure.estimate import estimate
 from edgellm.params import RuntimeConfig
-print(estimate(Path(sys.argv[1]), RuntimeConfig(n_ctx=1024)).memory(544))
+print(estimate(Path(sys.argv[1]), RuntimeConfig(n_ctx=1024, layout="file")).memory(544))
 """
 
 
