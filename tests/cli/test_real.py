@@ -33,7 +33,7 @@ def test_the_same_seed_gives_the_same_text(edgellm: Run, smollm2: Path) -> None:
 
 
 def test_bench_and_info(edgellm: Run, smollm2: Path) -> None:
-    args = ["-p", "16", "-n", "4", "-d", "70", "-r", "1", "-t", "1", "--profile", "--json"]
+    args = ["-p", "16", "-n", "4", "-d", "70", "-r", "1", "-t", "1", "--layout", "file", "--profile", "--json"]
     result = json.loads(edgellm("bench", str(smollm2), *args, real=True).stdout)
     assert result["prefill_tokens_per_second"] > 0
     assert result["decode_tokens_per_second"] > 0

@@ -152,7 +152,7 @@ def test_a_closed_model_says_so(tiny_path) -> None:
             use(model)
             pytest.fail(name)
     assert (model.path, model.n_ctx, model.n_vocab, model.n_threads) == (tiny_path, 1024, tiny.N_VOCAB, 1)
-    assert "closed" in repr(model)
+    assert "closed" in repr(model) and model.layout == "file"
     with pytest.raises(AttributeError, match="no_such"):
         model.no_such  # noqa: B018
 
@@ -160,7 +160,7 @@ def test_a_closed_model_says_so(tiny_path) -> None:
 def test_every_method_was_tried() -> None:
     kinds = (edgellm.Model, *edgellm.Model.__bases__)
     public = {name for kind in kinds for name in vars(kind) if not name.startswith("_")} - {*dir(object)}
-    assert public - {"close"} <= {name.split()[0] for name in USES}
+    assert public - {"close", "layout"} <= {name.split()[0] for name in USES}
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
