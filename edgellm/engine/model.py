@@ -106,7 +106,6 @@ class Model(Answering, MakesVectors):
     n_ctx: int
     n_vocab: int
     n_threads: int
-    _layout: str
 
     def __init__(
         self, path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None
@@ -118,6 +117,7 @@ class Model(Answering, MakesVectors):
         self._generations: WeakSet[Generation] = WeakSet()  # `close` ends those that have not ended
         self._file = open_file(path)
         self._runtime = runtime
+        self._layout = "file"
         try:
             self.metadata = self._file.metadata
             architecture = architecture_of(self.metadata)
@@ -157,8 +157,10 @@ class Model(Answering, MakesVectors):
     @property
     def layout(self) -> str:
         """How the weights lie: "file", "tiles" or "memory" (see `RuntimeConfig`). With "auto" it may change once."""
-        if "_runner" in self.__dict__:
-            self._layout = self._runner.layout.name
+        runner = self.__dict__.get("_runner")  # another thread may close the model meanwhile
+        layout = runner.__dict__.get("layout") if runner is not None else None
+        if layout is not None:
+            self._layout = layout.name
         return self._layout
 
     @property
