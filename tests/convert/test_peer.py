@@ -13,7 +13,8 @@ import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint
 from edgellm.convert.quantize import quantize_file
 
-from . import checkpoints
+from . import checkpoints, families
+from .mixtures import MIXTURES
 
 PEER = os.environ.get("EDGELLM_PEER")
 SCRIPT = Path(__file__).parents[2] / "tools" / "peer_llama_cpp.py"
@@ -23,6 +24,15 @@ pytestmark = pytest.mark.skipif(not PEER, reason="EDGELLM_PEER names no interpre
 IDS = np.random.default_rng(6).integers(2, checkpoints.N_VOCAB, checkpoints.WINDOW - 2).tolist()
 SAME_LOGITS = 0.02  # of float16 keys and values on both sides; logits have a standard deviation near 3
 FAMILIES = [name for name in checkpoints.FAMILIES if name != "gemma3, own pattern"]
+# Cases of other families that llama.cpp has too, biases, norms, windows and all.
+SHARED = [
+    *("llama, yarn", "llama, yarn with a factor of its own", "llama, yarn with mscale", "mistral3", "mistral3, window"),
+    *("gemma", "gemma2", "gemma4", "gemma4, keys are values", "gemma4, no embeddings of layers"),
+    *("phi3", "phi3, long-rope", "phi3, partial", "granite", "starcoder2", "stablelm", "stablelm, parallel", "gpt2"),
+    *("gptneox", "falcon, two norms", "falcon, every head its own keys", "command-r", "cohere2", "exaone4, no window"),
+    *("hunyuan-dense", "bloom", "mpt", "lfm2", "mixtral", "mixtral, window", "qwen2moe", "qwen3moe", "granitemoe"),
+    *("ernie4_5-moe", "ernie4_5-moe, no shared expert", "gpt-oss, own layers", "deepseek v3", "glm 4.7 flash"),
+]
 
 
 def peer_logits(path: Path) -> np.ndarray:
@@ -43,6 +53,22 @@ def test_converted_files_mean_the_same_to_llama_cpp(family: str, tmp_path: Path)
     theirs = peer_logits(path)
     assert np.abs(own - theirs).mean() < SAME_LOGITS
     assert np.mean(own.argmax(-1) == theirs.argmax(-1)) > 0.95
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_other_families_mean_the_same_to_llama_cpp(family: str, tmp_path: Path) -> None:
+    if family in MIXTURES:
+        checkpoints.save(family, tmp_path / "model")
+    else:
+        families.model_of(family).save_pretrained(tmp_path / "model")
+        checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    path = tmp_path / "out.gguf"
+    convert_checkpoint(tmp_path / "model", path)
+    with edgellm.load(path, activations="f32", kv_type="f32") as model:
+        own = model.logits(IDS)
+    theirs = peer_logits(path)
+    assert np.abs(own - theirs).mean() < 0.04 * own.std()
+    assert np.mean(own.argmax(-1) == theirs.argmax(-1)) > 0.9
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q5_1", "Q4_0", "IQ4_NL"])
