@@ -108,11 +108,12 @@ def as_dict(found: Checkup) -> dict[str, Any]:
 def lines(found: Checkup) -> Iterator[str]:
     """For people."""
     cores = f"{found.physical_cores or 'unknown'} physical, {found.logical_cores} logical"
-    yield f"processor     {found.processor}, {found.instructions}; cores: {cores}; {_threads(found.n_threads)} in use"
+    threads = counted(found.n_threads, "thread")
+    yield f"processor     {found.processor}, {found.instructions}; cores: {cores}; {threads} in use"
     yield f"memory        {size_text(found.memory)}, {size_text(found.memory_free)} free now"
     yield f"disk          {size_text(found.disk_free)} free for models in {found.models_folder}"
     yield (
-        f"memory speed  reads {found.limits.read_bytes / 1e9:.1f} GB/s with {_threads(found.n_threads)}, "
+        f"memory speed  reads {found.limits.read_bytes / 1e9:.1f} GB/s with {threads}, "
         f"{found.one_thread.read_bytes / 1e9:.1f} GB/s with one"
     )
     yield f"arithmetic    multiplies {found.limits.macs / 1e9:.0f} GMAC/s (int8)"
@@ -252,7 +253,3 @@ def _of_kernels(store: KernelStore) -> Iterator[str]:
 def _disk_free() -> int:
     folder = files.models_folder()
     return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
-
-
-def _threads(n: int) -> str:
-    return counted(n, "thread")

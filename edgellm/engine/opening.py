@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm import checks
-from edgellm.errors import FormatError, MemoryLimitError, UsageError
+from edgellm.errors import FileProblem, FormatError, MemoryLimitError, UsageError
 from edgellm.files import existing_file
 from edgellm.formats.gguf import GGUFFile, StringArray
 from edgellm.formats.tensor import Tensor
@@ -29,14 +29,13 @@ def resolve(model: str | os.PathLike[str]) -> Path:
 
 def fetched(model: str | os.PathLike[str], progress: Callable[[int, int, str], None] | None) -> Path:
     """The same; a model that has a name and is not on this machine is fetched first. Raises what `hub.pull` raises."""
-    checks.path("model", model, "a path or the name of a model")
-    if file := existing_file(model):
-        return file
-    from edgellm import hub
-
     try:
-        return hub.resolve(model)
-    except hub.MissingModel:
+        return resolve(model)
+    except FileProblem as problem:
+        from edgellm import hub
+
+        if not isinstance(problem, hub.MissingModel):
+            raise
         return hub.pull(os.fspath(model), progress)
 
 
