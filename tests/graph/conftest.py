@@ -32,6 +32,7 @@ def store() -> KernelStore:
 def team_of(store: KernelStore) -> Iterator[Callable[[int], Team]]:
     """Makes teams of n threads, and sees that their threads are gone in the end."""
     teams: list[Team] = []
+    before = {*threading.enumerate()}  # other tests may share a model that is still loaded
 
     def make(n_threads: int) -> Team:
         teams.append(Team(store, n_threads, MAX_OPS))
@@ -40,7 +41,7 @@ def team_of(store: KernelStore) -> Iterator[Callable[[int], Team]]:
     yield make
     for team in teams:
         team.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgellm-")]
+    assert {*threading.enumerate()} <= before
 
 
 def lowered(graph: Graph, n_threads: int = 1, taps=(), given=(), square_sums=None, **target: Any) -> Lowered:

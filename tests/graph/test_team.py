@@ -105,12 +105,14 @@ def test_nobody_works_when_there_is_no_work(store: KernelStore, team_of: Callabl
 
 
 def test_close_ends_the_threads_asleep_or_awake(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    before = {*threading.enumerate()}
     for pause in (0, 0.001, 0.05):
         team = team_of(4)
+        assert len({*threading.enumerate()} - before) == 3
         Shuffle(store, team).run(np.random.default_rng(0))
         time.sleep(pause)
         team.close()
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("edgellm-")]
+        assert {*threading.enumerate()} <= before
 
 
 def test_a_closed_team_can_be_closed_again_and_still_run(store: KernelStore, team_of: Callable[[int], Team]) -> None:
