@@ -103,7 +103,7 @@ def _serve(
     from edgellm.cli.terminal import note
     from edgellm.server.app import create_app
     from edgellm.server.keys import Keys
-    from edgellm.server.running import listen, serve, uvicorn_for
+    from edgellm.server.running import heard, listen, serve, uvicorn_for
 
     given = {name: value for name, value in settings.items() if value is not None}
     config = ServerConfig(host=host, port=port, runtime=runtime, **given)
@@ -124,7 +124,8 @@ def _serve(
         def ready() -> None:
             note(f"listening on http://{shown}:{address[1]}")
 
-        asyncio.run(serve(uvicorn_for(application, config, log), application, listening, first, ready))
+        with heard(log):
+            asyncio.run(serve(uvicorn_for(application, config), application, listening, first, ready))
     finally:
         listening.close()
 

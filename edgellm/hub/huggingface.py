@@ -145,11 +145,14 @@ def _explained(repo: str, name: str, revision: str | None) -> Iterator[None]:
     """
     import huggingface_hub
 
+    usual = huggingface_hub.logging.get_verbosity()
     huggingface_hub.logging.set_verbosity_error()
     try:
         yield
     except Exception as error:
         raise _reason(error, repo, name, revision) from None
+    finally:
+        huggingface_hub.logging.set_verbosity(usual)
 
 
 def _reason(error: Exception, repo: str, name: str, revision: str | None) -> DownloadError:

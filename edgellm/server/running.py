@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -76,16 +77,26 @@ def listen(config: ServerConfig) -> socket.socket:
     return found
 
 
-def uvicorn_for(
-    application: Application, config: ServerConfig, log: Callable[[dict[str, Any]], None]
-) -> uvicorn.Server:
-    """What answers on a socket, by `serve`."""
-    handler = _Handler(log)
-    for name in ("uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
+@contextlib.contextmanager
+def heard(log: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Inside, what uvicorn has to say goes to the server's own log and nowhere else."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "asyncio")]
+    usual = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    *of_uvicorn, of_asyncio = loggers
+    for logger in of_uvicorn:
+        logger.handlers, logger.propagate = [_Handler(log)], False
     # It warns of every part that is written to a client who has left meanwhile.
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    of_asyncio.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, usual, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+def uvicorn_for(application: Application, config: ServerConfig) -> uvicorn.Server:
+    """What answers on a socket, by `serve`."""
     settings = uvicorn.Config(
         application,
         log_config=None,

@@ -47,6 +47,17 @@ def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
 
 
+def test_what_the_library_says_stays_as_a_program_has_set_it(endpoint: StandIn) -> None:
+    usual = huggingface_hub.logging.get_verbosity()
+    try:
+        for level in (huggingface_hub.logging.INFO, huggingface_hub.logging.CRITICAL):
+            huggingface_hub.logging.set_verbosity(level)
+            assert reason(HUB_NAME)
+            assert huggingface_hub.logging.get_verbosity() == level
+    finally:
+        huggingface_hub.logging.set_verbosity(usual)
+
+
 def test_no_network(two_part_model: NamedModel, monkeypatch: pytest.MonkeyPatch, no_names: None) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://index.invalid/simple")
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")

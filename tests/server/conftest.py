@@ -24,14 +24,14 @@ def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint.save(tmp_path_factory.mktemp("chat") / "tiny.gguf")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def smol(smollm2: Path) -> Iterator[Running]:
-    """A server of SmolLM2, for all tests that need a model which says something."""
+    """A server of SmolLM2, for all tests of this folder that need a model which says something."""
     with running({"smollm2-135m": smollm2}) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def small(tiny_chat: Path) -> Iterator[Running]:
     """A server of a tiny random model."""
     with running({"tiny": tiny_chat}) as server:

@@ -14,7 +14,7 @@ import uvicorn
 
 from edgellm.server.app import Application, create_app
 from edgellm.server.keys import Keys
-from edgellm.server.running import listen, serve, uvicorn_for
+from edgellm.server.running import heard, listen, serve, uvicorn_for
 from edgellm.server.settings import ServerConfig
 
 
@@ -46,16 +46,17 @@ def running(models: dict[str, Path] | None, keys: Keys | None = None, **settings
     application = create_app(config, models, keys, log.append)
     listening = listen(config)
     port = listening.getsockname()[1]
-    server = uvicorn_for(application, config, log.append)
+    server = uvicorn_for(application, config)
     is_ready = threading.Event()
     thread = threading.Thread(
         target=lambda: asyncio.run(serve(server, application, listening, next(iter(models or ()), None), is_ready.set))
     )
-    thread.start()
-    try:
-        assert is_ready.wait(60)
-        yield Running(f"http://127.0.0.1:{port}", application, log, server)
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    with heard(log.append):
+        thread.start()
+        try:
+            assert is_ready.wait(60)
+            yield Running(f"http://127.0.0.1:{port}", application, log, server)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
