@@ -8,9 +8,11 @@ activations are the very arrays that native kernels would be given.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +20,11 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
+from edgellm.files import kernels_folder
 from edgellm.kernels import compiler
 from edgellm.kernels.isa import NEON
 from edgellm.kernels.registry import Kernel
+from edgellm.kernels.store import KernelStore
 
 TRIPLE = "aarch64-unknown-linux-gnu"
 FEATURES = "+neon,+dotprod"
@@ -51,9 +55,18 @@ def target_machine(triple: str = TRIPLE, cpu: str = "", features: str = FEATURES
         pytest.skip(f"this LLVM cannot compile for {triple}: {problem}")
 
 
-def compiling_for_arm() -> AbstractContextManager[None]:
-    """Within, `compile_kernel` makes objects for ARM, of NEON_ELSEWHERE."""
-    return compiling_for(TRIPLE, target_machine())
+def arm_object(kernel: Kernel) -> bytes:
+    """A kernel's object for ARM, of NEON_ELSEWHERE: compiled once, found again by other files and in the next session.
+
+    They are kept as those of this machine are, but apart, and apart from those of another version of this file.
+    """
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    store = KernelStore(NEON_ELSEWHERE, kernels_folder() / f"arm-elsewhere-{version}")
+    machine = target_machine()
+    if (code := store._read(kernel)) is None:
+        with compiling_for(TRIPLE, machine):
+            code = store._compile(kernel)
+    return code
 
 
 @contextmanager
@@ -89,9 +102,7 @@ class EmulatedStore:
     def load(self, kernels: list[Kernel]) -> None:
         for kernel in kernels:
             if kernel.name not in self._addresses:
-                with compiling_for_arm():
-                    code = compiler.compile_kernel(kernel, NEON_ELSEWHERE)
-                self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+                self._engine.add_object_file(llvm.ObjectFileRef.from_data(arm_object(kernel)))
                 self._engine.finalize_object()
                 self._addresses[kernel.name] = self._engine.get_function_address(kernel.symbol)
 
