@@ -92,10 +92,7 @@ def test_looking_takes_few_comparisons_whatever_the_tokens(name):
     Counted.n_compared = 0
     found = list(special.split(text))
     assert Counted.n_compared < 60 * len(text)
-    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if len(text) < 7000 else None
-    if name in ("beginnings of each other", "many") and pattern:
-        ids = {token: i for i, token in enumerate(tokens)}
-        assert found == [ids.get(piece, piece) for piece in re.split(f"({pattern.pattern})", text) if piece]
+    assert found == ([0, "b"] * 3000 if name == "beginnings of each other" else [text])
 
 
 @pytest.mark.parametrize("name", HOSTILE)
