@@ -16,7 +16,7 @@ GREEDY = ("--temp", "0", "-n", "6")
 
 
 @pytest.fixture
-def chat(home: Path, tmp_path: Path) -> Path:
+def chat(tmp_path: Path) -> Path:
     """A tiny random model with a template of its own; beside it, another template."""
     checkpoint = tiny.llama()
     checkpoint.metadata["tokenizer.chat_template"] = "{% for m in messages %}{{ m.content }}{% endfor %}"
