@@ -47,9 +47,8 @@ def test_first_weights_are_drawn_as_said() -> None:
             continue
         is_added = "attn_output" in name or "ffn_down" in name
         expected = 0.02 / math.sqrt(16) if is_added else 0.02
-        assert (
-            abs(x.std() / expected - 1) < (0.05 if "gate_inp" in name else 0.02) and abs(x.mean()) < 0.02 * expected
-        ), name
+        few = 0.1 if "gate_inp" in name else 0.02  # a router has few numbers
+        assert abs(x.std() / expected - 1) < few and abs(x.mean()) < few * expected, name
 
 
 def test_the_seed_decides_and_no_other_tensor_does() -> None:
