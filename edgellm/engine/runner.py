@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from edgellm.arch import Architecture, ModelConfig, ModelGraphs
+from edgellm.dataclass import dataclass
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
@@ -219,7 +220,7 @@ class Runner:
         old, self.base.programs = self.base.programs, programs
         self.team.forget(old)
         self.layout = Layout("tiles", found, coming.n_bytes)
-        release_file_pages(coming)
+        release_file_pages(found)
 
     def wait_for_tiles(self) -> None:
         """For who measures, and has the model for itself: go on from those that are being made."""
