@@ -18,7 +18,7 @@ from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.parts import Part, with_columns
 from edgellm.errors import FormatError, UnsupportedError
-from edgellm.formats.gguf import GGUFFile
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from edgellm.formats.tensor import Tensor
 from edgellm.quants import FORMATS
 
@@ -95,6 +95,31 @@ def test_which_layers_are_recurrent_is_said_for_each(tmp_path: Path) -> None:
         checkpoints.edit_json(folder / "config.json", layer_types=[kind] * 4)
         with pytest.raises(UnsupportedError, match="edgellm runs linear_attention, full_attention"):
             convert(folder, tmp_path / "model.gguf")
+
+
+def test_the_first_files_of_qwen_3_next(tmp_path: Path) -> None:
+    """They have what makes queries, keys, values and gates as the checkpoint has it, in one matrix."""
+    convert(saved("qwen3next", tmp_path / "model"), tmp_path / "model.gguf")
+    theirs = load_file(tmp_path / "model" / "model.safetensors")
+    f32, entries = FORMATS["F32"], []
+    with GGUFFile.open(tmp_path / "model.gguf") as file:
+        for name, tensor in file.tensors.items():
+            block, _, part = name.rpartition(".weight")[0].rpartition(".")
+            if part == "attn_qkv":
+                whole = theirs[block.replace("blk.", "model.layers.") + ".linear_attn.in_proj_qkvz.weight"]
+                entries.append((f"{block}.ssm_in.weight", whole.shape, f32, whole.view(np.uint8)))
+            elif part != "attn_gate":
+                entries.append((name, tensor.shape, tensor.format, tensor.raw))
+        GGUFWriter(tmp_path / "first.gguf", file.metadata, entries).write()
+    ids = list(range(2, 80))
+    found = []
+    for name in ("model.gguf", "first.gguf"):
+        with edgellm.load(tmp_path / name, n_threads=1, kv_type="f32", activations="f32") as loaded:
+            found.append(loaded.logits(ids))
+    np.testing.assert_array_equal(*found)
+    with torch.no_grad():
+        expected = checkpoints.load(tmp_path / "model").double()(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(found[0], expected, atol=FLOAT32)
 
 
 @pytest.mark.parametrize(("name", "has"), [("qwen35", True), (SHARED, False)])
