@@ -31,7 +31,7 @@ def test_what_is_left_out_is_as_usual(tmp_path: Path) -> None:
 def test_experts_are_trained_with_a_loss_of_routers(tmp_path: Path) -> None:
     assert NewConfig().router.router_aux_loss_coef is None
     assert read(tmp_path, "n_experts: 4").router.router_aux_loss_coef == 0.01
-    config = read(tmp_path, "n_experts: 4\nn_experts_used: 1\nn_expert_ff: 32\nrouter_aux_loss_coef: 0\nn_ctx: 16")
+    config = read(tmp_path, "n_experts: 4\nn_experts_used: 1\nn_expert_ff: 32\nrouter_aux_loss_coef: 0\ndata: a.txt")
     assert config.router.router_aux_loss_coef == 0 and config.shape.n_experts == 4 and config.shape.n_ff is None
     write_settings(tmp_path / "out.yaml", config.settings())
     assert NewConfig.read(tmp_path / "out.yaml") == config
