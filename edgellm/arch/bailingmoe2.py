@@ -23,8 +23,11 @@ _LAYER = "model.layers.{}."
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
     usual = Routing(n_used=8, scoring="sigmoid", normalize=False, n_ranked=2)
-    n_layers = Keys(metadata).count("block_count") - n_foreseeing(metadata)
-    return decoder_config(metadata, STYLE, n_layers=n_layers, mixture=mixture_of(metadata, usual))
+    keys, mixture = Keys(metadata), mixture_of(metadata, usual)
+    if keys.has("expert_shared_feed_forward_length"):  # of one, in this family
+        mixture = mixture._replace(n_ff_shared=mixture.n_ff_shared * keys.count("expert_shared_count", least=0))
+    n_layers = keys.count("block_count") - n_foreseeing(metadata)
+    return decoder_config(metadata, STYLE, n_layers=n_layers, mixture=mixture)
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
@@ -40,12 +43,12 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("score_function", "sigmoid")
     s.expect("use_qk_norm", True)
     shape = decoder_hyperparameters(s, rope_settings(s, partial=True)) | mixture_hyperparameters(s)
-    n_shared = s.count("num_shared_experts", least=0)
-    n_ff_shared = n_shared * s.count("moe_shared_expert_intermediate_size", shape["expert_feed_forward_length"])
     return shape | {
         "leading_dense_block_count": s.count("first_k_dense_replace", least=0),
-        "expert_shared_count": n_shared,
-        "expert_shared_feed_forward_length": n_ff_shared,
+        "expert_shared_count": s.count("num_shared_experts", least=0),
+        "expert_shared_feed_forward_length": s.count(
+            "moe_shared_expert_intermediate_size", shape["expert_feed_forward_length"]
+        ),
         "expert_weights_scale": s.number("routed_scaling_factor"),
         "expert_weights_norm": s.flag("norm_topk_prob"),
         "expert_gating_func": SIGMOID,

@@ -101,6 +101,8 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     }
     if s.get("q_lora_rank") is not None:
         shape["attention.q_lora_rank"] = s.count("q_lora_rank")
+    rope.expect("attention_factor", None)
+    shape.pop("rope.scaling.attn_factor", None)  # the multiplier says it all
     if rope.get("rope_type") == "yarn" and rope.get("mscale_all_dim"):
         if rope.get("mscale", 1.0) != rope.get("mscale_all_dim"):
             raise UnsupportedError(f"{rope.file}: mscale and mscale_all_dim differ; edgellm runs equal ones here")

@@ -34,7 +34,7 @@ from edgellm.graph.nodes import (
     keys_values,
     rope,
 )
-from edgellm.graph.nodes.heads import slice_heads
+from edgellm.graph.nodes.heads import join_heads, slice_heads
 from edgellm.graph.nodes.recurrent import causal_conv, delta_rule
 
 STYLE = Style(head_norms="heads", feed_forward_norm="post_attention_norm")
@@ -47,6 +47,7 @@ class DeltaNet(NamedTuple):
     """Heads of a gated delta net. n_taps: tokens that the convolution before it sees.
 
     layers:  for each layer, whether it is one.
+    is_grouped:  whether heads of values that share a head of keys are neighbours, as in checkpoints.
     """
 
     n_taps: int
@@ -55,6 +56,7 @@ class DeltaNet(NamedTuple):
     n_heads: int
     value_dim: int
     layers: tuple[bool, ...]
+    is_grouped: bool = False
 
     @property
     def n_mixed(self) -> int:
@@ -70,7 +72,7 @@ class DeltaNet(NamedTuple):
         return np.ascontiguousarray(rows.reshape(self.n_key_heads, -1, size).swapaxes(0, 1)).reshape(-1)
 
 
-def delta_net_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
+def delta_net_config(metadata: Mapping[str, Any], is_grouped: bool = False, **more: Any) -> ModelConfig:
     keys = Keys(metadata)
     n_layers = keys.count("block_count") - n_foreseeing(metadata)
     interval = keys.count("full_attention_interval", INTERVAL)
@@ -87,7 +89,8 @@ def delta_net_config(metadata: Mapping[str, Any], **more: Any) -> ModelConfig:
         keys.count("ssm.state_size", most=MOST_DIM),
         n_heads,
         inner // n_heads,
-        tuple((layer + 1) % interval != 0 for layer in range(n_layers)),
+        keys.layers("attention.recurrent_layers", keys.count("block_count"), interval)[:n_layers],
+        is_grouped,
     )
     return decoder_config(metadata, STYLE, n_layers=n_layers, recurrent=net, **more)
 
@@ -109,14 +112,38 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 
 def delta_net(w: Weights, c: ModelConfig, net: DeltaNet, x: Value) -> Value:
     """A convolution, the gated delta rule, and a norm of each head behind a gate (Yang et al., 2024)."""
-    mixed = project(w, x, "attn_qkv", net.n_mixed)
+    mixed, gate = _mixed_and_gate(w, net, x)
     mixed = activate(causal_conv(mixed, w.take("ssm_conv1d", net.n_mixed, net.n_taps)), "silu", w.named("ssm_conv1d"))
-    decay, beta = (project(w, x, name, net.n_heads) for name in ("ssm_alpha", "ssm_beta"))
+    decay, beta = _decay_and_beta(w, net, x)
     rate, bias = w.take_whole("ssm_a", net.n_heads), w.take_whole("ssm_dt.bias", net.n_heads)
-    heads = delta_rule(mixed, decay, beta, rate, bias, net.n_key_heads, net.key_dim, EPSILON, w.named("ssm_heads"))
-    gate = project(w, x, "attn_gate", heads.width)
+    heads = delta_rule(
+        mixed, decay, beta, rate, bias, net.n_key_heads, net.key_dim, EPSILON, w.named("ssm_heads"), net.is_grouped
+    )
     heads = glu(gate, normalize(w, c, heads, "ssm_norm", net.n_heads), "silu")
     return project(w, heads, "ssm_out", c.n_embd, "attn_out")
+
+
+def _mixed_and_gate(w: Weights, net: DeltaNet, x: Value) -> tuple[Value, Value]:
+    """Queries, keys and values, and the gate; the first files of Qwen 3 Next have all in one, by heads of keys."""
+    n_values = net.n_heads * net.value_dim
+    if not w.has("ssm_in"):
+        return project(w, x, "attn_qkv", net.n_mixed), project(w, x, "attn_gate", n_values)
+    every, of_head = project(w, x, "ssm_in", net.n_mixed + n_values), n_values // net.n_key_heads
+    q, k, v, gate = (
+        slice_heads(every, net.n_key_heads, start, size)
+        for start, size in ((0, net.key_dim), (net.key_dim, net.key_dim), (2 * net.key_dim, of_head),
+                            (2 * net.key_dim + of_head, of_head))
+    )  # fmt: skip
+    return join_heads(join_heads(q, k, 1), v, 1), gate
+
+
+def _decay_and_beta(w: Weights, net: DeltaNet, x: Value) -> tuple[Value, Value]:
+    """Logits of each head; Qwen 3 Next has both in one, by heads of keys."""
+    if not w.has("ssm_ba"):
+        return project(w, x, "ssm_alpha", net.n_heads), project(w, x, "ssm_beta", net.n_heads)
+    both, size = project(w, x, "ssm_ba", 2 * net.n_heads), net.n_heads // net.n_key_heads
+    beta, decay = (slice_heads(both, net.n_key_heads, start, size) for start in (0, size))
+    return decay, beta
 
 
 def gated_attention(w: Weights, c: ModelConfig, x: Value, rotation: Rotation) -> Value:

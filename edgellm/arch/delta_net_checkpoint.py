@@ -33,6 +33,7 @@ DEFAULTS = {
     "num_attention_heads": 16, "partial_rotary_factor": 0.25, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
     "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
 }  # fmt: skip
+KINDS = {"linear_attention": True, "full_attention": False}
 SECTIONS = [11, 11, 10]  # of pairs, for time, height and width of images; those of a text are all its position
 
 
@@ -61,7 +62,7 @@ def column_order(part: str, c: ModelConfig) -> NDArray[np.int32] | None:
 
 
 def delta_net_hyperparameters(s: Settings) -> dict[str, Any]:
-    """Raises UnsupportedError for layers of attention that do not come in equal steps, which GGUF cannot say."""
+    """Which layers are recurrent is said for each, and by equal steps, as programs read it that are older."""
     s.expect("hidden_act", "silu")
     rope = partial_rope(s)
     shape = decoder_hyperparameters(s, rope)
@@ -71,18 +72,16 @@ def delta_net_hyperparameters(s: Settings) -> dict[str, Any]:
     kinds = s.get("layer_types", usual)
     if not isinstance(kinds, list) or len(kinds) != n_layers:
         raise FormatError(f"config.json: layer_types is {kinds!r:.60}; expected a name for each of {n_layers} layers")
+    if unknown := [kind for kind in kinds if kind not in tuple(KINDS)]:
+        raise UnsupportedError(f"config.json: a layer of type {unknown[0]!r:.60}; edgellm runs {', '.join(KINDS)}")
     interval = kinds.index("full_attention") + 1 if "full_attention" in kinds else n_layers + 1
-    if kinds != ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(n_layers)]:
-        raise UnsupportedError(
-            f"config.json: layer_types is {kinds!r:.80}; edgellm runs linear_attention with full_attention in every "
-            "n-th layer"
-        )
     sections = rope.get("mrope_section", SECTIONS)
     if not isinstance(sections, list) or not all(type(n) is int and 0 <= n < 1 << 16 for n in sections):
         raise FormatError(f"config.json: mrope_section is {sections!r:.60}; expected three whole numbers")
     n_heads = s.count("linear_num_value_heads", most=MOST_HEADS)
     return shape | {
         "full_attention_interval": interval,
+        "attention.recurrent_layers": [KINDS[kind] for kind in kinds],
         "rope.dimension_sections": (sections + [0] * 4)[:4],
         "ssm.conv_kernel": s.count("linear_conv_kernel_dim", most=MOST_TAPS, least=2),
         "ssm.state_size": s.count("linear_key_head_dim", most=MOST_DIM),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgellm.arch.config import MOST_LAYERS, ModelConfig
 from edgellm.arch.huggingface_rope import rope_hyperparameters, rope_settings, turned_dimensions
-from edgellm.arch.stacks import Experts, KeysOrValues
+from edgellm.arch.stacks import Experts, KeysOrValues, SomeRows
 from edgellm.arch.style import ACTIVATIONS, Style
 from edgellm.dataclass import dataclass
 from edgellm.errors import FormatError, UnsupportedError, shown
@@ -103,7 +103,7 @@ class HuggingFace:
     null_stays:       keys whose null is a value of its own, see `Settings`.
     rope:             config.json -> the rotary embedding of layers that see everything, see `rope_settings`.
     fits:             whether a model of the GGUF architecture is one of this kind, when exporting.
-    experts:          GGUF's names of stacked matrices, and where a checkpoint has them.
+    experts:          GGUF's names of matrices that are stacked or taken apart, and where a checkpoint has them.
     vectors:          tensors of one dimension whose names end otherwise than in .weight or .bias: whole names.
     has_config:       whether a config.json is one of this kind, where others name the same class.
     """
@@ -127,7 +127,7 @@ class HuggingFace:
     null_stays: tuple[str, ...] = ("num_key_value_heads",)
     rope: Callable[[Settings], Settings] = lambda s: rope_settings(s)
     fits: Callable[[ModelConfig], bool] = lambda c: True
-    experts: Mapping[str, Experts | KeysOrValues] = field(default_factory=dict)
+    experts: Mapping[str, Experts | KeysOrValues | SomeRows] = field(default_factory=dict)
     vectors: Mapping[str, str] = field(default_factory=dict)
     has_config: Callable[[Mapping[str, Any]], bool] = lambda config: True
     row_orders: Order = lambda part, c: None

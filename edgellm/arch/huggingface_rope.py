@@ -65,6 +65,8 @@ def rope_hyperparameters(rope: Settings) -> dict[str, Any]:
     kind = rope.get("rope_type")
     if kind in ("linear", "dynamic", "yarn"):
         result |= {"rope.scaling.type": kind, "rope.scaling.factor": rope.number("factor")}
+    if kind == "dynamic":  # see `rope.read_scaling`
+        result |= {"rope.scaling.type": "none", "rope.scaling.dynamic": True}
     if kind in ("dynamic", "yarn", "longrope"):
         length = "max_position_embeddings" if kind == "dynamic" else "original_max_position_embeddings"
         result["rope.scaling.original_context_length"] = rope.count(length)

@@ -144,6 +144,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "bailingmoe2": ("bailingmoe2",),
     "lfm2": ("lfm2",),
     "lfm2moe": ("lfm2moe",),
+    "qwen3next": ("qwen3next",),
     "qwen35": ("qwen35",),
     "qwen35moe": ("qwen35moe",),
 }

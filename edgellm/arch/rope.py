@@ -67,6 +67,8 @@ def read_scaling(keys: Keys) -> RopeScaling:
     kind = get_value(keys.metadata, kind_key, str, "linear")
     if kind not in KINDS:
         raise UnsupportedError(f"rope scaling of type {kind!r:.60} ({kind_key}); edgellm knows {', '.join(KINDS)}")
+    if kind == "none" and keys.flag("rope.scaling.dynamic", False):
+        kind = "dynamic"  # which other programs do not know; they end at a type of that name
     if kind == "none":
         return RopeScaling(n_ctx_original=n_ctx, magnitude=magnitude)
     if kind == "yarn" and keys.number("rope.scaling.yarn_ext_factor", 1.0) != 1:

@@ -1,8 +1,15 @@
-"""Where checkpoints have the matrices that GGUF stacks."""
+"""Where checkpoints have the matrices that GGUF stacks, or takes apart."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgellm.arch.config import ModelConfig
 
 
 class Experts(NamedTuple):
@@ -30,3 +37,14 @@ class KeysOrValues(NamedTuple):
 
     name: str
     values: bool
+
+
+class SomeRows(NamedTuple):
+    """Rows of a checkpoint's matrix, which are one of GGUF's.
+
+    rows:  int32 [n], which they are; all rows together are `n_all`.
+    """
+
+    name: str
+    rows: Callable[[ModelConfig], NDArray[np.int32]]
+    n_all: Callable[[ModelConfig], int]

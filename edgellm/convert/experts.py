@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from edgellm.arch import ModelConfig
 from edgellm.arch.huggingface import HuggingFace
-from edgellm.arch.stacks import Experts, KeysOrValues
+from edgellm.arch.stacks import Experts, KeysOrValues, SomeRows
 from edgellm.convert.parts import Part
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.tensor import Tensor
 
+Place = Experts | KeysOrValues | SomeRows
 Read = Callable[[slice], NDArray[np.uint8]]
 
 
@@ -52,17 +53,17 @@ def take_experts(
     return parts, theirs
 
 
-def _wholes(place: Experts | KeysOrValues, layer: int, kind: str) -> tuple[str, ...]:
+def _wholes(place: Place, layer: int, kind: str) -> tuple[str, ...]:
     """Names that the tensor may have of which a stack is made."""
-    if isinstance(place, KeysOrValues):
+    if not isinstance(place, Experts):
         return (f"{place.name.format(layer)}.weight",) if kind == "weight" else ()
     stacked = place.stacked.format(layer)
     return (f"{stacked}_bias",) if kind == "bias" else (stacked, f"{stacked}.weight")
 
 
-def _split_name(place: Experts | KeysOrValues, layer: int, kind: str) -> str | None:
+def _split_name(place: Place, layer: int, kind: str) -> str | None:
     """The names of single experts, with a place for each one's number."""
-    if isinstance(place, KeysOrValues) or place.split is None:
+    if not isinstance(place, Experts) or place.split is None:
         return None
     return place.split.replace("{}", str(layer), 1) + f".{kind}"
 
@@ -104,8 +105,10 @@ def _stacked(name: str, tensors: Sequence[Tensor]) -> Part:
     return _part(name, first, (len(tensors), *first.shape), read)
 
 
-def _of_whole(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig, is_bias: bool) -> Part:
+def _of_whole(name: str, tensor: Tensor, place: Place, c: ModelConfig, is_bias: bool) -> Part:
     """Some rows of every matrix of a tensor. Raises FormatError for a shape that is not the one of config.json."""
+    if isinstance(place, SomeRows):
+        return _of_rows(name, tensor, place, c)
     if tensor.format.block_size != 1:
         return _of_blocks(name, tensor, place, c)
     if isinstance(place, KeysOrValues):
@@ -122,6 +125,16 @@ def _of_whole(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: Model
         return np.ascontiguousarray(numbers[at // n_rows, at % n_rows]).reshape(len(at), -1)
 
     return _part(name, tensor, (n_matrices, n_rows, n_cols), read)
+
+
+def _of_rows(name: str, tensor: Tensor, place: SomeRows, c: ModelConfig) -> Part:
+    """Some rows of a matrix, in whatever format it is."""
+    if len(tensor.shape) != 2 or tensor.shape[0] != place.n_all(c):
+        raise FormatError(
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)}; config.json says that it has {place.n_all(c)} rows"
+        )
+    order = place.rows(c)
+    return _part(name, tensor, (len(order), tensor.shape[1]), lambda rows: tensor.some_rows(order[rows]))
 
 
 def _of_blocks(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig) -> Part:
@@ -191,7 +204,7 @@ def unstacked(family: HuggingFace, name: str, tensor: Tensor) -> list[tuple[str,
     """The way back: the matrices of a stack by the checkpoint's names. UnsupportedError where it has no such names."""
     prefix, layer, part, kind = _named(name)
     place = family.experts[f"{prefix}.{{}}.{part}"]
-    if isinstance(place, KeysOrValues) or place.split is None or kind != "weight":
+    if not isinstance(place, Experts) or place.split is None or kind != "weight":
         raise UnsupportedError(
             f"{family.classes[0]} keeps {name!r} together with others, which export does not write yet"
         )

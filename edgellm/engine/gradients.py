@@ -23,6 +23,7 @@ from edgellm.graph.backward import Backward, kept_in_bf16
 from edgellm.graph.lowering import cache_table
 from edgellm.graph.nodes import GLU, Activate, LayerNorm, ReplaceRows, RMSNorm
 from edgellm.graph.nodes.dropout import Dropout
+from edgellm.graph.nodes.expert_gradients import Balance
 from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.nodes.low_rank import MultiplyColumns
 from edgellm.graph.program import RowMemory
@@ -79,6 +80,7 @@ class GradientPasses:
                  a third more time, a fraction of the memory.
     transposed:  see `graph.lower`.
     in_bf16:     what the way back needs of the way there is kept as bfloat16, in half the memory.
+    balance:     a loss of routers that is added to that of the documents; see `Balance`.
     n_virtual:   every document begins with so many tokens that stand for those of an adapter, the first of the batch.
 
     For one thread at a time, which has the model for itself (`Scheduler.alone`).
@@ -94,12 +96,13 @@ class GradientPasses:
         transposed: Mapping[Tensor, Tensor] | None = None,
         in_bf16: bool = False,
         n_virtual: int = 0,
+        balance: Balance | None = None,
     ) -> None:
         self.n_batch, self._n_virtual = n_batch, n_virtual
         self._runner, self._graphs = runner, graphs
         target = replace(runner.target, activations=activations_of_training(runner))
         is_kept = _is_kept_of_layers if recompute else _is_kept
-        self._back = Backward(graphs.body, sums, is_kept, in_bf16=in_bf16)
+        self._back = Backward(graphs.body, sums, is_kept, in_bf16=in_bf16, balance=balance)
         self._seed = self._back.seed(graphs.hidden)
         self._back.walk()
         body, hidden, kept = graphs.body, graphs.hidden, {value: value for value in self._back.kept}

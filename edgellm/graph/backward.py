@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from edgellm.graph.nodes.base import Graph, Node, Value, inputs_of
 from edgellm.graph.nodes.elementwise import add
 from edgellm.graph.nodes.linear import Linear
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
+
+if TYPE_CHECKING:
+    from edgellm.graph.nodes.expert_gradients import Balance
 
 
 def kept_in_bf16(graph: Graph, kept: Iterable[Value]) -> tuple[Graph, dict[Value, Value], dict[Value, Value]]:
@@ -52,6 +56,7 @@ class Backward:
     is_kept:  whether a value of the forward pass is there, or is computed again.
     wanted:   values whose gradients are wanted beside; nothing before them is gone through.
     in_bf16:  whether what is kept is there as `ToBF16` makes it.
+    balance:  a loss of routers, whose gradient is added to that of the seeds.
     is_coarse:  what is computed again need not be finer than the rest is (see `Linear.sensitive`).
     """
 
@@ -63,9 +68,10 @@ class Backward:
         wanted: Iterable[Value] = (),
         is_coarse: bool = False,
         in_bf16: bool = False,
+        balance: Balance | None = None,
     ) -> None:
         self.graph = Graph()
-        self.forward, self.sums = forward, dict(sums)
+        self.forward, self.sums, self.balance = forward, dict(sums), balance
         self.kept: dict[Value, Value] = {}
         self.seeds: dict[Value, Value] = {}
         self.found: dict[Value, Value] = {}

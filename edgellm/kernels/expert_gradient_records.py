@@ -38,6 +38,20 @@ def route_backward_scratch_bytes(n_experts: int, n_used: int) -> int:
     return 4 * (n_experts + 2 * n_used)
 
 
+BALANCE_GRADIENT = Schema(
+    "balance_gradient",
+    batch=BATCH,
+    logits="ptr",
+    stride="i64",  # of logits and of their gradient
+    n_experts="i64",
+    n_used="i64",
+    chosen="ptr",
+    chosen_stride="i64",
+    scale="ptr",  # float32, one number
+    seen="ptr",  # float32 [2, n_experts]: tokens of each expert, and sums of its softmax
+    out="ptr",
+)
+
 SUM_EXPERTS_BACKWARD = Schema(
     "sum_experts_backward",
     batch=BATCH,

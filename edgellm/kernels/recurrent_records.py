@@ -57,6 +57,7 @@ DELTA_RULE = Schema(
     rate="ptr",  # float32 [n_heads]
     bias="ptr",  # float32 [n_heads]
     n_key_heads="i64",
+    n_neighbours="i64",  # heads of values that go with a head of keys before the next ones go with the next
     n_heads="i64",
     key_dim="i64",
     value_dim="i64",

@@ -37,6 +37,17 @@ def route_backward(
     return (everywhere * (out - products)).astype(np.float32)
 
 
+def balance_gradient(logits: Floats, chosen: Ints, scale: float) -> tuple[Floats, Floats]:
+    """By logits [n_tokens, n_experts], of n_experts * (shares of tokens) . (means of softmax); and [2, n_experts], the
+    experts' numbers of tokens and sums of softmax.
+    """
+    n_tokens, n_experts = logits.shape
+    p, counts = _softmax(logits.astype(np.float64)), np.bincount(chosen.reshape(-1), minlength=n_experts)
+    shares = counts / n_tokens
+    out = scale * n_experts / n_tokens * p * (shares - (p @ shares)[:, None])
+    return out.astype(np.float32), np.stack([counts, p.sum(0)]).astype(np.float32)
+
+
 def _softmax(x: Floats) -> Floats:
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)

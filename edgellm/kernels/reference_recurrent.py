@@ -18,12 +18,21 @@ def causal_conv(x: Floats, weight: Floats, state: Floats) -> tuple[Floats, Float
 
 
 def delta_rule(
-    x: Floats, decay: Floats, beta: Floats, rate: Floats, bias: Floats, state: Floats, n_key_heads: int, epsilon: float
+    x: Floats,
+    decay: Floats,
+    beta: Floats,
+    rate: Floats,
+    bias: Floats,
+    state: Floats,
+    n_key_heads: int,
+    epsilon: float,
+    n_neighbours: int = 1,
 ) -> tuple[Floats, Floats]:
     """The gated delta rule (Yang et al., 2024), token by token: what every head reads, and the next state.
 
     x:            [n_tokens, ...]: queries and keys of n_key_heads heads, then values; head h of values goes with head
-                  h % n_key_heads of keys. decay, beta: [n_tokens, n_heads], as logits. rate, bias: [n_heads].
+                  h // n_neighbours % n_key_heads of keys.
+    decay, beta:  [n_tokens, n_heads], as logits. rate, bias: [n_heads].
     state:        [n_heads, key_dim, value_dim].
     """
     n_heads, key_dim, value_dim = state.shape
@@ -33,7 +42,7 @@ def delta_rule(
         queries, keys = (row[i * n_keys : (i + 1) * n_keys].reshape(n_key_heads, key_dim) for i in (0, 1))
         values = row[2 * n_keys :].reshape(n_heads, value_dim)
         for head in range(n_heads):
-            q, k = (_of_length_one(rows[head % n_key_heads], epsilon) for rows in (queries, keys))
+            q, k = (_of_length_one(rows[head // n_neighbours % n_key_heads], epsilon) for rows in (queries, keys))
             kept = np.exp(rate[head] * np.logaddexp(0, decay[t, head].astype(np.float64) + bias[head]))
             state[head] *= kept
             wrong = (values[head] - k @ state[head]) / (1 + np.exp(-beta[t, head].astype(np.float64)))

@@ -104,6 +104,7 @@ _FAMILIES: dict[str, _Family] = {
     "gate": _Family("expert_rows"),
     "sum_expert_squares": _Family("expert_rows"),
     "route_backward": _Family("expert_gradients", options=_SCORING),
+    "balance_gradient": _Family("expert_gradients"),
     "sum_experts_backward": _Family("expert_gradients"),
     "gate_backward": _Family("expert_gradients"),
     "expert_bias_sum": _Family("expert_gradients"),

@@ -14,6 +14,7 @@ from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
 if TYPE_CHECKING:
     from edgellm.engine import Model
     from edgellm.formats.tensor import Tensor
+    from edgellm.graph.nodes.expert_gradients import Balance
 
 
 class FullLearner(ModelLearner):
@@ -21,6 +22,7 @@ class FullLearner(ModelLearner):
 
     freeze:  tensors that are not trained, by their names or the beginnings of these. Raises UsageError for one that no
              tensor has, and when nothing is left to train.
+    balance: a loss of routers; see `Balance`.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class FullLearner(ModelLearner):
         recompute: bool = False,
         in_bf16: bool = False,
         freeze: tuple[str, ...] = (),
+        balance: Balance | None = None,
     ) -> None:
         super().__init__(model, n_batch)
         try:
@@ -47,7 +50,7 @@ class FullLearner(ModelLearner):
                 trained = name in used and name not in frozen
                 tensors[name] = self.train(name, np.ascontiguousarray(tensor.dequantize())) if trained else tensor
             graphs = architecture_of(model.metadata).record(model.config, tensors)
-            self.prepare(graphs, recompute, in_bf16=in_bf16)
+            self.prepare(graphs, recompute, in_bf16=in_bf16, balance=balance)
         except BaseException:
             self.close()
             raise

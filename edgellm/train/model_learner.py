@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edgellm.arch import ModelGraphs
     from edgellm.engine import Model
+    from edgellm.graph.nodes.expert_gradients import Balance
 
 Weigh: TypeAlias = "Callable[[NDArray[np.float32]], NDArray[np.float32]]"
 
@@ -74,14 +75,16 @@ class ModelLearner:
         in_bf16: bool = False,
         n_virtual: int = 0,
         n_more: int = 0,
+        balance: Balance | None = None,
     ) -> None:
         """Make the programs, once all trained weights are known. The options are those of `GradientPasses`.
 
         n_more:  tokens for which passes have room beside those of documents.
         """
         self._passes = GradientPasses(
-            self.model._runner, graphs, self._sums, self.n_batch + n_more, recompute, transposed, in_bf16, n_virtual
-        )
+            self.model._runner, graphs, self._sums, self.n_batch + n_more, recompute, transposed, in_bf16, n_virtual,
+            balance,
+        )  # fmt: skip
         self._resources.callback(self._passes.close)
 
     def begin_pass(self, step: int, index: int) -> None:

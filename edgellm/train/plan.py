@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgellm.checks import number
 from edgellm.errors import UsageError
@@ -22,6 +22,9 @@ from edgellm.train.scaling import (
     Spent,
     worth_of,
 )
+
+if TYPE_CHECKING:
+    from edgellm.train.new.config import NewConfig
 
 ASSUMED_SHARE = 0.3  # of the speed of products: attention, norms, the optimizer and small matrices take the rest
 DEFAULT_VOCABULARY = 4096
@@ -53,7 +56,7 @@ class Outcome:
 
     n_tokens:   read in all. worth: of new text that would be as good, where some is read again.
     losses:     in nats per token, by the name of the law.
-    shape:      of such a size, and its true number of weights.
+    shape:      of such a size; its true number of weights, and of those that a token meets: fewer, if it has experts.
     """
 
     n_parameters: float
@@ -64,6 +67,7 @@ class Outcome:
     losses: dict[str, float]
     shape: Shape
     shape_parameters: int
+    active_parameters: int
 
     @property
     def tokens_per_weight(self) -> float:
@@ -104,14 +108,19 @@ def make_plan(
     hours: float | None = None,
     n_unique: float | None = None,
     n_vocab: int = DEFAULT_VOCABULARY,
+    shape: Shape | None = None,
 ) -> Plan:
     """A plan for what is given; all in whole units, hours in hours.
 
     n_unique:  tokens of the text at hand; a run that would read it more than GOOD_EPOCHS times is warned of. Alone, a
                run reads it that often.
+    shape:     of the very model that shall be trained, in place of n_parameters. Of one with experts, the weights that
+               a token meets count.
 
     Raises UsageError when nothing is given, and for numbers that no training has.
     """
+    if shape is not None:
+        n_parameters = shape.n_active_parameters(n_vocab)
     for name, value, most in (("params", n_parameters, 10**12), ("tokens", n_tokens, 10**15), ("hours", hours, 10**6)):
         if value is not None:
             number(name, value, LEAST_HOURS if name == "hours" else 1, most)
@@ -120,7 +129,7 @@ def make_plan(
             raise UsageError("nothing is known of the training; give one or two of --params, --tokens and --hours")
         n_tokens = GOOD_EPOCHS * n_unique
     spent = _completed(speed, n_parameters, n_tokens, hours)
-    asked = _outcome(spent, speed, n_unique, n_vocab)
+    asked = _outcome(spent, speed, n_unique, n_vocab, shape)
     best = _outcome(HOFFMANN.best(spent.flops), speed, n_unique, n_vocab)
     is_best = math.isclose(best.n_parameters, asked.n_parameters, rel_tol=0.01)
     notes = list(_notes(asked, hours, n_unique, n_vocab))
@@ -145,8 +154,8 @@ def _completed(speed: Speed, n_parameters: float | None, n_tokens: float | None,
     return Spent(HOFFMANN.parameters_for(n_tokens), n_tokens)
 
 
-def _outcome(spent: Spent, speed: Speed, n_unique: float | None, n_vocab: int) -> Outcome:
-    shape = shape_of_size(spent.n_parameters, n_vocab)
+def _outcome(spent: Spent, speed: Speed, n_unique: float | None, n_vocab: int, shape: Shape | None = None) -> Outcome:
+    shape = shape or shape_of_size(spent.n_parameters, n_vocab)
     worth = worth_of(spent.n_tokens, n_unique) if n_unique else spent.n_tokens
     # Kaplan's law counts no embeddings.
     in_layers = max(1.0, spent.n_parameters - n_vocab * shape.n_embd)
@@ -155,8 +164,8 @@ def _outcome(spent: Spent, speed: Speed, n_unique: float | None, n_vocab: int) -
         KAPLAN.name: KAPLAN.loss(Spent(in_layers, worth)),
     }
     hours = spent.flops / speed.flops / 3600
-    found = shape.n_parameters(n_vocab)
-    return Outcome(spent.n_parameters, spent.n_tokens, worth, spent.flops, hours, losses, shape, found)
+    found = shape.n_parameters(n_vocab), shape.n_active_parameters(n_vocab)
+    return Outcome(spent.n_parameters, spent.n_tokens, worth, spent.flops, hours, losses, shape, *found)
 
 
 def _notes(asked: Outcome, hours: float | None, n_unique: float | None, n_vocab: int) -> list[str]:
@@ -169,7 +178,12 @@ def _notes(asked: Outcome, hours: float | None, n_unique: float | None, n_vocab:
             "good as new text, and beyond that each time teaches less (Muennighoff et al. 2023): more text would help "
             "more than more time"
         )
-    if not 0.5 < asked.shape_parameters / asked.n_parameters < 2:
+    if asked.shape.n_experts:
+        notes.append(
+            "N are the weights that a token meets: they take the time. Both laws were fitted on models without "
+            "experts; the others let one with experts reach a lower loss than they say"
+        )
+    if not 0.5 < asked.active_parameters / asked.n_parameters < 2:
         notes.append(
             f"no usual shape with a vocabulary of {n_vocab:,} has about {asked.n_parameters:,.0f} weights; "
             "a smaller vocabulary (--vocab) allows for smaller models"
@@ -181,6 +195,14 @@ def _notes(asked: Outcome, hours: float | None, n_unique: float | None, n_vocab:
             "with a small vocabulary or a narrow text it is lower"
         )
     return notes
+
+
+def planned_tokens(config: NewConfig, n_unique: float | None) -> float | None:
+    """What a run with these settings reads, of a text of n_unique tokens; None when neither says how long it is."""
+    training = config.training
+    if training.steps is not None:
+        return float(training.steps * training.batch_size * training.accumulate * config.shape.n_ctx)
+    return None if n_unique is None else training.epochs * n_unique
 
 
 def shape_of_size(n_parameters: float, n_vocab: int) -> Shape:

@@ -123,6 +123,8 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "lfm2, biases": _family("Lfm2", conv_bias=True, conv_L_cache=5, block_multiple_of=32, full_attn_idxs=[1],
                             head_dim=...),
     "qwen35": (t.Qwen3_5ForCausalLM, t.Qwen3_5TextConfig, _DELTA),
+    "qwen35, attention in odd layers": (t.Qwen3_5ForCausalLM, t.Qwen3_5TextConfig, _DELTA | {
+        "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]}),
     "qwen35, shared keys, every other layer": (
         t.Qwen3_5ForCausalLM, t.Qwen3_5TextConfig, _DELTA | {
             "linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_value_head_dim": 16,

@@ -52,6 +52,10 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "lfm2moe": _mixture("Lfm2Moe", **_EXPERTS, num_dense_layers=1, num_hidden_layers=4, routed_scaling_factor=1.5,
                         tie_word_embeddings=True, head_dim=...,
                         layer_types=["conv", "full_attention", "conv", "conv"]),
+    "qwen3next": _mixture("Qwen3Next", **_EXPERTS, shared_expert_intermediate_size=80, num_hidden_layers=4,
+                          linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=16,
+                          linear_value_head_dim=16, rope_parameters={
+                              "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
     "qwen35moe": (t.Qwen3_5MoeForCausalLM, t.Qwen3_5MoeTextConfig, _EXPERTS | {
         "shared_expert_intermediate_size": 80, "num_hidden_layers": 4, "linear_num_key_heads": 1,
         "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "rope_parameters": {

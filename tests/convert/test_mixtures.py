@@ -166,6 +166,19 @@ def test_a_wrong_number_or_shape_of_experts(change: Change, says: str, tmp_path:
         ("deepseek v3", {"rope_interleave": False}),
         ("deepseek v2", {"topk_method": "noaux_tc"}),
         ("deepseek v2", {"qk_nope_head_dim": 17}),
+        (
+            "deepseek v2",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 8.0,
+                    "mscale": 0.7,
+                    "mscale_all_dim": 0.7,
+                    "attention_factor": 1.2,
+                }
+            },
+        ),
         ("ernie4_5-moe", {"moe_layer_interval": 2}),
         ("ernie4_5-moe", {"moe_layer_end_index": 1}),
     ],
@@ -178,6 +191,22 @@ def test_settings_that_cannot_be(family: str, changes: dict[str, Any], tmp_path:
         convert(tmp_path / "model", tmp_path / "out.gguf")
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_keys_mean_what_they_mean_to_llama_cpp(tmp_path: Path) -> None:
+    """Of DeepSeek 2's YaRN, the multiplier alone is said; of Ling 2's shared experts, the width of one."""
+    checkpoints.save("deepseek v2, groups", tmp_path / "deepseek")
+    checkpoints.save("bailingmoe2", tmp_path / "ling")
+    for name in ("deepseek", "ling"):
+        convert(tmp_path / name, tmp_path / f"{name}.gguf")
+    with GGUFFile.open(tmp_path / "deepseek.gguf") as file:
+        scaling = {key for key in file.metadata if ".rope.scaling." in key}
+        assert "deepseek2.rope.scaling.attn_factor" not in scaling
+        assert file.metadata["deepseek2.rope.scaling.yarn_log_multiplier"] == pytest.approx(0.07)
+    with GGUFFile.open(tmp_path / "ling.gguf") as file:
+        assert file.metadata["bailingmoe2.expert_shared_count"] == 2
+        assert file.metadata["bailingmoe2.expert_shared_feed_forward_length"] == 32
+        assert file.tensors["blk.1.ffn_up_shexp.weight"].shape == (64, 64)
 
 
 def test_layers_that_foresee_further_tokens_are_left_out_and_said(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from edgellm.arch import ARCHITECTURES
 from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.parts import Part, with_columns
-from edgellm.errors import UnsupportedError
-from edgellm.formats.gguf import GGUFFile
+from edgellm.errors import FormatError, UnsupportedError
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from edgellm.formats.tensor import Tensor
 from edgellm.quants import FORMATS
 
@@ -37,7 +37,7 @@ def saved(name: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["lfm2", "lfm2moe", "qwen35", "qwen35moe"])
+@pytest.mark.parametrize("name", ["lfm2", "lfm2moe", "qwen3next", "qwen35", "qwen35moe"])
 def test_names_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
     assert name in families.FAMILIES or name in mixtures.MIXTURES
     convert(saved(name, tmp_path / "model"), tmp_path / "model.gguf")
@@ -50,8 +50,8 @@ def test_names_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
         keys = {key.removeprefix(f"{name}.") for key in file.metadata if key.startswith(f"{name}.")}
     wanted = {"shortconv.l_cache"} if name.startswith("lfm2") else {
         "ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size",
-        "full_attention_interval", "rope.dimension_sections", "rope.dimension_count",
-    }  # fmt: skip
+        "full_attention_interval", "attention.recurrent_layers", "rope.dimension_count",
+    } | ({"rope.dimension_sections"} if name != "qwen3next" else set())  # fmt: skip
     assert wanted <= keys
 
 
@@ -78,12 +78,48 @@ def test_a_model_that_also_sees_and_foresees(tmp_path: Path) -> None:
         np.testing.assert_allclose(loaded.logits(ids), expected, atol=FLOAT32)
 
 
-def test_attention_in_odd_layers_is_refused(tmp_path: Path) -> None:
-    folder = saved("qwen35", tmp_path / "model")
-    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
-    checkpoints.edit_json(folder / "config.json", layer_types=kinds)
-    with pytest.raises(UnsupportedError, match="full_attention in every n-th layer"):
-        convert(folder, tmp_path / "model.gguf")
+def test_which_layers_are_recurrent_is_said_for_each(tmp_path: Path) -> None:
+    """As llama.cpp writes it, whose files then say the interval that is usual."""
+    folder = saved("qwen35, attention in odd layers", tmp_path / "model")
+    source = read_huggingface(folder)
+    said = [False, True, True, False]
+    assert source.metadata["qwen35.attention.recurrent_layers"] == said
+    configure = ARCHITECTURES["qwen35"].configure
+    assert configure({**source.metadata, "qwen35.full_attention_interval": 4}).recurrent.layers == tuple(said)
+    older = {key: value for key, value in source.metadata.items() if key != "qwen35.attention.recurrent_layers"}
+    assert configure({**older, "qwen35.full_attention_interval": 4}).recurrent.layers == (True, True, True, False)
+    with pytest.raises(FormatError, match=r"recurrent_layers is .*; expected a number, or a bool for each of 4 layers"):
+        configure({**source.metadata, "qwen35.attention.recurrent_layers": [True]})
+    source.close()
+    for kind in ("sliding_attention", ["linear_attention"]):
+        checkpoints.edit_json(folder / "config.json", layer_types=[kind] * 4)
+        with pytest.raises(UnsupportedError, match="edgellm runs linear_attention, full_attention"):
+            convert(folder, tmp_path / "model.gguf")
+
+
+def test_the_first_files_of_qwen_3_next(tmp_path: Path) -> None:
+    """They have what makes queries, keys, values and gates as the checkpoint has it, in one matrix."""
+    convert(saved("qwen3next", tmp_path / "model"), tmp_path / "model.gguf")
+    theirs = load_file(tmp_path / "model" / "model.safetensors")
+    f32, entries = FORMATS["F32"], []
+    with GGUFFile.open(tmp_path / "model.gguf") as file:
+        for name, tensor in file.tensors.items():
+            block, _, part = name.rpartition(".weight")[0].rpartition(".")
+            if part == "attn_qkv":
+                whole = theirs[block.replace("blk.", "model.layers.") + ".linear_attn.in_proj_qkvz.weight"]
+                entries.append((f"{block}.ssm_in.weight", whole.shape, f32, whole.view(np.uint8)))
+            elif part != "attn_gate":
+                entries.append((name, tensor.shape, tensor.format, tensor.raw))
+        GGUFWriter(tmp_path / "first.gguf", file.metadata, entries).write()
+    ids = list(range(2, 80))
+    found = []
+    for name in ("model.gguf", "first.gguf"):
+        with edgellm.load(tmp_path / name, n_threads=1, kv_type="f32", activations="f32") as loaded:
+            found.append(loaded.logits(ids))
+    np.testing.assert_array_equal(*found)
+    with torch.no_grad():
+        expected = checkpoints.load(tmp_path / "model").double()(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(found[0], expected, atol=FLOAT32)
 
 
 @pytest.mark.parametrize(("name", "has"), [("qwen35", True), (SHARED, False)])

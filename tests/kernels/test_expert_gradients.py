@@ -34,6 +34,10 @@ def of_chosen(chosen: np.ndarray, n_experts: int) -> dict[str, Any]:
     return {"chosen": padded, "chosen_stride": padded.shape[1], "n_experts": n_experts, "n_used": chosen.shape[1]}
 
 
+def _before_a_wall(x: np.ndarray) -> np.ndarray:
+    return before_a_wall(x.view(np.uint8)).view(np.float32)
+
+
 @pytest.mark.parametrize("how", [{k: v for k, v in how.items() if "group" not in k and k != "n_ranked"}
                                  for how in ROUTINGS], ids=str)  # fmt: skip
 @pytest.mark.parametrize("with_scales", [False, True])
@@ -54,6 +58,20 @@ def test_route_backward(compiled: Compiled, rng, how: dict[str, Any], with_scale
         scratch.check()
         want = twins.route_backward(logits, chosen, dy, scales=scales, **how)
         np.testing.assert_allclose(out.take(), want, rtol=1e-4, atol=1e-5)
+
+
+def test_balance_gradient(compiled: Compiled, rng) -> None:
+    for n_tokens, n_experts, n_used in [(1, 8, 2), (7, 40, 5), (300, 3, 1)]:
+        logits, scale = 2 * normal(rng, n_tokens, n_experts), np.array([0.7], np.float32)
+        chosen = experts_of(n_tokens, n_experts, n_used, rng)
+        out, seen, source = Output(n_tokens, n_experts), _before_a_wall(normal(rng, 2, n_experts)), rows(logits)
+        compiled._run(
+            "balance_gradient", records.BALANCE_GRADIENT, 1, n_tokens, logits=source, stride=source.shape[1],
+            scale=scale, seen=seen, out=out, **of_chosen(chosen, n_experts),
+        )  # fmt: skip
+        gradient, found = twins.balance_gradient(logits, chosen, 0.7)
+        np.testing.assert_allclose(out.take(), gradient, rtol=1e-4, atol=1e-6 / n_tokens)
+        np.testing.assert_allclose(seen, found, rtol=1e-5)
 
 
 def test_sum_experts_backward(compiled: Compiled, rng) -> None:

@@ -147,7 +147,7 @@ def test_mixtures_of_experts(neon: Compiled) -> None:
 
 def test_recurrent_layers(neon: Compiled) -> None:
     test_recurrent.test_causal_conv(neon, np.random.default_rng(9), 300, 4)
-    test_recurrent.test_delta_rule(neon, np.random.default_rng(9), 2, 4, 25, 80)
+    test_recurrent.test_delta_rule(neon, np.random.default_rng(9), 2, 4, 25, 80, 2)
     test_recurrent.test_gates(neon, np.random.default_rng(9), "sigmoid")
 
 

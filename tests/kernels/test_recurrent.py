@@ -106,17 +106,20 @@ def in_rows(flat: np.ndarray, n_heads: int, key_dim: int, value_dim: int) -> np.
 
 
 @pytest.mark.parametrize(
-    ("n_key_heads", "n_heads", "key_dim", "value_dim"), [(1, 1, 16, 16), (2, 4, 25, 80), (2, 2, 128, 128)]
+    ("n_key_heads", "n_heads", "key_dim", "value_dim", "n_neighbours"),
+    [(1, 1, 16, 16, 1), (2, 4, 25, 80, 1), (2, 2, 128, 128, 1), (2, 6, 25, 32, 3)],
 )
-def test_delta_rule(compiled: Compiled, rng, n_key_heads: int, n_heads: int, key_dim: int, value_dim: int) -> None:
+def test_delta_rule(
+    compiled: Compiled, rng, n_key_heads: int, n_heads: int, key_dim: int, value_dim: int, n_neighbours: int
+) -> None:
     def ruled(tasks):
         out, after, scratch = Output(len(x), n_heads * value_dim), states.copy(), Scratch(2 * 4 * key_dim)
         run(
             compiled, "delta_rule", kinds.DELTA_RULE, tasks, n_heads, states=after, state_bytes=after.strides[0],
             x=x_rows, stride=x_rows.shape[1], decay=decay_rows, decay_stride=decay_rows.shape[1], beta=beta_rows,
-            beta_stride=beta_rows.shape[1], rate=rate, bias=bias, n_key_heads=n_key_heads, n_heads=n_heads,
-            key_dim=key_dim, value_dim=value_dim, epsilon=1e-6, scale=key_dim**-0.5, out=out, out_stride=out.stride,
-            scratch=scratch, scratch_bytes=scratch.n_bytes,
+            beta_stride=beta_rows.shape[1], rate=rate, bias=bias, n_key_heads=n_key_heads,
+            n_neighbours=n_neighbours, n_heads=n_heads, key_dim=key_dim, value_dim=value_dim, epsilon=1e-6,
+            scale=key_dim**-0.5, out=out, out_stride=out.stride, scratch=scratch, scratch_bytes=scratch.n_bytes,
         )  # fmt: skip
         scratch.check()
         return out.take(), after
@@ -124,7 +127,7 @@ def test_delta_rule(compiled: Compiled, rng, n_key_heads: int, n_heads: int, key
     def expected(start: int, end: int, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         part = slice(start, end)
         found = reference.delta_rule(
-            x[part], decay[part], beta[part], rate, bias, in_rows(state, *shape), n_key_heads, 1e-6
+            x[part], decay[part], beta[part], rate, bias, in_rows(state, *shape), n_key_heads, 1e-6, n_neighbours
         )
         return found[0], in_blocks(found[1])
 
@@ -154,8 +157,8 @@ def test_damage_is_seen(compiled: Compiled, rng) -> None:
     run(
         compiled, "delta_rule", kinds.DELTA_RULE, [[(4, -1, 1)]], 1, states=states, state_bytes=1024, x=x_rows,
         stride=x_rows.shape[1], decay=decay_rows, decay_stride=16, beta=beta_rows, beta_stride=16, rate=-ones[0],
-        bias=ones[0], n_key_heads=1, n_heads=1, key_dim=16, value_dim=16, epsilon=1e-6, scale=0.25, out=out,
-        out_stride=16, scratch=scratch, scratch_bytes=scratch.n_bytes,
+        bias=ones[0], n_key_heads=1, n_neighbours=1, n_heads=1, key_dim=16, value_dim=16, epsilon=1e-6, scale=0.25,
+        out=out, out_stride=16, scratch=scratch, scratch_bytes=scratch.n_bytes,
     )  # fmt: skip
     assert np.isnan(out.take()).any(1).tolist() == [False, True, True, True]
 

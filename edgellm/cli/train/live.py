@@ -10,7 +10,7 @@ from edgellm.cli.progress import Progress
 if TYPE_CHECKING:
     from edgellm.train.loop import Step
 
-_FIGURES = ("reward", "accuracy", "margin")  # those that say most
+_FIGURES = ("reward", "accuracy", "margin", "busiest_expert")  # those that say most
 _NEW = 0.1  # of the newest loss in the one that is shown, so that it can be read
 
 
@@ -46,7 +46,7 @@ class Live:
 
     def _words(self, step: Step) -> str:
         words = [] if self._loss is None else [f"loss {self._loss:.4f}"]
-        words += [f"{name} {step.figures[name]:.3f}" for name in _FIGURES if name in step.figures]
+        words += [f"{name.replace('_', ' ')} {step.figures[name]:.3f}" for name in _FIGURES if name in step.figures]
         if step.tokens_per_second is not None:
             words.append(f"{step.tokens_per_second:.0f} tok/s")
         if step.seconds_left is not None:

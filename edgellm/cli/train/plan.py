@@ -14,6 +14,7 @@ from edgellm.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from edgellm.measure.products import Products
+    from edgellm.train.new.config import NewConfig
     from edgellm.train.new.counting import Counted
     from edgellm.train.plan import Outcome, Plan, Speed
 
@@ -37,6 +38,8 @@ def _amount_option(flag: str, name: str, text: str) -> Any:
 
 
 @click.command("plan")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Settings of `edgellm train new`: what that model takes, with its text and steps.")  # fmt: skip
 @_amount_option("--params", "params", "Weights of the model: 3M, 1.5B, ...")
 @_amount_option("--tokens", "tokens", "Tokens that it is trained on, repetitions included.")
 @_amount_option("--hours", "hours", "Time that there is.")
@@ -44,11 +47,12 @@ def _amount_option(flag: str, name: str, text: str) -> Any:
               help="The text, whose tokens are counted; a file or a folder, may stand several times.")  # fmt: skip
 @_amount_option("--vocab", "vocab", "Tokens of the vocabulary.  [default: 4096]")
 @_amount_option("--model-speed", "model_speed",
-                "Tokens a second that a model of --params was seen to train at; nothing is measured then.")  # fmt: skip
+                "Tokens a second that the model of --params or --config trained at; nothing is measured.")  # fmt: skip
 @_amount_option("--share", "share", "The share of the speed of products that training has.  [default: 0.3, assumed]")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
+    config_file: Path | None,
     params: float | None,
     tokens: float | None,
     hours: float | None,
@@ -68,16 +72,22 @@ def command(
       edgellm train plan --hours 2
       edgellm train plan --params 3M --data shakespeare.txt
       edgellm train plan --params 10M --hours 8 --model-speed 4000
+      edgellm train plan --config new.yaml
     """
     from edgellm.cli.progress import Progress
     from edgellm.train.new.counting import count_tokens
     from edgellm.train.new.texts import TextFiles
     from edgellm.train.new.vocabulary import END, MOST_TOKENS
-    from edgellm.train.plan import DEFAULT_VOCABULARY, make_plan
+    from edgellm.train.plan import DEFAULT_VOCABULARY, make_plan, planned_tokens
 
-    n_vocab = round(vocab or DEFAULT_VOCABULARY)
+    config = _config(config_file, params, vocab) if config_file else None
+    if config is not None:
+        vocab = config.tokenizer.most_tokens
+        data = data or tuple(Path(name).expanduser() for name in config.data)
+        params = config.shape.n_active_parameters(config.tokenizer.most_tokens)
+    n_vocab, name = round(vocab or DEFAULT_VOCABULARY), f"{config_file}: n_vocab" if config else "--vocab"
     if not 257 <= n_vocab <= MOST_TOKENS:
-        raise UsageError(f"--vocab is {n_vocab}; expected from 257, all bytes and the end of a text, to {MOST_TOKENS}")
+        raise UsageError(f"{name} is {n_vocab}; expected from 257, all bytes and the end of a text, to {MOST_TOKENS}")
     if share is not None and share > 1:
         raise UsageError(f"--share is {share:g}; expected a share of at most 1")
     counted = None
@@ -87,6 +97,8 @@ def command(
         if not (params or tokens or hours or counted):
             raise UsageError("nothing is known of the training; give one or two of --params, --tokens and --hours")
         speed, products = _speed(params, model_speed, share, n_threads)
+    if config is not None and not (tokens or hours):
+        tokens = planned_tokens(config, counted.n_tokens if counted else None)
     plan = make_plan(
         speed,
         n_parameters=params,
@@ -94,6 +106,7 @@ def command(
         hours=hours,
         n_unique=counted.n_tokens if counted else None,
         n_vocab=n_vocab,
+        shape=config.shape if config else None,
     )
     if as_json:
         import json
@@ -105,6 +118,15 @@ def command(
         click.echo(f"{name:<16}{line}".rstrip())
 
 
+def _config(path: Path, params: float | None, vocab: float | None) -> NewConfig:
+    from edgellm.train.new.config import NewConfig
+
+    for option, value in (("--params", params), ("--vocab", vocab)):
+        if value is not None:
+            raise UsageError(f"{option} is {value:,.0f}, and --config says it too; choose one")
+    return NewConfig.read(path)
+
+
 def _speed(
     params: float | None, model_speed: float | None, share: float | None, n_threads: int | None
 ) -> tuple[Speed, Products | None]:
@@ -114,7 +136,9 @@ def _speed(
 
     if model_speed is not None:
         if params is None:
-            raise UsageError("--model-speed needs --params: how large the model is that trains at this speed")
+            raise UsageError(
+                "--model-speed needs --params or --config: how large the model is that trains at this speed"
+            )
         if share is not None:
             raise UsageError("--share says what to make of a measured speed, and --model-speed gives one; choose one")
         return Speed(FLOPS_PER_WEIGHT * params * model_speed), None
@@ -165,9 +189,10 @@ def _outcome(name: str, outcome: Outcome) -> Iterator[tuple[str, str]]:
     run = f"{_of(outcome.n_parameters, 'weights')}, {_of(outcome.n_tokens, 'tokens')}, {_time(outcome.hours)}"
     yield name, run + f" ({outcome.flops:.2g} operations)"
     yield "loss per token", losses
-    names = ("n_layers", "n_embd", "n_heads", "n_ff")
-    numbers = ", ".join(f"{name}: {getattr(shape, name)}" for name in names)
-    yield "shape", f"{numbers} ({_of(outcome.shape_parameters, 'weights')})"
+    names = ("n_layers", "n_embd", "n_heads", "n_ff", "n_experts", "n_experts_used", "n_expert_ff")
+    numbers = ", ".join(f"{name}: {found}" for name in names if (found := getattr(shape, name)) is not None)
+    active = f", {_of(outcome.active_parameters, 'of them for each token')}" if shape.n_experts else ""
+    yield "shape", f"{numbers} ({_of(outcome.shape_parameters, 'weights')}{active})"
 
 
 def _of(number: float, unit: str) -> str:

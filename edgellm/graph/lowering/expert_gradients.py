@@ -6,6 +6,7 @@ from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.lowering.experts import of_chosen, sorted_pairs
 from edgellm.graph.lowering.gradients import SUM_COLS, memory_of
 from edgellm.graph.nodes.expert_gradients import (
+    BalanceGradient,
     ExpertBiasSum,
     ExpertLinearTransposed,
     ExpertOuterSum,
@@ -42,6 +43,24 @@ def lower_route_backward(low: Lowering, node: RouteBackward) -> None:
         dy=dy,
         dy_stride=dy.stride,
         out=out,
+    )
+
+
+@rule(BalanceGradient)
+def lower_balance_gradient(low: Lowering, node: BalanceGradient) -> None:
+    logits, chosen, out = low.read(node.logits), low.read(node.chosen), low.make(node)
+    low.add(
+        "balance_gradient",
+        records.BALANCE_GRADIENT,
+        Chunks("tokens", 1 << 30),
+        [logits, chosen],
+        [out, memory_of(node.seen)],
+        logits=logits,
+        stride=logits.stride,
+        scale=node.scale,
+        seen=node.seen,
+        out=out,
+        **of_chosen(chosen, logits.width, chosen.width),
     )
 
 

@@ -70,6 +70,7 @@ def lower_delta_rule(low: Lowering, node: DeltaRule) -> None:
         rate=low.floats(node.rate),
         bias=low.floats(node.bias),
         n_key_heads=node.n_key_heads,
+        n_neighbours=node.n_heads // node.n_key_heads if node.is_grouped else 1,
         n_heads=node.n_heads,
         key_dim=node.key_dim,
         value_dim=node.value_dim,

@@ -69,10 +69,10 @@ class Route(Node):
             raise UnsupportedError(f"training scales of experts is not built yet ({self.scales.name}); freeze them")
         if b.needs(self.logits):
             chosen, _ = map(b.value, b.forward.all_made_by(self))
-            b.add(
-                self.logits,
-                b.graph.record(RouteBackward(b.value(self.logits), chosen, grad, self.scales, self.routing)),
-            )
+            logits = b.value(self.logits)
+            b.add(self.logits, b.graph.record(RouteBackward(logits, chosen, grad, self.scales, self.routing)))
+            if b.balance is not None:
+                b.add(self.logits, b.balance.gradient(logits, chosen))
 
 
 @dataclass(eq=False, repr=False)

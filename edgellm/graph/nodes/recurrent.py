@@ -37,7 +37,7 @@ class DeltaRule(Node):
     Queries and keys are made to have length 1. kept is e**(rate * softplus(decay + bias)), beta a logistic.
 
     x:            queries and keys of n_key_heads heads, then values of n_heads; head h of values goes with head
-                  h % n_key_heads of keys.
+                  h % n_key_heads of keys, or those of one are neighbours (is_grouped).
     decay, beta:  [n_heads], logits. rate, bias: [n_heads]; rates are below 0.
     """
 
@@ -49,6 +49,7 @@ class DeltaRule(Node):
     n_key_heads: int
     key_dim: int
     epsilon: float
+    is_grouped: bool = False
 
     @property
     def n_heads(self) -> int:
@@ -73,10 +74,10 @@ def causal_conv(x: Value, weight: Tensor, name: str = "") -> Value:
 
 def delta_rule(
     x: Value, decay: Value, beta: Value, rate: Tensor, bias: Tensor, n_key_heads: int, key_dim: int,
-    epsilon: float, name: str = "",
+    epsilon: float, name: str = "", is_grouped: bool = False,
 ) -> Value:  # fmt: skip
     """Raises UsageError for heads that do not fit."""
-    node = DeltaRule(x, decay, beta, rate, bias, n_key_heads, key_dim, epsilon)
+    node = DeltaRule(x, decay, beta, rate, bias, n_key_heads, key_dim, epsilon, is_grouped)
     if node.width <= 0 or node.width % node.n_heads or node.n_heads % n_key_heads:
         raise UsageError(
             f"{node.n_heads} heads of values, {node.width} wide, do not fit {n_key_heads} heads of {key_dim} dimensions"

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from edgellm.kernels.expert_gradient_records import (
+    BALANCE_GRADIENT,
     EXPERT_BIAS_SUM,
     GATE_BACKWARD,
     ROUTE_BACKWARD,
@@ -84,6 +85,42 @@ def build_route_backward(isa, scoring):
                     store(out + at, score * (gradient - products))
 
     return route_backward
+
+
+def build_balance_gradient(isa):
+    """By the logits, of the loss for equally many tokens of each expert; in one chunk, for it takes microseconds.
+
+    scale * n_experts / T * p (F - F . p) for each of T tokens with softmax p; F are shares of tokens.
+    """
+    op_at, expert_of = record_viewer(BALANCE_GRADIENT), expert_finder(isa)
+    words, softmax = memory(isa), score_words(isa).softmax
+    load, store, clear, add = words.load_f32, words.store_f32, words.clear_f32, words.add_f32
+    dot = staged(isa, "f32", "i64", "i64", "i64")(_dot)
+
+    @staged(isa, "void", "i64", "i64", "f32", "f32", "i64")
+    def differences(v, p, counts, mean, by, n):
+        def part(i: Value, lanes: int) -> None:
+            own = v.f32(p + i * 4, lanes)
+            v.store(p + i * 4, own * (v.f32(counts + i * 4, lanes) - mean) * by)
+
+        v.elements(n, ROW_ALIGN, part)
+
+    def balance_gradient(record, chunk, thread):
+        op = op_at(record)
+        n, n_tokens = op.n_experts, op.batch.n_tokens
+        counts, sums = op.seen, op.seen + n * 4
+        clear(op.seen, 2 * n)
+        for pair in range(n_tokens * op.n_used):
+            at = counts + expert_of(op, pair) * 4
+            store(at, load(at) + np.float32(1))
+        by = np.float32(load(op.scale) * n / np.float32(n_tokens) / np.float32(n_tokens))
+        for token in range(n_tokens):
+            p = op.out + token * op.stride * 4
+            softmax(op.logits + token * op.stride * 4, p, n)
+            add(sums, p, sums, n)
+            differences(p, counts, dot(counts, p, n), by, n)
+
+    return balance_gradient
 
 
 def _dot(v, a, b, n):

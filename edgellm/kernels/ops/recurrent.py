@@ -161,7 +161,7 @@ def build_delta_rule(isa):
         text, head = text_at(op.texts + chunk // op.n_heads * _TEXT_BYTES), chunk % op.n_heads
         q = op.scratch + thread * op.scratch_bytes
         k = q + op.key_dim * 4
-        key_head = head % op.n_key_heads * op.key_dim
+        key_head = head // op.n_neighbours % op.n_key_heads * op.key_dim
         n_state = op.key_dim * op.value_dim
         rate, bias = load(op.rate + head * 4), load(op.bias + head * 4)
         scale = np.float32(op.scale)

@@ -1,6 +1,7 @@
 """What `edgellm train new` is asked for, as one YAML file of `name: value` lines.
 
 n_layers, n_embd, ...       the shape: `shape.ShapeSettings`
+router_aux_loss_coef        of experts: `RouterSettings`
 tokenizer, n_vocab, ...     `vocabulary.TokenizerSettings`
 separator                   between documents: `DataSettings`
 learning_rate, steps, ...   how it learns: `edgellm.train.config.TrainConfig`
@@ -14,13 +15,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from edgellm.checks import take, text, wrong
+from edgellm.checks import number, take, text, wrong
 from edgellm.errors import UsageError, shown
 from edgellm.train.config import TrainConfig
 from edgellm.train.new.defaults import DEFAULTS
 from edgellm.train.new.shape import Shape, ShapeSettings
 from edgellm.train.new.vocabulary import END, TokenizerSettings
 from edgellm.train.settings import as_settings, made, read_settings
+
+USUAL_COEFFICIENT = 0.01  # of Fedus et al. (2021)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,21 @@ class DataSettings:
         take(self, "separator", _separator)
 
 
-KINDS = (ShapeSettings, TokenizerSettings, DataSettings, TrainConfig)
+@dataclass(frozen=True)
+class RouterSettings:
+    """How routers are trained.
+
+    router_aux_loss_coef:  by what the loss of routers is multiplied before it is added to that of the text; 0 leaves
+                           it out, and usual is 0.01. None is that of a model without experts.
+    """
+
+    router_aux_loss_coef: float | None = None
+
+    def __post_init__(self) -> None:
+        take(self, "router_aux_loss_coef", number, 0, optional=True)
+
+
+KINDS = (ShapeSettings, RouterSettings, TokenizerSettings, DataSettings, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class NewConfig:
     """All settings of a new model. data: files of text, or folders with .txt files."""
 
     shape: Shape = field(default_factory=lambda: ShapeSettings().shape())
+    router: RouterSettings = field(default_factory=RouterSettings)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     documents: DataSettings = field(default_factory=DataSettings)
     training: TrainConfig = field(default_factory=lambda: TrainConfig(**DEFAULTS))
@@ -57,8 +75,10 @@ class NewConfig:
             if name not in known:
                 raise UsageError(f"{shown(name)} is no setting of a new model; there are {', '.join(known)}")
         all_settings = DEFAULTS | dict(settings)
+        shape = made(ShapeSettings, all_settings).shape()
         return cls(
-            made(ShapeSettings, all_settings).shape(),
+            shape,
+            _router(made(RouterSettings, all_settings), shape),
             made(TokenizerSettings, all_settings),
             made(DataSettings, all_settings),
             made(TrainConfig, all_settings),
@@ -79,7 +99,17 @@ class NewConfig:
 
     def settings(self) -> dict[str, Any]:
         """All that is in effect, by name, as `read` takes it."""
-        return as_settings(self.shape, self.tokenizer, self.documents, self.training) | {"data": list(self.data)}
+        return as_settings(self.shape, self.router, self.tokenizer, self.documents, self.training) | {
+            "data": list(self.data)
+        }
+
+
+def _router(router: RouterSettings, shape: Shape) -> RouterSettings:
+    """With what is usual for the shape in place of None."""
+    name, given = "router_aux_loss_coef", router.router_aux_loss_coef
+    if given is not None and shape.n_experts is None:
+        raise UsageError(f"{name} is {given:g}, and the model has no experts; expected n_experts too", parameter=name)
+    return RouterSettings(USUAL_COEFFICIENT) if given is None and shape.n_experts else router
 
 
 def _separator(name: str, value: Any) -> str:

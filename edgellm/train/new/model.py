@@ -30,7 +30,7 @@ from edgellm.train.new.vocabulary import NewVocabulary
 
 DEVIATION = 0.02
 ALL_F32 = 0  # `general.file_type`
-_ADDED = ("attn_output.weight", "ffn_down.weight")
+_ADDED = ("attn_output.weight", "ffn_down.weight", "ffn_down_exps.weight")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from edgellm.engine import load
+from edgellm.engine import Model, load
 from edgellm.engine.block_table import blocks_for
 from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.files import refuse_target
@@ -23,6 +24,7 @@ from edgellm.train.model_learner import DEFAULT_BATCH
 from edgellm.train.new.config import NewConfig
 from edgellm.train.new.corpus import Corpus, WindowBatches, encode_corpus
 from edgellm.train.new.model import NewModel, new_model
+from edgellm.train.new.routers import RouterLearner
 from edgellm.train.new.shape import Shape
 from edgellm.train.new.texts import TextFiles
 from edgellm.train.new.vocabulary import learn_vocabulary
@@ -39,6 +41,7 @@ class Prepared:
     """What is needed to train a model from nothing. notes: what a person should know."""
 
     model: NewModel
+    shape: Shape
     corpus: Corpus
     notes: list[str] = field(default_factory=list)
 
@@ -48,11 +51,17 @@ class Prepared:
         per_token = corpus.n_bytes / corpus.n_tokens
         documents = "1 document" if corpus.n_documents == 1 else f"{corpus.n_documents:,} documents"
         return [
-            f"model: {self.model.n_parameters:,} weights, a vocabulary of {n_vocab:,} tokens",
+            f"model: {self.model.n_parameters:,} weights{self._active()}, a vocabulary of {n_vocab:,} tokens",
             f"text: {documents}, {corpus.n_tokens:,} tokens of {per_token:.2f} bytes; "
             f"{len(corpus.validation.ids):,} of them for validation",
             *self.notes,
         ]
+
+    def _active(self) -> str:
+        if self.shape.n_experts is None:
+            return ""
+        n_active = self.shape.n_active_parameters(len(self.model.metadata["tokenizer.ggml.tokens"]))
+        return f", {n_active:,} of them for each token ({self.shape.n_experts_used} of {self.shape.n_experts} experts)"
 
 
 def prepare(config: NewConfig, target: Path, progress: Progress | None = None) -> Prepared:
@@ -87,7 +96,7 @@ def prepare(config: NewConfig, target: Path, progress: Progress | None = None) -
     if text.n_bytes > config.tokenizer.sample_bytes and config.tokenizer.tokenizer != "bytes":
         learnt = size_text(config.tokenizer.sample_bytes)
         notes.append(f"tokens were learnt from about {learnt} of the {size_text(text.n_bytes)} of text (sample_bytes)")
-    return Prepared(model, corpus, notes)
+    return Prepared(model, config.shape, corpus, notes)
 
 
 def train_new(
@@ -116,7 +125,7 @@ def train_new(
     told(prepared)
     model, corpus, training = prepared.model, prepared.corpus, config.training
     n_ctx = config.shape.n_ctx
-    n_windows = max(1, DEFAULT_BATCH // (blocks_for(n_ctx) * KV_BLOCK))  # of a pass: each has blocks of its own
+    n_windows = windows_at_once(n_ctx)
     n_batch = n_windows * n_ctx
     batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_windows, training.seed)
     digests = {"data_digest": _digest(corpus)} if folder else {}
@@ -129,17 +138,27 @@ def train_new(
         model.weights.clear()  # the learner has its own
         with (
             load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations=activations) as loaded,
-            closing(FullLearner(loaded, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16)) as learner,
+            closing(_learner(config, loaded, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16)) as learner,
         ):
             summary = session.train(learner, batches, training, callback or (lambda step: None))
             replace(model, weights=learner.parameters).write(target)
     return summary
 
 
+def windows_at_once(n_ctx: int) -> int:
+    """How many windows go through the model together: each has blocks of the cache of its own."""
+    return max(1, DEFAULT_BATCH // (blocks_for(n_ctx) * KV_BLOCK))
+
+
+def _learner(config: NewConfig, model: Model, **options: Any) -> FullLearner:
+    coefficient = config.router.router_aux_loss_coef
+    return FullLearner(model, **options) if coefficient is None else RouterLearner(model, coefficient, **options)
+
+
 def _notes_on_widths(shape: Shape) -> list[str]:
     return [
         f"{name} is {width}, no multiple of {QUANTIZED_COLUMNS}: such matrices cannot be quantized and stay floats"
-        for name, width in (("n_embd", shape.n_embd), ("n_ff", shape.n_ff))
+        for name, width in (("n_embd", shape.n_embd), shape.inner_width)
         if width % QUANTIZED_COLUMNS
     ]
 

@@ -72,6 +72,11 @@ class TokenizerSettings:
         roles = len(_SPM_ROLES) if self.tokenizer == "sentencepiece" else 1
         return roles + len(self.special_tokens) + 256
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that there are in the end, of a text that has enough for all."""
+        return self.n_fixed if self.tokenizer == "bytes" else self.n_vocab
+
 
 @dataclass(frozen=True)
 class NewVocabulary:

@@ -11,6 +11,7 @@ import pytest
 from edgellm.cli import main
 from edgellm.measure import products
 from edgellm.measure.products import Products
+from edgellm.train.new.config import NewConfig
 
 ORDINARY = resources.files("edgellm.evaluate") / "ordinary.txt"
 
@@ -68,12 +69,36 @@ def test_numbers_are_read_as_people_write_them(capsys: pytest.CaptureFixture[str
         (["--hours", "1", "--vocab", "10"],
          "--vocab is 10; expected from 257, all bytes and the end of a text, to 262144"),
         (["--hours", "1", "--model-speed", "10"],
-         "--model-speed needs --params: how large the model is that trains at this speed"),
+         "--model-speed needs --params or --config: how large the model is that trains at this speed"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "plan", *words]) == 2
     assert capsys.readouterr() == ("", f"edgellm: error: {line}\n")
+
+
+def test_a_config_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.yaml"
+    path.write_text("n_layers: 4\nn_embd: 128\nn_experts: 8\nn_vocab: 512\nsteps: 1000\nn_ctx: 64\n", "utf-8")
+    out = printed(capsys, "--config", str(path))
+    shape = NewConfig.read(path).shape
+    total, active = shape.n_parameters(512), shape.n_active_parameters(512)
+    assert total - active == 4 * 6 * 3 * 128 * 192  # layers, experts that a token has not, matrices and their sizes
+    assert f"plan            {active:,.0f} weights, 1.02 million tokens" in out
+    assert "n_layers: 4, n_embd: 128, n_heads: 4, n_experts: 8, n_experts_used: 2, n_expert_ff: 192" in out
+    assert f"({total / 1e6:.3g} million weights, {active:,} of them for each token)" in out
+    assert "N are the weights that a token meets" in out
+    found = json.loads(printed(capsys, "--config", str(path), "--hours", "1", "--json"))["asked"]
+    assert (found["shape_parameters"], found["active_parameters"], found["hours"]) == (total, active, pytest.approx(1))
+    for words, line in [
+        (["--params", "1M"], "--params is 1,000,000, and --config says it too; choose one"),
+        (["--vocab", "300"], "--vocab is 300, and --config says it too; choose one"),
+    ]:
+        assert main(["train", "plan", "--config", str(path), *words]) == 2
+        assert line in capsys.readouterr().err
+    path.write_text("n_expert: 8\n", "utf-8")
+    assert main(["train", "plan", "--config", str(path)]) == 2
+    assert "'n_expert' is no setting; did you mean n_experts?" in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

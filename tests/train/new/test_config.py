@@ -28,6 +28,15 @@ def test_what_is_left_out_is_as_usual(tmp_path: Path) -> None:
     assert NewConfig.of({}) == NewConfig()
 
 
+def test_experts_are_trained_with_a_loss_of_routers(tmp_path: Path) -> None:
+    assert NewConfig().router.router_aux_loss_coef is None
+    assert read(tmp_path, "n_experts: 4").router.router_aux_loss_coef == 0.01
+    config = read(tmp_path, "n_experts: 4\nn_experts_used: 1\nn_expert_ff: 32\nrouter_aux_loss_coef: 0\ndata: a.txt")
+    assert config.router.router_aux_loss_coef == 0 and config.shape.n_experts == 4 and config.shape.n_ff is None
+    write_settings(tmp_path / "out.yaml", config.settings())
+    assert NewConfig.read(tmp_path / "out.yaml") == config
+
+
 def test_json_is_yaml_too(tmp_path: Path) -> None:
     config = read(tmp_path, '{"n_embd": 64, "special_tokens": ["<a>"], "data": "text.txt"}')
     assert config.shape.n_embd == 64 and config.tokenizer.special_tokens == ("<a>",) and config.data == ("text.txt",)
@@ -63,6 +72,10 @@ def test_there_are_examples() -> None:
         ("n_embd: 64\nn_embd: 64", "line 2: n_embd stands there twice"),
         ("n_embd: 64\nn_ctx: many", "line 2: n_ctx is 'many'; expected a whole number"),
         ("n_embd: 64\nn_heads: 5", "n_heads is 5; expected a number that cuts n_embd 64 into heads of an even width"),
+        ("n_expert: 4", "line 1: 'n_expert' is no setting; did you mean n_experts?"),
+        ("n_experts: 2\nn_experts_used: 4", "n_experts_used is 4; expected a number up to n_experts 2"),
+        ("router_aux_loss_coef: 0.1", "router_aux_loss_coef is 0.1, and the model has no experts; expected n_experts"),
+        ("router_aux_loss_coef: -1", "line 1: router_aux_loss_coef is -1.0; expected a number of at least 0"),
         ("model: smollm2-135m", "'model' is no setting of a new model; there are n_layers, "),
         ("separator: '  '", "line 1: separator is ' '; expected a text that is not only white space"),
         ("tokenizer: unigram", "line 1: tokenizer is 'unigram'; expected one of bpe, sentencepiece, bytes"),

@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import edgellm
+from edgellm.convert.quantize import quantize_file
 from edgellm.errors import FileProblem, TemplateError
 from edgellm.train.new.model import NewModel, first_weights, new_model
-from edgellm.train.new.shape import ShapeSettings
+from edgellm.train.new.shape import Shape, ShapeSettings
 from edgellm.train.new.vocabulary import KINDS, TokenizerSettings, learn_vocabulary
 
 from .llama import as_transformers
@@ -26,13 +27,19 @@ ORDINARY = (resources.files("edgellm.evaluate") / "ordinary.txt").read_text("utf
 SHAPE = ShapeSettings(n_layers=2, n_embd=64, n_heads=4, n_kv_heads=2, n_ff=100, n_ctx=64).shape()
 
 
-def made(kind: str = "bpe", tied: bool = True, **settings: Any) -> NewModel:
+MIXTURE = ShapeSettings(n_layers=2, n_embd=64, n_heads=4, n_kv_heads=2, n_ctx=64, n_experts=4, n_expert_ff=32).shape()
+
+
+def made(kind: str = "bpe", tied: bool = True, shape: Shape = SHAPE, **settings: Any) -> NewModel:
     vocabulary = learn_vocabulary(TokenizerSettings(kind, 400, **settings), [ORDINARY])
-    return new_model("made", replace(SHAPE, tied_embeddings=tied), vocabulary, seed=1)
+    return new_model("made", replace(shape, tied_embeddings=tied), vocabulary, seed=1)
 
 
 def test_first_weights_are_drawn_as_said() -> None:
-    weights = first_weights(ShapeSettings(n_layers=8, n_embd=256, tied_embeddings=False).shape(), 1000, seed=5)
+    settings = ShapeSettings(n_layers=8, n_embd=256, tied_embeddings=False)
+    dense, mixed = (replace(settings, n_experts=n).shape() for n in (None, 8))
+    weights = first_weights(mixed, 1000, seed=5) | first_weights(dense, 1000, seed=5)
+    assert {"blk.0.ffn_down.weight", "blk.0.ffn_down_exps.weight", "blk.0.ffn_gate_inp.weight"} <= weights.keys()
     assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in weights.values())
     for name, x in weights.items():
         if x.ndim == 1:
@@ -40,7 +47,8 @@ def test_first_weights_are_drawn_as_said() -> None:
             continue
         is_added = "attn_output" in name or "ffn_down" in name
         expected = 0.02 / math.sqrt(16) if is_added else 0.02
-        assert abs(x.std() / expected - 1) < 0.02 and abs(x.mean()) < 0.02 * expected, name
+        few = 0.1 if "gate_inp" in name else 0.02  # a router has few numbers
+        assert abs(x.std() / expected - 1) < few and abs(x.mean()) < few * expected, name
 
 
 def test_the_seed_decides_and_no_other_tensor_does() -> None:
@@ -66,6 +74,25 @@ def test_a_new_file_runs_and_computes_what_llama_does(kind: str, tied: bool, tmp
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0].numpy()
     assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max() + 1e-6
+
+
+def test_a_model_with_experts_runs_at_once_and_is_quantized(tmp_path: Path) -> None:
+    """As transformers computes it; routers stay floats, and it chats."""
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    model = made(shape=MIXTURE, chat_template=template)
+    model.write(tmp_path / "new.gguf")
+    theirs = as_transformers(model, MIXTURE)
+    ids = [3, 200, 17, 5, 399, 80]
+    with edgellm.load(tmp_path / "new.gguf", activations="f32", kv_type="f32", n_threads=1) as loaded:
+        ours = np.asarray(loaded.logits(ids))
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max() + 1e-6
+    quantize_file(tmp_path / "new.gguf", tmp_path / "small.gguf", "Q4_0")
+    with edgellm.load(tmp_path / "small.gguf", n_threads=1) as loaded:
+        formats = {name.split(".", 2)[-1]: tensor.format.name for name, tensor in loaded._runner.tensors.items()}
+        assert formats["ffn_gate_inp.weight"] == "F32" and formats["ffn_gate_exps.weight"] == "Q4_0"
+        assert isinstance("".join(loaded.chat([{"role": "user", "content": "Hi"}], max_tokens=3)), str)
 
 
 def test_other_programs_read_the_file(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MixtralForCausalLM
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 import edgellm
 from edgellm.errors import MemoryLimitError, UsageError
@@ -18,9 +19,9 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.train.documents import Documents
 from edgellm.train.loop import Step
 from edgellm.train.new import run
-from edgellm.train.new.config import NewConfig
+from edgellm.train.new.config import NewConfig, RouterSettings
 from edgellm.train.new.corpus import WindowBatches
-from edgellm.train.new.run import prepare, train_new
+from edgellm.train.new.run import prepare, train_new, windows_at_once
 from edgellm.train.schedule import learning_rate
 
 from .llama import as_transformers
@@ -82,6 +83,14 @@ def test_what_cannot_be_is_refused(config: NewConfig, tmp_path: Path, monkeypatc
         prepare(config, tmp_path / "out.gguf")
 
 
+def test_what_a_token_meets_is_said(config: NewConfig, tmp_path: Path) -> None:
+    shape = NewConfig.of({"n_layers": 2, "n_embd": 64, "n_ctx": 16, "n_experts": 4, "n_expert_ff": 33}).shape
+    prepared = prepare(replace(config, shape=shape), tmp_path / "out.gguf")
+    n, active = shape.n_parameters(300), shape.n_active_parameters(300)
+    assert prepared.about()[0].startswith(f"model: {n:,} weights, {active:,} of them for each token (2 of 4 experts), ")
+    assert [note.split(",")[0] for note in prepared.notes] == ["n_expert_ff is 33"]
+
+
 SMALL = {"n_layers": 1, "n_embd": 32, "n_ctx": 16, "tokenizer": "bytes", "validation": 4, "batch_size": 8,
          "learning_rate": 0.02, "checkpoint_every": 2, "eval_every": 100}  # fmt: skip
 
@@ -104,22 +113,31 @@ def test_what_is_learnt_is_in_the_file(small: NewConfig, tmp_path: Path) -> None
         assert "".join(model.generate("abcd", max_tokens=12, temperature=0.0)) == "efg, abcdefg"
 
 
-def test_steps_are_those_of_torch(config: NewConfig, tmp_path: Path) -> None:
+EXPERTS = {"n_experts": 6, "n_experts_used": 2, "n_expert_ff": 32}
+
+
+@pytest.mark.parametrize(("experts", "coefficient"), [({}, None), (EXPERTS, 0.0), (EXPERTS, 0.5)])
+def test_steps_are_those_of_torch(
+    experts: dict[str, int], coefficient: float | None, config: NewConfig, tmp_path: Path
+) -> None:
     """The same text, windows, first weights and settings, in float32: the same losses, update after update."""
-    training = replace(config.training, steps=6, batch_size=8, learning_rate=3e-3, warmup=2, validation=0.2)
-    config = replace(config, training=training)
+    training = replace(config.training, steps=10, batch_size=8, learning_rate=3e-3, warmup=2, validation=0.2)
+    shape = NewConfig.of({"n_layers": 2, "n_embd": 64, "n_ctx": 16, **experts}).shape
+    config = replace(config, training=training, shape=shape, router=RouterSettings(coefficient))
     prepared = prepare(config, tmp_path / "out.gguf")
     theirs = as_transformers(prepared.model, config.shape)
     optimizer = torch.optim.AdamW(
         theirs.parameters(), betas=training.betas, eps=training.epsilon, weight_decay=training.weight_decay
     )
-    batches = WindowBatches(prepared.corpus, 8, 3, training.seed)
-    expected = []
-    for step, batch in zip(range(6), batches.epoch(0), strict=False):
+    batches = WindowBatches(prepared.corpus, 8, windows_at_once(16), training.seed)
+    expected, expected_aux = [], []
+    for step, batch in zip(range(10), batches.epoch(0), strict=False):
         losses, n = loss_of(theirs, batch), sum(map(len, batch))
-        (losses / n).backward()
+        aux = balance_of(theirs, batch) if experts else torch.zeros(())
+        (losses / n + (coefficient or 0) * aux / n).backward()
+        expected_aux.append(aux.item() / n)
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), training.clip)
-        optimizer.param_groups[0]["lr"] = learning_rate(training, step, 6)
+        optimizer.param_groups[0]["lr"] = learning_rate(training, step, 10)
         optimizer.step()
         optimizer.zero_grad()
         expected.append(losses.item() / n)
@@ -132,6 +150,25 @@ def test_steps_are_those_of_torch(config: NewConfig, tmp_path: Path) -> None:
     assert ours == pytest.approx(expected, abs=2e-5)
     assert summary.validation_loss == pytest.approx(held, abs=2e-5)
     assert ours[-1] < ours[0] - 0.2
+    if experts:  # a token whose experts are nearly as good as others may have those
+        found = [step.figures["router_aux_loss"] for step in steps if step.loss is not None]
+        assert found == pytest.approx(expected_aux, abs=2e-3)
+        assert all(step.figures["idlest_expert"] <= 1 <= step.figures["busiest_expert"] for step in steps if step.loss)
+
+
+def balance_of(model: MixtralForCausalLM, batch: Sequence[Documents]) -> torch.Tensor:
+    """The loss of each layer's router in each pass by transformers; the mean of layers, times the pass's tokens."""
+    total = torch.zeros(())
+    for documents in batch:
+        parts = [
+            model(torch.from_numpy(part.ids[None]).long(), output_router_logits=True).router_logits
+            for part in documents.apart()
+        ]
+        layers = [torch.cat(of_layer) for of_layer in zip(*parts, strict=True)]
+        kinds = model.config.num_local_experts, model.config.num_experts_per_tok
+        found = [load_balancing_loss_func((logits,), *kinds) for logits in layers]
+        total = total + torch.stack(found).mean() * len(documents)
+    return total
 
 
 def loss_of(model: LlamaForCausalLM, batch: Sequence[Documents]) -> torch.Tensor:
