@@ -26,7 +26,7 @@ from edgellm.quants import FORMATS
 from . import test_linear
 from .arm import NEON_ELSEWHERE, compiling_for_arm
 
-SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES)
+SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES, "q8_0:q4_0", "q4_0:f16")
 
 
 @pytest.mark.skipif(
