@@ -214,7 +214,10 @@ class Scheduler:
         if request.sequence is not None:
             request.sequence.release()
             request.sequence = None
-        request.shift()
+        try:
+            request.shift()
+        except Exception as problem:
+            request.error, request.is_over = problem, True
 
     def _check_free(self) -> None:
         """Raises UsageError after `close`, BusyError for who calls from within a step."""

@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgellm.errors import UsageError
+from edgellm.errors import TemplateError, UsageError
 from edgellm.params import SamplingParams
 
 SINKS = 4  # tokens that stay where nothing else is asked for, as the paper has it
@@ -72,14 +72,20 @@ class Shift:
 
 
 def latest_turns(messages: Sequence[Any], ids_of: Callable[[list[Any]], Sequence[int]]) -> PromptWithin:
-    """Prompts of a chat without its oldest turns; what stands before the first question, the system text, stays."""
+    """Prompts of a chat without its oldest turns; what stands before the first question, the system text, stays.
+
+    A template that refuses what is left gives none.
+    """
     begins = [index for index, message in enumerate(messages) if message.get("role") == "user"]
 
     def without_oldest(n: int) -> Sequence[int]:
         return ids_of([*messages[: begins[0]], *messages[begins[n] :]])
 
     def within(room: int) -> Sequence[int]:
-        n = bisect_left(range(len(begins)), True, key=lambda n: len(without_oldest(n)) <= room)
-        return without_oldest(n) if n < len(begins) else ()
+        try:
+            n = bisect_left(range(len(begins)), True, key=lambda n: len(without_oldest(n)) <= room)
+            return without_oldest(n) if n < len(begins) else ()
+        except TemplateError:
+            return ()
 
     return within

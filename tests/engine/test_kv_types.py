@@ -15,7 +15,7 @@ from edgellm.cli.options import runtime_options
 from edgellm.engine.kv_cache import CacheLayer, Sequence
 from edgellm.engine.runner import Span
 from edgellm.errors import UsageError
-from edgellm.kernels.kv_types import CACHE_TYPES
+from edgellm.kernels.kv_types import CACHE_TYPES, KV_TYPES
 from edgellm.measure.estimate import estimate
 from edgellm.params import RuntimeConfig
 from tests.arch import tiny
@@ -102,7 +102,7 @@ def test_forks_and_trims(path, kind: str) -> None:
         np.testing.assert_array_equal(grow(a, 400), want[399])
 
 
-@pytest.mark.parametrize("kv_type", CACHE_TYPES)
+@pytest.mark.parametrize("kv_type", [*KV_TYPES, "q8_0:q4_0", "q4_0:f16"])
 def test_a_chat_goes_on_from_what_is_cached(path, kv_type: str) -> None:
     with edgellm.load(path, kv_type=kv_type) as model:
         first = model.generate(IDS[:200], max_tokens=3, temperature=0)
@@ -155,6 +155,20 @@ def test_prefixes_on_disk_belong_to_a_type(path, monkeypatch, tmp_path) -> None:
     again, reused = answer("q8_0:q4_0")
     assert (again, reused >= 640) == (want, True)
     assert answer("q4_0:q8_0")[1] == 0
+
+
+def test_any_two_types_go_together(tiny_path) -> None:
+    """Each pair gives about what float32 gives: as near as the coarser of both is, and no two pairs the same."""
+    with edgellm.load(tiny_path, n_threads=1, kv_type="f32") as model:
+        exact = model.logits(IDS[:100])
+    seen = []
+    for name, kind in CACHE_TYPES.items():
+        with edgellm.load(tiny_path, n_threads=1, kv_type=name) as model:
+            found = model.logits(IDS[:100])
+        limits = [FAR.get(part.name, TINY_KL) for part in kind]
+        assert mean_kl(exact, found) < max(limits), name
+        assert not any(np.array_equal(found, other) for other in seen), name
+        seen.append(found)
 
 
 def test_memory(path) -> None:

@@ -201,6 +201,28 @@ def test_of_a_chat_the_oldest_turns_go_whole(model, n_ctx: int, n_turns: int) ->
         assert kept.text_ids[10:] == [*prompts[0], *kept.token_ids][-(len(kept.text_ids) - 10) :]
 
 
+def test_a_template_that_refuses_what_is_left(model) -> None:
+    """Then tokens are left out."""
+    messages = [{"role": "user", "content": f"u{i}"} for i in range(4)]
+    refusing = "{% if messages | length < 4 %}{{ raise_exception('too few') }}{% endif %}"
+    with loaded(model.path, n_ctx=128) as small:
+        small.chat_template = ChatTemplate(CHATML + refusing)
+        prompt = small.tokenize(small.chat_template.render(messages), parse_special=True)
+        answer = ended(small.chat(messages, **{**SHIFTED, "max_tokens": 300}))
+    assert len(answer.token_ids) == 300 and answer.text_ids[:SINKS] == prompt[:SINKS]
+
+
+def test_what_goes_wrong_in_a_shift_ends_that_answer_alone(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with loaded(model.path) as small:
+        want = ended(small.generate(PROMPT, **SHIFTED)).token_ids
+        good, bad = small.generate(PROMPT, **SHIFTED), small.generate(PROMPT[:40], **SHIFTED)
+        monkeypatch.setattr(bad._answer, "shift", lambda: 1 // 0)
+        bad.go_on()
+        assert ended(good).token_ids == want
+        with pytest.raises(ZeroDivisionError):
+            ended(bad)
+
+
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     room=st.integers(0, 300),
