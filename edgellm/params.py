@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.checks import (
@@ -29,6 +28,7 @@ from edgellm.checks import (
     whole_number,
     whole_one_of,
 )
+from edgellm.dataclass import dataclass
 from edgellm.errors import UsageError
 
 if TYPE_CHECKING:

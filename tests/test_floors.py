@@ -25,6 +25,7 @@ FLOORS = {
     "formats": 2,
     "hub": 2,
     "quants": 1,
+    "dataclass": 0,
     "errors": 0,
     "checks": 0,
     "params": 0,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.arch.rope import NO_SCALING, RopeScaling, read_scaling
 from edgellm.arch.style import ACTIVATIONS, LLAMA, Style
+from edgellm.dataclass import dataclass
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 

@@ -7,7 +7,7 @@ An encoder's body makes a hidden state of every token. Those of a text become on
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgellm.arch.config import Keys, ModelConfig, decoder_config
 from edgellm.arch.parts import feed_forward, normalize, project, rope_frequencies, self_attention, token_embedding
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
+from edgellm.dataclass import dataclass
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import get_value
 from edgellm.formats.tensor import Tensor

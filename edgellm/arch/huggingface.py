@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from edgellm.arch.config import MOST_LAYERS, ModelConfig
 from edgellm.arch.huggingface_rope import rope_hyperparameters, rope_settings, turned_dimensions
 from edgellm.arch.stacks import Experts, KeysOrValues
 from edgellm.arch.style import ACTIVATIONS, Style
+from edgellm.dataclass import dataclass
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgellm.cli.options import checked_by
+from edgellm.dataclass import dataclass
 from edgellm.errors import UsageError
 from edgellm.params import ChatParams
 

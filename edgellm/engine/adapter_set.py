@@ -6,12 +6,12 @@ This is all that a model without adapters needs to know of them; `engine.adapter
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from edgellm.dataclass import dataclass
 from edgellm.errors import UsageError
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import itertools
 import json
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from edgellm.dataclass import dataclass
 from edgellm.engine.block_table import GONE
 from edgellm.engine.kv_cache import KVCache, Sequence, State
 from edgellm.errors import FileProblem, FormatError

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 
+from edgellm.dataclass import dataclass
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.files import tile_files
 from edgellm.files.notice import say_once

@@ -8,10 +8,10 @@ are a slot. A pass never writes into the slot that it reads, so one that is stop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.dataclass import dataclass
 from edgellm.engine.adapter_set import AdapterSet
 from edgellm.engine.block_pool import BlockPool, key_after
 from edgellm.kernels.records import KV_BLOCK

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from edgellm.dataclass import dataclass
 
 
 @dataclass

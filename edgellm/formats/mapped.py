@@ -6,12 +6,13 @@ import math
 import mmap
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from edgellm.dataclass import dataclass
 from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.tensor import Tensor
 from edgellm.quants import FORMATS

@@ -89,6 +89,7 @@ class Program:
         kept = [rows for value, rows in lowered.rows.items() if value not in lowered.outside]
         self._offsets, size = plan(self.steps, kept, self.capacity, outside=self._inputs)
         self.arena = _arena(size, batch.capacity)
+        self._arena_start = self.arena.ctypes.data
         scratch_bytes = -(-max((op.scratch_bytes for op in lowered.ops), default=0) // LINE) * LINE
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}
@@ -189,38 +190,43 @@ class Program:
     def _plan_prefetches(self) -> None:
         """Tell every op which weights come next: those of the next op that has any, or its own next chunks."""
         weights, step = 0, 0
+        prefetches = []
         for index in reversed(range(len(self.steps))):
-            op, record = self.steps[index], self._records[index][0]
+            op, record = self.steps[index], self._records[index]
             if op.schema is records.LINEAR:
-                record["next_weights"], record["next_step"] = weights or record["weights"], step
-                weights, step = int(record["weights"]), op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
+                own = int(record["weights"][0])
+                record["next_weights"], record["next_step"] = weights or own, step
+                weights, step = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
             elif op.schema is records.ATTENTION:
                 record["chunk_count"] = self.n_chunks[index:].ctypes.data
-            self.ops[index]["prefetch"], self.ops[index]["prefetch_step"] = weights, step
+            prefetches.append((weights, step))
+        self.ops["prefetch"], self.ops["prefetch_step"] = np.array(prefetches[::-1], np.int64).reshape(-1, 2).T
 
     def _record(self, op: Op, scratch_bytes: int) -> np.ndarray:
-        record = op.schema.new()
-        record["batch"] = self._tables["batch"]
+        words = {"batch": self._tables["batch"]}
         if op.scratch_bytes:
-            record["scratch"], record["scratch_bytes"] = self._scratch.ctypes.data, scratch_bytes
+            words["scratch"], words["scratch_bytes"] = self._scratch.ctypes.data, scratch_bytes
+        elsewhere = []
         for name, content in op.fields.items():
             if isinstance(content, int):  # most of them
-                record[name] = content
+                words[name] = content
                 continue
-            record[name] = self._word(content)
+            words[name] = self._word(content)
             if isinstance(content, _ELSEWHERE):
-                self._places.setdefault(content, []).append((record, name))
+                elsewhere.append((content, name))
         if op.parts:
-            record["parts"] = self._parts(op.parts, scratch_bytes)
+            words["parts"] = self._parts(op.parts, scratch_bytes)
+        record = op.schema.filled(words)
+        for content, name in elsewhere:
+            self._places.setdefault(content, []).append((record, name))
         return record
 
     def _parts(self, ops: list[Op], scratch_bytes: int) -> int:
+        own = [self._record(op, scratch_bytes) for op in ops]
         parts = records.FUSED_PART.new(len(ops))
-        for part, op in zip(parts, ops, strict=True):
-            record = self._record(op, scratch_bytes)
-            part["kernel"], part["record"] = self._store.address(op.kernel), record.ctypes.data
-            self._keep.append(record)
-        self._keep.append(parts)
+        parts["kernel"] = [self._store.address(op.kernel) for op in ops]
+        parts["record"] = [record.ctypes.data for record in own]
+        self._keep += [*own, parts]
         return parts.ctypes.data
 
     def _word(self, content: Any) -> Any:
@@ -239,13 +245,13 @@ class Program:
     def _address(self, buffer: Buffer) -> int:
         if isinstance(buffer, Rows) and buffer in self._inputs:
             return self._inputs[buffer]
-        return self.arena.ctypes.data + self._offsets[buffer]
+        return self._arena_start + self._offsets[buffer]
 
     def _quantized_record(self, quantized: Quantized) -> int:
-        record = records.QUANTIZED.new()
-        self._keep.append(record)
-        start = self._address(quantized)
+        words, start = {}, self._address(quantized)
         for name, token_bytes in quantized.parts.items():
-            record[name] = start
+            words[name] = start
             start += token_bytes * self.capacity
+        record = records.QUANTIZED.filled(words)
+        self._keep.append(record)
         return record.ctypes.data

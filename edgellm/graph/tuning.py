@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
+from edgellm.dataclass import dataclass
 from edgellm.files import private
 from edgellm.params import MAX_THREADS
 

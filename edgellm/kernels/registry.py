@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from typing import Any, NamedTuple
 
+from edgellm.dataclass import dataclass
 from edgellm.errors import KernelError
 from edgellm.kernels.kv_types import CACHE_TYPES, CacheType
 from edgellm.quants import FORMATS, BlockFormat

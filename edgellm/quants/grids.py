@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from edgellm.dataclass import dataclass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
+from edgellm.dataclass import dataclass
 from edgellm.errors import UnsupportedError
 
 _DIGIT = r"[\p{N}]"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
+from edgellm.dataclass import dataclass
 from edgellm.engine.request import Request
 from edgellm.engine.speculation.pace import Pace
 
