@@ -288,7 +288,7 @@ def test_an_answer_goes_on_when_the_context_is_full(edgellm: Run, model: str, ti
     gone_on = edgellm(*common, "--when-full", "shift", "--keep", "8", real=True)
     assert gone_on.returncode == 0 and len(gone_on.stdout) > 2 * len(stopped.stdout)
     assert gone_on.stdout.startswith(stopped.stdout.rstrip("\n")[:20])
-    assert "the context of 64 tokens was full 9 times, and the answer went on without the oldest" in gone_on.stderr
+    assert "the context of 64 tokens was full 8 times, and the answer went on without the oldest" in gone_on.stderr
     for words, said in (
         (["--keep", "8"], "--keep is for --when-full shift"),
         (["--when-full", "drop"], "--when-full drop is for a chat on a terminal"),
