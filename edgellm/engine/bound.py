@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgellm._version import __version__
+from edgellm.engine.layout import release_file_pages
 from edgellm.engine.runner import Runner
 from edgellm.formats.tensor import Tensor
 
@@ -30,9 +31,10 @@ def fingerprint(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> s
 
 def bound_to(runner: Runner) -> dict[str, Any]:
     """All that keys and values depend on, and states, beside the text."""
-    states = runner.cache.states
+    states, model = runner.cache.states, fingerprint(runner.tensors, runner.metadata)
+    release_file_pages(runner.layout.tiles)
     return {
-        "model": fingerprint(runner.tensors, runner.metadata),
+        "model": model,
         "version": __version__,
         "isa": runner.isa.name,
         "kv_type": runner.target.kv_type.name,

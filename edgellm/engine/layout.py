@@ -73,6 +73,7 @@ def lay_out(
         if wanted == "auto":
             return Layout() if problem else Layout(coming=tiles)
         found = _made(tiles, tuning.n_threads, progress, problem)
+    release_file_pages(tensors)  # some of each were read, to know whose tiles these are
     return Layout("tiles", found, tiles.n_bytes) if found else Layout()
 
 
@@ -117,7 +118,7 @@ def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layou
         views = tiles.in_memory(n_threads, progress)
     except MemoryError:
         raise MemoryLimitError(problem, parameter="layout") from None
-    release_file_pages(tiles)
+    release_file_pages(views)
     return Layout("memory", views, tiles.n_bytes)
 
 
@@ -135,7 +136,6 @@ def _made(
             f"edgellm cannot keep tiles in {tiles.path.parent}, so weights are read from the model's file: {problem}"
         )
         return None
-    release_file_pages(tiles)
     return tiles.read(n_threads)
 
 
@@ -151,8 +151,8 @@ def _lack_of_room(tiles: Tiles) -> str | None:
     return None
 
 
-def release_file_pages(tiles: Tiles) -> None:
-    """Let the system take back the pages of the model's file that tiles were made of, so memory is not doubled."""
-    for tensor, _ in tiles.places:
+def release_file_pages(tensors: Iterable[Tensor]) -> None:
+    """Let the system take back the pages of the model's file that are read as tiles, so memory is not doubled."""
+    for tensor in tensors:
         with contextlib.suppress(OSError, ValueError):
             release_pages(tensor.raw)

@@ -220,7 +220,7 @@ class Runner:
         old, self.base.programs = self.base.programs, programs
         self.team.forget(old)
         self.layout = Layout("tiles", found, coming.n_bytes)
-        release_file_pages(coming)
+        release_file_pages(found)
 
     def wait_for_tiles(self) -> None:
         """For who measures, and has the model for itself: go on from those that are being made."""

@@ -8,9 +8,9 @@ number of ops and the threads are those of the model, and nothing has to be assu
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import exp, prod
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 
 _RING_BYTES = 1 << 28  # far beyond the caches
 _ALIGN = 64
+EMBEDDINGS = "token_embd.weight"
+_MAPPED_BYTES = 1 << 16  # Linux maps so much of a file around what is read, where that is in memory
 _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing becomes so small that it is slow
+_DIFFERENT_TOKENS = 0.5  # of the tokens of a text, about
 _N_PROMPT, _SHORT_PROMPT = 512, 64  # tokens; a slow model is given few
 _N_ANSWER, _LEAST_ANSWER = 32, 2
 _SECONDS = 3.0  # for each of the two speeds, about
@@ -60,6 +63,8 @@ class Estimate:
     layers:        of the cache, which by their windows keep all or some of the tokens; n_batch: computed in one pass.
     state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
+    row_bytes:     of embeddings, where they are read for nothing else: of a token, with the neighbours that the system
+                   maps along with it; and of all tokens.
     busy_cores:    that other programs used meanwhile, so that the speeds are too low; None when it was calm enough.
     """
 
@@ -77,13 +82,17 @@ class Estimate:
     decode_tokens_per_second: float
     layers: tuple[CacheLayer, ...]
     n_batch: int
+    row_bytes: tuple[int, int] = (0, 0)
     busy_cores: float | None = None
 
     def memory(self, n_tokens: int, n_texts: int = 1) -> int:
         """Bytes that a process takes at most with so many texts of n_tokens each at once."""
         states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
         cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
-        return self.weight_bytes + self.other_bytes + cached + states
+        of_token, of_all = self.row_bytes
+        different = n_texts * n_tokens * _DIFFERENT_TOKENS
+        rows = int(of_all * (1 - exp(-different * of_token / of_all))) if of_all else 0  # some fall together
+        return self.weight_bytes + self.other_bytes + cached + states + rows
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
@@ -120,6 +129,7 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
             cached += max(2, touched) * shape.slot_bytes
             other_bytes = max(0, resident_memory() - ring.n_bytes - cached)
         finally:
+            tiled = {tensor.name for tensor in runner.layout.tiles}
             runner.close()
             del template
     return Estimate(
@@ -127,7 +137,7 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         n_ctx=n_ctx,
         n_threads=runner.n_threads,
         isa=runner.isa.name,
-        weight_bytes=_touched(tensors),
+        weight_bytes=_touched(tensors, tiled),
         other_bytes=other_bytes,
         token_bytes=runner.cache.token_bytes,
         state_bytes=shape.slot_bytes,
@@ -137,6 +147,7 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         decode_tokens_per_second=decode,
         layers=tuple(runner.cache.layers),
         n_batch=runner.n_batch,
+        row_bytes=_embedding_rows(tensors, tiled),
         busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )
 
@@ -185,10 +196,22 @@ def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // _ALIGN) * _ALIGN
 
 
-def _touched(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes that are read: all, but for embeddings that serve for nothing else, of which a text has a few rows."""
-    unread = "token_embd.weight" if "output.weight" in tensors else None
-    return sum(tensor.n_bytes for name, tensor in tensors.items() if name != unread)
+def _touched(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> int:
+    """Bytes that are read: all, but for embeddings that serve for nothing else, of which a text has a few rows.
+
+    What lies between tiled weights in the file, small ones mostly, is mapped with some of its neighbours.
+    """
+    unread = EMBEDDINGS if "output.weight" in tensors else None
+    n_between = sum(name not in tiled for name in tensors) if tiled else 0
+    return sum(tensor.n_bytes for name, tensor in tensors.items() if name != unread) + n_between * _MAPPED_BYTES
+
+
+def _embedding_rows(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> tuple[int, int]:
+    """What the embedding of a token takes, and those of all, where nothing else reads them from the file."""
+    embeddings = tensors.get(EMBEDDINGS)
+    if embeddings is None or not (EMBEDDINGS in tiled or "output.weight" in tensors):
+        return 0, 0
+    return _MAPPED_BYTES + embeddings.n_bytes // embeddings.shape[0], embeddings.n_bytes
 
 
 def _prefill(scheduler: Scheduler, sequence: Sequence, runner: Runner) -> tuple[int, float]:

@@ -127,7 +127,8 @@ def test_an_estimate_of_a_tiny_model(tmp_path: Path, capsys: Capture) -> None:
         tensors = model._runner.tensors.values()
         embedding = model._runner.tensors["token_embd.weight"].n_bytes
     assert found.weight_bytes == sum(tensor.n_bytes for tensor in tensors) - embedding
-    assert found.memory(256) - found.memory(0) == 256 * found.token_bytes
+    rows = found.memory(256) - found.memory(0) - 256 * found.token_bytes  # of embeddings, of which some are read
+    assert 0.9 * embedding < rows <= embedding
     assert found.prefill_tokens_per_second > 0 and found.decode_tokens_per_second > 0
     assert main(["run", str(path), "--estimate", "-c", "256", "-t", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
