@@ -85,6 +85,14 @@ def one_of(name: str, value: Any, names: tuple[str, ...]) -> str:
     return str(value)
 
 
+def of_keys_and_values(name: str, value: Any, names: tuple[str, ...]) -> str:
+    """One of some names, or "KEYS:VALUES", one for each; where both are the same it is said once."""
+    parts = value.split(":") if isinstance(value, str) else []
+    if not (1 <= len(parts) <= 2 and all(part in names for part in parts)):
+        raise wrong(name, value, f"one of {', '.join(names)}, or two of them as KEYS:VALUES")
+    return ":".join(dict.fromkeys(parts))
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):

@@ -16,6 +16,7 @@ from edgellm.checks import (
     flag,
     number,
     number_or_off,
+    of_keys_and_values,
     one_of,
     path_or_name,
     plain_text,
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
         grammar: str | None
         regex: str | None
         choices: str | Sequence[str] | None
+        when_full: str
+        n_keep: int | None
 
     class ChatKeywords(SamplingKeywords, total=False):
         """The fields of `ChatParams` and `SamplingParams` as keywords."""
@@ -93,6 +96,7 @@ MAX_THREADS = 1024
 KV_TYPES = ("f16", "q8_0", "q4_0", "f32")
 ACTIVATIONS = ("int8", "f32")
 SPECULATE = ("auto", "always", "off")
+WHEN_FULL = ("stop", "shift")
 LAYOUTS = ("auto", "file", "tiles", "memory")
 DEFAULT_WINDOW = 512  # tokens of a text that are read together to score them, or to collect an importance matrix
 LEAST_WINDOW = 8  # some to read and some to score
@@ -129,7 +133,8 @@ class RuntimeConfig:
     n_threads:  worker threads; None takes what is fastest on this machine.
     n_batch:    most tokens of a prompt computed in one pass; between passes a prompt can be cancelled.
     kv_type:    how the cache stores keys and values: "f16", "q8_0" in about half the memory, "q4_0" in a bit more
-                than a quarter, "f32" exactly.
+                than a quarter, "f32" exactly. "q8_0:q4_0" keeps keys in the one and values in the other: four bits
+                are too few for keys of many models, and enough for values.
     activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
                 "f32" rounds nothing: the reference, at a fraction of the speed.
     cache_bytes: of memory for keys and values of all texts together; None takes part of what is free.
@@ -165,7 +170,7 @@ class RuntimeConfig:
         take(self, "n_ctx", whole_number, 1, optional=True)
         take(self, "n_threads", whole_number, 1, MAX_THREADS, optional=True)
         take(self, "n_batch", whole_number, 1)
-        take(self, "kv_type", one_of, KV_TYPES)
+        take(self, "kv_type", of_keys_and_values, KV_TYPES)
         take(self, "activations", one_of, ACTIVATIONS)
         take(self, "cache_bytes", whole_number, 1, optional=True)
         take(self, "speculate", one_of, SPECULATE)
@@ -253,6 +258,10 @@ class SamplingParams:
     grammar:             the answer is a text of a grammar, in GBNF or in llguidance's Lark.
     regex:               all of the answer matches a regular expression.
     choices:             the answer is one of some texts.
+    when_full:           what happens when the context is full: "stop" ends the answer; "shift" lets it go on without
+                         the oldest of what was read, as often as needed. See docs/kv-cache.md.
+    n_keep:              first tokens of the prompt that a shift never leaves out; -1 keeps all of it. None keeps four,
+                         and of a chat the system text and as many of the latest turns as fit, whole.
 
     Raises UsageError for values that cannot work, and for those that contradict each other.
     """
@@ -292,6 +301,8 @@ class SamplingParams:
     grammar: str | None = None
     regex: str | None = None
     choices: str | Sequence[str] | None = None
+    when_full: str = "stop"
+    n_keep: int | None = None
 
     def __post_init__(self) -> None:
         take(self, "temperature", number, 0)
@@ -329,6 +340,8 @@ class SamplingParams:
         take(self, "grammar", plain_text, optional=True)
         take(self, "regex", plain_text, optional=True)
         take(self, "choices", some_texts, optional=True)
+        take(self, "when_full", one_of, WHEN_FULL)
+        take(self, "n_keep", whole_number, -1, optional=True)
         self._refuse_contradictions()
 
     @property

@@ -79,8 +79,22 @@ def test_every_odd_value(kind, name: str) -> None:
         ({"n_threads": MAX_THREADS + 1}, f"n_threads is {MAX_THREADS + 1}; expected a number up to {MAX_THREADS}"),
         ({"n_batch": None}, "n_batch is None; expected a whole number"),
         ({"n_batch": 2.0}, "n_batch is 2.0; expected a whole number"),
-        ({"kv_type": "q5_0"}, f"kv_type is 'q5_0'; expected one of {', '.join(KV_TYPES)}"),
-        ({"kv_type": ["f16"]}, f"kv_type is ['f16']; expected one of {', '.join(KV_TYPES)}"),
+        (
+            {"kv_type": "q5_0"},
+            f"kv_type is 'q5_0'; expected one of {', '.join(KV_TYPES)}, or two of them as KEYS:VALUES",
+        ),
+        (
+            {"kv_type": ["f16"]},
+            f"kv_type is ['f16']; expected one of {', '.join(KV_TYPES)}, or two of them as KEYS:VALUES",
+        ),
+        (
+            {"kv_type": "q8_0:"},
+            f"kv_type is 'q8_0:'; expected one of {', '.join(KV_TYPES)}, or two of them as KEYS:VALUES",
+        ),
+        (
+            {"kv_type": "f16:q8_0:q4_0"},
+            "kv_type is 'f16:q8_0:q4_0'; expected one of f16, q8_0, q4_0, f32, or two of them as KEYS:VALUES",
+        ),
         ({"activations": "f16"}, f"activations is 'f16'; expected one of {', '.join(ACTIVATIONS)}"),
         ({"cache_bytes": 1.5}, "cache_bytes is 1.5; expected a whole number"),
     ],

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.kernels import records
 from edgellm.kernels.isa import choose
-from edgellm.kernels.kv_types import KV_TYPES, IntegerKV, KVType
+from edgellm.kernels.kv_types import CACHE_TYPES, CacheType, IntegerKV
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 from edgellm.kernels.registry import find
 from edgellm.kernels.store import KernelStore
@@ -33,7 +33,7 @@ SHAPES = {
 class Work:
     """A pass of attention over all layers."""
 
-    def __init__(self, store: KernelStore, kind: KVType, shape: tuple[int, ...], depth: int) -> None:
+    def __init__(self, store: KernelStore, kind: CacheType, shape: tuple[int, ...], depth: int) -> None:
         head_dim, n_kv_heads, group, n_tokens, n_layers = shape
         kernel = find("attention", kind)
         store.load([kernel])
@@ -55,7 +55,7 @@ class Work:
             "q": q, "tasks": tasks, "partial": partial, "scratch": scratch, "chunk_count": count, "n_threads": 1,
             "q_stride": q.shape[1], "n_kv_heads": n_kv_heads, "group": group, "key_dim": head_dim,
             "value_dim": head_dim, "scale": head_dim**-0.5, "window": 1 << 40, "block_bytes": block_bytes,
-            "key_bytes": kind.head_bytes(head_dim), "value_bytes": kind.head_bytes(head_dim),
+            "key_bytes": kind.keys.head_bytes(head_dim), "value_bytes": kind.values.head_bytes(head_dim),
             "scratch_bytes": scratch.nbytes,
         }  # fmt: skip
         self._held = (table, fields)
@@ -69,12 +69,14 @@ class Work:
         return time.thread_time() - started
 
 
-def _filled(kind: KVType, n_blocks: int, block_bytes: int, n_kv_heads: int, head_dim: int, seed: int) -> np.ndarray:
+def _filled(kind: CacheType, n_blocks: int, block_bytes: int, n_kv_heads: int, head_dim: int, seed: int) -> np.ndarray:
     """A cache of numbers that are neither large nor so small that they are slow."""
     cache = np.random.default_rng(seed).integers(0, 60, (n_blocks, block_bytes), dtype=np.uint8)
-    if isinstance(kind, IntegerKV):
-        heads = cache.reshape(n_blocks, 2 * n_kv_heads, -1)
-        heads[..., KV_BLOCK * head_dim * kind.number_bits // 8 :].view(np.float16)[...] = 0.01
+    n_key_bytes = n_kv_heads * kind.keys.head_bytes(head_dim)
+    for part, half in zip(kind, (cache[:, :n_key_bytes], cache[:, n_key_bytes:]), strict=True):
+        if isinstance(part, IntegerKV):
+            heads = half.reshape(n_blocks, n_kv_heads, -1)
+            heads[..., KV_BLOCK * head_dim * part.number_bits // 8 :].view(np.float16)[...] = 0.01
     return cache
 
 
@@ -93,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     store = KernelStore(choose())
     for name, shape in SHAPES.items():
-        work = {kind: Work(store, KV_TYPES[kind], shape, args.depth) for kind in args.types.split(",")}
+        work = {kind: Work(store, CACHE_TYPES[kind], shape, args.depth) for kind in args.types.split(",")}
         rounds = [{kind: one.seconds() for kind, one in work.items()} for _ in range(args.rounds)]
         best = {kind: min(found[kind] for found in rounds) for kind in work}
         first = next(iter(best.values()))

@@ -138,7 +138,7 @@ def depth(args: argparse.Namespace) -> str:
 
         return measure
 
-    kinds = ("f16", "q8_0", "q4_0")
+    kinds = ("f16", "q8_0", "q8_0:q4_0", "q4_0")
     found = in_turns(args, *map(speed, kinds))
     first = found[0]
     return ", ".join(f"{kind} {x:.1f} tok/s ({x / first:.2f} x)" for kind, x in zip(kinds, found, strict=True))

@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--peer", metavar="PYTHON", help="interpreter with llama-cpp-python")
     parser.add_argument("--activations", default="int8", help="int8 or f32 (int8)")
-    parser.add_argument("--kv-type", default="f16", help="f16, q8_0, q4_0 or f32 (f16)")
+    parser.add_argument("--kv-type", default="f16", help="f16, q8_0, q4_0 or f32, or two as KEYS:VALUES (f16)")
     args = parser.parse_args()
     how = {"activations": args.activations, "kv_type": args.kv_type}
 

@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.1
 
 
 class Answer(Protocol):
-    """What is shown of an answer: a `Generation`, or several that go on with one text."""
+    """What is shown of an answer: a `Generation`, or several rounds of one."""
 
     @property
     def finish_reason(self) -> str | None: ...
@@ -34,6 +34,9 @@ class Answer(Protocol):
 
     @property
     def n_prompt_done(self) -> int: ...
+
+    @property
+    def text_ids(self) -> list[int]: ...
 
     def __iter__(self) -> Iterator[str]: ...
 
@@ -126,6 +129,14 @@ def tell_stats(stats: GenerationStats) -> None:
         f"answer {stats.n_generated_tokens} tokens{drafted}, {stats.tokens_per_second:.1f} tokens/s; "
         f"first token after {stats.first_token_seconds:.2f} s"
     )
+
+
+def tell_shifts(stats: GenerationStats, model: Model, tell: Callable[[str], None]) -> None:
+    """Say of an answer that has outgrown the context how it went on."""
+    if stats.n_shifts:
+        times = "once" if stats.n_shifts == 1 else f"{stats.n_shifts} times"
+        tell(f"the context of {model.n_text} tokens was full {times}, and the answer went on without the oldest of "
+             "what was read")  # fmt: skip
 
 
 def larger_context(model: Model) -> str:

@@ -124,8 +124,9 @@ class ToolAnswer:
         return int(getattr(self._now, "n_prompt_done", 0))
 
     @property
-    def token_ids(self) -> list[int]:
-        return self._now.token_ids
+    def text_ids(self) -> list[int]:
+        """What the context holds."""
+        return self._now.text_ids
 
     def cancel(self) -> None:
         self._is_cancelled = True

@@ -14,6 +14,7 @@ import click
 from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option, runtime_options, speculation_options
 from edgellm.errors import FileProblem, FormatError, UsageError
+from edgellm.params import WHEN_FULL, SamplingParams
 
 if TYPE_CHECKING:
     from edgellm.engine import Generation, Model
@@ -33,6 +34,9 @@ Work = tuple["BatchRequest", "ChatShape | None"]
               help="Where the answers go, a line for each.")  # fmt: skip
 @click.option("-m", "--model", metavar="MODEL", shell_complete=complete_models,
               help="The model for all requests.  [default: the one that they name]")  # fmt: skip
+@click.option("--when-full", type=click.Choice(WHEN_FULL), default=SamplingParams.when_full, show_default=True,
+              help="What happens to an answer that fills the context: it stops, or goes on without the oldest of what "
+              "was read, up to its max_tokens.")  # fmt: skip
 @click.option("--parallel", type=click.IntRange(1), metavar="N", help="Answers computed at once.  [default: 8]")
 @runtime_options
 @speculation_options
@@ -41,6 +45,7 @@ def command(
     requests: Path,
     output: Path,
     model: str | None,
+    when_full: str,
     parallel: int | None,
     runtime: RuntimeConfig,
     adapters: dict[Path, float],
@@ -77,7 +82,7 @@ def command(
             raise UsageError("no request names a model; name one with --model")
         n_wrong = 0
         with models.load(models.path_of(name), runtime, adapters) as loaded, Progress("answering") as progress:
-            for n, (line, is_wrong) in enumerate(_answers(loaded, requests, done, model, name, parallel or
+            for n, (line, is_wrong) in enumerate(_answers(loaded, requests, done, model, name, when_full, parallel or
                                                           DEFAULT_PARALLEL), len(done) + 1):  # fmt: skip
                 file.write(line)
                 file.flush()
@@ -162,7 +167,7 @@ def _lock(file: BinaryIO, output: Path) -> None:
 
 
 def _answers(
-    model: Model, requests: Path, done: set[int], chosen: str | None, name: str, n_parallel: int
+    model: Model, requests: Path, done: set[int], chosen: str | None, name: str, when_full: str, n_parallel: int
 ) -> Iterator[tuple[bytes, bool]]:
     """The lines of answers as they come, and whether each tells of an error."""
     from edgellm.engine.openai.batch import BatchLineError, BatchRequest, answer_line, error_line, parse_line
@@ -183,7 +188,7 @@ def _answers(
                 if chosen is None and request.model not in (None, name):
                     raise UsageError(f"model is {request.model!r:.60}, and the batch is answered by {name!r:.60}",
                                      parameter="model")  # fmt: skip
-                generations, shape = _begun(model, request)
+                generations, shape = _begun(model, request, when_full)
             except Exception as problem:
                 if number not in done:
                     own_id = request.custom_id if not isinstance(problem, BatchLineError) else None
@@ -202,6 +207,12 @@ def _answers(
             yield answer_line(request.line, request.custom_id, shape.completion(job.generations)), False
 
 
-def _begun(model: Model, request: BatchRequest) -> tuple[list[Generation], ChatShape]:
+def _begun(model: Model, request: BatchRequest, when_full: str) -> tuple[list[Generation], ChatShape]:
     body: dict[str, Any] = {key: value for key, value in request.body.items() if key != "stream"}
+    extra = body.get("extra_body") or {}
+    if when_full != SamplingParams.when_full and isinstance(extra, dict):
+        body["extra_body"] = extra = {"when_full": when_full, **extra}
+    if extra.get("when_full") == "shift" and body.get("max_tokens") is body.get("max_completion_tokens") is None:
+        raise UsageError("max_tokens is missing, and an answer that goes on when the context is full may never end; "
+                         "give it", parameter="max_tokens")  # fmt: skip
     return model.openai_begun(body.pop("messages"), body)

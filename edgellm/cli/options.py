@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, LAYOUTS, SAMPLERS, SPECULATE, RuntimeConfig
@@ -61,7 +62,10 @@ def runtime_options(command: Command) -> Command:
     context = (
         f"Tokens that prompt and answers may fill together.  [default: the model's, up to {DEFAULT_CONTEXT_LIMIT}]"
     )
-    stored = "How keys and values are stored; q8_0 takes about half the memory, q4_0 a quarter, f32 is exact."
+    stored = (
+        f"How keys and values are stored: {', '.join(KV_TYPES)}, or a type each, as in q8_0:q4_0. q8_0 takes about "
+        "half the memory, q4_0 a quarter, f32 is exact."
+    )
     memory = "Memory for the keys and values of all texts together.  [default: a part of what is free]"
     laid_out = (
         "How weights lie: as in the file; as tiles, in a second file that is made once; as tiles in memory, made at "
@@ -74,9 +78,14 @@ def runtime_options(command: Command) -> Command:
     )(command)
     command = click.option("--cache-bytes", type=int, metavar="N", help=memory, callback=check)(command)
     command = activations_option(command)
+    for half, what in ("k", "keys"), ("v", "values"):  # as llama.cpp has it
+        command = click.option(
+            f"--cache-type-{half}", type=click.Choice(KV_TYPES), hidden=True, help=f"The type of {what} in --kv-type."
+        )(command)
     command = click.option(
-        "--kv-type", type=click.Choice(KV_TYPES), default=RuntimeConfig.kv_type, show_default=True, help=stored
-    )(command)
+        "--kv-type", metavar="TYPE", default=RuntimeConfig.kv_type, show_default=True, help=stored, callback=check,
+        shell_complete=_complete_kv_types,
+    )(command)  # fmt: skip
     command = click.option("-c", "--ctx", "n_ctx", type=int, metavar="N", help=context, callback=check)(command)
     return threads_option(command)
 
@@ -131,10 +140,32 @@ def as_runtime(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_runtime(**typed: Any) -> Any:
+        if "kv_type" in typed:
+            typed["kv_type"] = _kv_type(typed["kv_type"], typed.pop("cache_type_k"), typed.pop("cache_type_v"))
         runtime = RuntimeConfig(**{name: typed.pop(name) for name in names & typed.keys()})
         return command(runtime=runtime, **typed)
 
     return with_runtime  # type: ignore[return-value]
+
+
+def _kv_type(both: str, keys: str | None, values: str | None) -> str:
+    """What --kv-type, or --cache-type-k and --cache-type-v, ask for. Raises UsageError where they contradict."""
+    if keys is None and values is None:
+        return both
+    source = click.get_current_context().get_parameter_source("kv_type")
+    if source is not click.core.ParameterSource.DEFAULT:
+        given = "--cache-type-k" if keys is not None else "--cache-type-v"
+        raise UsageError(f"{given} cannot be used with --kv-type, which says both; leave one out")
+    return f"{keys or both}:{values or both}"
+
+
+def _complete_kv_types(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    first, colon, _ = begun.partition(":")
+    return [
+        CompletionItem(name)
+        for kind in KV_TYPES
+        if (name := f"{first}{colon}{kind}" if colon else kind).startswith(begun)
+    ]
 
 
 def speculation_options(command: Command) -> Command:

@@ -40,8 +40,8 @@ WHEN_FULL = ("stop", "drop", "shift")  # see `edgellm.cli.chat.window`
     "--no-save", is_flag=True, help="Keep nothing on the disk: no conversation, no history, no keys and values."
 )
 @click.option("--when-full", type=click.Choice(WHEN_FULL),
-              help="What happens when the context is full: stop, drop the oldest turns, or shift, which also lets an "
-              "answer go on.  [default: drop]")  # fmt: skip
+              help="What happens when the context is full: stop, drop the oldest turns (in a chat), or shift, which "
+              "also lets an answer go on.  [default: drop in a chat, stop with a prompt]")  # fmt: skip
 @asking_options
 @sampling_options
 @template_option
@@ -93,6 +93,7 @@ def command(
     from edgellm.cli import models
     from edgellm.cli.prompt import read_prompt, will_chat
 
+    typed["when_full"] = "shift" if when_full == "shift" else None
     sampling_params(typed)  # or what cannot work is said before anything is loaded
     if words and prompt is not None:
         raise UsageError("the prompt is given twice, behind MODEL and with -p; expected one of them")
@@ -101,6 +102,10 @@ def command(
     prompt = " ".join(words) if words else prompt
     chats = will_chat(prompt)
     _refuse_what_needs_a_chat(chats, resume, when_full)
+    if typed["n_keep"] is not None and when_full != "shift":
+        raise UsageError(
+            "--keep is for --when-full shift, which alone leaves something out; add it, or leave --keep out"
+        )
     file = _session_file(session, resume, no_save, system)
     kept = _last_conversation(raw, system) if resume else None
     if no_save:
@@ -160,8 +165,8 @@ def _session_file(session: str | None, resume: bool, no_save: bool, system: str 
 
 
 def _refuse_what_needs_a_chat(chats: bool, resume: bool, when_full: str | None) -> None:
-    """Raise UsageError for an option that would be ignored: one answer does not outgrow its turns."""
-    options = {"--resume": resume, "--when-full": when_full is not None}
+    """Raise UsageError for an option that would be ignored."""
+    options = {"--resume": resume, "--when-full drop": when_full == "drop"}
     if not chats and (given := [option for option, is_given in options.items() if is_given]):
         raise UsageError(f"{given[0]} is for a chat on a terminal; it cannot be used with a prompt")
 
@@ -231,7 +236,7 @@ def _answer(
     file: SessionFile | None,
 ) -> None:
     """Print the answer to one prompt; file: the conversation that it belongs to."""
-    from edgellm.cli.answer import larger_context, stream, tell_stats
+    from edgellm.cli.answer import larger_context, stream, tell_shifts, tell_stats
     from edgellm.cli.conversation import Conversation
     from edgellm.cli.screen import view_of
     from edgellm.cli.template import template_of
@@ -250,6 +255,7 @@ def _answer(
         file.save(model, conversation.with_answer(answer) if template else before, generation)
     if generation.finish_reason == "cancelled":
         raise KeyboardInterrupt
+    tell_shifts(generation.stats, model, note)
     if generation.finish_reason == "context":
         note(f"the context of {model.n_ctx} tokens is full, so the answer stops here; {larger_context(model)}")
     if stats:

@@ -21,7 +21,7 @@ from edgellm.params import DEFAULT_SAMPLERS, STRUCTURES, SamplingParams
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _BIAS = re.compile(r"(\d{1,18})([+-](?:inf|\d+(?:\.\d*)?(?:[eE][+-]?\d+)?))", re.ASCII)
-NOT_TYPED = ("logprobs", *STRUCTURES)  # a terminal has no place for them, or they are files
+NOT_TYPED = ("logprobs", "when_full", *STRUCTURES)  # a terminal has no place for them, or commands ask in their own way
 # Options that may be given again and again.
 SEVERAL = ("choices", "stop", "banned_strings", "dry_sequence_breakers", "logit_bias")
 
@@ -31,6 +31,7 @@ _SECTIONS = {
         ("max_tokens", ["-n", "--max-tokens"], "N", "Stop after N tokens; without it, when the text is complete."),
         ("stop", ["--stop"], "TEXT", "Stop where the answer has TEXT, which is not shown. May be given several times."),
         ("banned_strings", ["--ban"], "TEXT", "Never write TEXT: go back and choose other words. Several times, too."),
+        ("n_keep", ["--keep"], "N", "Tokens of the prompt that --when-full shift never leaves out; -1 is all of it."),
         ("seed", ["--seed"], "N", "The same seed gives the same text."),
     ],
     "Its structure": [

@@ -18,6 +18,7 @@ from edgellm.engine.stats import GenerationStats
 from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
+    from edgellm.engine.shifting import Shift
     from edgellm.engine.structure.constraint import Constraint
     from edgellm.text import Tokenizer
 
@@ -33,6 +34,9 @@ class Answer(Request):
                   few tokens.
     rest:         text that is left at the end.
     most_unread:  so many tokens.
+    shift:        how the text goes on when the context is full; None ends it there. From the first shift on `tokens` is
+                  what the model reads, and only its last ones are those of the whole text, which is what sampling,
+                  grammars and budgets go by.
     tells_prompt: somebody wants to hear how much of the prompt is read; n_told: what was heard last.
     """
 
@@ -44,8 +48,10 @@ class Answer(Request):
         n_ctx: int,
         adapters: AdapterSet,
         plan: AnswerPlan,
+        shift: Shift | None = None,
     ) -> None:
         super().__init__(list(prompt), adapters=adapters)
+        self._shift, self._whole, self._n_last = shift, self.tokens, 0
         self.unread: deque[Shown] = deque()
         self.rest = ""
         self.most_unread = MOST_UNREAD
@@ -66,7 +72,7 @@ class Answer(Request):
         self._takes_forced = params.logprobs is None and not params.banned_strings
         rules = plan.rules_for(tokenizer, len(prompt), n_ctx, params)
         for rule in rules:
-            rule.begin(self.tokens)
+            rule.begin(self._whole)
         never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
         self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules)
         self._started: float | None = None
@@ -91,7 +97,9 @@ class Answer(Request):
 
     @property
     def n_prompt_done(self) -> int:
-        """Tokens of the prompt that are in the cache by now."""
+        """Tokens of the prompt that are in the cache by now; all, once the answer has outgrown it."""
+        if self.n_shifts:
+            return self.stats.n_prompt_tokens
         sequence = self.sequence  # which another thread may take away
         return min(len(sequence) if sequence is not None else 0, self.stats.n_prompt_tokens)
 
@@ -117,7 +125,7 @@ class Answer(Request):
 
     def take(self, position: int, logits: np.ndarray, maxima: np.ndarray) -> None:
         text, sampler = self._text, self._sampler
-        if position != len(self.tokens) - 1 or text is None or sampler is None:
+        if position != len(self.tokens) - 1 or self.is_full or text is None or sampler is None:
             return  # a step that was interrupted has chosen what comes after it, or nobody wants it
         if self._first_at is None:
             self.stats.prompt_seconds = self._seconds()
@@ -160,9 +168,12 @@ class Answer(Request):
         """A token is part of the answer now, and may be its last."""
         self.stats.n_generated_tokens += 1
         self.tokens.append(token_id)
+        if self.n_shifts:
+            self._whole.append(token_id)
+            self._n_last += 1
         constraint = self._constraint
         if constraint is not None:
-            constraint.follow(self.tokens)
+            constraint.follow(self._whole)
         if text.stop_string is not None:
             self.stop_string = text.stop_string
             self._finish("stop", text)
@@ -171,18 +182,33 @@ class Answer(Request):
         elif self.stats.n_generated_tokens == self._params.max_tokens:
             self._finish("length", text)
         elif len(self.tokens) > self._n_ctx:
-            self._finish("context", text)
+            if self._shift is None:
+                self._finish("context", text)
+            self.is_full = self._shift is not None
 
     def _cut(self, n_tokens: int) -> None:
         """Take back the last tokens: others are to come in their place."""
+        self.stats.n_generated_tokens -= n_tokens
+        if self.n_shifts:
+            del self._whole[len(self._whole) - n_tokens :]
+            self._n_last -= n_tokens
+            if self._n_last < 1:  # more than is read of the answer: what came before it has to be read again
+                self.is_full = True
+                return
         self._is_cut = True
         del self.tokens[len(self.tokens) - n_tokens :]
-        self.stats.n_generated_tokens -= n_tokens
+
+    def shift(self) -> None:
+        assert self._shift is not None
+        self.tokens, self._n_last = self._shift.read_of(self._whole)
+        self.is_full = self._is_cut = False
+        self.n_shifts += 1
+        self.stats.n_shifts, self.stats.n_left_out_tokens = self.n_shifts, len(self._whole) - len(self.tokens)
 
     def _written(self) -> list[int]:
-        """The tokens without those of an adapter."""
+        """The whole text without the tokens of an adapter."""
         n_virtual = self.adapters.n_virtual
-        return self.tokens[n_virtual:] if n_virtual else self.tokens
+        return self._whole[n_virtual:] if n_virtual else self._whole
 
     def progressed(self) -> None:
         self.stats.n_reused_tokens = self.n_reused

@@ -11,6 +11,7 @@ from edgellm.text.messages import holds_calls
 if TYPE_CHECKING:
     from edgellm.engine.answer_form import AnswerForm
     from edgellm.engine.sampling.thought_budget import ThoughtBudget
+    from edgellm.engine.shifting import PromptWithin
     from edgellm.engine.structure.constraint import Constraint
     from edgellm.engine.structure.ending import Ending
     from edgellm.text import ChatTemplate, Tokenizer
@@ -44,8 +45,10 @@ class AnswerPlan(NamedTuple):
         if self.is_json:
             from edgellm.engine.structure.ending import Ending
 
-            n_most = min(n_ctx - n_prompt, n_ctx if params.max_tokens is None else params.max_tokens)
-            rules.append(Ending(tokenizer, n_most))
+            limits = [] if params.when_full == "shift" else [n_ctx - n_prompt]
+            limits += [] if params.max_tokens is None else [params.max_tokens]
+            if limits:
+                rules.append(Ending(tokenizer, min(limits)))
         return rules
 
     def copy(self) -> AnswerPlan:
@@ -60,10 +63,14 @@ PLAIN_TEXT = AnswerPlan()
 
 
 class PlannedPrompt(NamedTuple):
-    """The tokens of a prompt, and what its answer is to be like."""
+    """The tokens of a prompt, and what its answer is to be like.
+
+    within:  shorter prompts, for an answer that outgrows the context.
+    """
 
     ids: list[int]
     plan: AnswerPlan = PLAIN_TEXT
+    within: PromptWithin | None = None
 
 
 def plan_of_text(params: SamplingParams, tokenizer: Tokenizer, n_vocab: int) -> AnswerPlan:

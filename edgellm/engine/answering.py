@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from edgellm.engine.async_generation import AsyncGeneration
     from edgellm.engine.openai import ChatShape
     from edgellm.engine.openai.asking import OpenAIKeywords
-    from edgellm.params import ChatKeywords, SamplingKeywords
+    from edgellm.engine.shifting import PromptWithin, Shift
+    from edgellm.params import ChatKeywords, ChatParams, SamplingKeywords
 
 AdapterScales: TypeAlias = "Mapping[str, float] | Iterable[str]"
 
@@ -155,7 +156,19 @@ class Answering:
             self.chat_template, messages, variables, wishes, params, self.tokenizer, self.n_vocab
         )
         ids = self.tokenize(prompt, add_special=False, parse_special=True)
-        return self._answers(PlannedPrompt(self._checked("prompt", ids), plan), params, n, adapters)
+        within = self._within(messages, variables, wishes) if params.when_full == "shift" else None
+        return self._answers(PlannedPrompt(self._checked("prompt", ids), plan, within), params, n, adapters)
+
+    def _within(self, messages: list[Any], variables: Mapping[str, Any], wishes: ChatParams) -> PromptWithin:
+        """Prompts of the same chat without its oldest turns."""
+        from edgellm.engine.asking import prompt_of_chat  # seldom needed
+        from edgellm.engine.shifting import latest_turns
+
+        template, tokenize = self.chat_template, self.tokenize
+        assert template is not None
+        return latest_turns(
+            messages, lambda some: tokenize(prompt_of_chat(template, some, variables, wishes), parse_special=True)
+        )
 
     def generate_async(
         self,
@@ -275,16 +288,23 @@ class Answering:
         check_biases(params, self.n_vocab)
         chosen, plan = self._adapters.chosen(checked_adapters(adapters)), prompt.plan
         ids = with_virtual("prompt", prompt.ids, chosen.n_virtual, self.n_ctx)
+        shift = None
+        if params.when_full == "shift" or params.n_keep is not None:
+            from edgellm.engine.shifting import Shift  # seldom needed
+
+            shift = Shift(params, len(ids), self.n_ctx, chosen.n_virtual, prompt.within)
         if n is None:
-            return self._generate(ids, params, chosen, plan)
+            return self._generate(ids, params, chosen, plan, shift)
         first = params.seed
         seeds = [None if first is None else first + i for i in range(checks.whole_number("n", n, 1))]
-        generations = [self._generate(ids, replace(params, seed=seed), chosen, plan.copy()) for seed in seeds]
+        generations = [self._generate(ids, replace(params, seed=seed), chosen, plan.copy(), shift) for seed in seeds]
         Generation.together(generations)
         return generations
 
-    def _generate(self, ids: list[int], params: SamplingParams, chosen: AdapterSet, plan: AnswerPlan) -> Generation:
-        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen, plan)
+    def _generate(
+        self, ids: list[int], params: SamplingParams, chosen: AdapterSet, plan: AnswerPlan, shift: Shift | None
+    ) -> Generation:
+        generation = Generation(self._scheduler, self.tokenizer, ids, params, self.n_ctx, chosen, plan, shift)
         with self._lock:
             self._generations.add(generation)
         return generation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgellm.engine.answer_form import AnswerForm
 from edgellm.engine.answer_plan import AnswerPlan
@@ -43,6 +43,38 @@ def plan_of_chat(
     n_vocab: int,
 ) -> tuple[str, AnswerPlan]:
     """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
+    asked = _asked(template, messages, variables, wishes)
+    reasoning, prompt, think = template.reasoning, asked.prompt, asked.think
+    form = None
+    if reasoning is not None or asked.syntax is not None:
+        is_open = reasoning is not None and reasoning.is_open(prompt)
+        is_over = reasoning is not None and (think is False or _is_over(prompt, reasoning))
+        one_call = wishes.parallel_tool_calls is False
+        form = AnswerForm(reasoning, is_open, is_over, asked.syntax, asked.arguments, one_call)
+    return prompt, _plan(form, asked.calls, wishes, params, tokenizer, n_vocab)
+
+
+def prompt_of_chat(
+    template: ChatTemplate, messages: list[Any], variables: Mapping[str, Any], wishes: ChatParams
+) -> str:
+    """The prompt alone."""
+    return _asked(template, messages, variables, wishes).prompt
+
+
+class _Asked(NamedTuple):
+    """The prompt of a chat, and what it says of calls and thoughts.
+
+    calls, arguments:  see `Tools.chosen`. think: as it was asked for.
+    """
+
+    prompt: str
+    syntax: CallSyntax | None
+    calls: str
+    arguments: Mapping[str, Any]
+    think: bool | None
+
+
+def _asked(template: ChatTemplate, messages: list[Any], variables: Mapping[str, Any], wishes: ChatParams) -> _Asked:
     tools = Tools(() if wishes.tools is None else wishes.tools)
     if not tools.schemas and wishes.tool_choice not in (None, "auto", "none"):
         raise UsageError("tool_choice asks for a call, but there are no tools; give some", parameter="tool_choice")
@@ -62,12 +94,7 @@ def plan_of_chat(
         prompt = template.render(messages, **variables)
     if reasoning is not None and think is False:
         prompt = _without_thought(prompt, reasoning)
-    form = None
-    if reasoning is not None or syntax is not None:
-        is_open = reasoning is not None and reasoning.is_open(prompt)
-        is_over = reasoning is not None and (think is False or _is_over(prompt, reasoning))
-        form = AnswerForm(reasoning, is_open, is_over, syntax, arguments, wishes.parallel_tool_calls is False)
-    return prompt, _plan(form, calls, wishes, params, tokenizer, n_vocab)
+    return _Asked(prompt, syntax, calls, arguments, think)
 
 
 def prompt_with_tools(

@@ -10,13 +10,13 @@ from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
 from edgellm.errors import FileProblem
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
-from edgellm.kernels.kv_types import F32_CACHE, KVType
+from edgellm.kernels.kv_types import F32_CACHE, CacheType
 
 MOST_NAMED = 3  # tensors
 PIECE_BYTES = 1 << 22  # of a tensor, looked at together
 
 
-def no_numbers(file: GGUFFile, kv_type: KVType, adapters: AdapterSet = NO_ADAPTERS) -> FileProblem:
+def no_numbers(file: GGUFFile, kv_type: CacheType, adapters: AdapterSet = NO_ADAPTERS) -> FileProblem:
     """The error of a model whose logits are NaN or infinite. Looks at all weights, to name what is damaged.
 
     adapters:  what was beside the model.
@@ -25,13 +25,13 @@ def no_numbers(file: GGUFFile, kv_type: KVType, adapters: AdapterSet = NO_ADAPTE
     return FileProblem(f"{file.path}: its logits are no finite numbers: {reason}")
 
 
-def _reason(tensors: Iterable[Tensor], kv_type: KVType, adapters: AdapterSet) -> str:
+def _reason(tensors: Iterable[Tensor], kv_type: CacheType, adapters: AdapterSet) -> str:
     damaged = [tensor.name for tensor in tensors if not is_finite(tensor)]
     if not damaged and adapters:
         used = ", ".join(f"{adapter.name!r} (scale {scale:g})" for adapter, scale in adapters.uses)
         return f"its weights are, so what the adapters add is too large: {used}; try smaller scales, or leave them out"
     if not damaged:
-        larger = "" if kv_type is F32_CACHE else ", and kv_type='f32' keeps larger keys and values"
+        larger = "" if kv_type == F32_CACHE else ", and kv_type='f32' keeps larger keys and values"
         return f"its weights are, but too large to compute with; the file may be damaged{larger}"
     names = ", ".join(repr(name) for name in damaged[:MOST_NAMED])
     more = f" and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgellm.engine.answer_form import AnswerReader
+    from edgellm.engine.shifting import Shift
     from edgellm.text import Tokenizer
     from edgellm.text.calls import Call
 
@@ -49,9 +50,10 @@ class Generation(Iterator[str]):
         n_ctx: int,
         adapters: AdapterSet = NO_ADAPTERS,
         plan: AnswerPlan = PLAIN_TEXT,
+        shift: Shift | None = None,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = Answer(prompt, params, tokenizer, n_ctx, adapters, plan)
+        self._answer = Answer(prompt, params, tokenizer, n_ctx, adapters, plan, shift)
         self._reader: AnswerReader | None = None
         if plan.form is not None:
             from edgellm.engine.answer_form import AnswerReader
@@ -98,7 +100,7 @@ class Generation(Iterator[str]):
 
     @property
     def text_ids(self) -> list[int]:
-        """All tokens of the text, the prompt's first, as the cache knows them."""
+        """All tokens of the text, the prompt's first, as the cache knows them: after a shift, what is still read."""
         return list(self._answer.tokens)
 
     @property

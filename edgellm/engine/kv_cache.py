@@ -30,7 +30,7 @@ from edgellm.engine.block_table import GONE, KEPT_BEHIND, BlockTable, blocks_for
 from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Step, Trail
 from edgellm.errors import CacheFullError
 from edgellm.graph.forks import at_fork
-from edgellm.kernels.kv_types import F16_CACHE, KVType
+from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.records import KV_BLOCK
 
 State = tuple[int, SequenceOf[np.ndarray]]  # how many tokens of a text it is of, and the bytes of each layer
@@ -42,7 +42,7 @@ class CacheLayer(NamedTuple):
     n_kv_heads: int
     key_dim: int
     value_dim: int
-    kv_type: KVType = F16_CACHE
+    kv_type: CacheType = F16_CACHE
     window: int | None = None
 
     @property

@@ -17,6 +17,8 @@ class Request:
     is_private:    whether it neither begins with what other texts left in the cache nor leaves anything there.
     n_reused:      tokens that it found there when it began.
     n_guessed:     tokens that were guessed and checked. n_right: those of them that came.
+    is_full:       its context is full; it goes on when the oldest of its tokens have given way.
+    n_shifts:      how often they had to.
     is_over:       nothing more is to be computed; error says why, where that is one.
     is_awaited:    somebody waits for it at this moment; others may be computed along, and lose their room first.
     is_cancelled:  nobody wants the rest. Any thread may set it, at any time.
@@ -35,6 +37,8 @@ class Request:
         self.is_private = is_private
         self.n_reused = 0
         self.n_guessed = self.n_right = 0
+        self.is_full = False
+        self.n_shifts = 0
         self.is_over = False
         self.is_cancelled = False
         self.error: Exception | None = None
@@ -83,6 +87,10 @@ class Request:
 
     def progressed(self) -> None:
         """Called when more of its tokens are in the cache."""
+
+    def shift(self) -> None:
+        """Leave out the oldest tokens of a text that is full; what stays will be computed as any prompt is."""
+        raise NotImplementedError
 
 
 class Scores(Request):

@@ -30,7 +30,7 @@ from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
 from edgellm.kernels.isa import Isa, choose
-from edgellm.kernels.kv_types import KV_TYPES
+from edgellm.kernels.kv_types import CACHE_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import default_threads
@@ -122,7 +122,7 @@ class Runner:
         largest = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
         self.n_vocab = self.graphs.logits.width
 
-        kv_type = KV_TYPES[runtime.kv_type]
+        kv_type = CACHE_TYPES[runtime.kv_type]
         target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
         self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
         self.target = replace(target, tiles=self.layout.tiles)
@@ -409,7 +409,7 @@ def _layer_of(name: str) -> int:
 
 def target_for(file: GGUFFile, body: Graph, store: KernelStore, isa: Isa, runtime: RuntimeConfig) -> Target:
     """How to compute a model on this machine, measured on a first start."""
-    kv_type, weights = KV_TYPES[runtime.kv_type], _most_common_format(file)
+    kv_type, weights = CACHE_TYPES[runtime.kv_type], _most_common_format(file)
     tuning = remembered(store, weights, runtime.n_threads)
     if tuning is None:
         # A file that cannot be run says so before anything is measured.

@@ -200,10 +200,24 @@ class Scheduler:
                 if request.is_private:
                     request.sequence.release()
                 else:
-                    if self.disk is not None:
+                    if self.disk is not None and not request.n_shifts:
                         self.disk.keep(request.sequence)
                     self.prefixes.keep(request.sequence)
                 request.sequence = None
+        for request in self._requests:
+            if request.is_full:
+                self._shift(request)
+
+    def _shift(self, request: Request) -> None:
+        """Let a text whose context is full go on without its oldest tokens."""
+        self.speculator.forget(request)  # it knows places that are others now
+        if request.sequence is not None:
+            request.sequence.release()
+            request.sequence = None
+        try:
+            request.shift()
+        except Exception as problem:
+            request.error, request.is_over = problem, True
 
     def _check_free(self) -> None:
         """Raises UsageError after `close`, BusyError for who calls from within a step."""
@@ -273,7 +287,9 @@ class Scheduler:
             span.sequence.remember()
             # A prompt is kept as soon as it has been read: it outlasts a process that is killed while it answers, and
             # later a window would have left behind what the same prompt, asked once more, needs.
-            if self.disk is not None and n > 1 and not span.n_guesses and n_right + start + 1 >= len(request.tokens):
+            # What is left of a text after a shift begins as no other does.
+            is_begun = not span.n_guesses and not request.n_shifts
+            if self.disk is not None and n > 1 and is_begun and n_right + start + 1 >= len(request.tokens):
                 self.disk.keep(span.sequence)
         span.sequence.leave_behind()
         request.last_step = self._n_steps
@@ -347,7 +363,7 @@ class Scheduler:
                     found.release()
                     continue
                 request.sequence = found
-                if request.n_over_when_preempted < 0:
+                if request.n_over_when_preempted < 0 and not request.n_shifts:
                     request.n_reused = len(found)
             admitted.append(request)
         return admitted

@@ -12,6 +12,8 @@ class GenerationStats:
     n_reused_tokens:    tokens of the prompt that were in the cache already and not computed again.
     n_draft_tokens:     tokens that were drafted and verified along with others (speculation).
     n_accepted_tokens:  those of them that came, and took no pass of their own.
+    n_shifts:           how often the context was full and the answer went on without the oldest of what was read.
+    n_left_out_tokens:  tokens of prompt and answer that were not read any more at the end.
     """
 
     n_prompt_tokens: int = 0
@@ -19,6 +21,8 @@ class GenerationStats:
     n_generated_tokens: int = 0
     n_draft_tokens: int = 0
     n_accepted_tokens: int = 0
+    n_shifts: int = 0
+    n_left_out_tokens: int = 0
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
     first_token_seconds: float = 0.0

@@ -1,7 +1,8 @@
 """How the KV cache stores its numbers: as float16, exactly, or as small integers with scales.
 
-The cache of a layer is an array of blocks of KV_BLOCK tokens. A block holds the keys of every key-value head, and
-behind the keys of all heads the values. Floats stand as [key_dim, KV_BLOCK] and [KV_BLOCK, value_dim].
+Keys have one type and values another, or both the same: a `CacheType` is the two. The cache of a layer is an array of
+blocks of KV_BLOCK tokens. A block holds the keys of every key-value head, and behind the keys of all heads the values.
+Floats stand as [key_dim, KV_BLOCK] and [KV_BLOCK, value_dim].
 
 Integers are multiplied in pairs, so they stand in pairs: two neighbouring dimensions of a key, and a dimension of two
 neighbouring tokens' values. Two bytes, a *unit*, hold `n_parts` such pairs:
@@ -16,6 +17,8 @@ dimensions of one token (fewer at the end of a head), so that a new token change
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.staged import F32, I8, I16, I32, Value, Vocabulary
 
@@ -27,7 +30,7 @@ LANES = 16  # every head consists of so many dimensions, or a multiple
 
 
 class KVType:
-    """A type of cache.
+    """How keys are stored, or values.
 
     number_bits:  of one number.
     head_align:   a head is padded to a multiple of so many dimensions.
@@ -42,10 +45,6 @@ class KVType:
     def head_bytes(self, head_dim: int) -> int:
         """The keys, or the values, of one head in a block."""
         return KV_BLOCK * head_dim * self.number_bits // 8
-
-    def block_bytes(self, n_kv_heads: int, key_dim: int, value_dim: int) -> int:
-        """Keys and values of a whole block."""
-        return n_kv_heads * (self.head_bytes(key_dim) + self.head_bytes(value_dim))
 
     def padded(self, head_dim: int) -> int:
         """How wide kernels have a head."""
@@ -241,5 +240,34 @@ def _folded(v: Vocabulary, parts: list[Value]) -> Value:
     return total
 
 
-F16_CACHE, Q8_0_CACHE, Q4_0_CACHE, F32_CACHE = _F16(), _Q8_0(), _Q4_0(), _F32()
-KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16_CACHE, Q8_0_CACHE, Q4_0_CACHE, F32_CACHE)}
+F16_KV, Q8_0_KV, Q4_0_KV, F32_KV = _F16(), _Q8_0(), _Q4_0(), _F32()
+KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16_KV, Q8_0_KV, Q4_0_KV, F32_KV)}
+
+
+class CacheType(NamedTuple):
+    """A type of cache: how it stores keys, and how values."""
+
+    keys: KVType
+    values: KVType
+
+    @property
+    def name(self) -> str:
+        """`q8_0`, or `q8_0:q4_0` where they differ."""
+        return ":".join(dict.fromkeys(kind.name for kind in self))
+
+    def block_bytes(self, n_kv_heads: int, key_dim: int, value_dim: int) -> int:
+        """Keys and values of a whole block."""
+        return n_kv_heads * (self.keys.head_bytes(key_dim) + self.values.head_bytes(value_dim))
+
+    def __repr__(self) -> str:
+        """As files of keys and values are bound to it."""
+        return ":".join(dict.fromkeys(map(repr, self)))
+
+
+F16_CACHE, F32_CACHE = CacheType(F16_KV, F16_KV), CacheType(F32_KV, F32_KV)
+CACHE_TYPES: dict[str, CacheType] = {
+    found.name: found
+    for keys in KV_TYPES.values()
+    for values in KV_TYPES.values()
+    for found in [CacheType(keys, values)]
+}

@@ -1,4 +1,4 @@
-"""Caches of integers in NumPy: the twins of `kv_types.IntegerKV`, `ops/kv_append.py` and `ops/rotate.py`."""
+"""Caches of all types in NumPy: the twins of `kv_types`, `ops/kv_append.py` and `ops/rotate.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.kv_types import SCALE_GROUP, SPREADS, IntegerKV
+from edgellm.kernels.kv_types import SCALE_GROUP, SPREADS, CacheType, IntegerKV, KVType
 from edgellm.kernels.records import KV_BLOCK
 
 Floats = NDArray[np.floating[Any]]
@@ -31,50 +31,101 @@ def rotate(x: Floats) -> Floats:
     return result
 
 
-def round_queries(q: Floats, kind: IntegerKV) -> Floats:
-    """Queries [..., key_dim] as they meet the keys of such a cache: with 15 bits and a sign, turned as it is."""
+def round_queries(q: Floats, kind: KVType) -> Floats:
+    """Queries [..., key_dim] as they meet keys of a type: integers with 15 bits and a sign, turned as keys are."""
+    if not isinstance(kind, IntegerKV):
+        return q
     turned = rotate(q) if kind.is_rotated else q
     step = np.abs(turned).max(-1, keepdims=True).astype(np.float64) / 32767
     rounded = (np.rint(turned / np.where(step > 0, step, 1)) * step).astype(np.float32)
     return rotate(rounded) if kind.is_rotated else rounded
 
 
-class IntegerCache:
-    """A layer's cache of integers, zeroed: number = scale * q, in groups of SCALE_GROUP dimensions.
+class PagedCache:
+    """A layer's cache of any type, zeroed.
 
-    memory:                    uint8 [n_blocks, bytes of a block], what kernels read and write.
-    keys, values:              uint8 views of it, unit by unit, see `kv_types`.
-    key_scales, value_scales:  float16 [n_blocks, n_kv_heads, groups, KV_BLOCK].
+    memory:        uint8 [n_blocks, bytes of a block], what kernels read and write.
+    keys, values:  views of it.
     """
 
-    def __init__(self, kind: IntegerKV, n_blocks: int, n_kv_heads: int, head_dim: int) -> None:
-        self.kind, self.n_kv_heads, self.head_dim = kind, n_kv_heads, head_dim
-        n_bytes = KV_BLOCK * head_dim * kind.number_bits // 8
-        self.memory = np.zeros((n_blocks, kind.block_bytes(n_kv_heads, head_dim, head_dim)), np.uint8)
-        heads = self.memory.reshape(n_blocks, 2, n_kv_heads, -1)
-        numbers, scales = heads[..., :n_bytes], heads[..., n_bytes:].view(np.float16)
-        scales = scales.reshape(n_blocks, 2, n_kv_heads, kind.n_groups(head_dim), KV_BLOCK)
-        n_units = head_dim // kind.n_parts
-        self.keys = numbers[:, 0].reshape(n_blocks, n_kv_heads, n_units // 2, KV_BLOCK, 2)
-        self.values = numbers[:, 1].reshape(n_blocks, n_kv_heads, KV_BLOCK // 2, n_units, 2)
-        self.key_scales, self.value_scales = scales[:, 0], scales[:, 1]
+    def __init__(self, kind: CacheType, n_blocks: int, n_kv_heads: int, key_dim: int, value_dim: int) -> None:
+        self.kind, self.n_kv_heads, self.key_dim, self.value_dim = kind, n_kv_heads, key_dim, value_dim
+        self.memory = np.zeros((n_blocks, kind.block_bytes(n_kv_heads, key_dim, value_dim)), np.uint8)
+        n_key_bytes = n_kv_heads * kind.keys.head_bytes(key_dim)
+        self.keys = self._half(kind.keys, key_dim, self.memory[:, :n_key_bytes], is_key=True)
+        self.values = self._half(kind.values, value_dim, self.memory[:, n_key_bytes:], is_key=False)
+
+    def _half(self, kind: KVType, head_dim: int, memory: NDArray[np.uint8], *, is_key: bool) -> _Floats | _Integers:
+        heads = memory.reshape(len(memory), self.n_kv_heads, -1)
+        if isinstance(kind, IntegerKV):
+            return _Integers(kind, head_dim, heads, is_key)
+        return _Floats(kind, head_dim, heads, is_key)
 
     def append(self, slots: Ints, k: Floats, v: Floats) -> None:
         """Put k and v, float32 [n_tokens, n_kv_heads, head_dim], into the slots, as the kernel does to the bit."""
         block, place = slots // KV_BLOCK, slots % KV_BLOCK
-        for x, is_key in ((k, True), (v, False)):
-            turned = rotate(x) if self.kind.is_rotated else x
-            groups = np.split(turned, range(SCALE_GROUP, self.head_dim, SCALE_GROUP), axis=-1)
-            for index, (q, scale) in enumerate(map(_ENCODE[self.kind.name], groups)):
-                (self.key_scales if is_key else self.value_scales)[block, :, index, place] = scale
-                n_units = q.shape[-1] // self.kind.n_parts
-                if is_key:
-                    first = index * SCALE_GROUP // self.kind.n_parts // 2
-                    units = slice(first, first + n_units // 2)
-                    self.keys[block, :, units, place] = self._key_units(q)
-                else:
-                    first = index * SCALE_GROUP // self.kind.n_parts
-                    self.values[block, :, place // 2, first : first + n_units, place % 2] = self._value_bytes(q)
+        for half, x in ((self.keys, k), (self.values, v)):
+            half.put(block, place, rotate(x) if half.kind.is_rotated else x)
+
+    def dequantize(self) -> tuple[Floats, Floats]:
+        """Keys and values as they were given, float32, in the shapes that `reference.attention` takes."""
+        keys, values = self.keys.floats(), self.values.floats()
+        if self.kind.keys.is_rotated:
+            keys = rotate(keys.swapaxes(2, 3)).swapaxes(2, 3)
+        return keys, rotate(values) if self.kind.values.is_rotated else values
+
+
+class _Floats:
+    """Keys [n_blocks, n_kv_heads, head_dim, KV_BLOCK], or values [n_blocks, n_kv_heads, KV_BLOCK, head_dim]."""
+
+    def __init__(self, kind: KVType, head_dim: int, memory: NDArray[np.uint8], is_key: bool) -> None:
+        self.kind, self.is_key = kind, is_key
+        shape = (head_dim, KV_BLOCK) if is_key else (KV_BLOCK, head_dim)
+        self.numbers = memory.view(f"<f{kind.number_bits // 8}").reshape(*memory.shape[:2], *shape)
+
+    def spoil(self) -> None:
+        """Fill it with what nobody must read."""
+        self.numbers[...] = np.nan
+
+    def put(self, block: Ints, place: Ints, x: Floats) -> None:
+        with np.errstate(over="ignore"):
+            if self.is_key:
+                self.numbers[block, :, :, place] = x
+            else:
+                self.numbers[block, :, place] = x
+
+    def floats(self) -> Floats:
+        return self.numbers.astype(np.float32)
+
+
+class _Integers:
+    """number = scale * q, in groups of SCALE_GROUP dimensions.
+
+    numbers:  uint8, unit by unit, see `kv_types`. scales: float16 [n_blocks, n_kv_heads, groups, KV_BLOCK].
+    """
+
+    def __init__(self, kind: IntegerKV, head_dim: int, memory: NDArray[np.uint8], is_key: bool) -> None:
+        self.kind, self.head_dim, self.is_key = kind, head_dim, is_key
+        n_bytes, n_units = KV_BLOCK * head_dim * kind.number_bits // 8, head_dim // kind.n_parts
+        shape = (n_units // 2, KV_BLOCK, 2) if is_key else (KV_BLOCK // 2, n_units, 2)
+        self.numbers = memory[..., :n_bytes].reshape(*memory.shape[:2], *shape)
+        scales = memory[..., n_bytes:].view(np.float16)
+        self.scales = scales.reshape(*memory.shape[:2], kind.n_groups(head_dim), KV_BLOCK)
+
+    def spoil(self) -> None:
+        self.numbers[...], self.scales[...] = 99, np.nan
+
+    def put(self, block: Ints, place: Ints, x: Floats) -> None:
+        groups = np.split(x, range(SCALE_GROUP, self.head_dim, SCALE_GROUP), axis=-1)
+        for index, (q, scale) in enumerate(map(_ENCODE[self.kind.name], groups)):
+            self.scales[block, :, index, place] = scale
+            n_units = q.shape[-1] // self.kind.n_parts
+            first = index * SCALE_GROUP // self.kind.n_parts
+            if self.is_key:
+                units = slice(first // 2, (first + n_units) // 2)
+                self.numbers[block, :, units, place] = self._key_units(q)
+            else:
+                self.numbers[block, :, place // 2, first : first + n_units, place % 2] = self._value_bytes(q)
 
     def _key_units(self, q: Ints) -> NDArray[np.uint8]:
         if self.kind.n_parts == 1:
@@ -88,25 +139,21 @@ class IntegerCache:
         low, high = np.split(q + 8, 2, axis=-1)
         return (low | high << 4).astype(np.uint8)
 
-    def dequantize(self) -> tuple[Floats, Floats]:
-        """Keys and values as they were given, float32, in the shapes that `reference.attention` takes."""
-        n_blocks, dim = len(self.memory), self.head_dim
-        keys, values = self.keys.astype(np.int64), self.values.astype(np.int64)
-        if self.kind.n_parts == 1:
-            keys, values = _signed(keys), _signed(values)
-            keys = keys.swapaxes(3, 4).reshape(n_blocks, self.n_kv_heads, dim, KV_BLOCK)
-            values = values.swapaxes(3, 4).reshape(n_blocks, self.n_kv_heads, KV_BLOCK, dim)
+    def floats(self) -> Floats:
+        outer, q = self.numbers.shape[:2], self.numbers.astype(np.int64)
+        scales = np.repeat(self.scales.astype(np.float32), SCALE_GROUP, axis=2)[:, :, : self.head_dim]
+        is_wide = self.kind.n_parts == 1
+        if self.is_key:
+            # [..., units, part, KV_BLOCK, 2]
+            parts = np.stack([_signed(q)] if is_wide else [(q & 15) - 8, (q >> 4) - 8], axis=3)
+            return np.moveaxis(parts, 5, 4).reshape(*outer, self.head_dim, KV_BLOCK).astype(np.float32) * scales
+        by_token = q.swapaxes(3, 4)
+        if is_wide:
+            numbers = _signed(by_token)
         else:
-            keys = np.stack([keys & 15, keys >> 4], axis=3) - 8  # [..., units, part, KV_BLOCK, 2]
-            keys = np.moveaxis(keys, 5, 4).reshape(n_blocks, self.n_kv_heads, dim, KV_BLOCK)
-            values = values.swapaxes(3, 4).reshape(n_blocks, self.n_kv_heads, KV_BLOCK, -1, SCALE_GROUP // 2)
-            values = np.stack([values & 15, values >> 4], axis=4) - 8
-            values = values.reshape(n_blocks, self.n_kv_heads, KV_BLOCK, dim)
-        key_scales = np.repeat(self.key_scales.astype(np.float32), SCALE_GROUP, axis=2)[:, :, :dim]
-        value_scales = np.repeat(self.value_scales.astype(np.float32), SCALE_GROUP, axis=2)[:, :, :dim]
-        k = keys.astype(np.float32) * key_scales
-        v = values.astype(np.float32) * value_scales.swapaxes(2, 3)
-        return (rotate(k.swapaxes(2, 3)).swapaxes(2, 3), rotate(v)) if self.kind.is_rotated else (k, v)
+            halves = by_token.reshape(*outer, KV_BLOCK, -1, SCALE_GROUP // 2)
+            numbers = np.stack([halves & 15, halves >> 4], axis=4) - 8
+        return numbers.reshape(*outer, KV_BLOCK, self.head_dim).astype(np.float32) * scales.swapaxes(2, 3)
 
 
 def _signed(numbers: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from edgellm.dataclass import dataclass
 from edgellm.errors import KernelError
-from edgellm.kernels.kv_types import KV_TYPES, KVType
+from edgellm.kernels.kv_types import CACHE_TYPES, CacheType
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
 
-NumberFormat = BlockFormat | KVType
+NumberFormat = BlockFormat | CacheType
 Options = Mapping[str, Any]
 
 
@@ -113,8 +113,8 @@ _FAMILIES: dict[str, _Family] = {
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "causal_conv": _Family("recurrent"),
     "delta_rule": _Family("recurrent"),
-    "kv_append": _Family("kv_append", tuple(KV_TYPES.values())),
-    "attention": _Family("attention", tuple(KV_TYPES.values())),
+    "kv_append": _Family("kv_append", tuple(CACHE_TYPES.values())),
+    "attention": _Family("attention", tuple(CACHE_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
     "text_attention": _Family("text_attention", options={"alibi": (False, True)}),
     "attention_backward": _Family("attention_backward", options={"general": (False, True)}),
@@ -165,7 +165,7 @@ class Kernel(NamedTuple):
     def name(self) -> str:
         """`linear_decode.Q4_K`, `glu.gelu`, `quantize.2`: the op, the format, and options that are unusual or words.
 
-        An option that is on goes by its own name: `rope.inverse`.
+        An option that is on goes by its own name: `rope.inverse`. Of a cache: `attention.q8_0`, `attention.q8_0.q4_0`.
         """
         usual = _FAMILIES[self.op].options
         unusual = [
@@ -173,7 +173,7 @@ class Kernel(NamedTuple):
             for name, value in self.options
             if value != usual[name][0] or isinstance(value, str)
         ]
-        return ".".join([self.op, *([self.format.name] if self.format else []), *unusual])
+        return ".".join([self.op, *(self.format.name.split(":") if self.format else []), *unusual])
 
     @property
     def symbol(self) -> str:

@@ -43,6 +43,8 @@ class Sampling(Strict):
     banned_strings: str | list[str] | None = None
     samplers: str | list[str] | None = None
     seed: int | None = None
+    when_full: str | None = None
+    n_keep: int | None = None
 
     def sampling(self) -> dict[str, Any]:
         """The keywords that are given."""

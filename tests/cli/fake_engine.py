@@ -27,6 +27,7 @@ class FakeStats:
     n_generated_tokens: int = 0
     n_draft_tokens: int = 0
     n_accepted_tokens: int = 0
+    n_shifts: int = 0
     first_token_seconds: float = 0.25
     generate_seconds: float = 1.0
     prompt_tokens_per_second: float = 100.0
@@ -34,11 +35,11 @@ class FakeStats:
 
 
 class FakeGeneration:
-    def __init__(self, pieces: Iterator[str | float], n_prompt: int, room: int) -> None:
+    def __init__(self, pieces: Iterator[str | float], n_prompt: int, room: int, shifts: bool) -> None:
         self._pieces = pieces
         self.n_prompt_done = n_prompt
-        self.token_ids: list[str] = []
-        self._room = room
+        self.text_ids: list[str] = ["prompt"] * n_prompt
+        self._room, self._shifts = room, shifts
         self.finish_reason: str | None = None
         self.stats = FakeStats(n_prompt)
 
@@ -49,14 +50,16 @@ class FakeGeneration:
         for piece in self._pieces:
             if self.finish_reason:
                 return
-            if self.stats.n_generated_tokens == self._room:
+            if self.stats.n_generated_tokens == self._room and not self._shifts:
                 self.finish_reason = "context"
                 return
+            if self.stats.n_generated_tokens == self._room:
+                self.stats.n_shifts = 1
             if isinstance(piece, float):  # how much of the prompt is read
                 self.n_prompt_done = int(piece * self.stats.n_prompt_tokens)
                 continue
             self.stats.n_generated_tokens += 1
-            self.token_ids.append(piece.strip())
+            self.text_ids.append(piece.strip())
             yield piece
         self.finish_reason = self.finish_reason or "stop"
 
@@ -83,9 +86,7 @@ class FakeModel:
     def chat(self, messages: list[dict[str, str]], **sampling: Any) -> FakeGeneration:
         return self._generation(_render(messages), messages[-1]["content"], sampling, len(messages))
 
-    def generate(self, prompt: str | list[str], **sampling: Any) -> FakeGeneration:
-        if isinstance(prompt, list):
-            return self._generation(" ".join(prompt), f"went on after {prompt[-1]}", sampling, 0)
+    def generate(self, prompt: str, **sampling: Any) -> FakeGeneration:
         return self._generation(prompt, prompt, sampling, 0)
 
     def _generation(self, prompt: str, text: str, sampling: dict[str, Any], n_messages: int) -> FakeGeneration:
@@ -94,16 +95,13 @@ class FakeModel:
         if n_prompt >= self.n_ctx:
             raise ContextOverflowError(f"the prompt has {n_prompt} tokens, the context holds {self.n_ctx}")
         pieces = self._pieces(text, prompt, params, n_messages)
-        return FakeGeneration(pieces, n_prompt, self.n_ctx - n_prompt)
+        return FakeGeneration(pieces, n_prompt, self.n_ctx - n_prompt, params.when_full == "shift")
 
     def _pieces(self, text: str, prompt: str, params: SamplingParams, n_messages: int) -> Iterator[str | float]:
         if text.startswith("slow"):
-            for number in range(1000):
+            for number in range(100 if params.when_full == "shift" else 1000):
                 yield f"word{number} "
                 time.sleep(0.01)
-        elif text.startswith("went on"):
-            for word in ("<", *text.split(), ">"):
-                yield f"{word} "
         elif text.startswith("read"):
             for done in range(20):
                 yield done / 20

@@ -131,3 +131,25 @@ def test_another_file_is_not_written_to(chat_path, tmp_path, capsys) -> None:
     assert run(asked, "-o", asked) == 2
     asked.write_text(request("a", None))
     assert run(asked, "-o", tmp_path / "new.jsonl") == 2 and "no request names a model" in capsys.readouterr().err
+
+
+def test_answers_go_on_when_the_context_is_full(chat_path, tmp_path) -> None:
+    """By the option for all of them, or by a request for itself; and never without an end."""
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        request("long", chat_path, max_tokens=200, logit_bias={"2": -100}),
+        request("own", chat_path, max_tokens=200, logit_bias={"2": -100}, extra_body={"when_full": "stop"}),
+        json.dumps({"custom_id": "endless", "body": {"messages": [{"role": "user", "content": "the tea"}]}}),
+    ]
+    asked.write_text("\n".join(lines))
+    assert run(asked, "-o", out, "-m", chat_path, "-c", 64, "--when-full", "shift") == 0
+    found = {one["custom_id"]: one["response"] for one in answers(out)}
+    usage = {name: found[name]["body"]["usage"] for name in ("long", "own")}
+    assert usage["long"]["completion_tokens"] == 200 and usage["long"]["context_shifts"] > 3
+    assert usage["own"]["completion_tokens"] < 64 and "context_shifts" not in usage["own"]
+    assert found["endless"]["status_code"] == 400 and "may never end" in str(found["endless"]["body"])
+    asked.write_text(
+        request("own", chat_path, max_tokens=100, logit_bias={"2": -100}, extra_body={"when_full": "shift"})
+    )
+    assert run(asked, "-o", tmp_path / "own.jsonl", "-c", 64) == 0
+    assert answers(tmp_path / "own.jsonl")[0]["response"]["body"]["usage"]["context_shifts"]

@@ -279,3 +279,21 @@ def test_without_a_model_the_default_is_fetched_and_named(edgellm: Run, home: ob
     assert lines[2].startswith("edgellm: error: smollm2-135m cannot be pulled: ")
     assert "127.0.0.1:9 cannot be reached: Connection refused" in lines[2]
     assert len(lines) == 3
+
+
+def test_an_answer_goes_on_when_the_context_is_full(edgellm: Run, model: str, tiny_path) -> None:
+    common = ["run", str(tiny_path), "--raw", "-p", "the tea", "-c", "64", "-n", "300", "-l", "2-inf", "--temp", "0"]
+    stopped = edgellm(*common, real=True)
+    assert "the context of 64 tokens is full, so the answer stops here" in stopped.stderr
+    gone_on = edgellm(*common, "--when-full", "shift", "--keep", "8", real=True)
+    assert gone_on.returncode == 0 and len(gone_on.stdout) > 2 * len(stopped.stdout)
+    assert gone_on.stdout.startswith(stopped.stdout.rstrip("\n")[:20])
+    assert "the context of 64 tokens was full 8 times, and the answer went on without the oldest" in gone_on.stderr
+    for words, said in (
+        (["--keep", "8"], "--keep is for --when-full shift"),
+        (["--when-full", "drop"], "--when-full drop is for a chat on a terminal"),
+        (["--when-full", "shift", "--keep", "-2"], "--keep is -2"),
+        (["--when-full", "shift", "--keep", "60"], None),  # of a prompt that has fewer
+    ):
+        done = edgellm(*common, *words, real=True)
+        assert (done.returncode, said in done.stderr) == (2, True) if said else done.returncode == 0

@@ -5,14 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import edgellm
+from edgellm.cli.options import runtime_options
 from edgellm.engine.kv_cache import CacheLayer, Sequence
 from edgellm.engine.runner import Span
 from edgellm.errors import UsageError
-from edgellm.kernels.kv_types import KV_TYPES, Q8_0_CACHE
+from edgellm.kernels.kv_types import CACHE_TYPES, KV_TYPES
+from edgellm.measure.estimate import estimate
+from edgellm.params import RuntimeConfig
 from tests.arch import tiny
 
 # Mean KL divergence from the predictions with an f16 cache, in nats. Of random weights, measured 3e-4.
@@ -30,8 +35,8 @@ def mean_kl(reference: np.ndarray, other: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-# The same for each type of integers: of q4_0 measured 0.057 at most.
-FAR = {"q8_0": TINY_KL, "q4_0": 0.1}
+# The same for types of integers, and for keys of one type and values of another: of q4_0 measured 0.057 at most.
+FAR = {"q8_0": TINY_KL, "q4_0": 0.1, "q8_0:q4_0": 0.1, "q4_0:f32": 0.1, "f16:q8_0": TINY_KL}
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3", "heads of 48"])
@@ -97,7 +102,7 @@ def test_forks_and_trims(path, kind: str) -> None:
         np.testing.assert_array_equal(grow(a, 400), want[399])
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("kv_type", [*KV_TYPES, "q8_0:q4_0", "q4_0:f16"])
 def test_a_chat_goes_on_from_what_is_cached(path, kv_type: str) -> None:
     with edgellm.load(path, kv_type=kv_type) as model:
         first = model.generate(IDS[:200], max_tokens=3, temperature=0)
@@ -112,23 +117,58 @@ def test_a_chat_goes_on_from_what_is_cached(path, kv_type: str) -> None:
     assert again.token_ids == fresh.token_ids
 
 
-def test_sessions_keep_integers(path, tmp_path) -> None:
-    """A session of a q4_0 cache goes on as if it had never been away, and is refused by a cache of another type."""
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0:q4_0"])
+def test_sessions_keep_integers(path, tmp_path, kind: str) -> None:
+    """A session of such a cache goes on as if it had never been away, and is refused by a cache of another type."""
     file = tmp_path / "a.session"
-    with edgellm.load(path, kv_type="q4_0") as model:
+    with edgellm.load(path, kv_type=kind) as model:
         answer = model.generate(IDS[:200], max_tokens=3, temperature=0)
         list(answer)
         model.save_session(file, answer)
         ids = [*IDS[:200], *answer.token_ids, 9]
         want = model.generate(ids, max_tokens=6, temperature=0)
         list(want)
-    with edgellm.load(path, kv_type="q4_0") as model:
+    with edgellm.load(path, kv_type=kind) as model:
         model.load_session(file)
         got = model.generate(ids, max_tokens=6, temperature=0)
         list(got)
         assert (got.token_ids, got.stats.n_reused_tokens >= 200) == (want.token_ids, True)
-    with edgellm.load(path, kv_type="q8_0") as model, pytest.raises(edgellm.EdgellmError, match="kv_type"):
-        model.load_session(file)
+    for other in ("q8_0", "q4_0:q8_0"):
+        refused = rf"another kv_type \({kind}, and here it is {other}\)"
+        with edgellm.load(path, kv_type=other) as model, pytest.raises(edgellm.EdgellmError, match=refused):
+            model.load_session(file)
+
+
+def test_prefixes_on_disk_belong_to_a_type(path, monkeypatch, tmp_path) -> None:
+    """A later process finds what was computed with its own type alone, and says the same as without."""
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    ids = [3 + i * 11 % 300 for i in range(700)]
+
+    def answer(kind: str, disk_bytes: int = 1 << 30) -> tuple[list[int], int]:
+        with edgellm.load(path, n_ctx=1024, kv_type=kind, disk_bytes=disk_bytes) as model:
+            generation = model.generate(ids, max_tokens=4, temperature=0)
+            list(generation)
+            return generation.token_ids, generation.stats.n_reused_tokens
+
+    want, none = answer("q8_0:q4_0")
+    assert none == 0
+    again, reused = answer("q8_0:q4_0")
+    assert (again, reused >= 640) == (want, True)
+    assert answer("q4_0:q8_0")[1] == 0
+
+
+def test_any_two_types_go_together(tiny_path) -> None:
+    """Each pair gives about what float32 gives: as near as the coarser of both is, and no two pairs the same."""
+    with edgellm.load(tiny_path, n_threads=1, kv_type="f32") as model:
+        exact = model.logits(IDS[:100])
+    seen = []
+    for name, kind in CACHE_TYPES.items():
+        with edgellm.load(tiny_path, n_threads=1, kv_type=name) as model:
+            found = model.logits(IDS[:100])
+        limits = [FAR.get(part.name, TINY_KL) for part in kind]
+        assert mean_kl(exact, found) < max(limits), name
+        assert not any(np.array_equal(found, other) for other in seen), name
+        seen.append(found)
 
 
 def test_memory(path) -> None:
@@ -138,18 +178,57 @@ def test_memory(path) -> None:
         groups = -(-config.head_dim // 32)
         want = 2 * layers * config.n_kv_heads * (config.head_dim + 2 * groups)
         assert small._runner.cache.token_bytes == want
-    assert CacheLayer(2, 64, 64, Q8_0_CACHE).block_bytes == Q8_0_CACHE.block_bytes(2, 64, 64)
+    with edgellm.load(path, kv_type="q8_0:q4_0") as mixed:
+        wide = -(-config.head_dim // 32) * 32
+        of_values = wide // 2 + 2 * (wide // 32)
+        want = layers * config.n_kv_heads * (config.head_dim + 2 * groups + of_values)
+        assert mixed._runner.cache.token_bytes == want
+    for kind in CACHE_TYPES.values():
+        assert CacheLayer(2, 64, 64, kind).block_bytes == kind.block_bytes(2, 64, 64)
 
 
-@pytest.mark.parametrize("wrong", ["q4_1", "F16", "", None, 8])
+@pytest.mark.parametrize(
+    "wrong", ["q4_1", "F16", "", None, 8, "q8_0:q4_1", "q8_0:", ":q4_0", "f16:f16:f16", "q8_0/q4_0"]
+)
 def test_other_names_are_refused(path, wrong) -> None:
     with pytest.raises(UsageError, match=r"kv_type is .*; expected one of f16, q8_0, q4_0, f32"):
         edgellm.load(path, kv_type=wrong)
 
 
 def test_the_command_line(path) -> None:
-    command = [sys.executable, "-m", "edgellm", "run", str(path), "--raw", "-p", "a", "-n", "2", "--kv-type"]
-    assert subprocess.run([*command, "q4_0"], capture_output=True, check=False).returncode == 0
-    refused = subprocess.run([*command, "q4_1"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "'q4_1' is not one of 'f16', 'q8_0', 'q4_0', 'f32'" in refused.stderr
+    command = [sys.executable, "-m", "edgellm", "run", str(path), "--raw", "-p", "a", "-n", "2"]
+
+    def run(*options: str) -> tuple[int, str]:
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    assert run("--kv-type", "q8_0:q4_0")[0] == 0
+    assert run("--cache-type-k", "q8_0", "--cache-type-v", "q4_0")[0] == 0
+    code, said = run("--kv-type", "q4_1")
+    assert (code, "--kv-type is 'q4_1'; expected one of f16, q8_0, q4_0, f32" in said) == (2, True)
+    code, said = run("--kv-type", "q8_0", "--cache-type-v", "q4_0")
+    assert (code, "--cache-type-v cannot be used with --kv-type" in said) == (2, True)
+
+
+def test_both_spellings_of_the_command_line(monkeypatch) -> None:
+    """What llama.cpp calls --cache-type-k and --cache-type-v are the two halves of --kv-type."""
+
+    @click.command()
+    @runtime_options
+    def command(runtime) -> None:
+        click.echo(runtime.kv_type)
+
+    def said(*options: str) -> str:
+        return CliRunner().invoke(command, options, catch_exceptions=False).output.strip()
+
+    assert said() == "f16"
+    assert said("--kv-type", "q8_0:q4_0") == said("--cache-type-k", "q8_0", "--cache-type-v", "q4_0") == "q8_0:q4_0"
+    assert said("--cache-type-v", "q8_0") == "f16:q8_0"
+    assert said("--cache-type-k", "q8_0", "--cache-type-v", "q8_0") == said("--kv-type", "q8_0:q8_0") == "q8_0"
+
+
+def test_the_forecast_knows_both_types(path) -> None:
+    found = estimate(path, RuntimeConfig(n_ctx=256, n_threads=1, kv_type="q8_0:q4_0"))
+    with edgellm.load(path, n_ctx=256, kv_type="q8_0:q4_0") as model:
+        assert found.layers == tuple(model._runner.cache.layers)
+        assert found.token_bytes == model._runner.cache.token_bytes

@@ -24,10 +24,10 @@ from edgellm.kernels.gradient_records import (
     TRANSPOSED_TOKENS,
 )
 from edgellm.kernels.isa import Isa
-from edgellm.kernels.kv_types import F16_CACHE, KVType
+from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
-from edgellm.kernels.reference_cache import IntegerCache
+from edgellm.kernels.reference_cache import PagedCache
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.kernels.store import KernelStore
@@ -497,16 +497,16 @@ class Compiled:
         slots: np.ndarray,
         k: np.ndarray,
         v: np.ndarray,
-        kv_type: KVType = F16_CACHE,
+        kv_type: CacheType = F16_CACHE,
     ) -> None:
         """keys and values: views of one cache, which begins with the keys."""
         self._kv_append(_cache_fields(keys, values, kv_type), kv_type, slots, k, v)
 
-    def kv_append_integers(self, cache: IntegerCache, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
-        self._kv_append(_integer_fields(cache), cache.kind, slots, k, v)
+    def append_to(self, cache: PagedCache, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+        self._kv_append(_fields_of(cache), cache.kind, slots, k, v)
 
     def _kv_append(
-        self, fields: dict[str, Any], kv_type: KVType, slots: np.ndarray, k: np.ndarray, v: np.ndarray
+        self, fields: dict[str, Any], kv_type: CacheType, slots: np.ndarray, k: np.ndarray, v: np.ndarray
     ) -> None:
         n_tokens, n_heads, _ = k.shape
         scratch = Scratch(4 * max(k.shape[2], v.shape[2]))
@@ -540,7 +540,7 @@ class Compiled:
         scale: float,
         window: int | None = None,
         split: int = 0,
-        kv_type: KVType = F16_CACHE,
+        kv_type: CacheType = F16_CACHE,
         soft_cap: float = 0.0,
         slopes: np.ndarray | None = None,
         sinks: np.ndarray | None = None,
@@ -551,17 +551,17 @@ class Compiled:
             q, cache, keys.shape[1], kv_type, block_table, position, scale, window, split, soft_cap, slopes, sinks
         )
 
-    def attention_integers(
+    def attention_over(
         self,
         q: np.ndarray,
-        cache: IntegerCache,
+        cache: PagedCache,
         block_table: np.ndarray,
         position: int,
         scale: float,
         window: int | None = None,
         split: int = 0,
     ) -> np.ndarray:
-        fields = _integer_fields(cache)
+        fields = _fields_of(cache)
         return self._attention(q, fields, cache.n_kv_heads, cache.kind, block_table, position, scale, window, split)
 
     def _attention(
@@ -569,7 +569,7 @@ class Compiled:
         q: np.ndarray,
         cache: dict[str, Any],
         n_kv_heads: int,
-        kv_type: KVType,
+        kv_type: CacheType,
         block_table: np.ndarray,
         position: int,
         scale: float,
@@ -651,7 +651,7 @@ class Compiled:
         schema: Schema,
         n_chunks: int,
         n_tokens: int,
-        fmt: BlockFormat | KVType | None = None,
+        fmt: BlockFormat | CacheType | None = None,
         batch: dict[str, np.ndarray] | None = None,
         options: dict[str, Any] | None = None,
         **fields: Any,
@@ -666,24 +666,24 @@ class Compiled:
             function(record.ctypes.data, chunk, THREAD)
 
 
-def _cache_fields(keys: np.ndarray, values: np.ndarray, kv_type: KVType) -> dict[str, Any]:
+def _cache_fields(keys: np.ndarray, values: np.ndarray, kv_type: CacheType) -> dict[str, Any]:
     """Where keys and values are: views of one cache, which begins with the keys."""
     return _cache_words(keys, keys.strides[0], keys.shape[2], values.shape[3], kv_type)
 
 
-def _cache_words(memory: np.ndarray, block_bytes: int, key_dim: int, value_dim: int, kind: KVType) -> dict[str, Any]:
+def _cache_words(memory: np.ndarray, block_bytes: int, key_dim: int, value_dim: int, kind: CacheType) -> dict[str, Any]:
     return {
         "cache": memory,
         "block_bytes": block_bytes,
         "key_dim": key_dim,
         "value_dim": value_dim,
-        "key_bytes": kind.head_bytes(key_dim),
-        "value_bytes": kind.head_bytes(value_dim),
+        "key_bytes": kind.keys.head_bytes(key_dim),
+        "value_bytes": kind.values.head_bytes(value_dim),
     }
 
 
-def _integer_fields(cache: IntegerCache) -> dict[str, Any]:
-    return _cache_words(cache.memory, cache.memory.strides[0], cache.head_dim, cache.head_dim, cache.kind)
+def _fields_of(cache: PagedCache) -> dict[str, Any]:
+    return _cache_words(cache.memory, cache.memory.strides[0], cache.key_dim, cache.value_dim, cache.kind)
 
 
 def _record(schema: Schema, **fields: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgellm.kernels import reference
-from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE, KVType
+from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE, CacheType
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 
 from .compiled import Compiled
@@ -31,7 +31,7 @@ class Text:
         n_kv_heads: int,
         group: int,
         seed: int = 5,
-        kv_type: KVType = F16_CACHE,
+        kv_type: CacheType = F16_CACHE,
         value_dim: int | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ class Text:
         self.scale = head_dim**-0.5
         self.q = rng.standard_normal((n_tokens, n_kv_heads * group, head_dim), np.float32) * 2
         self.block_table = rng.permutation(n_blocks + 3)[:n_blocks]
-        dtype = np.dtype(f"<f{kv_type.number_bytes}")
+        dtype = np.dtype(f"<f{kv_type.keys.number_bits // 8}")
         self.cache = reference.new_cache(n_blocks + 3, n_kv_heads, head_dim, dtype, value_dim)
         for part in self.cache:
             part[...] = np.nan
@@ -149,7 +149,9 @@ def test_what_scores_can_go_through(compiled: Compiled, more: str, window: int |
 
 @pytest.mark.parametrize("kv_type", [F16_CACHE, F32_CACHE])
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(96, 64), (32, 80), (192, 128), (16, 256)])
-def test_values_of_another_width_than_keys(compiled: Compiled, kv_type: KVType, key_dim: int, value_dim: int) -> None:
+def test_values_of_another_width_than_keys(
+    compiled: Compiled, kv_type: CacheType, key_dim: int, value_dim: int
+) -> None:
     text = Text(330, key_dim, 2, 3, kv_type=kv_type, value_dim=value_dim)
     for first, end in ((0, 130), (300, 330), (329, 330)):
         together = text.attend(compiled, first, end)

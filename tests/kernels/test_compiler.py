@@ -25,7 +25,7 @@ from edgellm.quants import FORMATS
 from . import test_linear
 from .arm import arm_object
 
-SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES)
+SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES, "q8_0:q4_0", "q4_0:f16")
 
 
 @pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Caches of integers: against their twins, and equal to the bit however the work is divided."""
+"""Caches of integers, and of two types: against their twins, and equal to the bit however the work is divided."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from edgellm import params
 from edgellm.errors import KernelError
 from edgellm.kernels import reference
-from edgellm.kernels.kv_types import F16_CACHE, KV_TYPES, Q4_0_CACHE, Q8_0_CACHE, IntegerKV
+from edgellm.kernels.kv_types import CACHE_TYPES, F16_CACHE, KV_TYPES, Q4_0_KV, Q8_0_KV, CacheType, IntegerKV
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
-from edgellm.kernels.reference_cache import IntegerCache, rotate, round_queries
+from edgellm.kernels.reference_cache import PagedCache, rotate, round_queries
 from edgellm.kernels.registry import find
 from edgellm.quants import FORMATS
 
@@ -23,62 +23,66 @@ from .test_attention import HEADS, same_bits
 # 7e-5, and four times that for the worst of all.
 ROUNDED = 5e-4
 
-KINDS = [Q8_0_CACHE, Q4_0_CACHE]
+KINDS = [CACHE_TYPES[name] for name in ("q8_0", "q4_0")]
+# Keys of one type and values of another: both of integers, floats on either side, and two kinds of floats.
+MIXED = [CACHE_TYPES[name] for name in ("q8_0:q4_0", "q4_0:f16", "f16:q4_0", "f32:f16")]
 # How far what is read back may be from what was put in, of the largest magnitude: half a step, and float16's rounding
 # of the scale. A rotated number is a sum of many, so its error is as theirs, which are not all the largest.
-STEPS = {"q8_0": 0.5 / 127 + 2**-11, "q4_0": 0.4}
+STEPS = {"q8_0": 0.5 / 127 + 2**-11, "q4_0": 0.4, "f16": 2**-11, "f32": 0.0}
+ERRORS = {"q8_0": 3e-5, "q4_0": 0.007, "f16": 2**-22, "f32": 0.0}  # mean squares of that, over mean squares
 
 
 class Text:
     """A sequence of n_tokens in a cache whose blocks lie in no order, among poison."""
 
     def __init__(
-        self, kind: IntegerKV, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5
+        self, kind: CacheType, n_tokens: int, head_dim: int, n_kv_heads: int, group: int, seed: int = 5
     ) -> None:
         rng = np.random.default_rng(seed)
-        head_dim = kind.padded(head_dim)
+        key_dim, value_dim = kind.keys.padded(head_dim), kind.values.padded(head_dim)
+        self.dims = key_dim, value_dim
         n_blocks = -(-n_tokens // KV_BLOCK)
-        self.scale = head_dim**-0.5
-        self.q = rng.standard_normal((n_tokens, n_kv_heads * group, head_dim), np.float32) * 2
-        self.k, self.v = (rng.standard_normal((n_tokens, n_kv_heads, head_dim), np.float32) for _ in range(2))
+        self.scale = key_dim**-0.5
+        self.q = rng.standard_normal((n_tokens, n_kv_heads * group, key_dim), np.float32) * 2
+        self.k, self.v = (rng.standard_normal((n_tokens, n_kv_heads, dim), np.float32) for dim in (key_dim, value_dim))
         self.block_table = rng.permutation(n_blocks + 3)[:n_blocks]
         positions = np.arange(n_tokens)
         self.slots = self.block_table[positions // KV_BLOCK] * KV_BLOCK + positions % KV_BLOCK
-        self.cache = poisoned(kind, n_blocks + 3, n_kv_heads, head_dim)
+        self.cache = poisoned(kind, n_blocks + 3, n_kv_heads, key_dim, value_dim)
         self.cache.append(self.slots, self.k, self.v)
 
     def attend(self, compiled: Compiled, first: int, end: int, window: int | None = None, split: int = 0):
         q, table = self.q[first:end], self.block_table
-        return compiled.attention_integers(q, self.cache, table, first, self.scale, window, split)
+        return compiled.attention_over(q, self.cache, table, first, self.scale, window, split)
 
     def twin(self, first: int, end: int, window: int | None = None):
         keys, values = self.cache.dequantize()
-        q = round_queries(self.q[first:end], self.cache.kind)
+        q = round_queries(self.q[first:end], self.cache.kind.keys)
         part = reference.attention(q, keys, values, self.block_table, first, self.scale, window)
         return reference.attention_merge([part])
 
 
-def poisoned(kind: IntegerKV, n_blocks: int, n_kv_heads: int, head_dim: int) -> IntegerCache:
-    cache = IntegerCache(kind, n_blocks, n_kv_heads, head_dim)
-    cache.keys[...] = cache.values[...] = 99
-    cache.key_scales[...] = cache.value_scales[...] = np.nan
+def poisoned(kind: CacheType, n_blocks: int, n_kv_heads: int, key_dim: int, value_dim: int) -> PagedCache:
+    cache = PagedCache(kind, n_blocks, n_kv_heads, key_dim, value_dim)
+    cache.keys.spoil()
+    cache.values.spoil()
     return cache
 
 
 @pytest.fixture(params=KINDS, ids=str)
-def kind(request) -> IntegerKV:
+def kind(request) -> CacheType:
     return request.param
 
 
 @pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
-def test_a_prompt(compiled: Compiled, kind: IntegerKV, head_dim: int, n_kv_heads: int, group: int) -> None:
+def test_a_prompt(compiled: Compiled, kind: CacheType, head_dim: int, n_kv_heads: int, group: int) -> None:
     for n_tokens in (1, 63, 130):
         text = Text(kind, n_tokens, head_dim, n_kv_heads, group)
         np.testing.assert_allclose(text.attend(compiled, 0, n_tokens), text.twin(0, n_tokens), atol=ROUNDED)
 
 
 @pytest.mark.parametrize(("n_past", "window"), [(1, None), (63, 5), (256, 200), (700, None), (700, 300)])
-def test_new_tokens_after_a_past(compiled: Compiled, kind: IntegerKV, n_past: int, window: int | None) -> None:
+def test_new_tokens_after_a_past(compiled: Compiled, kind: CacheType, n_past: int, window: int | None) -> None:
     text = Text(kind, n_past + 33, 80, 2, 3)
     for n_new in (1, 2, 33):
         for split in (0, 1, 5):
@@ -101,26 +105,29 @@ def test_one_task_or_many_give_the_same_bits(compiled: Compiled, kind, head_dim,
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 80])
-def test_the_cache_layout(compiled: Compiled, kind: IntegerKV, head_dim: int) -> None:
+def test_the_cache_layout(compiled: Compiled, kind: CacheType, head_dim: int) -> None:
     """kv_append writes the numbers and scales of the given slots, all of them and no others, as its twin does."""
     text = Text(kind, 150, head_dim, 3, 1)
     text.k[3, 0] = 0
     text.k[4, 1], text.v[5, 2] = 1e-6, 4e-7  # scales among float16's smallest numbers
     text.v[6] *= 1e-12
     text.k[7, 1, ::3] *= 1e6  # and among its largest
-    got, want = (poisoned(kind, len(text.block_table) + 3, 3, text.cache.head_dim) for _ in range(2))
+    got, want = (poisoned(kind, len(text.block_table) + 3, 3, *text.dims) for _ in range(2))
     want.append(text.slots, text.k, text.v)
-    compiled.kv_append_integers(got, text.slots, text.k, text.v)
-    np.testing.assert_array_equal(got.key_scales, want.key_scales)
-    np.testing.assert_array_equal(got.value_scales, want.value_scales)
-    np.testing.assert_array_equal(got.memory, want.memory)
-    assert np.count_nonzero(~np.isnan(got.key_scales)) == 150 * 3 * kind.n_groups(text.cache.head_dim)
+    compiled.append_to(got, text.slots, text.k, text.v)
+    for found, expected in ((got.keys, want.keys), (got.values, want.values)):
+        np.testing.assert_array_equal(found.numbers, expected.numbers)
+        if isinstance(found.kind, IntegerKV):
+            np.testing.assert_array_equal(found.scales, expected.scales)
+            assert np.count_nonzero(~np.isnan(found.scales)) == 150 * 3 * found.kind.n_groups(found.head_dim)
+        else:
+            assert np.count_nonzero(~np.isnan(found.numbers)) == 150 * 3 * text.dims[0 if found.is_key else 1]
 
 
-def test_a_token_changes_nothing_of_others(compiled: Compiled, kind: IntegerKV) -> None:
+def test_a_token_changes_nothing_of_others(compiled: Compiled, kind: CacheType) -> None:
     text = Text(kind, 64, 64, 2, 1)
     before = text.cache.dequantize()
-    compiled.kv_append_integers(text.cache, text.slots[7:8], 5 * text.k[7:8], 5 * text.v[7:8])
+    compiled.append_to(text.cache, text.slots[7:8], 5 * text.k[7:8], 5 * text.v[7:8])
     for old, new, axis in zip(before, text.cache.dequantize(), (3, 2), strict=True):
         others = [place for place in range(KV_BLOCK) if place != 7]
         np.testing.assert_array_equal(np.take(new, others, axis), np.take(old, others, axis))
@@ -128,28 +135,29 @@ def test_a_token_changes_nothing_of_others(compiled: Compiled, kind: IntegerKV) 
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e10])
-def test_what_does_not_fit_spoils_its_groups_alone(compiled: Compiled, kind: IntegerKV, bad: float) -> None:
+def test_what_does_not_fit_spoils_its_groups_alone(compiled: Compiled, kind: CacheType, bad: float) -> None:
     """The group that it is in; where heads are rotated, all groups that it is turned into. And it is seen."""
     text = Text(kind, 3, 64, 1, 1)
     text.k[1, 0, 40] = text.v[1, 0, 3] = bad
-    compiled.kv_append_integers(text.cache, text.slots, text.k, text.v)
+    compiled.append_to(text.cache, text.slots, text.k, text.v)
     block, place = text.slots // KV_BLOCK, text.slots % KV_BLOCK
-    spoilt = [[0, 0], [0, 0]] if kind.is_rotated else [[1, 0], [0, 1]]
-    for scales, one in zip((text.cache.key_scales, text.cache.value_scales), spoilt, strict=True):
-        assert (np.isfinite(scales[block, 0, :, place]) == [[1, 1], one, [1, 1]]).all()
+    for half, own in ((text.cache.keys, [1, 0]), (text.cache.values, [0, 1])):
+        if isinstance(half.kind, IntegerKV):
+            one = [0, 0] if half.kind.is_rotated else own
+            assert (np.isfinite(half.scales[block, 0, :, place]) == [[1, 1], one, [1, 1]]).all()
     assert not np.isfinite(text.attend(compiled, 1, 3)).all()
 
 
-def test_precision(compiled: Compiled, kind: IntegerKV) -> None:
+def test_precision(compiled: Compiled, kind: CacheType) -> None:
     """What is read back is near what was put in, by its largest and by its mean difference."""
     rng = np.random.default_rng(1)
     k, v = (rng.uniform(-1, 1, (KV_BLOCK, 2, 96)).astype(np.float32) for _ in range(2))
-    cache = IntegerCache(kind, 2, 2, 96)
-    compiled.kv_append_integers(cache, np.arange(KV_BLOCK), k, v)
+    cache = PagedCache(kind, 2, 2, 96, 96)
+    compiled.append_to(cache, np.arange(KV_BLOCK), k, v)
     keys, values = cache.dequantize()
-    for got, x in ((keys[0].transpose(2, 0, 1), k), (values[0].transpose(1, 0, 2), v)):
-        assert np.abs(got - x).max() < STEPS[kind.name]
-        assert np.square(got - x).mean() < np.square(x).mean() * {"q8_0": 3e-5, "q4_0": 0.007}[kind.name]
+    for part, got, x in ((kind.keys, keys[0].transpose(2, 0, 1), k), (kind.values, values[0].transpose(1, 0, 2), v)):
+        assert np.abs(got - x).max() <= STEPS[part.name]
+        assert np.square(got - x).mean() <= np.square(x).mean() * ERRORS[part.name]
 
 
 @pytest.mark.parametrize("n", [16, 32, 48, 80, 96, 256])
@@ -165,24 +173,45 @@ def test_a_large_number_leaves_steps_for_the_others(compiled: Compiled) -> None:
     """What rotating is for: beside one number of 30, those near 1 would all be 0."""
     k = np.random.default_rng(2).standard_normal((KV_BLOCK, 1, 64)).astype(np.float32)
     k[:, :, 5] = 30
-    cache = IntegerCache(Q4_0_CACHE, 1, 1, 64)
-    compiled.kv_append_integers(cache, np.arange(KV_BLOCK), k, k)
+    cache = PagedCache(CACHE_TYPES["q4_0"], 1, 1, 64, 64)
+    compiled.append_to(cache, np.arange(KV_BLOCK), k, k)
     others = np.arange(64) != 5
     got = cache.dequantize()[1][0].transpose(1, 0, 2)
     assert np.square(got - k)[..., others].mean() < 0.5 * np.square(k)[..., others].mean()
 
 
+@pytest.mark.parametrize("mixed", MIXED, ids=str)
+def test_keys_and_values_of_two_types(compiled: Compiled, mixed: CacheType) -> None:
+    """All that is said above of one type."""
+    test_the_cache_layout(compiled, mixed, 80)
+    test_a_token_changes_nothing_of_others(compiled, mixed)
+    for bad in (np.inf, np.nan):
+        test_what_does_not_fit_spoils_its_groups_alone(compiled, mixed, bad)
+    test_precision(compiled, mixed)
+    test_new_tokens_after_a_past(compiled, mixed, 300, 200)
+    for head_dim, n_kv_heads, group in ((16, 1, 1), (80, 2, 3)):
+        test_a_prompt(compiled, mixed, head_dim, n_kv_heads, group)
+    test_one_task_or_many_give_the_same_bits(compiled, mixed, 80, 2, 2, 100)
+
+
 def test_sizes() -> None:
-    assert F16_CACHE.block_bytes(3, 64, 64) == KV_BLOCK * 3 * 64 * 2 * 2
-    assert Q8_0_CACHE.block_bytes(3, 64, 64) == KV_BLOCK * 3 * (64 + 2 * 2) * 2
-    assert Q8_0_CACHE.block_bytes(1, 80, 80) == KV_BLOCK * (80 + 3 * 2) * 2
-    assert Q4_0_CACHE.block_bytes(3, 64, 64) == KV_BLOCK * 3 * (32 + 2 * 2) * 2
-    assert (Q4_0_CACHE.padded(80), Q8_0_CACHE.padded(80), Q8_0_CACHE.padded(81)) == (96, 80, 96)
+    def n_bytes(name: str, *shape: int) -> int:
+        return CACHE_TYPES[name].block_bytes(*shape)
+
+    assert n_bytes("f16", 3, 64, 64) == KV_BLOCK * 3 * 64 * 2 * 2
+    assert n_bytes("q8_0", 3, 64, 64) == KV_BLOCK * 3 * (64 + 2 * 2) * 2
+    assert n_bytes("q8_0", 1, 80, 80) == KV_BLOCK * (80 + 3 * 2) * 2
+    assert n_bytes("q4_0", 3, 64, 64) == KV_BLOCK * 3 * (32 + 2 * 2) * 2
+    assert n_bytes("q8_0:q4_0", 3, 64, 64) == KV_BLOCK * 3 * ((64 + 2 * 2) + (32 + 2 * 2))
+    assert n_bytes("f32:q8_0", 2, 64, 32) == KV_BLOCK * 2 * (64 * 4 + (32 + 2))
+    assert (Q4_0_KV.padded(80), Q8_0_KV.padded(80), Q8_0_KV.padded(81)) == (96, 80, 96)
 
 
 def test_names() -> None:
     assert tuple(KV_TYPES) == params.KV_TYPES
-    assert find("attention", Q8_0_CACHE).symbol == "edgellm_attention_q8_0"
+    assert len(CACHE_TYPES) == len(KV_TYPES) ** 2
+    assert find("attention", CACHE_TYPES["q8_0"]).symbol == "edgellm_attention_q8_0"
+    assert find("attention", CACHE_TYPES["q8_0:q4_0"]).symbol == "edgellm_attention_q8_0_q4_0"
     with pytest.raises(KernelError, match="attention"):
         find("attention", FORMATS["Q8_0"])
     with pytest.raises(KernelError, match=r"rope.*f16"):

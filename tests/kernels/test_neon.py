@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.kernels.fit import CompiledFit
 from edgellm.kernels.isa import NEON
-from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE, IntegerKV
+from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE, CacheType
 from edgellm.quants import FORMATS
 
 from . import (
@@ -130,7 +130,7 @@ def test_what_scores_can_go_through(neon: Compiled) -> None:
 
 
 @pytest.mark.parametrize("kind", test_kv_types.KINDS, ids=str)
-def test_attention_over_a_cache_of_integers(neon: Compiled, kind: IntegerKV) -> None:
+def test_attention_over_caches_of_integers(neon: Compiled, kind: CacheType) -> None:
     text = test_kv_types.Text(kind, 290, 80, 1, 3)
     got, want = text.attend(neon, 250, 290), text.twin(250, 290)
     np.testing.assert_allclose(got, want, atol=test_kv_types.ROUNDED)

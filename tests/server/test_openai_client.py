@@ -11,6 +11,9 @@ openai = pytest.importorskip("openai")
 from pydantic import BaseModel  # noqa: E402
 
 import edgellm  # noqa: E402
+from edgellm.params import RuntimeConfig  # noqa: E402
+
+from .running import running  # noqa: E402
 
 QUESTION = [{"role": "user", "content": "Name a river."}]
 WEATHER = {
@@ -230,3 +233,34 @@ def test_files_and_batches(client) -> None:
     assert client.files.delete(file.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(file.id)
+
+
+def test_an_answer_goes_on_when_the_context_is_full(tiny_chat) -> None:
+    body = {"model": "tiny", "max_tokens": 150, "temperature": 0, "logit_bias": {"2": -100}}
+    with (
+        running({"tiny": tiny_chat}, runtime=RuntimeConfig(n_ctx=64)) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="-") as made,
+    ):
+        for extra, n_tokens in (
+            (None, None),
+            ({"when_full": "shift"}, 150),
+            ({"when_full": "shift", "n_keep": 8}, 150),
+        ):
+            text = made.completions.create(prompt="the tea", extra_body=extra, **body)
+            chat = made.chat.completions.create(
+                messages=[{"role": "user", "content": "the tea"}], extra_body=extra, **body
+            )
+            for found in (text, chat):
+                assert found.choices[0].finish_reason == "length"
+                if n_tokens is None:
+                    assert found.usage.completion_tokens < 64 and not hasattr(found.usage, "context_shifts")
+                else:
+                    assert found.usage.completion_tokens == n_tokens and found.usage.context_shifts > 2
+        for wrong, words in (({"n_keep": 3}, "n_keep is 3"), ({"when_full": "drop"}, "when_full is 'drop'")):
+            with pytest.raises(openai.BadRequestError, match=words):
+                made.completions.create(prompt="the tea", extra_body=wrong, **body)
+        asked = {"model": "tiny", "prompt": "the tea", "raw": True, "stream": False}
+        asked["options"] = {"temperature": 0, "num_predict": 400, "num_keep": 8}
+        stopped, gone_on = (server.post("/api/generate", {**asked, "shift": shift}).json() for shift in (False, True))
+        assert gone_on["response"].startswith(stopped["response"])
+        assert "context_shifts" not in stopped and (gone_on["done_reason"] == "stop" or gone_on["context_shifts"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.answer import Answer, larger_context, stream, tell_stats
-from edgellm.cli.asker import Asker, ToolAnswer
+from edgellm.cli.answer import Answer, larger_context, stream, tell_shifts, tell_stats
+from edgellm.cli.asker import Asker
 from edgellm.cli.chat import commands, settings
 from edgellm.cli.chat.attached import Attached
 from edgellm.cli.chat.history import History
@@ -16,17 +15,17 @@ from edgellm.cli.chat.kept import Keeper, Kept
 from edgellm.cli.chat.reader import Help, LineReader, reader_of
 from edgellm.cli.chat.settings import Behaviour
 from edgellm.cli.chat.status import status_line
-from edgellm.cli.chat.window import WAYS, Shifted, Window
+from edgellm.cli.chat.window import WAYS, Window
 from edgellm.cli.conversation import Conversation, Message
 from edgellm.cli.options import as_typed
 from edgellm.cli.screen import View, view_of
 from edgellm.cli.template import template_of
 from edgellm.cli.terminal import remark, show_answer
 from edgellm.errors import EdgellmError
-from edgellm.params import STRUCTURES, SamplingParams
+from edgellm.params import SamplingParams
 
 if TYPE_CHECKING:
-    from edgellm.engine import Generation, GenerationStats, Model
+    from edgellm.engine import GenerationStats, Model
 
 LEAVING = ("exit",)  # words that leave without a slash, when they are all of a message
 
@@ -191,53 +190,24 @@ class Chat:
         if n_dropped > 0:
             what = "oldest turn is" if n_dropped == 1 else f"{n_dropped} oldest turns are"
             remark(f"the context of {self.model.n_text} tokens is full: the {what} forgotten")
-        generation = self._asker.chat(read.messages(), **vars(self.sampling))
-        return self._shifting(generation, lambda room: self._prompt_within(asked, room))
+        answer: Answer = self._asker.chat(read.messages(), **self._keywords)
+        return answer
 
     def _plain_answer(self, asked: Conversation) -> Answer:
         prompt = asked.turns[-1].user
-        generation = self.model.generate(prompt, **vars(self.sampling))
-        ids = self.model.tokenizer.encode(prompt, parse_special=True)
-        return self._shifting(generation, lambda room: ids if len(ids) <= room else [])
+        return self.model.generate(prompt, **self._keywords)
 
-    def _shifting(self, generation: Generation | ToolAnswer, prompt_within: Callable[[int], list[int]]) -> Answer:
-        """The answer, which goes on where the context ends if the person wants that. One with a structure, thoughts or
-        calls does not: from its middle alone, nothing tells what may come next.
-
-        prompt_within(n):  the ids of a prompt of at most n tokens, of the latest turns; none when there is no such.
-        """
-        if self.behaviour.when_full != "shift" or isinstance(generation, ToolAnswer):
-            return generation
-        if any(getattr(self.sampling, name) is not None for name in STRUCTURES):
-            return generation
-
-        def go_on(answered: list[int]) -> Generation | None:
-            half = self.model.n_text // 2
-            room = {} if self.sampling.max_tokens is None else {"max_tokens": self.sampling.max_tokens - len(answered)}
-            prompt = prompt_within(max(half - len(answered), half // 2))
-            ids = [*prompt, *answered[max(0, len(answered) - half + len(prompt)) :]]
-            return self.model.generate(ids, **{**vars(self.sampling), **room}) if prompt else None
-
-        return Shifted(generation, go_on)
-
-    def _prompt_within(self, asked: Conversation, room: int) -> list[int]:
-        """The prompt of the latest turns that make at most so many tokens, with the system text."""
-        for first in range(self._window.first, len(asked.turns)):
-            ids = self._ids(asked.without_oldest(first).messages())
-            if len(ids) <= room:
-                self._window.first = first
-                return ids
-        return []
+    @property
+    def _keywords(self) -> dict[str, Any]:
+        """What is said of every answer."""
+        return {**vars(self.sampling), "when_full": "shift" if self.behaviour.when_full == "shift" else "stop"}
 
     def _end_answer(self, generation: Answer) -> None:
         """Say what a person would not expect."""
         stats = self.last_stats = generation.stats
-        self.n_used = stats.n_prompt_tokens + stats.n_generated_tokens
+        self.n_used = len(generation.text_ids)
         full = f"the context of {self.model.n_text} tokens"
-        if isinstance(generation, Shifted) and generation.n_shifts:
-            self.n_used = generation.n_in_context
-            times = "once" if generation.n_shifts == 1 else f"{generation.n_shifts} times"
-            remark(f"{full} was full {times}, and the answer went on without the oldest of what was read")
+        tell_shifts(stats, self.model, remark)
         if generation.finish_reason == "context":
             remark(f"{full} is full, so the answer stops here; {self._what_then()}")
         elif generation.finish_reason == "cancelled" and not stats.n_generated_tokens:

@@ -149,7 +149,14 @@ def usage_of(generations: Sequence[Generation]) -> dict[str, Any]:
         "completion_tokens": n_answer,
         "total_tokens": stats.n_prompt_tokens + n_answer,
         "prompt_tokens_details": {"cached_tokens": stats.n_reused_tokens},
+        **shifts_of(generations),
     }
+
+
+def shifts_of(generations: Iterable[Generation]) -> dict[str, int]:
+    """How often answers outgrew the context and went on without the oldest of what was read; nothing if never."""
+    n_shifts = sum(generation.stats.n_shifts for generation in generations)
+    return {"context_shifts": n_shifts} if n_shifts else {}
 
 
 def logprobs_shape(tokenizer: Tokenizer, found: Iterable[TokenLogprobs]) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:
         "value_dim": value_dim,
         "cache": low.cache_of(node),
         "block_bytes": kind.block_bytes(n_heads, key_dim, value_dim),
-        "key_bytes": kind.head_bytes(key_dim),
-        "value_bytes": kind.head_bytes(value_dim),
+        "key_bytes": kind.keys.head_bytes(key_dim),
+        "value_bytes": kind.values.head_bytes(value_dim),
     }
 
 

@@ -16,7 +16,7 @@ from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Rows, Table
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.isa import Isa
-from edgellm.kernels.kv_types import F16_CACHE, KVType
+from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 
@@ -51,7 +51,7 @@ class Target:
 
     isa: Isa
     tuning: Tuning
-    kv_type: KVType = F16_CACHE
+    kv_type: CacheType = F16_CACHE
     activations: str = "int8"
     tiles: Mapping[Tensor, np.ndarray] = field(default_factory=dict, compare=False)
 
@@ -128,7 +128,8 @@ class Lowering:
 
     def head_dims(self, node: KeysValues) -> tuple[int, int]:
         """How wide the cache has a head of keys, and of values."""
-        return self.target.kv_type.padded(node.key_dim), self.target.kv_type.padded(node.value_dim)
+        kind = self.target.kv_type
+        return kind.keys.padded(node.key_dim), kind.values.padded(node.value_dim)
 
     def cache_of(self, node: KeysValues) -> Table:
         """The layer of the cache that a node fills."""

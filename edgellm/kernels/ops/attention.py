@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from numba import njit
 
-from edgellm.kernels.kv_types import IntegerKV, KVType
+from edgellm.kernels.kv_types import CacheType, FloatKV, IntegerKV, KVType
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops import attention_floats, attention_integers
 from edgellm.kernels.ops.attention_merge import (
@@ -117,53 +117,61 @@ def _fold(v: Vocabulary, parts: list[Value], combine: Callable[[Value, Value], V
     return total
 
 
-def _of_floats(isa, kind):
-    """How queries are taken, scored against a block, and its values weighed."""
+def _of_keys(isa, kind: KVType):
+    """How queries are taken, and scored against the keys of a block."""
     copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
-    score = staged(isa, "void", *["i64"] * 6)(partial(attention_floats.score, kind=kind))
-    weigh_seen = staged(isa, "void", *["i64"] * 8)(partial(attention_floats.weigh, kind=kind))
+    if isinstance(kind, FloatKV):
 
-    @njit(error_model="numpy")
-    def take_query(x, key_dim, scale, out, spare):
-        copy(x, out, key_dim, scale)
+        @njit(error_model="numpy")
+        def take_floats(x, key_dim, scale, out, spare):
+            copy(x, out, key_dim, scale)
 
-    @njit(error_model="numpy")
-    def weigh(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
-        weigh_seen(weights, n_rows, value_dim, begin, end, values, ahead, result)
+        return take_floats, staged(isa, "void", *["i64"] * 6)(partial(attention_floats.score, kind=kind))
 
-    return take_query, score, weigh
-
-
-def _of_integers(isa, kind):
-    """The same for a cache of integers."""
-    copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
+    assert isinstance(kind, IntegerKV)
     rotate = rotation(isa, kind)
     round_query = staged(isa, "void", *["i64"] * 3)(attention_integers.round_query)
-    score = staged(isa, "void", *["i64"] * 6)(partial(attention_integers.score, kind=kind))
-    weigh_all = staged(isa, "void", *["i64"] * 7)(partial(attention_integers.weigh, kind=kind))
 
     @njit(error_model="numpy")
-    def take_query(x, key_dim, scale, out, spare):
+    def take_integers(x, key_dim, scale, out, spare):
         copy(x, spare, key_dim, scale)
         rotate(spare, key_dim)
         round_query(spare, key_dim, out)
 
+    return take_integers, staged(isa, "void", *["i64"] * 6)(partial(attention_integers.score, kind=kind))
+
+
+def _of_values(isa, kind: KVType):
+    """How the values of a block are weighed."""
+    if isinstance(kind, FloatKV):
+        weigh_seen = staged(isa, "void", *["i64"] * 8)(partial(attention_floats.weigh, kind=kind))
+
+        @njit(error_model="numpy")
+        def weigh_floats(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
+            weigh_seen(weights, n_rows, value_dim, begin, end, values, ahead, result)
+
+        return weigh_floats
+
+    assert isinstance(kind, IntegerKV)
+    weigh_all = staged(isa, "void", *["i64"] * 7)(partial(attention_integers.weigh, kind=kind))
+
     @njit(error_model="numpy")
-    def weigh(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
+    def weigh_integers(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
         weigh_all(weights, n_rows, value_dim, values, ahead, result, spare)
 
-    return take_query, score, weigh
+    return weigh_integers
 
 
-def build_attention(isa, kind: KVType):
+def build_attention(isa, kind: CacheType):
     """Chunk c is key-value head c % n_kv_heads of task c // n_kv_heads."""
     op_at, task_at = record_viewer(ATTENTION), record_viewer(ATTENTION_TASK)
     m = memory(isa)
     load, load_i32, load_i64 = m.load_f32, m.load_i32, m.load_i64
     task_bytes = ATTENTION_TASK.dtype.itemsize
-    take_query, score, weigh = (_of_integers if isinstance(kind, IntegerKV) else _of_floats)(isa, kind)
-    turn_back = rotation(isa, kind)
-    softmax = staged(isa, "void", *["i64"] * 5)(partial(_softmax, spoils=isinstance(kind, IntegerKV)))
+    take_query, score = _of_keys(isa, kind.keys)
+    weigh, turn_back = _of_values(isa, kind.values), rotation(isa, kind.values)
+    spoils = any(isinstance(part, IntegerKV) for part in kind)
+    softmax = staged(isa, "void", *["i64"] * 5)(partial(_softmax, spoils=spoils))
     copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
     merge = staged(isa, "void", *["i64"] * 4)(merge_results)
     clear = staged(isa, "void", *["i64"] * 3)(clear_results)

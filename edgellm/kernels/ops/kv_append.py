@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from edgellm.kernels.kv_types import LANES, SCALE_BYTES, SCALE_GROUP, UNIT_BYTES, FloatKV, IntegerKV, KVType
+from edgellm.kernels.kv_types import LANES, SCALE_BYTES, SCALE_GROUP, UNIT_BYTES, CacheType, FloatKV, IntegerKV, KVType
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.rotate import turned_head
@@ -58,15 +58,18 @@ def _append_integers(
         v.repeat((head_dim - n_full * SCALE_GROUP) / LANES, lambda _: group(n_full, 1))
 
 
-def build_kv_append(isa, kind: KVType):
+def _append(isa, kind: KVType, *, are_keys: bool):
+    """append(x, head_dim, head, place) of keys, or of values."""
+    function: Callable[..., None] = _append_integers if isinstance(kind, IntegerKV) else _append_floats
+    return staged(isa, "void", *["i64"] * 4)(partial(function, kind=kind, are_keys=are_keys))
+
+
+def build_kv_append(isa, kind: CacheType):
     """Chunk c is some tokens, for all heads."""
     op_at = record_viewer(KV_APPEND)
     load_i64 = memory(isa).load_i64
-    function: Callable[..., None] = _append_integers if isinstance(kind, IntegerKV) else _append_floats
-    append_key, append_value = (
-        staged(isa, "void", *["i64"] * 4)(partial(function, kind=kind, are_keys=are_keys)) for are_keys in (True, False)
-    )
-    turned = turned_head(isa, kind)
+    append_key, append_value = _append(isa, kind.keys, are_keys=True), _append(isa, kind.values, are_keys=False)
+    turned_key, turned_value = turned_head(isa, kind.keys), turned_head(isa, kind.values)
 
     def kv_append(record, chunk, thread):
         op = op_at(record)
@@ -79,9 +82,9 @@ def build_kv_append(isa, kind: KVType):
             for head in range(op.n_heads):
                 k = op.k + (token * op.k_stride + head * op.key_dim) * 4
                 v = op.v + (token * op.v_stride + head * op.value_dim) * 4
-                k = turned(k, op.key_dim, spare)
+                k = turned_key(k, op.key_dim, spare)
                 append_key(k, op.key_dim, block + head * op.key_bytes, slot % KV_BLOCK)
-                v = turned(v, op.value_dim, spare)
+                v = turned_value(v, op.value_dim, spare)
                 append_value(v, op.value_dim, block + values_at + head * op.value_bytes, slot % KV_BLOCK)
 
     return kv_append

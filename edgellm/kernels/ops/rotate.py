@@ -48,7 +48,7 @@ def _turn_pairs(v: Vocabulary, x: Value, n: Value, step: Value) -> None:
 
 
 def rotation(isa, kind: KVType):
-    """rotate(x, n): float32 [n] at an address, n a multiple of LANES, in its place; as it is in a cache that is not."""
+    """rotate(x, n): float32 [n] at an address, n a multiple of LANES, in its place; nothing where heads stay."""
     if not kind.is_rotated:
 
         @njit(error_model="numpy")

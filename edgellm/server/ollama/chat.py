@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation, Model
-from edgellm.engine.openai.shapes import logprobs_shape
+from edgellm.engine.openai.shapes import logprobs_shape, shifts_of
 from edgellm.engine.piece import Piece, joined
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.beginning import in_one_piece, streamed
@@ -166,6 +166,7 @@ def _end(job: Job) -> dict[str, Any]:
         "prompt_eval_duration": _nanoseconds(stats.prompt_seconds),
         "eval_count": stats.n_generated_tokens,
         "eval_duration": _nanoseconds(stats.generate_seconds),
+        **shifts_of(job.generations),
     }
 
 

@@ -14,7 +14,10 @@ from edgellm.server.sampling import Sampling, Strict
 # How long Ollama is told to keep a model: a number of seconds, or a text like 5m.
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-CALLED = {"max_tokens": "options.num_predict", "response_format": "format", "template_variables": "think"}
+CALLED = {
+    "max_tokens": "options.num_predict", "n_keep": "options.num_keep", "response_format": "format",
+    "template_variables": "think",
+}  # fmt: skip
 
 
 class Options(Sampling):
@@ -103,6 +106,10 @@ class Asking(Named):
     def keywords(self) -> dict[str, Any]:
         """The engine's. Raises ApiProblem."""
         found = self.options.keywords()
+        if self.shift:
+            found.setdefault("when_full", "shift")
+            if self.options.num_keep is not None:
+                found.setdefault("n_keep", self.options.num_keep)
         if self.format == "json":
             found["response_format"] = {"type": "json_object"}
         elif isinstance(self.format, dict):

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgellm.engine import Generation
 from edgellm.engine.openai import usage_of
+from edgellm.engine.openai.shapes import shifts_of
 from edgellm.server.server import Job
 
 
@@ -26,7 +27,7 @@ def usage(generations: Sequence[Generation], n_prompts: int = 1) -> dict[str, An
     found = [usage_of(generations[first : first + each]) for first in range(0, len(generations), each)]
     total = {name: sum(one[name] for one in found) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
     n_cached = sum(one["prompt_tokens_details"]["cached_tokens"] for one in found)
-    return {**total, "prompt_tokens_details": {"cached_tokens": n_cached}}
+    return {**total, "prompt_tokens_details": {"cached_tokens": n_cached}, **shifts_of(generations)}
 
 
 def timings(generation: Generation) -> dict[str, Any]:
