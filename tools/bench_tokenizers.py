@@ -18,9 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgellm.formats.gguf import GGUFFile
 from edgellm.text import load_tokenizer
 from edgellm.text.pretokenizers import pretokenizer
+from edgellm.text.vocabulary import TokenType
 
 ROOT = Path(__file__).parents[1]
 PREFIX = "tokenizer.ggml."
@@ -39,7 +42,7 @@ def by_edgellm(metadata: Mapping[str, Any]) -> Encode:
 def by_tokenizers(metadata: Mapping[str, Any]) -> Encode | None:
     if metadata[f"{PREFIX}model"] != "gpt2":
         return None
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     rule = pretokenizer(str(metadata[f"{PREFIX}pre"]))
     vocabulary = {str(token): index for index, token in enumerate(metadata[f"{PREFIX}tokens"])}
@@ -50,6 +53,9 @@ def by_tokenizers(metadata: Mapping[str, Any]) -> Encode | None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     if rule.nfc:
         tokenizer.normalizer = normalizers.NFC()
+    types = np.asarray(metadata[f"{PREFIX}token_type"])  # those of users are found in any text
+    named = [str(metadata[f"{PREFIX}tokens"][i]) for i in np.flatnonzero(types == TokenType.USER_DEFINED)]
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in named])
     return lambda text: tokenizer.encode(text).ids
 
 
