@@ -161,7 +161,7 @@ def test_every_number_out_of_range_is_refused_by_the_name_that_was_typed(capsys:
 def _too_small(option: click.Option) -> list[str]:
     if option.name in ("presence_penalty", "frequency_penalty"):  # of any sign
         return []
-    may_be_off = ("repeat_last_n", "dry_penalty_last_n", "top_n_sigma", "adaptive_target")  # with -1
+    may_be_off = ("repeat_last_n", "dry_penalty_last_n", "top_n_sigma", "adaptive_target", "n_keep")  # with -1, or all
     return ["-2" if option.name in may_be_off else "-1"]
 
 
