@@ -31,6 +31,7 @@ from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Place
 from edgellm.graph import Graph, Tuning
+from edgellm.graph.adapters import EMBEDDING, OUTPUT
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.machine import resident_memory
 from edgellm.machine.others import OtherWork, is_too_busy
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 _RING_BYTES = 1 << 28  # far beyond the caches
 _ALIGN = 64
-EMBEDDINGS = "token_embd.weight"
 _MAPPED_BYTES = 1 << 16  # Linux maps so much of a file around what is read, where that is in memory
 _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing becomes so small that it is slow
 _DIFFERENT_TOKENS = 0.5  # of the tokens of a text, about
@@ -201,15 +201,15 @@ def _touched(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> int:
 
     What lies between tiled weights in the file, small ones mostly, is mapped with some of its neighbours.
     """
-    unread = EMBEDDINGS if "output.weight" in tensors else None
+    unread = EMBEDDING if OUTPUT in tensors else None
     n_between = sum(name not in tiled for name in tensors) if tiled else 0
     return sum(tensor.n_bytes for name, tensor in tensors.items() if name != unread) + n_between * _MAPPED_BYTES
 
 
 def _embedding_rows(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> tuple[int, int]:
     """What the embedding of a token takes, and those of all, where nothing else reads them from the file."""
-    embeddings = tensors.get(EMBEDDINGS)
-    if embeddings is None or not (EMBEDDINGS in tiled or "output.weight" in tensors):
+    embeddings = tensors.get(EMBEDDING)
+    if embeddings is None or not (EMBEDDING in tiled or OUTPUT in tensors):
         return 0, 0
     return _MAPPED_BYTES + embeddings.n_bytes // embeddings.shape[0], embeddings.n_bytes
 
