@@ -2,6 +2,6 @@
 
 import sys
 
-from edgellm.cli import main
+from edgellm.cli import program
 
-sys.exit(main())
+sys.exit(program())

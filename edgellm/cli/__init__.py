@@ -1,5 +1,5 @@
 """The `edgellm` command: one file per command, imported when called. Only this floor prints or exits."""
 
-from edgellm.cli.app import main
+from edgellm.cli.app import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

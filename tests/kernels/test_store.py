@@ -206,12 +206,14 @@ def test_another_system_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     assert len(folders) == 4
 
 
-def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_costs_time_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That is said before anything is compiled, and once."""
     blocked = tmp_path / "file"
     blocked.write_text("no folder")
     events: list[str] = []
-    caplog.handler.emit = lambda record: events.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: events.append(record.getMessage()))
     for _ in range(2):
         store = KernelStore(choose(), blocked)
         store.load([KERNEL], lambda done, total, name: events.append(name))
