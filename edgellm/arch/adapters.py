@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from edgellm.arch.huggingface import HuggingFace, language_name
 from edgellm.arch.registry import architecture_of
 from edgellm.errors import FileProblem
 from edgellm.formats.adapters import Adapter, Naming
+from edgellm.formats.adapters.experts import fitted
 from edgellm.formats.adapters.gguf import read_gguf_adapter
 from edgellm.formats.adapters.peft import CONFIG, is_peft, read_peft, write_peft
 from edgellm.formats.gguf import get_value
@@ -44,6 +46,7 @@ def read_adapter(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, 
     else:
         adapter = read_gguf_adapter(path)
     try:
+        adapter = replace(adapter, weights=fitted(adapter.weights, tensors))
         adapter.check_fits(architecture, tensors)
     except FileProblem as problem:
         raise type(problem)(f"{path}: {problem}") from None

@@ -324,6 +324,20 @@ WIDEN = Schema(
     chunk_tokens="i64",
 )
 
+ADD_SCALED = Schema(
+    "add_scaled",
+    batch=BATCH,
+    y="ptr",
+    out="ptr",  # may be y
+    stride="i64",
+    n_cols="i64",
+    x="ptr",
+    x_stride="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: how much of x each row takes
+    chunk_tokens="i64",
+)
+
 MULTIPLY_COLUMNS = Schema(
     "multiply_columns", batch=BATCH, x="ptr", weight="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
 )

@@ -106,6 +106,31 @@ class CompiledRows:
         )
         return out.take()
 
+    def add_scaled(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        scale: float = 1.0,
+        scales: np.ndarray | None = None,
+        in_place: bool = False,
+    ) -> np.ndarray:
+        more = rows(x)
+        with into(y, in_place) as (source, out):
+            self._by_rows(
+                "add_scaled",
+                records.ADD_SCALED,
+                len(y),
+                y=source,
+                out=out,
+                stride=out.stride,
+                n_cols=y.shape[1],
+                x=more,
+                x_stride=more.shape[1],
+                scale=scale,
+                scales=0 if scales is None else walled(scales),
+            )
+        return out.take()
+
     def widen(
         self,
         y: np.ndarray,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes.dropout import Dropout
-from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen
+from edgellm.graph.nodes.low_rank import AddScaled, Choose, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
 from edgellm.kernels import gradient_records, records
 
@@ -48,6 +48,26 @@ def lower_widen(low: Lowering, node: Widen) -> None:
         format=node.weight.format,
         weight=node.weight,
         rank=h.width,
+        scale=node.scale,
+        scales=_scales(node.scales),
+    )
+
+
+@rule(AddScaled)
+def lower_add_scaled(low: Lowering, node: AddScaled) -> None:
+    x = low.read(node.x)
+    y, out = low.make_from(node.y, node)
+    low.add_rows(
+        "add_scaled",
+        records.ADD_SCALED,
+        y,
+        [y, x],
+        [out],
+        y=y,
+        out=out,
+        n_cols=y.width,
+        x=x,
+        x_stride=x.stride,
         scale=node.scale,
         scales=_scales(node.scales),
     )
