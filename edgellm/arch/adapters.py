@@ -23,10 +23,15 @@ EXPECTED = f"a PEFT folder with {CONFIG}, or a GGUF adapter"
 
 def naming_of(metadata: Mapping[str, Any]) -> Naming:
     """How checkpoints of a GGUF model call its tensors. Raises UnsupportedError for a family that edgellm lacks."""
+    family, config = family_of_file(metadata)
+    return family.naming(config)
+
+
+def family_of_file(metadata: Mapping[str, Any]) -> tuple[HuggingFace, ModelConfig]:
+    """Which kind of checkpoint a GGUF model would be, and its shape. Raises UnsupportedError as `naming_of`."""
     entry = architecture_of(metadata)
     config = entry.configure(metadata)
-    family = next((family for family in entry.hugging_face if family.fits(config)), entry.hugging_face[0])
-    return family.naming(config)
+    return next((family for family in entry.hugging_face if family.fits(config)), entry.hugging_face[0]), config
 
 
 def read_adapter(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:

@@ -155,13 +155,13 @@ def targets_of(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:
                 f"{', '.join(sorted(kinds))}",
                 parameter="target_modules",
             )
+        if config.use_dora and own & experts:
+            raise UsageError(
+                f"target_modules names {name!r}, and {', '.join(sorted(own & experts))} are experts, which method "
+                "'dora' does not have; leave them out, or train with method 'lora'",
+                parameter="target_modules",
+            )
         wanted |= own
-    if config.use_dora and wanted & experts:
-        raise UsageError(
-            f"target_modules names {', '.join(sorted(wanted & experts))}, which are experts, and method 'dora' knows "
-            "none; leave them out, or train with method 'lora'",
-            parameter="target_modules",
-        )
     return [weight for weight in weights if _kind(weight) in wanted]
 
 

@@ -89,6 +89,8 @@ def test_a_folder_that_is_written_is_one_of_peft(family: str, tmp_path: Path) ->
     assert {name: change.rank for name, change in again.weights.items()} == {
         name: change.rank for name, change in weights.items()
     }
+    edgellm.convert_checkpoint(tmp_path / "adapter", tmp_path / "adapter.gguf", base=tmp_path / "base.gguf")
+    same(adapter, read_gguf_adapter(tmp_path / "adapter.gguf"), rtol=1e-6)
     model = of_peft(tmp_path, tmp_path / "adapter")
     with edgellm.load(tmp_path / "base.gguf", n_threads=1, activations="f32", kv_type="f32") as ours:
         plain = ours.logits(peft_models.IDS)

@@ -220,7 +220,10 @@ def test_which_layers_of_a_mixture_are_trained(config: dict[str, Any], kinds: se
     ("config", "says"),
     [
         ({"target_modules": ("q_proj", "experts")}, "names 'experts'.*it has attn_k, .*ffn_down_exps, ffn_gate_exps"),
-        ({"target_modules": ("w2",), "method": "dora"}, "names ffn_down_exps, which are experts, and method 'dora'"),
+        (
+            {"target_modules": ("w2",), "method": "dora"},
+            "names 'w2', and ffn_down_exps are experts, which method 'dora'",
+        ),
     ],
 )
 def test_layers_that_cannot_be_trained_are_refused_by_name(config: dict[str, Any], says: str, tmp_path: Path) -> None:
