@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import edgellm
+from edgellm.formats.adapters import Adapter, LowRank
+from edgellm.formats.adapters.gguf import write_gguf_adapter
+from edgellm.formats.gguf import GGUFFile
 from tests import peft_models
 from tests.convert.mixtures import MIXTURES
 from tests.expert_models import save_adapter
@@ -42,6 +45,27 @@ def test_logits_are_those_of_peft(family: str, tmp_path: Path) -> None:
         found = model.logits(IDS)
     np.testing.assert_allclose(found, expected, atol=2 * FLOAT32)
     assert np.abs(plain - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("family", ["deepseek v3", "gemma4", "gpt-oss"])
+def test_beside_every_stack_of_matrices_is_what_a_merged_model_computes(family: str, tmp_path: Path) -> None:
+    """Of latent attention too, whose heads all have their own."""
+    path, random = peft_models.save_base(family, tmp_path), np.random.default_rng(1)
+    with GGUFFile.open(path) as file:
+        shapes = {name: tensor.shape for name, tensor in file.tensors.items() if len(tensor.shape) == 3}
+        architecture = file.get("general.architecture", str)
+    weights = {}
+    for name, (n, n_out, n_in) in shapes.items():
+        a, b = (random.normal(0, 0.1, size).astype(np.float32) for size in ((n, 3, n_in), (n, n_out, 3)))
+        weights[name] = LowRank(a, b, 1.5)
+    assert family != "deepseek v3" or {"blk.0.attn_k_b.weight", "blk.0.attn_v_b.weight"} <= weights.keys()
+    write_gguf_adapter(tmp_path / "a.gguf", Adapter(architecture, weights))
+    edgellm.merge_adapters(path, tmp_path / "a.gguf", tmp_path / "merged.gguf")
+    with load(path) as model, load(tmp_path / "merged.gguf") as merged:
+        plain = model.logits(IDS)
+        model.set_adapters(model.load_adapter(tmp_path / "a.gguf"))
+        np.testing.assert_allclose(model.logits(IDS), merged.logits(IDS), atol=2 * FLOAT32)
+        assert np.abs(plain - merged.logits(IDS)).max() > 0.1
 
 
 def test_several_with_scales_are_those_of_peft(folder: Path) -> None:

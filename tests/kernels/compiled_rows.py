@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import gradient_records, low_rank_records, records
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.schema import Schema
 from edgellm.quants import FORMATS, BlockFormat
@@ -91,7 +91,7 @@ class CompiledRows:
         out = Output(len(x), rank)
         self._by_rows(
             "narrow",
-            records.NARROW,
+            low_rank_records.NARROW,
             len(x),
             fmt=FLOATS[weight.dtype],
             x=source,
@@ -118,7 +118,7 @@ class CompiledRows:
         with into(y, in_place) as (source, out):
             self._by_rows(
                 "add_scaled",
-                records.ADD_SCALED,
+                low_rank_records.ADD_SCALED,
                 len(y),
                 y=source,
                 out=out,
@@ -144,7 +144,7 @@ class CompiledRows:
         with into(y, in_place) as (source, out):
             self._by_rows(
                 "widen",
-                records.WIDEN,
+                low_rank_records.WIDEN,
                 len(y),
                 fmt=FLOATS[weight.dtype],
                 y=source,
@@ -207,7 +207,7 @@ class CompiledRows:
         with into(x, in_place) as (source, out):
             self._by_rows(
                 "multiply_columns",
-                records.MULTIPLY_COLUMNS,
+                low_rank_records.MULTIPLY_COLUMNS,
                 len(x),
                 x=source,
                 out=out,

@@ -13,6 +13,7 @@ stands where lora_B should.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -44,11 +45,8 @@ class ExpertParts:
 
     def __init__(self, naming: Naming, settings: PeftSettings, plain: Callable[[str], str]) -> None:
         self._stacks, self._settings = naming.stacks, settings
-        self._modules = {
-            stack.split.format(expert): (name, expert)
-            for name, stack in naming.stacks.items()
-            if stack.split is not None
-            for expert in range(stack.n_experts)
+        self._patterns = {
+            stack.split.format("*"): name for name, stack in naming.stacks.items() if stack.split is not None
         }
         self._parameters = dict(_named_after(self._targets(naming, plain)))
         self._of_modules: dict[str, dict[int, Arrays]] = defaultdict(lambda: defaultdict(dict))
@@ -56,13 +54,13 @@ class ExpertParts:
 
     @property
     def modules(self) -> list[str]:
-        of_modules = (module for module, (name, expert) in self._modules.items() if expert in self._of_modules[name])
+        of_modules = (self._module(name, expert) for name, found in self._of_modules.items() for expert in found)
         return [*of_modules, *self._of_parameters]
 
     def take(self, module: str, part: str, read: Callable[[], NDArray[np.float32]]) -> bool:
         """Whether a tensor belongs to experts, and is not there already; then it is kept."""
-        if module in self._modules:
-            name, expert = self._modules[module]
+        if (found := self._expert_of(module)) is not None:
+            name, expert = found
             place = self._of_modules[name][expert]
         elif module in self._parameters:
             place = self._of_parameters[self._parameters[module]]
@@ -76,8 +74,8 @@ class ExpertParts:
     def low_ranks(self) -> Iterator[tuple[str, LowRank]]:
         """What is added to each stack, by GGUF's names. Raises FormatError, UnsupportedError."""
         for name, experts in self._of_modules.items():
-            stack = self._stacks[name]
-            yield name, _stacked([self._one(stack, expert, experts.get(expert)) for expert in range(stack.n_experts)])
+            numbers = range(self._stacks[name].n_experts)
+            yield name, _stacked([self._one(self._module(name, i), experts.get(i)) for i in numbers])
         for parameter, parts in self._of_parameters.items():
             yield from self._divided(parameter, parts)
 
@@ -95,11 +93,21 @@ class ExpertParts:
                 )
         return [name for name in known if any(is_meant(name, target) for target in wanted)]
 
-    def _one(self, stack: Stack, expert: int, parts: Arrays | None) -> LowRank | None:
+    def _expert_of(self, module: str) -> tuple[str, int] | None:
+        """The stack that a module belongs to, and the expert that it is."""
+        for number in re.finditer(r"(?<=\.)\d{1,9}(?=\.)", module):
+            name = self._patterns.get(f"{module[: number.start()]}*{module[number.end() :]}")
+            if name is not None and self._module(name, expert := int(number[0])) == module:
+                return (name, expert) if expert < self._stacks[name].n_experts else None
+        return None
+
+    def _module(self, name: str, expert: int) -> str:
+        return (self._stacks[name].split or "").format(expert)
+
+    def _one(self, module: str, parts: Arrays | None) -> LowRank | None:
         """What is added to one expert, as [rank, n_in] and [n_out, rank]; None for one that has nothing."""
         if parts is None:
             return None
-        module = (stack.split or "").format(expert)
         a, b = self._sides(module, parts)
         if len(a) != b.shape[1]:
             raise FormatError(f"{module}: lora_A has shape {list(a.shape)} and lora_B {list(b.shape)}")

@@ -6,7 +6,7 @@ from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.low_rank import AddScaled, Choose, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import gradient_records, low_rank_records, records
 
 
 @rule(Narrow)
@@ -14,7 +14,7 @@ def lower_narrow(low: Lowering, node: Narrow) -> None:
     x, out = low.read(node.x), low.make(node)
     low.add_rows(
         "narrow",
-        records.NARROW,
+        low_rank_records.NARROW,
         x,
         [x],
         [out],
@@ -36,7 +36,7 @@ def lower_widen(low: Lowering, node: Widen) -> None:
     y, out = low.make_from(node.y, node)
     low.add_rows(
         "widen",
-        records.WIDEN,
+        low_rank_records.WIDEN,
         y,
         [y, h],
         [out],
@@ -59,7 +59,7 @@ def lower_add_scaled(low: Lowering, node: AddScaled) -> None:
     y, out = low.make_from(node.y, node)
     low.add_rows(
         "add_scaled",
-        records.ADD_SCALED,
+        low_rank_records.ADD_SCALED,
         y,
         [y, x],
         [out],
@@ -85,7 +85,7 @@ def lower_multiply_columns(low: Lowering, node: MultiplyColumns) -> None:
     x, out = low.make_from(node.x, node)
     low.add_rows(
         "multiply_columns",
-        records.MULTIPLY_COLUMNS,
+        low_rank_records.MULTIPLY_COLUMNS,
         x,
         [x],
         [out],
