@@ -315,6 +315,9 @@ def _config(**changes: Any) -> Callable[[Path], None]:
         (_of_experts({f"{EXPERTS}.lora_B.weight": torch.zeros(64, 40)}), FormatError, ("down_proj", "[64, 40]")),
         (_of_experts({f"{EXPERTS}.lora_A.weight": torch.zeros(32, 7)}), FormatError, ("blk.0.ffn_down_exps", "7")),
         (_of_experts({f"{EXPERTS}.lora_A.weight": torch.zeros(8, 4, 96)}), FormatError, ("down_proj", "[8, 4, 96]")),
+        (_of_experts({f"{EXPERTS}.base_layer.lora_B.weight": torch.zeros(193, 48)}), FormatError, ("193 outputs",)),
+        (_of_experts({f"{EXPERTS}.{n}.down_proj.lora_{s}.weight": torch.zeros(*size)
+                      for n in range(2) for s, size in (("A", (4, 96)), ("B", (64, 4)))}), FormatError, ("twice",)),
         (_of_experts({f"{EXPERTS}.0.up_proj.lora_A.weight": torch.zeros(4, 64)}), FormatError, ("experts.0.up_proj",)),
         (_of_experts({f"{EXPERTS}.9.up_proj.lora_A.weight": torch.zeros(4, 64)}), UnsupportedError, ("experts.9",)),
     ],

@@ -71,8 +71,16 @@ class ExpertParts:
         place[part] = read()
         return True
 
-    def low_ranks(self) -> Iterator[tuple[str, LowRank]]:
+    def low_ranks(self) -> dict[str, LowRank]:
         """What is added to each stack, by GGUF's names. Raises FormatError, UnsupportedError."""
+        found: dict[str, LowRank] = {}
+        for name, change in self._all():
+            if name in found:
+                raise FormatError(f"{name}: its experts are there twice, under different names")
+            found[name] = change
+        return found
+
+    def _all(self) -> Iterator[tuple[str, LowRank]]:
         for name, experts in self._of_modules.items():
             numbers = range(self._stacks[name].n_experts)
             yield name, _stacked([self._one(self._module(name, i), experts.get(i)) for i in numbers])
@@ -128,6 +136,8 @@ class ExpertParts:
         first, second = a.reshape(n, rank, n_in), b.reshape(n_out, rank, n).transpose(2, 0, 1)
         if self._is_turned(stack, n_in, n_out):
             first, second = second.swapaxes(1, 2), first.swapaxes(1, 2)
+        if second.shape[1] % stack.n_parts:
+            raise FormatError(f"{parameter}: its matrices have {second.shape[1]} outputs, for {stack.n_parts} parts")
         scale = self._settings.scale(parameter, rank)
         yield from _apart(LowRank(first, second, scale), stacks)
 
@@ -229,20 +239,18 @@ def _joined(parameter: str, parts: list[tuple[Stack, LowRank]]) -> LowRank:
     Raises FormatError for parts that do not go together.
     """
     first, n_parts = parts[0][1], parts[0][0].n_parts
+    scale = max((change.scale for _, change in parts), key=abs)
     n_experts, n_out, _ = first.b.shape
     if len({change.shape for _, change in parts}) > 1:
         raise FormatError(f"the parts of {parameter} have different shapes; expected one shape")
-    if all(np.array_equal(change.a, first.a) for _, change in parts):  # one A for all, as PEFT trains it
-        whole = np.zeros((n_experts, n_parts * n_out, first.rank), np.float32)
-        for own, change in parts:
-            whole[:, own.rows(n_parts * n_out)] = _with_scale(change, first.scale)
-        return LowRank(first.a, whole, first.scale)
-    whole = np.zeros((n_experts, n_parts * n_out, sum(change.rank for _, change in parts)), np.float32)
-    start = 0
+    shares_a = all(np.array_equal(change.a, first.a) for _, change in parts)  # as PEFT trains it
+    rank = first.rank if shares_a else sum(change.rank for _, change in parts)
+    whole, start = np.zeros((n_experts, n_parts * n_out, rank), np.float32), 0
     for own, change in parts:
-        whole[:, own.rows(n_parts * n_out), start : start + change.rank] = _with_scale(change, first.scale)
-        start += change.rank
-    return LowRank(np.concatenate([change.a for _, change in parts], 1), whole, first.scale)
+        whole[:, own.rows(n_parts * n_out), start : start + change.rank] = _with_scale(change, scale)
+        start += 0 if shares_a else change.rank
+    a = first.a if shares_a else np.concatenate([change.a for _, change in parts], 1)
+    return LowRank(a, whole, scale)
 
 
 # --- gates and ups in one stack -----------------------------------------------------------------------------
