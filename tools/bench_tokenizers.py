@@ -75,7 +75,7 @@ def measure(path: Path, text: str, rounds: int) -> None:
         for side, encode in sides.items():
             if encode is None:
                 continue
-            encode("Warm up, déjà vu.")
+            encode("Warm up, déjà vu; qzxjkw.")
             found.setdefault(f"{side} first", []).append(megabytes_per_second(encode, text))
             found.setdefault(f"{side} again", []).append(megabytes_per_second(encode, text))
         ours, theirs = sides["edgellm"], sides["tokenizers"]

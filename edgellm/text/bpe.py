@@ -7,19 +7,17 @@ readable text. Here words are brought into that spelling, rather than the vocabu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
-import numpy as np
-
 from edgellm.errors import FormatError
-from edgellm.text.long_words import LONG, PairTable, merge_long
+from edgellm.text.many_words import merge_words, worthwhile
 from edgellm.text.merging import merge_pairs
+from edgellm.text.pairs import Pairs
 from edgellm.text.pretokenizers import PreTokenizer
 from edgellm.text.provenance import changed
+from edgellm.text.remembered import Remembered
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
-
-CACHE_WORDS = 50_000  # distinct words, and stretches of some, whose ids are remembered
-CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
 
 
 def _spellings() -> list[str]:
@@ -34,6 +32,7 @@ def _spellings() -> list[str]:
 CHAR_OF_BYTE = _spellings()
 BYTE_OF_CHAR = {char: byte for byte, char in enumerate(CHAR_OF_BYTE)}
 SPELLED = [char.encode() for char in CHAR_OF_BYTE]
+_SPELLED = {chr(byte): spelled for byte, spelled in enumerate(SPELLED)}
 
 
 class BytePairModel:
@@ -46,8 +45,7 @@ class BytePairModel:
         self._vocabulary = vocabulary
         self._rule = rule
         vocabulary.strings("merges")  # that there are none, or no texts, is an error at once
-        self._words: dict[str, list[int]] = {}
-        self._stretches: dict[str, list[int]] = {}  # without the spaces that they begin with
+        self._words = Remembered()
 
     @cached_property
     def begin(self) -> list[int]:
@@ -61,28 +59,19 @@ class BytePairModel:
         """The text in composed form, if the rule has it so."""
         return changed(text, self._rule.normalize)
 
-    def encode(self, text: str, at_start: bool = True) -> list[int]:
-        """The ids of a normalized text that holds no special tokens."""
-        first, *others = self._rule.stretches(text)
-        ids, known = self._encode_words(first), self._stretches
-        for stretch in others:
-            found = known.get(stretch)
-            if found is None:
-                found = self._encode_words(f" {stretch}")
-                _remember(known, stretch, found)
-            ids += found
-        return ids
+    def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
+        """The ids of each of some normalized texts that hold no special tokens."""
+        return self._words.joined(list(map(self._cut, texts)), self._encode_words)
 
-    def _encode_words(self, text: str) -> list[int]:
-        ids: list[int] = []
-        words = self._words
-        for word in self._rule.split(text):
-            known = words.get(word)
-            if known is None:
-                known = self._encode_word(word)
-                _remember(words, word, known)
-            ids += known
-        return ids
+    def _cut(self, text: str) -> list[str]:
+        """The words of a text."""
+        return self._rule.split(text)
+
+    def _encode_words(self, words: list[str]) -> Iterator[tuple[str, list[int]]]:
+        wholes = {word: whole for word in words if (whole := self._whole(word)) is not None}
+        yield from ((word, [whole]) for word, whole in wholes.items())
+        others = [word for word in words if word not in wholes]
+        yield from zip(others, self._merge(list(map(self._letters, others))), strict=True)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""
@@ -94,23 +83,62 @@ class BytePairModel:
         except KeyError:
             return token  # a token added in plain text, as `tokenizers` takes it
 
-    def _encode_word(self, word: str) -> list[int]:
-        ids, ranks = self._vocabulary.ids, self._ranks
-        # A byte without a token is dropped before merging, as `tokenizers` does.
-        symbols = [SPELLED[byte] for byte in word.encode() if SPELLED[byte] in ids]
-        whole = ids.get(b"".join(symbols)) if self._rule.ignore_merges else None
-        if whole is not None and not self._vocabulary.is_type(whole, TokenType.CONTROL):  # whose name is only a word
-            return [whole]
-        if len(symbols) >= LONG and self._table is not None:
-            merged = merge_long(np.array([ids[symbol] for symbol in symbols]), self._table)
-            if merged is not None:
-                return merged[0].tolist()
-        tokens = merge_pairs(symbols, lambda left, right: ranks.get(left + b" " + right))
+    def _letters(self, word: str) -> str:
+        """The bytes of a word, each as the character of its number.
+
+        A byte without a token is dropped before merging, as `tokenizers` does.
+        """
+        lacking = self._without_token
+        return word if word.isascii() and not lacking else word.encode().translate(None, lacking).decode("latin-1")
+
+    _symbol: Callable[[str], bytes] = staticmethod(_SPELLED.__getitem__)  # of a letter
+
+    def _whole(self, word: str) -> int | None:
+        """The token that a word is taken for, whatever its merges would make of it."""
+        if not self._rule.ignore_merges:
+            return None
+        whole = self._vocabulary.ids.get(b"".join(map(self._symbol, self._letters(word))))
+        return None if whole in self._control else whole
+
+    @cached_property
+    def _control(self) -> frozenset[int]:
+        """Tokens whose names are only words in a text."""
+        return frozenset(self._vocabulary.of_type(TokenType.CONTROL))
+
+    def _merge(self, words: list[str]) -> list[list[int]]:
+        """The ids of words that are spelled in letters."""
+        if not worthwhile(words):
+            return [self._ids_of(merge_pairs(list(map(self._symbol, word)), self._rank)) for word in words]
+        n, symbols = self._vocabulary.n, self._pairs.symbols
+        merged = merge_words(words, self._pairs)
+        if len(symbols) == n:
+            return merged  # all are tokens
+        return [ids if max(ids, default=0) < n else self._ids_of([symbols[i] for i in ids]) for ids in merged]
+
+    def _ids_of(self, symbols: list[bytes]) -> list[int]:
+        ids = self._vocabulary.ids
         try:
-            return [ids[token] for token in tokens]
-        except KeyError as error:
-            made = error.args[0].decode()
-            raise FormatError(f"{PREFIX}merges makes {made!r}, a token that the vocabulary lacks") from None
+            return [ids[symbol] for symbol in symbols]
+        except KeyError:
+            return [i for symbol in symbols for i in ([ids[symbol]] if symbol in ids else self._spell(symbol))]
+
+    def _spell(self, symbol: bytes) -> list[int]:
+        """The ids of what merging has left and is no token."""
+        raise FormatError(f"{PREFIX}merges makes {symbol.decode()!r}, a token that the vocabulary lacks")
+
+    @cached_property
+    def _without_token(self) -> bytes:
+        return bytes(byte for byte, spelled in enumerate(SPELLED) if spelled not in self._vocabulary.ids)
+
+    @cached_property
+    def _rank(self) -> Callable[[bytes, bytes], int | None]:
+        """The place of a merge in the list."""
+        ranks = self._ranks
+        return lambda left, right: ranks.get(left + b" " + right)
+
+    @cached_property
+    def _pairs(self) -> Pairs:
+        return Pairs(self._vocabulary.tokens, self._vocabulary.ids.get, self._rank, self._symbol)
 
     @cached_property
     def _ranks(self) -> dict[bytes, int]:
@@ -121,22 +149,3 @@ class BytePairModel:
             shown = wrong.decode(errors="replace")
             raise FormatError(f"{PREFIX}merges holds {shown!r}; expected two tokens with a space between")
         return dict(zip(merges, range(len(merges)), strict=True))
-
-    @cached_property
-    def _table(self) -> PairTable | None:
-        """The merges as numbers, for very long words; None when one of them has no token."""
-        ids, ranks = self._vocabulary.ids, self._ranks
-        halves = b" ".join(ranks).split(b" ")
-        left, right = halves[::2], halves[1::2]
-        columns = [list(map(ids.get, column)) for column in (left, right, map(bytes.__add__, left, right))]
-        if any(None in column for column in columns):
-            return None
-        first, second, made = (np.array(column, np.int64) for column in columns)
-        return PairTable(first, second, np.fromiter(ranks.values(), np.int64, len(ranks)), made, self._vocabulary.n)
-
-
-def _remember(known: dict[str, list[int]], text: str, ids: list[int]) -> None:
-    if len(text) <= CACHE_WORD_CHARS:
-        if len(known) >= CACHE_WORDS:
-            known.clear()
-        known[text] = ids

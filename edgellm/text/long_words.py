@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgellm.text.pairs import EDGE, HALF, LOWER, NEVER, Pairs
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from edgellm.text.pairs import Numbers
 
     Places = NDArray[np.int64]
 
@@ -22,68 +26,36 @@ LONG = 20_000  # symbols from which a word is merged here
 MANY = 24  # places from which NumPy is quicker than a loop
 PATIENCE = 40  # places that wait again, for each symbol of the word, before the heap is the better way
 
-_DEAD = -1
+_DEAD = EDGE - 1
 
 
-class PairTable:
-    """The pairs of symbols that may be joined. Symbols are numbers from 0 to n_symbols - 1.
-
-    left, right, rank, made:  of each pair, integers of shape (n_pairs,): what it joins, when (the lowest rank comes
-    first) and which symbol it makes. Of a pair that stands twice, the last counts.
-    """
-
-    def __init__(self, left: Places, right: Places, rank: Places, made: Places, n_symbols: int) -> None:
-        self.edge = n_symbols  # stands before and after the word, and joins with nothing
-        self._width = n_symbols + 1
-        keys = left.astype(np.int64) * self._width + right
-        by_key = np.argsort(keys, kind="stable")
-        keys = keys[by_key]
-        last = np.append(keys[1:] != keys[:-1], True) if len(keys) else np.zeros(0, bool)
-        self._keys = keys[last]
-        self.rank = rank[by_key][last].astype(np.int64)
-        self.made = made[by_key][last].astype(np.int64)
-        self.index = dict(zip(self._keys.tolist(), range(len(self._keys)), strict=True))
-        self.ranks, self.results = self.rank.tolist(), self.made.tolist()
-
-    def key(self, left: int, right: int) -> int:
-        """Where `index` knows a pair."""
-        return left * self._width + right
-
-    def find(self, left: Places, right: Places) -> Places:
-        """The entry of each pair, or -1."""
-        keys = left * self._width + right
-        at = np.searchsorted(self._keys, keys)
-        at[at == len(self._keys)] = 0
-        return np.where(self._keys[at] == keys, at, -1) if len(self._keys) else np.full(len(keys), -1)
-
-
-def merge_long(symbols: Places, table: PairTable) -> tuple[Places, Places] | None:
-    """What is left of a word when its pairs are joined: the symbols, and where in the word each begins.
+def merge_long(symbols: Numbers, pairs: Pairs) -> Numbers | None:
+    """What is left of a word when its pairs are joined.
 
     None when the ranks make it wait so often that a heap is quicker.
     """
-    return _Word(symbols, table).merge()
+    return _Word(symbols, pairs).merge()
 
 
 class _Word:
     """A word being merged: a linked list of symbols, and the places of the pairs that wait for their turn.
 
-    The place of a pair is that of its left symbol. `entry` is the pair's number in the table, or -1.
+    The place of a pair is that of its left symbol. `pair` has what `Pairs` says about each.
     """
 
-    def __init__(self, symbols: Places, table: PairTable) -> None:
+    def __init__(self, symbols: Numbers, pairs: Pairs) -> None:
         n = len(symbols)
-        self.table = table
-        self.symbol = np.concatenate([[table.edge], symbols, [table.edge]]).astype(np.int64)
+        self.pairs = pairs
+        self.symbol = np.concatenate([[EDGE], symbols, [EDGE]]).astype(np.int64)
         self.next = np.arange(1, n + 3)
         self.previous = np.arange(-1, n + 1)
-        self.entry = np.append(table.find(self.symbol[:-1], self.symbol[1:]), -1)
+        self.pair = np.append(pairs.find(self.symbol[:-1], self.symbol[1:]), NEVER)
         self.waiting: dict[int, tuple[list[int], list[Places]]] = {}  # places by rank: single ones, and many at once
         self.turns: list[int] = []
         self.patience = PATIENCE * n + MANY
-        self._wait(np.arange(n + 1), self.entry[:-1])
+        self._wait(np.arange(n + 1), self.pair[:-1])
 
-    def merge(self) -> tuple[Places, Places] | None:
+    def merge(self) -> Numbers | None:
         while self.turns:
             rank = heappop(self.turns)
             few, many = self.waiting.pop(rank)
@@ -93,15 +65,14 @@ class _Word:
                 self._join_few(rank, sorted(set(few)))
             if self.patience < 0:
                 return None
-        alive = np.flatnonzero(self.symbol != _DEAD)[1:-1]
-        return self.symbol[alive], alive - 1
+        return self.symbol[self.symbol >= 0]
 
-    def _wait(self, places: Places, entries: Places) -> None:
+    def _wait(self, places: Places, pairs: Numbers) -> None:
         """Let pairs wait for their turn, those of one rank together."""
-        real = entries >= 0
+        real = pairs < NEVER
         if not real.any():
             return
-        ranks = self.table.rank[entries[real]]
+        ranks = pairs[real] >> HALF
         by_rank = np.argsort(ranks, kind="stable")
         ranks = ranks[by_rank]
         starts = np.flatnonzero(np.diff(ranks, prepend=-1))
@@ -123,19 +94,19 @@ class _Word:
         return self.waiting[rank]
 
     def _join_many(self, rank: int, places: Places) -> None:
-        places = places[(self.entry[places] >= 0) & (self.table.rank[self.entry[places]] == rank)]
+        places = places[self.pair[places] >> HALF == rank]
         taken = places[_every_other(self.next[places[:-1]] == places[1:])] if len(places) else places
         if not len(taken):
             return
-        made = self.table.made[self.entry[taken]]
+        made = self.pair[taken] & LOWER
         right = self.next[taken]
         after = self.next[right]
         touches = after[:-1] == taken[1:]  # the next pair begins where this one ends, and is joined after it
         before = self.symbol[self.previous[taken]]
         before[1:][touches] = made[:-1][touches]
-        left_pairs = self.table.find(before, made)
-        right_pairs = self.table.find(made, self.symbol[after])
-        early = self._come_early(left_pairs, rank) | self._come_early(right_pairs, rank)
+        left_pairs = self.pairs.find(before, made)
+        right_pairs = self.pairs.find(made, self.symbol[after])
+        early = np.minimum(left_pairs, right_pairs) >> HALF <= rank
         if early.any():
             n = int(np.argmax(early)) + 1
             rest = places[places > taken[n - 1]]
@@ -150,37 +121,32 @@ class _Word:
         self.previous[after] = taken
         right_pairs[:-1][touches] = left_pairs[1:][touches]
         before_taken = self.previous[taken]
-        self.entry[right] = -1
-        self.entry[before_taken] = left_pairs
-        self.entry[taken] = right_pairs
+        self.pair[right] = NEVER
+        self.pair[before_taken] = left_pairs
+        self.pair[taken] = right_pairs
         new = np.append(True, ~touches)  # the left pair of any other is the right pair of the one before
         self._wait(np.concatenate([before_taken[new], taken]), np.concatenate([left_pairs[new], right_pairs]))
 
-    def _come_early(self, entries: Places, rank: int) -> NDArray[np.bool_]:
-        return (entries >= 0) & (self.table.rank[entries] <= rank)
-
     def _join_few(self, rank: int, places: list[int]) -> None:
-        table, symbol, following, previous, entry = self.table, self.symbol, self.next, self.previous, self.entry
+        symbol, following, previous, pair = self.symbol, self.next, self.previous, self.pair
         for n, place in enumerate(places, 1):
-            pair = int(entry[place])
-            if pair < 0 or table.ranks[pair] != rank:
+            if pair[place] >> HALF != rank:
                 continue
-            made = table.results[pair]
+            made = int(pair[place]) & LOWER
             right = int(following[place])
             after = int(following[right])
             symbol[place], symbol[right] = made, _DEAD
             following[place] = after
             previous[after] = place
-            entry[right] = -1
+            pair[right] = NEVER
             before = int(previous[place])
             early = False
             new = (before, int(symbol[before]), made), (place, made, int(symbol[after]))
             for at, first, second in new:
-                pair = table.index.get(table.key(first, second), -1)
-                entry[at] = pair
-                if pair >= 0:
-                    self._places_of(table.ranks[pair])[0].append(at)
-                    early |= table.ranks[pair] <= rank
+                pair[at] = now = self.pairs.find_one(first, second)
+                if now < NEVER:
+                    self._places_of(now >> HALF)[0].append(at)
+                    early |= now >> HALF <= rank
             if early and n < len(places):
                 self.patience -= len(places) - n
                 self._places_of(rank)[0].extend(places[n:])

@@ -5,18 +5,29 @@ Tokens are plain text with "▁" for spaces; a character without a token is spel
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from functools import cached_property
+
 from edgellm.text.bpe import BytePairModel
-from edgellm.text.merging import merge_pairs
-from edgellm.text.spm import SPACE, byte_value
+from edgellm.text.spm import CUT_FROM_CHARS, SPACE, byte_value, word_start
 from edgellm.text.vocabulary import TokenType
 
 
 class PlainPairModel(BytePairModel):
     """Encodes plain text by merges whose tokens are spelled as they are."""
 
-    def encode(self, text: str, at_start: bool = True) -> list[int]:
-        """The ids of a text that holds no special tokens."""
-        return super().encode(text.replace(" ", SPACE) if self._rule.marks_spaces else text, at_start)
+    def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
+        """The ids of each of some texts that hold no special tokens."""
+        return super().encode(
+            [text.replace(" ", SPACE) for text in texts] if self._rule.marks_spaces else texts, at_start
+        )
+
+    def _cut(self, text: str) -> list[str]:
+        lines = super()._cut(text)
+        if not self._rule.marks_spaces or len(text) < CUT_FROM_CHARS:
+            return lines
+        return [word for line in lines for word in self._word_start.split(line)]
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""
@@ -25,13 +36,17 @@ class PlainPairModel(BytePairModel):
             return bytes([byte_value(token)])
         return token.replace(SPACE.encode(), b" ") if self._rule.marks_spaces else token
 
-    def _encode_word(self, word: str) -> list[int]:
-        ids, ranks = self._vocabulary.ids, self._ranks
-        whole = ids.get(word.encode())
-        if whole is not None and not word.strip("\n"):
-            return [whole]  # no merge makes line breaks
-        symbols = merge_pairs([char.encode() for char in word], lambda left, right: ranks.get(left + b" " + right))
-        return [i for symbol in symbols for i in ([ids[symbol]] if symbol in ids else self._spell(symbol))]
+    def _letters(self, word: str) -> str:
+        return word
+
+    _symbol = staticmethod(str.encode)
+
+    def _whole(self, word: str) -> int | None:
+        return None if word.strip("\n") else self._vocabulary.ids.get(word.encode())  # no merge makes line breaks
+
+    @cached_property
+    def _word_start(self) -> re.Pattern[str]:
+        return word_start(b"\xff".join(self._ranks).replace(b" ", b""))
 
     def _spell(self, symbol: bytes) -> list[int]:
         """The byte tokens of a character, or the unknown token; nothing where the vocabulary has neither."""

@@ -17,10 +17,10 @@ ASCII pays for `regex`. Classes stand in brackets everywhere, which keeps that e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from edgellm.dataclass import dataclass
@@ -30,6 +30,10 @@ _DIGIT = r"[\p{N}]"
 PUNCTUATION = r"[\p{P}!-/:-@\[-`{-~]"  # as `tokenizers` has it: Unicode's, and what ASCII has of signs
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Patterns that one does the work of: here, a digit ends what is before it.
+_AS_ONE: dict[tuple[str, ...], str] = {
+    (_DIGIT, _GPT2): f"{_DIGIT}|" + _GPT2.replace(r"| ?[\p{N}]+", "").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+}
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}]+|[\p{N}]"
@@ -88,7 +92,10 @@ _AFMOE_SCRIPTS = (
     "[一-鿿㐀-䶿豈-\ufaff\u3040-ゟ゠-ヿ･-ﾟ⼀-\u2fdfเ-\u0e7f\u0e80-\u0effក-\u17ffက-႟ꩠ-ꩿꧠ-\ua9ff가-\ud7afᄀ-ᇿ]+"
 )
 
-_BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+_BETWEEN_WORDS = re.compile(r" (?<=\S )(?=\S)")  # found sooner by what it begins with
+_TO_LAST_BETWEEN = re.compile(r".*\S (?=\S)", re.DOTALL)
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+(?:[\x00-\x7f]{1,60}[^\x00-\x7f]+)*")  # and the little that lies between
+_SPARSE = 16  # characters for each byte that is beyond ASCII, from which what is ASCII alone is cut apart
 
 # Digits in threes, counted from the right. The patterns, as the files have them, look at all that is left of a number
 # for each three of its digits; `_in_threes` does what they mean.
@@ -126,43 +133,74 @@ class PreTokenizer:
 
         return normalize("NFC", text)
 
-    def stretches(self, text: str) -> list[str]:
-        """The text in pieces that no word reaches across; but for the first, without the space that each begins with.
-
-        Texts repeat such pieces, and so most of them need not be cut again.
-        """
-        return [text] if self.spans_spaces else _BETWEEN_WORDS.split(text)
-
     def split(self, text: str) -> list[str]:
         """The words of a text, in order; joined, they are the text."""
-        words = [text]
-        for cut in self._ascii_cuts if text.isascii() else self._unicode_cuts:
-            words = [piece for word in words for piece in cut(word) if piece]
+        if text.isascii():
+            return _cut_by(self._ascii_cuts, text)
+        n_beyond = len(text.encode()) - len(text)
+        if self.spans_spaces or n_beyond * _SPARSE >= len(text):
+            return _cut_by(self._unicode_cuts, text)
+        words: list[str] = []
+        for part in _alike(text):
+            words += _cut_by(self._ascii_cuts if part.isascii() else self._unicode_cuts, part)
         return words
 
     @cached_property
-    def _ascii_cuts(self) -> list[Callable[[str], list[Any]]]:
+    def _ascii_cuts(self) -> list[Callable[[str], list[str]]]:
         def ascii_only(pattern: str) -> re.Pattern[str]:
             return re.compile(re.sub(r"\\p\{(\w+)\}", lambda match: _ASCII[match[1]], pattern), re.ASCII)
 
-        return [_cut(pattern, ascii_only) for pattern in self.patterns]
+        return self._cuts(ascii_only)
 
     @cached_property
-    def _unicode_cuts(self) -> list[Callable[[str], list[Any]]]:
+    def _unicode_cuts(self) -> list[Callable[[str], list[str]]]:
         import regex
 
-        return [_cut(pattern, regex.compile) for pattern in self.patterns]
+        return self._cuts(regex.compile)
+
+    def _cuts(self, compiled: Callable[[str], Any]) -> list[Callable[[str], list[str]]]:
+        as_one = _AS_ONE.get(self.patterns)
+        return [_cut(pattern, compiled) for pattern in (self.patterns if as_one is None else [as_one])]
 
 
-def _cut(pattern: str, compiled: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """What cuts a text into the matches of a pattern and what lies between."""
+def _alike(text: str) -> Iterator[str]:
+    """A text in parts that are ASCII alone and parts that are not, cut between words."""
+    done = 0
+    for beyond in _BEYOND_ASCII.finditer(text):
+        if beyond.end() <= done:
+            continue
+        before = _TO_LAST_BETWEEN.match(text, done, beyond.start())
+        after = _BETWEEN_WORDS.search(text, beyond.end())
+        start, end = before.end() - 1 if before else done, after.start() if after else len(text)
+        yield from (text[done:start], text[start:end])
+        done = end
+    yield text[done:]
+
+
+def _cut_by(cuts: list[Callable[[str], list[str]]], text: str) -> list[str]:
+    words = [text]
+    for cut in cuts:
+        words = list(chain.from_iterable(map(cut, words)))
+    return words
+
+
+def _cut(pattern: str, compiled: Callable[[str], Any]) -> Callable[[str], list[str]]:
+    """What cuts a text into the matches of a pattern and what lies between, none of them empty."""
     if pattern in (_THREES, _THREES_TO_BOUNDARY, _THREES_OF_ANY):
         number = compiled(r"[\p{N}]+" if pattern == _THREES_OF_ANY else r"\d+")
         # For the engine behind `tokenizers`, ²³¹¼½¾ belong to words.
         return partial(_in_threes, number=number, letter=compiled(r"[\w\xb2\xb3\xb9\xbc-\xbe]"), pattern=pattern)
     # Python 3.10 has no possessive repeats; in the one rule that has them, greedy ones match the same.
     greedy = pattern.replace("?+", "?").replace("++", "+")
-    return compiled(f"({greedy})").split
+    split, matches = compiled(f"({greedy})").split, compiled(greedy).findall
+    covers = pattern.endswith(r"|\s+")  # most texts whole
+
+    def cut(text: str) -> list[str]:
+        if covers and len("".join(found := matches(text))) == len(text):  # nothing lies between
+            return found
+        return [piece for piece in split(text) if piece]
+
+    return cut
 
 
 def _in_threes(text: str, number: re.Pattern[str], letter: re.Pattern[str], pattern: str) -> list[str]:
@@ -177,7 +215,7 @@ def _in_threes(text: str, number: re.Pattern[str], letter: re.Pattern[str], patt
         cuts += range(start + (end - start) % 3, end, 3)
         if pattern != _THREES:
             cuts.append(end)
-    return [text[start:end] for start, end in pairwise([*cuts, len(text)])]
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)]) if start < end]
 
 
 # The members of each Unicode class among the ASCII characters, as they are written between brackets. A class that can

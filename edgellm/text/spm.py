@@ -8,14 +8,17 @@ a token, the one with the highest score first. A character without a token is sp
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
 
 from edgellm.errors import FormatError
-from edgellm.text.long_words import LONG, PairTable, merge_long
+from edgellm.text.many_words import merge_words, worthwhile
 from edgellm.text.merging import merge_pairs
+from edgellm.text.pairs import Pairs
 from edgellm.text.provenance import like
+from edgellm.text.remembered import Remembered
 from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary
 
 SPACE = "▁"
@@ -23,8 +26,6 @@ UNKNOWN = " ⁇ ".encode()  # what stands for a character that the vocabulary co
 SCHEME = f"{OURS}prepend_scheme"
 SCHEMES = ("first", "always", "never")
 CUT_FROM_CHARS = 4096  # a longer text is cut in words, and each merged alone and remembered
-CACHE_WORDS = 50_000  # distinct words whose ids are remembered
-CACHE_WORD_CHARS = 64  # longer ones are too rare to keep
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _EACH_SPACE = re.compile(f"(?={SPACE})")
 
@@ -51,7 +52,7 @@ class SentencePieceModel:
         self.prefix_once = self._scheme == "first"
         self.seeks_spaced = vocabulary.marked("normalized") is None  # tokens, as `sentencepiece` does
         self._splits = vocabulary.our_flag("split_at_spaces", False)
-        self._words: dict[str, list[int]] = {}
+        self._words = Remembered()
 
     @cached_property
     def begin(self) -> list[int]:
@@ -72,18 +73,23 @@ class SentencePieceModel:
         prefix = SPACE if self.space_prefix else ""
         return like(text, prefix + text.replace(" ", SPACE), len(prefix))
 
-    def encode(self, text: str, at_start: bool = True) -> list[int]:
-        """The ids of a normalized text that holds no special tokens. at_start: it begins the whole text."""
+    def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
+        """The ids of each of some normalized texts that hold no special tokens. at_start: the first begins them all."""
         if self._scheme is not None:
-            text = text.replace(" ", SPACE)
-            prepends = self._scheme == "always" or (self._scheme == "first" and at_start)
-            if prepends and not text.startswith(SPACE):
-                text = SPACE + text
+            texts = [self._spaced(text, at_start and not i) for i, text in enumerate(texts)]
         if self._splits:
-            return [i for word in _EACH_SPACE.split(text) if word for i in self._join_unknown(self._merge_cached(word))]
-        if len(text) < CUT_FROM_CHARS:
-            return self._join_unknown(self._merge(text))
-        return self._join_unknown([i for word in self._word_start.split(text) for i in self._merge_cached(word)])
+            words = [[word for word in _EACH_SPACE.split(text) if word] for text in texts]
+            return self._words.joined(words, self._encode_words)
+        if sum(map(len, texts)) < CUT_FROM_CHARS:
+            return (self._join_unknown(self._merge(text)) for text in texts)
+        words = [self._word_start.split(text) for text in texts]
+        return map(self._join_unknown, self._words.joined(words, self._encode_words))
+
+    def _spaced(self, text: str, at_start: bool) -> str:
+        """A text as Metaspace has it."""
+        text = text.replace(" ", SPACE)
+        prepends = self._scheme == "always" or (self._scheme == "first" and at_start)
+        return SPACE + text if prepends and not text.startswith(SPACE) else text
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""
@@ -95,8 +101,6 @@ class SentencePieceModel:
         return token.replace(SPACE.encode(), b" ")
 
     def _merge(self, text: str) -> list[int]:
-        if len(text) >= LONG and (merged := self._merge_long(text)) is not None:
-            return merged
         ids, scores, mergeable = self._vocabulary.ids, self._scores, self._mergeable
         halves: dict[bytes, tuple[bytes, bytes]] = {}
 
@@ -118,61 +122,33 @@ class SentencePieceModel:
             found += self._spell(symbol) if token_id is None or not mergeable[token_id] else (token_id,)
         return found
 
-    def _merge_cached(self, word: str) -> list[int]:
-        known = self._words.get(word)
-        if known is None:
-            known = self._merge(word)
-            if len(word) <= CACHE_WORD_CHARS:
-                if len(self._words) >= CACHE_WORDS:
-                    self._words.clear()
-                self._words[word] = known
-        return known
-
-    def _merge_long(self, text: str) -> list[int] | None:
-        """The same for a very long word; None when it has to be done the other way."""
-        if self._table is None:
-            return None
-        numbers, other = self._symbols, self._n_symbols - 1
-        merged = merge_long(np.array([numbers.get(char, other) for char in text]), self._table)
-        if merged is None:
-            return None
-        found: list[int] = []
-        for symbol, at in zip(*(column.tolist() for column in merged), strict=True):
-            if symbol < self._vocabulary.n:
-                found.append(symbol)
-            else:
-                found += self._spell(text[at].encode())
-        return found
+    def _encode_words(self, words: list[str]) -> Iterator[tuple[str, list[int]]]:
+        if not worthwhile(words):
+            yield from ((word, self._join_unknown(self._merge(word))) for word in words)
+            return
+        n, symbols = self._vocabulary.n, self._pairs.symbols
+        for word, ids in zip(words, merge_words(words, self._pairs), strict=True):
+            if not self._unused.isdisjoint(ids):
+                ids = self._merge(word)  # which takes them apart again
+            elif max(ids, default=0) >= n:
+                ids = [i for number in ids for i in ([number] if number < n else self._spell(symbols[number]))]
+            yield word, self._join_unknown(ids)
 
     @cached_property
-    def _symbols(self) -> dict[str, int]:
-        """What merging is about, by numbers: the tokens that it may make, by their ids, and characters without one."""
-        tokens = self._vocabulary.tokens
-        ids = np.flatnonzero(np.frombuffer(self._mergeable, np.uint8)).tolist()
-        numbers = {tokens[i].decode(errors="replace"): i for i in ids}
-        chars = {char for token in numbers for char in token if char not in numbers}
-        return numbers | {char: self._vocabulary.n + n for n, char in enumerate(sorted(chars))}
+    def _pairs(self) -> Pairs:
+        ids, mergeable = self._vocabulary.ids, self._mergeable
+        _, ranks = np.unique(-np.array(self._scores), return_inverse=True)
+        rank_of = ranks.astype(np.int64).data
 
-    @property
-    def _n_symbols(self) -> int:
-        """One more than there are: the last stands for any other character."""
-        return max(self._symbols.values(), default=-1) + 2
+        def token_id(symbol: bytes) -> int | None:
+            found = ids.get(symbol)
+            return None if found is None or not mergeable[found] else found
 
-    @cached_property
-    def _table(self) -> PairTable | None:
-        """Every pair that makes a token, for very long words; None where unused tokens have to be taken apart again."""
-        numbers = self._symbols
-        pairs = [
-            (numbers[token[:i]], numbers[token[i:]], made)
-            for token, made in numbers.items()
-            for i in range(1, len(token))
-            if token[:i] in numbers and token[i:] in numbers
-        ]
-        left, right, made = np.array(pairs, np.int64).reshape(-1, 3).T
-        if not self._unused.isdisjoint(made.tolist()):
-            return None
-        _, rank = np.unique(-np.array(self._scores)[made], return_inverse=True)
-        return PairTable(left, right, rank, made, self._n_symbols)
+        def rank(left: bytes, right: bytes) -> int | None:
+            found = ids.get(left + right)
+            return None if found is None or not mergeable[found] else rank_of[found]
+
+        return Pairs(self._vocabulary.tokens, token_id, rank, str.encode)
 
     def _spell(self, symbol: bytes) -> list[int]:
         """The byte tokens of a character that has no token itself, or the unknown token where one of them lacks."""
@@ -212,15 +188,19 @@ class SentencePieceModel:
 
     @cached_property
     def _word_start(self) -> re.Pattern[str]:
-        """The places between a character and "▁" where no token reaches across.
+        return word_start(b"\xff".join(self._vocabulary.tokens))
 
-        Nearly all tokens have "▁" in front only. Where a character stands before it in one of the few others
-        (Gemma has ">▁</"), a text is not cut behind that character.
-        """
-        stretches = b"\xff".join(self._vocabulary.tokens).split(SPACE.encode())
-        ends = {stretch[-4:] for stretch in stretches[:-1] if stretch and stretch[-1] != 0xFF}
-        inner = {end.decode(errors="ignore")[-1:] for end in ends}
-        return re.compile(f"(?<=[^{re.escape(''.join(sorted(inner | {SPACE})))}])(?={SPACE})")
+
+def word_start(symbols: bytes) -> re.Pattern[str]:
+    """The places between a character and "▁" where no symbol reaches across. symbols: all, with 0xFF between.
+
+    Nearly all have "▁" in front only. Where a character stands before it in one of the few others (Gemma has ">▁</"),
+    a text is not cut behind that character.
+    """
+    stretches = symbols.split(SPACE.encode())
+    ends = {stretch[-4:] for stretch in stretches[:-1] if stretch and stretch[-1] != 0xFF}
+    inner = {end.decode(errors="ignore")[-1:] for end in ends}
+    return re.compile(f"(?<=[^{re.escape(''.join(sorted(inner | {SPACE})))}])(?={SPACE})")
 
 
 def byte_value(token: bytes) -> int:

@@ -27,13 +27,15 @@ _FRAME = re.compile("<\\|.+\\|>|<\uff5c.+\uff5c>|<(start|end)_of_turn>|<\\|turn>
 
 
 class Model(Protocol):
-    """What turns a stretch of plain text into ids: one class for each `tokenizer.ggml.model`.
+    """What turns stretches of plain text into ids: one class for each `tokenizer.ggml.model`.
 
     begin, end:      ids that `add_special` puts around a text.
     space_prefix:    a text begins with a space that is not its own; decoding takes it away.
     prefix_once:     only what begins the whole text does, not what follows a control token.
     seeks_spaced:    user-defined tokens are looked for after spaces have become "▁".
     normalize:       gives a prompt of a chat template back with its provenance (`text/provenance.py`).
+    encode:          the ids of each of some normalized texts, which special tokens stand between. at_start: the first
+                     begins the whole text.
     """
 
     space_prefix: bool
@@ -48,7 +50,7 @@ class Model(Protocol):
 
     def normalize(self, text: str) -> str: ...
 
-    def encode(self, text: str, at_start: bool = True) -> list[int]: ...
+    def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]: ...
 
     def token_bytes(self, token_id: int) -> bytes: ...
 
@@ -79,17 +81,17 @@ class Tokenizer:
         A lone surrogate, which no encoding can hold, becomes U+FFFD.
         """
         checks.text("text", text)
-        if not text.isascii():
+        if not _is_sound(text):
             text = like(text, re.sub("[\ud800-\udfff]", "\ufffd", text))
         ids = self._model.begin.copy() if add_special else []
-        plain = () if parse_special else self._steering
-        at_start = True
-        for piece in self._pieces(text, plain):
+        pieces = list(self._pieces(text, () if parse_special else self._steering))
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        encoded = iter(self._model.encode(texts, at_start=texts[:1] == pieces[:1]))
+        for piece in pieces:
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += self._model.encode(piece, at_start)
-            at_start = False
+                ids += next(encoded)
         if add_special:
             ids += self._model.end
         return ids
@@ -356,6 +358,14 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 
         model = WordPieceModel(vocabulary)
     return Tokenizer(vocabulary, model, vocabulary.text("general.architecture"))
+
+
+def _is_sound(text: str) -> bool:
+    """Whether a text has no lone surrogates; that UTF-8 can hold it is told much sooner than by looking for them."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _name(metadata: Mapping[str, Any]) -> str:

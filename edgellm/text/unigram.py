@@ -6,6 +6,7 @@ A token's score is the logarithm of its probability, and the best spelling is fo
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from edgellm.errors import FormatError
 from edgellm.text.charsmap import CharsMap
 from edgellm.text.provenance import changed
-from edgellm.text.spm import CACHE_WORD_CHARS, CACHE_WORDS, SPACE, UNKNOWN
+from edgellm.text.remembered import Remembered
+from edgellm.text.spm import SPACE, UNKNOWN
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 UNKNOWN_PENALTY = 10.0
@@ -32,7 +34,7 @@ class UnigramModel:
         self.space_prefix = vocabulary.flag("add_space_prefix", True)
         self._strips = vocabulary.flag("remove_extra_whitespaces", True)
         self._charsmap = CharsMap(raw) if (raw := vocabulary.bytes_of("precompiled_charsmap")) else None
-        self._words: dict[str, list[int]] = {}
+        self._words = Remembered()
 
     @cached_property
     def begin(self) -> list[int]:
@@ -46,8 +48,12 @@ class UnigramModel:
         """The text with the replacements of the file's table."""
         return text if self._charsmap is None else changed(text, self._charsmap.apply)
 
-    def encode(self, text: str, at_start: bool = True) -> list[int]:
-        """The ids of a normalized text that holds no special tokens."""
+    def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
+        """The ids of each of some normalized texts that hold no special tokens."""
+        words = [self._cut(text) for text in texts]
+        return map(self._join_unknown, self._words.joined(words, self._encode_words))
+
+    def _cut(self, text: str) -> list[str]:
         if self._strips:
             text = " ".join(part for part in text.split(" ") if part)
         if not text:
@@ -56,10 +62,12 @@ class UnigramModel:
         if self.space_prefix and not text.startswith(SPACE):
             text = SPACE + text
         if self._reaches_across:
-            return self._spelled(text)
+            return [text]
         first, *words = text.split(SPACE)
-        found = [i for word in ([first] if first else []) for i in self._of_word(word)]
-        return self._join_unknown(found + [i for word in words for i in self._of_word(SPACE + word)])
+        return [*([first] if first else []), *(SPACE + word for word in words)]
+
+    def _encode_words(self, words: list[str]) -> Iterator[tuple[str, list[int]]]:
+        return ((word, self._spelled(word)) for word in words)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""
@@ -93,16 +101,6 @@ class UnigramModel:
     def _cost_of_unknown(self) -> float:
         known = [self._scores[token_id] for token_id in self._pieces.values()]
         return float(min(known, default=0.0)) - UNKNOWN_PENALTY
-
-    def _of_word(self, word: str) -> list[int]:
-        found = self._words.get(word)
-        if found is None:
-            found = self._spelled(word)
-            if len(word) <= CACHE_WORD_CHARS:
-                if len(self._words) >= CACHE_WORDS:
-                    self._words.clear()
-                self._words[word] = found
-        return found
 
     def _spelled(self, text: str) -> list[int]:
         """The likeliest tokens of a stretch; of two spellings that are as likely, the one with the later last token."""

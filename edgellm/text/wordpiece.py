@@ -8,6 +8,7 @@ token. In a GGUF file a token that begins a word carries "▁" in front, one tha
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from functools import cached_property
 
 from edgellm.errors import FormatError
@@ -56,8 +57,11 @@ class WordPieceModel:
             spaced = "".join(map(str.lower, spaced))  # char by char: a final sigma is nothing special
         return spaced
 
-    def encode(self, text: str, at_start: bool = True) -> list[int]:
-        """The ids of a normalized text that holds no special tokens."""
+    def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
+        """The ids of each of some normalized texts that hold no special tokens."""
+        return map(self._encode, texts)
+
+    def _encode(self, text: str) -> list[int]:
         words = "".join(f" {char} " if _is_punctuation(char) else char for char in text).split()
         return [token_id for word in words for token_id in self._encode_word(word)]
 

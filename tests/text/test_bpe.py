@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Original
 
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text import Tokenizer, load_tokenizer
-from edgellm.text.pretokenizers import PRETOKENIZERS, pretokenizer
+from edgellm.text.pretokenizers import PRETOKENIZERS, _alike, _cut_by, pretokenizer
 from edgellm.text.rule import recognised
 from edgellm.text.vocabulary import Vocabulary
 
@@ -89,6 +89,13 @@ def test_numbers_are_cut_in_threes_in_linear_time():
         assert words[:2] == ["11", "111"] and "".join(words) == "1" * 100_001 + " "
 
 
+@pytest.mark.parametrize("between", ["\n ", "  ", "a", " a", "a ", "a" * 61 + " ", "é"])
+def test_what_is_beyond_ascii_is_found_in_linear_time(between):
+    text = (between * 20 + "é") * 2000
+    assert "".join(_alike(text)) == text
+    assert "".join(pretokenizer("gpt-2").split(text)) == text
+
+
 @settings(max_examples=300, deadline=None)
 @given(oracles.texts, st.booleans())
 def test_decoding_gives_the_text_back(text, parse_special):
@@ -140,11 +147,11 @@ def test_lone_surrogates_become_replacement_characters():
 
 
 def test_words_beyond_the_cache_are_encoded_like_others(monkeypatch):
-    monkeypatch.setattr("edgellm.text.bpe.CACHE_WORDS", 2)
+    monkeypatch.setattr("edgellm.text.remembered.MOST_REMEMBERED", 2)
     ours = load_tokenizer(oracles.train_byte_level("gpt-2"))
     text = "the quick brown fox jumps over the lazy dog"
     assert ours.encode(text) == trained("gpt-2")[1].encode(text).ids
-    assert len(ours._model._words) <= 2
+    assert len(ours._model._words._known) <= 2
 
 
 def test_ignored_merges_take_a_whole_word():
@@ -196,16 +203,16 @@ def test_a_vocabulary_that_no_rule_leaves_whole_is_cut_by_default():
 
 
 @pytest.mark.parametrize("rule", dict.fromkeys(PRETOKENIZERS.values()), ids=lambda rule: rule.patterns[-1][:20])
-def test_words_begin_at_spaces_between_characters(rule):
-    """Where a rule says so: its words are those of the stretches between such spaces, whatever else stands there."""
+def test_words_begin_at_spaces_between_characters(rule, monkeypatch):
+    """Where a rule says so: what lies beyond ASCII is cut apart between such spaces, and that changes no word."""
     parts = ["a", "B", "12", " ", " ", " ", "  ", "\n", "\r\n", "\t", ".", ",", "'s", "'", "é", "漢", "ह्", "-", "/",
-             "(", "|", "\u00a0", "\u3000", "🚀", "_", "<", "।", "\x1c", "\x85"]  # fmt: skip
+             "(", "|", "\u00a0", "\u3000", "🚀", "_", "<", "।", "\x1c", "\x85", "a" * 61, " b" * 30]  # fmt: skip
+    monkeypatch.setattr("edgellm.text.pretokenizers._SPARSE", 0)
 
     @settings(max_examples=200, deadline=None)
-    @given(st.lists(st.sampled_from(parts), max_size=14).map("".join))
+    @given(st.lists(st.sampled_from(parts), max_size=20).map("".join))
     def check(text):
-        first, *others = rule.stretches(text)
-        assert [word for part in (first, *(f" {x}" for x in others)) for word in rule.split(part)] == rule.split(text)
+        assert rule.split(text) == _cut_by(rule._unicode_cuts, text)
 
     check()
 

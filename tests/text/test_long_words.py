@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from functools import cache
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.text import load_tokenizer
-from edgellm.text.long_words import PairTable, merge_long
+from edgellm.text.long_words import merge_long
 from edgellm.text.merging import merge_pairs
+from edgellm.text.pairs import Pairs
 
 from . import oracles
 
@@ -27,23 +27,16 @@ def merged_by_heap(word: str, ranks: dict[str, int]) -> list[str]:
     return [symbol.decode() for symbol in merge_pairs([char.encode() for char in word], rank)]
 
 
+def pairs_of(ranks: dict[str, int]) -> Pairs:
+    """The pairs of a vocabulary of these tokens and "a", "b"."""
+    ids = {name.encode(): i for i, name in enumerate(["a", "b", *ranks])}
+    return Pairs(list(ids), ids.get, lambda left, right: ranks.get((left + right).decode()), str.encode)
+
+
 def merged_at_once(word: str, ranks: dict[str, int]) -> list[str] | None:
-    names = ["a", "b", "c", *(name for name in ranks if len(name) > 1)]
-    ids = {name: i for i, name in enumerate(names)}
-    pairs = [
-        (ids[name[:i]], ids[name[i:]], rank, ids[name])
-        for name, rank in ranks.items()
-        for i in range(1, len(name))
-        if name[:i] in ids and name[i:] in ids
-    ]
-    left, right, rank, made = np.array(pairs, np.int64).reshape(-1, 4).T
-    merged = merge_long(np.array([ids[char] for char in word]), PairTable(left, right, rank, made, len(names)))
-    if merged is None:
-        return None
-    symbols, places = merged
-    found = [names[symbol] for symbol in symbols]
-    assert places.tolist() == np.cumsum([0, *map(len, found)])[:-1].tolist()
-    return found
+    pairs = pairs_of(ranks)
+    merged = merge_long(pairs.numbers(word), pairs)
+    return None if merged is None else [pairs.symbols[symbol].decode() for symbol in merged]
 
 
 @settings(max_examples=400, deadline=None)
@@ -70,7 +63,9 @@ def test_words_of_text_give_the_same_ids(kind):
     @given(oracles.texts)
     def check(text):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"edgellm.text.{'spm' if kind == 'llama' else 'bpe'}.LONG", 1)
+            patch.setattr("edgellm.text.many_words.LONG", 1)
+            patch.setattr("edgellm.text.many_words.MOST", 0)
+            patch.setattr("edgellm.text.spm.CUT_FROM_CHARS", 0)
             found = at_once.encode(text)
         assert found == by_heap.encode(text)
 
