@@ -122,7 +122,7 @@ def build_experts_decode(isa, fmt):
             out,
         )
 
-    return for_few(isa, isa.decode_rows, multiply)
+    return for_few(isa, isa.lanes, multiply)
 
 
 def build_experts_f32_decode(isa, fmt):

@@ -24,7 +24,7 @@ from typing import Any
 
 from numba import njit
 
-from edgellm.kernels.blocks import BlockReader
+from edgellm.kernels.blocks import SETS, BlockReader, by_quarters, transpose_quarters
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
@@ -32,7 +32,6 @@ from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
 GROUP = 32  # weights that share an activation scale
 HALF = GROUP // 2
-SETS = 4  # a register holds quarters of every SETS-th row: so those of all sets meet in order when they are summed
 
 
 def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value, n: int) -> list[Value]:
@@ -43,7 +42,8 @@ def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value,
 def readers(v: Vocabulary, fmt, rows: list[Value], i: Value) -> tuple[list[BlockReader], BlockReader]:
     """Of the i-th blocks of some rows: those of each set, for their weights, and of all rows, for their scales."""
     addresses = [row + i * fmt.block_bytes for row in rows]
-    return [BlockReader(v, addresses[s::SETS]) for s in range(SETS)], BlockReader(v, addresses)
+    size = fmt.block_bytes
+    return [BlockReader(v, addresses[s::SETS], size) for s in range(SETS)], BlockReader(v, addresses, size)
 
 
 def scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value], list[Value]]:
@@ -56,29 +56,15 @@ def scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value],
     return [scales[at : at + n_rows] for at in of_groups], [biases[at : at + n_rows] for at in of_groups]
 
 
-def _by_quarters(v: Vocabulary, a: Value, b: Value, lanes: list[int]) -> Value:
-    """In every quarter of the result, these lanes of the same quarters of a (0 to 3) and b (4 to 7)."""
-    return v.shuffle(a, b, [start + lane + (a.n - 4) * (lane >= 4) for start in range(0, a.n, 4) for lane in lanes])
-
-
 def _sum_quarters(v: Vocabulary, sets: list[Value]) -> Value:
     """The sums of all quarters of int32 registers, one for each set; in the order of rows."""
 
     def fold(a: Value, b: Value, some: list[int], others: list[int]) -> Value:
-        return _by_quarters(v, a, b, some) + _by_quarters(v, a, b, others)
+        return by_quarters(v, a, b, some) + by_quarters(v, a, b, others)
 
     # Single instructions on every CPU.
     a, b = (fold(sets[s], sets[s + 1], [0, 4, 1, 5], [2, 6, 3, 7]) for s in (0, 2))
     return fold(a, b, [0, 1, 4, 5], [2, 3, 6, 7])
-
-
-def transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
-    """The four words of all quarters of int32 registers, one for each set: each word of all rows, in their order."""
-    words = []
-    for lanes in ([0, 4, 1, 5], [2, 6, 3, 7]):
-        a, b = (_by_quarters(v, sets[s], sets[s + 1], lanes) for s in (0, 2))
-        words += [_by_quarters(v, a, b, [0, 1, 4, 5]), _by_quarters(v, a, b, [2, 3, 6, 7])]
-    return words
 
 
 # --- decode: some rows by one token ------------------------------------------------------------------------
@@ -99,8 +85,8 @@ def multiply_rows(
     ahead: Value,
     out: Value,
 ) -> None:
-    """Some rows (`Isa.decode_rows`) from `first` on, none beyond last, by one token."""
-    n_rows = v.isa.decode_rows
+    """As many rows as a register has lanes, from `first` on and none beyond last, by one token."""
+    n_rows = v.isa.lanes
     rows = row_addresses(v, weights, row_bytes, first, last, n_rows)
     per_block = fmt.block_size // GROUP
     per_group = GROUP // fmt.scale_group
@@ -154,7 +140,7 @@ def join_planes(v: Vocabulary, fmt, us: list[Value], planes: list[list[Value]]) 
 def build_linear_decode(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
-    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.decode_rows
+    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.lanes
 
     @staged(isa, "void", *["i64"] * 10)
     def dot_rows(v, *args):

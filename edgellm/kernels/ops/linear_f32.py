@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgellm.kernels.blocks import BlockReader
+from edgellm.kernels.blocks import BlockReader, transpose_quarters
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import GROUP, readers, row_addresses, transpose_quarters
+from edgellm.kernels.ops.linear import GROUP, readers, row_addresses
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.records import F32_TILE_COLS, LINEAR
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
