@@ -133,7 +133,7 @@ def block_columns(
     """put(first, columns) for all columns of some rows of blocks, GROUP at a time: one a register, a lane each row."""
 
     def block(i: Value) -> None:
-        sets, all_rows = readers(v, fmt, rows, i)
+        sets, all_rows = readers(v, fmt, [row + i * fmt.block_bytes for row in rows])
         scales, biases = _numbers_by_row(v, fmt, all_rows)
         for g in range(fmt.block_size // GROUP):
             halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)
