@@ -4,7 +4,8 @@
 
 CHECKPOINT is a folder of Sentence Transformers; it is converted into a temporary file for each type. Texts are made of
 words of this repository's documents, in lengths as passages have them. Each program embeds the same texts with its own
-batches; rounds are taken in turns, and the median counts. The least cosine between the two is printed beside.
+batches, up to as many tokens of each as the model has positions; rounds are taken in turns, and the median counts. The
+least cosine between the two is printed beside.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def main() -> None:
             path = Path(folder) / f"{name}.gguf"
             edgellm.convert_checkpoint(args.checkpoint, path, name)
             with edgellm.load(path, n_threads=args.threads) as ours:
+                theirs.max_seq_length = ours.n_ctx
                 for what, n_words in LENGTHS.items():
                     some = texts(n_words, args.texts)
                     programs: dict[str, Callable[[], Any]] = {

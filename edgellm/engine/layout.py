@@ -28,6 +28,7 @@ Progress = Callable[[int, int, str], None]
 LEAST_BYTES = 1 << 25  # what is smaller stays in the last caches, and a file of tiles would hardly pay
 SPARE_BYTES = 1 << 30  # of the disk, which tiles leave to others, and as much as they take themselves
 MOST_OF_MEMORY = 0.8  # of what is free
+COPIED_BYTES = 1 << 16  # weights up to this size, beside tiles
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,26 @@ class Layout:
     tiles:    uint8 [n_tiles, tile_bytes] of the weights that lie as tiles.
     n_bytes:  what these take, on disk or in memory.
     coming:   those that are worth making while the model runs from its file.
+    copies:   small weights beside tiles, as in the file.
     """
 
     name: str = "file"
     tiles: Mapping[Tensor, np.ndarray] = field(default_factory=dict)
     n_bytes: int = 0
     coming: Tiles | None = None
+    copies: Mapping[Tensor, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, file: GGUFFile, name: str, tiles: Mapping[Tensor, np.ndarray], n_bytes: int) -> Layout:
+        """Tiles of a file, whose pages the system may take back.
+
+        Norms and biases stand between the matrices. Systems map up to 2 MB of a file when a byte of it is read, which
+        would bring the matrices back, so these are copied.
+        """
+        others = (tensor for tensor in file.tensors.values() if tensor not in tiles)
+        copies = {tensor: tensor.raw.copy() for tensor in others if tensor.n_bytes <= COPIED_BYTES}
+        release_file_pages([*tiles, *copies])
+        return cls(name, tiles, n_bytes, copies=copies)
 
 
 LayOut = Callable[[GGUFFile, Iterable[Graph], RuntimeConfig, Tuning, "Progress | None"], Layout]
@@ -65,7 +80,7 @@ def lay_out(
         return Layout()
     tiles = Tiles(tensors, file.paths)
     if wanted == "memory":
-        return _in_memory(tiles, tuning.n_threads, progress)
+        return Layout.beside(file, wanted, _in_memory(tiles, tuning.n_threads, progress), tiles.n_bytes)
     found: Mapping[Tensor, np.ndarray] | None = tiles.read(tuning.n_threads)
     if found is None:
         tile_files.clean_up()
@@ -73,8 +88,7 @@ def lay_out(
         if wanted == "auto":
             return Layout() if problem else Layout(coming=tiles)
         found = _made(tiles, tuning.n_threads, progress, problem)
-    release_file_pages(tensors)  # some of each were read, to know whose tiles these are
-    return Layout("tiles", found, tiles.n_bytes) if found else Layout()
+    return Layout.beside(file, "tiles", found, tiles.n_bytes) if found else Layout()
 
 
 def tensors_to_tile(graphs: Iterable[Graph], runtime: RuntimeConfig, tuning: Tuning) -> list[Tensor]:
@@ -108,18 +122,16 @@ def _multiplied(node: Node) -> Tensor | None:
     return weight if is_stack else None
 
 
-def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Layout:
+def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Mapping[Tensor, np.ndarray]:
     free = available_memory()
     needed = f"tiles in memory take {tiles.n_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
     problem = f"{needed}; choose layout 'tiles' or 'file'"
     if tiles.n_bytes > MOST_OF_MEMORY * free:
         raise MemoryLimitError(problem, parameter="layout")
     try:
-        views = tiles.in_memory(n_threads, progress)
+        return tiles.in_memory(n_threads, progress)
     except MemoryError:
         raise MemoryLimitError(problem, parameter="layout") from None
-    release_file_pages(views)
-    return Layout("memory", views, tiles.n_bytes)
 
 
 def _made(

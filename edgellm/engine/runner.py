@@ -20,7 +20,7 @@ from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, Adap
 from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
-from edgellm.engine.layout import LayOut, Layout, lay_out, release_file_pages
+from edgellm.engine.layout import LayOut, Layout, lay_out
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -125,7 +125,7 @@ class Runner:
         kv_type = CACHE_TYPES[runtime.kv_type]
         target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
         self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
-        self.target = replace(target, tiles=self.layout.tiles)
+        self.target = replace(target, tiles=self.layout.tiles, copies=self.layout.copies)
         self.n_threads = self.target.tuning.n_threads
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
@@ -209,7 +209,8 @@ class Runner:
         self._laying_out = None
         if found is None or coming is None:
             return
-        self.target = replace(usual, tiles=found)
+        layout = Layout.beside(self._file, "tiles", found, coming.n_bytes)
+        self.target = replace(usual, tiles=found, copies=layout.copies)
         try:
             programs = self._lowered_programs(self.graphs)
         except (MemoryError, EdgellmError):  # the file is as good
@@ -219,8 +220,7 @@ class Runner:
             self._drop(slots)
         old, self.base.programs = self.base.programs, programs
         self.team.forget(old)
-        self.layout = Layout("tiles", found, coming.n_bytes)
-        release_file_pages(found)
+        self.layout = layout
 
     def wait_for_tiles(self) -> None:
         """For who measures, and has the model for itself: go on from those that are being made."""

@@ -233,7 +233,8 @@ class Program:
         if isinstance(content, Table):
             return self._tables[content.name]
         if isinstance(content, Tensor):
-            return content.address
+            copy = self.lowered.target.copies.get(content)
+            return content.address if copy is None else copy.ctypes.data
         if isinstance(content, Tiled):
             content = content.tiles
         if isinstance(content, np.ndarray):

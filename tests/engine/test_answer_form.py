@@ -48,6 +48,8 @@ def read(form: AnswerForm, text: str, size: int) -> tuple[str, str, list[Any], l
         (AnswerForm(calls=PLAIN, arguments=TOOLS), f"Let me see. {CALL}", "", "Let me see.", [{"x": 1}]),
         (AnswerForm(calls=PLAIN, arguments=TOOLS), f"{CALL}\n{CALL}", "", "", [{"x": 1}, {"x": 1}]),
         (AnswerForm(calls=PLAIN, arguments=TOOLS), f"{CALL} and more", "", " and more", [{"x": 1}]),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), f"{CALL}\n{CALL[:30]}", "", f"\n{CALL[:30]}", [{"x": 1}]),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), CALL[:30], "", CALL[:30], []),
         (AnswerForm(calls=PLAIN, arguments=TOOLS), "a <tool_call> that is none", "", "a<tool_call> that is none", []),
         (AnswerForm(calls=PLAIN, arguments=TOOLS), '{"name": "get", "arguments": {"x": 2}}', "", "", [{"x": 2}]),
         (AnswerForm(calls=PLAIN, arguments=TOOLS), '{"name": "Ann"}', "", '{"name": "Ann"}', []),

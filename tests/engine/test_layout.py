@@ -93,6 +93,26 @@ def test_squares_for_importance_are_the_same(own_home: Path, path: Path, ids: li
     assert found["file"] == found["tiles"] == found["memory"] and len(found["file"]) > 10
 
 
+@pytest.mark.parametrize("name", ["tiles", "memory"])
+def test_norms_beside_tiles_are_read_from_copies(own_home: Path, path: Path, ids: list[int], name: str) -> None:
+    """Else each would bring back the pages of the file around it, and memory would be doubled."""
+    with edgellm.load(path, layout=name, n_threads=2) as model:
+        model.logits(ids)
+        copies = model._runner.layout.copies
+        norms = {name for name in model._file.tensors if name.endswith("norm.weight")}
+        assert norms and norms <= {tensor.name for tensor in copies}
+        assert not copies.keys() & model._runner.layout.tiles.keys()
+        places = {
+            (tensor, int(record[name][0]))
+            for program in model._runner.base.programs
+            for tensor in copies
+            for record, name in program._places_of(tensor)
+        }
+        assert len(places) >= len(norms)
+        assert all(address == copies[tensor].ctypes.data != tensor.address for tensor, address in places)
+        assert all(np.array_equal(copy, tensor.raw) for tensor, copy in copies.items())
+
+
 def test_a_second_start_uses_the_file_that_is_there(own_home: Path, path: Path) -> None:
     heard: list[str] = []
     with edgellm.load(path, layout="tiles", progress=lambda done, total, what: heard.append(what)):

@@ -47,6 +47,7 @@ class Target:
                   "bf16": those inputs, and weights, are rounded to bfloat16 where they meet, on CPUs with AMX: many
                   tokens at once, as training has them.
     tiles:        weights that int8 inputs meet as tiles (see `quants.tiles`): uint8 [n_tiles, tile_bytes].
+    copies:       weights that are read elsewhere than in the file: their bytes.
     """
 
     isa: Isa
@@ -54,6 +55,7 @@ class Target:
     kv_type: CacheType = F16_CACHE
     activations: str = "int8"
     tiles: Mapping[Tensor, np.ndarray] = field(default_factory=dict, compare=False)
+    copies: Mapping[Tensor, np.ndarray] = field(default_factory=dict, compare=False)
 
     @property
     def small_batch(self) -> int:

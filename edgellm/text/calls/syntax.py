@@ -97,21 +97,22 @@ class CallSyntax:
     def read(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[list[Call], str] | None:
         """The calls at the beginning of a text, and what follows them; None when there are none that are whole.
 
-        White space may differ from what the template writes, and the very end may be missing.
+        White space may differ from what the template writes, and the very end may be missing. A call that is not whole,
+        as the last of an answer that was cut, counts as what follows.
         schemas: of the arguments of each tool, by its name; nothing else is a tool.
         """
         at = skip(text, 0, self.first)
         calls: list[Call] = []
-        while at is not None:
-            found = self._read_one(text, at, schemas)
-            if found is None:
-                return None
+        end = 0
+        while at is not None and (found := self._read_one(text, at, schemas)) is not None:
             calls.append(found[0])
             end = found[1]
             at = None if self.again is None else skip(text, end, self.again)
         if not calls:
             return None
         behind = skip(text, end, self.last)
+        if behind is None and at is not None:
+            return calls, text[end:]
         if behind is None:
             rest, last = "".join(text[end:].split()), "".join(self.last.split())
             return (calls, "") if last.startswith(rest) else None

@@ -85,6 +85,20 @@ def test_half_a_call_is_none(template: ChatTemplate, cut: float) -> None:
     assert syntax.read("Hello", SCHEMAS) is None
 
 
+def test_calls_before_one_that_was_cut_count(template: ChatTemplate) -> None:
+    """What there is of the last one stands behind them."""
+    syntax = template.call_syntax
+    assert syntax is not None
+    if syntax.again is None:
+        pytest.skip("it writes one call at most")
+    cities = ("Oslo", "Rome", "Paris")
+    calls = [Call("get_weather", {"city": city, "days": 3}, f"abcdef00{i}") for i, city in enumerate(cities)]
+    text = syntax.write(calls)
+    found = syntax.read(text[: text.index("Paris") + 3], SCHEMAS)
+    assert found is not None
+    assert meaning(found[0]) == meaning(calls[:2]) and found[1].endswith("Par")
+
+
 def test_other_white_space_is_read() -> None:
     syntax = template_of(TEMPLATES["hermes"]).call_syntax
     assert syntax is not None
