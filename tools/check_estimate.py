@@ -2,11 +2,11 @@
 
     python tools/check_estimate.py MODEL... [--threads N] [--rounds 3]
 
-Everything runs in a process of its own, as people start it, in turns: the estimate, the memory of a process that reads
-512 tokens and writes 32, and the speeds by `edgellm bench`'s measure. Each round compares what was said with what was
-measured right after it, for machines are not as quick at all times, and the median of these differences counts. Rounds in
-which other programs kept the machine busy are measured again, a few times. Ends with 1 when memory differs by more than
-5 % or a speed by more than 15 %.
+Everything runs in a process of its own, as people start it, in turns: the estimate, the memory of a process that
+reads 512 tokens and writes 32, and the speeds by `edgellm bench`'s measure. Machines are not as quick at all times,
+so each round compares what was said with what was measured right after it, and the median of these differences
+counts. Rounds in which other programs kept the machine busy are measured again, a few times. Ends with 1 when memory
+differs by more than 5 % or a speed by more than 15 %.
 """
 
 from __future__ import annotations

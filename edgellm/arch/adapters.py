@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from edgellm.arch.huggingface import HuggingFace, language_name
 from edgellm.arch.registry import architecture_of
 from edgellm.errors import FileProblem
 from edgellm.formats.adapters import Adapter, Naming
+from edgellm.formats.adapters.experts import fitted
 from edgellm.formats.adapters.gguf import read_gguf_adapter
 from edgellm.formats.adapters.peft import CONFIG, is_peft, read_peft, write_peft
 from edgellm.formats.gguf import get_value
@@ -21,10 +23,15 @@ EXPECTED = f"a PEFT folder with {CONFIG}, or a GGUF adapter"
 
 def naming_of(metadata: Mapping[str, Any]) -> Naming:
     """How checkpoints of a GGUF model call its tensors. Raises UnsupportedError for a family that edgellm lacks."""
+    family, config = family_of_file(metadata)
+    return family.naming(config)
+
+
+def family_of_file(metadata: Mapping[str, Any]) -> tuple[HuggingFace, ModelConfig]:
+    """Which kind of checkpoint a GGUF model would be, and its shape. Raises UnsupportedError as `naming_of`."""
     entry = architecture_of(metadata)
     config = entry.configure(metadata)
-    family = next((family for family in entry.hugging_face if family.fits(config)), entry.hugging_face[0])
-    return family.naming(config)
+    return next((family for family in entry.hugging_face if family.fits(config)), entry.hugging_face[0]), config
 
 
 def read_adapter(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Adapter:
@@ -44,6 +51,7 @@ def read_adapter(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, 
     else:
         adapter = read_gguf_adapter(path)
     try:
+        adapter = replace(adapter, weights=fitted(adapter.weights, tensors))
         adapter.check_fits(architecture, tensors)
     except FileProblem as problem:
         raise type(problem)(f"{path}: {problem}") from None

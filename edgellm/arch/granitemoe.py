@@ -32,9 +32,9 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=_hyperparameters,
     tensors=DECODER | {"blk.{}.ffn_gate_inp": _MOE + "router.layer"},
     experts={
-        "blk.{}.ffn_gate_exps": Experts(None, _MOE + "input_linear", part=0, n_parts=2),
-        "blk.{}.ffn_up_exps": Experts(None, _MOE + "input_linear", part=1, n_parts=2),
-        "blk.{}.ffn_down_exps": Experts(None, _MOE + "output_linear"),
+        "blk.{}.ffn_gate_exps": Experts(None, _MOE + "input_linear", 0, 2, in_memory=_MOE + "experts.gate_up_proj"),
+        "blk.{}.ffn_up_exps": Experts(None, _MOE + "input_linear", 1, 2, in_memory=_MOE + "experts.gate_up_proj"),
+        "blk.{}.ffn_down_exps": Experts(None, _MOE + "output_linear", in_memory=_MOE + "experts.down_proj"),
     },
     paired=("attn_q", "attn_k"),
     biases=ATTENTION_BIASES,

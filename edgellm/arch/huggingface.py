@@ -23,7 +23,7 @@ from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
 
 if TYPE_CHECKING:
-    from edgellm.formats.adapters.naming import Naming
+    from edgellm.formats.adapters.naming import Naming, Stack
 
 # GGUF's names of the tensors that every decoder has, and Hugging Face's; both end in .weight or .bias.
 DECODER = {
@@ -200,7 +200,25 @@ class HuggingFace:
             if self.column_orders(part_of(ours), c) is None and part_of(ours) not in self.changed
         }
         orders = {name: order for name in names if (order := self.row_order(name, c)) is not None}
-        return Naming(names, orders, {name: self.offset(name) for name in names if self.offset(name)})
+        offsets = {name: self.offset(name) for name in names if self.offset(name)}
+        return Naming(names, orders, offsets, dict(self._stacks(c)))
+
+    def _stacks(self, c: ModelConfig) -> Iterator[tuple[str, Stack]]:
+        """Where the experts of all layers are."""
+        from edgellm.formats.adapters.naming import Stack
+
+        for layer in range(c.n_layers if c.mixture is not None else 0):
+            for ours, place in self.experts.items():
+                if isinstance(place, Experts):
+                    assert c.mixture is not None
+                    names = [name.format(layer) for name in (place.in_memory, place.stacked) if name is not None]
+                    split = place.split and place.split.replace("{}", str(layer), 1)
+                    n_in = c.mixture.n_ff if ours.endswith("down_exps") else c.n_embd
+                    sizes = c.mixture.n_experts, n_in
+                    yield (
+                        f"{ours.format(layer)}.weight",
+                        Stack(*sizes, split, tuple(names), place.part, place.n_parts, place.is_across),
+                    )
 
 
 # Models that also see or hear keep their language model beside the rest.

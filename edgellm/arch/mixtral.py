@@ -39,17 +39,21 @@ def _settings(c: ModelConfig) -> dict[str, Any]:
     return decoder_settings(c) | mixture | {"hidden_act": "silu", "sliding_window": c.windows[0]}
 
 
+def _experts(ours: str, theirs: str, stacked: str, part: int = 0, n_parts: int = 1) -> dict[str, Experts]:
+    in_memory = f"model.layers.{{}}.mlp.experts.{stacked}"
+    split = f"{_MOE}experts.{{}}.{theirs}"
+    return {f"blk.{{}}.ffn_{ours}_exps": Experts(split, f"{_MOE}experts.{stacked}", part, n_parts, in_memory=in_memory)}
+
+
 HUGGING_FACE = HuggingFace(
     classes=("MixtralForCausalLM",),
     model_type="mixtral",
     hyperparameters=_hyperparameters,
     settings=_settings,
     tensors=DECODER | {"blk.{}.ffn_gate_inp": _MOE + "gate"},
-    experts={
-        "blk.{}.ffn_gate_exps": Experts(_MOE + "experts.{}.w1", _MOE + "experts.gate_up_proj", part=0, n_parts=2),
-        "blk.{}.ffn_up_exps": Experts(_MOE + "experts.{}.w3", _MOE + "experts.gate_up_proj", part=1, n_parts=2),
-        "blk.{}.ffn_down_exps": Experts(_MOE + "experts.{}.w2", _MOE + "experts.down_proj"),
-    },
+    experts=_experts("gate", "w1", "gate_up_proj", 0, 2)
+    | _experts("up", "w3", "gate_up_proj", 1, 2)
+    | _experts("down", "w2", "down_proj"),
     paired=("attn_q", "attn_k"),
     defaults=DEFAULTS
     | {

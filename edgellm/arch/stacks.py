@@ -20,6 +20,7 @@ class Experts(NamedTuple):
     part:       of its rows, taken of every expert, the part-th of n_parts.
     is_across:  floats are [n_experts, n_in, n_out] instead (blocks of quantized weights always lie along the inputs),
                 and the parts alternate.
+    in_memory:  the name of all where transformers 5 has loaded them, if it is another one.
     """
 
     split: str | None
@@ -27,6 +28,7 @@ class Experts(NamedTuple):
     part: int = 0
     n_parts: int = 1
     is_across: bool = False
+    in_memory: str | None = None
 
 
 class KeysOrValues(NamedTuple):

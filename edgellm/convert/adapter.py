@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgellm.arch import ARCHITECTURES, ModelConfig, architecture_of
-from edgellm.arch.adapters import read_peft_for
+from edgellm.arch import ARCHITECTURES, ModelConfig
+from edgellm.arch.adapters import family_of_file, read_peft_for
 from edgellm.arch.huggingface import HuggingFace
 from edgellm.convert.huggingface import family_of
 from edgellm.convert.parts import Part
@@ -48,5 +48,4 @@ def _base_of(named: str | None, base: Path | None) -> tuple[str, HuggingFace, Mo
         metadata["general.architecture"] = architecture
         return architecture, family, ARCHITECTURES[architecture].configure(metadata)
     with GGUFFile.open(base) as file:
-        entry = architecture_of(file.metadata)
-        return file.get("general.architecture", str), entry.hugging_face[0], entry.configure(file.metadata)
+        return file.get("general.architecture", str), *family_of_file(file.metadata)

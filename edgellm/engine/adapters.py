@@ -31,6 +31,7 @@ from edgellm.graph.adapters import (
     EMBEDDING,
     Bottleneck,
     Change,
+    ExpertLowRank,
     Instead,
     LowRank,
     Prefix,
@@ -128,7 +129,8 @@ class LoadedAdapter:
             columns = None
             if (lengths := self._lengths.get(weight)) is not None:
                 columns = tensor_of(f"{weight}.columns", lengths.columns(1.0 if scale is None else scale))
-            yield weight, LowRank(a, b, own_scale, table, columns)
+            kind = ExpertLowRank if len(a.shape) == 3 else LowRank
+            yield weight, kind(a, b, own_scale, table, columns)
 
 
 class _Lengths:
@@ -176,8 +178,10 @@ def _others(adapter: Adapter) -> Iterator[tuple[str, Callable[[str | None], Chan
 
 
 def _as_read(weight: str, change: Matrices, exact: bool) -> tuple[Tensor, Tensor]:
-    """The two matrices as nodes want them, see `graph.adapters.LowRank`."""
-    first, second = (change.b, change.a) if weight == EMBEDDING else (change.a, change.b.T)
+    """The two matrices as nodes want them, see `graph.adapters.LowRank` and `ExpertLowRank`."""
+    first, second = (change.b, change.a) if weight == EMBEDDING else (change.a, change.b)
+    if weight != EMBEDDING and not change.is_of_experts:
+        second = second.T
     kind = "F32" if exact or max(np.abs(first).max(), np.abs(second).max()) >= LARGEST_HALF else "F16"
     return tensor_of(f"{weight}.lora_a", first, kind), tensor_of(f"{weight}.lora_b", second, kind)
 

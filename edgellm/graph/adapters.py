@@ -30,7 +30,8 @@ from edgellm.graph.nodes import (
 )
 from edgellm.graph.nodes.base import field_names
 from edgellm.graph.nodes.dropout import Chance, dropout
-from edgellm.graph.nodes.low_rank import choose, multiply_columns, narrow, widen
+from edgellm.graph.nodes.experts import ExpertLinear, expert_linear
+from edgellm.graph.nodes.low_rank import add_scaled, choose, multiply_columns, narrow, widen
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 EMBEDDED = "embd"  # the embeddings of a text, as what it makes is called
@@ -95,6 +96,24 @@ class LowRank(Change):
         if again:
             changed = add(y, add(changed, multiply_columns(base, _minus_ones(y.width))))
         return changed if self.scales is None else choose(y, changed, self.scales)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertLowRank(LowRank):
+    """The same beside the matrices of experts, each of which has its own: only those of a token's experts are read.
+
+    a:  float32 [n_experts, rank, n_in]. b: float32 [n_experts, n_out, rank]. There are no columns.
+    """
+
+    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
+        assert isinstance(node, ExpertLinear)
+        x, chosen = inputs["x"], inputs.get("chosen")
+        if self.chance is not None:
+            x = dropout(x, self.chance)
+        return (expert_linear(expert_linear(x, self.a, chosen), self.b, chosen),)
+
+    def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
+        return add_scaled(y, beside[0], self.scale, self.scales)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edgellm.graph.ops import Op
-from edgellm.kernels import records
+from edgellm.kernels import low_rank_records, records
 from edgellm.kernels.expert_records import EXPERTS
 from edgellm.kernels.records import KV_BLOCK
 
-LOW_RANK = (records.NARROW, records.WIDEN)
+LOW_RANK = (low_rank_records.NARROW, low_rank_records.WIDEN)
 MATRICES = (records.LINEAR, EXPERTS)
 
 

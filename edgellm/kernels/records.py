@@ -291,42 +291,7 @@ ATTENTION_MERGE = Schema(
     scratch_bytes="i64",
 )
 
-# --- adapters: steps beside those of a model (see ops/low_rank.py) ------------------------------------------
-
-NARROW = Schema(
-    "narrow",
-    batch=BATCH,
-    x="ptr",
-    stride="i64",
-    n_cols="i64",
-    weight="ptr",  # float32 or float16 [rank, n_cols]; read twice as fast where it begins with a cache line
-    rank="i64",
-    scale="f64",
-    scales="ptr",  # float32 [n_tokens], or 0: a row that counts 0 is not computed
-    out="ptr",
-    out_stride="i64",
-    chunk_tokens="i64",
-)
-
-WIDEN = Schema(
-    "widen",
-    batch=BATCH,
-    y="ptr",
-    out="ptr",  # may be y
-    stride="i64",
-    n_cols="i64",
-    h="ptr",
-    h_stride="i64",
-    weight="ptr",  # float32 or float16 [rank, n_cols]
-    rank="i64",
-    scale="f64",
-    scales="ptr",  # float32 [n_tokens], or 0: how much of it each row takes
-    chunk_tokens="i64",
-)
-
-MULTIPLY_COLUMNS = Schema(
-    "multiply_columns", batch=BATCH, x="ptr", weight="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
-)
+# --- what adapters do to rows (see ops/activate.py, ops/replace_rows.py; also low_rank_records.py) -----------
 
 ACTIVATE = Schema("activate", batch=BATCH, x="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 

@@ -25,6 +25,12 @@ def widen(y: Floats, h: Floats, weight: Floats, scale: float = 1.0, scales: Floa
     return (y + factors * (h @ weight)).astype(np.float32)
 
 
+def add_scaled(y: Floats, x: Floats, scale: float = 1.0, scales: Floats | None = None) -> Floats:
+    """y + scale * scales * x for y and x [n_tokens, n_cols], scales [n_tokens]."""
+    factors = scale * (np.ones(len(y)) if scales is None else scales.astype(np.float64))[:, None]
+    return (y + factors * np.where(factors != 0, x, 0).astype(np.float64)).astype(np.float32)
+
+
 def rms_norm_backward(x: Floats, weight: Floats, dy: Floats, epsilon: float, n_groups: int = 1) -> Floats:
     """By x of `rms_norm`, all [n_tokens, n_groups * n_cols] with weight [n_cols]."""
     groups = x.reshape(len(x), n_groups, x.shape[1] // n_groups).astype(np.float64)

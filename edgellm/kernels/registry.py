@@ -123,6 +123,7 @@ _FAMILIES: dict[str, _Family] = {
     "sum_squares": _Family("squares"),
     "narrow": _Family("low_rank", _LOW_RANK),
     "widen": _Family("low_rank", _LOW_RANK),
+    "add_scaled": _Family("low_rank"),
     "rms_norm_backward": _Family("norm_backward"),
     "glu_backward": _Family("glu_backward", options=_GATED),
     "rms_norm_weight_sum": _Family("norm_backward"),

@@ -41,7 +41,7 @@ class LoraConfig:
     """Small weights that are trained beside a frozen model: which kind, and its settings, under the names of PEFT.
 
     method:     "lora": low-rank weights beside linear layers (Hu et al. 2021). A layer W x becomes W x + scale * B A
-                dropout(x), with A [rank, n_in] and B [n_out, rank].
+                dropout(x), with A [rank, n_in] and B [n_out, rank]; beside experts each has its own.
                 "dora": these, and the length of each of W's rows (Liu et al. 2024).
                 "prompt": embeddings before every text (prompt tuning, Lester et al. 2021); "p-tuning": the same, which
                 a small network makes while they are trained (Liu et al. 2021).

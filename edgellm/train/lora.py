@@ -1,4 +1,5 @@
-"""LoRA (Hu et al., 2021): low-rank weights beside frozen linear layers, of whatever format the file has (QLoRA).
+"""LoRA (Hu et al., 2021): low-rank weights beside frozen linear layers, of whatever format the file has (QLoRA), and
+beside the matrices of experts, for each its own.
 
 DoRA (Liu et al., 2024) learns the lengths of the rows beside: y = m / |W + s B A| * (W x + s B A x), by rows. As in the
 paper, the length below is taken for a constant on the way back.
@@ -6,10 +7,10 @@ paper, the length below is taken for a constant on the way back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from edgellm.engine.gradients import Look
 from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import LowRank as Matrices
-from edgellm.graph.adapters import LowRank
-from edgellm.graph.nodes import Linear
+from edgellm.graph.adapters import Change, ExpertLowRank, LowRank
+from edgellm.graph.nodes import Linear, Node
 from edgellm.graph.nodes.dropout import Chance
+from edgellm.graph.nodes.experts import ExpertLinear
 from edgellm.train.adapter_learner import AdapterLearner
 from edgellm.train.config import ALL_LINEAR, LoraConfig
 from edgellm.train.model_learner import Weigh
@@ -40,10 +42,11 @@ class LoraLearner(AdapterLearner):
     """An adapter of a model.
 
     Parameters are named after the weights that they stand beside: `blk.0.attn_q.weight.lora_a` [rank, n_in], and
-    `.lora_b` [rank, n_out], which is B transposed; with DoRA `.magnitude` [n_out].
+    `.lora_b` [rank, n_out], which is B transposed; with DoRA `.magnitude` [n_out]. Beside experts each has its own:
+    `blk.0.ffn_up_exps.weight.lora_a` [n_experts, rank, n_in] and `.lora_b` [n_experts, n_out, rank].
     """
 
-    def changes(self) -> dict[str, list[LowRank]]:
+    def changes(self) -> Mapping[str, Sequence[Change]]:
         self._targets = targets_of(self.model._runner.graphs, self.config)
         self._chances = np.zeros((len(self._targets), 2), np.int64)
         self.begin_pass(0, 0)
@@ -54,15 +57,17 @@ class LoraLearner(AdapterLearner):
 
     def _low_ranks(self) -> dict[str, LowRank]:
         config, random = self.config, np.random.default_rng(self.seed)
-        found = {}
+        found: dict[str, LowRank] = {}
         for weight, state in zip(self._targets, self._chances, strict=True):
-            n_out, n_in = weight.shape
+            *of_experts, n_out, n_in = weight.shape
             # As in PEFT: A random and B zero, so that training begins with what the base model does.
             bound = 1 / np.sqrt(n_in)
-            a = self.train(f"{weight.name}.lora_a", random.uniform(-bound, bound, (config.rank, n_in)))
-            b = self.train(f"{weight.name}.lora_b", np.zeros((config.rank, n_out)))
+            a = self.train(f"{weight.name}.lora_a", random.uniform(-bound, bound, (*of_experts, config.rank, n_in)))
+            shape = (*of_experts, n_out, config.rank) if of_experts else (config.rank, n_out)
+            b = self.train(f"{weight.name}.lora_b", np.zeros(shape))
             chance = Chance(config.dropout, state) if config.dropout else None
-            found[weight.name] = LowRank(a, b, config.scale, chance=chance)
+            kind = ExpertLowRank if of_experts else LowRank
+            found[weight.name] = kind(a, b, config.scale, chance=chance)
         return found
 
     def adapter(self) -> Adapter:
@@ -72,7 +77,7 @@ class LoraLearner(AdapterLearner):
         for weight in self._targets:
             a, b = (found[f"{weight.name}.{kind}"] for kind in ("lora_a", "lora_b"))
             magnitude = found[f"{weight.name}.magnitude"].copy() if config.use_dora else None
-            weights[weight.name] = Matrices(a.copy(), b.T.copy(), config.scale, magnitude)
+            weights[weight.name] = Matrices(a.copy(), (b if b.ndim == 3 else b.T).copy(), config.scale, magnitude)
         return Adapter(
             model.metadata["general.architecture"], weights, base_name=model.path.stem,
             rank_stabilized=config.use_rslora, dropout=config.dropout,
@@ -136,21 +141,35 @@ class LoraLearner(AdapterLearner):
 
 def targets_of(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:
     """The weights of the layers that the configuration names. Raises UsageError for one that the model lacks."""
-    weights = [node.weight for node in graphs.body.nodes if isinstance(node, Linear) and len(node.weight.shape) == 2]
+    weights = [node.weight for node in graphs.body.nodes if _has_matrices(node)]
+    experts = {_kind(weight) for weight in weights if len(weight.shape) == 3}
     if config.target_modules == ALL_LINEAR:
-        # As in PEFT, which finds neither routers nor experts among the linear layers of most families.
-        return [weight for weight in weights if _kind(weight) != ROUTER]
-    kinds = {_kind(weight) for weight in weights}
-    if unknown := [name for name in config.target_modules if _own_name(name) not in kinds]:
-        experts = {_kind(w) for node in graphs.body.nodes if node.kind == "ExpertLinear" for w in node.weights}
-        without = f" ({', '.join(sorted(experts))} are experts, beside which there is no LoRA yet)" if experts else ""
-        raise UsageError(
-            f"target_modules names {unknown[0]!r}, which this model does not have as a linear layer; it has "
-            f"{', '.join(sorted(kinds))}{without}",
-            parameter="target_modules",
-        )
-    wanted = {_own_name(name) for name in config.target_modules}
+        left = {ROUTER} | (experts if config.use_dora else set())
+        return [weight for weight in weights if _kind(weight) not in left]
+    kinds, wanted = {_kind(weight) for weight in weights}, set()
+    for name in config.target_modules:
+        own = {name, *_OWN_NAMES.get(name, ())} & kinds
+        if not own:
+            raise UsageError(
+                f"target_modules names {name!r}, which this model does not have as a linear layer; it has "
+                f"{', '.join(sorted(kinds))}",
+                parameter="target_modules",
+            )
+        if config.use_dora and own & experts:
+            raise UsageError(
+                f"target_modules names {name!r}, and {', '.join(sorted(own & experts))} are experts, which method "
+                "'dora' does not have; leave them out, or train with method 'lora'",
+                parameter="target_modules",
+            )
+        wanted |= own
     return [weight for weight in weights if _kind(weight) in wanted]
+
+
+def _has_matrices(node: Node) -> TypeGuard[Linear | ExpertLinear]:
+    """Whether it multiplies by a matrix, or by those of experts that a router chooses."""
+    return (isinstance(node, Linear) and len(node.weight.shape) == 2) or (
+        isinstance(node, ExpertLinear) and node.chosen is not None
+    )
 
 
 def _kind(weight: Tensor) -> str:
@@ -158,8 +177,12 @@ def _kind(weight: Tensor) -> str:
     return weight.name.split(".")[-2]
 
 
-def _own_name(name: str) -> str:
-    return {
-        "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
-        "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-    }.get(name, name)  # fmt: skip
+_GATES, _UPS, _DOWNS = (
+    (f"ffn_{part}", f"ffn_{part}_exps", f"ffn_{part}_shexp") for part in ("gate", "up", "down")
+)  # fmt: skip
+# What checkpoints call layers, and GGUF: every one of those that a model has.
+_OWN_NAMES = {
+    "q_proj": ("attn_q",), "k_proj": ("attn_k",), "v_proj": ("attn_v",), "o_proj": ("attn_output",),
+    "gate_proj": _GATES, "up_proj": _UPS, "down_proj": _DOWNS, "w1": _GATES, "w3": _UPS, "w2": _DOWNS,
+    "gate_up_proj": ("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps"),
+}  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import edgellm
 from edgellm.errors import EdgellmError, FileProblem, FormatError, UsageError
 from edgellm.formats.gguf import GGUFFile
-from tests import peft_models
+from tests import expert_models, peft_models
 from tests.peft_models import IDS, save_adapter
 
 FLOAT32 = 5e-5
@@ -47,6 +47,22 @@ def test_the_merged_model_is_the_model_with_its_adapter(folder: Path, tmp_path: 
     expected = peft_models.logits(peft_models.with_adapters(folder, name).merge_and_unload())
     np.testing.assert_allclose(found, expected, atol=FLOAT32)
     assert (folder / "base.gguf").read_bytes() == before
+
+
+@pytest.mark.parametrize("family", ["olmoe", "gpt-oss"])
+def test_experts(family: str, tmp_path: Path) -> None:
+    """In floats, and quantized in place; a piece of rows may begin in one expert and end in another."""
+    peft_models.save_base(family, tmp_path)
+    expert_models.save_adapter(tmp_path, family, "a")
+    beside = logits_of(tmp_path / "base.gguf", a=tmp_path / "a")
+    done = edgellm.merge_adapters(tmp_path / "base.gguf", {tmp_path / "a": 0.5}, tmp_path / "half.gguf")
+    assert done.type_name == "F32" and not done.warnings
+    edgellm.merge_adapters(tmp_path / "half.gguf", {tmp_path / "a": 0.5}, tmp_path / "merged.gguf")
+    np.testing.assert_allclose(logits_of(tmp_path / "merged.gguf"), beside, atol=2 * FLOAT32)
+    edgellm.merge_adapters(tmp_path / "base.gguf", tmp_path / "a", tmp_path / "q8.gguf", "Q8_0")
+    edgellm.quantize_file(tmp_path / "merged.gguf", tmp_path / "same.gguf", "Q8_0")
+    lost = np.abs(logits_of(tmp_path / "same.gguf") - beside).mean()
+    assert 0 < np.abs(logits_of(tmp_path / "q8.gguf") - beside).mean() < 2 * lost
 
 
 def test_several_with_scales(folder: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ from edgellm.graph.nodes import (
 )
 from edgellm.graph.nodes.dropout import Chance, dropout
 from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
-from edgellm.graph.nodes.low_rank import multiply_columns, narrow, widen
+from edgellm.graph.nodes.heads import slice_heads
+from edgellm.graph.nodes.low_rank import add_scaled, multiply_columns, narrow, widen
 from edgellm.graph.nodes.precision import FromBF16, ToBF16
 from edgellm.kernels.kv_types import F32_CACHE
 from edgellm.kernels.records import KV_BLOCK
@@ -132,8 +133,15 @@ class Random:
         bias, scales = (tensor(name, 5, format_name="F16", seed=step) for name in ("bias", "scales"))
         routing = Routing(n, str(scoring), normalize=bool(rng.random() < 0.5), scale=1.3)
         chosen, weights = route(logits, routing, bias if rng.random() < 0.3 else None, scales)
-        gates, ups = (expert_linear(normed, self.weight(5, 32, x.width, step=step + i), chosen) for i in range(2))
+        if rng.random() < 0.5:
+            gates, ups = (expert_linear(normed, self.weight(5, 32, x.width, step=step + i), chosen) for i in range(2))
+        else:
+            both = expert_linear(normed, self.weight(5, 64, x.width, step=step), chosen)
+            gates, ups = (slice_heads(both, n, start, 32) for start in (0, 32))
         gates = add_expert_bias(gates, tensor("eb", 5, 32, seed=step), chosen)
+        if rank := int(rng.choice([0, 1, 3, 20])):
+            narrow_rows = expert_linear(normed, tensor("ea", 5, rank, x.width, seed=step), chosen)
+            gates = add_scaled(gates, expert_linear(narrow_rows, tensor("eo", 5, 32, rank, seed=step), chosen), 0.7)
         h = glu(gates, ups, "silu")
         return sum_experts(expert_linear(h, self.weight(5, 64, 32, step=step), chosen), weights)
 

@@ -33,7 +33,8 @@ from edgellm.graph.nodes import (
 )
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.experts import AddExpertBias, ExpertLinear, Gate, Route, SumExperts
-from edgellm.graph.nodes.low_rank import MultiplyColumns, Narrow, Widen
+from edgellm.graph.nodes.heads import SliceHeads
+from edgellm.graph.nodes.low_rank import AddScaled, MultiplyColumns, Narrow, Widen
 from edgellm.kernels import reference_rows
 
 # Which row of its table each row takes that `ReplaceRows` replaces, in a batch of 13 tokens.
@@ -117,6 +118,11 @@ def _expert_linear(twin: Twin, node: ExpertLinear, x: torch.Tensor, chosen: torc
     return torch.einsum("tsoi,tsi->tso", weights, parts).reshape(len(x), -1)
 
 
+def _slice_heads(twin: Twin, node: SliceHeads, x: torch.Tensor) -> torch.Tensor:
+    heads = x.reshape(len(x), node.n_heads, -1)
+    return heads[..., node.start : node.start + node.size].reshape(len(x), -1)
+
+
 def _gate(twin: Twin, node: Gate, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(by)
 
@@ -183,6 +189,7 @@ _TWINS: dict[type[Node], Any] = {
     Dropout: _dropout,
     MultiplyColumns: lambda twin, node, x: x * twin.weight(node.weight),
     Narrow: lambda twin, node, x: node.scale * x @ twin.weight(node.weight).T,
+    AddScaled: lambda twin, node, y, x: y + node.scale * x,
     Widen: lambda twin, node, y, h: y + node.scale * h @ twin.weight(node.weight),
     Add: lambda twin, node, a, b: a + b,
     AddBias: lambda twin, node, x: x + twin.weight(node.bias),
@@ -198,6 +205,7 @@ _TWINS: dict[type[Node], Any] = {
     AddExpertBias: lambda twin, node, x, chosen: x + twin.weight(node.bias)[chosen].reshape(x.shape),
     SumExperts: lambda twin, node, x, by: (x.reshape(*by.shape, -1) * by[..., None]).sum(1),
     Gate: _gate,
+    SliceHeads: _slice_heads,
     ReplaceRows: _replace_rows,
     Rope: _rope,
     KeysValues: lambda twin, node, keys, values: (keys, values),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import gradient_records, low_rank_records, records
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.schema import Schema
 from edgellm.quants import FORMATS, BlockFormat
@@ -91,7 +91,7 @@ class CompiledRows:
         out = Output(len(x), rank)
         self._by_rows(
             "narrow",
-            records.NARROW,
+            low_rank_records.NARROW,
             len(x),
             fmt=FLOATS[weight.dtype],
             x=source,
@@ -104,6 +104,31 @@ class CompiledRows:
             out=out,
             out_stride=out.stride,
         )
+        return out.take()
+
+    def add_scaled(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        scale: float = 1.0,
+        scales: np.ndarray | None = None,
+        in_place: bool = False,
+    ) -> np.ndarray:
+        more = rows(x)
+        with into(y, in_place) as (source, out):
+            self._by_rows(
+                "add_scaled",
+                low_rank_records.ADD_SCALED,
+                len(y),
+                y=source,
+                out=out,
+                stride=out.stride,
+                n_cols=y.shape[1],
+                x=more,
+                x_stride=more.shape[1],
+                scale=scale,
+                scales=0 if scales is None else walled(scales),
+            )
         return out.take()
 
     def widen(
@@ -119,7 +144,7 @@ class CompiledRows:
         with into(y, in_place) as (source, out):
             self._by_rows(
                 "widen",
-                records.WIDEN,
+                low_rank_records.WIDEN,
                 len(y),
                 fmt=FLOATS[weight.dtype],
                 y=source,
@@ -182,7 +207,7 @@ class CompiledRows:
         with into(x, in_place) as (source, out):
             self._by_rows(
                 "multiply_columns",
-                records.MULTIPLY_COLUMNS,
+                low_rank_records.MULTIPLY_COLUMNS,
                 len(x),
                 x=source,
                 out=out,

@@ -79,6 +79,19 @@ def test_widen(of_rows: CompiledRows, rng, width: int, rank: int, in_place: bool
                 np.testing.assert_array_equal(alone[0], got[token])
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("width", [*WIDTHS, 1536 + 80 + 3])
+def test_add_scaled(of_rows: CompiledRows, rng, width: int, in_place: bool) -> None:
+    for n_tokens in N_TOKENS:
+        y, x = normal(rng, n_tokens, width), normal(rng, n_tokens, width)
+        for scales in (None, SCALES[:n_tokens]):
+            got = of_rows.add_scaled(y, x, 0.25, scales, in_place)
+            want = reference_rows.add_scaled(y, x, 0.25, scales)
+            np.testing.assert_allclose(got, want, rtol=ROUNDINGS, atol=SUM)
+            if scales is not None:
+                np.testing.assert_array_equal(got[scales == 0], y[scales == 0])
+
+
 def test_a_row_that_counts_nothing_is_not_looked_at(of_rows: CompiledRows, rng) -> None:
     x, h, weight = normal(rng, 3, 40), normal(rng, 3, 8), normal(rng, 8, 40)
     scales = np.array([1, 0, 1], np.float32)
@@ -86,6 +99,7 @@ def test_a_row_that_counts_nothing_is_not_looked_at(of_rows: CompiledRows, rng) 
     assert of_rows.narrow(x, weight, 1.0, scales)[1].tolist() == [0] * 8
     y = normal(rng, 3, 40)
     np.testing.assert_array_equal(of_rows.widen(y, h, weight, 1.0, scales)[1], y[1])
+    np.testing.assert_array_equal(of_rows.add_scaled(y, x, 1.0, scales)[1], y[1])
 
 
 def test_a_step_of_scale_0_leaves_rows_as_they_are(of_rows: CompiledRows, rng) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -11,6 +13,7 @@ import torch
 
 import edgellm
 from edgellm.arch import architecture_of
+from edgellm.arch.adapters import naming_of
 from edgellm.convert.checkpoints import convert_checkpoint
 from edgellm.errors import UnsupportedError, UsageError
 from edgellm.train.config import LoraConfig
@@ -23,7 +26,8 @@ from tests.convert.mixtures import MIXTURES
 from .test_lora import ALPHA, GRADIENT, LOSS, RANK, documents, learner_of
 
 # LayerNorm and learnt positions, exact GELU, linear biases, soft caps; experts, a shared one, with biases and sinks.
-FAMILIES = ["gpt2", "gptneox", "bloom", "gemma2", "olmoe", "qwen2moe", "gpt-oss"]
+FAMILIES = ["gpt2", "gptneox", "bloom", "gemma2", "olmoe", "qwen2moe", "gpt-oss", "mixtral", "granitemoe",
+            "gemma4"]  # fmt: skip
 SIDES = {"lora_a": "lora_A", "lora_b": "lora_B"}
 
 
@@ -39,32 +43,58 @@ def saved(family: str, folder: Path) -> Path:
 
 
 class Reference:
-    """The same model and adapter in peft, on the very layers that the learner trains."""
+    """The same model and adapter in peft, on the very layers that the learner trains.
+
+    Gates and ups of experts are one parameter there: its matrices of twice the rank have those of both.
+    """
 
     def __init__(self, folder: Path, model: edgellm.Model, learner: LoraLearner) -> None:
         own = checkpoints.load(folder)
         own.set_attn_implementation("eager")
-        (kind,) = architecture_of(model.metadata).hugging_face
-        self.naming = kind.naming(model.config)
-        modules = [self.module_of(name) for name in learner.parameters if name.endswith("lora_a")]
+        self.naming = naming_of(model.metadata)
+        weights = [name.rsplit(".", 1)[0] for name in learner.parameters if name.endswith("lora_a")]
+        modules = [self.naming.names[name].removesuffix(".weight") for name in weights if "_exps" not in name]
+        parameters = {self.naming.stacks[name].parameters[0] for name in weights if "_exps" in name}
+        n_parts = max([self.naming.stacks[name].n_parts for name in weights if "_exps" in name], default=1)
         is_conv = type(own).__name__.startswith("GPT2")
-        settings = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=modules, fan_in_fan_out=is_conv)
-        self.model = peft.get_peft_model(own, settings)
+        settings = peft.LoraConfig(
+            r=RANK, lora_alpha=ALPHA, target_modules=modules, fan_in_fan_out=is_conv,
+            target_parameters=sorted(parameters) or None, rank_pattern={r".*\.gate_up_proj": n_parts * RANK},
+            alpha_pattern={r".*\.gate_up_proj": n_parts * ALPHA},
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*_pattern keys did not match any")  # it looks at modules alone
+            self.model = peft.get_peft_model(own, settings)
         self.weights = dict(self.model.named_parameters())
         for name, values in learner.parameters.items():
             with torch.no_grad():
-                self.weight(name).copy_(torch.from_numpy(self.as_peft(name, values)))
-
-    def module_of(self, name: str) -> str:
-        return self.naming.names[name.rsplit(".", 1)[0]].removesuffix(".weight")
+                self.part(name, self.weight(name).data).copy_(torch.from_numpy(self.as_peft(name, values)))
 
     def weight(self, name: str) -> torch.nn.Parameter:
-        side = SIDES[name.rsplit(".", 1)[1]]
-        return self.weights[f"base_model.model.{self.module_of(name)}.{side}.default.weight"]
+        weight, side = name.rsplit(".", 1)
+        if "_exps" in weight:
+            module, _, parameter = self.naming.stacks[weight].parameters[0].rpartition(".")
+            module += ".base_layer" if parameter == "gate_up_proj" else ""
+        else:
+            module = self.naming.names[weight].removesuffix(".weight")
+        return self.weights[f"base_model.model.{module}.{SIDES[side]}.default.weight"]
+
+    def part(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """Those numbers of a matrix in peft that are the learner's: of experts [n_experts, rank, n_in] or as B is."""
+        kind, _, side = name.rsplit(".", 3)[-3:]
+        if "_exps" not in kind:
+            return x
+        stack = self.naming.stacks[name.rsplit(".", 1)[0]]
+        part, n_parts = {"ffn_gate_exps": (0, 2), "ffn_up_exps": (1, 2)}.get(kind, (0, 1))
+        ranks = slice(part * RANK, (part + 1) * RANK)
+        if side == "lora_a":
+            return x.reshape(stack.n_experts, n_parts * RANK, -1)[:, ranks]
+        whole = x.reshape(-1, n_parts * RANK, stack.n_experts).permute(2, 0, 1)[:, :, ranks]
+        return whole[:, part::n_parts] if stack.is_across else whole.chunk(n_parts, 1)[part]
 
     def as_peft(self, name: str, values: np.ndarray) -> np.ndarray:
-        """B is transposed in edgellm, and has its rows as GGUF has those of W."""
-        if name.endswith("lora_a"):
+        """B is transposed in edgellm but for experts, and has its rows as GGUF has those of W."""
+        if name.endswith("lora_a") or "_exps" in name:
             return values
         return self.naming.rows_out(name.rsplit(".", 1)[0], values.T)
 
@@ -92,9 +122,13 @@ def test_losses_and_gradients_are_those_of_peft(family: str, tmp_path: Path) -> 
                 assert learner.loss_and_gradients(texts, 0.25) == pytest.approx(loss.item(), rel=LOSS)
                 (0.25 * loss).backward()
                 for name, gradient in learner.gradients.items():
-                    given = reference.weight(name).grad.numpy()
+                    given = reference.part(name, reference.weight(name).grad).numpy()
                     ours, atol = reference.as_peft(name, gradient), GRADIENT * np.abs(given).max()
                     np.testing.assert_allclose(ours, given, rtol=0, atol=atol, err_msg=name)
+                kinds = {name.rsplit(".", 3)[-3] for name in learner.parameters}
+                in_one = family == "gemma4"
+                gates = {"ffn_gate_up_exps"} if in_one else {"ffn_gate_exps", "ffn_up_exps"}
+                assert {*gates, "ffn_down_exps"} <= kinds or family not in MIXTURES
             finally:
                 learner.close()
 
@@ -159,20 +193,39 @@ def test_experts_are_the_same_on_the_way_back(tmp_path: Path) -> None:
         assert 0 < np.linalg.norm(gradient - exact) < 0.02 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize("wanted", ["up_proj", "ffn_up_exps", "experts"])
-def test_lora_beside_experts_is_refused_by_name(wanted: str, tmp_path: Path) -> None:
-    config = LoraConfig(rank=RANK, target_modules=("q_proj", wanted))
-    says = rf"names '{wanted}'.*it has attn_k, .*\(ffn_down_exps, ffn_gate_exps, ffn_up_exps are experts"
-    with edgellm.load(saved("olmoe", tmp_path), n_threads=1) as model, pytest.raises(UsageError, match=says):
-        LoraLearner(model, config)
+ATTENTION = {"attn_q", "attn_k", "attn_v", "attn_output"}
+EXPERTS = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}
 
 
-def test_routers_are_left_as_they_are_unless_they_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "kinds"),
+    [
+        ({}, ATTENTION | EXPERTS),
+        ({"method": "dora"}, ATTENTION),
+        ({"target_modules": ("ffn_gate_inp",)}, {"ffn_gate_inp"}),
+        ({"target_modules": ("up_proj", "q_proj")}, {"ffn_up_exps", "attn_q"}),
+        ({"target_modules": ("gate_up_proj", "ffn_down_exps")}, EXPERTS),
+    ],
+)
+def test_which_layers_of_a_mixture_are_trained(config: dict[str, Any], kinds: set[str], tmp_path: Path) -> None:
+    """Routers where they are named, and experts but with DoRA, which PEFT has not for them either."""
     with edgellm.load(saved("olmoe", tmp_path), n_threads=1) as model:
-        for config, kinds in [
-            (LoraConfig(rank=RANK), {"attn_q", "attn_k", "attn_v", "attn_output"}),
-            (LoraConfig(rank=RANK, target_modules=("ffn_gate_inp",)), {"ffn_gate_inp"}),
-        ]:
-            learner = LoraLearner(model, config)
-            assert {name.split(".")[2] for name in learner.parameters} == kinds
-            learner.close()
+        learner = LoraLearner(model, LoraConfig(rank=RANK, **config))
+        assert {name.split(".")[2] for name in learner.parameters} == kinds
+        assert learner.adapter().weights.keys() == {name.rsplit(".", 1)[0] for name in learner.parameters}
+        learner.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"target_modules": ("q_proj", "experts")}, "names 'experts'.*it has attn_k, .*ffn_down_exps, ffn_gate_exps"),
+        (
+            {"target_modules": ("w2",), "method": "dora"},
+            "names 'w2', and ffn_down_exps are experts, which",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_trained_are_refused_by_name(config: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with edgellm.load(saved("olmoe", tmp_path), n_threads=1) as model, pytest.raises(UsageError, match=says):
+        LoraLearner(model, LoraConfig(rank=RANK, **config))

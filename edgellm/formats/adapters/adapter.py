@@ -33,7 +33,9 @@ class LowRank:
     scale:      of their product: alpha / rank, or alpha / sqrt(rank) with rank stabilization (Kalajdzievski, 2023).
     magnitude:  float32 [n_out], how long the rows of W + scale * b a shall be (DoRA); None where they stay as they are.
 
-    Rows are in GGUF's order. For the embeddings W [n_vocab, n_embd] it is the same.
+    Rows are in GGUF's order. For the embeddings W [n_vocab, n_embd] it is the same. Experts are a stack of matrices,
+    W [n_experts, n_out, n_in], and each has its own: a [n_experts, rank, n_in] and b [n_experts, n_out, rank], without
+    magnitude.
     """
 
     a: NDArray[np.float32]
@@ -43,27 +45,42 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        return len(self.a)
+        return self.a.shape[-2]
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """That of the weight."""
-        return len(self.b), self.a.shape[1]
+        return *self.b.shape[:-1], self.a.shape[-1]
+
+    @property
+    def is_of_experts(self) -> bool:
+        return self.a.ndim == 3
 
     def added(self, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """scale * b a for some rows: float32 [n, n_in]."""
-        return np.float32(self.scale) * (self.b[rows] @ self.a)
+        """scale * b a for some rows, counted through all experts: float32 [n, n_in]."""
+        if not self.is_of_experts:
+            return np.float32(self.scale) * (self.b[rows] @ self.a)
+        n_experts, n_out, _ = self.b.shape
+        start, stop, _ = rows.indices(n_experts * n_out)
+        found = np.empty((stop - start, self.a.shape[-1]), np.float32)
+        for expert in range(start // n_out, -(-stop // n_out)):
+            first, last = max(start, expert * n_out), min(stop, (expert + 1) * n_out)
+            own = self.b[expert, first - expert * n_out : last - expert * n_out]
+            found[first - start : last - start] = np.float32(self.scale) * (own @ self.a[expert])
+        return found
 
     def check(self, name: str) -> None:
         """Raise FormatError for shapes that do not belong together, or what is no finite number."""
         a, b, magnitude = self.a, self.b, self.magnitude
-        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+        if a.ndim not in (2, 3) or a.shape[:-2] != b.shape[:-2] or a.ndim != b.ndim or a.shape[-2] != b.shape[-1]:
             raise FormatError(
                 f"{name}: its two matrices have the shapes {list(a.shape)} and {list(b.shape)}; expected [rank, n_in] "
-                "and [n_out, rank]"
+                "and [n_out, rank], or of experts [n_experts, rank, n_in] and [n_experts, n_out, rank]"
             )
-        if not 1 <= len(a) <= MOST_RANK or not a.size or not b.size:
-            raise FormatError(f"{name}: its rank is {len(a)}; expected 1 to {MOST_RANK}")
+        if not 1 <= self.rank <= MOST_RANK or not a.size or not b.size:
+            raise FormatError(f"{name}: its rank is {self.rank}; expected 1 to {MOST_RANK}")
+        if magnitude is not None and self.is_of_experts:
+            raise FormatError(f"{name}: experts with a magnitude (DoRA); edgellm knows them for linears")
         if magnitude is not None and magnitude.shape != (len(b),):
             raise FormatError(f"{name}: its magnitude has the shape {list(magnitude.shape)}; expected [{len(b)}]")
         if not abs(self.scale) <= np.finfo(np.float32).max:

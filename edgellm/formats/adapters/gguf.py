@@ -1,6 +1,8 @@
 """Adapters as GGUF files, as llama.cpp reads and writes them.
 
 The two matrices of a weight are named after it: `blk.0.attn_q.weight.lora_a` [rank, n_in] and `.lora_b` [n_out, rank].
+Those of experts are stacks: `blk.0.ffn_up_exps.weight.lora_a` [n_experts, rank, n_in] and `.lora_b` [n_experts, n_out,
+rank].
 All have one alpha, `adapter.lora.alpha`, and each its own scale alpha / rank. For the embeddings, which are looked up,
 the two stand the other way round: `.lora_a` is [n_vocab, rank] and `.lora_b` [n_embd, rank].
 """
@@ -125,4 +127,5 @@ def _low_rank(name: str, pair: dict[str, NDArray[np.float32]], alpha: float) -> 
     a, b = pair["lora_a"], pair["lora_b"]
     if name == EMBEDDING and a.ndim == b.ndim == 2:
         a, b = np.ascontiguousarray(b.T), a
-    return LowRank(a, b, alpha / max(1, len(a)) if alpha else 1.0)  # an alpha of 0 is none, as in llama.cpp
+    rank = max(1, b.shape[-1] if b.ndim else 1)
+    return LowRank(a, b, alpha / rank if alpha else 1.0)  # an alpha of 0 is none, as in llama.cpp

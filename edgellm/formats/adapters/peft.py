@@ -2,7 +2,7 @@
 
 Its tensors are named after the modules of the base model (base_model.model.model.layers.0.self_attn.q_proj and others):
 .lora_A.weight [rank, n_in] and .lora_B.weight [n_out, rank], and with DoRA .lora_magnitude_vector [n_out]. Whole
-weights and biases have their own names.
+weights and biases have their own names. Experts are in `experts.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from edgellm.errors import FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.files import atomic_write
-from edgellm.formats.adapters import bottlenecks, prompts
+from edgellm.formats.adapters import bottlenecks, experts, prompts
 from edgellm.formats.adapters.adapter import SCORE, Adapter, LowRank
 from edgellm.formats.adapters.naming import Naming
 from edgellm.formats.adapters.peft_settings import CONFIG, STEM, PeftSettings
@@ -67,6 +68,7 @@ def write_peft(folder: Path, adapter: Adapter, naming: Naming, n_kv_heads: int =
     Raises UsageError for an adapter that PEFT has no form for.
     """
     adapter.check()
+    adapter = replace(adapter, weights=experts.fitted(adapter.weights, naming.stacks))
     if adapter.prompt is not None or adapter.prefix:
         settings, arrays = prompts.settings_of(adapter, n_kv_heads), prompts.tensors_of(adapter, naming)
     elif adapter.bottlenecks:
@@ -102,6 +104,7 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adap
     replaced: dict[str, NDArray[np.float32]] = {}
     score: NDArray[np.float32] | None = None
     modules = {theirs.removesuffix(".weight"): name for theirs, name in naming.ours.items()}
+    of_experts = experts.ExpertParts(naming, settings, plain)
     with open_checkpoint(folder, STEM) as checkpoint:
         for name, dtype in checkpoint.others.items():
             raise UnsupportedError(f"tensor {name!r:.120} is {dtype}; edgellm reads adapters in F32, F16 and BF16")
@@ -115,6 +118,8 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adap
                     raise _no_place(name, architecture)
                 x = naming.rows_in(whole, tensor.dequantize())
                 replaced[whole] = x + np.float32(naming.offsets.get(whole, 0.0))
+            elif of_experts.take(module, part, tensor.dequantize):
+                continue
             elif module not in modules or part in parts[module]:
                 raise _no_place(name, architecture)
             else:
@@ -122,7 +127,8 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adap
     weights = {
         modules[module]: _low_rank(modules[module], module, found, settings, naming) for module, found in parts.items()
     }
-    settings.tell_missing([*parts, *(naming.names[name].rpartition(".")[0] for name in replaced)])
+    weights |= of_experts.low_ranks()
+    settings.tell_missing([*parts, *of_experts.modules, *(naming.names[name].rpartition(".")[0] for name in replaced)])
     if settings.ties_weights and {EMBEDDING, "output.weight"} & (weights.keys() | replaced.keys()):
         raise UnsupportedError(
             f"{CONFIG}: ensure_weight_tying is true and the adapter changes embeddings; edgellm changes each by itself"
@@ -193,7 +199,11 @@ def _column(module: str, magnitude: NDArray[np.float32], n_out: int) -> NDArray[
 
 
 def _their_tensors(adapter: Adapter, naming: Naming) -> Iterable[tuple[str, NDArray[np.float32]]]:
+    for name, x in experts.tensors_of(experts.parameters_of(adapter.weights, naming)):
+        yield _PREFIX + name, x
     for name, change in adapter.weights.items():
+        if name in naming.stacks:
+            continue
         module = _PREFIX + _module(name, naming)
         if name == EMBEDDING:
             yield f"{module}.lora_embedding_A", change.b.T
@@ -215,12 +225,16 @@ def _their_tensors(adapter: Adapter, naming: Naming) -> Iterable[tuple[str, NDAr
 def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
     if len({change.magnitude is None for change in adapter.weights.values()}) > 1:
         raise UsageError("some of the adapter's weights have a magnitude and some have none; PEFT knows all or none")
-    ranks = {_module(name, naming): change.rank for name, change in adapter.weights.items()}
+    parameters = experts.parameters_of(adapter.weights, naming)
+    linears = {_module(name, naming): change for name, change in adapter.weights.items() if name not in naming.stacks}
+    if parameters:
+        like_experts = [module for module in linears if experts.is_like_experts(module)]
+        parameters |= {f"{module}.weight": linears.pop(module) for module in like_experts}
+    changes = linears | parameters
+    ranks = {module: change.rank for module, change in changes.items()}
     alphas = {
-        _module(name, naming): _number(
-            change.scale * (math.sqrt(change.rank) if adapter.rank_stabilized else change.rank)
-        )
-        for name, change in adapter.weights.items()
+        module: _number(change.scale * (math.sqrt(change.rank) if adapter.rank_stabilized else change.rank))
+        for module, change in changes.items()
     }
     rank, alpha = _most(ranks.values(), 8), _most(alphas.values(), 8)
     # Beside low-rank steps, a whole weight is that of the layer inside, which needs no mention.
@@ -228,6 +242,8 @@ def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
     whole = [_module(name, naming) for name in beside]
     if adapter.score is not None:
         whole.append(SCORE.removesuffix(".weight"))
+    # PEFT has no dropout beside parameters, and would refuse one. It reads them by its version.
+    of_parameters = {"target_parameters": [*parameters], "lora_dropout": 0.0, "peft_version": experts.VERSION}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if adapter.score is None else "SEQ_CLS",
@@ -236,7 +252,7 @@ def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": _targets(adapter, naming),
+        "target_modules": _targets(linears.keys(), naming),
         "rank_pattern": {module: other for module, other in ranks.items() if other != rank},
         "alpha_pattern": {module: other for module, other in alphas.items() if other != alpha},
         "use_rslora": adapter.rank_stabilized,
@@ -245,17 +261,16 @@ def _settings(adapter: Adapter, naming: Naming) -> dict[str, Any]:
         "bias": _biases(adapter),
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-    }
+    } | (of_parameters if parameters else {})
 
 
-def _targets(adapter: Adapter, naming: Naming) -> list[str]:
+def _targets(changed: Set[str], naming: Naming) -> list[str]:
     """Short names of modules where all that end so are changed, and otherwise whole ones."""
     every: dict[str, set[str]] = defaultdict(set)
     for name, theirs in naming.names.items():
         if name.endswith(".weight"):
             module = theirs.removesuffix(".weight")
             every[module.rpartition(".")[2]].add(module)
-    changed = {_module(name, naming) for name in adapter.weights}
     short = {last for last, modules in every.items() if modules <= changed}
     return sorted({last if (last := module.rpartition(".")[2]) in short else module for module in changed})
 

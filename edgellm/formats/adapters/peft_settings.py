@@ -22,7 +22,6 @@ _REFUSED = {
     "layer_replication": "layers that stand several times",
     "lora_bias": "a bias of lora_B",
     "monteclora_config": "weights that are drawn at random (MonteCLoRA)",
-    "target_parameters": "parameters outside of linears",
     "trainable_token_indices": "single tokens that were trained",
     "use_bdlora": "block-diagonal matrices",
     "use_qalora": "grouped inputs (QALoRA)",
@@ -35,8 +34,8 @@ _PASSED_OVER = (
     "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config",
     "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
-    "alpha_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
-    "velora_config",
+    "alpha_pattern", "revision", "runtime_config", "target_modules", "target_parameters", "task_type",
+    "use_dora", "use_rslora", "velora_config",
 )  # fmt: skip
 _MOST_PATTERN = 200  # characters
 _MOST_REPEATED = 3  # parts of a pattern that may match any number of characters: a bound on the time that it takes
@@ -45,7 +44,8 @@ _MOST_REPEATED = 3  # parts of a pattern that may match any number of characters
 class PeftSettings:
     """The settings of a LoRA adapter, checked. Raises FormatError or UnsupportedError naming the setting.
 
-    notes:  what a person should know.
+    notes:    what a person should know.
+    version:  of PEFT that wrote it, as three numbers; None where the file does not say it.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -69,6 +69,9 @@ class PeftSettings:
         self.rank_stabilized = s.flag("use_rslora")
         self.dropout = self._share("lora_dropout")
         self.ties_weights = s.flag("ensure_weight_tying")
+        self.target_parameters = _names(s, "target_parameters")
+        said = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", str(s.get("peft_version", "")))
+        self.version = None if said is None else tuple(map(int, said.groups()))
         self._ranks, self._alphas = s.section("rank_pattern"), s.section("alpha_pattern")
         for section in (self._ranks, self._alphas):
             for pattern in section.values:
@@ -86,7 +89,12 @@ class PeftSettings:
         return name if isinstance(name, str) and name else None
 
     def scale(self, module: str, rank: int) -> float:
-        """Of the product of two matrices of that rank. Raises FormatError when the rank is not what the file says."""
+        """Of the product of two matrices of that rank. Raises FormatError when the rank is not what the file says.
+
+        module:  or a parameter; a module whose weight is among the target_parameters goes by the weight's name.
+        """
+        if any(is_meant(f"{module}.weight", name) for name in self.target_parameters):
+            module = f"{module}.weight"
         key = _match(self._ranks, module)
         wanted = self._s.count("r") if key is None else self._ranks.count(key)
         if rank != wanted:
@@ -112,6 +120,19 @@ class PeftSettings:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise FormatError(f"{CONFIG}: {name} is {shown(value)}; expected a number from 0 to 1")
         return float(value)
+
+
+def is_meant(name: str, by: str) -> bool:
+    """Whether a parameter is what target_parameters names, by all of its name or by its end."""
+    return name == by or name.endswith(f".{by}")
+
+
+def _names(s: Settings, name: str) -> list[str]:
+    """A list of names, empty where there is none."""
+    value = s.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise FormatError(f"{s.file}: {name} is {shown(value)}; expected a list of names")
+    return value
 
 
 def notes_of(values: Mapping[str, Any], known: Collection[str]) -> tuple[str, ...]:

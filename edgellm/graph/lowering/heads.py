@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
-from edgellm.graph.nodes.heads import JoinHeads, SliceHeads
+from edgellm.graph.nodes.heads import HeadsAmongZeros, JoinHeads, SliceHeads
 from edgellm.graph.ops import Rows
 from edgellm.kernels import records
 
@@ -12,6 +12,15 @@ from edgellm.kernels import records
 def lower_slice_heads(low: Lowering, node: SliceHeads) -> None:
     x, out = low.read(node.x), low.make(node)
     _copy(low, x, x.width // node.n_heads, node.start, out, node.size, 0, node.size, node.n_heads)
+
+
+@rule(HeadsAmongZeros)
+def lower_heads_among_zeros(low: Lowering, node: HeadsAmongZeros) -> None:
+    x, out = low.read(node.x), low.make(node)
+    zeros = {"first": 0, "n_cols": 0, "out_first": 0, "out_cols": out.width}
+    low.add_rows("columns", records.COLUMNS, out, [x], [out], x=x, out=out, out_stride=out.stride, **zeros)
+    size = x.width // node.n_heads
+    _copy(low, x, size, 0, out, node.head_dim, node.start, size, node.n_heads)
 
 
 @rule(JoinHeads)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes.dropout import Dropout
-from edgellm.graph.nodes.low_rank import Choose, MultiplyColumns, Narrow, Widen
+from edgellm.graph.nodes.low_rank import AddScaled, Choose, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Table
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import gradient_records, low_rank_records, records
 
 
 @rule(Narrow)
@@ -14,7 +14,7 @@ def lower_narrow(low: Lowering, node: Narrow) -> None:
     x, out = low.read(node.x), low.make(node)
     low.add_rows(
         "narrow",
-        records.NARROW,
+        low_rank_records.NARROW,
         x,
         [x],
         [out],
@@ -36,7 +36,7 @@ def lower_widen(low: Lowering, node: Widen) -> None:
     y, out = low.make_from(node.y, node)
     low.add_rows(
         "widen",
-        records.WIDEN,
+        low_rank_records.WIDEN,
         y,
         [y, h],
         [out],
@@ -48,6 +48,26 @@ def lower_widen(low: Lowering, node: Widen) -> None:
         format=node.weight.format,
         weight=node.weight,
         rank=h.width,
+        scale=node.scale,
+        scales=_scales(node.scales),
+    )
+
+
+@rule(AddScaled)
+def lower_add_scaled(low: Lowering, node: AddScaled) -> None:
+    x = low.read(node.x)
+    y, out = low.make_from(node.y, node)
+    low.add_rows(
+        "add_scaled",
+        low_rank_records.ADD_SCALED,
+        y,
+        [y, x],
+        [out],
+        y=y,
+        out=out,
+        n_cols=y.width,
+        x=x,
+        x_stride=x.stride,
         scale=node.scale,
         scales=_scales(node.scales),
     )
@@ -65,7 +85,7 @@ def lower_multiply_columns(low: Lowering, node: MultiplyColumns) -> None:
     x, out = low.make_from(node.x, node)
     low.add_rows(
         "multiply_columns",
-        records.MULTIPLY_COLUMNS,
+        low_rank_records.MULTIPLY_COLUMNS,
         x,
         [x],
         [out],

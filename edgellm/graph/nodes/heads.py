@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgellm.errors import UsageError
 from edgellm.graph.nodes.base import Node, Value
+
+if TYPE_CHECKING:
+    from edgellm.graph.backward import Backward
 
 
 @dataclass(eq=False, repr=False)
@@ -20,6 +24,23 @@ class SliceHeads(Node):
     @property
     def width(self) -> int:
         return self.n_heads * self.size
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        b.add(self.x, b.graph.record(HeadsAmongZeros(grad, self.n_heads, self.start, self.x.width // self.n_heads)))
+
+
+@dataclass(eq=False, repr=False)
+class HeadsAmongZeros(Node):
+    """Every head of x as dimensions of a larger one, from `start` on, and 0 as the others: for gradients."""
+
+    x: Value
+    n_heads: int
+    start: int
+    head_dim: int
+
+    @property
+    def width(self) -> int:
+        return self.n_heads * self.head_dim
 
 
 @dataclass(eq=False, repr=False)

@@ -2,6 +2,8 @@
 
 h = narrow(x, a)             # A x
 y = widen(y, h, b, scale)    # y + scale * B h
+
+Beside the matrices of experts, A and B are matrices of experts too (`experts.py`), and what they make is added.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
+from edgellm.graph.nodes.scaled import scale as scale_rows
 
 if TYPE_CHECKING:
     from edgellm.graph.backward import Backward
@@ -73,6 +76,26 @@ class Widen(Node):
 
 
 @dataclass(eq=False, repr=False)
+class AddScaled(Node):
+    """y + scale * x; scales: a factor for every row, and where it is 0, y stays as it is."""
+
+    y: Value
+    x: Value
+    scale: float = 1.0
+    scales: str | None = None
+
+    @property
+    def width(self) -> int:
+        return self.y.width
+
+    def backward(self, b: Backward, grad: Value) -> None:
+        if b.needs(self.x):
+            b.add(self.x, scale_rows(grad, self.scale))
+        if b.needs(self.y):
+            b.add(self.y, grad)
+
+
+@dataclass(eq=False, repr=False)
 class MultiplyColumns(Node):
     """x * weight, for float32 weight [width] that is the same for all rows: the magnitudes of DoRA."""
 
@@ -111,6 +134,10 @@ def narrow(x: Value, weight: Tensor, scale: float = 1.0, scales: str | None = No
 
 def widen(y: Value, h: Value, weight: Tensor, scale: float = 1.0, scales: str | None = None) -> Value:
     return y.graph.record(Widen(y, h, weight, scale, scales))
+
+
+def add_scaled(y: Value, x: Value, scale: float = 1.0, scales: str | None = None) -> Value:
+    return y.graph.record(AddScaled(y, x, scale, scales))
 
 
 def multiply_columns(x: Value, weight: Tensor) -> Value:

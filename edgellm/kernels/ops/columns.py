@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.kernels.gradient_records import COLUMN_PRODUCTS, COLUMN_SUMS, EMBED_BACKWARD
+from edgellm.kernels.low_rank_records import MULTIPLY_COLUMNS
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import MULTIPLY_COLUMNS, ROW_ALIGN
+from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.staged import F32, F64, Value, Vocabulary, staged
 
 LANES = ROW_ALIGN

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgellm.kernels.low_rank_records import ADD_SCALED, NARROW, WIDEN
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.records import NARROW, WIDEN
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
@@ -126,3 +126,31 @@ def build_widen(isa, fmt):
                     copy(y + at, op.out + at, op.n_cols)
 
     return widen
+
+
+def build_add_scaled(isa):
+    """out = y + scale * x; y as it is where the scale is 0, whatever x is there."""
+    op_at = record_viewer(ADD_SCALED)
+    load_f32, copy = memory(isa).load_f32, memory(isa).copy_f32
+
+    @staged(isa, "void", "i64", "i64", "f32", "i64", "i64")
+    def add(v, y, x, scale, out, n):
+        def part(i: Value, lanes: int) -> None:
+            v.store(out + i * 4, v.fma(v.f32(x + i * 4, lanes), scale, v.f32(y + i * 4, lanes)))
+
+        v.elements(n, v.isa.lanes, part)
+
+    def add_scaled(record, chunk, thread):
+        op = op_at(record)
+        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        for token in range(chunk * op.chunk_tokens, end):
+            scale = np.float32(op.scale)
+            if op.scales != 0:
+                scale *= load_f32(op.scales + token * 4)
+            at = token * op.stride * 4
+            if scale != 0:
+                add(op.y + at, op.x + token * op.x_stride * 4, scale, op.out + at, op.n_cols)
+            elif op.y != op.out:
+                copy(op.y + at, op.out + at, op.n_cols)
+
+    return add_scaled

@@ -1,0 +1,55 @@
+"""The records of low-rank steps beside those of a model, which adapters put there; see ops/low_rank.py."""
+
+from __future__ import annotations
+
+from edgellm.kernels.records import BATCH
+from edgellm.kernels.schema import Schema
+
+NARROW = Schema(
+    "narrow",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    n_cols="i64",
+    weight="ptr",  # float32 or float16 [rank, n_cols]; read twice as fast where it begins with a cache line
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: a row that counts 0 is not computed
+    out="ptr",
+    out_stride="i64",
+    chunk_tokens="i64",
+)
+
+WIDEN = Schema(
+    "widen",
+    batch=BATCH,
+    y="ptr",
+    out="ptr",  # may be y
+    stride="i64",
+    n_cols="i64",
+    h="ptr",
+    h_stride="i64",
+    weight="ptr",  # float32 or float16 [rank, n_cols]
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: how much of it each row takes
+    chunk_tokens="i64",
+)
+
+ADD_SCALED = Schema(
+    "add_scaled",
+    batch=BATCH,
+    y="ptr",
+    out="ptr",  # may be y
+    stride="i64",
+    n_cols="i64",
+    x="ptr",
+    x_stride="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: how much of x each row takes
+    chunk_tokens="i64",
+)
+
+MULTIPLY_COLUMNS = Schema(
+    "multiply_columns", batch=BATCH, x="ptr", weight="ptr", out="ptr", n_cols="i64", stride="i64", chunk_tokens="i64"
+)
