@@ -115,6 +115,12 @@ class Vocabulary:
         flags = _REDUCTION_FLAGS if "reduce.f" in name else ()
         return Value(self, self.builder.call(function, [a.llvm for a in args], fastmath=flags))
 
+    def opaque(self, integer: Value) -> Value:
+        """The same integer, of which the compiler knows nothing: it computes with it where that is written."""
+        kind = integer.llvm.type
+        same = ir.InlineAsm(ir.FunctionType(kind, [kind]), "", "=r,0")
+        return Value(self, self.builder.call(same, [integer.llvm]))
+
     # --- memory -------------------------------------------------------------------------------------------
 
     def _pointer(self, address: Value, element: ir.Type) -> ir.Value:

@@ -111,7 +111,7 @@ def _kernels(low: Lowering, weight: Tensor, is_int8: bool, is_tiled: bool) -> tu
     if is_tiled:
         return "experts_tiles_prefill", "experts_tiles", TILE_ROWS
     if is_int8:
-        return "experts_prefill", "experts_decode", low.target.isa.decode_rows
+        return "experts_prefill", "experts_decode", low.target.isa.lanes
     return "experts_f32", "experts_f32_decode" if isinstance(weight.format, FloatFormat) else None, ROWS_TOGETHER
 
 

@@ -49,7 +49,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
     n_groups = -(-n_cols // weight.format.scale_group)
     tiles = low.target.tiles.get(weight)
     if tiles is None:
-        large, small, rows_together = "linear_prefill", "linear_decode", low.target.isa.decode_rows
+        large, small, rows_together = "linear_prefill", "linear_decode", low.target.isa.lanes
     else:
         large, small, rows_together = "linear_tiles_prefill", "linear_tiles", TILE_ROWS
         fields["weights"] = Tiled(weight, tiles)

@@ -61,14 +61,6 @@ class Isa:
         return replace(self, target=lambda cpu, features: portable.target)
 
     @property
-    def decode_rows(self) -> int:
-        """Rows of weights that decode multiplies side by side, a lane each.
-
-        More are quicker in the caches, but read from memory more slowly: so many rows are so many places to read.
-        """
-        return min(8, self.lanes)
-
-    @property
     def f32_tile_rows(self) -> int:
         """Rows of a tile of float32. Two registers of sums for an input, where they are wide, load it half as often."""
         return max(16, 2 * self.lanes)

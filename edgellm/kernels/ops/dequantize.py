@@ -26,7 +26,7 @@ def _floats(v: Vocabulary, fmt, row: Value, n_cols: Value, put: Put) -> None:
 
 def _blocks(v: Vocabulary, fmt, row: Value, n_cols: Value, put: Put) -> None:
     def block(i: Value) -> None:
-        reader = BlockReader(v, [row + i * fmt.block_bytes])
+        reader = BlockReader(v, [row + i * fmt.block_bytes], fmt.block_bytes)
         scales, biases = fmt.unpack_scales(v, reader)
         for g in range(fmt.block_size // GROUP):
             u = fmt.unpack(v, reader, g)

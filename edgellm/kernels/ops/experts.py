@@ -55,7 +55,10 @@ def pair_words(isa):
 
 
 def for_few(isa, n_step, multiply):
-    """The kernel for few tokens: multiply(op, weights, row, pair, ahead, out) makes n_step rows of a pair."""
+    """The kernel for few tokens: multiply(op, weights, row, pair, ahead, out, spare) makes n_step rows of a pair.
+
+    spare:  memory for n_step rows.
+    """
     op_at, expert_of = record_viewer(EXPERTS), expert_finder(isa)
     _, _, output_of, put = pair_words(isa)
 
@@ -74,6 +77,7 @@ def for_few(isa, n_step, multiply):
     def few(record, chunk, thread):
         op = op_at(record)
         found = op.scratch + thread * op.scratch_bytes
+        spare = found + n_step * 4
         n_pairs = op.batch.n_tokens * op.n_used
         first_pair = chunk // op.small_chunks_of
         expert = expert_of(op, first_pair)
@@ -88,9 +92,9 @@ def for_few(isa, n_step, multiply):
             for pair in range(first_pair, n_pairs):
                 if expert_of(op, pair) == expert:
                     if row + n_step <= op.n_rows:
-                        multiply(op, weights, row, pair, ahead, output_of(op, pair) + row * 4)
+                        multiply(op, weights, row, pair, ahead, output_of(op, pair) + row * 4, spare)
                     else:
-                        multiply(op, weights, row, pair, ahead, found)
+                        multiply(op, weights, row, pair, ahead, found, spare)
                         put(op, pair, row, found, n_step)
 
     return few
@@ -101,19 +105,19 @@ def build_experts_decode(isa, fmt):
     per_sum, per_block = fmt.scale_group, fmt.block_size
     input_of, _, _, _ = pair_words(isa)
 
-    @staged(isa, "void", *["i64"] * 10)
+    rows_at = linear.rows_finder(isa)
+
+    @staged(isa, "void", *["i64"] * 8)
     def dot_rows(v, *args):
         linear.multiply_rows(v, fmt, 1, *args)
 
     @njit(error_model="numpy")
-    def multiply(op, weights, row, pair, ahead, out):
+    def multiply(op, weights, row, pair, ahead, out, spare):
         at = input_of(op, pair) * op.n_cols
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         dot_rows(
-            weights,
+            rows_at(op, weights, row, spare),
             op.row_bytes,
-            row,
-            op.n_rows - 1,
             op.n_cols // per_block,
             op.xq.q + at,
             op.xq.d + at // 32 * 4,
@@ -122,7 +126,7 @@ def build_experts_decode(isa, fmt):
             out,
         )
 
-    return for_few(isa, isa.decode_rows, multiply)
+    return for_few(isa, isa.lanes, multiply)
 
 
 def build_experts_f32_decode(isa, fmt):
@@ -134,7 +138,7 @@ def build_experts_f32_decode(isa, fmt):
         linear_f32.multiply_rows(v, fmt, *args)
 
     @njit(error_model="numpy")
-    def multiply(op, weights, row, pair, ahead, out):
+    def multiply(op, weights, row, pair, ahead, out, spare):
         dot_rows(weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, f32_input_of(op, pair), ahead, out)
 
     return for_few(isa, TILE_ROWS, multiply)

@@ -20,7 +20,7 @@ def build_experts_tiles(isa, fmt):
         multiply_few(v, fmt, 1, 1, *args)
 
     @njit(error_model="numpy")
-    def multiply(op, weights, row, pair, ahead, out):
+    def multiply(op, weights, row, pair, ahead, out, spare):
         at = input_of(op, pair) * op.n_cols
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         by_one(

@@ -24,15 +24,15 @@ from typing import Any
 
 from numba import njit
 
-from edgellm.kernels.blocks import BlockReader
+from edgellm.kernels.blocks import SETS, BlockReader, by_quarters, transpose_quarters
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
 GROUP = 32  # weights that share an activation scale
 HALF = GROUP // 2
-SETS = 4  # a register holds quarters of every SETS-th row: so those of all sets meet in order when they are summed
 
 
 def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value, n: int) -> list[Value]:
@@ -40,10 +40,10 @@ def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value,
     return [weights + row_bytes * v.minimum(first + r, last) for r in range(n)]
 
 
-def readers(v: Vocabulary, fmt, rows: list[Value], i: Value) -> tuple[list[BlockReader], BlockReader]:
-    """Of the i-th blocks of some rows: those of each set, for their weights, and of all rows, for their scales."""
-    addresses = [row + i * fmt.block_bytes for row in rows]
-    return [BlockReader(v, addresses[s::SETS]) for s in range(SETS)], BlockReader(v, addresses)
+def readers(v: Vocabulary, fmt, addresses: list[Value]) -> tuple[list[BlockReader], BlockReader]:
+    """Of the blocks of some rows at the same place: those of each set, for weights, and of all rows, for scales."""
+    size = fmt.block_bytes
+    return [BlockReader(v, addresses[s::SETS], size) for s in range(SETS)], BlockReader(v, addresses, size)
 
 
 def scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value], list[Value]]:
@@ -56,29 +56,15 @@ def scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value],
     return [scales[at : at + n_rows] for at in of_groups], [biases[at : at + n_rows] for at in of_groups]
 
 
-def _by_quarters(v: Vocabulary, a: Value, b: Value, lanes: list[int]) -> Value:
-    """In every quarter of the result, these lanes of the same quarters of a (0 to 3) and b (4 to 7)."""
-    return v.shuffle(a, b, [start + lane + (a.n - 4) * (lane >= 4) for start in range(0, a.n, 4) for lane in lanes])
-
-
 def _sum_quarters(v: Vocabulary, sets: list[Value]) -> Value:
     """The sums of all quarters of int32 registers, one for each set; in the order of rows."""
 
     def fold(a: Value, b: Value, some: list[int], others: list[int]) -> Value:
-        return _by_quarters(v, a, b, some) + _by_quarters(v, a, b, others)
+        return by_quarters(v, a, b, some) + by_quarters(v, a, b, others)
 
     # Single instructions on every CPU.
     a, b = (fold(sets[s], sets[s + 1], [0, 4, 1, 5], [2, 6, 3, 7]) for s in (0, 2))
     return fold(a, b, [0, 1, 4, 5], [2, 3, 6, 7])
-
-
-def transpose_quarters(v: Vocabulary, sets: list[Value]) -> list[Value]:
-    """The four words of all quarters of int32 registers, one for each set: each word of all rows, in their order."""
-    words = []
-    for lanes in ([0, 4, 1, 5], [2, 6, 3, 7]):
-        a, b = (_by_quarters(v, sets[s], sets[s + 1], lanes) for s in (0, 2))
-        words += [_by_quarters(v, a, b, [0, 1, 4, 5]), _by_quarters(v, a, b, [2, 3, 6, 7])]
-    return words
 
 
 # --- decode: some rows by one token ------------------------------------------------------------------------
@@ -88,10 +74,8 @@ def multiply_rows(
     v: Vocabulary,
     fmt,
     n_planes: int,
-    weights: Value,
-    row_bytes: Value,
     first: Value,
-    last: Value,
+    row_bytes: Value,
     n_blocks: Value,
     q: Value,
     d: Value,
@@ -99,9 +83,14 @@ def multiply_rows(
     ahead: Value,
     out: Value,
 ) -> None:
-    """Some rows (`Isa.decode_rows`) from `first` on, none beyond last, by one token."""
-    n_rows = v.isa.decode_rows
-    rows = row_addresses(v, weights, row_bytes, first, last, n_rows)
+    """As many rows as a register has lanes, the first at an address and the others row_bytes apart, by one token.
+
+    So many addresses have no room in registers. Those of every fourth row have, and from there it is the same way to
+    the next three of each: the CPU adds that while it loads. The compiler would rather add it before the loop.
+    """
+    n_rows = v.isa.lanes
+    fours = [first + row_bytes * r for r in range(0, n_rows, 4)]
+    strides = [row_bytes * r for r in range(4)]
     per_block = fmt.block_size // GROUP
     per_group = GROUP // fmt.scale_group
     step_bytes = n_rows * fmt.block_bytes
@@ -109,7 +98,8 @@ def multiply_rows(
     planes = [q + n_groups * (GROUP * p) for p in range(n_planes)]
 
     def body(i: Value, total: Value) -> list[Value]:
-        sets, all_rows = readers(v, fmt, rows, i)
+        here = [v.opaque(rows + i * fmt.block_bytes) for rows in fours]
+        sets, all_rows = readers(v, fmt, [rows + stride for rows in here for stride in strides])
         scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             group = i * per_block + g
@@ -151,12 +141,32 @@ def join_planes(v: Vocabulary, fmt, us: list[Value], planes: list[list[Value]]) 
     return dots
 
 
+def rows_finder(isa):
+    """rows_at(op, weights, row, spare): where as many rows as `multiply_rows` takes can be read, from `row` on.
+
+    Behind the last row memory may end, so if there are fewer, they are copied to spare memory.
+    """
+    n, copy = isa.lanes, memory(isa).copy_bytes
+
+    @njit(error_model="numpy")
+    def rows_at(op, weights, row, spare):
+        address = weights + row * op.row_bytes
+        if row + n <= op.n_rows:
+            return address
+        copy(address, spare, (op.n_rows - row) * op.row_bytes)
+        return spare
+
+    return rows_at
+
+
 def build_linear_decode(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
-    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.decode_rows
+    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.lanes
 
-    @staged(isa, "void", *["i64"] * 10)
+    rows_at = rows_finder(isa)
+
+    @staged(isa, "void", *["i64"] * 8)
     def dot_rows(v, *args):
         multiply_rows(v, fmt, n_planes, *args)
 
@@ -167,12 +177,11 @@ def build_linear_decode(isa, fmt, n_planes=1):
         first = chunk * op.chunk_rows
         for row in range(first, min(first + op.chunk_rows, op.n_rows), n_rows):
             ahead = prefetch_address(op, chunk, thread, row)
+            weights = rows_at(op, op.weights, row, op.scratch + thread * op.scratch_bytes)
             for token in range(op.batch.n_tokens):
                 dot_rows(
-                    op.weights,
+                    weights,
                     op.row_bytes,
-                    row,
-                    op.n_rows - 1,
                     op.n_cols // per_block,
                     op.xq.q + token * n_cols * n_planes,
                     op.xq.d + token * (n_cols // 32) * 4,
@@ -206,7 +215,7 @@ def unpack_tile(
     unpacked = UnpackedTile(v, fmt, tile, n_groups)
 
     def body(i: Value) -> None:
-        sets, all_rows = readers(v, fmt, rows, i)
+        sets, all_rows = readers(v, fmt, [row + i * fmt.block_bytes for row in rows])
         scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgellm.kernels.blocks import BlockReader
+from edgellm.kernels.blocks import BlockReader, transpose_quarters
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import GROUP, readers, row_addresses, transpose_quarters
+from edgellm.kernels.ops.linear import GROUP, readers, row_addresses
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.records import F32_TILE_COLS, LINEAR
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
@@ -133,7 +133,7 @@ def block_columns(
     """put(first, columns) for all columns of some rows of blocks, GROUP at a time: one a register, a lane each row."""
 
     def block(i: Value) -> None:
-        sets, all_rows = readers(v, fmt, rows, i)
+        sets, all_rows = readers(v, fmt, [row + i * fmt.block_bytes for row in rows])
         scales, biases = _numbers_by_row(v, fmt, all_rows)
         for g in range(fmt.block_size // GROUP):
             halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)

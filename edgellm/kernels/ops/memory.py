@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from llvmlite import ir
 
 from edgellm.kernels.records import ROW_ALIGN
-from edgellm.kernels.staged import F32, I32, I64, Value, Vocabulary, staged
+from edgellm.kernels.staged import F32, I8, I32, I64, Value, Vocabulary, staged
 
 
 def call_kernel(v: Vocabulary, kernel: Value, record: Value, chunk: Value, thread: Value) -> None:
@@ -49,6 +49,10 @@ def memory(isa) -> SimpleNamespace:
     def copy_f32(v, x, out, n):
         v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
 
+    @staged(isa, "void", "i64", "i64", "i64")
+    def copy_bytes(v, x, out, n):
+        v.elements(n, 4 * isa.lanes, lambda i, lanes: v.store(out + i, v.load(x + i, I8, lanes)))
+
     @staged(isa, "void", "i64", "i64")
     def clear_f32(v, out, n):
         v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.constant(0.0, F32, lanes)))
@@ -69,5 +73,6 @@ def memory(isa) -> SimpleNamespace:
         store_i64=store_i64,
         load_i32=load_i32,
         copy_f32=copy_f32,
+        copy_bytes=copy_bytes,
         clear_f32=clear_f32,
     )
