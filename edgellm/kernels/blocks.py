@@ -47,9 +47,8 @@ class BlockReader:
     def packed(self, at: int, n: int) -> Value:
         """n bytes of every row, 16 or 32."""
         v, rows = self.v, self.addresses
-        if (
-            n == 2 * QUARTER and len(rows) == 4
-        ):  # loads of 32 bytes, whose halves are sorted after: half as many inserts
+        if n == 2 * QUARTER and len(rows) == 4:
+            # Loads of 32 bytes, whose halves are sorted after: half as many inserts.
             a, b = (v.concat(*(v.load(row + at, I64, 4) for row in pair)) for pair in (rows[:2], rows[2:]))
             halves = ([start + i for start in range(first, 16, 4) for i in (0, 1)] for first in (0, 2))
             return v.concat(*(v.shuffle(a, b, half) for half in halves)).bitcast(I8)
