@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from edgellm.engine.sampling import Sampler
+from edgellm.engine.sampling.groups import CompiledGroupLoops
 from edgellm.engine.sampling.logprobs import logprobs_of
+from edgellm.kernels.isa import choose
 from edgellm.kernels.reference import maxima
+from edgellm.kernels.store import KernelStore
 from edgellm.params import SamplingParams
 
 N_VOCAB = 262_144
@@ -47,6 +50,10 @@ def likely_logits(rng: np.random.Generator) -> np.ndarray:
     return logits
 
 
+def token_bytes(token_id: int) -> bytes:
+    return b" word" if token_id % 9 else b"\n"
+
+
 def main() -> None:
     token_seconds = float(sys.argv[1]) / 1e3 if len(sys.argv) > 1 else 11e-3
     rng = np.random.default_rng(0)
@@ -62,8 +69,9 @@ def main() -> None:
         found = median(seconds)
         print(f"{name:34s}{found * 1e6:8.0f} µs {found / token_seconds:7.1%}")
 
+    loops = CompiledGroupLoops(KernelStore(choose()))
     for name, params in CASES.items():
-        sampler = Sampler(SamplingParams(seed=1, **params), lambda token_id: b" word" if token_id % 9 else b"\n")
+        sampler = Sampler(SamplingParams(seed=1, **params), token_bytes, loops=loops)
         tell(name, lambda sampler=sampler: sampler.choose(logits, context, largest))
     tell("logprobs=5", lambda: logprobs_of(5, logits, largest, 5))
 

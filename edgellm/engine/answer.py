@@ -13,6 +13,7 @@ from edgellm.engine.answer_plan import AnswerPlan
 from edgellm.engine.answer_text import AnswerText, Shown
 from edgellm.engine.request import Request
 from edgellm.engine.sampling import Sampler
+from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.engine.stats import GenerationStats
 from edgellm.params import SamplingParams
@@ -49,6 +50,7 @@ class Answer(Request):
         adapters: AdapterSet,
         plan: AnswerPlan,
         shift: Shift | None = None,
+        loops: GroupLoops = IN_NUMPY,
     ) -> None:
         super().__init__(list(prompt), adapters=adapters)
         self._shift, self._whole, self._n_last = shift, self.tokens, 0
@@ -74,7 +76,7 @@ class Answer(Request):
         for rule in rules:
             rule.begin(self._whole)
         never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
-        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules)
+        self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules, loops)
         self._started: float | None = None
         self._first_at: float | None = None
         self._is_cut = False  # it has fewer tokens than are in the cache

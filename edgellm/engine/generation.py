@@ -53,7 +53,7 @@ class Generation(Iterator[str]):
         shift: Shift | None = None,
     ) -> None:
         self._scheduler = scheduler
-        self._answer = Answer(prompt, params, tokenizer, n_ctx, adapters, plan, shift)
+        self._answer = Answer(prompt, params, tokenizer, n_ctx, adapters, plan, shift, scheduler.runner.loops)
         self._reader: AnswerReader | None = None
         if plan.form is not None:
             from edgellm.engine.answer_form import AnswerReader

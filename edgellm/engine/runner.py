@@ -21,6 +21,7 @@ from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
 from edgellm.engine.layout import LayOut, Layout, lay_out
+from edgellm.engine.sampling.groups import CompiledGroupLoops
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -118,6 +119,7 @@ class Runner:
         self.n_batch = min(runtime.n_batch, n_ctx)
         self._file = file  # programs hold addresses in its mapping
         self.store = KernelStore(self.isa)  # the machine code lives as long as this
+        self.loops = CompiledGroupLoops(self.store)  # for samplers
         self.graphs = architecture.record(config, file.tensors)
         largest = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
         self.n_vocab = self.graphs.logits.width

@@ -191,6 +191,19 @@ MAXIMA = Schema(
     chunks_per_token="i64",
 )
 
+# For sampling, which calls the kernels itself: all groups of a row in one chunk.
+GROUP_WEIGHTS = Schema(
+    "group_weights",
+    x="ptr",
+    n_groups="i64",
+    largest="f64",
+    scale="f64",
+    weights="ptr",  # float32, as many as x has: e**((x - largest) * scale), 0 where that is below e**-87
+    sums="ptr",  # float64 [n_groups]
+)
+
+GROUP_LARGEST = Schema("group_largest", x="ptr", n_groups="i64", out="ptr")  # float32 [n_groups]
+
 GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 
 ROPE = Schema(

@@ -120,6 +120,8 @@ _FAMILIES: dict[str, _Family] = {
     "attention_backward": _Family("attention_backward", options={"general": (False, True)}),
     "sum_heads": _Family("attention_backward"),
     "maxima": _Family("maxima"),
+    "group_weights": _Family("group_weights"),
+    "group_largest": _Family("group_weights"),
     "sum_squares": _Family("squares"),
     "narrow": _Family("low_rank", _LOW_RANK),
     "widen": _Family("low_rank", _LOW_RANK),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 from edgellm.errors import UsageError
 from edgellm.kernels.records import MAXIMA_GROUP
 
@@ -25,9 +26,12 @@ COOLEST = 1e-20  # temperatures below it are too much for float32
 class Scratch:
     """Memory for arrays as large as the vocabulary, used again for every token: to get it anew takes longer than to
     fill it.
+
+    loops:  what goes through all logits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loops: GroupLoops = IN_NUMPY) -> None:
+        self.loops = loops
         self._arrays: dict[str, np.ndarray] = {}
 
     def floats(self, name: str, n: int) -> np.ndarray:
@@ -67,7 +71,7 @@ class Candidates:
     def maxima(self) -> np.ndarray:
         """The largest logit of every MAXIMA_GROUP candidates, while all tokens are candidates."""
         if self._maxima is None:
-            self._maxima = np.maximum.reduceat(self.logits, np.arange(0, len(self.logits), MAXIMA_GROUP))
+            self._maxima = self._scratch.loops.largest(self.logits)
         return self._maxima
 
     @property
@@ -283,16 +287,9 @@ class Candidates:
         return start + _drawn(inside, (drawn * float(sums[-1]) - before) / float(groups[group]))
 
     def _group_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of all tokens, and sums over groups, float64. A part of what `weights` takes, for float32 is enough here."""
-        with np.errstate(over="ignore"):
-            weights = self._scratch.floats("weights", len(self))
-            np.subtract(self.logits, np.float32(self.largest), out=weights, dtype=np.float32)
-            if self.temperature != 1:
-                np.multiply(weights, np.float32(1 / self.temperature), out=weights)
-        np.exp(weights, out=weights)
-        n = len(weights) // MAXIMA_GROUP * MAXIMA_GROUP
-        sums = np.einsum("ij->i", weights[:n].reshape(-1, MAXIMA_GROUP)).astype(np.float64)  # `sum` is far slower
-        return (np.append(sums, weights[n:].sum()) if n < len(weights) else sums), weights
+        """Sums over groups, float64, and those of all tokens, float32."""
+        weights = self._scratch.floats("weights", len(self))
+        return self._scratch.loops.weights(self.logits, self.largest, self.temperature, weights), weights
 
     def _keep_reaching_of_all(self, enough: float) -> None:
         k, largest = FEW, self.largest
@@ -301,7 +298,7 @@ class Candidates:
             n = _n_reaching(_weights(self.logits[positions], largest, self.temperature), enough)
             if n <= len(positions) or k >= len(self):
                 return self.keep(positions[:n], is_sorted=True)
-            k *= 8
+            k *= 3
 
 
 def _weights(logits: np.ndarray, largest: float, temperature: float) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.engine.sampling.candidates import Candidates, Scratch
+from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 from edgellm.engine.sampling.step import Context, Step, Surroundings
 from edgellm.params import SamplingParams
 
@@ -24,6 +25,7 @@ class Sampler:
     token_bytes:  what a token stands for in a text, for steps that look at texts.
     never:        tokens that must not come at all.
     rules:        steps that come before all others, whatever their order: they say what may come at all.
+    loops:        what goes through all logits of a large vocabulary.
     """
 
     def __init__(
@@ -32,10 +34,11 @@ class Sampler:
         token_bytes: Callable[[int], bytes] = lambda token_id: b"",
         never: Iterable[int] = (),
         rules: Sequence[Step] = (),
+        loops: GroupLoops = IN_NUMPY,
     ) -> None:
         self.params = params
         self._random = random.Random(params.seed)
-        self._scratch = Scratch()
+        self._scratch = Scratch(loops)
         self._around = Surroundings(Context(), self._random, token_bytes)
         biases = dict(params.logit_bias or {}) | dict.fromkeys(never, -math.inf)
         self._ids = np.array(sorted(biases), np.int64)

@@ -6,6 +6,7 @@ Where one of a group is NaN or infinite, so is no number its largest: it is NaN,
 from __future__ import annotations
 
 from math import inf
+from operator import add
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.records import MAXIMA, MAXIMA_GROUP
@@ -26,7 +27,7 @@ def _group_maxima(v: Vocabulary, x: Value, n: Value, out: Value) -> None:
         best, spoilt = v.constant(-inf, F32, LANES), v.constant(0.0, F32, LANES)
         for at in range(0, MAXIMA_GROUP, LANES):
             best, spoilt = take(v.f32(x + g * (4 * MAXIMA_GROUP) + 4 * at, LANES), best, spoilt)
-        v.store(out + g * 4, best.max() + spoilt.sum())
+        v.store(out + g * 4, v.folded(best, v.maximum) + v.folded(spoilt, add))
 
     def rest(_: Value) -> None:
         first = n_whole * MAXIMA_GROUP
