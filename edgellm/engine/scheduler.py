@@ -337,9 +337,13 @@ class Scheduler:
     def _may_run(self, request: Request) -> bool:
         if self._alone is not None:
             return request.owner == self._alone
-        if request.n_over_when_preempted == self._n_over:  # the room that it lost is still taken
-            return not any(other.is_awaited and other.n_pending for other in self._requests if other is not request)
-        return True
+        return not self._lost_room(request) or not any(
+            other.is_awaited and other.n_pending and not self._lost_room(other) for other in self._requests
+        )
+
+    def _lost_room(self, request: Request) -> bool:
+        """Whether the room that a request lost to another is still taken."""
+        return request.n_over_when_preempted == self._n_over
 
     def _admitted(self, prompts: list[Request]) -> list[Request]:
         """Give new texts the longest prefix that is in the cache; those whose prefix is being computed wait for it."""

@@ -87,3 +87,16 @@ def test_two_threads_cannot_take_of_one(model) -> None:
     thread.start()
     thread.join(20)
     assert generation.finish_reason in ("length", "stop")
+
+
+def test_those_that_lost_their_room_to_one_that_nobody_waits_for_go_on(model) -> None:
+    settings = {"temperature": 0, "max_tokens": 12, "logit_bias": {2: -100}}
+    alone = [model.generate(prompt, **settings) for prompt in PROMPTS[:3]]
+    expected = ["".join(generation) for generation in alone]
+    generations = [model.generate(prompt, **settings) for prompt in PROMPTS[:3]]
+    started = [next(generation) for generation in generations]
+    for generation in generations[:2]:
+        model._scheduler._preempt(generation._answer)
+    texts = read_all(generations[:2])
+    assert [begun + text for begun, text in zip(started, texts, strict=False)] == expected[:2]
+    assert started[2] + "".join(generations[2]) == expected[2]
