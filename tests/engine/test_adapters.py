@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.engine import Generation
 from edgellm.engine.adapter_set import MOST_TOGETHER
 from edgellm.errors import BusyError, EdgellmError, FileProblem, FormatError, UnsupportedError, UsageError
 from tests import peft_models
 from tests.peft_models import IDS, save_adapter
 
+from .test_many_read_by_one import read_all
 from .test_side_by_side import in_threads
 
 FLOAT32 = 5e-5  # sums of float32 products in another order; logits have a standard deviation near 3
@@ -58,6 +58,20 @@ def answer(model: edgellm.Model, adapters: Any = None, prompt: list[int] = IDS, 
     generation = model.generate(prompt, temperature=0.0, max_tokens=n, adapters=adapters)
     list(generation)
     return generation.token_ids
+
+
+def together(model, wanted: list[Any], prompts: list[list[int]], least: int) -> list[list[int]]:
+    """The answers to some prompts, each with its adapters, of which at least so many are computed in one batch."""
+    sizes = []
+    run_body = model._runner.run_body
+    model._runner.run_body = lambda spans, stop=None: sizes.append(len(spans)) or run_body(spans, stop)
+    generations = [
+        model.generate(prompt, temperature=0.0, max_tokens=12, adapters=adapters)
+        for adapters, prompt in zip(wanted, prompts, strict=True)
+    ]
+    read_all(generations)
+    assert max(sizes) >= least
+    return [generation.token_ids for generation in generations]
 
 
 # --- what PEFT computes ---------------------------------------------------------------------------------------
@@ -143,19 +157,7 @@ def test_in_one_batch_each_text_is_what_it_is_alone(folder: Path) -> None:
         alone = [answer(model, adapters, prompt) for adapters, prompt in zip(wanted, prompts, strict=True)]
         assert len({tuple(ids) for ids in alone}) == len(wanted)
         model._scheduler.prefixes.clear()
-        sizes = []
-        run_body = model._runner.run_body
-        model._runner.run_body = lambda spans, stop=None: sizes.append(len(spans)) or run_body(spans, stop)
-        generations = [
-            model.generate(prompt, temperature=0.0, max_tokens=12, adapters=adapters)
-            for adapters, prompt in zip(wanted, prompts, strict=True)
-        ]
-        while any(generation.finish_reason is None for generation in generations):
-            Generation.advance(generations)
-            for generation in generations:
-                generation.take()
-        assert [generation.token_ids for generation in generations] == alone
-        assert max(sizes) > 3
+        assert together(model, wanted, prompts, least=4) == alone
 
 
 def test_unloading_gives_the_bits_of_the_model_back(folder: Path) -> None:

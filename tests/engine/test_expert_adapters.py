@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.engine import Generation
 from edgellm.formats.adapters import Adapter, LowRank
 from edgellm.formats.adapters.gguf import write_gguf_adapter
 from edgellm.formats.gguf import GGUFFile
@@ -18,7 +17,7 @@ from tests.convert.mixtures import MIXTURES
 from tests.expert_models import save_adapter
 from tests.peft_models import IDS
 
-from .test_adapters import FLOAT32, answer, load
+from .test_adapters import FLOAT32, answer, load, together
 
 # Latent attention has its linears under other names; a checkpoint of the last one is written under another class.
 FAMILIES = [family for family in MIXTURES if family not in ("bailingmoe2",)]
@@ -112,16 +111,4 @@ def test_in_one_batch_each_text_is_what_it_is_alone(folder: Path) -> None:
             model.load_adapter(folder / name)
         alone = [answer(model, adapters, prompt) for adapters, prompt in zip(wanted, prompts, strict=True)]
         model._scheduler.prefixes.clear()
-        sizes = []
-        run_body = model._runner.run_body
-        model._runner.run_body = lambda spans, stop=None: sizes.append(len(spans)) or run_body(spans, stop)
-        generations = [
-            model.generate(prompt, temperature=0.0, max_tokens=12, adapters=adapters)
-            for adapters, prompt in zip(wanted, prompts, strict=True)
-        ]
-        while any(generation.finish_reason is None for generation in generations):
-            Generation.advance(generations)
-            for generation in generations:
-                generation.take()
-        assert [generation.token_ids for generation in generations] == alone
-        assert max(sizes) > 2
+        assert together(model, wanted, prompts, least=3) == alone
