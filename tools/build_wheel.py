@@ -24,11 +24,12 @@ sys.path.insert(0, str(ROOT))  # kernels must be made from the sources that go i
 from wheel_hook import FOLDER  # noqa: E402
 
 from edgellm.kernels import prebuilt  # noqa: E402
-from edgellm.kernels.isa import ALL, Isa  # noqa: E402
+from edgellm.kernels.isa import ALL, AVX512, Isa, amx  # noqa: E402
 from edgellm.kernels.registry import all_kernels  # noqa: E402
 from edgellm.kernels.sources import source_hash  # noqa: E402
 
-KERNELS = {kernel.name: kernel for kernel in all_kernels()}
+OF_AMX = {kernel.name: kernel for kernel in all_kernels(needs_amx=True)}  # beside those of AVX-512
+KERNELS = {kernel.name: kernel for kernel in all_kernels()} | OF_AMX
 ISAS = {isa.name: isa for isa in ALL if isa.portable}
 
 
@@ -57,7 +58,7 @@ def compile_all(names: list[str], folder: str) -> None:
     """The file of every instruction set, each made by a process of its own, as Numba knows one target CPU only."""
     processes = []
     for isa in ISAS.values():
-        cpu, features = isa.portable.target
+        cpu, features = isa.portable.target()
         command = [sys.executable, __file__, "--isa", isa.name, "--out", folder, "--only", *names]
         environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
         processes.append(subprocess.Popen(command, env=environment))
@@ -68,7 +69,10 @@ def compile_all(names: list[str], folder: str) -> None:
 def compile_for(isa: Isa, names: list[str], folder: Path) -> None:
     from edgellm.kernels.compiler import compile_kernel
 
-    objects = {name: compile_kernel(KERNELS[name], isa.for_family()) for name in names}
+    plain, with_amx = isa.for_family(), isa.for_family(amx.FEATURES)
+    if isa is not AVX512:
+        names = [name for name in names if name not in OF_AMX]
+    objects = {name: compile_kernel(KERNELS[name], with_amx if name in OF_AMX else plain) for name in names}
     path = prebuilt.write(folder, isa, source_hash(), objects)
     print(f"{path.name}: {len(objects)} kernels, {path.stat().st_size:,} bytes", flush=True)
 

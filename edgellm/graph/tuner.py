@@ -39,7 +39,7 @@ CLEARLY = 0.96  # of the default's time: what less gains may be chance
 CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
-TILES_PREFETCH_BYTES = (0, 1 << 15)
+TILES_PREFETCHES = ((0, False), (1 << 15, False), (1 << 12, True), (1 << 15, True))  # bytes ahead, every line
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
@@ -88,7 +88,7 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
     tuning = work.best(tuning, [replace(tuning, chunk_bytes=n) for n in CHUNK_BYTES])
     tuning = work.best(tuning, [replace(tuning, prefetch_bytes=n) for n in PREFETCH_BYTES])
     tuning = replace(tuning, small_batch=work.small_batch(tuning))
-    tuning = replace(tuning, tiles_prefetch_bytes=work.tiles_prefetch_bytes(tuning))
+    tuning = work.prefetching_tiles(tuning)
     if work.tiles_pay(tuning):
         return replace(tuning, tiles=True, tiles_small_batch=work.small_batch(replace(tuning, tiles=True)))
     return tuning
@@ -146,13 +146,13 @@ class _Work:
             small.team.close()
             large.team.close()
 
-    def tiles_prefetch_bytes(self, tuning: Tuning) -> int:
-        """How far ahead the starts of pages of tiles should be prefetched, if at all."""
+    def prefetching_tiles(self, tuning: Tuning) -> Tuning:
+        """The same, with what should be prefetched of tiles, and how far ahead."""
         if not self.format.in_tiles:
-            return tuning.tiles_prefetch_bytes
+            return tuning
         tiles = replace(tuning, tiles=True)
-        others = [replace(tiles, tiles_prefetch_bytes=n) for n in TILES_PREFETCH_BYTES]
-        return self.best(tiles, others).tiles_prefetch_bytes
+        others = [replace(tiles, tiles_prefetch_bytes=n, tiles_prefetch_lines=lines) for n, lines in TILES_PREFETCHES]
+        return replace(self.best(tiles, others), tiles=tuning.tiles)
 
     def tiles_pay(self, tuning: Tuning) -> bool:
         """Whether weights should lie as tiles."""

@@ -20,7 +20,8 @@ class Tuning:
     prefetch_bytes: how far in front of itself decode prefetches weights, beyond the rows that it works on.
     small_batch:  up to so many tokens, the kernels for small batches are quicker than unpacking weights for all tokens.
     tiles:        whether weights that lie as tiles are clearly quicker; tiles_small_batch: the same as above for these.
-    tiles_prefetch_bytes: how far in front of itself decode prefetches the starts of pages of tiles; 0 is not at all.
+    tiles_prefetch_bytes: how far in front of itself decode prefetches tiles; 0 is not at all. tiles_prefetch_lines:
+        every line of them, where one core does not get enough from the starts of pages.
     """
 
     n_threads: int
@@ -30,6 +31,7 @@ class Tuning:
     tiles: bool = False
     tiles_small_batch: int = 16
     tiles_prefetch_bytes: int = 1 << 13
+    tiles_prefetch_lines: bool = False
 
     def save(self, path: Path) -> None:
         """Remember, in a file that nobody else can write; where that cannot be, every start measures, which is said."""
@@ -58,6 +60,7 @@ class Tuning:
             and 1 <= self.small_batch <= 16
             and 1 <= self.tiles_small_batch <= 32
             and type(self.tiles) is bool
+            and type(self.tiles_prefetch_lines) is bool
             and type(self.tiles_prefetch_bytes) is int
             and 0 <= self.tiles_prefetch_bytes <= 1 << 24
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgellm.kernels.encoder_records import QUERY_TILE
-from edgellm.kernels.records import BATCH, F32_TILE_COLS, ROW_ALIGN
+from edgellm.kernels.records import AMX_CONFIG_BYTES, BATCH, F32_TILE_COLS, ROW_ALIGN
 from edgellm.kernels.schema import Schema
 
 # --- what goes backwards through a linear layer (see ops/linear_transposed.py, ops/outer_sum.py) ---
@@ -35,7 +35,6 @@ TRANSPOSED_SCRATCH_BYTES = TRANSPOSED_ROWS * TRANSPOSED_TILE_BYTES
 # together; rows of W that are unpacked together for x W, and columns that a chunk makes.
 AMX_ROWS, AMX_COLS = 32, 2048
 AMX_SUM_ROWS = 512
-AMX_CONFIG_BYTES = 64  # of scratch memory, before the unpacked words
 AMX_SCRATCH_BYTES = AMX_CONFIG_BYTES + 2 * AMX_ROWS * AMX_COLS
 
 

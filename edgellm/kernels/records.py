@@ -98,12 +98,16 @@ LINEAR = Schema(
     # What decode prefetches: weights so many bytes further on, and towards the end of a chunk those of its thread's
     # next one, or of the next op.
     prefetch_distance="i64",
+    prefetch_lines="i64",  # of tiles: 1 for every line, 0 for the starts of pages
     n_threads="i64",
     next_weights="ptr",  # of the next op that has any; its own where it is the last
     next_step="i64",  # bytes from one of its chunks to the next
     scratch="ptr",
     scratch_bytes="i64",  # each thread's own, for the unpacked tile
 )
+
+# Of scratch memory in ops/linear_amx.py, before the tile: shapes of registers, and integer sums of two planes.
+AMX_CONFIG_BYTES, AMX_SUMS_BYTES = 64, 2 * TILE_ROWS * TILE_ROWS * 4
 
 ADD = Schema("add", batch=BATCH, a="ptr", b="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 

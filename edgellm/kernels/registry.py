@@ -54,6 +54,7 @@ class _Family:
 _ALL = tuple(FORMATS.values())
 _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
+_IN_GROUPS = tuple(fmt for fmt in _BLOCKS if fmt.scale_group == 32)  # with a scale for every group of an input
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
@@ -78,6 +79,8 @@ _FAMILIES: dict[str, _Family] = {
     "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
     "linear_tiles": _Family("linear_tiles", _BLOCKS, _PLANES),
     "linear_tiles_prefill": _Family("linear_tiles", _BLOCKS, _PLANES),
+    "linear_amx": _Family("linear_amx", _IN_GROUPS, _PLANES, needs_amx=True),
+    "linear_tiles_amx": _Family("linear_amx", _IN_GROUPS, _PLANES, needs_amx=True),
     "linear_f32": _Family("linear_f32", _ALL),
     "linear_f32_decode": _Family("linear_f32", _FLOATS),
     "add": _Family("elementwise"),

@@ -338,6 +338,7 @@ class Compiled:
         n_tokens, n_cols = len(x.q), x.q.shape[1] // n_planes
         capacity = -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
         padded = [np.resize(part, (capacity, part.shape[1])) for part in x]
+        of_amx = records.AMX_CONFIG_BYTES + records.AMX_SUMS_BYTES if op.endswith("_amx") else 0
         return self._linear(
             op,
             weights,
@@ -345,7 +346,7 @@ class Compiled:
             n_cols,
             n_tokens,
             chunk_rows=CHUNK_ROWS,
-            scratch_bytes=CHUNK_ROWS * (n_cols + 8 * (n_cols // fmt.scale_group)),
+            scratch_bytes=CHUNK_ROWS * (n_cols + 8 * (n_cols // fmt.scale_group)) + of_amx,
             options={"n_planes": n_planes},
             xq=_record(records.QUANTIZED, **dict(zip(x._fields, padded, strict=True))),
         )

@@ -63,7 +63,8 @@ def test_what_ships_has_all_that_its_instruction_set_needs(one: isa.Isa) -> None
     assert one.portable is not None
     assert one.needs(dict.fromkeys(one.portable.needs, True))
     assert one.portable.lacks({}) == list(one.portable.needs)
-    assert one.for_family().target("some-cpu", {}) == one.portable.target
+    assert one.for_family().target("some-cpu", {}) == one.portable.target()
+    assert one.for_family(["more"]).target("some-cpu", {})[1].count("+more") == 1
     if platform.machine() == "x86_64":
         _, features = isa.host()
         assert set(one.portable.needs) <= set(features)

@@ -8,6 +8,7 @@ import pytest
 
 from edgellm.kernels import reference
 from edgellm.kernels.isa import AVX2, AVX512, Isa
+from edgellm.kernels.isa.amx import has_amx
 from edgellm.kernels.reference import Quantized
 from edgellm.quants import FORMATS, BlockFormat
 
@@ -20,6 +21,7 @@ from .weights import BLOCKS, half_fields, random_weights
 LINEAR = 6e-6
 
 OPS = ("linear_decode", "linear_prefill", "linear_tiles", "linear_tiles_prefill")
+AMX_OPS = ("linear_amx", "linear_tiles_amx")  # where a CPU can
 FEW_FORMATS = ("Q4_1", "Q6_K")
 TWO_PLANE_FORMATS = ("Q4_1", "Q6_K", "Q8_0")  # scales for 32 and for 16 weights, and the largest bytes
 # Of tokens, all that kernels for some at once leave over: 1, 2, 4, 8.
@@ -34,7 +36,8 @@ def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator
 
 def ops_of(isa: Isa, fmt: BlockFormat) -> tuple[str, ...]:
     """Tiles of all formats on the best instruction set, and of a few on the others: their words are found alike."""
-    return OPS if isa is AVAILABLE[0] or fmt.name in FEW_FORMATS else OPS[:2]
+    usual = OPS if isa is AVAILABLE[0] or fmt.name in FEW_FORMATS else OPS[:2]
+    return usual + AMX_OPS if has_amx(isa) and fmt.scale_group == 32 else usual
 
 
 everywhere = for_all(AVAILABLE, BLOCKS)

@@ -13,7 +13,7 @@ import pytest
 
 from edgellm.kernels import prebuilt, reference
 from edgellm.kernels import store as store_module
-from edgellm.kernels.isa import ALL, GENERIC, available, host
+from edgellm.kernels.isa import ALL, AVX512, GENERIC, available, host
 from edgellm.kernels.registry import find
 from edgellm.kernels.sources import source_hash
 from edgellm.kernels.store import KernelStore
@@ -270,12 +270,14 @@ def test_a_wheel_brings_its_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("EDGELLM_PREBUILT", raising=False)
     pytest.importorskip("hatchling", reason="hatchling builds the wheel; it is not installed")
     tool = Path(__file__).parents[2] / "tools" / "build_wheel.py"
-    subprocess.run([sys.executable, tool, "--out", tmp_path, "--only", "add"], check=True)
+    subprocess.run([sys.executable, tool, "--out", tmp_path, "--only", "add", "linear_amx.Q4_0"], check=True)
     (wheel,) = tmp_path.iterdir()
     assert wheel.name.endswith("-py3-none-manylinux_2_17_x86_64.whl")
     subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, tmp_path / "installed"], check=True)
     folder = tmp_path / "installed/edgellm/kernels/objects"
-    assert {path.stem for path in folder.iterdir()} == {isa.name for isa in ALL if isa.portable}
+    made = {path.stem: json.loads(path.read_bytes().split(b"\n")[1])["objects"] for path in folder.iterdir()}
+    assert made.keys() == {isa.name for isa in ALL if isa.portable}
+    assert {name for name, objects in made.items() if "linear_amx.Q4_0" in objects} == {AVX512.name}
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
     code += LOAD.format(where=f"assert prebuilt.FOLDER == Path({str(folder)!r})", isa=ISA.name)
     assert python(code, tmp_path / "home").communicate(timeout=60)[0] == "False\n"

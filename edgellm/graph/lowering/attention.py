@@ -8,12 +8,12 @@ import numpy as np
 
 from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.base import (
-    ELEMENTS_PER_CHUNK,
     Lowering,
     merges_table,
     rule,
     slots_table,
     tasks_table,
+    tokens_per_chunk,
 )
 from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, KeysValues
@@ -34,7 +34,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         _resized(low, low.read(node.keys), n_heads, key_dim),
         _resized(low, low.read(node.values), n_heads, value_dim),
     )
-    cache, per_chunk = low.cache_of(node), max(1, ELEMENTS_PER_CHUNK // k.width)
+    cache, per_chunk = low.cache_of(node), tokens_per_chunk(k.width)
     low.add(
         "kv_append",
         records.KV_APPEND,

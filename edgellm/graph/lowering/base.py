@@ -20,12 +20,17 @@ from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 
-ELEMENTS_PER_CHUNK = 8192  # of elementwise work: a few microseconds
+ELEMENTS_PER_CHUNK = 4096  # of elementwise work: a few microseconds
 SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
 
 N = TypeVar("N", bound=Node)
 Rule = Callable[["Lowering", N], None]
 RULES: dict[type[Node], Rule[Any]] = {}
+
+
+def tokens_per_chunk(width: int) -> int:
+    """Of rows that are so wide. A power of two, for batches often are one, and all threads should have the same."""
+    return 1 << max(1, ELEMENTS_PER_CHUNK // width).bit_length() - 1
 
 
 def rule(kind: type[N]) -> Callable[[Rule[N]], Rule[N]]:
@@ -231,7 +236,7 @@ class Lowering:
 
     def add_rows(self, op: str, schema: Schema, rows: Rows, reads: list[Any], writes: list[Any], **more: Any) -> None:
         """An op that does something to every row by itself; `rows` is one of its buffers, for their size."""
-        per_chunk = max(1, ELEMENTS_PER_CHUNK // rows.width)
+        per_chunk = tokens_per_chunk(rows.width)
         chunks = Chunks("tokens", per_chunk)
         self.add(op, schema, chunks, reads, writes, stride=rows.stride, chunk_tokens=per_chunk, **more)
 

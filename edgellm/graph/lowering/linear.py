@@ -9,6 +9,7 @@ from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
 from edgellm.graph.ops import Chunks, Quantized, Rows, Tiled
 from edgellm.kernels import gradient_records, records
+from edgellm.kernels.isa.amx import has_amx
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
 
@@ -47,12 +48,15 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
     n_rows, n_cols = out.width, weight.shape[-1]
     n_planes = xq.n_planes
     n_groups = -(-n_cols // weight.format.scale_group)
-    tiles = low.target.tiles.get(weight)
+    tiles, scratch = low.target.tiles.get(weight), TILE_ROWS * (n_cols + 8 * n_groups)
     if tiles is None:
         large, small, rows_together = "linear_prefill", "linear_decode", low.target.isa.lanes
     else:
         large, small, rows_together = "linear_tiles_prefill", "linear_tiles", TILE_ROWS
         fields["weights"] = Tiled(weight, tiles)
+    if weight.format.scale_group == 32 and has_amx(low.target.isa):  # see ops/linear_amx.py
+        large = "linear_amx" if tiles is None else "linear_tiles_amx"
+        scratch += records.AMX_CONFIG_BYTES + records.AMX_SUMS_BYTES
     fields |= prefetching(low, weight, rows_together, n_rows, tiles is not None)
     low.add(
         large,
@@ -63,7 +67,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
         format=weight.format,
         options={"n_planes": n_planes},
         small=small,
-        scratch=TILE_ROWS * (n_cols + 8 * n_groups),
+        scratch=scratch,
         xq=xq,
         **fields,
     )
@@ -113,5 +117,6 @@ def prefetching(
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
         # Who prefetches nothing of tiles asks for what it reads at the moment, which is next to no work.
+        "prefetch_lines": int(tuning.tiles_prefetch_lines),
         "prefetch_distance": 0 if in_tiles and not bytes_ahead else rows_together * row_bytes + bytes_ahead,
     }

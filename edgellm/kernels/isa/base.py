@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from edgellm.dataclass import dataclass
@@ -21,10 +21,9 @@ class Portable:
     needs: tuple[str, ...]
     tuning: tuple[str, ...] = ()
 
-    @property
-    def target(self) -> tuple[str, str]:
-        """(LLVM CPU name, features)."""
-        return self.cpu, ",".join((*(f"+{name}" for name in self.needs), *self.tuning))
+    def target(self, more: Iterable[str] = ()) -> tuple[str, str]:
+        """(LLVM CPU name, features); more: what code may use besides that is only run where a CPU has it."""
+        return self.cpu, ",".join((*(f"+{name}" for name in (*self.needs, *more)), *self.tuning))
 
     def lacks(self, features: Mapping[str, bool]) -> list[str]:
         """What a CPU with these feature flags does not have."""
@@ -54,11 +53,14 @@ class Isa:
     tile_tokens: int
     portable: Portable | None = None
 
-    def for_family(self) -> Isa:
-        """The same, compiled for any CPU of the family instead of the host. Only where there is a `portable`."""
+    def for_family(self, more: Iterable[str] = ()) -> Isa:
+        """The same, compiled for any CPU of the family instead of the host. Only where there is a `portable`.
+
+        more:  as in `Portable.target`.
+        """
         portable = self.portable
         assert portable is not None
-        return replace(self, target=lambda cpu, features: portable.target)
+        return replace(self, target=lambda cpu, features: portable.target(more))
 
     @property
     def f32_tile_rows(self) -> int:

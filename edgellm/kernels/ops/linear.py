@@ -237,12 +237,29 @@ class Inputs:
     d: Value
     sums: Value
 
-    def of(self, token: int, group: Value) -> tuple[list[Value], Value, Value]:
-        """Where a group of a token is: the bytes of each plane, the scale, the sums."""
-        per_group = GROUP // self.fmt.scale_group
-        planes = [self.q + (self.n_groups * (token * self.n_planes + p) + group) * GROUP for p in range(self.n_planes)]
-        at = self.n_groups * token + group
-        return planes, self.d + at * 4, self.sums + at * (4 * per_group)
+    def of_group(self, v: Vocabulary, group: Value, n_tokens: int) -> list[tuple[list[Value], Value, Value]]:
+        """Where a group of each token is: the bytes of each plane, the scale, the sums."""
+        n_planes = self.n_planes
+        q = _evenly_spaced(v, self.q + group * GROUP, self.n_groups * GROUP, n_tokens * n_planes)
+        scales = self.scales_of_group(v, group, n_tokens)
+        return [(q[token * n_planes : (token + 1) * n_planes], d, sums) for token, (d, sums) in enumerate(scales)]
+
+    def scales_of_group(self, v: Vocabulary, group: Value, n_tokens: int) -> list[tuple[Value, Value]]:
+        """Where the scale and the sums of a group of each token are."""
+        sums_bytes = 4 * GROUP // self.fmt.scale_group
+        d = _evenly_spaced(v, self.d + group * 4, self.n_groups * 4, n_tokens)
+        sums = _evenly_spaced(v, self.sums + group * sums_bytes, self.n_groups * sums_bytes, n_tokens)
+        return list(zip(d, sums, strict=True))
+
+
+def _evenly_spaced(v: Vocabulary, first: Value, step: Value, n: int) -> list[Value]:
+    """n addresses, which the CPU adds up while it loads: every fourth, and from there steps that all of them share.
+
+    The compiler would rather keep every one of them, for which there are not enough registers, and read most of them
+    back from memory each time.
+    """
+    steps = [step * i for i in range(4)]
+    return [v.opaque(first + step * i) + steps[k] for i in range(0, n, 4) for k in range(min(4, n - i))]
 
 
 def meet_tokens(
@@ -263,15 +280,21 @@ def meet_tokens(
     n_words = len(words) // len(scales)
     results = list(totals)
     at_once = _tokens_side_by_side(v, len(results))
+    all_places = inputs.of_group(v, group, len(results))
     for first in range(0, len(results), at_once):
         tokens = range(first, min(first + at_once, len(results)))
-        places = [inputs.of(token, group) for token in tokens]
+        places = all_places[first : first + at_once]
         for s in range(len(scales)):
             dots = _dots_of_words(v, fmt, words, range(s * n_words, (s + 1) * n_words), [q for q, _, _ in places])
             for token, dot, (_, d, sums) in zip(tokens, dots, places, strict=True):
-                total = v.fma(dot.to_f32(), scales[s] * v.f32(d), results[token])
-                results[token] = v.fma(biases[s], v.f32(sums + s * 4), total)
+                results[token] = add_scaled(v, results[token], dot, scales[s], biases[s], d, sums + s * 4)
     return results
+
+
+def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, bias: Value, d: Value, sums: Value) -> Value:
+    """Add to a token's total what its integer sums are worth: see the formula above."""
+    total = v.fma(dot.to_f32(), scale * v.f32(d), total)
+    return v.fma(bias, v.f32(sums), total)
 
 
 def _tokens_side_by_side(v: Vocabulary, n_tokens: int) -> int:
@@ -309,11 +332,16 @@ class UnpackedTile:
     def group(self, g: Value) -> tuple[list[Value], list[Value], list[Value]]:
         """The words of a group, its scales and its biases."""
         v, words = self.v, self.memory + g * (TILE_ROWS * GROUP)
+        scales, biases = self.scales_of(g)
+        return [v.load(words + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(GROUP // 4)], scales, biases
+
+    def scales_of(self, g: Value) -> tuple[list[Value], list[Value]]:
+        """The scales of a group and its biases."""
         scales, biases = (
-            [v.f32(at + (g * self.per_group + s) * (TILE_ROWS * 4), TILE_ROWS) for s in range(self.per_group)]
+            [self.v.f32(at + (g * self.per_group + s) * (TILE_ROWS * 4), TILE_ROWS) for s in range(self.per_group)]
             for at in (self.scales_at, self.biases_at)
         )
-        return [v.load(words + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(GROUP // 4)], scales, biases
+        return scales, biases
 
     def store(
         self, g: Value, words: Sequence[Value], scales: Sequence[Value], biases: Sequence[Value], lane: Value | int = 0
@@ -379,21 +407,31 @@ def tile_multiplier(isa, fmt, n_planes: int):
     return multiply
 
 
-def build_linear_prefill(isa, fmt, n_planes=1):
-    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
-    op_at = record_viewer(LINEAR)
-    n_rows, multiply = isa.lanes, tile_multiplier(isa, fmt, n_planes)
+def rows_unpacker(isa, fmt):
+    """unpack(op, first, tile): the 16 rows from `first` on, as `UnpackedTile` has them."""
+    n_rows = isa.lanes
 
     @staged(isa, "void", *["i64"] * 7)
     def unpack_rows(v, *args):
         unpack_tile(v, fmt, *args)
 
+    @njit(error_model="numpy")
+    def unpack(op, first, tile):
+        for lane in range(0, 16, n_rows):
+            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
+
+    return unpack
+
+
+def build_linear_prefill(isa, fmt, n_planes=1):
+    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
+    op_at = record_viewer(LINEAR)
+    unpack, multiply = rows_unpacker(isa, fmt), tile_multiplier(isa, fmt, n_planes)
+
     def linear_prefill(record, chunk, thread):
         op = op_at(record)
         tile = op.scratch + thread * op.scratch_bytes
-        first = chunk * 16
-        for lane in range(0, 16, n_rows):
-            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
-        multiply(op, tile, first)
+        unpack(op, chunk * 16, tile)
+        multiply(op, tile, chunk * 16)
 
     return linear_prefill

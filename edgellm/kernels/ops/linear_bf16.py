@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from edgellm.kernels.gradient_records import (
     AMX_COLS,
-    AMX_CONFIG_BYTES,
     AMX_ROWS,
     AMX_SUM_ROWS,
     LINEAR_TRANSPOSED,
@@ -21,7 +20,7 @@ from edgellm.kernels.ops.bf16 import nearest_bf16
 from edgellm.kernels.ops.dequantize import dequantize_row
 from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.linear_f32 import block_columns
-from edgellm.kernels.records import LINEAR
+from edgellm.kernels.records import AMX_CONFIG_BYTES, LINEAR
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 
 TOGETHER = 2  # registers of tokens by registers of weights whose sums are made at once: four of sums, four of inputs

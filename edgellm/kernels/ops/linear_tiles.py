@@ -19,7 +19,7 @@ from edgellm.kernels.ops.linear import (
     meet_tokens,
     tile_multiplier,
 )
-from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_tile
 from edgellm.kernels.records import LINEAR, TILE_ROWS
 from edgellm.kernels.staged import F32, I64, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
@@ -39,19 +39,20 @@ def multiply_few(
     out_stride: Value,
     scratch: Value,
     ahead: Value,
+    lines: Value,
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
     A few tokens meet weights in the registers into which they were unpacked. For as many as are taken at once, a block
     is put into scratch memory, which a first level cache holds, so that one group's code serves all of its groups.
 
-    ahead:  where pages begin that are asked for meanwhile.
+    ahead, lines:  what is prefetched meanwhile, see `prefetch_tile`.
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        prefetch_page_starts(v, ahead + i * block_bytes, block_bytes)
+        prefetch_tile(v, ahead + i * block_bytes, block_bytes, lines)
         block = TileReader(v, fmt, tile + i * block_bytes)
         if n_tokens == v.isa.tile_tokens and per_block > 1:
             return by_group(block, i, totals)
@@ -94,7 +95,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
     most, some = isa.tile_tokens, isa.tile_tokens // 2
 
     def kernel_of(n_tokens: int):
-        @staged(isa, "void", *["i64"] * 9)
+        @staged(isa, "void", *["i64"] * 10)
         def tile_by_few(v, *args):
             multiply_few(v, fmt, n_planes, n_tokens, *args)
 
@@ -108,6 +109,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         n_blocks, n_tokens = op.n_cols // per_block, op.batch.n_tokens
         first, scratch = chunk * op.chunk_rows, op.scratch + thread * op.scratch_bytes
+        lines = op.prefetch_lines
         for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
             tile, ahead = op.weights + row * op.row_bytes, prefetch_address(op, chunk, thread, row)
             token = 0
@@ -119,16 +121,16 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                 out = op.out + (token * op.out_stride + row) * 4
                 # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
                 if left > most - 2:
-                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
+                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
                     token += most
                 elif left > 2:
-                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
+                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
                     token += some
                 elif left == 2:
-                    by_two(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
+                    by_two(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
                     token += 2
                 else:
-                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead)
+                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
                     token += 1
 
     return linear_tiles

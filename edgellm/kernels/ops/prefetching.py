@@ -30,6 +30,12 @@ def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
         v.prefetch((at & -PAGE) + ((at & (PAGE - 1)) / part) * LINE)
 
 
+def prefetch_tile(v: Vocabulary, address: Value, n_bytes: int, lines: Value) -> None:
+    """Prefetch a part of a tile: every line where `lines` is 1, the starts of pages where it is 0."""
+    v.repeat(lines, lambda _: prefetch_part(v, address, n_bytes))
+    v.repeat(lines ^ 1, lambda _: prefetch_page_starts(v, address, n_bytes))
+
+
 @njit(error_model="numpy")
 def prefetch_address(op, chunk, thread, row):
     """The weights to prefetch while rows from `row` on are multiplied: op.prefetch_distance bytes further on.
