@@ -11,6 +11,7 @@ import pytest
 
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Program, Target, Team, Tuning, Value, lower
+from edgellm.graph.lowering import linear as lowering_of_linears
 from edgellm.graph.ops import Rows
 from edgellm.graph.program import aligned
 from edgellm.graph.team import KERNELS
@@ -42,6 +43,12 @@ def team_of(store: KernelStore) -> Iterator[Callable[[int], Team]]:
     for team in teams:
         team.close()
     assert {*threading.enumerate()} <= before
+
+
+@pytest.fixture
+def no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ops by the names that they have on most CPUs."""
+    monkeypatch.setattr(lowering_of_linears, "has_amx", lambda isa: False)
 
 
 def lowered(graph: Graph, n_threads: int = 1, taps=(), given=(), square_sums=None, **target: Any) -> Lowered:

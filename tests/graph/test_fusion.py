@@ -14,6 +14,8 @@ from edgellm.kernels.store import KernelStore
 
 from .conftest import lowered, program_of, rows_for, tensor
 
+pytestmark = pytest.mark.usefixtures("no_amx")
+
 NARROW, WIDE, EPSILON = 64, 8192, 1e-5
 NORM = tensor("norm", NARROW)
 

@@ -7,6 +7,7 @@ import pytest
 
 from edgellm.errors import UnsupportedError
 from edgellm.graph import Graph, Lowered, Piece, Value
+from edgellm.graph.lowering import linear as lowering_of_linears
 from edgellm.graph.nodes import (
     AttentionSpec,
     Rotation,
@@ -36,6 +37,8 @@ from edgellm.quants.tiles import to_tiles
 
 from .conftest import Same, lowered, program_of, rows_for, tensor
 from .twin import Text, evaluate
+
+pytestmark = pytest.mark.usefixtures("no_amx")
 
 WIDTH, N_HEADS, N_TOKENS = 64, 4, 11
 ROTATION = Rotation(10.0 ** -np.arange(6.0), interleaved=False)  # the last dimensions of a head stay
@@ -202,6 +205,22 @@ def test_the_kernels_of_a_linear(format_name, activations, sensitive, kernel, sm
     assert (op.kernel.name, op.small_kernel and op.small_kernel.name) == (kernel, small)
     assert bool(quantize) == kernel.startswith("linear_prefill")
     assert {op.kernel, op.small_kernel} - {None} <= set(ops.kernels)
+
+
+def test_many_tokens_take_amx_where_a_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a scale for every 32 weights, in any layout; few tokens never do."""
+    monkeypatch.setattr(lowering_of_linears, "has_amx", lambda isa: True)
+    for format_name, kernels in (
+        ("Q4_K", ("linear_amx.Q4_K", "linear_tiles_amx.Q4_K")),
+        ("Q6_K", ("linear_prefill.Q6_K", "linear_tiles_prefill.Q6_K")),
+    ):
+        g = Graph()
+        weight = tensor("w", 32, 256, format_name=format_name)
+        g.output(linear(g.input(256), weight))
+        for tiles, kernel in zip(({}, {weight: to_tiles(weight.format, weight.raw)}), kernels, strict=True):
+            op = lowered(g, tiles=tiles).ops[-1]
+            assert op.kernel.name == kernel
+            assert op.small_kernel is not None and "amx" not in op.small_kernel.name
 
 
 @pytest.mark.parametrize("sensitive", [False, True])
