@@ -98,11 +98,10 @@ def _serve(
     log_as: str | None,
     settings: dict[str, Any],
 ) -> None:
-    import asyncio
-
     from edgellm.cli.terminal import note
     from edgellm.server.app import create_app
     from edgellm.server.keys import Keys
+    from edgellm.server.protocol import run
     from edgellm.server.running import heard, listen, serve, uvicorn_for
 
     given = {name: value for name, value in settings.items() if value is not None}
@@ -125,7 +124,7 @@ def _serve(
             note(f"listening on http://{shown}:{address[1]}")
 
         with heard(log):
-            asyncio.run(serve(uvicorn_for(application, config), application, listening, first, ready))
+            run(serve(uvicorn_for(application, config), application, listening, first, ready))
     finally:
         listening.close()
 

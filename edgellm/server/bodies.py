@@ -19,30 +19,46 @@ MOST_NAMED = 3  # faults of a request that are told
 
 async def read_bytes(request: Request, most: int, seconds: float) -> bytes:
     """The body. Raises ApiProblem for one that is too large, or too slow in coming; ClientDisconnect."""
-    return b"".join([part async for part in within(request, most, seconds)])
+
+    async def whole() -> bytes:
+        return b"".join([part async for part in _pieces(request, most)])
+
+    try:
+        return await asyncio.wait_for(whole(), seconds)
+    except asyncio.TimeoutError:
+        raise _too_slow(seconds) from None
 
 
 async def within(request: Request, most: int, seconds: float) -> AsyncGenerator[bytes, None]:
     """The body in pieces, within the same bounds."""
+    pieces = _pieces(request, most).__aiter__()
+    ends = asyncio.get_running_loop().time() + seconds
+    while True:
+        left = ends - asyncio.get_running_loop().time()
+        try:
+            part = await asyncio.wait_for(pieces.__anext__(), max(left, 0.01))
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise _too_slow(seconds) from None
+        yield part
+
+
+async def _pieces(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces, up to a size."""
     told = request.headers.get("content-length", "0")
     if told.isascii() and told.isdigit() and int(told) > most:
         raise _too_large(most)
     n_bytes = 0
-    stream = request.stream().__aiter__()
-    ends = asyncio.get_running_loop().time() + seconds
-    while True:
-        try:
-            left = ends - asyncio.get_running_loop().time()
-            part = await asyncio.wait_for(stream.__anext__(), max(left, 0.01))
-        except StopAsyncIteration:
-            return
-        except asyncio.TimeoutError:
-            raise ApiProblem(408, f"the body did not come within {seconds:g} seconds",
-                             headers={"Connection": "close"}) from None  # fmt: skip
+    async for part in request.stream():
         n_bytes += len(part)
         if n_bytes > most:
             raise _too_large(most)
         yield part
+
+
+def _too_slow(seconds: float) -> ApiProblem:
+    return ApiProblem(408, f"the body did not come within {seconds:g} seconds", headers={"Connection": "close"})
 
 
 def _too_large(most: int) -> ApiProblem:

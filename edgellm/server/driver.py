@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
@@ -67,24 +68,31 @@ class Answer:
 class Answers:
     """All answers to one request, for the event loop: an async iterator over their parts, in the order of time.
 
+    They begin when the first part is asked for. So whoever sends them has done what comes before, and does not hold up
+    the driver's thread, which needs the interpreter to prepare the first step.
+
     generations:  may be looked at when the last part has come.
     first_at:     when the first text came, on the clock of `time.monotonic`; None before.
     """
 
-    def __init__(self, generations: Sequence[Generation], tells_progress: bool = False) -> None:
+    def __init__(self, generations: Sequence[Generation], driver: Driver, tells_progress: bool = False) -> None:
         self.generations = generations
         self.tells_progress = tells_progress
         self.first_at: float | None = None
         self.loop = asyncio.get_running_loop()
         self.each = [Answer(generation, index, self) for index, generation in enumerate(generations)]
-        self._parts: asyncio.Queue[Part] = asyncio.Queue()
+        self._parts: deque[Part] = deque()
+        self._arrival: asyncio.Future[None] | None = None  # of the next one, when all have been taken
         self._n_left = len(self.each)
+        self._driver: Driver | None = driver  # who has not begun yet
 
     def put(self, part: Part) -> None:
         """Called in the event loop."""
         if part.pieces and self.first_at is None:
             self.first_at = monotonic()
-        self._parts.put_nowait(part)
+        self._parts.append(part)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """End with an error, in the event loop."""
@@ -95,10 +103,16 @@ class Answers:
         return self
 
     async def __anext__(self) -> Part:
-        """Raises what went wrong with an answer."""
+        """Raises what went wrong with an answer, ApiProblem when the model has been unloaded."""
         if self._n_left == 0:
             raise StopAsyncIteration
-        part = await self._parts.get()
+        while not self._parts:
+            if self._driver is not None:
+                driver, self._driver = self._driver, None
+                driver.start(self)
+            self._arrival = self.loop.create_future()
+            await self._arrival
+        part = self._parts.popleft()
         self._n_left -= part.is_last
         if part.error is not None:
             self._n_left = 0

@@ -16,6 +16,7 @@ import uvicorn
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.server.app import Application
 from edgellm.server.problems import ApiProblem
+from edgellm.server.protocol import http_settings
 from edgellm.server.settings import ServerConfig
 
 SPARE_CONNECTIONS = 512  # beside those that wait for an answer; beyond that uvicorn says 503 at once
@@ -106,8 +107,7 @@ def uvicorn_for(application: Application, config: ServerConfig) -> uvicorn.Serve
         date_header=True,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
-        http="h11",  # which bounds what headers may take; httptools, a little quicker, does not
-        h11_max_incomplete_event_size=64 << 10,
+        **http_settings(),
         limit_concurrency=config.parallel + config.queue + SPARE_CONNECTIONS,
         ws="none",
     )

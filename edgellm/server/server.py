@@ -144,12 +144,11 @@ class Server:
             record["queued"] = round(monotonic() - started, 4)
             if idle is not None:
                 loaded.idle = idle
-            answers = Answers(generations, tells_progress)
+            answers = Answers(generations, loaded.driver, tells_progress)
             if deadline is not None:
                 loop = asyncio.get_running_loop()
                 timer = loop.call_later(deadline - monotonic(), answers.fail, self._too_late())
                 held.callback(timer.cancel)
-            loaded.driver.start(answers)
             return Job(self, loaded, answers, held, started, record, called)
         except asyncio.TimeoutError:
             await held.aclose()

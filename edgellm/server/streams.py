@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -16,18 +17,33 @@ from edgellm.server.settings import ServerConfig
 
 Result = TypeVar("Result")
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 PING = b": ping\n\n"  # a comment of server-sent events, which clients pass over
 
 
 def as_json(value: Any) -> str:
     """JSON of one line. Raises ValueError for what is no number."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _encode(value)
 
 
 def event(value: Any, name: str | None = None) -> bytes:
     """A server-sent event."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {as_json(value)}\n\n".encode()
+
+
+class TextEvent:
+    """Server-sent events in which one text changes and all else is the same: that is put into JSON once.
+
+    of:  gives the value of an event with some text in it, anywhere, once.
+    """
+
+    def __init__(self, of: Callable[[str], Any]) -> None:
+        place = secrets.token_hex(16)
+        self._before, self._behind = event(of(place)).split(as_json(place).encode())
+
+    def __call__(self, text: str) -> bytes:
+        return self._before + as_json(text).encode() + self._behind
 
 
 def line(value: Any) -> bytes:

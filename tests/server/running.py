@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import uvicorn
 
 from edgellm.server.app import Application, create_app
 from edgellm.server.keys import Keys
+from edgellm.server.protocol import run
 from edgellm.server.running import heard, listen, serve, uvicorn_for
 from edgellm.server.settings import ServerConfig
 
@@ -49,7 +49,7 @@ def running(models: dict[str, Path] | None, keys: Keys | None = None, **settings
     server = uvicorn_for(application, config)
     is_ready = threading.Event()
     thread = threading.Thread(
-        target=lambda: asyncio.run(serve(server, application, listening, next(iter(models or ()), None), is_ready.set))
+        target=lambda: run(serve(server, application, listening, next(iter(models or ()), None), is_ready.set))
     )
     with heard(log.append):
         thread.start()

@@ -259,6 +259,17 @@ def test_an_answer_goes_on_when_the_context_is_full(tiny_chat) -> None:
         for wrong, words in (({"n_keep": 3}, "n_keep is 3"), ({"when_full": "drop"}, "when_full is 'drop'")):
             with pytest.raises(openai.BadRequestError, match=words):
                 made.completions.create(prompt="the tea", extra_body=wrong, **body)
+        question = [{"role": "user", "content": "the tea"}]
+        for path, asked in (
+            ("/v1/messages", {"messages": question, "max_tokens": 150}),
+            ("/v1/responses", {"input": question, "max_output_tokens": 150}),
+        ):
+            asked |= {"model": "tiny", "top_k": 1}
+            plain, shifted = (server.post(path, asked | extra).json() for extra in ({}, {"when_full": "shift"}))
+            assert "context_shifts" not in plain["usage"] and plain["usage"]["output_tokens"] < 64
+            whole = {"/v1/messages": ("stop_reason", "end_turn"), "/v1/responses": ("status", "completed")}[path]
+            assert shifted[whole[0]] == whole[1] or shifted["usage"]["context_shifts"] > 2
+            assert server.post(path, asked | {"when_full": "drop"}).status_code == 400
         asked = {"model": "tiny", "prompt": "the tea", "raw": True, "stream": False}
         asked["options"] = {"temperature": 0, "num_predict": 400, "num_keep": 8}
         stopped, gone_on = (server.post("/api/generate", {**asked, "shift": shift}).json() for shift in (False, True))

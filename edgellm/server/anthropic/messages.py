@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
+from edgellm.engine.openai.shapes import shifts_of
 from edgellm.engine.piece import joined
 from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
@@ -92,6 +93,7 @@ def _usage(generation: Generation) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": stats.n_reused_tokens,
         "output_tokens": stats.n_generated_tokens,
+        **shifts_of([generation]),
     }
 
 

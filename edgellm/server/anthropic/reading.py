@@ -35,7 +35,7 @@ def chat_of(asked: CountRequest) -> Chat:
         keywords["max_tokens"] = asked.max_tokens
         if asked.stop_sequences:
             keywords["stop"] = asked.stop_sequences
-        for name in ("temperature", "top_p", "top_k"):
+        for name in ("temperature", "top_p", "top_k", "when_full", "n_keep"):
             if (value := getattr(asked, name)) is not None:
                 keywords[name] = value
     return Chat(asked.model, prepared(messages), keywords, called=CALLED)

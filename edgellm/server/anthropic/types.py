@@ -51,3 +51,6 @@ class MessagesRequest(CountRequest):
     container: None = None
     inference_geo: str | None = None
     diagnostics: dict[str, Any] | None = None
+    # This server's own: what happens when the context is full.
+    when_full: str | None = None
+    n_keep: int | None = None

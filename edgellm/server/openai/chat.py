@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -10,13 +10,15 @@ from starlette.responses import Response
 
 from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import FINISH, ChatShape
+from edgellm.engine.piece import Kind, Piece, joined
 from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, begin, form_of, prepared, think_of
+from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import prompt_progress, timings
 from edgellm.server.openai.types import ChatRequest
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import event, unless_gone
+from edgellm.server.streams import TextEvent, event, unless_gone
 
 CALLED = {"template_variables": "chat_template_kwargs"}
 DONE = b"data: [DONE]\n\n"
@@ -100,8 +102,30 @@ def finish_of(generation: Generation) -> str:
     return reason
 
 
+class _Said:
+    """The events of what comes of answers; for a text without more, they are made ready once."""
+
+    def __init__(self, shape: ChatShape) -> None:
+        self._shape = shape
+        self._ready: dict[tuple[int, str], TextEvent] = {}  # by answer and kind of text
+
+    def __call__(self, part: Part) -> Iterator[bytes]:
+        if part.logprobs:
+            yield from map(event, self._shape.part(part.index, part.pieces, part.logprobs))
+            return
+        for piece in joined(part.pieces):
+            ready = self._ready.get((part.index, piece.kind)) or self._new(part.index, piece.kind)
+            yield ready(piece.text)
+
+    def _new(self, index: int, kind: Kind) -> TextEvent:
+        ready = TextEvent(lambda text: next(self._shape.part(index, [Piece(kind, text)])))
+        self._ready[index, kind] = ready
+        return ready
+
+
 async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
     shape = _shape(job, asked)
+    said = _Said(shape)
     try:
         for chunk in shape.beginning(len(job.generations)):
             yield event(chunk)
@@ -110,8 +134,8 @@ async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
             if part.progress is not None:
                 yield event({**shape.aside(), "prompt_progress": prompt_progress(generation, part.progress)})
                 continue
-            for chunk in shape.part(part.index, part.pieces, part.logprobs):
-                yield event(chunk)
+            for told in said(part):
+                yield told
             if part.is_last:
                 finish_of(generation)
                 *calls, last = shape.end(part.index, generation)

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Generation
-from edgellm.engine.openai.shapes import logprobs_shape
+from edgellm.engine.openai.shapes import logprobs_shape, shifts_of
 from edgellm.engine.piece import joined
 from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, begin
@@ -148,6 +148,7 @@ class _Writing:
             "output_tokens": stats.n_generated_tokens,
             "output_tokens_details": {"reasoning_tokens": len(self._job.model.tokenize(self._generation.reasoning))},
             "total_tokens": stats.n_prompt_tokens + stats.n_generated_tokens,
+            **shifts_of([self._generation]),
         }
 
     def _conclude(self) -> None:

@@ -1,0 +1,70 @@
+"""HTTP and the event loop below it: httptools and uvloop where they are installed, else what Python brings.
+
+With them, the event loop needs a third less processor time for each token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from importlib.util import find_spec
+from typing import Any
+
+MOST_HEAD = 64 << 10  # bytes that a request may have beside its body: its address and its headers
+FIELD = 4  # bytes between the names and values of headers
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run something to its end in an event loop of its own."""
+    if find_spec("uvloop") is None:
+        asyncio.run(main)
+        return
+    import uvloop
+
+    uvloop.run(main)
+
+
+def http_settings() -> dict[str, Any]:
+    """How uvicorn is to read requests; whichever way, within MOST_HEAD."""
+    if find_spec("httptools") is None:
+        return {"http": "h11", "h11_max_incomplete_event_size": MOST_HEAD}
+    return {"http": _bounded()}
+
+
+def _bounded() -> type[asyncio.Protocol]:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Bounded(HttpToolsProtocol):
+        """Refuses requests whose head is too large, or whose trailers are; httptools itself takes any."""
+
+        n_fields = 0  # bytes of this request's headers
+        n_unread = 0  # bytes since the last of them, or since the last piece of a body
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            self.n_unread += len(data)
+            super().data_received(data)
+            if self.n_unread > MOST_HEAD and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
+
+        def on_message_begin(self) -> None:
+            self.n_fields = 0
+            super().on_message_begin()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self.n_unread = 0
+            self.n_fields += len(name) + len(value) + FIELD
+            if self.n_fields > MOST_HEAD:
+                raise ValueError("the headers are too large")  # which the parser takes for a malformed request
+            super().on_header(name, value)
+
+        def on_body(self, body: bytes) -> None:
+            self.n_unread = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self.n_unread = 0
+            super().on_message_complete()
+
+    return Bounded
