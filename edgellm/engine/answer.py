@@ -76,6 +76,7 @@ class Answer(Request):
         for rule in rules:
             rule.begin(self._whole)
         never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
+        self._loops = loops
         self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules, loops)
         self._started: float | None = None
         self._first_at: float | None = None
@@ -141,7 +142,7 @@ class Answer(Request):
                 self._finish("stop", text)
                 return
             n_top = self._params.logprobs
-            logprobs = None if n_top is None else logprobs_of(token_id, logits, maxima, n_top)
+            logprobs = None if n_top is None else logprobs_of(token_id, logits, maxima, n_top, self._loops)
             back = text.push(token_id, logprobs, state)
             if back is None:
                 break

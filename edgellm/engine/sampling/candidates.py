@@ -1,7 +1,7 @@
 """The tokens that may come next, and their logits: what every step works on.
 
-A vocabulary can have a quarter of a million tokens. As long as all of them are candidates, nothing is copied or sorted:
-the largest of every group of 64 logits, which the program that made the logits has found, tell where to look.
+A vocabulary can have a quarter of a million tokens. As long as all of them are candidates they are `AllTokens`, and
+nothing is copied or sorted; once a step has left some out, there are lists of ids and logits.
 """
 
 from __future__ import annotations
@@ -11,68 +11,50 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
+from edgellm.engine.sampling.all_tokens import LARGEST, AllTokens
+from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops, spread_of
 from edgellm.errors import UsageError
 from edgellm.kernels.records import MAXIMA_GROUP
 
-LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
 FEW = 64  # tokens that are tried first, where it is not known how many are needed
-MANY = 256  # other logits, from which on it is quicker to look for all maxima anew
-SPARSE = 16  # from this part of a vocabulary down, the tokens that may come are listed
-ALL_BITS = np.uint64(2**64 - 1)
 COOLEST = 1e-20  # temperatures below it are too much for float32
-
-
-class Scratch:
-    """Memory for arrays as large as the vocabulary, used again for every token: to get it anew takes longer than to
-    fill it.
-
-    loops:  what goes through all logits.
-    """
-
-    def __init__(self, loops: GroupLoops = IN_NUMPY) -> None:
-        self.loops = loops
-        self._arrays: dict[str, np.ndarray] = {}
-
-    def floats(self, name: str, n: int) -> np.ndarray:
-        """float32 [n] of any content; what had it before is gone."""
-        found = self._arrays.get(name)
-        if found is None or len(found) != n:
-            found = self._arrays[name] = np.empty(n, np.float32)
-        return found
 
 
 class Candidates:
     """Tokens and their logits. Steps change it in place; there always is a token that may come.
 
     ids:          int64 [n]; None while all tokens of the vocabulary are candidates, in the order of their ids.
-    logits:       float32 or float64 [n]; minus infinity is the logit of a token that must not come.
     temperature:  what the logits are still to be divided by.
     is_sorted:    the largest logit comes first; among equal ones the smaller id.
     """
 
-    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None = None, scratch: Scratch | None = None) -> None:
+    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None = None, loops: GroupLoops = IN_NUMPY) -> None:
         """All tokens of a vocabulary: float32 [n_vocab], and the largest of every MAXIMA_GROUP where they are known.
 
-        scratch:  is used as long as these candidates are.
+        loops:  what goes through all logits.
         """
         self.ids: np.ndarray | None = None
-        self.logits = logits
         self.temperature = 1.0
         self.is_sorted = False
-        self._maxima = maxima
-        self._scratch = scratch or Scratch()
-        self._is_own = False  # the logits may be written to
+        self._loops = loops
+        self._given = self._all = AllTokens(logits, maxima, loops, is_own=False)
+        self._some = np.empty(0)  # logits of those in `ids`
+
+    def borrow(self) -> None:
+        """Steps may write over the logits that were given, until `give_back`."""
+        self._given.borrow()
+
+    def give_back(self) -> None:
+        """The logits that were given are again what they were. What was made of them is of no use any more."""
+        self._given.give_back()
 
     def __len__(self) -> int:
-        return len(self.logits)
+        return len(self._all if self.ids is None else self._some)
 
     @property
-    def maxima(self) -> np.ndarray:
-        """The largest logit of every MAXIMA_GROUP candidates, while all tokens are candidates."""
-        if self._maxima is None:
-            self._maxima = self._scratch.loops.largest(self.logits)
-        return self._maxima
+    def logits(self) -> np.ndarray:
+        """float32 or float64 [n], to be read only; minus infinity is the logit of a token that must not come."""
+        return self._all.logits() if self.ids is None else self._some
 
     @property
     def largest(self) -> float:
@@ -80,9 +62,9 @@ class Candidates:
         if not len(self):
             found = -math.inf
         elif self.is_sorted:
-            found = float(self.logits[0])
+            found = float(self._some[0])
         else:
-            found = float(self.logits.max() if self.ids is not None else self.maxima.max())
+            found = self._all.largest if self.ids is None else float(self._some.max())
         if found == -math.inf:
             raise UsageError("no token may come next: all are forbidden, by logit_bias, banned_strings or a step")
         return found
@@ -90,11 +72,20 @@ class Candidates:
     def id_at(self, position: int) -> int:
         return position if self.ids is None else int(self.ids[position])
 
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """The logits of candidates that may come."""
+        return self._all.at(positions) if self.ids is None else self._some[positions]
+
     # --- how likely they are ------------------------------------------------------------------------------
 
     def weights(self) -> np.ndarray:
         """How likely tokens are beside the likeliest, whose weight is 1: float64 [n]."""
-        return _weights(self.logits, self.largest, self.temperature)
+        return self.weights_of(self.logits)
+
+    def weights_of(self, logits: np.ndarray) -> np.ndarray:
+        """The same for some logits: float64, as many."""
+        with np.errstate(over="ignore"):  # of a temperature near 0
+            return np.exp((logits.astype(np.float64) - self.largest) / self.temperature)
 
     def probabilities(self) -> np.ndarray:
         """float64 [n]; their sum is 1."""
@@ -103,9 +94,7 @@ class Candidates:
 
     def total(self) -> float:
         """The sum of all weights."""
-        if self.ids is not None or self.temperature < COOLEST:
-            return float(self.weights().sum())
-        return float(self._group_weights()[0].sum())
+        return float((self._group_weights()[1][:, 0] if self._goes_by_groups else self.weights()).sum())
 
     def bound(self, share: float) -> float:
         """The logit of a token that is so many times as likely as the likeliest."""
@@ -113,51 +102,64 @@ class Candidates:
 
     def entropy(self) -> float:
         """Of the probabilities, in nats."""
+        if self._goes_by_groups:
+            total, products = self._group_weights()[1].sum(axis=0).tolist()
+            return max(0.0, math.log(total) - products / total)
         p = self.probabilities()
         p = p[p > 0]
         return float(-(p * np.log(p)).sum())
+
+    def spread(self) -> tuple[int, float]:
+        """The number of tokens that may come, and the variance of their logits, whatever the temperature."""
+        return self._all.spread() if self.ids is None else spread_of(self._some)
 
     # --- which of them stay -------------------------------------------------------------------------------
 
     def keep(self, positions: np.ndarray, is_sorted: bool = False) -> None:
         """Leave out all others."""
+        self._some = self.at(positions)
         self.ids = positions if self.ids is None else self.ids[positions]
-        self.logits = self.logits[positions]
-        self._maxima, self._is_own, self.is_sorted = None, True, is_sorted
+        self.is_sorted = is_sorted
 
     def _keep_first(self, n: int) -> None:
         """Of sorted ones."""
         if n < len(self):
             assert self.ids is not None
-            self.ids, self.logits = self.ids[:n], self.logits[:n]
+            self.ids, self._some = self.ids[:n], self._some[:n]
 
     def keep_likeliest(self) -> None:
         """Keep the largest logit alone; among equal ones the first."""
-        if self.ids is None:
-            group = int(np.argmax(self.maxima))
-            start = group * MAXIMA_GROUP
-            position = start + int(np.argmax(self.logits[start : start + MAXIMA_GROUP]))
-        else:
-            position = int(np.argmax(self.logits))
-        self.ids, self.logits = np.array([self.id_at(position)]), self.logits[position : position + 1]
-        self._maxima, self._is_own, self.is_sorted = None, False, True
+        position = self._all.likeliest() if self.ids is None else int(np.argmax(self._some))
+        self.keep(np.array([position]), is_sorted=True)
 
     def keep_most_likely(self, k: int) -> None:
         """Keep the k largest logits, the largest first; among equal ones the smaller ids."""
         if self.ids is None:
-            self.keep(_most_likely(self.logits, self.maxima, k), is_sorted=True)
+            self.keep(self._all.most_likely(k)[:k], is_sorted=True)
         else:
             self.sort()
             self._keep_first(k)
 
     def keep_reaching(self, share: float) -> None:
         """Keep the most likely tokens until their probabilities reach `share`, the largest first."""
-        if self.ids is None and self.temperature >= COOLEST:
-            self._keep_reaching_of_all(share * self.total())
+        if self._goes_by_groups:
+            self._keep_reaching_of_all(share)
             return
         self.sort()
         weights = self.weights()
         self._keep_first(_n_reaching(weights, share * weights.sum()))
+
+    def _keep_reaching_of_all(self, share: float) -> None:
+        sums = self._group_weights()[1][:, 0]
+        enough, k = share * float(sums.sum()), FEW
+        while True:
+            positions = self._all.most_likely(k)
+            n = _n_reaching(self.weights_of(self.at(positions)), enough)
+            if n <= len(positions) or len(positions) < k:
+                return self.keep(positions[:n], is_sorted=True)
+            # The tokens that are needed are in as many groups or fewer, which then reach it too. The least number of
+            # groups that do is a good guess: likely tokens are seldom in one group.
+            k = 2 * k if k > FEW else max(2 * k, _n_reaching(np.sort(sums)[::-1], enough) * 9 // 8)
 
     def keep_at_least(self, bound: float) -> None:
         """Keep logits from a bound on; the largest stays in any case."""
@@ -168,12 +170,11 @@ class Candidates:
             self.keep(positions)
 
     def at_least(self, bound: float) -> np.ndarray:
-        """The positions of logits from a bound on."""
-        least = self.logits.dtype.type(max(-LARGEST, min(bound, LARGEST)) if bound > -math.inf else bound)
-        if self.ids is not None:
-            return np.flatnonzero(self.logits >= least)
-        positions = _of_groups(np.flatnonzero(self.maxima >= least), len(self.logits))
-        return positions[self.logits[positions] >= least]
+        """The positions of logits from a bound on, in rising order."""
+        if self.ids is None:
+            return self._all.at_least(bound)
+        least = self._some.dtype.type(max(-LARGEST, min(bound, LARGEST)) if bound > -math.inf else bound)
+        return np.flatnonzero(self._some >= least)
 
     def sort(self) -> None:
         """Put the largest logit first, and of equal ones the one that came first."""
@@ -188,7 +189,8 @@ class Candidates:
         ids:  int64, in rising order; those that are no candidates stay out.
         new:  a function of logits, float64 [m], and of their places in `ids`, that gives the logits to have.
         """
-        self.cool()
+        if not self._goes_by_groups:
+            self.cool()
         if self.ids is None:
             positions = ids[: np.searchsorted(ids, len(self))]
             places = np.arange(len(positions))
@@ -197,37 +199,23 @@ class Candidates:
             positions = np.flatnonzero(ids[near] == self.ids)
             places = near[positions]
         if len(positions):
-            before = self.logits[positions].astype(np.float64)
-            after = np.clip(new(before, places), -LARGEST, LARGEST)
+            given = self.at(positions)
+            after = _within(new(_divided(given, self.temperature), places))
+            if self.temperature != 1:
+                after = _within(after * self.temperature)
             # What must not come stays so, whatever is added to it.
-            self.put(positions, np.where(before == -math.inf, before, after))
+            after[given == -math.inf] = -math.inf
+            self.put(positions, after)
 
     def put(self, positions: np.ndarray, logits: np.ndarray | float) -> None:
-        """Logits at some positions; minus infinity forbids a token."""
+        """Logits at some positions, in rising order; minus infinity forbids a token."""
         if not len(positions):
             return
-        maxima = self.maxima if self.ids is None else None
-        if not self._is_own:
-            self._own()
-        self.logits[positions] = logits
-        self.is_sorted = False
-        self._maxima = None
-        if maxima is not None and len(positions) <= MANY:
-            self._maxima = maxima = maxima.copy()
-            groups = positions // MAXIMA_GROUP
-            whole = groups[groups < len(self.logits) // MAXIMA_GROUP]
-            maxima[whole] = self.logits[whole[:, None] * MAXIMA_GROUP + np.arange(MAXIMA_GROUP)].max(axis=1)
-            if len(whole) < len(groups):  # the last group, which is smaller
-                maxima[-1] = self.logits[(len(maxima) - 1) * MAXIMA_GROUP :].max()
-
-    def _own(self) -> None:
-        """Have logits that may be written to."""
-        if self.logits.dtype == np.float32:
-            own = self._scratch.floats("logits", len(self))
-            np.copyto(own, self.logits)
+        if self.ids is None:
+            self._all.put(positions, logits)
         else:
-            own = self.logits.copy()
-        self.logits, self._is_own = own, True
+            self._some[positions] = logits
+            self.is_sorted = False
 
     def forbid(self, ids: np.ndarray) -> None:
         """Some tokens must not come. ids: int64, in rising order."""
@@ -239,36 +227,28 @@ class Candidates:
     def allow(self, words: np.ndarray) -> None:
         """Only some tokens may come. words: uint64, a bit for each token; every word is a group of MAXIMA_GROUP.
 
-        A group of which none may come is not looked at again. Called while all tokens are candidates.
+        Called while all tokens are candidates; the words must not change as long as these are used.
         """
-        words = words[: -(-len(self) // MAXIMA_GROUP)]
-        some = np.flatnonzero(words)
-        if len(some) <= len(words) // SPARSE:
-            bits = np.unpackbits(words[some].view(np.uint8), bitorder="little").reshape(-1, MAXIMA_GROUP)
-            rows, columns = np.nonzero(bits)
-            positions = some[rows] * MAXIMA_GROUP + columns
-            positions = positions[: np.searchsorted(positions, len(self))]
-            if len(positions) <= len(self) // SPARSE:
-                self.keep(positions)
-                return
-        partly = np.flatnonzero(words != ALL_BITS)
-        bits = np.unpackbits(words[partly].view(np.uint8), bitorder="little").reshape(-1, MAXIMA_GROUP)
-        rows, columns = np.nonzero(bits == 0)
-        positions = partly[rows] * MAXIMA_GROUP + columns
-        self.put(positions[: np.searchsorted(positions, len(self))], -math.inf)
+        positions = self._all.few_of(words)
+        if positions is None:
+            self._all.allow(words)
+        else:
+            self.keep(positions)
 
     def cool(self) -> None:
         """Divide the logits by the temperature now, for who needs them as they are."""
         if self.temperature != 1:
-            with np.errstate(over="ignore"):
-                logits = np.clip(self.logits / np.float64(self.temperature), -LARGEST, LARGEST)
-            logits[self.logits == -math.inf] = -math.inf
-            self.logits, self._maxima, self._is_own, self.temperature = logits, None, True, 1.0
+            is_sorted = self.is_sorted
+            self.replace(self.ids, _divided(self.logits, self.temperature))
+            self.is_sorted = is_sorted
 
     def replace(self, ids: np.ndarray | None, logits: np.ndarray) -> None:
         """Other candidates in the place of these. ids: as `ids`."""
-        self.ids, self.logits = ids, logits
-        self._maxima, self._is_own, self.is_sorted, self.temperature = None, True, False, 1.0
+        self.ids, self.is_sorted, self.temperature = ids, False, 1.0
+        if ids is None:
+            self._all = AllTokens(logits, None, self._loops, is_own=True)
+        else:
+            self._some = logits
 
     # --- one of them --------------------------------------------------------------------------------------
 
@@ -276,34 +256,38 @@ class Candidates:
         """The position of a token, as likely as it is. number: gives one at random, from 0 to below 1."""
         if len(self) == 1 and self.largest > -math.inf:
             return 0
-        if self.ids is not None or self.temperature < COOLEST:
+        if not self._goes_by_groups:
             return _drawn(self.weights().cumsum(), number())
-        groups, weights = self._group_weights()
-        sums = groups.cumsum()
-        group = _drawn(sums, drawn := number())
-        before = float(sums[group - 1]) if group else 0.0
-        start = group * MAXIMA_GROUP
-        inside = weights[start : start + MAXIMA_GROUP].cumsum(dtype=np.float64)
-        return start + _drawn(inside, (drawn * float(sums[-1]) - before) / float(groups[group]))
+        groups, parts = self._group_weights()
+        sums = parts[:, 0].cumsum()
+        place = _drawn(sums, drawn := number())
+        before = float(sums[place - 1]) if place else 0.0
+        inside = self.weights_of(self._all.row(group := int(groups[place]))).cumsum()
+        return group * MAXIMA_GROUP + _drawn(inside, (drawn * float(sums[-1]) - before) / float(parts[place, 0]))
+
+    @property
+    def _goes_by_groups(self) -> bool:
+        return self.ids is None and self.temperature >= COOLEST
 
     def _group_weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sums over groups, float64, and those of all tokens, float32."""
-        weights = self._scratch.floats("weights", len(self))
-        return self._scratch.loops.weights(self.logits, self.largest, self.temperature, weights), weights
-
-    def _keep_reaching_of_all(self, enough: float) -> None:
-        k, largest = FEW, self.largest
-        while True:
-            positions = _most_likely(self.logits, self.maxima, k)
-            n = _n_reaching(_weights(self.logits[positions], largest, self.temperature), enough)
-            if n <= len(positions) or k >= len(self):
-                return self.keep(positions[:n], is_sorted=True)
-            k *= 3
+        """As `AllTokens.weights`. Raises UsageError when no token may come."""
+        assert self.largest > -math.inf
+        return self._all.weights(self.temperature)
 
 
-def _weights(logits: np.ndarray, largest: float, temperature: float) -> np.ndarray:
-    with np.errstate(over="ignore"):  # of a temperature near 0
-        return np.exp((logits.astype(np.float64) - largest) / temperature)
+def _divided(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """float64; minus infinity stays so, and nothing else is infinite."""
+    if temperature == 1:
+        return logits.astype(np.float64)
+    with np.errstate(over="ignore"):
+        divided = _within(logits / np.float64(temperature))
+    divided[logits == -math.inf] = -math.inf
+    return divided
+
+
+def _within(logits: np.ndarray) -> np.ndarray:
+    """What float32 can hold; `np.clip` takes longer."""
+    return np.minimum(np.maximum(logits, -LARGEST), LARGEST)
 
 
 def _drawn(cumulative: np.ndarray, number: float) -> int:
@@ -316,22 +300,3 @@ def _drawn(cumulative: np.ndarray, number: float) -> int:
 def _n_reaching(weights: np.ndarray, enough: float) -> int:
     """How many of the first weights together reach `enough`; one more than there are when all do not."""
     return int(weights.cumsum().searchsorted(enough)) + 1
-
-
-def _most_likely(logits: np.ndarray, maxima: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k largest logits, the largest first; among equal ones the smaller positions."""
-    if len(maxima) <= k:
-        candidates = np.arange(len(logits))
-    else:
-        # The k-th largest of the groups' maxima is a lower bound of the k-th largest logit.
-        bound = np.partition(maxima, len(maxima) - k)[len(maxima) - k]
-        candidates = _of_groups(np.flatnonzero(maxima >= bound), len(logits))
-        candidates = candidates[logits[candidates] >= bound]
-    order = np.argsort(-logits[candidates], kind="stable")[:k]
-    return candidates[order]
-
-
-def _of_groups(groups: np.ndarray, n: int) -> np.ndarray:
-    """Positions of all logits of some groups, of n in all."""
-    positions = (groups[:, None] * MAXIMA_GROUP + np.arange(MAXIMA_GROUP)).reshape(-1)
-    return positions[: np.searchsorted(positions, n)]  # the last group may be smaller

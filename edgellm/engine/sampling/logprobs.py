@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 
 
 class TokenLogprobs(NamedTuple):
@@ -22,9 +23,11 @@ class TokenLogprobs(NamedTuple):
     top: list[tuple[int, float]]
 
 
-def logprobs_of(token_id: int, logits: np.ndarray, maxima: np.ndarray | None, n_top: int) -> TokenLogprobs:
-    """logits: float32 [n_vocab], as the model gave them. maxima: see `Candidates`."""
-    candidates = Candidates(logits, maxima)
+def logprobs_of(
+    token_id: int, logits: np.ndarray, maxima: np.ndarray | None, n_top: int, loops: GroupLoops = IN_NUMPY
+) -> TokenLogprobs:
+    """logits: float32 [n_vocab], as the model gave them. maxima, loops: see `Candidates`."""
+    candidates = Candidates(logits, maxima, loops)
     log_total = candidates.largest + math.log(candidates.total())
     top: list[tuple[int, float]] = []
     if n_top:

@@ -25,17 +25,23 @@ class Penalties(Step):
 
         def penalized(before: np.ndarray, places: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore"):
-                after = np.where(before > 0, before / p.repeat_penalty, before * p.repeat_penalty)
-                return after - p.presence_penalty - counts[places] * p.frequency_penalty
+                after = before
+                if p.repeat_penalty != 1:
+                    after = np.where(before > 0, before / p.repeat_penalty, before * p.repeat_penalty)
+                if p.presence_penalty or p.frequency_penalty:
+                    after = after - p.presence_penalty - counts[places] * p.frequency_penalty
+                return after
 
         candidates.change(ids, penalized)
 
 
 def _counted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different ids in rising order, and how often each is there. `np.unique` takes a tenth of a millisecond."""
+    """Different ids in rising order, and how often each is there, float64. `np.unique` takes far longer."""
     ids = np.sort(ids)
-    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
-    return ids[starts], np.diff(starts, append=len(ids))
+    (last,) = (ids[1:] != ids[:-1]).nonzero()
+    borders = np.empty(len(last) + 2)
+    borders[0], borders[1:-1], borders[-1] = -1, last, len(ids) - 1
+    return ids[borders[1:].astype(np.int64)], borders[1:] - borders[:-1]
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import Candidates, Scratch
+from edgellm.engine.sampling.candidates import Candidates
 from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 from edgellm.engine.sampling.step import Context, Step, Surroundings
 from edgellm.params import SamplingParams
@@ -38,7 +38,7 @@ class Sampler:
     ) -> None:
         self.params = params
         self._random = random.Random(params.seed)
-        self._scratch = Scratch(loops)
+        self._loops = loops
         self._around = Surroundings(Context(), self._random, token_bytes)
         biases = dict(params.logit_bias or {}) | dict.fromkeys(never, -math.inf)
         self._ids = np.array(sorted(biases), np.int64)
@@ -56,7 +56,7 @@ class Sampler:
     ) -> int:
         """The next token id.
 
-        logits:     float32 [n_vocab].
+        logits:     float32 [n_vocab], which are written over in between and the same again afterwards.
         context:    the ids so far, prompt included: those of the last call and more, or the first of them.
         maxima:     the largest of every MAXIMA_GROUP logits, where they are known already; a large vocabulary is
                     looked through by them, and never sorted or copied unless a step needs it.
@@ -66,10 +66,15 @@ class Sampler:
         all logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no
         token may come, and for what a step of one's own may not do.
         """
-        candidates = self.candidates(logits, context, maxima, forbidden)
-        position = candidates.draw(self._random.random)
-        self._last.drawn(position)
-        return candidates.id_at(position)
+        candidates = Candidates(logits, maxima, self._loops)
+        candidates.borrow()
+        try:
+            self._apply(candidates, context, forbidden)
+            position = candidates.draw(self._random.random)
+            self._last.drawn(position)
+            return candidates.id_at(position)
+        finally:
+            candidates.give_back()
 
     def candidates(
         self,
@@ -79,7 +84,11 @@ class Sampler:
         forbidden: Iterable[int] = (),
     ) -> Candidates:
         """What the steps leave, before the draw; see `choose`."""
-        candidates = Candidates(logits, maxima, self._scratch)
+        candidates = Candidates(logits, maxima, self._loops)
+        self._apply(candidates, context, forbidden)
+        return candidates
+
+    def _apply(self, candidates: Candidates, context: Sequence[int], forbidden: Iterable[int]) -> None:
         self._around.context.follow(context)
         for rule in self._rules:
             rule.apply(candidates)
@@ -89,7 +98,6 @@ class Sampler:
             candidates.forbid(np.array(sorted(forbidden), np.int64))
         for step in self._steps:
             step.apply(candidates)
-        return candidates
 
     def _add_biases(self, candidates: Candidates) -> None:
         allowed = self._biases > -math.inf

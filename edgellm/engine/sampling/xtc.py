@@ -25,7 +25,7 @@ class ExcludeTopChoices(Step):
             return
         top = candidates.at_least(candidates.bound(self._threshold * candidates.total()))
         if len(top) > 1:
-            logits = candidates.logits[top]
+            logits = candidates.at(top)
             least = len(top) - 1 - int(np.argmin(logits[::-1]))  # of equal ones the last
             candidates.put(np.delete(top, least), -np.inf)
 

@@ -73,11 +73,14 @@ class Constraint(Step):
 
     def apply(self, candidates: Candidates) -> None:
         """Leave the tokens that may come."""
-        mask = self._mask
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, self._n_mask_bytes)
+        candidates.allow(self.mask())
+
+    def mask(self) -> np.ndarray:
+        """A bit for each token that may come, as `Candidates.allow` takes them; valid until the next is asked for."""
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._n_mask_bytes)
         if self._matcher.is_error():
             raise self._lost()
-        candidates.allow(mask)
+        return self._mask
 
     @property
     def state(self) -> Any:  # type: ignore[override]
