@@ -84,6 +84,11 @@ class KernelStore:
         if missing or not self.folder.exists():  # a first start, if one that compiles nothing
             self._remove_unused_folders()
 
+    def has(self, kernels: Iterable[Kernel]) -> bool:
+        """Whether kernels can be loaded without compiling any."""
+        absent = [kernel for kernel in kernels if kernel.name not in self._addresses and self._read(kernel) is None]
+        return not absent or len(prebuilt.read(self.isa, self._sources, absent)) == len(set(absent))
+
     def address(self, kernel: Kernel) -> int:
         """Where a loaded kernel's machine code starts."""
         return self._addresses[kernel.name]

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edgellm.errors import FormatError
+from edgellm.text.compiled.turn import SHORT, Turn
 from edgellm.text.many_words import merge_words, worthwhile
 from edgellm.text.merging import merge_pairs
 from edgellm.text.pairs import Pairs
@@ -18,6 +22,10 @@ from edgellm.text.pretokenizers import PreTokenizer
 from edgellm.text.provenance import changed
 from edgellm.text.remembered import Remembered
 from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
+
+if TYPE_CHECKING:
+    from edgellm.kernels.store import KernelStore
+    from edgellm.text.compiled.words import CompiledWords
 
 
 def _spellings() -> list[str]:
@@ -46,6 +54,7 @@ class BytePairModel:
         self._rule = rule
         vocabulary.strings("merges")  # that there are none, or no texts, is an error at once
         self._words = Remembered()
+        self._turn = Turn(self._compiled)
 
     @cached_property
     def begin(self) -> list[int]:
@@ -61,7 +70,41 @@ class BytePairModel:
 
     def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
         """The ids of each of some normalized texts that hold no special tokens."""
-        return self._words.joined(list(map(self._cut, texts)), self._encode_words)
+        compiled = self._turn.words(sum(map(len, texts)))
+        if compiled is None:
+            return self._in_python(list(map(self._cut, texts)))
+        found = [compiled.encode(text, self._words_in_python) if len(text) >= SHORT else None for text in texts]
+        rest = iter(self._in_python([self._cut(text) for text, ids in zip(texts, found, strict=True) if ids is None]))
+        return [next(rest) if ids is None else ids for ids in found]
+
+    def _in_python(self, texts: list[list[str]]) -> list[list[int]]:
+        """The ids of each of some texts that are cut into words."""
+        return self._words.joined(texts, self._encode_words)
+
+    def _words_in_python(self, words: list[str]) -> list[list[int]]:
+        """The ids of each of some words."""
+        return self._in_python([[word] for word in words])
+
+    def _compiled(self, store: KernelStore) -> CompiledWords | None:
+        """What encodes long texts; None where only Python can."""
+        from edgellm.text.compiled.words import CompiledWords
+
+        vocabulary, automata = self._vocabulary, self._rule.automata
+        ignore_merges = self._rule.ignore_merges
+        if automata is None or (ignore_merges and self._without_token):  # there, words have two spellings
+            return None
+        spelling = [spelled if spelled in vocabulary.ids else b"" for spelled in SPELLED]
+        wholes = None
+        if ignore_merges:
+            wholes = np.ones(vocabulary.n, np.uint8)
+            wholes[list(self._control)] = 0
+        merges = vocabulary.strings("merges")
+        words = CompiledWords(automata, vocabulary.strings("tokens"), merges, spelling, wholes, store)
+        if not words.ready:
+            return None
+        if words.n_spaces != len(merges):
+            _ = self._merges  # says which is wrong
+        return words
 
     def _cut(self, text: str) -> list[str]:
         """The words of a text."""
@@ -94,10 +137,10 @@ class BytePairModel:
     _symbol: Callable[[str], bytes] = staticmethod(_SPELLED.__getitem__)  # of a letter
 
     def _whole(self, word: str) -> int | None:
-        """The token that a word is taken for, whatever its merges would make of it."""
+        """The token that a word is taken for, whatever its merges would make of it. No byte of it is dropped."""
         if not self._rule.ignore_merges:
             return None
-        whole = self._vocabulary.ids.get(b"".join(map(self._symbol, self._letters(word))))
+        whole = self._vocabulary.ids.get(b"".join([SPELLED[byte] for byte in word.encode()]))
         return None if whole in self._control else whole
 
     @cached_property
@@ -143,9 +186,13 @@ class BytePairModel:
     @cached_property
     def _ranks(self) -> dict[bytes, int]:
         """The place of each merge, by its halves with a space between; the last one of a repeated merge."""
+        return dict(zip(self._merges, range(len(self._merges)), strict=True))
+
+    @cached_property
+    def _merges(self) -> list[bytes]:
         merges = self._vocabulary.merges
         if b"".join(merges).count(b" ") != len(merges):
             wrong = next(merge for merge in merges if merge.count(b" ") != 1)
             shown = wrong.decode(errors="replace")
             raise FormatError(f"{PREFIX}merges holds {shown!r}; expected two tokens with a space between")
-        return dict(zip(merges, range(len(merges)), strict=True))
+        return merges

@@ -8,10 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.spm import CUT_FROM_CHARS, SPACE, byte_value, word_start
 from edgellm.text.vocabulary import TokenType
+
+if TYPE_CHECKING:
+    from edgellm.kernels.store import KernelStore
 
 
 class PlainPairModel(BytePairModel):
@@ -28,6 +32,9 @@ class PlainPairModel(BytePairModel):
         if not self._rule.marks_spaces or len(text) < CUT_FROM_CHARS:
             return lines
         return [word for line in lines for word in self._word_start.split(line)]
+
+    def _compiled(self, store: KernelStore) -> None:
+        """Kernels know merges of bytes alone."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""

@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgellm.dataclass import dataclass
 from edgellm.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from edgellm.text.compiled.automaton import Automaton
 
 _DIGIT = r"[\p{N}]"
 PUNCTUATION = r"[\p{P}!-/:-@\[-`{-~]"  # as `tokenizers` has it: Unicode's, and what ASCII has of signs
@@ -145,22 +148,41 @@ class PreTokenizer:
             words += _cut_by(self._ascii_cuts if part.isascii() else self._unicode_cuts, part)
         return words
 
+    @property
+    def automata(self) -> tuple[Automaton, ...] | None:
+        """What cuts texts as `split` does, one for each pattern, for kernels; None: there are none for this rule."""
+        from edgellm.text.compiled.automaton import automata_of  # for long texts only
+
+        return automata_of(tuple(map(_greedy, self._least_patterns)), _in_ascii, _in_unicode)
+
     @cached_property
     def _ascii_cuts(self) -> list[Callable[[str], list[str]]]:
-        def ascii_only(pattern: str) -> re.Pattern[str]:
-            return re.compile(re.sub(r"\\p\{(\w+)\}", lambda match: _ASCII[match[1]], pattern), re.ASCII)
-
-        return self._cuts(ascii_only)
+        return [_cut(pattern, _in_ascii) for pattern in self._least_patterns]
 
     @cached_property
     def _unicode_cuts(self) -> list[Callable[[str], list[str]]]:
-        import regex
+        return [_cut(pattern, _in_unicode) for pattern in self._least_patterns]
 
-        return self._cuts(regex.compile)
-
-    def _cuts(self, compiled: Callable[[str], Any]) -> list[Callable[[str], list[str]]]:
+    @property
+    def _least_patterns(self) -> tuple[str, ...]:
         as_one = _AS_ONE.get(self.patterns)
-        return [_cut(pattern, compiled) for pattern in (self.patterns if as_one is None else [as_one])]
+        return self.patterns if as_one is None else (as_one,)
+
+
+def _in_ascii(pattern: str) -> re.Pattern[str]:
+    """A pattern for texts of ASCII characters alone."""
+    return re.compile(re.sub(r"\\p\{(\w+)\}", lambda match: _ASCII[match[1]], pattern), re.ASCII)
+
+
+def _in_unicode(pattern: str) -> Any:
+    import regex
+
+    return regex.compile(pattern)
+
+
+def _greedy(pattern: str) -> str:
+    """Python 3.10 has no possessive repeats; in the one rule that has them, greedy ones match the same."""
+    return pattern.replace("?+", "?").replace("++", "+")
 
 
 def _alike(text: str) -> Iterator[str]:
@@ -190,8 +212,7 @@ def _cut(pattern: str, compiled: Callable[[str], Any]) -> Callable[[str], list[s
         number = compiled(r"[\p{N}]+" if pattern == _THREES_OF_ANY else r"\d+")
         # For the engine behind `tokenizers`, ²³¹¼½¾ belong to words.
         return partial(_in_threes, number=number, letter=compiled(r"[\w\xb2\xb3\xb9\xbc-\xbe]"), pattern=pattern)
-    # Python 3.10 has no possessive repeats; in the one rule that has them, greedy ones match the same.
-    greedy = pattern.replace("?+", "?").replace("++", "+")
+    greedy = _greedy(pattern)
     split, matches = compiled(f"({greedy})").split, compiled(greedy).findall
     covers = pattern.endswith(r"|\s+")  # most texts whole
 

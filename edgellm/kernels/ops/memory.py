@@ -45,6 +45,22 @@ def memory(isa) -> SimpleNamespace:
     def load_i32(v, address):
         return v.load(address, I32).sext(I64)
 
+    @staged(isa, "void", "i64", "i64")
+    def store_i32(v, address, value):
+        v.store(address, value.trunc(I32))
+
+    @staged(isa, "i64", "i64")
+    def load_u8(v, address):
+        return v.load(address, I8).zext(I64)
+
+    @staged(isa, "void", "i64", "i64")
+    def store_u8(v, address, value):
+        v.store(address, value.trunc(I8))
+
+    @staged(isa, "void", "i64")
+    def prefetch(v, address):
+        v.prefetch(address)
+
     @staged(isa, "void", "i64", "i64", "i64")
     def copy_f32(v, x, out, n):
         v.elements(n, ROW_ALIGN, lambda i, lanes: v.store(out + i * 4, v.f32(x + i * 4, lanes)))
@@ -72,6 +88,10 @@ def memory(isa) -> SimpleNamespace:
         load_i64=load_i64,
         store_i64=store_i64,
         load_i32=load_i32,
+        store_i32=store_i32,
+        load_u8=load_u8,
+        store_u8=store_u8,
+        prefetch=prefetch,
         copy_f32=copy_f32,
         copy_bytes=copy_bytes,
         clear_f32=clear_f32,

@@ -1,0 +1,298 @@
+"""Byte-pair merging of words, one after the other, and the tables by which pairs and tokens are found.
+
+A pair is looked up by its spelling, so a table needs the list of merges alone, and is made in some milliseconds. Such
+a table is far larger than a cache of the CPU, so a short string stands in it with all its bytes: one look at memory
+finds it. Words that were met are noted, and not merged again.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from types import SimpleNamespace
+
+from numba import njit
+
+from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import memory
+from edgellm.kernels.word_records import (
+    AT_ONCE,
+    INDEX_STRINGS,
+    LONGEST_WORD,
+    MERGE_WORDS,
+    MOST_ALIKE,
+    MOST_PROBES,
+)
+
+NEVER = 1 << 62  # a rank behind all others
+LOWER = (1 << 32) - 1
+NEAR = 8  # places where a word may be noted
+_SPACE = 0x20
+_PACKED = 7  # bytes of a string that has room in a key, beside where it is split
+# FNV-1a over bytes (Fowler, Noll, Vo), and an odd number that spreads them (Knuth, volume 3, section 6.4).
+_BASIS = 0xCBF29CE484222325 - (1 << 64)
+_PRIME = 0x100000001B3
+_SIGN = -1 << 63
+_SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
+
+_inlined = partial(njit, error_model="numpy", forceinline=True)
+
+
+@cache
+def listed_strings(isa) -> SimpleNamespace:
+    """Strings, and those of lists: key_of(...), place_of(key, n_places), equal(a, b, n) and is_listed(...)."""
+    words = memory(isa)
+    load, load_u8 = words.load_i64, words.load_u8
+
+    @_inlined()
+    def key_of(start, end, split, skipped):
+        """Of short strings one number for each, and of others a number below 0, which they may share.
+
+        split:    of a pair, how long its left half is; 0 for a string that is no pair.
+        skipped:  where a byte is that does not count; or 0.
+        """
+        if end - start - (skipped != 0) <= _PACKED:
+            key = split + 1
+            for at in range(start, end):
+                if at != skipped:
+                    key = key << 8 | load_u8(at)
+            return key
+        key = _BASIS
+        for at in range(start, end):
+            if at != skipped:
+                key = (key ^ load_u8(at)) * _PRIME
+        return (key ^ split) * _PRIME | _SIGN
+
+    @_inlined()
+    def place_of(key, n_places):
+        return (((key ^ (key >> 32)) * _SPREAD) >> 24) & (n_places - 1)
+
+    @_inlined()
+    def equal(a, b, n):
+        alike = 0
+        while alike < n and load_u8(a + alike) == load_u8(b + alike):
+            alike += 1
+        return alike == n
+
+    @_inlined()
+    def is_listed(of, i, start, end, split):
+        """Whether string i of a list is [start, end), or the halves of it with a space between."""
+        begin, stop = of.bytes + load(of.starts + i * 8) + of.lead, of.bytes + load(of.starts + i * 8 + 8)
+        n = end - start
+        if split == 0:
+            return stop - begin == n and equal(begin, start, n)
+        return (
+            stop - begin == n + 1
+            and load_u8(begin + split) == _SPACE
+            and equal(begin, start, split)
+            and equal(begin + split + 1, start + split, n - split)
+        )
+
+    return SimpleNamespace(key_of=key_of, place_of=place_of, equal=equal, is_listed=is_listed)
+
+
+def build_index_strings(isa):
+    op_at, words, strings = record_viewer(INDEX_STRINGS), memory(isa), listed_strings(isa)
+    load, load_u8, store, prefetch = words.load_i64, words.load_u8, words.store_i64, words.prefetch
+    key_of, place_of, is_listed = strings.key_of, strings.place_of, strings.is_listed
+
+    @_inlined()
+    def spaces(start, end):
+        """How many spaces a string has, and where the last one is."""
+        n, last = 0, end
+        for at in range(start, end):
+            if load_u8(at) == _SPACE:
+                n += 1
+                last = at
+        return n, last
+
+    @_inlined()
+    def bounds(of, i):
+        return of.bytes + load(of.starts + i * 8) + of.lead, of.bytes + load(of.starts + i * 8 + 8)
+
+    @_inlined()
+    def key_in(of, i):
+        """The key of a string of a list and how many spaces it has; 0 for a string that is left out."""
+        start, end = bounds(of, i)
+        if start == end:
+            return 0, 0
+        if of.are_pairs == 0:
+            return key_of(start, end, 0, 0), 0
+        n_spaces, space = spaces(start, end)
+        if n_spaces != 1 or space == start or space + 1 == end:
+            return 0, n_spaces
+        return key_of(start, end, space - start, space), 1
+
+    @_inlined()
+    def insert(of, i, key):
+        """Put a string into its table; returns whether it has found a place, and how many others have its key."""
+        start, end = bounds(of, i)
+        place, n_alike = place_of(key, of.n_places), 0
+        for _ in range(MOST_PROBES):
+            entry = of.table + place * 16
+            there = load(entry)
+            free = there == 0 or there == key
+            if there == key and key < 0:
+                free = is_listed(of, load(entry + 8), start, end, 0)
+                n_alike += not free
+            if free:
+                store(entry, key)
+                store(entry + 8, i)
+                return True, n_alike
+            place = (place + 1) & (of.n_places - 1)
+        return False, n_alike
+
+    def index_strings(record, chunk, thread):
+        op = op_at(record)
+        of, total, total_alike = op.strings, 0, 0
+        for first in range(0, of.n, AT_ONCE):
+            n = min(AT_ONCE, of.n - first)
+            for i in range(n):
+                key, n_spaces = key_in(of, first + i)
+                store(op.scratch + i * 8, key)
+                total += n_spaces
+                prefetch(of.table + place_of(key, of.n_places) * 16)
+            for i in range(n):
+                key = load(op.scratch + i * 8)
+                if key != 0:
+                    placed, n_alike = insert(of, first + i, key)
+                    total_alike += n_alike
+                    if not placed or total_alike > MOST_ALIKE:
+                        store(op.status, 1)
+                        return
+        store(op.status, 0)
+        store(op.status + 8, total)
+
+    return index_strings
+
+
+def build_merge_words(isa):
+    op_at, words, strings = record_viewer(MERGE_WORDS), memory(isa), listed_strings(isa)
+    load, load_u8, load_i32, prefetch = words.load_i64, words.load_u8, words.load_i32, words.prefetch
+    store, store_u8, store_i32 = words.store_i64, words.store_u8, words.store_i32
+    key_of, place_of, equal, is_listed = strings.key_of, strings.place_of, strings.equal, strings.is_listed
+
+    @njit(error_model="numpy")
+    def find(of, key, start, end, split):
+        """Which string of a list it is that has this key, or NEVER."""
+        place = place_of(key, of.n_places)
+        for _ in range(MOST_PROBES):
+            entry = of.table + place * 16
+            there = load(entry)
+            if there == 0:
+                break
+            if there == key:
+                i = load(entry + 8)
+                if key > 0 or is_listed(of, i, start, end, split):
+                    return i
+            place = (place + 1) & (of.n_places - 1)
+        return NEVER
+
+    @_inlined()
+    def token_of(op, start, end):
+        return find(op.tokens, key_of(start, end, 0, 0), start, end, 0)
+
+    @_inlined()
+    def spell(op, start, end, spelled, starts):
+        """Spell a word and note where each symbol starts, and where the last one ends; returns how many there are."""
+        n, out = 0, spelled
+        for at in range(start, end):
+            letter = load_i32(op.spelling + load_u8(at) * 4)
+            size = letter >> 16
+            if size > 0:
+                store(starts + n * 8, out)
+                n += 1
+                store_u8(out, letter & 0xFF)
+                if size > 1:
+                    store_u8(out + 1, (letter >> 8) & 0xFF)
+                out += size
+        store(starts + n * 8, out)
+        return n
+
+    @_inlined()
+    def merge(op, starts, ranks, n):
+        """Join the best pair, the leftmost of equals, until none is left; returns how many symbols are."""
+        new, end = 0, n - 1  # the pairs whose ranks are not known
+        while n > 1:
+            for i in range(new, end):
+                left, right = load(starts + i * 8), load(starts + i * 8 + 8)
+                key = key_of(left, load(starts + i * 8 + 16), right - left, 0)
+                store(ranks + i * 8, key)
+                prefetch(op.merges.table + place_of(key, op.merges.n_places) * 16)
+            for i in range(new, end):
+                left, right = load(starts + i * 8), load(starts + i * 8 + 8)
+                rank = find(op.merges, load(ranks + i * 8), left, load(starts + i * 8 + 16), right - left)
+                store(ranks + i * 8, rank)
+            best, place = NEVER, 0
+            for i in range(n - 1):
+                rank = load(ranks + i * 8)
+                if rank < best:
+                    best, place = rank, i
+            if best == NEVER:
+                break
+            n -= 1
+            for i in range(place + 1, n + 1):
+                store(starts + i * 8, load(starts + i * 8 + 8))
+            for i in range(place + 1, n - 1):
+                store(ranks + i * 8, load(ranks + i * 8 + 8))
+            new, end = max(place - 1, 0), min(place + 1, n - 1)
+        return n
+
+    @_inlined()
+    def encode(op, start, end, ids):
+        """How many ids a word has, which are put there; or -1."""
+        spelled = op.scratch
+        starts = spelled + 2 * LONGEST_WORD
+        n = spell(op, start, end, spelled, starts)
+        if op.wholes != 0 and n > 0:
+            whole = token_of(op, spelled, load(starts + n * 8))
+            if whole != NEVER and load_u8(op.wholes + whole) == 1:
+                store_i32(ids, whole)
+                return 1
+        n = merge(op, starts, starts + 8 * (LONGEST_WORD + 1), n)
+        for i in range(n):
+            token = token_of(op, load(starts + i * 8), load(starts + i * 8 + 8))
+            if token == NEVER:
+                return -1
+            store_i32(ids + i * 4, token)
+        return n
+
+    @_inlined()
+    def noted_at(op, start, end):
+        """The place where a word is noted, or -1 - the place where it can be."""
+        key = key_of(start, end, 0, 0)
+        first = place_of(key, op.n_recent)
+        for i in range(NEAR):
+            place = op.recent + ((first + i) & (op.n_recent - 1)) * 16
+            if load(place) == 0:
+                return -1 - place
+            if load(place) == key:
+                word = load(place + 8) & LOWER
+                begin = op.text + (load(op.ends + word * 8 - 8) if word > 0 else op.begin)
+                n = end - start
+                if key > 0 or (op.text + load(op.ends + word * 8) - begin == n and equal(begin, start, n)):
+                    return place
+        return -1 - (op.recent + first * 16)
+
+    def merge_words(record, chunk, thread):
+        op = op_at(record)
+        start, n_ids = op.text + op.begin, 0
+        for word in range(op.n_words):
+            end = op.text + load(op.ends + word * 8)
+            count = -1
+            if end - start <= LONGEST_WORD:
+                ids = op.ids + n_ids * 4
+                place = noted_at(op, start, end)
+                if place >= 0:
+                    noted = load(place + 8)
+                    count = load_i32(op.counts + (noted & LOWER) * 4)
+                    for i in range(count):
+                        store_i32(ids + i * 4, load_i32(op.ids + ((noted >> 32) + i) * 4))
+                else:
+                    count = encode(op, start, end, ids)
+                    store(-1 - place, key_of(start, end, 0, 0))
+                    store(-1 - place + 8, n_ids << 32 | word)
+            store_i32(op.counts + word * 4, count)
+            n_ids += max(count, 0)
+            start = end
+
+    return merge_words

@@ -1,0 +1,52 @@
+"""Lists of strings in the memory that kernels read, with a table by which each is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgellm.kernels.word_records import AT_ONCE, INDEX_STRINGS, STRINGS
+from edgellm.text.vocabulary import in_one
+
+Kernel = Callable[[int, int, int], None]
+
+
+class StringTable:
+    """A list of strings, for kernels.
+
+    record:  the `STRINGS` of `edgellm.kernels.word_records`.
+    found:   whether its strings can be found: not when too many of their keys are alike.
+    n_spaces:  in all pairs, if they can be found.
+
+    strings:    in their order, a list or a lazy sequence; empty ones are never found.
+    are_pairs:  they are two halves with a space between; others are never found.
+    index:      the kernel `index_strings`.
+    """
+
+    def __init__(self, strings: Any, are_pairs: bool, index: Kernel) -> None:
+        joined, starts, lead = in_one(strings)
+        array = np.frombuffer(joined or b"\0", np.uint8)
+        n = len(starts) - 1
+        table = np.zeros((1 << (n + n // 2).bit_length(), 2), np.int64)
+        status = np.zeros(2, np.int64)
+        self._kept = array, starts, table
+        self.record = STRINGS.filled(
+            {
+                "bytes": array.ctypes.data,
+                "starts": starts.ctypes.data,
+                "lead": lead,
+                "n": n,
+                "are_pairs": are_pairs,
+                "table": table.ctypes.data,
+                "n_places": len(table),
+            }
+        )
+        scratch = np.empty(AT_ONCE, np.int64)
+        record = INDEX_STRINGS.filled(
+            {"strings": self.record.ctypes.data, "scratch": scratch.ctypes.data, "status": status.ctypes.data}
+        )
+        index(record.ctypes.data, 0, 0)
+        self.found = not status[0]
+        self.n_spaces = int(status[1])
