@@ -86,13 +86,43 @@ class Chunks:
         return -(-counts[self.count] // self.per_chunk) * self.times
 
 
+class ByRows(NamedTuple):
+    """A chunk is some rows, of as many as one of the counts says."""
+
+    counted: str
+
+
+class Columns(NamedTuple):
+    """A chunk is some columns of a value, for all tokens.
+
+    of:     where the value is.
+    width:  of a chunk; small_width: in a small batch.
+    """
+
+    of: Rows
+    width: int
+    small_width: int
+
+
+class Readers(NamedTuple):
+    """A chunk is a share of what reads some rows, whatever that makes of them."""
+
+    of: Rows
+
+
+# Where two ops have the same one, chunk c of the later one needs nothing of the earlier one but its chunk c.
+Split = ByRows | Columns | Readers
+
+
 @dataclass(eq=False)
 class Op:
     """One op of a program: a kernel and what its record says.
 
     fields:        record words by name: numbers, or what has an address (buffers, tables, tensors, arrays).
     small_kernel:  the kernel for small batches, where another one is better then.
-    parts:         the ops that a fused one consists of (see `graph.fusion`).
+    split:         what a chunk is, for ops that can be fused with others (see `graph.fusion`).
+    asking:        the kernel that asks memory for what a part of a fused op will read of a chunk, in a small batch.
+    parts:         the ops that a fused one consists of.
     reads, writes: buffers, or anything hashable that stands for memory elsewhere (a layer of the cache).
     """
 
@@ -104,16 +134,20 @@ class Op:
     writes: list[Any] = field(default_factory=list)
     small_kernel: Kernel | None = None
     scratch_bytes: int = 0  # of each thread's own memory
+    split: Split | None = None
+    asking: Kernel | None = None
     parts: list[Op] = field(default_factory=list)
 
     @property
-    def by_rows(self) -> bool:
-        """Whether it treats every row by itself, some rows a chunk."""
-        return "chunk_tokens" in self.schema.fields
+    def kernel_when_small(self) -> Kernel:
+        """What does it in a small batch."""
+        return self.small_kernel or self.kernel
 
     def name_of(self, kernel: Kernel) -> str:
         """What it is called when that kernel does it."""
-        return " + ".join(part.kernel.name for part in self.parts) or kernel.name
+        is_small = kernel == self.small_kernel
+        parts = [part.kernel_when_small if is_small else part.kernel for part in self.parts]
+        return " + ".join(part.name for part in parts) or kernel.name
 
 
 class Table(NamedTuple):

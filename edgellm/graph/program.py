@@ -97,12 +97,13 @@ class Program:
         self._keep: list[np.ndarray] = []
         self._places: dict[Any, list[tuple[np.ndarray, str]]] = {}  # where records name a tensor, its tiles or an input
         self._bound_tiles: dict[Tensor, np.ndarray] = {}
+        self._part_records: dict[Op, np.ndarray] = {}
         self._records = [self._record(op, scratch_bytes) for op in self.steps]
         self.ops = records.OP.new(len(self.steps))
         self.ops["depends"] = dependencies(self.steps, self._offsets, self.capacity)
         self.ops["record"] = [record.ctypes.data for record in self._records]
         self._kernels = np.array([store.address(op.kernel) for op in self.steps])
-        self._small_kernels = np.array([store.address(op.small_kernel or op.kernel) for op in self.steps])
+        self._small_kernels = np.array([store.address(op.kernel_when_small) for op in self.steps])
 
         rules: dict[Chunks, list[int]] = {}
         for index, op in enumerate(self.steps):
@@ -193,7 +194,9 @@ class Program:
         prefetches = []
         for index in reversed(range(len(self.steps))):
             op, record = self.steps[index], self._records[index]
+            op = op.parts[0] if op.parts else op  # a linear comes before what is added to it
             if op.schema is records.LINEAR:
+                record = self._part_records.get(op, record)
                 own = int(record["weights"][0])
                 record["next_weights"], record["next_step"] = weights or own, step
                 weights, step = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
@@ -225,8 +228,11 @@ class Program:
         own = [self._record(op, scratch_bytes) for op in ops]
         parts = records.FUSED_PART.new(len(ops))
         parts["kernel"] = [self._store.address(op.kernel) for op in ops]
+        parts["asking"] = [self._store.address(op.asking) if op.asking else 0 for op in ops]
+        parts["small_kernel"] = [self._store.address(op.kernel_when_small) for op in ops]
         parts["record"] = [record.ctypes.data for record in own]
-        self._keep += [*own, parts]
+        self._part_records.update(zip(ops, own, strict=True))
+        self._keep.append(parts)
         return parts.ctypes.data
 
     def _word(self, content: Any) -> Any:

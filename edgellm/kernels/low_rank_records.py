@@ -18,6 +18,7 @@ NARROW = Schema(
     out="ptr",
     out_stride="i64",
     chunk_tokens="i64",
+    chunk_rank="i64",  # rows of the weight that are a chunk in a small batch, for all tokens: a multiple of 4
 )
 
 WIDEN = Schema(
@@ -33,7 +34,10 @@ WIDEN = Schema(
     rank="i64",
     scale="f64",
     scales="ptr",  # float32 [n_tokens], or 0: how much of it each row takes
+    # A chunk is so many columns of so many tokens, a token's chunks one after the other.
     chunk_tokens="i64",
+    chunk_cols="i64",
+    small_chunk_cols="i64",  # in a small batch
 )
 
 ADD_SCALED = Schema(

@@ -406,7 +406,13 @@ OP = Schema(
     prefetch_bytes="i64",  # of each
 )
 
-FUSED_PART = Schema("fused_part", kernel="ptr", record="ptr")
+FUSED_PART = Schema(
+    "fused_part",
+    kernel="ptr",
+    small_kernel="ptr",
+    asking="ptr",  # a kernel that asks memory for what the part will read, in a small batch; or 0
+    record="ptr",
+)
 
 FUSED = Schema("fused", batch=BATCH, parts="ptr", n_parts="i64")  # a FUSED_PART each
 

@@ -56,6 +56,7 @@ _FLOATS = tuple(fmt for fmt in _ALL if isinstance(fmt, FloatFormat))
 _BLOCKS = tuple(fmt for fmt in _ALL if not isinstance(fmt, FloatFormat))
 _IN_GROUPS = tuple(fmt for fmt in _BLOCKS if fmt.scale_group == 32)  # with a scale for every group of an input
 _LOW_RANK = tuple(fmt for fmt in _FLOATS if fmt.name in ("F32", "F16"))  # trained in one, run in the other
+_SMALL = {"small": (False, True)}  # the work falls into other pieces in a small batch
 _PLANES = {"n_planes": (1, 2)}  # of int8 that an input consists of
 _ACTIVATION = {"activation": ("silu", "gelu", "gelu_erf", "relu", "relu_squared")}
 _PLAIN_ACTIVATION = {"activation": ("relu", "gelu", "silu", "gelu_erf", "relu_squared", "tanh")}
@@ -127,8 +128,9 @@ _FAMILIES: dict[str, _Family] = {
     "group_weights": _Family("groups"),
     "group_spread": _Family("groups"),
     "sum_squares": _Family("squares"),
-    "narrow": _Family("low_rank", _LOW_RANK),
-    "widen": _Family("low_rank", _LOW_RANK),
+    "narrow": _Family("low_rank", _LOW_RANK, _SMALL),
+    "widen": _Family("low_rank", _LOW_RANK, _SMALL),
+    "ask_for_widen": _Family("low_rank", _LOW_RANK),
     "add_scaled": _Family("low_rank"),
     "rms_norm_backward": _Family("norm_backward"),
     "glu_backward": _Family("glu_backward", options=_GATED),
@@ -148,7 +150,7 @@ _FAMILIES: dict[str, _Family] = {
     "replaced_rows_sum": _Family("replace_rows"),
     "to_bf16": _Family("bf16"),
     "from_bf16": _Family("bf16"),
-    "fused": _Family("fused"),
+    "fused": _Family("fused", options=_SMALL),
     "lead": _Family("run"),
     "work": _Family("run"),
     "fit": _Family("fit", tuple(fmt for fmt in _ALL if fmt.grid is not None)),

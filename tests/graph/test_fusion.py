@@ -9,7 +9,8 @@ import pytest
 
 from edgellm.graph import Graph, Lowered, Team, Value
 from edgellm.graph.nodes import add, linear, rms_norm, select_rows
-from edgellm.kernels import reference
+from edgellm.graph.nodes.low_rank import narrow, widen
+from edgellm.kernels import reference, reference_rows
 from edgellm.kernels.store import KernelStore
 
 from .conftest import lowered, program_of, rows_for, tensor
@@ -77,3 +78,42 @@ def test_a_fused_op_gives_what_its_parts_give(
         want = reference.rms_norm(view(total), NORM.dequantize(), EPSILON)
         np.testing.assert_allclose(view(h), want, rtol=1e-5)
         np.testing.assert_allclose(view(y), reference.linear(w.raw, w.format, reference.quantize(view(h))), atol=1e-4)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_low_rank_steps_join_their_products(store: KernelStore, team_of: Callable[[int], Team], n_threads: int) -> None:
+    """What is added to a product is a part of its chunks, and steps that read the same rows are one op."""
+    g = Graph()
+    x = g.input(NARROW)
+    h = g.output(rms_norm(x, NORM, EPSILON))
+    made, want = [], []
+    for name, width in (("q", 144), ("k", 80)):
+        w = tensor(name, width, NARROW, format_name="Q8_0")
+        a, b = (tensor(f"{name}.{part}", 9, n, format_name="F16") for part, n in (("a", NARROW), ("b", width)))
+        low = narrow(h, a)
+        made.append(g.output(widen(linear(h, w), low, b, 0.5)))
+        want.append((w, a, b))
+    ops = lowered(g, n_threads)
+    assert names(ops) == [
+        "rms_norm + quantize", "narrow.F16 + narrow.F16",
+        "linear_prefill.Q8_0 + widen.F16", "linear_prefill.Q8_0 + widen.F16",
+    ]  # fmt: skip
+    assert [op.name_of(op.kernel_when_small) for op in ops.steps][1:3] == [
+        "narrow.F16.small + narrow.F16.small", "linear_decode.Q8_0 + widen.F16.small",
+    ]  # fmt: skip
+    rows = rows_for(x, 64)
+    program = program_of(ops, store, team_of(n_threads), 64, {x: rows})
+    rows[:] = np.random.default_rng(9).standard_normal(rows.shape)
+    alone = []
+    for n_tokens in (1, 2, 64):
+        program.run({"tokens": n_tokens})
+        normed = program.view(h, n_tokens)
+        for value, (w, a, b) in zip(made, want, strict=True):
+            base = reference.linear(w.raw, w.format, reference.quantize(normed))
+            low_rows = reference_rows.narrow(normed, a.dequantize())
+            expected = reference_rows.widen(base, low_rows, b.dequantize(), 0.5)
+            np.testing.assert_allclose(program.view(value, n_tokens), expected, atol=1e-3)
+        alone.append([program.view(value, 1).copy() for value in made])
+    for later in alone[1:]:
+        for first, other in zip(alone[0], later, strict=True):
+            np.testing.assert_array_equal(first, other)  # the same bits in a small batch and in a large one

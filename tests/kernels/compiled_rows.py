@@ -14,6 +14,7 @@ from edgellm.quants import FORMATS, BlockFormat
 from .compiled import SENTINEL, Compiled, Output, before_a_wall, into, rows
 
 CHUNK_TOKENS = 2
+N_THREADS = 3  # whose shares of a narrow matrix are chunks
 FLOATS = {np.dtype(np.float32): FORMATS["F32"], np.dtype(np.float16): FORMATS["F16"]}
 
 
@@ -35,9 +36,11 @@ class CompiledRows:
         n_tokens: int,
         options: dict[str, Any] | None = None,
         fmt: BlockFormat | None = None,
+        n_parts: int = 1,
         **fields: Any,
     ) -> None:
-        n_chunks = -(-n_tokens // CHUNK_TOKENS)
+        """n_parts: chunks for every CHUNK_TOKENS tokens."""
+        n_chunks = -(-n_tokens // CHUNK_TOKENS) * n_parts
         self.compiled._run(op, schema, n_chunks, n_tokens, fmt, options=options, chunk_tokens=CHUNK_TOKENS, **fields)
 
     def layer_norm(
@@ -85,15 +88,26 @@ class CompiledRows:
         return out.take()
 
     def narrow(
-        self, x: np.ndarray, weight: np.ndarray, scale: float = 1.0, scales: np.ndarray | None = None
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        scale: float = 1.0,
+        scales: np.ndarray | None = None,
+        chunk_rank: int | None = None,
     ) -> np.ndarray:
+        """chunk_rank: how many rows of the weight are a chunk, as in a small batch; else tokens are."""
         source, (rank, n_cols) = rows(x), weight.shape
         out = Output(len(x), rank)
-        self._by_rows(
+        is_small = chunk_rank is not None
+        self.compiled._run(
             "narrow",
             low_rank_records.NARROW,
+            N_THREADS if is_small else -(-len(x) // CHUNK_TOKENS),
             len(x),
-            fmt=FLOATS[weight.dtype],
+            FLOATS[weight.dtype],
+            options={"small": is_small},
+            chunk_tokens=CHUNK_TOKENS,
+            chunk_rank=chunk_rank or 0,
             x=source,
             stride=source.shape[1],
             n_cols=n_cols,
@@ -139,14 +153,21 @@ class CompiledRows:
         scale: float = 1.0,
         scales: np.ndarray | None = None,
         in_place: bool = False,
+        chunk_cols: int | None = None,
+        small: bool = False,
     ) -> np.ndarray:
+        """chunk_cols: how many columns are a chunk, and of a chunk's tokens, by default all."""
         narrow_rows, (rank, n_cols) = rows(h), weight.shape
+        chunk_cols = chunk_cols or n_cols
         with into(y, in_place) as (source, out):
             self._by_rows(
                 "widen",
                 low_rank_records.WIDEN,
                 len(y),
+                options={"small": small},
                 fmt=FLOATS[weight.dtype],
+                n_parts=-(-n_cols // chunk_cols),
+                **{"small_chunk_cols" if small else "chunk_cols": chunk_cols},
                 y=source,
                 out=out,
                 stride=out.stride,

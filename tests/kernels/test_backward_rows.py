@@ -57,6 +57,9 @@ def test_narrow(of_rows: CompiledRows, rng, width: int, rank: int, dtype: type) 
             for token in range(n_tokens):  # alone as among others
                 alone = of_rows.narrow(x[token, None], weight, 1.5, None if scales is None else scales[token, None])
                 np.testing.assert_array_equal(alone[0], got[token])
+            for chunk_rank in (8, 12, 24):  # by rows of the weight as by tokens
+                shares = of_rows.narrow(x, weight, 1.5, scales, chunk_rank)
+                np.testing.assert_array_equal(shares, got)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -77,6 +80,9 @@ def test_widen(of_rows: CompiledRows, rng, width: int, rank: int, in_place: bool
                 row = slice(token, token + 1)
                 alone = of_rows.widen(y[row], h[row], weight, 0.25, None if scales is None else scales[row])
                 np.testing.assert_array_equal(alone[0], got[token])
+            for chunk_cols, small in ((16, False), (48, True)):
+                pieces = of_rows.widen(y, h, weight, 0.25, scales, in_place, chunk_cols, small)
+                np.testing.assert_array_equal(pieces, got)
 
 
 @pytest.mark.parametrize("in_place", [False, True])

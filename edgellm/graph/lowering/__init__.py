@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.fusion import FUSED, fused
+from edgellm.graph.fusion import FUSED, FUSED_SMALL, fused
 from edgellm.graph.lowering import attention, linear, rows, scaled
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
 from edgellm.graph.lowering.base import (
@@ -109,7 +109,11 @@ class Lowered:
     @property
     def kernels(self) -> list[Kernel]:
         """What the ops call."""
-        return [FUSED, *(kernel for op in self.ops for kernel in (op.kernel, op.small_kernel) if kernel)]
+        return [
+            FUSED,
+            FUSED_SMALL,
+            *(kernel for op in self.ops for kernel in (op.kernel, op.small_kernel, op.asking) if kernel),
+        ]
 
 
 def lower(

@@ -17,7 +17,7 @@ from edgellm.graph.lowering.base import (
 )
 from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, KeysValues
-from edgellm.graph.ops import Chunks, Fixed, Rows
+from edgellm.graph.ops import ByRows, Chunks, Fixed, Rows
 from edgellm.kernels import records
 
 ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
@@ -42,6 +42,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         [k, v],
         [cache],
         format=low.target.kv_type,
+        split=ByRows("tokens"),
         k=k,
         k_stride=k.stride,
         v=v,

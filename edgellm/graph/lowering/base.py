@@ -12,7 +12,7 @@ import numpy as np
 from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import Attention, Graph, KeysValues, Node, Rope, Value
-from edgellm.graph.ops import Chunks, Fixed, Op, Quantized, Rows, Table
+from edgellm.graph.ops import ByRows, Chunks, Fixed, Op, Quantized, Rows, Split, Table
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.isa import Isa
@@ -226,19 +226,30 @@ class Lowering:
         format: Any = None,
         options: Mapping[str, Any] | None = None,
         small: str | None = None,
+        small_options: Mapping[str, Any] | None = None,
         scratch: int = 0,
+        split: Split | None = None,
+        asking: str | None = None,
         **fields: Any,
     ) -> None:
-        """An op by the name of its kernel; small: that of the kernel for small batches."""
-        kernel = find(op, format, **(options or {}))
-        small_kernel = find(small, format, **(options or {})) if small else None
-        self.ops.append(Op(kernel, schema, fields, chunks, reads, writes, small_kernel, scratch))
+        """An op by the name of its kernel; small, small_options: those of the kernel for small batches, if another."""
+        options = options or {}
+        kernel = find(op, format, **options)
+        has_small = small or small_options
+        small_kernel = find(small or op, format, **options, **(small_options or {})) if has_small else None
+        asking_kernel = find(asking, format) if asking else None
+        self.ops.append(Op(kernel, schema, fields, chunks, reads, writes, small_kernel, scratch, split, asking_kernel))
 
     def add_rows(self, op: str, schema: Schema, rows: Rows, reads: list[Any], writes: list[Any], **more: Any) -> None:
         """An op that does something to every row by itself; `rows` is one of its buffers, for their size."""
         per_chunk = tokens_per_chunk(rows.width)
         chunks = Chunks("tokens", per_chunk)
-        self.add(op, schema, chunks, reads, writes, stride=rows.stride, chunk_tokens=per_chunk, **more)
+        split = ByRows(chunks.count)
+        self.add(op, schema, chunks, reads, writes, split=split, stride=rows.stride, chunk_tokens=per_chunk, **more)
+
+    def maker_of(self, rows: Rows) -> Op | None:
+        """The last op that writes some rows."""
+        return next((op for op in reversed(self.ops) if rows in op.writes), None)
 
     def add_squares(self, value: Value, sums: np.ndarray) -> None:
         """In every run, add up the squares of a value column by column: float64 [stride], over all tokens so far."""

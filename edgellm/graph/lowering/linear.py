@@ -7,7 +7,7 @@ from typing import Any
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.lowering.base import Lowering, rule
 from edgellm.graph.nodes import Linear
-from edgellm.graph.ops import Chunks, Quantized, Rows, Tiled
+from edgellm.graph.ops import Chunks, Columns, Quantized, Rows, Tiled
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.isa.amx import has_amx
 from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
@@ -67,6 +67,7 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
         format=weight.format,
         options={"n_planes": n_planes},
         small=small,
+        split=Columns(out, TILE_ROWS, fields["chunk_rows"]),
         scratch=scratch,
         xq=xq,
         **fields,
@@ -87,6 +88,7 @@ def _add_f32(
         [out],
         format=weight.format,
         small=small,
+        split=Columns(out, tile_rows, fields["chunk_rows"] if small else tile_rows),
         scratch=4 * tile_rows * F32_TILE_COLS,
         x=x,
         **fields,
@@ -101,6 +103,7 @@ def _add_bf16(low: Lowering, weight: Tensor, x: Rows, out: Rows, fields: dict[st
         [x],
         [out],
         format=weight.format,
+        split=Columns(out, gradient_records.AMX_ROWS, gradient_records.AMX_ROWS),
         scratch=gradient_records.AMX_SCRATCH_BYTES,
         **{**fields, "x": x, "x_stride": x.stride},
     )

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from edgellm.graph.lowering.base import Lowering, rule
+from typing import Any
+
+from edgellm.graph.lowering.base import ELEMENTS_PER_CHUNK, Lowering, rule
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.low_rank import AddScaled, Choose, MultiplyColumns, Narrow, Widen
-from edgellm.graph.ops import Table
+from edgellm.graph.ops import Chunks, Columns, Readers, Table
 from edgellm.kernels import gradient_records, low_rank_records, records
+
+SMALL = {"small": True}
+RANK_STEP = 4  # rows of a narrow matrix that the kernel takes together, at least
 
 
 @rule(Narrow)
 def lower_narrow(low: Lowering, node: Narrow) -> None:
     x, out = low.read(node.x), low.make(node)
-    low.add_rows(
+    n_threads, per_chunk = low.target.tuning.n_threads, max(1, ELEMENTS_PER_CHUNK // x.width)
+    low.add(
         "narrow",
         low_rank_records.NARROW,
-        x,
+        Chunks("tokens", per_chunk, small_batch=n_threads),
         [x],
         [out],
+        small_options=SMALL,
+        split=Readers(x),
         x=x,
+        stride=x.stride,
         n_cols=x.width,
         format=node.weight.format,
         weight=node.weight,
@@ -27,6 +36,8 @@ def lower_narrow(low: Lowering, node: Narrow) -> None:
         scales=_scales(node.scales),
         out=out,
         out_stride=out.stride,
+        chunk_tokens=per_chunk,
+        chunk_rank=-(-out.width // (n_threads * RANK_STEP)) * RANK_STEP,
     )
 
 
@@ -34,22 +45,37 @@ def lower_narrow(low: Lowering, node: Narrow) -> None:
 def lower_widen(low: Lowering, node: Widen) -> None:
     h = low.read(node.h)
     y, out = low.make_from(node.y, node)
-    low.add_rows(
+    fields: dict[str, Any] = {
+        "format": node.weight.format,
+        "y": y,
+        "out": out,
+        "n_cols": y.width,
+        "h": h,
+        "h_stride": h.stride,
+        "weight": node.weight,
+        "rank": h.width,
+        "scale": node.scale,
+        "scales": _scales(node.scales),
+    }
+    maker = low.maker_of(y)
+    if maker is None or not isinstance(maker.split, Columns):
+        low.add_rows("widen", low_rank_records.WIDEN, y, [y, h], [out], chunk_cols=y.width, **fields)
+        return
+    # As the product that it adds to, of which it can then be a part.
+    low.add(
         "widen",
         low_rank_records.WIDEN,
-        y,
+        maker.chunks,
         [y, h],
         [out],
-        y=y,
-        out=out,
-        n_cols=y.width,
-        h=h,
-        h_stride=h.stride,
-        format=node.weight.format,
-        weight=node.weight,
-        rank=h.width,
-        scale=node.scale,
-        scales=_scales(node.scales),
+        small_options=SMALL,
+        split=maker.split,
+        asking="ask_for_widen",
+        stride=y.stride,
+        chunk_tokens=1 << 30,
+        chunk_cols=maker.split.width,
+        small_chunk_cols=maker.split.small_width,
+        **fields,
     )
 
 

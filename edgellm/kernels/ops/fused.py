@@ -8,7 +8,7 @@ from edgellm.kernels.records import FUSED, FUSED_PART
 from edgellm.kernels.staged import staged
 
 
-def build_fused(isa):
+def build_fused(isa, small=False):
     """Chunk c is chunk c of every part."""
     op_at, part_at = record_viewer(FUSED), record_viewer(FUSED_PART)
     part_bytes = FUSED_PART.dtype.itemsize
@@ -16,8 +16,12 @@ def build_fused(isa):
 
     def fused(record, chunk, thread):
         op = op_at(record)
+        for index in range(op.n_parts if small else 0):
+            part = part_at(op.parts + index * part_bytes)
+            if part.asking != 0:
+                call(part.asking, part.record, chunk, thread)
         for index in range(op.n_parts):
             part = part_at(op.parts + index * part_bytes)
-            call(part.kernel, part.record, chunk, thread)
+            call(part.small_kernel if small else part.kernel, part.record, chunk, thread)
 
     return fused

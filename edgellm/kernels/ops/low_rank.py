@@ -6,6 +6,7 @@ A result is one sum in one order, whatever else is in the batch: so a token has 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 from edgellm.kernels.low_rank_records import ADD_SCALED, NARROW, WIDEN
 from edgellm.kernels.numba_records import record_viewer
@@ -14,12 +15,15 @@ from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
+LINE = 64  # bytes
 ROWS = 8  # of weights that meet an input together; it divides ROW_ALIGN
+FEW_ROWS = 4  # the same where no more are left of a chunk
 
 
 def _dot_rows(
     v: Vocabulary,
     fmt: FloatFormat,
+    n_rows: int,
     weight: Value,
     n_cols: Value,
     first: Value,
@@ -28,10 +32,10 @@ def _dot_rows(
     scale: Value,
     out: Value,
 ) -> None:
-    """out = scale * W x for rows first to first + ROWS - 1, none beyond last."""
+    """out = scale * W x for rows first to first + n_rows - 1, none beyond last."""
     lanes = v.isa.lanes
     size = fmt.block_bytes
-    rows = row_addresses(v, weight, n_cols * size, first, last, ROWS)
+    rows = row_addresses(v, weight, n_cols * size, first, last, n_rows)
     n_whole = n_cols / lanes * lanes
 
     def add_products(column: Value, n: int, totals: tuple[Value, ...]) -> list[Value]:
@@ -39,55 +43,93 @@ def _dot_rows(
         return [v.fma(fmt.load(v, row + column * size, n), part, t) for row, t in zip(rows, totals, strict=True)]
 
     totals = v.loop(
-        n_cols / lanes, [v.constant(0.0, F32, lanes)] * ROWS, lambda i, *t: add_products(i * lanes, lanes, t)
+        n_cols / lanes, [v.constant(0.0, F32, lanes)] * n_rows, lambda i, *t: add_products(i * lanes, lanes, t)
     )
     sums = v.loop(n_cols - n_whole, [total.sum() for total in totals], lambda i, *t: add_products(n_whole + i, 1, t))
     v.store(out + first * 4, v.vector_of(sums) * scale)
 
 
-def build_narrow(isa, fmt):
-    """out = scale * W x, for W [rank, n_cols] -> [rank]."""
+def _rows_dotter(isa, fmt):
+    """dot_rows(op, token, first, end): those rows of the narrow matrix by a token."""
+    load_f32, clear = memory(isa).load_f32, memory(isa).clear_f32
+
+    def of(n_rows):
+        @staged(isa, "void", *["i64"] * 5, "f32", "i64")
+        def dot(v, *args):
+            _dot_rows(v, fmt, n_rows, *args)
+
+        return dot
+
+    dot_many, dot_few = of(ROWS), of(FEW_ROWS)
+
+    @njit(error_model="numpy")
+    def dot_rows(op, token, first, end):
+        out = op.out + token * op.out_stride * 4
+        if op.scales != 0 and load_f32(op.scales + token * 4) == 0:
+            clear(out + first * 4, end - first)
+        else:
+            x = op.x + token * op.stride * 4
+            if end - first > FEW_ROWS:
+                dot_many(op.weight, op.n_cols, first, op.rank - 1, x, np.float32(op.scale), out)
+            else:
+                dot_few(op.weight, op.n_cols, first, op.rank - 1, x, np.float32(op.scale), out)
+
+    return dot_rows
+
+
+def _asker(isa):
+    """ask(address, n_lines): have memory bring those lines."""
+
+    @staged(isa, "void", "i64", "i64")
+    def ask(v, address, n_lines):
+        v.repeat(n_lines, lambda i: v.prefetch(address + i * LINE))
+
+    return ask
+
+
+def build_narrow(isa, fmt, small=False):
+    """out = scale * W x, for W [rank, n_cols] -> [rank]. A chunk is some tokens, or in a small batch rows of W."""
     op_at = record_viewer(NARROW)
-    load_f32 = memory(isa).load_f32
-
-    @staged(isa, "void", *["i64"] * 5, "f32", "i64")
-    def dot_rows(v, *args):
-        _dot_rows(v, fmt, *args)
-
-    @staged(isa, "void", "i64")
-    def clear_rows(v, out):
-        v.store(out, v.constant(0.0, F32, ROWS))
+    size = fmt.block_bytes
+    dot_rows, ask = _rows_dotter(isa, fmt), _asker(isa)
 
     def narrow(record, chunk, thread):
         op = op_at(record)
-        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        first = chunk * op.chunk_tokens
+        end = min(first + op.chunk_tokens, op.batch.n_tokens)
         for row in range(0, op.rank, ROWS):
-            for token in range(chunk * op.chunk_tokens, end):
-                out = op.out + token * op.out_stride * 4
-                if op.scales == 0 or load_f32(op.scales + token * 4) != 0:
-                    x = op.x + token * op.stride * 4
-                    dot_rows(op.weight, op.n_cols, row, op.rank - 1, x, np.float32(op.scale), out)
-                else:
-                    clear_rows(out + row * 4)
+            for token in range(first, end):
+                dot_rows(op, token, row, min(row + ROWS, op.rank))
 
-    return narrow
+    def narrow_small(record, chunk, thread):
+        op = op_at(record)
+        first = chunk * op.chunk_rank
+        end = min(first + op.chunk_rank, op.rank)
+        row_bytes = op.n_cols * size
+        ask(op.weight + first * row_bytes, ((end - first) * row_bytes + LINE - 1) // LINE)
+        for row in range(first, end, ROWS):
+            for token in range(op.batch.n_tokens):
+                dot_rows(op, token, row, min(row + ROWS, end))
+
+    return narrow_small if small else narrow
 
 
 def _add_rows(
     v: Vocabulary,
     fmt: FloatFormat,
     weight: Value,
-    n_cols: Value,
+    row_bytes: Value,
     first: Value,
     last: Value,
     h: Value,
     scale: Value,
     y: Value,
     out: Value,
+    n_cols: Value,
 ) -> None:
-    """out = y + scale * W^T h for rows first to first + ROWS - 1 of W, none beyond last."""
+    """out = y + scale * W^T h for rows first to first + ROWS - 1 of W, none beyond last, and n_cols of its columns."""
     size = fmt.block_bytes
-    rows = row_addresses(v, weight, n_cols * size, first, last, ROWS)
+    rows = row_addresses(v, weight, row_bytes, first, last, ROWS)
     zero = v.constant(0.0, F32)
     factors = [v.select(v.greater(first + r, last), zero, v.f32(h + (first + r) * 4)) for r in range(ROWS)]
 
@@ -100,32 +142,55 @@ def _add_rows(
     v.elements(n_cols, v.isa.lanes, add_parts)
 
 
-def build_widen(isa, fmt):
+def build_widen(isa, fmt, small=False):
     """out = y + scale * W^T h, for W [rank, n_cols] and h [rank]; y as it is where the scale is 0."""
     op_at = record_viewer(WIDEN)
     load_f32, copy = memory(isa).load_f32, memory(isa).copy_f32
+    size = fmt.block_bytes
 
-    @staged(isa, "void", *["i64"] * 5, "f32", "i64", "i64")
+    @staged(isa, "void", *["i64"] * 5, "f32", *["i64"] * 3)
     def add_rows(v, *args):
         _add_rows(v, fmt, *args)
 
     def widen(record, chunk, thread):
         op = op_at(record)
-        end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
+        chunk_cols = op.small_chunk_cols if small else op.chunk_cols
+        n_parts = (op.n_cols + chunk_cols - 1) // chunk_cols
+        column = chunk % n_parts * chunk_cols
+        n_cols = min(chunk_cols, op.n_cols - column)
+        first = chunk // n_parts * op.chunk_tokens
+        end = min(first + op.chunk_tokens, op.batch.n_tokens)
+        weight = op.weight + column * size
         for row in range(0, op.rank, ROWS):
-            for token in range(chunk * op.chunk_tokens, end):
+            for token in range(first, end):
                 scale = np.float32(op.scale)
                 if op.scales != 0:
                     scale *= load_f32(op.scales + token * 4)
-                at = token * op.stride * 4
+                at = (token * op.stride + column) * 4
                 y = op.y if row == 0 else op.out  # further rows add to what the first ones made
                 if scale != 0:
                     h = op.h + token * op.h_stride * 4
-                    add_rows(op.weight, op.n_cols, row, op.rank - 1, h, scale, y + at, op.out + at)
+                    add_rows(weight, op.n_cols * size, row, op.rank - 1, h, scale, y + at, op.out + at, n_cols)
                 elif y != op.out:
-                    copy(y + at, op.out + at, op.n_cols)
+                    copy(y + at, op.out + at, n_cols)
 
     return widen
+
+
+def build_ask_for_widen(isa, fmt):
+    """Ask memory for what `widen` will read for a chunk of a small batch."""
+    op_at = record_viewer(WIDEN)
+    size = fmt.block_bytes
+    ask = _asker(isa)
+
+    def ask_for_widen(record, chunk, thread):
+        op = op_at(record)
+        column = chunk * op.small_chunk_cols
+        n_bytes = min(op.small_chunk_cols, op.n_cols - column) * size
+        for row in range(op.rank):
+            ask(op.weight + (row * op.n_cols + column) * size, (n_bytes + LINE - 1) // LINE)
+
+    return ask_for_widen
 
 
 def build_add_scaled(isa):
