@@ -21,7 +21,7 @@ class Tuning:
     small_batch:  up to so many tokens, the kernels for small batches are quicker than unpacking weights for all tokens.
     tiles:        whether weights that lie as tiles are clearly quicker; tiles_small_batch: the same as above for these.
     tiles_prefetch_bytes: how far in front of itself decode prefetches tiles; 0 is not at all. tiles_prefetch_lines:
-        every line of them, where one core does not get enough from the starts of pages.
+        every line of them, or else the starts of pages, where the hardware sees the rest coming.
     """
 
     n_threads: int
@@ -30,8 +30,8 @@ class Tuning:
     small_batch: int = 3
     tiles: bool = False
     tiles_small_batch: int = 16
-    tiles_prefetch_bytes: int = 1 << 13
-    tiles_prefetch_lines: bool = False
+    tiles_prefetch_bytes: int = 1 << 12
+    tiles_prefetch_lines: bool = True
 
     def save(self, path: Path) -> None:
         """Remember, in a file that nobody else can write; where that cannot be, every start measures, which is said."""

@@ -62,9 +62,9 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monk
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelStore, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
-    usual, none, far, lines = (1 << 13, False), (0, False), (1 << 15, False), (1 << 12, True)
+    usual, none, far, pages = (1 << 12, True), (0, False), (1 << 15, True), (1 << 15, False)
     for seconds, chosen in (
-        ({none: 0.8, far: 0.9}, none), ({none: 0.99, lines: 0.99}, usual), ({far: 0.5}, far), ({lines: 0.7}, lines),
+        ({none: 0.8, far: 0.9}, none), ({none: 0.99, pages: 0.99}, usual), ({far: 0.5}, far), ({pages: 0.7}, pages),
     ):  # fmt: skip
 
         def turn(some, seconds=seconds):
@@ -107,7 +107,7 @@ def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelSt
 def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
     path = tmp_path / "tuning.F32.json"
     good = {"n_threads": 2, "chunk_bytes": 1 << 19, "prefetch_bytes": 1 << 13, "small_batch": 3, "tiles": False,
-            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 13, "tiles_prefetch_lines": False}  # fmt: skip
+            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 12, "tiles_prefetch_lines": True}  # fmt: skip
     path.write_text(json.dumps(good))
     assert Tuning.load(path) == Tuning(2)
     path.write_text(json.dumps({name: value for name, value in good.items() if not name.startswith("tiles")}))
@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     [Tuning(1), Tuning(3), Tuning(2, chunk_bytes=1 << 10), Tuning(2, chunk_bytes=1 << 22), Tuning(2, prefetch_bytes=0),
      Tuning(2, prefetch_bytes=1 << 24), Tuning(2, small_batch=1), Tuning(2, small_batch=16),
      Tuning(2, tiles=True, tiles_small_batch=1), Tuning(2, tiles=True, tiles_prefetch_bytes=0, tiles_small_batch=20),
-     Tuning(1, tiles=True, tiles_prefetch_bytes=1 << 20), Tuning(2, tiles=True, tiles_prefetch_lines=True)],
+     Tuning(1, tiles=True, tiles_prefetch_bytes=1 << 20), Tuning(2, tiles=True, tiles_prefetch_lines=False)],
 )  # fmt: skip
 @pytest.mark.parametrize("format_name", ["F32", "Q8_0"])
 def test_settings_change_no_bit(tuning: Tuning, format_name: str, tmp_path: Path, monkeypatch) -> None:
