@@ -31,7 +31,8 @@ class Limits:
     """What all threads together can do in a second.
 
     read_bytes:  bytes read from memory, one after the other.
-    macs:        products of bytes added into 32 bits, on operands that wait in registers and first level caches.
+    macs:        products of bytes added into 32 bits, on operands that wait in registers and first level caches; AMX,
+                 which prefill may use, is not asked.
     """
 
     read_bytes: float
