@@ -54,7 +54,7 @@ class BytePairModel:
         self._rule = rule
         vocabulary.strings("merges")  # that there are none, or no texts, is an error at once
         self._words = Remembered()
-        self._turn = Turn(self._compiled)
+        self._turn = Turn()
 
     @cached_property
     def begin(self) -> list[int]:
@@ -70,7 +70,7 @@ class BytePairModel:
 
     def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
         """The ids of each of some normalized texts that hold no special tokens."""
-        compiled = self._turn.words(sum(map(len, texts)))
+        compiled = self._turn.words(sum(map(len, texts)), self._compiled)
         if compiled is None:
             return self._in_python(list(map(self._cut, texts)))
         found = [compiled.encode(text, self._words_in_python) if len(text) >= SHORT else None for text in texts]

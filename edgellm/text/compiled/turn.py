@@ -23,28 +23,31 @@ COMPILE_FROM = 1 << 20  # characters to be encoded now from which kernels are co
 SHORT = 1 << 10  # characters of a text that goes through Python whatever there is, for it waits for nothing
 
 
+Make = Callable[["KernelStore"], "CompiledWords | None"]
+
+
 class Turn:
-    """Makes a tokenizer's `CompiledWords` when it is their turn. May be used by several threads at once.
+    """Makes a tokenizer's `CompiledWords` when it is their turn. May be used by several threads at once."""
 
-    make:  makes them, from a store that has loaded their kernels; None: the tokenizer has none.
-    """
-
-    def __init__(self, make: Callable[[KernelStore], CompiledWords | None]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._words: CompiledWords | None = None
         self._n_seen = 0
         self._look_from = LOAD_FROM  # characters from which it is looked whether there are kernels
         self._done = False
         self._lock = threading.Lock()
 
-    def words(self, n_chars: int) -> CompiledWords | None:
-        """What encodes texts of so many characters in all; None: Python does."""
+    def words(self, n_chars: int, make: Make) -> CompiledWords | None:
+        """What encodes texts of so many characters in all; None: Python does.
+
+        make:  makes it, from a store that has loaded its kernels; None: the tokenizer has none. It is not kept: a
+               tokenizer that somebody is done with gives its file back at once.
+        """
         self._n_seen += n_chars
         # While one thread makes it, others go on as before.
         if self._is_due(n_chars) and self._lock.acquire(blocking=False):
             try:
                 if self._is_due(n_chars):  # still
-                    self._look(n_chars)
+                    self._look(n_chars, make)
             finally:
                 self._lock.release()
         return self._words
@@ -53,7 +56,7 @@ class Turn:
         """Whether to look for kernels, before texts of so many characters are encoded."""
         return not self._done and n_chars >= SHORT and (self._n_seen >= self._look_from or n_chars >= COMPILE_FROM)
 
-    def _look(self, n_chars: int) -> None:
+    def _look(self, n_chars: int, make: Make) -> None:
         from edgellm.text.compiled.words import kernels  # not imported before they are of use
 
         try:
@@ -66,7 +69,7 @@ class Turn:
         except KernelError:
             self._done = True
             return  # Python does it, as it does for short texts; who runs a model is told what is wrong
-        self._words = self._make(store)
+        self._words = make(store)
 
 
 @cache
