@@ -52,14 +52,16 @@ def multiply_few(
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        prefetch_tile(v, ahead + i * block_bytes, block_bytes, lines)
+        asked = ahead + i * block_bytes
         block = TileReader(v, fmt, tile + i * block_bytes)
         if n_tokens == v.isa.tile_tokens and per_block > 1:
+            prefetch_tile(v, asked, block_bytes, lines)
             return by_group(block, i, totals)
         sums: Sequence[Value] = totals
         scales, biases = block.unpack_scales()
         per_group = len(scales) // per_block
         for g in range(per_block):
+            prefetch_tile(v, asked, block_bytes, lines, g, per_block)
             some = slice(g * per_group, (g + 1) * per_group)
             sums = meet_tokens(v, fmt, block.unpack(g), scales[some], biases[some], tokens, i * per_block + g, sums)
         return list(sums)

@@ -30,10 +30,14 @@ def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
         v.prefetch((at & -PAGE) + ((at & (PAGE - 1)) / part) * LINE)
 
 
-def prefetch_tile(v: Vocabulary, address: Value, n_bytes: int, lines: Value) -> None:
-    """Prefetch a part of a tile: every line where `lines` is 1, the starts of pages where it is 0."""
-    v.repeat(lines, lambda _: prefetch_part(v, address, n_bytes))
-    v.repeat(lines ^ 1, lambda _: prefetch_page_starts(v, address, n_bytes))
+def prefetch_tile(v: Vocabulary, address: Value, n_bytes: int, lines: Value, part: int = 0, n_parts: int = 1) -> None:
+    """Prefetch one part of n_bytes of a tile: every line where `lines` is 1, the starts of pages where it is 0.
+
+    Few lines at a time: while a core waits for as many as it can, it multiplies nothing either.
+    """
+    v.repeat(lines, lambda _: prefetch_part(v, address, n_bytes, part, n_parts))
+    if part == 0:
+        v.repeat(lines ^ 1, lambda _: prefetch_page_starts(v, address, n_bytes))
 
 
 @njit(error_model="numpy")
