@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.graph.lowering.base import ELEMENTS_PER_CHUNK, Lowering, rule
+from edgellm.graph.lowering.base import Lowering, rule, tokens_per_chunk
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.low_rank import AddScaled, Choose, MultiplyColumns, Narrow, Widen
 from edgellm.graph.ops import Chunks, Columns, Readers, Table
@@ -17,7 +17,7 @@ RANK_STEP = 4  # rows of a narrow matrix that the kernel takes together, at leas
 @rule(Narrow)
 def lower_narrow(low: Lowering, node: Narrow) -> None:
     x, out = low.read(node.x), low.make(node)
-    n_threads, per_chunk = low.target.tuning.n_threads, max(1, ELEMENTS_PER_CHUNK // x.width)
+    n_threads, per_chunk = low.target.tuning.n_threads, tokens_per_chunk(x.width)
     low.add(
         "narrow",
         low_rank_records.NARROW,

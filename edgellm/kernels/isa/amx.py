@@ -27,6 +27,8 @@ from edgellm.kernels.staged import I8, Value, Vocabulary
 ROWS, WORDS = 16, 16  # of a register; a word is two numbers
 STEP = 2 * WORDS  # columns of `a` that one instruction goes through
 ROW_BYTES = 4 * WORDS
+FULL = (ROWS, ROW_BYTES)
+FEATURES = ("amx-tile", "amx-bf16", "amx-int8")  # LLVM's names
 
 # From Linux' asm/prctl.h and asm/fpu/types.h: a process asks for the memory that its threads need to be interrupted.
 _SYSTEM_CALL_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
@@ -43,10 +45,6 @@ def _is_permitted() -> bool:
     if sys.platform != "linux":
         return False
     return ctypes.CDLL(None).syscall(_SYSTEM_CALL_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
-
-
-FEATURES = ("amx-tile", "amx-bf16", "amx-int8")  # LLVM's names
-FULL = (ROWS, ROW_BYTES)
 
 
 def configure(v: Vocabulary, scratch: Value, shapes: Sequence[tuple[int, int]] = (FULL,) * 8) -> None:

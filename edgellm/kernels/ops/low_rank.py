@@ -12,10 +12,10 @@ from edgellm.kernels.low_rank_records import ADD_SCALED, NARROW, WIDEN
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.memory import memory
+from edgellm.kernels.ops.prefetching import LINE
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
-LINE = 64  # bytes
 ROWS = 8  # of weights that meet an input together; it divides ROW_ALIGN
 FEW_ROWS = 4  # the same where no more are left of a chunk
 

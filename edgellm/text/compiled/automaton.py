@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.kernels.word_records import DEAD_STATE, NOT_MADE, START_STATE
 from edgellm.text.compiled.patterns import CHAR, END, FORK, NOT, NoAutomatonError, program_of
 
-UNKNOWN, AT_END, FIRST_CLASS = 0, 1, 2  # classes: of characters not met yet, of the end of a text, of characters
+UNKNOWN = 0  # the class of characters not met yet; that of a text's end is the next
 MOST_CLASSES = 64
 MOST_STATES = 1000
-DEAD, START = 0, 1  # states
-NOT_MADE = -1  # a step that no text has needed yet
 _N_CODES = 0x110000
 _N_ASCII = 128
 
@@ -50,9 +49,9 @@ class Automaton:
         self._class_of: dict[frozenset[int], int] = {}
         self._states: list[tuple[int, ...]] = [(), (self._program.start,)]
         self._state_of = {state: number for number, state in enumerate(self._states)}
-        self.steps[DEAD] = DEAD
+        self.steps[DEAD_STATE] = DEAD_STATE
         self._classify(list(range(_N_ASCII)), ascii_engine)
-        if self._after(self._states[START], frozenset())[0]:
+        if self._after(self._states[START_STATE], frozenset())[0]:
             raise NoAutomatonError(f"{pattern} matches nothing at all")
 
     def learn(self, text: str) -> None:
