@@ -69,7 +69,8 @@ class Generation(Iterator[str]):
         self._lost: Exception | None = None
         self._is_submitted = False
         self._on_prompt: Callable[[int, int], object] | None = None
-        self._reading = threading.Lock()
+        self._reading = threading.Lock()  # by the thread that iterates, or by one that ends it while none does
+        self._ending = threading.RLock()  # around the second
 
     @property
     def finish_reason(self) -> str | None:
@@ -170,8 +171,7 @@ class Generation(Iterator[str]):
         return piece.text
 
     def _next(self) -> Piece:
-        if not self._reading.acquire(blocking=False):
-            raise UsageError(ANOTHER_READS)
+        self._begin_reading()
         try:
             while True:
                 if self._told:
@@ -193,6 +193,14 @@ class Generation(Iterator[str]):
             raise
         finally:
             self._reading.release()
+
+    def _begin_reading(self) -> None:
+        """Raises UsageError while another thread iterates; one that ends the answer is waited for, it is soon done."""
+        if not self._reading.acquire(blocking=False):
+            with self._ending:
+                is_mine = self._reading.acquire(blocking=False)
+            if not is_mine:
+                raise UsageError(ANOTHER_READS)
 
     def _tell(self, text: str) -> None:
         """Take in the text of a token, or what is left at the end."""
@@ -254,8 +262,7 @@ class Generation(Iterator[str]):
 
         Raises what iterating would.
         """
-        if not self._reading.acquire(blocking=False):
-            raise UsageError(ANOTHER_READS)
+        self._begin_reading()
         try:
             while self._finish_reason is None and self._answer.is_ready:
                 self._tell(self._next_piece())
@@ -309,11 +316,7 @@ class Generation(Iterator[str]):
     def close(self) -> None:
         """Stop now; what was computed stays in the cache for the next prompt."""
         self.cancel()
-        if self._reading.acquire(blocking=False):
-            try:
-                self._end("cancelled")
-            finally:
-                self._reading.release()
+        self._end_unread(None)
 
     def __enter__(self) -> Self:
         return self
@@ -323,12 +326,18 @@ class Generation(Iterator[str]):
 
     def lose(self, error: Exception) -> None:
         """End with an error, which whoever goes on iterating gets, and hold nothing of the model any more."""
-        if self._finish_reason is None and self._reading.acquire(blocking=False):  # who is reading is told anyway
-            try:
-                self._lost = error
-                self._end("cancelled")
-            finally:
-                self._reading.release()
+        self._end_unread(error)
+
+    def _end_unread(self, lost: Exception | None) -> None:
+        """End it unless a thread iterates, which will see by itself that it has been cancelled."""
+        with self._ending:
+            if self._reading.acquire(blocking=False):
+                try:
+                    if self._finish_reason is None:
+                        self._lost = lost
+                        self._end("cancelled")
+                finally:
+                    self._reading.release()
 
     def __del__(self) -> None:
         if hasattr(self, "_reading"):  # it was made

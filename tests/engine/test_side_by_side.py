@@ -7,12 +7,15 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pytest
 
 import edgellm
+from edgellm.engine.generation import Generation
 from edgellm.engine.sampling import Sampler
+from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from tests.arch import tiny
 
@@ -96,6 +99,28 @@ def test_closing_a_generation_that_another_thread_is_in(model) -> None:
     listing.join(60)
     assert generation.finish_reason in ("cancelled", "context")
     assert generated(model)
+
+
+@pytest.mark.parametrize("read", [next, Generation.take])
+def test_who_reads_while_the_model_is_being_closed_hears_of_that(tiny_path, monkeypatch, read) -> None:
+    """And not of another thread that reads: there is none."""
+    model = edgellm.load(tiny_path, n_threads=1)
+    generation = model.generate(PROMPT, temperature=0.0)
+    next(generation)
+    retire, is_ending = Scheduler.retire, threading.Event()
+
+    def slow_retire(self, request) -> None:
+        is_ending.set()
+        time.sleep(0.2)
+        retire(self, request)
+
+    def reader() -> None:
+        is_ending.wait()
+        read(generation)
+
+    monkeypatch.setattr(Scheduler, "retire", slow_retire)
+    (told, closed) = in_threads([reader, model.close])
+    assert isinstance(told, UsageError) and "the model is closed" in str(told) and closed is None
 
 
 def test_after_close(tiny_path) -> None:
