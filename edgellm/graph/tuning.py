@@ -20,8 +20,8 @@ class Tuning:
     prefetch_bytes: how far in front of itself decode prefetches weights, beyond the rows that it works on.
     small_batch:  up to so many tokens, the kernels for small batches are quicker than unpacking weights for all tokens.
     tiles:        whether weights that lie as tiles are clearly quicker; tiles_small_batch: the same as above for these.
-    tiles_prefetch_bytes: how far in front of itself decode prefetches tiles; 0 is not at all. tiles_prefetch_lines:
-        every line of them, or else the starts of pages, where the hardware sees the rest coming.
+    tiles_prefetch_bytes: how far in front of itself decode prefetches tiles. tiles_prefetch_lines: for one token, every
+        line of them, or else the starts of pages, where the hardware sees the rest coming.
     """
 
     n_threads: int

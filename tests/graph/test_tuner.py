@@ -62,9 +62,9 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monk
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelStore, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
-    usual, none, far, pages = (1 << 12, True), (0, False), (1 << 15, True), (1 << 15, False)
+    usual, near, far, pages = (1 << 12, True), (1 << 13, False), (1 << 14, True), (1 << 15, False)
     for seconds, chosen in (
-        ({none: 0.8, far: 0.9}, none), ({none: 0.99, pages: 0.99}, usual), ({far: 0.5}, far), ({pages: 0.7}, pages),
+        ({near: 0.8, far: 0.9}, near), ({near: 0.99, pages: 0.99}, usual), ({far: 0.5}, far), ({pages: 0.7}, pages),
     ):  # fmt: skip
 
         def turn(some, seconds=seconds):

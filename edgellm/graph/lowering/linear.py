@@ -120,6 +120,5 @@ def prefetching(
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
         "prefetch_lines": int(tuning.tiles_prefetch_lines),
-        # Who prefetches nothing of tiles asks for what it reads at the moment, which is next to no work.
-        "prefetch_distance": 0 if in_tiles and not bytes_ahead else rows_together * row_bytes + bytes_ahead,
+        "prefetch_distance": rows_together * row_bytes + bytes_ahead,
     }

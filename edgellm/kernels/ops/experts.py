@@ -242,14 +242,15 @@ def build_experts_prefill(isa, fmt):
     """Int8 inputs of many tokens; tile as in `linear_prefill`."""
     lanes = isa.lanes
 
-    @staged(isa, "void", *["i64"] * 7)
+    @staged(isa, "void", *["i64"] * 8)
     def unpack_rows(v, *args):
         linear.unpack_tile(v, fmt, *args)
 
     @njit(error_model="numpy")
     def unpack(op, weights, row, tile):
         for lane in range(0, 16, lanes):
-            unpack_rows(weights, op.row_bytes, row + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
+            following = weights + (row + 16 + lane) * op.row_bytes
+            unpack_rows(weights, op.row_bytes, row + lane, op.n_rows - 1, op.n_cols // 32, tile, lane, following)
 
     return int8_for_many(isa, fmt, unpack)
 

@@ -15,7 +15,7 @@ def build_experts_tiles(isa, fmt):
     per_sum, per_block = fmt.scale_group, fmt.block_size
     input_of, _, _, _ = pair_words(isa)
 
-    @staged(isa, "void", *["i64"] * 10)
+    @staged(isa, "void", *["i64"] * 9)
     def by_one(v, *args):
         multiply_few(v, fmt, 1, 1, *args)
 
@@ -31,7 +31,6 @@ def build_experts_tiles(isa, fmt):
             sums + at // per_sum * 4,
             out,
             0,
-            0,
             ahead,
             op.prefetch_lines,
         )
@@ -45,6 +44,7 @@ def build_experts_tiles_prefill(isa, fmt):
 
     @njit(error_model="numpy")
     def unpack(op, weights, row, tile):
-        unpack_tile(weights + row * op.row_bytes, op.n_cols // per_block, tile)
+        following = weights + (row + TILE_ROWS) * op.row_bytes
+        unpack_tile(weights + row * op.row_bytes, op.n_cols // per_block, tile, following)
 
     return int8_for_many(isa, fmt, unpack)

@@ -27,7 +27,7 @@ from numba import njit
 from edgellm.kernels.blocks import SETS, BlockReader, by_quarters, transpose_quarters
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
+from edgellm.kernels.ops.prefetching import next_tile, prefetch_address, prefetch_part
 from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
@@ -208,16 +208,22 @@ def unpack_tile(
     n_groups: Value,
     tile: Value,
     lane: Value,
+    ahead: Value,
 ) -> None:
-    """Unpack as many rows as a register has lanes (none beyond last) into the lanes from `lane` on of the tile's."""
+    """Unpack as many rows as a register has lanes (none beyond last) into the lanes from `lane` on of the tile's.
+
+    Meanwhile as many bytes are prefetched, from `ahead` on.
+    """
     per_block, per_group = fmt.block_size // GROUP, GROUP // fmt.scale_group
     rows = row_addresses(v, weights, row_bytes, first, last, v.isa.lanes)
     unpacked = UnpackedTile(v, fmt, tile, n_groups)
+    step_bytes = v.isa.lanes * fmt.block_bytes
 
     def body(i: Value) -> None:
         sets, all_rows = readers(v, fmt, [row + i * fmt.block_bytes for row in rows])
         scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
+            prefetch_part(v, ahead + i * step_bytes, step_bytes, g, per_block)
             halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)
             words = [word for half in halves for word in transpose_quarters(v, list(half))]
             some = slice(g * per_group, (g + 1) * per_group)
@@ -408,17 +414,18 @@ def tile_multiplier(isa, fmt, n_planes: int):
 
 
 def rows_unpacker(isa, fmt):
-    """unpack(op, first, tile): the 16 rows from `first` on, as `UnpackedTile` has them."""
+    """unpack(op, first, tile, ahead): 16 rows from `first` on, as `UnpackedTile` has them; 16 others are prefetched."""
     n_rows = isa.lanes
 
-    @staged(isa, "void", *["i64"] * 7)
+    @staged(isa, "void", *["i64"] * 8)
     def unpack_rows(v, *args):
         unpack_tile(v, fmt, *args)
 
     @njit(error_model="numpy")
-    def unpack(op, first, tile):
+    def unpack(op, first, tile, ahead):
         for lane in range(0, 16, n_rows):
-            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
+            asked = ahead + lane * op.row_bytes
+            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane, asked)
 
     return unpack
 
@@ -431,7 +438,7 @@ def build_linear_prefill(isa, fmt, n_planes=1):
     def linear_prefill(record, chunk, thread):
         op = op_at(record)
         tile = op.scratch + thread * op.scratch_bytes
-        unpack(op, chunk * 16, tile)
+        unpack(op, chunk * 16, tile, next_tile(op, chunk))
         multiply(op, tile, chunk * 16)
 
     return linear_prefill

@@ -13,6 +13,7 @@ from edgellm.kernels.isa import amx
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import GROUP, Inputs, UnpackedTile, add_scaled, rows_unpacker
 from edgellm.kernels.ops.linear_tiles import tile_unpacker
+from edgellm.kernels.ops.prefetching import next_tile
 from edgellm.kernels.records import AMX_CONFIG_BYTES, AMX_SUMS_BYTES, LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I32, I64, Value, Vocabulary, staged
 
@@ -78,7 +79,7 @@ def multiply_tile(
 
 
 def tile_kernel(isa, fmt, n_planes: int, unpack):
-    """The kernel for several tokens; unpack(op, first, tile) puts the 16 rows from `first` on there."""
+    """The kernel for several tokens; unpack(op, first, tile, ahead) puts the 16 rows from `first` on there."""
     op_at = record_viewer(LINEAR)
 
     @staged(isa, "void", "i64")
@@ -119,7 +120,7 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
         scratch = op.scratch + thread * op.scratch_bytes
         found = scratch + AMX_CONFIG_BYTES
         tile = found + AMX_SUMS_BYTES
-        unpack(op, chunk * 16, tile)
+        unpack(op, chunk * 16, tile, next_tile(op, chunk))
         begin(scratch)
         multiply(op, tile, chunk * 16, found)
         end()
@@ -137,7 +138,7 @@ def build_linear_tiles_amx(isa, fmt, n_planes=1):
     unpack_tile, per_block = tile_unpacker(isa, fmt), fmt.block_size
 
     @njit(error_model="numpy")
-    def unpack(op, first, tile):
-        unpack_tile(op.weights + first * op.row_bytes, op.n_cols // per_block, tile)
+    def unpack(op, first, tile, ahead):
+        unpack_tile(op.weights + first * op.row_bytes, op.n_cols // per_block, tile, ahead)
 
     return tile_kernel(isa, fmt, n_planes, unpack)

@@ -19,9 +19,9 @@ from edgellm.kernels.ops.linear import (
     meet_tokens,
     tile_multiplier,
 )
-from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_tile
+from edgellm.kernels.ops.prefetching import next_tile, prefetch_address, prefetch_part, prefetch_tile
 from edgellm.kernels.records import LINEAR, TILE_ROWS
-from edgellm.kernels.staged import F32, I64, Value, Vocabulary, staged
+from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
 
 
@@ -37,16 +37,15 @@ def multiply_few(
     sums: Value,
     out: Value,
     out_stride: Value,
-    scratch: Value,
     ahead: Value,
     lines: Value,
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
-    A few tokens meet weights in the registers into which they were unpacked. For as many as are taken at once, a block
-    is put into scratch memory, which a first level cache holds, so that one group's code serves all of its groups.
+    Tokens meet weights in the registers into which they were unpacked.
 
-    ahead, lines:  what is prefetched meanwhile, see `prefetch_tile`.
+    ahead, lines:  what is prefetched meanwhile, see `prefetch_tile`. For several tokens it is every line: the hardware
+    does not see a stream coming that is read so slowly.
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
@@ -54,40 +53,21 @@ def multiply_few(
     def body(i: Value, *totals: Value) -> list[Value]:
         asked = ahead + i * block_bytes
         block = TileReader(v, fmt, tile + i * block_bytes)
-        if n_tokens == v.isa.tile_tokens and per_block > 1:
-            prefetch_tile(v, asked, block_bytes, lines)
-            return by_group(block, i, totals)
         sums: Sequence[Value] = totals
         scales, biases = block.unpack_scales()
         per_group = len(scales) // per_block
         for g in range(per_block):
-            prefetch_tile(v, asked, block_bytes, lines, g, per_block)
+            if n_tokens == 1:
+                prefetch_tile(v, asked, block_bytes, lines, g, per_block)
+            else:
+                prefetch_part(v, asked, block_bytes, g, per_block)
             some = slice(g * per_group, (g + 1) * per_group)
             sums = meet_tokens(v, fmt, block.unpack(g), scales[some], biases[some], tokens, i * per_block + g, sums)
         return list(sums)
 
-    def by_group(block: TileReader, i: Value, totals: Sequence[Value]) -> list[Value]:
-        n_groups = v.constant(per_block, I64)
-        unpacked = UnpackedTile(v, fmt, scratch, n_groups)
-        store_block(v, fmt, block, unpacked, v.constant(0, I64))
-
-        def meet(g: Value, *sums: Value) -> list[Value]:
-            return meet_tokens(v, fmt, *unpacked.group(g), tokens, i * per_block + g, sums)
-
-        return v.loop(n_groups, totals, meet)
-
     totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
     for token, total in enumerate(totals):
         v.store(out + out_stride * (4 * token), total)
-
-
-def store_block(v: Vocabulary, fmt, block: TileReader, to: UnpackedTile, i: Value) -> None:
-    """Unpack the i-th block of a tile into scratch memory."""
-    per_block, per_group = fmt.block_size // GROUP, GROUP // fmt.scale_group
-    scales, biases = block.unpack_scales()
-    for g in range(per_block):
-        some = slice(g * per_group, (g + 1) * per_group)
-        to.store(i * per_block + g, block.unpack(g), scales[some], biases[some])
 
 
 def build_linear_tiles(isa, fmt, n_planes=1):
@@ -97,7 +77,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
     most, some = isa.tile_tokens, isa.tile_tokens // 2
 
     def kernel_of(n_tokens: int):
-        @staged(isa, "void", *["i64"] * 10)
+        @staged(isa, "void", *["i64"] * 9)
         def tile_by_few(v, *args):
             multiply_few(v, fmt, n_planes, n_tokens, *args)
 
@@ -110,7 +90,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
         op = op_at(record)
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         n_blocks, n_tokens = op.n_cols // per_block, op.batch.n_tokens
-        first, scratch = chunk * op.chunk_rows, op.scratch + thread * op.scratch_bytes
+        first = chunk * op.chunk_rows
         lines = op.prefetch_lines
         for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
             tile, ahead = op.weights + row * op.row_bytes, prefetch_address(op, chunk, thread, row)
@@ -123,16 +103,16 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                 out = op.out + (token * op.out_stride + row) * 4
                 # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
                 if left > most - 2:
-                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
+                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
                     token += most
                 elif left > 2:
-                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
+                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
                     token += some
                 elif left == 2:
-                    by_two(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
+                    by_two(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
                     token += 2
                 else:
-                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, scratch, ahead, lines)
+                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
                     token += 1
 
     return linear_tiles
@@ -142,13 +122,22 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 
 
 def tile_unpacker(isa, fmt):
-    """unpack_tile(tile, n_blocks, scratch): a tile as `UnpackedTile` has it."""
+    """unpack_tile(tile, n_blocks, scratch, ahead): a tile as `UnpackedTile` has it; that at `ahead` is prefetched."""
+    per_block, per_group, block_bytes = fmt.block_size // GROUP, GROUP // fmt.scale_group, fmt.block_bytes * TILE_ROWS
 
-    @staged(isa, "void", *["i64"] * 3)
-    def unpack_tile(v, tile, n_blocks, scratch):
-        unpacked = UnpackedTile(v, fmt, scratch, n_blocks * (fmt.block_size // GROUP))
-        block_bytes = fmt.block_bytes * TILE_ROWS
-        v.repeat(n_blocks, lambda i: store_block(v, fmt, TileReader(v, fmt, tile + i * block_bytes), unpacked, i))
+    @staged(isa, "void", *["i64"] * 4)
+    def unpack_tile(v, tile, n_blocks, scratch, ahead):
+        unpacked = UnpackedTile(v, fmt, scratch, n_blocks * per_block)
+
+        def body(i: Value) -> None:
+            block = TileReader(v, fmt, tile + i * block_bytes)
+            scales, biases = block.unpack_scales()
+            for g in range(per_block):
+                prefetch_part(v, ahead + i * block_bytes, block_bytes, g, per_block)
+                some = slice(g * per_group, (g + 1) * per_group)
+                unpacked.store(i * per_block + g, block.unpack(g), scales[some], biases[some])
+
+        v.repeat(n_blocks, body)
 
     return unpack_tile
 
@@ -161,7 +150,7 @@ def build_linear_tiles_prefill(isa, fmt, n_planes=1):
     def linear_tiles_prefill(record, chunk, thread):
         op = op_at(record)
         unpacked = op.scratch + thread * op.scratch_bytes
-        unpack_tile(op.weights + chunk * 16 * op.row_bytes, op.n_cols // per_block, unpacked)
+        unpack_tile(op.weights + chunk * 16 * op.row_bytes, op.n_cols // per_block, unpacked, next_tile(op, chunk))
         multiply(op, unpacked, chunk * 16)
 
     return linear_tiles_prefill

@@ -55,3 +55,16 @@ def prefetch_address(op, chunk, thread, row):
     if following * op.chunk_rows < op.n_rows:
         return op.weights + following * op.chunk_rows * op.row_bytes + (address - end)
     return op.next_weights + thread * op.next_step + (address - end)
+
+
+@njit(error_model="numpy")
+def next_tile(op, chunk):
+    """The 16 rows to prefetch while those of a chunk are unpacked: what this thread is likely to unpack next.
+
+    That is the chunk that comes when every other thread has had one too; behind the last one, rows of the next op, as
+    if they were as long.
+    """
+    following, n_chunks = chunk + op.n_threads, (op.n_rows + 15) // 16
+    if following < n_chunks:
+        return op.weights + following * 16 * op.row_bytes
+    return op.next_weights + (following - n_chunks) * 16 * op.row_bytes
