@@ -17,6 +17,8 @@ MOST_PROBES = 256  # places of a table that are looked at for a string
 MOST_ALIKE = 16  # times that long strings share a key while a table is made; next to never, unless they are made so
 AT_ONCE = 32  # strings whose places in a table are asked for before they are needed
 LONGEST_WORD = 256  # bytes of a word that is merged here: pairs are looked through one by one
+UNRANKED = (1 << 31) - 1  # in place of a rank: the token is not made by merging
+WHOLE, PASSING = 1, 2  # marks of a token: a word is taken for it, whatever merging makes of it; not left in a word
 
 CUT_WORDS = Schema(
     "cut_words",
@@ -60,17 +62,21 @@ MERGE_WORDS = Schema(
     begin="i64",
     ends="ptr",  # int64 [n_words]
     n_words="i64",
-    spelling="ptr",  # int32 [256]: of a byte, UTF-8 of the character for it, the first byte lowest, and n_bytes << 16
+    # int32 [256]: of a byte, UTF-8 of the character for it, the first byte lowest, and n_bytes << 16; or 0: the symbols
+    # that merging begins with are the characters of a word.
+    spelling="ptr",
     tokens=STRINGS,
-    merges=STRINGS,  # pairs, the best first
-    wholes="ptr",  # uint8 [n_tokens], 1 for a token that a word is taken for, whatever its merges make of it; or 0
+    merges=STRINGS,  # pairs, the best first; or the tokens again: two symbols are joined that together are one
+    ranks="ptr",  # int32 [n_tokens], of tokens in place of merges, the lowest first; UNRANKED; or 0
+    marks="ptr",  # uint8 [n_tokens], WHOLE and PASSING; or 0 when no token has one
+    byte_ids="ptr",  # int32 [256]: the tokens that spell what is no token, byte by byte, or -1; or 0
     scratch="ptr",  # merge_scratch_bytes()
     # int64 [n_recent, 2], zeros at first: keys of words that were met, each at the place of its key or one of the next,
     # until another one takes it; then the word's number in the lower half, and in the upper where its ids begin.
     recent="ptr",
     n_recent="i64",  # a power of two
     ids="ptr",  # out: int32, at most one for each byte
-    counts="ptr",  # out: int32 [n_words]: ids of each word, or -1: too long, or left with what is no token
+    counts="ptr",  # out: int32 [n_words]: ids of each word, or -1: too long, or left with what is no token to be left
 )
 
 

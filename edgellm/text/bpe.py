@@ -7,14 +7,14 @@ readable text. Here words are brought into that spelling, rather than the vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.errors import FormatError
-from edgellm.text.compiled.turn import SHORT, Turn
+from edgellm.text.compiled.turn import Turn
 from edgellm.text.many_words import merge_words, worthwhile
 from edgellm.text.merging import merge_pairs
 from edgellm.text.pairs import Pairs
@@ -25,7 +25,8 @@ from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from edgellm.kernels.store import KernelStore
-    from edgellm.text.compiled.words import CompiledWords
+    from edgellm.text.compiled.automaton import Automaton
+    from edgellm.text.compiled.words import CompiledWords, Merging
 
 
 def _spellings() -> list[str]:
@@ -71,11 +72,8 @@ class BytePairModel:
     def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
         """The ids of each of some normalized texts that hold no special tokens."""
         compiled = self._turn.words(sum(map(len, texts)), self._compiled)
-        if compiled is None:
-            return self._in_python(list(map(self._cut, texts)))
-        found = [compiled.encode(text, self._words_in_python) if len(text) >= SHORT else None for text in texts]
-        rest = iter(self._in_python([self._cut(text) for text, ids in zip(texts, found, strict=True) if ids is None]))
-        return [next(rest) if ids is None else ids for ids in found]
+        found = None if compiled is None else compiled.encode(texts, self._words_in_python)
+        return self._in_python(list(map(self._cut, texts))) if found is None else found
 
     def _in_python(self, texts: list[list[str]]) -> list[list[int]]:
         """The ids of each of some texts that are cut into words."""
@@ -89,22 +87,33 @@ class BytePairModel:
         """What encodes long texts; None where only Python can."""
         from edgellm.text.compiled.words import CompiledWords
 
-        vocabulary, automata = self._vocabulary, self._rule.automata
-        ignore_merges = self._rule.ignore_merges
-        if automata is None or (ignore_merges and self._without_token):  # there, words have two spellings
+        automata = self._automata
+        if automata is None or (self._rule.ignore_merges and self._without_token):  # there, words have two spellings
             return None
-        spelling = [spelled if spelled in vocabulary.ids else b"" for spelled in SPELLED]
-        wholes = None
-        if ignore_merges:
-            wholes = np.ones(vocabulary.n, np.uint8)
-            wholes[list(self._control)] = 0
-        merges = vocabulary.strings("merges")
-        words = CompiledWords(automata, vocabulary.strings("tokens"), merges, spelling, wholes, store)
+        merging = self._merging()
+        words = CompiledWords(automata, merging, store)
         if not words.ready:
             return None
-        if words.n_spaces != len(merges):
+        if words.n_spaces != len(merging.merges):
             _ = self._merges  # says which is wrong
         return words
+
+    @property
+    def _automata(self) -> Sequence[Automaton] | None:
+        """What cuts texts, for kernels."""
+        return self._rule.automata
+
+    def _merging(self) -> Merging:
+        """How words are merged, for kernels."""
+        from edgellm.kernels.word_records import WHOLE
+        from edgellm.text.compiled.words import Merging
+
+        vocabulary, marks = self._vocabulary, None
+        if self._rule.ignore_merges:
+            marks = np.full(vocabulary.n, WHOLE, np.uint8)
+            marks[list(self._control)] = 0
+        spelling = [spelled if spelled in vocabulary.ids else b"" for spelled in SPELLED]
+        return Merging(vocabulary.strings("tokens"), vocabulary.strings("merges"), spelling=spelling, marks=marks)
 
     def _cut(self, text: str) -> list[str]:
         """The words of a text."""

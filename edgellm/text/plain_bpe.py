@@ -6,16 +6,19 @@ Tokens are plain text with "▁" for spaces; a character without a token is spel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgellm.text.bpe import BytePairModel
-from edgellm.text.spm import CUT_FROM_CHARS, SPACE, byte_value, word_start
+from edgellm.text.spm import CUT_FROM_CHARS, SPACE, byte_value, reaching_across, word_start, words_automata
 from edgellm.text.vocabulary import TokenType
 
 if TYPE_CHECKING:
-    from edgellm.kernels.store import KernelStore
+    from edgellm.text.compiled.automaton import Automaton
+    from edgellm.text.compiled.words import Merging
 
 
 class PlainPairModel(BytePairModel):
@@ -33,8 +36,24 @@ class PlainPairModel(BytePairModel):
             return lines
         return [word for line in lines for word in self._word_start.split(line)]
 
-    def _compiled(self, store: KernelStore) -> None:
-        """Kernels know merges of bytes alone."""
+    @property
+    def _automata(self) -> Sequence[Automaton] | None:
+        """What cuts texts, for kernels."""
+        automata = self._rule.automata
+        if automata is None or not self._rule.marks_spaces:
+            return automata
+        of_words = words_automata(self._reaching)
+        return None if of_words is None else (*automata, *of_words)
+
+    def _merging(self) -> Merging:
+        """How words are merged, for kernels."""
+        from edgellm.text.compiled.words import Merging
+
+        vocabulary = self._vocabulary
+        marks = np.fromiter((not token.strip(b"\n") for token in vocabulary.tokens), np.uint8, vocabulary.n)
+        byte_ids = [vocabulary.ids.get(b"<0x%02X>" % byte, -1) for byte in range(256)]
+        merges = vocabulary.strings("merges")
+        return Merging(vocabulary.strings("tokens"), merges, marks=marks, byte_ids=np.array(byte_ids, np.int32))
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""
@@ -53,7 +72,11 @@ class PlainPairModel(BytePairModel):
 
     @cached_property
     def _word_start(self) -> re.Pattern[str]:
-        return word_start(b"\xff".join(self._ranks).replace(b" ", b""))
+        return word_start(self._reaching)
+
+    @cached_property
+    def _reaching(self) -> str:
+        return reaching_across(self._vocabulary.strings("merges"))
 
     def _spell(self, symbol: bytes) -> list[int]:
         """The byte tokens of a character, or the unknown token; nothing where the vocabulary has neither."""

@@ -47,6 +47,8 @@ class SpecialTokens:
         self._tokens = sorted(ids)
         self._ids = list(map(ids.__getitem__, self._tokens))
         self._start = _start_of(self._tokens)
+        self._singles = {token: index for index, token in enumerate(self._tokens) if len(token) == 1}
+        self._twos = {token[:2] for token in self._tokens if len(token) > 1}
         self._lstrip, self._rstrip, self._single_word = lstrip, rstrip, single_word
         self._control = control
 
@@ -100,6 +102,8 @@ class SpecialTokens:
         Of a text in sorted order, its beginnings stand before it, and so does all that begins like the longest of
         them: the last token before it is either that one or goes on from it.
         """
+        if text[at : at + 2] not in self._twos:
+            return self._singles.get(text[at], -1)  # as most line breaks are
         tokens = self._tokens
         size = _WINDOW
         while True:

@@ -10,16 +10,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.errors import FormatError
+from edgellm.text.compiled.turn import Turn
 from edgellm.text.many_words import merge_words, worthwhile
 from edgellm.text.merging import merge_pairs
 from edgellm.text.pairs import Pairs
 from edgellm.text.provenance import like
 from edgellm.text.remembered import Remembered
-from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary
+from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary, in_one
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgellm.kernels.store import KernelStore
+    from edgellm.text.compiled.automaton import Automaton
+    from edgellm.text.compiled.words import CompiledWords
 
 SPACE = "▁"
 UNKNOWN = " ⁇ ".encode()  # what stands for a character that the vocabulary could not encode
@@ -53,6 +62,7 @@ class SentencePieceModel:
         self.seeks_spaced = vocabulary.marked("normalized") is None  # tokens, as `sentencepiece` does
         self._splits = vocabulary.our_flag("split_at_spaces", False)
         self._words = Remembered()
+        self._turn = Turn()
 
     @cached_property
     def begin(self) -> list[int]:
@@ -77,6 +87,10 @@ class SentencePieceModel:
         """The ids of each of some normalized texts that hold no special tokens. at_start: the first begins them all."""
         if self._scheme is not None:
             texts = [self._spaced(text, at_start and not i) for i, text in enumerate(texts)]
+        compiled = self._turn.words(sum(map(len, texts)), self._compiled)
+        found = None if compiled is None else compiled.encode(texts, self._words_in_python)
+        if found is not None:
+            return map(self._join_unknown, found)
         if self._splits:
             words = [[word for word in _EACH_SPACE.split(text) if word] for text in texts]
             return self._words.joined(words, self._encode_words)
@@ -90,6 +104,37 @@ class SentencePieceModel:
         text = text.replace(" ", SPACE)
         prepends = self._scheme == "always" or (self._scheme == "first" and at_start)
         return SPACE + text if prepends and not text.startswith(SPACE) else text
+
+    def _compiled(self, store: KernelStore) -> CompiledWords | None:
+        """What encodes long texts; None where only Python can."""
+        from edgellm.kernels.word_records import PASSING
+        from edgellm.text.compiled.words import CompiledWords, Merging
+
+        vocabulary = self._vocabulary
+        automata = words_automata(None if self._splits else self._reaching)
+        if automata is None:
+            return None
+        marks = None
+        if self._unused:
+            marks = np.zeros(vocabulary.n, np.uint8)
+            marks[list(self._unused)] = PASSING
+        byte_ids = np.array([self._byte_ids.get(byte, -1) for byte in range(256)], np.int32)
+        merging = Merging(vocabulary.strings("tokens"), None, self._ranks(), None, marks, byte_ids)
+        words = CompiledWords(automata, merging, store)
+        return words if words.ready else None
+
+    def _ranks(self) -> NDArray[np.int32]:
+        """Of each token, the lowest for the highest score; UNRANKED for one that no text makes."""
+        from edgellm.kernels.word_records import UNRANKED
+
+        bits = (0.0 - np.asarray(self._scores)).astype(np.float32).view(np.int32)  # never -0.0
+        ranks = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # in the order of the numbers
+        ranks[np.frombuffer(self._mergeable, np.bool_) == 0] = UNRANKED
+        return ranks
+
+    def _words_in_python(self, words: list[str]) -> list[list[int]]:
+        """The ids of each of some words."""
+        return self._words.joined([[word] for word in words], self._encode_words)
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for in a text."""
@@ -188,19 +233,49 @@ class SentencePieceModel:
 
     @cached_property
     def _word_start(self) -> re.Pattern[str]:
-        return word_start(b"\xff".join(self._vocabulary.tokens))
+        return word_start(self._reaching)
+
+    @cached_property
+    def _reaching(self) -> str:
+        return reaching_across(self._vocabulary.strings("tokens"))
 
 
-def word_start(symbols: bytes) -> re.Pattern[str]:
-    """The places between a character and "▁" where no symbol reaches across. symbols: all, with 0xFF between.
+def word_start(reaching: str) -> re.Pattern[str]:
+    """The places before "▁" where a text can be cut. reaching: characters behind which it cannot."""
+    return re.compile(f"(?<=[^{re.escape(reaching)}])(?={SPACE})")
 
-    Nearly all have "▁" in front only. Where a character stands before it in one of the few others (Gemma has ">▁</"),
-    a text is not cut behind that character.
+
+def words_automata(reaching: str | None) -> tuple[Automaton, ...] | None:
+    """What cuts a text at these places, for kernels; None: before each "▁"."""
+    from edgellm.text.compiled.automaton import automata_of  # for long texts only
+
+    if reaching is None:
+        return automata_of((f"{SPACE}[^{SPACE}]*|[^{SPACE}]+",), re.compile, re.compile)
+    chars = re.escape(reaching)
+    pattern = f"(?:[{chars}]|[^{chars}]+(?!{SPACE})[{chars}])+[^{chars}]*|[^{chars}]+"
+    return automata_of((pattern,), re.compile, re.compile)
+
+
+def reaching_across(symbols: Any) -> str:
+    """The characters that some symbol has before a "▁", and "▁" itself: behind them, a text is not cut into words.
+
+    Nearly all symbols have "▁" in front only, but a few do not (Gemma has ">▁</").
+
+    symbols:  strings, a list or a lazy sequence; a space in them stands between two halves.
     """
-    stretches = symbols.split(SPACE.encode())
-    ends = {stretch[-4:] for stretch in stretches[:-1] if stretch and stretch[-1] != 0xFF}
-    inner = {end.decode(errors="ignore")[-1:] for end in ends}
-    return re.compile(f"(?<=[^{re.escape(''.join(sorted(inner | {SPACE})))}])(?={SPACE})")
+    joined, starts, lead = in_one(symbols)
+    array = np.frombuffer(joined, np.uint8)
+    first, second, third = SPACE.encode()
+    found = np.flatnonzero(array[:-2] == first)
+    found = found[(array[found + 1] == second) & (array[found + 2] == third)]
+    begins = np.zeros(len(array) + 1, np.bool_)
+    begins[starts[:-1] + lead] = True
+    ends = found[~begins[found]]  # of what stands before it
+    ends = ends - (array[ends - 1] == ord(" "))
+    another = (array[ends - 3] == first) & (array[ends - 2] == second) & (array[ends - 1] == third)
+    ends = ends[~another]
+    before = {joined[max(end - 4, 0) : end] for end in ends.tolist()}
+    return "".join(sorted({chars.decode(errors="ignore")[-1:] for chars in before} | {SPACE}))
 
 
 def byte_value(token: bytes) -> int:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.cut_words import utf8
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.word_records import (
     AT_ONCE,
@@ -21,6 +22,9 @@ from edgellm.kernels.word_records import (
     MERGE_WORDS,
     MOST_ALIKE,
     MOST_PROBES,
+    PASSING,
+    UNRANKED,
+    WHOLE,
 )
 
 NEVER = 1 << 62  # a rank behind all others
@@ -28,10 +32,10 @@ LOWER = (1 << 32) - 1
 NEAR = 8  # places where a word may be noted
 _SPACE = 0x20
 _PACKED = 7  # bytes of a string that has room in a key, beside where it is split
-# FNV-1a over bytes (Fowler, Noll, Vo), and an odd number that spreads them (Knuth, volume 3, section 6.4).
-_BASIS = 0xCBF29CE484222325 - (1 << 64)
+# Odd numbers that spread bits: FNV's (Fowler, Noll, Vo) and that of the golden ratio (Knuth, volume 3, section 6.4).
 _PRIME = 0x100000001B3
 _SIGN = -1 << 63
+_LOW_32 = (1 << 32) - 1
 _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 _inlined = partial(njit, error_model="numpy", forceinline=True)
@@ -41,26 +45,40 @@ _inlined = partial(njit, error_model="numpy", forceinline=True)
 def listed_strings(isa) -> SimpleNamespace:
     """Strings, and those of lists: key_of(...), place_of(key, n_places), equal(a, b, n) and is_listed(...)."""
     words = memory(isa)
-    load, load_u8 = words.load_i64, words.load_u8
+    load, load_i32, load_u8 = words.load_i64, words.load_i32, words.load_u8
 
     @_inlined()
-    def key_of(start, end, split, skipped):
+    def packed(start, n):
+        """The bytes of a string of up to seven as a number, the first one lowest; nothing else is read."""
+        if n >= 4:
+            return load_i32(start) & _LOW_32 | (load_i32(start + n - 4) & _LOW_32) << ((n - 4) * 8)
+        if n == 0:
+            return 0
+        middle, last = n >> 1, n - 1
+        return load_u8(start) | load_u8(start + middle) << (middle * 8) | load_u8(start + last) << (last * 8)
+
+    @_inlined()
+    def digest(start, n):
+        """Eight bytes at a time; of the last ones, some may count twice."""
+        if n <= _PACKED:
+            return packed(start, n)
+        key, last = 0, start + n - 8
+        for at in range(start, last, 8):
+            key = (key ^ load(at)) * _PRIME
+            key = (key ^ (key >> 32)) * _SPREAD  # else the last bytes, which may come twice, can undo this
+        return (key ^ load(last)) * _SPREAD + n
+
+    @_inlined()
+    def key_of(left, n_left, right, n_right):
         """Of short strings one number for each, and of others a number below 0, which they may share.
 
-        split:    of a pair, how long its left half is; 0 for a string that is no pair.
-        skipped:  where a byte is that does not count; or 0.
+        A string that is no pair is a right half, and there is no left one.
         """
-        if end - start - (skipped != 0) <= _PACKED:
-            key = split + 1
-            for at in range(start, end):
-                if at != skipped:
-                    key = key << 8 | load_u8(at)
-            return key
-        key = _BASIS
-        for at in range(start, end):
-            if at != skipped:
-                key = (key ^ load_u8(at)) * _PRIME
-        return (key ^ split) * _PRIME | _SIGN
+        n = n_left + n_right
+        if n <= _PACKED:
+            return (n_left * 8 + n) << 56 | packed(left, n_left) | packed(right, n_right) << (n_left * 8)
+        of_left = digest(left, n_left) * _PRIME + n_left
+        return (((of_left ^ (of_left >> 32)) * _SPREAD) ^ digest(right, n_right)) * _PRIME | _SIGN
 
     @_inlined()
     def place_of(key, n_places):
@@ -116,11 +134,11 @@ def build_index_strings(isa):
         if start == end:
             return 0, 0
         if of.are_pairs == 0:
-            return key_of(start, end, 0, 0), 0
+            return key_of(start, 0, start, end - start), 0
         n_spaces, space = spaces(start, end)
         if n_spaces != 1 or space == start or space + 1 == end:
             return 0, n_spaces
-        return key_of(start, end, space - start, space), 1
+        return key_of(start, space - start, space + 1, end - space - 1), 1
 
     @_inlined()
     def insert(of, i, key):
@@ -170,6 +188,7 @@ def build_merge_words(isa):
     load, load_u8, load_i32, prefetch = words.load_i64, words.load_u8, words.load_i32, words.prefetch
     store, store_u8, store_i32 = words.store_i64, words.store_u8, words.store_i32
     key_of, place_of, equal, is_listed = strings.key_of, strings.place_of, strings.equal, strings.is_listed
+    width = utf8(isa).width
 
     @njit(error_model="numpy")
     def find(of, key, start, end, split):
@@ -188,8 +207,21 @@ def build_merge_words(isa):
         return NEVER
 
     @_inlined()
+    def rank_of(op, token):
+        """The rank of a token that merging makes, or NEVER."""
+        rank = load_i32(op.ranks + token * 4)
+        return NEVER if rank == UNRANKED else rank
+
+    @_inlined()
     def token_of(op, start, end):
-        return find(op.tokens, key_of(start, end, 0, 0), start, end, 0)
+        token = find(op.tokens, key_of(start, 0, start, end - start), start, end, 0)
+        if op.ranks != 0 and token != NEVER and rank_of(op, token) == NEVER:
+            return NEVER
+        return token
+
+    @_inlined()
+    def is_marked(op, token, mark):
+        return op.marks != 0 and load_u8(op.marks + token) & mark != 0
 
     @_inlined()
     def spell(op, start, end, spelled, starts):
@@ -209,18 +241,35 @@ def build_merge_words(isa):
         return n
 
     @_inlined()
+    def characters(start, end, starts):
+        """The same for a word whose symbols are its characters as they stand."""
+        n, at = 0, start
+        while at < end:
+            store(starts + n * 8, at)
+            n += 1
+            at += width(at)
+        store(starts + n * 8, end)
+        return n
+
+    @_inlined()
     def merge(op, starts, ranks, n):
         """Join the best pair, the leftmost of equals, until none is left; returns how many symbols are."""
         new, end = 0, n - 1  # the pairs whose ranks are not known
         while n > 1:
             for i in range(new, end):
                 left, right = load(starts + i * 8), load(starts + i * 8 + 8)
-                key = key_of(left, load(starts + i * 8 + 16), right - left, 0)
+                if op.merges.are_pairs != 0:
+                    key = key_of(left, right - left, right, load(starts + i * 8 + 16) - right)
+                else:
+                    key = key_of(left, 0, left, load(starts + i * 8 + 16) - left)
                 store(ranks + i * 8, key)
                 prefetch(op.merges.table + place_of(key, op.merges.n_places) * 16)
             for i in range(new, end):
                 left, right = load(starts + i * 8), load(starts + i * 8 + 8)
-                rank = find(op.merges, load(ranks + i * 8), left, load(starts + i * 8 + 16), right - left)
+                split = (right - left) * op.merges.are_pairs
+                rank = find(op.merges, load(ranks + i * 8), left, load(starts + i * 8 + 16), split)
+                if op.ranks != 0 and rank != NEVER:
+                    rank = rank_of(op, rank)
                 store(ranks + i * 8, rank)
             best, place = NEVER, 0
             for i in range(n - 1):
@@ -238,28 +287,46 @@ def build_merge_words(isa):
         return n
 
     @_inlined()
+    def put_bytes(op, start, end, ids):
+        """Put the tokens of bytes; returns whether each has one."""
+        for at in range(start, end):
+            token = load_i32(op.byte_ids + load_u8(at) * 4)
+            if token < 0:
+                return False
+            store_i32(ids + (at - start) * 4, token)
+        return True
+
+    @_inlined()
     def encode(op, start, end, ids):
         """How many ids a word has, which are put there; or -1."""
-        spelled = op.scratch
-        starts = spelled + 2 * LONGEST_WORD
-        n = spell(op, start, end, spelled, starts)
-        if op.wholes != 0 and n > 0:
-            whole = token_of(op, spelled, load(starts + n * 8))
-            if whole != NEVER and load_u8(op.wholes + whole) == 1:
+        starts = op.scratch + 2 * LONGEST_WORD
+        n = characters(start, end, starts) if op.spelling == 0 else spell(op, start, end, op.scratch, starts)
+        if op.marks != 0 and n > 0:
+            first, last = load(starts), load(starts + n * 8)
+            whole = token_of(op, first, last)
+            if whole != NEVER and is_marked(op, whole, WHOLE):
                 store_i32(ids, whole)
                 return 1
         n = merge(op, starts, starts + 8 * (LONGEST_WORD + 1), n)
+        n_ids = 0
         for i in range(n):
-            token = token_of(op, load(starts + i * 8), load(starts + i * 8 + 8))
-            if token == NEVER:
+            first, last = load(starts + i * 8), load(starts + i * 8 + 8)
+            token = token_of(op, first, last)
+            if token != NEVER:
+                if is_marked(op, token, PASSING):
+                    return -1
+                store_i32(ids + n_ids * 4, token)
+                n_ids += 1
+            elif op.byte_ids != 0 and put_bytes(op, first, last, ids + n_ids * 4):
+                n_ids += last - first
+            else:
                 return -1
-            store_i32(ids + i * 4, token)
-        return n
+        return n_ids
 
     @_inlined()
     def noted_at(op, start, end):
         """The place where a word is noted, or -1 - the place where it can be."""
-        key = key_of(start, end, 0, 0)
+        key = key_of(start, 0, start, end - start)
         first = place_of(key, op.n_recent)
         for i in range(NEAR):
             place = op.recent + ((first + i) & (op.n_recent - 1)) * 16
@@ -289,7 +356,7 @@ def build_merge_words(isa):
                         store_i32(ids + i * 4, load_i32(op.ids + ((noted >> 32) + i) * 4))
                 else:
                     count = encode(op, start, end, ids)
-                    store(-1 - place, key_of(start, end, 0, 0))
+                    store(-1 - place, key_of(start, 0, start, end - start))
                     store(-1 - place + 8, n_ids << 32 | word)
             store_i32(op.counts + word * 4, count)
             n_ids += max(count, 0)

@@ -7,6 +7,7 @@ machines from the start (`edgellm.kernels.prebuilt`).
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from edgellm.text.compiled.words import CompiledWords
 
 LOAD_FROM = 1 << 16  # characters, of all texts so far, from which kernels are loaded
+READY_FROM = 1 << 14  # the same where a model runs: what loads kernels is there already
 COMPILE_FROM = 1 << 20  # characters to be encoded now from which kernels are compiled where there are none
-SHORT = 1 << 10  # characters of a text that goes through Python whatever there is, for it waits for nothing
+SHORT = 1 << 10  # characters of texts that go through Python whatever there is, for it waits for nothing
 
 
 Make = Callable[["KernelStore"], "CompiledWords | None"]
@@ -32,7 +34,7 @@ class Turn:
     def __init__(self) -> None:
         self._words: CompiledWords | None = None
         self._n_seen = 0
-        self._look_from = LOAD_FROM  # characters from which it is looked whether there are kernels
+        self._look_from = 0  # characters from which it is looked again whether there are kernels
         self._done = False
         self._lock = threading.Lock()
 
@@ -43,6 +45,8 @@ class Turn:
                tokenizer that somebody is done with gives its file back at once.
         """
         self._n_seen += n_chars
+        if n_chars < SHORT:
+            return None
         # While one thread makes it, others go on as before.
         if self._is_due(n_chars) and self._lock.acquire(blocking=False):
             try:
@@ -54,7 +58,8 @@ class Turn:
 
     def _is_due(self, n_chars: int) -> bool:
         """Whether to look for kernels, before texts of so many characters are encoded."""
-        return not self._done and n_chars >= SHORT and (self._n_seen >= self._look_from or n_chars >= COMPILE_FROM)
+        look_from = max(self._look_from, READY_FROM if _loads_kernels() else LOAD_FROM)
+        return not self._done and (self._n_seen >= look_from or n_chars >= COMPILE_FROM)
 
     def _look(self, n_chars: int, make: Make) -> None:
         from edgellm.text.compiled.words import kernels  # not imported before they are of use
@@ -70,6 +75,11 @@ class Turn:
             self._done = True
             return  # Python does it, as it does for short texts; who runs a model is told what is wrong
         self._words = make(store)
+
+
+def _loads_kernels() -> bool:
+    """Whether this process has loaded kernels, so that some more take little time."""
+    return "edgellm.kernels.store" in sys.modules
 
 
 @cache

@@ -7,7 +7,8 @@ of some size (see `edgellm.text.compiled.turn`); words that a kernel leaves alon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -36,66 +37,89 @@ def kernels() -> list[Kernel]:
     return [find("cut_words"), find("index_strings"), find("merge_words")]
 
 
+class Merging(NamedTuple):
+    """How the words of a vocabulary are merged.
+
+    tokens:    as the file spells them, a list or a lazy sequence.
+    merges:    the same of merges, of which the last counts where one is there twice; None: two symbols are joined that
+               together are a token, those of the lowest of `ranks` first.
+    ranks:     int32 [n_tokens], UNRANKED for a token that no text makes; None where there are merges.
+    spelling:  UTF-8 of what stands for each byte, empty for a byte that is dropped; None: symbols are characters.
+    marks:     uint8 [n_tokens], WHOLE and PASSING of `edgellm.kernels.word_records`; None when no token has one.
+    byte_ids:  int32 [256], the tokens that spell what is no token, or -1; None where there are none.
+    """
+
+    tokens: Any
+    merges: Any = None
+    ranks: NDArray[np.int32] | None = None
+    spelling: list[bytes] | None = None
+    marks: NDArray[np.uint8] | None = None
+    byte_ids: NDArray[np.int32] | None = None
+
+
 class CompiledWords:
-    """Encodes texts by the merges of a byte-level vocabulary. May be used by several threads at once.
+    """Encodes texts by the merges of a vocabulary. May be used by several threads at once.
 
     ready:     False when the strings of the vocabulary are such that it has no tables.
     n_spaces:  in all merges.
 
     automata:  of the patterns that cut texts, each of which cuts what the one before left.
-    tokens, merges:  as the file spells them, lists or lazy sequences; of merges that are there twice, the last counts.
-    spelling:  UTF-8 of what stands for each byte; empty for a byte that is dropped.
-    wholes:    uint8 [n_tokens], 1 for a token that a word is taken for, whatever its merges make of it; None: for none.
     store:     has loaded `kernels()`.
     """
 
-    def __init__(
-        self,
-        automata: Sequence[Automaton],
-        tokens: Any,
-        merges: Any,
-        spelling: list[bytes],
-        wholes: NDArray[np.uint8] | None,
-        store: KernelStore,
-    ) -> None:
+    def __init__(self, automata: Sequence[Automaton], merging: Merging, store: KernelStore) -> None:
         self._automata = automata
         self._store = store  # the machine code lives as long as this
         self._cut, index, self._merge = map(store.function, kernels())
-        self._tokens = StringTable(tokens, False, index)
-        self._merges = StringTable(merges, True, index)
+        self._tokens = StringTable(merging.tokens, False, index)
+        self._merges = self._tokens if merging.merges is None else StringTable(merging.merges, True, index)
         self.n_spaces = self._merges.n_spaces
-        self._wholes = wholes
-        self._spelling = np.array([len(s) << 16 | int.from_bytes(s, "little") for s in spelling], np.int32)
         self.ready = self._tokens.found and self._merges.found
+        self._merging = merging
+        self._spelling = None
+        if merging.spelling is not None:
+            spelled = [len(s) << 16 | int.from_bytes(s, "little") for s in merging.spelling]
+            self._spelling = np.array(spelled, np.int32)
 
-    def encode(self, text: str, in_python: InPython) -> list[int] | None:
-        """The ids of a text, which holds no lone surrogates; None for one that would make an automaton too large.
+    def encode(self, texts: list[str], in_python: InPython) -> list[list[int]] | None:
+        """The ids of each of some texts without lone surrogates; None when they would make an automaton too large.
 
         in_python:  gives the ids of each of some words: those too long for a kernel, or not left with tokens alone.
         """
         try:
-            return self._encode(text, in_python)
+            return self._encode(texts, in_python)
         except NoAutomatonError:
             return None
 
-    def _encode(self, text: str, in_python: InPython) -> list[int]:
+    def _encode(self, texts: list[str], in_python: InPython) -> list[list[int]]:
+        joined = "".join(texts)
         for automaton in self._automata:
-            automaton.learn(text)
-        encoded = text.encode()
+            automaton.learn(joined)
+        parts = [text.encode() for text in texts]
+        encoded = joined.encode()
+        until = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))  # where each text ends
         array = np.frombuffer(encoded, np.uint8)
         ids: list[int] = []
         begin = 0
-        for ends in self._words(array):
+        all_ends, all_counts = [_EMPTY], [_EMPTY]
+        for ends in self._words(array, until):
             if len(ends):
-                ids += self._ids(encoded, array, begin, ends, in_python)
+                some, counts = self._ids(encoded, array, begin, ends, in_python)
+                ids += some
+                all_ends.append(ends)
+                all_counts.append(counts.astype(np.int64))
                 begin = int(ends[-1])
-        return ids
+        if len(texts) == 1:
+            return [ids]
+        n_words = np.searchsorted(np.concatenate(all_ends), until, "right")  # no word reaches from one text to the next
+        bounds = np.cumsum(np.concatenate([[0], *all_counts]))[n_words].tolist()
+        return [ids[first:last] for first, last in pairwise([0, *bounds])]
 
-    def _words(self, text: NDArray[np.uint8]) -> Iterator[Ends]:
-        """Where the words of a text end, many at a time."""
+    def _words(self, text: NDArray[np.uint8], pieces: Ends) -> Iterator[Ends]:
+        """Where the words of the pieces of a text end, many at a time."""
         first, *others = self._automata
         begin = 0
-        for ends in self._cut_by(first, text, 0, np.array([len(text)], np.int64), MOST_WORDS):
+        for ends in self._cut_by(first, text, 0, pieces, MOST_WORDS):
             cut = ends
             for automaton in others:
                 cut = np.concatenate([_EMPTY, *self._cut_by(automaton, text, begin, cut, MOST_WORDS)])
@@ -132,7 +156,10 @@ class CompiledWords:
                     automaton.make_step(state, char_class)
             yield ends[:n]
 
-    def _ids(self, encoded: bytes, text: NDArray[np.uint8], begin: int, ends: Ends, in_python: InPython) -> list[int]:
+    def _ids(
+        self, encoded: bytes, text: NDArray[np.uint8], begin: int, ends: Ends, in_python: InPython
+    ) -> tuple[list[int], NDArray[np.int32]]:
+        """The ids of all of some words in a row, and how many each has."""
         ids = np.empty(int(ends[-1]) - begin, np.int32)
         counts = np.empty(len(ends), np.int32)
         scratch = np.empty(merge_scratch_bytes(), np.uint8)
@@ -143,10 +170,12 @@ class CompiledWords:
                 "begin": begin,
                 "ends": ends.ctypes.data,
                 "n_words": len(ends),
-                "spelling": self._spelling.ctypes.data,
+                "spelling": _address(self._spelling),
                 "tokens": self._tokens.record.ctypes.data,
                 "merges": self._merges.record.ctypes.data,
-                "wholes": 0 if self._wholes is None else self._wholes.ctypes.data,
+                "ranks": _address(self._merging.ranks),
+                "marks": _address(self._merging.marks),
+                "byte_ids": _address(self._merging.byte_ids),
                 "scratch": scratch.ctypes.data,
                 "recent": recent.ctypes.data,
                 "n_recent": len(recent),
@@ -156,15 +185,20 @@ class CompiledWords:
         )
         self._merge(record.ctypes.data, 0, 0)
         left = np.flatnonzero(counts < 0)
-        n_before = np.cumsum(np.maximum(counts, 0))
         if not len(left):
-            return ids[: int(n_before[-1])].tolist()
+            return ids[: int(counts.sum())].tolist(), counts
+        n_before = np.cumsum(np.maximum(counts, 0))
         starts = np.append(begin, ends[:-1])[left].tolist()
         words = [encoded[start:end].decode() for start, end in zip(starts, ends[left].tolist(), strict=True)]
         found: list[int] = []
         done = 0
-        for n, its_ids in zip(n_before[left].tolist(), in_python(words), strict=True):
+        for place, n, its_ids in zip(left.tolist(), n_before[left].tolist(), in_python(words), strict=True):
             found += ids[done:n].tolist()
             found += its_ids
+            counts[place] = len(its_ids)
             done = n
-        return found + ids[done : int(n_before[-1])].tolist()
+        return found + ids[done : int(n_before[-1])].tolist(), counts
+
+
+def _address(array: NDArray[Any] | None) -> int:
+    return 0 if array is None else array.ctypes.data

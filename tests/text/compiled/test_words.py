@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from edgellm.errors import FormatError, KernelError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.isa import Isa
 from edgellm.kernels.store import KernelStore
 from edgellm.kernels.word_records import LONGEST_WORD, MOST_PROBES
 from edgellm.text import load_tokenizer
@@ -30,26 +29,8 @@ from edgellm.text.compiled.patterns import NoAutomatonError
 from edgellm.text.compiled.tables import StringTable
 from edgellm.text.compiled.words import kernels
 from edgellm.text.tokenizer import Tokenizer
-from tests.kernels.conftest import AVAILABLE
 
 from .. import oracles
-
-
-@pytest.fixture(params=AVAILABLE, ids=lambda isa: isa.name)
-def store(request: pytest.FixtureRequest) -> KernelStore:
-    isa: Isa = request.param
-    store = KernelStore(isa)
-    store.load(kernels())
-    return store
-
-
-@pytest.fixture
-def by_kernels(monkeypatch: pytest.MonkeyPatch, store: KernelStore) -> None:
-    """Every text goes through kernels, whatever its size."""
-    monkeypatch.setattr(turn, "LOAD_FROM", 0)
-    monkeypatch.setattr(turn, "SHORT", 0)
-    monkeypatch.setattr("edgellm.text.bpe.SHORT", 0)
-    monkeypatch.setattr(turn, "_store", lambda: store)
 
 
 @cache
@@ -236,7 +217,7 @@ def test_a_control_token_is_never_a_whole_word(by_kernels: None) -> None:
 def place_of(text: bytes, n_places: int) -> int:
     """Where a short string stands in a table, by its key."""
     mask = (1 << 64) - 1
-    key = int.from_bytes(b"\1" + text, "big")
+    key = len(text) << 56 | int.from_bytes(text, "little")
     return ((((key ^ key >> 32) * 0x9E3779B97F4A7C15) & mask) >> 24) & (n_places - 1)
 
 
@@ -286,6 +267,19 @@ def test_threads_that_encode_together_get_the_same_ids(by_kernels: None) -> None
     assert found == [original.encode(text).ids for text in texts]
 
 
+@pytest.mark.parametrize("pre", ["llama-bpe", "deepseek-v3"])
+def test_a_text_in_pieces(by_kernels: None, monkeypatch: pytest.MonkeyPatch, pre: str) -> None:
+    """What stands between tokens of chats is cut and merged at once, and each piece by itself."""
+    monkeypatch.setattr(words, "MOST_WORDS", 5)
+    metadata, _, original = byte_level(pre)
+    ours = load_tokenizer(metadata)
+    special = next(text for text in ("<|im_end|>", "<tool>") if ours.has_special(text))
+    for apart in (special, special * 2):
+        text = apart.join(["", *oracles.CORPUS, " ", "a", "", "漢", *(["  x  "] * 9)])
+        assert ours.encode(text, parse_special=True) == original.encode(text).ids
+    assert is_compiled(ours)
+
+
 def test_a_text_that_makes_an_automaton_too_large(by_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata, original, _ = byte_level("qwen2")
     ours = load_tokenizer(metadata)
@@ -315,18 +309,22 @@ class FakeStore:
             raise KernelError("no compiler")
 
 
-def test_kernels_are_loaded_when_there_has_been_much_text(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runs_a_model", [False, True])
+def test_kernels_are_loaded_when_there_has_been_much_text(monkeypatch: pytest.MonkeyPatch, runs_a_model: bool) -> None:
     store, made = FakeStore(has=True), object()
     monkeypatch.setattr(turn, "_store", lambda: store)
+    monkeypatch.setattr(turn, "_loads_kernels", lambda: runs_a_model)
+    load_from = turn.READY_FROM if runs_a_model else turn.LOAD_FROM
     words_of = partial(turn.Turn().words, make=lambda _: made)  # type: ignore[arg-type, return-value]
-    for _ in range(turn.LOAD_FROM // turn.SHORT - 1):
+    for _ in range(load_from // turn.SHORT - 1):
         assert words_of(turn.SHORT) is None
     for _ in range(10_000):  # short ones never wait
         assert words_of(turn.SHORT - 1) is None
     assert store.n_loaded == 0
     assert words_of(turn.SHORT) is made
     assert store.n_loaded == 1
-    assert words_of(1) is made
+    assert words_of(turn.SHORT) is made
+    assert words_of(turn.SHORT - 1) is None
 
 
 def test_kernels_are_compiled_for_a_very_long_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
