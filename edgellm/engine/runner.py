@@ -21,7 +21,7 @@ from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
 from edgellm.engine.layout import LayOut, Layout, lay_out
-from edgellm.engine.sampling.groups import CompiledGroupLoops
+from edgellm.engine.sampling.compiled_groups import CompiledGroupLoops
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -119,7 +119,6 @@ class Runner:
         self.n_batch = min(runtime.n_batch, n_ctx)
         self._file = file  # programs hold addresses in its mapping
         self.store = KernelStore(self.isa)  # the machine code lives as long as this
-        self.loops = CompiledGroupLoops(self.store)  # for samplers
         self.graphs = architecture.record(config, file.tensors)
         largest = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
         self.n_vocab = self.graphs.logits.width
@@ -138,6 +137,7 @@ class Runner:
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
         is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads
         self.team = team if team is not None and is_shared else Team(self.store, self.n_threads, max_ops)
+        self.loops = CompiledGroupLoops(self.store, self.team)  # for samplers
         self._laying_out = self._begin_layout()
         self._end = weakref.finalize(self, _end, None if is_shared else self.team, self.cache, self._laying_out)
         self._bound: dict[Tensor | Value, np.ndarray] = {}  # weights that are read elsewhere at the moment

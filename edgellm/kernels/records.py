@@ -195,29 +195,6 @@ MAXIMA = Schema(
     chunks_per_token="i64",
 )
 
-# For sampling, which calls the kernels itself: of a row of logits, some groups of MAXIMA_GROUP in one chunk.
-_GROUPS: dict[str, str] = {
-    "x": "ptr",
-    "words": "ptr",  # uint64, one for every group of the row: a bit for each token that may come
-    "groups": "ptr",  # int64 [n_groups], those that are looked at
-    "n_groups": "i64",
-}
-GROUP_LARGEST = Schema("group_largest", **_GROUPS, out="ptr")  # float32 [n_groups]
-GROUP_WEIGHTS = Schema(
-    "group_weights",
-    **_GROUPS,
-    largest="f64",
-    scale="f64",
-    # float64 [n_groups, 2]: for e = (x - largest) * scale, sums of exp(e), 0 where e is below -87.3, and of e * exp(e)
-    out="ptr",
-)
-GROUP_SPREAD = Schema(
-    "group_spread",
-    **_GROUPS,
-    middle="f64",
-    out="ptr",  # float64 [3], over all groups: the number of tokens, and the sums of x - middle and of its square
-)
-
 GLU = Schema("glu", batch=BATCH, gate="ptr", up="ptr", out="ptr", stride="i64", chunk_tokens="i64")
 
 ROPE = Schema(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.groups import Drawn
 from edgellm.engine.sampling.step import Step, Surroundings
 from edgellm.params import SamplingParams
 
@@ -35,9 +36,9 @@ class AdaptiveP(Step):
         logits = PEAK - SHARPNESS * distance**2 / (1 + distance)
         candidates.replace(candidates.ids, np.where(candidates.logits > -np.inf, logits, -np.inf))
 
-    def drawn(self, position: int) -> None:
+    def drawn(self, drawn: Drawn) -> None:
         total, count = self.state
-        self.state = (self._probabilities[position] + self._decay * total, 1 + self._decay * count)
+        self.state = (self._probabilities[drawn.position] + self._decay * total, 1 + self._decay * count)
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

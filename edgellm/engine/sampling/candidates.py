@@ -11,12 +11,32 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgellm.engine.sampling.all_tokens import LARGEST, AllTokens
-from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops, spread_of
+from edgellm.engine.sampling.all_tokens import AllTokens
+from edgellm.engine.sampling.compiled_groups import MOST_FILTERS
+from edgellm.engine.sampling.groups import (
+    COLDEST,
+    IN_NUMPY,
+    LARGEST,
+    Drawn,
+    Filter,
+    GroupLoops,
+    Kept,
+    Penalty,
+    Weights,
+    changed,
+    counted,
+    divided,
+    drawn,
+    left_of,
+    n_reaching,
+    spread_of,
+    weights_of,
+)
 from edgellm.errors import UsageError
-from edgellm.kernels.records import MAXIMA_GROUP
+from edgellm.kernels.sampling_records import MOST_LIKELY, REACHING, TYPICAL, WITHIN
 
-FEW = 64  # tokens that are tried first, where it is not known how many are needed
+MOST_LOST = 2.0**130  # by a token that may still come: more makes no difference
+NOTHING = np.empty(0, np.float32)
 COOLEST = 1e-20  # temperatures below it are too much for float32
 
 
@@ -33,12 +53,13 @@ class Candidates:
 
         loops:  what goes through all logits.
         """
-        self.ids: np.ndarray | None = None
         self.temperature = 1.0
-        self.is_sorted = False
-        self._loops = loops
+        self._ids: np.ndarray | None = None
+        self._is_sorted = False
+        self._filters: list[Filter] = []  # that are still to be applied to all
+        self.loops = loops
         self._given = self._all = AllTokens(logits, maxima, loops, is_own=False)
-        self._some = np.empty(0)  # logits of those in `ids`
+        self._some = NOTHING  # logits of those in `ids`
 
     def borrow(self) -> None:
         """Steps may write over the logits that were given, until `give_back`."""
@@ -47,6 +68,32 @@ class Candidates:
     def give_back(self) -> None:
         """The logits that were given are again what they were. What was made of them is of no use any more."""
         self._given.give_back()
+
+    @property
+    def ids(self) -> np.ndarray | None:
+        if self._filters:
+            self._settle()
+        return self._ids
+
+    @property
+    def is_sorted(self) -> bool:
+        if self._filters:
+            self._settle()
+        return self._is_sorted
+
+    def _settle(self) -> None:
+        """Apply filters that came one after the other: together they take one look at the vocabulary."""
+        filters, self._filters = self._filters, []
+        self.keep(*self._all.kept(filters), is_sorted=any(each.kind == MOST_LIKELY for each in filters))
+
+    def _waits(self, kind: int, value: float) -> bool:
+        """Whether a filter is noted, to be applied with those that follow; not where there is a list of candidates."""
+        if self._ids is not None or self.temperature < COOLEST or len(self._filters) == MOST_FILTERS:
+            return False
+        if not self._filters and kind in (REACHING, TYPICAL):
+            self._all_weights()
+        self._filters.append(Filter(kind, value, self.temperature))
+        return True
 
     def __len__(self) -> int:
         return len(self._all if self.ids is None else self._some)
@@ -59,12 +106,14 @@ class Candidates:
     @property
     def largest(self) -> float:
         """The largest logit. Raises UsageError when no token may come."""
-        if not len(self):
+        if any(each.kind == TYPICAL for each in self._filters):
+            self._settle()
+        if self._ids is None:  # other filters leave it
+            found = self._all.largest
+        elif not len(self._some):
             found = -math.inf
-        elif self.is_sorted:
-            found = float(self._some[0])
         else:
-            found = self._all.largest if self.ids is None else float(self._some.max())
+            found = float(self._some[0] if self._is_sorted else self._some.max())
         if found == -math.inf:
             raise UsageError("no token may come next: all are forbidden, by logit_bias, banned_strings or a step")
         return found
@@ -84,8 +133,7 @@ class Candidates:
 
     def weights_of(self, logits: np.ndarray) -> np.ndarray:
         """The same for some logits: float64, as many."""
-        with np.errstate(over="ignore"):  # of a temperature near 0
-            return np.exp((logits.astype(np.float64) - self.largest) / self.temperature)
+        return weights_of(logits, self.largest, self.temperature)
 
     def probabilities(self) -> np.ndarray:
         """float64 [n]; their sum is 1."""
@@ -94,20 +142,27 @@ class Candidates:
 
     def total(self) -> float:
         """The sum of all weights."""
-        return float((self._group_weights()[1][:, 0] if self._goes_by_groups else self.weights()).sum())
+        return self._all_weights().total if self._goes_by_groups else float(np.add.reduce(self.weights()))
 
-    def bound(self, share: float) -> float:
-        """The logit of a token that is so many times as likely as the likeliest."""
-        return self.largest + self.temperature * math.log(share) if share > 0 else -math.inf
+    def distance(self, share: float) -> float:
+        """How far below the largest the logit is of a token that is so many times as likely."""
+        return -self.temperature * math.log(share) if share > 0 else math.inf
 
     def entropy(self) -> float:
         """Of the probabilities, in nats."""
         if self._goes_by_groups:
-            total, products = self._group_weights()[1].sum(axis=0).tolist()
-            return max(0.0, math.log(total) - products / total)
-        p = self.probabilities()
-        p = p[p > 0]
-        return float(-(p * np.log(p)).sum())
+            weights = self._all_weights()
+            return max(0.0, math.log(weights.total) - weights.products / weights.total)
+        of_list = self.weights()
+        exponents = np.maximum((self.logits - self.largest) / max(self.temperature, COLDEST), -1e4)  # of a weight of 0
+        total, products = float(np.add.reduce(of_list)), float(np.add.reduce(of_list * exponents))
+        return max(0.0, math.log(total) - products / total)
+
+    def n_that_may_come(self) -> int:
+        """Those whose logits are more than minus infinity."""
+        if self._goes_by_groups:
+            return self._all_weights().n
+        return int(np.count_nonzero(self.logits > -np.inf))
 
     def spread(self) -> tuple[int, float]:
         """The number of tokens that may come, and the variance of their logits, whatever the temperature."""
@@ -115,66 +170,61 @@ class Candidates:
 
     # --- which of them stay -------------------------------------------------------------------------------
 
-    def keep(self, positions: np.ndarray, is_sorted: bool = False) -> None:
-        """Leave out all others."""
-        self._some = self.at(positions)
-        self.ids = positions if self.ids is None else self.ids[positions]
-        self.is_sorted = is_sorted
+    def keep(self, positions: np.ndarray, logits: np.ndarray | None = None, is_sorted: bool = False) -> None:
+        """Leave out all others. logits: theirs, where they are known."""
+        ids = self.ids
+        self._some = self.at(positions) if logits is None else logits
+        self._ids = positions if ids is None else ids[positions]
+        self._is_sorted = is_sorted
 
     def _keep_first(self, n: int) -> None:
         """Of sorted ones."""
         if n < len(self):
-            assert self.ids is not None
-            self.ids, self._some = self.ids[:n], self._some[:n]
+            assert self._ids is not None
+            self._ids, self._some = self._ids[:n], self._some[:n]
 
     def keep_likeliest(self) -> None:
         """Keep the largest logit alone; among equal ones the first."""
-        position = self._all.likeliest() if self.ids is None else int(np.argmax(self._some))
+        position = self._all.likeliest() if self.ids is None else int(self._some.argmax())
         self.keep(np.array([position]), is_sorted=True)
 
     def keep_most_likely(self, k: int) -> None:
         """Keep the k largest logits, the largest first; among equal ones the smaller ids."""
-        if self.ids is None:
-            self.keep(self._all.most_likely(k)[:k], is_sorted=True)
-        else:
+        if not self._waits(MOST_LIKELY, k):
             self.sort()
             self._keep_first(k)
 
     def keep_reaching(self, share: float) -> None:
-        """Keep the most likely tokens until their probabilities reach `share`, the largest first."""
-        if self._goes_by_groups:
-            self._keep_reaching_of_all(share)
+        """Keep the most likely tokens until their probabilities reach `share`."""
+        if not self._waits(REACHING, share):
+            self.sort()
+            sums = self.weights().cumsum()
+            self._keep_first(n_reaching(sums, share * float(sums[-1])))
+
+    def keep_within(self, distance: float) -> None:
+        """Keep logits that are so far below the largest at most; the largest stays in any case."""
+        if self._waits(WITHIN, distance):
             return
-        self.sort()
-        weights = self.weights()
-        self._keep_first(_n_reaching(weights, share * weights.sum()))
-
-    def _keep_reaching_of_all(self, share: float) -> None:
-        sums = self._group_weights()[1][:, 0]
-        enough, k = share * float(sums.sum()), FEW
-        while True:
-            positions = self._all.most_likely(k)
-            n = _n_reaching(self.weights_of(self.at(positions)), enough)
-            if n <= len(positions) or len(positions) < k:
-                return self.keep(positions[:n], is_sorted=True)
-            # The tokens that are needed are in as many groups or fewer, which then reach it too. The least number of
-            # groups that do is a good guess: likely tokens are seldom in one group.
-            k = 2 * k if k > FEW else max(2 * k, _n_reaching(np.sort(sums)[::-1], enough) * 9 // 8)
-
-    def keep_at_least(self, bound: float) -> None:
-        """Keep logits from a bound on; the largest stays in any case."""
-        positions = self.at_least(min(bound, self.largest))
+        bound = self.largest - max(0.0, distance)
         if self.is_sorted:
-            self._keep_first(len(positions))
+            self._keep_first(len(self.at_least(bound)[0]))
         else:
-            self.keep(positions)
+            self.keep(*self.at_least(bound))
 
-    def at_least(self, bound: float) -> np.ndarray:
-        """The positions of logits from a bound on, in rising order."""
+    def keep_typical(self, share: float) -> None:
+        """Keep the tokens whose surprise is nearest to its mean, until their probabilities reach `share`."""
+        if not self._waits(TYPICAL, share):
+            largest, temperature = self.largest, max(self.temperature, COLDEST)
+            kept = left_of((np.arange(len(self)), self.logits), Filter(TYPICAL, share, temperature), largest)
+            self.keep(*kept, is_sorted=self.is_sorted)
+
+    def at_least(self, bound: float) -> Kept:
+        """The positions of logits from a bound on, in rising order, and these logits."""
         if self.ids is None:
             return self._all.at_least(bound)
         least = self._some.dtype.type(max(-LARGEST, min(bound, LARGEST)) if bound > -math.inf else bound)
-        return np.flatnonzero(self._some >= least)
+        (positions,) = (self._some >= least).nonzero()
+        return positions, self._some[positions]
 
     def sort(self) -> None:
         """Put the largest logit first, and of equal ones the one that came first."""
@@ -183,120 +233,93 @@ class Candidates:
 
     # --- other logits -------------------------------------------------------------------------------------
 
-    def change(self, ids: np.ndarray, new: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
-        """Give some tokens other logits.
+    def change(self, ids: np.ndarray, lost: np.ndarray, repeat: float = 1.0) -> None:
+        """Give some tokens other logits; those that are no candidates stay out.
 
-        ids:  int64, in rising order; those that are no candidates stay out.
-        new:  a function of logits, float64 [m], and of their places in `ids`, that gives the logits to have.
+        ids:     int64, each once.
+        lost:    what is taken off each, float64; infinity forbids it.
+        repeat:  before that, positive logits are divided by it, and others multiplied.
         """
         if not self._goes_by_groups:
             self.cool()
-        if self.ids is None:
-            positions = ids[: np.searchsorted(ids, len(self))]
-            places = np.arange(len(positions))
-        else:
-            near = np.minimum(np.searchsorted(ids, self.ids), len(ids) - 1)
-            positions = np.flatnonzero(ids[near] == self.ids)
-            places = near[positions]
-        if len(positions):
-            given = self.at(positions)
-            after = _within(new(_divided(given, self.temperature), places))
-            if self.temperature != 1:
-                after = _within(after * self.temperature)
-            # What must not come stays so, whatever is added to it.
-            after[given == -math.inf] = -math.inf
-            self.put(positions, after)
-
-    def put(self, positions: np.ndarray, logits: np.ndarray | float) -> None:
-        """Logits at some positions, in rising order; minus infinity forbids a token."""
-        if not len(positions):
+        if not len(ids):
             return
         if self.ids is None:
-            self._all.put(positions, logits)
+            if ids.max() >= len(self):
+                ids, lost = ids[ids < len(self)], lost[ids < len(self)]
+            self._all.change(ids, lost, repeat, self.temperature)
         else:
-            self._some[positions] = logits
-            self.is_sorted = False
+            order = ids.argsort()
+            ids, lost = ids[order], lost[order]
+            near = np.minimum(ids.searchsorted(self.ids), len(ids) - 1)
+            (positions,) = (ids[near] == self.ids).nonzero()
+            self._some[positions] = changed(self._some[positions], lost[near[positions]], repeat, self.temperature)
+            self._is_sorted = False
+
+    def penalize(self, ids: np.ndarray, penalty: Penalty) -> None:
+        """Give the tokens that are among some ids other logits. ids: int64."""
+        if self._goes_by_groups:
+            self._all.penalize(ids, penalty, self.temperature)
+        else:
+            found, times = counted(ids, len(self._given))
+            self.change(found, penalty.lost(times), penalty.repeat)
+
+    def forbid_at(self, positions: np.ndarray) -> None:
+        """Tokens at some positions must not come."""
+        if self.ids is None:
+            self.change(positions, np.full(len(positions), math.inf))
+        else:
+            self._some[positions] = -math.inf
+            self._is_sorted = False
 
     def forbid(self, ids: np.ndarray) -> None:
-        """Some tokens must not come. ids: int64, in rising order."""
-        if self.ids is None:
-            self.put(ids[: np.searchsorted(ids, len(self))], -math.inf)
-        else:
-            self.put(np.flatnonzero(np.isin(self.ids, ids)), -math.inf)
+        """Some tokens must not come. ids: int64, each once."""
+        self.change(ids, np.full(len(ids), math.inf))
 
     def allow(self, words: np.ndarray) -> None:
         """Only some tokens may come. words: uint64, a bit for each token; every word is a group of MAXIMA_GROUP.
 
         Called while all tokens are candidates; the words must not change as long as these are used.
         """
-        positions = self._all.few_of(words)
-        if positions is None:
-            self._all.allow(words)
-        else:
-            self.keep(positions)
+        self._all.allow(words)
 
     def cool(self) -> None:
         """Divide the logits by the temperature now, for who needs them as they are."""
         if self.temperature != 1:
             is_sorted = self.is_sorted
-            self.replace(self.ids, _divided(self.logits, self.temperature))
-            self.is_sorted = is_sorted
+            self.replace(self.ids, divided(self.logits, self.temperature))
+            self._is_sorted = is_sorted
 
     def replace(self, ids: np.ndarray | None, logits: np.ndarray) -> None:
         """Other candidates in the place of these. ids: as `ids`."""
-        self.ids, self.is_sorted, self.temperature = ids, False, 1.0
+        self._filters, self._ids, self._is_sorted, self.temperature = [], ids, False, 1.0
         if ids is None:
-            self._all = AllTokens(logits, None, self._loops, is_own=True)
+            self._all = AllTokens(logits, None, self.loops, is_own=True)
         else:
             self._some = logits
 
     # --- one of them --------------------------------------------------------------------------------------
 
-    def draw(self, number: Callable[[], float]) -> int:
-        """The position of a token, as likely as it is. number: gives one at random, from 0 to below 1."""
-        if len(self) == 1 and self.largest > -math.inf:
-            return 0
-        if not self._goes_by_groups:
-            return _drawn(self.weights().cumsum(), number())
-        groups, parts = self._group_weights()
-        sums = parts[:, 0].cumsum()
-        place = _drawn(sums, drawn := number())
-        before = float(sums[place - 1]) if place else 0.0
-        inside = self.weights_of(self._all.row(group := int(groups[place]))).cumsum()
-        return group * MAXIMA_GROUP + _drawn(inside, (drawn * float(sums[-1]) - before) / float(parts[place, 0]))
+    def draw(self, number: Callable[[], float]) -> Drawn:
+        """A token, as likely as it is. number: gives one at random, from 0 to below 1."""
+        if not self._filters and len(self) == 1 and self.largest > -math.inf:
+            return Drawn(0, self.id_at(0), 1.0)
+        if self._filters and self.temperature >= COOLEST:
+            found = self._all.drawn_of_kept(self._filters, self.temperature, number())
+            if found is not None:
+                return found
+        assert self.largest > -math.inf
+        if self._goes_by_groups:
+            return self._all.drawn(self.temperature, number())
+        weights = self.weights()
+        position = drawn(sums := weights.cumsum(), number())
+        return Drawn(position, self.id_at(position), float(weights[position]) / float(sums[-1]))
 
     @property
     def _goes_by_groups(self) -> bool:
         return self.ids is None and self.temperature >= COOLEST
 
-    def _group_weights(self) -> tuple[np.ndarray, np.ndarray]:
+    def _all_weights(self) -> Weights:
         """As `AllTokens.weights`. Raises UsageError when no token may come."""
         assert self.largest > -math.inf
         return self._all.weights(self.temperature)
-
-
-def _divided(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """float64; minus infinity stays so, and nothing else is infinite."""
-    if temperature == 1:
-        return logits.astype(np.float64)
-    with np.errstate(over="ignore"):
-        divided = _within(logits / np.float64(temperature))
-    divided[logits == -math.inf] = -math.inf
-    return divided
-
-
-def _within(logits: np.ndarray) -> np.ndarray:
-    """What float32 can hold; `np.clip` takes longer."""
-    return np.minimum(np.maximum(logits, -LARGEST), LARGEST)
-
-
-def _drawn(cumulative: np.ndarray, number: float) -> int:
-    """The position that a number from 0 to 1 falls on, never one of no weight. cumulative: sums of weights, float64."""
-    total = float(cumulative[-1])
-    aim = min(max(0.0, number) * total, math.nextafter(total, 0.0))
-    return int(cumulative.searchsorted(aim, side="right"))
-
-
-def _n_reaching(weights: np.ndarray, enough: float) -> int:
-    """How many of the first weights together reach `enough`; one more than there are when all do not."""
-    return int(weights.cumsum().searchsorted(enough)) + 1

@@ -11,22 +11,24 @@ import math
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import LARGEST, Candidates
+from edgellm.engine.sampling.candidates import MOST_LOST, Candidates
+from edgellm.engine.sampling.groups import LARGEST
 from edgellm.engine.sampling.step import Context, Step, Surroundings
 from edgellm.params import SamplingParams
 from edgellm.text.strings import StringFinder
 
+LOG_MOST_LOST = math.log(MOST_LOST)
 MOST_TOKENS = 1 << 31  # more than any text has
 
 
 class Dry(Step):
     def __init__(self, params: SamplingParams, around: Surroundings) -> None:
-        self._multiplier, self._base = params.dry_multiplier, params.dry_base
+        self._log_multiplier, self._log_base = math.log(params.dry_multiplier), math.log(params.dry_base)
         self._allowed, self._last_n = params.dry_allowed_length, params.dry_penalty_last_n
         self._context = around.context
         self._breaks = _Breaks(params, around) if params.dry_sequence_breakers else None
         # A longer repetition could cost no more than this one.
-        worst = math.log(LARGEST / self._multiplier) / math.log(self._base) if self._base > 1 else 0
+        worst = (math.log(LARGEST) - self._log_multiplier) / self._log_base if self._log_base else 0
         self._longest = self._allowed + math.ceil(min(max(0, worst), MOST_TOKENS))  # it may be infinite
 
     def apply(self, candidates: Candidates) -> None:
@@ -36,30 +38,13 @@ class Dry(Step):
             limit = min(limit, self._breaks.n_after_the_last(self._context))
         if limit < self._allowed:
             return
-        tokens, lengths = _repeated(ids, limit, self._allowed)
+        tokens, lengths = candidates.loops.repeated(ids, limit, self._allowed)
         if len(tokens):
-            with np.errstate(over="ignore"):
-                lost = self._multiplier * np.power(self._base, lengths - float(self._allowed))
-            candidates.change(tokens, lambda before, places: before - lost[places])
+            candidates.change(tokens, np.array([self._lost(length) for length in lengths.tolist()]))
 
-
-def _repeated(ids: np.ndarray, limit: int, allowed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that would lengthen a repetition, in rising order, and how long it is at most, up to a limit."""
-    last = len(ids) - 1
-    ends = np.flatnonzero(ids[:last] == ids[last])
-    lengths = np.ones(len(ends), np.int64)
-    alive = np.arange(len(ends))
-    for length in range(1, limit):
-        alive = alive[ends[alive] >= length]
-        alive = alive[ids[ends[alive] - length] == ids[last - length]]
-        if not len(alive):
-            break
-        lengths[alive] = length + 1
-    long = lengths >= allowed
-    nexts, lengths = ids[ends[long] + 1], lengths[long]
-    order = np.lexsort((-lengths, nexts))
-    tokens, first = np.unique(nexts[order], return_index=True)
-    return tokens, lengths[order][first]
+    def _lost(self, length: float) -> float:
+        """multiplier * base ** (length - allowed)"""
+        return math.exp(min(self._log_multiplier + self._log_base * (length - self._allowed), LOG_MOST_LOST))
 
 
 class _Breaks:

@@ -1,32 +1,100 @@
-"""The loops over logits of a large vocabulary, for groups of MAXIMA_GROUP: in machine code, or in NumPy.
+"""What sampling does with all logits of a large vocabulary, in groups of MAXIMA_GROUP, in NumPy.
 
-A vocabulary of a quarter of a million takes NumPy several passes, a good part of a token's time; a kernel takes one.
+`compiled_groups` does the same by kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from edgellm.kernels import records
 from edgellm.kernels.records import MAXIMA_GROUP
-from edgellm.kernels.registry import Kernel, find
-
-if TYPE_CHECKING:
-    from edgellm.kernels.schema import Schema
-    from edgellm.kernels.store import KernelStore
+from edgellm.kernels.sampling_records import GROUPS_TOGETHER, MOST_LIKELY, REACHING, WITHIN
 
 ALL_BITS = np.uint64(2**64 - 1)
+GROUP_BITS = MAXIMA_GROUP.bit_length() - 1
+LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
+COLDEST = 1e-250  # a temperature; below it differences of logits are too much for float64
+
+
+class Row(NamedTuple):
+    """Logits of all tokens.
+
+    logits:  [n], float32 but for those that a step of one's own has made.
+    words:   uint64 [n_groups], a bit for each token that may come, the lowest first; None: all may. Bits beyond the
+             last token mean nothing.
+    maxima:  the largest of each group, of tokens that may come; minus infinity where none may. As the logits are.
+    """
+
+    logits: np.ndarray
+    words: np.ndarray | None
+    maxima: np.ndarray
+
+
+class Filter(NamedTuple):
+    """What leaves tokens out.
+
+    kind, value:  MOST_LIKELY and how many; REACHING and a share, up to which the most likely are taken; WITHIN and a
+                  distance from the largest logit, infinity for all; TYPICAL and a share, up to which those are taken
+                  whose surprise is nearest to its mean. After the first one the largest comes first, and among equal
+                  ones the smaller position; after others they are in the order they had.
+    temperature:  of the probabilities that are added up.
+    """
+
+    kind: int
+    value: float
+    temperature: float
+
+
+class Penalty(NamedTuple):
+    """What tokens lose: `presence`, and `frequency` as often as each is there. repeat: see `changed`."""
+
+    presence: float
+    frequency: float
+    repeat: float
+
+    def lost(self, times: np.ndarray) -> np.ndarray:
+        return self.presence + self.frequency * times
+
+
+class Drawn(NamedTuple):
+    """position: among the candidates. share: its probability."""
+
+    position: int
+    token_id: int
+    share: float
+
+
+Kept = tuple[np.ndarray, np.ndarray]
+"""Positions, int64, and their logits."""
+
+
+class Weights(NamedTuple):
+    """How likely tokens are beside the likeliest, e**x with x = (logit - largest) / temperature, in float32.
+
+    sums:   of e**x in each group, float32 [n_groups].
+    parts:  float64 [n_chunks, 3], for every GROUPS_TOGETHER groups: the sums of e**x and of x e**x, and how many tokens
+            may come.
+    total, products, n:  the same of all.
+    """
+
+    largest: float
+    temperature: float
+    sums: np.ndarray
+    parts: np.ndarray
+    total: float
+    products: float
+    n: int
 
 
 def rows_of(logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
     """The logits of some groups, [len(groups), MAXIMA_GROUP]: minus infinity for tokens that must not come.
 
-    logits:  [n]; the last group may be smaller, and is filled up with minus infinity.
-    words:   uint64 [n_groups], a bit for each token that may come, the lowest first; None: all may.
-    groups:  int64, in rising order.
+    logits, words:  see `Row`; the last group may be smaller, and is filled up with minus infinity.
+    groups:         int64, in rising order.
     """
     n_whole = len(logits) // MAXIMA_GROUP
     n = int(groups.searchsorted(n_whole))
@@ -42,106 +110,246 @@ def rows_of(logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray) ->
     return rows
 
 
+def n_groups_of(logits: np.ndarray) -> int:
+    return -(-len(logits) // MAXIMA_GROUP)
+
+
 class GroupLoops:
-    """The loops in NumPy. Logits, words and groups are those of `rows_of`; logits are float32."""
+    """The loops in NumPy."""
 
-    def largest(self, logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
-        """The largest of each group, [len(groups)], as the logits are."""
-        return rows_of(logits, words, groups).max(axis=1)
+    def largest(self, logits: np.ndarray, words: np.ndarray | None, known: np.ndarray | None) -> np.ndarray:
+        """The maxima of a row. known: those of all tokens, whether they may come or not."""
+        return rows_of(logits, words, np.arange(n_groups_of(logits))).max(axis=1)
 
-    def weights(
-        self, logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray, largest: float, temperature: float
-    ) -> np.ndarray:
-        """How likely tokens are beside the likeliest, e**x with x = (logit - largest) / temperature.
+    def weights(self, row: Row, largest: float, temperature: float) -> Weights:
+        """largest: of the logits. temperature: so large that float32 holds its inverse."""
+        rows = rows_of(row.logits, row.words, np.arange(len(row.maxima)))
+        x, weights = _weights_of(rows, largest, temperature)
+        sums = weights.sum(axis=1)
+        each = [sums.astype(np.float64), (weights * x).sum(axis=1, dtype=np.float64), (rows > -np.inf).sum(axis=1)]
+        chunks = np.arange(0, len(sums), GROUPS_TOGETHER)
+        return all_together(largest, temperature, sums, np.stack([np.add.reduceat(x, chunks) for x in each], axis=1))
 
-        Returns sums of e**x and of x e**x for each group: float64 [len(groups), 2]. Inside a group float32 is enough,
-        and a part of what float64 takes.
+    def draw(self, row: Row, weights: Weights, number: float) -> Drawn:
+        """The token that a number from 0 to below 1 falls on, where weights are side by side."""
+        sums = weights.sums.cumsum(dtype=np.float64)
+        group = drawn(sums, number)
+        before = float(sums[group - 1]) if group else 0.0
+        rows = rows_of(row.logits, row.words, np.array([group]))
+        inside = _weights_of(rows, weights.largest, weights.temperature)[1][0]
+        share = (number * float(sums[-1]) - before) / float(weights.sums[group])
+        place = drawn(inside.cumsum(dtype=np.float64), share)
+        token = group * MAXIMA_GROUP + place
+        return Drawn(token, token, float(inside[place]) / weights.total)
 
-        largest:      of the logits.
-        temperature:  they are divided by it, and so large that float32 holds its inverse.
+    def spread(self, row: Row, middle: float) -> tuple[int, float, float]:
+        """The number of tokens that may come, and the sums of logit - middle and of its square.
+
+        They are infinite where float32 cannot hold a square.
         """
-        x = rows_of(logits, words, groups)
-        with np.errstate(over="ignore", invalid="ignore"):  # minus infinity times 0
-            x = (x.astype(np.float32) - np.float32(largest)) * np.float32(1 / temperature)
-            x = np.where(x > -88, x, np.float32(-88))
-        weights = np.where(x > -87.33654, np.exp(x), np.float32(0))
-        return np.stack([weights.sum(axis=1), (weights * x).sum(axis=1)], axis=1).astype(np.float64)
-
-    def spread(self, logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray, middle: float) -> np.ndarray:
-        """Over all tokens of some groups that may come: their number, and the sums of logit - middle and of its square.
-
-        float64 [3], infinite where float32 cannot hold a square.
-        """
-        rows = rows_of(logits, words, groups).astype(np.float32)
+        rows = rows_of(row.logits, row.words, np.arange(len(row.maxima))).astype(np.float32)
         with np.errstate(over="ignore"):
             rest = rows[rows > -np.inf] - np.float32(middle)
-            return np.array([len(rest), rest.sum(dtype=np.float64), np.square(rest).sum(dtype=np.float64)])
+            return len(rest), float(rest.sum(dtype=np.float64)), float(np.square(rest).sum(dtype=np.float64))
+
+    def kept(self, row: Row, filters: Sequence[Filter], weights: Weights | None) -> Kept:
+        """What filters leave, the first of all tokens, every other one of what those before have left.
+
+        weights: of all tokens, by the temperature of the first filter, if that is REACHING or TYPICAL.
+        """
+        first, largest = filters[0], float(row.maxima.max())
+        if first.kind == WITHIN:
+            kept = _at_least(row, _bound(largest, first.value))
+        elif first.kind == MOST_LIKELY:
+            kept = _most_likely(row, int(first.value))
+        else:
+            kept = left_of(_at_least(row, -LARGEST), first, largest)
+        for each in filters[1:] if len(kept[1]) else ():
+            kept = left_of(kept, each, float(kept[1].max()))  # typical ones may be without the largest
+        return kept
+
+    def drawn_of_kept(
+        self, row: Row, filters: Sequence[Filter], weights: Weights | None, temperature: float, number: float
+    ) -> Drawn | None:
+        """The token that a number from 0 to below 1 falls on, of those that `kept` would leave; None where none are."""
+        kept = self.kept(row, filters, weights)
+        if not len(kept[1]):
+            return None
+        of_kept = weights_of(kept[1], float(kept[1].max()), temperature)
+        place = drawn(sums := of_kept.cumsum(), number)
+        return Drawn(place, int(kept[0][place]), float(of_kept[place]) / float(sums[-1]))
+
+    def change(
+        self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float
+    ) -> np.ndarray:
+        """Write over the logits at some different positions, see `changed`; returns what was there.
+
+        The maxima stay true.
+        """
+        before = row.logits[positions]
+        row.logits[positions] = changed(before, lost, repeat, temperature)
+        groups = positions >> GROUP_BITS
+        largest = row.maxima[groups]
+        groups = groups[(before == largest) | (row.logits[positions] > largest)]
+        if len(groups):
+            groups = np.sort(groups)
+            row.maxima[groups] = rows_of(row.logits, row.words, groups).max(axis=1)
+        return before
+
+    def penalize(
+        self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write over the logits of tokens that are among some ids, see `changed`; returns which, and what was there."""
+        positions, times = counted(ids, len(row.logits))
+        return positions, self.change(row, positions, penalty.lost(times), penalty.repeat, temperature)
+
+    def repeated(self, ids: np.ndarray, limit: int, allowed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens that would lengthen a repetition of the end of a text, each once, and how long it is at most, float64.
+
+        Up to a limit; only those of an allowed length or more. ids: int64.
+        """
+        last = len(ids) - 1
+        (ends,) = (ids[:last] == ids[last]).nonzero()
+        lengths = np.ones(len(ends))
+        alive = np.arange(len(ends))
+        for length in range(1, limit):
+            alive = alive[ends[alive] >= length]
+            alive = alive[ids[ends[alive] - length] == ids[last - length]]
+            if not len(alive):
+                break
+            lengths[alive] = length + 1
+        long = lengths >= allowed
+        nexts, lengths = ids[ends[long] + 1], lengths[long]
+        order = np.lexsort((-lengths, nexts))
+        tokens, first = np.unique(nexts[order], return_index=True)
+        return tokens, lengths[order][first]
 
 
 IN_NUMPY = GroupLoops()
 
 
-class CompiledGroupLoops(GroupLoops):
-    """The same by kernels, which are loaded when a step first needs them. For one thread at a time."""
+def _at_least(row: Row, bound: float) -> Kept:
+    least = row.logits.dtype.type(bound)
+    (groups,) = (row.maxima >= least).nonzero()
+    (found,) = (rows_of(row.logits, row.words, groups) >= least).reshape(-1).nonzero()  # quicker than of rows
+    positions = groups[found >> GROUP_BITS] << GROUP_BITS | found & MAXIMA_GROUP - 1
+    return positions, row.logits[positions]
 
-    def __init__(self, store: KernelStore) -> None:
-        self._store = store
-        self._functions: dict[str, Callable[[int, int, int], None]] = {}
-        self._every = np.empty(0, np.uint64)
 
-    def largest(self, logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
-        found = np.empty(len(groups), logits.dtype)
-        n = self._run(records.GROUP_LARGEST, logits, words, groups, found)
-        if n < len(groups):
-            found[n:] = super().largest(logits, words, groups[n:])
-        return found
+def _most_likely(row: Row, k: int) -> Kept:
+    """The k largest, or fewer when fewer may come, in order."""
+    # The k-th largest of the groups' maxima is a lower bound of the k-th largest logit.
+    some = row.maxima
+    if k >= len(some):
+        some = rows_of(row.logits, row.words, np.arange(len(some))).reshape(-1)
+    bound = float(np.partition(some, len(some) - k)[len(some) - k]) if k < len(some) else -math.inf
+    positions, logits = _at_least(row, max(bound, -LARGEST))
+    order = (-logits).argsort(kind="stable")[:k]
+    return positions[order], logits[order]
 
-    def weights(
-        self, logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray, largest: float, temperature: float
-    ) -> np.ndarray:
-        found = np.empty((len(groups), 2))
-        n = self._run(
-            records.GROUP_WEIGHTS, logits, words, groups, found, largest=float(largest), scale=1 / temperature
-        )
-        if n < len(groups):
-            found[n:] = super().weights(logits, words, groups[n:], largest, temperature)
-        return found
 
-    def spread(self, logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray, middle: float) -> np.ndarray:
-        found = np.zeros(3)
-        n = self._run(records.GROUP_SPREAD, logits, words, groups, found, middle=middle)
-        return found + super().spread(logits, words, groups[n:], middle) if n < len(groups) else found
+def left_of(kept: Kept, which: Filter, largest: float) -> Kept:
+    """What a filter leaves of a list."""
+    positions, logits = kept
+    if which.kind == WITHIN:
+        (places,) = (logits >= _bound(largest, which.value)).nonzero()
+        return positions[places], logits[places]
+    if which.kind == MOST_LIKELY:
+        order = (-logits).argsort(kind="stable")[: int(which.value)]
+        return positions[order], logits[order]
+    weights = weights_of(logits, largest, which.temperature)
+    total = float(weights.sum())
+    if which.kind == REACHING:
+        return _least(kept, -logits, weights, which.value * total)
+    exponents = (logits.astype(np.float64) - largest) / which.temperature
+    mean = float((weights * np.where(weights > 0, exponents, 0)).sum()) / total
+    return _least(kept, np.abs(exponents - mean), weights, which.value * total)
 
-    def _run(
-        self,
-        schema: Schema,
-        logits: np.ndarray,
-        words: np.ndarray | None,
-        groups: np.ndarray,
-        out: np.ndarray,
-        **others: float,
-    ) -> int:
-        """Fill the first of `out`; returns how many. What is left is not what a kernel can read."""
-        if logits.dtype != np.float32 or not logits.flags.c_contiguous:
-            return 0
-        n = int(groups.searchsorted(len(logits) // MAXIMA_GROUP))  # those that are whole
-        if not n:
-            return 0
-        if words is None:
-            if len(self._every) < len(logits) // MAXIMA_GROUP:
-                self._every = np.full(len(logits) // MAXIMA_GROUP, ALL_BITS)
-            words = self._every
-        addresses = {"x": logits, "words": words, "groups": groups, "out": out}
-        record = schema.filled({name: each.ctypes.data for name, each in addresses.items()} | {"n_groups": n} | others)
-        self._function(schema.name)(record.ctypes.data, 0, 0)
-        return n
 
-    def _function(self, name: str) -> Callable[[int, int, int], None]:
-        if name not in self._functions:
-            kernel: Kernel = find(name)
-            self._store.load([kernel])
-            self._functions[name] = self._store.function(kernel)
-        return self._functions[name]
+def _least(kept: Kept, ranks: np.ndarray, weights: np.ndarray, enough: float) -> Kept:
+    """Those of the least ranks, until their weights are enough, in the order they had."""
+    order = ranks.argsort(kind="stable")
+    places = np.sort(order[: n_reaching(weights[order].cumsum(), enough)])
+    return kept[0][places], kept[1][places]
+
+
+def _bound(largest: float, distance: float) -> float:
+    return max(-LARGEST, min(largest - distance, largest))
+
+
+def weights_of(logits: np.ndarray, largest: float, temperature: float) -> np.ndarray:
+    """How likely tokens are beside one with the largest logit, whose weight is 1: float64."""
+    exponents = np.subtract(logits, largest, dtype=np.float64)
+    if temperature != 1:
+        exponents /= max(temperature, COLDEST)
+    return np.exp(exponents, out=exponents)
+
+
+def n_reaching(sums: np.ndarray, enough: float) -> int:
+    """How many of the first weights together reach `enough`; one more than there are when all do not.
+
+    sums: of the first weight, of the first two, and so on.
+    """
+    return int(sums.searchsorted(enough)) + 1
+
+
+def all_together(largest: float, temperature: float, sums: np.ndarray, parts: np.ndarray) -> Weights:
+    total, products, n = np.add.reduce(parts).tolist()
+    return Weights(largest, temperature, sums, parts, total, products, int(n))
+
+
+def _weights_of(rows: np.ndarray, largest: float, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """x and e**x of `Weights`; inside a group float32 is enough, and a part of what float64 takes."""
+    with np.errstate(over="ignore", invalid="ignore"):  # minus infinity times 0
+        x = (rows.astype(np.float32) - np.float32(largest)) * np.float32(1 / temperature)
+        x = np.where(x > -88, x, np.float32(-88))
+    return x, np.where(x > -87.33654, np.exp(x), np.float32(0))
+
+
+def within(logits: np.ndarray) -> np.ndarray:
+    """What float32 can hold; `np.clip` takes longer."""
+    return np.minimum(np.maximum(logits, -LARGEST), LARGEST)
+
+
+def divided(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """float64; minus infinity stays so, and nothing else is infinite."""
+    if temperature == 1:
+        return logits.astype(np.float64)
+    with np.errstate(over="ignore"):
+        found = within(logits / np.float64(temperature))
+    found[logits == -math.inf] = -math.inf
+    return found
+
+
+def counted(ids: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Different ids from 0 to n - 1 among some, in rising order, and how often each is there, float64."""
+    found, times = np.unique(ids[(ids >= 0) & (ids < n)], return_counts=True)
+    return found, times.astype(np.float64)
+
+
+def changed(logits: np.ndarray, lost: np.ndarray, repeat: float, temperature: float) -> np.ndarray:
+    """Other logits for some, float64. What must not come stays so.
+
+    lost:         what is taken off each, float64; infinity makes it minus infinity.
+    repeat:       before that, positive ones are divided by it, and others multiplied.
+    temperature:  before and after that, by which all are still to be divided.
+    """
+    after = divided(logits, temperature)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if repeat != 1:
+            after = np.where(after > 0, after / repeat, after * repeat)
+        after = within(after - lost)
+        if temperature != 1:
+            after = within(after * temperature)
+    after[(logits == -math.inf) | (lost == math.inf)] = -math.inf
+    return after
+
+
+def drawn(cumulative: np.ndarray, number: float) -> int:
+    """The position that a number from 0 to 1 falls on, never one of no weight. cumulative: sums of weights, float64."""
+    total = float(cumulative[-1])
+    aim = min(max(0.0, number) * total, math.nextafter(total, 0.0))
+    return int(cumulative.searchsorted(aim, side="right"))
 
 
 def spread_of(logits: np.ndarray) -> tuple[int, float]:

@@ -12,7 +12,7 @@ class MinP(Step):
         self._p = p
 
     def apply(self, candidates: Candidates) -> None:
-        candidates.keep_at_least(candidates.bound(self._p))
+        candidates.keep_within(candidates.distance(self._p))
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

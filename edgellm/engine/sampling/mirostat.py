@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.groups import Drawn
 from edgellm.engine.sampling.step import Step, Surroundings
 from edgellm.params import SamplingParams
 
@@ -24,12 +25,10 @@ class Mirostat(Step):
 
     def apply(self, candidates: Candidates) -> None:
         least = 2.0 ** -max(0.0, min(self.state, MOST_BITS))
-        candidates.keep_at_least(candidates.bound(least * candidates.total()))
-        self._probabilities = candidates.probabilities()
+        candidates.keep_within(candidates.distance(least * candidates.total()))
 
-    def drawn(self, position: int) -> None:
-        surprise = -math.log2(self._probabilities[position])
-        self.state -= self._eta * (surprise - self._tau)
+    def drawn(self, drawn: Drawn) -> None:
+        self.state -= self._eta * (-math.log2(drawn.share) - self._tau)
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

@@ -42,7 +42,7 @@ class Sampler:
         self._around = Surroundings(Context(), self._random, token_bytes)
         biases = dict(params.logit_bias or {}) | dict.fromkeys(never, -math.inf)
         self._ids = np.array(sorted(biases), np.int64)
-        self._biases = np.array([biases[token_id] for token_id in sorted(biases)])
+        self._lost = np.array([-biases[token_id] for token_id in sorted(biases)], np.float64)
         self._rules = list(rules)
         self._steps = _steps(params, self._around)
         self._last = self._steps[-1] if self._steps else Step()
@@ -70,9 +70,9 @@ class Sampler:
         candidates.borrow()
         try:
             self._apply(candidates, context, forbidden)
-            position = candidates.draw(self._random.random)
-            self._last.drawn(position)
-            return candidates.id_at(position)
+            drawn = candidates.draw(self._random.random)
+            self._last.drawn(drawn)
+            return drawn.token_id
         finally:
             candidates.give_back()
 
@@ -93,19 +93,11 @@ class Sampler:
         for rule in self._rules:
             rule.apply(candidates)
         if len(self._ids):
-            self._add_biases(candidates)
+            candidates.change(self._ids, self._lost)
         if forbidden:
             candidates.forbid(np.array(sorted(forbidden), np.int64))
         for step in self._steps:
             step.apply(candidates)
-
-    def _add_biases(self, candidates: Candidates) -> None:
-        allowed = self._biases > -math.inf
-        added = self._biases[allowed]
-        if len(added):
-            candidates.change(self._ids[allowed], lambda before, places: before + added[places])
-        if len(added) < len(allowed):
-            candidates.forbid(self._ids[~allowed])
 
     @property
     def state(self) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.groups import Drawn
 
 
 class Context:
@@ -64,5 +65,5 @@ class Step:
     def apply(self, candidates: Candidates) -> None:
         raise NotImplementedError
 
-    def drawn(self, position: int) -> None:
-        """The candidate at a position was drawn. Only for the last step: others would know it by another position."""
+    def drawn(self, drawn: Drawn) -> None:
+        """A candidate was drawn. Only for the last step: others would know it by another position."""

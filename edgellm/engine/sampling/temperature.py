@@ -27,7 +27,7 @@ class DynamicTemperature(Step):
         self._exponent = exponent
 
     def apply(self, candidates: Candidates) -> None:
-        n, _ = candidates.spread()
+        n = candidates.n_that_may_come()
         if n > 1:
             evenness = min(1.0, max(0.0, candidates.entropy() / math.log(n)))
             _divide(candidates, self._low + (self._high - self._low) * evenness**self._exponent)

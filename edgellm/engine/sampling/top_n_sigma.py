@@ -18,7 +18,7 @@ class TopNSigma(Step):
 
     def apply(self, candidates: Candidates) -> None:
         _, variance = candidates.spread()
-        candidates.keep_at_least(candidates.largest - self._n * math.sqrt(variance))
+        candidates.keep_within(self._n * math.sqrt(variance))
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

@@ -23,11 +23,12 @@ class ExcludeTopChoices(Step):
     def apply(self, candidates: Candidates) -> None:
         if self._threshold > MOST_THRESHOLD or len(candidates) < 2 or self._random.random() >= self._probability:
             return
-        top = candidates.at_least(candidates.bound(self._threshold * candidates.total()))
+        top, logits = candidates.at_least(
+            candidates.largest - candidates.distance(self._threshold * candidates.total())
+        )
         if len(top) > 1:
-            logits = candidates.at(top)
             least = len(top) - 1 - int(np.argmin(logits[::-1]))  # of equal ones the last
-            candidates.put(np.delete(top, least), -np.inf)
+            candidates.forbid_at(top[np.arange(len(top)) != least])
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

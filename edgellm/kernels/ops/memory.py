@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from llvmlite import ir
 
 from edgellm.kernels.records import ROW_ALIGN
-from edgellm.kernels.staged import F32, I8, I32, I64, Value, Vocabulary, staged
+from edgellm.kernels.staged import F32, F64, I8, I32, I64, Value, Vocabulary, staged
 
 
 def call_kernel(v: Vocabulary, kernel: Value, record: Value, chunk: Value, thread: Value) -> None:
@@ -32,6 +32,14 @@ def memory(isa) -> SimpleNamespace:
     @staged(isa, "void", "i64", "f32")
     def store_f16(v, address, value):
         v.store(address, v.f32_to_f16(value))
+
+    @staged(isa, "f64", "i64")
+    def load_f64(v, address):
+        return v.load(address, F64)
+
+    @staged(isa, "void", "i64", "f64")
+    def store_f64(v, address, value):
+        v.store(address, value)
 
     @staged(isa, "i64", "i64")
     def load_i64(v, address):
@@ -85,6 +93,8 @@ def memory(isa) -> SimpleNamespace:
         load_f32=load_f32,
         store_f32=store_f32,
         store_f16=store_f16,
+        load_f64=load_f64,
+        store_f64=store_f64,
         load_i64=load_i64,
         store_i64=store_i64,
         load_i32=load_i32,

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from edgellm.engine.sampling import Candidates, Sampler
 from edgellm.engine.sampling.all_tokens import AllTokens
-from edgellm.engine.sampling.groups import ALL_BITS, IN_NUMPY
+from edgellm.engine.sampling.groups import ALL_BITS, IN_NUMPY, Filter
 from edgellm.engine.sampling.step import Step
 from edgellm.errors import UsageError
 from edgellm.kernels.records import MAXIMA_GROUP
+from edgellm.kernels.sampling_records import MOST_LIKELY
 from edgellm.params import SamplingParams
 
 ALL_OPEN: dict[str, Any] = {"top_k": 0, "top_p": 1, "min_p": 0, "temperature": 1}
@@ -63,10 +64,10 @@ def test_whatever_is_changed(n: int, seed: int, is_put: list[bool]) -> None:
     for puts in is_put:
         if puts:
             positions = np.flatnonzero(rng.random(n) < 0.1)
-            new = rng.standard_normal(len(positions)).astype(np.float32) * 3
-            new[rng.random(len(new)) < 0.3] = -np.inf
-            found.put(positions, new)
-            expected[positions] = new
+            lost = rng.standard_normal(len(positions)) * 3
+            lost[rng.random(len(lost)) < 0.3] = np.inf
+            found.change(positions, lost, 1.0, 1.0)
+            expected[positions] = expected[positions] - lost
         else:
             words = some_words(rng, n)
             allowed &= bits_of(words, n)
@@ -76,15 +77,16 @@ def test_whatever_is_changed(n: int, seed: int, is_put: list[bool]) -> None:
         np.testing.assert_array_equal(found.maxima, maxima_of(now))
         order = [i for i in np.argsort(-now, kind="stable").tolist() if now[i] > -np.inf]
         for k in (1, 3, 70, n):
-            assert found.most_likely(k)[:k].tolist() == order[:k]
-        assert found.at_least(0.5).tolist() == np.flatnonzero(now >= 0.5).tolist()
+            kept, theirs = found.kept([Filter(MOST_LIKELY, k, 1.0)])
+            assert kept.tolist() == order[:k] and theirs.tolist() == now[order[:k]].tolist()
+        assert found.at_least(0.5)[0].tolist() == np.flatnonzero(now >= 0.5).tolist()
         if order:
             assert found.likeliest() == order[0] and found.largest == now[order[0]]
-            groups, sums = found.weights(0.7)
             weights = np.exp((now.astype(np.float64) - found.largest) / 0.7)
-            expected_sums = [weights[g * MAXIMA_GROUP : (g + 1) * MAXIMA_GROUP].sum() for g in groups]
-            np.testing.assert_allclose(sums[:, 0], expected_sums, rtol=1e-5)
-            assert sums[:, 0].sum() == pytest.approx(weights.sum(), rel=1e-5)
+            expected_sums = np.add.reduceat(weights, np.arange(0, n, MAXIMA_GROUP))
+            np.testing.assert_allclose(found.weights(0.7).sums, expected_sums, rtol=1e-5, atol=1e-30)
+            assert found.weights(0.7).total == pytest.approx(weights.sum(), rel=1e-5)
+            assert found.weights(0.7).n == len(order)
     found.give_back()
     np.testing.assert_array_equal(logits, before)
     np.testing.assert_array_equal(maxima, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 
 from edgellm.engine.sampling import Sampler
 from edgellm.engine.sampling.candidates import Candidates
-from edgellm.engine.sampling.groups import ALL_BITS, CompiledGroupLoops, GroupLoops
+from edgellm.engine.sampling.compiled_groups import CompiledGroupLoops
+from edgellm.engine.sampling.groups import ALL_BITS, Filter, GroupLoops, Penalty, Row
+from edgellm.graph.team import KERNELS, Team
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.records import MAXIMA_GROUP
+from edgellm.kernels.sampling_records import GROUPS_TOGETHER, MOST_LIKELY, REACHING, TYPICAL, WITHIN
 from edgellm.kernels.store import KernelStore
 from edgellm.params import SamplingParams
 from tests.kernels.compiled import before_a_wall
@@ -52,14 +56,13 @@ def masked(logits: np.ndarray, words: np.ndarray | None) -> np.ndarray:
     return np.where(bits, logits, np.float32(-np.inf))
 
 
-def some_groups(n: int) -> np.ndarray:
-    """In rising order, some twice, and the last."""
-    n_groups = -(-n // MAXIMA_GROUP)
-    return np.sort(np.append(np.random.default_rng(n).integers(0, n_groups, n_groups), n_groups - 1))
+def a_row(n: int, is_masked: bool) -> Row:
+    logits, words = some_logits(n), some_words(n) if is_masked else None
+    return Row(logits, words, GroupLoops().largest(logits, words, None))
 
 
-def parts(logits: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
-    return [logits[g * MAXIMA_GROUP : (g + 1) * MAXIMA_GROUP].astype(np.float64) for g in groups]
+def parts(logits: np.ndarray) -> list[np.ndarray]:
+    return [logits[at : at + MAXIMA_GROUP].astype(np.float64) for at in range(0, len(logits), MAXIMA_GROUP)]
 
 
 BOTH = pytest.mark.parametrize("is_masked", [False, True], ids=["all", "masked"])
@@ -69,46 +72,154 @@ BOTH = pytest.mark.parametrize("is_masked", [False, True], ids=["all", "masked"]
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 5.0, 1e-19, 1e300])
 @BOTH
 def test_weights(loops: CompiledGroupLoops, n: int, temperature: float, is_masked: bool) -> None:
-    logits, words, groups = some_logits(n), some_words(n) if is_masked else None, some_groups(n)
-    found = loops.weights(logits, words, groups, 20.0, temperature)
-    np.testing.assert_allclose(found, GroupLoops().weights(logits, words, groups, 20.0, temperature), EXP, 1e-35)
-    exponents = [(x[x > -np.inf] - 20) / temperature for x in parts(masked(logits, words), groups)]
+    row, twin = a_row(n, is_masked), GroupLoops()
+    found, other = loops.weights(row, 20.0, temperature), twin.weights(row, 20.0, temperature)
+    for one, each in ((found.sums, other.sums), (found.parts, other.parts), (found[-3:], other[-3:])):
+        np.testing.assert_allclose(one, each, EXP, 1e-35)
+    numbers = masked(*row[:2])
     if temperature < 1e10:  # where float32 does not take its inverse for 0
-        expected = [[np.exp(x).sum(), (np.exp(x) * x).sum()] for x in exponents]
-        np.testing.assert_allclose(found, expected, 8e-6 * max(1, 20 / temperature) if temperature > 1e-9 else 0, 1e-35)
-    assert found.dtype == np.float64 and found.shape == (len(groups), 2)
+        exponents = [(x[x > -np.inf] - 20) / temperature for x in parts(numbers)]
+        tolerance = 8e-6 * max(1, 20 / temperature) if temperature > 1e-9 else 0
+        np.testing.assert_allclose(found.sums, [np.exp(x).sum() for x in exponents], tolerance, 1e-35)
+        expected = np.exp(np.concatenate(exponents)), np.concatenate(exponents)
+        assert found.products == pytest.approx((expected[0] * expected[1]).sum(), tolerance, 1e-35)
+    assert found.n == (numbers > -np.inf).sum()
+    assert found.sums.dtype == np.float32 and found.parts.dtype == np.float64
     nothing = np.full(n, -np.inf, np.float32)
-    assert (loops.weights(nothing, words, groups, 20.0, temperature) == 0).all()  # what must not come is never drawn
+    assert (loops.weights(Row(nothing, row.words, row.maxima), 20.0, temperature).sums == 0).all()
+
+
+@pytest.mark.parametrize("n", SIZES)
+@BOTH
+def test_draw(loops: CompiledGroupLoops, n: int, is_masked: bool) -> None:
+    """Where weights side by side say, and never a token that must not come."""
+    row = a_row(n, is_masked)
+    numbers, weights = masked(*row[:2]), loops.weights(row, 20.0, 3.0)
+    exact = np.exp((numbers.astype(np.float64) - 20) / 3)
+    for number in (0.0, 0.1, 0.37, 0.5, 0.93, 1 - 2**-53):
+        one, other = loops.draw(row, weights, number), GroupLoops().draw(row, weights, number)
+        assert one.token_id == other.token_id == one.position and numbers[one.token_id] > -np.inf
+        assert one.share == pytest.approx(exact[one.token_id] / exact.sum(), rel=1e-5)
+        assert exact[: one.token_id].sum() <= (number + 1e-6) * exact.sum()
+        assert exact[: one.token_id + 1].sum() >= (number - 1e-6) * exact.sum()
 
 
 @pytest.mark.parametrize("n", SIZES)
 @BOTH
 def test_largest(loops: CompiledGroupLoops, n: int, is_masked: bool) -> None:
-    logits, words, groups = some_logits(n), some_words(n) if is_masked else None, some_groups(n)
+    logits, words = some_logits(n), some_words(n) if is_masked else None
     for each in (logits, np.full(n, -np.inf, np.float32)):
-        expected = [x.max() for x in parts(masked(each, words), groups)]
-        np.testing.assert_array_equal(loops.largest(each, words, groups), expected)
-        np.testing.assert_array_equal(GroupLoops().largest(each, words, groups), expected)
+        expected = [x.max() for x in parts(masked(each, words))]
+        known = GroupLoops().largest(each, None, None)
+        for found in (loops, GroupLoops()):
+            np.testing.assert_array_equal(found.largest(each, words, None), expected)
+            np.testing.assert_array_equal(found.largest(each, words, known), expected)
 
 
 @pytest.mark.parametrize("n", SIZES)
 @BOTH
 def test_spread(loops: CompiledGroupLoops, n: int, is_masked: bool) -> None:
-    logits, words, groups = some_logits(n), some_words(n) if is_masked else None, some_groups(n)
-    logits[logits > -np.inf] += 1000  # the spread is that about the mean
-    numbers = np.concatenate(parts(masked(logits, words), groups))
+    row = a_row(n, is_masked)
+    row.logits[row.logits > -np.inf] += 1000  # the spread is that about the mean
+    numbers = np.concatenate(parts(masked(*row[:2])))
     numbers = numbers[numbers > -np.inf] - 990
     for each in (loops, GroupLoops()):
-        found = each.spread(logits, words, groups, 990.0)
+        found = each.spread(row, 990.0)
         np.testing.assert_allclose(found, [len(numbers), numbers.sum(), np.square(numbers).sum()], rtol=1e-6)
-        assert (each.spread(np.full(n, -np.inf, np.float32), words, groups, 0.0) == 0).all()
+        nothing = Row(np.full(n, -np.inf, np.float32), row.words, row.maxima)
+        assert each.spread(nothing, 0.0) == (0, 0, 0)
+
+
+FILTERS = [
+    [Filter(MOST_LIKELY, 1, 1.0)],
+    [Filter(MOST_LIKELY, 40, 1.0), Filter(REACHING, 0.8, 3.0), Filter(WITHIN, 3.0, 1.0)],
+    [Filter(MOST_LIKELY, 700, 1.0)],
+    [Filter(REACHING, 0.0, 1.0)],
+    [Filter(REACHING, 0.9, 3.0), Filter(MOST_LIKELY, 20, 1.0)],
+    [Filter(REACHING, 0.9, 30.0), Filter(TYPICAL, 0.5, 1.0), Filter(WITHIN, 2.0, 1.0)],
+    [Filter(WITHIN, 6.0, 1.0), Filter(REACHING, 0.7, 2.0), Filter(MOST_LIKELY, 9, 1.0)],
+    [Filter(WITHIN, math.inf, 1.0), Filter(TYPICAL, 0.6, 2.0)],
+    [Filter(WITHIN, -1.0, 1.0)],
+    [Filter(TYPICAL, 0.0, 1.0)],
+    [Filter(TYPICAL, 0.7, 3.0), Filter(WITHIN, 1.0, 1.0)],
+]
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("filters", FILTERS, ids=lambda filters: " ".join(f"{x.kind}:{x.value}" for x in filters))
+@BOTH
+def test_filters(loops: CompiledGroupLoops, n: int, filters: list[Filter], is_masked: bool) -> None:
+    """By kernels as in NumPy, which is held against the definitions elsewhere."""
+    row, twin = a_row(n, is_masked), GroupLoops()
+    weights = twin.weights(row, 20.0, filters[0].temperature)
+    one, other = loops.kept(row, filters, weights), twin.kept(row, filters, weights)
+    for found, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert len(one[0])
+    for number in (0.0, 0.4, 0.99):
+        drawn, expected = (x.drawn_of_kept(row, filters, weights, 0.7, number) for x in (loops, twin))
+        assert drawn[:2] == expected[:2] and one[0][drawn.position] == drawn.token_id
+        assert drawn.share == pytest.approx(expected.share, rel=1e-5)
+    nothing = Row(np.full(n, -np.inf, np.float32), None, np.full(len(row.maxima), -np.inf, np.float32))
+    assert loops.drawn_of_kept(nothing, filters, weights, 0.7, 0.5) is None
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("repeat", "temperature"), [(1.0, 1.0), (1.3, 1.0), (0.5, 0.7)])
+@BOTH
+def test_other_logits(loops: CompiledGroupLoops, n: int, repeat: float, temperature: float, is_masked: bool) -> None:
+    """Of some tokens, and of those that are among some ids; what was there is told, and maxima stay true."""
+    rng = np.random.default_rng(3)
+    positions = rng.permutation(n)[:20]
+    lost = rng.standard_normal(len(positions)) * 9
+    lost[0] = np.inf
+    ids, penalty = rng.integers(-2, n + 2, 60), Penalty(0.5, 0.3, repeat)
+    for work, *given in (("change", positions, lost, repeat), ("penalize", ids, penalty)):
+        rows = [a_row(n, is_masked) for _ in range(2)]
+        before = rows[0].logits.copy()
+        one, other = (
+            getattr(x, work)(row, *given, temperature) for x, row in zip((loops, GroupLoops()), rows, strict=True)
+        )
+        if work == "penalize":
+            assert sorted(one[0]) == other[0].tolist() == sorted({i for i in ids.tolist() if 0 <= i < n})
+            np.testing.assert_array_equal(one[1], before[one[0]])
+        else:
+            np.testing.assert_array_equal(one, before[positions])
+        np.testing.assert_array_equal(rows[0].logits, rows[1].logits)
+        for row in rows:
+            np.testing.assert_array_equal(row.maxima, [x.max() for x in parts(masked(*row[:2]))])
+
+
+def test_repeated(loops: CompiledGroupLoops) -> None:
+    rng = np.random.default_rng(4)
+    for n, limit, allowed in ((1, 1, 1), (50, 3, 2), (300, 300, 1), (300, 5, 6)):
+        ids = rng.integers(0, 3, n)
+        one, other = (dict(zip(*x.repeated(ids, limit, allowed), strict=True)) for x in (loops, GroupLoops()))
+        assert one == other and all(allowed <= length <= limit for length in one.values())
+
+
+def test_threads_change_nothing() -> None:
+    """To the bit, however many share a pass."""
+    store, rng = KernelStore(AVAILABLE[0]), np.random.default_rng(5)
+    store.load(KERNELS)
+    logits = rng.standard_normal(MAXIMA_GROUP * GROUPS_TOGETHER * 6 + 100).astype(np.float32)
+    words = some_words(len(logits))[: -(-len(logits) // MAXIMA_GROUP)]
+    alone, teams = CompiledGroupLoops(store), [Team(store, n, 1) for n in (1, 2, 3)]
+    row = Row(logits, words, alone.largest(logits, words, None))
+    for team in teams:
+        shared = CompiledGroupLoops(store, team)
+        for _ in range(20):
+            np.testing.assert_array_equal(shared.largest(logits, words, None), row.maxima)
+            assert shared.spread(row, 0.5) == alone.spread(row, 0.5)
+            for one, other in zip(shared.weights(row, 4.0, 0.7), alone.weights(row, 4.0, 0.7), strict=True):
+                np.testing.assert_array_equal(one, other)
+        team.close()
 
 
 def test_spread_is_the_same_to_the_bit_on_all() -> None:
-    logits, groups = some_logits(64 * 50), np.arange(50)
-    first, *others = [CompiledGroupLoops(KernelStore(isa)).spread(logits, None, groups, 5.0) for isa in AVAILABLE]
-    for each in others:
-        np.testing.assert_array_equal(each, first)
+    row = a_row(64 * 50, False)
+    first, *others = [CompiledGroupLoops(KernelStore(isa)).spread(row, 5.0) for isa in AVAILABLE]
+    assert all(each == first for each in others)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="memory is mapped as POSIX systems do")
@@ -117,12 +228,14 @@ def test_on_arm() -> None:
     pytest.importorskip("unicorn", reason="the emulator is not installed")
     from tests.kernels.arm import EmulatedStore
 
-    loops, twin = CompiledGroupLoops(EmulatedStore()), GroupLoops()
-    for n in (65, 1000):
-        given = some_logits(n), some_words(n), some_groups(n)
-        np.testing.assert_array_equal(loops.largest(*given), twin.largest(*given))
-        np.testing.assert_allclose(loops.weights(*given, 20.0, 0.7), twin.weights(*given, 20.0, 0.7), EXP, 1e-35)
-        np.testing.assert_allclose(loops.spread(*given, 5.0), twin.spread(*given, 5.0), rtol=1e-6)
+    loops = CompiledGroupLoops(EmulatedStore())
+    test_largest(loops, 65, True)
+    test_weights(loops, 1000, 0.3, True)
+    test_spread(loops, 1000, True)
+    test_draw(loops, 65, True)
+    test_filters(loops, 200, FILTERS[1], True)
+    test_filters(loops, 200, FILTERS[5], False)
+    test_other_logits(loops, 65, 1.3, 1.0, True)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0, -30.0])
@@ -145,19 +258,33 @@ def test_a_spread_beyond_float32() -> None:
 
 def test_logits_that_are_not_float32_in_a_row() -> None:
     loops = CompiledGroupLoops(KernelStore(AVAILABLE[0]))
-    wide, apart, groups = some_logits(200).astype(np.float64), some_logits(400)[::2], np.arange(4)
+    wide, apart = some_logits(200).astype(np.float64), some_logits(400)[::2]
     for logits in (wide, apart):
-        found = loops.largest(logits, None, groups)
-        np.testing.assert_array_equal(found, GroupLoops().largest(logits, None, groups))
-        assert found.dtype == logits.dtype
-        for work, *others in (["weights", 20.0, 1.0], ["spread", 5.0]):
-            one, other = (getattr(each, work)(logits, None, groups, *others) for each in (loops, GroupLoops()))
-            np.testing.assert_array_equal(one, other)
+        maxima = loops.largest(logits, None, None)
+        np.testing.assert_array_equal(maxima, GroupLoops().largest(logits, None, None))
+        assert maxima.dtype == logits.dtype
+        row = Row(logits, None, maxima)
+        one, other = (each.weights(row, 20.0, 1.0) for each in (loops, GroupLoops()))
+        np.testing.assert_array_equal(one.sums, other.sums)
+        assert loops.spread(row, 5.0) == GroupLoops().spread(row, 5.0)
+        assert loops.draw(row, one, 0.5) == GroupLoops().draw(row, one, 0.5)
+        for filters in FILTERS:
+            weights = one._replace(temperature=filters[0].temperature)
+            found, expected = (each.kept(row, filters, weights) for each in (loops, GroupLoops()))
+            np.testing.assert_array_equal(found[0], expected[0])
 
 
 @pytest.mark.parametrize(
     "params",
-    [{"temperature": 0.8}, {"top_p": 0.95}, {"mirostat": 2}, {"repeat_penalty": 1.3, "repeat_last_n": -1}],
+    [
+        {"temperature": 0.8},
+        {"top_p": 0.95},
+        {"typical_p": 0.8},
+        {"top_k": 30, "min_p": 0.1},
+        {"dry_multiplier": 1.0},
+        {"mirostat": 2},
+        {"repeat_penalty": 1.3, "repeat_last_n": -1},
+    ],
     ids=str,
 )
 def test_choices_are_the_same(loops: CompiledGroupLoops, params: dict[str, Any]) -> None:

@@ -16,9 +16,10 @@ from transformers.generation import logits_process
 
 from edgellm.engine.sampling import Sampler
 from edgellm.engine.sampling.all_tokens import AllTokens
-from edgellm.engine.sampling.groups import IN_NUMPY
+from edgellm.engine.sampling.groups import IN_NUMPY, Filter
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.reference import maxima
+from edgellm.kernels.sampling_records import MOST_LIKELY
 from edgellm.params import SamplingParams
 
 LOGITS = np.log(np.array([0.02, 0.4, 0.03, 0.3, 0.2, 0.05], np.float32))
@@ -149,7 +150,7 @@ def test_same_seed_same_tokens() -> None:
 
 
 def most_likely(logits: np.ndarray, k: int) -> np.ndarray:
-    return AllTokens(logits, maxima(logits), IN_NUMPY, is_own=False).most_likely(k)[:k]
+    return AllTokens(logits, maxima(logits), IN_NUMPY, is_own=False).kept([Filter(MOST_LIKELY, k, 1.0)])[0]
 
 
 @settings(deadline=None)
