@@ -1,7 +1,8 @@
 """One thread for all answers of a model: it runs the scheduler's steps and hands out what each of them gave.
 
 Who asks is in the thread of the event loop. Between the two goes one message for each step, whatever number of answers
-it was about, so that many clients cost little more than one.
+it was about, so that many clients cost little more than one; and none for text that can go to its client without the
+loop (see `wire`), or that nobody reads before the end.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from edgellm.engine import Generation
 from edgellm.engine.piece import Piece
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.problems import ApiProblem
+from edgellm.server.wire import Wire
+
+# Text goes out no more often than people can see: to send some costs 0.1 ms of a core, most of it in the system and at
+# the client, and small models need little more than 2 ms for a token.
+SECONDS_BETWEEN = 0.005
 
 
 @dataclass
@@ -36,6 +42,11 @@ class Part:
     is_last: bool = False
     error: Exception | None = None
 
+    @property
+    def is_text(self) -> bool:
+        """It is some text and nothing else."""
+        return bool(self.pieces) and not (self.logprobs or self.is_last)
+
 
 class Answer:
     """One of the answers to a request, as the driver knows it."""
@@ -46,18 +57,37 @@ class Answer:
         self.of = of
         self.n_told = 0  # of its log-probabilities
         self.n_done = -1  # tokens of the prompt, as was told
+        self.told_at = 0.0
+        self._held: list[Piece] = []  # that nobody was told yet
 
-    def next_part(self) -> Part | None:
-        """What there is to tell now. Only in the driver's thread."""
+    def to_tell(self) -> Part | None:
+        """What the event loop has to be told now. Only in the driver's thread."""
+        part = self._next_part()
+        try:
+            return None if part is None or self.of.takes(part) else part
+        except Exception as error:
+            self.generation.close()
+            return self.failed(error)
+
+    def failed(self, error: Exception) -> Part:
+        """The end of it. Only in the driver's thread."""
+        return Part(self.index, self._held, is_last=True, error=error)
+
+    def _next_part(self) -> Part | None:
         generation = self.generation
         try:
-            pieces = generation.take()
+            self._held += generation.take()
         except Exception as error:
-            return Part(self.index, is_last=True, error=error)
-        logprobs = generation.logprobs[self.n_told :]
-        self.n_told += len(logprobs)
+            return self.failed(error)
         is_last = generation.finish_reason is not None
-        if pieces or logprobs or is_last:
+        if self._held or len(generation.logprobs) > self.n_told or is_last:
+            now = monotonic()
+            if now < self.told_at + SECONDS_BETWEEN and not is_last:
+                return None
+            self.told_at = now
+            pieces, self._held = self._held, []
+            logprobs = generation.logprobs[self.n_told :]
+            self.n_told += len(logprobs)
             return Part(self.index, pieces, logprobs, is_last=is_last)
         if self.of.tells_progress and self.n_done != generation.n_prompt_done:
             self.n_done = generation.n_prompt_done
@@ -73,9 +103,16 @@ class Answers:
 
     generations:  may be looked at when the last part has come.
     first_at:     when the first text came, on the clock of `time.monotonic`; None before.
+    wire:         the connection that they go out on.
     """
 
-    def __init__(self, generations: Sequence[Generation], driver: Driver, tells_progress: bool = False) -> None:
+    def __init__(
+        self,
+        generations: Sequence[Generation],
+        driver: Driver,
+        tells_progress: bool = False,
+        wire: Wire | None = None,
+    ) -> None:
         self.generations = generations
         self.tells_progress = tells_progress
         self.first_at: float | None = None
@@ -85,17 +122,49 @@ class Answers:
         self._arrival: asyncio.Future[None] | None = None  # of the next one, when all have been taken
         self._n_left = len(self.each)
         self._driver: Driver | None = driver  # who has not begun yet
+        self._wire = wire
+        self._say: Callable[[Part], bytes] | None = None
+        self._is_quiet = False
+        self._n_told = 0  # parts, of which the event loop was told; in the driver's thread
+        self._n_taken = 0
 
-    def put(self, part: Part) -> None:
-        """Called in the event loop."""
+    # --- in the driver's thread ---------------------------------------------------------------------------
+
+    def takes(self, part: Part) -> bool:
+        """Whether a part needs nobody else; if not, the event loop has to be told. Raises what `say` does."""
         if part.pieces and self.first_at is None:
             self.first_at = monotonic()
+        if self._is_quiet and not part.is_last:
+            return True
+        wire, say = self._wire, self._say
+        if wire is not None and say is not None and part.is_text and wire.send(self._n_told, lambda: say(part)):
+            return True
+        self._n_told += 1
+        return False
+
+    # --- in the event loop --------------------------------------------------------------------------------
+
+    def said_as(self, say: Callable[[Part], bytes]) -> Answers:
+        """These, whose iterator leaves out text that went straight to the client, as what `say` makes of it.
+
+        It is called in either thread, never in both, and with every part once: by who iterates with those it gets.
+        """
+        self._say = say
+        return self
+
+    async def finish(self) -> None:
+        """Wait for the end, and hear of nothing before. Raises what went wrong with one."""
+        self._is_quiet = True
+        async for _ in self:
+            pass
+
+    def put(self, part: Part) -> None:
         self._parts.append(part)
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """End with an error, in the event loop."""
+        """End with an error."""
         self.cancel()
         self.put(Part(is_last=True, error=error))
 
@@ -111,13 +180,24 @@ class Answers:
                 driver, self._driver = self._driver, None
                 driver.start(self)
             self._arrival = self.loop.create_future()
+            if self._say is not None and self._wire is not None:
+                self.loop.call_soon(self._offer, self._wire)  # what was sent leaves the transport meanwhile
             await self._arrival
         part = self._parts.popleft()
+        if part.error is not None and part.pieces:
+            self._parts.appendleft(replace(part, pieces=[]))
+            return Part(part.index, part.pieces)
+        self._n_taken += 1
         self._n_left -= part.is_last
         if part.error is not None:
             self._n_left = 0
             raise part.error
         return part
+
+    def _offer(self, wire: Wire) -> None:
+        """Let text go straight to the client, unless more has come that is to be sent here."""
+        if self._arrival is not None and not self._arrival.done():
+            wire.offer(self._n_taken)
 
     def cancel(self) -> None:
         """Nobody wants the rest. From any thread, also when all has ended."""
@@ -164,9 +244,9 @@ class Driver:
                     break
             try:
                 Generation.advance([answer.generation for answer in going])
-                told = [(answer, part) for answer in going if (part := answer.next_part()) is not None]
+                told = [(answer, part) for answer in going if (part := answer.to_tell()) is not None]
             except Exception as error:  # of no single answer
-                told = [(answer, Part(answer.index, is_last=True, error=error)) for answer in going]
+                told = [(answer, answer.failed(error)) for answer in going]
             _tell(told)
             ended = {id(answer) for answer, part in told if part.is_last}
             if ended:
@@ -174,7 +254,7 @@ class Driver:
             told.clear()
         for answer in going:
             answer.generation.close()
-        _tell([(answer, Part(is_last=True, error=_unloaded())) for answer in going])
+        _tell([(answer, answer.failed(_unloaded())) for answer in going])
 
 
 def _unloaded() -> ApiProblem:

@@ -6,9 +6,12 @@ With them, the event loop needs a third less processor time for each token.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from importlib.util import find_spec
 from typing import Any
+
+from edgellm.server.wire import EXTENSION, Wire
 
 MOST_HEAD = 64 << 10  # bytes that a request may have beside its body: its address and its headers
 FIELD = 4  # bytes between the names and values of headers
@@ -35,8 +38,12 @@ def _bounded() -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class Bounded(HttpToolsProtocol):
-        """Refuses requests whose head is too large, or whose trailers are; httptools itself takes any."""
+        """Refuses requests whose head is too large, or whose trailers are; httptools itself takes any.
 
+        Each request comes with a wire, see `edgellm.server.wire`.
+        """
+
+        transport: asyncio.Transport
         n_fields = 0  # bytes of this request's headers
         n_unread = 0  # bytes since the last of them, or since the last piece of a body
 
@@ -51,6 +58,8 @@ def _bounded() -> type[asyncio.Protocol]:
         def on_message_begin(self) -> None:
             self.n_fields = 0
             super().on_message_begin()
+            if self.scheme == "http" and sys.platform != "win32":  # nothing lies between the transport and its socket
+                self.scope["extensions"] = {EXTENSION: Wire(self.transport)}  # type: ignore[dict-item]
 
         def on_header(self, name: bytes, value: bytes) -> None:
             self.n_unread = 0

@@ -23,6 +23,7 @@ from edgellm.server.models import Loaded, Models
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.settings import ServerConfig
 from edgellm.server.turns import Turns
+from edgellm.server.wire import wire_of
 
 Result = TypeVar("Result")
 LARGE = 1 << 17  # bytes of a body
@@ -60,8 +61,7 @@ class Job:
 
     async def finish(self) -> None:
         """Wait for the end of all answers. Raises what went wrong with one."""
-        async for _ in self.answers:
-            pass
+        await self.answers.finish()
 
     def problem(self, error: Exception) -> ApiProblem:
         """What a client is told of an error in the middle of a stream; the log hears of it too."""
@@ -144,7 +144,7 @@ class Server:
             record["queued"] = round(monotonic() - started, 4)
             if idle is not None:
                 loaded.idle = idle
-            answers = Answers(generations, loaded.driver, tells_progress)
+            answers = Answers(generations, loaded.driver, tells_progress, wire_of(request.scope))
             if deadline is not None:
                 loop = asyncio.get_running_loop()
                 timer = loop.call_later(deadline - monotonic(), answers.fail, self._too_late())

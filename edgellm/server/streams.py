@@ -7,6 +7,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from time import monotonic
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgellm.server.settings import ServerConfig
+from edgellm.server.wire import Wire, wire_of
 
 Result = TypeVar("Result")
 
@@ -32,18 +34,26 @@ def event(value: Any, name: str | None = None) -> bytes:
     return f"{head}data: {as_json(value)}\n\n".encode()
 
 
-class TextEvent:
-    """Server-sent events in which one text changes and all else is the same: that is put into JSON once.
+class Form:
+    """Bytes in which some values of JSON change and all else is the same: that is put into JSON once.
 
-    of:  gives the value of an event with some text in it, anywhere, once.
+    of:  gives the bytes with n values in them, each once and in their order.
     """
 
-    def __init__(self, of: Callable[[str], Any]) -> None:
-        place = secrets.token_hex(16)
-        self._before, self._behind = event(of(place)).split(as_json(place).encode())
+    def __init__(self, of: Callable[..., bytes], n: int = 1) -> None:
+        places = [secrets.token_hex(16) for _ in range(n)]
+        rest = of(*places)
+        self._between = []
+        for place in places:
+            before, rest = rest.split(as_json(place).encode())
+            self._between.append(before)
+        self._end = rest
 
-    def __call__(self, text: str) -> bytes:
-        return self._before + as_json(text).encode() + self._behind
+    def __call__(self, *values: Any) -> bytes:
+        found = b""
+        for before, value in zip(self._between, values, strict=True):
+            found += before + as_json(value).encode()
+        return found + self._end
 
 
 def line(value: Any) -> bytes:
@@ -87,11 +97,15 @@ class EventStream(Response):
             (b"x-accel-buffering", b"no"),
         ]
         self._sent_at = 0.0
+        self._wire: Wire | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tasks: list[asyncio.Task[None]] = []
+        self._wire = wire_of(scope)
+        # What goes over a wire is in chunks already.
+        headers = self.raw_headers if self._wire is None else [*self.raw_headers, (b"transfer-encoding", b"chunked")]
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
             tasks = [asyncio.ensure_future(work) for work in (self._pour(send), _gone(receive))]
             if self.ping:
                 tasks.append(asyncio.ensure_future(self._keep_alive(send)))
@@ -99,6 +113,7 @@ class EventStream(Response):
             if not tasks[0].done():
                 scope["state"]["record"]["gone"] = True
         finally:
+            self._close_wire()
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -107,21 +122,32 @@ class EventStream(Response):
             raise results[0]
 
     async def _pour(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
         async with contextlib.aclosing(self.parts) as parts:  # type: ignore[type-var]
             async for part in parts:
-                self._sent_at = loop.time()
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+                await self._send(send, part)
+        self._close_wire()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _send(self, send: Send, part: bytes) -> None:
+        self._sent_at = monotonic()
+        if self._wire is not None:
+            self._wire.stop()
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+
+    def _close_wire(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+
     async def _keep_alive(self, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        self._sent_at = loop.time()
+        self._sent_at = monotonic()
         while True:
-            await asyncio.sleep(max(0.05, self._sent_at + self.every - loop.time()))
-            if loop.time() - self._sent_at >= self.every:
-                self._sent_at = loop.time()
-                await send({"type": "http.response.body", "body": self.ping, "more_body": True})
+            await asyncio.sleep(max(0.05, self.every - self._silence()))
+            if self._silence() >= self.every:
+                await self._send(send, self.ping)
+
+    def _silence(self) -> float:
+        """Seconds since something was sent."""
+        return monotonic() - max(self._sent_at, self._wire.sent_at if self._wire is not None else 0.0)
 
 
 async def _gone(receive: Receive) -> None:

@@ -15,10 +15,11 @@ from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
 from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import begin
+from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import new_id
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import JsonAnswer, as_json, event, unless_gone
+from edgellm.server.streams import Form, JsonAnswer, as_json, event, unless_gone
 from edgellm.text.calls import Call
 
 PING = event({"type": "ping"}, "ping")
@@ -103,6 +104,7 @@ class _Blocks:
     def __init__(self) -> None:
         self._index = -1
         self._kind: str | None = None
+        self._form: Form | None = None  # of text in the open block
 
     def open(self, kind: str, block: dict[str, Any]) -> bytes:
         closing = self.close()
@@ -115,13 +117,16 @@ class _Blocks:
 
     def text(self, kind: str, text: str) -> bytes:
         """Text of a kind, in the open block if it is of that kind."""
-        is_said = kind == "content"
         opening = b""
-        if kind != self._kind:
-            empty = {"type": "text", "text": ""} if is_said else {"type": "thinking", "thinking": "", "signature": ""}
-            opening = self.open(kind, empty)
-        told = {"type": "text_delta", "text": text} if is_said else {"type": "thinking_delta", "thinking": text}
-        return opening + self.delta(told)
+        if kind != self._kind or self._form is None:
+            name = "text" if kind == "content" else "thinking"
+            signature = {} if kind == "content" else {"signature": ""}
+            opening = self.open(kind, {"type": name, name: "", **signature})
+            self._form = Form(lambda text: self.delta({"type": f"{name}_delta", name: text}))
+        return opening + self._form(text)
+
+    def said(self, part: Part) -> bytes:
+        return b"".join([self.text(kind, text) for kind, text in joined(part.pieces)])
 
     def close(self) -> bytes:
         if self._kind is None:
@@ -139,12 +144,12 @@ async def _stream(job: Job) -> AsyncIterator[bytes]:
     blocks = _Blocks()
     try:
         yield _event("message_start", message={**_message(job), "usage": _usage(generation)})
-        async for part in job.answers:
-            for kind, text in joined(part.pieces):
-                yield blocks.text(kind, text)
+        async for part in job.answers.said_as(blocks.said):
+            if told := blocks.said(part):
+                yield told
         for call in generation.tool_calls:
-            told = {"type": "input_json_delta", "partial_json": as_json(call.arguments)}
-            yield blocks.open("call", _call(call)) + blocks.delta(told)
+            delta = {"type": "input_json_delta", "partial_json": as_json(call.arguments)}
+            yield blocks.open("call", _call(call)) + blocks.delta(delta)
         yield blocks.close()
         yield _event("message_delta", delta=_end(generation), usage=_usage(generation))
         yield _event("message_stop")

@@ -12,16 +12,17 @@ from starlette.responses import Response
 
 from edgellm.engine import Generation, Model
 from edgellm.engine.openai.shapes import logprobs_shape, shifts_of
-from edgellm.engine.piece import Piece, joined
+from edgellm.engine.piece import Kind, Piece, joined
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, prepared
+from edgellm.server.driver import Part
 from edgellm.server.length import check_length
 from edgellm.server.ollama.types import CALLED, Asking, ChatRequest, GenerateRequest
 from edgellm.server.openai.chat import finish_of
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import JsonAnswer, line, unless_gone
+from edgellm.server.streams import Form, JsonAnswer, line, unless_gone
 
 NDJSON = "application/x-ndjson"
 # How a part of an answer is told: its pieces, and the generation at the end.
@@ -95,12 +96,28 @@ def _wrong(error: Exception) -> bytes:
 
 async def _stream(job: Job, asked: Asking, head: dict[str, Any], tell: Teller) -> AsyncIterator[bytes]:
     generation = job.generations[0]
-    try:
-        async for part in job.answers:
-            logprobs = _logprobs(job, part.logprobs) if asked.logprobs and part.logprobs else {}
-            for piece in joined(part.pieces):
-                yield line({**head, "created_at": _now(), **tell([piece], None), **logprobs, "done": False})
+    forms: dict[Kind, Form] = {}
+
+    def chunk(piece: Piece, now: str, logprobs: dict[str, Any]) -> bytes:
+        return line({**head, "created_at": now, **tell([piece], None), **logprobs, "done": False})
+
+    def said(part: Part) -> bytes:
+        found = b""
+        logprobs = _logprobs(job, part.logprobs) if asked.logprobs and part.logprobs else {}
+        for kind, text in joined(part.pieces):
+            if logprobs:
+                found += chunk(Piece(kind, text), _now(), logprobs)
                 logprobs = {}
+                continue
+            if kind not in forms:
+                forms[kind] = Form(lambda now, text, kind=kind: chunk(Piece(kind, text), now, {}), 2)
+            found += forms[kind](_now(), text)
+        return found
+
+    try:
+        async for part in job.answers.said_as(said):
+            if told := said(part):
+                yield told
         if generation.tool_calls:
             yield line({**head, "created_at": _now(), **tell([], generation), "done": False})
         yield line({**head, "created_at": _now(), **tell([], None), **_end(job)})

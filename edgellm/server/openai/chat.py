@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from edgellm.server.openai.shapes import prompt_progress, timings
 from edgellm.server.openai.types import ChatRequest
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import TextEvent, event, unless_gone
+from edgellm.server.streams import Form, event, unless_gone
 
 CALLED = {"template_variables": "chat_template_kwargs"}
 DONE = b"data: [DONE]\n\n"
@@ -107,20 +107,21 @@ class _Said:
 
     def __init__(self, shape: ChatShape) -> None:
         self._shape = shape
-        self._ready: dict[tuple[int, str], TextEvent] = {}  # by answer and kind of text
+        self._forms: dict[tuple[int, str], Form] = {}  # by answer and kind of text
 
-    def __call__(self, part: Part) -> Iterator[bytes]:
+    def __call__(self, part: Part) -> bytes:
         if part.logprobs:
-            yield from map(event, self._shape.part(part.index, part.pieces, part.logprobs))
-            return
-        for piece in joined(part.pieces):
-            ready = self._ready.get((part.index, piece.kind)) or self._new(part.index, piece.kind)
-            yield ready(piece.text)
+            return b"".join(map(event, self._shape.part(part.index, part.pieces, part.logprobs)))
+        found = b""
+        for kind, text in joined(part.pieces):
+            form = self._forms.get((part.index, kind)) or self._new_form(part.index, kind)
+            found += form(text)
+        return found
 
-    def _new(self, index: int, kind: Kind) -> TextEvent:
-        ready = TextEvent(lambda text: next(self._shape.part(index, [Piece(kind, text)])))
-        self._ready[index, kind] = ready
-        return ready
+    def _new_form(self, index: int, kind: Kind) -> Form:
+        form = Form(lambda text: event(next(self._shape.part(index, [Piece(kind, text)]))))
+        self._forms[index, kind] = form
+        return form
 
 
 async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
@@ -129,12 +130,12 @@ async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
     try:
         for chunk in shape.beginning(len(job.generations)):
             yield event(chunk)
-        async for part in job.answers:
+        async for part in job.answers.said_as(said):
             generation = job.generations[part.index]
             if part.progress is not None:
                 yield event({**shape.aside(), "prompt_progress": prompt_progress(generation, part.progress)})
                 continue
-            for told in said(part):
+            if told := said(part):
                 yield told
             if part.is_last:
                 finish_of(generation)

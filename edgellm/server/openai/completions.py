@@ -14,6 +14,7 @@ from edgellm.engine import Generation, Model
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.server.beginning import in_one_piece, streamed
+from edgellm.server.driver import Part
 from edgellm.server.length import check_length
 from edgellm.server.openai.chat import DONE, finish_of, wrong
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
@@ -21,7 +22,7 @@ from edgellm.server.openai.tokens import TextLogprobs
 from edgellm.server.openai.types import CompletionRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import event, unless_gone
+from edgellm.server.streams import Form, event, unless_gone
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,24 @@ async def _stream(job: Job, asked: CompletionRequest, echoes: Sequence[Echo]) ->
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         return event({**first, "choices": [choice], **with_usage})
 
+    forms = [Form(lambda text, index=index: chunk(index, text)) for index in range(len(job.generations))]
+
+    def said(part: Part) -> bytes:
+        text = "".join(piece.text for piece in part.pieces)
+        return chunk(part.index, text, part.logprobs) if part.logprobs else forms[part.index](text)
+
     try:
         for index in range(len(job.generations) if echoes else 0):
             echo = echoes[index // n]
             yield chunk(index, echo.text, echo.told or ())
-        async for part in job.answers:
+        async for part in job.answers.said_as(said):
             generation = job.generations[part.index]
             if part.progress is not None:
                 told = {"prompt_progress": prompt_progress(generation, part.progress)}
                 yield event({**first, "choices": [], **told, **with_usage})
                 continue
             if part.pieces or part.logprobs:
-                yield chunk(part.index, "".join(piece.text for piece in part.pieces), part.logprobs)
+                yield said(part)
             if part.is_last:
                 yield chunk(part.index, "", finish=finish_of(generation))
         if asked.includes_usage:

@@ -12,8 +12,10 @@ from starlette.responses import Response
 from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import logprobs_shape, shifts_of
 from edgellm.engine.piece import joined
+from edgellm.engine.sampling import TokenLogprobs
 from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, begin
+from edgellm.server.driver import Part
 from edgellm.server.kept import Kept
 from edgellm.server.openai.chat import finish_of, wrong
 from edgellm.server.openai.response_reading import chat_of, items_of
@@ -21,7 +23,7 @@ from edgellm.server.openai.response_types import ResponsesRequest
 from edgellm.server.openai.shapes import new_id
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
-from edgellm.server.streams import JsonAnswer, as_json, event, unless_gone
+from edgellm.server.streams import Form, JsonAnswer, as_json, event, unless_gone
 from edgellm.text.calls import Call
 
 MOST_KEPT = 1000
@@ -106,6 +108,8 @@ class _Writing:
         self._status = "in_progress"
         self._reason: str | None = None
         self._number = -1  # of the last event
+        self._kind = ""  # of the item that is open
+        self._form: Form | None = None  # of text in it
 
     @property
     def _generation(self) -> Generation:
@@ -178,27 +182,22 @@ class _Writing:
     # --- events -------------------------------------------------------------------------------------------
 
     def _event(self, kind: str, **fields: Any) -> bytes:
+        return _numbered(self._next_number(), kind, fields)
+
+    def _next_number(self) -> int:
         self._number += 1
-        return event({"type": kind, "sequence_number": self._number, **fields}, kind)
+        return self._number
 
     async def stream(self) -> AsyncIterator[bytes]:
         job = self._job
-        kind = ""  # of the item that is open
         try:
             yield self._event("response.created", response=self.response())
             yield self._event("response.in_progress", response=self.response())
-            async for part in job.answers:
-                logprobs = part.logprobs
-                for its_kind, text in joined(part.pieces):
-                    if its_kind != kind:
-                        for told in (*self._closing(kind), *self._opening(its_kind)):
-                            yield told
-                        kind = its_kind
-                    self._add(kind, text)
-                    yield self._delta(kind, text, logprobs)
-                    logprobs = []
+            async for part in job.answers.said_as(self._said):
+                if told := self._said(part):
+                    yield told
             self._conclude()
-            for told in self._closing(kind):
+            for told in self._closing(self._kind):
                 yield told
             for call in self._generation.tool_calls:
                 for told in self._call_events(call):
@@ -212,6 +211,19 @@ class _Writing:
             yield self._event("response.failed", response={**self.response(), "error": failed})
         finally:
             await job.close()
+
+    def _said(self, part: Part) -> bytes:
+        """The events of new text."""
+        found = []
+        logprobs = part.logprobs
+        for kind, text in joined(part.pieces):
+            if kind != self._kind:
+                found += [*self._closing(self._kind), *self._opening(kind)]
+                self._kind, self._form = kind, None
+            self.output[-1]["content"][0]["text"] += text
+            found.append(self._delta(text, logprobs))
+            logprobs = []
+        return b"".join(found)
 
     def _opening(self, kind: str) -> list[bytes]:
         item = self._message("") if kind == "content" else _reasoning("")
@@ -227,14 +239,16 @@ class _Writing:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.output[-1]["id"], "output_index": len(self.output) - 1, "content_index": 0}
 
-    def _add(self, kind: str, text: str) -> None:
-        self.output[-1]["content"][0]["text"] += text
-
-    def _delta(self, kind: str, text: str, logprobs: list[Any]) -> bytes:
-        if kind != "content":
-            return self._event("response.reasoning_text.delta", **self._place(), delta=text)
-        told = logprobs_shape(self._job.model.tokenizer, logprobs)["content"]
-        return self._event("response.output_text.delta", **self._place(), delta=text, logprobs=told)
+    def _delta(self, text: str, logprobs: list[TokenLogprobs]) -> bytes:
+        if logprobs or self._form is None:
+            place, is_said = self._place(), self._kind == "content"
+            name = "response.output_text.delta" if is_said else "response.reasoning_text.delta"
+            told = {"logprobs": logprobs_shape(self._job.model.tokenizer, logprobs)["content"]} if is_said else {}
+            form = Form(lambda number, text: _numbered(number, name, {**place, "delta": text, **told}), 2)
+            if logprobs:
+                return form(self._next_number(), text)
+            self._form = form
+        return self._form(self._next_number(), text)
 
     def _closing(self, kind: str) -> list[bytes]:
         if not kind:
@@ -267,6 +281,10 @@ class _Writing:
             self._event("response.function_call_arguments.done", **place, name=call.name, arguments=arguments),
             self._event("response.output_item.done", output_index=place["output_index"], item=item),
         ]
+
+
+def _numbered(number: int, kind: str, fields: dict[str, Any]) -> bytes:
+    return event({"type": kind, "sequence_number": number, **fields}, kind)
 
 
 def _reasoning(thought: str) -> dict[str, Any]:
