@@ -12,17 +12,21 @@ MATRICES = (records.LINEAR, EXPERTS)
 
 
 def weight_bytes(op: Op) -> int:
-    """Bytes of the matrix that a linear op reads, once for a whole batch; 0 for other ops.
+    """Bytes of the matrices that an op reads, once for a whole batch.
 
     Of experts, those of one token: tokens that have others need more.
     """
+    if op.parts:
+        return sum(map(weight_bytes, op.parts))
     if op.schema in LOW_RANK:
-        return 4 * op.fields["rank"] * op.fields["n_cols"]
+        return int(op.fields["weight"].n_bytes)
     return _matrices(op) * op.fields["n_rows"] * op.fields["row_bytes"] if op.schema in MATRICES else 0
 
 
 def weight_macs(op: Op) -> int:
-    """Products with weights that a linear op adds up for each token; 0 for other ops."""
+    """Products with weights that an op adds up for each token."""
+    if op.parts:
+        return sum(map(weight_macs, op.parts))
     if op.schema in LOW_RANK:
         return op.fields["rank"] * op.fields["n_cols"]
     return _matrices(op) * op.fields["n_rows"] * op.fields["n_cols"] if op.schema in MATRICES else 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.graph import Graph, Lowered, Team, Value
+from edgellm.graph.cost import weight_bytes, weight_macs
 from edgellm.graph.nodes import add, linear, rms_norm, select_rows
 from edgellm.graph.nodes.low_rank import narrow, widen
 from edgellm.kernels import reference, reference_rows
@@ -101,6 +102,10 @@ def test_low_rank_steps_join_their_products(store: KernelStore, team_of: Callabl
     assert [op.name_of(op.kernel_when_small) for op in ops.steps][1:3] == [
         "narrow.F16.small + narrow.F16.small", "linear_decode.Q8_0 + widen.F16.small",
     ]  # fmt: skip
+    of_narrow, *of_linears = sum(a.n_bytes for _, a, _ in want), *(w.n_bytes + b.n_bytes for w, _, b in want)
+    assert [weight_bytes(op) for op in ops.steps] == [0, of_narrow, *of_linears]  # a fused op reads what its parts read
+    products = [(NARROW + 9) * w.shape[0] for w, _, _ in want]
+    assert [weight_macs(op) for op in ops.steps] == [0, 2 * 9 * NARROW, *products]
     rows = rows_for(x, 64)
     program = program_of(ops, store, team_of(n_threads), 64, {x: rows})
     rows[:] = np.random.default_rng(9).standard_normal(rows.shape)
