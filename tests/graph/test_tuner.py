@@ -40,16 +40,16 @@ def test_what_is_measured_is_remembered_for_its_format(store: KernelStore) -> No
 
 
 def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quicker for one token, or as quick for one and far quicker for several."""
+    """Quicker for one token, or as quick for one and far quicker for several; whatever holds up single turns."""
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
 
     def decide(one: float, several: float) -> bool:
         shares = iter((one, several))
 
-        def take_turns(candidates):
+        def take_turns(candidates, n_turns):
             file, tiles = candidates
             share = next(shares)
-            return [{file: 1.0, tiles: share * turn} for turn in (0.9, 1.0)]
+            return [{file: 1.0, tiles: share * turn} for turn in (1.0, 2.5, 1.0)] + [{file: 3.0, tiles: share}]
 
         with monkeypatch.context() as patch:
             patch.setattr(tuner, "_take_turns", take_turns)
