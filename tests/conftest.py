@@ -27,8 +27,29 @@ settings.register_profile("search", derandomize=False, deadline=None, print_blob
 settings.load_profile(PROFILE)
 
 
+# Where files are dealt out to several processes, those that take longest are begun first: begun last, one of them would
+# keep its process busy while the others have nothing left to do.
+LONGEST = ("kernels/test_compiler.py", "kernels/test_kv_types.py", "engine/test_kv_types.py",
+           "engine/test_real_equality.py", "kernels/test_backward_rows.py", "kernels/test_attention.py",
+           "engine/test_real_models.py")  # fmt: skip
+IS_ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
+
+# Programs that tests start by the hundred keep what Python made of the modules that they import.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if IS_ONE_OF_SEVERAL:  # threads of torch and NumPy would wait for cores that the other processes have
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are dealt out in their order, not by how many tests they have: a server lasts for all of its folder."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A search takes more examples of every property, whatever number its test names."""
+    """The longest files first; and a search takes more examples of every property, whatever number its test names."""
+    if IS_ONE_OF_SEVERAL:
+        places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
     if PROFILE != "search":
         return
     for item in items:
@@ -86,6 +107,16 @@ def _pulled(name: str) -> Path:
     from edgellm import hub
 
     return hub.pull(name)
+
+
+@pytest.fixture
+def kernels_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels stay where they are, whatever home a test is given after this: to compile them takes seconds."""
+    from edgellm.files import kernels_folder
+    from edgellm.kernels import store
+
+    folder = kernels_folder()
+    monkeypatch.setattr(store, "kernels_folder", lambda: folder)
 
 
 @pytest.fixture(scope="session")

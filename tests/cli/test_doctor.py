@@ -138,7 +138,9 @@ def test_an_estimate_of_a_tiny_model(tmp_path: Path, capsys: Capture) -> None:
     assert lines[2].startswith("machine  it fits: ")
 
 
-def test_an_estimate_of_a_model_that_is_not_here(home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_of_a_model_that_is_not_here(
+    kernels_at_hand: None, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgellm.measure.limits.measure_limits", lambda store, team: Limits(20e9, 1e12))
     assert main(["run", "llama3.2-3b", "--estimate"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -281,7 +281,7 @@ def test_without_a_model_the_default_is_fetched_and_named(edgellm: Run, home: ob
     assert len(lines) == 3
 
 
-def test_an_answer_goes_on_when_the_context_is_full(edgellm: Run, model: str, tiny_path) -> None:
+def test_an_answer_goes_on_when_the_context_is_full(edgellm: Run, tiny_path) -> None:
     common = ["run", str(tiny_path), "--raw", "-p", "the tea", "-c", "64", "-n", "300", "-l", "2-inf", "--temp", "0"]
     stopped = edgellm(*common, real=True)
     assert "the context of 64 tokens is full, so the answer stops here" in stopped.stderr

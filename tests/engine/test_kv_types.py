@@ -73,7 +73,7 @@ def test_logits_are_close(path, kind: str) -> None:
 def test_real_models_say_the_same(name, request) -> None:
     real = request.getfixturevalue(name)
     with edgellm.load(real, n_ctx=512) as exact, edgellm.load(real, n_ctx=512, kv_type="q8_0") as small:
-        ids = exact.tokenize("The Danube rises in the Black Forest and flows through ten countries. " * 12)
+        ids = exact.tokenize("The Danube rises in the Black Forest and flows through ten countries. " * 5)
         assert mean_kl(exact.logits(ids), small.logits(ids)) < REAL_KL
 
 
@@ -139,9 +139,8 @@ def test_sessions_keep_integers(path, tmp_path, kind: str) -> None:
             model.load_session(file)
 
 
-def test_prefixes_on_disk_belong_to_a_type(path, monkeypatch, tmp_path) -> None:
+def test_prefixes_on_disk_belong_to_a_type(path) -> None:
     """A later process finds what was computed with its own type alone, and says the same as without."""
-    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
     ids = [3 + i * 11 % 300 for i in range(700)]
 
     def answer(kind: str, disk_bytes: int = 1 << 30) -> tuple[list[int], int]:

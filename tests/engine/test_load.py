@@ -37,7 +37,7 @@ def test_a_plain_chat_imports_nothing_of_what_is_seldom_asked_for(tmp_path: Path
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(kernels_at_hand: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 

@@ -22,7 +22,7 @@ TEXTS = [
     "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,",
 ]
 LONG = f"{CODE * 13}\n\nclass Rectangle:\n"  # above 512 tokens
-ASKED = {"max_tokens": 40, "temperature": 0.0}
+ASKED = {"max_tokens": 24, "temperature": 0.0}
 
 
 def answer(model, text, **params):
@@ -40,7 +40,7 @@ def path(request):
 def expected(path):
     """Alone, each in an empty cache, nothing guessed: greedy, and sampled with a seed."""
     found = []
-    with edgellm.load(path, n_ctx=2048, n_threads=2, speculate="off", disk_bytes=0) as model:
+    with edgellm.load(path, n_ctx=2048, n_threads=1, speculate="off", disk_bytes=0) as model:
         for text in (*TEXTS, LONG):
             for params in ({}, {"temperature": 0.8, "seed": 5}):
                 model._scheduler.prefixes.clear()
@@ -57,41 +57,41 @@ def all_answers(model) -> list[list[int]]:
 
 
 def test_guessed(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=2, speculate="always", disk_bytes=0) as model:
+    with edgellm.load(path, n_ctx=2048, n_threads=1, speculate="always", disk_bytes=0) as model:
         assert all_answers(model) == expected
         copied = answer(model, TEXTS[0])
         assert copied.stats.n_accepted_tokens > 0
 
 
 def test_guessed_by_its_own_first_layers(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=2, speculate="always", draft_layers=6, disk_bytes=0) as model:
+    with edgellm.load(path, n_ctx=2048, n_threads=1, speculate="always", draft_layers=6, disk_bytes=0) as model:
         for index in (1, 2):
             assert answer(model, TEXTS[index]).token_ids == expected[2 * index]
 
 
 def test_cached_and_with_automatic_guesses(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=2, disk_bytes=0) as model:
+    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=0) as model:
         assert all_answers(model) == expected
         assert all_answers(model) == expected  # from what the first round left
         assert answer(model, LONG).stats.n_reused_tokens > 500
 
 
 def test_batched(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=2, disk_bytes=0) as model:
+    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=0) as model:
         answers = model.batch([*TEXTS, LONG], n_parallel=4, **ASKED)
         assert [one.token_ids for one in answers] == expected[::2]
 
 
 def test_resumed_from_a_session_and_from_the_disk(path, expected, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(disk_cache, "prefixes_folder", lambda: tmp_path / "prefixes")
-    with edgellm.load(path, n_ctx=2048, n_threads=2, disk_bytes=1 << 30) as model:
+    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=1 << 30) as model:
         assert answer(model, LONG).token_ids == expected[-2]
-        generation = answer(model, TEXTS[0], max_tokens=20)
+        generation = answer(model, TEXTS[0], max_tokens=12)
         n_saved = model.save_session(tmp_path / "session", generation)
-    with edgellm.load(path, n_ctx=2048, n_threads=2, disk_bytes=1 << 30) as model:
+    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=1 << 30) as model:
         again = answer(model, LONG)
         assert again.token_ids == expected[-2] and again.stats.n_reused_tokens >= 512
         assert len(model.load_session(tmp_path / "session").token_ids) == n_saved
         ids = generation.text_ids
-        rest = answer(model, ids, max_tokens=20)
+        rest = answer(model, ids, max_tokens=12)
         assert generation.token_ids + rest.token_ids == expected[0] and rest.stats.n_reused_tokens >= n_saved - 1

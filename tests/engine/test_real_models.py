@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import edgellm
+from edgellm.formats.gguf import GGUFFile, GGUFWriter
 
 # Mean Kullback-Leibler divergence from float32 of llama.cpp, over 512 tokens. edgellm should do no worse.
 LLAMA_CPP_DIVERGENCE = 0.0037
@@ -31,15 +33,26 @@ def ids(model) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def reference(smollm2, ids) -> np.ndarray:
-    """float32 [N_TOKENS, n_vocab] that transformers computes from the same file."""
+def reference(smollm2, ids, tmp_path_factory) -> np.ndarray:
+    """float32 [N_TOKENS, n_vocab] that transformers computes from the same weights.
+
+    In a file without their vocabulary, which takes it most of a minute to read.
+    """
+    import gguf
     import torch
     import transformers
 
+    path = tmp_path_factory.mktemp("weights") / "weights.gguf"
+    with GGUFFile.open(smollm2) as file:
+        metadata = {key: value for key, value in file.metadata.items() if not key.startswith("tokenizer.")}
+        GGUFWriter(path, metadata, [(t.name, t.shape, t.format, t.raw) for t in file.tensors.values()]).write()
     transformers.logging.set_verbosity_error()
-    transformer = transformers.AutoModelForCausalLM.from_pretrained(
-        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32
-    )
+    with pytest.MonkeyPatch.context() as patch:  # it makes the same table for every module
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        transformer = transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+    path.unlink()
     with torch.no_grad():
         return transformer.eval()(torch.tensor([ids])).logits[0].numpy()
 

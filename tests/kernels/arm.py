@@ -28,6 +28,8 @@ from edgellm.kernels.store import KernelStore
 
 TRIPLE = "aarch64-unknown-linux-gnu"
 FEATURES = "+neon,+dotprod"
+# By planes of the input. A word of a tile is found alike for both, and such kernels take long to compile.
+FORMATS_OF_TILES = {1: ("Q4_1", "Q6_K"), 2: ("Q4_1",)}
 PAGE = 4096
 STACK_BYTES = 1 << 18
 

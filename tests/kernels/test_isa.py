@@ -37,6 +37,16 @@ def test_the_best_that_the_cpu_has(ask) -> None:
     assert ask("", "neon") is isa.GENERIC
 
 
+def test_avx_vnni_differs_from_avx2_in_products_of_integers_alone() -> None:
+    """So tests of other kernels run on one of them (`DISTINCT`)."""
+    first, second = isa.AVX_VNNI, isa.AVX2
+    for name in ("lanes", "n_registers", "tile_tokens"):
+        assert getattr(first, name) == getattr(second, name)
+    assert first.vocabulary.__bases__ == second.vocabulary.__bases__
+    own = {name for one in (first, second) for name in vars(one.vocabulary) if not name.startswith("__")}
+    assert own == {"dot_u8_s8", "dot_pairs", "_add_pairs", "byte_operand"}
+
+
 def test_the_one_that_is_asked_for(ask) -> None:
     for name in ("avx512", "avxvnni", "avx2", "generic"):
         assert ask(name, *AVX512_CPU).name == name

@@ -13,7 +13,7 @@ from edgellm.kernels.reference import Quantized
 from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
-from .conftest import AVAILABLE
+from .conftest import AVAILABLE, on_all
 from .weights import BLOCKS, half_fields, random_weights
 
 # Kernels add up to 2 x 48 terms in float32, each rounded by 6e-8 of what was added so far, which biases
@@ -141,6 +141,7 @@ def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockF
         np.testing.assert_array_equal(np.isfinite(compiled_for(isa).linear(weights, fmt, x, op)), np.isfinite(want))
 
 
+@on_all
 @pytest.mark.parametrize("op", OPS)
 def test_extreme_weights_and_activations_do_not_overflow_their_integers(compiled: Compiled, op: str) -> None:
     """Every u at its largest and every activation at 127 or -127: the largest sums of products there are."""

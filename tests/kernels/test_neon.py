@@ -25,7 +25,7 @@ from . import (
     test_recurrent,
     test_rows,
 )
-from .arm import EmulatedStore
+from .arm import FORMATS_OF_TILES, EmulatedStore
 from .compiled import Compiled
 from .compiled_encoder import CompiledEncoder
 from .conftest import AVAILABLE
@@ -56,7 +56,7 @@ LINEARS = [
     (op, fmt, n_planes)
     for op in test_linear.OPS
     for fmt, n_planes in IN_PLANES
-    if "tiles" not in op or fmt.name in test_linear.FEW_FORMATS
+    if "tiles" not in op or fmt.name in FORMATS_OF_TILES[n_planes]
 ]
 
 

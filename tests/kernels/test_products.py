@@ -18,7 +18,7 @@ from edgellm.kernels.records import F32_TILE_COLS
 from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
-from .conftest import AVAILABLE
+from .conftest import DISTINCT
 from .test_linear_f32 import ALL, LINEAR, for_all
 from .weights import BLOCKS, FLOATS, half_fields, random_weights
 
@@ -47,7 +47,7 @@ def cases(fmt: BlockFormat) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     return found
 
 
-@for_all(AVAILABLE, ALL)
+@for_all(DISTINCT, ALL)
 def test_linear_transposed_as_its_twin_to_the_bit(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     for weights, x, want in cases(fmt):
         found = compiled_for(isa).linear_transposed(weights, fmt, x)
@@ -61,7 +61,7 @@ def test_the_twin_is_the_product_with_the_transpose(fmt: BlockFormat) -> None:
         np.testing.assert_array_less(np.abs(found - x @ w), LINEAR * (np.abs(x) @ np.abs(w)) + 1e-30)
 
 
-@for_all(AVAILABLE, ALL)
+@for_all(DISTINCT, ALL)
 def test_weights_are_dequantized_to_the_bit(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     """Unit vectors read them out: every other product is 0."""
     weights = random_weights(fmt, 17, 512, np.random.default_rng(22))
@@ -70,7 +70,7 @@ def test_weights_are_dequantized_to_the_bit(compiled_for, isa: Isa, fmt: BlockFo
     np.testing.assert_array_equal(found.view(np.int32), expected.view(np.int32))
 
 
-@for_all(AVAILABLE, ALL)
+@for_all(DISTINCT, ALL)
 def test_the_same_bits_in_any_company(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     """A token alone, among others, beside whatever number of them; columns alone, or among others."""
     compiled: Compiled = compiled_for(isa)
@@ -95,7 +95,7 @@ def test_no_tokens_are_no_work(compiled: Compiled, name: str) -> None:
     np.testing.assert_array_equal(compiled.outer_sum(g[:0, [0] * 3], g[:0], g), g)
 
 
-@for_all(AVAILABLE, [fmt for fmt in ALL if fmt.name != "MXFP4"])  # whose scales are always finite
+@for_all(DISTINCT, [fmt for fmt in ALL if fmt.name != "MXFP4"])  # whose scales are always finite
 def test_what_is_not_finite_stays_in_its_columns_and_token(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     rng = np.random.default_rng(25)
     weights, x = random_weights(fmt, 9, 2 * F32_TILE_COLS, rng), normal(rng, 4, 9)
@@ -151,7 +151,7 @@ def test_outer_sum_of_any_shape(compiled_for, n_rows: int, n_cols: int, n_tokens
         rng.integers(-9, 10, shape).astype(np.float32)
         for shape in ((n_tokens, n_rows), (n_tokens, n_cols), (n_rows, n_cols))
     )
-    for isa in AVAILABLE:
+    for isa in DISTINCT:
         np.testing.assert_array_equal(compiled_for(isa).outer_sum(a, b, g, gap), g + a.T @ b)  # integers: exact
 
 
@@ -160,5 +160,5 @@ def test_outer_sum_of_any_shape(compiled_for, n_rows: int, n_cols: int, n_tokens
 def test_linear_transposed_of_any_shape(compiled_for, n_rows: int, n_cols: int, n_tokens: int) -> None:
     rng, fmt = np.random.default_rng(29), FORMATS["BF16"]
     w, x = (rng.integers(-9, 10, shape).astype(np.float32) for shape in ((n_rows, n_cols), (n_tokens, n_rows)))
-    for isa in AVAILABLE:
+    for isa in DISTINCT:
         np.testing.assert_array_equal(compiled_for(isa).linear_transposed(fmt.quantize(w), fmt, x), x @ w)

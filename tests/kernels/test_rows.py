@@ -12,7 +12,7 @@ from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
 from .compiled_rows import CompiledRows
-from .conftest import AVAILABLE
+from .conftest import AVAILABLE, on_all
 from .weights import random_weights
 
 # A few float32 roundings (6e-8 each) of numbers near 1.
@@ -170,6 +170,7 @@ def test_rope(compiled: Compiled, rng, interleaved: bool, head_dim: int, n_rot: 
         np.testing.assert_array_equal(compiled.rope(x, angles, interleaved, in_place=True), got)
 
 
+@on_all
 @pytest.mark.parametrize("n_planes", [1, 2])
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize("n_cols", [32, 96, 768])
@@ -181,6 +182,7 @@ def test_quantize_is_exact(compiled: Compiled, rng, n_tokens: int, n_cols: int, 
         np.testing.assert_array_equal(got, want)
 
 
+@on_all
 def test_two_planes_are_as_exact_as_16_bits(compiled: Compiled, rng) -> None:
     x = normal(rng, 50, 768)
     errors = np.abs(compiled.quantize(x, 2).dequantize() - x).reshape(50, -1, 32)
@@ -190,6 +192,7 @@ def test_two_planes_are_as_exact_as_16_bits(compiled: Compiled, rng) -> None:
     assert np.sqrt(np.square(steps).mean()) < 1.01 / np.sqrt(12)
 
 
+@on_all
 @pytest.mark.parametrize("n_planes", [1, 2])
 @pytest.mark.parametrize("size", [1e-34, 1e-36, 1e-38, 1e-42])
 def test_quantize_of_next_to_nothing(compiled: Compiled, rng, size: float, n_planes: int) -> None:
@@ -199,12 +202,14 @@ def test_quantize_of_next_to_nothing(compiled: Compiled, rng, size: float, n_pla
         np.testing.assert_array_equal(got, want)
 
 
+@on_all
 def test_quantize_rounds_ties_to_even(compiled: Compiled) -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -1.5]
     assert compiled.quantize(x).q[0, :6].tolist() == [127, 0, 2, 2, 0, -2]
 
 
+@on_all
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_quantize_does_not_hide_what_is_not_finite(compiled: Compiled, rng, bad: float) -> None:
     x = normal(rng, 1, 96)

@@ -12,6 +12,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests import conftest
+
 PATH = Path(__file__).parents[2] / "tools" / "check"
 
 
@@ -50,3 +52,14 @@ def test_it_is_a_program(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run([PATH, "-x"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{PATH} -x\n"
+
+
+def test_the_longest_files_are_begun_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, tests = Path(__file__), Path(conftest.__file__).parent
+    longest = [tests / name for name in conftest.LONGEST]
+    assert all(path.is_file() for path in longest)
+    items = [SimpleNamespace(path=path) for path in (here, *longest[::-1], here, longest[1])]
+    monkeypatch.setattr(conftest, "IS_ONE_OF_SEVERAL", True)
+    monkeypatch.setattr(conftest, "PROFILE", "gate")
+    conftest.pytest_collection_modifyitems(items)
+    assert [item.path for item in items] == [longest[0], longest[1], longest[1], *longest[2:], here, here]

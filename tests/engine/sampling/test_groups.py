@@ -20,13 +20,13 @@ from edgellm.kernels.sampling_records import GROUPS_TOGETHER, MOST_LIKELY, REACH
 from edgellm.kernels.store import KernelStore
 from edgellm.params import SamplingParams
 from tests.kernels.compiled import before_a_wall
-from tests.kernels.conftest import AVAILABLE
+from tests.kernels.conftest import AVAILABLE, DISTINCT
 
 SIZES = (1, 63, 64, 65, 1000, 64 * 50)
 EXP = 4e-6  # what `Vocabulary.exp` may be off by, of arguments that were rounded before
 
 
-@pytest.fixture(params=AVAILABLE, ids=lambda isa: isa.name)
+@pytest.fixture(params=DISTINCT, ids=lambda isa: isa.name)
 def loops(request: pytest.FixtureRequest) -> CompiledGroupLoops:
     isa: Isa = request.param
     return CompiledGroupLoops(KernelStore(isa))

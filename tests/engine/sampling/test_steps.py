@@ -181,7 +181,7 @@ def test_draws_from_a_whole_large_vocabulary() -> None:
 def test_xtc_is_thrown_as_often_as_its_probability() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     sampler = Sampler(SamplingParams(**OFF, xtc_probability=0.3, xtc_threshold=0.1, seed=2))
-    counts = np.bincount([sampler.choose(logits, ()) for _ in range(N_DRAWS)], minlength=4)
+    counts = np.bincount([sampler.choose(logits, ()) for _ in range(N_DRAWS // 4)], minlength=4)
     without, with_it = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0, 0, 0.75, 0.25])
     assert is_likely(counts, 0.7 * without + 0.3 * with_it)
 

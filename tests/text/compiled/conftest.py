@@ -8,10 +8,10 @@ from edgellm.kernels.isa import Isa
 from edgellm.kernels.store import KernelStore
 from edgellm.text.compiled import turn
 from edgellm.text.compiled.words import kernels
-from tests.kernels.conftest import AVAILABLE
+from tests.kernels.conftest import DISTINCT
 
 
-@pytest.fixture(params=AVAILABLE, ids=lambda isa: isa.name)
+@pytest.fixture(params=DISTINCT, ids=lambda isa: isa.name)
 def store(request: pytest.FixtureRequest) -> KernelStore:
     isa: Isa = request.param
     store = KernelStore(isa)

@@ -17,7 +17,7 @@ from edgellm.text.compiled import automaton as module
 from edgellm.text.compiled.automaton import Automaton, automata_of
 from edgellm.text.compiled.patterns import NoAutomatonError, program_of
 from edgellm.text.pretokenizers import PRETOKENIZERS, _cut_by, _in_ascii, _in_unicode
-from tests.kernels.conftest import AVAILABLE
+from tests.kernels.conftest import DISTINCT
 
 from .. import oracles
 
@@ -59,7 +59,7 @@ def cut_in_python(automaton: Automaton, text: bytes, pieces: list[int]) -> list[
     return ends
 
 
-@pytest.fixture(params=[None, *AVAILABLE], ids=lambda isa: isa.name if isa else "python")
+@pytest.fixture(params=[None, *DISTINCT], ids=lambda isa: isa.name if isa else "python")
 def cut(request: pytest.FixtureRequest) -> Cut:
     isa: Isa | None = request.param
     if isa is None:
