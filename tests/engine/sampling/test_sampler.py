@@ -89,7 +89,7 @@ class Draws:
 def test_filters_and_their_order(logits, context, params, number) -> None:
     """The draw falls where the cumulative probabilities say that it falls.
 
-    They are added up from the most likely one on where the first filter has made a list, and else in the order of tokens.
+    They are added up from the most likely on where the first filter has made a list, and else in the order of tokens.
     """
     context = [token % len(logits) for token in context]
     assume(not is_on_an_edge(logits, context, params))
