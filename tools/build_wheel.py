@@ -58,10 +58,8 @@ def compile_all(names: list[str], folder: str) -> None:
     """The file of every instruction set, each made by a process of its own, as Numba knows one target CPU only."""
     processes = []
     for isa in ISAS.values():
-        cpu, features = isa.portable.target()
         command = [sys.executable, __file__, "--isa", isa.name, "--out", folder, "--only", *names]
-        environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
-        processes.append(subprocess.Popen(command, env=environment))
+        processes.append(subprocess.Popen(command))
     if any([process.wait() for process in processes]):
         raise SystemExit("kernels could not be compiled")
 
@@ -72,7 +70,10 @@ def compile_for(isa: Isa, names: list[str], folder: Path) -> None:
     plain, with_amx = isa.for_family(), isa.for_family(amx.FEATURES)
     if isa is not AVX512:
         names = [name for name in names if name not in OF_AMX]
-    objects = {name: compile_kernel(KERNELS[name], with_amx if name in OF_AMX else plain) for name in names}
+    numba_target = isa.portable.target(amx.FEATURES if isa is AVX512 else ())
+    objects = {
+        name: compile_kernel(KERNELS[name], with_amx if name in OF_AMX else plain, numba_target) for name in names
+    }
     path = prebuilt.write(folder, isa, source_hash(), objects)
     print(f"{path.name}: {len(objects)} kernels, {path.stat().st_size:,} bytes", flush=True)
 

@@ -31,7 +31,7 @@ from edgellm.quants.tiles import TILE_ROWS
 
 T = TypeVar("T")
 
-WEIGHT_BYTES = 1 << 26  # beyond most last level caches
+WEIGHT_BYTES = 1 << 27  # far beyond most last level caches: what they hold of it makes all ways alike
 N_COLS, N_ROWS = 2048, 2048  # of a matrix
 TURNS = 4
 CLEARLY = 0.96  # of the default's time: what less gains may be chance
@@ -44,7 +44,7 @@ SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
 # So much depends on them that a turn in which something else held them up must not decide.
-AS_QUICK, SEVERAL, FAR_QUICKER = 1.02, 8, 0.8
+AS_QUICK, SEVERAL, FAR_QUICKER = 1.05, 8, 0.8
 TILES_TURNS = 9
 
 

@@ -21,13 +21,14 @@ ALLOWED_EXTERNALS = frozenset(
 )
 
 
-def compile_kernel(kernel: Kernel, isa: Isa) -> bytes:
+def compile_kernel(kernel: Kernel, isa: Isa, numba_target: tuple[str, str] | None = None) -> bytes:
     """The object file of a kernel for an instruction set; its only symbol is `kernel.symbol`.
 
-    The same whatever is set for Numba. Raises KernelError when the code would need a function that a fresh process
+    The same whatever is set for Numba, which by itself can make only what the host can run; for other CPUs, it is told of
+    `numba_target` as in `plain_numba`. Raises KernelError when the code would need a function that a fresh process
     does not have.
     """
-    with plain_numba():
+    with plain_numba(numba_target):
         module = _numba_module(kernel, isa)
     machine = target_machine(isa)
     _optimize(module, machine)
