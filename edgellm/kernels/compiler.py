@@ -24,9 +24,9 @@ ALLOWED_EXTERNALS = frozenset(
 def compile_kernel(kernel: Kernel, isa: Isa, numba_target: tuple[str, str] | None = None) -> bytes:
     """The object file of a kernel for an instruction set; its only symbol is `kernel.symbol`.
 
-    The same whatever is set for Numba, which by itself can make only what the host can run; for other CPUs, it is told of
-    `numba_target` as in `plain_numba`. Raises KernelError when the code would need a function that a fresh process
-    does not have.
+    The same whatever is set for Numba. By itself that makes only what the host can run; for other CPUs it is told of
+    `numba_target`, see `plain_numba`. Raises KernelError when the code would need a function that a fresh process does
+    not have.
     """
     with plain_numba(numba_target):
         module = _numba_module(kernel, isa)
