@@ -12,7 +12,7 @@ from edgellm.engine.adapter_set import AdapterSet
 from edgellm.engine.answer_plan import AnswerPlan
 from edgellm.engine.answer_text import AnswerText, Shown
 from edgellm.engine.request import Request
-from edgellm.engine.sampling import Sampler
+from edgellm.engine.sampling import NoTokenError, Sampler
 from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.engine.stats import GenerationStats
@@ -134,7 +134,13 @@ class Answer(Request):
             self.stats.prompt_seconds = self._seconds()
         while True:
             state = sampler.state if text.takes_back else None
-            token_id = sampler.choose(logits, self._written(), maxima, text.forbidden)
+            try:
+                token_id = sampler.choose(logits, self._written(), maxima, text.forbidden)
+            except NoTokenError:
+                if state is None or not text.allow_beginnings():
+                    raise
+                sampler.state = state
+                continue
             if self._first_at is None:
                 self.stats.first_token_seconds = self._seconds()
                 self._first_at = time.perf_counter()

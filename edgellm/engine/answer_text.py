@@ -72,13 +72,27 @@ class AnswerText:
         self._held: list[_Held] = []
         self._waiting = ""  # text that is not shown yet: the end of what there is
         self._n_tokens = 0
-        self._forbidden: dict[int, set[int]] = {}  # by how many tokens of the answer come before
+        # By how many tokens of the answer come before: tokens, and whether a banned string began with them and went on.
+        self._forbidden: dict[int, dict[int, bool]] = {}
         self._n_tries: dict[int, int] = {}
 
     @property
     def forbidden(self) -> Collection[int]:
         """The tokens that must not come next."""
-        return self._forbidden.get(self._n_tokens, ())
+        return self._forbidden.get(self._n_tokens, {}).keys()
+
+    def allow_beginnings(self) -> bool:
+        """Where no other token may come: let those come that banned strings began with; False when there are none.
+
+        From now on, what begins here is cut short at its last token.
+        """
+        here = self._forbidden.get(self._n_tokens, {})
+        if not any(here.values()):
+            return False
+        whole = [token_id for token_id, went_on in here.items() if not went_on]
+        self._forbidden[self._n_tokens] = dict.fromkeys(whole, False)
+        self._n_tries[self._n_tokens] = MOST_TRIES
+        return True
 
     def push(self, token_id: int, logprobs: TokenLogprobs | None = None, sampler: Any = None) -> TakenBack | None:
         """Take a token that was chosen; sampler: its state before that.
@@ -155,13 +169,13 @@ class AnswerText:
         place = self._n_tokens - len(self._held) + index
         self._n_tries[place] = self._n_tries.get(place, 0) + 1
         if index == len(self._held) or self._n_tries[place] > MOST_TRIES:
-            self._forbidden.setdefault(self._n_tokens, set()).add(token_id)
+            self._forbidden.setdefault(self._n_tokens, {})[token_id] = False
             return TakenBack(1, sampler)
         first = self._held[index]
         n_taken = len(self._held) - index + 1
         # What was tried after the tokens that are taken back was tried after another text.
         self._forbidden = {before: ids for before, ids in self._forbidden.items() if before <= place}
-        self._forbidden.setdefault(place, set()).add(first.token_id)
+        self._forbidden.setdefault(place, {}).setdefault(first.token_id, True)
         self._waiting = self._waiting[: len(self._waiting) - (self._place.n_characters - first.before.n_characters)]
         self._place, self._n_tokens = first.before, place
         del self._held[index:]

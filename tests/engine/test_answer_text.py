@@ -90,13 +90,27 @@ def test_tokens_are_taken_back_to_where_the_banned_string_began() -> None:
     back = text.push(3, sampler="s3")
     assert back is not None and (back.n_tokens, back.sampler) == (3, "s1") and text.forbidden == {1}
     text.push(5, sampler="s4")
-    assert [item.text for item in text.shown()] == ["!"] and text.forbidden == ()
+    assert [item.text for item in text.shown()] == ["!"] and not text.forbidden
 
 
 def test_a_token_that_is_all_of_a_banned_string_is_refused_at_once() -> None:
     text = begun([b"a bad word"], banned=["bad"])
     back = text.push(0, sampler="before")
     assert back is not None and (back.n_tokens, back.sampler) == (1, "before") and text.forbidden == {0}
+
+
+def test_where_nothing_else_may_come_a_banned_string_is_cut_short_at_its_last_token() -> None:
+    text = begun([b"[", b"{", b"[{", b"]"], banned=["[{"])
+    text.push(0, sampler="s0")
+    text.push(1)
+    text.push(2)  # all of it
+    assert text.forbidden == {0, 2} and text.allow_beginnings() and text.forbidden == {2}
+    text.push(0, sampler="s0")
+    back = text.push(1, sampler="s1")
+    assert back is not None and (back.n_tokens, back.sampler) == (1, "s1") and text.forbidden == {1}
+    assert not text.allow_beginnings() and text.forbidden == {1}
+    text.push(3)
+    assert "".join(item.text for item in text.shown()) == "[]"
 
 
 def test_a_stop_string_before_a_banned_one_ends_the_text() -> None:

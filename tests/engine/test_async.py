@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -51,16 +52,25 @@ def test_several_at_once_while_the_loop_goes_on(model) -> None:
 
 @pytest.mark.parametrize("waiting", [True, False])
 def test_a_cancelled_task_ends_its_answer(model, waiting: bool) -> None:
+    is_begun = threading.Event()
+
+    def slowly(ids, logits, context) -> None:
+        is_begun.set()
+        time.sleep(0.01)
+
+    slow = {"samplers": [slowly, "temperature"], "temperature": 1.0, "max_tokens": 900}
+
     async def whole() -> None:
-        await model.generate_async(PROMPT, temperature=0.0, max_tokens=900)
+        await model.generate_async(PROMPT, **slow)
 
     async def stream() -> None:
-        async for _ in model.generate_async(PROMPT, temperature=0.0, max_tokens=900):
+        async for _ in model.generate_async(PROMPT, **slow):
             pass
 
     async def run() -> None:
         task = asyncio.create_task(whole() if waiting else stream())
-        await asyncio.sleep(0.05)
+        while not is_begun.is_set():
+            await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

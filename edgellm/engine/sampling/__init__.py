@@ -7,8 +7,8 @@ A step's file has the name that people give it (`samplers=["top_k", "temperature
 it from `SamplingParams`. A file is imported when its step is wanted.
 """
 
-from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.candidates import Candidates, NoTokenError
 from edgellm.engine.sampling.logprobs import TokenLogprobs
 from edgellm.engine.sampling.sampler import Sampler
 
-__all__ = ["Candidates", "Sampler", "TokenLogprobs"]
+__all__ = ["Candidates", "NoTokenError", "Sampler", "TokenLogprobs"]

@@ -40,6 +40,10 @@ NOTHING = np.empty(0, np.float32)
 COOLEST = 1e-20  # temperatures below it are too much for float32
 
 
+class NoTokenError(UsageError):
+    """All tokens are forbidden."""
+
+
 class Candidates:
     """Tokens and their logits. Steps change it in place; there always is a token that may come.
 
@@ -105,7 +109,7 @@ class Candidates:
 
     @property
     def largest(self) -> float:
-        """The largest logit. Raises UsageError when no token may come."""
+        """The largest logit. Raises NoTokenError when no token may come."""
         if any(each.kind == TYPICAL for each in self._filters):
             self._settle()
         if self._ids is None:  # other filters leave it
@@ -115,7 +119,7 @@ class Candidates:
         else:
             found = float(self._some[0] if self._is_sorted else self._some.max())
         if found == -math.inf:
-            raise UsageError("no token may come next: all are forbidden, by logit_bias, banned_strings or a step")
+            raise NoTokenError("no token may come next: all are forbidden, by logit_bias, banned_strings or a step")
         return found
 
     def id_at(self, position: int) -> int:
@@ -320,6 +324,6 @@ class Candidates:
         return self.ids is None and self.temperature >= COOLEST
 
     def _all_weights(self) -> Weights:
-        """As `AllTokens.weights`. Raises UsageError when no token may come."""
+        """As `AllTokens.weights`. Raises NoTokenError when no token may come."""
         assert self.largest > -math.inf
         return self._all.weights(self.temperature)
