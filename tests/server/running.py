@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,12 @@ def running(models: dict[str, Path] | None, keys: Keys | None = None, **settings
             server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
+
+
+def until(is_so: Callable[[], bool], seconds: float = 5.0) -> float:
+    """How long it took."""
+    started = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.002)
+    return time.monotonic() - started

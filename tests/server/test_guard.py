@@ -13,7 +13,7 @@ import pytest
 from edgellm.errors import FileProblem, UsageError
 from edgellm.server.keys import Keys, new_line, read
 
-from .running import running
+from .running import running, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
 FOREIGN = [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
@@ -211,7 +211,7 @@ def test_contents_are_logged_only_if_wanted(tiny_chat) -> None:
     for wanted in (False, True):
         with running({"tiny": tiny_chat}, log_contents=wanted) as server:
             server.post("/v1/chat/completions", asked)
-            _until(lambda log=server.log: any("model" in record for record in log))
+            until(lambda log=server.log: any("model" in record for record in log))
             assert (secret in json.dumps(server.log)) == wanted
             (record,) = [record for record in server.log if "model" in record]
             assert {"id", "method", "path", "status", "seconds", "prompt_tokens", "generated_tokens"} <= set(record)
@@ -224,10 +224,3 @@ def test_requests_over_one_connection_at_once(small) -> None:
     for thread in threads:
         thread.join(30)
     assert small.status()["answers_running"] == 0
-
-
-def _until(is_so, seconds: float = 5.0) -> None:
-    ends = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < ends
-        time.sleep(0.01)

@@ -15,7 +15,7 @@ from edgellm.server.keys import Keys
 from edgellm.server.problems import ApiProblem
 from edgellm.server.turns import Turns
 
-from .running import running
+from .running import running, until
 
 
 def asked(text: str = "a", **more):
@@ -25,15 +25,6 @@ def asked(text: str = "a", **more):
 def long_story(**more):
     """Some seconds of SmolLM2, which may not end it."""
     return asked("Tell a long story.", max_tokens=900, logit_bias={"2": -100}, **more)
-
-
-def until(is_so, seconds: float = 5.0) -> float:
-    """How long it took."""
-    started = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - started < seconds
-        time.sleep(0.002)
-    return time.monotonic() - started
 
 
 def test_every_client_gets_what_it_would_get_alone(small, tiny_chat) -> None:
