@@ -6,8 +6,11 @@ of them; kernels that look for single tokens have one chunk.
 
 from __future__ import annotations
 
+from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.schema import Schema
 
+LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
+GROUP_BITS = MAXIMA_GROUP.bit_length() - 1
 GROUPS_TOGETHER = 128
 _GROUPS: dict[str, str] = {
     "x": "ptr",  # float32 [n]

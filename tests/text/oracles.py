@@ -249,6 +249,19 @@ def sentencepiece_model(metadata: Mapping[str, Any]) -> sentencepiece.SentencePi
     return sentencepiece.SentencePieceProcessor(model_proto=proto)
 
 
+# "ab" and "bc" are marked unused: they may stand between two merges, and not in the result.
+UNUSED_BETWEEN_MERGES: dict[str, Any] = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "abc", "bc"],
+    "tokenizer.ggml.scores": np.array([0, 0, 0, -9, -9, -9, -1, -3, -2], np.float32),
+    "tokenizer.ggml.token_type": np.array([2, 3, 3, 1, 1, 1, 5, 1, 5], np.int32),
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+
+
 def train_sentencepiece(
     byte_fallback: bool = True, space_prefix: bool = True
 ) -> tuple[dict[str, Any], sentencepiece.SentencePieceProcessor]:

@@ -104,17 +104,7 @@ def test_bos_is_added_unless_the_file_says_no():
 
 def test_unused_tokens_are_taken_apart_again():
     """As `sentencepiece` does: they may stand between two merges, but not in the result."""
-    pieces = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "abc", "bc"]
-    metadata = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.scores": np.array([0, 0, 0, -9, -9, -9, -1, -3, -2], np.float32),
-        "tokenizer.ggml.token_type": np.array([2, 3, 3, 1, 1, 1, 5, 1, 5], np.int32),
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.add_space_prefix": False,
-    }
+    metadata = oracles.UNUSED_BETWEEN_MERGES
     ours, original = load_tokenizer(metadata), oracles.sentencepiece_model(metadata)
     for text in ["ab", "abc", "bc", "abab", "cabcb", "aabbcc"]:
         assert ours.encode(text) == original.encode(text)

@@ -16,7 +16,6 @@ from edgellm.engine.sampling.compiled_groups import MOST_FILTERS
 from edgellm.engine.sampling.groups import (
     COLDEST,
     IN_NUMPY,
-    LARGEST,
     Drawn,
     Filter,
     GroupLoops,
@@ -33,7 +32,7 @@ from edgellm.engine.sampling.groups import (
     weights_of,
 )
 from edgellm.errors import UsageError
-from edgellm.kernels.sampling_records import MOST_LIKELY, REACHING, TYPICAL, WITHIN
+from edgellm.kernels.sampling_records import LARGEST, MOST_LIKELY, REACHING, TYPICAL, WITHIN
 
 MOST_LOST = 2.0**130  # by a token that may still come: more makes no difference
 NOTHING = np.empty(0, np.float32)

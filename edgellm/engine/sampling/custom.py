@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import LARGEST, Candidates
+from edgellm.engine.sampling.candidates import Candidates
 from edgellm.engine.sampling.step import Step, Surroundings
 from edgellm.errors import UsageError, shown
+from edgellm.kernels.sampling_records import LARGEST
 
 
 class Custom(Step):

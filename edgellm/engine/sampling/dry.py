@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from edgellm.engine.sampling.candidates import MOST_LOST, Candidates
-from edgellm.engine.sampling.groups import LARGEST
 from edgellm.engine.sampling.step import Context, Step, Surroundings
+from edgellm.kernels.sampling_records import LARGEST
 from edgellm.params import SamplingParams
 from edgellm.text.strings import StringFinder
 

@@ -12,11 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm.kernels.records import MAXIMA_GROUP
-from edgellm.kernels.sampling_records import GROUPS_TOGETHER, MOST_LIKELY, REACHING, WITHIN
+from edgellm.kernels.sampling_records import GROUP_BITS, GROUPS_TOGETHER, LARGEST, MOST_LIKELY, REACHING, WITHIN
 
 ALL_BITS = np.uint64(2**64 - 1)
-GROUP_BITS = MAXIMA_GROUP.bit_length() - 1
-LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32
 COLDEST = 1e-250  # a temperature; below it differences of logits are too much for float64
 
 

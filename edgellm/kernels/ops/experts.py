@@ -190,7 +190,7 @@ def for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
 
 
 def int8_for_many(isa, fmt, unpack):
-    """The kernel for int8 inputs of many tokens; `unpack` as in `for_many`."""
+    """The kernel for int8 inputs of many tokens; `unpack` as `linear.rows_unpacker` makes it."""
     per_sum, at_once = fmt.scale_group, isa.tile_tokens
     input_of, _, _, _ = pair_words(isa)
     copy = memory(isa).copy_f32
@@ -235,24 +235,16 @@ def int8_for_many(isa, fmt, unpack):
         by_one(tile, op.n_cols // 32, q, d, sums, found, 16)
         return found
 
-    return for_many(isa, at_once, unpack, gather, multiply_some, multiply_one)
+    @njit(error_model="numpy")
+    def unpack_next(op, weights, row, tile):
+        unpack(op, weights, row, tile, weights + (row + 16) * op.row_bytes)
+
+    return for_many(isa, at_once, unpack_next, gather, multiply_some, multiply_one)
 
 
 def build_experts_prefill(isa, fmt):
     """Int8 inputs of many tokens; tile as in `linear_prefill`."""
-    lanes = isa.lanes
-
-    @staged(isa, "void", *["i64"] * 8)
-    def unpack_rows(v, *args):
-        linear.unpack_tile(v, fmt, *args)
-
-    @njit(error_model="numpy")
-    def unpack(op, weights, row, tile):
-        for lane in range(0, 16, lanes):
-            following = weights + (row + 16 + lane) * op.row_bytes
-            unpack_rows(weights, op.row_bytes, row + lane, op.n_rows - 1, op.n_cols // 32, tile, lane, following)
-
-    return int8_for_many(isa, fmt, unpack)
+    return int8_for_many(isa, fmt, linear.rows_unpacker(isa, fmt))
 
 
 def build_experts_f32(isa, fmt):

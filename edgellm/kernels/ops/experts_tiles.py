@@ -40,11 +40,4 @@ def build_experts_tiles(isa, fmt):
 
 def build_experts_tiles_prefill(isa, fmt):
     """Int8 inputs of many tokens."""
-    unpack_tile, per_block = tile_unpacker(isa, fmt), fmt.block_size
-
-    @njit(error_model="numpy")
-    def unpack(op, weights, row, tile):
-        following = weights + (row + TILE_ROWS) * op.row_bytes
-        unpack_tile(weights + row * op.row_bytes, op.n_cols // per_block, tile, following)
-
-    return int8_for_many(isa, fmt, unpack)
+    return int8_for_many(isa, fmt, tile_unpacker(isa, fmt))

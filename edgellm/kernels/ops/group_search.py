@@ -12,13 +12,14 @@ import numpy as np
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.group_words import LARGEST, search_words
+from edgellm.kernels.ops.group_words import search_words
 from edgellm.kernels.ops.groups import LANES, rest_words
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.sampling_records import (
     FILTER,
     GROUP_FIND,
+    LARGEST,
     MOST_LIKELY,
     REACHING,
     TYPICAL,
@@ -106,21 +107,26 @@ def build_group_find(isa):
         return v.loop(n - first, start, lambda i, total: [total + part((first + i) * 4, 1)])[0]
 
     @njit(error_model="numpy")
-    def keep_ranks(op, n, enough):
-        """Of the first n, those of the least ranks, until their weights are enough; of the last rank the first ones.
-
-        Returns how many, one at least; they stay in their order. Halves the interval in which the last rank is.
-        """
-        enough = max(enough, LEAST_SHARE)
+    def rank_reaching(weights, ranks, n, enough):
+        """The key of the rank up to which weights are enough; halves the interval that it is in."""
         low, high = key_of(np.float32(-LARGEST)) - 1, key_of(np.float32(LARGEST))  # up to low they are not enough
         while high - low > 1:
             middle = low + (high - low) // 2
-            if sum_up_to(op.weights, op.ranks, n, float_of(middle)) >= enough:
+            if sum_up_to(weights, ranks, n, float_of(middle)) >= enough:
                 high = middle
             else:
                 low = middle
-        last = float_of(high)
-        total = sum_up_to(op.weights, op.ranks, n, float_of(low))
+        return high
+
+    @njit(error_model="numpy")
+    def keep_ranks(op, n, enough):
+        """Of the first n, those of the least ranks, until their weights are enough; of the last rank the first ones.
+
+        Returns how many, one at least; they stay in their order.
+        """
+        enough = max(enough, LEAST_SHARE)
+        key = rank_reaching(op.weights, op.ranks, n, enough)
+        last, total = float_of(key), sum_up_to(op.weights, op.ranks, n, float_of(key - 1))
         n_kept = 0
         for i in range(n):
             rank = load(op.ranks + i * 4)
@@ -195,16 +201,9 @@ def build_group_find(isa):
     def n_groups_reaching(op, n_groups, enough):
         """How many groups, those of the largest maxima, together are enough."""
         negate(op.maxima, n_groups, op.ranks)
-        low, high = key_of(np.float32(-LARGEST)) - 1, key_of(np.float32(LARGEST))
-        while high - low > 1:
-            middle = low + (high - low) // 2
-            if sum_up_to(op.sums, op.ranks, n_groups, float_of(middle)) >= enough:
-                high = middle
-            else:
-                low = middle
-        n = 0
+        last, n = float_of(rank_reaching(op.sums, op.ranks, n_groups, enough)), 0
         for group in range(n_groups):
-            if load(op.ranks + group * 4) <= float_of(high):
+            if load(op.ranks + group * 4) <= last:
                 n += 1
         return n
 

@@ -8,11 +8,11 @@ import numpy as np
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.group_words import GROUP_BITS, LARGEST, search_words
+from edgellm.kernels.ops.group_words import search_words
 from edgellm.kernels.ops.groups import LANES, group_logits, group_weights, largest_of, rest_words
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import MAXIMA_GROUP
-from edgellm.kernels.sampling_records import GROUP_CHANGE, GROUP_DRAW, GROUPS_TOGETHER
+from edgellm.kernels.sampling_records import GROUP_BITS, GROUP_CHANGE, GROUP_DRAW, GROUPS_TOGETHER, LARGEST
 from edgellm.kernels.staged import staged
 
 

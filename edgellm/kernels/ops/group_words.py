@@ -12,10 +12,8 @@ from numba import njit
 from edgellm.kernels.ops.groups import LANES, group_logits, rest_words
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import MAXIMA_GROUP
+from edgellm.kernels.sampling_records import LARGEST
 from edgellm.kernels.staged import F32, I1, I16, I32, I64, Value, staged
-
-LARGEST = float(np.finfo(np.float32).max)
-GROUP_BITS = MAXIMA_GROUP.bit_length() - 1
 
 
 @cache

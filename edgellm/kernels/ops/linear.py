@@ -414,7 +414,7 @@ def tile_multiplier(isa, fmt, n_planes: int):
 
 
 def rows_unpacker(isa, fmt):
-    """unpack(op, first, tile, ahead): 16 rows from `first` on, as `UnpackedTile` has them; 16 others are prefetched."""
+    """unpack(op, weights, first, tile, ahead): 16 rows as `UnpackedTile` has them; 16 others are prefetched."""
     n_rows = isa.lanes
 
     @staged(isa, "void", *["i64"] * 8)
@@ -422,23 +422,27 @@ def rows_unpacker(isa, fmt):
         unpack_tile(v, fmt, *args)
 
     @njit(error_model="numpy")
-    def unpack(op, first, tile, ahead):
+    def unpack(op, weights, first, tile, ahead):
         for lane in range(0, 16, n_rows):
             asked = ahead + lane * op.row_bytes
-            unpack_rows(op.weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane, asked)
+            unpack_rows(weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane, asked)
 
     return unpack
 
 
-def build_linear_prefill(isa, fmt, n_planes=1):
-    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
-    op_at = record_viewer(LINEAR)
-    unpack, multiply = rows_unpacker(isa, fmt), tile_multiplier(isa, fmt, n_planes)
+def prefill_kernel(isa, fmt, n_planes: int, unpack):
+    """The kernel for many tokens; `unpack` as `rows_unpacker` makes it."""
+    op_at, multiply = record_viewer(LINEAR), tile_multiplier(isa, fmt, n_planes)
 
     def linear_prefill(record, chunk, thread):
         op = op_at(record)
         tile = op.scratch + thread * op.scratch_bytes
-        unpack(op, chunk * 16, tile, next_tile(op, chunk))
+        unpack(op, op.weights, chunk * 16, tile, next_tile(op, chunk))
         multiply(op, tile, chunk * 16)
 
     return linear_prefill
+
+
+def build_linear_prefill(isa, fmt, n_planes=1):
+    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
+    return prefill_kernel(isa, fmt, n_planes, rows_unpacker(isa, fmt))

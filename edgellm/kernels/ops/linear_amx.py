@@ -79,7 +79,7 @@ def multiply_tile(
 
 
 def tile_kernel(isa, fmt, n_planes: int, unpack):
-    """The kernel for several tokens; unpack(op, first, tile, ahead) puts the 16 rows from `first` on there."""
+    """The kernel for several tokens; `unpack` as `rows_unpacker` makes it."""
     op_at = record_viewer(LINEAR)
 
     @staged(isa, "void", "i64")
@@ -120,7 +120,7 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
         scratch = op.scratch + thread * op.scratch_bytes
         found = scratch + AMX_CONFIG_BYTES
         tile = found + AMX_SUMS_BYTES
-        unpack(op, chunk * 16, tile, next_tile(op, chunk))
+        unpack(op, op.weights, chunk * 16, tile, next_tile(op, chunk))
         begin(scratch)
         multiply(op, tile, chunk * 16, found)
         end()
@@ -135,10 +135,4 @@ def build_linear_amx(isa, fmt, n_planes=1):
 
 def build_linear_tiles_amx(isa, fmt, n_planes=1):
     """The same of weights that lie as tiles."""
-    unpack_tile, per_block = tile_unpacker(isa, fmt), fmt.block_size
-
-    @njit(error_model="numpy")
-    def unpack(op, first, tile, ahead):
-        unpack_tile(op.weights + first * op.row_bytes, op.n_cols // per_block, tile, ahead)
-
-    return tile_kernel(isa, fmt, n_planes, unpack)
+    return tile_kernel(isa, fmt, n_planes, tile_unpacker(isa, fmt))

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from numba import njit
+
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import (
     GROUP,
     Inputs,
     UnpackedTile,
     meet_tokens,
-    tile_multiplier,
+    prefill_kernel,
 )
-from edgellm.kernels.ops.prefetching import next_tile, prefetch_address, prefetch_part, prefetch_tile
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part, prefetch_tile
 from edgellm.kernels.records import LINEAR, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
@@ -122,15 +124,16 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 
 
 def tile_unpacker(isa, fmt):
-    """unpack_tile(tile, n_blocks, scratch, ahead): a tile as `UnpackedTile` has it; that at `ahead` is prefetched."""
-    per_block, per_group, block_bytes = fmt.block_size // GROUP, GROUP // fmt.scale_group, fmt.block_bytes * TILE_ROWS
+    """unpack(op, weights, first, tile, ahead): as `rows_unpacker` makes it, of weights that lie as tiles."""
+    block_size, block_bytes = fmt.block_size, fmt.block_bytes * TILE_ROWS
+    per_block, per_group = block_size // GROUP, GROUP // fmt.scale_group
 
     @staged(isa, "void", *["i64"] * 4)
-    def unpack_tile(v, tile, n_blocks, scratch, ahead):
-        unpacked = UnpackedTile(v, fmt, scratch, n_blocks * per_block)
+    def unpack_tile(v, weights, n_blocks, tile, ahead):
+        unpacked = UnpackedTile(v, fmt, tile, n_blocks * per_block)
 
         def body(i: Value) -> None:
-            block = TileReader(v, fmt, tile + i * block_bytes)
+            block = TileReader(v, fmt, weights + i * block_bytes)
             scales, biases = block.unpack_scales()
             for g in range(per_block):
                 prefetch_part(v, ahead + i * block_bytes, block_bytes, g, per_block)
@@ -139,18 +142,13 @@ def tile_unpacker(isa, fmt):
 
         v.repeat(n_blocks, body)
 
-    return unpack_tile
+    @njit(error_model="numpy")
+    def unpack(op, weights, first, tile, ahead):
+        unpack_tile(weights + first * op.row_bytes, op.n_cols // block_size, tile, ahead)
+
+    return unpack
 
 
 def build_linear_tiles_prefill(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
-    op_at = record_viewer(LINEAR)
-    unpack_tile, multiply, per_block = tile_unpacker(isa, fmt), tile_multiplier(isa, fmt, n_planes), fmt.block_size
-
-    def linear_tiles_prefill(record, chunk, thread):
-        op = op_at(record)
-        unpacked = op.scratch + thread * op.scratch_bytes
-        unpack_tile(op.weights + chunk * 16 * op.row_bytes, op.n_cols // per_block, unpacked, next_tile(op, chunk))
-        multiply(op, unpacked, chunk * 16)
-
-    return linear_tiles_prefill
+    return prefill_kernel(isa, fmt, n_planes, tile_unpacker(isa, fmt))
