@@ -17,15 +17,19 @@ dimensions of one token (fewer at the end of a head), so that a new token change
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.staged import F32, I8, I16, I32, Value, Vocabulary
+from edgellm.quants.iq4_nl import LEVELS
 
 SCALE_GROUP = 32
 SCALE_BYTES = 2
 UNIT_BYTES = 2
-SPREADS = (0.13125, 0.125, 0.11875, 0.1125, 0.1375)  # the least step of q4_0 over the largest magnitude; tried in turn
+REACHES = (1.0, 0.95, 1.05, 0.85)  # of q4_0's first level, over the largest magnitude; tried in turn
+BOUNDS = tuple((int(a) + int(b)) / 2 for a, b in pairwise(LEVELS))  # half way from each level to the next
+INTEGER_FORM = 2  # to be raised when keys or values are stored otherwise: files of older ones are of no use then
 LANES = 16  # every head consists of so many dimensions, or a multiple
 
 
@@ -34,7 +38,8 @@ class KVType:
 
     number_bits:  of one number.
     head_align:   a head is padded to a multiple of so many dimensions.
-    is_rotated:   whether heads are turned before they are stored (`ops/rotate.py`), which evens out their numbers.
+    is_rotated:   whether heads are turned before they are stored (`ops/rotate.py`), which evens out their numbers: a
+                  group with one large number has long steps for all.
     """
 
     name: str
@@ -72,15 +77,17 @@ class FloatKV(KVType):
 
 
 class IntegerKV(KVType):
-    """number = scale * q, for a group of dimensions. Infinity and NaN make a scale that is not finite.
+    """number = scale * q, for a group of dimensions of a head that was rotated. Infinity and NaN make a scale that is
+    not finite.
 
     n_parts:  pairs of integers in a unit of two bytes.
     """
 
     n_parts: int
+    is_rotated = True
 
     def __repr__(self) -> str:
-        return f"{self.name} in pairs"  # files that q8_0 once wrote otherwise are of no use any more
+        return f"{self.name}, form {INTEGER_FORM}"
 
     def head_bytes(self, head_dim: int) -> int:
         return super().head_bytes(head_dim) + KV_BLOCK * self.n_groups(head_dim) * SCALE_BYTES
@@ -174,22 +181,21 @@ class _Q8_0(IntegerKV):
 
 
 class _Q4_0(IntegerKV):
-    """q from -8 to 7, of a head that was rotated; stored is q + 8.
+    """q is one of the sixteen LEVELS of IQ4_NL, and four bits say which: they lie closer where most numbers are.
 
-    The number of the largest magnitude would be -8, or somewhat less or more: of SPREADS the one is taken after which
-    least is lost. For given q the best scale is the sum of q x over that of q**2, and it gains the square of the first
-    over the second.
+    The number of the largest magnitude would be the first level, or somewhat more or less: of REACHES the one is taken
+    after which least is lost. For given q the best scale is the sum of q x over that of q**2, and it gains the square
+    of the first over the second.
     """
 
     name = "q4_0"
     number_bits = 4
     head_align = SCALE_GROUP
-    is_rotated = True
     n_parts = 2
 
     def pairs(self, v: Vocabulary, address: Value, lanes: int) -> list[Value]:
-        two = v.u8(address, UNIT_BYTES * lanes).zext(I16)
-        return [(two & 15) - 8, (two >> 4) - 8]
+        two = v.u8(address, UNIT_BYTES * lanes)
+        return [v.lookup(LEVELS.tolist(), nibbles).sext(I16) for nibbles in (two & 15, two >> 4)]
 
     def encode(self, v: Vocabulary, parts: list[Value]) -> tuple[list[Value], Value]:
         largest = _magnitude(v, parts)
@@ -197,29 +203,45 @@ class _Q4_0(IntegerKV):
         first = v.select(v.greater(positive, negative), -largest, largest)
         zero = v.constant(0.0, F32)
         # Where all are 0 the scale is 0, or what spoils the group.
-        best, scale, gain = [v.constant(0, I32, part.n) for part in parts], largest - largest, zero
-        for spread in SPREADS:
-            q = [_rounded(v, part, _inverse(v, first * spread), -8, 7) for part in parts]
-            floats = [part.to_f32() for part in q]
-            products = _folded(v, [part * x for part, x in zip(floats, parts, strict=True)])
-            squares = _folded(v, [part * part for part in floats])
-            found = products / v.maximum(squares, 1.0)
+        best, scale, gain = [v.constant(0.0, F32, part.n) for part in parts], largest - largest, zero
+        for reach in REACHES:
+            inverse = _inverse(v, first * (reach / -float(LEVELS[0])))
+            q = [_nearest(v, part * inverse) for part in parts]
+            products = _folded(v, [part * x for part, x in zip(q, parts, strict=True)])
+            squares = _folded(v, [part * part for part in q])
+            found = products / squares
             own_gain = products * found
             # What is not a number is no greater than anything, so that is asked of the other.
             is_better = v.greater(gain, own_gain) ^ 1
             best = [v.select(is_better, new, old) for new, old in zip(q, best, strict=True)]
             scale, gain = v.select(is_better, found, scale), v.select(is_better, own_gain, gain)
-        return best, v.f32_to_f16(scale)
+        return [_index(v, part) for part in best], v.f32_to_f16(scale)
 
     def key_units(self, v: Vocabulary, q: list[Value]) -> Value:
-        nibbles = v.concat(*q) + 8
+        nibbles = v.concat(*q)
         low, high = ([at + i for at in range(0, SCALE_GROUP, 4) for i in first] for first in ((0, 1), (2, 3)))
         packed = v.shuffle(nibbles, nibbles, low) | (v.shuffle(nibbles, nibbles, high) << 4)
         return packed.trunc(I8).bitcast(I16)
 
     def value_bytes(self, v: Vocabulary, q: list[Value]) -> Value:
-        low, high = (part + 8 for part in q)
+        low, high = q
         return (low | (high << 4)).trunc(I8)
+
+
+def _nearest(v: Vocabulary, x: Value) -> Value:
+    """The level that is nearest to each number, as a float; of what is not a number the first."""
+    level = v.constant(float(LEVELS[0]), F32, x.n)
+    for bound, above in zip(BOUNDS, LEVELS[1:], strict=True):
+        level = v.select(v.greater(x, v.like(bound, x)), v.constant(float(above), F32, x.n), level)
+    return level
+
+
+def _index(v: Vocabulary, level: Value) -> Value:
+    """Which of LEVELS each is, int32."""
+    index = v.constant(0, I32, level.n)
+    for i, bound in enumerate(BOUNDS, 1):
+        index = v.select(v.greater(level, v.like(bound, level)), v.constant(i, I32, level.n), index)
+    return index
 
 
 def _largest(v: Vocabulary, parts: list[Value]) -> Value:

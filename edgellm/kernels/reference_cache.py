@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.kv_types import SCALE_GROUP, SPREADS, CacheType, IntegerKV, KVType
+from edgellm.kernels.kv_types import BOUNDS, REACHES, SCALE_GROUP, CacheType, IntegerKV, KVType
 from edgellm.kernels.records import KV_BLOCK
+from edgellm.quants.iq4_nl import LEVELS
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -130,13 +131,13 @@ class _Integers:
     def _key_units(self, q: Ints) -> NDArray[np.uint8]:
         if self.kind.n_parts == 1:
             return q.astype(np.uint8).reshape(*q.shape[:-1], -1, 2)
-        fours = (q + 8).reshape(*q.shape[:-1], -1, 2, 2)
+        fours = q.reshape(*q.shape[:-1], -1, 2, 2)
         return (fours[..., 0, :] | fours[..., 1, :] << 4).astype(np.uint8)
 
     def _value_bytes(self, q: Ints) -> NDArray[np.uint8]:
         if self.kind.n_parts == 1:
             return q.astype(np.uint8)
-        low, high = np.split(q + 8, 2, axis=-1)
+        low, high = np.split(q, 2, axis=-1)
         return (low | high << 4).astype(np.uint8)
 
     def floats(self) -> Floats:
@@ -145,14 +146,14 @@ class _Integers:
         is_wide = self.kind.n_parts == 1
         if self.is_key:
             # [..., units, part, KV_BLOCK, 2]
-            parts = np.stack([_signed(q)] if is_wide else [(q & 15) - 8, (q >> 4) - 8], axis=3)
+            parts = np.stack([_signed(q)] if is_wide else [LEVELS[q & 15], LEVELS[q >> 4]], axis=3)
             return np.moveaxis(parts, 5, 4).reshape(*outer, self.head_dim, KV_BLOCK).astype(np.float32) * scales
         by_token = q.swapaxes(3, 4)
         if is_wide:
             numbers = _signed(by_token)
         else:
             halves = by_token.reshape(*outer, KV_BLOCK, -1, SCALE_GROUP // 2)
-            numbers = np.stack([halves & 15, halves >> 4], axis=4) - 8
+            numbers = LEVELS[np.stack([halves & 15, halves >> 4], axis=4)]
         return numbers.reshape(*outer, KV_BLOCK, self.head_dim).astype(np.float32) * scales.swapaxes(2, 3)
 
 
@@ -169,27 +170,35 @@ def _to_bytes(x: Floats) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
 
 
 def _to_nibbles(x: Floats) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
-    """A group [..., 32] as q4_0: of some scales the one that keeps most, and then the best one for its q."""
+    """A group [..., 32] as q4_0: of some scales the one that keeps most, and then the best one for its levels."""
     with np.errstate(all="ignore"):
         largest = np.abs(x).max(-1)
         first = np.where(np.fmax.reduce(x, -1) > np.fmax.reduce(-x, -1), -largest, largest)
         best, scale, gain = np.zeros(x.shape, np.int64), largest - largest, np.zeros_like(largest)
-        for spread in SPREADS:
-            q = _rounded(x, first * np.float32(spread), -8, 7)
-            floats = q.astype(np.float32)
-            products, squares = _folded(floats * x), _folded(floats * floats)
-            found = products / np.maximum(squares, np.float32(1))
+        for reach in REACHES:
+            index = _nearest(x * _inverse(first * np.float32(reach / 127)))
+            levels = LEVELS[index].astype(np.float32)
+            products, squares = _folded(levels * x), _folded(levels * levels)
+            found = products / squares
             own_gain = products * found
             is_better = ~(gain > own_gain)
-            best = np.where(is_better[..., None], q, best)
+            best = np.where(is_better[..., None], index, best)
             scale, gain = np.where(is_better, found, scale), np.where(is_better, own_gain, gain)
         return best, scale.astype(np.float16)
 
 
+def _nearest(x: Floats) -> NDArray[np.int64]:
+    """Which of LEVELS is nearest; of what is not a number the first."""
+    return sum((x > np.float32(bound)).astype(np.int64) for bound in BOUNDS)
+
+
 def _rounded(x: Floats, scale: Floats, least: int, most: int) -> NDArray[np.int64]:
-    inverse = np.where(np.abs(scale) > 0, np.float32(1) / scale, np.float32(0))[..., None]
-    limited = np.clip(x * inverse, least, most)
+    limited = np.clip(x * _inverse(scale), least, most)
     return np.rint(np.where(np.isnan(limited), least, limited)).astype(np.int64)
+
+
+def _inverse(scale: Floats) -> Floats:
+    return np.where(np.abs(scale) > 0, np.float32(1) / scale, np.float32(0))[..., None]
 
 
 def _folded(x: Floats) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import numpy as np
@@ -15,6 +16,7 @@ from edgellm.cli.options import runtime_options
 from edgellm.engine.kv_cache import CacheLayer, Sequence
 from edgellm.engine.runner import Span
 from edgellm.errors import UsageError
+from edgellm.graph.lowering import attention
 from edgellm.kernels.kv_types import CACHE_TYPES, KV_TYPES
 from edgellm.measure.estimate import estimate
 from edgellm.params import RuntimeConfig
@@ -67,6 +69,35 @@ def test_logits_are_close(path, kind: str) -> None:
         a, b = exact.logits(IDS), small.logits(IDS)
     assert not np.array_equal(a, b)
     assert mean_kl(a, b) < FAR[kind]
+
+
+def with_biases(path: Path) -> Path:
+    """A model whose keys have a bias that is far larger than all else in them, as those of Qwen 2.5 have."""
+    checkpoint = tiny.llama(rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    named = {name.replace("llama.", "qwen2."): value for name, value in checkpoint.metadata.items()}
+    checkpoint.metadata = named | {"general.architecture": "qwen2"}
+    rng = np.random.default_rng(4)
+    for layer in range(2):
+        for name, width in (("q", 64), ("k", 32), ("v", 32)):
+            bias = rng.standard_normal(width, np.float32)
+            if name == "k":
+                bias.reshape(2, 2, 8)[..., 6:] *= 100  # of pairs that turn slowly
+            checkpoint.tensors[f"blk.{layer}.attn_{name}.bias"] = bias
+    return checkpoint.save(path)
+
+
+def test_large_biases_of_keys_take_no_steps_from_others(tmp_path, monkeypatch) -> None:
+    path = with_biases(tmp_path / "biases.gguf")
+
+    def logits(kind: str, **more) -> np.ndarray:
+        with edgellm.load(path, kv_type=kind, activations="f32", **more) as model:
+            return model.logits(IDS)
+
+    exact, small = logits("f32"), logits("q8_0")
+    assert mean_kl(exact, small) < TINY_KL
+    np.testing.assert_array_equal(logits("q8_0", n_batch=7, n_threads=2), small)
+    monkeypatch.setattr(attention, "constant_keys", lambda *_: None)
+    assert mean_kl(exact, logits("q8_0")) > 4 * mean_kl(exact, small)
 
 
 @pytest.mark.parametrize("name", ["smollm2", "gemma3"])

@@ -15,6 +15,7 @@ from edgellm.graph.lowering.base import (
     tasks_table,
     tokens_per_chunk,
 )
+from edgellm.graph.lowering.constant_keys import constant_keys
 from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, KeysValues
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Rows
@@ -31,7 +32,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         return  # attention reads them where they are
     key_dim, value_dim, n_heads = *low.head_dims(node), node.n_heads
     k, v = (
-        _resized(low, low.read(node.keys), n_heads, key_dim),
+        _resized(low, _keys(low, node), n_heads, key_dim),
         _resized(low, low.read(node.values), n_heads, value_dim),
     )
     cache, per_chunk = low.cache_of(node), tokens_per_chunk(k.width)
@@ -53,6 +54,16 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         scratch=4 * max(key_dim, value_dim),
         **_cache_fields(low, node),
     )
+
+
+def _keys(low: Lowering, node: KeysValues) -> Rows:
+    """The keys as they are stored: without what all of them have in common."""
+    common = constant_keys(node, low.attentions_to(node), low.target.kv_type.keys)
+    if common is None:
+        return low.read(node.keys)
+    x, out = low.change(node.keys, node.keys.name)
+    low.add_rows("add_bias", records.ADD_BIAS, x, [x], [out], x=x, bias=-common, out=out, n_cols=x.width)
+    return out
 
 
 def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class Lowering:
         attentions = [node for node in whole.nodes if isinstance(node, Attention) and node.source.cached]
         sources = [node for node in whole.nodes if isinstance(node, KeysValues) and node.cached]
         self.rotations = list(dict.fromkeys(node.rotation for node in whole.nodes if isinstance(node, Rope)))
+        self._attentions = attentions
         self.windows = list(dict.fromkeys(node.spec.window for node in attentions))
         self.group_size = max((node.n_heads // node.source.n_heads for node in attentions), default=1)
         self._caches = {node: layer for layer, node in enumerate(sources)}
@@ -132,6 +133,11 @@ class Lowering:
     def kept_of(self, node: KeysValues) -> int | None:
         """The positions that a layer of the cache keeps; None is all."""
         return self._kept.get(node.copy_of or node)
+
+    def attentions_to(self, node: KeysValues) -> list[Attention]:
+        """All that look at the layer of the cache that a node fills."""
+        layer = node.copy_of or node
+        return [each for each in self._attentions if (each.source.copy_of or each.source) is layer]
 
     def head_dims(self, node: KeysValues) -> tuple[int, int]:
         """How wide the cache has a head of keys, and of values."""
@@ -175,11 +181,14 @@ class Lowering:
 
     def make_value_from(self, x: Value, value: Value) -> tuple[Rows, Rows]:
         """The same for one of the values of a node that makes several."""
+        source, self._rows[value] = self.change(x, value.name)
+        return source, self._rows[value]
+
+    def change(self, x: Value, name: str) -> tuple[Rows, Rows]:
+        """The rows of x, and rows for what it becomes, as wide: the same ones where nobody needs x after it."""
         source = self.read(x)
-        if self._n_readers[x] or x in self._wanted:
-            return source, self.new_rows(value)
-        self._rows[value] = source
-        return source, source
+        is_needed = self._n_readers[x] or x in self._wanted
+        return source, Rows(x.width, name) if is_needed else source
 
     def quantized(self, x: Value, n_planes: int) -> Quantized:
         """A value as int8, made once for all linears that read it."""
