@@ -2,7 +2,8 @@
 
 The work is that of a model: linear layers over weights that no cache holds, for one token and for small batches.
 Candidates take turns, so that whatever else the machine does hits all of them; the default stays unless another one
-is clearly quicker in every turn. What is measured on a busy machine is then mostly the default.
+is clearly quicker in every turn. What is measured on a busy machine is then mostly the default. It serves as long as
+the machine is busy: the first start that finds it quiet measures again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,26 +44,45 @@ TILES_PREFETCHES = ((1 << 13, False), (1 << 15, False), (1 << 14, True))  # byte
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
-# So much depends on them that a turn in which something else held them up must not decide.
+# So much depends on them that the turn counts in which nothing else held them up.
 AS_QUICK, SEVERAL, FAR_QUICKER = 1.05, 8, 0.8
-TILES_TURNS = 9
+TILES_TURNS = 15
+LOOK_SECONDS, LOOK_AGAIN_SECONDS = 0.05, 60  # how long we look whether others are busy, and how long that is true
 
 
 def remembered(store: KernelStore, weights: BlockFormat, n_threads: int | None = None) -> Tuning | None:
-    """What was measured before, with the number of threads that somebody wants; None on a first start."""
+    """What was measured before, with the number of threads that somebody wants; None on a first start, and where the
+    machine was busy when it was measured and is quiet now.
+    """
     tuning = Tuning.load(_path(store, weights))
+    if tuning is None:
+        of_busy = Tuning.load(_path(store, weights, is_busy=True))
+        tuning = of_busy if of_busy is not None and _is_busy(int(time.monotonic() / LOOK_AGAIN_SECONDS)) else None
     return tuning and _with_threads(tuning, n_threads)
 
 
 def measure_and_remember(store: KernelStore, weights: BlockFormat, n_threads: int | None = None) -> Tuning:
-    """Measure, in about a second, and keep the settings beside the kernels.
+    """Measure, in a second or two, and keep the settings beside the kernels.
 
     weights:  the format that most of a model's weights have.
     """
+    from edgellm.machine.others import OtherWork, is_too_busy  # which other starts do without
+
     private.prepare(store.folder)
+    others = OtherWork()
     tuning = measure(store, weights)
-    tuning.save(_path(store, weights))
+    tuning.save(_path(store, weights, is_busy=is_too_busy(others.cores(), tuning.n_threads)))
     return _with_threads(tuning, n_threads)
+
+
+@lru_cache(maxsize=1)
+def _is_busy(minute: int) -> bool:
+    """Whether other programs keep this machine busy, in a minute."""
+    from edgellm.machine.others import OtherWork, is_too_busy
+
+    others = OtherWork()
+    time.sleep(LOOK_SECONDS)
+    return is_too_busy(others.cores(), default_threads())
 
 
 def forget(store: KernelStore) -> None:
@@ -71,9 +91,9 @@ def forget(store: KernelStore) -> None:
         path.unlink(missing_ok=True)
 
 
-def _path(store: KernelStore, weights: BlockFormat) -> Path:
+def _path(store: KernelStore, weights: BlockFormat, is_busy: bool = False) -> Path:
     """What was measured in a container, or pinned to few cores, says nothing of the whole machine."""
-    return store.folder / f"tuning.{weights}.{usable_threads()}.json"
+    return store.folder / f"tuning.{weights}.{usable_threads()}{'.busy' if is_busy else ''}.json"
 
 
 def _with_threads(tuning: Tuning, n_threads: int | None) -> Tuning:
@@ -162,11 +182,10 @@ class _Work:
             return False
         file, tiles = (_Runnable(self, replace(tuning, tiles=tiles)) for tiles in (False, True))
         try:
-            share = {}  # of the file's time, in most turns and at best
+            share = {}  # of the file's time, each at its best
             for n_tokens in (1, SEVERAL):
                 turns = _take_turns({program: partial(program.run, n_tokens) for program in (file, tiles)}, TILES_TURNS)
-                at_best = min(turn[tiles] for turn in turns) / min(turn[file] for turn in turns)
-                share[n_tokens] = max(at_best, float(np.median([turn[tiles] / turn[file] for turn in turns])))
+                share[n_tokens] = min(turn[tiles] for turn in turns) / min(turn[file] for turn in turns)
             return share[1] < CLEARLY or (share[1] < AS_QUICK and share[SEVERAL] < FAR_QUICKER)
         finally:
             file.team.close()

@@ -16,6 +16,7 @@ from edgellm.graph import tuner
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.isa import choose
 from edgellm.kernels.store import KernelStore
+from edgellm.machine import others
 from edgellm.quants import FORMATS
 from tests.arch import tiny
 
@@ -24,7 +25,8 @@ F32 = FORMATS["F32"]
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelStore:
-    """Kernels in a folder of the test, and few weights to measure with."""
+    """Kernels in a folder of the test, few weights to measure with, and a machine that counts as quiet."""
+    monkeypatch.setattr(others, "is_too_busy", lambda cores, n_threads: False)
     monkeypatch.setattr(tuner, "WEIGHT_BYTES", 1 << 22)
     return KernelStore(choose(), tmp_path)
 
@@ -35,6 +37,24 @@ def test_what_is_measured_is_remembered_for_its_format(store: KernelStore) -> No
     assert measured.is_sensible()
     assert tuner.remembered(store, F32) == measured
     assert tuner.remembered(store, FORMATS["Q4_0"]) is None
+    tuner.forget(store)
+    assert tuner.remembered(store, F32) is None
+
+
+def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: KernelStore, monkeypatch) -> None:
+    busy = True
+    monkeypatch.setattr(others, "is_too_busy", lambda cores, n_threads: busy)
+    tuner._is_busy.cache_clear()
+    measured = tuner.measure_and_remember(store, F32)
+    assert tuner.remembered(store, F32) == measured
+    busy = False
+    assert tuner.remembered(store, F32) == measured  # we look once in a while
+    tuner._is_busy.cache_clear()
+    assert tuner.remembered(store, F32) is None
+    measured = tuner.measure_and_remember(store, F32)
+    busy = True
+    tuner._is_busy.cache_clear()
+    assert tuner.remembered(store, F32) == measured
     tuner.forget(store)
     assert tuner.remembered(store, F32) is None
 
