@@ -40,7 +40,7 @@ CLEARLY = 0.96  # of the default's time: what less gains may be chance
 CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
-TILES_PREFETCHES = ((1 << 13, False), (1 << 15, False), (1 << 14, True))  # bytes ahead, every line
+TILES_PREFETCHES = ((1 << 12, True), (7 << 12, True), (1 << 14, False))  # bytes ahead, every line
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.

@@ -30,7 +30,7 @@ class Tuning:
     small_batch: int = 3
     tiles: bool = False
     tiles_small_batch: int = 16
-    tiles_prefetch_bytes: int = 1 << 12
+    tiles_prefetch_bytes: int = 1 << 13
     tiles_prefetch_lines: bool = True
 
     def save(self, path: Path) -> None:

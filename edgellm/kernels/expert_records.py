@@ -73,7 +73,6 @@ EXPERTS = Schema(
     small_chunk_rows="i64",
     small_chunks_of="i64",
     prefetch_distance="i64",  # in bytes, for few tokens
-    prefetch_lines="i64",  # of tiles: 1 for every line, 0 for the starts of pages
     n_threads="i64",
     scratch="ptr",
     scratch_bytes="i64",

@@ -76,7 +76,7 @@ _FAMILIES: dict[str, _Family] = {
     "match_size": _Family("streams"),
     "keep_large": _Family("streams"),
     "quantize": _Family("quantize", options=_PLANES),
-    "linear_decode": _Family("linear", _BLOCKS, _PLANES),
+    "linear_decode": _Family("linear_decode", _BLOCKS, _PLANES),
     "linear_prefill": _Family("linear", _BLOCKS, _PLANES),
     "linear_tiles": _Family("linear_tiles", _BLOCKS, _PLANES),
     "linear_tiles_prefill": _Family("linear_tiles", _BLOCKS, _PLANES),

@@ -139,16 +139,25 @@ class Vocabulary:
     def store(self, address: Value, value: Value) -> None:
         self.builder.store(value.llvm, self._pointer(address, value.llvm.type), align=1)
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for a cache line far ahead of its use, into the second level cache; a wrong address does no harm."""
+    def prefetch(self, address: Value, level: int = 2) -> None:
+        """Ask for a cache line ahead of its use, into a level of cache, 1 or 2; a wrong address does no harm.
+
+        It stays where it is among loads. The compiler would gather those of a whole loop at its beginning, and a core
+        that asks for many lines at once waits until it may ask for the next one.
+        """
         pointer = self.builder.inttoptr(address.llvm, I8.as_pointer())
         name = "llvm.prefetch.p0"
-        arguments = [pointer, *(ir.Constant(I32, hint) for hint in (0, 2, 1))]  # read, second level, data
+        arguments = [
+            pointer,
+            *(ir.Constant(I32, hint) for hint in (0, 4 - level, 1)),
+        ]  # read; level 1 is called 3; data
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(
             module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name
         )
         self.builder.call(function, arguments)
+        order = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True)
+        self.builder.call(order, [])
 
     # --- words of block formats (see `BlockFormat.unpack`) -----------------------------------------------
 

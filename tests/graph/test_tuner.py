@@ -82,7 +82,7 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monk
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelStore, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
-    usual, near, far, pages = (1 << 12, True), (1 << 13, False), (1 << 14, True), (1 << 15, False)
+    usual, near, far, pages = (1 << 13, True), (1 << 12, True), (7 << 12, True), (1 << 14, False)
     for seconds, chosen in (
         ({near: 0.8, far: 0.9}, near), ({near: 0.99, pages: 0.99}, usual), ({far: 0.5}, far), ({pages: 0.7}, pages),
     ):  # fmt: skip
@@ -127,7 +127,7 @@ def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelSt
 def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
     path = tmp_path / "tuning.F32.json"
     good = {"n_threads": 2, "chunk_bytes": 1 << 19, "prefetch_bytes": 1 << 13, "small_batch": 3, "tiles": False,
-            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 12, "tiles_prefetch_lines": True}  # fmt: skip
+            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 13, "tiles_prefetch_lines": True}  # fmt: skip
     path.write_text(json.dumps(good))
     assert Tuning.load(path) == Tuning(2)
     path.write_text(json.dumps({name: value for name, value in good.items() if not name.startswith("tiles")}))

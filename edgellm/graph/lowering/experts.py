@@ -82,7 +82,6 @@ def lower_expert_linear(low: Lowering, node: ExpertLinear) -> None:
         "small_chunk_rows": small_rows,
         "small_chunks_of": small_chunks_of,
         "prefetch_distance": prefetches["prefetch_distance"],
-        "prefetch_lines": prefetches["prefetch_lines"],
         "n_threads": low.target.tuning.n_threads,
     }
     if is_int8:

@@ -14,6 +14,7 @@ from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
 
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
+HALF_BLOCKS_AHEAD = 7  # of tiles, at least: within a block they are not read strictly in order
 ROWS_TOGETHER = 16  # kernels for small batches advance by 4, 8 or 16 rows: chunks are multiples of all
 
 
@@ -116,9 +117,12 @@ def prefetching(
     tuning = low.target.tuning
     row_bytes = weight.format.row_bytes(weight.shape[-1])
     turns = max(TURNS, round(n_rows * row_bytes / (tuning.n_threads * tuning.chunk_bytes)))
-    bytes_ahead = tuning.tiles_prefetch_bytes if in_tiles else tuning.prefetch_bytes
+    if in_tiles:
+        ahead = max(tuning.tiles_prefetch_bytes, HALF_BLOCKS_AHEAD * TILE_ROWS * weight.format.block_bytes // 2)
+    else:
+        ahead = rows_together * row_bytes + tuning.prefetch_bytes
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
         "prefetch_lines": int(tuning.tiles_prefetch_lines),
-        "prefetch_distance": rows_together * row_bytes + bytes_ahead,
+        "prefetch_distance": ahead,
     }

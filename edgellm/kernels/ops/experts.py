@@ -17,7 +17,7 @@ from numba import njit
 
 from edgellm.kernels.expert_records import EXPERTS
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops import linear, linear_f32
+from edgellm.kernels.ops import linear, linear_decode, linear_f32
 from edgellm.kernels.ops.expert_rows import expert_finder
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.staged import staged
@@ -105,11 +105,11 @@ def build_experts_decode(isa, fmt):
     per_sum, per_block = fmt.scale_group, fmt.block_size
     input_of, _, _, _ = pair_words(isa)
 
-    rows_at = linear.rows_finder(isa)
+    rows_at = linear_decode.rows_finder(isa)
 
     @staged(isa, "void", *["i64"] * 8)
     def dot_rows(v, *args):
-        linear.multiply_rows(v, fmt, 1, *args)
+        linear_decode.multiply_rows(v, fmt, 1, *args)
 
     @njit(error_model="numpy")
     def multiply(op, weights, row, pair, ahead, out, spare):

@@ -15,7 +15,7 @@ def build_experts_tiles(isa, fmt):
     per_sum, per_block = fmt.scale_group, fmt.block_size
     input_of, _, _, _ = pair_words(isa)
 
-    @staged(isa, "void", *["i64"] * 9)
+    @staged(isa, "void", *["i64"] * 8)
     def by_one(v, *args):
         multiply_few(v, fmt, 1, 1, *args)
 
@@ -32,7 +32,6 @@ def build_experts_tiles(isa, fmt):
             out,
             0,
             ahead,
-            op.prefetch_lines,
         )
 
     return for_few(isa, TILE_ROWS, multiply)

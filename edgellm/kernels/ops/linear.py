@@ -1,7 +1,10 @@
-"""y = W x for every block format: one dot product for decode and one tile for prefill, over `unpack`.
+"""y = W x for every block format: what its kernels have in common, and the one for many tokens.
 
-Weights are read as the file holds them. Inputs are int8 in groups of 32 (see records.QUANTIZED), so that
-inside a group the sum is an exact integer; scales come in afterwards as float32:
+Those for few are in `linear_decode.py`, and in `linear_tiles.py` for weights that lie as tiles. Here weights are read
+as the file holds them, and a tile of 16 rows is unpacked into scratch memory, once for all tokens.
+
+Inputs are int8 in groups of 32 (see records.QUANTIZED), so that inside a group the sum is an exact integer; scales come
+in afterwards as float32:
 
     sum(w * x) = sum over groups of  scale * d * sum(u * q)  +  bias * (d * sum(q))
 
@@ -18,21 +21,19 @@ instruction set, and a text has the same logits in one batch or token by token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from numba import njit
 
-from edgellm.kernels.blocks import SETS, BlockReader, by_quarters, transpose_quarters
+from edgellm.kernels.blocks import SETS, BlockReader, transpose_quarters
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import next_tile, prefetch_address, prefetch_part
+from edgellm.kernels.ops.prefetching import next_tile, prefetch_part
 from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
 GROUP = 32  # weights that share an activation scale
-HALF = GROUP // 2
 
 
 def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value, n: int) -> list[Value]:
@@ -54,148 +55,6 @@ def scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value],
     n_rows = len(reader.addresses)
     of_groups = range(0, scales.n, n_rows)
     return [scales[at : at + n_rows] for at in of_groups], [biases[at : at + n_rows] for at in of_groups]
-
-
-def _sum_quarters(v: Vocabulary, sets: list[Value]) -> Value:
-    """The sums of all quarters of int32 registers, one for each set; in the order of rows."""
-
-    def fold(a: Value, b: Value, some: list[int], others: list[int]) -> Value:
-        return by_quarters(v, a, b, some) + by_quarters(v, a, b, others)
-
-    # Single instructions on every CPU.
-    a, b = (fold(sets[s], sets[s + 1], [0, 4, 1, 5], [2, 6, 3, 7]) for s in (0, 2))
-    return fold(a, b, [0, 1, 4, 5], [2, 3, 6, 7])
-
-
-# --- decode: some rows by one token ------------------------------------------------------------------------
-
-
-def multiply_rows(
-    v: Vocabulary,
-    fmt,
-    n_planes: int,
-    first: Value,
-    row_bytes: Value,
-    n_blocks: Value,
-    q: Value,
-    d: Value,
-    sums: Value,
-    ahead: Value,
-    out: Value,
-) -> None:
-    """As many rows as a register has lanes, the first at an address and the others row_bytes apart, by one token.
-
-    So many addresses have no room in registers. Those of every fourth row have, and from there it is the same way to
-    the next three of each: the CPU adds that while it loads. The compiler would rather add it before the loop.
-    """
-    n_rows = v.isa.lanes
-    fours = [first + row_bytes * r for r in range(0, n_rows, 4)]
-    strides = [row_bytes * r for r in range(4)]
-    per_block = fmt.block_size // GROUP
-    per_group = GROUP // fmt.scale_group
-    step_bytes = n_rows * fmt.block_bytes
-    n_groups = n_blocks * per_block
-    planes = [q + n_groups * (GROUP * p) for p in range(n_planes)]
-
-    def body(i: Value, total: Value) -> list[Value]:
-        here = [v.opaque(rows + i * fmt.block_bytes) for rows in fours]
-        sets, all_rows = readers(v, fmt, [rows + stride for rows in here for stride in strides])
-        scales, biases = scales_by_row(v, fmt, all_rows)
-        for g in range(per_block):
-            group = i * per_block + g
-            prefetch_part(v, ahead + i * step_bytes, step_bytes, g, per_block)
-            weights_of_sets = [v.halves(fmt.unpack(v, some, g)) for some in sets]
-            x_scale = v.f32(d + group * 4)
-            dots = _dots(v, fmt, weights_of_sets, [plane + group * GROUP for plane in planes])
-            for s, of_rows in enumerate(dots):
-                at = g * per_group + s
-                total = v.fma(of_rows.to_f32(), scales[at] * x_scale, total)
-                total = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), total)
-        return [total]
-
-    (total,) = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)], body)
-    v.store(out, total)
-
-
-def _dots(v: Vocabulary, fmt, weights: list[tuple[Value, Value]], planes: list[Value]) -> list[Value]:
-    """A group of weights of every row by the int8 of every plane, for each scale: int32 sums in the order of rows."""
-    (first, _), *_ = weights
-    xs = [[v.tile(v.load(q + at, I8, HALF), first.n // HALF) for at in (0, HALF)] for q in planes]
-    halves = [(0, 1)] if fmt.scale_group == GROUP else [(0,), (1,)]
-    return [
-        _sum_quarters(
-            v, [join_planes(v, fmt, [us[h] for h in some], [[x[h] for h in some] for x in xs]) for us in weights]
-        )
-        for some in halves
-    ]
-
-
-def join_planes(v: Vocabulary, fmt, us: list[Value], planes: list[list[Value]]) -> Value:
-    """Sums of the products of the u with the bytes of each plane, put together as integers."""
-    dots = v.constant(0, I32, us[0].n // 4)
-    for p, xs in enumerate(planes):
-        if p:
-            dots = dots << PLANE_BITS
-        for u, x in zip(us, xs, strict=True):
-            dots = v.dot_u8_s8(dots, u, x, fmt.max_u)
-    return dots
-
-
-def rows_finder(isa):
-    """rows_at(op, weights, row, spare): where as many rows as `multiply_rows` takes can be read, from `row` on.
-
-    Behind the last row memory may end, so if there are fewer, they are copied to spare memory.
-    """
-    n, copy = isa.lanes, memory(isa).copy_bytes
-
-    @njit(error_model="numpy")
-    def rows_at(op, weights, row, spare):
-        address = weights + row * op.row_bytes
-        if row + n <= op.n_rows:
-            return address
-        copy(address, spare, (op.n_rows - row) * op.row_bytes)
-        return spare
-
-    return rows_at
-
-
-def build_linear_decode(isa, fmt, n_planes=1):
-    """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
-    op_at = record_viewer(LINEAR)
-    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.lanes
-
-    rows_at = rows_finder(isa)
-
-    @staged(isa, "void", *["i64"] * 8)
-    def dot_rows(v, *args):
-        multiply_rows(v, fmt, n_planes, *args)
-
-    def linear_decode(record, chunk, thread):
-        op = op_at(record)
-        n_cols = op.n_cols
-        sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
-        first = chunk * op.chunk_rows
-        for row in range(first, min(first + op.chunk_rows, op.n_rows), n_rows):
-            ahead = prefetch_address(op, chunk, thread, row)
-            weights = rows_at(op, op.weights, row, op.scratch + thread * op.scratch_bytes)
-            for token in range(op.batch.n_tokens):
-                dot_rows(
-                    weights,
-                    op.row_bytes,
-                    op.n_cols // per_block,
-                    op.xq.q + token * n_cols * n_planes,
-                    op.xq.d + token * (n_cols // 32) * 4,
-                    sums + token * (n_cols // per_sum) * 4,
-                    ahead,
-                    op.out + (token * op.out_stride + row) * 4,
-                )
-
-    return linear_decode
-
-
-# --- prefill: a tile of 16 rows by many tokens -------------------------------------------------------------
-#
-# The tile lies in scratch memory, unpacked once for all tokens.
 
 
 def unpack_tile(
@@ -277,11 +136,12 @@ def meet_tokens(
     inputs: Inputs,
     group: Value,
     totals: Sequence[Value],
+    before_word: Callable[[int], None] | None = None,
 ) -> list[Value]:
     """A group of weights of 16 rows by some tokens: added to the total of each.
 
     words: eight registers, each with four neighbouring weights of every row; scales and biases: one register for every
-    `scale_group` weights.
+    `scale_group` weights. before_word: what is done beside, when the first tokens are about to meet each of the words.
     """
     n_words = len(words) // len(scales)
     results = list(totals)
@@ -291,7 +151,8 @@ def meet_tokens(
         tokens = range(first, min(first + at_once, len(results)))
         places = all_places[first : first + at_once]
         for s in range(len(scales)):
-            dots = _dots_of_words(v, fmt, words, range(s * n_words, (s + 1) * n_words), [q for q, _, _ in places])
+            some = range(s * n_words, (s + 1) * n_words)
+            dots = _dots_of_words(v, fmt, words, some, [q for q, _, _ in places], None if first else before_word)
             for token, dot, (_, d, sums) in zip(tokens, dots, places, strict=True):
                 results[token] = add_scaled(v, results[token], dot, scales[s], biases[s], d, sums + s * 4)
     return results
@@ -309,13 +170,22 @@ def _tokens_side_by_side(v: Vocabulary, n_tokens: int) -> int:
     return max(1, min(n_tokens, v.isa.n_registers // width - n_tokens - 2))
 
 
-def _dots_of_words(v: Vocabulary, fmt, words: list[Value], some: range, planes: list[list[Value]]) -> list[Value]:
+def _dots_of_words(
+    v: Vocabulary,
+    fmt,
+    words: list[Value],
+    some: range,
+    planes: list[list[Value]],
+    before_word: Callable[[int], None] | None,
+) -> list[Value]:
     """Some words of a group by each token's bytes, at its planes; of each token int32 sums, as of `join_planes`."""
     dots = [v.constant(0, I32, TILE_ROWS)] * len(planes)
     for p in range(len(planes[0])):
         if p:
             dots = [dot << PLANE_BITS for dot in dots]
         for k in some:
+            if before_word is not None and p == 0:
+                before_word(k)
             for token, of_token in enumerate(planes):
                 x = v.splat(v.u32(of_token[p] + k * 4), TILE_ROWS).bitcast(I8)
                 dots[token] = v.dot_u8_s8(dots[token], words[k], x, fmt.max_u)

@@ -21,7 +21,7 @@ from edgellm.kernels.ops.linear import (
     meet_tokens,
     prefill_kernel,
 )
-from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part, prefetch_tile
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts, prefetch_part
 from edgellm.kernels.records import LINEAR, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
@@ -40,17 +40,21 @@ def multiply_few(
     out: Value,
     out_stride: Value,
     ahead: Value,
-    lines: Value,
+    *,
+    every_line: bool = True,
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
     Tokens meet weights in the registers into which they were unpacked.
 
-    ahead, lines:  what is prefetched meanwhile, see `prefetch_tile`. For several tokens it is every line: the hardware
-    does not see a stream coming that is read so slowly.
+    ahead, every_line:  what is prefetched meanwhile: every line, or the starts of pages, where the hardware sees the
+    rest coming. It does not see a stream coming that is read as slowly as for several tokens.
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
+    # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
+    # long for a group that its lines need not be told apart, and have no register to spare.
+    parts = GROUP // 4 if n_tokens <= 2 else 1
 
     def body(i: Value, *totals: Value) -> list[Value]:
         asked = ahead + i * block_bytes
@@ -58,13 +62,18 @@ def multiply_few(
         sums: Sequence[Value] = totals
         scales, biases = block.unpack_scales()
         per_group = len(scales) // per_block
+        if not every_line:
+            prefetch_page_starts(v, asked, block_bytes)
         for g in range(per_block):
-            if n_tokens == 1:
-                prefetch_tile(v, asked, block_bytes, lines, g, per_block)
-            else:
-                prefetch_part(v, asked, block_bytes, g, per_block)
+
+            def ask(word: int, g: int = g) -> None:
+                if every_line and word < parts:
+                    prefetch_part(v, asked, block_bytes, g * parts + word, per_block * parts, level=1)
+
             some = slice(g * per_group, (g + 1) * per_group)
-            sums = meet_tokens(v, fmt, block.unpack(g), scales[some], biases[some], tokens, i * per_block + g, sums)
+            sums = meet_tokens(
+                v, fmt, block.unpack(g), scales[some], biases[some], tokens, i * per_block + g, sums, ask
+            )
         return list(sums)
 
     totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
@@ -78,14 +87,15 @@ def build_linear_tiles(isa, fmt, n_planes=1):
     per_sum, per_block = fmt.scale_group, fmt.block_size
     most, some = isa.tile_tokens, isa.tile_tokens // 2
 
-    def kernel_of(n_tokens: int):
-        @staged(isa, "void", *["i64"] * 9)
+    def kernel_of(n_tokens: int, every_line: bool = True):
+        @staged(isa, "void", *["i64"] * 8)
         def tile_by_few(v, *args):
-            multiply_few(v, fmt, n_planes, n_tokens, *args)
+            multiply_few(v, fmt, n_planes, n_tokens, *args, every_line=every_line)
 
         return tile_by_few
 
-    by_one, by_two, by_most = (kernel_of(n) for n in (1, 2, most))
+    by_one, by_one_of_pages = kernel_of(1), kernel_of(1, every_line=False)
+    by_two, by_most = kernel_of(2), kernel_of(most)
     by_some = kernel_of(some) if some > 2 else by_two
 
     def linear_tiles(record, chunk, thread):
@@ -93,7 +103,6 @@ def build_linear_tiles(isa, fmt, n_planes=1):
         sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         n_blocks, n_tokens = op.n_cols // per_block, op.batch.n_tokens
         first = chunk * op.chunk_rows
-        lines = op.prefetch_lines
         for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
             tile, ahead = op.weights + row * op.row_bytes, prefetch_address(op, chunk, thread, row)
             token = 0
@@ -105,16 +114,19 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                 out = op.out + (token * op.out_stride + row) * 4
                 # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
                 if left > most - 2:
-                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
+                    by_most(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += most
                 elif left > 2:
-                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
+                    by_some(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += some
                 elif left == 2:
-                    by_two(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
+                    by_two(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 2
+                elif op.prefetch_lines:
+                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
+                    token += 1
                 else:
-                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead, lines)
+                    by_one_of_pages(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 1
 
     return linear_tiles

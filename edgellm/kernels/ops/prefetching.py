@@ -11,11 +11,11 @@ PAGE = 4096
 PAGE_LINES = 4  # of the start of a page
 
 
-def prefetch_part(v: Vocabulary, address: Value, n_bytes: int, part: int = 0, n_parts: int = 1) -> None:
+def prefetch_part(v: Vocabulary, address: Value, n_bytes: int, part: int = 0, n_parts: int = 1, level: int = 2) -> None:
     """Prefetch one part of n_bytes; few at a time, for a core can wait for few lines at once."""
     starts = range(0, n_bytes, LINE)
     for start in starts[len(starts) * part // n_parts : len(starts) * (part + 1) // n_parts]:
-        v.prefetch(address + start)
+        v.prefetch(address + start, level)
 
 
 def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
@@ -28,16 +28,6 @@ def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
     for start in range(0, n_bytes, part):
         at = address + start
         v.prefetch((at & -PAGE) + ((at & (PAGE - 1)) / part) * LINE)
-
-
-def prefetch_tile(v: Vocabulary, address: Value, n_bytes: int, lines: Value, part: int = 0, n_parts: int = 1) -> None:
-    """Prefetch one part of n_bytes of a tile: every line where `lines` is 1, the starts of pages where it is 0.
-
-    Few lines at a time: while a core waits for as many as it can, it multiplies nothing either.
-    """
-    v.repeat(lines, lambda _: prefetch_part(v, address, n_bytes, part, n_parts))
-    if part == 0:
-        v.repeat(lines ^ 1, lambda _: prefetch_page_starts(v, address, n_bytes))
 
 
 @njit(error_model="numpy")
