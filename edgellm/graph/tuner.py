@@ -40,7 +40,12 @@ CLEARLY = 0.96  # of the default's time: what less gains may be chance
 CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
-TILES_PREFETCHES = ((1 << 12, True), (7 << 12, True), (1 << 14, False))  # bytes ahead, every line
+TILES_PREFETCHES = (
+    (1 << 12, "passing"),
+    (1 << 13, "lines"),
+    (7 << 12, "lines"),
+    (1 << 14, "pages"),
+)  # bytes ahead, what
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
@@ -173,7 +178,7 @@ class _Work:
         if not self.format.in_tiles:
             return tuning
         tiles = replace(tuning, tiles=True)
-        others = [replace(tiles, tiles_prefetch_bytes=n, tiles_prefetch_lines=lines) for n, lines in TILES_PREFETCHES]
+        others = [replace(tiles, tiles_prefetch_bytes=n, tiles_prefetch=what) for n, what in TILES_PREFETCHES]
         return replace(self.best(tiles, others), tiles=tuning.tiles)
 
     def tiles_pay(self, tuning: Tuning) -> bool:

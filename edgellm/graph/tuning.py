@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgellm.dataclass import dataclass
 from edgellm.files import private
+from edgellm.kernels.records import PREFETCHES
 from edgellm.params import MAX_THREADS
 
 
@@ -20,8 +21,8 @@ class Tuning:
     prefetch_bytes: how far in front of itself decode prefetches weights, beyond the rows that it works on.
     small_batch:  up to so many tokens, the kernels for small batches are quicker than unpacking weights for all tokens.
     tiles:        whether weights that lie as tiles are clearly quicker; tiles_small_batch: the same as above for these.
-    tiles_prefetch_bytes: how far in front of itself decode prefetches tiles. tiles_prefetch_lines: for one token, every
-        line of them, or else the starts of pages, where the hardware sees the rest coming.
+    tiles_prefetch_bytes: how far in front of itself decode prefetches tiles. tiles_prefetch: what, and into which
+        caches, for one token: one of records.PREFETCHES.
     """
 
     n_threads: int
@@ -31,7 +32,7 @@ class Tuning:
     tiles: bool = False
     tiles_small_batch: int = 16
     tiles_prefetch_bytes: int = 1 << 13
-    tiles_prefetch_lines: bool = True
+    tiles_prefetch: str = "passing"
 
     def save(self, path: Path) -> None:
         """Remember, in a file that nobody else can write; where that cannot be, every start measures, which is said."""
@@ -60,7 +61,7 @@ class Tuning:
             and 1 <= self.small_batch <= 16
             and 1 <= self.tiles_small_batch <= 32
             and type(self.tiles) is bool
-            and type(self.tiles_prefetch_lines) is bool
+            and self.tiles_prefetch in PREFETCHES
             and type(self.tiles_prefetch_bytes) is int
             and 0 <= self.tiles_prefetch_bytes <= 1 << 24
         )

@@ -82,6 +82,7 @@ LAYER_NORM = Schema(
 
 QUANTIZE = Schema("quantize", batch=BATCH, x="ptr", stride="i64", n_cols="i64", to=QUANTIZED, chunk_tokens="i64")
 
+PREFETCHES = ("pages", "lines", "passing")  # starts of pages; every line; the same into the first level alone
 LINEAR = Schema(
     "linear",
     batch=BATCH,
@@ -98,7 +99,7 @@ LINEAR = Schema(
     # What decode prefetches: weights so many bytes further on, and towards the end of a chunk those of its thread's
     # next one, or of the next op.
     prefetch_distance="i64",
-    prefetch_lines="i64",  # of tiles, for one token: 1 for every line, 0 for the starts of pages
+    prefetch="i64",  # of tiles, for one token: one of PREFETCHES
     n_threads="i64",
     next_weights="ptr",  # of the next op that has any; its own where it is the last
     next_step="i64",  # bytes from one of its chunks to the next

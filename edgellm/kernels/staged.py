@@ -142,15 +142,16 @@ class Vocabulary:
     def prefetch(self, address: Value, level: int = 2) -> None:
         """Ask for a cache line ahead of its use, into a level of cache, 1 or 2; a wrong address does no harm.
 
+        level 0 is the first level too, and the line leaves no trace when it goes from there (non-temporal): so what is
+        read once takes no room from what is read again.
+
         It stays where it is among loads. The compiler would gather those of a whole loop at its beginning, and a core
         that asks for many lines at once waits until it may ask for the next one.
         """
         pointer = self.builder.inttoptr(address.llvm, I8.as_pointer())
         name = "llvm.prefetch.p0"
-        arguments = [
-            pointer,
-            *(ir.Constant(I32, hint) for hint in (0, 4 - level, 1)),
-        ]  # read; level 1 is called 3; data
+        hints = (0, (0, 3, 2)[level], 1)  # to read; how much to keep it; data
+        arguments = [pointer, *(ir.Constant(I32, hint) for hint in hints)]
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(
             module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name

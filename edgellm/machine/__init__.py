@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgellm.machine import cgroups, cores
+from edgellm.machine import caches, cgroups, cores
 from edgellm.machine.memory import memory, most_used, resident
 
 ROOT = Path("/")
 
-__all__ = ["available_memory", "default_threads", "peak_memory", "resident_memory", "total_memory", "usable_threads"]
+__all__ = [
+    "available_memory",
+    "default_threads",
+    "last_level_cache",
+    "peak_memory",
+    "resident_memory",
+    "total_memory",
+    "usable_threads",
+]
 
 
 def default_threads(root: Path = ROOT) -> int:
@@ -33,6 +41,11 @@ def usable_threads(root: Path = ROOT) -> int:
     limit = cgroups.cpu_limit(root)
     usable = len(cores.usable_cpus())
     return usable if limit is None else max(1, min(usable, int(limit)))
+
+
+def last_level_cache(root: Path = ROOT) -> int:
+    """Bytes of the largest cache: what is read again and is no more may come from there."""
+    return caches.last_level(root)
 
 
 def total_memory(root: Path = ROOT) -> int:

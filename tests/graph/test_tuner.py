@@ -13,8 +13,10 @@ import edgellm
 from edgellm.engine import runner
 from edgellm.errors import UnsupportedError
 from edgellm.graph import tuner
+from edgellm.graph.lowering import base
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.isa import choose
+from edgellm.kernels.records import PREFETCHES
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import others
 from edgellm.quants import FORMATS
@@ -82,18 +84,18 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monk
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelStore, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
-    usual, near, far, pages = (1 << 13, True), (1 << 12, True), (7 << 12, True), (1 << 14, False)
+    usual, near, kept, pages = (1 << 13, "passing"), (1 << 12, "passing"), (1 << 13, "lines"), (1 << 14, "pages")
     for seconds, chosen in (
-        ({near: 0.8, far: 0.9}, near), ({near: 0.99, pages: 0.99}, usual), ({far: 0.5}, far), ({pages: 0.7}, pages),
+        ({near: 0.8, kept: 0.9}, near), ({near: 0.99, pages: 0.99}, usual), ({kept: 0.5}, kept), ({pages: 0.7}, pages),
     ):  # fmt: skip
 
         def turn(some, seconds=seconds):
-            return [{one: seconds.get((one.tiles_prefetch_bytes, one.tiles_prefetch_lines), 1.0) for one in some}]
+            return [{one: seconds.get((one.tiles_prefetch_bytes, one.tiles_prefetch), 1.0) for one in some}]
 
         with monkeypatch.context() as patch:
             patch.setattr(tuner, "_take_turns", turn)
             found = work.prefetching_tiles(Tuning(1))
-            assert (found.tiles_prefetch_bytes, found.tiles_prefetch_lines) == chosen
+            assert (found.tiles_prefetch_bytes, found.tiles_prefetch) == chosen
             assert not found.tiles
     assert tuner._Work(store, F32, 1 << 22).prefetching_tiles(Tuning(1)) == Tuning(1)
 
@@ -122,12 +124,12 @@ def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelSt
      {"small_batch": 0}, {"small_batch": 1000}, {"small_batch": True}, {"prefetch_bytes": "x"},
      {"tiles": 1}, {"tiles": None}, {"tiles_small_batch": 0}, {"tiles_small_batch": 33},
      {"tiles_prefetch_bytes": -1}, {"tiles_prefetch_bytes": 1 << 40}, {"tiles_prefetch_bytes": True},
-     {"tiles_prefetch_lines": 1}],
+     {"tiles_prefetch": 1}, {"tiles_prefetch": "none"}, {"tiles_prefetch": []}],
 )  # fmt: skip
 def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
     path = tmp_path / "tuning.F32.json"
     good = {"n_threads": 2, "chunk_bytes": 1 << 19, "prefetch_bytes": 1 << 13, "small_batch": 3, "tiles": False,
-            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 13, "tiles_prefetch_lines": True}  # fmt: skip
+            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 13, "tiles_prefetch": "passing"}  # fmt: skip
     path.write_text(json.dumps(good))
     assert Tuning.load(path) == Tuning(2)
     path.write_text(json.dumps({name: value for name, value in good.items() if not name.startswith("tiles")}))
@@ -146,10 +148,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     [Tuning(1), Tuning(3), Tuning(2, chunk_bytes=1 << 10), Tuning(2, chunk_bytes=1 << 22), Tuning(2, prefetch_bytes=0),
      Tuning(2, prefetch_bytes=1 << 24), Tuning(2, small_batch=1), Tuning(2, small_batch=16),
      Tuning(2, tiles=True, tiles_small_batch=1), Tuning(2, tiles=True, tiles_prefetch_bytes=0, tiles_small_batch=20),
-     Tuning(1, tiles=True, tiles_prefetch_bytes=1 << 20), Tuning(2, tiles=True, tiles_prefetch_lines=False)],
+     Tuning(1, tiles=True, tiles_prefetch_bytes=1 << 20),
+     *(Tuning(2, tiles=True, tiles_prefetch=what) for what in PREFETCHES)],
 )  # fmt: skip
 @pytest.mark.parametrize("format_name", ["F32", "Q8_0"])
 def test_settings_change_no_bit(tuning: Tuning, format_name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(base, "last_level_cache", lambda: 0)  # no cache holds what is only passing
     path = tiny.llama(hidden_size=64).save(tmp_path / "tiny.gguf", format_name)
     ids = list(range(3, 50))
 

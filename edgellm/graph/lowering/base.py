@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
+from edgellm.machine import last_level_cache
 
 ELEMENTS_PER_CHUNK = 4096  # of elementwise work: a few microseconds
 SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
@@ -66,6 +68,12 @@ class Target:
     def small_batch(self) -> int:
         """Up to how many tokens kernels for small batches are run."""
         return self.tuning.tiles_small_batch if self.tiles else self.tuning.small_batch
+
+    @cached_property
+    def tiles_prefetch(self) -> str:
+        """How tiles are prefetched. What the last level of cache can hold until the next token may stay there."""
+        what, n_bytes = self.tuning.tiles_prefetch, sum(tiles.nbytes for tiles in self.tiles.values())
+        return "lines" if what == "passing" and n_bytes <= last_level_cache() else what
 
 
 LINE = 64  # bytes that states of a layer are a multiple of

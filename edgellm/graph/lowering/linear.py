@@ -10,7 +10,7 @@ from edgellm.graph.nodes import Linear
 from edgellm.graph.ops import Chunks, Columns, Quantized, Rows, Tiled
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.isa.amx import has_amx
-from edgellm.kernels.records import F32_TILE_COLS, TILE_ROWS
+from edgellm.kernels.records import F32_TILE_COLS, PREFETCHES, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
 
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
@@ -123,6 +123,6 @@ def prefetching(
         ahead = rows_together * row_bytes + tuning.prefetch_bytes
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
-        "prefetch_lines": int(tuning.tiles_prefetch_lines),
+        "prefetch": PREFETCHES.index(low.target.tiles_prefetch),
         "prefetch_distance": ahead,
     }

@@ -22,7 +22,7 @@ from edgellm.kernels.ops.linear import (
     prefill_kernel,
 )
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts, prefetch_part
-from edgellm.kernels.records import LINEAR, TILE_ROWS
+from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
 
@@ -41,20 +41,20 @@ def multiply_few(
     out_stride: Value,
     ahead: Value,
     *,
-    every_line: bool = True,
+    prefetch: str = "lines",
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
     Tokens meet weights in the registers into which they were unpacked.
 
-    ahead, every_line:  what is prefetched meanwhile: every line, or the starts of pages, where the hardware sees the
-    rest coming. It does not see a stream coming that is read as slowly as for several tokens.
+    ahead, prefetch:  what is prefetched meanwhile, and how, see `records.PREFETCHES`. Of pages the hardware sees the
+    rest coming, unless they are read as slowly as for several tokens.
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
     # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
     # long for a group that its lines need not be told apart, and have no register to spare.
-    parts = GROUP // 4 if n_tokens <= 2 else 1
+    parts, level = GROUP // 4 if n_tokens <= 2 else 1, 0 if prefetch == "passing" else 1
 
     def body(i: Value, *totals: Value) -> list[Value]:
         asked = ahead + i * block_bytes
@@ -62,13 +62,13 @@ def multiply_few(
         sums: Sequence[Value] = totals
         scales, biases = block.unpack_scales()
         per_group = len(scales) // per_block
-        if not every_line:
+        if prefetch == "pages":
             prefetch_page_starts(v, asked, block_bytes)
         for g in range(per_block):
 
             def ask(word: int, g: int = g) -> None:
-                if every_line and word < parts:
-                    prefetch_part(v, asked, block_bytes, g * parts + word, per_block * parts, level=1)
+                if prefetch != "pages" and word < parts:
+                    prefetch_part(v, asked, block_bytes, g * parts + word, per_block * parts, level)
 
             some = slice(g * per_group, (g + 1) * per_group)
             sums = meet_tokens(
@@ -87,14 +87,14 @@ def build_linear_tiles(isa, fmt, n_planes=1):
     per_sum, per_block = fmt.scale_group, fmt.block_size
     most, some = isa.tile_tokens, isa.tile_tokens // 2
 
-    def kernel_of(n_tokens: int, every_line: bool = True):
+    def kernel_of(n_tokens: int, prefetch: str = "lines"):
         @staged(isa, "void", *["i64"] * 8)
         def tile_by_few(v, *args):
-            multiply_few(v, fmt, n_planes, n_tokens, *args, every_line=every_line)
+            multiply_few(v, fmt, n_planes, n_tokens, *args, prefetch=prefetch)
 
         return tile_by_few
 
-    by_one, by_one_of_pages = kernel_of(1), kernel_of(1, every_line=False)
+    by_one_of_pages, by_one, by_one_passing = (kernel_of(1, prefetch) for prefetch in PREFETCHES)
     by_two, by_most = kernel_of(2), kernel_of(most)
     by_some = kernel_of(some) if some > 2 else by_two
 
@@ -122,11 +122,13 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                 elif left == 2:
                     by_two(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 2
-                elif op.prefetch_lines:
-                    by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
-                    token += 1
                 else:
-                    by_one_of_pages(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
+                    if op.prefetch == 2:
+                        by_one_passing(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
+                    elif op.prefetch == 1:
+                        by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
+                    else:
+                        by_one_of_pages(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 1
 
     return linear_tiles
