@@ -24,10 +24,11 @@ def _sum_words(v: Vocabulary, address: Value, n_bytes: Value, ahead: Value, *, i
 
     def body(i: Value, *sums: Value) -> list[Value]:
         results = list(sums)
-        for line in range(LINES_PER_STEP):
-            at = address + (i * step + line * LINE)
-            if is_asking:
-                v.prefetch(at + ahead)
+        lines = [address + (i * step + line * LINE) for line in range(LINES_PER_STEP)]
+        if is_asking:
+            for at in lines:
+                v.prefetch(at + ahead, level=1)
+        for line, at in enumerate(lines):
             for part in range(0, LINE, lanes * 8):
                 results[line % 4] += v.load(at + part, I64, lanes)
         return results

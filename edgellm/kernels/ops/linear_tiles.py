@@ -26,6 +26,8 @@ from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
 
+LINES, PASSING = (PREFETCHES.index(what) for what in ("lines", "passing"))
+
 
 def multiply_few(
     v: Vocabulary,
@@ -123,9 +125,9 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                     by_two(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 2
                 else:
-                    if op.prefetch == 2:
+                    if op.prefetch == PASSING:
                         by_one_passing(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
-                    elif op.prefetch == 1:
+                    elif op.prefetch == LINES:
                         by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     else:
                         by_one_of_pages(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
