@@ -34,6 +34,7 @@ from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
 GROUP = 32  # weights that share an activation scale
+SIDE_BY_SIDE = 4  # tokens, as many as a sum waits cycles; more would take registers from weights and scales
 
 
 def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value, n: int) -> list[Value]:
@@ -167,7 +168,7 @@ def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, bias: Valu
 def _tokens_side_by_side(v: Vocabulary, n_tokens: int) -> int:
     """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow."""
     width = max(1, TILE_ROWS // v.isa.lanes)  # registers of 16 sums
-    return max(1, min(n_tokens, v.isa.n_registers // width - n_tokens - 2))
+    return max(1, min(n_tokens, SIDE_BY_SIDE, v.isa.n_registers // width - n_tokens - 2))
 
 
 def _dots_of_words(
