@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from edgellm.formats.tensor import Tensor
+from edgellm.graph.adapters import Instead, LowRank, Prefix, adapted
 from edgellm.graph.lowering.constant_keys import N_POSITIONS, constant_keys
 from edgellm.graph.nodes import (
     Attention,
     AttentionSpec,
     Graph,
     KeysValues,
+    ReplaceRows,
     Rotation,
     add_bias,
     keys_values,
@@ -80,6 +82,23 @@ def test_one_projection_for_all_three() -> None:
     q, k, v = split_columns(add_bias(linear(x, tensor("qkv", 3 * width, 8)), b), width, width, width)
     g.output(attention(q, keys_values(k, v, N_HEADS), N_HEADS, AttentionSpec(0.25)))
     np.testing.assert_array_equal(constant_keys(*of_layer(g), Q8_0_KV), b.dequantize()[width : 2 * width])
+
+
+def test_adapters_change_nothing_of_it() -> None:
+    """Rows with an adapter and rows without share a batch, and each finds keys that were computed in another."""
+    b, width = bias(N_HEADS * HEAD_DIM), N_HEADS * HEAD_DIM
+    g, own = found(Rotation(np.array([1e-3, 1e-4]), interleaved=False), b)
+    tables = [tensor(name, 3, width) for name in ("keys", "values")]
+    changes = {
+        "bias": [Instead(bias(width), "scales")],
+        "k": [LowRank(tensor("a", 4, 8), tensor("b", 4, width), 2.0, "scales", columns=bias(width))],
+        "blk.0.keys_values": [Prefix(*tables, "places")],
+    }
+    changed, _ = adapted(g, changes)
+    node, _ = of_layer(changed)
+    assert {type(each).__name__ for each in changed.nodes} >= {"ReplaceRows", "Choose", "Widen"}
+    assert isinstance(node.keys.node, ReplaceRows)
+    np.testing.assert_array_equal(constant_keys(*of_layer(changed), Q8_0_KV), own)
 
 
 def test_nothing_is_taken_off_where_there_is_nothing_or_it_would_show() -> None:

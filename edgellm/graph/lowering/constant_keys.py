@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.graph.nodes import AddBias, Attention, KeysValues, Rope, Value
+from edgellm.graph.nodes import AddBias, Attention, KeysValues, ReplaceRows, Rope, Value
+from edgellm.graph.nodes.low_rank import AddScaled, Choose, Widen
 from edgellm.graph.nodes.scaled import Columns
 from edgellm.kernels.kv_types import IntegerKV, KVType
 
@@ -31,8 +32,15 @@ def constant_keys(node: KeysValues, attentions: list[Attention], kind: KVType) -
 
 
 def _constant_part(value: Value) -> NDArray[np.float64] | None:
-    """float64 [width], the mean over many positions of what is in a value whatever the token is."""
+    """float64 [width], the mean over many positions of what is in a value whatever the token is.
+
+    With adapters, that of the model's own: rows that have them share batches with others, and so what is taken off.
+    """
     node = value.node
+    if isinstance(node, Choose | ReplaceRows):
+        return _constant_part(node.x)
+    if isinstance(node, Widen | AddScaled):
+        return _constant_part(node.y)
     if isinstance(node, AddBias):
         return node.bias.dequantize().reshape(-1).astype(np.float64)
     if isinstance(node, Columns):
