@@ -176,7 +176,7 @@ def _to_nibbles(x: Floats) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
         first = np.where(np.fmax.reduce(x, -1) > np.fmax.reduce(-x, -1), -largest, largest)
         best, scale, gain = np.zeros(x.shape, np.int64), largest - largest, np.zeros_like(largest)
         for reach in REACHES:
-            index = _nearest(x * _inverse(first * np.float32(reach / 127)))
+            index = _nearest(x * _inverse(first * np.float32(reach / -float(LEVELS[0]))))
             levels = LEVELS[index].astype(np.float32)
             products, squares = _folded(levels * x), _folded(levels * levels)
             found = products / squares

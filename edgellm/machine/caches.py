@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm.machine.sysctl import sysctl
+from edgellm.machine.text import text_of
 
 USUAL = 1 << 25  # bytes, where the system does not say
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -25,15 +26,9 @@ def last_level(root: Path) -> int:
 
 def linux_cache(root: Path) -> int | None:
     """As /sys describes those of the first CPU, "32768K"; None where it does not."""
-    sizes = []
-    for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        try:
-            size = re.fullmatch(r"(\d+)([KMG]?)", path.read_text().strip())
-        except (OSError, ValueError):
-            continue
-        if size:
-            sizes.append(int(size[1]) * _UNITS[size[2]])
-    return max(sizes, default=None)
+    paths = (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    found = (re.fullmatch(r"(\d+)([KMG]?)", text_of(path)) for path in paths)
+    return max((int(size[1]) * _UNITS[size[2]] for size in found if size), default=None)
 
 
 def apple_cache(ask: Callable[[str], int | None]) -> int | None:

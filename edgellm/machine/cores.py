@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgellm.machine.sysctl import sysctl
+from edgellm.machine.text import text_of
 
 _FAST = 2 / 3  # of the fastest one's speed; those that makers call efficient have a half of it or less
 
@@ -50,7 +51,7 @@ def linux_cores(cpus: set[int], root: Path) -> int:
     speeds = _speeds(cpus, folder)
     fastest = max(speeds.values())
     fast = [cpu for cpu, speed in speeds.items() if speed >= _FAST * fastest]
-    return len({_text(folder / f"system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in fast})
+    return len({text_of(folder / f"system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in fast})
 
 
 def apple_cores(ask: Callable[[str], int | None]) -> int | None:
@@ -86,10 +87,10 @@ def _windows_records() -> bytes:
 
 def _speeds(cpus: set[int], folder: Path) -> dict[int, float]:
     """How fast each CPU is, in whatever unit the system tells for all of them, or all the same."""
-    if performance := _text(folder / "cpu_core/cpus"):  # Intel's processors with two kinds of cores
+    if performance := text_of(folder / "cpu_core/cpus"):  # Intel's processors with two kinds of cores
         return {cpu: float(cpu in _numbers(performance)) for cpu in cpus}
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):  # ARM, and all others
-        told = {cpu: _text(folder / f"system/cpu/cpu{cpu}" / name) for cpu in cpus}
+        told = {cpu: text_of(folder / f"system/cpu/cpu{cpu}" / name) for cpu in cpus}
         if all(text.isdecimal() for text in told.values()):
             return {cpu: float(text) for cpu, text in told.items()}
     return dict.fromkeys(cpus, 1.0)
@@ -103,10 +104,3 @@ def _numbers(text: str) -> set[int]:
         if first.isdecimal() and (last or first).isdecimal():
             found.update(range(int(first), int(last or first) + 1))
     return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""

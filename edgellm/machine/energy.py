@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.machine.text import text_of
+
 _ZONE = re.compile(r"intel-rapl:\d+(:\d+)?")
 
 
@@ -62,7 +64,7 @@ def _counters(root: Path) -> Iterator[_Counter]:
     except OSError:
         return
     for zone in zones:
-        name = _text(zone / "name")
+        name = text_of(zone / "name")
         if name.startswith("package") or name == "dram":
             now, most = _number(zone / "energy_uj"), _number(zone / "max_energy_range_uj")
             if now is not None and most:
@@ -70,12 +72,5 @@ def _counters(root: Path) -> Iterator[_Counter]:
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
+    text = text_of(path)
     return int(text) if text.isascii() and text.isdecimal() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""

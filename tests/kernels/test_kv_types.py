@@ -30,8 +30,8 @@ MIXED = [CACHE_TYPES[name] for name in ("q8_0:q4_0", "q4_0:f16", "f16:q4_0", "f3
 # All of them on the best instruction set, and one of integers on the others, where each of its halves is tested too.
 MIXED_ON = [pytest.param(isa, mixed, id=f"{isa.name}-{mixed}")
             for isa in AVAILABLE for mixed in (MIXED if isa is AVAILABLE[0] else MIXED[:1])]  # fmt: skip
-# How far what is read back may be from what was put in, of the largest magnitude: half a step, and float16's rounding
-# of the scale. A rotated number is a sum of many, so its error is as theirs, which are not all the largest.
+# How far what is read back may be from what was put in, of the largest magnitude: float16's rounding. Integers are of
+# rotated numbers, so an error is a sum of many, of half a step each at most: a few times as large in the worst number.
 STEPS = {"q8_0": 0.03, "q4_0": 0.4, "f16": 2**-11, "f32": 0.0}
 ERRORS = {"q8_0": 3.2e-5, "q4_0": 0.006, "f16": 2**-22, "f32": 0.0}  # mean squares of that, over mean squares
 

@@ -16,6 +16,7 @@ from edgellm.graph.lowering.base import (
     tokens_per_chunk,
 )
 from edgellm.graph.lowering.constant_keys import constant_keys
+from edgellm.graph.lowering.rows import add_bias_to
 from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, KeysValues
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Rows
@@ -62,7 +63,7 @@ def _keys(low: Lowering, node: KeysValues) -> Rows:
     if common is None:
         return low.read(node.keys)
     x, out = low.change(node.keys, node.keys.name)
-    low.add_rows("add_bias", records.ADD_BIAS, x, [x], [out], x=x, bias=-common, out=out, n_cols=x.width)
+    add_bias_to(low, x, out, -common)
     return out
 
 

@@ -123,6 +123,6 @@ def prefetching(
         ahead = rows_together * row_bytes + tuning.prefetch_bytes
     return {
         "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
-        "prefetch": PREFETCHES.index(low.target.tiles_prefetch),
+        "prefetch": PREFETCHES.index(low.target.tiles_prefetch) if in_tiles else 0,
         "prefetch_distance": ahead,
     }

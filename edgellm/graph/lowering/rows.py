@@ -105,8 +105,11 @@ def lower_add(low: Lowering, node: Add) -> None:
 
 @rule(AddBias)
 def lower_add_bias(low: Lowering, node: AddBias) -> None:
-    x, out = low.make_from(node.x, node)
-    bias = low.floats(node.bias)
+    add_bias_to(low, *low.make_from(node.x, node), low.floats(node.bias))
+
+
+def add_bias_to(low: Lowering, x: Rows, out: Rows, bias: Tensor | np.ndarray) -> None:
+    """out = x + bias, float32 [width]; out may be x itself."""
     low.add_rows("add_bias", records.ADD_BIAS, x, [x], [out], x=x, bias=bias, out=out, n_cols=x.width)
 
 

@@ -12,7 +12,7 @@ PAGE_LINES = 4  # of the start of a page
 
 
 def prefetch_part(v: Vocabulary, address: Value, n_bytes: int, part: int = 0, n_parts: int = 1, level: int = 2) -> None:
-    """Prefetch one part of n_bytes; few at a time, for a core can wait for few lines at once."""
+    """Prefetch one part of n_bytes, into a level of cache; few at a time, for a core can wait for few lines at once."""
     starts = range(0, n_bytes, LINE)
     for start in starts[len(starts) * part // n_parts : len(starts) * (part + 1) // n_parts]:
         v.prefetch(address + start, level)
