@@ -41,7 +41,7 @@ CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
 TILES_PREFETCHES = (
-    (1 << 12, "passing"),
+    (1 << 12, "non_temporal"),
     (1 << 13, "lines"),
     (7 << 12, "lines"),
     (1 << 14, "pages"),

@@ -32,7 +32,7 @@ class Tuning:
     tiles: bool = False
     tiles_small_batch: int = 16
     tiles_prefetch_bytes: int = 1 << 13
-    tiles_prefetch: str = "passing"
+    tiles_prefetch: str = "non_temporal"
 
     def save(self, path: Path) -> None:
         """Remember, in a file that nobody else can write; where that cannot be, every start measures, which is said."""

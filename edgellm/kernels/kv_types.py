@@ -29,7 +29,7 @@ SCALE_BYTES = 2
 UNIT_BYTES = 2
 REACHES = (1.0, 0.95, 1.05, 0.85)  # of q4_0's first level, over the largest magnitude; tried in turn
 BOUNDS = tuple((int(a) + int(b)) / 2 for a, b in pairwise(LEVELS))  # half way from each level to the next
-INTEGER_FORM = 2  # to be raised when keys or values are stored otherwise: files of older ones are of no use then
+INTEGER_VERSION = 2  # to be raised when keys or values are stored otherwise: files of older ones are of no use then
 LANES = 16  # every head consists of so many dimensions, or a multiple
 
 
@@ -87,7 +87,7 @@ class IntegerKV(KVType):
     is_rotated = True
 
     def __repr__(self) -> str:
-        return f"{self.name}, form {INTEGER_FORM}"
+        return f"{self.name}, version {INTEGER_VERSION}"
 
     def head_bytes(self, head_dim: int) -> int:
         return super().head_bytes(head_dim) + KV_BLOCK * self.n_groups(head_dim) * SCALE_BYTES

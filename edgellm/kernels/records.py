@@ -82,7 +82,7 @@ LAYER_NORM = Schema(
 
 QUANTIZE = Schema("quantize", batch=BATCH, x="ptr", stride="i64", n_cols="i64", to=QUANTIZED, chunk_tokens="i64")
 
-PREFETCHES = ("pages", "lines", "passing")  # starts of pages; every line; the same into the first level alone
+PREFETCHES = ("pages", "lines", "non_temporal")  # starts of pages; every line; the same into the first level alone
 LINEAR = Schema(
     "linear",
     batch=BATCH,

@@ -145,8 +145,8 @@ class Vocabulary:
         level 0 is the first level too, and the line leaves no trace when it goes from there (non-temporal): so what is
         read once takes no room from what is read again.
 
-        It stays where it is among loads. The compiler would gather those of a whole loop at its beginning, and a core
-        that asks for many lines at once waits until it may ask for the next one.
+        A compiler barrier behind it keeps it where it is among loads. The compiler would gather those of a whole loop
+        at its beginning, and a core that asks for many lines at once waits until it may ask for the next one.
         """
         pointer = self.builder.inttoptr(address.llvm, I8.as_pointer())
         name = "llvm.prefetch.p0"
@@ -157,8 +157,8 @@ class Vocabulary:
             module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name
         )
         self.builder.call(function, arguments)
-        order = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True)
-        self.builder.call(order, [])
+        barrier = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", side_effect=True)
+        self.builder.call(barrier, [])
 
     # --- words of block formats (see `BlockFormat.unpack`) -----------------------------------------------
 

@@ -84,7 +84,12 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monk
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelStore, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
-    usual, near, kept, pages = (1 << 13, "passing"), (1 << 12, "passing"), (1 << 13, "lines"), (1 << 14, "pages")
+    usual, near, kept, pages = (
+        (1 << 13, "non_temporal"),
+        (1 << 12, "non_temporal"),
+        (1 << 13, "lines"),
+        (1 << 14, "pages"),
+    )
     for seconds, chosen in (
         ({near: 0.8, kept: 0.9}, near), ({near: 0.99, pages: 0.99}, usual), ({kept: 0.5}, kept), ({pages: 0.7}, pages),
     ):  # fmt: skip
@@ -129,7 +134,7 @@ def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelSt
 def test_what_cannot_be_used_is_measured_again(tmp_path: Path, content) -> None:
     path = tmp_path / "tuning.F32.json"
     good = {"n_threads": 2, "chunk_bytes": 1 << 19, "prefetch_bytes": 1 << 13, "small_batch": 3, "tiles": False,
-            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 13, "tiles_prefetch": "passing"}  # fmt: skip
+            "tiles_small_batch": 16, "tiles_prefetch_bytes": 1 << 13, "tiles_prefetch": "non_temporal"}  # fmt: skip
     path.write_text(json.dumps(good))
     assert Tuning.load(path) == Tuning(2)
     path.write_text(json.dumps({name: value for name, value in good.items() if not name.startswith("tiles")}))
@@ -153,7 +158,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("format_name", ["F32", "Q8_0"])
 def test_settings_change_no_bit(tuning: Tuning, format_name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(base, "last_level_cache", lambda: 0)  # no cache holds what is only passing
+    monkeypatch.setattr(base, "last_level_cache", lambda: 0)  # so no cache can hold the weights
     path = tiny.llama(hidden_size=64).save(tmp_path / "tiny.gguf", format_name)
     ids = list(range(3, 50))
 

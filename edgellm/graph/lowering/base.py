@@ -73,7 +73,7 @@ class Target:
     def tiles_prefetch(self) -> str:
         """How tiles are prefetched. What the last level of cache can hold until the next token may stay there."""
         what, n_bytes = self.tuning.tiles_prefetch, sum(tiles.nbytes for tiles in self.tiles.values())
-        return "lines" if what == "passing" and n_bytes <= last_level_cache() else what
+        return "lines" if what == "non_temporal" and n_bytes <= last_level_cache() else what
 
 
 LINE = 64  # bytes that states of a layer are a multiple of

@@ -26,7 +26,7 @@ from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
 
-LINES, PASSING = (PREFETCHES.index(what) for what in ("lines", "passing"))
+LINES, NON_TEMPORAL = (PREFETCHES.index(what) for what in ("lines", "non_temporal"))
 
 
 def multiply_few(
@@ -56,7 +56,7 @@ def multiply_few(
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
     # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
     # long for a group that its lines need not be told apart, and have no register to spare.
-    parts, level = GROUP // 4 if n_tokens <= 2 else 1, 0 if prefetch == "passing" else 1
+    parts, level = GROUP // 4 if n_tokens <= 2 else 1, 0 if prefetch == "non_temporal" else 1
 
     def body(i: Value, *totals: Value) -> list[Value]:
         asked = ahead + i * block_bytes
@@ -96,7 +96,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 
         return tile_by_few
 
-    by_one_of_pages, by_one, by_one_passing = (kernel_of(1, prefetch) for prefetch in PREFETCHES)
+    by_one_of_pages, by_one, by_one_non_temporal = (kernel_of(1, prefetch) for prefetch in PREFETCHES)
     by_two, by_most = kernel_of(2), kernel_of(most)
     by_some = kernel_of(some) if some > 2 else by_two
 
@@ -125,8 +125,8 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                     by_two(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 2
                 else:
-                    if op.prefetch == PASSING:
-                        by_one_passing(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
+                    if op.prefetch == NON_TEMPORAL:
+                        by_one_non_temporal(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     elif op.prefetch == LINES:
                         by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     else:
