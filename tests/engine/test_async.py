@@ -33,16 +33,24 @@ def test_several_at_once_while_the_loop_goes_on(model) -> None:
     prompts = [PROMPT[k:] for k in range(6)]
     expected = [generated(model, prompt) for prompt in prompts]
     beats = 0
+    has_gone_on = threading.Event()
 
     async def beat() -> None:
         nonlocal beats
         while True:
             beats += 1
+            if beats > 3:
+                has_gone_on.set()
             await asyncio.sleep(0.001)
+
+    def until_it_has(ids, logits, context) -> None:
+        has_gone_on.wait(0.1)  # however quick answers are: no token is chosen before, unless the loop stands still
+
+    steps = {"samplers": [until_it_has, "temperature"]}
 
     async def run() -> None:
         heart = asyncio.create_task(beat())
-        answers = await asyncio.gather(*[model.generate_async(prompt, **OFTEN) for prompt in prompts])
+        answers = await asyncio.gather(*[model.generate_async(prompt, **OFTEN, **steps) for prompt in prompts])
         heart.cancel()
         assert [answer.token_ids for answer in answers] == expected
 
