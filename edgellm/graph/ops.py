@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgellm.formats.tensor import Tensor
+from edgellm.kernels.group_sums import GroupSums
 from edgellm.kernels.records import ROW_ALIGN
 from edgellm.kernels.registry import Kernel
 from edgellm.kernels.schema import Schema
@@ -40,17 +41,22 @@ class Rows:
 
 @dataclass(eq=False)
 class Quantized:
-    """Rows as int8 in groups of 32, with scales and sums, in planes (see `kernels.records.QUANTIZED`)."""
+    """Rows as int8 in groups of 32, with scales and sums, in planes (see `kernels.records.QUANTIZED`).
+
+    sums:  those that somebody needs.
+    """
 
     width: int
     name: str = ""
     n_planes: int = 1
+    sums: set[GroupSums] = field(default_factory=set)
 
     @property
     def parts(self) -> dict[str, int]:
         """Bytes for each token of each of the arrays, which lie one behind the other."""
         width = self.width
-        return {"q": width * self.n_planes, "d": width // 8, "sum32": width // 8, "sum16": width // 4}
+        sums = {kind.field: 4 * width // kind.scale_group for kind in sorted(self.sums)}
+        return {"q": width * self.n_planes, "d": width // 8, "halves": width // 4, **sums}
 
     @property
     def token_bytes(self) -> int:

@@ -6,6 +6,7 @@ integer kernels the same rows stand once more as int8 in groups of 32 (see `QUAN
 
 from __future__ import annotations
 
+from edgellm.kernels.group_sums import ALL_SUMS
 from edgellm.kernels.schema import Schema
 from edgellm.quants.tiles import TILE_ROWS as TILE_ROWS  # weight rows of a tile, those that prefill unpacks too
 
@@ -22,16 +23,16 @@ BATCH = Schema(
     rows="ptr",  # int64 [n_tokens]: which rows `select_rows` takes
 )
 
-# Activations as int8: value = q * d. The sums let a kernel add `bias * sum(x)` for formats with a minimum
-# or with an offset, without touching every element again.
+# Activations as int8: value = q * d. The sums let a kernel put right what a minimum or a zero point of the weights
+# adds, without touching every element again; of these arrays, only those are there that the readers need.
 # In two planes, there is a second q behind the first of every token, in steps of a 256th: value = (256 * q1 + q2) * d,
 # about as exact as 16 bits. Kernels put both together as integers, so there is one scale and one sum.
 QUANTIZED = Schema(
     "quantized",
     q="ptr",  # int8 [n_tokens, n_planes, n_cols]
     d="ptr",  # float32 [n_tokens, n_cols / 32]
-    sum32="ptr",  # float32 [n_tokens, n_cols / 32]: d times the sum of the group
-    sum16="ptr",  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
+    halves="ptr",  # int32 [n_tokens, n_cols / 16]: the sum of each half of a group
+    **{sums.field: "ptr" for sums in ALL_SUMS},  # [n_tokens, n_cols / scale_group], see `group_sums`
 )
 PLANE_BITS = 8  # of the second plane
 LEAST_QUANTIZED = 2.0**-121  # a group that holds no more becomes 0: divided by 127, the inverse would be infinite

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.kernels.group_sums import GroupSums
 from edgellm.kernels.records import KV_BLOCK, LEAST_QUANTIZED, MAXIMA_GROUP, PLANE_BITS
 from edgellm.quants import BlockFormat
 
@@ -170,8 +171,15 @@ class Quantized(NamedTuple):
 
     q: NDArray[np.int8]  # [n_tokens, n_planes * n_cols]
     d: Floats  # float32 [n_tokens, n_cols / 32]
-    sum32: Floats  # float32 [n_tokens, n_cols / 32]: d * sum of q over the group
-    sum16: Floats  # float32 [n_tokens, n_cols / 16]: the same by halves of a group
+    halves: NDArray[np.int32]  # [n_tokens, n_cols / 16]: the sum of each half of a group
+
+    def sums(self, kind: GroupSums) -> Floats | NDArray[np.int32]:
+        """[n_tokens, n_cols / scale_group]: what weights of some formats need of each group."""
+        per_sum, (n_tokens, n_halves) = kind.scale_group // 16, self.halves.shape
+        sums = self.halves.reshape(n_tokens, n_halves // per_sum, per_sum).sum(-1, dtype=np.int32)
+        if kind.zero:
+            return -kind.zero * sums
+        return sums.astype(np.float32) * np.repeat(self.d, 2 // per_sum, axis=1)
 
     def dequantize(self) -> NDArray[np.float64]:
         """float64 [n_tokens, n_cols]: what the linear kernels take the activations to be."""
@@ -208,9 +216,8 @@ def quantize(x: Floats, n_planes: int = 1) -> Quantized:
             planes.append(_as_bytes(np.rint(np.minimum(finer, 127))))
             d = d * np.float32(2.0**-PLANE_BITS)
         sums = _joined(planes).reshape(*d.shape, 2, GROUP // 2).sum(-1)
-        sum16 = sums.astype(np.float32) * d[..., None]
     q = np.concatenate([plane.reshape(x.shape) for plane in planes], axis=1)
-    return Quantized(q, d, sum16[..., 0] + sum16[..., 1], sum16.reshape(len(x), x.shape[1] // 16))
+    return Quantized(q, d, sums.reshape(len(x), x.shape[1] // 16).astype(np.int32))
 
 
 def _as_bytes(rounded: Floats) -> NDArray[np.int8]:

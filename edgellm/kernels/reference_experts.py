@@ -61,7 +61,7 @@ def experts(weights: NDArray[np.uint8], fmt: BlockFormat, x: Quantized, chosen: 
 
 def _row_of(x: Quantized, row: int) -> Quantized:
     one = slice(row, row + 1)
-    return Quantized(x.q[one], x.d[one], x.sum32[one], x.sum16[one])
+    return Quantized(x.q[one], x.d[one], x.halves[one])
 
 
 def experts_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats, chosen: Ints) -> Floats:

@@ -87,9 +87,9 @@ class TileReader:
         return self.fmt.unpack(self._words, self, group).parts
 
     def unpack_scales(self) -> tuple[list[Value], list[Value]]:
-        """The scales of the block, each for all rows, and what a weight of u = 0 is worth."""
+        """The scales of the block, each for all rows, and likewise the biases; none where there is a zero point."""
         scales, biases = self.fmt.unpack_scales(self._words, self)
-        return scales.parts, (scales * float(-self.fmt.zero) if biases is None else biases).parts
+        return scales.parts, [] if biases is None else biases.parts
 
     # --- words of `quants.protocols.Block` ----------------------------------------------------------------------
 

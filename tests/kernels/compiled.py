@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from edgellm.kernels.gradient_records import (
     TRANSPOSED_SCRATCH_BYTES,
     TRANSPOSED_TOKENS,
 )
+from edgellm.kernels.group_sums import GroupSums, sums_for
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
@@ -311,12 +312,23 @@ class Compiled:
         return out.take().reshape(x.shape)
 
     def quantize(self, x: np.ndarray, n_planes: int = 1) -> Quantized:
+        return self.quantize_for(x, (), n_planes)[0]
+
+    def quantize_for(
+        self, x: np.ndarray, wanted: Iterable[GroupSums], n_planes: int = 1
+    ) -> tuple[Quantized, dict[GroupSums, np.ndarray]]:
+        """The input as int8, and those sums that are wanted."""
         n_tokens, n_cols = x.shape
         source = rows(x)
         out = Quantized(
             np.zeros((n_tokens, n_planes * n_cols), np.int8),
-            *(np.zeros((n_tokens, n_cols // width), np.float32) for width in (32, 32, 16)),
+            np.zeros((n_tokens, n_cols // 32), np.float32),
+            np.zeros((n_tokens, n_cols // 16), np.int32),
         )
+        made = {
+            kind: np.zeros((n_tokens, n_cols // kind.scale_group), np.int32 if kind.zero else np.float32)
+            for kind in wanted
+        }
         self._run(
             "quantize",
             records.QUANTIZE,
@@ -326,10 +338,10 @@ class Compiled:
             x=source,
             stride=source.shape[1],
             n_cols=n_cols,
-            to=_record(records.QUANTIZED, **out._asdict()),
+            to=_record(records.QUANTIZED, **out._asdict(), **{kind.field: sums for kind, sums in made.items()}),
             chunk_tokens=2,
         )
-        return out
+        return out, made
 
     def linear(
         self, weights: np.ndarray, fmt: BlockFormat, x: Quantized, op: str = "linear_prefill", n_planes: int = 1
@@ -337,7 +349,9 @@ class Compiled:
         """op is "linear_decode", "linear_prefill", or one of those that read tiles, into which weights are put."""
         n_tokens, n_cols = len(x.q), x.q.shape[1] // n_planes
         capacity = -(-n_tokens // TOKEN_ALIGN) * TOKEN_ALIGN
-        padded = [np.resize(part, (capacity, part.shape[1])) for part in x]
+        kind = sums_for(fmt)
+        parts = x._asdict() | {kind.field: x.sums(kind)}
+        padded = {name: np.resize(part, (capacity, part.shape[1])) for name, part in parts.items()}
         of_amx = records.AMX_CONFIG_BYTES + records.AMX_SUMS_BYTES if op.endswith("_amx") else 0
         return self._linear(
             op,
@@ -348,7 +362,7 @@ class Compiled:
             chunk_rows=CHUNK_ROWS,
             scratch_bytes=CHUNK_ROWS * (n_cols + 8 * (n_cols // fmt.scale_group)) + of_amx,
             options={"n_planes": n_planes},
-            xq=_record(records.QUANTIZED, **dict(zip(x._fields, padded, strict=True))),
+            xq=_record(records.QUANTIZED, **padded),
         )
 
     def linear_f32(self, weights: np.ndarray, fmt: BlockFormat, x: np.ndarray, op: str = "linear_f32") -> np.ndarray:

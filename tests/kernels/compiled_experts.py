@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.kernels import expert_records as records
+from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.records import QUANTIZED
 from edgellm.kernels.reference import Quantized
 from edgellm.quants import BlockFormat
@@ -53,7 +54,9 @@ def experts(compiled: Compiled, op: str, weights: np.ndarray, fmt: BlockFormat, 
     x_parts, isa = len(source) // n_tokens, compiled.store.isa
     fields: dict[str, Any] = {}
     if isinstance(x, Quantized):
-        fields["xq"] = _record(QUANTIZED, **x._asdict())
+        kind = sums_for(fmt)
+        sums = x.sums(kind)
+        fields["xq"] = _record(QUANTIZED, **x._asdict(), **{kind.field: sums})
         scratch = Scratch(records.experts_scratch_bytes(n_cols, n_cols // fmt.scale_group, isa.tile_tokens))
     else:
         fields["x"] = rows(x.reshape(n_tokens, -1))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgellm.kernels import reference
+from edgellm.kernels.group_sums import ALL_SUMS
 from edgellm.kernels.isa import AVX2, AVX512, Isa
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.quants import FORMATS, BlockFormat
@@ -180,6 +181,22 @@ def test_quantize_is_exact(compiled: Compiled, rng, n_tokens: int, n_cols: int, 
     x[:, 32:64] = 0  # a group of nothing
     for got, want in zip(compiled.quantize(x, n_planes), reference.quantize(x, n_planes), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@on_all
+@pytest.mark.parametrize("n_planes", [1, 2])
+@pytest.mark.parametrize("n_cols", [32, 96, 768])
+def test_sums_of_groups_are_exact(compiled: Compiled, rng, n_cols: int, n_planes: int) -> None:
+    """All of them, and each by itself, where the others have no place."""
+    x = normal(rng, 3, n_cols)
+    for wanted in (ALL_SUMS, *([kind] for kind in ALL_SUMS)):
+        quantized, made = compiled.quantize_for(x, wanted, n_planes)
+        for kind, sums in made.items():
+            np.testing.assert_array_equal(sums, quantized.sums(kind), err_msg=kind.field)
+            by_hand = quantized.dequantize().reshape(3, -1, kind.scale_group).sum(-1)
+            if kind.zero:
+                by_hand *= -kind.zero / np.repeat(quantized.d, 32 // kind.scale_group, axis=1).astype(np.float64)
+            np.testing.assert_allclose(sums, by_hand, rtol=1e-6, err_msg=kind.field)
 
 
 @on_all

@@ -16,11 +16,13 @@ from edgellm.graph.nodes import Attention, Graph, KeysValues, Node, Rope, Value
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Op, Quantized, Rows, Split, Table
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels import gradient_records, records
+from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.machine import last_level_cache
+from edgellm.quants import BlockFormat
 
 ELEMENTS_PER_CHUNK = 4096  # of elementwise work: a few microseconds
 SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
@@ -198,8 +200,8 @@ class Lowering:
         is_needed = self._n_readers[x] or x in self._wanted
         return source, Rows(x.width, name) if is_needed else source
 
-    def quantized(self, x: Value, n_planes: int) -> Quantized:
-        """A value as int8, made once for all linears that read it."""
+    def quantized(self, x: Value, n_planes: int, fmt: BlockFormat) -> Quantized:
+        """A value as int8 for weights of a format, made once for all linears that read it."""
         if (x, n_planes) not in self._quantized:
             rows = self._rows[x]
             result = self._quantized[x, n_planes] = Quantized(x.width, x.name, n_planes)
@@ -214,7 +216,9 @@ class Lowering:
                 n_cols=x.width,
                 to=result,
             )
-        return self._quantized[x, n_planes]
+        found = self._quantized[x, n_planes]
+        found.sums.add(sums_for(fmt))
+        return found
 
     def halves(self, x: Value) -> Rows:
         """A value as bfloat16, two numbers in the place of one, made once for all linears that read it."""

@@ -85,7 +85,7 @@ def lower_expert_linear(low: Lowering, node: ExpertLinear) -> None:
         "n_threads": low.target.tuning.n_threads,
     }
     if is_int8:
-        source: Any = low.quantized(node.x, 1)
+        source: Any = low.quantized(node.x, 1, weight.format)
         fields["xq"] = source
         scratch = records.experts_scratch_bytes(n_cols, n_cols // weight.format.scale_group, isa.tile_tokens)
     else:

@@ -77,7 +77,7 @@ def lower_linear_transposed(low: Lowering, node: LinearTransposed) -> None:
         row_bytes = copy.format.row_bytes(n_cols)
         fields |= {"weights": copy, "row_bytes": row_bytes, "n_rows": n_rows, "n_cols": n_cols}
         fields |= {"n_threads": low.target.tuning.n_threads}
-        add_int8(low, copy, low.quantized(node.dy, 1), out, fields)
+        add_int8(low, copy, low.quantized(node.dy, 1, copy.format), out, fields)
         return
     n_rows, n_cols = weight.shape
     fields |= {"weights": weight, "row_bytes": weight.format.row_bytes(n_cols), "n_rows": n_rows, "n_cols": n_cols}

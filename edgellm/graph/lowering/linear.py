@@ -42,7 +42,7 @@ def lower_linear(low: Lowering, node: Linear) -> None:
     elif low.target.activations == "bf16" and not node.sensitive:
         _add_bf16(low, weight, low.halves(node.x), out, fields)
     else:
-        add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1), out, fields)
+        add_int8(low, weight, low.quantized(node.x, 2 if node.sensitive else 1, weight.format), out, fields)
 
 
 def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def for_few(isa, n_step, multiply):
 
 def build_experts_decode(isa, fmt):
     """Int8 inputs of few tokens."""
-    per_sum, per_block = fmt.scale_group, fmt.block_size
+    per_sum, per_block, sums_of = fmt.scale_group, fmt.block_size, linear.sums_reader(fmt)
     input_of, _, _, _ = pair_words(isa)
 
     rows_at = linear_decode.rows_finder(isa)
@@ -114,14 +114,13 @@ def build_experts_decode(isa, fmt):
     @njit(error_model="numpy")
     def multiply(op, weights, row, pair, ahead, out, spare):
         at = input_of(op, pair) * op.n_cols
-        sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         dot_rows(
             rows_at(op, weights, row, spare),
             op.row_bytes,
             op.n_cols // per_block,
             op.xq.q + at,
             op.xq.d + at // 32 * 4,
-            sums + at // per_sum * 4,
+            sums_of(op) + at // per_sum * 4,
             ahead,
             out,
         )
@@ -191,7 +190,7 @@ def for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
 
 def int8_for_many(isa, fmt, unpack):
     """The kernel for int8 inputs of many tokens; `unpack` as `linear.rows_unpacker` makes it."""
-    per_sum, at_once = fmt.scale_group, isa.tile_tokens
+    per_sum, at_once, sums_of = fmt.scale_group, isa.tile_tokens, linear.sums_reader(fmt)
     input_of, _, _, _ = pair_words(isa)
     copy = memory(isa).copy_f32
 
@@ -215,10 +214,9 @@ def int8_for_many(isa, fmt, unpack):
     def gather(op, pair, i, tile):
         q, d, sums, _ = places(op, tile)
         at, n = input_of(op, pair) * op.n_cols, op.n_cols
-        of_sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         copy(op.xq.q + at, q + i * n, n // 4)
         copy(op.xq.d + at // 32 * 4, d + i * (n // 32) * 4, n // 32)
-        copy(of_sums + at // per_sum * 4, sums + i * (n // per_sum) * 4, n // per_sum)
+        copy(sums_of(op) + at // per_sum * 4, sums + i * (n // per_sum) * 4, n // per_sum)
 
     @njit(error_model="numpy")
     def multiply_some(op, tile):
@@ -230,8 +228,7 @@ def int8_for_many(isa, fmt, unpack):
     def multiply_one(op, pair, tile):
         _, _, _, found = places(op, tile)
         at = input_of(op, pair) * op.n_cols
-        of_sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
-        q, d, sums = op.xq.q + at, op.xq.d + at // 32 * 4, of_sums + at // per_sum * 4
+        q, d, sums = op.xq.q + at, op.xq.d + at // 32 * 4, sums_of(op) + at // per_sum * 4
         by_one(tile, op.n_cols // 32, q, d, sums, found, 16)
         return found
 

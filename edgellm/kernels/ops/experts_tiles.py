@@ -5,6 +5,7 @@ from __future__ import annotations
 from numba import njit
 
 from edgellm.kernels.ops.experts import for_few, int8_for_many, pair_words
+from edgellm.kernels.ops.linear import sums_reader
 from edgellm.kernels.ops.linear_tiles import multiply_few, tile_unpacker
 from edgellm.kernels.records import TILE_ROWS
 from edgellm.kernels.staged import staged
@@ -12,7 +13,7 @@ from edgellm.kernels.staged import staged
 
 def build_experts_tiles(isa, fmt):
     """Int8 inputs of few tokens. Of those that have the same expert, the first reads a tile from memory for all."""
-    per_sum, per_block = fmt.scale_group, fmt.block_size
+    per_sum, per_block, sums_of = fmt.scale_group, fmt.block_size, sums_reader(fmt)
     input_of, _, _, _ = pair_words(isa)
 
     @staged(isa, "void", *["i64"] * 8)
@@ -22,13 +23,12 @@ def build_experts_tiles(isa, fmt):
     @njit(error_model="numpy")
     def multiply(op, weights, row, pair, ahead, out, spare):
         at = input_of(op, pair) * op.n_cols
-        sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
         by_one(
             weights + row * op.row_bytes,
             op.n_cols // per_block,
             op.xq.q + at,
             op.xq.d + at // 32 * 4,
-            sums + at // per_sum * 4,
+            sums_of(op) + at // per_sum * 4,
             out,
             0,
             ahead,

@@ -8,7 +8,8 @@ in afterwards as float32:
 
     sum(w * x) = sum over groups of  scale * d * sum(u * q)  +  bias * (d * sum(q))
 
-with bias = -scale * zero for the formats that store no minimum.
+For formats that store no minimum but have a zero point, the bias would be -scale * zero. So that part is an integer
+too, -zero * sum(q), in which the sum of products begins (`group_sums`).
 
 With two planes, an input is twice as long in int8: what rounding left over of the first is the second, in steps of a
 256th (see records.QUANTIZED). Inside a group both sums are integers, so they are put together there, exactly, as one
@@ -28,6 +29,7 @@ from typing import Any
 from numba import njit
 
 from edgellm.kernels.blocks import SETS, BlockReader, transpose_quarters
+from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.prefetching import next_tile, prefetch_part
 from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
@@ -49,13 +51,25 @@ def readers(v: Vocabulary, fmt, addresses: list[Value]) -> tuple[list[BlockReade
 
 
 def scales_by_row(v: Vocabulary, fmt, reader: BlockReader) -> tuple[list[Value], list[Value]]:
-    """The scales of a block, each for all rows, and what a weight of u = 0 is worth."""
-    scales, biases = fmt.unpack_scales(v, reader)
-    if biases is None:
-        biases = scales * float(-fmt.zero)
+    """The scales of a block, each for all rows, and likewise the biases; no biases where there is a zero point."""
     n_rows = len(reader.addresses)
-    of_groups = range(0, scales.n, n_rows)
-    return [scales[at : at + n_rows] for at in of_groups], [biases[at : at + n_rows] for at in of_groups]
+
+    def by_group(numbers: Value | None) -> list[Value]:
+        return [] if numbers is None else [numbers[at : at + n_rows] for at in range(0, numbers.n, n_rows)]
+
+    scales, biases = fmt.unpack_scales(v, reader)
+    return by_group(scales), by_group(biases)
+
+
+def sums_reader(fmt):
+    """sums_of(op): where the numbers of each group are that weights of this format need (`group_sums`)."""
+    field = sums_for(fmt).field
+
+    @njit(error_model="numpy")
+    def sums_of(op):
+        return getattr(op.xq, field)
+
+    return sums_of
 
 
 def unpack_tile(
@@ -142,7 +156,8 @@ def meet_tokens(
     """A group of weights of 16 rows by some tokens: added to the total of each.
 
     words: eight registers, each with four neighbouring weights of every row; scales and biases: one register for every
-    `scale_group` weights. before_word: what is done beside, when the first tokens are about to meet each of the words.
+    `scale_group` weights, biases only of formats that have some. before_word: what is done beside, when the first
+    tokens are about to meet each of the words.
     """
     n_words = len(words) // len(scales)
     results = list(totals)
@@ -153,16 +168,24 @@ def meet_tokens(
         places = all_places[first : first + at_once]
         for s in range(len(scales)):
             some = range(s * n_words, (s + 1) * n_words)
-            dots = _dots_of_words(v, fmt, words, some, [q for q, _, _ in places], None if first else before_word)
-            for token, dot, (_, d, sums) in zip(tokens, dots, places, strict=True):
-                results[token] = add_scaled(v, results[token], dot, scales[s], biases[s], d, sums + s * 4)
+            planes, sums = [q for q, _, _ in places], [at + s * 4 for _, _, at in places]
+            starts = [v.constant(0, I32, TILE_ROWS) if biases else correction(v, at, TILE_ROWS) for at in sums]
+            dots = _dots_of_words(v, fmt, words, some, planes, starts, None if first else before_word)
+            for i, (token, (_, d, _)) in enumerate(zip(tokens, places, strict=True)):
+                results[token] = add_scaled(v, results[token], dots[i], scales[s], d)
+                if biases:
+                    results[token] = v.fma(biases[s], v.f32(sums[i]), results[token])
     return results
 
 
-def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, bias: Value, d: Value, sums: Value) -> Value:
+def correction(v: Vocabulary, at: Value, n: int) -> Value:
+    """What the zero point of n weights takes from their integer sums."""
+    return v.splat(v.load(at, I32), n)
+
+
+def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) -> Value:
     """Add to a token's total what its integer sums are worth: see the formula above."""
-    total = v.fma(dot.to_f32(), scale * v.f32(d), total)
-    return v.fma(bias, v.f32(sums), total)
+    return v.fma(dot.to_f32(), scale * v.f32(d), total)
 
 
 def _tokens_side_by_side(v: Vocabulary, n_tokens: int) -> int:
@@ -177,13 +200,15 @@ def _dots_of_words(
     words: list[Value],
     some: range,
     planes: list[list[Value]],
+    starts: list[Value],
     before_word: Callable[[int], None] | None,
 ) -> list[Value]:
     """Some words of a group by each token's bytes, at its planes; of each token int32 sums, as of `join_planes`."""
-    dots = [v.constant(0, I32, TILE_ROWS)] * len(planes)
-    for p in range(len(planes[0])):
+    n_planes = len(planes[0])
+    dots = starts if n_planes == 1 else [v.constant(0, I32, TILE_ROWS)] * len(planes)
+    for p in range(n_planes):
         if p:
-            dots = [dot << PLANE_BITS for dot in dots]
+            dots = [(dot << PLANE_BITS) + start for dot, start in zip(dots, starts, strict=True)]
         for k in some:
             if before_word is not None and p == 0:
                 before_word(k)
@@ -197,28 +222,29 @@ class UnpackedTile:
     """16 rows of weights in scratch memory, as it was unpacked for tokens to meet it.
 
     For every group of 32 columns eight registers of 16 rows x 4 bytes, so that one multiply of bytes meets four columns
-    of all 16 rows; behind those of all groups the scales and then the biases, 16 rows side by side.
+    of all 16 rows; behind those of all groups the scales and then the biases, if there are any, 16 rows side by side.
     """
 
     def __init__(self, v: Vocabulary, fmt, memory: Value, n_groups: Value) -> None:
         self.v, self.memory = v, memory
-        self.per_group = GROUP // fmt.scale_group
+        self.per_group, self.has_biases = GROUP // fmt.scale_group, fmt.zero == 0
         self.scales_at = memory + n_groups * (TILE_ROWS * GROUP)
         self.biases_at = self.scales_at + n_groups * (self.per_group * TILE_ROWS * 4)
 
     def group(self, g: Value) -> tuple[list[Value], list[Value], list[Value]]:
-        """The words of a group, its scales and its biases."""
+        """The words of a group, its scales and its biases, as `meet_tokens` takes them."""
         v, words = self.v, self.memory + g * (TILE_ROWS * GROUP)
         scales, biases = self.scales_of(g)
         return [v.load(words + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(GROUP // 4)], scales, biases
 
     def scales_of(self, g: Value) -> tuple[list[Value], list[Value]]:
         """The scales of a group and its biases."""
-        scales, biases = (
-            [self.v.f32(at + (g * self.per_group + s) * (TILE_ROWS * 4), TILE_ROWS) for s in range(self.per_group)]
-            for at in (self.scales_at, self.biases_at)
-        )
-        return scales, biases
+
+        def numbers(first: Value) -> list[Value]:
+            places = [first + (g * self.per_group + s) * (TILE_ROWS * 4) for s in range(self.per_group)]
+            return [self.v.f32(at, TILE_ROWS) for at in places]
+
+        return numbers(self.scales_at), numbers(self.biases_at) if self.has_biases else []
 
     def store(
         self, g: Value, words: Sequence[Value], scales: Sequence[Value], biases: Sequence[Value], lane: Value | int = 0
@@ -227,10 +253,9 @@ class UnpackedTile:
         v, at = self.v, self.memory + g * (TILE_ROWS * GROUP) + lane * 4
         for k, word in enumerate(words):
             v.store(at + k * TILE_ROWS * 4, word)
-        for s, (scale, bias) in enumerate(zip(scales, biases, strict=True)):
-            at = (g * self.per_group + s) * (TILE_ROWS * 4) + lane * 4
-            v.store(self.scales_at + at, scale)
-            v.store(self.biases_at + at, bias)
+        for first, numbers in ((self.scales_at, scales), (self.biases_at, biases)):
+            for s, number in enumerate(numbers):
+                v.store(first + (g * self.per_group + s) * (TILE_ROWS * 4) + lane * 4, number)
 
 
 def multiply_tile(
@@ -259,7 +284,7 @@ def multiply_tile(
 
 def tile_multiplier(isa, fmt, n_planes: int):
     """multiply(op, tile, first): the 16 rows from `first` on, unpacked in `tile`, by all tokens."""
-    per_sum, at_once = fmt.scale_group, isa.tile_tokens
+    per_sum, at_once, sums_of = fmt.scale_group, isa.tile_tokens, sums_reader(fmt)
 
     @staged(isa, "void", *["i64"] * 7)
     def tile_by_tokens(v, *args):
@@ -268,7 +293,7 @@ def tile_multiplier(isa, fmt, n_planes: int):
     @njit(error_model="numpy")
     def multiply(op, tile, first):
         n_cols = op.n_cols
-        sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
+        sums = sums_of(op)
         # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
         for token in range(0, op.batch.n_tokens, at_once):
             tile_by_tokens(

@@ -11,7 +11,7 @@ from numba import njit
 
 from edgellm.kernels.isa import amx
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import GROUP, Inputs, UnpackedTile, add_scaled, rows_unpacker
+from edgellm.kernels.ops.linear import GROUP, Inputs, UnpackedTile, add_scaled, correction, rows_unpacker, sums_reader
 from edgellm.kernels.ops.linear_tiles import tile_unpacker
 from edgellm.kernels.ops.prefetching import next_tile
 from edgellm.kernels.records import AMX_CONFIG_BYTES, AMX_SUMS_BYTES, LINEAR, PLANE_BITS, TILE_ROWS
@@ -61,7 +61,7 @@ def multiply_tile(
             amx.add_byte_products(v, register, TOKENS[n_tokens], WEIGHTS)
             amx.store(v, register, place, word_bytes)
 
-    def sums_of(token: int) -> Value:
+    def dots_of(token: int) -> Value:
         first, *others = (v.load(place + token * SUM_BYTES, I32, TILE_ROWS) for place in places)
         for other in others:
             first = (first << PLANE_BITS) + other
@@ -69,9 +69,15 @@ def multiply_tile(
 
     def body(g: Value, *totals: Value) -> list[Value]:
         make_sums(g)
-        (scale,), (bias,) = unpacked.scales_of(g)
-        of_tokens = zip(totals, inputs.scales_of_group(v, g, n_tokens), strict=True)
-        return [add_scaled(v, total, sums_of(t), scale, bias, d, s) for t, (total, (d, s)) in enumerate(of_tokens)]
+        (scale,), biases = unpacked.scales_of(g)
+        results = []
+        for token, (total, (d, at)) in enumerate(zip(totals, inputs.scales_of_group(v, g, n_tokens), strict=True)):
+            dots = dots_of(token)
+            if not biases:
+                dots = dots + correction(v, at, TILE_ROWS)
+            result = add_scaled(v, total, dots, scale, d)
+            results.append(v.fma(biases[0], v.f32(at), result) if biases else result)
+        return results
 
     totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
     for token, total in enumerate(totals):
@@ -80,7 +86,7 @@ def multiply_tile(
 
 def tile_kernel(isa, fmt, n_planes: int, unpack):
     """The kernel for several tokens; `unpack` as `rows_unpacker` makes it."""
-    op_at = record_viewer(LINEAR)
+    op_at, sums_of = record_viewer(LINEAR), sums_reader(fmt)
 
     @staged(isa, "void", "i64")
     def begin(v, scratch):
@@ -105,7 +111,7 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
         while token < op.batch.n_tokens:
             q = op.xq.q + token * n_cols * n_planes
             d = op.xq.d + token * (n_cols // 32) * 4
-            sums = op.xq.sum32 + token * (n_cols // 32) * 4
+            sums = sums_of(op) + token * (n_cols // 32) * 4
             out = op.out + (token * op.out_stride + first) * 4
             # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
             if op.batch.n_tokens - token > SOME:

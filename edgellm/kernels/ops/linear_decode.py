@@ -8,7 +8,7 @@ from numba import njit
 
 from edgellm.kernels.blocks import by_quarters
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import GROUP, readers, scales_by_row
+from edgellm.kernels.ops.linear import GROUP, correction, readers, scales_by_row, sums_reader
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.records import LINEAR, PLANE_BITS
@@ -59,9 +59,12 @@ def multiply_rows(
             x_scale = v.f32(d + group * 4)
             dots = _dots(v, fmt, weights_of_sets, [plane + group * GROUP for plane in planes], ask)
             for s, of_rows in enumerate(dots):
-                at = g * per_group + s
+                at, sums_at = g * per_group + s, sums + (group * per_group + s) * 4
+                if not biases:
+                    of_rows = of_rows + correction(v, sums_at, n_rows)
                 total = v.fma(of_rows.to_f32(), scales[at] * x_scale, total)
-                total = v.fma(biases[at], v.f32(sums + (group * per_group + s) * 4), total)
+                if biases:
+                    total = v.fma(biases[at], v.f32(sums_at), total)
         return [total]
 
     (total,) = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)], body)
@@ -130,7 +133,7 @@ def rows_finder(isa):
 def build_linear_decode(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
-    per_sum, per_block, n_rows = fmt.scale_group, fmt.block_size, isa.lanes
+    per_sum, per_block, n_rows, sums_of = fmt.scale_group, fmt.block_size, isa.lanes, sums_reader(fmt)
 
     rows_at = rows_finder(isa)
 
@@ -141,7 +144,7 @@ def build_linear_decode(isa, fmt, n_planes=1):
     def linear_decode(record, chunk, thread):
         op = op_at(record)
         n_cols = op.n_cols
-        sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
+        sums = sums_of(op)
         first = chunk * op.chunk_rows
         for row in range(first, min(first + op.chunk_rows, op.n_rows), n_rows):
             ahead = prefetch_address(op, chunk, thread, row)

@@ -20,6 +20,7 @@ from edgellm.kernels.ops.linear import (
     UnpackedTile,
     meet_tokens,
     prefill_kernel,
+    sums_reader,
 )
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts, prefetch_part
 from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
@@ -86,7 +87,7 @@ def multiply_few(
 def build_linear_tiles(isa, fmt, n_planes=1):
     """W [n_rows, n_cols] by few tokens; a chunk is chunk_rows, a multiple of 16."""
     op_at = record_viewer(LINEAR)
-    per_sum, per_block = fmt.scale_group, fmt.block_size
+    per_sum, per_block, sums_of = fmt.scale_group, fmt.block_size, sums_reader(fmt)
     most, some = isa.tile_tokens, isa.tile_tokens // 2
 
     def kernel_of(n_tokens: int, prefetch: str = "lines"):
@@ -102,7 +103,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 
     def linear_tiles(record, chunk, thread):
         op = op_at(record)
-        sums = op.xq.sum32 if per_sum == 32 else op.xq.sum16
+        sums = sums_of(op)
         n_blocks, n_tokens = op.n_cols // per_block, op.batch.n_tokens
         first = chunk * op.chunk_rows
         for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
+from numba import njit
+
+from edgellm.kernels.group_sums import ALL_SUMS, GroupSums
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.linear import GROUP
 from edgellm.kernels.records import LEAST_QUANTIZED, PLANE_BITS, QUANTIZE
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
+LANES = 16  # sums at a time
 
-def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value], d: Value, sum32: Value,
-                    sum16: Value) -> None:  # fmt: skip
-    """32 numbers, in two registers, to the int8 of every plane at q, with their scale and sums."""
+
+def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value], d: Value, halves: Value) -> None:
+    """32 numbers, in two registers, to the int8 of every plane at q, with their scale and the sums of both halves."""
     # As integers, magnitudes have the same order, and NaN comes after infinity: it spoils the scale.
     magnitudes = [v.abs(half).bitcast(I32) for half in x]
     largest = v.maximum(*magnitudes).max().bitcast(F32)
@@ -28,10 +33,8 @@ def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value]
         second = _store_bytes(v, [v.round_to_i32(v.minimum(number, 127.0)) for number in finer], q[1])
         sums = [(coarse << PLANE_BITS) + fine for coarse, fine in zip(sums, second, strict=True)]
         scale = scale * 2.0**-PLANE_BITS
-    halves = v.vector_of(sums).to_f32() * scale
     v.store(d, scale)
-    v.store(sum16, halves)
-    v.store(sum32, halves[0] + halves[1])
+    v.store(halves, v.vector_of(sums))
 
 
 def _store_bytes(v: Vocabulary, halves: list[Value], q: Value) -> list[Value]:
@@ -43,21 +46,73 @@ def _store_bytes(v: Vocabulary, halves: list[Value], q: Value) -> list[Value]:
     return [fours[:4].sum(), fours[4:].sum()]
 
 
-def _quantize_row(v: Vocabulary, x: Value, n_groups: Value, q: Value, d: Value, sum32: Value, sum16: Value, *,
-                  n_planes: int) -> None:  # fmt: skip
+def _quantize_row(
+    v: Vocabulary, x: Value, n_groups: Value, q: Value, d: Value, halves: Value, *, n_planes: int
+) -> None:
     """float32 [n_groups * 32] at x becomes int8 at q, plane after plane, with scales and sums (records.QUANTIZED)."""
 
     def body(g: Value) -> None:
         planes = [q + (n_groups * plane + g) * 32 for plane in range(n_planes)]
         numbers = [v.f32(x + g * 128 + 64 * half, 16) for half in range(2)]
-        _quantize_group(v, n_planes, numbers, planes, d + g * 4, sum32 + g * 4, sum16 + g * 8)
+        _quantize_group(v, n_planes, numbers, planes, d + g * 4, halves + g * 8)
 
     v.repeat(n_groups, body)
 
 
+def _make_sums(v: Vocabulary, halves: Value, d: Value, n_groups: Value, out: Value, *, kind: GroupSums) -> None:
+    """The sums of each group, or of each half of one, as weights of some formats need them."""
+    per_group = GROUP // kind.scale_group
+
+    def sums_from(i: Value, n: int) -> Value:
+        if per_group == 2:
+            return v.load(halves + i * 4, I32, n)
+        pairs = v.load(halves + i * 8, I32, 2 * n)
+        return pairs[0::2] + pairs[1::2]
+
+    def scales_from(i: Value, n: int) -> Value:
+        if per_group == 1 or n == 1:
+            return v.f32(d + i / per_group * 4, n)
+        scales = v.f32(d + i / per_group * 4, n // per_group)
+        return v.shuffle(scales, scales, [lane // per_group for lane in range(n)])
+
+    def make(i: Value, n: int) -> None:
+        sums = sums_from(i, n)
+        v.store(out + i * 4, sums * -kind.zero if kind.zero else sums.to_f32() * scales_from(i, n))
+
+    v.elements(n_groups * per_group, LANES, make)
+
+
+def _sums_maker(isa, kind: GroupSums):
+    """make_sums(to, token, n_groups): of one token, where somebody needs them."""
+    per_group, field = GROUP // kind.scale_group, kind.field
+
+    @staged(isa, "void", *["i64"] * 4)
+    def make_row(v, *args):
+        _make_sums(v, *args, kind=kind)
+
+    @njit(error_model="numpy")
+    def make_sums(to, token, n_groups):
+        out = getattr(to, field)
+        if out != 0:
+            at = token * n_groups * 4
+            make_row(to.halves + at * 2, to.d + at, n_groups, out + at * per_group)
+
+    return make_sums
+
+
+def _one_after_the_other(first, then):
+    @njit(error_model="numpy")
+    def both(to, token, n_groups):
+        first(to, token, n_groups)
+        then(to, token, n_groups)
+
+    return both
+
+
 def build_quantize(isa, n_planes=1):
     op_at = record_viewer(QUANTIZE)
-    quantize_row = staged(isa, "void", *["i64"] * 6)(partial(_quantize_row, n_planes=n_planes))
+    quantize_row = staged(isa, "void", *["i64"] * 5)(partial(_quantize_row, n_planes=n_planes))
+    make_sums = reduce(_one_after_the_other, [_sums_maker(isa, kind) for kind in ALL_SUMS])
 
     def quantize(record, chunk, thread):
         op = op_at(record)
@@ -70,8 +125,8 @@ def build_quantize(isa, n_planes=1):
                 n_groups,
                 op.to.q + at * 32 * n_planes,
                 op.to.d + at * 4,
-                op.to.sum32 + at * 4,
-                op.to.sum16 + at * 8,
+                op.to.halves + at * 8,
             )
+            make_sums(op.to, token, n_groups)
 
     return quantize
