@@ -352,6 +352,7 @@ class Compiled:
         kind = sums_for(fmt)
         parts = x._asdict() | {kind.field: x.sums(kind)}
         padded = {name: np.resize(part, (capacity, part.shape[1])) for name, part in parts.items()}
+        chunk_rows = CHUNK_ROWS * (self.store.isa.tiles_together if op.endswith("_prefill") else 1)
         of_amx = records.AMX_CONFIG_BYTES + records.AMX_SUMS_BYTES if op.endswith("_amx") else 0
         return self._linear(
             op,
@@ -359,8 +360,8 @@ class Compiled:
             fmt,
             n_cols,
             n_tokens,
-            chunk_rows=CHUNK_ROWS,
-            scratch_bytes=CHUNK_ROWS * (n_cols + 8 * (n_cols // fmt.scale_group)) + of_amx,
+            chunk_rows=chunk_rows,
+            scratch_bytes=chunk_rows * (n_cols + 8 * (n_cols // fmt.scale_group)) + of_amx,
             options={"n_planes": n_planes},
             xq=_record(records.QUANTIZED, **padded),
         )

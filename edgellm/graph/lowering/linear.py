@@ -49,26 +49,29 @@ def add_int8(low: Lowering, weight: Tensor, xq: Quantized, out: Rows, fields: di
     n_rows, n_cols = out.width, weight.shape[-1]
     n_planes = xq.n_planes
     n_groups = -(-n_cols // weight.format.scale_group)
-    tiles, scratch = low.target.tiles.get(weight), TILE_ROWS * (n_cols + 8 * n_groups)
+    tiles, tile_bytes = low.target.tiles.get(weight), TILE_ROWS * (n_cols + 8 * n_groups)
+    large_rows = TILE_ROWS * low.target.isa.tiles_together
     if tiles is None:
         large, small, rows_together = "linear_prefill", "linear_decode", low.target.isa.lanes
     else:
         large, small, rows_together = "linear_tiles_prefill", "linear_tiles", TILE_ROWS
         fields["weights"] = Tiled(weight, tiles)
     if weight.format.scale_group == 32 and has_amx(low.target.isa):  # see ops/linear_amx.py
-        large = "linear_amx" if tiles is None else "linear_tiles_amx"
-        scratch += records.AMX_CONFIG_BYTES + records.AMX_SUMS_BYTES
+        large, large_rows = "linear_amx" if tiles is None else "linear_tiles_amx", TILE_ROWS
+        scratch = tile_bytes + records.AMX_CONFIG_BYTES + records.AMX_SUMS_BYTES
+    else:
+        scratch = large_rows // TILE_ROWS * tile_bytes
     fields |= prefetching(low, weight, rows_together, n_rows, tiles is not None)
     low.add(
         large,
         records.LINEAR,
-        Chunks("tokens", 1 << 30, -(-n_rows // TILE_ROWS), small_batch=-(-n_rows // fields["chunk_rows"])),
+        Chunks("tokens", 1 << 30, -(-n_rows // large_rows), small_batch=-(-n_rows // fields["chunk_rows"])),
         [xq],
         [out],
         format=weight.format,
         options={"n_planes": n_planes},
         small=small,
-        split=Columns(out, TILE_ROWS, fields["chunk_rows"]),
+        split=Columns(out, large_rows, fields["chunk_rows"]),
         scratch=scratch,
         xq=xq,
         **fields,

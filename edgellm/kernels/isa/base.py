@@ -63,6 +63,11 @@ class Isa:
         return replace(self, target=lambda cpu, features: portable.target(more))
 
     @property
+    def tiles_together(self) -> int:
+        """Unpacked tiles of 16 rows that tokens meet at a time: two where half of the registers can hold their sums."""
+        return 2 if self.n_registers // 2 >= 2 * self.tile_tokens * (16 // self.lanes) else 1
+
+    @property
     def f32_tile_rows(self) -> int:
         """Rows of a tile of float32. Two registers of sums for an input, where they are wide, load it half as often."""
         return max(16, 2 * self.lanes)

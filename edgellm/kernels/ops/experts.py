@@ -196,11 +196,11 @@ def int8_for_many(isa, fmt, unpack):
 
     @staged(isa, "void", *["i64"] * 7)
     def by_some(v, *args):
-        linear.multiply_tile(v, fmt, 1, at_once, *args)
+        linear.multiply_tiles(v, fmt, 1, at_once, 1, *args)
 
     @staged(isa, "void", *["i64"] * 7)
     def by_one(v, *args):
-        linear.multiply_tile(v, fmt, 1, 1, *args)
+        linear.multiply_tiles(v, fmt, 1, 1, 1, *args)
 
     @njit(error_model="numpy")
     def places(op, tile):

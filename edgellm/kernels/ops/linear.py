@@ -22,21 +22,17 @@ instruction set, and a text has the same logits in one batch or token by token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from numba import njit
 
 from edgellm.kernels.blocks import SETS, BlockReader, transpose_quarters
 from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.prefetching import next_tile, prefetch_part
-from edgellm.kernels.records import LINEAR, PLANE_BITS, TILE_ROWS
-from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
-
-GROUP = 32  # weights that share an activation scale
-SIDE_BY_SIDE = 4  # tokens, as many as a sum waits cycles; more would take registers from weights and scales
+from edgellm.kernels.ops.prefetching import next_rows, prefetch_part
+from edgellm.kernels.ops.tile_products import GROUP, Inputs, UnpackedTile, meet_tokens, store_totals, unpacked_tiles
+from edgellm.kernels.records import LINEAR, TILE_ROWS
+from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
 
 def row_addresses(v: Vocabulary, weights: Value, row_bytes: Value, first: Value, last: Value, n: int) -> list[Value]:
@@ -106,163 +102,12 @@ def unpack_tile(
     v.repeat(n_groups / per_block, body)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Tokens as int8 (records.QUANTIZED), in groups: where the first one's bytes, scales and sums are."""
-
-    fmt: Any
-    n_planes: int
-    n_groups: Value
-    q: Value
-    d: Value
-    sums: Value
-
-    def of_group(self, v: Vocabulary, group: Value, n_tokens: int) -> list[tuple[list[Value], Value, Value]]:
-        """Where a group of each token is: the bytes of each plane, the scale, the sums."""
-        n_planes = self.n_planes
-        q = _evenly_spaced(v, self.q + group * GROUP, self.n_groups * GROUP, n_tokens * n_planes)
-        scales = self.scales_of_group(v, group, n_tokens)
-        return [(q[token * n_planes : (token + 1) * n_planes], d, sums) for token, (d, sums) in enumerate(scales)]
-
-    def scales_of_group(self, v: Vocabulary, group: Value, n_tokens: int) -> list[tuple[Value, Value]]:
-        """Where the scale and the sums of a group of each token are."""
-        sums_bytes = 4 * GROUP // self.fmt.scale_group
-        d = _evenly_spaced(v, self.d + group * 4, self.n_groups * 4, n_tokens)
-        sums = _evenly_spaced(v, self.sums + group * sums_bytes, self.n_groups * sums_bytes, n_tokens)
-        return list(zip(d, sums, strict=True))
-
-
-def _evenly_spaced(v: Vocabulary, first: Value, step: Value, n: int) -> list[Value]:
-    """n addresses, which the CPU adds up while it loads: every fourth, and from there steps that all of them share.
-
-    The compiler would rather keep every one of them, for which there are not enough registers, and read most of them
-    back from memory each time.
-    """
-    steps = [step * i for i in range(4)]
-    return [v.opaque(first + step * i) + steps[k] for i in range(0, n, 4) for k in range(min(4, n - i))]
-
-
-def meet_tokens(
-    v: Vocabulary,
-    fmt,
-    words: list[Value],
-    scales: list[Value],
-    biases: list[Value],
-    inputs: Inputs,
-    group: Value,
-    totals: Sequence[Value],
-    before_word: Callable[[int], None] | None = None,
-) -> list[Value]:
-    """A group of weights of 16 rows by some tokens: added to the total of each.
-
-    words: eight registers, each with four neighbouring weights of every row; scales and biases: one register for every
-    `scale_group` weights, biases only of formats that have some. before_word: what is done beside, when the first
-    tokens are about to meet each of the words.
-    """
-    n_words = len(words) // len(scales)
-    results = list(totals)
-    at_once = _tokens_side_by_side(v, len(results))
-    all_places = inputs.of_group(v, group, len(results))
-    for first in range(0, len(results), at_once):
-        tokens = range(first, min(first + at_once, len(results)))
-        places = all_places[first : first + at_once]
-        for s in range(len(scales)):
-            some = range(s * n_words, (s + 1) * n_words)
-            planes, sums = [q for q, _, _ in places], [at + s * 4 for _, _, at in places]
-            starts = [v.constant(0, I32, TILE_ROWS) if biases else correction(v, at, TILE_ROWS) for at in sums]
-            dots = _dots_of_words(v, fmt, words, some, planes, starts, None if first else before_word)
-            for i, (token, (_, d, _)) in enumerate(zip(tokens, places, strict=True)):
-                results[token] = add_scaled(v, results[token], dots[i], scales[s], d)
-                if biases:
-                    results[token] = v.fma(biases[s], v.f32(sums[i]), results[token])
-    return results
-
-
-def correction(v: Vocabulary, at: Value, n: int) -> Value:
-    """What the zero point of n weights takes from their integer sums."""
-    return v.splat(v.load(at, I32), n)
-
-
-def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) -> Value:
-    """Add to a token's total what its integer sums are worth: see the formula above."""
-    return v.fma(dot.to_f32(), scale * v.f32(d), total)
-
-
-def _tokens_side_by_side(v: Vocabulary, n_tokens: int) -> int:
-    """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow."""
-    width = max(1, TILE_ROWS // v.isa.lanes)  # registers of 16 sums
-    return max(1, min(n_tokens, SIDE_BY_SIDE, v.isa.n_registers // width - n_tokens - 2))
-
-
-def _dots_of_words(
-    v: Vocabulary,
-    fmt,
-    words: list[Value],
-    some: range,
-    planes: list[list[Value]],
-    starts: list[Value],
-    before_word: Callable[[int], None] | None,
-) -> list[Value]:
-    """Some words of a group by each token's bytes, at its planes; of each token int32 sums, as of `join_planes`."""
-    n_planes = len(planes[0])
-    dots = starts if n_planes == 1 else [v.constant(0, I32, TILE_ROWS)] * len(planes)
-    for p in range(n_planes):
-        if p:
-            dots = [(dot << PLANE_BITS) + start for dot, start in zip(dots, starts, strict=True)]
-        for k in some:
-            if before_word is not None and p == 0:
-                before_word(k)
-            for token, of_token in enumerate(planes):
-                x = v.splat(v.u32(of_token[p] + k * 4), TILE_ROWS).bitcast(I8)
-                dots[token] = v.dot_u8_s8(dots[token], words[k], x, fmt.max_u)
-    return dots
-
-
-class UnpackedTile:
-    """16 rows of weights in scratch memory, as it was unpacked for tokens to meet it.
-
-    For every group of 32 columns eight registers of 16 rows x 4 bytes, so that one multiply of bytes meets four columns
-    of all 16 rows; behind those of all groups the scales and then the biases, if there are any, 16 rows side by side.
-    """
-
-    def __init__(self, v: Vocabulary, fmt, memory: Value, n_groups: Value) -> None:
-        self.v, self.memory = v, memory
-        self.per_group, self.has_biases = GROUP // fmt.scale_group, fmt.zero == 0
-        self.scales_at = memory + n_groups * (TILE_ROWS * GROUP)
-        self.biases_at = self.scales_at + n_groups * (self.per_group * TILE_ROWS * 4)
-
-    def group(self, g: Value) -> tuple[list[Value], list[Value], list[Value]]:
-        """The words of a group, its scales and its biases, as `meet_tokens` takes them."""
-        v, words = self.v, self.memory + g * (TILE_ROWS * GROUP)
-        scales, biases = self.scales_of(g)
-        return [v.load(words + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(GROUP // 4)], scales, biases
-
-    def scales_of(self, g: Value) -> tuple[list[Value], list[Value]]:
-        """The scales of a group and its biases."""
-
-        def numbers(first: Value) -> list[Value]:
-            places = [first + (g * self.per_group + s) * (TILE_ROWS * 4) for s in range(self.per_group)]
-            return [self.v.f32(at, TILE_ROWS) for at in places]
-
-        return numbers(self.scales_at), numbers(self.biases_at) if self.has_biases else []
-
-    def store(
-        self, g: Value, words: Sequence[Value], scales: Sequence[Value], biases: Sequence[Value], lane: Value | int = 0
-    ) -> None:
-        """Put a group there; of fewer rows, each register into the lanes from `lane` on."""
-        v, at = self.v, self.memory + g * (TILE_ROWS * GROUP) + lane * 4
-        for k, word in enumerate(words):
-            v.store(at + k * TILE_ROWS * 4, word)
-        for first, numbers in ((self.scales_at, scales), (self.biases_at, biases)):
-            for s, number in enumerate(numbers):
-                v.store(first + (g * self.per_group + s) * (TILE_ROWS * 4) + lane * 4, number)
-
-
-def multiply_tile(
+def multiply_tiles(
     v: Vocabulary,
     fmt,
     n_planes: int,
     n_tokens: int,
+    n_tiles: int,
     tile: Value,
     n_groups: Value,
     q: Value,
@@ -271,24 +116,25 @@ def multiply_tile(
     out: Value,
     out_stride: Value,
 ) -> None:
-    """The 16 rows of an unpacked tile by n_tokens, with one register of 16 sums for each."""
-    unpacked, inputs = UnpackedTile(v, fmt, tile, n_groups), Inputs(fmt, n_planes, n_groups, q, d, sums)
+    """The rows of unpacked tiles, one behind the other, by n_tokens, with one register of 16 sums for each."""
+    inputs = Inputs(fmt, n_planes, n_groups, q, d, sums)
+    unpacked = unpacked_tiles(v, fmt, n_tiles, tile, n_groups)
 
     def body(g: Value, *totals: Value) -> list[Value]:
-        return meet_tokens(v, fmt, *unpacked.group(g), inputs, g, totals)
+        (places,) = inputs.places(v, g, n_tokens)
+        return meet_tokens(v, fmt, [partial(one.group, g) for one in unpacked], places, totals)
 
-    totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
-    for token, total in enumerate(totals):
-        v.store(out + out_stride * (4 * token), total)
+    totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * (n_tokens * n_tiles), body)
+    store_totals(v, totals, n_tiles, out, out_stride)
 
 
-def tile_multiplier(isa, fmt, n_planes: int):
-    """multiply(op, tile, first): the 16 rows from `first` on, unpacked in `tile`, by all tokens."""
+def tiles_multiplier(isa, fmt, n_planes: int, n_tiles: int):
+    """multiply(op, tile, first): n_tiles of 16 rows each, from `first` on, unpacked from `tile` on, by all tokens."""
     per_sum, at_once, sums_of = fmt.scale_group, isa.tile_tokens, sums_reader(fmt)
 
     @staged(isa, "void", *["i64"] * 7)
-    def tile_by_tokens(v, *args):
-        multiply_tile(v, fmt, n_planes, at_once, *args)
+    def tiles_by_tokens(v, *args):
+        multiply_tiles(v, fmt, n_planes, at_once, n_tiles, *args)
 
     @njit(error_model="numpy")
     def multiply(op, tile, first):
@@ -296,7 +142,7 @@ def tile_multiplier(isa, fmt, n_planes: int):
         sums = sums_of(op)
         # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
         for token in range(0, op.batch.n_tokens, at_once):
-            tile_by_tokens(
+            tiles_by_tokens(
                 tile,
                 op.n_cols // 32,
                 op.xq.q + token * n_cols * n_planes,
@@ -328,17 +174,28 @@ def rows_unpacker(isa, fmt):
 
 def prefill_kernel(isa, fmt, n_planes: int, unpack):
     """The kernel for many tokens; `unpack` as `rows_unpacker` makes it."""
-    op_at, multiply = record_viewer(LINEAR), tile_multiplier(isa, fmt, n_planes)
+    op_at, most, per_scale = record_viewer(LINEAR), isa.tiles_together, fmt.scale_group
+    multiply_all = tiles_multiplier(isa, fmt, n_planes, most)
+    multiply_one = tiles_multiplier(isa, fmt, n_planes, 1) if most > 1 else multiply_all
 
     def linear_prefill(record, chunk, thread):
         op = op_at(record)
-        tile = op.scratch + thread * op.scratch_bytes
-        unpack(op, op.weights, chunk * 16, tile, next_tile(op, chunk))
-        multiply(op, tile, chunk * 16)
+        tiles = op.scratch + thread * op.scratch_bytes
+        tile_bytes = TILE_ROWS * (op.n_cols + 8 * (op.n_cols // per_scale))
+        first = chunk * (16 * most)
+        n_tiles = min(most, (op.n_rows - first + 15) // 16)
+        ahead = next_rows(op, chunk, 16 * most)
+        for i in range(n_tiles):
+            unpack(op, op.weights, first + i * 16, tiles + i * tile_bytes, ahead + i * 16 * op.row_bytes)
+        if n_tiles == most:
+            multiply_all(op, tiles, first)
+        else:
+            for i in range(n_tiles):
+                multiply_one(op, tiles + i * tile_bytes, first + i * 16)
 
     return linear_prefill
 
 
 def build_linear_prefill(isa, fmt, n_planes=1):
-    """W [n_rows, n_cols] by many tokens; chunk c is the rows from 16 c on."""
+    """W [n_rows, n_cols] by many tokens; a chunk is `tiles_together` times 16 rows."""
     return prefill_kernel(isa, fmt, n_planes, rows_unpacker(isa, fmt))

@@ -11,9 +11,10 @@ from numba import njit
 
 from edgellm.kernels.isa import amx
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import GROUP, Inputs, UnpackedTile, add_scaled, correction, rows_unpacker, sums_reader
+from edgellm.kernels.ops.linear import rows_unpacker, sums_reader
 from edgellm.kernels.ops.linear_tiles import tile_unpacker
-from edgellm.kernels.ops.prefetching import next_tile
+from edgellm.kernels.ops.prefetching import next_rows
+from edgellm.kernels.ops.tile_products import GROUP, Inputs, UnpackedTile, add_scaled, correction
 from edgellm.kernels.records import AMX_CONFIG_BYTES, AMX_SUMS_BYTES, LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I32, I64, Value, Vocabulary, staged
 
@@ -71,12 +72,13 @@ def multiply_tile(
         make_sums(g)
         (scale,), biases = unpacked.scales_of(g)
         results = []
-        for token, (total, (d, at)) in enumerate(zip(totals, inputs.scales_of_group(v, g, n_tokens), strict=True)):
+        (places,) = inputs.places(v, g, n_tokens)
+        for token, (total, place) in enumerate(zip(totals, places, strict=True)):
             dots = dots_of(token)
             if not biases:
-                dots = dots + correction(v, at, TILE_ROWS)
-            result = add_scaled(v, total, dots, scale, d)
-            results.append(v.fma(biases[0], v.f32(at), result) if biases else result)
+                dots = dots + correction(v, place.sums, TILE_ROWS)
+            result = add_scaled(v, total, dots, scale, place.d)
+            results.append(v.fma(biases[0], v.f32(place.sums), result) if biases else result)
         return results
 
     totals = v.loop(n_groups, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
@@ -126,7 +128,7 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
         scratch = op.scratch + thread * op.scratch_bytes
         found = scratch + AMX_CONFIG_BYTES
         tile = found + AMX_SUMS_BYTES
-        unpack(op, op.weights, chunk * 16, tile, next_tile(op, chunk))
+        unpack(op, op.weights, chunk * 16, tile, next_rows(op, chunk, 16))
         begin(scratch)
         multiply(op, tile, chunk * 16, found)
         end()

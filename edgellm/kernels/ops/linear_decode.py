@@ -8,9 +8,10 @@ from numba import njit
 
 from edgellm.kernels.blocks import by_quarters
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import GROUP, correction, readers, scales_by_row, sums_reader
+from edgellm.kernels.ops.linear import readers, scales_by_row, sums_reader
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
+from edgellm.kernels.ops.tile_products import GROUP, correction
 from edgellm.kernels.records import LINEAR, PLANE_BITS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 

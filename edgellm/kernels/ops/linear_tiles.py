@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import (
+from edgellm.kernels.ops.linear import prefill_kernel, sums_reader
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts, prefetch_part
+from edgellm.kernels.ops.tile_products import (
     GROUP,
+    GroupOfRows,
     Inputs,
     UnpackedTile,
     meet_tokens,
-    prefill_kernel,
-    sums_reader,
+    store_totals,
 )
-from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts, prefetch_part
 from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
@@ -62,9 +63,8 @@ def multiply_few(
     def body(i: Value, *totals: Value) -> list[Value]:
         asked = ahead + i * block_bytes
         block = TileReader(v, fmt, tile + i * block_bytes)
+        scales, places = block.unpack_scales(), tokens.places(v, i * per_block, n_tokens, per_block)
         sums: Sequence[Value] = totals
-        scales, biases = block.unpack_scales()
-        per_group = len(scales) // per_block
         if prefetch == "pages":
             prefetch_page_starts(v, asked, block_bytes)
         for g in range(per_block):
@@ -73,15 +73,19 @@ def multiply_few(
                 if prefetch != "pages" and word < parts:
                     prefetch_part(v, asked, block_bytes, g * parts + word, per_block * parts, level)
 
-            some = slice(g * per_group, (g + 1) * per_group)
-            sums = meet_tokens(
-                v, fmt, block.unpack(g), scales[some], biases[some], tokens, i * per_block + g, sums, ask
-            )
+            rows = group_of_rows(fmt, block, scales, g)
+            sums = meet_tokens(v, fmt, [rows.itself], places[g], sums, ask)
         return list(sums)
 
     totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
-    for token, total in enumerate(totals):
-        v.store(out + out_stride * (4 * token), total)
+    store_totals(v, totals, 1, out, out_stride)
+
+
+def group_of_rows(fmt, block: TileReader, scales: tuple[list[Value], list[Value]], g: int) -> GroupOfRows:
+    """The g-th group of a block, with its part of the block's scales and biases."""
+    per_group = GROUP // fmt.scale_group
+    some = slice(g * per_group, (g + 1) * per_group)
+    return GroupOfRows(block.unpack(g), scales[0][some], scales[1][some])
 
 
 def build_linear_tiles(isa, fmt, n_planes=1):
@@ -142,8 +146,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 
 def tile_unpacker(isa, fmt):
     """unpack(op, weights, first, tile, ahead): as `rows_unpacker` makes it, of weights that lie as tiles."""
-    block_size, block_bytes = fmt.block_size, fmt.block_bytes * TILE_ROWS
-    per_block, per_group = block_size // GROUP, GROUP // fmt.scale_group
+    block_size, block_bytes, per_block = fmt.block_size, fmt.block_bytes * TILE_ROWS, fmt.block_size // GROUP
 
     @staged(isa, "void", *["i64"] * 4)
     def unpack_tile(v, weights, n_blocks, tile, ahead):
@@ -151,11 +154,10 @@ def tile_unpacker(isa, fmt):
 
         def body(i: Value) -> None:
             block = TileReader(v, fmt, weights + i * block_bytes)
-            scales, biases = block.unpack_scales()
+            scales = block.unpack_scales()
             for g in range(per_block):
                 prefetch_part(v, ahead + i * block_bytes, block_bytes, g, per_block)
-                some = slice(g * per_group, (g + 1) * per_group)
-                unpacked.store(i * per_block + g, block.unpack(g), scales[some], biases[some])
+                unpacked.store(i * per_block + g, *group_of_rows(fmt, block, scales, g))
 
         v.repeat(n_blocks, body)
 

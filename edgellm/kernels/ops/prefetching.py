@@ -48,13 +48,13 @@ def prefetch_address(op, chunk, thread, row):
 
 
 @njit(error_model="numpy")
-def next_tile(op, chunk):
-    """The 16 rows to prefetch while those of a chunk are unpacked: what this thread is likely to unpack next.
+def next_rows(op, chunk, n_rows):
+    """The rows to prefetch while the n_rows of a chunk are unpacked: what this thread is likely to unpack next.
 
     That is the chunk that comes when every other thread has had one too; behind the last one, rows of the next op, as
     if they were as long.
     """
-    following, n_chunks = chunk + op.n_threads, (op.n_rows + 15) // 16
+    following, n_chunks = chunk + op.n_threads, (op.n_rows + n_rows - 1) // n_rows
     if following < n_chunks:
-        return op.weights + following * 16 * op.row_bytes
-    return op.next_weights + (following - n_chunks) * 16 * op.row_bytes
+        return op.weights + following * n_rows * op.row_bytes
+    return op.next_weights + (following - n_chunks) * n_rows * op.row_bytes

@@ -8,7 +8,7 @@ from numba import njit
 
 from edgellm.kernels.group_sums import ALL_SUMS, GroupSums
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import GROUP
+from edgellm.kernels.ops.tile_products import GROUP
 from edgellm.kernels.records import LEAST_QUANTIZED, PLANE_BITS, QUANTIZE
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
