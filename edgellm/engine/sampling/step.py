@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.candidates import Candidates, Dice
 from edgellm.engine.sampling.groups import Drawn
 
 
@@ -47,10 +46,10 @@ class Context:
 
 
 class Surroundings(NamedTuple):
-    """What steps share: the text so far, the random numbers, and what tokens stand for, as bytes."""
+    """What steps share: the text so far, the dice, and what tokens stand for, as bytes."""
 
     context: Context
-    random: random.Random
+    dice: Dice
     token_bytes: Callable[[int], bytes]
 
 
