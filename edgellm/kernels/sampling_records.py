@@ -86,7 +86,8 @@ GROUP_CHANGE = Schema(
     numbers="ptr",  # float64 [n_tokens], of each token; afterwards of those that are left
     base="f64",  # what a token loses is base + factor * number; infinity makes it minus infinity, which stays so
     factor="f64",
-    before="ptr",  # float32 [n_tokens], is filled in: what they had
+    before="ptr",  # float32 [n_tokens], is filled in: what they had, and
+    maxima_before="ptr",  # float32 [n_tokens]: the largest of their groups then
     found="ptr",  # int64 [1]: how many are left
 )
 REPEATED = Schema(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.engine.sampling.groups import (
+    Before,
     Drawn,
     Filter,
     GroupLoops,
@@ -30,18 +31,20 @@ from edgellm.kernels.sampling_records import WITHIN
 class AllTokens:
     """Logits of all tokens in the order of their ids, minus infinity for those that must not come."""
 
-    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None, loops: GroupLoops, is_own: bool) -> None:
+    def __init__(
+        self, logits: np.ndarray, maxima: np.ndarray | None, loops: GroupLoops, is_own: bool, is_lent: bool = False
+    ) -> None:
         """logits: [n]. maxima: the largest of every MAXIMA_GROUP, where they are known.
 
-        is_own:  the logits may be written over for good.
+        is_own:   the logits may be written over for good.
+        is_lent:  logits and maxima may be written over until `give_back`, where that can be done.
         """
-        self._loops, self._is_own = loops, is_own
+        self._loops, self._is_own, self._is_lent = loops, is_own, is_lent
         self._has_own_maxima = maxima is None
         if maxima is None:
             maxima = loops.largest(logits, None, None)
         self._row = Row(logits, None, maxima)
-        self._lends = False
-        self._lent: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._before: list[tuple[Row, Before]] = []  # what is to be given back
         self._largest: float | None = None
 
     def __len__(self) -> int:
@@ -123,34 +126,29 @@ class AllTokens:
     def change(self, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float) -> None:
         """Other logits at some positions, int64, each once; see `changed`."""
         self._make_own()
-        lent = self._loops.change(self._row, positions, lost, repeat, temperature)
-        if self._lent is not None:
-            self._lent.append(lent)
+        self._note(self._loops.change(self._row, positions, lost, repeat, temperature))
 
     def penalize(self, ids: np.ndarray, penalty: Penalty, temperature: float) -> None:
         """Other logits for the tokens that are among some ids, int64."""
         self._make_own()
-        lent = self._loops.penalize(self._row, ids, penalty, temperature)
-        if self._lent is not None:
-            self._lent.append(lent)
+        self._note(self._loops.penalize(self._row, ids, penalty, temperature))
+
+    def _note(self, before: Before) -> None:
+        if self._is_lent:
+            self._before.append((self._row, before))
 
     def _make_own(self) -> None:
         """From here on, logits and maxima may be written over."""
         self._largest = None
         logits, words, maxima = self._row
-        if self._lends and logits.flags.writeable:
-            self._lends, self._is_own, self._lent = False, True, []
-        if not self._is_own or not self._has_own_maxima:
+        if self._is_lent and not (logits.flags.writeable and maxima.flags.writeable):
+            self._is_lent = False
+        if not self._is_lent and not (self._is_own and self._has_own_maxima):
             self._row = Row(logits if self._is_own else logits.copy(), words, maxima.copy())
             self._is_own = self._has_own_maxima = True
 
-    def borrow(self) -> None:
-        """Write over the logits until `give_back`, where that can be done."""
-        self._lends = not self._is_own
-
     def give_back(self) -> None:
-        """The logits are again what they were when they were borrowed."""
-        for positions, before in reversed(self._lent or ()):
-            self._row.logits[positions] = before
-        if self._lent is not None:
-            self._is_own, self._lent = False, None
+        """Logits and maxima are again what they were when they were lent."""
+        for row, before in reversed(self._before):
+            before.put_back(row)
+        self._before, self._is_lent = [], False

@@ -82,25 +82,28 @@ class Candidates:
     is_sorted:    the largest logit comes first; among equal ones the smaller id.
     """
 
-    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None = None, loops: GroupLoops = IN_NUMPY) -> None:
+    def __init__(
+        self,
+        logits: np.ndarray,
+        maxima: np.ndarray | None = None,
+        loops: GroupLoops = IN_NUMPY,
+        is_lent: bool = False,
+    ) -> None:
         """All tokens of a vocabulary: float32 [n_vocab], and the largest of every MAXIMA_GROUP where they are known.
 
-        loops:  what goes through all logits.
+        loops:    what goes through all logits.
+        is_lent:  steps may write over both until `give_back`.
         """
         self.temperature = 1.0
         self._ids: np.ndarray | None = None
         self._is_sorted = False
         self._filters: list[Filter] = []  # that are still to be applied to all
         self.loops = loops
-        self._given = self._all = AllTokens(logits, maxima, loops, is_own=False)
+        self._given = self._all = AllTokens(logits, maxima, loops, False, is_lent)
         self._some = NOTHING  # logits of those in `ids`
 
-    def borrow(self) -> None:
-        """Steps may write over the logits that were given, until `give_back`."""
-        self._given.borrow()
-
     def give_back(self) -> None:
-        """The logits that were given are again what they were. What was made of them is of no use any more."""
+        """What was lent is again what it was. What was made of it is of no use any more."""
         self._given.give_back()
 
     @property

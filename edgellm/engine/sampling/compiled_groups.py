@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgellm.engine.sampling.groups import ALL_BITS, Drawn, Filter, GroupLoops, Kept, Penalty, Row, Weights, n_groups_of
+from edgellm.engine.sampling.groups import (
+    ALL_BITS,
+    Before,
+    Drawn,
+    Filter,
+    GroupLoops,
+    Kept,
+    Penalty,
+    Row,
+    Weights,
+    n_groups_of,
+)
 from edgellm.kernels import sampling_records as records
 from edgellm.kernels.records import MAXIMA_GROUP, OP, PROGRAM
 from edgellm.kernels.registry import find
@@ -75,6 +86,7 @@ class CompiledGroupLoops(GroupLoops):
         self._row: Row | None = None  # the last one, what records about it begin with, and its chunks
         self._row_words: tuple[int, ...] = ()
         self._n_chunks = 0
+        self._weighed_by = 0.0  # the temperature of the sums that are there of this row; 0 if there are none
 
     def _make_room(self, n: int) -> None:
         """For what is said of n tokens. The system gives the memory as it is first written."""
@@ -104,6 +116,7 @@ class CompiledGroupLoops(GroupLoops):
         if not self._can_read(row):
             return super().weights(row, temperature)
         self._run(ALL_WEIGHTS, row, 1 / temperature, self._sums_at, self._parts_at, True)
+        self._weighed_by = temperature
         total, products, n = self._all_parts()
         return Weights(total, products, int(n))
 
@@ -144,42 +157,41 @@ class CompiledGroupLoops(GroupLoops):
             PACKED_FILTER.pack_into(self._filter_bytes, i * PACKED_FILTER.size, each, value, 1 / of_filter, low, high)
             if not i:
                 kind, of_all = each, of_filter
+        kernels = SEARCHES[kind]
+        if kernels[0] is WEIGHTS and self._weighed_by == of_all:
+            kernels = kernels[1:]
+        self._weighed_by = 0.0
         self._run(
-            SEARCHES[kind], row, 1 / of_all, self._sums_at, self._parts_at, kind in WITH_PRODUCTS,
+            kernels, row, 1 / of_all, self._sums_at, self._parts_at, kind in WITH_PRODUCTS,
             self._filters_at, len(filters), number, 1 / temperature, self._every_at,
             self._positions_at, self._logits_at, self._weights_at, self._ranks_at, self._found_at, self._share_at,
         )  # fmt: skip
         return self._found.item(0)
 
-    def change(
-        self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def change(self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float) -> Before:
         self._make_room(len(positions))
         if not self._can_read(row):
             return super().change(row, positions, lost, repeat, temperature)
         self._numbers[: len(lost)] = lost
         return self._changed(row, positions, 0, Penalty(0.0, 1.0, repeat), temperature)
 
-    def penalize(
-        self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def penalize(self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float) -> Before:
         self._make_room(len(ids))
         if not self._can_read(row):
             return super().penalize(row, ids, penalty, temperature)
         return self._changed(row, ids, self._counts_at, penalty, temperature)
 
-    def _changed(
-        self, row: Row, ids: np.ndarray, counts_at: int, penalty: Penalty, temperature: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _changed(self, row: Row, ids: np.ndarray, counts_at: int, penalty: Penalty, temperature: float) -> Before:
         """counts_at: where they are counted; 0 if their numbers are known."""
+        self._weighed_by = 0.0
         self._positions[: len(ids)] = ids
         presence, frequency, repeat = penalty
         self._run(
             CHANGE, row, temperature, repeat, len(ids), self._positions_at, counts_at, self._numbers_at,
-            presence, frequency, self._logits_at, self._found_at,
+            presence, frequency, self._logits_at, self._weights_at, self._found_at,
         )  # fmt: skip
         n = self._found.item(0)
-        return self._positions[:n].copy(), self._logits[:n].copy()
+        return Before(self._positions[:n].copy(), self._logits[:n].copy(), self._weights[:n].copy())
 
     def repeated(self, ids: np.ndarray, limit: int, allowed: int) -> tuple[np.ndarray, np.ndarray]:
         self._make_room(len(ids))
@@ -199,7 +211,7 @@ class CompiledGroupLoops(GroupLoops):
         words = self._every_at if allowed is None else self._at("words", allowed)
         x, of_groups = self._at("logits", logits), self._at("maxima", maxima)
         self._row, self._row_words = row, (x, len(logits), words, of_groups, self._rest_at)
-        self._n_chunks = _n_chunks(len(maxima))
+        self._n_chunks, self._weighed_by = _n_chunks(len(maxima)), 0.0
         return True
 
     def _at(self, name: str, array: np.ndarray) -> int:

@@ -78,6 +78,21 @@ class Penalty(NamedTuple):
         return self.presence + self.frequency * times
 
 
+class Before(NamedTuple):
+    """What was there before logits were written over.
+
+    positions:  int64, all different. logits: at these. maxima: of the groups they are in.
+    """
+
+    positions: np.ndarray
+    logits: np.ndarray
+    maxima: np.ndarray
+
+    def put_back(self, row: Row) -> None:
+        row.logits[self.positions] = self.logits
+        row.maxima[self.positions >> GROUP_BITS] = self.maxima
+
+
 class Drawn(NamedTuple):
     """A token.
 
@@ -214,12 +229,10 @@ class GroupLoops:
         token = group * MAXIMA_GROUP + place
         return Drawn(token, token, float(of_all[group, place]) / float(cumulated[-1]))
 
-    def change(
-        self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Write over the logits at some different positions, see `changed`; returns which, and what was there.
+    def change(self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float) -> Before:
+        """Write over the logits at some different positions, see `changed`. The maxima stay true.
 
-        Positions that the row has not are left out. The maxima stay true.
+        Positions that the row has not are left out.
         """
         if len(positions) and positions.max() >= len(row.logits):
             there = positions < len(row.logits)
@@ -232,12 +245,10 @@ class GroupLoops:
         if len(groups):
             groups = np.sort(groups)
             row.maxima[groups] = rows_of(row.logits, row.words, groups).max(axis=1)
-        return positions, before
+        return Before(positions, before, largest)
 
-    def penalize(
-        self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Write over the logits of tokens that are among some ids, see `changed`; returns which, and what was there."""
+    def penalize(self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float) -> Before:
+        """Write over the logits of tokens that are among some ids, see `changed`."""
         positions, times = counted(ids, len(row.logits))
         return self.change(row, positions, penalty.lost(times), penalty.repeat, temperature)
 

@@ -32,5 +32,8 @@ def logprobs_of(
     top: list[tuple[int, float]] = []
     if n_top:
         candidates.keep_most_likely(n_top)
-        top = [(candidates.id_at(i), float(logit) - log_total) for i, logit in enumerate(candidates.logits)]
+        ids = candidates.ids
+        assert ids is not None
+        pairs = zip(ids.tolist(), candidates.logits.tolist(), strict=True)
+        top = [(top_id, logit - log_total) for top_id, logit in pairs]
     return TokenLogprobs(token_id, float(logits[token_id]) - log_total, top)

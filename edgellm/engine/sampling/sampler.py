@@ -58,15 +58,15 @@ class Sampler:
         logits:     float32 [n_vocab], which are written over in between and the same again afterwards.
         context:    the ids so far, prompt included: those of the last call and more, or the first of them.
         maxima:     the largest of every MAXIMA_GROUP logits, where they are known already; a large vocabulary is
-                    looked through by them, and never sorted or copied unless a step needs it.
+                    looked through by them, and never sorted or copied unless a step needs it. Also
+                    written over in between.
         forbidden:  tokens that must not come now.
 
         Rules and logit biases come first, then the steps in their order, then the draw. The runner has seen to it that
         all logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no
         token may come, and for what a step of one's own may not do.
         """
-        candidates = Candidates(logits, maxima, self._loops)
-        candidates.borrow()
+        candidates = Candidates(logits, maxima, self._loops, is_lent=True)
         try:
             self._apply(candidates, context, forbidden)
             drawn = candidates.draw(self._dice)

@@ -40,9 +40,7 @@ class Context:
         if self._n_known < length:
             self._ids[self._n_known : length] = self._source[self._n_known :]
             self._n_known = length
-        view = self._ids[0 if n < 0 else max(0, length - n) : length]
-        view.flags.writeable = False
-        return view
+        return self._ids[0 if n < 0 else max(0, length - n) : length]
 
 
 class Surroundings(NamedTuple):

@@ -83,9 +83,11 @@ def build_group_change(isa):
         n = different(op)
         store_i64(op.found, n)
         for i in range(n):
-            at = op.x + load_i64(op.tokens + i * 8) * 4
+            token = load_i64(op.tokens + i * 8)
+            at = op.x + token * 4
             before = load(at)
             store(op.before + i * 4, before)
+            store(op.maxima_before + i * 4, load(op.maxima + (token >> GROUP_BITS) * 4))
             store(at, np.float32(changed(op, np.float64(before), op.base + op.factor * load_f64(op.numbers + i * 8))))
         for i in range(n):
             token = load_i64(op.tokens + i * 8)

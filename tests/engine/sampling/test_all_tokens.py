@@ -58,8 +58,7 @@ def test_whatever_is_changed(n: int, seed: int, is_put: list[bool]) -> None:
     logits = rng.standard_normal(n).astype(np.float32)
     expected, before, maxima = logits.copy(), logits.copy(), maxima_of(logits)
     known = maxima.copy()
-    found = AllTokens(logits, maxima, IN_NUMPY, is_own=False)
-    found.borrow()
+    found = AllTokens(logits, maxima, IN_NUMPY, is_own=False, is_lent=True)
     allowed = np.ones(n, bool)
     for puts in is_put:
         if puts:
