@@ -107,6 +107,10 @@ class AllTokens:
         """How likely all are."""
         return self._loops.weights(self._row, temperature)
 
+    def total(self, temperature: float) -> float:
+        """The sum of all weights."""
+        return self._loops.weights(self._row, temperature, with_products=False).total
+
     def spread(self) -> tuple[int, float]:
         """The number of tokens that may come, and the variance of their logits."""
         return self._loops.spread(self._row)

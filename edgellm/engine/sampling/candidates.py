@@ -22,7 +22,6 @@ from edgellm.engine.sampling.groups import (
     GroupLoops,
     Kept,
     Penalty,
-    Weights,
     aimed,
     changed,
     counted,
@@ -184,7 +183,8 @@ class Candidates:
 
     def total(self) -> float:
         """The sum of all weights."""
-        return self._all_weights().total if self._goes_by_groups else float(np.add.reduce(self.weights()))
+        assert self.largest > -math.inf
+        return self._all.total(self.temperature) if self._goes_by_groups else float(np.add.reduce(self.weights()))
 
     def spread(self) -> tuple[int, float]:
         """The number of tokens that may come, and the variance of their logits, whatever the temperature."""
@@ -295,7 +295,7 @@ class Candidates:
             self.replace(self.ids, np.where(self.logits > -np.inf, aimed(before, which.value), -np.inf))
             return before
         if self._goes_by_groups:
-            of_all = self._all_weights()
+            of_all = self._all.weights(self.temperature)
             entropy, n = of_all.entropy, of_all.n
         else:
             entropy, n = entropy_of(self.logits, self.temperature)
@@ -387,8 +387,3 @@ class Candidates:
     @property
     def _goes_by_groups(self) -> bool:
         return self.ids is None and self.temperature >= COOLEST
-
-    def _all_weights(self) -> Weights:
-        """As `AllTokens.weights`. Raises NoTokenError when no token may come."""
-        assert self.largest > -math.inf
-        return self._all.weights(self.temperature)

@@ -112,10 +112,10 @@ class CompiledGroupLoops(GroupLoops):
         self._run(MAXIMA, row, 0 if known is None else self._at("known", known))
         return maxima
 
-    def weights(self, row: Row, temperature: float) -> Weights:
+    def weights(self, row: Row, temperature: float, with_products: bool = True) -> Weights:
         if not self._can_read(row):
             return super().weights(row, temperature)
-        self._run(ALL_WEIGHTS, row, 1 / temperature, self._sums_at, self._parts_at, True)
+        self._run(ALL_WEIGHTS, row, 1 / temperature, self._sums_at, self._parts_at, with_products)
         self._weighed_by = temperature
         total, products, n = self._all_parts()
         return Weights(total, products, int(n))
@@ -158,9 +158,10 @@ class CompiledGroupLoops(GroupLoops):
             if not i:
                 kind, of_all = each, of_filter
         kernels = SEARCHES[kind]
-        if kernels[0] is WEIGHTS and self._weighed_by == of_all:
-            kernels = kernels[1:]
-        self._weighed_by = 0.0
+        if self._weighed_by:
+            if kernels[0] is WEIGHTS and self._weighed_by == of_all and kind not in WITH_PRODUCTS:
+                kernels = kernels[1:]
+            self._weighed_by = 0.0
         self._run(
             kernels, row, 1 / of_all, self._sums_at, self._parts_at, kind in WITH_PRODUCTS,
             self._filters_at, len(filters), number, 1 / temperature, self._every_at,
@@ -245,7 +246,8 @@ class _Program:
         store.load(found)
         self._functions = [store.function(kernel) for kernel in found]
         self._are_in_chunks = [schema in IN_CHUNKS for schema in kernels]
-        self._team = team if any(self._are_in_chunks) else None
+        self._first, self._is_one_call = self._functions[0], self._are_in_chunks == [False]
+        self._team = None if self._is_one_call else team
         self._words = kernels[-1].new()
         self._bytes = self._words.view(np.uint8).data
         self._at = self._words.ctypes.data
@@ -264,7 +266,9 @@ class _Program:
     def run(self, n_chunks: int, *words: float) -> None:
         """n_chunks:  of the kernels that are in chunks."""
         self._packing.pack_into(self._bytes, 0, *words)
-        if self._team is None or n_chunks < FEW_CHUNKS:
+        if self._is_one_call:
+            self._first(self._at, 0, 0)
+        elif self._team is None or n_chunks < FEW_CHUNKS:
             for function, is_in_chunks in zip(self._functions, self._are_in_chunks, strict=True):
                 for chunk in range(n_chunks if is_in_chunks else 1):
                     function(self._at, chunk, 0)

@@ -158,8 +158,12 @@ class GroupLoops:
         """The maxima of a row. known: those of all tokens, whether they may come or not."""
         return rows_of(logits, words, np.arange(n_groups_of(logits))).max(axis=1)
 
-    def weights(self, row: Row, temperature: float) -> Weights:
-        """There is a token that may come. temperature: so large that float32 holds its inverse."""
+    def weights(self, row: Row, temperature: float, with_products: bool = True) -> Weights:
+        """There is a token that may come.
+
+        temperature:    so large that float32 holds its inverse.
+        with_products:  else, only the total is wanted.
+        """
         x, weights = _all_weights(row, temperature)
         products = (weights * x).sum(dtype=np.float64)
         n = int((rows_of(row.logits, row.words, np.arange(len(row.maxima))) > -np.inf).sum())
