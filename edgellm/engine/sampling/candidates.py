@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 
@@ -54,19 +55,20 @@ LAST = (EVENNESS, AIMED)  # filters after which there is nothing but a draw
 
 
 class Dice:
-    """Random numbers from 0 to below 1; they depend on the seed alone."""
+    """Random numbers from 0 to below 1; they depend on the seed alone. roll: gives the next one."""
 
     def __init__(self, seed: int | None) -> None:
         self._next = random.Random(seed).random
-        self._kept: float | None = None
-
-    def roll(self) -> float:
-        number, self._kept = self._kept, None
-        return self._next() if number is None else number
+        self.roll: Callable[[], float] = self._next
 
     def put_back(self, number: float) -> None:
         """Where there was no choice, the last number is still the next one."""
-        self._kept = number
+
+        def again() -> float:
+            self.roll = self._next
+            return number
+
+        self.roll = again
 
 
 class NoTokenError(UsageError):
@@ -183,8 +185,10 @@ class Candidates:
 
     def total(self) -> float:
         """The sum of all weights."""
+        if not self._goes_by_groups:
+            return float(np.add.reduce(self.weights()))
         assert self.largest > -math.inf
-        return self._all.total(self.temperature) if self._goes_by_groups else float(np.add.reduce(self.weights()))
+        return self._all.total(self.temperature)
 
     def spread(self) -> tuple[int, float]:
         """The number of tokens that may come, and the variance of their logits, whatever the temperature."""

@@ -307,6 +307,23 @@ def test_a_spread_beyond_float32() -> None:
         numbers = np.tile(logits, 32)
         n, variance = Candidates(numbers, loops=loops).spread()
         assert n == 96 and variance == pytest.approx(numbers[numbers > -np.inf].astype(np.float64).var())
+        found = Candidates(numbers, loops=loops)
+        found.keep_sigmas(1.3)  # 3e38 down to about -2e37
+        assert found.ids is not None and (found.ids % 4).tolist() == [0, 2] * 32
+
+
+@pytest.mark.parametrize(
+    "params", [{"dynatemp_range": 0.5}, {"temperature": 1, "adaptive_target": 0.3}, {"temperature": 0.9}], ids=str
+)
+def test_no_number_is_drawn_where_there_is_no_choice(loops: CompiledGroupLoops, params: dict[str, Any]) -> None:
+    """But for filters that are applied together with the draw."""
+    settings = SamplingParams(seed=1, min_p=1.0, **params)
+    for each in (loops, GroupLoops()):
+        sampler, first, second = Sampler(settings, loops=each), *[Sampler(settings)._dice for _ in range(2)]
+        assert sampler.choose(some_logits(200), []) == 100
+        second.roll()
+        expected = second if params == {"temperature": 0.9} else first
+        assert sampler._dice.roll() == expected.roll()
 
 
 def test_logits_that_are_not_float32_in_a_row() -> None:
