@@ -123,6 +123,7 @@ class CompiledGroupLoops(GroupLoops):
     def spread(self, row: Row) -> tuple[int, float]:
         if not self._can_read(row):
             return super().spread(row)
+        self._weighed_by = 0.0
         self._run(ALL_SPREAD, row, 1.0, self._sums_at, self._parts_at, False)
         n, total, squares = self._all_parts()
         if not math.isfinite(squares):
@@ -158,9 +159,9 @@ class CompiledGroupLoops(GroupLoops):
             if not i:
                 kind, of_all = each, of_filter
         kernels = SEARCHES[kind]
-        if self._weighed_by:
-            if kernels[0] is WEIGHTS and self._weighed_by == of_all and kind not in WITH_PRODUCTS:
-                kernels = kernels[1:]
+        if kernels[0] is WEIGHTS and self._weighed_by == of_all and kind not in WITH_PRODUCTS:
+            kernels = kernels[1:]
+        elif kernels[0] is not FIND:
             self._weighed_by = 0.0
         self._run(
             kernels, row, 1 / of_all, self._sums_at, self._parts_at, kind in WITH_PRODUCTS,

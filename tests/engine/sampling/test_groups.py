@@ -215,6 +215,25 @@ def test_the_last_filter_by_definition(loops: CompiledGroupLoops) -> None:
         assert len(set(expected.tolist())) > 5 and tokens[found[-1].position] == found[-1].token_id
 
 
+def test_sums_of_weights_that_are_there_are_those_of_the_row(loops: CompiledGroupLoops) -> None:
+    """Whatever was looked for, or changed, since they were made."""
+    row, twin = a_row(1000, False), GroupLoops()
+    for between in (
+        lambda: None,
+        lambda: loops.kept(row, [Filter(WITHIN, 1.0, 1.0)]),
+        lambda: loops.kept(row, [Filter(REACHING, 0.5, 9.0)]),
+        lambda: loops.spread(row),
+        lambda: loops.drawn(row, LAST[:1], 1.0, 0.5),
+        lambda: loops.change(row, np.array([500]), np.array([30.0]), 1.0, 1.0),
+    ):
+        for filters in ([], [Filter(REACHING, 0.9, 3.0)], [Filter(TYPICAL, 0.9, 3.0)], LAST[:1]):
+            loops.weights(row, 3.0, with_products=False)
+            between()
+            found, expected = (each.drawn(row, filters, 3.0, 0.7) for each in (loops, twin))
+            assert found is not None and expected is not None
+            assert found.token_id == expected.token_id and found.share == pytest.approx(expected.share, rel=1e-5)
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize(("repeat", "temperature"), [(1.0, 1.0), (1.3, 1.0), (0.5, 0.7)])
 @BOTH
