@@ -70,9 +70,10 @@ class Team:
         return self._run_record(program.record, is_long, stop)
 
     def run_short(self, program: Runnable, address: int) -> None:
-        """Run a program of one op, whose record is at an address: for runs so short that the time of `run` counts."""
+        """Run a program whose record is at an address, in one go: where the time of `run` would count."""
         self._programs.add(program)
         self._wake()
+        self._record["slice_ops"] = self.max_ops
         self._lead(self._address, address, 0)
 
     def forget(self, programs: Iterable[Runnable]) -> None:

@@ -24,66 +24,71 @@ GROUP_LARGEST = Schema(
     **_GROUPS,  # the maxima are filled in
     known="ptr",  # float32 [n_groups]: the largest of all tokens in each; 0 where they are not known
 )
-_WEIGHTS: dict[str, str] = {
-    "largest": "f64",
-    "scale": "f64",
-    "sums": "ptr",  # float32 [n_groups]: for e = (x - largest) * scale, sums of exp(e), 0 where e is below -87.3
+# What is found of all logits comes first in the record of a search, which the kernels of a search share.
+_OF_ALL: dict[str, str] = {
+    "scale": "f64",  # one over the temperature: e = (x - largest) * scale
+    "sums": "ptr",  # float32 [n_groups]: sums of exp(e), 0 where e is below -87.3
     # float64 [n_chunks, 3]: the chunks' sums of exp(e) and of e * exp(e), and how many tokens may come
     "parts": "ptr",
+    "with_products": "i64",  # 0: only the sums of exp(e) are wanted, the others are 0
 }
-GROUP_WEIGHTS = Schema("group_weights", **_GROUPS, **_WEIGHTS)
-GROUP_DRAW = Schema(
-    "group_draw",
-    **_GROUPS,
-    **_WEIGHTS,  # filled in
-    number="f64",  # from 0 to below 1
-    token="ptr",  # int64 [1]: the one that it falls on, where exp(e) are side by side
-    share="ptr",  # float64 [1]: its probability
-)
-GROUP_SPREAD = Schema(
-    "group_spread",
-    **_GROUPS,
-    middle="f64",
-    out="ptr",  # float64 [n_chunks, 3]: the number of tokens that may come, the sums of x - middle and of its square
-)
+GROUP_WEIGHTS = Schema("group_weights", **_GROUPS, **_OF_ALL)
+# Here, parts are the number of tokens that may come, and the sums of x - largest and of its square.
+GROUP_SPREAD = Schema("group_spread", **_GROUPS, **_OF_ALL)
 
-# What leaves tokens out: the k most likely stay; the most likely whose probabilities reach a share; logits from the
-# largest less a distance on; those whose surprise is nearest to its mean, until they reach a share.
-MOST_LIKELY, REACHING, WITHIN, TYPICAL = 1, 2, 3, 4
-FILTER = Schema("filter", kind="i64", value="f64", scale="f64")  # of the exponents that probabilities have
-GROUP_FIND = Schema(
-    "group_find",
-    **_GROUPS,
-    filters="ptr",  # a FILTER each, one after the other
-    n_filters="i64",  # at least 1
-    # If the first one is REACHING or TYPICAL, what GROUP_WEIGHTS has found by its scale:
-    sums="ptr",  # float32 [n_groups]
-    total="f64",
-    products="f64",
-    number="f64",  # a token is drawn with a number from 0 to below 1; none is with one below 0
-    scale="f64",  # of the exponents then
-    every="ptr",  # uint64: as many words of all bits as the maxima have groups
-    tokens="ptr",  # int64 [n], and
-    logits="ptr",  # float32 [n]: the first of them are filled in, with those that stay
-    weights="ptr",  # float32 [n], for the sums, and
-    ranks="ptr",  # float32 [n], for what tokens are chosen by
-    found="ptr",  # int64 [3]: how many stay; of the one that is drawn, place among them and token
-    share="ptr",  # float64 [1]: its probability among them
+# What leaves tokens out: the k most likely stay; the most likely whose probabilities reach a share; those at least so
+# likely beside the likeliest as e to the power of a value below 0; those whose surprise is nearest to its mean, until
+# they reach a share; those at least so probable; those so many standard deviations below the largest logit.
+MOST_LIKELY, REACHING, WITHIN, TYPICAL, PROBABLE, SIGMAS = 1, 2, 3, 4, 5, 6
+# What gives other probabilities, after which there is the draw alone: a temperature by entropy; an aim.
+EVENNESS, AIMED = 7, 8
+# A token of the probability p has the logit peak - sharpness * d**2 / (1 + d) then, where d = |p - value| / width.
+AIM_PEAK, AIM_SHARPNESS, AIM_WIDTH = 5.0, 10.0, 0.3
+FILTER = Schema(
+    "filter",
+    kind="i64",
+    value="f64",
+    scale="f64",  # of the exponents that probabilities have
+    low="f64",  # temperatures, of EVENNESS
+    high="f64",
 )
+_SEARCH: dict[str, str] = {
+    "filters": "ptr",  # a FILTER each, one after the other
+    "n_filters": "i64",
+    "number": "f64",  # a token is drawn with a number from 0 to below 1; none is with one below 0
+    "draw_scale": "f64",  # of the exponents then
+    "every": "ptr",  # uint64: as many words of all bits as the maxima have groups
+    "tokens": "ptr",  # int64 [n], and
+    "logits": "ptr",  # float32 [n]: the first of them are filled in, with those that stay
+    "weights": "ptr",  # float32 [n], for the sums, and
+    "ranks": "ptr",  # float32 [n], for what tokens are chosen by
+    # int64 [3]: how many stay, below 0 if logits are too large for it; of the one that is drawn, place among them and
+    # token
+    "found": "ptr",
+    "share": "ptr",  # float64 [1]: its probability among them, before AIMED
+}
+GROUP_FIND = Schema("group_find", **_GROUPS, **_OF_ALL, **_SEARCH)  # there is a filter at least
+GROUP_DRAW = Schema("group_draw", **_GROUPS, **_OF_ALL, **_SEARCH)  # of all
+# The scale becomes that of the draw, with the temperature of the first filter.
+GROUP_COOL = Schema("group_cool", **_GROUPS, **_OF_ALL, **_SEARCH)
 
-# Logits are divided by a temperature; positive ones are then divided by `repeat`, others multiplied; all lose
-# something.
+# Logits of some tokens are divided by a temperature; positive ones are then divided by `repeat`, others multiplied; all
+# lose something.
 GROUP_CHANGE = Schema(
     "group_change",
     **_GROUPS,  # x and the maxima are written
     temperature="f64",  # by which what comes out is multiplied
     repeat="f64",
-    n_changed="i64",
-    tokens="ptr",  # int64 [n_changed], all different
-    numbers="ptr",  # float64 [n_changed]
+    n_tokens="i64",
+    tokens="ptr",  # int64 [n_tokens]; afterwards those from 0 to n - 1, each once, as they first came
+    # int32 [n], zeros before and after: the numbers are how often each token was there; 0: all tokens are different
+    counts="ptr",
+    numbers="ptr",  # float64 [n_tokens], of each token; afterwards of those that are left
     base="f64",  # what a token loses is base + factor * number; infinity makes it minus infinity, which stays so
     factor="f64",
-    before="ptr",  # float32 [n_changed], is filled in: what they had
+    before="ptr",  # float32 [n_tokens], is filled in: what they had, and
+    maxima_before="ptr",  # float32 [n_tokens]: the largest of their groups then
+    found="ptr",  # int64 [1]: how many are left
 )
 REPEATED = Schema(
     "repeated",
@@ -94,13 +99,4 @@ REPEATED = Schema(
     tokens="ptr",  # int64 [n]: those that came after what the text ends with, `allowed` tokens of it or more, each once
     found="ptr",  # int64 [1]: how many these are
     lengths="ptr",  # float64 [n]: how many tokens of the end came before each at most, up to `limit`
-)
-COUNT_TOKENS = Schema(
-    "count_tokens",
-    n="i64",
-    n_tokens="i64",
-    tokens="ptr",  # int64 [n_tokens]; afterwards those from 0 to n - 1, each once, as they first came
-    found="ptr",  # int64 [1]: how many these are
-    times="ptr",  # float64 [n_tokens]: how often each was there
-    counts="ptr",  # int32 [n], zeros before and after
 )

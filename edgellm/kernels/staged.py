@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from math import log, sqrt
 from typing import Any
 
 from llvmlite import ir
@@ -30,6 +31,7 @@ __all__ = ["F16", "F32", "F64", "I1", "I8", "I16", "I32", "I64", "Value", "Vocab
 
 # The lanes of one register may be added in whatever order is quickest. No other sum is ever reordered.
 _REDUCTION_FLAGS = ("reassoc",)
+F64_MANTISSA = (1 << 52) - 1  # the bits behind its exponent
 
 
 class Vocabulary:
@@ -258,6 +260,25 @@ class Vocabulary:
             result = self.fma(result, r, self.like(coefficient, x))
         power = (rounded.bitcast(I32) << 23).bitcast(F32)
         return self.select(self.greater(x, self.like(-87.33654, x)), result * power, self.like(0.0, x))
+
+    def log(self, x: Value) -> Value:
+        """The logarithm of a float64 that is at least 1: of its power of two, and of the rest, which is near 1.
+
+        For a rest m within sqrt(1/2) and sqrt(2), log(m) is 2 artanh(t) with t = (m - 1) / (m + 1), and the series of
+        artanh, t + t**3 / 3 + t**5 / 5 + ..., ends in less than a unit of the last place.
+        """
+        bits = x.bitcast(I64)
+        mantissa = ((bits & F64_MANTISSA) | (1023 << 52)).bitcast(F64)
+        exponent = ((bits >> 52) - 1023).to(F64)
+        is_large = self.greater(mantissa, self.like(sqrt(2), mantissa))
+        m = self.select(is_large, mantissa * 0.5, mantissa)
+        exponent = self.select(is_large, exponent + 1.0, exponent)
+        t = (m - 1.0) / (m + 1.0)
+        square = t * t
+        series = self.like(1 / 23, t)
+        for odd in range(21, 0, -2):
+            series = series * square + 1 / odd
+        return exponent * log(2) + t * series * 2.0
 
     def tanh(self, x: Value) -> Value:
         """The hyperbolic tangent to about 1 ulp; NaN stays NaN.

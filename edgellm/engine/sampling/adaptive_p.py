@@ -9,16 +9,10 @@ Best after a little of min-p alone, which keeps out what should not come at all.
 
 from __future__ import annotations
 
-import numpy as np
-
 from edgellm.engine.sampling.candidates import Candidates
 from edgellm.engine.sampling.groups import Drawn
 from edgellm.engine.sampling.step import Step, Surroundings
 from edgellm.params import SamplingParams
-
-PEAK = 5.0
-SHARPNESS = 10.0
-WIDTH = 0.3
 
 
 class AdaptiveP(Step):
@@ -31,14 +25,13 @@ class AdaptiveP(Step):
     def apply(self, candidates: Candidates) -> None:
         total, count = self.state
         aim = min(1.0, max(0.0, 2 * self._target - total / count))
-        self._probabilities = p = candidates.probabilities()
-        distance = np.abs(p - aim) / WIDTH
-        logits = PEAK - SHARPNESS * distance**2 / (1 + distance)
-        candidates.replace(candidates.ids, np.where(candidates.logits > -np.inf, logits, -np.inf))
+        self._probabilities = candidates.aim(aim)
 
     def drawn(self, drawn: Drawn) -> None:
         total, count = self.state
-        self.state = (self._probabilities[drawn.position] + self._decay * total, 1 + self._decay * count)
+        probabilities = self._probabilities
+        probability = drawn.share if probabilities is None else float(probabilities[drawn.position])
+        self.state = (probability + self._decay * total, 1 + self._decay * count)
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.engine.sampling.groups import (
+    Before,
     Drawn,
     Filter,
     GroupLoops,
@@ -22,29 +23,29 @@ from edgellm.engine.sampling.groups import (
     Weights,
     n_groups_of,
     rows_of,
-    spread_of,
 )
 from edgellm.kernels.records import MAXIMA_GROUP
-from edgellm.kernels.sampling_records import REACHING, TYPICAL, WITHIN
+from edgellm.kernels.sampling_records import WITHIN
 
 
 class AllTokens:
     """Logits of all tokens in the order of their ids, minus infinity for those that must not come."""
 
-    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None, loops: GroupLoops, is_own: bool) -> None:
+    def __init__(
+        self, logits: np.ndarray, maxima: np.ndarray | None, loops: GroupLoops, is_own: bool, is_lent: bool = False
+    ) -> None:
         """logits: [n]. maxima: the largest of every MAXIMA_GROUP, where they are known.
 
-        is_own:  the logits may be written over for good.
+        is_own:   the logits may be written over for good.
+        is_lent:  logits and maxima may be written over until `give_back`, where that can be done.
         """
-        self._loops, self._is_own = loops, is_own
+        self._loops, self._is_own, self._is_lent = loops, is_own, is_lent
         self._has_own_maxima = maxima is None
         if maxima is None:
             maxima = loops.largest(logits, None, None)
         self._row = Row(logits, None, maxima)
-        self._lends = False
-        self._lent: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._before: list[tuple[Row, Before]] = []  # what is to be given back
         self._largest: float | None = None
-        self._weights: Weights | None = None
 
     def __len__(self) -> int:
         return len(self._row.logits)
@@ -78,14 +79,11 @@ class AllTokens:
 
     def kept(self, filters: Sequence[Filter]) -> Kept:
         """What filters leave, the first of all tokens, every other one of what those before have left."""
-        return self._loops.kept(self._row, filters, self._weights_for(filters[0]))
+        return self._loops.kept(self._row, filters)
 
-    def drawn_of_kept(self, filters: Sequence[Filter], temperature: float, number: float) -> Drawn | None:
+    def drawn(self, filters: Sequence[Filter], temperature: float, number: float) -> Drawn | None:
         """The token that a number from 0 to below 1 falls on, of those that filters leave; None where none are."""
-        return self._loops.drawn_of_kept(self._row, filters, self._weights_for(filters[0]), temperature, number)
-
-    def _weights_for(self, first: Filter) -> Weights | None:
-        return self.weights(first.temperature) if first.kind in (REACHING, TYPICAL) else None
+        return self._loops.drawn(self._row, filters, temperature, number)
 
     def likeliest(self) -> int:
         """The position of the largest logit; among equal ones the first."""
@@ -107,24 +105,15 @@ class AllTokens:
 
     def weights(self, temperature: float) -> Weights:
         """How likely all are."""
-        if self._weights is None or self._weights.temperature != temperature:
-            self._weights = self._loops.weights(self._row, self.largest, temperature)
-        return self._weights
+        return self._loops.weights(self._row, temperature)
 
-    def drawn(self, temperature: float, number: float) -> Drawn:
-        """The token that a number from 0 to below 1 falls on."""
-        return self._loops.draw(self._row, self.weights(temperature), number)
+    def total(self, temperature: float) -> float:
+        """The sum of all weights."""
+        return self._loops.weights(self._row, temperature, with_products=False).total
 
     def spread(self) -> tuple[int, float]:
         """The number of tokens that may come, and the variance of their logits."""
-        logits, words, maxima = self._row
-        if self.largest == -math.inf:
-            return 0, 0.0
-        # Squares are those of distances to a number that is not far off, so that float32 is enough.
-        n, total, squares = self._loops.spread(self._row, self.largest)
-        if not math.isfinite(squares):
-            return spread_of(rows_of(logits, words, np.arange(len(maxima))))
-        return n, max(0.0, squares / n - (total / n) ** 2)
+        return self._loops.spread(self._row)
 
     # --- other logits -------------------------------------------------------------------------------------
 
@@ -135,40 +124,35 @@ class AllTokens:
             words = words[: len(known)]
         if before is not None:
             words = before & words
-        self._largest = self._weights = None
+        self._largest = None
         self._row, self._has_own_maxima = Row(logits, words, self._loops.largest(logits, words, known)), True
 
     def change(self, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float) -> None:
         """Other logits at some positions, int64, each once; see `changed`."""
         self._make_own()
-        before = self._loops.change(self._row, positions, lost, repeat, temperature)
-        if self._lent is not None:
-            self._lent.append((positions, before))
+        self._note(self._loops.change(self._row, positions, lost, repeat, temperature))
 
     def penalize(self, ids: np.ndarray, penalty: Penalty, temperature: float) -> None:
         """Other logits for the tokens that are among some ids, int64."""
         self._make_own()
-        lent = self._loops.penalize(self._row, ids, penalty, temperature)
-        if self._lent is not None:
-            self._lent.append(lent)
+        self._note(self._loops.penalize(self._row, ids, penalty, temperature))
+
+    def _note(self, before: Before) -> None:
+        if self._is_lent:
+            self._before.append((self._row, before))
 
     def _make_own(self) -> None:
         """From here on, logits and maxima may be written over."""
-        self._largest = self._weights = None
+        self._largest = None
         logits, words, maxima = self._row
-        if self._lends and logits.flags.writeable:
-            self._lends, self._is_own, self._lent = False, True, []
-        if not self._is_own or not self._has_own_maxima:
+        if self._is_lent and not (logits.flags.writeable and maxima.flags.writeable):
+            self._is_lent = False
+        if not self._is_lent and not (self._is_own and self._has_own_maxima):
             self._row = Row(logits if self._is_own else logits.copy(), words, maxima.copy())
             self._is_own = self._has_own_maxima = True
 
-    def borrow(self) -> None:
-        """Write over the logits until `give_back`, where that can be done."""
-        self._lends = not self._is_own
-
     def give_back(self) -> None:
-        """The logits are again what they were when they were borrowed."""
-        for positions, before in reversed(self._lent or ()):
-            self._row.logits[positions] = before
-        if self._lent is not None:
-            self._is_own, self._lent = False, None
+        """Logits and maxima are again what they were when they were lent."""
+        for row, before in reversed(self._before):
+            before.put_back(row)
+        self._before, self._is_lent = [], False

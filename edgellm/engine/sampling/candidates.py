@@ -7,6 +7,7 @@ nothing is copied or sorted; once a step has left some out, there are lists of i
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -15,28 +16,59 @@ from edgellm.engine.sampling.all_tokens import AllTokens
 from edgellm.engine.sampling.compiled_groups import MOST_FILTERS
 from edgellm.engine.sampling.groups import (
     COLDEST,
+    COOLEST,
     IN_NUMPY,
     Drawn,
     Filter,
     GroupLoops,
     Kept,
     Penalty,
-    Weights,
+    aimed,
     changed,
     counted,
+    distance,
     divided,
     drawn,
+    entropy_of,
     left_of,
     n_reaching,
     spread_of,
+    temperature_of,
     weights_of,
 )
 from edgellm.errors import UsageError
-from edgellm.kernels.sampling_records import LARGEST, MOST_LIKELY, REACHING, TYPICAL, WITHIN
+from edgellm.kernels.sampling_records import (
+    AIMED,
+    EVENNESS,
+    LARGEST,
+    MOST_LIKELY,
+    PROBABLE,
+    REACHING,
+    SIGMAS,
+    TYPICAL,
+    WITHIN,
+)
 
 MOST_LOST = 2.0**130  # by a token that may still come: more makes no difference
 NOTHING = np.empty(0, np.float32)
-COOLEST = 1e-20  # temperatures below it are too much for float32
+LAST = (EVENNESS, AIMED)  # filters after which there is nothing but a draw
+
+
+class Dice:
+    """Random numbers from 0 to below 1; they depend on the seed alone. roll: gives the next one."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._next = random.Random(seed).random
+        self.roll: Callable[[], float] = self._next
+
+    def put_back(self, number: float) -> None:
+        """Where there was no choice, the last number is still the next one."""
+
+        def again() -> float:
+            self.roll = self._next
+            return number
+
+        self.roll = again
 
 
 class NoTokenError(UsageError):
@@ -51,25 +83,28 @@ class Candidates:
     is_sorted:    the largest logit comes first; among equal ones the smaller id.
     """
 
-    def __init__(self, logits: np.ndarray, maxima: np.ndarray | None = None, loops: GroupLoops = IN_NUMPY) -> None:
+    def __init__(
+        self,
+        logits: np.ndarray,
+        maxima: np.ndarray | None = None,
+        loops: GroupLoops = IN_NUMPY,
+        is_lent: bool = False,
+    ) -> None:
         """All tokens of a vocabulary: float32 [n_vocab], and the largest of every MAXIMA_GROUP where they are known.
 
-        loops:  what goes through all logits.
+        loops:    what goes through all logits.
+        is_lent:  steps may write over both until `give_back`.
         """
         self.temperature = 1.0
         self._ids: np.ndarray | None = None
         self._is_sorted = False
         self._filters: list[Filter] = []  # that are still to be applied to all
         self.loops = loops
-        self._given = self._all = AllTokens(logits, maxima, loops, is_own=False)
+        self._given = self._all = AllTokens(logits, maxima, loops, False, is_lent)
         self._some = NOTHING  # logits of those in `ids`
 
-    def borrow(self) -> None:
-        """Steps may write over the logits that were given, until `give_back`."""
-        self._given.borrow()
-
     def give_back(self) -> None:
-        """The logits that were given are again what they were. What was made of them is of no use any more."""
+        """What was lent is again what it was. What was made of it is of no use any more."""
         self._given.give_back()
 
     @property
@@ -87,15 +122,20 @@ class Candidates:
     def _settle(self) -> None:
         """Apply filters that came one after the other: together they take one look at the vocabulary."""
         filters, self._filters = self._filters, []
-        self.keep(*self._all.kept(filters), is_sorted=any(each.kind == MOST_LIKELY for each in filters))
+        last = filters.pop() if filters[-1].kind in LAST else None
+        if filters:
+            self.keep(*self._all.kept(filters), is_sorted=any(each.kind == MOST_LIKELY for each in filters))
+        if last is not None:
+            self._change_all(last)
 
-    def _waits(self, kind: int, value: float) -> bool:
+    def _waits(self, kind: int, value: float, low: float = 0.0, high: float = 0.0) -> bool:
         """Whether a filter is noted, to be applied with those that follow; not where there is a list of candidates."""
-        if self._ids is not None or self.temperature < COOLEST or len(self._filters) == MOST_FILTERS:
+        filters = self._filters
+        if filters and (filters[-1].kind in LAST or len(filters) == MOST_FILTERS):
+            self._settle()
+        if self._ids is not None or self.temperature < COOLEST or (kind == AIMED and not self._filters):
             return False
-        if not self._filters and kind in (REACHING, TYPICAL):
-            self._all_weights()
-        self._filters.append(Filter(kind, value, self.temperature))
+        self._filters.append(Filter(kind, value, self.temperature, low, high))
         return True
 
     def __len__(self) -> int:
@@ -109,7 +149,7 @@ class Candidates:
     @property
     def largest(self) -> float:
         """The largest logit. Raises NoTokenError when no token may come."""
-        if any(each.kind == TYPICAL for each in self._filters):
+        if any(each.kind in (TYPICAL, AIMED) for each in self._filters):
             self._settle()
         if self._ids is None:  # other filters leave it
             found = self._all.largest
@@ -145,27 +185,10 @@ class Candidates:
 
     def total(self) -> float:
         """The sum of all weights."""
-        return self._all_weights().total if self._goes_by_groups else float(np.add.reduce(self.weights()))
-
-    def distance(self, share: float) -> float:
-        """How far below the largest the logit is of a token that is so many times as likely."""
-        return -self.temperature * math.log(share) if share > 0 else math.inf
-
-    def entropy(self) -> float:
-        """Of the probabilities, in nats."""
-        if self._goes_by_groups:
-            weights = self._all_weights()
-            return max(0.0, math.log(weights.total) - weights.products / weights.total)
-        of_list = self.weights()
-        exponents = np.maximum((self.logits - self.largest) / max(self.temperature, COLDEST), -1e4)  # of a weight of 0
-        total, products = float(np.add.reduce(of_list)), float(np.add.reduce(of_list * exponents))
-        return max(0.0, math.log(total) - products / total)
-
-    def n_that_may_come(self) -> int:
-        """Those whose logits are more than minus infinity."""
-        if self._goes_by_groups:
-            return self._all_weights().n
-        return int(np.count_nonzero(self.logits > -np.inf))
+        if not self._goes_by_groups:
+            return float(np.add.reduce(self.weights()))
+        assert self.largest > -math.inf
+        return self._all.total(self.temperature)
 
     def spread(self) -> tuple[int, float]:
         """The number of tokens that may come, and the variance of their logits, whatever the temperature."""
@@ -204,10 +227,23 @@ class Candidates:
             sums = self.weights().cumsum()
             self._keep_first(n_reaching(sums, share * float(sums[-1])))
 
-    def keep_within(self, distance: float) -> None:
+    def keep_as_likely(self, share: float) -> None:
+        """Keep tokens that are at least so many times as likely as the likeliest."""
+        if not self._waits(WITHIN, distance(share, 1.0)):
+            self._keep_within(distance(share, self.temperature))
+
+    def keep_probable(self, probability: float) -> None:
+        """Keep tokens that are at least so probable; the likeliest stays in any case."""
+        if not self._waits(PROBABLE, probability):
+            self._keep_within(distance(probability * self.total(), self.temperature))
+
+    def keep_sigmas(self, n: float) -> None:
+        """Keep logits that are n standard deviations below the largest at most, whatever the temperature."""
+        if not self._waits(SIGMAS, n):
+            self._keep_within(n * math.sqrt(self.spread()[1]))
+
+    def _keep_within(self, distance: float) -> None:
         """Keep logits that are so far below the largest at most; the largest stays in any case."""
-        if self._waits(WITHIN, distance):
-            return
         bound = self.largest - max(0.0, distance)
         if self.is_sorted:
             self._keep_first(len(self.at_least(bound)[0]))
@@ -234,6 +270,42 @@ class Candidates:
         if not self.is_sorted:
             self.keep(np.argsort(-self.logits, kind="stable"), is_sorted=True)
 
+    # --- other probabilities ------------------------------------------------------------------------------
+
+    def divide(self, temperature: float) -> None:
+        """Divide all logits."""
+        if self._filters and self._filters[-1].kind in LAST:
+            self._settle()
+        self.temperature *= temperature
+
+    def divide_by_evenness(self, low: float, high: float, exponent: float) -> None:
+        """Divide all logits by a temperature that their entropy chooses, see `temperature_of`."""
+        if not self._waits(EVENNESS, exponent, low, high):
+            self._change_all(Filter(EVENNESS, exponent, self.temperature, low, high))
+
+    def aim(self, probability: float) -> np.ndarray | None:
+        """Make tokens of about a probability likely, see `aimed`.
+
+        Gives the probabilities before, float64 [n]; None if a draw that follows will tell that of its token.
+        """
+        if self._waits(AIMED, probability):
+            return None
+        return self._change_all(Filter(AIMED, probability, self.temperature))
+
+    def _change_all(self, which: Filter) -> np.ndarray:
+        assert self.largest > -math.inf
+        if which.kind == AIMED:
+            before = self.probabilities()
+            self.replace(self.ids, np.where(self.logits > -np.inf, aimed(before, which.value), -np.inf))
+            return before
+        if self._goes_by_groups:
+            of_all = self._all.weights(self.temperature)
+            entropy, n = of_all.entropy, of_all.n
+        else:
+            entropy, n = entropy_of(self.logits, self.temperature)
+        self.temperature *= temperature_of(which, entropy, n)
+        return NOTHING
+
     # --- other logits -------------------------------------------------------------------------------------
 
     def change(self, ids: np.ndarray, lost: np.ndarray, repeat: float = 1.0) -> None:
@@ -248,8 +320,6 @@ class Candidates:
         if not len(ids):
             return
         if self.ids is None:
-            if ids.max() >= len(self):
-                ids, lost = ids[ids < len(self)], lost[ids < len(self)]
             self._all.change(ids, lost, repeat, self.temperature)
         else:
             order = ids.argsort()
@@ -303,26 +373,21 @@ class Candidates:
 
     # --- one of them --------------------------------------------------------------------------------------
 
-    def draw(self, number: Callable[[], float]) -> Drawn:
-        """A token, as likely as it is. number: gives one at random, from 0 to below 1."""
+    def draw(self, dice: Dice) -> Drawn:
+        """A token, as likely as it is."""
         if not self._filters and len(self) == 1 and self.largest > -math.inf:
             return Drawn(0, self.id_at(0), 1.0)
-        if self._filters and self.temperature >= COOLEST:
-            found = self._all.drawn_of_kept(self._filters, self.temperature, number())
+        if self.temperature >= COOLEST and (self._filters or self._ids is None):
+            found = self._all.drawn(self._filters, self.temperature, number := dice.roll())
             if found is not None:
+                if found.is_only and self._filters[-1].kind in LAST:
+                    dice.put_back(number)
                 return found
         assert self.largest > -math.inf
-        if self._goes_by_groups:
-            return self._all.drawn(self.temperature, number())
         weights = self.weights()
-        position = drawn(sums := weights.cumsum(), number())
+        position = drawn(sums := weights.cumsum(), dice.roll())
         return Drawn(position, self.id_at(position), float(weights[position]) / float(sums[-1]))
 
     @property
     def _goes_by_groups(self) -> bool:
         return self.ids is None and self.temperature >= COOLEST
-
-    def _all_weights(self) -> Weights:
-        """As `AllTokens.weights`. Raises NoTokenError when no token may come."""
-        assert self.largest > -math.inf
-        return self._all.weights(self.temperature)

@@ -1,11 +1,14 @@
 """What sampling does with all logits of a large vocabulary, by kernels.
 
 NumPy takes several passes for it, a good part of a token's time; a kernel takes one, which the threads of a team share.
+After a token, caches are full of weights, and a line of Python costs several times what it usually does: so one program
+does all of a search, and few lines are on the way to it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -14,6 +17,7 @@ import numpy as np
 
 from edgellm.engine.sampling.groups import (
     ALL_BITS,
+    Before,
     Drawn,
     Filter,
     GroupLoops,
@@ -21,7 +25,6 @@ from edgellm.engine.sampling.groups import (
     Penalty,
     Row,
     Weights,
-    all_together,
     n_groups_of,
 )
 from edgellm.kernels import sampling_records as records
@@ -36,9 +39,26 @@ if TYPE_CHECKING:
 
 MOST_FILTERS = 16  # that are applied together
 FEW_CHUNKS = 4  # which one thread has done before others have come
-IN_CHUNKS = (records.GROUP_LARGEST, records.GROUP_WEIGHTS, records.GROUP_SPREAD)
+NO_FILTER = 0
+LARGEST, WEIGHTS, SPREAD = records.GROUP_LARGEST, records.GROUP_WEIGHTS, records.GROUP_SPREAD
+FIND, DRAW = records.GROUP_FIND, records.GROUP_DRAW
+IN_CHUNKS = (LARGEST, WEIGHTS, SPREAD)
+# The kernels of a search, by its first filter.
+SEARCHES = {
+    records.MOST_LIKELY: (FIND,),
+    records.WITHIN: (FIND,),
+    records.REACHING: (WEIGHTS, FIND),
+    records.TYPICAL: (WEIGHTS, FIND),
+    records.PROBABLE: (WEIGHTS, FIND),
+    records.SIGMAS: (SPREAD, FIND),
+    records.EVENNESS: (WEIGHTS, records.GROUP_COOL, WEIGHTS, DRAW),
+    NO_FILTER: (WEIGHTS, DRAW),
+}
+MAXIMA, ALL_WEIGHTS, ALL_SPREAD = (LARGEST,), (WEIGHTS,), (SPREAD,)
+CHANGE, REPEATED = (records.GROUP_CHANGE,), (records.REPEATED,)
+WITH_PRODUCTS = (records.TYPICAL, records.EVENNESS)
 NO_BYTES = ctypes.c_char * 0
-PACKED_FILTER = Struct("=qdd")
+PACKED_FILTER = Struct("=qdddd")
 
 
 def address_of(array: np.ndarray) -> int:
@@ -54,7 +74,7 @@ class CompiledGroupLoops(GroupLoops):
 
     def __init__(self, store: KernelStore, team: Team | None = None) -> None:
         self._store, self._team = store, team
-        self._kernels: dict[str, _Kernel] = {}
+        self._programs: dict[tuple[Schema, ...], _Program] = {}
         self._seen: dict[str, tuple[np.ndarray, int]] = {}  # where arrays are that come again and again
         self._rest = np.empty(MAXIMA_GROUP, np.float32)
         self._found, self._share = np.zeros(3, np.int64), np.zeros(1)
@@ -63,21 +83,25 @@ class CompiledGroupLoops(GroupLoops):
         self._rest_at, self._filters_at = self._rest.ctypes.data, self._filters.ctypes.data
         self._found_at, self._share_at = self._found.ctypes.data, self._share.ctypes.data
         self._positions = np.empty(0, np.int64)
+        self._row: Row | None = None  # the last one, what records about it begin with, and its chunks
+        self._row_words: tuple[int, ...] = ()
+        self._n_chunks = 0
+        self._weighed_by = 0.0  # the temperature of the sums that are there of this row; 0 if there are none
 
     def _make_room(self, n: int) -> None:
         """For what is said of n tokens. The system gives the memory as it is first written."""
         if n <= len(self._positions):
             return
+        self._row = None
         self._every = np.full(-(-n // MAXIMA_GROUP), ALL_BITS)
         self._positions, self._logits, self._numbers = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n)
-        self._weights, self._ranks, self._counts = (
-            np.empty(n, np.float32),
-            np.empty(n, np.float32),
-            np.zeros(n, np.int32),
-        )
+        self._weights, self._ranks = np.empty(n, np.float32), np.empty(n, np.float32)
+        self._counts = np.zeros(n, np.int32)
+        self._sums, self._parts = np.empty(len(self._every), np.float32), np.empty((_n_chunks(len(self._every)), 3))
         self._every_at = self._every.ctypes.data
         self._positions_at, self._logits_at = self._positions.ctypes.data, self._logits.ctypes.data
         self._weights_at, self._ranks_at = self._weights.ctypes.data, self._ranks.ctypes.data
+        self._sums_at, self._parts_at = self._sums.ctypes.data, self._parts.ctypes.data
         self._numbers_at, self._counts_at = self._numbers.ctypes.data, self._counts.ctypes.data
 
     def largest(self, logits: np.ndarray, words: np.ndarray | None, known: np.ndarray | None) -> np.ndarray:
@@ -85,105 +109,111 @@ class CompiledGroupLoops(GroupLoops):
         row = Row(logits, words, maxima)
         if not self._can_read(row):
             return super().largest(logits, words, known)
-        self._run(records.GROUP_LARGEST, row, 0 if known is None else self._at("known", known))
+        self._run(MAXIMA, row, 0 if known is None else self._at("known", known))
         return maxima
 
-    def weights(self, row: Row, largest: float, temperature: float) -> Weights:
+    def weights(self, row: Row, temperature: float, with_products: bool = True) -> Weights:
         if not self._can_read(row):
-            return super().weights(row, largest, temperature)
-        sums, parts = np.empty(len(row.maxima), np.float32), np.zeros((_n_chunks(row), 3))
-        of_sums, of_parts = self._at("sums", sums), self._at("parts", parts)
-        self._run(records.GROUP_WEIGHTS, row, largest, 1 / temperature, of_sums, of_parts)
-        return all_together(largest, temperature, sums, parts)
+            return super().weights(row, temperature)
+        self._run(ALL_WEIGHTS, row, 1 / temperature, self._sums_at, self._parts_at, with_products)
+        self._weighed_by = temperature
+        total, products, n = self._all_parts()
+        return Weights(total, products, int(n))
 
-    def draw(self, row: Row, weights: Weights, number: float) -> Drawn:
+    def spread(self, row: Row) -> tuple[int, float]:
         if not self._can_read(row):
-            return super().draw(row, weights, number)
-        sums, parts = self._at("sums", weights.sums), self._at("parts", weights.parts)
-        found = self._found_at, self._share_at
-        self._run(records.GROUP_DRAW, row, weights.largest, 1 / weights.temperature, sums, parts, number, *found)
-        token = int(self._found[0])
-        return Drawn(token, token, float(self._share[0]))
+            return super().spread(row)
+        self._weighed_by = 0.0
+        self._run(ALL_SPREAD, row, 1.0, self._sums_at, self._parts_at, False)
+        n, total, squares = self._all_parts()
+        if not math.isfinite(squares):
+            return super().spread(row)
+        return int(n), max(0.0, squares / n - (total / n) ** 2) if n else 0.0
 
-    def spread(self, row: Row, middle: float) -> tuple[int, float, float]:
-        if not self._can_read(row):
-            return super().spread(row, middle)
-        parts = np.zeros((_n_chunks(row), 3))
-        self._run(records.GROUP_SPREAD, row, middle, address_of(parts))
-        n, total, squares = np.add.reduce(parts).tolist()
-        return int(n), total, squares
+    def _all_parts(self) -> list[float]:
+        found: list[float] = np.add.reduce(self._parts[: self._n_chunks]).tolist()
+        return found
 
-    def kept(self, row: Row, filters: Sequence[Filter], weights: Weights | None) -> Kept:
-        if not self._can_read(row):
-            return super().kept(row, filters, weights)
-        n = self._find(row, filters, weights, 1.0, -1.0)
+    def kept(self, row: Row, filters: Sequence[Filter]) -> Kept:
+        n = self._search(row, filters, 1.0, -1.0)
+        if n < 0:
+            return super().kept(row, filters)
         return self._positions[:n].copy(), self._logits[:n].copy()
 
-    def drawn_of_kept(
-        self, row: Row, filters: Sequence[Filter], weights: Weights | None, temperature: float, number: float
-    ) -> Drawn | None:
-        if not self._can_read(row):
-            return super().drawn_of_kept(row, filters, weights, temperature, number)
-        n = self._find(row, filters, weights, temperature, number)
-        return Drawn(int(self._found[1]), int(self._found[2]), float(self._share[0])) if n else None
+    def drawn(self, row: Row, filters: Sequence[Filter], temperature: float, number: float) -> Drawn | None:
+        n = self._search(row, filters, temperature, number)
+        if n < 0:
+            return super().drawn(row, filters, temperature, number)
+        if not n:
+            return None
+        is_only = n == 1 and len(filters) > 0 and filters[0].kind != records.EVENNESS
+        return Drawn(self._found.item(1), self._found.item(2), self._share.item(0), is_only)
 
-    def _find(
-        self, row: Row, filters: Sequence[Filter], weights: Weights | None, temperature: float, number: float
-    ) -> int:
-        for i, (kind, value, each) in enumerate(filters):
-            PACKED_FILTER.pack_into(self._filter_bytes, i * PACKED_FILTER.size, kind, value, 1 / each)
-        of_all = (0, 0.0, 0.0)
-        if weights is not None:
-            of_all = self._at("sums", weights.sums), weights.total, weights.products
+    def _search(self, row: Row, filters: Sequence[Filter], temperature: float, number: float) -> int:
+        """How many stay; below 0 where kernels cannot do it."""
+        if not self._can_read(row):
+            return -1
+        kind, of_all = NO_FILTER, temperature
+        for i, (each, value, of_filter, low, high) in enumerate(filters):
+            PACKED_FILTER.pack_into(self._filter_bytes, i * PACKED_FILTER.size, each, value, 1 / of_filter, low, high)
+            if not i:
+                kind, of_all = each, of_filter
+        kernels = SEARCHES[kind]
+        if kernels[0] is WEIGHTS and self._weighed_by == of_all and kind not in WITH_PRODUCTS:
+            kernels = kernels[1:]
+        elif kernels[0] is not FIND:
+            self._weighed_by = 0.0
         self._run(
-            records.GROUP_FIND, row, self._filters_at, len(filters), *of_all, number, 1 / temperature, self._every_at,
+            kernels, row, 1 / of_all, self._sums_at, self._parts_at, kind in WITH_PRODUCTS,
+            self._filters_at, len(filters), number, 1 / temperature, self._every_at,
             self._positions_at, self._logits_at, self._weights_at, self._ranks_at, self._found_at, self._share_at,
         )  # fmt: skip
-        return int(self._found[0])
+        return self._found.item(0)
 
-    def change(
-        self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float
-    ) -> np.ndarray:
+    def change(self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float) -> Before:
+        self._make_room(len(positions))
         if not self._can_read(row):
             return super().change(row, positions, lost, repeat, temperature)
-        self._take(positions)
         self._numbers[: len(lost)] = lost
-        return self._changed(row, len(lost), Penalty(0.0, 1.0, repeat), temperature)[1]
+        return self._changed(row, positions, 0, Penalty(0.0, 1.0, repeat), temperature)
 
-    def penalize(
-        self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def penalize(self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float) -> Before:
+        self._make_room(len(ids))
         if not self._can_read(row):
             return super().penalize(row, ids, penalty, temperature)
-        self._take(ids)
-        found = self._positions_at, self._found_at, self._numbers_at, self._counts_at
-        self._kernel(records.COUNT_TOKENS).run(1, len(row.logits), len(ids), *found)
-        return self._changed(row, int(self._found[0]), penalty, temperature)
+        return self._changed(row, ids, self._counts_at, penalty, temperature)
+
+    def _changed(self, row: Row, ids: np.ndarray, counts_at: int, penalty: Penalty, temperature: float) -> Before:
+        """counts_at: where they are counted; 0 if their numbers are known."""
+        self._weighed_by = 0.0
+        self._positions[: len(ids)] = ids
+        presence, frequency, repeat = penalty
+        self._run(
+            CHANGE, row, temperature, repeat, len(ids), self._positions_at, counts_at, self._numbers_at,
+            presence, frequency, self._logits_at, self._weights_at, self._found_at,
+        )  # fmt: skip
+        n = self._found.item(0)
+        return Before(self._positions[:n].copy(), self._logits[:n].copy(), self._weights[:n].copy())
 
     def repeated(self, ids: np.ndarray, limit: int, allowed: int) -> tuple[np.ndarray, np.ndarray]:
         self._make_room(len(ids))
         found = self._positions_at, self._found_at, self._numbers_at
-        self._kernel(records.REPEATED).run(1, len(ids), address_of(ids), limit, allowed, *found)
+        self._program(REPEATED).run(1, len(ids), address_of(ids), limit, allowed, *found)
         n = int(self._found[0])
         return self._positions[:n].copy(), self._numbers[:n].copy()
 
-    def _take(self, ids: np.ndarray) -> None:
-        self._make_room(len(ids))
-        self._positions[: len(ids)] = ids
-
-    def _changed(self, row: Row, n: int, penalty: Penalty, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-        """Change n logits, those whose positions and numbers stand where there is room for them."""
-        presence, frequency, repeat = penalty
-        found = self._positions_at, self._numbers_at, presence, frequency, self._logits_at
-        self._run(records.GROUP_CHANGE, row, temperature, repeat, n, *found)
-        return self._positions[:n].copy(), self._logits[:n].copy()
-
     def _can_read(self, row: Row) -> bool:
-        """What kernels can."""
-        logits = row.logits
-        if logits.dtype != np.float32 or not logits.flags.c_contiguous or not row.maxima.flags.c_contiguous:
+        """Whether kernels can. How their records begin is known then."""
+        if row is self._row:  # as long as nothing is forbidden or changed, one row is asked about again and again
+            return True
+        logits, allowed, maxima = row
+        if logits.dtype != np.float32 or not logits.flags.c_contiguous or not maxima.flags.c_contiguous:
             return False
         self._make_room(len(logits))
+        words = self._every_at if allowed is None else self._at("words", allowed)
+        x, of_groups = self._at("logits", logits), self._at("maxima", maxima)
+        self._row, self._row_words = row, (x, len(logits), words, of_groups, self._rest_at)
+        self._n_chunks, self._weighed_by = _n_chunks(len(maxima)), 0.0
         return True
 
     def _at(self, name: str, array: np.ndarray) -> int:
@@ -193,52 +223,58 @@ class CompiledGroupLoops(GroupLoops):
             seen = self._seen[name] = array, address_of(array)
         return seen[1]
 
-    def _run(self, schema: Schema, row: Row, *others: float) -> None:
-        """The kernel of a schema, with the words of its record that come after those of the row."""
-        words = self._every_at if row.words is None else self._at("words", row.words)
-        x, maxima = self._at("logits", row.logits), self._at("maxima", row.maxima)
-        self._kernel(schema).run(_n_chunks(row), x, len(row.logits), words, maxima, self._rest_at, *others)
+    def _run(self, kernels: tuple[Schema, ...], row: Row, *others: float) -> None:
+        """Some kernels for a row that they can read, with the words of records that come after those of the row."""
+        assert row is self._row
+        self._program(kernels).run(self._n_chunks, *self._row_words, *others)
 
-    def _kernel(self, schema: Schema) -> _Kernel:
-        found = self._kernels.get(schema.name)
+    def _program(self, kernels: tuple[Schema, ...]) -> _Program:
+        found = self._programs.get(kernels)
         if found is None:
-            found = self._kernels[schema.name] = _Kernel(schema, self._store, self._team)
+            found = self._programs[kernels] = _Program(kernels, self._store, self._team)
         return found
 
 
-def _n_chunks(row: Row) -> int:
-    return -(-len(row.maxima) // GROUPS_TOGETHER)
+def _n_chunks(n_groups: int) -> int:
+    return -(-n_groups // GROUPS_TOGETHER)
 
 
-class _Kernel:
-    """A kernel with a record of its own, and a program for the team that consists of it alone."""
+class _Program:
+    """Kernels, one after the other, with one record, that of the last: it begins as those of the others."""
 
-    def __init__(self, schema: Schema, store: KernelStore, team: Team | None) -> None:
-        kernel = find(schema.name)
-        store.load([kernel])
-        self._function = store.function(kernel)
-        self._team = team
-        self._is_in_chunks = schema in IN_CHUNKS
-        self._words = schema.new()
+    def __init__(self, kernels: tuple[Schema, ...], store: KernelStore, team: Team | None) -> None:
+        found = [find(schema.name) for schema in kernels]
+        store.load(found)
+        self._functions = [store.function(kernel) for kernel in found]
+        self._are_in_chunks = [schema in IN_CHUNKS for schema in kernels]
+        self._first, self._is_one_call = self._functions[0], self._are_in_chunks == [False]
+        self._team = None if self._is_one_call else team
+        self._words = kernels[-1].new()
         self._bytes = self._words.view(np.uint8).data
         self._at = self._words.ctypes.data
-        self._packing = Struct("=" + "".join("d" if kind == "f64" else "q" for kind in schema.fields.values()))
-        if team is not None and self._is_in_chunks:
-            op = self._op = OP.new()
-            op["kernel"], op["record"] = store.address(kernel), self._at
-            self._n_chunks = np.zeros(1, np.int64)
-            self.record = PROGRAM.new()
-            self.record["ops"], self.record["n_ops"] = op.ctypes.data, 1
-            self.record["n_chunks"] = self._n_chunks.ctypes.data
-            self._record_at = self.record.ctypes.data
+        self._packing = Struct("=" + "".join("d" if kind == "f64" else "q" for kind in kernels[-1].fields.values()))
+        self._n_chunks = np.ones(len(kernels), np.int64)
+        self._ops = OP.new(len(kernels))
+        self._ops["kernel"] = [store.address(kernel) for kernel in found] if self._team else 0
+        self._ops["record"] = self._at
+        self._ops["depends"] = range(len(kernels))
+        self.record = PROGRAM.new()
+        self.record["ops"], self.record["n_ops"] = self._ops.ctypes.data, len(kernels)
+        self.record["n_chunks"] = self._n_chunks.ctypes.data
+        self._record_at = self.record.ctypes.data
+        self._n = 1  # chunks
 
     def run(self, n_chunks: int, *words: float) -> None:
+        """n_chunks:  of the kernels that are in chunks."""
         self._packing.pack_into(self._bytes, 0, *words)
-        if not self._is_in_chunks:
-            self._function(self._at, 0, 0)
+        if self._is_one_call:
+            self._first(self._at, 0, 0)
         elif self._team is None or n_chunks < FEW_CHUNKS:
-            for chunk in range(n_chunks):
-                self._function(self._at, chunk, 0)
+            for function, is_in_chunks in zip(self._functions, self._are_in_chunks, strict=True):
+                for chunk in range(n_chunks if is_in_chunks else 1):
+                    function(self._at, chunk, 0)
         else:
-            self._n_chunks[0] = n_chunks
+            if n_chunks != self._n:
+                self._n = n_chunks
+                self._n_chunks[self._are_in_chunks] = n_chunks
             self._team.run_short(self, self._record_at)

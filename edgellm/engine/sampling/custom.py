@@ -33,7 +33,9 @@ class Custom(Step):
         ids = np.arange(len(candidates)) if candidates.ids is None else candidates.ids
         ids.flags.writeable = False
         logits = candidates.logits.copy()
-        given = self._function(ids, logits, self._context.last())
+        context = self._context.last()
+        context.flags.writeable = False
+        given = self._function(ids, logits, context)
         if given is not None:
             ids, logits = self._checked(given, ids)
         if np.isnan(logits).any() or (logits == np.inf).any():

@@ -12,10 +12,24 @@ from typing import NamedTuple
 import numpy as np
 
 from edgellm.kernels.records import MAXIMA_GROUP
-from edgellm.kernels.sampling_records import GROUP_BITS, GROUPS_TOGETHER, LARGEST, MOST_LIKELY, REACHING, WITHIN
+from edgellm.kernels.sampling_records import (
+    AIM_PEAK,
+    AIM_SHARPNESS,
+    AIM_WIDTH,
+    AIMED,
+    EVENNESS,
+    GROUP_BITS,
+    LARGEST,
+    MOST_LIKELY,
+    PROBABLE,
+    REACHING,
+    SIGMAS,
+    WITHIN,
+)
 
 ALL_BITS = np.uint64(2**64 - 1)
 COLDEST = 1e-250  # a temperature; below it differences of logits are too much for float64
+COOLEST = 1e-20  # temperatures below it are too much for float32
 
 
 class Row(NamedTuple):
@@ -33,18 +47,24 @@ class Row(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """What leaves tokens out.
+    """What leaves tokens out, or gives other probabilities.
 
     kind, value:  MOST_LIKELY and how many; REACHING and a share, up to which the most likely are taken; WITHIN and a
-                  distance from the largest logit, infinity for all; TYPICAL and a share, up to which those are taken
-                  whose surprise is nearest to its mean. After the first one the largest comes first, and among equal
-                  ones the smaller position; after others they are in the order they had.
+                  distance from the largest logit, divided by the temperature, infinity for all; TYPICAL and a share, up
+                  to which those are taken whose surprise is nearest to its mean; PROBABLE and the least probability, at
+                  which the largest stays in any case; SIGMAS and how many standard deviations below the largest logit.
+                  After MOST_LIKELY the largest comes first, and among equal ones the smaller position; after others
+                  they are in the order they had.
+                  EVENNESS and an exponent, see `temperature_of`, and AIMED and a probability, see `aimed`, come last.
     temperature:  of the probabilities that are added up.
+    low, high:    temperatures.
     """
 
     kind: int
     value: float
     temperature: float
+    low: float = 0.0
+    high: float = 0.0
 
 
 class Penalty(NamedTuple):
@@ -58,12 +78,33 @@ class Penalty(NamedTuple):
         return self.presence + self.frequency * times
 
 
+class Before(NamedTuple):
+    """What was there before logits were written over.
+
+    positions:  int64, all different. logits: at these. maxima: of the groups they are in.
+    """
+
+    positions: np.ndarray
+    logits: np.ndarray
+    maxima: np.ndarray
+
+    def put_back(self, row: Row) -> None:
+        row.logits[self.positions] = self.logits
+        row.maxima[self.positions >> GROUP_BITS] = self.maxima
+
+
 class Drawn(NamedTuple):
-    """position: among the candidates. share: its probability."""
+    """A token.
+
+    position:  among the candidates.
+    share:     its probability; that before a filter AIMED, if there was one.
+    is_only:   filters have left no other.
+    """
 
     position: int
     token_id: int
     share: float
+    is_only: bool = False
 
 
 Kept = tuple[np.ndarray, np.ndarray]
@@ -71,21 +112,19 @@ Kept = tuple[np.ndarray, np.ndarray]
 
 
 class Weights(NamedTuple):
-    """How likely tokens are beside the likeliest, e**x with x = (logit - largest) / temperature, in float32.
+    """How likely all tokens are beside the likeliest, e**x with x = (logit - largest) / temperature.
 
-    sums:   of e**x in each group, float32 [n_groups].
-    parts:  float64 [n_chunks, 3], for every GROUPS_TOGETHER groups: the sums of e**x and of x e**x, and how many tokens
-            may come.
-    total, products, n:  the same of all.
+    total, products:  sums of e**x and of x e**x. n: how many tokens may come.
     """
 
-    largest: float
-    temperature: float
-    sums: np.ndarray
-    parts: np.ndarray
     total: float
     products: float
     n: int
+
+    @property
+    def entropy(self) -> float:
+        """Of the probabilities, in nats."""
+        return max(0.0, math.log(self.total) - self.products / self.total)
 
 
 def rows_of(logits: np.ndarray, words: np.ndarray | None, groups: np.ndarray) -> np.ndarray:
@@ -119,45 +158,31 @@ class GroupLoops:
         """The maxima of a row. known: those of all tokens, whether they may come or not."""
         return rows_of(logits, words, np.arange(n_groups_of(logits))).max(axis=1)
 
-    def weights(self, row: Row, largest: float, temperature: float) -> Weights:
-        """largest: of the logits. temperature: so large that float32 holds its inverse."""
-        rows = rows_of(row.logits, row.words, np.arange(len(row.maxima)))
-        x, weights = _weights_of(rows, largest, temperature)
-        sums = weights.sum(axis=1)
-        each = [sums.astype(np.float64), (weights * x).sum(axis=1, dtype=np.float64), (rows > -np.inf).sum(axis=1)]
-        chunks = np.arange(0, len(sums), GROUPS_TOGETHER)
-        return all_together(largest, temperature, sums, np.stack([np.add.reduceat(x, chunks) for x in each], axis=1))
+    def weights(self, row: Row, temperature: float, with_products: bool = True) -> Weights:
+        """There is a token that may come.
 
-    def draw(self, row: Row, weights: Weights, number: float) -> Drawn:
-        """The token that a number from 0 to below 1 falls on, where weights are side by side."""
-        sums = weights.sums.cumsum(dtype=np.float64)
-        group = drawn(sums, number)
-        before = float(sums[group - 1]) if group else 0.0
-        rows = rows_of(row.logits, row.words, np.array([group]))
-        inside = _weights_of(rows, weights.largest, weights.temperature)[1][0]
-        share = (number * float(sums[-1]) - before) / float(weights.sums[group])
-        place = drawn(inside.cumsum(dtype=np.float64), share)
-        token = group * MAXIMA_GROUP + place
-        return Drawn(token, token, float(inside[place]) / weights.total)
-
-    def spread(self, row: Row, middle: float) -> tuple[int, float, float]:
-        """The number of tokens that may come, and the sums of logit - middle and of its square.
-
-        They are infinite where float32 cannot hold a square.
+        temperature:    so large that float32 holds its inverse.
+        with_products:  else, only the total is wanted.
         """
-        rows = rows_of(row.logits, row.words, np.arange(len(row.maxima))).astype(np.float32)
-        with np.errstate(over="ignore"):
-            rest = rows[rows > -np.inf] - np.float32(middle)
-            return len(rest), float(rest.sum(dtype=np.float64)), float(np.square(rest).sum(dtype=np.float64))
+        x, weights = _all_weights(row, temperature)
+        products = (weights * x).sum(dtype=np.float64)
+        n = int((rows_of(row.logits, row.words, np.arange(len(row.maxima))) > -np.inf).sum())
+        return Weights(float(weights.sum(axis=1).sum(dtype=np.float64)), float(products), n)
 
-    def kept(self, row: Row, filters: Sequence[Filter], weights: Weights | None) -> Kept:
+    def spread(self, row: Row) -> tuple[int, float]:
+        """The number of tokens that may come, and the variance of their logits."""
+        return spread_of(rows_of(row.logits, row.words, np.arange(len(row.maxima))))
+
+    def kept(self, row: Row, filters: Sequence[Filter]) -> Kept:
         """What filters leave, the first of all tokens, every other one of what those before have left.
 
-        weights: of all tokens, by the temperature of the first filter, if that is REACHING or TYPICAL.
+        None of them is EVENNESS or AIMED.
         """
         first, largest = filters[0], float(row.maxima.max())
-        if first.kind == WITHIN:
-            kept = _at_least(row, _bound(largest, first.value))
+        if largest == -math.inf:
+            kept: Kept = np.empty(0, np.int64), np.empty(0, np.float32)
+        elif first.kind == WITHIN:
+            kept = _at_least(row, _bound(largest, first.value * first.temperature))
         elif first.kind == MOST_LIKELY:
             kept = _most_likely(row, int(first.value))
         else:
@@ -166,24 +191,56 @@ class GroupLoops:
             kept = left_of(kept, each, float(kept[1].max()))  # typical ones may be without the largest
         return kept
 
-    def drawn_of_kept(
-        self, row: Row, filters: Sequence[Filter], weights: Weights | None, temperature: float, number: float
-    ) -> Drawn | None:
-        """The token that a number from 0 to below 1 falls on, of those that `kept` would leave; None where none are."""
-        kept = self.kept(row, filters, weights)
-        if not len(kept[1]):
-            return None
-        of_kept = weights_of(kept[1], float(kept[1].max()), temperature)
-        place = drawn(sums := of_kept.cumsum(), number)
-        return Drawn(place, int(kept[0][place]), float(of_kept[place]) / float(sums[-1]))
+    def drawn(self, row: Row, filters: Sequence[Filter], temperature: float, number: float) -> Drawn | None:
+        """The token that a number from 0 to below 1 falls on, of those that filters leave; None where none are.
 
-    def change(
-        self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float
-    ) -> np.ndarray:
-        """Write over the logits at some different positions, see `changed`; returns what was there.
-
-        The maxima stay true.
+        temperature:  that of the draw, which EVENNESS multiplies, and AIMED makes 1.
         """
+        if filters and filters[-1].kind in (EVENNESS, AIMED):
+            *filters, last = filters
+        else:
+            last = None
+        if not filters:
+            return self._drawn_of_all(row, last, temperature, number)
+        positions, logits = self.kept(row, filters)
+        if not len(logits):
+            return None
+        before = None
+        if last is not None and last.kind == EVENNESS:
+            temperature *= temperature_of(last, *entropy_of(logits, last.temperature))
+        elif last is not None:
+            before = weights_of(logits, float(logits.max()), last.temperature)
+            before, temperature = before / before.sum(), 1.0
+            logits = aimed(before, last.value)
+        weights = weights_of(logits, float(logits.max()), temperature)
+        place = drawn(sums := weights.cumsum(), number)
+        share = weights[place] / sums[-1] if before is None else before[place]
+        return Drawn(place, int(positions[place]), float(share), len(logits) == 1)
+
+    def _drawn_of_all(self, row: Row, last: Filter | None, temperature: float, number: float) -> Drawn | None:
+        if row.maxima.max() == -math.inf:
+            return None
+        if last is not None:
+            weights = self.weights(row, last.temperature)
+            temperature *= temperature_of(last, weights.entropy, weights.n)
+        _, of_all = _all_weights(row, temperature)
+        sums = of_all.sum(axis=1)
+        cumulated = sums.cumsum(dtype=np.float64)
+        group = drawn(cumulated, number)
+        before = float(cumulated[group - 1]) if group else 0.0
+        share = (number * float(cumulated[-1]) - before) / float(sums[group])
+        place = drawn(of_all[group].cumsum(dtype=np.float64), share)
+        token = group * MAXIMA_GROUP + place
+        return Drawn(token, token, float(of_all[group, place]) / float(cumulated[-1]))
+
+    def change(self, row: Row, positions: np.ndarray, lost: np.ndarray, repeat: float, temperature: float) -> Before:
+        """Write over the logits at some different positions, see `changed`. The maxima stay true.
+
+        Positions that the row has not are left out.
+        """
+        if len(positions) and positions.max() >= len(row.logits):
+            there = positions < len(row.logits)
+            positions, lost = positions[there], lost[there]
         before = row.logits[positions]
         row.logits[positions] = changed(before, lost, repeat, temperature)
         groups = positions >> GROUP_BITS
@@ -192,14 +249,12 @@ class GroupLoops:
         if len(groups):
             groups = np.sort(groups)
             row.maxima[groups] = rows_of(row.logits, row.words, groups).max(axis=1)
-        return before
+        return Before(positions, before, largest)
 
-    def penalize(
-        self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Write over the logits of tokens that are among some ids, see `changed`; returns which, and what was there."""
+    def penalize(self, row: Row, ids: np.ndarray, penalty: Penalty, temperature: float) -> Before:
+        """Write over the logits of tokens that are among some ids, see `changed`."""
         positions, times = counted(ids, len(row.logits))
-        return positions, self.change(row, positions, penalty.lost(times), penalty.repeat, temperature)
+        return self.change(row, positions, penalty.lost(times), penalty.repeat, temperature)
 
     def repeated(self, ids: np.ndarray, limit: int, allowed: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens that would lengthen a repetition of the end of a text, each once, and how long it is at most, float64.
@@ -250,18 +305,26 @@ def left_of(kept: Kept, which: Filter, largest: float) -> Kept:
     """What a filter leaves of a list."""
     positions, logits = kept
     if which.kind == WITHIN:
-        (places,) = (logits >= _bound(largest, which.value)).nonzero()
-        return positions[places], logits[places]
+        return _from(kept, _bound(largest, which.value * which.temperature))
+    if which.kind == SIGMAS:
+        return _from(kept, _bound(largest, which.value * math.sqrt(spread_of(logits)[1])))
     if which.kind == MOST_LIKELY:
         order = (-logits).argsort(kind="stable")[: int(which.value)]
         return positions[order], logits[order]
     weights = weights_of(logits, largest, which.temperature)
     total = float(weights.sum())
+    if which.kind == PROBABLE:
+        return _from(kept, _bound(largest, distance(which.value * total, which.temperature)))
     if which.kind == REACHING:
         return _least(kept, -logits, weights, which.value * total)
     exponents = (logits.astype(np.float64) - largest) / which.temperature
     mean = float((weights * np.where(weights > 0, exponents, 0)).sum()) / total
     return _least(kept, np.abs(exponents - mean), weights, which.value * total)
+
+
+def _from(kept: Kept, bound: float) -> Kept:
+    (places,) = (kept[1] >= bound).nonzero()
+    return kept[0][places], kept[1][places]
 
 
 def _least(kept: Kept, ranks: np.ndarray, weights: np.ndarray, enough: float) -> Kept:
@@ -273,6 +336,34 @@ def _least(kept: Kept, ranks: np.ndarray, weights: np.ndarray, enough: float) ->
 
 def _bound(largest: float, distance: float) -> float:
     return max(-LARGEST, min(largest - distance, largest))
+
+
+def distance(share: float, temperature: float) -> float:
+    """How far below the largest the logit is of a token that is so many times as likely."""
+    return -temperature * math.log(share) if share > 0 else math.inf
+
+
+def temperature_of(which: Filter, entropy: float, n: int) -> float:
+    """By how even the probabilities of n tokens are; 1 where there is no choice. Never 0."""
+    if n < 2:
+        return 1.0
+    evenness = min(1.0, max(0.0, entropy / math.log(n)))
+    return max(COOLEST, which.low + (which.high - which.low) * evenness**which.value)
+
+
+def entropy_of(logits: np.ndarray, temperature: float) -> tuple[float, int]:
+    """That of the probabilities, in nats, and how many tokens may come."""
+    largest = float(logits.max())
+    weights = weights_of(logits, largest, temperature)
+    exponents = np.maximum((logits - largest) / max(temperature, COLDEST), -1e4)  # of a weight of 0
+    n = int(np.count_nonzero(logits > -np.inf))
+    return Weights(float(np.add.reduce(weights)), float(np.add.reduce(weights * exponents)), n).entropy, n
+
+
+def aimed(probabilities: np.ndarray, aim: float) -> np.ndarray:
+    """Logits that are the larger the nearer probabilities are to an aim."""
+    distances = np.abs(probabilities - aim) / AIM_WIDTH
+    return AIM_PEAK - AIM_SHARPNESS * distances**2 / (1 + distances)
 
 
 def weights_of(logits: np.ndarray, largest: float, temperature: float) -> np.ndarray:
@@ -291,13 +382,9 @@ def n_reaching(sums: np.ndarray, enough: float) -> int:
     return int(sums.searchsorted(enough)) + 1
 
 
-def all_together(largest: float, temperature: float, sums: np.ndarray, parts: np.ndarray) -> Weights:
-    total, products, n = np.add.reduce(parts).tolist()
-    return Weights(largest, temperature, sums, parts, total, products, int(n))
-
-
-def _weights_of(rows: np.ndarray, largest: float, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """x and e**x of `Weights`; inside a group float32 is enough, and a part of what float64 takes."""
+def _all_weights(row: Row, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """x and e**x of `Weights`, float32 [n_groups, MAXIMA_GROUP]; inside a group it is enough, and takes less time."""
+    rows, largest = rows_of(row.logits, row.words, np.arange(len(row.maxima))), row.maxima.max()
     with np.errstate(over="ignore", invalid="ignore"):  # minus infinity times 0
         x = (rows.astype(np.float32) - np.float32(largest)) * np.float32(1 / temperature)
         x = np.where(x > -88, x, np.float32(-88))

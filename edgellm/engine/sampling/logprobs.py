@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import Candidates
-from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
+from edgellm.engine.sampling.all_tokens import AllTokens
+from edgellm.engine.sampling.groups import IN_NUMPY, Filter, GroupLoops
+from edgellm.kernels.sampling_records import MOST_LIKELY
 
 
 class TokenLogprobs(NamedTuple):
@@ -26,11 +27,11 @@ class TokenLogprobs(NamedTuple):
 def logprobs_of(
     token_id: int, logits: np.ndarray, maxima: np.ndarray | None, n_top: int, loops: GroupLoops = IN_NUMPY
 ) -> TokenLogprobs:
-    """logits: float32 [n_vocab], as the model gave them. maxima, loops: see `Candidates`."""
-    candidates = Candidates(logits, maxima, loops)
-    log_total = candidates.largest + math.log(candidates.total())
+    """logits: float32 [n_vocab], as the model gave them. maxima, loops: see `AllTokens`."""
+    of_all = AllTokens(logits, maxima, loops, is_own=False)
+    log_total = of_all.largest + math.log(of_all.total(1.0))
     top: list[tuple[int, float]] = []
     if n_top:
-        candidates.keep_most_likely(n_top)
-        top = [(candidates.id_at(i), float(logit) - log_total) for i, logit in enumerate(candidates.logits)]
+        ids, likeliest = of_all.kept([Filter(MOST_LIKELY, n_top, 1.0)])
+        top = [(top_id, logit - log_total) for top_id, logit in zip(ids.tolist(), likeliest.tolist(), strict=True)]
     return TokenLogprobs(token_id, float(logits[token_id]) - log_total, top)

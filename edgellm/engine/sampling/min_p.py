@@ -12,7 +12,7 @@ class MinP(Step):
         self._p = p
 
     def apply(self, candidates: Candidates) -> None:
-        candidates.keep_within(candidates.distance(self._p))
+        candidates.keep_as_likely(self._p)
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

@@ -24,8 +24,7 @@ class Mirostat(Step):
         self.state = 2 * tau
 
     def apply(self, candidates: Candidates) -> None:
-        least = 2.0 ** -max(0.0, min(self.state, MOST_BITS))
-        candidates.keep_within(candidates.distance(least * candidates.total()))
+        candidates.keep_probable(2.0 ** -max(0.0, min(self.state, MOST_BITS)))
 
     def drawn(self, drawn: Drawn) -> None:
         self.state -= self._eta * (-math.log2(drawn.share) - self._tau)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.candidates import Candidates, Dice
 from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 from edgellm.engine.sampling.step import Context, Step, Surroundings
 from edgellm.params import SamplingParams
@@ -37,9 +36,9 @@ class Sampler:
         loops: GroupLoops = IN_NUMPY,
     ) -> None:
         self.params = params
-        self._random = random.Random(params.seed)
+        self._dice = Dice(params.seed)
         self._loops = loops
-        self._around = Surroundings(Context(), self._random, token_bytes)
+        self._around = Surroundings(Context(), self._dice, token_bytes)
         biases = dict(params.logit_bias or {}) | dict.fromkeys(never, -math.inf)
         self._ids = np.array(sorted(biases), np.int64)
         self._lost = np.array([-biases[token_id] for token_id in sorted(biases)], np.float64)
@@ -59,18 +58,18 @@ class Sampler:
         logits:     float32 [n_vocab], which are written over in between and the same again afterwards.
         context:    the ids so far, prompt included: those of the last call and more, or the first of them.
         maxima:     the largest of every MAXIMA_GROUP logits, where they are known already; a large vocabulary is
-                    looked through by them, and never sorted or copied unless a step needs it.
+                    looked through by them, and never sorted or copied unless a step needs it. Also
+                    written over in between.
         forbidden:  tokens that must not come now.
 
         Rules and logit biases come first, then the steps in their order, then the draw. The runner has seen to it that
         all logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no
         token may come, and for what a step of one's own may not do.
         """
-        candidates = Candidates(logits, maxima, self._loops)
-        candidates.borrow()
+        candidates = Candidates(logits, maxima, self._loops, is_lent=True)
         try:
             self._apply(candidates, context, forbidden)
-            drawn = candidates.draw(self._random.random)
+            drawn = candidates.draw(self._dice)
             self._last.drawn(drawn)
             return drawn.token_id
         finally:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgellm.engine.sampling.candidates import Candidates
+from edgellm.engine.sampling.candidates import Candidates, Dice
 from edgellm.engine.sampling.groups import Drawn
 
 
@@ -41,16 +40,14 @@ class Context:
         if self._n_known < length:
             self._ids[self._n_known : length] = self._source[self._n_known :]
             self._n_known = length
-        view = self._ids[0 if n < 0 else max(0, length - n) : length]
-        view.flags.writeable = False
-        return view
+        return self._ids[0 if n < 0 else max(0, length - n) : length]
 
 
 class Surroundings(NamedTuple):
-    """What steps share: the text so far, the random numbers, and what tokens stand for, as bytes."""
+    """What steps share: the text so far, the dice, and what tokens stand for, as bytes."""
 
     context: Context
-    random: random.Random
+    dice: Dice
     token_bytes: Callable[[int], bytes]
 
 

@@ -6,8 +6,6 @@ T = low + (high - low) * (H / log n) ** exponent, from `temperature - dynatemp_r
 
 from __future__ import annotations
 
-import math
-
 from edgellm.engine.sampling.candidates import Candidates
 from edgellm.engine.sampling.step import Step, Surroundings
 from edgellm.params import SamplingParams
@@ -18,7 +16,10 @@ class Temperature(Step):
         self._temperature = temperature
 
     def apply(self, candidates: Candidates) -> None:
-        _divide(candidates, self._temperature)
+        if self._temperature == 0:
+            candidates.keep_likeliest()
+        else:
+            candidates.divide(self._temperature)
 
 
 class DynamicTemperature(Step):
@@ -27,17 +28,7 @@ class DynamicTemperature(Step):
         self._exponent = exponent
 
     def apply(self, candidates: Candidates) -> None:
-        n = candidates.n_that_may_come()
-        if n > 1:
-            evenness = min(1.0, max(0.0, candidates.entropy() / math.log(n)))
-            _divide(candidates, self._low + (self._high - self._low) * evenness**self._exponent)
-
-
-def _divide(candidates: Candidates, temperature: float) -> None:
-    if temperature == 0:
-        candidates.keep_likeliest()
-    else:
-        candidates.temperature *= temperature
+        candidates.divide_by_evenness(self._low, self._high, self._exponent)
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

@@ -5,8 +5,6 @@ sigma is the standard deviation of all logits that there are. A temperature chan
 
 from __future__ import annotations
 
-import math
-
 from edgellm.engine.sampling.candidates import Candidates
 from edgellm.engine.sampling.step import Step, Surroundings
 from edgellm.params import SamplingParams
@@ -17,8 +15,7 @@ class TopNSigma(Step):
         self._n = n
 
     def apply(self, candidates: Candidates) -> None:
-        _, variance = candidates.spread()
-        candidates.keep_within(self._n * math.sqrt(variance))
+        candidates.keep_sigmas(self._n)
 
 
 def step(params: SamplingParams, around: Surroundings) -> Step:

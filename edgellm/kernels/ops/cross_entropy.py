@@ -6,17 +6,16 @@ of the logits is NaN or infinite, so is no result a number: all are NaN.
 
 from __future__ import annotations
 
-from math import inf, log, nan, sqrt
+from math import inf, nan
 
 import numpy as np
 
 from edgellm.kernels.gradient_records import CROSS_ENTROPY
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.staged import F32, F64, I64, Value, Vocabulary, staged
+from edgellm.kernels.staged import F32, F64, Value, Vocabulary, staged
 
 LANES = 16
-MANTISSA = (1 << 52) - 1  # the bits of a float64 behind its exponent
 
 
 def _largest(v: Vocabulary, x: Value, n: Value) -> Value:
@@ -49,26 +48,6 @@ def _exponentials(v: Vocabulary, x: Value, n: Value, largest: Value, out: Value 
     return total
 
 
-def _log(v: Vocabulary, x: Value) -> Value:
-    """The logarithm of a float64 that is at least 1: of its power of two, and of the rest, which is near 1.
-
-    For a rest m within sqrt(1/2) and sqrt(2), log(m) is 2 artanh(t) with t = (m - 1) / (m + 1), and the series of
-    artanh, t + t**3 / 3 + t**5 / 5 + ..., ends in less than a unit of the last place.
-    """
-    bits = x.bitcast(I64)
-    mantissa = ((bits & MANTISSA) | (1023 << 52)).bitcast(F64)
-    exponent = ((bits >> 52) - 1023).to(F64)
-    is_large = v.greater(mantissa, v.like(sqrt(2), mantissa))
-    m = v.select(is_large, mantissa * 0.5, mantissa)
-    exponent = v.select(is_large, exponent + 1.0, exponent)
-    t = (m - 1.0) / (m + 1.0)
-    square = t * t
-    series = v.like(1 / 23, t)
-    for odd in range(21, 0, -2):
-        series = series * square + 1 / odd
-    return exponent * log(2) + t * series * 2.0
-
-
 def build_cross_entropy(isa):
     """Chunk c is row c."""
     op_at = record_viewer(CROSS_ENTROPY)
@@ -77,7 +56,7 @@ def build_cross_entropy(isa):
     largest_of = staged(isa, "f32", "i64", "i64")(_largest)
     sum_of_powers = staged(isa, "f64", "i64", "i64", "f32")(_exponentials)
     powers_and_sum = staged(isa, "f64", "i64", "i64", "f32", "i64")(_exponentials)
-    logarithm = staged(isa, "f64", "f64")(_log)
+    logarithm = staged(isa, "f64", "f64")(lambda v, x: v.log(x))
 
     @staged(isa, "void", "i64", "i64", "f32")
     def multiply(v, x, n, factor):

@@ -12,20 +12,28 @@ import numpy as np
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.group_tokens import COOLEST, probability_words
 from edgellm.kernels.ops.group_words import search_words
-from edgellm.kernels.ops.groups import LANES, rest_words
+from edgellm.kernels.ops.groups import LANES, largest_of_row, rest_words
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.sampling_records import (
+    AIM_PEAK,
+    AIM_SHARPNESS,
+    AIM_WIDTH,
+    AIMED,
+    EVENNESS,
     FILTER,
     GROUP_FIND,
     LARGEST,
     MOST_LIKELY,
+    PROBABLE,
     REACHING,
+    SIGMAS,
     TYPICAL,
     WITHIN,
 )
-from edgellm.kernels.staged import F32, F64, Value, staged
+from edgellm.kernels.staged import F64, Value, staged
 
 FEW = 64  # tokens that are tried first, where it is not known how many are needed
 LEAST_SHARE = 1e-30  # of a token that is to be enough
@@ -41,6 +49,8 @@ def build_group_find(isa):
     store_f64 = words_of.store_f64
     bits_from, lowest_bit, key_of, float_of = search.bits_from, search.lowest_bit, search.key_of, search.float_of
     bound_of, sort, place_of = search.bound_of, search.sort, search.place_of
+    n_groups_of, words = rest_words(isa).n_groups_of, probability_words(isa)
+    log, of_all, temperature_of = words.log, words.of_all, words.temperature_of
 
     @staged(isa, "f64", "i64", "i64", "f32", "f32", "i64")
     def weights_of(v, x, n, largest, scale, out):
@@ -53,18 +63,12 @@ def build_group_find(isa):
         start = v.constant(0.0, F64)
         return v.loop(n, [start], lambda i, total: [total + v.f32(out + i * 4).to(F64)])[0]
 
-    @staged(isa, "f32", "i64", "i64")
-    def largest_of_all(v, x, n):
-        start, whole = v.constant(-inf, F32, LANES), n / LANES
-        (best,) = v.loop(whole, [start], lambda i, best: [v.maximum(v.f32(x + i * 4 * LANES, LANES), best)])
-        at = x + whole * 4 * LANES
-        best = [v.folded(best, v.maximum)]
-        return v.loop(n - whole * LANES, best, lambda i, best: [v.maximum(v.f32(at + i * 4), best)])[0]
+    largest_of_all = staged(isa, "f32", "i64", "i64")(largest_of_row)
 
     @njit(error_model="numpy")
     def from_bound(op, bound):
         """All tokens from the bound on, and their logits; returns how many."""
-        whole, n_groups = op.n // MAXIMA_GROUP, (op.n + MAXIMA_GROUP - 1) // MAXIMA_GROUP
+        whole, n_groups = op.n // MAXIMA_GROUP, n_groups_of(op.n)
         n = 0
         for group in range(n_groups):
             if load(op.maxima + group * 4) >= bound:
@@ -142,7 +146,8 @@ def build_group_find(isa):
     def all_typical(op, which, largest):
         """Of all: those in a band around the mean are tried, made wider until they are enough."""
         width, scale = NARROW, np.float32(which.scale)
-        enough, mean = which.value * op.total, op.products / op.total
+        all_weights, products, _ = of_all(op)
+        enough, mean = which.value * all_weights, products / all_weights
         while True:
             bound = np.float64(largest) + (mean - width) / which.scale
             n = from_bound(op, np.float32(min(max(bound, -LARGEST), np.float64(largest))))
@@ -182,7 +187,7 @@ def build_group_find(isa):
     @njit(error_model="numpy")
     def most_likely(op, k):
         """Of all, the k largest or some more; returns how many there are."""
-        bound, n_groups = np.float32(-LARGEST), (op.n + MAXIMA_GROUP - 1) // MAXIMA_GROUP
+        bound, n_groups = np.float32(-LARGEST), n_groups_of(op.n)
         # The k-th largest of the groups' maxima is a lower bound of the k-th largest logit.
         if k < n_groups:
             bound = bound_of(k, op.maxima, n_groups, op.every, op.rest)
@@ -213,21 +218,52 @@ def build_group_find(isa):
 
         The least number of groups that is so is a good guess: likely tokens are seldom in one group.
         """
-        scale, enough, k = np.float32(which.scale), which.value * op.total, FEW
+        scale, enough, k = np.float32(which.scale), which.value * of_all(op)[0], FEW
         while True:
             n = most_likely(op, k)
             if k > n or k >= op.n or weights_of(op.logits, n, largest, scale, op.weights) >= enough:
                 return reaching(op, n, largest, scale, enough)
             if k == FEW:
-                k = n_groups_reaching(op, (op.n + MAXIMA_GROUP - 1) // MAXIMA_GROUP, enough) * 9 // 16
+                k = n_groups_reaching(op, n_groups_of(op.n), enough) * 9 // 16
             k = max(2 * k, 2 * FEW)
 
     @njit(error_model="numpy")
+    def within(largest, distance):
+        """The least logit so far below the largest."""
+        bound = np.float64(largest) - distance
+        return np.float32(min(max(bound, -LARGEST), np.float64(largest)))
+
+    @njit(error_model="numpy")
+    def from_share(largest, scale, share):
+        """The least logit of tokens so many times as likely as the likeliest."""
+        return within(largest, log(max(1.0, 1 / share)) / scale if share > 0 else inf)
+
+    @njit(error_model="numpy")
+    def from_sigmas(largest, sigmas, n, total, squares):
+        """parts: of distances to the largest."""
+        mean = total / n
+        return within(largest, sigmas * np.sqrt(max(0.0, squares / n - mean * mean)))
+
+    @njit(error_model="numpy")
+    def spread_of(op, n, largest):
+        total, squares = 0.0, 0.0
+        for i in range(n):
+            rest = np.float64(load(op.logits + i * 4)) - np.float64(largest)
+            total += rest
+            squares += rest * rest
+        return total, squares
+
+    @njit(error_model="numpy")
     def first(op, largest):
-        """Of all, what the first filter leaves; returns how many."""
+        """Of all, what the first filter leaves; returns how many, and -1 where logits are too large."""
         which = filter_at(op.filters)
         if which.kind == WITHIN:
-            return from_bound(op, bound_from(largest, which.value))
+            return from_bound(op, within(largest, which.value / which.scale))
+        if which.kind == PROBABLE:
+            return from_bound(op, from_share(largest, which.scale, which.value * of_all(op)[0]))
+        if which.kind == SIGMAS:
+            n, total, squares = of_all(op)
+            return from_bound(op, from_sigmas(largest, which.value, n, total, squares)) if squares < inf else -1
         if which.kind == TYPICAL:
             return all_typical(op, which, largest)
         if which.kind == REACHING:
@@ -248,22 +284,24 @@ def build_group_find(isa):
         return n
 
     @njit(error_model="numpy")
-    def bound_from(largest, distance):
-        bound = np.float64(largest) - distance
-        return np.float32(min(max(bound, -LARGEST), np.float64(largest)))
+    def keep_from(op, n, bound):
+        n_kept = 0
+        for i in range(n):
+            logit = load(op.logits + i * 4)
+            if logit >= bound:
+                store(op.logits + n_kept * 4, logit)
+                store_i64(op.tokens + n_kept * 8, load_i64(op.tokens + i * 8))
+                n_kept += 1
+        return n_kept
 
     @njit(error_model="numpy")
     def next_of(op, which, n, largest, is_sorted):
         """How many of the first n a later filter leaves; they are the first then."""
         if which.kind == WITHIN:
-            bound, n_kept = bound_from(largest, which.value), 0
-            for i in range(n):
-                logit = load(op.logits + i * 4)
-                if logit >= bound:
-                    store(op.logits + n_kept * 4, logit)
-                    store_i64(op.tokens + n_kept * 8, load_i64(op.tokens + i * 8))
-                    n_kept += 1
-            return n_kept
+            return keep_from(op, n, within(largest, which.value / which.scale))
+        if which.kind == SIGMAS:
+            total, squares = spread_of(op, n, largest)
+            return keep_from(op, n, from_sigmas(largest, which.value, n, total, squares))
         if which.kind == TYPICAL:
             return typical(op, which, n, largest)
         if which.kind == MOST_LIKELY:
@@ -272,29 +310,62 @@ def build_group_find(isa):
             return min(n, np.int64(which.value))
         scale = np.float32(which.scale)
         total = weights_of(op.logits, n, largest, scale, op.weights)
+        if which.kind == PROBABLE:
+            return keep_from(op, n, from_share(largest, which.scale, which.value * total))
         if not is_sorted:
             return reaching(op, n, largest, scale, which.value * total)
         return n_reaching(op, n, which.value * total)
 
+    @njit(error_model="numpy")
+    def cooled(op, which, n, largest):
+        """The temperature that the first n have by the filter EVENNESS."""
+        total, products = weights_of(op.logits, n, largest, np.float32(which.scale), op.weights), 0.0
+        for i in range(n):
+            exponent = (np.float64(load(op.logits + i * 4)) - np.float64(largest)) * which.scale
+            products += np.float64(load(op.weights + i * 4)) * max(exponent, -LEAST_EXPONENT)
+        return temperature_of(which, total, products, n)
+
+    @njit(error_model="numpy")
+    def aim(op, which, n, largest):
+        """Give the first n other logits, by their probabilities, which are the ranks then."""
+        total = weights_of(op.logits, n, largest, np.float32(which.scale), op.weights)
+        for i in range(n):
+            probability = np.float64(load(op.weights + i * 4)) / total
+            distance = abs(probability - which.value) / AIM_WIDTH
+            store(op.ranks + i * 4, np.float32(probability))
+            store(op.logits + i * 4, np.float32(AIM_PEAK - AIM_SHARPNESS * distance * distance / (1 + distance)))
+
+    @njit(error_model="numpy")
+    def draw(op, which, n, largest):
+        """One of the first n, after the last filter."""
+        scale = op.draw_scale
+        if which.kind == EVENNESS:
+            scale = min(scale / cooled(op, which, n, largest), 1 / COOLEST)
+        if which.kind == AIMED:
+            aim(op, which, n, largest)
+            scale, largest = 1.0, largest_of_all(op.logits, n)
+        total = weights_of(op.logits, n, largest, np.float32(scale), op.weights)
+        place, _ = place_of(op.number * total, op.weights, 0, n, 4, False)
+        store_i64(op.found + 8, place)
+        store_i64(op.found + 16, load_i64(op.tokens + place * 8))
+        share = np.float64(load(op.weights + place * 4)) / total
+        store_f64(op.share, np.float64(load(op.ranks + place * 4)) if which.kind == AIMED else share)
+
     def group_find(record, chunk, thread):
         op = op_at(record)
-        largest = largest_of_all(op.maxima, (op.n + MAXIMA_GROUP - 1) // MAXIMA_GROUP)
+        largest = largest_of_all(op.maxima, n_groups_of(op.n))
         n = first(op, largest) if largest > -inf else 0
         is_sorted = filter_at(op.filters).kind == MOST_LIKELY
         if n > 0:
             for i in range(op.n_filters):
                 which = filter_at(op.filters + i * FILTER_BYTES)
-                if i > 0:
+                if i > 0 and which.kind < EVENNESS:
                     n = next_of(op, which, n, largest, is_sorted)
                 if which.kind == TYPICAL:  # which alone may leave the largest out
                     largest = largest_of_all(op.logits, n)
                 is_sorted = is_sorted or which.kind == MOST_LIKELY
             if op.number >= 0:
-                total = weights_of(op.logits, n, largest, np.float32(op.scale), op.weights)
-                place, _ = place_of(op.number * total, op.weights, 0, n, 4, False)
-                store_i64(op.found + 8, place)
-                store_i64(op.found + 16, load_i64(op.tokens + place * 8))
-                store_f64(op.share, np.float64(load(op.weights + place * 4)) / total)
+                draw(op, filter_at(op.filters + (op.n_filters - 1) * FILTER_BYTES), n, largest)
         store_i64(op.found, n)
 
     return group_find

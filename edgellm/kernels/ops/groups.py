@@ -44,10 +44,22 @@ def largest_of(v: Vocabulary, logits: Sequence[Value]) -> Value:
     return v.folded(best, v.maximum)
 
 
+def largest_of_row(v: Vocabulary, x: Value, n: Value) -> Value:
+    """The largest of n float32; minus infinity if there are none."""
+    wide = 4 * LANES  # so that a comparison need not wait for the one before
+    start, whole = [v.constant(-inf, F32, LANES)] * 4, n / wide
+    best = v.loop(
+        whole,
+        start,
+        lambda i, *best: [v.maximum(v.f32(x + (i * wide + at * LANES) * 4, LANES), best[at]) for at in range(4)],
+    )
+    rest = x + whole * wide * 4
+    return v.loop(n - whole * wide, [largest_of(v, best)], lambda i, best: [v.maximum(v.f32(rest + i * 4), best)])[0]
+
+
 def group_weights(v: Vocabulary, logits: Sequence[Value], largest: Value, scale: Value) -> tuple[list[Value], ...]:
-    """Exponents, of least -88, and what they make of e."""
-    # An exponent that is no number, of minus infinity times a scale of 0, is the least one too.
-    exponents = [v.maximum((each - largest) * scale, -88.0) for each in logits]
+    """Exponents, and what they make of e: 0 of one that is no number, of minus infinity times a scale of 0."""
+    exponents = [(each - largest) * scale for each in logits]
     return exponents, [v.exp(each) for each in exponents]
 
 
@@ -93,22 +105,42 @@ def rest_words(isa) -> SimpleNamespace:
             store(rest + i * 4, load(x + at * 4) if at < n else np.float32(-inf))
         return rest - whole * GROUP_BYTES
 
-    return SimpleNamespace(rest_of=rest_of)
+    @njit(error_model="numpy")
+    def n_groups_of(n):
+        return (n + MAXIMA_GROUP - 1) // MAXIMA_GROUP
+
+    return SimpleNamespace(rest_of=rest_of, n_groups_of=n_groups_of)
 
 
 def _in_chunks(isa, schema, of_groups):
     """A kernel: of_groups(op, x, first, stop, chunk) for the groups of a chunk, the last one of the row by itself."""
-    op_at, rest_of = record_viewer(schema), rest_words(isa).rest_of
+    op_at, rest_of, n_groups_of = record_viewer(schema), rest_words(isa).rest_of, rest_words(isa).n_groups_of
 
     def kernel(record, chunk, thread):
         op = op_at(record)
-        whole, n_groups = op.n // MAXIMA_GROUP, (op.n + MAXIMA_GROUP - 1) // MAXIMA_GROUP
+        whole, n_groups = op.n // MAXIMA_GROUP, n_groups_of(op.n)
         first, stop = chunk * GROUPS_TOGETHER, min((chunk + 1) * GROUPS_TOGETHER, n_groups)
         of_groups(op, op.x, first, min(stop, whole), chunk)
         if stop > whole:
             of_groups(op, rest_of(op.x, op.n, op.rest), whole, stop, chunk)
 
     return kernel
+
+
+def _in_parts(isa, schema, of_groups):
+    """The same for of_groups(op, x, first, stop, largest, parts), which adds to the chunk's own parts."""
+    n_groups_of, store = rest_words(isa).n_groups_of, memory(isa).store_f64
+    largest_of_all = staged(isa, "f32", "i64", "i64")(largest_of_row)
+
+    @njit(error_model="numpy")
+    def of_part(op, x, first, stop, chunk):
+        parts = op.parts + chunk * 24
+        if first == chunk * GROUPS_TOGETHER:
+            for i in range(3):
+                store(parts + 8 * i, 0.0)
+        of_groups(op, x, first, stop, largest_of_all(op.maxima, n_groups_of(op.n)), parts)
+
+    return _in_chunks(isa, schema, of_part)
 
 
 def build_group_largest(isa):
@@ -138,38 +170,56 @@ def build_group_largest(isa):
 
 
 def build_group_weights(isa):
-    @staged(isa, "void", *["i64"] * 4, "f32", "f32", "i64", "i64")
-    def weights(v, x, words, first, stop, largest, scale, sums, parts):
-        def group(at: Value, logits: Sequence[Value], sum_: Value, products: Value, n: Value) -> list[Value]:
-            exponents, weights = group_weights(v, logits, largest, scale)
-            of_group = v.folded(total(weights), add)
-            v.store(sums + at * 4, of_group)
-            of_products = total([weight * exponent for weight, exponent in zip(weights, exponents, strict=True)])
-            ones, zeros = v.constant(1.0, F32, LANES), v.constant(0.0, F32, LANES)
-            there = [v.select(v.greater(each, v.like(-inf, each)), ones, zeros) for each in logits]
-            return [sum_ + of_group.to(F64), products + of_products.to(F64), n + total(there)]
+    def staged_weights(with_products: bool):
+        """Products and counts take a third of the time, and few ask for them."""
 
-        start = [v.load(parts, F64), v.constant(0.0, F64, LANES), v.constant(0.0, F32, LANES)]
-        sum_, products, n = each_group(v, x, words, first, stop, start, group)
-        v.store(parts, sum_)
-        v.store(parts + 8, v.load(parts + 8, F64) + v.folded(products, add))
-        v.store(parts + 16, v.load(parts + 16, F64) + v.folded(n, add).to(F64))
+        @staged(isa, "void", *["i64"] * 4, "f32", "f32", "i64", "i64")
+        def weights(v, x, words, first, stop, largest, scale, sums, parts):
+            def group(at: Value, logits: Sequence[Value], sum_: Value, *rest: Value) -> list[Value]:
+                exponents, weights = group_weights(v, logits, largest, scale)
+                of_group = v.folded(total(weights), add)
+                v.store(sums + at * 4, of_group)
+                found = [sum_ + of_group.to(F64)]
+                if with_products:
+                    products, n = rest
+                    pairs = zip(weights, exponents, strict=True)
+                    of_products = total([weight * v.maximum(exponent, -88.0) for weight, exponent in pairs])
+                    ones, zeros = v.constant(1.0, F32, LANES), v.constant(0.0, F32, LANES)
+                    there = [v.select(v.greater(each, v.like(-inf, each)), ones, zeros) for each in logits]
+                    found += [products + of_products.to(F64), n + total(there)]
+                return found
+
+            start = [v.load(parts, F64)]
+            if with_products:
+                start += [v.constant(0.0, F64, LANES), v.constant(0.0, F32, LANES)]
+            sum_, *rest = each_group(v, x, words, first, stop, start, group)
+            v.store(parts, sum_)
+            for at, each in enumerate(rest, start=1):
+                v.store(parts + 8 * at, v.load(parts + 8 * at, F64) + v.folded(each, add).to(F64))
+
+        return weights
+
+    weights, weights_and_products = staged_weights(False), staged_weights(True)
 
     @njit(error_model="numpy")
-    def of_groups(op, x, first, stop, chunk):
-        weights(x, op.words, first, stop, np.float32(op.largest), np.float32(op.scale), op.sums, op.parts + chunk * 24)
+    def of_groups(op, x, first, stop, largest, parts):
+        scale = np.float32(op.scale)
+        if op.with_products:
+            weights_and_products(x, op.words, first, stop, largest, scale, op.sums, parts)
+        else:
+            weights(x, op.words, first, stop, largest, scale, op.sums, parts)
 
-    return _in_chunks(isa, GROUP_WEIGHTS, of_groups)
+    return _in_parts(isa, GROUP_WEIGHTS, of_groups)
 
 
 def build_group_spread(isa):
     @staged(isa, "void", *["i64"] * 4, "f32", "i64")
-    def spread(v, x, words, first, stop, middle, out):
+    def spread(v, x, words, first, stop, largest, parts_at):
         def group(at: Value, logits: Sequence[Value], *sums: Value) -> list[Value]:
             parts: list[list[Value]] = [[], [], []]
             for each in logits:
                 there, zero = v.greater(each, v.like(-inf, each)), v.like(0.0, each)
-                rest = v.select(there, each - middle, zero)
+                rest = v.select(there, each - largest, zero)
                 for part, value in zip(
                     parts, (v.select(there, v.like(1.0, each), zero), rest, rest * rest), strict=True
                 ):
@@ -179,10 +229,10 @@ def build_group_spread(isa):
         # Every lane has sums of its own, in float64 over the groups.
         sums = each_group(v, x, words, first, stop, [v.constant(0.0, F64, LANES)] * 3, group)
         for at, sum_ in enumerate(sums):
-            v.store(out + 8 * at, v.load(out + 8 * at, F64) + v.folded(sum_, add))
+            v.store(parts_at + 8 * at, v.load(parts_at + 8 * at, F64) + v.folded(sum_, add))
 
     @njit(error_model="numpy")
-    def of_groups(op, x, first, stop, chunk):
-        spread(x, op.words, first, stop, np.float32(op.middle), op.out + chunk * 24)
+    def of_groups(op, x, first, stop, largest, parts):
+        spread(x, op.words, first, stop, largest, parts)
 
-    return _in_chunks(isa, GROUP_SPREAD, of_groups)
+    return _in_parts(isa, GROUP_SPREAD, of_groups)

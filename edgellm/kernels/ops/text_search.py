@@ -1,4 +1,4 @@
-"""What sampling asks of the text so far: which tokens are in it, and what followed where it was as it is at its end."""
+"""What sampling asks of the text so far: what followed where it was as it is at its end."""
 
 from __future__ import annotations
 
@@ -6,32 +6,7 @@ import numpy as np
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.sampling_records import COUNT_TOKENS, REPEATED
-
-
-def build_count_tokens(isa):
-    op_at, words_of = record_viewer(COUNT_TOKENS), memory(isa)
-    load_i64, store_i64, store_f64 = words_of.load_i64, words_of.store_i64, words_of.store_f64
-    load_i32, store_i32 = words_of.load_i32, words_of.store_i32
-
-    def count_tokens(record, chunk, thread):
-        op = op_at(record)
-        n = 0
-        for i in range(op.n_tokens):
-            token = load_i64(op.tokens + i * 8)
-            if token >= 0 and token < op.n:
-                count = load_i32(op.counts + token * 4)
-                store_i32(op.counts + token * 4, count + 1)
-                if count == 0:
-                    store_i64(op.tokens + n * 8, token)
-                    n += 1
-        for i in range(n):
-            at = op.counts + load_i64(op.tokens + i * 8) * 4
-            store_f64(op.times + i * 8, np.float64(load_i32(at)))
-            store_i32(at, 0)
-        store_i64(op.found, n)
-
-    return count_tokens
+from edgellm.kernels.sampling_records import REPEATED
 
 
 def build_repeated(isa):

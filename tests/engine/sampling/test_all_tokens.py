@@ -58,8 +58,7 @@ def test_whatever_is_changed(n: int, seed: int, is_put: list[bool]) -> None:
     logits = rng.standard_normal(n).astype(np.float32)
     expected, before, maxima = logits.copy(), logits.copy(), maxima_of(logits)
     known = maxima.copy()
-    found = AllTokens(logits, maxima, IN_NUMPY, is_own=False)
-    found.borrow()
+    found = AllTokens(logits, maxima, IN_NUMPY, is_own=False, is_lent=True)
     allowed = np.ones(n, bool)
     for puts in is_put:
         if puts:
@@ -83,8 +82,6 @@ def test_whatever_is_changed(n: int, seed: int, is_put: list[bool]) -> None:
         if order:
             assert found.likeliest() == order[0] and found.largest == now[order[0]]
             weights = np.exp((now.astype(np.float64) - found.largest) / 0.7)
-            expected_sums = np.add.reduceat(weights, np.arange(0, n, MAXIMA_GROUP))
-            np.testing.assert_allclose(found.weights(0.7).sums, expected_sums, rtol=1e-5, atol=1e-30)
             assert found.weights(0.7).total == pytest.approx(weights.sum(), rel=1e-5)
             assert found.weights(0.7).n == len(order)
     found.give_back()

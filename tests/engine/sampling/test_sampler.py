@@ -67,7 +67,7 @@ class Draws:
     def __init__(self, number: float) -> None:
         self.number = number
 
-    def random(self) -> float:
+    def roll(self) -> float:
         return self.number
 
 
@@ -95,7 +95,7 @@ def test_filters_and_their_order(logits, context, params, number) -> None:
     assume(not is_on_an_edge(logits, context, params))
     probabilities = expected_probabilities(logits, context, params)
     sampler = Sampler(params)
-    sampler._random = Draws(number)
+    sampler._dice = Draws(number)
     chosen = sampler.choose(logits, context)
     assert probabilities[chosen] > 0
     assume(len(set(probabilities[probabilities > 0])) == (probabilities > 0).sum())  # penalties can make ties

@@ -153,7 +153,7 @@ def test_draws_have_the_chances_of_the_definition(step: str, params: dict[str, A
     p = SamplingParams(**(OFF | params), samplers=[step], seed=11)
     sampler = Sampler(p, pieces)
     candidates = sampler.candidates(LOGITS, CONTEXT, maxima(LOGITS))
-    draws = [candidates.draw(sampler._random.random).token_id for _ in range(N_DRAWS)]
+    draws = [candidates.draw(sampler._dice).token_id for _ in range(N_DRAWS)]
     counts = np.bincount(draws, minlength=len(LOGITS))
     expected = twin.probabilities(LOGITS, p, CONTEXT, pieces)
     assert is_likely(counts, np.pad(expected, (0, len(LOGITS) - len(expected))))
@@ -174,7 +174,7 @@ def test_draws_from_a_whole_large_vocabulary() -> None:
     sampler = Sampler(SamplingParams(**(OFF | {"temperature": 0.7}), seed=1))
     candidates = sampler.candidates(logits, (), maxima(logits))
     assert candidates.ids is None
-    draws = [candidates.draw(sampler._random.random).token_id for _ in range(20_000)]
+    draws = [candidates.draw(sampler._dice).token_id for _ in range(20_000)]
     assert is_likely(np.bincount(draws, minlength=len(logits)), twin.softmax(logits / 0.7))
 
 
