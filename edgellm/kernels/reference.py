@@ -213,7 +213,7 @@ def quantize(x: Floats, n_planes: int = 1) -> Quantized:
             product = planes[0].astype(np.float64) * d[..., None].astype(np.float64)
             rest = (groups.astype(np.float64) - product).astype(np.float32)  # exact, then rounded once
             finer = rest * inverse * np.float32(1 << PLANE_BITS)
-            planes.append(_as_bytes(np.rint(np.minimum(finer, 127))))
+            planes.append(_as_bytes(np.rint(np.clip(finer, -127, 127))))
             d = d * np.float32(2.0**-PLANE_BITS)
         sums = _joined(planes).reshape(*d.shape, 2, GROUP // 2).sum(-1)
     q = np.concatenate([plane.reshape(x.shape) for plane in planes], axis=1)

@@ -21,11 +21,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from math import log, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
+from edgellm.kernels.byte_sums import ByteSum
 from edgellm.kernels.values import F16, F32, F64, I1, I8, I16, I32, I64, Value, bits_of, vector
+
+if TYPE_CHECKING:
+    from edgellm.quants import BlockFormat
 
 __all__ = ["F16", "F32", "F64", "I1", "I8", "I16", "I32", "I64", "Value", "Vocabulary", "bits_of", "staged", "vector"]
 
@@ -322,6 +326,14 @@ class Vocabulary:
                 product, product, range(1, product.n, 2)
             )
         return accumulator + product
+
+    def byte_sum(self, start: Value, fmt: BlockFormat) -> ByteSum:
+        """A sum of products of a format's weights by inputs, from `start` on."""
+        return ByteSum(self, start, fmt)
+
+    def centres(self, fmt: BlockFormat) -> bool:
+        """Whether such a sum takes a format's weights around their zero; otherwise unsigned, as they are unpacked."""
+        return False
 
     def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
         """accumulator + sums of two neighbouring products: i32 [n]; a and b: i16 [2n], or b one pair for all."""

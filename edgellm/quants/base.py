@@ -42,7 +42,7 @@ class BlockFormat:
     # What kernels need to know of `unpack` while they are compiled.
     scale_group: ClassVar[int] = 32
     zero: ClassVar[int] = 0
-    max_u: ClassVar[int] = 127  # no u is larger
+    max_u: ClassVar[int]  # no u is larger
 
     # How the blocks of 16 rows lie in a tile (see `quants.tiles`): the fields of `layout` in the order in which
     # `unpack` uses them, and into pieces of how many bytes each falls. Empty where a format has no tiles.

@@ -25,7 +25,7 @@ class IQ4_NL(BlockFormat):
 
     ggml_type = 20
     block_size = 32
-    max_u = 255
+    max_u = 240
     zero = 127
     grid = Scales(1, 32, tuple(LEVELS.tolist()), stretch=25)
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])

@@ -28,7 +28,7 @@ class IQ4_XS(BlockFormat):
 
     ggml_type = 23
     block_size = 256
-    max_u = 255
+    max_u = 240
     zero = 127
     grid = Scales(8, 32, tuple(LEVELS.tolist()), scale_range=(-32, 31), stretch=25)
     layout = np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", 4), ("qs", "u1", 128)])

@@ -27,6 +27,7 @@ class MXFP4(BlockFormat):
 
     ggml_type = 39
     block_size = 32
+    max_u = 24
     zero = 12
     layout = np.dtype([("e", "u1"), ("qs", "u1", 16)])
     in_tiles = (("e", 1), ("qs", 4))

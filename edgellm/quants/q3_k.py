@@ -26,6 +26,7 @@ class Q3_K(BlockFormat):
     ggml_type = 11
     block_size = 256
     scale_group = 16
+    max_u = 7
     zero = 4
     grid = Scales(16, 16, tuple(range(-4, 4)), scale_range=(-32, 31))
     layout = np.dtype([("hmask", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])

@@ -24,6 +24,7 @@ class Q4_0(BlockFormat):
 
     ggml_type = 2
     block_size = 32
+    max_u = 15
     zero = 8
     grid = Scales(1, 32, tuple(range(-8, 8)))
     layout = np.dtype([("d", "<f2"), ("qs", "u1", 16)])

@@ -23,6 +23,7 @@ class Q4_1(BlockFormat):
 
     ggml_type = 3
     block_size = 32
+    max_u = 15
     grid = Lines(1, 32, q_max=15, stretch=(3, 1))
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
     in_tiles = (("d", 2), ("m", 2), ("qs", 4))

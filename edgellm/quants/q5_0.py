@@ -25,6 +25,7 @@ class Q5_0(BlockFormat):
 
     ggml_type = 6
     block_size = 32
+    max_u = 31
     zero = 16
     grid = Scales(1, 32, tuple(range(-16, 16)))
     layout = np.dtype([("d", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])

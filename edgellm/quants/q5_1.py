@@ -24,6 +24,7 @@ class Q5_1(BlockFormat):
 
     ggml_type = 7
     block_size = 32
+    max_u = 31
     grid = Lines(1, 32, q_max=31, stretch=(6, 1))
     layout = np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "u1", 4), ("qs", "u1", 16)])
     in_tiles = (("d", 2), ("m", 2), ("qh", 4), ("qs", 4))

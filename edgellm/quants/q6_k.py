@@ -25,6 +25,7 @@ class Q6_K(BlockFormat):
     ggml_type = 14
     block_size = 256
     scale_group = 16
+    max_u = 63
     zero = 32
     grid = Scales(16, 16, tuple(range(-32, 32)), scale_range=(-128, 127), stretch=1.5)
     layout = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])

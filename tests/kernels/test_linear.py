@@ -91,6 +91,25 @@ def test_all_kernels_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat
             assert same_bits(compiled.linear(weights, fmt, last, op), together[-1:])
 
 
+@everywhere
+def test_the_largest_products_have_room(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+    """Weights with all bits set or none, by inputs that are all as large as int8 takes them."""
+    rng = np.random.default_rng(17)
+    n_cols = 256
+    signs = np.stack([np.ones(n_cols), -np.ones(n_cols), np.tile([1, -1], n_cols // 2)]).astype(np.float32)
+    x = reference.quantize(signs)
+    for fill in (0x00, 0xFF):
+        weights = random_weights(fmt, 17, n_cols, rng)
+        blocks = weights.view(fmt.layout)
+        for name, (field, *_) in (fmt.layout.fields or {}).items():
+            if field.base.kind != "f" and not (fmt.name == "MXFP4" and name == "e"):  # whose exponents could be any
+                blocks[name] = np.array(fill, np.uint8).astype(field.base) if field.base.itemsize == 1 else fill * 257
+        magnitude = np.abs(x.dequantize()) @ np.abs(fmt.dequantize(weights)).T
+        for op in ops_of(isa, fmt):
+            error = np.abs(compiled_for(isa).linear(weights, fmt, x, op) - reference.linear(weights, fmt, x))
+            assert (error <= LINEAR * magnitude).all(), (op, fill)
+
+
 @for_all(AVAILABLE[1:], BLOCKS)
 def test_every_instruction_set_gives_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
     rng = np.random.default_rng(13)

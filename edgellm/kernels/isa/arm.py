@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.byte_sums import ByteSum, SignedSum
 from edgellm.kernels.isa.base import Isa, host_target
 from edgellm.kernels.staged import I32, Value, Vocabulary, vector
+from edgellm.quants import BlockFormat
 
 
 class _Neon(Vocabulary):
@@ -13,16 +15,20 @@ class _Neon(Vocabulary):
         self.call("llvm.aarch64.hint", ir.VoidType(), self.constant(1, I32), suffix=False)
 
     def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
-        if u.n > 16:
-            parts = zip(self.halves(accumulator), self.halves(u), self.halves(s), strict=True)
-            return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
-        if max_u > 127:  # sdot is signed by signed: u = (u - 128) + 64 + 64
-            for _ in range(2):
-                accumulator = self._sdot(accumulator, self.like(64, u), s)
-            u = u ^ 128
-        return self._sdot(accumulator, u, s)
+        assert max_u <= 127, "sdot is signed by signed"
+        return self.dot_s8_s8(accumulator, u, s)
 
-    def _sdot(self, accumulator: Value, a: Value, b: Value) -> Value:
+    def byte_sum(self, start: Value, fmt: BlockFormat) -> ByteSum:
+        return SignedSum(self, start, fmt) if self.centres(fmt) else ByteSum(self, start, fmt)
+
+    def centres(self, fmt: BlockFormat) -> bool:
+        return fmt.max_u > 127
+
+    def dot_s8_s8(self, accumulator: Value, a: Value, b: Value) -> Value:
+        """accumulator + sums of four neighbouring products."""
+        if a.n > 16:
+            parts = zip(self.halves(accumulator), self.halves(a), self.halves(b), strict=True)
+            return self.concat(*(self.dot_s8_s8(*part) for part in parts))
         return self.call("llvm.aarch64.neon.sdot.v4i32.v16i8", vector(I32, 4), accumulator, a, b, suffix=False)
 
 

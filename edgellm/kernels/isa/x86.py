@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from edgellm.kernels.byte_sums import ByteSum, PairSum
 from edgellm.kernels.isa.base import Isa, Portable, host_target
 from edgellm.kernels.staged import I8, I16, I32, Value, Vocabulary, vector
+from edgellm.quants import BlockFormat
 
 
 class _X86(Vocabulary):
@@ -50,19 +52,19 @@ class _Avx2(_X86):
         if u.n > 32:
             parts = zip(self.halves(accumulator), self.halves(u), self.halves(s), strict=True)
             return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
-        if max_u > 127:  # pairs of products would overflow 16 bits: the top bit goes its own way
-            accumulator = self._add_pairs(accumulator, (u.bitcast(I16) >> 7).bitcast(I8) & 1, s, 128)
-            u = u & 127
-        return self._add_pairs(accumulator, u, s, 1)
+        assert max_u <= 127, "pairs of products would overflow 16 bits"
+        pairs = self.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)
+        return self.dot_pairs(accumulator, pairs, self.constant(1, I16, 16))
+
+    def byte_sum(self, start: Value, fmt: BlockFormat) -> ByteSum:
+        return PairSum(self, start, fmt)
+
+    def centres(self, fmt: BlockFormat) -> bool:
+        return fmt.max_u > 127
 
     def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
         b = self.like(b, a)
         return accumulator + self.call("llvm.x86.avx2.pmadd.wd", vector(I32, 8), a, b, suffix=False)
-
-    def _add_pairs(self, accumulator: Value, u: Value, s: Value, factor: int) -> Value:
-        pairs = self.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)
-        fours = self.call("llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, self.constant(factor, I16, 16), suffix=False)
-        return accumulator + fours
 
 
 # The levels of the x86-64 psABI, which LLVM's CPUs of these names have in whole.

@@ -30,7 +30,15 @@ from edgellm.kernels.blocks import SETS, BlockReader, transpose_quarters
 from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.prefetching import next_rows, prefetch_part
-from edgellm.kernels.ops.tile_products import GROUP, Inputs, UnpackedTile, meet_tokens, store_totals, unpacked_tiles
+from edgellm.kernels.ops.tile_products import (
+    GROUP,
+    Inputs,
+    UnpackedTile,
+    as_multiplied,
+    meet_tokens,
+    store_totals,
+    unpacked_tiles,
+)
 from edgellm.kernels.records import LINEAR, TILE_ROWS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
@@ -94,7 +102,8 @@ def unpack_tile(
         scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
             prefetch_part(v, ahead + i * step_bytes, step_bytes, g, per_block)
-            halves = zip(*(v.halves(fmt.unpack(v, some, g).bitcast(I32)) for some in sets), strict=True)
+            sets_of_weights = [as_multiplied(v, fmt, fmt.unpack(v, some, g)).bitcast(I32) for some in sets]
+            halves = zip(*(v.halves(weights) for weights in sets_of_weights), strict=True)
             words = [word for half in halves for word in transpose_quarters(v, list(half))]
             some = slice(g * per_group, (g + 1) * per_group)
             unpacked.store(i * per_block + g, words, scales[some], biases[some], lane)

@@ -14,7 +14,7 @@ from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import rows_unpacker, sums_reader
 from edgellm.kernels.ops.linear_tiles import tile_unpacker
 from edgellm.kernels.ops.prefetching import next_rows
-from edgellm.kernels.ops.tile_products import GROUP, Inputs, UnpackedTile, add_scaled, correction
+from edgellm.kernels.ops.tile_products import GROUP, Inputs, UnpackedTile, add_scaled, correction, is_corrected
 from edgellm.kernels.records import AMX_CONFIG_BYTES, AMX_SUMS_BYTES, LINEAR, PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import F32, I32, I64, Value, Vocabulary, staged
 
@@ -75,7 +75,7 @@ def multiply_tile(
         (places,) = inputs.places(v, g, n_tokens)
         for token, (total, place) in enumerate(zip(totals, places, strict=True)):
             dots = dots_of(token)
-            if not biases:
+            if is_corrected(v, fmt):
                 dots = dots + correction(v, place.sums, TILE_ROWS)
             result = add_scaled(v, total, dots, scale, place.d)
             results.append(v.fma(biases[0], v.f32(place.sums), result) if biases else result)

@@ -11,7 +11,7 @@ from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import readers, scales_by_row, sums_reader
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
-from edgellm.kernels.ops.tile_products import GROUP, correction
+from edgellm.kernels.ops.tile_products import GROUP, as_multiplied, correction, is_corrected
 from edgellm.kernels.records import LINEAR, PLANE_BITS
 from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
 
@@ -56,12 +56,12 @@ def multiply_rows(
                 part, n_parts = g * len(sets) + index, per_block * len(sets)
                 prefetch_part(v, ahead + i * step_bytes, step_bytes, part, n_parts, level=1)
 
-            weights_of_sets = [v.halves(fmt.unpack(v, some, g)) for some in sets]
+            weights_of_sets = [v.halves(as_multiplied(v, fmt, fmt.unpack(v, some, g))) for some in sets]
             x_scale = v.f32(d + group * 4)
             dots = _dots(v, fmt, weights_of_sets, [plane + group * GROUP for plane in planes], ask)
             for s, of_rows in enumerate(dots):
                 at, sums_at = g * per_group + s, sums + (group * per_group + s) * 4
-                if not biases:
+                if is_corrected(v, fmt):
                     of_rows = of_rows + correction(v, sums_at, n_rows)
                 total = v.fma(of_rows.to_f32(), scales[at] * x_scale, total)
                 if biases:
@@ -93,13 +93,13 @@ def _dots(
 
 def join_planes(v: Vocabulary, fmt, us: list[Value], planes: list[list[Value]]) -> Value:
     """Sums of the products of the u with the bytes of each plane, put together as integers."""
-    dots = v.constant(0, I32, us[0].n // 4)
+    total = v.constant(0, I32, us[0].n // 4)
     for p, xs in enumerate(planes):
-        if p:
-            dots = dots << PLANE_BITS
+        dots = v.byte_sum(total << PLANE_BITS if p else total, fmt)
         for u, x in zip(us, xs, strict=True):
-            dots = v.dot_u8_s8(dots, u, x, fmt.max_u)
-    return dots
+            dots.add(u, x)
+        total = dots.total()
+    return total
 
 
 def _sum_quarters(v: Vocabulary, sets: list[Value]) -> Value:

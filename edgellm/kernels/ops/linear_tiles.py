@@ -21,6 +21,7 @@ from edgellm.kernels.ops.tile_products import (
     GroupOfRows,
     Inputs,
     UnpackedTile,
+    as_multiplied,
     meet_tokens,
     store_totals,
 )
@@ -85,7 +86,8 @@ def group_of_rows(fmt, block: TileReader, scales: tuple[list[Value], list[Value]
     """The g-th group of a block, with its part of the block's scales and biases."""
     per_group = GROUP // fmt.scale_group
     some = slice(g * per_group, (g + 1) * per_group)
-    return GroupOfRows(block.unpack(g), scales[0][some], scales[1][some])
+    words = [as_multiplied(block.v, fmt, word) for word in block.unpack(g)]
+    return GroupOfRows(words, scales[0][some], scales[1][some])
 
 
 def build_linear_tiles(isa, fmt, n_planes=1):

@@ -30,7 +30,9 @@ def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value]
         # What rounding left over, in finer steps; half a step of the first plane would be 128 of them.
         rest = [v.fma(-half.to_f32(), scale, number) for half, number in zip(rounded, x, strict=True)]
         finer = [number * inverse * float(1 << PLANE_BITS) for number in rest]
-        second = _store_bytes(v, [v.round_to_i32(v.minimum(number, 127.0)) for number in finer], q[1])
+        second = _store_bytes(
+            v, [v.round_to_i32(v.maximum(v.minimum(number, 127.0), -127.0)) for number in finer], q[1]
+        )
         sums = [(coarse << PLANE_BITS) + fine for coarse, fine in zip(sums, second, strict=True)]
         scale = scale * 2.0**-PLANE_BITS
     v.store(d, scale)

@@ -104,6 +104,16 @@ def meet_tokens(
     return results
 
 
+def as_multiplied(v: Vocabulary, fmt, weights: Value) -> Value:
+    """Unpacked weights as `Vocabulary.byte_sum` takes them."""
+    return weights - fmt.zero if v.centres(fmt) else weights
+
+
+def is_corrected(v: Vocabulary, fmt) -> bool:
+    """Whether integer sums of a format's weights need a correction for its zero point."""
+    return fmt.zero != 0 and not v.centres(fmt)
+
+
 def correction(v: Vocabulary, at: Value, n: int) -> Value:
     """What the zero point of n weights takes from their integer sums."""
     return v.splat(v.load(at, I32), n)
@@ -130,26 +140,25 @@ def _dots_of_words(
 ) -> list[list[Value]]:
     """The words of the s-th scale by each token's bytes: for each token the int32 sums of all tiles."""
 
-    def start(sums: Value, rows: GroupOfRows) -> Value:
-        return v.constant(0, I32, TILE_ROWS) if rows.biases else correction(v, sums + s * 4, TILE_ROWS)
+    def start_of(total: Value, place: Place, plane: int) -> Value:
+        start = total << PLANE_BITS if plane else total
+        is_last = plane == len(place.planes) - 1
+        return start + correction(v, place.sums + s * 4, TILE_ROWS) if is_last and is_corrected(v, fmt) else start
 
     n_words = fmt.scale_group // 4
-    starts = [[start(place.sums, rows) for rows in weights] for place in places]
-    n_planes = len(places[0].planes)
-    dots = starts if n_planes == 1 else [[v.constant(0, I32, TILE_ROWS)] * len(weights)] * len(places)
-    for p in range(n_planes):
-        if p:
-            both = zip(dots, starts, strict=True)
-            dots = [[(a << PLANE_BITS) + b for a, b in zip(*of_token, strict=True)] for of_token in both]
-        dots = [list(of_token) for of_token in dots]
+    totals = [[v.constant(0, I32, TILE_ROWS)] * len(weights) for _ in places]
+    for p in range(len(places[0].planes)):
+        pairs = zip(totals, places, strict=True)
+        sums = [[v.byte_sum(start_of(total, place, p), fmt) for total in of_token] for of_token, place in pairs]
         for k in range(s * n_words, (s + 1) * n_words):
             if before_word is not None and p == 0:
                 before_word(k)
-            for token, place in enumerate(places):
+            for of_token, place in zip(sums, places, strict=True):
                 x = v.splat(v.u32(place.planes[p] + k * 4), TILE_ROWS).bitcast(I8)
-                for tile, rows in enumerate(weights):
-                    dots[token][tile] = v.dot_u8_s8(dots[token][tile], rows.words[k], x, fmt.max_u)
-    return dots
+                for one, rows in zip(of_token, weights, strict=True):
+                    one.add(rows.words[k], x)
+        totals = [[one.total() for one in of_token] for of_token in sums]
+    return totals
 
 
 class UnpackedTile:

@@ -1,0 +1,83 @@
+"""Integer sums of weights by inputs, as each instruction set makes them best.
+
+All are exact, so a row has the same bits whichever is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgellm.kernels.values import I8, I16, I32, Value, vector
+
+if TYPE_CHECKING:
+    from edgellm.quants import BlockFormat
+
+LARGEST_INPUT = 127  # in magnitude, of each plane
+
+
+class ByteSum:
+    """Four neighbouring products in each int32, of weights by int8 inputs.
+
+    Weights are unsigned, as `BlockFormat.unpack` gives them, or around their zero where `Vocabulary.centres` says so.
+    """
+
+    def __init__(self, v: Any, start: Value, fmt: BlockFormat) -> None:
+        self.v, self.fmt, self._total = v, fmt, start
+
+    def add(self, weights: Value, s: Value) -> None:
+        self._total = self.v.dot_u8_s8(self._total, weights, s, self.fmt.max_u)
+
+    def total(self) -> Value:
+        return self._total
+
+
+class SignedSum(ByteSum):
+    """Of weights around their zero, where signed bytes are multiplied."""
+
+    def add(self, weights: Value, s: Value) -> None:
+        self._total = self.v.dot_s8_s8(self._total, weights, s)
+
+
+class PairSum(ByteSum):
+    """For AVX2, whose products of bytes come as sums of two in int16.
+
+    Of weights that are small enough, several such sums are added up before they are widened. Those of large ones would
+    not fit into int16: of them, magnitudes are multiplied, by inputs that have taken over their signs.
+    """
+
+    def __init__(self, v: Any, start: Value, fmt: BlockFormat) -> None:
+        super().__init__(v, start, fmt)
+        largest = max(fmt.zero, fmt.max_u - fmt.zero) if v.centres(fmt) else fmt.max_u
+        self._most = ((1 << 15) - 1) // (2 * largest * LARGEST_INPUT)
+        self._pairs: list[Value] = []
+        self._n = 0
+
+    def add(self, weights: Value, s: Value) -> None:
+        if self._n == self._most:
+            self._widen()
+        parts = zip(_parts(weights, 32), _parts(s, 32), strict=True)
+        pairs = [(self._centred if self.v.centres(self.fmt) else self._products)(*part) for part in parts]
+        self._pairs = [a + b for a, b in zip(self._pairs, pairs, strict=True)] if self._n else pairs
+        self._n += 1
+
+    def total(self) -> Value:
+        self._widen()
+        return self._total
+
+    def _centred(self, weights: Value, s: Value) -> Value:
+        signed = self.v.call("llvm.x86.avx2.psign.b", vector(I8, 32), s, weights, suffix=False)
+        return self._products(self.v.maximum(weights, -weights), signed)
+
+    def _products(self, u: Value, s: Value) -> Value:
+        return self.v.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)
+
+    def _widen(self) -> None:
+        if self._n:
+            ones, kind = self.v.constant(1, I16, 16), vector(I32, 8)
+            fours = [self.v.call("llvm.x86.avx2.pmadd.wd", kind, pairs, ones, suffix=False) for pairs in self._pairs]
+            self._total = self._total + self.v.concat(*fours)
+            self._n = 0
+
+
+def _parts(value: Value, n: int) -> list[Value]:
+    return [value[at : at + n] for at in range(0, value.n, n)]
