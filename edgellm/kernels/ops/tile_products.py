@@ -120,7 +120,7 @@ def correction(v: Vocabulary, at: Value, n: int) -> Value:
 
 
 def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) -> Value:
-    """Add to a token's total what its integer sums are worth: see the formula above."""
+    """Add to a token's total what its integer sums are worth: see the formula in `ops/linear.py`."""
     return v.fma(dot.to_f32(), scale * v.f32(d), total)
 
 
