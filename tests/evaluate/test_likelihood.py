@@ -74,8 +74,13 @@ def test_a_damaged_model_is_told(checkpoint, ids, bad: float, tmp_path) -> None:
 
 
 def test_a_real_model_beside_llama_cpp(smollm2) -> None:
-    with edgellm.load(smollm2, n_ctx=256) as model:
-        ids = model.tokenize(TEXT.read_text(encoding="utf-8"), add_special=True)
-        found = perplexity(model, ids, 256, n_windows=2)
-    assert found.n_scored == 254
-    assert found.perplexity == pytest.approx(LLAMA_CPP_PERPLEXITY, rel=0.01)
+    """Both round activations, each in its own way, so each is compared with float32."""
+    found = {}
+    for activations in ("f32", "int8"):
+        with edgellm.load(smollm2, n_ctx=256, activations=activations) as model:
+            ids = model.tokenize(TEXT.read_text(encoding="utf-8"), add_special=True)
+            measured = perplexity(model, ids, 256, n_windows=2)
+            assert measured.n_scored == 254
+            found[activations] = measured.perplexity
+    assert found["f32"] == pytest.approx(LLAMA_CPP_PERPLEXITY, rel=0.01)
+    assert found["int8"] == pytest.approx(found["f32"], rel=0.005)
