@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 
 from edgellm.engine.block_table import blocks_for
-from edgellm.engine.kv_cache import CacheLayer, KVCache, blocks_of_text
+from edgellm.engine.kv_cache import KVCache, blocks_of_text
 from edgellm.engine.states import StateShape
 from edgellm.errors import MemoryLimitError
+from edgellm.graph.cache_memory import CacheLayer
 from edgellm.machine import available_memory, total_memory
 
 MOST_OF_MEMORY = 0.9  # for one context: more would leave nothing for the weights

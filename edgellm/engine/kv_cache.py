@@ -20,7 +20,6 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,25 +28,11 @@ from edgellm.engine.block_pool import KEY_BYTES, BlockPool, key_after
 from edgellm.engine.block_table import GONE, KEPT_BEHIND, BlockTable, blocks_for, first_needed
 from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Step, Trail
 from edgellm.errors import CacheFullError
+from edgellm.graph.cache_memory import CacheLayer, CacheMemory
 from edgellm.graph.forks import at_fork
-from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.records import KV_BLOCK
 
 State = tuple[int, SequenceOf[np.ndarray]]  # how many tokens of a text it is of, and the bytes of each layer
-
-
-class CacheLayer(NamedTuple):
-    """The keys and values that a layer keeps for a token; window: of how many, None is of all."""
-
-    n_kv_heads: int
-    key_dim: int
-    value_dim: int
-    kv_type: CacheType = F16_CACHE
-    window: int | None = None
-
-    @property
-    def block_bytes(self) -> int:
-        return self.kv_type.block_bytes(self.n_kv_heads, self.key_dim, self.value_dim)
 
 
 def blocks_of_text(window: int | None, n_ctx: int, n_batch: int) -> int:
@@ -93,14 +78,16 @@ class KVCache:
         self.layers = list(layers)
         windows = list(dict.fromkeys(layer.window for layer in self.layers)) or [None]
         counts = {window: n_blocks if isinstance(n_blocks, int) else n_blocks[window] for window in windows}
-        self.memory = [np.empty((counts[layer.window], layer.block_bytes), np.uint8) for layer in self.layers]
-        self.pools = [BlockPool(self._memory_of(window), counts[window], window) for window in windows]
+        self._memory = CacheMemory(self.layers, counts)
+        self.pools = [BlockPool([self._memory.of_window[window]], counts[window], window) for window in windows]
         self.states = StatePool(states, n_slots) if states.layer_bytes else None
         self.lock = threading.RLock()
         at_fork(self, before=KVCache._hold, in_parent=KVCache._end_hold, in_child=KVCache._end_hold)
 
-    def _memory_of(self, window: int | None) -> list[np.ndarray]:
-        return [memory for layer, memory in zip(self.layers, self.memory, strict=True) if layer.window == window]
+    @property
+    def memory(self) -> list[np.ndarray]:
+        """uint8 [n_blocks, block_bytes] of each layer."""
+        return self._memory.of_layer
 
     @property
     def n_blocks(self) -> int:
@@ -134,7 +121,7 @@ class KVCache:
     def close(self) -> None:
         """Give the memory back, whoever holds the cache still. Nothing may compute with it any more."""
         with self.lock:
-            self.memory.clear()
+            self._memory.clear()
             if self.states is not None:
                 self.states.memory.clear()
             for pool in self.pools:

@@ -19,7 +19,7 @@ from edgellm.dataclass import dataclass
 from edgellm.engine.adapter_set import MOST_TOGETHER, NO_ADAPTERS, Adapter, AdapterSet, Slot, slots_of
 from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
-from edgellm.engine.kv_cache import CacheLayer, KVCache, Sequence
+from edgellm.engine.kv_cache import KVCache, Sequence
 from edgellm.engine.layout import LayOut, Layout, lay_out
 from edgellm.engine.sampling.compiled_groups import CompiledGroupLoops
 from edgellm.errors import EdgellmError, UsageError
@@ -123,7 +123,6 @@ class Runner:
         largest = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
         self.n_vocab = self.graphs.logits.width
 
-        kv_type = CACHE_TYPES[runtime.kv_type]
         target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
         self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
         self.target = replace(target, tiles=self.layout.tiles, copies=self.layout.copies)
@@ -131,8 +130,7 @@ class Runner:
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
         self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
 
-        layers = [CacheLayer(x.n_kv_heads, x.key_dim, x.value_dim, kv_type, x.window) for x in body.cache_layers]
-        self.cache = allocate_cache(layers, body.state_bytes, n_ctx, self.n_batch, runtime.cache_bytes)
+        self.cache = allocate_cache(body.cache_layers, body.state_bytes, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
         max_ops = len(body.ops) + n_nodes + OPS_BESIDE_NODE * MOST_TOGETHER * n_nodes
         is_shared = team is not None and team.max_ops >= max_ops and team.n_threads == self.n_threads

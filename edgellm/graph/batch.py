@@ -25,6 +25,7 @@ from edgellm.graph.lowering import (
     slots_table,
     tasks_table,
 )
+from edgellm.graph.ops import BY_TOKEN, TOGETHER
 from edgellm.kernels import encoder_records, gradient_records, records, recurrent_records
 from edgellm.kernels.encoder_records import TEXT_QUERIES
 from edgellm.kernels.records import SPAN_TOKENS
@@ -51,6 +52,7 @@ class Piece:
     states: Sequence[tuple[int, int, int]] = ()
 
 
+UNEVEN = 9 / 8  # what a thread may have to do over the mean of all, before tokens are shared out otherwise
 SPLIT_TOKENS = 16  # of a sequence in a batch, at most, for their attention to be split
 
 
@@ -63,6 +65,7 @@ class Batch:
     def __init__(self, capacity: int, lowered: Lowered) -> None:
         self.capacity = capacity
         self.rotations, self.windows, self.kept = lowered.rotations, lowered.windows, lowered.kept
+        self._n_threads = lowered.target.tuning.n_threads
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
         self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
@@ -128,9 +131,10 @@ class Batch:
             slices += [(first + i, min(step, n - i), start + i, piece) for i in range(0, n, step)]
         self.positions[: len(positions)] = positions
         self._turn(np.array(positions))
-        counts = {"tokens": len(positions)}
+        n, by_token = len(positions), self._is_by_token(pieces)
+        counts = {"tokens": n, BY_TOKEN: n if by_token else 0, TOGETHER: 0 if by_token else n}
         for index, window in enumerate(self.windows):
-            n_tasks, n_merges = self._divide(index, window, slices)
+            n_tasks, n_merges = self._divide(index, window, slices, by_token)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
         if self.has_states:
             counts[STATE_TEXTS.name] = self._order_states(pieces)
@@ -193,8 +197,19 @@ class Batch:
         for rotation, table in zip(self.rotations, self.angles, strict=True):
             rotation.fill(positions, table[: len(positions)])
 
-    def _divide(self, index: int, window: int | None, slices: list[tuple[int, int, int, Piece]]) -> tuple[int, int]:
+    def _is_by_token(self, pieces: Sequence[Piece]) -> bool:
+        """Whether a thread does all of a token's attention (`fusion.by_token`): where all threads get enough to do."""
+        if any(len(piece.token_ids) > 1 for piece in pieces):
+            return False
+        pasts = [piece.position + 1 for piece in pieces]
+        return max(pasts) * self._n_threads <= UNEVEN * sum(pasts)
+
+    def _divide(
+        self, index: int, window: int | None, slices: list[tuple[int, int, int, Piece]], by_token: bool
+    ) -> tuple[int, int]:
         """Attention tasks for slices (token, n_tokens, position, piece); few tokens with a long past are split.
+
+        by_token:  one task for each token, in order, that no op does but that of all to be done to it.
 
         The splits are the same whatever the number of threads, and results are the same with splits or without.
         """
@@ -205,7 +220,8 @@ class Batch:
             table = piece.block_tables[kept].ctypes.data
             first, end = 0 if window is None else max(0, position - window + 1), position + n
             spans = range(first // SPAN_TOKENS * SPAN_TOKENS, end, SPAN_TOKENS)
-            if len(piece.token_ids) > SPLIT_TOKENS or len(spans) == 1 or n_slots + n * len(spans) > MAX_SPLITS:
+            is_whole = by_token or len(piece.token_ids) > SPLIT_TOKENS or len(spans) == 1
+            if is_whole or n_slots + n * len(spans) > MAX_SPLITS:
                 tasks[n_tasks] = (token, n, position, 0, end, table, -1)
                 n_tasks += 1
                 continue
@@ -216,4 +232,4 @@ class Batch:
                 tasks[n_tasks] = (token, n, position, begin, min(begin + SPAN_TOKENS, end), table, n_slots)
                 n_tasks += 1
                 n_slots += n
-        return n_tasks, n_merges
+        return (0, 0) if by_token else (n_tasks, n_merges)

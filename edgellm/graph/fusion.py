@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgellm.graph.ops import ByRows, Op
+from edgellm.graph.ops import BY_TOKEN, TOGETHER, ByRows, Chunks, Op
 from edgellm.kernels import records
 from edgellm.kernels.registry import Kernel, find
 
+OF_TOKENS = ByRows("tokens")
 FUSED: Kernel = find("fused")
 FUSED_SMALL: Kernel = find("fused", small=True)
 
@@ -28,7 +29,34 @@ def fused(ops: Sequence[Op]) -> list[Op]:
             groups.append([op])
         else:
             group.append(op)
-    return [_fuse(group) for group in groups]
+    return by_token([_fuse(group) for group in groups])
+
+
+def by_token(steps: Sequence[Op]) -> list[Op]:
+    """Attention and the row ops around it once more as one op, for batches in which every token is another sequence's.
+
+    No token needs the keys of another one then, so a chunk is all that there is to do to one of them, up to what the
+    next linear reads: nobody waits in between, and what a thread has made is still in its caches. A batch is computed
+    this way or the other: `Batch.fill` decides, and the ops of the other way have no chunks.
+    """
+    result: list[Op] = []
+    rest = list(reversed(steps))
+    while rest:
+        op = rest.pop()
+        if op.schema is not records.ATTENTION:
+            result.append(op)
+            continue
+        before = [result.pop()] if result and result[-1].split == OF_TOKENS else []
+        merge = rest.pop()
+        after = [rest.pop()] if rest and rest[-1].split == OF_TOKENS else []
+        whole = replace(op, fields=op.fields | {"chunk_heads": op.fields["n_kv_heads"]})
+        parts = [part for each in (*before, whole, *after) for part in each.parts or [each]]
+        result += [_fused_op(parts, Chunks(BY_TOKEN)), *map(_together, before), op, merge, *map(_together, after)]
+    return result
+
+
+def _together(op: Op) -> Op:
+    return replace(op, chunks=replace(op.chunks, count=TOGETHER))
 
 
 def _group_for(op: Op, groups: list[list[Op]]) -> list[Op] | None:
@@ -53,20 +81,28 @@ def _conflict(op: Op, other: Op) -> bool:
 def _fuse(ops: list[Op]) -> Op:
     if len(ops) == 1:
         return ops[0]
-    first, parts = ops[0], ops
-    chunks, split = first.chunks, first.split
-    if isinstance(split, ByRows):
+    chunks = ops[0].chunks
+    if isinstance(ops[0].split, ByRows):
         # All work on the same rows, so the one with the widest rows says how many are a chunk.
         chunks = min((op.chunks for op in ops), key=lambda chunks: chunks.per_chunk)
-        parts = [replace(op, fields=op.fields | {"chunk_tokens": chunks.per_chunk}) for op in ops]
+    return replace(_fused_op(ops, chunks), split=ops[0].split)
+
+
+def _fused_op(ops: list[Op], chunks: Chunks) -> Op:
     return Op(
         FUSED,
         records.FUSED,
-        {"n_parts": len(parts)},
+        {"n_parts": len(ops)},
         chunks,
         reads=[buffer for op in ops for buffer in op.reads],
         writes=[buffer for op in ops for buffer in op.writes],
         small_kernel=FUSED_SMALL if any(op.small_kernel for op in ops) else None,
-        split=split,
-        parts=parts,
+        parts=[_in_chunks(op, chunks.per_chunk) for op in ops],
     )
+
+
+def _in_chunks(op: Op, n_tokens: int) -> Op:
+    """The same op with chunks of so many rows, if its chunks are rows."""
+    if not isinstance(op.split, ByRows):
+        return op
+    return replace(op, fields=op.fields | {"chunk_tokens": n_tokens})

@@ -193,15 +193,14 @@ class Program:
         weights, step = 0, 0
         prefetches = []
         for index in reversed(range(len(self.steps))):
-            op, record = self.steps[index], self._records[index]
-            op = op.parts[0] if op.parts else op  # a linear comes before what is added to it
-            if op.schema is records.LINEAR:
-                record = self._part_records.get(op, record)
-                own = int(record["weights"][0])
-                record["next_weights"], record["next_step"] = weights or own, step
-                weights, step = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
-            elif op.schema is records.ATTENTION:
-                record["chunk_count"] = self.n_chunks[index:].ctypes.data
+            for op in self.steps[index].parts or [self.steps[index]]:
+                record = self._part_records.get(op, self._records[index])
+                if op.schema is records.LINEAR:  # one at most: it comes before what is added to it
+                    own = int(record["weights"][0])
+                    record["next_weights"], record["next_step"] = weights or own, step
+                    weights, step = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
+                elif op.schema is records.ATTENTION:
+                    record["chunk_count"] = self.n_chunks[index:].ctypes.data
             prefetches.append((weights, step))
         self.ops["prefetch"], self.ops["prefetch_step"] = np.array(prefetches[::-1], np.int64).reshape(-1, 2).T
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgellm.arch import architecture_of
 from edgellm.engine.block_table import blocks_for
-from edgellm.engine.kv_cache import CacheLayer, Sequence, bytes_of_texts
+from edgellm.engine.kv_cache import Sequence, bytes_of_texts
 from edgellm.engine.layout import Layout, tensors_to_tile
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
@@ -32,6 +32,7 @@ from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Place
 from edgellm.graph import Graph, Tuning
 from edgellm.graph.adapters import EMBEDDING, OUTPUT
+from edgellm.graph.cache_memory import CacheLayer
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.machine import resident_memory
 from edgellm.machine.others import OtherWork, is_too_busy

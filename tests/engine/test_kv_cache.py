@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from edgellm.engine.adapter_set import AdapterSet
-from edgellm.engine.kv_cache import GONE, CacheLayer, KVCache, Sequence
+from edgellm.engine.kv_cache import GONE, KVCache, Sequence
 from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.errors import CacheFullError
+from edgellm.graph.cache_memory import CacheLayer
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.text.common import n_common
 

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 import edgellm
 from edgellm.cli.options import runtime_options
-from edgellm.engine.kv_cache import CacheLayer, Sequence
+from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.runner import Span
 from edgellm.errors import UsageError
+from edgellm.graph.cache_memory import CacheLayer
 from edgellm.graph.lowering import attention
 from edgellm.kernels.kv_types import CACHE_TYPES, KV_TYPES
 from edgellm.measure.estimate import estimate

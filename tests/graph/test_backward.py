@@ -10,6 +10,7 @@ from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Piece, Program, Value, lower
 from edgellm.graph.backward import Backward
+from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.lowering import adapter_table
 from edgellm.graph.nodes import (
     AttentionSpec,
@@ -173,10 +174,8 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
     for value, rows in inputs.items():
         memory[value][: len(rows), : value.width] = rows
     n_blocks = 4 * len(LENGTHS) + 4
-    shapes = [(layer.n_kv_heads, layer.key_dim, layer.value_dim) for layer in forward.cache_layers]
-    block_bytes = [F32_CACHE.block_bytes(*shape) for shape in shapes]
-    caches = [np.zeros((n_blocks, n_bytes), np.uint8) for n_bytes in block_bytes]
-    tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
+    cache = CacheMemory(forward.cache_layers, dict.fromkeys(forward.kept, n_blocks))
+    tables = {f"cache {i}": layer.ctypes.data for i, layer in enumerate(cache.of_layer)}
     batch = Batch(160, forward)
     batch.prepare_adapters(1)
     store.load(forward.kernels)

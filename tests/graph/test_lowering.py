@@ -7,6 +7,7 @@ import pytest
 
 from edgellm.errors import UnsupportedError
 from edgellm.graph import Graph, Lowered, Piece, Value
+from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.lowering import linear as lowering_of_linears
 from edgellm.graph.nodes import (
     AttentionSpec,
@@ -408,11 +409,10 @@ def test_every_value_of_any_graph_is_what_its_nodes_say(store, team_of, seed: in
 
     def run(activations: str, taps: list[Value]) -> dict[Value, np.ndarray]:
         ops = lowered(g, 2, taps=taps, activations=activations, kv_type=F32_CACHE)
-        sizes = [F32_CACHE.block_bytes(s.n_kv_heads, s.key_dim, s.value_dim) for s in ops.cache_layers]
-        caches = [np.zeros((2, size), np.uint8) for size in sizes]
+        cache = CacheMemory(ops.cache_layers, dict.fromkeys(ops.kept, 2))
         memory = rows_for(x, 16)
         memory[:N_TOKENS] = x_rows
-        tables = {f"cache {i}": cache.ctypes.data for i, cache in enumerate(caches)}
+        tables = {f"cache {i}": layer.ctypes.data for i, layer in enumerate(cache.of_layer)}
         program = program_of(ops, store, team, inputs={x: memory}, tables=tables)
         program.batch.select(text.rows)
         slots = KV_BLOCK + np.arange(N_TOKENS)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.formats.tensor import Tensor
+from edgellm.graph.cache_memory import CacheLayer
 from edgellm.graph.fusion import FUSED, FUSED_SMALL, fused
 from edgellm.graph.lowering import attention, linear, rows, scaled
 from edgellm.graph.lowering.attention import ATTENTION_ROWS, MAX_SPLITS
@@ -29,7 +30,6 @@ from edgellm.graph.lowering.base import (
     TARGET_WEIGHTS,
     TEXT_TASKS,
     TOKEN_IDS,
-    LayerShape,
     Lowering,
     Rule,
     Target,
@@ -57,7 +57,6 @@ __all__ = [
     "TEXT_TASKS",
     "TOKEN_IDS",
     "ExpertSums",
-    "LayerShape",
     "Lowered",
     "Target",
     "adapter_table",
@@ -98,7 +97,7 @@ class Lowered:
     windows: list[int | None]
     kept: list[int | None]
     group_size: int
-    cache_layers: list[LayerShape]
+    cache_layers: list[CacheLayer]
     state_bytes: list[int]
     constants: dict[Tensor, np.ndarray]
 

@@ -69,13 +69,13 @@ def _keys(low: Lowering, node: KeysValues) -> Rows:
 
 def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:
     """The words of a record that say where keys and values are, and how wide."""
-    kind, n_heads = low.target.kv_type, node.n_heads
+    kind = low.target.kv_type
     key_dim, value_dim = low.head_dims(node)
     return {
         "key_dim": key_dim,
         "value_dim": value_dim,
         "cache": low.cache_of(node),
-        "block_bytes": kind.block_bytes(n_heads, key_dim, value_dim),
+        "block_bytes": low.block_bytes_of(node),
         "key_bytes": kind.keys.head_bytes(key_dim),
         "value_bytes": kind.values.head_bytes(value_dim),
     }
@@ -130,6 +130,7 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
         slopes=0 if spec.alibi is None else np.ascontiguousarray(spec.alibi, np.float32),
         sinks=sinks,
         tasks=tasks_table(index),
+        chunk_heads=1,
         n_threads=low.target.tuning.n_threads,
         partial=low.partial,
         **cache,

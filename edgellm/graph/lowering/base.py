@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
+from edgellm.graph.cache_memory import CacheLayer, window_bytes
 from edgellm.graph.nodes import Attention, Graph, KeysValues, Node, Rope, Value
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Op, Quantized, Rows, Split, Table
 from edgellm.graph.tuning import Tuning
@@ -81,18 +82,6 @@ class Target:
 LINE = 64  # bytes that states of a layer are a multiple of
 
 
-class LayerShape(NamedTuple):
-    """What a layer keeps in the cache of every token: the keys and values of so many heads, and how wide each is.
-
-    window:  of how many tokens, for nobody looks further back; None is of all.
-    """
-
-    n_kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: int | None = None
-
-
 class Lowering:
     """Ops as the rules add them, and what they need beside them.
 
@@ -126,7 +115,9 @@ class Lowering:
         self._caches = {node: layer for layer, node in enumerate(sources)}
         self._kept = _kept_windows(attentions)
         self.kept = list(dict.fromkeys(self.kept_of(node) for node in sources))
-        self.cache_layers = [LayerShape(node.n_heads, *self.head_dims(node), self.kept_of(node)) for node in sources]
+        self.cache_layers = [
+            CacheLayer(node.n_heads, *self.head_dims(node), target.kv_type, self.kept_of(node)) for node in sources
+        ]
         recurrent = [node for node in whole.nodes if node.n_state]
         self.state_bytes = [-(-4 * node.n_state // LINE) * LINE for node in recurrent]
         self._states = {node: index for index, node in enumerate(recurrent)}
@@ -157,6 +148,10 @@ class Lowering:
     def cache_of(self, node: KeysValues) -> Table:
         """The layer of the cache that a node fills."""
         return cache_table(self._caches[node.copy_of or node])
+
+    def block_bytes_of(self, node: KeysValues) -> int:
+        """From one block of the layer of the cache to its next: layers that keep as many positions lie together."""
+        return window_bytes(self.cache_layers, self.kept_of(node))
 
     def states_of(self, node: Node) -> tuple[Table, int]:
         """Where the states of a node are, and the bytes of each."""

@@ -126,7 +126,7 @@ def _of_keys(isa, kind: KVType):
         def take_floats(x, key_dim, scale, out, spare):
             copy(x, out, key_dim, scale)
 
-        return take_floats, staged(isa, "void", *["i64"] * 6)(partial(attention_floats.score, kind=kind))
+        return take_floats, staged(isa, "void", *["i64"] * 7)(partial(attention_floats.score, kind=kind))
 
     assert isinstance(kind, IntegerKV)
     rotate = rotation(isa, kind)
@@ -138,7 +138,7 @@ def _of_keys(isa, kind: KVType):
         rotate(spare, key_dim)
         round_query(spare, key_dim, out)
 
-    return take_integers, staged(isa, "void", *["i64"] * 6)(partial(attention_integers.score, kind=kind))
+    return take_integers, staged(isa, "void", *["i64"] * 7)(partial(attention_integers.score, kind=kind))
 
 
 def _of_values(isa, kind: KVType):
@@ -147,8 +147,8 @@ def _of_values(isa, kind: KVType):
         weigh_seen = staged(isa, "void", *["i64"] * 8)(partial(attention_floats.weigh, kind=kind))
 
         @njit(error_model="numpy")
-        def weigh_floats(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
-            weigh_seen(weights, n_rows, value_dim, begin, end, values, ahead, result)
+        def weigh_floats(weights, n_rows, value_dim, begin, end, values, following, result, spare):
+            weigh_seen(weights, n_rows, value_dim, begin, end, values, following, result)
 
         return weigh_floats
 
@@ -156,14 +156,14 @@ def _of_values(isa, kind: KVType):
     weigh_all = staged(isa, "void", *["i64"] * 7)(partial(attention_integers.weigh, kind=kind))
 
     @njit(error_model="numpy")
-    def weigh_integers(weights, n_rows, value_dim, begin, end, values, ahead, result, spare):
-        weigh_all(weights, n_rows, value_dim, values, ahead, result, spare)
+    def weigh_integers(weights, n_rows, value_dim, begin, end, values, following, result, spare):
+        weigh_all(weights, n_rows, value_dim, values, following, result, spare)
 
     return weigh_integers
 
 
 def build_attention(isa, kind: CacheType):
-    """Chunk c is key-value head c % n_kv_heads of task c // n_kv_heads."""
+    """Pair p is key-value head p % n_kv_heads of task p // n_kv_heads; a chunk is chunk_heads of them."""
     op_at, task_at = record_viewer(ATTENTION), record_viewer(ATTENTION_TASK)
     m = memory(isa)
     load, load_i32, load_i64 = m.load_f32, m.load_i32, m.load_i64
@@ -180,20 +180,22 @@ def build_attention(isa, kind: CacheType):
     bias = staged(isa, "void", "i64", "i64", "i64", "f32")(_bias)
 
     @njit(error_model="numpy")
-    def next_keys(op, chunk, otherwise):
-        """Where the keys start that this thread is likely to need after this chunk."""
-        following = chunk + op.n_threads
-        if following >= load_i64(op.chunk_count):
+    def next_keys(op, pair, otherwise):
+        """Where the keys start that this thread is likely to need after this pair."""
+        following = pair + 1
+        if following % op.chunk_heads == 0:
+            following += (op.n_threads - 1) * op.chunk_heads
+        if following >= load_i64(op.chunk_count) * op.chunk_heads:
             return otherwise
         task = task_at(op.tasks + following // op.n_kv_heads * task_bytes)
         block = max(task.kv_begin, task.position - op.window + 1) // KV_BLOCK
         head = following % op.n_kv_heads * op.key_bytes
         return op.cache + load_i32(task.block_table + block * 4) * op.block_bytes + head
 
-    def attention(record, chunk, thread):
-        op = op_at(record)
-        task = task_at(op.tasks + chunk // op.n_kv_heads * task_bytes)
-        kv_head = chunk % op.n_kv_heads
+    @njit(error_model="numpy")
+    def attend(op, pair, thread):
+        task = task_at(op.tasks + pair // op.n_kv_heads * task_bytes)
+        kv_head = pair % op.n_kv_heads
         key_dim, value_dim, group = op.key_dim, op.value_dim, op.group
         n_rows = task.n_tokens * group
         row_bytes = (value_dim + 2) * 4
@@ -212,11 +214,16 @@ def build_attention(isa, kind: CacheType):
         # All positions that any token of the slice looks at; what single tokens must not see, softmax masks.
         first = max(task.kv_begin, task.position - op.window + 1)
         end = min(task.kv_end, task.position + task.n_tokens)
-        clear(total, n_rows, value_dim)
+        first_span, end_of_spans = first // SPAN_TOKENS, (end + SPAN_TOKENS - 1) // SPAN_TOKENS
+        is_alone = end_of_spans - first_span == 1 and op.sinks == 0  # its result is the total
+        if is_alone:
+            total = result
+        else:
+            clear(total, n_rows, value_dim)
         if op.sinks != 0:
             for row in range(n_rows):
                 begin_with(total + row * row_bytes, load(op.sinks + (kv_head * group + row % group) * 4))
-        for span in range(first // SPAN_TOKENS, (end + SPAN_TOKENS - 1) // SPAN_TOKENS):
+        for span in range(first_span, end_of_spans):
             begin_span, end_span = max(first, span * SPAN_TOKENS), min(end, (span + 1) * SPAN_TOKENS)
             clear(result, n_rows, value_dim)
             first_block, end_block = begin_span // KV_BLOCK, (end_span + KV_BLOCK - 1) // KV_BLOCK
@@ -226,7 +233,8 @@ def build_attention(isa, kind: CacheType):
                     following = all_keys + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes
                 else:
                     following = all_values + load_i32(task.block_table + first_block * 4) * op.block_bytes
-                score(query, n_rows, key_dim, keys, following - keys, scores + (block - first_block) * KV_BLOCK * 4)
+                n_tokens = min(end_span - block * KV_BLOCK, KV_BLOCK)
+                score(query, n_rows, key_dim, n_tokens, keys, following, scores + (block - first_block) * KV_BLOCK * 4)
 
             start = first_block * KV_BLOCK
             for row in range(n_rows):
@@ -245,13 +253,13 @@ def build_attention(isa, kind: CacheType):
                 if block + 1 < end_block:
                     following = all_values + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes
                 else:
-                    following = next_keys(op, chunk, values)
+                    following = next_keys(op, pair, values)
                 begin, stop = begin_span - block * KV_BLOCK, end_span - block * KV_BLOCK
                 weigh(scores + (block - first_block) * KV_BLOCK * 4, n_rows, value_dim, max(begin, 0),
-                      min(stop, KV_BLOCK), values, following - values, result, spare)  # fmt: skip
+                      min(stop, KV_BLOCK), values, following, result, spare)  # fmt: skip
             for row in range(n_rows):
                 turn_back(result + row * row_bytes + 8, value_dim)
-            if task.slot < 0:
+            if task.slot < 0 and not is_alone:
                 merge(result, total, n_rows, value_dim)
 
         if task.slot >= 0:  # a task of a single span: others will merge it
@@ -265,5 +273,10 @@ def build_attention(isa, kind: CacheType):
             token, head = task.token + row // group, kv_head * group + row % group
             copy(sums, op.out + (token * op.out_stride + head * value_dim) * 4, value_dim,
                  np.float32(1) / load(sums - 4))  # fmt: skip
+
+    def attention(record, chunk, thread):
+        op = op_at(record)
+        for pair in range(chunk * op.chunk_heads, (chunk + 1) * op.chunk_heads):
+            attend(op, pair, thread)
 
     return attention

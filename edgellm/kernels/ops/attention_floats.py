@@ -11,47 +11,59 @@ from edgellm.kernels.ops.attention_tiles import SPAN_ROW_BYTES, columns_of, pref
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.staged import F32, Value, Vocabulary
 
+KEYS_PART = 32  # tokens: keys of a block are read by so many, a cache line of a dimension where they are float16
 
-def score(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, keys: Value, ahead: Value, scores: Value, *,
-          kind: FloatKV) -> None:  # fmt: skip
-    """scores[r, token] = query[r] . keys[:, token] for the tokens of a block.
 
-    ahead:  from this block to the one that is needed next, in bytes.
+def score(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, n_tokens: Value, keys: Value, following: Value,
+          scores: Value, *, kind: FloatKV) -> None:  # fmt: skip
+    """scores[r, token] = query[r] . keys[:, token] for the first n_tokens of a block, and some more.
+
+    following:  what is needed next.
     """
+    n_columns = columns_of(v.isa)
+    width = n_columns * v.isa.lanes
+    n_parts = (n_tokens + (KEYS_PART - 1)) / KEYS_PART
 
     def tile(row: Value, height: int) -> None:
-        for first in range(0, KV_BLOCK, columns_of(v.isa) * v.isa.lanes):
-            _score_tile(v, kind, height, query + row * key_dim * 4, key_dim, keys, ahead, first,
+        def some(first: Value, n_columns: int) -> None:
+            _score_tile(v, kind, height, n_columns, query + row * key_dim * 4, key_dim, keys, following, first,
                         scores + row * SPAN_ROW_BYTES)  # fmt: skip
+
+        n_wide = n_parts * KEYS_PART / width
+        v.repeat(n_wide, lambda i: some(i * width, n_columns))
+        if width > KEYS_PART:
+            v.repeat(n_parts - n_wide * (width // KEYS_PART), lambda i: some(i * KEYS_PART, KEYS_PART // v.isa.lanes))
 
     tiles(v, n_rows, tile)
 
 
-def _score_tile(v: Vocabulary, kind: FloatKV, n_rows: int, query: Value, key_dim: Value, keys: Value, ahead: Value,
-                first: int, scores: Value) -> None:  # fmt: skip
-    """A tile of rows by some registers of tokens, from `first` on."""
+def _score_tile(v: Vocabulary, kind: FloatKV, n_rows: int, n_columns: int, query: Value, key_dim: Value, keys: Value,
+                following: Value, first: Value, scores: Value) -> None:  # fmt: skip
+    """A tile of rows by n_columns registers of tokens, from `first` on."""
     lanes = v.isa.lanes
-    tokens = [first + lanes * c for c in range(columns_of(v.isa))]
-    rows = range(n_rows)
-    dimension_bytes = KV_BLOCK * kind.number_bytes
+    rows, columns = range(n_rows), range(n_columns)
+    register_bytes = lanes * kind.number_bytes
+    asked = following + first * key_dim * kind.number_bytes
 
     def dimension(i: Value, *sums: Value) -> list[Value]:
-        at = keys + i * dimension_bytes
-        if first == 0:
-            prefetch_ahead(v, n_rows, at + ahead, dimension_bytes)
-        key = [kind.load(v, at + token * kind.number_bytes, lanes) for token in tokens]
+        at = keys + (i * KV_BLOCK + first) * kind.number_bytes
+        prefetch_ahead(v, n_rows, asked + i * (n_columns * register_bytes), n_columns * register_bytes)
+        key = [kind.load(v, at + c * register_bytes, lanes) for c in columns]
         x = [v.f32(query + (key_dim * r + i) * 4) for r in rows]
-        return [v.fma(key[c], x[r], sums[len(key) * r + c]) for r in rows for c in range(len(key))]
+        return [v.fma(key[c], x[r], sums[n_columns * r + c]) for r in rows for c in columns]
 
-    totals = iter(v.loop(key_dim, [v.constant(0.0, F32, lanes)] * (n_rows * len(tokens)), dimension))
+    totals = iter(v.loop(key_dim, [v.constant(0.0, F32, lanes)] * (n_rows * n_columns), dimension))
     for r in rows:
-        for token in tokens:
-            v.store(scores + (r * SPAN_ROW_BYTES + token * 4), next(totals))
+        for c in columns:
+            v.store(scores + (first + c * lanes) * 4 + r * SPAN_ROW_BYTES, next(totals))
 
 
 def weigh(v: Vocabulary, weights: Value, n_rows: Value, value_dim: Value, begin: Value, end: Value, values: Value,
-          ahead: Value, result: Value, *, kind: FloatKV) -> None:  # fmt: skip
-    """sums[r] += weights[r, token] * values[token] for the tokens begin to end - 1 of a block."""
+          following: Value, result: Value, *, kind: FloatKV) -> None:  # fmt: skip
+    """sums[r] += weights[r, token] * values[token] for the tokens begin to end - 1 of a block.
+
+    following:  what is needed next.
+    """
     lanes = v.isa.lanes
     width = columns_of(v.isa) * lanes
 
@@ -59,7 +71,8 @@ def weigh(v: Vocabulary, weights: Value, n_rows: Value, value_dim: Value, begin:
         own, to = weights + row * SPAN_ROW_BYTES, result + row * (value_dim + 2) * 4 + 8
 
         def some(start: Value, width: int) -> None:
-            _weigh_tile(v, kind, height, own, begin, end, values + start * kind.number_bytes, ahead, value_dim,
+            asked = following + start * (end - begin) * kind.number_bytes
+            _weigh_tile(v, kind, height, own, begin, end, values + start * kind.number_bytes, asked, value_dim,
                         width // lanes, to + start * 4)  # fmt: skip
 
         n_wide = value_dim / width
@@ -72,16 +85,17 @@ def weigh(v: Vocabulary, weights: Value, n_rows: Value, value_dim: Value, begin:
 
 
 def _weigh_tile(v: Vocabulary, kind: FloatKV, n_rows: int, weights: Value, begin: Value, end: Value, values: Value,
-                ahead: Value, value_dim: Value, n_parts: int, sums: Value) -> None:  # fmt: skip
+                following: Value, value_dim: Value, n_parts: int, sums: Value) -> None:  # fmt: skip
     """A tile of rows by n_parts registers of dimensions, which `values` and `sums` point to."""
     lanes = v.isa.lanes
+    part_bytes = n_parts * lanes * kind.number_bytes
     rows, parts = range(n_rows), range(n_parts)
     places = [sums + (value_dim + 2) * (4 * r) + c * lanes * 4 for r in rows for c in parts]
 
     def token(i: Value, *sums: Value) -> list[Value]:
+        prefetch_ahead(v, n_rows, following + i * part_bytes, part_bytes)
         i = begin + i
         at = values + i * value_dim * kind.number_bytes
-        prefetch_ahead(v, n_rows, at + ahead, n_parts * lanes * kind.number_bytes)
         value = [kind.load(v, at + c * lanes * kind.number_bytes, lanes) for c in parts]
         weight = [v.f32(weights + i * 4 + r * SPAN_ROW_BYTES) for r in rows]
         return [v.fma(value[c], weight[r], sums[n_parts * r + c]) for r in rows for c in parts]

@@ -52,12 +52,13 @@ def _columns(v: Vocabulary, n_rows: int) -> int:
     return max(c for c in (1, 2, 4) if c <= most and c * v.isa.lanes <= KV_BLOCK)
 
 
-def score(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, keys: Value, ahead: Value, scores: Value, *,
-          kind: IntegerKV) -> None:  # fmt: skip
-    """scores[r, token] = query[r] . keys[:, token] for the tokens of a block.
+def score(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, n_tokens: Value, keys: Value, following: Value,
+          scores: Value, *, kind: IntegerKV) -> None:  # fmt: skip
+    """scores[r, token] = query[r] . keys[:, token] for the first n_tokens of a block, and some more.
 
-    ahead:  from this block to the one that is needed next, in bytes.
+    following:  what is needed next.
     """
+    ahead = following - keys
 
     def tile(row: Value, height: int) -> None:
         width = _columns(v, height) * v.isa.lanes
@@ -66,7 +67,7 @@ def score(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, keys: Valu
             _score_tile(v, kind, height, query + row * key_dim * 4, key_dim, keys, ahead, i * width,
                         scores + row * SPAN_ROW_BYTES)  # fmt: skip
 
-        v.repeat(v.like(KV_BLOCK // width, row), columns)
+        v.repeat((n_tokens + (width - 1)) / width, columns)
 
     tiles(v, n_rows, tile)
 
@@ -112,12 +113,13 @@ def _score_tile(v: Vocabulary, kind: IntegerKV, n_rows: int, query: Value, key_d
         v.store(scores + first * 4 + (r * SPAN_ROW_BYTES + c * lanes * 4), total * by)
 
 
-def weigh(v: Vocabulary, weights: Value, n_rows: Value, value_dim: Value, values: Value, ahead: Value, result: Value,
-          rounded: Value, *, kind: IntegerKV) -> None:  # fmt: skip
+def weigh(v: Vocabulary, weights: Value, n_rows: Value, value_dim: Value, values: Value, following: Value,
+          result: Value, rounded: Value, *, kind: IntegerKV) -> None:  # fmt: skip
     """sums[r] += weights[r, token] * values[token] for the tokens of a block; a weight of 0 stands for no value at all.
 
-    rounded:  memory for the rounded weights of a tile.
+    following:  what is needed next. rounded: memory for the rounded weights of a tile.
     """
+    ahead = following - values
     n_units = value_dim / kind.n_parts
     per_group = SCALE_GROUP // kind.n_parts
     scales = values + n_units * (KV_BLOCK // 2 * UNIT_BYTES)

@@ -1,0 +1,69 @@
+"""Where the blocks of the KV cache lie in memory.
+
+Layers that keep as many tokens lie together: block by block, and within a block layer by layer. So a text takes few
+pages of memory, and large ones where the system has them (`transparent_hugepage` on Linux). A core knows the
+places of so many pages at a time; where it has to look a place up, it waits as long as for the memory itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from edgellm.kernels.kv_types import F16_CACHE, CacheType
+
+LARGE_PAGE = 1 << 21
+
+
+class CacheLayer(NamedTuple):
+    """The keys and values that a layer keeps for a token; window: of how many, None is of all."""
+
+    n_kv_heads: int
+    key_dim: int
+    value_dim: int
+    kv_type: CacheType = F16_CACHE
+    window: int | None = None
+
+    @property
+    def block_bytes(self) -> int:
+        return self.kv_type.block_bytes(self.n_kv_heads, self.key_dim, self.value_dim)
+
+
+def window_bytes(layers: Sequence[CacheLayer], window: int | None) -> int:
+    """From one block of a layer to its next: the bytes of a block of all layers with this window."""
+    return sum(layer.block_bytes for layer in layers if layer.window == window)
+
+
+class CacheMemory:
+    """Memory for the blocks of all layers.
+
+    n_blocks:   of layers, by their windows.
+    of_window:  uint8 [n_blocks, bytes of all these layers]. of_layer: uint8 [n_blocks, block_bytes], a view of it.
+
+    The system gives a page as it is first written.
+    """
+
+    def __init__(self, layers: Sequence[CacheLayer], n_blocks: Mapping[int | None, int]) -> None:
+        self.of_window: dict[int | None, np.ndarray] = {}
+        self.of_layer: list[np.ndarray] = []
+        ends = dict.fromkeys(n_blocks, 0)
+        for window, n in n_blocks.items():
+            n_bytes = window_bytes(layers, window)
+            self.of_window[window] = _on_large_pages(n * n_bytes).reshape(n, n_bytes)
+        for layer in layers:
+            start = ends[layer.window]
+            ends[layer.window] = end = start + layer.block_bytes
+            self.of_layer.append(self.of_window[layer.window][:, start:end])
+
+    def clear(self) -> None:
+        self.of_window.clear()
+        self.of_layer.clear()
+
+
+def _on_large_pages(n_bytes: int) -> np.ndarray:
+    """uint8 [n_bytes]. NumPy asks the system for large pages where an array is large."""
+    memory = np.empty(n_bytes + LARGE_PAGE, np.uint8)
+    start = -memory.ctypes.data % LARGE_PAGE
+    return memory[start : start + n_bytes]
