@@ -20,7 +20,6 @@ from edgellm.engine.runner import Runner, Span
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
-from edgellm.graph.lowering import cache_table
 from edgellm.graph.nodes import GLU, Activate, LayerNorm, ReplaceRows, RMSNorm
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.expert_gradients import Balance
@@ -249,7 +248,7 @@ class GradientPasses:
         return Head(program, memory, losses, gradient)
 
     def _program(self, lowered: Lowered, batch: Batch, inputs: Mapping[Value, int]) -> Program:
-        tables = {cache_table(i).name: self._cache.address(i) for i in range(len(self._cache.layers))}
+        tables = self._cache.tables()
         return Program(lowered, self._runner.store, batch, self._team, tables, inputs)
 
 

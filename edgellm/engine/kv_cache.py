@@ -112,8 +112,9 @@ class KVCache:
     def _all_memory(self) -> list[np.ndarray]:
         return [*self.memory, *(self.states.memory if self.states else ())]
 
-    def address(self, layer: int) -> int:
-        return self.memory[layer].ctypes.data
+    def tables(self) -> dict[str, int]:
+        """Where layers are, by the names that programs have for that."""
+        return self._memory.tables()
 
     def sequence(self, adapters: AdapterSet = NO_ADAPTERS) -> Sequence:
         return Sequence(self, adapters)

@@ -26,7 +26,7 @@ from edgellm.errors import EdgellmError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Graph, Lowered, Piece, Program, Target, Team, Tuning, Value, lower
-from edgellm.graph.lowering import ExpertSums, cache_table, states_table
+from edgellm.graph.lowering import ExpertSums, states_table
 from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
@@ -340,9 +340,8 @@ class Runner:
 
     def cache_tables(self) -> dict[str, int]:
         """Where the layers of the cache are, and states of others, by the names that programs have for them."""
-        tables = {cache_table(i).name: self.cache.address(i) for i in range(len(self.cache.layers))}
         states = self.cache.states.memory if self.cache.states is not None else ()
-        return tables | {states_table(i).name: memory.ctypes.data for i, memory in enumerate(states)}
+        return self.cache.tables() | {states_table(i).name: memory.ctypes.data for i, memory in enumerate(states)}
 
     @contextmanager
     def replaced(self, variant: Variant, programs: Programs) -> Iterator[None]:

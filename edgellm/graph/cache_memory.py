@@ -12,9 +12,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgellm.graph.ops import Table
 from edgellm.kernels.kv_types import F16_CACHE, CacheType
 
 LARGE_PAGE = 1 << 21
+
+
+def cache_table(layer: int) -> Table:
+    """Where the first block of a layer is."""
+    return Table(f"cache {layer}")
+
+
+def block_step(layer: int) -> Table:
+    """From one block of a layer to its next, in bytes."""
+    return Table(f"block step {layer}")
 
 
 class CacheLayer(NamedTuple):
@@ -31,11 +42,6 @@ class CacheLayer(NamedTuple):
         return self.kv_type.block_bytes(self.n_kv_heads, self.key_dim, self.value_dim)
 
 
-def window_bytes(layers: Sequence[CacheLayer], window: int | None) -> int:
-    """From one block of a layer to its next: the bytes of a block of all layers with this window."""
-    return sum(layer.block_bytes for layer in layers if layer.window == window)
-
-
 class CacheMemory:
     """Memory for the blocks of all layers.
 
@@ -50,12 +56,17 @@ class CacheMemory:
         self.of_layer: list[np.ndarray] = []
         ends = dict.fromkeys(n_blocks, 0)
         for window, n in n_blocks.items():
-            n_bytes = window_bytes(layers, window)
+            n_bytes = sum(layer.block_bytes for layer in layers if layer.window == window)
             self.of_window[window] = _on_large_pages(n * n_bytes).reshape(n, n_bytes)
         for layer in layers:
             start = ends[layer.window]
             ends[layer.window] = end = start + layer.block_bytes
             self.of_layer.append(self.of_window[layer.window][:, start:end])
+
+    def tables(self) -> dict[str, int]:
+        """Where layers are, by the names that programs have for that."""
+        addresses = {cache_table(i).name: memory.ctypes.data for i, memory in enumerate(self.of_layer)}
+        return addresses | {block_step(i).name: memory.strides[0] for i, memory in enumerate(self.of_layer)}
 
     def clear(self) -> None:
         self.of_window.clear()

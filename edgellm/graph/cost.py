@@ -39,6 +39,9 @@ def _matrices(op: Op) -> int:
 
 def cache_bytes(op: Op, position: int) -> int:
     """Bytes of keys and values that attention reads for the token at a position; 0 for other ops."""
+    if op.parts:
+        return sum(cache_bytes(part, position) for part in op.parts)
     if op.schema is not records.ATTENTION:
         return 0
-    return min(position + 1, op.fields["window"]) * (op.fields["block_bytes"] // KV_BLOCK)
+    of_head = op.fields["key_bytes"] + op.fields["value_bytes"]
+    return min(position + 1, op.fields["window"]) * (op.fields["n_kv_heads"] * of_head // KV_BLOCK)

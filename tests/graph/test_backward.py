@@ -175,7 +175,7 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
         memory[value][: len(rows), : value.width] = rows
     n_blocks = 4 * len(LENGTHS) + 4
     cache = CacheMemory(forward.cache_layers, dict.fromkeys(forward.kept, n_blocks))
-    tables = {f"cache {i}": layer.ctypes.data for i, layer in enumerate(cache.of_layer)}
+    tables = cache.tables()
     batch = Batch(160, forward)
     batch.prepare_adapters(1)
     store.load(forward.kernels)

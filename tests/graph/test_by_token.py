@@ -98,8 +98,7 @@ def test_the_same_bits_as_all_tokens_together(store, team_of, monkeypatch, spec,
     tables = np.split(np.random.default_rng(1).permutation(sum(n_blocks)).astype(np.int32), np.cumsum(n_blocks)[:-1])
     rng = np.random.default_rng(2)
     rows = {value: rows_for(value, 512) for value in g.inputs}
-    addresses = {f"cache {i}": layer.ctypes.data for i, layer in enumerate(cache.of_layer)}
-    program = program_of(ops, store, team_of(2), 512, rows, addresses)
+    program = program_of(ops, store, team_of(2), 512, rows, cache.tables())
     (out,) = g.outputs
 
     def run(pieces: list[Piece]) -> np.ndarray:

@@ -412,8 +412,7 @@ def test_every_value_of_any_graph_is_what_its_nodes_say(store, team_of, seed: in
         cache = CacheMemory(ops.cache_layers, dict.fromkeys(ops.kept, 2))
         memory = rows_for(x, 16)
         memory[:N_TOKENS] = x_rows
-        tables = {f"cache {i}": layer.ctypes.data for i, layer in enumerate(cache.of_layer)}
-        program = program_of(ops, store, team, inputs={x: memory}, tables=tables)
+        program = program_of(ops, store, team, inputs={x: memory}, tables=cache.tables())
         program.batch.select(text.rows)
         slots = KV_BLOCK + np.arange(N_TOKENS)
         program.run(program.batch.fill([Piece(text.token_ids, 0, Same(slots), Same(np.array([1], np.int32)))]))

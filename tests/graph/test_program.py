@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.graph import Graph, Piece, Team, Tuning
+from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.nodes import (
     AttentionSpec,
     Rotation,
@@ -21,7 +22,6 @@ from edgellm.graph.nodes import (
     rope,
 )
 from edgellm.graph.ops import Chunks
-from edgellm.kernels import reference
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.store import KernelStore
 
@@ -66,10 +66,10 @@ class Layer:
         h = glu(linear(h, w["gate"]), linear(h, w["up"]), "silu")
         self.hidden = g.output(add(x, linear(h, w["down"])))
 
-        self.cache = reference.new_cache(4, N_KV_HEADS, HEAD_DIM)[0].base
         self.block_table = np.array([2, 0, 3, 1], np.int32)
         ops = lowered(g, team.n_threads, activations=activations)
-        self.program = program_of(ops, store, team, CAPACITY, tables={"cache 0": self.cache.ctypes.data})
+        self.cache = CacheMemory(ops.cache_layers, {None: 4})
+        self.program = program_of(ops, store, team, CAPACITY, tables=self.cache.tables())
 
     def run(self, ids: np.ndarray, start: int) -> np.ndarray:
         """float32 [n_tokens, N_EMBD] for the tokens at positions from `start` on."""

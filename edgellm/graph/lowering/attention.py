@@ -36,13 +36,13 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         _resized(low, _keys(low, node), n_heads, key_dim),
         _resized(low, low.read(node.values), n_heads, value_dim),
     )
-    cache, per_chunk = low.cache_of(node), tokens_per_chunk(k.width)
+    fields, per_chunk = _cache_fields(low, node), tokens_per_chunk(k.width)
     low.add(
         "kv_append",
         records.KV_APPEND,
         Chunks("tokens", per_chunk),
         [k, v],
-        [cache],
+        [fields["cache"]],
         format=low.target.kv_type,
         split=ByRows("tokens"),
         k=k,
@@ -53,7 +53,7 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         slots=slots_table(low.kept.index(low.kept_of(node))),
         chunk_tokens=per_chunk,
         scratch=4 * max(key_dim, value_dim),
-        **_cache_fields(low, node),
+        **fields,
     )
 
 
@@ -71,11 +71,12 @@ def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:
     """The words of a record that say where keys and values are, and how wide."""
     kind = low.target.kv_type
     key_dim, value_dim = low.head_dims(node)
+    cache, step = low.cache_of(node)
     return {
         "key_dim": key_dim,
         "value_dim": value_dim,
-        "cache": low.cache_of(node),
-        "block_bytes": low.block_bytes_of(node),
+        "cache": cache,
+        "block_bytes": step,
         "key_bytes": kind.keys.head_bytes(key_dim),
         "value_bytes": kind.values.head_bytes(value_dim),
     }

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.cache_memory import CacheLayer, window_bytes
+from edgellm.graph.cache_memory import CacheLayer, block_step, cache_table
 from edgellm.graph.nodes import Attention, Graph, KeysValues, Node, Rope, Value
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Op, Quantized, Rows, Split, Table
 from edgellm.graph.tuning import Tuning
@@ -145,13 +145,10 @@ class Lowering:
         kind = self.target.kv_type
         return kind.keys.padded(node.key_dim), kind.values.padded(node.value_dim)
 
-    def cache_of(self, node: KeysValues) -> Table:
-        """The layer of the cache that a node fills."""
-        return cache_table(self._caches[node.copy_of or node])
-
-    def block_bytes_of(self, node: KeysValues) -> int:
-        """From one block of the layer of the cache to its next: layers that keep as many positions lie together."""
-        return window_bytes(self.cache_layers, self.kept_of(node))
+    def cache_of(self, node: KeysValues) -> tuple[Table, Table]:
+        """The layer of the cache that a node fills, and the bytes from one of its blocks to the next."""
+        layer = self._caches[node.copy_of or node]
+        return cache_table(layer), block_step(layer)
 
     def states_of(self, node: Node) -> tuple[Table, int]:
         """Where the states of a node are, and the bytes of each."""
@@ -298,11 +295,6 @@ STATE_TEXTS, STATE_TASKS = Table("state texts"), Table("state tasks")
 def states_table(index: int) -> Table:
     """The memory of all states of the index-th layer that keeps some."""
     return Table(f"states {index}")
-
-
-def cache_table(layer: int) -> Table:
-    """The memory of a layer of the cache."""
-    return Table(f"cache {layer}")
 
 
 def adapter_table(index: int) -> Table:
