@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ UNKNOWN = " ⁇ ".encode()  # what stands for a character that the vocabulary co
 SCHEME = f"{OURS}prepend_scheme"
 SCHEMES = ("first", "always", "never")
 CUT_FROM_CHARS = 4096  # a longer text is cut in words, and each merged alone and remembered
+_WINDOW = 1 << 17  # bytes of tokens that are searched at a time; they and their temporaries stay in a cache
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _EACH_SPACE = re.compile(f"(?={SPACE})")
 
@@ -90,7 +92,7 @@ class SentencePieceModel:
         compiled = self._turn.words(sum(map(len, texts)), self._compiled)
         found = None if compiled is None else compiled.encode(texts, self._words_in_python)
         if found is not None:
-            return map(self._join_unknown, found)
+            return found if len(self._byte_ids) == 256 else map(self._join_unknown, found)
         if self._splits:
             words = [[word for word in _EACH_SPACE.split(text) if word] for text in texts]
             return self._words.joined(words, self._encode_words)
@@ -263,19 +265,31 @@ def reaching_across(symbols: Any) -> str:
 
     symbols:  strings, a list or a lazy sequence; a space in them stands between two halves.
     """
-    joined, starts, lead = in_one(symbols)
-    array = np.frombuffer(joined, np.uint8)
-    first, second, third = SPACE.encode()
-    found = np.flatnonzero(array[:-2] == first)
-    found = found[(array[found + 1] == second) & (array[found + 2] == third)]
-    begins = np.zeros(len(array) + 1, np.bool_)
-    begins[starts[:-1] + lead] = True
-    ends = found[~begins[found]]  # of what stands before it
-    ends = ends - (array[ends - 1] == ord(" "))
-    another = (array[ends - 3] == first) & (array[ends - 2] == second) & (array[ends - 1] == third)
-    ends = ends[~another]
-    before = {joined[max(end - 4, 0) : end] for end in ends.tolist()}
+    array, starts, lead = in_one(symbols)
+    begins, end = starts[:-1] + lead, int(starts[-1])
+    bounds = range(int(starts[0]), end, _WINDOW)
+    parts = np.searchsorted(begins, [*bounds, end]).tolist()
+    ends = [  # of what stands before a "▁"
+        start + np.flatnonzero(_spaces_inside(array[start : min(start + _WINDOW + 2, end)], begins[first:last] - start))
+        for start, (first, last) in zip(bounds, pairwise(parts), strict=True)
+    ]
+    before = {array[max(end - 5, 0) : end].tobytes().removesuffix(b" ") for part in ends for end in part.tolist()}
     return "".join(sorted({chars.decode(errors="ignore")[-1:] for chars in before} | {SPACE}))
+
+
+def _spaces_inside(text: NDArray[np.uint8], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where each "▁" of a row of strings begins, but not where it begins a string, nor behind another "▁".
+
+    begins:  of the strings.
+    """
+    first, second, third = SPACE.encode()
+    found = text[:-2] == first
+    found &= text[1:-1] == second
+    found &= text[2:] == third
+    inside = found.copy()
+    inside[begins[begins < len(inside)]] = False
+    inside[3:] &= ~found[:-3]
+    return inside
 
 
 def byte_value(token: bytes) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.kernels.word_records import AT_ONCE, INDEX_STRINGS, STRINGS
 from edgellm.text.vocabulary import in_one
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Kernel = Callable[[int, int, int], None]
 
@@ -26,10 +30,9 @@ class StringTable:
     """
 
     def __init__(self, strings: Any, are_pairs: bool, index: Kernel) -> None:
-        joined, starts, lead = in_one(strings)
-        array = np.frombuffer(joined or b"\0", np.uint8)
+        array, starts, lead = in_one(strings)
         n = len(starts) - 1
-        table = np.zeros((1 << (n + n // 2).bit_length(), 2), np.int64)
+        table = _places(1 << (n + n // 2).bit_length())
         status = np.zeros(2, np.int64)
         self._kept = array, starts, table
         self.record = STRINGS.filled(
@@ -50,3 +53,16 @@ class StringTable:
         index(record.ctypes.data, 0, 0)
         self.found = not status[0]
         self.n_spaces = int(status[1])
+
+
+def _places(n: int) -> NDArray[np.int64]:
+    """int64 [n, 2] of zeros, in large pages where the system has some.
+
+    A table of megabytes is touched all over as it is made: as small pages, it would take as long to get as to fill.
+    """
+    try:
+        mapping = mmap.mmap(-1, n * 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    except (AttributeError, OSError, ValueError):
+        return np.zeros((n, 2), np.int64)
+    return np.frombuffer(mapping, np.int64).reshape(n, 2)

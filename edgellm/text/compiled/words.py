@@ -81,7 +81,7 @@ class CompiledWords:
             spelled = [len(s) << 16 | int.from_bytes(s, "little") for s in merging.spelling]
             self._spelling = np.array(spelled, np.int32)
 
-    def encode(self, texts: list[str], in_python: InPython) -> list[list[int]] | None:
+    def encode(self, texts: list[str], in_python: InPython) -> Iterator[list[int]] | None:
         """The ids of each of some texts without lone surrogates; None when they would make an automaton too large.
 
         in_python:  gives the ids of each of some words: those too long for a kernel, or not left with tokens alone.
@@ -91,13 +91,12 @@ class CompiledWords:
         except NoAutomatonError:
             return None
 
-    def _encode(self, texts: list[str], in_python: InPython) -> list[list[int]]:
+    def _encode(self, texts: list[str], in_python: InPython) -> Iterator[list[int]]:
         joined = "".join(texts)
         for automaton in self._automata:
             automaton.learn(joined)
-        parts = [text.encode() for text in texts]
         encoded = joined.encode()
-        until = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))  # where each text ends
+        until = np.cumsum(np.fromiter(map(len, map(str.encode, texts)), np.int64, len(texts)))  # where each text ends
         array = np.frombuffer(encoded, np.uint8)
         ids: list[int] = []
         begin = 0
@@ -110,10 +109,10 @@ class CompiledWords:
                 all_counts.append(counts.astype(np.int64))
                 begin = int(ends[-1])
         if len(texts) == 1:
-            return [ids]
+            return iter([ids])
         n_words = np.searchsorted(np.concatenate(all_ends), until, "right")  # no word reaches from one text to the next
         bounds = np.cumsum(np.concatenate([[0], *all_counts]))[n_words].tolist()
-        return [ids[first:last] for first, last in pairwise([0, *bounds])]
+        return (ids[first:last] for first, last in pairwise([0, *bounds]))  # lists made at once await collections
 
     def _words(self, text: NDArray[np.uint8], pieces: Ends) -> Iterator[Ends]:
         """Where the words of the pieces of a text end, many at a time."""
