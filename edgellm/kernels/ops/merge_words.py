@@ -31,6 +31,7 @@ NEVER = 1 << 62  # a rank behind all others
 LOWER = (1 << 32) - 1
 NEAR = 8  # places where a word may be noted
 _SPACE = 0x20
+_PAGE = 0xFFF  # bits of an address inside of a page, the smallest there are
 _PACKED = 7  # bytes of a string that has room in a key, beside where it is split
 # Odd numbers that spread bits: FNV's (Fowler, Noll, Vo) and that of the golden ratio (Knuth, volume 3, section 6.4).
 _PRIME = 0x100000001B3
@@ -49,7 +50,12 @@ def listed_strings(isa) -> SimpleNamespace:
 
     @_inlined()
     def packed(start, n):
-        """The bytes of a string of up to seven as a number, the first one lowest; nothing else is read."""
+        """The bytes of a string of up to seven as a number, the first one lowest.
+
+        What stands behind them is read with them and dropped, in the same page of memory only.
+        """
+        if start & _PAGE <= _PAGE - 7:
+            return load(start) & ((1 << n * 8) - 1)
         if n >= 4:
             return load_i32(start) & _LOW_32 | (load_i32(start + n - 4) & _LOW_32) << ((n - 4) * 8)
         if n == 0:
