@@ -64,9 +64,18 @@ class SpecialTokens:
         """
         chars = str(text)  # searched faster than a text with provenance
         own = own_of(text) if has_provenance(text) else None
-        done = 0
-        for index, start, end in self._matches(chars, own):
+        done = seen = 0
+        for match in () if self._start is None else self._start.finditer(chars):
+            start = match.start()
+            if start < seen:
+                continue  # in the last token, none begins across another
+            index = self._longest_at(chars, start)
+            if own is not None and index >= 0:
+                index = self._longest_allowed(index, chars, own, start)
+            if index < 0:
+                continue
             token_id = self._ids[index]
+            end = seen = start + len(self._tokens[index])
             counts = own if token_id in self._control else None  # no letter of the chat's undoes the template's token
             if token_id in plain or (token_id in self._single_word and _inside_word(chars, start, end, counts)):
                 continue
@@ -81,20 +90,6 @@ class SpecialTokens:
             done = end
         if done < len(text):
             yield cut(text, done, len(text))
-
-    def _matches(self, text: str, own: bytes | None) -> Iterator[tuple[int, int, int]]:
-        """Where tokens occur: (place in the sorted list, start, end), none across another."""
-        done = 0
-        for match in () if self._start is None else self._start.finditer(text):
-            at = match.start()
-            if at < done:
-                continue
-            index = self._longest_at(text, at)
-            if own is not None and index >= 0:
-                index = self._longest_allowed(index, text, own, at)
-            if index >= 0:
-                done = at + len(self._tokens[index])
-                yield index, at, done
 
     def _longest_at(self, text: str, at: int) -> int:
         """The longest token that the text goes on with, as its place in the sorted list; -1 if there is none.

@@ -36,7 +36,7 @@ UNKNOWN = " ⁇ ".encode()  # what stands for a character that the vocabulary co
 SCHEME = f"{OURS}prepend_scheme"
 SCHEMES = ("first", "always", "never")
 CUT_FROM_CHARS = 4096  # a longer text is cut in words, and each merged alone and remembered
-_WINDOW = 1 << 17  # bytes of tokens that are searched at a time; they and their temporaries stay in a cache
+_WINDOW = 1 << 17  # bytes of tokens that are looked through at a time; what is made of them stays in a cache
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _EACH_SPACE = re.compile(f"(?={SPACE})")
 
@@ -266,30 +266,17 @@ def reaching_across(symbols: Any) -> str:
     symbols:  strings, a list or a lazy sequence; a space in them stands between two halves.
     """
     array, starts, lead = in_one(symbols)
-    begins, end = starts[:-1] + lead, int(starts[-1])
-    bounds = range(int(starts[0]), end, _WINDOW)
-    parts = np.searchsorted(begins, [*bounds, end]).tolist()
-    ends = [  # of what stands before a "▁"
-        start + np.flatnonzero(_spaces_inside(array[start : min(start + _WINDOW + 2, end)], begins[first:last] - start))
-        for start, (first, last) in zip(bounds, pairwise(parts), strict=True)
-    ]
-    before = {array[max(end - 5, 0) : end].tobytes().removesuffix(b" ") for part in ends for end in part.tolist()}
+    space, begins, end = SPACE.encode(), starts[:-1] + lead, int(starts[-1])
+    windows = [*range(int(starts[0]), end, _WINDOW), end]
+    parts = np.searchsorted(begins, windows).tolist()
+    found: list[int] = []  # what may be a "▁" inside of a string
+    for (start, stop), (first, last) in zip(pairwise(windows), pairwise(parts), strict=True):
+        inside = array[start:stop] == space[0]
+        inside[begins[first:last] - start] = False
+        found += (np.flatnonzero(inside) + start).tolist()
+    ends = [at for at in found if array[at : at + len(space)].tobytes() == space]  # of what stands before it
+    before = {array[max(at - 5, 0) : at].tobytes().removesuffix(b" ") for at in ends}
     return "".join(sorted({chars.decode(errors="ignore")[-1:] for chars in before} | {SPACE}))
-
-
-def _spaces_inside(text: NDArray[np.uint8], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Where each "▁" of a row of strings begins, but not where it begins a string, nor behind another "▁".
-
-    begins:  of the strings.
-    """
-    first, second, third = SPACE.encode()
-    found = text[:-2] == first
-    found &= text[1:-1] == second
-    found &= text[2:] == third
-    inside = found.copy()
-    inside[begins[begins < len(inside)]] = False
-    inside[3:] &= ~found[:-3]
-    return inside
 
 
 def byte_value(token: bytes) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache, partial
 from types import SimpleNamespace
 
+import numpy as np
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
@@ -17,6 +18,7 @@ from edgellm.kernels.ops.cut_words import utf8
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.word_records import (
     AT_ONCE,
+    IN_LINE,
     INDEX_STRINGS,
     LONGEST_WORD,
     MERGE_WORDS,
@@ -91,6 +93,16 @@ def listed_strings(isa) -> SimpleNamespace:
         return (((key ^ (key >> 32)) * _SPREAD) >> 24) & (n_places - 1)
 
     @_inlined()
+    def line_of(of, key):
+        """Where the places of a table begin at which a string with this key is first looked for."""
+        return of.table + (place_of(key, of.n_places) & -IN_LINE) * 16
+
+    @_inlined()
+    def next_line(of, line):
+        line += IN_LINE * 16
+        return of.table if line == of.table + of.n_places * 16 else line
+
+    @_inlined()
     def equal(a, b, n):
         alike = 0
         while alike < n and load_u8(a + alike) == load_u8(b + alike):
@@ -111,13 +123,16 @@ def listed_strings(isa) -> SimpleNamespace:
             and equal(begin + split + 1, start + split, n - split)
         )
 
-    return SimpleNamespace(key_of=key_of, place_of=place_of, equal=equal, is_listed=is_listed)
+    return SimpleNamespace(
+        key_of=key_of, place_of=place_of, line_of=line_of, next_line=next_line, equal=equal, is_listed=is_listed
+    )
 
 
 def build_index_strings(isa):
     op_at, words, strings = record_viewer(INDEX_STRINGS), memory(isa), listed_strings(isa)
     load, load_u8, store, prefetch = words.load_i64, words.load_u8, words.store_i64, words.prefetch
-    key_of, place_of, is_listed = strings.key_of, strings.place_of, strings.is_listed
+    key_of, is_listed = strings.key_of, strings.is_listed
+    line_of, next_line = strings.line_of, strings.next_line
 
     @_inlined()
     def spaces(start, end):
@@ -146,43 +161,74 @@ def build_index_strings(isa):
             return 0, n_spaces
         return key_of(start, space - start, space + 1, end - space - 1), 1
 
+    @njit(error_model="numpy")
+    def others_before(of, i, key, line):
+        """Strings of a line that are not string i but before its place there, and how many of them have its key."""
+        start, end = bounds(of, i)
+        n_alike = 0
+        for n in range(IN_LINE):
+            there = load(line + n * 16)
+            if there == 0 or (there == key and (key > 0 or is_listed(of, load(line + n * 16 + 8), start, end, 0))):
+                return n, n_alike
+            n_alike += there == key
+        return IN_LINE, n_alike
+
     @_inlined()
     def insert(of, i, key):
         """Put a string into its table; returns whether it has found a place, and how many others have its key."""
-        start, end = bounds(of, i)
-        place, n_alike = place_of(key, of.n_places), 0
-        for _ in range(MOST_PROBES):
-            entry = of.table + place * 16
-            there = load(entry)
-            free = there == 0 or there == key
-            if there == key and key < 0:
-                free = is_listed(of, load(entry + 8), start, end, 0)
-                n_alike += not free
-            if free:
-                store(entry, key)
-                store(entry + 8, i)
+        line, n_alike = line_of(of, key), 0
+        for _ in range(MOST_PROBES // IN_LINE):
+            first, second, third, fourth = load(line), load(line + 16), load(line + 32), load(line + 48)
+            n_before = (first != 0) + (second != 0) + (third != 0) + (fourth != 0)
+            if (first == key) | (second == key) | (third == key) | (fourth == key):  # itself, or one alike
+                n_before, n_new = others_before(of, i, key, line)
+                n_alike += n_new
+            if n_before < IN_LINE:
+                store(line + n_before * 16, key)
+                store(line + n_before * 16 + 8, i)
                 return True, n_alike
-            place = (place + 1) & (of.n_places - 1)
+            line = next_line(of, line)
         return False, n_alike
+
+    @_inlined()
+    def put(of, listed, keys, n):
+        """Put strings into their table; returns spaces in them, how many share keys, and whether all have places."""
+        total, total_alike = 0, 0
+        for i in range(n):
+            key, n_spaces = key_in(of, load(listed + i * 8))
+            store(keys + i * 8, key)
+            total += n_spaces
+            prefetch(line_of(of, key))
+        for i in range(n):
+            key = load(keys + i * 8)
+            if key != 0:
+                placed, n_alike = insert(of, load(listed + i * 8), key)
+                total_alike += n_alike
+                if not placed:
+                    return total, total_alike, False
+        return total, total_alike, True
 
     def index_strings(record, chunk, thread):
         op = op_at(record)
         of, total, total_alike = op.strings, 0, 0
-        for first in range(0, of.n, AT_ONCE):
-            n = min(AT_ONCE, of.n - first)
-            for i in range(n):
-                key, n_spaces = key_in(of, first + i)
-                store(op.scratch + i * 8, key)
+        short, long, keys = op.scratch, op.scratch + AT_ONCE * 8, op.scratch + 2 * AT_ONCE * 8
+        for at in range(0, of.n, AT_ONCE):
+            # Short and long strings apart: a CPU cannot guess which comes next, and most of the time would go there.
+            n_short, n_long = 0, 0
+            for i in range(at, min(at + AT_ONCE, of.n)):
+                start, end = bounds(of, i)
+                store(short + n_short * 8, i)
+                store(long + n_long * 8, i)
+                is_short = np.int64(end - start <= _PACKED + of.are_pairs)
+                n_short += is_short
+                n_long += 1 - is_short
+            for listed, n in ((short, n_short), (long, n_long)):
+                n_spaces, n_alike, placed = put(of, listed, keys, n)
                 total += n_spaces
-                prefetch(of.table + place_of(key, of.n_places) * 16)
-            for i in range(n):
-                key = load(op.scratch + i * 8)
-                if key != 0:
-                    placed, n_alike = insert(of, first + i, key)
-                    total_alike += n_alike
-                    if not placed or total_alike > MOST_ALIKE:
-                        store(op.status, 1)
-                        return
+                total_alike += n_alike
+                if not placed or total_alike > MOST_ALIKE:
+                    store(op.status, 1)
+                    return
         store(op.status, 0)
         store(op.status + 8, total)
 
@@ -194,22 +240,29 @@ def build_merge_words(isa):
     load, load_u8, load_i32, prefetch = words.load_i64, words.load_u8, words.load_i32, words.prefetch
     store, store_u8, store_i32 = words.store_i64, words.store_u8, words.store_i32
     key_of, place_of, equal, is_listed = strings.key_of, strings.place_of, strings.equal, strings.is_listed
+    line_of, next_line = strings.line_of, strings.next_line
     width = utf8(isa).width
+
+    @_inlined()
+    def is_there(of, key, entry, start, end, split):
+        return load(entry) == key and (key > 0 or is_listed(of, load(entry + 8), start, end, split))
 
     @njit(error_model="numpy")
     def find(of, key, start, end, split):
         """Which string of a list it is that has this key, or NEVER."""
-        place = place_of(key, of.n_places)
-        for _ in range(MOST_PROBES):
-            entry = of.table + place * 16
-            there = load(entry)
-            if there == 0:
+        line = line_of(of, key)
+        for _ in range(MOST_PROBES // IN_LINE):
+            second, third, fourth = load(line + 16), load(line + 32), load(line + 48)
+            n = (second == key) + (third == key) * 2 + (fourth == key) * 3  # the only place, if it is of a short string
+            if key < 0:
+                n = 0
+                while n < IN_LINE - 1 and not is_there(of, key, line + n * 16, start, end, split):
+                    n += 1
+            if is_there(of, key, line + n * 16, start, end, split):
+                return load(line + n * 16 + 8)
+            if fourth == 0:
                 break
-            if there == key:
-                i = load(entry + 8)
-                if key > 0 or is_listed(of, i, start, end, split):
-                    return i
-            place = (place + 1) & (of.n_places - 1)
+            line = next_line(of, line)
         return NEVER
 
     @_inlined()
@@ -269,7 +322,7 @@ def build_merge_words(isa):
                 else:
                     key = key_of(left, 0, left, load(starts + i * 8 + 16) - left)
                 store(ranks + i * 8, key)
-                prefetch(op.merges.table + place_of(key, op.merges.n_places) * 16)
+                prefetch(line_of(op.merges, key))
             for i in range(new, end):
                 left, right = load(starts + i * 8), load(starts + i * 8 + 8)
                 split = (right - left) * op.merges.are_pairs

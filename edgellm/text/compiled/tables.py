@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.kernels.word_records import AT_ONCE, INDEX_STRINGS, STRINGS
+from edgellm.kernels.word_records import AT_ONCE, IN_LINE, INDEX_STRINGS, STRINGS
 from edgellm.text.vocabulary import in_one
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class StringTable:
     def __init__(self, strings: Any, are_pairs: bool, index: Kernel) -> None:
         array, starts, lead = in_one(strings)
         n = len(starts) - 1
-        table = _places(1 << (n + n // 2).bit_length())
+        table = _places(max(IN_LINE, 1 << (n + n // 2).bit_length()))
         status = np.zeros(2, np.int64)
         self._kept = array, starts, table
         self.record = STRINGS.filled(
@@ -46,7 +46,7 @@ class StringTable:
                 "n_places": len(table),
             }
         )
-        scratch = np.empty(AT_ONCE, np.int64)
+        scratch = np.empty(3 * AT_ONCE, np.int64)
         record = INDEX_STRINGS.filled(
             {"strings": self.record.ctypes.data, "scratch": scratch.ctypes.data, "status": status.ctypes.data}
         )
