@@ -44,9 +44,10 @@ STRINGS = Schema(
     lead="i64",
     n="i64",
     are_pairs="i64",  # 1: strings of two halves with a space between; others are left out
-    # int64 [n_places, 2]: a key that stands for a string (see `key_of`) and its number, or zeros. A string is in the
-    # line of IN_LINE places that its key names or one of the next, which are filled from their beginnings; of equal
-    # ones, the last.
+    ranks="ptr",  # int32 [n]: the strings with the lowest are joined first, UNRANKED never; 0: in their order
+    # int64 [n_places, 2]: a key that stands for a string (see `key_of`), then its number in the lower half and its rank
+    # in the upper; or zeros. A string is in the line of IN_LINE places that its key names or one of the next, which are
+    # filled from their beginnings; of equal ones, the last.
     table="ptr",
     n_places="i64",  # a power of two, IN_LINE or more
 )
@@ -68,8 +69,7 @@ MERGE_WORDS = Schema(
     # that merging begins with are the characters of a word.
     spelling="ptr",
     tokens=STRINGS,
-    merges=STRINGS,  # pairs, the best first; or the tokens again: two symbols are joined that together are one
-    ranks="ptr",  # int32 [n_tokens], of tokens in place of merges, the lowest first; UNRANKED; or 0
+    merges=STRINGS,  # pairs; or the tokens again: two symbols are joined that together are one
     marks="ptr",  # uint8 [n_tokens], WHOLE and PASSING; or 0 when no token has one
     byte_ids="ptr",  # int32 [256]: the tokens that spell what is no token, byte by byte, or -1; or 0
     scratch="ptr",  # merge_scratch_bytes()

@@ -266,13 +266,13 @@ def reaching_across(symbols: Any) -> str:
     symbols:  strings, a list or a lazy sequence; a space in them stands between two halves.
     """
     array, starts, lead = in_one(symbols)
-    space, begins, end = SPACE.encode(), starts[:-1] + lead, int(starts[-1])
-    windows = [*range(int(starts[0]), end, _WINDOW), end]
-    parts = np.searchsorted(begins, windows).tolist()
+    space, end = SPACE.encode(), int(starts[-1])
+    windows = [*range(int(starts[0]) + lead, end, _WINDOW), end]
+    parts = np.searchsorted(starts, np.array(windows) - lead).tolist()
     found: list[int] = []  # what may be a "▁" inside of a string
     for (start, stop), (first, last) in zip(pairwise(windows), pairwise(parts), strict=True):
         inside = array[start:stop] == space[0]
-        inside[begins[first:last] - start] = False
+        inside[starts[first:last] + (lead - start)] = False
         found += (np.flatnonzero(inside) + start).tolist()
     ends = [at for at in found if array[at : at + len(space)].tobytes() == space]  # of what stands before it
     before = {array[max(at - 5, 0) : at].tobytes().removesuffix(b" ") for at in ends}

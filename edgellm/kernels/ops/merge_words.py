@@ -29,8 +29,7 @@ from edgellm.kernels.word_records import (
     WHOLE,
 )
 
-NEVER = 1 << 62  # a rank behind all others
-LOWER = (1 << 32) - 1
+NEVER = UNRANKED << 32  # what stands for a string that is not found, or is not made by merging
 NEAR = 8  # places where a word may be noted
 _SPACE = 0x20
 _PAGE = 0xFFF  # bits of an address inside of a page, the smallest there are
@@ -38,7 +37,7 @@ _PACKED = 7  # bytes of a string that has room in a key, beside where it is spli
 # Odd numbers that spread bits: FNV's (Fowler, Noll, Vo) and that of the golden ratio (Knuth, volume 3, section 6.4).
 _PRIME = 0x100000001B3
 _SIGN = -1 << 63
-_LOW_32 = (1 << 32) - 1
+LOWER = (1 << 32) - 1
 _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 _inlined = partial(njit, error_model="numpy", forceinline=True)
@@ -59,7 +58,7 @@ def listed_strings(isa) -> SimpleNamespace:
         if start & _PAGE <= _PAGE - 7:
             return load(start) & ((1 << n * 8) - 1)
         if n >= 4:
-            return load_i32(start) & _LOW_32 | (load_i32(start + n - 4) & _LOW_32) << ((n - 4) * 8)
+            return load_i32(start) & LOWER | (load_i32(start + n - 4) & LOWER) << ((n - 4) * 8)
         if n == 0:
             return 0
         middle, last = n >> 1, n - 1
@@ -67,14 +66,19 @@ def listed_strings(isa) -> SimpleNamespace:
 
     @_inlined()
     def digest(start, n):
-        """Eight bytes at a time; of the last ones, some may count twice."""
+        """Eight bytes at a time; of the last ones, some may count twice, and of eight all do.
+
+        So all strings of eight to sixteen bytes, most that are not short, take the same steps.
+        """
         if n <= _PACKED:
             return packed(start, n)
-        key, last = 0, start + n - 8
-        for at in range(start, last, 8):
+        key, at, last = 0, start, start + n - 8
+        while True:
             key = (key ^ load(at)) * _PRIME
             key = (key ^ (key >> 32)) * _SPREAD  # else the last bytes, which may come twice, can undo this
-        return (key ^ load(last)) * _SPREAD + n
+            at += 8
+            if at >= last:
+                return (key ^ load(last)) * _SPREAD + n
 
     @_inlined()
     def key_of(left, n_left, right, n_right):
@@ -130,7 +134,8 @@ def listed_strings(isa) -> SimpleNamespace:
 
 def build_index_strings(isa):
     op_at, words, strings = record_viewer(INDEX_STRINGS), memory(isa), listed_strings(isa)
-    load, load_u8, store, prefetch = words.load_i64, words.load_u8, words.store_i64, words.prefetch
+    load, load_i32, load_u8, store = words.load_i64, words.load_i32, words.load_u8, words.store_i64
+    prefetch = words.prefetch
     key_of, is_listed = strings.key_of, strings.is_listed
     line_of, next_line = strings.line_of, strings.next_line
 
@@ -168,7 +173,9 @@ def build_index_strings(isa):
         n_alike = 0
         for n in range(IN_LINE):
             there = load(line + n * 16)
-            if there == 0 or (there == key and (key > 0 or is_listed(of, load(line + n * 16 + 8), start, end, 0))):
+            if there == 0 or (
+                there == key and (key > 0 or is_listed(of, load(line + n * 16 + 8) & LOWER, start, end, 0))
+            ):
                 return n, n_alike
             n_alike += there == key
         return IN_LINE, n_alike
@@ -185,7 +192,7 @@ def build_index_strings(isa):
                 n_alike += n_new
             if n_before < IN_LINE:
                 store(line + n_before * 16, key)
-                store(line + n_before * 16 + 8, i)
+                store(line + n_before * 16 + 8, (i if of.ranks == 0 else load_i32(of.ranks + i * 4)) << 32 | i)
                 return True, n_alike
             line = next_line(of, line)
         return False, n_alike
@@ -245,11 +252,11 @@ def build_merge_words(isa):
 
     @_inlined()
     def is_there(of, key, entry, start, end, split):
-        return load(entry) == key and (key > 0 or is_listed(of, load(entry + 8), start, end, split))
+        return load(entry) == key and (key > 0 or is_listed(of, load(entry + 8) & LOWER, start, end, split))
 
     @njit(error_model="numpy")
     def find(of, key, start, end, split):
-        """Which string of a list it is that has this key, or NEVER."""
+        """The rank and the number of the string of a list that has this key, as in its table; or NEVER."""
         line = line_of(of, key)
         for _ in range(MOST_PROBES // IN_LINE):
             second, third, fourth = load(line + 16), load(line + 32), load(line + 48)
@@ -266,17 +273,10 @@ def build_merge_words(isa):
         return NEVER
 
     @_inlined()
-    def rank_of(op, token):
-        """The rank of a token that merging makes, or NEVER."""
-        rank = load_i32(op.ranks + token * 4)
-        return NEVER if rank == UNRANKED else rank
-
-    @_inlined()
     def token_of(op, start, end):
-        token = find(op.tokens, key_of(start, 0, start, end - start), start, end, 0)
-        if op.ranks != 0 and token != NEVER and rank_of(op, token) == NEVER:
-            return NEVER
-        return token
+        """Which token a string is, or -1."""
+        found = find(op.tokens, key_of(start, 0, start, end - start), start, end, 0)
+        return -1 if found >= NEVER else found & LOWER
 
     @_inlined()
     def is_marked(op, token, mark):
@@ -326,16 +326,14 @@ def build_merge_words(isa):
             for i in range(new, end):
                 left, right = load(starts + i * 8), load(starts + i * 8 + 8)
                 split = (right - left) * op.merges.are_pairs
-                rank = find(op.merges, load(ranks + i * 8), left, load(starts + i * 8 + 16), split)
-                if op.ranks != 0 and rank != NEVER:
-                    rank = rank_of(op, rank)
-                store(ranks + i * 8, rank)
-            best, place = NEVER, 0
+                found = find(op.merges, load(ranks + i * 8), left, load(starts + i * 8 + 16), split)
+                store(ranks + i * 8, found >> 32)
+            best, place = UNRANKED, 0
             for i in range(n - 1):
                 rank = load(ranks + i * 8)
                 if rank < best:
                     best, place = rank, i
-            if best == NEVER:
+            if best == UNRANKED:
                 break
             n -= 1
             for i in range(place + 1, n + 1):
@@ -363,7 +361,7 @@ def build_merge_words(isa):
         if op.marks != 0 and n > 0:
             first, last = load(starts), load(starts + n * 8)
             whole = token_of(op, first, last)
-            if whole != NEVER and is_marked(op, whole, WHOLE):
+            if whole >= 0 and is_marked(op, whole, WHOLE):
                 store_i32(ids, whole)
                 return 1
         n = merge(op, starts, starts + 8 * (LONGEST_WORD + 1), n)
@@ -371,7 +369,7 @@ def build_merge_words(isa):
         for i in range(n):
             first, last = load(starts + i * 8), load(starts + i * 8 + 8)
             token = token_of(op, first, last)
-            if token != NEVER:
+            if token >= 0:
                 if is_marked(op, token, PASSING):
                     return -1
                 store_i32(ids + n_ids * 4, token)

@@ -27,14 +27,15 @@ class StringTable:
     strings:    in their order, a list or a lazy sequence; empty ones are never found.
     are_pairs:  they are two halves with a space between; others are never found.
     index:      the kernel `index_strings`.
+    ranks:      int32 [n], in which order pairs are joined that make the strings, UNRANKED for never; None: in theirs.
     """
 
-    def __init__(self, strings: Any, are_pairs: bool, index: Kernel) -> None:
+    def __init__(self, strings: Any, are_pairs: bool, index: Kernel, ranks: NDArray[np.int32] | None = None) -> None:
         array, starts, lead = in_one(strings)
         n = len(starts) - 1
         table = _places(max(IN_LINE, 1 << (n + n // 2).bit_length()))
         status = np.zeros(2, np.int64)
-        self._kept = array, starts, table
+        self._kept = array, starts, table  # ranks are not needed later
         self.record = STRINGS.filled(
             {
                 "bytes": array.ctypes.data,
@@ -42,6 +43,7 @@ class StringTable:
                 "lead": lead,
                 "n": n,
                 "are_pairs": are_pairs,
+                "ranks": 0 if ranks is None else ranks.ctypes.data,
                 "table": table.ctypes.data,
                 "n_places": len(table),
             }

@@ -71,7 +71,7 @@ class CompiledWords:
         self._automata = automata
         self._store = store  # the machine code lives as long as this
         self._cut, index, self._merge = map(store.function, kernels())
-        self._tokens = StringTable(merging.tokens, False, index)
+        self._tokens = StringTable(merging.tokens, False, index, merging.ranks)
         self._merges = self._tokens if merging.merges is None else StringTable(merging.merges, True, index)
         self.n_spaces = self._merges.n_spaces
         self.ready = self._tokens.found and self._merges.found
@@ -96,8 +96,10 @@ class CompiledWords:
         for automaton in self._automata:
             automaton.learn(joined)
         encoded = joined.encode()
-        until = np.cumsum(np.fromiter(map(len, map(str.encode, texts)), np.int64, len(texts)))  # where each text ends
+        until = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))  # where each text ends
         array = np.frombuffer(encoded, np.uint8)
+        if len(encoded) > len(joined):  # some characters are of several bytes
+            until = np.append(np.flatnonzero(array & 0xC0 != 0x80), len(encoded))[until]
         ids: list[int] = []
         begin = 0
         all_ends, all_counts = [_EMPTY], [_EMPTY]
@@ -172,7 +174,6 @@ class CompiledWords:
                 "spelling": _address(self._spelling),
                 "tokens": self._tokens.record.ctypes.data,
                 "merges": self._merges.record.ctypes.data,
-                "ranks": _address(self._merging.ranks),
                 "marks": _address(self._merging.marks),
                 "byte_ids": _address(self._merging.byte_ids),
                 "scratch": scratch.ctypes.data,
