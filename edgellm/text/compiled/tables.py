@@ -35,7 +35,7 @@ class StringTable:
         n = len(starts) - 1
         table = _places(max(IN_LINE, 1 << (n + n // 2).bit_length()))
         status = np.zeros(2, np.int64)
-        self._kept = array, starts, table  # ranks are not needed later
+        self._kept = array, starts, table, ranks
         self.record = STRINGS.filled(
             {
                 "bytes": array.ctypes.data,
