@@ -30,14 +30,16 @@ from edgellm.kernels.word_records import (
 )
 
 NEVER = UNRANKED << 32  # what stands for a string that is not found, or is not made by merging
+LOWER = (1 << 32) - 1
 NEAR = 8  # places where a word may be noted
 _SPACE = 0x20
+# Of eight bytes: a space or one in each, all bits but the top ones, and what makes 2 ** (8 * n) times it have n on top.
+_SPACES, _ONES, _ALL_BUT_TOP, _PLACES = 0x2020202020202020, 0x0101010101010101, 0x7F7F7F7F7F7F7F7F, 0x0001020304050607
 _PAGE = 0xFFF  # bits of an address inside of a page, the smallest there are
 _PACKED = 7  # bytes of a string that has room in a key, beside where it is split
 # Odd numbers that spread bits: FNV's (Fowler, Noll, Vo) and that of the golden ratio (Knuth, volume 3, section 6.4).
 _PRIME = 0x100000001B3
 _SIGN = -1 << 63
-LOWER = (1 << 32) - 1
 _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 _inlined = partial(njit, error_model="numpy", forceinline=True)
@@ -45,7 +47,7 @@ _inlined = partial(njit, error_model="numpy", forceinline=True)
 
 @cache
 def listed_strings(isa) -> SimpleNamespace:
-    """Strings, and those of lists: key_of(...), place_of(key, n_places), equal(a, b, n) and is_listed(...)."""
+    """Strings: packed, key_of, place_of, equal; lines of tables: line_of, next_line; strings of lists: is_listed."""
     words = memory(isa)
     load, load_i32, load_u8 = words.load_i64, words.load_i32, words.load_u8
 
@@ -128,25 +130,34 @@ def listed_strings(isa) -> SimpleNamespace:
         )
 
     return SimpleNamespace(
-        key_of=key_of, place_of=place_of, line_of=line_of, next_line=next_line, equal=equal, is_listed=is_listed
+        packed=packed,
+        key_of=key_of,
+        place_of=place_of,
+        line_of=line_of,
+        next_line=next_line,
+        equal=equal,
+        is_listed=is_listed,
     )
 
 
 def build_index_strings(isa):
     op_at, words, strings = record_viewer(INDEX_STRINGS), memory(isa), listed_strings(isa)
-    load, load_i32, load_u8, store = words.load_i64, words.load_i32, words.load_u8, words.store_i64
-    prefetch = words.prefetch
-    key_of, is_listed = strings.key_of, strings.is_listed
+    load, load_i32, store, prefetch = words.load_i64, words.load_i32, words.store_i64, words.prefetch
+    packed, key_of, is_listed = strings.packed, strings.key_of, strings.is_listed
     line_of, next_line = strings.line_of, strings.next_line
 
     @_inlined()
     def spaces(start, end):
-        """How many spaces a string has, and where the last one is."""
+        """How many spaces a string has, and where the last one is; eight bytes at a time."""
         n, last = 0, end
-        for at in range(start, end):
-            if load_u8(at) == _SPACE:
+        for at in range(start, end, 8):
+            others = (packed(at, end - at) if end - at < 8 else load(at)) ^ _SPACES  # zeros for spaces
+            marks = ~((others & _ALL_BUT_TOP) + _ALL_BUT_TOP | others | _ALL_BUT_TOP)
+            while marks != 0:
+                lowest = (marks & -marks) >> 7 & _ONES
+                last = at + (lowest * _PLACES >> 56)
+                marks &= marks - 1
                 n += 1
-                last = at
         return n, last
 
     @_inlined()

@@ -110,6 +110,19 @@ def test_strings_that_want_one_line_fill_the_next_ones(store: KernelStore, index
     assert numbers_in(table) == [*range(n)]
 
 
+@pytest.mark.parametrize("n_letters", range(22))
+def test_pairs_have_one_space_between_two_halves(index: Kernel, n_letters: int) -> None:
+    letters = b"\x21\x1f\xa0\0\xff"
+    chance = random.Random(n_letters)
+    word = bytes(chance.choices(letters, k=n_letters))
+    listed = [word, word + b"  ", *(word[:at] + b" " + word[at:] for at in range(n_letters + 1)), b"a b"]
+    table = StringTable(InRow(listed, 0), True, index)
+    assert table.found and table.n_spaces == b"".join(listed).count(b" ")
+    assert numbers_in(table) == [
+        i for i, pair in enumerate(listed) if pair.count(b" ") == 1 and pair.strip(b" ") == pair
+    ]
+
+
 def test_ranks_stand_beside_numbers(index: Kernel) -> None:
     ranks = np.array([5, -3, UNRANKED, 1 << 30], np.int32)
     for given, wanted in ((ranks, ranks.tolist()), (None, [0, 1, 2, 3])):
