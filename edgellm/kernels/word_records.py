@@ -13,9 +13,10 @@ AT_END_CLASS = 1  # of the end of a text, where characters have classes
 DEAD_STATE, START_STATE = 0, 1
 NOT_MADE = -1  # a step that the table lacks
 
+IN_LINE = 4  # places of a table that are looked at together: those of a line of the CPU's caches
 MOST_PROBES = 256  # places of a table that are looked at for a string
 MOST_ALIKE = 16  # times that long strings share a key while a table is made; next to never, unless they are made so
-AT_ONCE = 32  # strings whose places in a table are asked for before they are needed
+AT_ONCE = 64  # strings whose places in a table are asked for before they are needed
 LONGEST_WORD = 256  # bytes of a word that is merged here: pairs are looked through one by one
 UNRANKED = (1 << 31) - 1  # in place of a rank: the token is not made by merging
 WHOLE, PASSING = 1, 2  # marks of a token: a word is taken for it, whatever merging makes of it; not left in a word
@@ -43,16 +44,18 @@ STRINGS = Schema(
     lead="i64",
     n="i64",
     are_pairs="i64",  # 1: strings of two halves with a space between; others are left out
-    # int64 [n_places, 2]: a key that stands for a string (see `key_of`) and its number, or zeros. A string is at the
-    # place that its key names or one of the next; of equal ones, the last.
+    ranks="ptr",  # int32 [n]: the strings with the lowest are joined first, UNRANKED never; 0: in their order
+    # int64 [n_places, 2]: a key that stands for a string (see `key_of`), then its number in the lower half and its rank
+    # in the upper; or zeros. A string is in the line of IN_LINE places that its key names or one of the next, which are
+    # filled from their beginnings; of equal ones, the last.
     table="ptr",
-    n_places="i64",  # a power of two
+    n_places="i64",  # a power of two, IN_LINE or more
 )
 
 INDEX_STRINGS = Schema(
     "index_strings",
     strings=STRINGS,  # with zeros for a table, which is filled
-    scratch="ptr",  # int64 [AT_ONCE]
+    scratch="ptr",  # int64 [3 * AT_ONCE]
     status="ptr",  # out: int64 [2]: 0, or 1 when there is no table: too many keys are alike; and spaces in all pairs
 )
 
@@ -66,8 +69,7 @@ MERGE_WORDS = Schema(
     # that merging begins with are the characters of a word.
     spelling="ptr",
     tokens=STRINGS,
-    merges=STRINGS,  # pairs, the best first; or the tokens again: two symbols are joined that together are one
-    ranks="ptr",  # int32 [n_tokens], of tokens in place of merges, the lowest first; UNRANKED; or 0
+    merges=STRINGS,  # pairs; or the tokens again: two symbols are joined that together are one
     marks="ptr",  # uint8 [n_tokens], WHOLE and PASSING; or 0 when no token has one
     byte_ids="ptr",  # int32 [256]: the tokens that spell what is no token, byte by byte, or -1; or 0
     scratch="ptr",  # merge_scratch_bytes()

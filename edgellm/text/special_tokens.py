@@ -47,8 +47,8 @@ class SpecialTokens:
         self._tokens = sorted(ids)
         self._ids = list(map(ids.__getitem__, self._tokens))
         self._start = _start_of(self._tokens)
-        self._singles = {token: index for index, token in enumerate(self._tokens) if len(token) == 1}
-        self._twos = {token[:2] for token in self._tokens if len(token) > 1}
+        self._short = {token: index for index, token in enumerate(self._tokens) if len(token) <= 2}
+        self._threes = {token[:3] for token in self._tokens if len(token) > 2}
         self._lstrip, self._rstrip, self._single_word = lstrip, rstrip, single_word
         self._control = control
 
@@ -64,9 +64,18 @@ class SpecialTokens:
         """
         chars = str(text)  # searched faster than a text with provenance
         own = own_of(text) if has_provenance(text) else None
-        done = 0
-        for index, start, end in self._matches(chars, own):
+        done = seen = 0
+        for match in () if self._start is None else self._start.finditer(chars):
+            start = match.start()
+            if start < seen:
+                continue  # in the last token, none begins across another
+            index = self._longest_at(chars, start)
+            if own is not None and index >= 0:
+                index = self._longest_allowed(index, chars, own, start)
+            if index < 0:
+                continue
             token_id = self._ids[index]
+            end = seen = start + len(self._tokens[index])
             counts = own if token_id in self._control else None  # no letter of the chat's undoes the template's token
             if token_id in plain or (token_id in self._single_word and _inside_word(chars, start, end, counts)):
                 continue
@@ -75,26 +84,12 @@ class SpecialTokens:
             if token_id in self._rstrip:
                 end = _behind_spaces(chars, end)
             if done < start:
-                yield cut(text, done, start)
+                yield chars[done:start] if own is None else cut(text, done, start)
             if start < end:  # else white space that the token before has swallowed
                 yield token_id
             done = end
         if done < len(text):
             yield cut(text, done, len(text))
-
-    def _matches(self, text: str, own: bytes | None) -> Iterator[tuple[int, int, int]]:
-        """Where tokens occur: (place in the sorted list, start, end), none across another."""
-        at = 0
-        while self._start and (match := self._start.search(text, at)):
-            at = match.start()
-            index = self._longest_at(text, at)
-            if own is not None and index >= 0:
-                index = self._longest_allowed(index, text, own, at)
-            if index < 0:
-                at += 1
-                continue
-            start, at = at, at + len(self._tokens[index])
-            yield index, start, at
 
     def _longest_at(self, text: str, at: int) -> int:
         """The longest token that the text goes on with, as its place in the sorted list; -1 if there is none.
@@ -102,8 +97,9 @@ class SpecialTokens:
         Of a text in sorted order, its beginnings stand before it, and so does all that begins like the longest of
         them: the last token before it is either that one or goes on from it.
         """
-        if text[at : at + 2] not in self._twos:
-            return self._singles.get(text[at], -1)  # as most line breaks are
+        if text[at : at + 3] not in self._threes:  # as at most line breaks
+            index = self._short.get(text[at : at + 2], -1)
+            return self._short.get(text[at], -1) if index < 0 else index
         tokens = self._tokens
         size = _WINDOW
         while True:
@@ -191,7 +187,7 @@ class SpecialTokens:
 
 
 def _start_of(tokens: list[str]) -> re.Pattern[str] | None:
-    """What finds the places where a token may start, by its first two characters.
+    """What finds the places where a token may start, by its first two characters; it takes the first one alone.
 
     Few characters beyond ASCII are told apart; of many, any is taken for one.
     """
@@ -204,7 +200,8 @@ def _start_of(tokens: list[str]) -> re.Pattern[str] | None:
     if not seconds:
         return None
     return re.compile("|".join(
-        f"[{first}]" if "" in rest else f"[{first}][{''.join(sorted(rest))}]" for first, rest in sorted(seconds.items())
+        f"[{first}]" if "" in rest else f"[{first}](?=[{''.join(sorted(rest))}])"
+        for first, rest in sorted(seconds.items())
     ), re.DOTALL)  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ UNKNOWN = " ⁇ ".encode()  # what stands for a character that the vocabulary co
 SCHEME = f"{OURS}prepend_scheme"
 SCHEMES = ("first", "always", "never")
 CUT_FROM_CHARS = 4096  # a longer text is cut in words, and each merged alone and remembered
+_WINDOW = 1 << 17  # bytes of tokens that are looked through at a time; what is made of them stays in a cache
 _BYTE = re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 _EACH_SPACE = re.compile(f"(?={SPACE})")
 
@@ -90,7 +92,7 @@ class SentencePieceModel:
         compiled = self._turn.words(sum(map(len, texts)), self._compiled)
         found = None if compiled is None else compiled.encode(texts, self._words_in_python)
         if found is not None:
-            return map(self._join_unknown, found)
+            return found if len(self._byte_ids) == 256 else map(self._join_unknown, found)
         if self._splits:
             words = [[word for word in _EACH_SPACE.split(text) if word] for text in texts]
             return self._words.joined(words, self._encode_words)
@@ -263,18 +265,17 @@ def reaching_across(symbols: Any) -> str:
 
     symbols:  strings, a list or a lazy sequence; a space in them stands between two halves.
     """
-    joined, starts, lead = in_one(symbols)
-    array = np.frombuffer(joined, np.uint8)
-    first, second, third = SPACE.encode()
-    found = np.flatnonzero(array[:-2] == first)
-    found = found[(array[found + 1] == second) & (array[found + 2] == third)]
-    begins = np.zeros(len(array) + 1, np.bool_)
-    begins[starts[:-1] + lead] = True
-    ends = found[~begins[found]]  # of what stands before it
-    ends = ends - (array[ends - 1] == ord(" "))
-    another = (array[ends - 3] == first) & (array[ends - 2] == second) & (array[ends - 1] == third)
-    ends = ends[~another]
-    before = {joined[max(end - 4, 0) : end] for end in ends.tolist()}
+    array, starts, lead = in_one(symbols)
+    space, end = SPACE.encode(), int(starts[-1])
+    windows = [*range(int(starts[0]) + lead, end, _WINDOW), end]
+    parts = np.searchsorted(starts, np.array(windows) - lead).tolist()
+    found: list[int] = []  # what may be a "▁" inside of a string
+    for (start, stop), (first, last) in zip(pairwise(windows), pairwise(parts), strict=True):
+        inside = array[start:stop] == space[0]
+        inside[starts[first:last] + (lead - start)] = False
+        found += (np.flatnonzero(inside) + start).tolist()
+    ends = [at for at in found if array[at : at + len(space)].tobytes() == space]  # of what stands before it
+    before = {array[max(at - 5, 0) : at].tobytes().removesuffix(b" ") for at in ends}
     return "".join(sorted({chars.decode(errors="ignore")[-1:] for chars in before} | {SPACE}))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from edgellm import checks
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.plain_bpe import PlainPairModel
-from edgellm.text.provenance import like
+from edgellm.text.provenance import has_provenance, like
 from edgellm.text.rule import rule_of
 from edgellm.text.special_tokens import SpecialTokens
 from edgellm.text.spm import SPACE, SentencePieceModel
@@ -84,7 +84,7 @@ class Tokenizer:
         if not _is_sound(text):
             text = like(text, re.sub("[\ud800-\udfff]", "\ufffd", text))
         ids = self._model.begin.copy() if add_special else []
-        pieces = list(self._pieces(text, () if parse_special else self._steering))
+        pieces = self._pieces(text, () if parse_special else self._steering)
         texts = [piece for piece in pieces if isinstance(piece, str)]
         encoded = iter(self._model.encode(texts, at_start=texts[:1] == pieces[:1]))
         for piece in pieces:
@@ -113,7 +113,7 @@ class Tokenizer:
         """Tokens that `add_special` puts behind a text."""
         return len(self._model.end)
 
-    def _pieces(self, text: str, plain: Collection[int]) -> Iterator[str | int]:
+    def _pieces(self, text: str, plain: Collection[int]) -> list[str | int]:
         """The text in order, as normalized stretches and ids of the tokens between them.
 
         As in `tokenizers`, some tokens are looked for in the text as it is, and then others in what is left of it,
@@ -122,14 +122,18 @@ class Tokenizer:
         A text with provenance has it until no more tokens are looked for.
         """
         seeks_more = bool(self._normalized_tokens)
+        pieces: list[str | int] = []
         for piece in self._exact_tokens.split(text, plain):
             if isinstance(piece, int):
-                yield piece
+                pieces.append(piece)
             elif seeks_more:
-                for part in self._normalized_tokens.split(self._model.normalize(piece), plain):
-                    yield part if isinstance(part, int) else str(part)
+                parts = self._normalized_tokens.split(self._model.normalize(piece), plain)
+                pieces += (
+                    (part if isinstance(part, int) else str(part) for part in parts) if has_provenance(piece) else parts
+                )
             else:
-                yield self._model.normalize(str(piece))
+                pieces.append(self._model.normalize(str(piece)))
+        return pieces
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of some tokens, undoing `encode`; bytes that are not UTF-8 become U+FFFD.

@@ -322,17 +322,17 @@ class Vocabulary:
         raise AssertionError("called without a duplicate")
 
 
-def in_one(strings: Any) -> tuple[bytes, np.ndarray, int]:
+def in_one(strings: Any) -> tuple[np.ndarray, np.ndarray, int]:
     """The strings of a lazy sequence or a list, each as UTF-8, in a row: bytes, int64 starts of shape (n + 1,), lead.
 
-    String i is `bytes[starts[i] + lead : starts[i + 1]]`.
+    String i is `bytes[starts[i] + lead : starts[i + 1]]`. The bytes, of uint8, may be those of a mapped file.
     """
     if hasattr(strings, "in_one"):
         return strings.in_one()
     listed = as_bytes(strings)
     starts = np.zeros(len(listed) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, listed), np.int64, len(listed)), out=starts[1:])
-    return b"".join(listed), starts, 0
+    return np.frombuffer(b"".join(listed) or b"\0", np.uint8), starts, 0
 
 
 def as_bytes(strings: Any) -> list[bytes]:

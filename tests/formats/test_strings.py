@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -41,6 +42,8 @@ def test_strings_are_found_wherever_they_lie(items, window, after):
     assert len(array) == len(items)
     assert [array[i].encode() for i in range(len(items))] == items
     assert [text.encode() for text in array] == items
+    row, starts, lead = array.in_one()
+    assert [row[start + lead : end].tobytes() for start, end in pairwise(starts.tolist())] == items
     copy = array.copy()
     assert copy.as_bytes() == items and [copy[i].encode() for i in range(len(items))] == items
 

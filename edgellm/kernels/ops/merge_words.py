@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache, partial
 from types import SimpleNamespace
 
+import numpy as np
 from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
@@ -17,6 +18,7 @@ from edgellm.kernels.ops.cut_words import utf8
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.word_records import (
     AT_ONCE,
+    IN_LINE,
     INDEX_STRINGS,
     LONGEST_WORD,
     MERGE_WORDS,
@@ -27,15 +29,17 @@ from edgellm.kernels.word_records import (
     WHOLE,
 )
 
-NEVER = 1 << 62  # a rank behind all others
+NEVER = UNRANKED << 32  # what stands for a string that is not found, or is not made by merging
 LOWER = (1 << 32) - 1
 NEAR = 8  # places where a word may be noted
 _SPACE = 0x20
+# Of eight bytes: a space or one in each, all bits but the top ones, and what makes 2 ** (8 * n) times it have n on top.
+_SPACES, _ONES, _ALL_BUT_TOP, _PLACES = 0x2020202020202020, 0x0101010101010101, 0x7F7F7F7F7F7F7F7F, 0x0001020304050607
+_PAGE = 0xFFF  # bits of an address inside of a page, the smallest there are
 _PACKED = 7  # bytes of a string that has room in a key, beside where it is split
 # Odd numbers that spread bits: FNV's (Fowler, Noll, Vo) and that of the golden ratio (Knuth, volume 3, section 6.4).
 _PRIME = 0x100000001B3
 _SIGN = -1 << 63
-_LOW_32 = (1 << 32) - 1
 _SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 _inlined = partial(njit, error_model="numpy", forceinline=True)
@@ -43,15 +47,20 @@ _inlined = partial(njit, error_model="numpy", forceinline=True)
 
 @cache
 def listed_strings(isa) -> SimpleNamespace:
-    """Strings, and those of lists: key_of(...), place_of(key, n_places), equal(a, b, n) and is_listed(...)."""
+    """Strings: packed, key_of, place_of, equal; lines of tables: line_of, next_line; strings of lists: is_listed."""
     words = memory(isa)
     load, load_i32, load_u8 = words.load_i64, words.load_i32, words.load_u8
 
     @_inlined()
     def packed(start, n):
-        """The bytes of a string of up to seven as a number, the first one lowest; nothing else is read."""
+        """The bytes of a string of up to seven as a number, the first one lowest.
+
+        What stands behind them is read with them and dropped, in the same page of memory only.
+        """
+        if start & _PAGE <= _PAGE - 7:
+            return load(start) & ((1 << n * 8) - 1)
         if n >= 4:
-            return load_i32(start) & _LOW_32 | (load_i32(start + n - 4) & _LOW_32) << ((n - 4) * 8)
+            return load_i32(start) & LOWER | (load_i32(start + n - 4) & LOWER) << ((n - 4) * 8)
         if n == 0:
             return 0
         middle, last = n >> 1, n - 1
@@ -59,14 +68,19 @@ def listed_strings(isa) -> SimpleNamespace:
 
     @_inlined()
     def digest(start, n):
-        """Eight bytes at a time; of the last ones, some may count twice."""
+        """Eight bytes at a time; of the last ones, some may count twice, and of eight all do.
+
+        So all strings of eight to sixteen bytes, most that are not short, take the same steps.
+        """
         if n <= _PACKED:
             return packed(start, n)
-        key, last = 0, start + n - 8
-        for at in range(start, last, 8):
+        key, at, last = 0, start, start + n - 8
+        while True:
             key = (key ^ load(at)) * _PRIME
             key = (key ^ (key >> 32)) * _SPREAD  # else the last bytes, which may come twice, can undo this
-        return (key ^ load(last)) * _SPREAD + n
+            at += 8
+            if at >= last:
+                return (key ^ load(last)) * _SPREAD + n
 
     @_inlined()
     def key_of(left, n_left, right, n_right):
@@ -83,6 +97,16 @@ def listed_strings(isa) -> SimpleNamespace:
     @_inlined()
     def place_of(key, n_places):
         return (((key ^ (key >> 32)) * _SPREAD) >> 24) & (n_places - 1)
+
+    @_inlined()
+    def line_of(of, key):
+        """Where the places of a table begin at which a string with this key is first looked for."""
+        return of.table + (place_of(key, of.n_places) & -IN_LINE) * 16
+
+    @_inlined()
+    def next_line(of, line):
+        line += IN_LINE * 16
+        return of.table if line == of.table + of.n_places * 16 else line
 
     @_inlined()
     def equal(a, b, n):
@@ -105,22 +129,35 @@ def listed_strings(isa) -> SimpleNamespace:
             and equal(begin + split + 1, start + split, n - split)
         )
 
-    return SimpleNamespace(key_of=key_of, place_of=place_of, equal=equal, is_listed=is_listed)
+    return SimpleNamespace(
+        packed=packed,
+        key_of=key_of,
+        place_of=place_of,
+        line_of=line_of,
+        next_line=next_line,
+        equal=equal,
+        is_listed=is_listed,
+    )
 
 
 def build_index_strings(isa):
     op_at, words, strings = record_viewer(INDEX_STRINGS), memory(isa), listed_strings(isa)
-    load, load_u8, store, prefetch = words.load_i64, words.load_u8, words.store_i64, words.prefetch
-    key_of, place_of, is_listed = strings.key_of, strings.place_of, strings.is_listed
+    load, load_i32, store, prefetch = words.load_i64, words.load_i32, words.store_i64, words.prefetch
+    packed, key_of, is_listed = strings.packed, strings.key_of, strings.is_listed
+    line_of, next_line = strings.line_of, strings.next_line
 
     @_inlined()
     def spaces(start, end):
-        """How many spaces a string has, and where the last one is."""
+        """How many spaces a string has, and where the last one is; eight bytes at a time."""
         n, last = 0, end
-        for at in range(start, end):
-            if load_u8(at) == _SPACE:
+        for at in range(start, end, 8):
+            others = (packed(at, end - at) if end - at < 8 else load(at)) ^ _SPACES  # zeros for spaces
+            marks = ~((others & _ALL_BUT_TOP) + _ALL_BUT_TOP | others | _ALL_BUT_TOP)
+            while marks != 0:
+                lowest = (marks & -marks) >> 7 & _ONES
+                last = at + (lowest * _PLACES >> 56)
+                marks &= marks - 1
                 n += 1
-                last = at
         return n, last
 
     @_inlined()
@@ -140,43 +177,76 @@ def build_index_strings(isa):
             return 0, n_spaces
         return key_of(start, space - start, space + 1, end - space - 1), 1
 
+    @njit(error_model="numpy")
+    def others_before(of, i, key, line):
+        """Strings of a line that are not string i but before its place there, and how many of them have its key."""
+        start, end = bounds(of, i)
+        n_alike = 0
+        for n in range(IN_LINE):
+            there = load(line + n * 16)
+            if there == 0 or (
+                there == key and (key > 0 or is_listed(of, load(line + n * 16 + 8) & LOWER, start, end, 0))
+            ):
+                return n, n_alike
+            n_alike += there == key
+        return IN_LINE, n_alike
+
     @_inlined()
     def insert(of, i, key):
         """Put a string into its table; returns whether it has found a place, and how many others have its key."""
-        start, end = bounds(of, i)
-        place, n_alike = place_of(key, of.n_places), 0
-        for _ in range(MOST_PROBES):
-            entry = of.table + place * 16
-            there = load(entry)
-            free = there == 0 or there == key
-            if there == key and key < 0:
-                free = is_listed(of, load(entry + 8), start, end, 0)
-                n_alike += not free
-            if free:
-                store(entry, key)
-                store(entry + 8, i)
+        line, n_alike = line_of(of, key), 0
+        for _ in range(MOST_PROBES // IN_LINE):
+            first, second, third, fourth = load(line), load(line + 16), load(line + 32), load(line + 48)
+            n_before = (first != 0) + (second != 0) + (third != 0) + (fourth != 0)
+            if (first == key) | (second == key) | (third == key) | (fourth == key):  # itself, or one alike
+                n_before, n_new = others_before(of, i, key, line)
+                n_alike += n_new
+            if n_before < IN_LINE:
+                store(line + n_before * 16, key)
+                store(line + n_before * 16 + 8, (i if of.ranks == 0 else load_i32(of.ranks + i * 4)) << 32 | i)
                 return True, n_alike
-            place = (place + 1) & (of.n_places - 1)
+            line = next_line(of, line)
         return False, n_alike
+
+    @_inlined()
+    def put(of, listed, keys, n):
+        """Put strings into their table; returns spaces in them, how many share keys, and whether all have places."""
+        total, total_alike = 0, 0
+        for i in range(n):
+            key, n_spaces = key_in(of, load(listed + i * 8))
+            store(keys + i * 8, key)
+            total += n_spaces
+            prefetch(line_of(of, key))
+        for i in range(n):
+            key = load(keys + i * 8)
+            if key != 0:
+                placed, n_alike = insert(of, load(listed + i * 8), key)
+                total_alike += n_alike
+                if not placed:
+                    return total, total_alike, False
+        return total, total_alike, True
 
     def index_strings(record, chunk, thread):
         op = op_at(record)
         of, total, total_alike = op.strings, 0, 0
-        for first in range(0, of.n, AT_ONCE):
-            n = min(AT_ONCE, of.n - first)
-            for i in range(n):
-                key, n_spaces = key_in(of, first + i)
-                store(op.scratch + i * 8, key)
+        short, long, keys = op.scratch, op.scratch + AT_ONCE * 8, op.scratch + 2 * AT_ONCE * 8
+        for at in range(0, of.n, AT_ONCE):
+            # Short and long strings apart: a CPU cannot guess which comes next, and most of the time would go there.
+            n_short, n_long = 0, 0
+            for i in range(at, min(at + AT_ONCE, of.n)):
+                start, end = bounds(of, i)
+                store(short + n_short * 8, i)
+                store(long + n_long * 8, i)
+                is_short = np.int64(end - start <= _PACKED + of.are_pairs)
+                n_short += is_short
+                n_long += 1 - is_short
+            for listed, n in ((short, n_short), (long, n_long)):
+                n_spaces, n_alike, placed = put(of, listed, keys, n)
                 total += n_spaces
-                prefetch(of.table + place_of(key, of.n_places) * 16)
-            for i in range(n):
-                key = load(op.scratch + i * 8)
-                if key != 0:
-                    placed, n_alike = insert(of, first + i, key)
-                    total_alike += n_alike
-                    if not placed or total_alike > MOST_ALIKE:
-                        store(op.status, 1)
-                        return
+                total_alike += n_alike
+                if not placed or total_alike > MOST_ALIKE:
+                    store(op.status, 1)
+                    return
         store(op.status, 0)
         store(op.status + 8, total)
 
@@ -188,36 +258,36 @@ def build_merge_words(isa):
     load, load_u8, load_i32, prefetch = words.load_i64, words.load_u8, words.load_i32, words.prefetch
     store, store_u8, store_i32 = words.store_i64, words.store_u8, words.store_i32
     key_of, place_of, equal, is_listed = strings.key_of, strings.place_of, strings.equal, strings.is_listed
+    line_of, next_line = strings.line_of, strings.next_line
     width = utf8(isa).width
+
+    @_inlined()
+    def is_there(of, key, entry, start, end, split):
+        return load(entry) == key and (key > 0 or is_listed(of, load(entry + 8) & LOWER, start, end, split))
 
     @njit(error_model="numpy")
     def find(of, key, start, end, split):
-        """Which string of a list it is that has this key, or NEVER."""
-        place = place_of(key, of.n_places)
-        for _ in range(MOST_PROBES):
-            entry = of.table + place * 16
-            there = load(entry)
-            if there == 0:
+        """The rank and the number of the string of a list that has this key, as in its table; or NEVER."""
+        line = line_of(of, key)
+        for _ in range(MOST_PROBES // IN_LINE):
+            second, third, fourth = load(line + 16), load(line + 32), load(line + 48)
+            n = (second == key) + (third == key) * 2 + (fourth == key) * 3  # the only place, if it is of a short string
+            if key < 0:
+                n = 0
+                while n < IN_LINE - 1 and not is_there(of, key, line + n * 16, start, end, split):
+                    n += 1
+            if is_there(of, key, line + n * 16, start, end, split):
+                return load(line + n * 16 + 8)
+            if fourth == 0:
                 break
-            if there == key:
-                i = load(entry + 8)
-                if key > 0 or is_listed(of, i, start, end, split):
-                    return i
-            place = (place + 1) & (of.n_places - 1)
+            line = next_line(of, line)
         return NEVER
 
     @_inlined()
-    def rank_of(op, token):
-        """The rank of a token that merging makes, or NEVER."""
-        rank = load_i32(op.ranks + token * 4)
-        return NEVER if rank == UNRANKED else rank
-
-    @_inlined()
     def token_of(op, start, end):
-        token = find(op.tokens, key_of(start, 0, start, end - start), start, end, 0)
-        if op.ranks != 0 and token != NEVER and rank_of(op, token) == NEVER:
-            return NEVER
-        return token
+        """Which token a string is, or -1."""
+        found = find(op.tokens, key_of(start, 0, start, end - start), start, end, 0)
+        return -1 if found >= NEVER else found & LOWER
 
     @_inlined()
     def is_marked(op, token, mark):
@@ -263,20 +333,18 @@ def build_merge_words(isa):
                 else:
                     key = key_of(left, 0, left, load(starts + i * 8 + 16) - left)
                 store(ranks + i * 8, key)
-                prefetch(op.merges.table + place_of(key, op.merges.n_places) * 16)
+                prefetch(line_of(op.merges, key))
             for i in range(new, end):
                 left, right = load(starts + i * 8), load(starts + i * 8 + 8)
                 split = (right - left) * op.merges.are_pairs
-                rank = find(op.merges, load(ranks + i * 8), left, load(starts + i * 8 + 16), split)
-                if op.ranks != 0 and rank != NEVER:
-                    rank = rank_of(op, rank)
-                store(ranks + i * 8, rank)
-            best, place = NEVER, 0
+                found = find(op.merges, load(ranks + i * 8), left, load(starts + i * 8 + 16), split)
+                store(ranks + i * 8, found >> 32)
+            best, place = UNRANKED, 0
             for i in range(n - 1):
                 rank = load(ranks + i * 8)
                 if rank < best:
                     best, place = rank, i
-            if best == NEVER:
+            if best == UNRANKED:
                 break
             n -= 1
             for i in range(place + 1, n + 1):
@@ -304,7 +372,7 @@ def build_merge_words(isa):
         if op.marks != 0 and n > 0:
             first, last = load(starts), load(starts + n * 8)
             whole = token_of(op, first, last)
-            if whole != NEVER and is_marked(op, whole, WHOLE):
+            if whole >= 0 and is_marked(op, whole, WHOLE):
                 store_i32(ids, whole)
                 return 1
         n = merge(op, starts, starts + 8 * (LONGEST_WORD + 1), n)
@@ -312,7 +380,7 @@ def build_merge_words(isa):
         for i in range(n):
             first, last = load(starts + i * 8), load(starts + i * 8 + 8)
             token = token_of(op, first, last)
-            if token != NEVER:
+            if token >= 0:
                 if is_marked(op, token, PASSING):
                     return -1
                 store_i32(ids + n_ids * 4, token)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.kernels.word_records import AT_ONCE, INDEX_STRINGS, STRINGS
+from edgellm.kernels.word_records import AT_ONCE, IN_LINE, INDEX_STRINGS, STRINGS
 from edgellm.text.vocabulary import in_one
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Kernel = Callable[[int, int, int], None]
 
@@ -23,15 +27,15 @@ class StringTable:
     strings:    in their order, a list or a lazy sequence; empty ones are never found.
     are_pairs:  they are two halves with a space between; others are never found.
     index:      the kernel `index_strings`.
+    ranks:      int32 [n], in which order pairs are joined that make the strings, UNRANKED for never; None: in theirs.
     """
 
-    def __init__(self, strings: Any, are_pairs: bool, index: Kernel) -> None:
-        joined, starts, lead = in_one(strings)
-        array = np.frombuffer(joined or b"\0", np.uint8)
+    def __init__(self, strings: Any, are_pairs: bool, index: Kernel, ranks: NDArray[np.int32] | None = None) -> None:
+        array, starts, lead = in_one(strings)
         n = len(starts) - 1
-        table = np.zeros((1 << (n + n // 2).bit_length(), 2), np.int64)
+        table = _places(max(IN_LINE, 1 << (n + n // 2).bit_length()))
         status = np.zeros(2, np.int64)
-        self._kept = array, starts, table
+        self._kept = array, starts, table, ranks
         self.record = STRINGS.filled(
             {
                 "bytes": array.ctypes.data,
@@ -39,14 +43,28 @@ class StringTable:
                 "lead": lead,
                 "n": n,
                 "are_pairs": are_pairs,
+                "ranks": 0 if ranks is None else ranks.ctypes.data,
                 "table": table.ctypes.data,
                 "n_places": len(table),
             }
         )
-        scratch = np.empty(AT_ONCE, np.int64)
+        scratch = np.empty(3 * AT_ONCE, np.int64)
         record = INDEX_STRINGS.filled(
             {"strings": self.record.ctypes.data, "scratch": scratch.ctypes.data, "status": status.ctypes.data}
         )
         index(record.ctypes.data, 0, 0)
         self.found = not status[0]
         self.n_spaces = int(status[1])
+
+
+def _places(n: int) -> NDArray[np.int64]:
+    """int64 [n, 2] of zeros, in large pages where the system has some.
+
+    A table of megabytes is touched all over as it is made: as small pages, it would take as long to get as to fill.
+    """
+    try:
+        mapping = mmap.mmap(-1, n * 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    except (AttributeError, OSError, ValueError):
+        return np.zeros((n, 2), np.int64)
+    return np.frombuffer(mapping, np.int64).reshape(n, 2)

@@ -71,7 +71,7 @@ class CompiledWords:
         self._automata = automata
         self._store = store  # the machine code lives as long as this
         self._cut, index, self._merge = map(store.function, kernels())
-        self._tokens = StringTable(merging.tokens, False, index)
+        self._tokens = StringTable(merging.tokens, False, index, merging.ranks)
         self._merges = self._tokens if merging.merges is None else StringTable(merging.merges, True, index)
         self.n_spaces = self._merges.n_spaces
         self.ready = self._tokens.found and self._merges.found
@@ -81,7 +81,7 @@ class CompiledWords:
             spelled = [len(s) << 16 | int.from_bytes(s, "little") for s in merging.spelling]
             self._spelling = np.array(spelled, np.int32)
 
-    def encode(self, texts: list[str], in_python: InPython) -> list[list[int]] | None:
+    def encode(self, texts: list[str], in_python: InPython) -> Iterator[list[int]] | None:
         """The ids of each of some texts without lone surrogates; None when they would make an automaton too large.
 
         in_python:  gives the ids of each of some words: those too long for a kernel, or not left with tokens alone.
@@ -91,14 +91,15 @@ class CompiledWords:
         except NoAutomatonError:
             return None
 
-    def _encode(self, texts: list[str], in_python: InPython) -> list[list[int]]:
+    def _encode(self, texts: list[str], in_python: InPython) -> Iterator[list[int]]:
         joined = "".join(texts)
         for automaton in self._automata:
             automaton.learn(joined)
-        parts = [text.encode() for text in texts]
         encoded = joined.encode()
-        until = np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)))  # where each text ends
+        until = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))  # where each text ends
         array = np.frombuffer(encoded, np.uint8)
+        if len(encoded) > len(joined):  # some characters are of several bytes
+            until = np.append(np.flatnonzero(array & 0xC0 != 0x80), len(encoded))[until]
         ids: list[int] = []
         begin = 0
         all_ends, all_counts = [_EMPTY], [_EMPTY]
@@ -110,10 +111,10 @@ class CompiledWords:
                 all_counts.append(counts.astype(np.int64))
                 begin = int(ends[-1])
         if len(texts) == 1:
-            return [ids]
+            return iter([ids])
         n_words = np.searchsorted(np.concatenate(all_ends), until, "right")  # no word reaches from one text to the next
         bounds = np.cumsum(np.concatenate([[0], *all_counts]))[n_words].tolist()
-        return [ids[first:last] for first, last in pairwise([0, *bounds])]
+        return (ids[first:last] for first, last in pairwise([0, *bounds]))  # lists made at once await collections
 
     def _words(self, text: NDArray[np.uint8], pieces: Ends) -> Iterator[Ends]:
         """Where the words of the pieces of a text end, many at a time."""
@@ -173,7 +174,6 @@ class CompiledWords:
                 "spelling": _address(self._spelling),
                 "tokens": self._tokens.record.ctypes.data,
                 "merges": self._merges.record.ctypes.data,
-                "ranks": _address(self._merging.ranks),
                 "marks": _address(self._merging.marks),
                 "byte_ids": _address(self._merging.byte_ids),
                 "scratch": scratch.ctypes.data,

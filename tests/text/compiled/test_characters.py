@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgellm.formats.gguf import GGUFFile
 from edgellm.kernels.word_records import LONGEST_WORD
-from edgellm.text import Tokenizer, load_tokenizer
+from edgellm.text import Tokenizer, load_tokenizer, spm
 from edgellm.text.compiled import words
 from edgellm.text.pretokenizers import PRETOKENIZERS
 from edgellm.text.spm import SPACE, reaching_across, word_start, words_automata
@@ -120,7 +120,9 @@ def test_merges_of_plain_text(by_kernels: None, pre: str) -> None:
 @settings(max_examples=200)
 @given(st.lists(st.text("ab>▁ぁ\0\n", max_size=5), max_size=9), st.text("ab>▁ぁ\0\n", max_size=30))
 def test_words_are_cut_where_no_symbol_reaches(symbols: list[str], text: str) -> None:
-    reaching = reaching_across(symbols)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spm, "_WINDOW", 7)
+        reaching = reaching_across(symbols)
     assert set(reaching) == {SPACE} | {char for symbol in symbols for char in re.findall(f"(?s).(?={SPACE})", symbol)}
     automata = words_automata(reaching)
     assert automata is not None

@@ -20,17 +20,15 @@ from hypothesis import strategies as st
 
 from edgellm.errors import FormatError, KernelError
 from edgellm.formats.gguf import GGUFFile
-from edgellm.kernels.store import KernelStore
 from edgellm.kernels.word_records import LONGEST_WORD, MOST_PROBES
 from edgellm.text import load_tokenizer
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.compiled import turn, words
 from edgellm.text.compiled.patterns import NoAutomatonError
-from edgellm.text.compiled.tables import StringTable
-from edgellm.text.compiled.words import kernels
 from edgellm.text.tokenizer import Tokenizer
 
 from .. import oracles
+from .test_tables import place_of
 
 
 @cache
@@ -212,24 +210,6 @@ def test_a_control_token_is_never_a_whole_word(by_kernels: None) -> None:
     ours, wanted = load_tokenizer(metadata), in_python(metadata)
     for text in oracles.CORPUS:
         assert ours.encode(text) == wanted.encode(text)
-
-
-def place_of(text: bytes, n_places: int) -> int:
-    """Where a short string stands in a table, by its key."""
-    mask = (1 << 64) - 1
-    key = len(text) << 56 | int.from_bytes(text, "little")
-    return ((((key ^ key >> 32) * 0x9E3779B97F4A7C15) & mask) >> 24) & (n_places - 1)
-
-
-def test_strings_that_all_want_the_same_place_have_no_table(store: KernelStore) -> None:
-    index = store.function(kernels()[1])
-    chance = random.Random(3)
-    n = MOST_PROBES + 20
-    some = list({bytes(chance.choices(range(256), k=6)) for _ in range(n * 512 * 5 // 4)})
-    alike = [text for text in some if place_of(text, 512) == 5][:n]
-    assert len(alike) == n
-    assert StringTable(some[:n], False, index).found
-    assert not StringTable(alike, False, index).found
 
 
 @cache
