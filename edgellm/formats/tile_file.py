@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from edgellm.files import private, tile_files
 from edgellm.files.unfinished import unfinished
 from edgellm.formats.mapped import map_open
 from edgellm.formats.tensor import Tensor
+from edgellm.machine.large_pages import on_large_pages
 from edgellm.quants.tiles import TILE_ROWS, n_tiles, to_tiles
 
 if TYPE_CHECKING:
@@ -158,13 +158,7 @@ class Tiles:
 
     def in_memory(self, n_threads: int, progress: Progress | None = None) -> dict[Tensor, Bytes]:
         """The tiles in memory of this process, in large pages where the system has some. Raises MemoryError."""
-        try:
-            mapping = mmap.mmap(-1, max(1, self.n_bytes))
-        except OSError:
-            raise MemoryError(f"there are no {self.n_bytes} bytes for tiles") from None
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        views = self.views(np.frombuffer(mapping, np.uint8))
+        views = self.views(on_large_pages(self.n_bytes))
         for _ in self._made(n_threads, progress, views):
             pass
         return views

@@ -14,8 +14,7 @@ import numpy as np
 
 from edgellm.graph.ops import Table
 from edgellm.kernels.kv_types import F16_CACHE, CacheType
-
-LARGE_PAGE = 1 << 21
+from edgellm.machine.large_pages import on_large_pages
 
 
 def cache_table(layer: int) -> Table:
@@ -57,7 +56,7 @@ class CacheMemory:
         ends = dict.fromkeys(n_blocks, 0)
         for window, n in n_blocks.items():
             n_bytes = sum(layer.block_bytes for layer in layers if layer.window == window)
-            self.of_window[window] = _on_large_pages(n * n_bytes).reshape(n, n_bytes)
+            self.of_window[window] = on_large_pages(n * n_bytes).reshape(n, n_bytes)
         for layer in layers:
             start = ends[layer.window]
             ends[layer.window] = end = start + layer.block_bytes
@@ -71,10 +70,3 @@ class CacheMemory:
     def clear(self) -> None:
         self.of_window.clear()
         self.of_layer.clear()
-
-
-def _on_large_pages(n_bytes: int) -> np.ndarray:
-    """uint8 [n_bytes]. NumPy asks the system for large pages where an array is large."""
-    memory = np.empty(n_bytes + LARGE_PAGE, np.uint8)
-    start = -memory.ctypes.data % LARGE_PAGE
-    return memory[start : start + n_bytes]

@@ -34,4 +34,4 @@ def prefetch_ahead(v: Vocabulary, n_rows: int, address: Value, n_bytes: int) -> 
     """For few rows: many rows wait for arithmetic, not for memory."""
     if n_rows < ATTENTION_TILE_ROWS:
         for line in range(0, n_bytes, 64):
-            v.prefetch(address + line)
+            v.prefetch(address + line, level=1)

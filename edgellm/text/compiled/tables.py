@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.kernels.word_records import AT_ONCE, IN_LINE, INDEX_STRINGS, STRINGS
+from edgellm.machine.large_pages import on_large_pages
 from edgellm.text.vocabulary import in_one
 
 if TYPE_CHECKING:
@@ -58,13 +58,8 @@ class StringTable:
 
 
 def _places(n: int) -> NDArray[np.int64]:
-    """int64 [n, 2] of zeros, in large pages where the system has some.
+    """int64 [n, 2] of zeros.
 
     A table of megabytes is touched all over as it is made: as small pages, it would take as long to get as to fill.
     """
-    try:
-        mapping = mmap.mmap(-1, n * 16, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    except (AttributeError, OSError, ValueError):
-        return np.zeros((n, 2), np.int64)
-    return np.frombuffer(mapping, np.int64).reshape(n, 2)
+    return on_large_pages(n * 16).view(np.int64).reshape(n, 2)

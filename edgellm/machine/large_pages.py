@@ -1,0 +1,30 @@
+"""Memory of a process's own, on large pages where the system has some.
+
+A page is 4 KB as a rule, and a core knows where some thousands of them are. What is touched all over costs
+looking up where its pages are, which can take as long as reading them. A large page has 2 MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGE_PAGE = 1 << 21
+
+
+def on_large_pages(n_bytes: int) -> NDArray[np.uint8]:
+    """uint8 [n_bytes]: zeros, which the system makes as they are first touched. Raises MemoryError."""
+    if n_bytes < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(n_bytes, np.uint8)
+    try:
+        mapping = mmap.mmap(-1, n_bytes + LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError(f"there are no {n_bytes} bytes") from None
+    with contextlib.suppress(OSError, ValueError):
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    memory = np.frombuffer(mapping, np.uint8)
+    start = -memory.ctypes.data % LARGE_PAGE
+    return memory[start : start + n_bytes]
