@@ -121,7 +121,22 @@ def _add_narrow_int8(low: Lowering, node: Narrow, x: Rows) -> None:
 def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
     array, factor = pack_b(node.weight.dequantize())
     h, rank, maker = low.narrowed[node.h], node.weight.shape[0], low.maker_of(y)
-    assert maker is not None and isinstance(maker.split, Columns)
+    fields: dict[str, Any] = {
+        "y": y,
+        "out": out,
+        "n_cols": y.width,
+        "h": h,
+        "weight": Packed(array),
+        "n_words": -(-rank // WORD),
+        "n_groups": -(-rank // GROUP),
+        "tile_bytes": array.shape[1],
+        "rank": rank,
+        "scale": node.scale * factor,
+        "scales": _scales(node.scales),
+    }
+    if maker is None or not isinstance(maker.split, Columns):
+        low.add_rows("widen_int8", low_rank_records.WIDEN_INT8, y, [y, h], [out], chunk_cols=y.stride, **fields)
+        return
     low.add(
         "widen_int8",
         low_rank_records.WIDEN_INT8,
@@ -130,21 +145,11 @@ def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
         [out],
         small_options=SMALL,
         split=maker.split,
-        y=y,
-        out=out,
         stride=y.stride,
-        n_cols=y.width,
-        h=h,
-        weight=Packed(array),
-        n_words=-(-rank // WORD),
-        n_groups=-(-rank // GROUP),
-        tile_bytes=array.shape[1],
-        rank=rank,
-        scale=node.scale * factor,
-        scales=_scales(node.scales),
         chunk_tokens=1 << 30,
         chunk_cols=maker.split.width,
         small_chunk_cols=maker.split.small_width,
+        **fields,
     )
     if out is y and maker.small_kernel is not None and maker.small_kernel.op == "linear_tiles":
         _join(maker, low.ops[-1])
