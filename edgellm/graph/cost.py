@@ -7,7 +7,10 @@ from edgellm.kernels import low_rank_records, records
 from edgellm.kernels.expert_records import EXPERTS
 from edgellm.kernels.records import KV_BLOCK
 
-LOW_RANK = (low_rank_records.NARROW, low_rank_records.WIDEN)
+LOW_RANK = (
+    *(low_rank_records.NARROW, low_rank_records.NARROW_INT8),
+    *(low_rank_records.WIDEN, low_rank_records.WIDEN_INT8),
+)
 MATRICES = (records.LINEAR, EXPERTS)
 
 

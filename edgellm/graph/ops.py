@@ -127,11 +127,13 @@ Split = ByRows | Columns | Readers
 class Op:
     """One op of a program: a kernel and what its record says.
 
-    fields:        record words by name: numbers, or what has an address (buffers, tables, tensors, arrays).
+    fields:        record words by name: numbers, or what has an address (buffers, tables, tensors, arrays, the record
+                   of another part).
     small_kernel:  the kernel for small batches, where another one is better then.
     split:         what a chunk is, for ops that can be fused with others (see `graph.fusion`).
     asking:        the kernel that asks memory for what a part of a fused op will read of a chunk, in a small batch.
     parts:         the ops that a fused one consists of.
+    is_only_large: in a small batch, another part of a fused op does this one's work.
     reads, writes: buffers, or anything hashable that stands for memory elsewhere (a layer of the cache).
     """
 
@@ -146,6 +148,7 @@ class Op:
     split: Split | None = None
     asking: Kernel | None = None
     parts: list[Op] = field(default_factory=list)
+    is_only_large: bool = False
 
     @property
     def kernel_when_small(self) -> Kernel:
@@ -155,7 +158,8 @@ class Op:
     def name_of(self, kernel: Kernel) -> str:
         """What it is called when that kernel does it."""
         is_small = kernel == self.small_kernel
-        parts = [part.kernel_when_small if is_small else part.kernel for part in self.parts]
+        some = [part for part in self.parts if not (is_small and part.is_only_large)]
+        parts = [part.kernel_when_small if is_small else part.kernel for part in some]
         return " + ".join(part.name for part in parts) or kernel.name
 
 
@@ -171,3 +175,14 @@ class Tiled:
 
     tensor: Tensor
     tiles: NDArray[np.uint8] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A small matrix as kernels read it (see `quants.low_rank`): uint8 [n_pieces, piece_bytes]."""
+
+    array: NDArray[np.uint8]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.array.nbytes

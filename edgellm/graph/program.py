@@ -13,27 +13,21 @@ from edgellm.formats.tensor import Tensor
 from edgellm.graph.batch import Batch
 from edgellm.graph.lowering import Lowered
 from edgellm.graph.nodes import Value
-from edgellm.graph.ops import Buffer, Chunks, Op, Quantized, Rows, Table, Tiled
+from edgellm.graph.ops import Buffer, Chunks, Op, Packed, Quantized, Rows, Table, Tiled
 from edgellm.graph.plan import dependencies, plan
+from edgellm.graph.record_memory import LINE, RecordMemory, aligned, gathered
 from edgellm.graph.team import Team
 from edgellm.kernels import records
+from edgellm.kernels.low_rank_records import NARROW_INT8
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import total_memory
 from edgellm.quants.tiles import to_tiles
 
 # Tiles may write up to so many tokens at once, beyond the end of a batch too.
 TOKEN_ALIGN = 16
-LINE = 64
 MOST_OF_MEMORY = 0.9  # for the values of a batch
 _ELSEWHERE = (Tensor, Tiled, Rows)  # what `Program.bind` can have read elsewhere
 PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
-
-
-def aligned(n_bytes: int) -> np.ndarray:
-    """uint8 [n_bytes] on a cache line. The system gives the memory as it is first touched."""
-    memory = np.empty(n_bytes + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    return memory[start : start + n_bytes]
 
 
 def _arena(n_bytes: int, n_tokens: int) -> np.ndarray:
@@ -94,12 +88,17 @@ class Program:
         self._scratch = aligned(scratch_bytes * team.n_threads)
         self._tables = {**batch.tables(), **(tables or {})}
 
-        self._keep: list[np.ndarray] = []
+        self._packed, self._packed_at = gathered(self.steps)
+        self._memory = RecordMemory()
         self._places: dict[Any, list[tuple[np.ndarray, str]]] = {}  # where records name a tensor, its tiles or an input
         self._bound_tiles: dict[Tensor, np.ndarray] = {}
         self._part_records: dict[Op, np.ndarray] = {}
-        self._records = [self._record(op, scratch_bytes) for op in self.steps]
         self.ops = records.OP.new(len(self.steps))
+        self._records = []
+        for op, words in zip(self.steps, self.ops, strict=True):
+            self._memory.begin_op()
+            self._records.append(self._record(op, scratch_bytes))
+            words["own"], words["own_lines"] = self._memory.op_span
         self.ops["depends"] = dependencies(self.steps, self._offsets, self.capacity)
         self.ops["record"] = [record.ctypes.data for record in self._records]
         self._kernels = np.array([store.address(op.kernel) for op in self.steps])
@@ -193,7 +192,8 @@ class Program:
         weights, step = 0, 0
         prefetches = []
         for index in reversed(range(len(self.steps))):
-            for op in self.steps[index].parts or [self.steps[index]]:
+            parts = self.steps[index].parts or [self.steps[index]]
+            for op in parts:
                 record = self._part_records.get(op, self._records[index])
                 if op.schema is records.LINEAR:  # one at most: it comes before what is added to it
                     own = int(record["weights"][0])
@@ -201,6 +201,11 @@ class Program:
                     weights, step = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
                 elif op.schema is records.ATTENTION:
                     record["chunk_count"] = self.n_chunks[index:].ctypes.data
+            narrow = [part.fields["weight"] for part in parts if part.schema is NARROW_INT8]
+            if narrow:
+                # One thread reads all of them, while the others wait for it and prefetch what comes behind.
+                n_bytes = sum(packed.n_bytes for packed in narrow)
+                weights, step = self._packed_at[narrow[0]], n_bytes // self.team.n_threads // LINE * LINE
             prefetches.append((weights, step))
         self.ops["prefetch"], self.ops["prefetch_step"] = np.array(prefetches[::-1], np.int64).reshape(-1, 2).T
 
@@ -218,20 +223,20 @@ class Program:
                 elsewhere.append((content, name))
         if op.parts:
             words["parts"] = self._parts(op.parts, scratch_bytes)
-        record = op.schema.filled(words)
+        record = self._memory.filled(op.schema, words)
         for content, name in elsewhere:
             self._places.setdefault(content, []).append((record, name))
         return record
 
     def _parts(self, ops: list[Op], scratch_bytes: int) -> int:
-        own = [self._record(op, scratch_bytes) for op in ops]
-        parts = records.FUSED_PART.new(len(ops))
+        own = [self._part_records[op] if op in self._part_records else self._record(op, scratch_bytes) for op in ops]
+        parts = self._memory.new(records.FUSED_PART, len(ops))
         parts["kernel"] = [self._store.address(op.kernel) for op in ops]
         parts["asking"] = [self._store.address(op.asking) if op.asking else 0 for op in ops]
-        parts["small_kernel"] = [self._store.address(op.kernel_when_small) for op in ops]
+        small = [0 if op.is_only_large else self._store.address(op.kernel_when_small) for op in ops]
+        parts["small_kernel"] = small
         parts["record"] = [record.ctypes.data for record in own]
         self._part_records.update(zip(ops, own, strict=True))
-        self._keep.append(parts)
         return parts.ctypes.data
 
     def _word(self, content: Any) -> Any:
@@ -240,6 +245,11 @@ class Program:
         if isinstance(content, Tensor):
             copy = self.lowered.target.copies.get(content)
             return content.address if copy is None else copy.ctypes.data
+        if isinstance(content, Packed):
+            return self._packed_at[content]
+        if isinstance(content, Op):
+            record = self._part_records[content] = self._record(content, 0)
+            return record.ctypes.data
         if isinstance(content, Tiled):
             content = content.tiles
         if isinstance(content, np.ndarray):
@@ -258,6 +268,4 @@ class Program:
         for name, token_bytes in quantized.parts.items():
             words[name] = start
             start += token_bytes * self.capacity
-        record = records.QUANTIZED.filled(words)
-        self._keep.append(record)
-        return record.ctypes.data
+        return self._memory.filled(records.QUANTIZED, words).ctypes.data

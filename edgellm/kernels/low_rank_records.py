@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgellm.kernels.records import BATCH
+from edgellm.kernels.records import BATCH, QUANTIZED
 from edgellm.kernels.schema import Schema
 
 NARROW = Schema(
@@ -38,6 +38,46 @@ WIDEN = Schema(
     chunk_tokens="i64",
     chunk_cols="i64",
     small_chunk_cols="i64",  # in a small batch
+)
+
+# The same beside quantized weights, with A and B in int8; see ops/low_rank_int8.py and quants/low_rank.py.
+NARROW_INT8 = Schema(
+    "narrow_int8",
+    batch=BATCH,
+    xq=QUANTIZED,  # in one plane
+    stride="i64",
+    n_cols="i64",
+    weight="ptr",  # A, as `pack_a` packs it
+    n_pieces="i64",
+    piece_bytes="i64",
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: a row that counts 0 is not computed
+    out="ptr",  # float32 [n_tokens, out_width]
+    out_width="i64",  # the rank filled up to whole groups
+    to=QUANTIZED,  # the same in two planes
+    chunk_tokens="i64",
+)
+
+WIDEN_INT8 = Schema(
+    "widen_int8",
+    batch=BATCH,
+    y="ptr",
+    out="ptr",  # may be y
+    stride="i64",
+    n_cols="i64",
+    h=QUANTIZED,  # in two planes
+    weight="ptr",  # B, as `pack_b` packs it
+    n_words="i64",
+    n_groups="i64",
+    tile_bytes="i64",
+    rank="i64",
+    scale="f64",
+    scales="ptr",  # float32 [n_tokens], or 0: how much of it each row takes
+    # As in WIDEN, and all columns are multiples of 16.
+    chunk_tokens="i64",
+    chunk_cols="i64",
+    small_chunk_cols="i64",
 )
 
 ADD_SCALED = Schema(

@@ -106,6 +106,7 @@ LINEAR = Schema(
     next_step="i64",  # bytes from one of its chunks to the next
     scratch="ptr",
     scratch_bytes="i64",  # each thread's own, for the unpacked tile
+    beside="ptr",  # a WIDEN_INT8 record, for kernels that add what it says
 )
 
 # Of scratch memory in ops/linear_amx.py, before the tile: shapes of registers, and integer sums of two planes.
@@ -384,12 +385,15 @@ OP = Schema(
     prefetch="ptr",
     prefetch_step="i64",  # bytes from one chunk to the next
     prefetch_bytes="i64",  # of each
+    # Its record and all that this points to, which is prefetched while the op before is done.
+    own="ptr",
+    own_lines="i64",
 )
 
 FUSED_PART = Schema(
     "fused_part",
     kernel="ptr",
-    small_kernel="ptr",
+    small_kernel="ptr",  # or 0, where another part does this one's work in a small batch
     asking="ptr",  # a kernel that asks memory for what the part will read, in a small batch; or 0
     record="ptr",
 )

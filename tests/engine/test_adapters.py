@@ -160,6 +160,30 @@ def test_in_one_batch_each_text_is_what_it_is_alone(folder: Path) -> None:
         assert together(model, wanted, prompts, least=4) == alone
 
 
+def test_beside_quantized_weights_the_bits_are_the_same_in_any_batch(folder: Path, tmp_path: Path) -> None:
+    """However weights lie, in one pass and token by token, alone and beside texts with other adapters."""
+    path = tmp_path / "q8.gguf"
+    edgellm.quantize_file(folder / "base.gguf", path, "Q8_0")
+    names = ("dora", "one", "two")  # one after dora changes what rows, and no product, made
+    wanted: list[Any] = [{}, "one", {"two": 1.0, "one": -0.3}, "dora", {"dora": 1.0, "one": 0.5}]
+    prompts = [[3 + i, *IDS[i:40]] for i in range(len(wanted))]
+    found = []
+    for settings in ({"layout": "memory"}, {"layout": "file"}, {"layout": "memory", "n_batch": 1, "n_threads": 1}):
+        with load(path, activations="int8", **settings) as model:
+            for name in names:
+                model.load_adapter(folder / name)
+            alone = [answer(model, adapters, prompt) for adapters, prompt in zip(wanted, prompts, strict=True)]
+            model._scheduler.prefixes.clear()
+            if "n_batch" not in settings:
+                assert together(model, wanted, prompts, least=4) == alone
+            model.set_adapters({"dora": 1.0, "one": 1.0, "two": 0.5})
+            found.append((model.logits(IDS), alone))
+    assert len({tuple(ids) for ids in found[0][1]}) == len(wanted)
+    for logits, alone in found[1:]:
+        np.testing.assert_array_equal(logits, found[0][0])
+        assert alone == found[0][1]
+
+
 def test_unloading_gives_the_bits_of_the_model_back(folder: Path) -> None:
     with load(folder / "base.gguf") as model:
         plain, own = model.logits(IDS), answer(model)

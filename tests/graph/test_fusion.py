@@ -13,6 +13,7 @@ from edgellm.graph.nodes import add, linear, rms_norm, select_rows
 from edgellm.graph.nodes.low_rank import narrow, widen
 from edgellm.kernels import reference, reference_rows
 from edgellm.kernels.store import KernelStore
+from edgellm.quants.tiles import to_tiles
 
 from .conftest import lowered, program_of, rows_for, tensor
 
@@ -84,23 +85,24 @@ def test_a_fused_op_gives_what_its_parts_give(
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_low_rank_steps_join_their_products(store: KernelStore, team_of: Callable[[int], Team], n_threads: int) -> None:
     """What is added to a product is a part of its chunks, and steps that read the same rows are one op."""
+    # As in training, where a matrix is float32.
     g = Graph()
     x = g.input(NARROW)
     h = g.output(rms_norm(x, NORM, EPSILON))
     made, want = [], []
     for name, width in (("q", 144), ("k", 80)):
         w = tensor(name, width, NARROW, format_name="Q8_0")
-        a, b = (tensor(f"{name}.{part}", 9, n, format_name="F16") for part, n in (("a", NARROW), ("b", width)))
+        a, b = (tensor(f"{name}.{part}", 9, n, format_name="F32") for part, n in (("a", NARROW), ("b", width)))
         low = narrow(h, a)
         made.append(g.output(widen(linear(h, w), low, b, 0.5)))
         want.append((w, a, b))
     ops = lowered(g, n_threads)
     assert names(ops) == [
-        "rms_norm + quantize", "narrow.F16 + narrow.F16",
-        "linear_prefill.Q8_0 + widen.F16", "linear_prefill.Q8_0 + widen.F16",
+        "rms_norm + quantize", "narrow.F32 + narrow.F32",
+        "linear_prefill.Q8_0 + widen.F32", "linear_prefill.Q8_0 + widen.F32",
     ]  # fmt: skip
     assert [op.name_of(op.kernel_when_small) for op in ops.steps][1:3] == [
-        "narrow.F16.small + narrow.F16.small", "linear_decode.Q8_0 + widen.F16.small",
+        "narrow.F32.small + narrow.F32.small", "linear_decode.Q8_0 + widen.F32.small",
     ]  # fmt: skip
     of_narrow, *of_linears = sum(a.n_bytes for _, a, _ in want), *(w.n_bytes + b.n_bytes for w, _, b in want)
     assert [weight_bytes(op) for op in ops.steps] == [0, of_narrow, *of_linears]  # a fused op reads what its parts read
@@ -122,3 +124,48 @@ def test_low_rank_steps_join_their_products(store: KernelStore, team_of: Callabl
     for later in alone[1:]:
         for first, other in zip(alone[0], later, strict=True):
             np.testing.assert_array_equal(first, other)  # the same bits in a small batch and in a large one
+
+
+def test_low_rank_steps_in_integers(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    """Who makes an input narrows it, and the product adds what was narrowed: the same bits in a batch of any size."""
+    found = []
+    for in_tiles in (False, True):
+        for n_threads in (1, 3):
+            g = Graph()
+            x = g.input(NARROW)
+            h = rms_norm(x, NORM, EPSILON)
+            weights = [tensor(name, width, NARROW, format_name="Q8_0") for name, width in (("q", 144), ("k", 80))]
+            pairs = [
+                [tensor(f"{w.name}.{part}", 9, n, format_name="F16") for part, n in (("a", NARROW), ("b", w.shape[0]))]
+                for w in weights
+            ]
+            made = []
+            for w, (a, b) in zip(weights, pairs, strict=True):
+                low = narrow(h, a)
+                once = widen(linear(h, w), low, b, 20)
+                made.append(g.output(widen(once, low, b, 10)))
+            g.output(h)
+            tiles = {w: to_tiles(w.format, w.raw) for w in weights} if in_tiles else {}
+            ops = lowered(g, n_threads, tiles=tiles)
+            assert names(ops)[0] == "rms_norm + quantize + narrow_int8 + narrow_int8"
+            small = "linear_tiles_adapted.Q8_0" if in_tiles else "linear_decode.Q8_0 + widen_int8.small"
+            assert [op.name_of(op.kernel_when_small) for op in ops.steps[1:]] == [f"{small} + widen_int8.small"] * 2
+            packed = sum(
+                part.fields["weight"].n_bytes for op in ops.steps for part in op.parts if "rank" in part.fields
+            )
+            assert sum(map(weight_bytes, ops.steps)) == packed + sum(w.n_bytes for w in weights)
+            rows = rows_for(x, 64)
+            program = program_of(ops, store, team_of(n_threads), 64, {x: rows})
+            rows[:] = np.random.default_rng(9).standard_normal(rows.shape)
+            for n_tokens in (1, 2, 64):
+                program.run({"tokens": n_tokens})
+                normed = program.view(h, n_tokens)
+                for value, w, (a, b) in zip(made, weights, pairs, strict=True):
+                    base = reference.linear(w.raw, w.format, reference.quantize(normed))
+                    low_rows = reference_rows.narrow(normed, a.dequantize())
+                    expected = reference_rows.widen(base, low_rows, b.dequantize(), 30)
+                    np.testing.assert_allclose(program.view(value, n_tokens), expected, atol=0.1)
+                    assert np.abs(expected - base).max() > 2
+                found.append([program.view(value, 1).copy() for value in made])
+    for others in found[1:]:
+        np.testing.assert_array_equal(np.concatenate(others, axis=1), np.concatenate(found[0], axis=1))

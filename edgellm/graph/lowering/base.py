@@ -13,7 +13,7 @@ import numpy as np
 from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.cache_memory import CacheLayer, block_step, cache_table
-from edgellm.graph.nodes import Attention, Graph, KeysValues, Node, Rope, Value
+from edgellm.graph.nodes import Attention, Graph, KeysValues, Linear, Node, Rope, Value
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Op, Quantized, Rows, Split, Table
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels import gradient_records, records
@@ -24,6 +24,7 @@ from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.machine import last_level_cache
 from edgellm.quants import BlockFormat
+from edgellm.quants.floats import FloatFormat
 
 ELEMENTS_PER_CHUNK = 4096  # of elementwise work: a few microseconds
 SQUARES_PER_CHUNK = 64  # columns that are added up over all tokens, a multiple of ROW_ALIGN
@@ -128,6 +129,12 @@ class Lowering:
         self._rows: dict[Value, Rows] = {}
         self._quantized: dict[tuple[Value, int], Quantized] = {}
         self._halves: dict[Value, Rows] = {}
+        linears = [node for node in nodes if isinstance(node, Linear)] if target.activations == "int8" else []
+        # What quantized weights are given as int8 in one plane; and what low-rank steps make of it, see `low_rank.py`.
+        self.int8_inputs = {
+            node.x for node in linears if not (node.sensitive or isinstance(node.weight.format, FloatFormat))
+        }
+        self.narrowed: dict[Value, Quantized] = {}
         self._wanted = set(kept)
         self._n_readers = Counter(value for node in nodes for value in node.inputs)
 

@@ -7,8 +7,11 @@ from typing import Any
 from edgellm.graph.lowering.base import Lowering, rule, tokens_per_chunk
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.low_rank import AddScaled, Choose, MultiplyColumns, Narrow, Widen
-from edgellm.graph.ops import Chunks, Columns, Readers, Table
+from edgellm.graph.ops import Chunks, Columns, Op, Packed, Quantized, Readers, Rows, Table
 from edgellm.kernels import gradient_records, low_rank_records, records
+from edgellm.kernels.group_sums import sums_for
+from edgellm.kernels.registry import find
+from edgellm.quants.low_rank import BYTES, GROUP, WORD, pack_a, pack_b
 
 SMALL = {"small": True}
 RANK_STEP = 4  # rows of a narrow matrix that the kernel takes together, at least
@@ -17,6 +20,9 @@ RANK_STEP = 4  # rows of a narrow matrix that the kernel takes together, at leas
 @rule(Narrow)
 def lower_narrow(low: Lowering, node: Narrow) -> None:
     x, out = low.read(node.x), low.make(node)
+    if node.weight.format.name == "F16" and node.x in low.int8_inputs:
+        _add_narrow_int8(low, node, x)
+        return
     n_threads, per_chunk = low.target.tuning.n_threads, tokens_per_chunk(x.width)
     low.add(
         "narrow",
@@ -45,6 +51,9 @@ def lower_narrow(low: Lowering, node: Narrow) -> None:
 def lower_widen(low: Lowering, node: Widen) -> None:
     h = low.read(node.h)
     y, out = low.make_from(node.y, node)
+    if node.h in low.narrowed:
+        _add_widen_int8(low, node, y, out)
+        return
     fields: dict[str, Any] = {
         "format": node.weight.format,
         "y": y,
@@ -77,6 +86,81 @@ def lower_widen(low: Lowering, node: Widen) -> None:
         small_chunk_cols=maker.split.small_width,
         **fields,
     )
+
+
+def _add_narrow_int8(low: Lowering, node: Narrow, x: Rows) -> None:
+    """Beside quantized weights, whose int8 inputs are there. By rows: who makes an input narrows it too.
+
+    The matrices that an adapter is run with are float16, those that are trained are not.
+    """
+    array, factor = pack_a(node.weight.dequantize())
+    rank = node.width
+    out = Rows(-(-rank // GROUP) * GROUP)
+    xq, to = low.quantized(node.x, 1, BYTES), Quantized(out.width, n_planes=2, sums={sums_for(BYTES)})
+    low.narrowed[low.graph.made_by(node)] = to
+    low.add_rows(
+        "narrow_int8",
+        low_rank_records.NARROW_INT8,
+        x,
+        [xq],
+        [out, to],
+        xq=xq,
+        n_cols=x.width,
+        weight=Packed(array),
+        n_pieces=array.shape[0],
+        piece_bytes=array.shape[1],
+        rank=rank,
+        scale=node.scale * factor,
+        scales=_scales(node.scales),
+        out=out,
+        out_width=out.width,
+        to=to,
+    )
+
+
+def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
+    array, factor = pack_b(node.weight.dequantize())
+    h, rank, maker = low.narrowed[node.h], node.weight.shape[0], low.maker_of(y)
+    fields: dict[str, Any] = {
+        "y": y,
+        "out": out,
+        "n_cols": y.width,
+        "h": h,
+        "weight": Packed(array),
+        "n_words": -(-rank // WORD),
+        "n_groups": -(-rank // GROUP),
+        "tile_bytes": array.shape[1],
+        "rank": rank,
+        "scale": node.scale * factor,
+        "scales": _scales(node.scales),
+    }
+    if maker is None or not isinstance(maker.split, Columns):
+        low.add_rows("widen_int8", low_rank_records.WIDEN_INT8, y, [y, h], [out], chunk_cols=y.stride, **fields)
+        return
+    low.add(
+        "widen_int8",
+        low_rank_records.WIDEN_INT8,
+        maker.chunks,
+        [y, h],
+        [out],
+        small_options=SMALL,
+        split=maker.split,
+        stride=y.stride,
+        chunk_tokens=1 << 30,
+        chunk_cols=maker.split.width,
+        small_chunk_cols=maker.split.small_width,
+        **fields,
+    )
+    if out is y and maker.small_kernel is not None and maker.small_kernel.op == "linear_tiles":
+        _join(maker, low.ops[-1])
+
+
+def _join(linear: Op, widen: Op) -> None:
+    """In a small batch, have the kernel of a product add to it what is beside it."""
+    linear.small_kernel = find("linear_tiles_adapted", linear.kernel.format)
+    linear.fields["beside"] = widen
+    linear.reads.append(widen.fields["h"])
+    widen.is_only_large = True
 
 
 @rule(AddScaled)

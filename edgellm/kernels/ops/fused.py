@@ -22,6 +22,8 @@ def build_fused(isa, small=False):
                 call(part.asking, part.record, chunk, thread)
         for index in range(op.n_parts):
             part = part_at(op.parts + index * part_bytes)
-            call(part.small_kernel if small else part.kernel, part.record, chunk, thread)
+            kernel = part.small_kernel if small else part.kernel
+            if kernel != 0:
+                call(kernel, part.record, chunk, thread)
 
     return fused

@@ -9,7 +9,7 @@ The float32 operations for a row are those of `ops/linear.py`, one after the oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from numba import njit
 
@@ -47,6 +47,7 @@ def multiply_few(
     ahead: Value,
     *,
     prefetch: str = "lines",
+    finish: Callable[[list[Value]], list[Value]] = list,
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
@@ -54,6 +55,7 @@ def multiply_few(
 
     ahead, prefetch:  what is prefetched meanwhile, and how, see `records.PREFETCHES`. Of pages the hardware sees the
     rest coming, unless they are read as slowly as for several tokens.
+    finish:  what becomes of the sums before they are stored.
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
@@ -79,7 +81,7 @@ def multiply_few(
         return list(sums)
 
     totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
-    store_totals(v, totals, 1, out, out_stride)
+    store_totals(v, finish(totals), 1, out, out_stride)
 
 
 def group_of_rows(fmt, block: TileReader, scales: tuple[list[Value], list[Value]], g: int) -> GroupOfRows:

@@ -61,6 +61,11 @@ def _quantize_row(
     v.repeat(n_groups, body)
 
 
+def row_quantizer(isa, n_planes: int):
+    """quantize_row(x, n_groups, q, d, halves): float32 [n_groups * 32] at x as int8."""
+    return staged(isa, "void", *["i64"] * 5)(partial(_quantize_row, n_planes=n_planes))
+
+
 def _make_sums(v: Vocabulary, halves: Value, d: Value, n_groups: Value, out: Value, *, kind: GroupSums) -> None:
     """The sums of each group, or of each half of one, as weights of some formats need them."""
     per_group = GROUP // kind.scale_group
@@ -84,7 +89,7 @@ def _make_sums(v: Vocabulary, halves: Value, d: Value, n_groups: Value, out: Val
     v.elements(n_groups * per_group, LANES, make)
 
 
-def _sums_maker(isa, kind: GroupSums):
+def sums_maker(isa, kind: GroupSums):
     """make_sums(to, token, n_groups): of one token, where somebody needs them."""
     per_group, field = GROUP // kind.scale_group, kind.field
 
@@ -113,8 +118,8 @@ def _one_after_the_other(first, then):
 
 def build_quantize(isa, n_planes=1):
     op_at = record_viewer(QUANTIZE)
-    quantize_row = staged(isa, "void", *["i64"] * 5)(partial(_quantize_row, n_planes=n_planes))
-    make_sums = reduce(_one_after_the_other, [_sums_maker(isa, kind) for kind in ALL_SUMS])
+    quantize_row = row_quantizer(isa, n_planes)
+    make_sums = reduce(_one_after_the_other, [sums_maker(isa, kind) for kind in ALL_SUMS])
 
     def quantize(record, chunk, thread):
         op = op_at(record)

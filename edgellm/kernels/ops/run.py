@@ -71,6 +71,10 @@ def _words(isa):
         for line in range(LINES_PER_SPIN):
             v.prefetch(address + line * LINE)
 
+    @staged(isa, "void", "i64", "i64")
+    def ask(v, address, n_lines):
+        v.repeat(n_lines, lambda i: v.prefetch(address + i * LINE, level=1))
+
     @njit(error_model="numpy")
     def wait_for(op_progress, system_yield, weights, n_prefetched, n_bytes):
         """Meanwhile, prefetch the first n_bytes of weights; returns how many were prefetched so far."""
@@ -97,6 +101,9 @@ def _words(isa):
             n_chunks = load(mine + N_CHUNKS)
             if n_chunks > 0:
                 op = op_at(program.ops + index * OP_BYTES)
+                if index + 1 < last:
+                    following = op_at(program.ops + (index + 1) * OP_BYTES)
+                    ask(following.own, following.own_lines)
                 if op.prefetch != prefetched_of:
                     n_prefetched, prefetched_of = 0, op.prefetch
                 weights = op.prefetch + thread * op.prefetch_step

@@ -127,7 +127,7 @@ def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) 
 def _tokens_side_by_side(v: Vocabulary, n_tokens: int, n_tiles: int) -> int:
     """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow."""
     width = n_tiles * max(1, TILE_ROWS // v.isa.lanes)  # registers of the sums of a token
-    return max(1, min(n_tokens, SIDE_BY_SIDE // n_tiles, v.isa.n_registers // width - n_tokens - 2))
+    return max(1, min(n_tokens, SIDE_BY_SIDE // n_tiles, v.isa.n_registers // width - n_tokens - 1))
 
 
 def _dots_of_words(

@@ -1,0 +1,212 @@
+"""Low-rank steps in integers, on all instruction sets, beside what NumPy makes of the same integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgellm.kernels import low_rank_records, records, reference
+from edgellm.kernels.group_sums import sums_for
+from edgellm.kernels.records import PREFETCHES
+from edgellm.kernels.reference import Quantized
+from edgellm.quants import FORMATS
+from edgellm.quants.low_rank import BYTES, pack_a, pack_b
+from edgellm.quants.tiles import to_tiles
+from tests.quants.test_low_rank import unpacked_a, unpacked_b
+
+from .compiled import Compiled, Output, _record, before_a_wall, into
+from .conftest import on_all
+from .weights import random_weights
+
+RANKS = (1, 8, 12, 33)
+# Some count in part, one not at all.
+SCALES = np.array([1, 0, -0.5, 2, 0], np.float32)
+N_TOKENS = len(SCALES)
+SUM = 2e-6
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    KEPT.clear()
+    return np.random.default_rng(5)
+
+
+KEPT: list[Any] = []  # what records point to
+
+
+def as_record(x: Quantized) -> np.ndarray:
+    """With the sums that weights of Q8_0 need. Every number is at the end of what may be read."""
+    kind = sums_for(BYTES)
+    parts = {**x._asdict(), kind.field: x.sums(kind).astype(np.int32)}
+    kept = {name: before_a_wall(np.ascontiguousarray(part).view(np.uint8)) for name, part in parts.items()}
+    record = _record(records.QUANTIZED, **kept)
+    KEPT.append((kept, record))
+    return record
+
+
+def narrowed(
+    compiled: Compiled, x: Quantized, packed: np.ndarray, rank: int, scale: float, scales: np.ndarray | None
+) -> tuple[np.ndarray, Quantized]:
+    """h as float32 and as int8, filled up to whole groups."""
+    width = -(-rank // 32) * 32
+    n = len(x.q)
+    out = Output(n, width)
+    to = Quantized(
+        np.zeros((n, 2 * width), np.int8), np.zeros((n, width // 32), np.float32), np.zeros((n, width // 16), np.int32)
+    )
+    sums = np.zeros((n, width // 32), np.int32)
+    compiled._run(
+        "narrow_int8",
+        low_rank_records.NARROW_INT8,
+        -(-n // 2),
+        n,
+        xq=as_record(x),
+        n_cols=x.q.shape[1],
+        weight=before_a_wall(packed),
+        n_pieces=packed.shape[0],
+        piece_bytes=packed.shape[1],
+        rank=rank,
+        scale=scale,
+        scales=0 if scales is None else scales,
+        out=out,
+        out_width=width,
+        to=_record(records.QUANTIZED, **to._asdict(), correction128_32=sums),
+        chunk_tokens=2,
+    )
+    found = out.take()
+    some = np.ones(n, bool) if scales is None else scales != 0
+    np.testing.assert_array_equal(sums[some], to.sums(sums_for(BYTES))[some])
+    return found, to
+
+
+@on_all
+@pytest.mark.parametrize("rank", RANKS)
+def test_narrow(compiled: Compiled, rng: np.random.Generator, rank: int) -> None:
+    x = reference.quantize(rng.standard_normal((N_TOKENS, 96), np.float32))
+    a = rng.standard_normal((rank, 96), np.float32)
+    packed, factor = pack_a(a)
+    want = 1.5 * x.dequantize() @ unpacked_a(packed, factor, rank, 96).T
+    for scales in (None, SCALES):
+        some = slice(None) if scales is None else scales != 0
+        found, as_bytes = narrowed(compiled, x, packed, rank, 1.5 * factor, scales)
+        np.testing.assert_allclose(found[some, :rank], want[some], atol=SUM * 96)
+        assert not found[some, rank:].any()
+        for part, expected in zip(as_bytes, reference.quantize(found, 2), strict=True):
+            np.testing.assert_array_equal(part[some], expected[some])
+        alone, _ = narrowed(compiled, Quantized(*(part[2:3] for part in x)), packed, rank, 1.5 * factor, None)
+        np.testing.assert_array_equal(alone[0], found[2])
+
+
+def widened(
+    compiled: Compiled,
+    y: np.ndarray,
+    h: Quantized,
+    packed: np.ndarray,
+    rank: int,
+    scale: float,
+    scales: np.ndarray | None,
+    small: bool,
+    in_place: bool,
+) -> np.ndarray:
+    with into(y, in_place) as (source, out):
+        compiled._run(
+            "widen_int8",
+            low_rank_records.WIDEN_INT8,
+            -(-y.shape[1] // 32),
+            len(y),
+            options={"small": small},
+            **beside(source, out, y.shape[1], h, packed, rank, scale, scales),
+        )
+    return out.take()
+
+
+def beside(
+    y: Any, out: Output, n_cols: int, h: Quantized, packed: np.ndarray, rank: int, scale: float, scales: Any
+) -> dict[str, Any]:
+    return {
+        "y": y,
+        "out": out,
+        "stride": out.stride,
+        "n_cols": n_cols,
+        "h": as_record(h),
+        "weight": before_a_wall(packed),
+        "n_words": -(-rank // 4),
+        "n_groups": -(-rank // 32),
+        "tile_bytes": packed.shape[1],
+        "rank": rank,
+        "scale": scale,
+        "scales": 0 if scales is None else scales,
+        "chunk_tokens": 1 << 30,
+        "chunk_cols": 32,
+        "small_chunk_cols": 32,
+    }
+
+
+def rows_of_h(rng: np.random.Generator, rank: int) -> Quantized:
+    h = np.zeros((N_TOKENS, -(-rank // 32) * 32), np.float32)
+    h[:, :rank] = rng.standard_normal((N_TOKENS, rank))
+    return reference.quantize(h, 2)
+
+
+@on_all
+@pytest.mark.parametrize("rank", RANKS)
+def test_widen(compiled: Compiled, rng: np.random.Generator, rank: int) -> None:
+    h, y = rows_of_h(rng, rank), rng.standard_normal((N_TOKENS, 72), np.float32)
+    packed, factor = pack_b(rng.standard_normal((rank, 72), np.float32))
+    product = h.dequantize()[:, :rank] @ unpacked_b(packed, factor, rank, 72)
+    for scales in (None, SCALES):
+        factors = 0.25 * (np.ones(N_TOKENS) if scales is None else scales)
+        results = [
+            widened(compiled, y, h, packed, rank, 0.25 * factor, scales, small, in_place)
+            for small in (False, True)
+            for in_place in (False, True)
+        ]
+        np.testing.assert_allclose(results[0], y + factors[:, None] * product, atol=SUM * 40)
+        np.testing.assert_array_equal(results[0][factors == 0], y[factors == 0])
+        for other in results[1:]:
+            np.testing.assert_array_equal(other, results[0])
+
+
+@on_all
+@pytest.mark.parametrize("name", ["Q4_1", "Q6_K", "Q8_0"])
+def test_a_product_with_what_is_beside_it(compiled: Compiled, rng: np.random.Generator, name: str) -> None:
+    """To the bit what the two make one after the other."""
+    fmt, n_rows, n_cols, rank = FORMATS[name], 72, 256, 8
+    weights = random_weights(fmt, n_rows, n_cols, rng)
+    x, h = reference.quantize(rng.standard_normal((N_TOKENS, n_cols), np.float32)), rows_of_h(rng, rank)
+    packed, factor = pack_b(rng.standard_normal((rank, n_rows), np.float32))
+    product = compiled.linear(weights, fmt, x, "linear_tiles")
+    for some in (slice(0, 1), slice(1, 2), slice(0, 2), slice(0, N_TOKENS)):
+        n, scales = len(SCALES[some]), SCALES[some].copy()
+        low = Quantized(*(part[some] for part in h))
+        want = widened(compiled, product[some], low, packed, rank, factor, scales, True, True)
+        kind, capacity = sums_for(fmt), 16
+        parts = {part: values[some] for part, values in {**x._asdict(), kind.field: x.sums(kind)}.items()}
+        padded = {part: np.resize(values, (capacity, values.shape[1])) for part, values in parts.items()}
+        for prefetch in range(len(PREFETCHES)):
+            out = Output(n, n_rows)
+            fields = beside(out, out, n_rows, low, packed, rank, factor, scales)  # whose arrays must stay
+            of_batch, quantized = _record(records.BATCH, n_tokens=n), _record(records.QUANTIZED, **padded)
+            more = _record(low_rank_records.WIDEN_INT8, batch=of_batch, **fields)
+            compiled._run(
+                "linear_tiles_adapted",
+                records.LINEAR,
+                -(-n_rows // 32),
+                n,
+                fmt,
+                weights=before_a_wall(to_tiles(fmt, weights)),
+                row_bytes=weights.shape[1],
+                n_rows=n_rows,
+                n_cols=n_cols,
+                xq=quantized,
+                out=out,
+                out_stride=out.stride,
+                chunk_rows=32,
+                prefetch_distance=1 << 12,
+                prefetch=prefetch,
+                n_threads=2,
+                beside=more,
+            )
+            np.testing.assert_array_equal(out.take(), want)
