@@ -90,7 +90,7 @@ def meet_tokens(
     is done beside, when the first tokens are about to meet each of the words.
     """
     n_tiles, results = len(tiles), list(totals)
-    at_once = _tokens_side_by_side(v, len(places), n_tiles)
+    at_once = _tokens_side_by_side(v, fmt, len(places), n_tiles)
     for first in range(0, len(places), at_once):
         weights, some = [tile() for tile in tiles], places[first : first + at_once]
         for s in range(GROUP // fmt.scale_group):
@@ -124,10 +124,14 @@ def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) 
     return v.fma(dot.to_f32(), scale * v.f32(d), total)
 
 
-def _tokens_side_by_side(v: Vocabulary, n_tokens: int, n_tiles: int) -> int:
-    """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow."""
+def _tokens_side_by_side(v: Vocabulary, fmt, n_tokens: int, n_tiles: int) -> int:
+    """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow.
+
+    Weights around their zero have no sums in int16 that wait to be widened (`byte_sums.PairSum`).
+    """
     width = n_tiles * max(1, TILE_ROWS // v.isa.lanes)  # registers of the sums of a token
-    return max(1, min(n_tokens, SIDE_BY_SIDE // n_tiles, v.isa.n_registers // width - n_tokens - 1))
+    others = n_tokens + (1 if v.centres(fmt) else 2)
+    return max(1, min(n_tokens, SIDE_BY_SIDE // n_tiles, v.isa.n_registers // width - others))
 
 
 def _dots_of_words(
