@@ -183,7 +183,7 @@ class Runner:
 
     def check_numbers(self, maxima: np.ndarray, adapters: AdapterSet = NO_ADAPTERS) -> None:
         """Raise FileProblem, naming damaged tensors, when logits are NaN or infinite, as `maxima` tells."""
-        if not math.isfinite(maxima.max()):
+        if not math.isfinite(np.maximum.reduce(maxima)):
             raise no_numbers(self._file, self.target.kv_type, adapters)
 
     def check_open(self) -> None:

@@ -425,11 +425,11 @@ class Scheduler:
         """
         if not sequence.can_grow(n_tokens):
             self.prefixes.release_waiting()
-        while not sequence.can_grow(n_tokens):
-            holders = [other for other in others if other.sequence is not None and other.sequence.n_blocks]
-            if not holders:
-                break
-            self._preempt(max(holders, key=lambda other: (not other.is_awaited, other.arrival)))
+            while not sequence.can_grow(n_tokens):
+                holders = [other for other in others if other.sequence is not None and other.sequence.n_blocks]
+                if not holders:
+                    break
+                self._preempt(max(holders, key=lambda other: (not other.is_awaited, other.arrival)))
         sequence.reserve(n_tokens)
 
     def _preempt(self, request: Request) -> None:

@@ -69,6 +69,7 @@ class Tokenizer:
         self.n_vocab = vocabulary.n
         self.bos_id = vocabulary.role_id("bos")
         self.eos_id = vocabulary.role_id("eos")
+        self._written: dict[int, bytes] = {}  # the bytes of tokens that were decoded one by one, but for control tokens
 
     def encode(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """The token ids of a text.
@@ -167,12 +168,14 @@ class Tokenizer:
         begins = after is not None and self._model.space_prefix and self._is_control(after)
 
         def shown(token_id: int) -> bytes | None:
+            if (known := self._written.get(token_id)) is not None:
+                return known
             if self._is_control(token_id):
                 if token_id in showing:
                     return self.token_name(token_id).encode()
-                if skip_special:
-                    return None
-            return self.token_bytes(token_id)
+                return None if skip_special else self.token_bytes(token_id)
+            self._written[token_id] = result = self.token_bytes(token_id)
+            return result
 
         return StreamDecoder(shown, begins)
 
