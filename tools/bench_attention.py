@@ -53,6 +53,7 @@ class Work:
         count = np.array([self._n_chunks])
         fields = {
             "q": q, "tasks": tasks, "partial": partial, "scratch": scratch, "chunk_count": count, "n_threads": 1,
+            "chunk_heads": 1,
             "q_stride": q.shape[1], "n_kv_heads": n_kv_heads, "group": group, "key_dim": head_dim,
             "value_dim": head_dim, "scale": head_dim**-0.5, "window": 1 << 40, "block_bytes": block_bytes,
             "key_bytes": kind.keys.head_bytes(head_dim), "value_bytes": kind.values.head_bytes(head_dim),

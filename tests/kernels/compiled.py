@@ -641,6 +641,7 @@ class Compiled:
             soft_cap=soft_cap,
             slopes=0 if slopes is None else slopes,
             tasks=_table(records.ATTENTION_TASK, tasks),
+            chunk_heads=1,
             chunk_count=np.array([len(tasks) * n_kv_heads]),
             n_threads=2,
             **shared,
