@@ -132,7 +132,7 @@ def test_arrow_up_edits_the_last_message_and_escape_leaves_it(page: Page) -> Non
 def test_stop_keeps_what_is_there(browser: Browser, smol: Running) -> None:
     page = browser.new_page()
     opened(page, smol)
-    few_tokens(page, 200)  # not the likeliest answer every time might be as short as "No."
+    few_tokens(page, 200)  # an answer that is drawn may be as short as "No."
     page.fill("#message", "Count to a thousand.")
     page.keyboard.press("Enter")
     expect(page.locator("article.assistant .text")).to_have_text(re.compile("...."))
