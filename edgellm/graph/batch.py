@@ -209,7 +209,7 @@ class Batch:
     ) -> tuple[int, int]:
         """Attention tasks for slices (token, n_tokens, position, piece); few tokens with a long past are split.
 
-        by_token:  one task for each token, in order, that no op does but that of all to be done to it.
+        by_token:  one task for each token, in their order, for the op of `fusion.by_token`; all other ops get none.
 
         The splits are the same whatever the number of threads, and results are the same with splits or without.
         """

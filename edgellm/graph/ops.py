@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # What may change from run to run, by name: "tokens", "tasks" of each kind of attention, ...
 Counts = Mapping[str, int]
 
-# All tokens of a batch, or none: which of two ways is gone. See `fusion.by_token`.
+# Counts of all tokens of a batch, or of none: attention is computed in one of two ways, see `fusion.by_token`.
 BY_TOKEN, TOGETHER = "tokens one by one", "tokens together"
 
 

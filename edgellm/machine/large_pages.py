@@ -1,7 +1,7 @@
 """Memory of a process's own, on large pages where the system has some.
 
-A page is 4 KB as a rule, and a core knows where some thousands of them are. What is touched all over costs
-looking up where its pages are, which can take as long as reading them. A large page has 2 MB.
+A page has 4 KB as a rule, and a core remembers where some thousands of them are (in its TLB, the translation lookaside
+buffer). To look up where another one is can take as long as to read it. A large page has 2 MB.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from edgellm.graph.ops import Chunks, Columns, Op, Packed, Quantized, Readers, R
 from edgellm.kernels import gradient_records, low_rank_records, records
 from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.registry import find
+from edgellm.kernels.schema import Schema
 from edgellm.quants.low_rank import BYTES, GROUP, WORD, pack_a, pack_b
 
 SMALL = {"small": True}
@@ -66,26 +67,44 @@ def lower_widen(low: Lowering, node: Widen) -> None:
         "scale": node.scale,
         "scales": _scales(node.scales),
     }
+    _add_to_product(low, "widen", low_rank_records.WIDEN, y, h, out, y.width, fields, asking="ask_for_widen")
+
+
+def _add_to_product(
+    low: Lowering,
+    op: str,
+    schema: Schema,
+    y: Rows,
+    h: Rows | Quantized,
+    out: Rows,
+    n_cols: int,
+    fields: dict[str, Any],
+    asking: str | None = None,
+) -> Op | None:
+    """An op that adds to y what is made of h: in chunks as those of the product y, of which it can then be a part.
+
+    Returns the op of that product. Where y is none, the op is one by rows, of n_cols columns, and this returns None.
+    """
     maker = low.maker_of(y)
     if maker is None or not isinstance(maker.split, Columns):
-        low.add_rows("widen", low_rank_records.WIDEN, y, [y, h], [out], chunk_cols=y.width, **fields)
-        return
-    # As the product that it adds to, of which it can then be a part.
+        low.add_rows(op, schema, y, [y, h], [out], chunk_cols=n_cols, **fields)
+        return None
     low.add(
-        "widen",
-        low_rank_records.WIDEN,
+        op,
+        schema,
         maker.chunks,
         [y, h],
         [out],
         small_options=SMALL,
         split=maker.split,
-        asking="ask_for_widen",
+        asking=asking,
         stride=y.stride,
         chunk_tokens=1 << 30,
         chunk_cols=maker.split.width,
         small_chunk_cols=maker.split.small_width,
         **fields,
     )
+    return maker
 
 
 def _add_narrow_int8(low: Lowering, node: Narrow, x: Rows) -> None:
@@ -120,7 +139,7 @@ def _add_narrow_int8(low: Lowering, node: Narrow, x: Rows) -> None:
 
 def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
     array, factor = pack_b(node.weight.dequantize())
-    h, rank, maker = low.narrowed[node.h], node.weight.shape[0], low.maker_of(y)
+    h, rank = low.narrowed[node.h], node.weight.shape[0]
     fields: dict[str, Any] = {
         "y": y,
         "out": out,
@@ -134,25 +153,10 @@ def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
         "scale": node.scale * factor,
         "scales": _scales(node.scales),
     }
-    if maker is None or not isinstance(maker.split, Columns):
-        low.add_rows("widen_int8", low_rank_records.WIDEN_INT8, y, [y, h], [out], chunk_cols=y.stride, **fields)
-        return
-    low.add(
-        "widen_int8",
-        low_rank_records.WIDEN_INT8,
-        maker.chunks,
-        [y, h],
-        [out],
-        small_options=SMALL,
-        split=maker.split,
-        stride=y.stride,
-        chunk_tokens=1 << 30,
-        chunk_cols=maker.split.width,
-        small_chunk_cols=maker.split.small_width,
-        **fields,
-    )
-    if out is y and maker.small_kernel is not None and maker.small_kernel.op == "linear_tiles":
-        _join(maker, low.ops[-1])
+    product = _add_to_product(low, "widen_int8", low_rank_records.WIDEN_INT8, y, h, out, y.stride, fields)
+    small = product.small_kernel if product else None
+    if product and out is y and small and small.op == "linear_tiles":
+        _join(product, low.ops[-1])
 
 
 def _join(linear: Op, widen: Op) -> None:
