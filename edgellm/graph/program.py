@@ -19,6 +19,7 @@ from edgellm.graph.record_memory import LINE, RecordMemory, aligned, gathered
 from edgellm.graph.team import Team
 from edgellm.kernels import records
 from edgellm.kernels.low_rank_records import NARROW_INT8
+from edgellm.kernels.records import MOST_CHUNKS
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import total_memory
 from edgellm.quants.tiles import to_tiles
@@ -128,6 +129,10 @@ class Program:
             self.ops["prefetch_bytes"] = PREFETCH_BYTES if is_small else 0
             for rule, indices in self._rules:
                 self.n_chunks[indices] = rule.of(counts, is_small)
+            if self.n_chunks.max(initial=0) > MOST_CHUNKS * self.team.n_threads:
+                raise UsageError(
+                    f"a batch of {counts['tokens']} tokens is too large for one run: choose a smaller n_batch"
+                )
             self._counts = dict(counts)
         self.batch.record["n_tokens"] = counts["tokens"]  # other programs of this batch may have run since
         return self.team.run(self, not is_small, stop)

@@ -15,11 +15,13 @@ from typing import Protocol
 import numpy as np
 
 from edgellm.graph.forks import at_fork
+from edgellm.graph.record_memory import LINE, aligned
 from edgellm.kernels import records
 from edgellm.kernels.registry import Kernel, find
+from edgellm.kernels.schema import WORD_BYTES
 from edgellm.kernels.store import KernelStore
 
-LINE_WORDS = 8
+LINE_WORDS = LINE // WORD_BYTES
 SLICE_SECONDS = 0.03  # of a long run, between two looks at what else has happened
 KERNELS: tuple[Kernel, Kernel] = (find("lead"), find("work"))
 
@@ -39,13 +41,13 @@ class Team:
         self._store = store  # its machine code runs until the threads end
         lead, work = KERNELS
         self._lead, self._work = store.function(lead), store.function(work)
-        n_progress = n_threads + 1
-        self._progress = np.zeros((n_progress, max_ops, LINE_WORDS), np.int64)
+        self._n_chunks = np.zeros((n_threads + 1, max_ops), np.int64)
+        self._shares = aligned(max_ops * n_threads * LINE).view(np.int64)
         self._seats = np.zeros((n_threads, LINE_WORDS), np.int64)
         self._record = records.TEAM.new()
-        self._record["all_progress"] = self._progress.ctypes.data
-        self._record["n_progress"] = n_progress
-        self._record["progress_bytes"] = self._progress.strides[0]
+        self._record["all_n_chunks"] = self._n_chunks.ctypes.data
+        self._record["shares"] = self._shares.ctypes.data
+        self._record["max_ops"] = max_ops
         self._record["seats"] = self._seats.ctypes.data
         self._record["n_threads"] = n_threads
         self._record["slice_ops"] = 1
@@ -79,9 +81,9 @@ class Team:
     def forget(self, programs: Iterable[Runnable]) -> None:
         """Release programs that will not be run any more, as soon as no thread can be at work in them."""
         self._done_with.update(self._programs.intersection(programs))
-        current, progress = int(self._record["program"][0]), self._record["progress"][0]
-        # Who is late names the progress of its run, which is that of the current one, or of an older one.
-        if np.isin(self._seats[1:, 0], (0, progress)).all():
+        current, n_chunks = int(self._record["program"][0]), self._record["n_chunks"][0]
+        # Who is late names what its run has, which is the current one, or an older one.
+        if np.isin(self._seats[1:, 0], (0, n_chunks)).all():
             gone = {program for program in self._done_with if program.record.ctypes.data != current}
             self._programs -= gone
             self._done_with -= gone
@@ -135,8 +137,9 @@ class Team:
 
     def _gather(self) -> None:
         """Helpers that are not there yet, and no run that they could be late for."""
-        self._record[["generation", "program", "progress"]] = 0
+        self._record[["generation", "program", "n_chunks"]] = 0
         self._seats.fill(0)
+        self._shares.fill(0)
         self._asleep = [True] * self.n_threads
         self._alarms = [threading.Semaphore(0) for _ in range(self.n_threads)]
         self._helpers: list[threading.Thread | None] = [None] * self.n_threads

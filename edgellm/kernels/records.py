@@ -408,18 +408,16 @@ PROGRAM = Schema(
     abort="i64",  # 1: what is left of this run is not done, and its results are worthless
 )
 
-# The progress of one run of a program: a cache line for each op.
-PROGRESS = Schema("progress", claimed="i64", done="i64", n_chunks="i64", **{f"unused{i}": "i64" for i in range(5)})
-
+MOST_CHUNKS = (1 << 20) - 1  # of an op, for each thread
 TEAM = Schema(
     "team",
-    generation="i64",  # even: a run is on (or over); odd: the leader is preparing the next
+    generation="i64",  # even: a run is on (or over), the generation / 2-th; odd: the leader is preparing the next
     program="ptr",
-    progress="ptr",  # of the current run: one of `all_progress`, a PROGRESS for each op
-    all_progress="ptr",
-    n_progress="i64",
-    progress_bytes="i64",
-    seats="ptr",  # a cache line for each thread: which progress it is working on, 0 for none
+    n_chunks="ptr",  # of the ops of the current run: one of `all_n_chunks`
+    all_n_chunks="ptr",  # int64 [n_threads + 1, max_ops]
+    shares="ptr",  # a cache line for each thread's share of each op, see `kernels.ops.run`
+    max_ops="i64",
+    seats="ptr",  # a cache line for each thread: which n_chunks it is working with, 0 for none
     n_threads="i64",
     slice_ops="i64",  # after so many ops the leader returns, and is called again to go on
     stop="i64",

@@ -145,8 +145,10 @@ class Vocabulary:
     def store(self, address: Value, value: Value) -> None:
         self.builder.store(value.llvm, self._pointer(address, value.llvm.type), align=1)
 
-    def prefetch(self, address: Value, level: int = 2) -> None:
+    def prefetch(self, address: Value, level: int = 2, is_written: bool = False) -> None:
         """Ask for a cache line ahead of its use, into a level of cache, 1 or 2; a wrong address does no harm.
+
+        is_written:  to be written then: other cores are to give it up.
 
         level 0 is the first level too, and the line leaves no trace when it goes from there (non-temporal): so what is
         read once takes no room from what is read again.
@@ -156,7 +158,7 @@ class Vocabulary:
         """
         pointer = self.builder.inttoptr(address.llvm, I8.as_pointer())
         name = "llvm.prefetch.p0"
-        hints = (0, (0, 3, 2)[level], 1)  # to read; how much to keep it; data
+        hints = (int(is_written), (0, 3, 2)[level], 1)  # to read or to write; how much to keep it; data
         arguments = [pointer, *(ir.Constant(I32, hint) for hint in hints)]
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(

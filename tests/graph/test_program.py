@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from edgellm.errors import UsageError
 from edgellm.graph import Graph, Piece, Team, Tuning
+from edgellm.graph import program as program_module
 from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.nodes import (
     AttentionSpec,
@@ -125,6 +127,17 @@ def test_an_input_from_elsewhere_and_an_output_that_stays(store: KernelStore, te
         program.run({"tokens": n_tokens})
         np.testing.assert_array_equal(program.view(first, n_tokens), 2 * rows[:n_tokens])
         np.testing.assert_allclose(program.view(last, n_tokens), 6 * rows[:n_tokens], rtol=1e-6)
+
+
+def test_a_batch_of_too_many_chunks_is_refused(store: KernelStore, team_of: Callable[[int], Team], monkeypatch) -> None:
+    """A share has so many bits for its chunks."""
+    g = Graph()
+    source = g.input(64)
+    g.output(linear(source, tensor("w", 1000, 64, format_name="Q8_0")))
+    program = program_of(lowered(g, 2), store, team_of(2), inputs={source: rows_for(source, 16)})
+    monkeypatch.setattr(program_module, "MOST_CHUNKS", 10)
+    with pytest.raises(UsageError, match="a batch of 16 tokens is too large for one run: choose a smaller n_batch"):
+        program.run({"tokens": 16})
 
 
 def test_ctrl_c_while_a_run_is_prepared(store: KernelStore, team_of: Callable[[int], Team], monkeypatch) -> None:

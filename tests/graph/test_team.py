@@ -18,6 +18,7 @@ import pytest
 from edgellm.errors import UsageError
 from edgellm.graph import Graph, Team
 from edgellm.graph.nodes import select_rows
+from edgellm.kernels.ops.run import RENEWAL, RUNS
 from edgellm.kernels.store import KernelStore
 
 from .conftest import MAX_OPS, lowered, program_of, rows_for
@@ -91,13 +92,32 @@ def test_a_thread_that_is_late_does_no_harm(store: KernelStore, team_of: Callabl
     team.close()  # before `nap` is gone
 
 
+def test_runs_are_told_apart_for_ever(store: KernelStore, team_of: Callable[[int], Team]) -> None:
+    """Their numbers begin anew after millions of runs, and some ops may have rested all the while."""
+    team, rng = team_of(3), np.random.default_rng(5)
+    long, short = Shuffle(store, team), Shuffle(store, team, 1)
+    long.run(rng)
+    for n_runs in range(RENEWAL, 2 * RUNS + RENEWAL, RENEWAL):
+        wait_until_asleep(team)
+        team._record["generation"] = 2 * (n_runs - 2)  # as if there had been so many
+        team._seats[:, 1] = 2 * (n_runs - 2)
+        for _ in range(4):
+            short.run(rng)
+        if n_runs % (RUNS // 2) == 0:
+            long.run(rng)
+
+
+def wait_until_asleep(team: Team) -> None:
+    deadline = time.monotonic() + 5
+    while not all(team._asleep[1:]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_nobody_works_when_there_is_no_work(store: KernelStore, team_of: Callable[[int], Team]) -> None:
     team = team_of(3)
     program = Shuffle(store, team)
     program.run(np.random.default_rng(0))
-    deadline = time.monotonic() + 5
-    while not all(team._asleep[1:]) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until_asleep(team)
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.02

@@ -1,14 +1,21 @@
 """The loops that run a program: what the threads of a team execute, without the GIL.
 
 An op is done when all its chunks are done, not when all threads have met: a thread that the operating
-system has put aside holds the others up only if it was in the middle of a chunk. Threads claim the chunks
-of an op from a shared counter. Before an op starts, the ops it depends on must be done; ops that do not
-depend on each other overlap.
+system has put aside holds the others up only if it was in the middle of a chunk. Before an op starts, the ops it
+depends on must be done; ops that do not depend on each other overlap.
 
-A thread may still be on its way out of one run when the leader begins the next. Therefore every run has
-progress counters of its own, taken from a small pool: a thread that enters a run first writes on its seat
-whose counters it uses, then looks again whether that run is still the current one; and the leader declares
-the old run over before it looks at the seats for counters that nobody uses.
+Every thread has a share of an op's chunks: of n threads, each n-th one. It claims these, and then what is left of the
+others' shares. A share is counted in a word on a cache line of its own, which mostly one thread writes: a line that
+two threads write goes to and fro between their cores, and where these have no cache in common, that takes longer than
+a small op. And in every run a thread gets the same rows, which its caches may still have.
+
+A word says of which run it is. So nothing is cleared between runs, and a thread that is late finds in the words of a
+later run that nothing is left for it.
+
+A thread may still be on its way out of one run when the leader begins the next. Therefore every run has a copy of its
+own of how many chunks there are, taken from a small pool: a thread that enters a run first writes on its seat
+which copy it uses, then looks again whether that run is still the current one; and the leader declares
+the old run over before it looks at the seats for a copy that nobody uses.
 """
 
 from __future__ import annotations
@@ -20,15 +27,21 @@ from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import call_kernel
-from edgellm.kernels.records import OP, PROGRAM, PROGRESS, TEAM
+from edgellm.kernels.records import MOST_CHUNKS, OP, PROGRAM, TEAM
 from edgellm.kernels.schema import WORD_BYTES
 from edgellm.kernels.staged import I64, Value, staged
 
 LINE = 64  # bytes
 OP_BYTES = len(OP.fields) * WORD_BYTES
-DONE, N_CHUNKS = (list(PROGRESS.fields).index(name) * WORD_BYTES for name in ("done", "n_chunks"))
+# The word of a share, from its lowest bits: chunks that are claimed, chunks that are done, and the number of the run.
+DONE_SHIFT, RUN_SHIFT = 20, 40
+DONE = 1 << DONE_SHIFT
+ALL_DONE = (1 << RUN_SHIFT) - 1
+RUNS = 1 << 24  # until the numbers begin anew
+LATER = RUNS // 2  # what is not older by less is of a later run
+RENEWAL = RUNS // 8  # after so many runs, words that no op has used meanwhile are brought up to date
 ABORT_AT = list(PROGRAM.fields).index("abort") * WORD_BYTES
-PROGRESS_AT, PROGRAM_AT = (list(TEAM.fields).index(name) * WORD_BYTES for name in ("progress", "program"))
+N_CHUNKS_AT, PROGRAM_AT = (list(TEAM.fields).index(name) * WORD_BYTES for name in ("n_chunks", "program"))
 # A waiting thread first watches closely, for waits are short; then it lets others have the core.
 SPINS = 2000
 LINES_PER_SPIN = 4  # of weights, prefetched between two looks
@@ -38,7 +51,7 @@ IDLE_YIELDS = 5000
 
 def _words(isa):
     """Shared memory, and the function that runs a program's ops."""
-    program_at, op_at = record_viewer(PROGRAM), record_viewer(OP)
+    team_at, program_at, op_at = record_viewer(TEAM), record_viewer(PROGRAM), record_viewer(OP)
 
     def pointer(address: Value):
         return address.v.builder.inttoptr(address.llvm, I64.as_pointer())
@@ -47,9 +60,20 @@ def _words(isa):
     def fetch_add(v, address, value):
         return Value(v, v.builder.atomic_rmw("add", pointer(address), value.llvm, "seq_cst"))
 
+    @staged(isa, "i64", "i64", "i64", "i64")
+    def compare_exchange(v, address, expected, value):
+        """What was there; the value is there now if that is what was expected."""
+        both = v.builder.cmpxchg(pointer(address), expected.llvm, value.llvm, "seq_cst", "seq_cst")
+        return Value(v, v.builder.extract_value(both, 0))
+
     @staged(isa, "void", "i64", "i64")
     def store(v, address, value):
         v.builder.atomic_rmw("xchg", pointer(address), value.llvm, "seq_cst")
+
+    @staged(isa, "void", "i64", "i64")
+    def prepare(v, address, value):
+        """A store that other threads need not see before the next addition."""
+        v.builder.store_atomic(value.llvm, pointer(address), "monotonic", 8)
 
     @staged(isa, "i64", "i64")
     def load(v, address):
@@ -71,59 +95,124 @@ def _words(isa):
         for line in range(LINES_PER_SPIN):
             v.prefetch(address + line * LINE)
 
+    @staged(isa, "void", "i64")
+    def own(v, address):
+        """Ask for a line to write to: take it from the cores that have read it."""
+        v.prefetch(address, level=1, is_written=True)
+
     @staged(isa, "void", "i64", "i64")
     def ask(v, address, n_lines):
         v.repeat(n_lines, lambda i: v.prefetch(address + i * LINE, level=1))
 
     @njit(error_model="numpy")
-    def wait_for(op_progress, system_yield, weights, n_prefetched, n_bytes):
-        """Meanwhile, prefetch the first n_bytes of weights; returns how many were prefetched so far."""
+    def age_of(word, run):
+        """By how many runs a share's word is older than a run; LATER or more if it is of a later one."""
+        return (run - (word >> RUN_SHIFT)) & (RUNS - 1)
+
+    @njit(error_model="numpy")
+    def claim(share, run, n, done):
+        """Count `done` (0, or DONE for one) chunks of a share of n, and claim the next; n if there is none."""
+        word = load(share)
+        while True:
+            age = age_of(word, run)
+            claimed = word & MOST_CHUNKS if age == 0 else (0 if age < LATER else n)
+            is_left = claimed < n
+            if not is_left and done == 0:
+                return n
+            changed = (word if age == 0 else (run & (RUNS - 1)) << RUN_SHIFT) + done + (1 if is_left else 0)
+            found = compare_exchange(share, word, changed)
+            if found == word:
+                return claimed if is_left else n
+            word = found
+
+    @njit(error_model="numpy")
+    def is_done(share, run, n):
+        word = load(share)
+        age = age_of(word, run)
+        return age >= LATER or (age == 0 and (word >> DONE_SHIFT) & MOST_CHUNKS >= n)
+
+    @njit(error_model="numpy")
+    def share_size(n_chunks, thread, n_threads):
+        each = n_chunks // n_threads
+        return each + (1 if thread < n_chunks - each * n_threads else 0)
+
+    @njit(error_model="numpy")
+    def wait_for(shares, n_chunks, n_threads, run, system_yield, weights, n_prefetched, n_bytes):
+        """Until an op is done. Meanwhile, prefetch the first n_bytes of weights; returns how many were so far."""
         spins = 0
-        while load(op_progress + DONE) < load(op_progress + N_CHUNKS):
-            spins += 1
-            if n_prefetched < n_bytes:
-                prefetch(weights + n_prefetched)
-                n_prefetched += LINES_PER_SPIN * LINE
-            elif spins < SPINS:
-                pause()
-            else:
-                yield_core(system_yield)
+        for thread in range(min(n_threads, n_chunks)):
+            share, n = shares + thread * LINE, share_size(n_chunks, thread, n_threads)
+            while not is_done(share, run, n):
+                spins += 1
+                if n_prefetched < n_bytes:
+                    prefetch(weights + n_prefetched)
+                    n_prefetched += LINES_PER_SPIN * LINE
+                elif spins < SPINS:
+                    pause()
+                else:
+                    yield_core(system_yield)
         return n_prefetched
 
     @njit(error_model="numpy")
-    def run_ops(program_address, progress, thread, system_yield, first, last):
+    def with_chunks(all_n_chunks, index, last):
+        """The next op, from an index on, that has something to do in this run; `last` if none has."""
+        while index < last and load(all_n_chunks + index * WORD_BYTES) == 0:
+            index += 1
+        return index
+
+    @njit(error_model="numpy")
+    def run_ops(team_address, program_address, all_n_chunks, run, thread, first, last):
         """Ops first to last - 1, with all other threads; after the last one of the program, all of it is done."""
-        program = program_at(program_address)
+        team, program = team_at(team_address), program_at(program_address)
+        n_threads, system_yield = team.n_threads, team.yield_core
         n_done = 0  # ops known to be done, all from the first on
         n_prefetched, prefetched_of = 0, 0
-        for index in range(first, last):
-            mine = progress + index * LINE
-            n_chunks = load(mine + N_CHUNKS)
-            if n_chunks > 0:
-                op = op_at(program.ops + index * OP_BYTES)
-                if index + 1 < last:
-                    following = op_at(program.ops + (index + 1) * OP_BYTES)
-                    ask(following.own, following.own_lines)
-                if op.prefetch != prefetched_of:
-                    n_prefetched, prefetched_of = 0, op.prefetch
-                weights = op.prefetch + thread * op.prefetch_step
-                while n_done < op.depends:
-                    n_prefetched = wait_for(
-                        progress + n_done * LINE, system_yield, weights, n_prefetched, op.prefetch_bytes
-                    )
-                    n_done += 1
-                chunk = fetch_add(mine, 1)
-                while chunk < n_chunks:
+        index = with_chunks(all_n_chunks, first, last)
+        while index < last:
+            op, n_chunks = op_at(program.ops + index * OP_BYTES), load(all_n_chunks + index * WORD_BYTES)
+            shares = team.shares + index * n_threads * LINE
+            index = with_chunks(all_n_chunks, index + 1, last)
+            if index < last:
+                following = op_at(program.ops + index * OP_BYTES)
+                ask(following.own, following.own_lines)
+                own(team.shares + (index * n_threads + thread) * LINE)
+            if op.prefetch != prefetched_of:
+                n_prefetched, prefetched_of = 0, op.prefetch
+            weights = op.prefetch + thread * op.prefetch_step
+            while n_done < op.depends:
+                n_prefetched = wait_for(
+                    team.shares + n_done * n_threads * LINE,
+                    load(all_n_chunks + n_done * WORD_BYTES),
+                    n_threads,
+                    run,
+                    system_yield,
+                    weights,
+                    n_prefetched,
+                    op.prefetch_bytes,
+                )
+                n_done += 1
+            owner = thread
+            for _ in range(n_threads):
+                n, share = share_size(n_chunks, owner, n_threads), shares + owner * LINE
+                at = claim(share, run, n, 0) if n > 0 else 0
+                while at < n:
                     if load(program_address + ABORT_AT) == 0:
-                        call(op.kernel, op.record, chunk, thread)
-                    fetch_add(mine + DONE, 1)
-                    chunk = fetch_add(mine, 1)
+                        call(op.kernel, op.record, owner + at * n_threads, thread)
+                    at = claim(share, run, n, DONE)
+                owner = owner + 1 if owner + 1 < n_threads else 0
         while last == program.n_ops and n_done < last:
-            wait_for(progress + n_done * LINE, system_yield, 0, 0, 0)
+            n_chunks = load(all_n_chunks + n_done * WORD_BYTES)
+            wait_for(team.shares + n_done * n_threads * LINE, n_chunks, n_threads, run, system_yield, 0, 0, 0)
             n_done += 1
 
     return SimpleNamespace(
-        fetch_add=fetch_add, store=store, load=load, pause=pause, yield_core=yield_core, run_ops=run_ops
+        fetch_add=fetch_add,
+        store=store,
+        prepare=prepare,
+        load=load,
+        pause=pause,
+        yield_core=yield_core,
+        run_ops=run_ops,
     )
 
 
@@ -134,37 +223,41 @@ def build_lead(isa):
     """
     team_at, program_at = record_viewer(TEAM), record_viewer(PROGRAM)
     words = _words(isa)
-    fetch_add, store, load, run_ops = words.fetch_add, words.store, words.load, words.run_ops
+    fetch_add, store, prepare, load, run_ops = words.fetch_add, words.store, words.prepare, words.load, words.run_ops
 
     @njit(error_model="numpy")
-    def free_progress(team_address):
-        """The first progress that no seat names; there are more of them than other threads."""
-        team = team_at(team_address)
-        for index in range(team.n_progress):
-            progress = team.all_progress + index * team.progress_bytes
-            taken = False
+    def free_copy(team):
+        """The first memory for n_chunks that no seat names; there is more of it than other threads."""
+        for index in range(team.n_threads + 1):
+            n_chunks = team.all_n_chunks + index * team.max_ops * WORD_BYTES
+            is_taken = False
             for thread in range(1, team.n_threads):
-                taken |= load(team.seats + thread * LINE) == progress
-            if not taken:
-                return progress
-        return team.all_progress
+                is_taken |= load(team.seats + thread * LINE) == n_chunks
+            if not is_taken:
+                return n_chunks
+        return team.all_n_chunks
+
+    @njit(error_model="numpy")
+    def renew(team, run):
+        """Words that no run has used for long, as the last run left its own, before they seem to be of a later one."""
+        for index in range(team.max_ops * team.n_threads):
+            store(team.shares + index * LINE, (((run - 1) & (RUNS - 1)) << RUN_SHIFT) + ALL_DONE)
 
     def lead(team_address, program_address, first):
         team, program = team_at(team_address), program_at(program_address)
-        progress = team.progress
+        n_chunks = team.n_chunks
         if first == 0:
             fetch_add(team_address, 1)  # odd: the last run is over
-            progress = free_progress(team_address)
+            n_chunks = free_copy(team)
             for index in range(program.n_ops):
-                at = progress + index * LINE
-                store(at, 0)
-                store(at + DONE, 0)
-                store(at + N_CHUNKS, load(program.n_chunks + index * 8))
+                prepare(n_chunks + index * WORD_BYTES, load(program.n_chunks + index * WORD_BYTES))
+            if team.generation // 2 % RENEWAL == 0:
+                renew(team, team.generation // 2 + 1)
             store(team_address + PROGRAM_AT, program_address)
-            store(team_address + PROGRESS_AT, progress)
+            store(team_address + N_CHUNKS_AT, n_chunks)
             fetch_add(team_address, 1)  # even: the run is on
         last = min(first + team.slice_ops, program.n_ops)
-        run_ops(program_address, progress, 0, team.yield_core, first, last)
+        run_ops(team_address, program_address, n_chunks, load(team_address) // 2, 0, first, last)
 
     return lead
 
@@ -173,8 +266,7 @@ def build_work(isa):
     """work(team, thread, _): take part in runs as they come; return when none has come for a while."""
     team_at, program_at = record_viewer(TEAM), record_viewer(PROGRAM)
     words = _words(isa)
-    store, load, run_ops = words.store, words.load, words.run_ops
-    pause, yield_core = words.pause, words.yield_core
+    store, load, pause, yield_core, run_ops = words.store, words.load, words.pause, words.yield_core, words.run_ops
 
     def work(team_address, thread, unused):
         team = team_at(team_address)
@@ -190,10 +282,11 @@ def build_work(isa):
                 else:
                     yield_core(team.yield_core)
             else:
-                program, progress = load(team_address + PROGRAM_AT), load(team_address + PROGRESS_AT)
-                store(seat, progress)
+                program, n_chunks = load(team_address + PROGRAM_AT), load(team_address + N_CHUNKS_AT)
+                store(seat, n_chunks)
                 if load(team_address) == generation:
-                    run_ops(program, progress, thread, team.yield_core, 0, program_at(program).n_ops)
+                    n_ops = program_at(program).n_ops
+                    run_ops(team_address, program, n_chunks, generation // 2, thread, 0, n_ops)
                     seen = generation
                     idle = 0
                 store(seat, 0)
