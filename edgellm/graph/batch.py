@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.graph.angles import Angles
 from edgellm.graph.lowering import (
     ATTENTION_ROWS,
     DOCUMENTS,
@@ -64,14 +65,14 @@ class Batch:
 
     def __init__(self, capacity: int, lowered: Lowered) -> None:
         self.capacity = capacity
-        self.rotations, self.windows, self.kept = lowered.rotations, lowered.windows, lowered.kept
+        self.windows, self.kept = lowered.windows, lowered.kept
         self._n_threads = lowered.target.tuning.n_threads
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
         self.positions, self.segments = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
         self.kv_slots = [np.zeros(capacity, np.int64) for _ in self.kept]
         self.rows = np.zeros(capacity, np.int64)
-        self.angles = [np.zeros((capacity, 2, len(r.frequencies)), np.float32) for r in self.rotations]
+        self.angles = [Angles(rotation) for rotation in lowered.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
         self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
@@ -102,7 +103,7 @@ class Batch:
             TARGET_WEIGHTS.name: self.target_weights.ctypes.data,
         }
         for index, angles in enumerate(self.angles):
-            result[rotation_table(index).name] = angles.ctypes.data
+            result[rotation_table(index).name] = angles.address.ctypes.data
         for index, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
             result[tasks_table(index).name] = tasks.ctypes.data
             result[merges_table(index).name] = merges.ctypes.data
@@ -118,20 +119,24 @@ class Batch:
     def fill(self, pieces: Sequence[Piece]) -> dict[str, int]:
         """Write the tokens of some sequences, one behind the other; returns how many of everything the run has."""
         slices: list[tuple[int, int, int, Piece]] = []
+        token_ids: list[int] = []
         positions: list[int] = []
+        slots: list[list[int]] = [[] for _ in self.kept]
         for piece in pieces:
             first, n, start = len(positions), len(piece.token_ids), piece.position
-            self.token_ids[first : first + n] = piece.token_ids
-            for kept, slots in zip(self.kept, self.kv_slots, strict=True):
-                slots[first : first + n] = piece.slots[kept]
-            positions += range(start, start + n)
+            token_ids.extend(piece.token_ids)
+            positions.extend(range(start, start + n))
+            for kept, of_kept in zip(self.kept, slots, strict=True):
+                of_kept.extend(piece.slots[kept])
             for scales, scale in zip(self.adapters, piece.adapters, strict=False):
                 scales[first : first + n] = scale
             step = self._slice_tokens
             slices += [(first + i, min(step, n - i), start + i, piece) for i in range(0, n, step)]
-        self.positions[: len(positions)] = positions
-        self._turn(np.array(positions))
         n, by_token = len(positions), self._is_by_token(pieces)
+        self.token_ids[:n], self.positions[:n] = token_ids, positions
+        for array, of_kept in zip(self.kv_slots, slots, strict=True):
+            array[:n] = of_kept
+        self._reach(max(positions, default=-1) + 1)
         counts = {"tokens": n, BY_TOKEN: n if by_token else 0, TOGETHER: 0 if by_token else n}
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices, by_token)
@@ -164,7 +169,7 @@ class Batch:
                 self.text_tasks[n_tasks] = (first, n, start, min(TEXT_QUERIES, n - start))
                 n_tasks += 1
             first += n
-        self._turn(self.positions[:first])
+        self._reach(max(map(len, texts), default=0))
         return {"tokens": first, TEXT_TASKS.name: n_tasks}
 
     def fill_documents(self, lengths: Sequence[int]) -> dict[str, int]:
@@ -192,10 +197,10 @@ class Batch:
             scales[: len(rows)] = of_all[rows]
         return {"tokens": len(rows)}
 
-    def _turn(self, positions: np.ndarray) -> None:
-        """Fill the tables of angles for the positions of the tokens."""
-        for rotation, table in zip(self.rotations, self.angles, strict=True):
-            rotation.fill(positions, table[: len(positions)])
+    def _reach(self, n_positions: int) -> None:
+        """Have angles for so many positions."""
+        for angles in self.angles:
+            angles.reach(n_positions)
 
     def _is_by_token(self, pieces: Sequence[Piece]) -> bool:
         """Whether a thread does all of a token's attention (`fusion.by_token`): where all threads get enough to do."""

@@ -210,7 +210,8 @@ ROPE = Schema(
     head_dim="i64",
     n_rot="i64",  # leading dimensions of a head that are rotated
     pair_step="i64",  # 1: pairs are neighbours; n_rot / 2: pairs are half a head apart
-    table="ptr",  # float32 [n_tokens, 2, n_rot / 2]: cosines, then sines
+    table="ptr",  # where to find the address of float32 [n_positions, 2, n_rot / 2]: cosines, then sines
+    positions="ptr",  # int32 [n_tokens]
     chunk_tokens="i64",
 )
 

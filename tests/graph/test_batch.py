@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgellm.graph import Batch, Graph, Piece
+from edgellm.graph.angles import Angles
 from edgellm.graph.batch import SPLIT_TOKENS
 from edgellm.graph.lowering import MAX_SPLITS
 from edgellm.graph.nodes import AttentionSpec, Rotation, attention, keys_values, rope
@@ -55,10 +56,25 @@ def test_everything_of_the_pieces_in_their_order(batch: Batch, pieces: list[Piec
     for slots, window in zip(batch.kv_slots, batch.kept, strict=True):
         assert slots[:n].tolist() == [slot for p in pieces for slot in p.slots[window]]
     positions = np.concatenate([p.position + np.arange(len(p.token_ids)) for p in pieces])
-    for rotation, table in zip(ROTATIONS, batch.angles, strict=True):
-        angles = positions[:, None] * rotation.frequencies
-        np.testing.assert_allclose(table[:n, 0], np.cos(angles), atol=1e-7)
-        np.testing.assert_allclose(table[:n, 1], np.sin(angles), atol=1e-7)
+    assert batch.positions[:n].tolist() == positions.tolist()
+    for rotation, angles in zip(ROTATIONS, batch.angles, strict=True):
+        of_tokens, turned = angles.table[positions], positions[:, None] * rotation.frequencies
+        assert angles.address[0] == angles.table.ctypes.data
+        np.testing.assert_allclose(of_tokens[:, 0], np.cos(turned), atol=1e-7)
+        np.testing.assert_allclose(of_tokens[:, 1], np.sin(turned), atol=1e-7)
+
+
+def test_angles_stay_what_they_are_when_there_are_more() -> None:
+    """The same bits, however far positions had been asked for before."""
+    rotation = Rotation(np.array([1.0, 0.1, 0.01]), True, magnitude=1.5, temperature=(0.1, 64))
+    slowly, at_once = Angles(rotation), Angles(rotation)
+    at_once.reach(3000)
+    for n in (1, 300, 301, 2999):
+        slowly.reach(n)
+        known = len(slowly.table)
+        assert known >= n
+        assert slowly.address[0] == slowly.table.ctypes.data
+        np.testing.assert_array_equal(slowly.table[:3000], at_once.table[:known])
 
 
 def first_seen(position: int, window: int | None) -> int:

@@ -292,6 +292,8 @@ class Compiled:
         n_tokens, n_heads, head_dim = x.shape
         half = angles.shape[1]
         table = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        positions = np.random.default_rng(n_tokens).permutation(n_tokens).astype(np.int32)
+        by_position = table[np.argsort(positions)]
         with into(x, in_place) as (source, out):
             self._run(
                 "rope",
@@ -306,7 +308,8 @@ class Compiled:
                 head_dim=head_dim,
                 n_rot=2 * half,
                 pair_step=1 if interleaved else half,
-                table=table,
+                table=np.array([by_position.ctypes.data]),
+                positions=positions,
                 chunk_tokens=2,
             )
         return out.take().reshape(x.shape)

@@ -310,7 +310,7 @@ def adapter_table(index: int) -> Table:
 
 
 def rotation_table(index: int) -> Table:
-    """Cosines and sines of a batch's positions, for the index-th of its rotations."""
+    """Where the cosines and sines of positions are, for the index-th of a graph's rotations (see `graph.angles`)."""
     return Table(f"rotation {index}")
 
 

@@ -145,6 +145,7 @@ def lower_rope(low: Lowering, node: Rope) -> None:
         n_rot=n_rot,
         pair_step=1 if rotation.interleaved else n_rot // 2,
         table=rotation_table(low.rotations.index(rotation)),
+        positions=POSITIONS,
     )
 
 

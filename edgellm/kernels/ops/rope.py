@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import ROPE
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
@@ -53,6 +54,7 @@ def _copy(v: Vocabulary, x: Value, out: Value, n: Value) -> None:
 def build_rope(isa, inverse=False):
     """A pair is (2i, 2i + 1) or, as most Hugging Face models have it, (i, i + n_rot / 2); inverse: turned back."""
     op_at = record_viewer(ROPE)
+    load_i32, load_i64 = memory(isa).load_i32, memory(isa).load_i64
     turn_neighbours = staged(isa, "void", *["i64"] * 5)(partial(_turn_neighbours, inverse=inverse))
     turn_halves = staged(isa, "void", *["i64"] * 5)(partial(_turn_halves, inverse=inverse))
     copy = staged(isa, "void", *["i64"] * 3)(_copy)
@@ -62,7 +64,7 @@ def build_rope(isa, inverse=False):
         n_pairs = op.n_rot // 2
         end = min((chunk + 1) * op.chunk_tokens, op.batch.n_tokens)
         for token in range(chunk * op.chunk_tokens, end):
-            cosines = op.table + token * op.n_rot * 4
+            cosines = load_i64(op.table) + load_i32(op.positions + token * 4) * op.n_rot * 4
             sines = cosines + n_pairs * 4
             for head in range(op.n_heads):
                 at = (token * op.stride + head * op.head_dim) * 4
