@@ -194,25 +194,29 @@ class Program:
 
     def _plan_prefetches(self) -> None:
         """Tell every op which weights come next: those of the next op that has any, or its own next chunks."""
-        weights, step = 0, 0
+        weights, step, first = 0, 0, 0
         prefetches = []
         for index in reversed(range(len(self.steps))):
             parts = self.steps[index].parts or [self.steps[index]]
+            narrow = [part.fields["weight"] for part in parts if part.schema is NARROW_INT8]
+            if narrow:
+                first = self._packed_at[narrow[0]]
             for op in parts:
                 record = self._part_records.get(op, self._records[index])
                 if op.schema is records.LINEAR:  # one at most: it comes before what is added to it
-                    own = int(record["weights"][0])
+                    own, of_chunk = int(record["weights"][0]), op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
                     record["next_weights"], record["next_step"] = weights or own, step
-                    weights, step = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
+                    record["next_first"], first = first, 0
+                    if op.chunks.small_batch == 1:
+                        first = own
+                    else:
+                        weights, step = own, of_chunk
                 elif op.schema is records.ATTENTION:
                     record["chunk_count"] = self.n_chunks[index:].ctypes.data
-            narrow = [part.fields["weight"] for part in parts if part.schema is NARROW_INT8]
-            if narrow:
-                # One thread reads all of them, while the others wait for it and prefetch what comes behind.
-                n_bytes = sum(packed.n_bytes for packed in narrow)
-                weights, step = self._packed_at[narrow[0]], n_bytes // self.team.n_threads // LINE * LINE
-            prefetches.append((weights, step))
-        self.ops["prefetch"], self.ops["prefetch_step"] = np.array(prefetches[::-1], np.int64).reshape(-1, 2).T
+            prefetches.append((weights, step, first))
+        columns = np.array(prefetches[::-1], np.int64).reshape(-1, 3).T
+        for name, words in zip(("prefetch", "prefetch_step", "prefetch_first"), columns, strict=True):
+            self.ops[name] = words
 
     def _record(self, op: Op, scratch_bytes: int) -> np.ndarray:
         words = {"batch": self._tables["batch"]}

@@ -129,6 +129,24 @@ def test_an_input_from_elsewhere_and_an_output_that_stays(store: KernelStore, te
         np.testing.assert_allclose(program.view(last, n_tokens), 6 * rows[:n_tokens], rtol=1e-6)
 
 
+def test_what_one_thread_reads_alone_only_that_one_prefetches(
+    store: KernelStore, team_of: Callable[[int], Team]
+) -> None:
+    """A matrix of a single chunk is the first thread's; the others are ahead, at the next one that all share."""
+    g = Graph()
+    source = g.input(64)
+    weights = [tensor(name, n_rows, 64, format_name="F32") for name, n_rows in (("a", 512), ("b", 8), ("c", 512))]
+    for weight in weights:
+        g.output(linear(source, weight))
+    program = program_of(lowered(g, 2), store, team_of(2), inputs={source: rows_for(source, 16)})
+    a, b, c = (weight.address for weight in weights)
+    steps = {int(record["weights"][0]): index for index, record in enumerate(program._records)}
+    words = [program.ops[steps[at]] for at in (a, b, c)]
+    assert [(int(word["prefetch"]), int(word["prefetch_first"])) for word in words] == [(a, 0), (c, b), (c, 0)]
+    records = [program._records[steps[at]] for at in (a, b)]
+    assert [(int(record["next_weights"][0]), int(record["next_first"][0])) for record in records] == [(c, b), (c, 0)]
+
+
 def test_a_batch_of_too_many_chunks_is_refused(store: KernelStore, team_of: Callable[[int], Team], monkeypatch) -> None:
     """A share has so many bits for its chunks."""
     g = Graph()

@@ -45,10 +45,12 @@ def multiply_rows(
     x: Value,
     ahead: Value,
     out: Value,
+    *,
+    n_rows: int = 16,
 ) -> None:
-    """Rows first to first + 15 (none beyond last) by one token, column after column as the tile does it."""
-    halves = [row_addresses(v, weights, row_bytes, first + 8 * half, last, 8) for half in range(2)]
-    step_bytes = 16 * STEP * fmt.block_bytes
+    """n_rows rows from `first` on (none beyond last) by one token, column after column as the tile does it."""
+    halves = [row_addresses(v, weights, row_bytes, first + 8 * half, last, 8) for half in range(n_rows // 8)]
+    step_bytes = n_rows * STEP * fmt.block_bytes
 
     def body(i: Value, *totals: Value) -> list[Value]:
         prefetch_part(v, ahead + i * step_bytes, step_bytes)
@@ -64,7 +66,7 @@ def multiply_rows(
         x_k = v.f32(x + column * 4)
         return [v.fma(_column(v, fmt, rows, column), x_k, total) for rows, total in zip(halves, totals, strict=True)]
 
-    totals = v.loop(n_cols / STEP, [v.constant(0.0, F32, 8)] * 2, body)
+    totals = v.loop(n_cols / STEP, [v.constant(0.0, F32, 8)] * len(halves), body)
     totals = v.loop(n_cols - n_cols / STEP * STEP, totals, rest)
     for half, total in enumerate(totals):
         v.store(out + 32 * half, total)
@@ -78,6 +80,10 @@ def build_linear_f32_decode(isa, fmt):
     def dot_rows(v, *args):
         multiply_rows(v, fmt, *args)
 
+    @staged(isa, "void", *["i64"] * 8)
+    def dot_few_rows(v, *args):
+        multiply_rows(v, fmt, *args, n_rows=8)
+
     def linear_f32_decode(record, chunk, thread):
         op = op_at(record)
         first = chunk * op.chunk_rows
@@ -86,7 +92,10 @@ def build_linear_f32_decode(isa, fmt):
             for token in range(op.batch.n_tokens):
                 x = op.x + token * op.x_stride * 4
                 out = op.out + (token * op.out_stride + row) * 4
-                dot_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, x, ahead, out)
+                if op.n_rows - row > 8:
+                    dot_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, x, ahead, out)
+                else:
+                    dot_few_rows(op.weights, op.row_bytes, row, op.n_rows - 1, op.n_cols, x, ahead, out)
 
     return linear_f32_decode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from edgellm.kernels.staged import Value, Vocabulary
+from edgellm.kernels.staged import Value, Vocabulary, staged
 
 LINE = 64  # bytes of a cache line
 PAGE = 4096
@@ -30,12 +30,23 @@ def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
         v.prefetch((at & -PAGE) + ((at & (PAGE - 1)) / part) * LINE)
 
 
+def asker(isa):
+    """ask(address, n_bytes): have memory bring so many bytes."""
+
+    @staged(isa, "void", "i64", "i64")
+    def ask(v, address, n_bytes):
+        v.repeat((n_bytes + (LINE - 1)) / LINE, lambda i: v.prefetch(address + i * LINE))
+
+    return ask
+
+
 @njit(error_model="numpy")
 def prefetch_address(op, chunk, thread, row):
     """The weights to prefetch while rows from `row` on are multiplied: op.prefetch_distance bytes further on.
 
     Beyond the end of the chunk, these are the first ones of what this thread is likely to do next: the chunk that
-    comes when every other thread has had one too, or one of the next op.
+    comes when every other thread has had one too, or one of the next op. What comes in one chunk is the first
+    thread's, and the others are ahead of it.
     """
     end = op.weights + min((chunk + 1) * op.chunk_rows, op.n_rows) * op.row_bytes
     address = op.weights + row * op.row_bytes + op.prefetch_distance
@@ -44,6 +55,8 @@ def prefetch_address(op, chunk, thread, row):
     following = chunk + op.n_threads
     if following * op.chunk_rows < op.n_rows:
         return op.weights + following * op.chunk_rows * op.row_bytes + (address - end)
+    if thread == 0 and op.next_first != 0:
+        return op.next_first + (address - end)
     return op.next_weights + thread * op.next_step + (address - end)
 
 

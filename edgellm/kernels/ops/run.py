@@ -176,9 +176,10 @@ def _words(isa):
                 following = op_at(program.ops + index * OP_BYTES)
                 ask(following.own, following.own_lines)
                 own(team.shares + (index * n_threads + thread) * LINE)
-            if op.prefetch != prefetched_of:
-                n_prefetched, prefetched_of = 0, op.prefetch
-            weights = op.prefetch + thread * op.prefetch_step
+            is_first = thread == 0 and op.prefetch_first != 0
+            weights = op.prefetch_first if is_first else op.prefetch + thread * op.prefetch_step
+            if weights != prefetched_of:
+                n_prefetched, prefetched_of = 0, weights
             while n_done < op.depends:
                 n_prefetched = wait_for(
                     team.shares + n_done * n_threads * LINE,
