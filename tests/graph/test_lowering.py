@@ -428,3 +428,12 @@ def test_every_value_of_any_graph_is_what_its_nodes_say(store, team_of, seed: in
         for taps in ([], some):
             for value, result in run(activations, taps).items():
                 np.testing.assert_array_equal(result, whole[value])
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "turns", "n_threads", "chunk_rows"),
+    [(4096, 4, 2, 512), (2048, 7, 2, 128), (100_000, 3, 2, 10_000), (8, 2, 2, 16), (48, 2, 4, 16), (8960, 7, 2, 640)],
+)
+def test_chunks_of_weights_give_threads_shares_alike(n_rows, turns, n_threads, chunk_rows) -> None:
+    """2048 rows in 13 chunks would be 7 for one thread and 6 for the other."""
+    assert lowering_of_linears.even_chunk_rows(n_rows, turns, n_threads) == chunk_rows

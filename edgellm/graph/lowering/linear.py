@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from edgellm.formats.tensor import Tensor
@@ -14,6 +15,7 @@ from edgellm.kernels.records import F32_TILE_COLS, PREFETCHES, TILE_ROWS
 from edgellm.quants.floats import FloatFormat
 
 TURNS = 2  # chunks for each thread, at least: one that starts late still gets its share
+MORE_TURNS = 2  # than the tuning says, at most, where the threads' shares are more alike then
 HALF_BLOCKS_AHEAD = 7  # of tiles, at least: within a block they are not read strictly in order
 ROWS_TOGETHER = 16  # kernels for small batches advance by 4, 8 or 16 rows: chunks are multiples of all
 
@@ -125,7 +127,22 @@ def prefetching(
     else:
         ahead = rows_together * row_bytes + tuning.prefetch_bytes
     return {
-        "chunk_rows": -(-n_rows // (turns * tuning.n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER,
+        "chunk_rows": even_chunk_rows(n_rows, turns, tuning.n_threads),
         "prefetch": PREFETCHES.index(low.target.tiles_prefetch) if in_tiles else 0,
         "prefetch_distance": ahead,
     }
+
+
+@cache
+def even_chunk_rows(n_rows: int, turns: int, n_threads: int) -> int:
+    """Rows of a chunk, for about so many chunks for each thread: as even as the threads' shares can be."""
+
+    def rows(turns: int) -> int:
+        return -(-n_rows // (turns * n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER
+
+    def largest_share(turns: int) -> int:
+        starts = range(0, n_rows, rows(turns))
+        shares = [starts[thread::n_threads] for thread in range(n_threads)]
+        return max(sum(min(rows(turns), n_rows - start) for start in share) for share in shares)
+
+    return rows(min(range(turns, turns + MORE_TURNS + 1), key=largest_share))
