@@ -96,7 +96,7 @@ def _fused_op(ops: list[Op], chunks: Chunks) -> Op:
         chunks,
         reads=[buffer for op in ops for buffer in op.reads],
         writes=[buffer for op in ops for buffer in op.writes],
-        small_kernel=FUSED_SMALL if any(op.small_kernel or op.asking for op in ops) else None,
+        small_kernel=FUSED_SMALL if any(op.small_kernel for op in ops) else None,
         parts=[_in_chunks(op, chunks.per_chunk) for op in ops],
     )
 

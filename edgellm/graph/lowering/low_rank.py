@@ -123,7 +123,6 @@ def _add_narrow_int8(low: Lowering, node: Narrow, x: Rows) -> None:
         x,
         [xq],
         [out, to],
-        asking="ask_for_narrow_int8",
         xq=xq,
         n_cols=x.width,
         weight=Packed(array),

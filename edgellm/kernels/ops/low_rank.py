@@ -12,7 +12,7 @@ from edgellm.kernels.low_rank_records import ADD_SCALED, NARROW, WIDEN
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import asker
+from edgellm.kernels.ops.prefetching import LINE
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
@@ -77,11 +77,21 @@ def _rows_dotter(isa, fmt):
     return dot_rows
 
 
+def _asker(isa):
+    """ask(address, n_lines): have memory bring those lines."""
+
+    @staged(isa, "void", "i64", "i64")
+    def ask(v, address, n_lines):
+        v.repeat(n_lines, lambda i: v.prefetch(address + i * LINE))
+
+    return ask
+
+
 def build_narrow(isa, fmt, small=False):
     """out = scale * W x, for W [rank, n_cols] -> [rank]. A chunk is some tokens, or in a small batch rows of W."""
     op_at = record_viewer(NARROW)
     size = fmt.block_bytes
-    dot_rows, ask = _rows_dotter(isa, fmt), asker(isa)
+    dot_rows, ask = _rows_dotter(isa, fmt), _asker(isa)
 
     def narrow(record, chunk, thread):
         op = op_at(record)
@@ -96,7 +106,7 @@ def build_narrow(isa, fmt, small=False):
         first = chunk * op.chunk_rank
         end = min(first + op.chunk_rank, op.rank)
         row_bytes = op.n_cols * size
-        ask(op.weight + first * row_bytes, (end - first) * row_bytes)
+        ask(op.weight + first * row_bytes, ((end - first) * row_bytes + LINE - 1) // LINE)
         for row in range(first, end, ROWS):
             for token in range(op.batch.n_tokens):
                 dot_rows(op, token, row, min(row + ROWS, end))
@@ -171,14 +181,14 @@ def build_ask_for_widen(isa, fmt):
     """Ask memory for what `widen` will read for a chunk of a small batch."""
     op_at = record_viewer(WIDEN)
     size = fmt.block_bytes
-    ask = asker(isa)
+    ask = _asker(isa)
 
     def ask_for_widen(record, chunk, thread):
         op = op_at(record)
         column = chunk * op.small_chunk_cols
         n_bytes = min(op.small_chunk_cols, op.n_cols - column) * size
         for row in range(op.rank):
-            ask(op.weight + (row * op.n_cols + column) * size, n_bytes)
+            ask(op.weight + (row * op.n_cols + column) * size, (n_bytes + LINE - 1) // LINE)
 
     return ask_for_widen
 

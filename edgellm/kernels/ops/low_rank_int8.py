@@ -17,7 +17,6 @@ from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.low_rank_records import NARROW_INT8, WIDEN_INT8
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import asker
 from edgellm.kernels.ops.quantize import row_quantizer, sums_maker
 from edgellm.kernels.ops.tile_products import as_multiplied, correction, is_corrected
 from edgellm.kernels.records import PLANE_BITS, TILE_ROWS
@@ -86,17 +85,6 @@ def build_narrow_int8(isa):
                 narrow_token(op, token)
 
     return narrow
-
-
-def build_ask_for_narrow_int8(isa):
-    """Ask memory for what `narrow_int8` will read."""
-    op_at, ask = record_viewer(NARROW_INT8), asker(isa)
-
-    def ask_for_narrow(record, chunk, thread):
-        op = op_at(record)
-        ask(op.weight, op.n_pieces * op.piece_bytes)
-
-    return ask_for_narrow
 
 
 class Narrowed(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from edgellm.kernels.staged import Value, Vocabulary, staged
+from edgellm.kernels.staged import Value, Vocabulary
 
 LINE = 64  # bytes of a cache line
 PAGE = 4096
@@ -28,16 +28,6 @@ def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
     for start in range(0, n_bytes, part):
         at = address + start
         v.prefetch((at & -PAGE) + ((at & (PAGE - 1)) / part) * LINE)
-
-
-def asker(isa):
-    """ask(address, n_bytes): have memory bring so many bytes."""
-
-    @staged(isa, "void", "i64", "i64")
-    def ask(v, address, n_bytes):
-        v.repeat((n_bytes + (LINE - 1)) / LINE, lambda i: v.prefetch(address + i * LINE))
-
-    return ask
 
 
 @njit(error_model="numpy")
