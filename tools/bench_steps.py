@@ -28,6 +28,7 @@ class Side:
     """A process with the model; it answers `limit` with GB/s, and a number of steps with milliseconds a step."""
 
     def __init__(self, checkout: Path, model: str, texts: int, depth: int, has_adapter: bool) -> None:
+        self._checkout = checkout
         command = [sys.executable, __file__, model, "--texts", str(texts), "--depth", str(depth), "--is-side"]
         self._process = subprocess.Popen(
             [*command, *(["--adapter"] if has_adapter else [])], cwd=checkout, stdin=subprocess.PIPE,
@@ -40,7 +41,9 @@ class Side:
         assert self._process.stdout is not None
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        if not (line := self._process.stdout.readline()):
+            raise SystemExit(f"{self._checkout} could not run the model; what it said stands above")
+        return float(line)
 
 
 def answer(model_name: str, texts: int, depth: int, has_adapter: bool) -> None:

@@ -193,7 +193,10 @@ class Program:
         return self._places.get(key, [])
 
     def _plan_prefetches(self) -> None:
-        """Tell every op which weights come next: those of the next op that has any, or its own next chunks."""
+        """Tell every op which weights come next: those of the next op that has any, or its own next chunks.
+
+        What is a single chunk is the first thread's: it prefetches that (`first`), and the others what comes behind it.
+        """
         weights, step, first = 0, 0, 0
         prefetches = []
         for index in reversed(range(len(self.steps))):
@@ -204,13 +207,12 @@ class Program:
             for op in parts:
                 record = self._part_records.get(op, self._records[index])
                 if op.schema is records.LINEAR:  # one at most: it comes before what is added to it
-                    own, of_chunk = int(record["weights"][0]), op.fields.get("chunk_rows", 0) * op.fields["row_bytes"]
-                    record["next_weights"], record["next_step"] = weights or own, step
-                    record["next_first"], first = first, 0
+                    own = int(record["weights"][0])
+                    record["next_weights"], record["next_step"], record["next_first"] = weights or own, step, first
                     if op.chunks.small_batch == 1:
                         first = own
                     else:
-                        weights, step = own, of_chunk
+                        weights, step, first = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"], 0
                 elif op.schema is records.ATTENTION:
                     record["chunk_count"] = self.n_chunks[index:].ctypes.data
             prefetches.append((weights, step, first))

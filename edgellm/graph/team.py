@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from edgellm.graph.forks import at_fork
-from edgellm.graph.record_memory import LINE, aligned
+from edgellm.graph.record_memory import LINE
 from edgellm.kernels import records
 from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.schema import WORD_BYTES
@@ -42,11 +42,9 @@ class Team:
         lead, work = KERNELS
         self._lead, self._work = store.function(lead), store.function(work)
         self._n_chunks = np.zeros((n_threads + 1, max_ops), np.int64)
-        self._shares = aligned(max_ops * n_threads * LINE).view(np.int64)
         self._seats = np.zeros((n_threads, LINE_WORDS), np.int64)
         self._record = records.TEAM.new()
         self._record["all_n_chunks"] = self._n_chunks.ctypes.data
-        self._record["shares"] = self._shares.ctypes.data
         self._record["max_ops"] = max_ops
         self._record["seats"] = self._seats.ctypes.data
         self._record["n_threads"] = n_threads
@@ -139,7 +137,9 @@ class Team:
         """Helpers that are not there yet, and no run that they could be late for."""
         self._record[["generation", "program", "n_chunks"]] = 0
         self._seats.fill(0)
-        self._shares.fill(0)
+        # Zeros that the system makes as they are touched: most programs have far fewer ops than there may be.
+        self._shares = np.zeros((self.max_ops * self.n_threads, LINE_WORDS), np.int64)
+        self._record["shares"] = self._shares.ctypes.data
         self._asleep = [True] * self.n_threads
         self._alarms = [threading.Semaphore(0) for _ in range(self.n_threads)]
         self._helpers: list[threading.Thread | None] = [None] * self.n_threads

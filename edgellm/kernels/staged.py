@@ -148,10 +148,10 @@ class Vocabulary:
     def prefetch(self, address: Value, level: int = 2, is_written: bool = False) -> None:
         """Ask for a cache line ahead of its use, into a level of cache, 1 or 2; a wrong address does no harm.
 
-        is_written:  to be written then: other cores are to give it up.
-
         level 0 is the first level too, and the line leaves no trace when it goes from there (non-temporal): so what is
         read once takes no room from what is read again.
+
+        is_written:  it is to be written to, so other cores give it up.
 
         A compiler barrier behind it keeps it where it is among loads. The compiler would gather those of a whole loop
         at its beginning, and a core that asks for many lines at once waits until it may ask for the next one.

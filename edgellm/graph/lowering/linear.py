@@ -135,14 +135,11 @@ def prefetching(
 
 @cache
 def even_chunk_rows(n_rows: int, turns: int, n_threads: int) -> int:
-    """Rows of a chunk, for about so many chunks for each thread: as even as the threads' shares can be."""
+    """Rows of a chunk, for about so many chunks for each thread: those that leave the least to the thread with most."""
 
-    def rows(turns: int) -> int:
-        return -(-n_rows // (turns * n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER
+    def first_share(chunk_rows: int) -> int:
+        """Rows of the first thread, which has each n_threads-th chunk from the first on: no other has more."""
+        return sum(min(chunk_rows, n_rows - start) for start in range(0, n_rows, chunk_rows * n_threads))
 
-    def largest_share(turns: int) -> int:
-        starts = range(0, n_rows, rows(turns))
-        shares = [starts[thread::n_threads] for thread in range(n_threads)]
-        return max(sum(min(rows(turns), n_rows - start) for start in share) for share in shares)
-
-    return rows(min(range(turns, turns + MORE_TURNS + 1), key=largest_share))
+    some = range(turns, turns + MORE_TURNS + 1)
+    return min((-(-n_rows // (n * n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER for n in some), key=first_share)

@@ -31,7 +31,7 @@ class Rotation:
     of_queries: Rotation | None = None
 
     def fill(self, positions: np.ndarray, table: np.ndarray) -> None:
-        """Cosines and sines, with all that they are multiplied by, into table: float32 [n_tokens, 2, n_rot / 2]."""
+        """Cosines and sines, with all that they are multiplied by, into table: float32 [n_positions, 2, n_rot / 2]."""
         angles = np.multiply.outer(positions, self.frequencies)
         np.cos(angles, out=table[:, 0], casting="same_kind")
         np.sin(angles, out=table[:, 1], casting="same_kind")

@@ -76,13 +76,14 @@ def build_linear_f32_decode(isa, fmt):
     """W [n_rows, n_cols] of floats by few tokens: reads the weights once, as fast as memory gives them."""
     op_at = record_viewer(LINEAR)
 
-    @staged(isa, "void", *["i64"] * 8)
-    def dot_rows(v, *args):
-        multiply_rows(v, fmt, *args)
+    def of_rows(n_rows):
+        @staged(isa, "void", *["i64"] * 8)
+        def dot_rows(v, *args):
+            multiply_rows(v, fmt, *args, n_rows=n_rows)
 
-    @staged(isa, "void", *["i64"] * 8)
-    def dot_few_rows(v, *args):
-        multiply_rows(v, fmt, *args, n_rows=8)
+        return dot_rows
+
+    dot_rows, dot_few_rows = of_rows(16), of_rows(8)
 
     def linear_f32_decode(record, chunk, thread):
         op = op_at(record)

@@ -34,10 +34,11 @@ from edgellm.kernels.staged import I64, Value, staged
 LINE = 64  # bytes
 OP_BYTES = len(OP.fields) * WORD_BYTES
 # The word of a share, from its lowest bits: chunks that are claimed, chunks that are done, and the number of the run.
-DONE_SHIFT, RUN_SHIFT = 20, 40
+DONE_SHIFT = MOST_CHUNKS.bit_length()
+RUN_SHIFT = 2 * DONE_SHIFT
 DONE = 1 << DONE_SHIFT
 ALL_DONE = (1 << RUN_SHIFT) - 1
-RUNS = 1 << 24  # until the numbers begin anew
+RUNS = 1 << (64 - RUN_SHIFT)  # until the numbers begin anew
 LATER = RUNS // 2  # what is not older by less is of a later run
 RENEWAL = RUNS // 8  # after so many runs, words that no op has used meanwhile are brought up to date
 ABORT_AT = list(PROGRAM.fields).index("abort") * WORD_BYTES
@@ -96,8 +97,8 @@ def _words(isa):
             v.prefetch(address + line * LINE)
 
     @staged(isa, "void", "i64")
-    def own(v, address):
-        """Ask for a line to write to: take it from the cores that have read it."""
+    def ask_to_write(v, address):
+        """Ask for a line ahead of writing to it: the cores that have read it give it up."""
         v.prefetch(address, level=1, is_written=True)
 
     @staged(isa, "void", "i64", "i64")
@@ -175,7 +176,7 @@ def _words(isa):
             if index < last:
                 following = op_at(program.ops + index * OP_BYTES)
                 ask(following.own, following.own_lines)
-                own(team.shares + (index * n_threads + thread) * LINE)
+                ask_to_write(team.shares + (index * n_threads + thread) * LINE)
             is_first = thread == 0 and op.prefetch_first != 0
             weights = op.prefetch_first if is_first else op.prefetch + thread * op.prefetch_step
             if weights != prefetched_of:
@@ -242,7 +243,7 @@ def build_lead(isa):
     def renew(team, run):
         """Words that no run has used for long, as the last run left its own, before they seem to be of a later one."""
         for index in range(team.max_ops * team.n_threads):
-            store(team.shares + index * LINE, (((run - 1) & (RUNS - 1)) << RUN_SHIFT) + ALL_DONE)
+            prepare(team.shares + index * LINE, (((run - 1) & (RUNS - 1)) << RUN_SHIFT) + ALL_DONE)
 
     def lead(team_address, program_address, first):
         team, program = team_at(team_address), program_at(program_address)
@@ -252,8 +253,9 @@ def build_lead(isa):
             n_chunks = free_copy(team)
             for index in range(program.n_ops):
                 prepare(n_chunks + index * WORD_BYTES, load(program.n_chunks + index * WORD_BYTES))
-            if team.generation // 2 % RENEWAL == 0:
-                renew(team, team.generation // 2 + 1)
+            run = team.generation // 2 + 1
+            if run % RENEWAL == 0:
+                renew(team, run)
             store(team_address + PROGRAM_AT, program_address)
             store(team_address + N_CHUNKS_AT, n_chunks)
             fetch_add(team_address, 1)  # even: the run is on
