@@ -41,8 +41,10 @@ def unfinished(
     OSError names the target, whatever could not be done.
     """
     with _errors_name(called or target):
-        path, handle = _create(target, permissions)
-        try:
+        path = _new_name(target)
+        try:  # before there is a file, for the exception that a signal raises may come at any line
+            while (handle := _create(path, permissions)) is None:
+                path = _new_name(target)
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
@@ -81,18 +83,21 @@ def _errors_name(target: Path) -> Iterator[None]:
         raise
 
 
-def _create(target: Path, permissions: int | None) -> tuple[Path, int]:
-    """A new file beside a target, locked: its path and an open handle."""
+def _new_name(target: Path) -> Path:
+    return target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.unfinished")
+
+
+def _create(path: Path, permissions: int | None) -> int | None:
+    """Make a new file and lock it: an open handle, or None if somebody took it for left behind before it was locked."""
     how = os.O_RDWR | os.O_CREAT | os.O_EXCL | SAFELY
-    while True:
-        path = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.unfinished")
-        handle = os.open(path, how, 0o666 if permissions is None else permissions & 0o600)
-        if permissions is not None and hasattr(os, "fchmod"):
-            with contextlib.suppress(OSError):  # a file system without permissions
-                os.fchmod(handle, permissions)
-        if sys.platform == "win32" or (_lock(handle, or_else=True) and _is_at(path, handle)):
-            return path, handle
-        os.close(handle)  # before it was locked, somebody took it for left behind
+    handle = os.open(path, how, 0o666 if permissions is None else permissions & 0o600)
+    if permissions is not None and hasattr(os, "fchmod"):
+        with contextlib.suppress(OSError):  # a file system without permissions
+            os.fchmod(handle, permissions)
+    if sys.platform == "win32" or (_lock(handle, or_else=True) and _is_at(path, handle)):
+        return handle
+    os.close(handle)
+    return None
 
 
 def _is_at(path: Path, handle: int) -> bool:

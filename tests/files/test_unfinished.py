@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgellm.errors import UsageError
 from edgellm.files import atomic_write, check_room, refuse_target
+from edgellm.files.unfinished import __file__ as UNFINISHED_FILE
 from edgellm.files.unfinished import clear_unfinished
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.quants import FORMATS
@@ -91,6 +94,44 @@ def test_a_writer_that_is_stopped_is_alive(tmp_path: Path) -> None:
     process.send_signal(signal.SIGCONT)
     process.communicate(b" a file")
     assert (tmp_path / "out.gguf").read_bytes() == b"half a file"
+
+
+@POSIX
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that was not closed in time
+def test_interrupted_at_any_line(tmp_path: Path) -> None:
+    """Python answers a signal between two lines, whichever they are; here by an exception at each of them in turn."""
+    target = tmp_path / "out.gguf"
+    target.write_bytes(b"old")
+    n = 0
+    while is_interrupted_at(n, target):
+        assert names(tmp_path) == ["out.gguf"], n
+        n += 1
+    assert target.read_bytes() == b"new"
+    assert n > 15
+
+
+def is_interrupted_at(n: int, target: Path) -> bool:
+    """Write the target, with an exception at the nth line of the module under test; False if there are fewer lines."""
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal n
+        if frame.f_code.co_filename != UNFINISHED_FILE:
+            return None
+        n -= event == "line"
+        if n < 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    usual = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        write(target, b"new")
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(usual)
+    return False
 
 
 @POSIX
