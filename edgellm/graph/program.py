@@ -15,11 +15,12 @@ from edgellm.graph.lowering import Lowered
 from edgellm.graph.nodes import Value
 from edgellm.graph.ops import Buffer, Chunks, Op, Packed, Quantized, Rows, Table, Tiled
 from edgellm.graph.plan import dependencies, plan
-from edgellm.graph.record_memory import LINE, RecordMemory, aligned, gathered
+from edgellm.graph.record_memory import RecordMemory, aligned, gathered
 from edgellm.graph.team import Team
 from edgellm.kernels import records
 from edgellm.kernels.low_rank_records import NARROW_INT8
 from edgellm.kernels.records import MOST_CHUNKS
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.store import KernelStore
 from edgellm.machine import total_memory
 from edgellm.quants.tiles import to_tiles
@@ -197,7 +198,7 @@ class Program:
 
         What is a single chunk is the first thread's: it prefetches that (`first`), and the others what comes behind it.
         """
-        weights, step, first = 0, 0, 0
+        weights, step, n_chunks, first = 0, 0, 0, 0
         prefetches = []
         for index in reversed(range(len(self.steps))):
             parts = self.steps[index].parts or [self.steps[index]]
@@ -208,16 +209,19 @@ class Program:
                 record = self._part_records.get(op, self._records[index])
                 if op.schema is records.LINEAR:  # one at most: it comes before what is added to it
                     own = int(record["weights"][0])
-                    record["next_weights"], record["next_step"], record["next_first"] = weights or own, step, first
+                    record["next_weights"], record["next_first"] = weights or own, first
+                    record["next_step"], record["next_chunks"] = step, n_chunks
                     if op.chunks.small_batch == 1:
                         first = own
                     else:
                         weights, step, first = own, op.fields.get("chunk_rows", 0) * op.fields["row_bytes"], 0
+                        n_chunks = op.chunks.small_batch or 0
                 elif op.schema is records.ATTENTION:
                     record["chunk_count"] = self.n_chunks[index:].ctypes.data
-            prefetches.append((weights, step, first))
-        columns = np.array(prefetches[::-1], np.int64).reshape(-1, 3).T
-        for name, words in zip(("prefetch", "prefetch_step", "prefetch_first"), columns, strict=True):
+            prefetches.append((weights, step, n_chunks, first))
+        columns = np.array(prefetches[::-1], np.int64).reshape(-1, 4).T
+        names = ("prefetch", "prefetch_step", "prefetch_chunks", "prefetch_first")
+        for name, words in zip(names, columns, strict=True):
             self.ops[name] = words
 
     def _record(self, op: Op, scratch_bytes: int) -> np.ndarray:

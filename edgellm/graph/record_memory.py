@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from edgellm.graph.ops import Op, Packed
-from edgellm.kernels.schema import Schema
+from edgellm.kernels.schema import LINE, Schema
 
-LINE = 64
 PIECE_BYTES = 1 << 16
 OP_BYTES = 1 << 12  # more than the records of most ops
 

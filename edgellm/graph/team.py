@@ -15,10 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from edgellm.graph.forks import at_fork
-from edgellm.graph.record_memory import LINE
 from edgellm.kernels import records
 from edgellm.kernels.registry import Kernel, find
-from edgellm.kernels.schema import WORD_BYTES
+from edgellm.kernels.schema import LINE, WORD_BYTES
 from edgellm.kernels.store import KernelStore
 
 LINE_WORDS = LINE // WORD_BYTES

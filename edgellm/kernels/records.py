@@ -104,6 +104,7 @@ LINEAR = Schema(
     n_threads="i64",
     next_weights="ptr",  # of the next op that has any; its own where it is the last
     next_step="i64",  # bytes from one of its chunks to the next
+    next_chunks="i64",  # how many it has
     next_first="ptr",  # weights that the first thread reads before, by itself; or 0
     scratch="ptr",
     scratch_bytes="i64",  # each thread's own, for the unpacked tile
@@ -386,6 +387,7 @@ OP = Schema(
     # Weights that this op reads, or the next one with any: who waits prefetches the start of a thread's chunk.
     prefetch="ptr",
     prefetch_step="i64",  # bytes from one chunk to the next
+    prefetch_chunks="i64",  # how many there are
     prefetch_first="ptr",  # for the first thread: what it reads by itself, or 0
     prefetch_bytes="i64",  # of each
     # Its record and all that this points to, which is prefetched while the op before is done.

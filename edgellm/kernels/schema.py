@@ -19,6 +19,7 @@ from struct import Struct
 import numpy as np
 
 WORD_BYTES = 8
+LINE = 64  # bytes of a cache line
 
 
 class Schema:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from edgellm.graph.ops import Chunks, Op, Packed
-from edgellm.graph.record_memory import LINE, PIECE_BYTES, RecordMemory, gathered
+from edgellm.graph.record_memory import PIECE_BYTES, RecordMemory, gathered
 from edgellm.kernels.low_rank_records import NARROW_INT8
 from edgellm.kernels.registry import find
-from edgellm.kernels.schema import Schema
+from edgellm.kernels.schema import LINE, Schema
 
 POINT = Schema("point", x="i64", y="f64")
 

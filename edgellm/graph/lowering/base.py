@@ -21,7 +21,7 @@ from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, CacheType
 from edgellm.kernels.registry import find
-from edgellm.kernels.schema import Schema
+from edgellm.kernels.schema import LINE, Schema
 from edgellm.machine import last_level_cache
 from edgellm.quants import BlockFormat
 from edgellm.quants.floats import FloatFormat
@@ -78,9 +78,6 @@ class Target:
         """How tiles are prefetched. What the last level of cache can hold until the next token may stay there."""
         what, n_bytes = self.tuning.tiles_prefetch, sum(tiles.nbytes for tiles in self.tiles.values())
         return "lines" if what == "non_temporal" and n_bytes <= last_level_cache() else what
-
-
-LINE = 64  # bytes that states of a layer are a multiple of
 
 
 class Lowering:

@@ -29,6 +29,7 @@ from edgellm.kernels.ops.attention_merge import (
 from edgellm.kernels.ops.attention_tiles import SPAN_ROW_BYTES
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.rotate import rotation
+from edgellm.kernels.ops.shares import share_start
 from edgellm.kernels.records import ATTENTION, ATTENTION_TASK, KV_BLOCK, SPAN_TOKENS
 from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 
@@ -180,12 +181,10 @@ def build_attention(isa, kind: CacheType):
     bias = staged(isa, "void", "i64", "i64", "i64", "f32")(_bias)
 
     @njit(error_model="numpy")
-    def next_keys(op, pair, otherwise):
+    def next_keys(op, pair, thread, otherwise):
         """Where the keys start that this thread is likely to need after this pair."""
-        following = pair + 1
-        if following % op.chunk_heads == 0:
-            following += (op.n_threads - 1) * op.chunk_heads
-        if following >= load_i64(op.chunk_count) * op.chunk_heads:
+        following, n_chunks = pair + 1, load_i64(op.chunk_count)
+        if following in (n_chunks * op.chunk_heads, share_start(n_chunks, thread + 1, op.n_threads) * op.chunk_heads):
             return otherwise
         task = task_at(op.tasks + following // op.n_kv_heads * task_bytes)
         block = max(task.kv_begin, task.position - op.window + 1) // KV_BLOCK
@@ -253,7 +252,7 @@ def build_attention(isa, kind: CacheType):
                 if block + 1 < end_block:
                     following = all_values + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes
                 else:
-                    following = next_keys(op, pair, values)
+                    following = next_keys(op, pair, thread, values)
                 begin, stop = begin_span - block * KV_BLOCK, end_span - block * KV_BLOCK
                 weigh(scores + (block - first_block) * KV_BLOCK * 4, n_rows, value_dim, max(begin, 0),
                       min(stop, KV_BLOCK), values, following, result, spare)  # fmt: skip

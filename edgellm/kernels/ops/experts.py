@@ -20,6 +20,7 @@ from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops import linear, linear_decode, linear_f32
 from edgellm.kernels.ops.expert_rows import expert_finder
 from edgellm.kernels.ops.memory import memory
+from edgellm.kernels.ops.shares import share_start
 from edgellm.kernels.staged import staged
 from edgellm.quants.floats import FloatFormat
 
@@ -63,14 +64,14 @@ def for_few(isa, n_step, multiply):
     _, _, output_of, put = pair_words(isa)
 
     @njit(error_model="numpy")
-    def prefetch_address(op, chunk, row, end, weights):
+    def prefetch_address(op, chunk, thread, row, end, weights):
         """As in `linear.prefetch_address`; the next chunk may be another expert's."""
         address = weights + row * op.row_bytes + op.prefetch_distance
         beyond = address - (weights + end * op.row_bytes)
-        following = chunk + op.n_threads
-        pair = following // op.small_chunks_of
-        if beyond < 0 or pair >= op.batch.n_tokens * op.n_used:
+        following, n_chunks = chunk + 1, op.batch.n_tokens * op.n_used * op.small_chunks_of
+        if beyond < 0 or following in (n_chunks, share_start(n_chunks, thread + 1, op.n_threads)):
             return address
+        pair = following // op.small_chunks_of
         first = following % op.small_chunks_of * op.small_chunk_rows
         return op.weights + expert_of(op, pair) * op.expert_bytes + first * op.row_bytes + beyond
 
@@ -88,7 +89,7 @@ def for_few(isa, n_step, multiply):
         first = chunk % op.small_chunks_of * op.small_chunk_rows
         end = min(first + op.small_chunk_rows, op.n_rows)
         for row in range(first, end, n_step):
-            ahead = prefetch_address(op, chunk, row, end, weights)
+            ahead = prefetch_address(op, chunk, thread, row, end, weights)
             for pair in range(first_pair, n_pairs):
                 if expert_of(op, pair) == expert:
                     if row + n_step <= op.n_rows:

@@ -19,11 +19,11 @@ from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.sampling_records import GROUP_LARGEST, GROUP_SPREAD, GROUP_WEIGHTS, GROUPS_TOGETHER
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.staged import F32, F64, I1, I16, I64, Value, Vocabulary, staged, vector
 
 LANES = 16
 GROUP_BYTES = 4 * MAXIMA_GROUP
-LINE = 64  # bytes
 AHEAD = 16  # groups that are asked for while one is computed: memory answers late, and not by itself across pages
 
 

@@ -10,8 +10,9 @@ from functools import partial
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import LINE, PAGE, prefetch_page_starts
+from edgellm.kernels.ops.prefetching import PAGE, prefetch_page_starts
 from edgellm.kernels.records import MULTIPLY_LIMIT, READ_LIMIT, S_PER_STEP, S_REGISTERS, U_REGISTERS
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.staged import I8, I32, I64, Value, Vocabulary, staged
 
 LINES_PER_STEP = 8

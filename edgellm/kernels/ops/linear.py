@@ -193,7 +193,7 @@ def prefill_kernel(isa, fmt, n_planes: int, unpack):
         tile_bytes = TILE_ROWS * (op.n_cols + 8 * (op.n_cols // per_scale))
         first = chunk * (16 * most)
         n_tiles = min(most, (op.n_rows - first + 15) // 16)
-        ahead = next_rows(op, chunk, 16 * most)
+        ahead = next_rows(op, chunk, thread, 16 * most)
         for i in range(n_tiles):
             unpack(op, op.weights, first + i * 16, tiles + i * tile_bytes, ahead + i * 16 * op.row_bytes)
         if n_tiles == most:

@@ -128,7 +128,7 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
         scratch = op.scratch + thread * op.scratch_bytes
         found = scratch + AMX_CONFIG_BYTES
         tile = found + AMX_SUMS_BYTES
-        unpack(op, op.weights, chunk * 16, tile, next_rows(op, chunk, 16))
+        unpack(op, op.weights, chunk * 16, tile, next_rows(op, chunk, thread, 16))
         begin(scratch)
         multiply(op, tile, chunk * 16, found)
         end()

@@ -15,8 +15,9 @@ from edgellm.kernels.ops.linear import sums_reader
 from edgellm.kernels.ops.linear_tiles import LINES, NON_TEMPORAL, build_linear_tiles, multiply_few
 from edgellm.kernels.ops.low_rank_int8 import Narrowed, build_widen_int8, widened
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import LINE, prefetch_address
+from edgellm.kernels.ops.prefetching import prefetch_address
 from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.staged import Value, Vocabulary, staged
 
 TILES_AHEAD = 2

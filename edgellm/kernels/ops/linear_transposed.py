@@ -18,10 +18,9 @@ from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.dequantize import dequantize_row
 from edgellm.kernels.ops.products import add_products, rows_of
 from edgellm.kernels.records import F32_TILE_COLS, ROW_ALIGN
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
-
-LINE = 64  # bytes of a cache line
 
 
 def unpack_tile(

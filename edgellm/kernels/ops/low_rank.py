@@ -12,7 +12,7 @@ from edgellm.kernels.low_rank_records import ADD_SCALED, NARROW, WIDEN
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.prefetching import LINE
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 

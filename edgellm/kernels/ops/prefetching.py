@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from numba import njit
 
+from edgellm.kernels.ops.shares import share_start
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.staged import Value, Vocabulary
 
-LINE = 64  # bytes of a cache line
 PAGE = 4096
 PAGE_LINES = 4  # of the start of a page
 
@@ -34,30 +35,29 @@ def prefetch_page_starts(v: Vocabulary, address: Value, n_bytes: int) -> None:
 def prefetch_address(op, chunk, thread, row):
     """The weights to prefetch while rows from `row` on are multiplied: op.prefetch_distance bytes further on.
 
-    Beyond the end of the chunk, these are the first ones of what this thread is likely to do next: the chunk that
-    comes when every other thread has had one too, or one of the next op. What comes in one chunk is the first
-    thread's, and the others are ahead of it.
+    Beyond the end of the chunk, these are the first ones of what this thread is likely to do next: the next chunk of
+    its share, or the first one of the next op. What comes in one chunk is the first thread's, and the others are ahead
+    of it.
     """
     end = op.weights + min((chunk + 1) * op.chunk_rows, op.n_rows) * op.row_bytes
     address = op.weights + row * op.row_bytes + op.prefetch_distance
     if address < end:
         return address
-    following = chunk + op.n_threads
-    if following * op.chunk_rows < op.n_rows:
-        return op.weights + following * op.chunk_rows * op.row_bytes + (address - end)
+    n_chunks = (op.n_rows + op.chunk_rows - 1) // op.chunk_rows
+    if chunk + 1 < share_start(n_chunks, thread + 1, op.n_threads):
+        return address  # chunks follow each other
     if thread == 0 and op.next_first != 0:
         return op.next_first + (address - end)
-    return op.next_weights + thread * op.next_step + (address - end)
+    return op.next_weights + share_start(op.next_chunks, thread, op.n_threads) * op.next_step + (address - end)
 
 
 @njit(error_model="numpy")
-def next_rows(op, chunk, n_rows):
+def next_rows(op, chunk, thread, n_rows):
     """The rows to prefetch while the n_rows of a chunk are unpacked: what this thread is likely to unpack next.
 
-    That is the chunk that comes when every other thread has had one too; behind the last one, rows of the next op, as
-    if they were as long.
+    That is the next chunk of its share, or the first one of the next op, as if its rows were as long and as many.
     """
-    following, n_chunks = chunk + op.n_threads, (op.n_rows + n_rows - 1) // n_rows
-    if following < n_chunks:
-        return op.weights + following * n_rows * op.row_bytes
-    return op.next_weights + (following - n_chunks) * n_rows * op.row_bytes
+    n_chunks = (op.n_rows + n_rows - 1) // n_rows
+    if chunk + 1 < share_start(n_chunks, thread + 1, op.n_threads):
+        return op.weights + (chunk + 1) * n_rows * op.row_bytes
+    return op.next_weights + share_start(n_chunks, thread, op.n_threads) * n_rows * op.row_bytes

@@ -4,8 +4,8 @@ An op is done when all its chunks are done, not when all threads have met: a thr
 system has put aside holds the others up only if it was in the middle of a chunk. Before an op starts, the ops it
 depends on must be done; ops that do not depend on each other overlap.
 
-Every thread has a share of an op's chunks: of n threads, each n-th one. It claims these, and then what is left of the
-others' shares. A share is counted in a word on a cache line of its own, which mostly one thread writes: a line that
+Every thread has a share of an op's chunks (`ops/shares.py`). It claims these, and then what is left of the others'
+shares. A share is counted in a word on a cache line of its own, which mostly one thread writes: a line that
 two threads write goes to and fro between their cores, and where these have no cache in common, that takes longer than
 a small op. And in every run a thread gets the same rows, which its caches may still have.
 
@@ -27,11 +27,11 @@ from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import call_kernel
+from edgellm.kernels.ops.shares import share_size, share_start
 from edgellm.kernels.records import MOST_CHUNKS, OP, PROGRAM, TEAM
-from edgellm.kernels.schema import WORD_BYTES
+from edgellm.kernels.schema import LINE, WORD_BYTES
 from edgellm.kernels.staged import I64, Value, staged
 
-LINE = 64  # bytes
 OP_BYTES = len(OP.fields) * WORD_BYTES
 # The word of a share, from its lowest bits: chunks that are claimed, chunks that are done, and the number of the run.
 DONE_SHIFT = MOST_CHUNKS.bit_length()
@@ -133,11 +133,6 @@ def _words(isa):
         return age >= LATER or (age == 0 and (word >> DONE_SHIFT) & MOST_CHUNKS >= n)
 
     @njit(error_model="numpy")
-    def share_size(n_chunks, thread, n_threads):
-        each = n_chunks // n_threads
-        return each + (1 if thread < n_chunks - each * n_threads else 0)
-
-    @njit(error_model="numpy")
     def wait_for(shares, n_chunks, n_threads, run, system_yield, weights, n_prefetched, n_bytes):
         """Until an op is done. Meanwhile, prefetch the first n_bytes of weights; returns how many were so far."""
         spins = 0
@@ -178,7 +173,9 @@ def _words(isa):
                 ask(following.own, following.own_lines)
                 ask_to_write(team.shares + (index * n_threads + thread) * LINE)
             is_first = thread == 0 and op.prefetch_first != 0
-            weights = op.prefetch_first if is_first else op.prefetch + thread * op.prefetch_step
+            weights = op.prefetch_first
+            if not is_first:
+                weights = op.prefetch + share_start(op.prefetch_chunks, thread, n_threads) * op.prefetch_step
             if weights != prefetched_of:
                 n_prefetched, prefetched_of = 0, weights
             while n_done < op.depends:
@@ -196,10 +193,11 @@ def _words(isa):
             owner = thread
             for _ in range(n_threads):
                 n, share = share_size(n_chunks, owner, n_threads), shares + owner * LINE
+                start = share_start(n_chunks, owner, n_threads)
                 at = claim(share, run, n, 0) if n > 0 else 0
                 while at < n:
                     if load(program_address + ABORT_AT) == 0:
-                        call(op.kernel, op.record, owner + at * n_threads, thread)
+                        call(op.kernel, op.record, start + at, thread)
                     at = claim(share, run, n, DONE)
                 owner = owner + 1 if owner + 1 < n_threads else 0
         while last == program.n_ops and n_done < last:
