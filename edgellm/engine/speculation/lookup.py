@@ -8,7 +8,6 @@ while its guesses are not used.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 from edgellm.engine.request import Request
 from edgellm.engine.speculation.drafter import Guess
@@ -21,13 +20,16 @@ CHANCES = {3: 0.35, 4: 0.45, 6: 0.6, 9: 0.75, 16: 0.85, 32: 0.93}
 WEIGHT = 0.15  # of the last guess, in what is known of a text
 WEIGHT_FOR_ALL = 0.02  # and in what is known of all texts
 LIKELIEST = 0.995
+# Behind a pass over the weights, even a few lines of Python take longer than in a loop. So where nothing was found for so
+# many tokens, it looks at every fourth one only, until it finds something.
+PATIENCE, PAUSE = 32, 4
 
 
 class Lookup:
     """A drafter, for any number of texts."""
 
     def __init__(self) -> None:
-        self._texts: WeakKeyDictionary[Request, _Text] = WeakKeyDictionary()
+        self._texts: dict[Request, _Text] = {}
         self._usual = dict(CHANCES)
 
     def guess(self, requests: Sequence[Request], most: int, pace: Pace) -> dict[Request, Guess]:
@@ -36,6 +38,8 @@ class Lookup:
             text = self._texts.get(request)
             if text is None:
                 text = self._texts[request] = _Text(self._usual)
+            if pace.is_measured and text.rests(request.tokens):
+                continue
             guess = text.guess(request.tokens, min(most, request.most_guesses))
             if guess is not None:
                 found[request] = guess
@@ -56,12 +60,19 @@ class _Text:
         self._after: list[dict[tuple[int, ...], int]] = [{} for _ in SIZES]
         self._n_known = 0
         self._last: tuple[int, list[int], int] | None = None  # the last guess: at which length, and how many agreed
+        self._n_vain = 0  # so often in a row it has found nothing
+
+    def rests(self, tokens: list[int]) -> bool:
+        """Whether it is not worth looking at this token."""
+        return self._n_vain >= PATIENCE and len(tokens) % PAUSE != 0
 
     def guess(self, tokens: list[int], most: int) -> Guess | None:
         self._learn(tokens)
         place, n_agree = self._find(tokens)
         if n_agree == 0:
+            self._n_vain += 1
             return None
+        self._n_vain = 0
         guessed = _continued(tokens, place, max(1, most))
         self._last = (len(tokens), guessed, n_agree)
         if most < 1:

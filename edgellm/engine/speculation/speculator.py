@@ -31,6 +31,8 @@ class Speculator:
             if n_room <= 0 or not open_ones:
                 break
             guesses = drafter.guess(open_ones, min(self.most, n_room), self.pace)
+            if not guesses:
+                continue
             n_rows = len(requests) + sum(map(len, found.values()))
             counts = self.pace.worth({r: guess.chances for r, guess in guesses.items()}, n_rows, n_room)
             for request, n in counts.items():

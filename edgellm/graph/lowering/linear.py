@@ -138,8 +138,8 @@ def even_chunk_rows(n_rows: int, turns: int, n_threads: int) -> int:
     """Rows of a chunk, for about so many chunks for each thread: those that leave the least to the thread with most."""
 
     def first_share(chunk_rows: int) -> int:
-        """Rows of the first thread, which has each n_threads-th chunk from the first on: no other has more."""
-        return sum(min(chunk_rows, n_rows - start) for start in range(0, n_rows, chunk_rows * n_threads))
+        """Rows of the first thread: no other has more."""
+        return min(n_rows, -(-n_rows // (chunk_rows * n_threads)) * chunk_rows)
 
     some = range(turns, turns + MORE_TURNS + 1)
     return min((-(-n_rows // (n * n_threads * ROWS_TOGETHER)) * ROWS_TOGETHER for n in some), key=first_share)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.engine.request import Request
-from edgellm.engine.speculation.lookup import LONGEST, SIZES, Lookup, _continued
+from edgellm.engine.speculation.lookup import LONGEST, PATIENCE, PAUSE, SIZES, Lookup, _continued
 from edgellm.engine.speculation.pace import LEAST_GAIN, Pace
 
 
@@ -77,6 +77,24 @@ def test_chances_follow_what_comes() -> None:
         text.tokens += [400, 401, 402]
         found = lookup.guess([text], 1, Pace())
     assert found[text].chances[0] < 0.2
+
+
+def test_a_text_that_repeats_nothing_is_looked_at_less_often() -> None:
+    """Not where all guesses are to be checked. What is copied later is found all the same, a little later."""
+    firsts = {}
+    for is_measured in (False, True):
+        lookup, text, pace = Lookup(), Text(list(range(100))), Pace(is_measured)
+        for token in range(100, 100 + PATIENCE):
+            assert not lookup.guess([text], 5, pace)
+            text.tokens.append(token)
+        found = []
+        for token in range(20, 20 + 3 * PAUSE):  # a copy of what stands there
+            text.tokens.append(token)
+            found.append(text in lookup.guess([text], 5, pace))
+        firsts[is_measured] = found.index(True)
+        assert all(found[firsts[is_measured] :])
+    assert firsts[False] == min(SIZES) - 1
+    assert firsts[False] < firsts[True] < min(SIZES) - 1 + PAUSE
 
 
 def measured(seconds: dict[int, float]) -> Pace:
