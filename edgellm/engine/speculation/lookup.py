@@ -20,8 +20,8 @@ CHANCES = {3: 0.35, 4: 0.45, 6: 0.6, 9: 0.75, 16: 0.85, 32: 0.93}
 WEIGHT = 0.15  # of the last guess, in what is known of a text
 WEIGHT_FOR_ALL = 0.02  # and in what is known of all texts
 LIKELIEST = 0.995
-# Behind a pass over the weights, even a few lines of Python take longer than in a loop. So where nothing was found for so
-# many tokens, it looks at every fourth one only, until it finds something.
+# Behind a pass over the weights, little of Python is in the caches, and looking takes longer than in a loop. So after
+# so many tokens at which nothing was found, it looks at every fourth one only, until it finds something.
 PATIENCE, PAUSE = 32, 4
 
 
