@@ -145,11 +145,11 @@ def test_what_one_thread_reads_alone_only_that_one_prefetches(
     assert [(int(word["prefetch"]), int(word["prefetch_first"])) for word in words] == [(a, 0), (c, b), (c, 0)]
     records = [program._records[steps[at]] for at in (a, b)]
     assert [(int(record["next_weights"][0]), int(record["next_first"][0])) for record in records] == [(c, b), (c, 0)]
-    # Every thread begins with the first chunk of its share.
+    # By the number of chunks, every thread finds where its share begins.
     program.run({"tokens": 1})
-    last = int(program.n_chunks[steps[c]])
-    assert last > 2
-    assert {int(word["prefetch_chunks"]) for word in words[1:]} == {int(records[0]["next_chunks"][0])} == {last}
+    n_chunks = int(program.n_chunks[steps[c]])
+    assert n_chunks > 2
+    assert {int(word["prefetch_chunks"]) for word in words[1:]} == {int(records[0]["next_chunks"][0])} == {n_chunks}
 
 
 def test_a_batch_of_too_many_chunks_is_refused(store: KernelStore, team_of: Callable[[int], Team], monkeypatch) -> None:

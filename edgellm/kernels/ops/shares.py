@@ -1,7 +1,7 @@
 """Which chunks of an op are whose: every thread has a share of neighbours, from which it takes one after the other.
 
-What a core reads ahead by itself, behind the rows that it was asked for, is then mostly its own thread's next work, and
-not what another core is just writing.
+A core's hardware prefetcher goes on behind the last row that was read. With neighbours, what it brings is mostly its
+own thread's next work; otherwise it takes lines from the core that is just writing them.
 """
 
 from __future__ import annotations
