@@ -9,9 +9,16 @@ import argparse
 import json
 import subprocess
 import sys
+from itertools import cycle, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgellm.params import RuntimeConfig
+
+if TYPE_CHECKING:
+    from edgellm.text import Tokenizer
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def compare(model: str, runtime: RuntimeConfig, n_texts: int, n_tokens: int) -> tuple[int, int]:
@@ -55,10 +62,15 @@ def _child(
         model, n_ctx=n_tokens, n_threads=n_threads, n_batch=n_batch, kv_type=kv_type, disk_bytes=0
     ) as loaded:
         loaded.tokenizer.stop_ids = frozenset()
-        n_vocab = loaded.tokenizer.n_vocab
-        texts = [[(17 * i + 31 * text + 3) % n_vocab for i in range(n_tokens - n_answer)] for text in range(n_texts)]
+        texts = _texts(loaded.tokenizer, n_texts, n_tokens - n_answer)
         loaded.batch(texts, n_parallel=n_texts, max_tokens=n_answer, temperature=0.0)
         return peak_memory()
+
+
+def _texts(tokenizer: Tokenizer, n_texts: int, n_tokens: int) -> list[list[int]]:
+    """Pieces of this project's documentation: which embeddings are read is as with any text that people have."""
+    ids = cycle(tokenizer.encode("".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md")))))
+    return [list(islice(ids, n_tokens)) for _ in range(n_texts)]
 
 
 def main() -> None:

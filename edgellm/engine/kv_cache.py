@@ -45,19 +45,6 @@ def blocks_of_text(window: int | None, n_ctx: int, n_batch: int) -> int:
     return whole if window is None else min(whole, 2 * (blocks_for(window + KEPT_BEHIND + n_batch) + 1))
 
 
-def bytes_of_texts(layers: SequenceOf[CacheLayer], n_texts: int, n_tokens: int, n_batch: int) -> int:
-    """The most that so many texts of n_tokens each take at a time, while they are computed n_batch tokens at a time."""
-
-    def blocks(window: int | None) -> int:
-        whole = n_texts * blocks_for(n_tokens)
-        if window is None:
-            return whole
-        # What a window reaches and what is kept behind it, with a block that either begins in; and the batch before it.
-        return min(whole, n_texts * (blocks_for(window + KEPT_BEHIND) + 1) + blocks_for(n_batch))
-
-    return sum(blocks(layer.window) * layer.block_bytes for layer in layers)
-
-
 class KVCache:
     """The memory of all sequences of a model: blocks in every layer.
 
@@ -98,6 +85,11 @@ class KVCache:
     def n_free_blocks(self) -> int:
         """Blocks that nobody holds."""
         return sum(pool.n_free for pool in self.pools)
+
+    def blocks_of_layers(self) -> list[tuple[CacheLayer, int]]:
+        """Each layer with the number of blocks that it has."""
+        n_blocks = {pool.window: pool.n_blocks for pool in self.pools}
+        return [(layer, n_blocks[layer.window]) for layer in self.layers]
 
     @property
     def token_bytes(self) -> int:

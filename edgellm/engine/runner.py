@@ -375,6 +375,11 @@ class Runner:
                 del self._bound[tensor]
 
     @property
+    def position_bytes(self) -> int:
+        """What each position that is reached takes beside the cache."""
+        return self._body_batch.position_bytes
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         """What the file says of the model."""
         return self._file.metadata

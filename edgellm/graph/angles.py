@@ -6,7 +6,8 @@ import numpy as np
 
 from edgellm.graph.nodes import Rotation
 
-LEAST_POSITIONS = 256
+STEP = 256  # positions that are computed at once
+GROWTH = 4  # each place is so many times as large as the one before; the system gives memory as it is first written
 
 
 class Angles:
@@ -18,17 +19,25 @@ class Angles:
 
     def __init__(self, rotation: Rotation) -> None:
         self.rotation = rotation
-        self.table = np.empty((0, 2, len(rotation.frequencies)), np.float32)
+        self._place = np.empty((0, 2, len(rotation.frequencies)), np.float32)
+        self.table = self._place
         self.address = np.zeros(1, np.int64)
+
+    @property
+    def position_bytes(self) -> int:
+        """Of a position in the table."""
+        return self.table.strides[0]
 
     def reach(self, n_positions: int) -> None:
         """Know the positions before n_positions. Only between runs."""
         n_known = len(self.table)
         if n_positions <= n_known:
             return
-        n = max(n_positions, 2 * n_known, LEAST_POSITIONS)
-        table = np.empty((n, *self.table.shape[1:]), np.float32)
-        table[:n_known] = self.table
-        self.rotation.fill(np.arange(n_known, n), table[n_known:])
-        self.table = table
-        self.address[0] = table.ctypes.data
+        n = -(-n_positions // STEP) * STEP
+        if n > len(self._place):
+            self._place = np.empty((max(n, GROWTH * len(self._place)), *self.table.shape[1:]), np.float32)
+            self._place[:n_known] = self.table
+            self.address[0] = self._place.ctypes.data
+        for start in range(n_known, n, STEP):
+            self.rotation.fill(np.arange(start, start + STEP), self._place[start : start + STEP])
+        self.table = self._place[:n]

@@ -87,6 +87,11 @@ class Batch:
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
 
+    @property
+    def position_bytes(self) -> int:
+        """What a position that is reached takes in tables."""
+        return sum(angles.position_bytes for angles in self.angles)
+
     def prepare_adapters(self, n: int) -> None:
         """Tables for so many adapters, for the programs that are made after this."""
         self.adapters += [np.zeros(self.capacity, np.float32) for _ in range(len(self.adapters), n)]

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgellm.arch import architecture_of
 from edgellm.engine.block_table import blocks_for
-from edgellm.engine.kv_cache import Sequence, bytes_of_texts
+from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.layout import Layout, tensors_to_tile
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
@@ -38,7 +38,7 @@ from edgellm.machine import resident_memory
 from edgellm.machine.others import OtherWork, is_too_busy
 from edgellm.measure.bench import read, write
 from edgellm.params import RuntimeConfig
-from edgellm.text import ChatTemplate, load_tokenizer
+from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +47,10 @@ _RING_BYTES = 1 << 28  # far beyond the caches
 _ALIGN = 64
 _MAPPED_BYTES = 1 << 16  # Linux maps so much of a file around what is read, where that is in memory
 _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing becomes so small that it is slow
-_DIFFERENT_TOKENS = 0.5  # of the tokens of a text, about
+# Of n tokens about this many times n to this power are different (Heaps' law). Common tokens have small ids, so that
+# their embeddings lie together; they are counted here as far fewer that do not.
+_HEAPS_FACTOR, _HEAPS_POWER = 2.6, 0.6
+LONG_TEXT = 1024
 _N_PROMPT, _SHORT_PROMPT = 512, 64  # tokens; a slow model is given few
 _N_ANSWER, _LEAST_ANSWER = 32, 2
 _SECONDS = 3.0  # for each of the two speeds, about
@@ -60,8 +63,9 @@ class Estimate:
 
     weight_bytes:  of the file, as they are in memory once a text was computed.
     other_bytes:   the program, the vocabulary, kernels, and the values of a batch.
-    token_bytes:   keys and values of a token in the cache.
-    layers:        of the cache, which by their windows keep all or some of the tokens; n_batch: computed in one pass.
+    long_bytes:    what the tokenizer takes beside that for a text of LONG_TEXT tokens or more.
+    token_bytes:   keys and values of a token in the cache. position_bytes: of a position, however many texts are there.
+    layers:        of the cache, each with the number of blocks that it has at most.
     state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
     row_bytes:     of embeddings, where they are read for nothing else: of a token, with the neighbours that the system
@@ -75,25 +79,31 @@ class Estimate:
     isa: str
     weight_bytes: int
     other_bytes: int
+    long_bytes: int
     token_bytes: int
+    position_bytes: int
     state_bytes: int
     step_tokens: int
     n_prompt: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
-    layers: tuple[CacheLayer, ...]
-    n_batch: int
+    layers: tuple[tuple[CacheLayer, int], ...]
     row_bytes: tuple[int, int] = (0, 0)
     busy_cores: float | None = None
 
     def memory(self, n_tokens: int, n_texts: int = 1) -> int:
         """Bytes that a process takes at most with so many texts of n_tokens each at once."""
         states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
-        cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
+        # What a window leaves behind is kept for other texts while there are free blocks: the memory is taken.
+        blocks = n_texts * blocks_for(n_tokens)
+        cached = sum(min(blocks, n_blocks) * layer.block_bytes for layer, n_blocks in self.layers)
         of_token, of_all = self.row_bytes
-        different = n_texts * n_tokens * _DIFFERENT_TOKENS
-        rows = int(of_all * (1 - exp(-different * of_token / of_all))) if of_all else 0  # some fall together
-        return self.weight_bytes + self.other_bytes + cached + states + rows
+        apart = _HEAPS_FACTOR * (n_texts * n_tokens) ** _HEAPS_POWER
+        rows = int(of_all * (1 - exp(-apart * of_token / of_all))) if of_all else 0  # some fall together
+        other_bytes = self.other_bytes + n_tokens * self.position_bytes
+        if n_tokens >= LONG_TEXT:
+            other_bytes += self.long_bytes
+        return self.weight_bytes + other_bytes + cached + states + rows
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
@@ -129,6 +139,8 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
             cached = KV_BLOCK * blocks_for(max(n_prompt, _N_ANSWER)) * runner.cache.token_bytes
             cached += max(2, touched) * shape.slot_bytes
             other_bytes = max(0, resident_memory() - ring.n_bytes - cached)
+            position_bytes = runner.position_bytes
+            long_bytes = _taken_by_a_long_text(tokenizer)
         finally:
             tiled = {tensor.name for tensor in runner.layout.tiles}
             runner.close()
@@ -140,14 +152,15 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         isa=runner.isa.name,
         weight_bytes=_touched(tensors, tiled),
         other_bytes=other_bytes,
+        long_bytes=long_bytes,
         token_bytes=runner.cache.token_bytes,
+        position_bytes=position_bytes,
         state_bytes=shape.slot_bytes,
         step_tokens=shape.step * KV_BLOCK,
         n_prompt=n_prompt,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,
-        layers=tuple(runner.cache.layers),
-        n_batch=runner.n_batch,
+        layers=tuple(runner.cache.blocks_of_layers()),
         row_bytes=_embedding_rows(tensors, tiled),
         busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )
@@ -213,6 +226,13 @@ def _embedding_rows(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> tu
     if embeddings is None or not (EMBEDDING in tiled or OUTPUT in tensors):
         return 0, 0
     return _MAPPED_BYTES + embeddings.n_bytes // embeddings.shape[0], embeddings.n_bytes
+
+
+def _taken_by_a_long_text(tokenizer: Tokenizer) -> int:
+    """Bytes: what cuts and merges many words at once is made when the first long text is read."""
+    before = resident_memory()
+    tokenizer.encode(tokenizer.decode([i % tokenizer.n_vocab for i in range(2 * LONG_TEXT)]))
+    return max(0, resident_memory() - before)
 
 
 def _prefill(scheduler: Scheduler, sequence: Sequence, runner: Runner) -> tuple[int, float]:

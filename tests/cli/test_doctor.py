@@ -127,7 +127,8 @@ def test_an_estimate_of_a_tiny_model(tmp_path: Path, capsys: Capture) -> None:
         tensors = model._runner.tensors.values()
         embedding = model._runner.tensors["token_embd.weight"].n_bytes
     assert found.weight_bytes == sum(tensor.n_bytes for tensor in tensors) - embedding
-    rows = found.memory(256) - found.memory(0) - 256 * found.token_bytes  # of embeddings, of which some are read
+    tokens = 256 * (found.token_bytes + found.position_bytes)
+    rows = found.memory(256) - found.memory(0) - tokens  # of embeddings, of which some are read
     assert 0.9 * embedding < rows <= embedding
     assert found.prefill_tokens_per_second > 0 and found.decode_tokens_per_second > 0
     assert main(["run", str(path), "--estimate", "-c", "256", "-t", "1"]) == 0
@@ -166,7 +167,7 @@ MEMORY = """
 import sys, edgellm
 from edgellm.machine import peak_memory
 import edgellm.cli.app
-with edgellm.load(sys.argv[1], n_ctx=1024, layout="file") as model:
+with edgellm.load(sys.argv[1], n_ctx=1024, layout="file", disk_bytes=0) as model:
     ids = [(17 * i + 3) % model.n_vocab for i in range(512)]
     list(model.generate(ids, max_tokens=32))
     print(peak_memory())
@@ -188,6 +189,7 @@ def test_the_memory_of_a_real_model_is_as_estimated(smollm2: Path) -> None:
         run = subprocess.run([sys.executable, "-c", program, str(smollm2)], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
+    told(MEMORY)  # a first start may compile kernels, which takes memory of its own
     assert told(ESTIMATED) == pytest.approx(told(MEMORY), rel=0.05)
 
 
