@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgellm.kernels.values import I8, I16, I32, Value, vector
+from edgellm.kernels.values import I8, I16, Value, vector
 
 if TYPE_CHECKING:
     from edgellm.quants import BlockFormat
@@ -56,7 +56,7 @@ class PairSum(ByteSum):
         if self._n == self._most:
             self._widen()
         parts = zip(_parts(weights, 32), _parts(s, 32), strict=True)
-        pairs = [(self._centred if self.v.centres(self.fmt) else self._products)(*part) for part in parts]
+        pairs = [(self._centred if self.v.centres(self.fmt) else self.v.byte_pairs)(*part) for part in parts]
         self._pairs = [a + b for a, b in zip(self._pairs, pairs, strict=True)] if self._n else pairs
         self._n += 1
 
@@ -66,15 +66,12 @@ class PairSum(ByteSum):
 
     def _centred(self, weights: Value, s: Value) -> Value:
         signed = self.v.call("llvm.x86.avx2.psign.b", vector(I8, 32), s, weights, suffix=False)
-        return self._products(self.v.maximum(weights, -weights), signed)
-
-    def _products(self, u: Value, s: Value) -> Value:
-        return self.v.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)
+        return self.v.byte_pairs(self.v.maximum(weights, -weights), signed)
 
     def _widen(self) -> None:
         if self._n:
-            ones, kind = self.v.constant(1, I16, 16), vector(I32, 8)
-            fours = [self.v.call("llvm.x86.avx2.pmadd.wd", kind, pairs, ones, suffix=False) for pairs in self._pairs]
+            ones = self.v.constant(1, I16, 16)
+            fours = [self.v.pair_sums(pairs, ones) for pairs in self._pairs]
             self._total = self._total + self.v.concat(*fours)
             self._n = 0
 

@@ -333,9 +333,11 @@ class Vocabulary:
         """A sum of products of a format's weights by inputs, from `start` on."""
         return ByteSum(self, start, fmt)
 
+    centres_large = False  # whether `centres` is true of weights that take more than seven bits
+
     def centres(self, fmt: BlockFormat) -> bool:
         """Whether such a sum takes a format's weights around their zero; otherwise unsigned, as they are unpacked."""
-        return False
+        return self.centres_large and fmt.max_u > 127
 
     def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
         """accumulator + sums of two neighbouring products: i32 [n]; a and b: i16 [2n], or b one pair for all."""

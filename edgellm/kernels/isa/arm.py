@@ -9,6 +9,8 @@ from edgellm.quants import BlockFormat
 
 
 class _Neon(Vocabulary):
+    centres_large = True
+
     def pause(self) -> None:
         from llvmlite import ir
 
@@ -20,9 +22,6 @@ class _Neon(Vocabulary):
 
     def byte_sum(self, start: Value, fmt: BlockFormat) -> ByteSum:
         return SignedSum(self, start, fmt) if self.centres(fmt) else ByteSum(self, start, fmt)
-
-    def centres(self, fmt: BlockFormat) -> bool:
-        return fmt.max_u > 127
 
     def dot_s8_s8(self, accumulator: Value, a: Value, b: Value) -> Value:
         """accumulator + sums of four neighbouring products."""

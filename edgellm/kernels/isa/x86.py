@@ -48,23 +48,28 @@ class _Vnni(_X86):
 
 
 class _Avx2(_X86):
+    centres_large = True
+
     def dot_u8_s8(self, accumulator: Value, u: Value, s: Value, max_u: int) -> Value:
         if u.n > 32:
             parts = zip(self.halves(accumulator), self.halves(u), self.halves(s), strict=True)
             return self.concat(*(self.dot_u8_s8(*part, max_u) for part in parts))
         assert max_u <= 127, "pairs of products would overflow 16 bits"
-        pairs = self.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)
-        return self.dot_pairs(accumulator, pairs, self.constant(1, I16, 16))
+        return self.dot_pairs(accumulator, self.byte_pairs(u, s), self.constant(1, I16, 16))
+
+    def byte_pairs(self, u: Value, s: Value) -> Value:
+        """Sums of two neighbouring products, int16 [16], of unsigned bytes by signed ones, where they fit."""
+        return self.call("llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), u, s, suffix=False)
 
     def byte_sum(self, start: Value, fmt: BlockFormat) -> ByteSum:
         return PairSum(self, start, fmt)
 
-    def centres(self, fmt: BlockFormat) -> bool:
-        return fmt.max_u > 127
-
     def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
-        b = self.like(b, a)
-        return accumulator + self.call("llvm.x86.avx2.pmadd.wd", vector(I32, 8), a, b, suffix=False)
+        return accumulator + self.pair_sums(a, self.like(b, a))
+
+    def pair_sums(self, a: Value, b: Value) -> Value:
+        """Sums of two neighbouring products, int32 [8], of int16 [16]."""
+        return self.call("llvm.x86.avx2.pmadd.wd", vector(I32, 8), a, b, suffix=False)
 
 
 # The levels of the x86-64 psABI, which LLVM's CPUs of these names have in whole.

@@ -65,7 +65,7 @@ def for_few(isa, n_step, multiply):
 
     @njit(error_model="numpy")
     def prefetch_address(op, chunk, thread, row, end, weights):
-        """As in `linear.prefetch_address`; the next chunk may be another expert's."""
+        """As in `prefetching.prefetch_address`; the next chunk may be another expert's."""
         address = weights + row * op.row_bytes + op.prefetch_distance
         beyond = address - (weights + end * op.row_bytes)
         following, n_chunks = chunk + 1, op.batch.n_tokens * op.n_used * op.small_chunks_of
