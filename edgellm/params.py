@@ -133,8 +133,7 @@ class RuntimeConfig:
     n_threads:  worker threads; None takes what is fastest on this machine.
     n_batch:    most tokens of a prompt computed in one pass; between passes a prompt can be cancelled.
     kv_type:    how the cache stores keys and values: "f16", "q8_0" in about half the memory, "q4_0" in a bit more
-                than a quarter, "f32" exactly. "q8_0:q4_0" keeps keys in the one and values in the other: four bits
-                are too few for keys of many models, and enough for values.
+                than a quarter, "f32" exactly. "q8_0:q4_0" keeps keys in the one and values in the other.
     activations: "int8" rounds what meets quantized weights to eight bits, in groups, which is fast and nearly exact;
                 "f32" rounds nothing: the reference, at a fraction of the speed.
     cache_bytes: of memory for keys and values of all texts together; None takes part of what is free.

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgellm.kernels import records
 from edgellm.kernels.isa import choose
-from edgellm.kernels.kv_types import CACHE_TYPES, CacheType, IntegerKV
+from edgellm.kernels.kv_types import CACHE_TYPES, CacheType, ChannelKeys, IntegerKV
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 from edgellm.kernels.registry import find
 from edgellm.kernels.store import KernelStore
@@ -40,13 +40,15 @@ class Work:
         self._function = store.function(kernel)
         n_blocks, block_bytes = depth // KV_BLOCK, kind.block_bytes(n_kv_heads, head_dim, head_dim)
         self._caches = [_filled(kind, n_blocks, block_bytes, n_kv_heads, head_dim, i) for i in range(n_layers)]
-        table = np.arange(n_blocks, dtype=np.int32)
+        table, own = np.arange(n_blocks, dtype=np.int32), np.zeros(n_blocks, np.int32)
+        recent = kind.recent or kind
+        recent_bytes = recent.block_bytes(n_kv_heads, head_dim, head_dim)
         q = np.random.default_rng(0).standard_normal((n_tokens, n_kv_heads * group * head_dim)).astype(np.float32)
         begins = range(0, depth, SPAN_TOKENS)
         tasks = records.ATTENTION_TASK.new(len(begins))
         for i, begin in enumerate(begins):
             end = min(begin + SPAN_TOKENS, depth)
-            tasks[i] = (0, n_tokens, depth - n_tokens, begin, end, table.ctypes.data, i * n_tokens)
+            tasks[i] = (0, n_tokens, depth - n_tokens, begin, end, table.ctypes.data, own.ctypes.data, i * n_tokens)
         partial = np.zeros(len(begins) * n_tokens * n_kv_heads * group * (head_dim + 2), np.float32)
         scratch = np.zeros(records.attention_scratch_bytes(n_tokens * group, head_dim, head_dim), np.uint8)
         self._n_chunks = len(begins) * n_kv_heads
@@ -57,9 +59,11 @@ class Work:
             "q_stride": q.shape[1], "n_kv_heads": n_kv_heads, "group": group, "key_dim": head_dim,
             "value_dim": head_dim, "scale": head_dim**-0.5, "window": 1 << 40, "block_bytes": block_bytes,
             "key_bytes": kind.keys.head_bytes(head_dim), "value_bytes": kind.values.head_bytes(head_dim),
-            "scratch_bytes": scratch.nbytes,
+            "scratch_bytes": scratch.nbytes, "recent": _filled(recent, 1, recent_bytes, n_kv_heads, head_dim, 0),
+            "recent_block_bytes": recent_bytes, "recent_key_bytes": recent.keys.head_bytes(head_dim),
+            "recent_value_bytes": recent.values.head_bytes(head_dim),
         }  # fmt: skip
-        self._held = (table, fields)
+        self._held = (table, own, fields)
         self._records = [_record(fields | {"cache": cache}) for cache in self._caches]
 
     def seconds(self) -> float:
@@ -75,7 +79,7 @@ def _filled(kind: CacheType, n_blocks: int, block_bytes: int, n_kv_heads: int, h
     cache = np.random.default_rng(seed).integers(0, 60, (n_blocks, block_bytes), dtype=np.uint8)
     n_key_bytes = n_kv_heads * kind.keys.head_bytes(head_dim)
     for part, half in zip(kind, (cache[:, :n_key_bytes], cache[:, n_key_bytes:]), strict=True):
-        if isinstance(part, IntegerKV):
+        if isinstance(part, IntegerKV | ChannelKeys):
             heads = half.reshape(n_blocks, n_kv_heads, -1)
             heads[..., KV_BLOCK * head_dim * part.number_bits // 8 :].view(np.float16)[...] = 0.01
     return cache

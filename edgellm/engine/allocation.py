@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from edgellm.engine.block_table import blocks_for
-from edgellm.engine.kv_cache import KVCache, blocks_of_text
+from edgellm.engine.kv_cache import KVCache, blocks_of_batch, blocks_of_text
 from edgellm.engine.states import StateShape
 from edgellm.errors import MemoryLimitError
 from edgellm.graph.cache_memory import CacheLayer
@@ -26,9 +26,11 @@ def allocate_cache(
     Raises MemoryLimitError when one context of n_ctx tokens does not fit.
     """
     blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
+    beside = {window: blocks_of_batch(window, n_batch) for window in blocks}
     states = StateShape.beside(state_bytes, sum(layer.block_bytes for layer in layers))
     n_slots = states.slots_for(blocks_for(n_ctx))
-    one = sum(blocks[layer.window] * layer.block_bytes for layer in layers) + n_slots * states.slot_bytes
+    one = sum((blocks[layer.window] + beside[layer.window]) * layer.block_bytes for layer in layers)
+    one += n_slots * states.slot_bytes
     if cache_bytes is not None and cache_bytes < one:
         raise MemoryLimitError(
             f"cache_bytes is {cache_bytes}, and a context of {n_ctx} tokens needs {one}; "
@@ -40,7 +42,7 @@ def allocate_cache(
     for n_bytes in (cache_bytes,) if cache_bytes is not None else (usual, one):
         if n_bytes <= MOST_OF_MEMORY * memory:
             with suppress(MemoryError):  # there may be less than the machine has
-                of_window = {window: n * n_bytes // one for window, n in blocks.items()}
+                of_window = {window: n * n_bytes // one + beside[window] for window, n in blocks.items()}
                 return KVCache(layers, of_window, states, n_slots * n_bytes // one)
     raise MemoryLimitError(
         f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "

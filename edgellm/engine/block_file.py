@@ -78,7 +78,7 @@ def write_blocks(
     runs, layers = [], []
     for table in sequence.tables:
         held = [index for index in range(start, min(end, len(table.blocks))) if table.blocks[index] != GONE]
-        runs.append(Run(held[0] if held else start, len(held)))
+        runs.append(Run(held[0] if held else end, len(held)))
     pools = sequence.cache.pools
     for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
         index = next(i for i, pool in enumerate(pools) if pool.window == layer.window)

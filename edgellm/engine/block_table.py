@@ -38,6 +38,10 @@ class BlockTable:
     def first_needed(self, n_tokens: int) -> int:
         return first_needed(self.pool.window, n_tokens)
 
+    def reaches(self, n_tokens: int) -> bool:
+        """Whether all is there that the token behind n_tokens looks back on."""
+        return self.n_gone <= self.first_needed(n_tokens) or self.first_needed(n_tokens) == blocks_for(n_tokens)
+
     def extend(self, blocks: Sequence[int]) -> None:
         for block in blocks:
             index = len(self.blocks)

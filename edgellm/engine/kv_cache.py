@@ -30,7 +30,10 @@ from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Ste
 from edgellm.errors import CacheFullError
 from edgellm.graph.cache_memory import CacheLayer, CacheMemory
 from edgellm.graph.forks import at_fork
+from edgellm.kernels.kv_types import RECENT
 from edgellm.kernels.records import KV_BLOCK
+
+RECENT_BLOCKS = 3  # of a text, that are not full: the last one, the one before it for who takes back some, and the next
 
 State = tuple[int, SequenceOf[np.ndarray]]  # how many tokens of a text it is of, and the bytes of each layer
 
@@ -39,10 +42,29 @@ def blocks_of_text(window: int | None, n_ctx: int, n_batch: int) -> int:
     """Blocks that a pool should have for every text of n_ctx tokens that the cache has room for.
 
     A window slides over no more than a batch at a time. The pool has twice what it takes for that: texts that are
-    shorter than the window are more than those of n_ctx tokens.
+    shorter than the window are more than those of n_ctx tokens. So it is with blocks that are not full.
     """
     whole = blocks_for(n_ctx) + 1
+    if window == RECENT:
+        return min(whole, 2 * RECENT_BLOCKS)
     return whole if window is None else min(whole, 2 * (blocks_for(window + KEPT_BEHIND + n_batch) + 1))
+
+
+def blocks_of_batch(window: int | None, n_batch: int) -> int:
+    """Blocks that a pool should have beside, for the texts of one batch."""
+    return blocks_for(n_batch) if window == RECENT else 0
+
+
+def bytes_of_texts(layers: SequenceOf[tuple[CacheLayer, int]], n_texts: int, n_tokens: int, n_batch: int) -> int:
+    """What so many texts of n_tokens each take at most at a time, of layers with so many blocks each.
+
+    What a window leaves behind is kept for other texts while there are free blocks, so it counts. Blocks that are full
+    are kept in one place only.
+    """
+    whole = n_texts * blocks_for(n_tokens)
+    recent = min(whole, n_texts * RECENT_BLOCKS + blocks_for(n_batch))
+    taken = ((layer, min(n_blocks, recent if layer.window == RECENT else whole)) for layer, n_blocks in layers)
+    return sum(n_blocks * layer.block_bytes for layer, n_blocks in taken)
 
 
 class KVCache:
@@ -93,8 +115,8 @@ class KVCache:
 
     @property
     def token_bytes(self) -> int:
-        """Of a token in all layers."""
-        return sum(layer.block_bytes for layer in self.layers) // KV_BLOCK
+        """Of a token in all layers, when its block is full."""
+        return sum(layer.block_bytes for layer in self.layers if layer.window != RECENT) // KV_BLOCK
 
     @property
     def n_bytes(self) -> int:
@@ -195,7 +217,7 @@ class KVCache:
         with self.lock:
             for pool, (first, n) in zip(self.pools, runs, strict=True):
                 own = [i for i, layer in enumerate(self.layers) if layer.window == pool.window]
-                for index in range(n):
+                for index in range(n if pool.window != RECENT else 0):
                     at = first - start + index
                     if pool.whole(keys[at + 1]) is not None:
                         continue
@@ -374,6 +396,8 @@ class Sequence:
 
     def _name(self, index: int, tokens: list[int], key: bytes | None) -> None:
         for table in self.tables:
+            if key is not None and table.pool.window == RECENT:
+                continue  # nobody needs it any more
             if (block := table.blocks[index]) != GONE and not table.pool.is_shared(block):
                 table.pool.name(block, self.keys[index], tokens, key, self.adapters)
 
@@ -392,12 +416,16 @@ class Sequence:
                 self.trail.trim(n_tokens)
 
     def _reachable(self, n_tokens: int) -> int:
-        """How many of the first n_tokens can be gone on from."""
+        """How many of the first n_tokens can be gone on from: up to a block, where it is not known as it was before it
+        was full.
+        """
+        if any(table.pool.window == RECENT and table.n_gone * KV_BLOCK > n_tokens for table in self.tables):
+            n_tokens -= n_tokens % KV_BLOCK
         if self.trail is not None:
             with self.cache.lock:
                 best = self.trail.best(n_tokens)
             n_tokens = best.n if best is not None else 0
-        return 0 if any(table.n_gone > table.first_needed(n_tokens) for table in self.tables) else n_tokens
+        return n_tokens if all(table.reaches(n_tokens) for table in self.tables) else 0
 
     def fork(self, n_tokens: int) -> Sequence:
         """Another sequence that begins with the first n_tokens of this one, or with fewer, as `trim` has it; their

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from edgellm.graph.lowering import (
     TOKEN_IDS,
     Lowered,
     adapter_table,
+    full_table,
     merges_table,
     rotation_table,
     slots_table,
@@ -29,7 +30,8 @@ from edgellm.graph.lowering import (
 from edgellm.graph.ops import BY_TOKEN, TOGETHER
 from edgellm.kernels import encoder_records, gradient_records, records, recurrent_records
 from edgellm.kernels.encoder_records import TEXT_QUERIES
-from edgellm.kernels.records import SPAN_TOKENS
+from edgellm.kernels.kv_types import RECENT
+from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,7 @@ class Batch:
         self.rows = np.zeros(capacity, np.int64)
         self.angles = [Angles(rotation) for rotation in lowered.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
+        self.full_blocks = [records.FULL_BLOCK_TASK.new(capacity) for _ in self.kept]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
         self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
@@ -112,6 +115,8 @@ class Batch:
         for index, (tasks, merges) in enumerate(zip(self.tasks, self.merges, strict=True)):
             result[tasks_table(index).name] = tasks.ctypes.data
             result[merges_table(index).name] = merges.ctypes.data
+        for index, blocks in enumerate(self.full_blocks):
+            result[full_table(index).name] = blocks.ctypes.data
         for index, slots in enumerate(self.kv_slots):
             result[slots_table(index).name] = slots.ctypes.data
         if self.has_states:
@@ -135,8 +140,7 @@ class Batch:
                 of_kept.extend(piece.slots[kept])
             for scales, scale in zip(self.adapters, piece.adapters, strict=False):
                 scales[first : first + n] = scale
-            step = self._slice_tokens
-            slices += [(first + i, min(step, n - i), start + i, piece) for i in range(0, n, step)]
+            slices += [(first + i, size, start + i, piece) for i, size in self._slices(start, n)]
         n, by_token = len(positions), self._is_by_token(pieces)
         self.token_ids[:n], self.positions[:n] = token_ids, positions
         for array, of_kept in zip(self.kv_slots, slots, strict=True):
@@ -146,8 +150,33 @@ class Batch:
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices, by_token)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
+        if RECENT in self.kept:
+            counts |= self._fill_blocks(pieces)
         if self.has_states:
             counts[STATE_TEXTS.name] = self._order_states(pieces)
+        return counts
+
+    def _slices(self, position: int, n: int) -> Iterator[tuple[int, int]]:
+        """Which of n tokens, and how many, share the keys they load: within a block, if recent ones are kept."""
+        at = 0
+        while at < n:
+            size = min(self._slice_tokens, n - at)
+            if RECENT in self.kept:
+                size = min(size, KV_BLOCK - (position + at) % KV_BLOCK)
+            yield at, size
+            at += size
+
+    def _fill_blocks(self, pieces: Sequence[Piece]) -> dict[str, int]:
+        """Write which blocks are full after this batch."""
+        counts = {}
+        for index, kept in enumerate(self.kept):
+            n = 0
+            for piece in pieces:
+                end = (piece.position + len(piece.token_ids)) // KV_BLOCK
+                for block in range(piece.position // KV_BLOCK, end):
+                    self.full_blocks[index][n] = (piece.block_tables[RECENT][block], piece.block_tables[kept][block])
+                    n += 1
+            counts[full_table(index).name] = n
         return counts
 
     def _order_states(self, pieces: Sequence[Piece]) -> int:
@@ -228,18 +257,19 @@ class Batch:
         kept = window if window in self.kept else None
         for token, n, position, piece in slices:
             table = piece.block_tables[kept].ctypes.data
+            recent = piece.block_tables[RECENT].ctypes.data if RECENT in self.kept else 0
             first, end = 0 if window is None else max(0, position - window + 1), position + n
             spans = range(first // SPAN_TOKENS * SPAN_TOKENS, end, SPAN_TOKENS)
             is_whole = by_token or len(piece.token_ids) > SPLIT_TOKENS or len(spans) == 1
             if is_whole or n_slots + n * len(spans) > MAX_SPLITS:
-                tasks[n_tasks] = (token, n, position, 0, end, table, -1)
+                tasks[n_tasks] = (token, n, position, 0, end, table, recent, -1)
                 n_tasks += 1
                 continue
             for i in range(n):
                 merges[n_merges] = (token + i, n_slots + i, len(spans), n)
                 n_merges += 1
             for begin in spans:
-                tasks[n_tasks] = (token, n, position, begin, min(begin + SPAN_TOKENS, end), table, n_slots)
+                tasks[n_tasks] = (token, n, position, begin, min(begin + SPAN_TOKENS, end), table, recent, n_slots)
                 n_tasks += 1
                 n_slots += n
         return (0, 0) if by_token else (n_tasks, n_merges)

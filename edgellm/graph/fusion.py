@@ -37,7 +37,8 @@ def by_token(steps: Sequence[Op]) -> list[Op]:
 
     No token needs the keys of another one then, so a chunk is all that there is to do to one of them, up to what the
     next linear reads: nobody waits in between, and what a thread has made is still in its caches. A batch is computed
-    this way or the other: `Batch.fill` decides, and the ops of the other way have no chunks.
+    this way or the other: `Batch.fill` decides, and the ops of the other way have no chunks. Blocks that a token fills
+    are not looked at before the next one: their keys are quantized behind it.
     """
     result: list[Op] = []
     rest = list(reversed(steps))
@@ -46,12 +47,20 @@ def by_token(steps: Sequence[Op]) -> list[Op]:
         if op.schema is not records.ATTENTION:
             result.append(op)
             continue
+        full = [result.pop()] if result and result[-1].schema is records.QUANTIZE_KEYS else []
         before = [result.pop()] if result and result[-1].split == OF_TOKENS else []
         merge = rest.pop()
         after = [rest.pop()] if rest and rest[-1].split == OF_TOKENS else []
         whole = replace(op, fields=op.fields | {"chunk_heads": op.fields["n_kv_heads"]})
         parts = [part for each in (*before, whole, *after) for part in each.parts or [each]]
-        result += [_fused_op(parts, Chunks(BY_TOKEN)), *map(_together, before), op, merge, *map(_together, after)]
+        result += [
+            _fused_op(parts, Chunks(BY_TOKEN)),
+            *map(_together, before),
+            *full,
+            op,
+            merge,
+            *map(_together, after),
+        ]
     return result
 
 

@@ -7,12 +7,14 @@ Floats stand as [key_dim, KV_BLOCK] and [KV_BLOCK, value_dim].
 Integers are multiplied in pairs, so they stand in pairs: two neighbouring dimensions of a key, and a dimension of two
 neighbouring tokens' values. Two bytes, a *unit*, hold `n_parts` such pairs:
 
-    keys    [key_dim / (2 n_parts), KV_BLOCK]          a unit: dimensions 2 n_parts w, ... of one token
+    keys    [key_dim / 2, KV_BLOCK]                    a unit: dimensions 2w and 2w + 1 of one token; of q4_0 4w to
+                                                       4w + 3, the last two in the upper half of each byte
     values  [KV_BLOCK / 2, value_dim / n_parts]        a unit: a dimension of tokens 2u and 2u + 1; of q4_0 also the
                                                        one SCALE_GROUP / 2 behind it, in the upper half of each byte
 
 Behind the numbers of a head stand their scales, as float16 [groups of dimensions, KV_BLOCK]: each for SCALE_GROUP
-dimensions of one token (fewer at the end of a head), so that a new token changes nothing of others.
+dimensions of one token (fewer at the end of a head), so that a new token changes nothing of others. Keys of q4_0 have
+theirs by channel, see `ChannelKeys`: they are stored when a block is full, and until then as float16 elsewhere.
 """
 
 from __future__ import annotations
@@ -217,12 +219,6 @@ class _Q4_0(IntegerKV):
             scale, gain = v.select(is_better, found, scale), v.select(is_better, own_gain, gain)
         return [_index(v, part) for part in best], v.f32_to_f16(scale)
 
-    def key_units(self, v: Vocabulary, q: list[Value]) -> Value:
-        nibbles = v.concat(*q)
-        low, high = ([at + i for at in range(0, SCALE_GROUP, 4) for i in first] for first in ((0, 1), (2, 3)))
-        packed = v.shuffle(nibbles, nibbles, low) | (v.shuffle(nibbles, nibbles, high) << 4)
-        return packed.trunc(I8).bitcast(I16)
-
     def value_bytes(self, v: Vocabulary, q: list[Value]) -> Value:
         low, high = q
         return (low | (high << 4)).trunc(I8)
@@ -262,7 +258,39 @@ def _folded(v: Vocabulary, parts: list[Value]) -> Value:
     return total
 
 
+class _TurnedF16(_F16):
+    """Values as float16, turned as those of integers are."""
+
+    name = "f16_turned"
+    is_rotated = True
+
+
+class ChannelKeys(KVType):
+    """Keys of a full block: number = minimum + scale * q, q from 0 to 15, for every channel of the block.
+
+    A channel (a dimension of a head) has much the same number in all keys, and some channels much larger ones than
+    others: so a range for each of them has short steps. It can be told when all keys of a block are there; until then
+    they are float16, and so they are for the tokens of their own block (after KIVI, Liu et al., 2024, which calls
+    those the residual). The first key of a block is kept as float16: that of a text is often like no other.
+    """
+
+    name = "q4_0"
+    number_bits = 4
+    head_align = SCALE_GROUP
+
+    def __repr__(self) -> str:
+        return f"{self.name} by channel, version 1"
+
+    def channels_at(self, head_dim: int) -> int:
+        """Where the scales of channels are, float16 [head_dim]; behind them the minima, and the first key."""
+        return super().head_bytes(head_dim)
+
+    def head_bytes(self, head_dim: int) -> int:
+        return super().head_bytes(head_dim) + 3 * SCALE_BYTES * head_dim
+
+
 F16_KV, Q8_0_KV, Q4_0_KV, F32_KV = _F16(), _Q8_0(), _Q4_0(), _F32()
+TURNED_F16_KV, Q4_0_KEYS = _TurnedF16(), ChannelKeys()
 KV_TYPES: dict[str, KVType] = {kind.name: kind for kind in (F16_KV, Q8_0_KV, Q4_0_KV, F32_KV)}
 
 
@@ -271,6 +299,13 @@ class CacheType(NamedTuple):
 
     keys: KVType
     values: KVType
+
+    @property
+    def recent(self) -> CacheType | None:
+        """How a block is stored until it is full, beside this; None: as any other."""
+        if not isinstance(self.keys, ChannelKeys):
+            return None
+        return CacheType(F16_KV, TURNED_F16_KV if self.values.is_rotated else self.values)
 
     @property
     def name(self) -> str:
@@ -286,10 +321,13 @@ class CacheType(NamedTuple):
         return ":".join(dict.fromkeys(map(repr, self)))
 
 
+RECENT = 1  # the window of a layer of the cache that keeps nothing but the blocks that are not full
 F16_CACHE, F32_CACHE = CacheType(F16_KV, F16_KV), CacheType(F32_KV, F32_KV)
 CACHE_TYPES: dict[str, CacheType] = {
     found.name: found
-    for keys in KV_TYPES.values()
+    for keys in (KV_TYPES | {Q4_0_KEYS.name: Q4_0_KEYS}).values()
     for values in KV_TYPES.values()
     for found in [CacheType(keys, values)]
 }
+# What may be stored in full blocks, or in those that are not.
+STORED_TYPES = tuple(dict.fromkeys([*CACHE_TYPES.values(), *(t.recent for t in CACHE_TYPES.values() if t.recent)]))

@@ -237,6 +237,23 @@ KV_APPEND = Schema(
     scratch_bytes="i64",
 )
 
+# Keys of a block that is full now, to be stored channel by channel: which block of `recent`, and which of `cache`.
+FULL_BLOCK_TASK = Schema("full_block_task", recent="i64", block="i64")
+
+QUANTIZE_KEYS = Schema(
+    "quantize_keys",
+    batch=BATCH,
+    n_heads="i64",
+    key_dim="i64",
+    cache="ptr",
+    block_bytes="i64",
+    key_bytes="i64",
+    recent="ptr",
+    recent_block_bytes="i64",
+    recent_key_bytes="i64",
+    tasks="ptr",
+)
+
 # One slice of attention: consecutive tokens of one sequence against a range of its positions.
 ATTENTION_TASK = Schema(
     "attention_task",
@@ -246,6 +263,7 @@ ATTENTION_TASK = Schema(
     kv_begin="i64",
     kv_end="i64",  # positions of this slice, before causality and window
     block_table="ptr",  # int32: the cache block of every KV_BLOCK positions
+    recent_table="ptr",  # the same of the blocks of `recent`, where there are some; the slice then is of one block
     slot="i64",  # where the partial result of the first token goes, of others behind it; -1: this is the whole result
 )
 
@@ -269,6 +287,10 @@ ATTENTION = Schema(
     block_bytes="i64",
     key_bytes="i64",  # of a head's keys in a block, scales included
     value_bytes="i64",
+    recent="ptr",  # where keys and values of blocks are that are not full, or 0: with the others
+    recent_block_bytes="i64",
+    recent_key_bytes="i64",
+    recent_value_bytes="i64",
     tasks="ptr",
     chunk_heads="i64",  # key-value heads of a chunk: 1, or all of a task
     chunk_count="ptr",  # int64: how many chunks this run has
@@ -280,8 +302,8 @@ ATTENTION = Schema(
 
 
 def attention_scratch_bytes(n_rows: int, key_dim: int, value_dim: int) -> int:
-    """Of each thread, for slices of n_rows: queries, two results, a span's scores; and a query or a tile's weights."""
-    spare = max(key_dim, ATTENTION_TILE_ROWS * KV_BLOCK)
+    """Of each thread, for slices of n_rows: queries, two results, a span's scores; and a tile's queries or weights."""
+    spare = ATTENTION_TILE_ROWS * max(key_dim, KV_BLOCK)
     return 4 * (n_rows * (key_dim + 2 * (value_dim + 2) + SPAN_TOKENS) + spare)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.kernels.kv_types import BOUNDS, REACHES, SCALE_GROUP, CacheType, IntegerKV, KVType
+from edgellm.kernels.kv_types import BOUNDS, REACHES, SCALE_GROUP, CacheType, ChannelKeys, IntegerKV, KVType
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.quants.iq4_nl import LEVELS
 
@@ -47,6 +47,7 @@ class PagedCache:
 
     memory:        uint8 [n_blocks, bytes of a block], what kernels read and write.
     keys, values:  views of it.
+    recent:        the same blocks as they are until they are full, where that is otherwise.
     """
 
     def __init__(self, kind: CacheType, n_blocks: int, n_kv_heads: int, key_dim: int, value_dim: int) -> None:
@@ -55,9 +56,21 @@ class PagedCache:
         n_key_bytes = n_kv_heads * kind.keys.head_bytes(key_dim)
         self.keys = self._half(kind.keys, key_dim, self.memory[:, :n_key_bytes], is_key=True)
         self.values = self._half(kind.values, value_dim, self.memory[:, n_key_bytes:], is_key=False)
+        self.recent = PagedCache(kind.recent, n_blocks, n_kv_heads, key_dim, value_dim) if kind.recent else None
 
-    def _half(self, kind: KVType, head_dim: int, memory: NDArray[np.uint8], *, is_key: bool) -> _Floats | _Integers:
+    def spoil(self) -> None:
+        """Fill it with what nobody must read."""
+        for half in (self.keys, self.values):
+            half.spoil()
+        if self.recent is not None:
+            self.recent.spoil()
+
+    def _half(
+        self, kind: KVType, head_dim: int, memory: NDArray[np.uint8], *, is_key: bool
+    ) -> _Floats | _Integers | _Channels:
         heads = memory.reshape(len(memory), self.n_kv_heads, -1)
+        if isinstance(kind, ChannelKeys):
+            return _Channels(kind, head_dim, heads)
         if isinstance(kind, IntegerKV):
             return _Integers(kind, head_dim, heads, is_key)
         return _Floats(kind, head_dim, heads, is_key)
@@ -66,11 +79,26 @@ class PagedCache:
         """Put k and v, float32 [n_tokens, n_kv_heads, head_dim], into the slots, as the kernel does to the bit."""
         block, place = slots // KV_BLOCK, slots % KV_BLOCK
         for half, x in ((self.keys, k), (self.values, v)):
-            half.put(block, place, rotate(x) if half.kind.is_rotated else x)
+            if not isinstance(half, _Channels):
+                half.put(block, place, rotate(x) if half.kind.is_rotated else x)
+        if self.recent is not None:
+            self.recent.append(slots, k, v)
+            assert isinstance(self.keys, _Channels)
+            for full in block[place == KV_BLOCK - 1]:
+                self.keys.put_block(full, self.recent.keys.floats()[full])
 
-    def dequantize(self) -> tuple[Floats, Floats]:
-        """Keys and values as they were given, float32, in the shapes that `reference.attention` takes."""
-        keys, values = self.keys.floats(), self.values.floats()
+    def dequantize(self, own: int | None = None) -> tuple[Floats, Floats]:
+        """Keys and values as they were given, float32, in the shapes that `reference.attention` takes.
+
+        own:  the block of the token that looks at them.
+        """
+        keys, values = self._turned_back(self.keys.floats(), self.values.floats())
+        if self.recent is not None and own is not None:
+            for all_of, recent in zip((keys, values), self.recent.dequantize(), strict=True):
+                all_of[own] = recent[own]
+        return keys, values
+
+    def _turned_back(self, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         if self.kind.keys.is_rotated:
             keys = rotate(keys.swapaxes(2, 3)).swapaxes(2, 3)
         return keys, rotate(values) if self.kind.values.is_rotated else values
@@ -99,6 +127,45 @@ class _Floats:
         return self.numbers.astype(np.float32)
 
 
+class _Channels:
+    """Keys of full blocks: number = minimum + scale * q, both of a channel; but for the first key.
+
+    numbers:  uint8, unit by unit, see `kv_types`. scales, minima, firsts: float16 [n_blocks, n_kv_heads, head_dim].
+    """
+
+    def __init__(self, kind: ChannelKeys, head_dim: int, memory: NDArray[np.uint8]) -> None:
+        self.kind, self.head_dim = kind, head_dim
+        n_bytes, outer = kind.channels_at(head_dim), memory.shape[:2]
+        self.numbers = memory[..., :n_bytes].reshape(*outer, head_dim // 4, KV_BLOCK, 2)
+        channels = memory[..., n_bytes:].view(np.float16).reshape(*outer, 3, head_dim)
+        self.scales, self.minima, self.firsts = (channels[:, :, index] for index in range(3))
+
+    def spoil(self) -> None:
+        self.numbers[...] = 99
+        for numbers in (self.scales, self.minima, self.firsts):
+            numbers[...] = np.nan
+
+    def put_block(self, block: int, keys: Floats) -> None:
+        """Keys, float32 [n_kv_heads, head_dim, KV_BLOCK], that were float16."""
+        others = keys[..., 1:]
+        with np.errstate(all="ignore"):
+            minimum = others.min(-1).astype(np.float16)
+            reach = others.max(-1) - minimum.astype(np.float32) + (others - others).sum(-1)
+            scale = (reach / np.float32(15)).astype(np.float16)
+            steps = (others - minimum.astype(np.float32)[..., None]) * _inverse(scale.astype(np.float32))
+            q = np.rint(np.clip(steps, 0, 15)).astype(np.uint8)
+        fours = np.concatenate([q[..., :1], q], -1).reshape(*q.shape[:-2], -1, 2, 2, KV_BLOCK)
+        self.numbers[block] = np.moveaxis(fours[..., 0, :, :] | fours[..., 1, :, :] << 4, -2, -1)
+        self.scales[block], self.minima[block], self.firsts[block] = scale, minimum, keys[..., 0]
+
+    def floats(self) -> Floats:
+        fours = np.stack([self.numbers & 15, self.numbers >> 4], axis=3)  # [..., units, part, KV_BLOCK, 2]
+        q = np.moveaxis(fours, 5, 4).reshape(*self.numbers.shape[:2], self.head_dim, KV_BLOCK).astype(np.float32)
+        keys = q * self.scales.astype(np.float32)[..., None] + self.minima.astype(np.float32)[..., None]
+        keys[..., 0] = self.firsts
+        return keys
+
+
 class _Integers:
     """number = scale * q, in groups of SCALE_GROUP dimensions.
 
@@ -123,16 +190,10 @@ class _Integers:
             n_units = q.shape[-1] // self.kind.n_parts
             first = index * SCALE_GROUP // self.kind.n_parts
             if self.is_key:
-                units = slice(first // 2, (first + n_units) // 2)
-                self.numbers[block, :, units, place] = self._key_units(q)
+                units = q.astype(np.uint8).reshape(*q.shape[:-1], -1, 2)
+                self.numbers[block, :, first // 2 : (first + n_units) // 2, place] = units
             else:
                 self.numbers[block, :, place // 2, first : first + n_units, place % 2] = self._value_bytes(q)
-
-    def _key_units(self, q: Ints) -> NDArray[np.uint8]:
-        if self.kind.n_parts == 1:
-            return q.astype(np.uint8).reshape(*q.shape[:-1], -1, 2)
-        fours = q.reshape(*q.shape[:-1], -1, 2, 2)
-        return (fours[..., 0, :] | fours[..., 1, :] << 4).astype(np.uint8)
 
     def _value_bytes(self, q: Ints) -> NDArray[np.uint8]:
         if self.kind.n_parts == 1:
@@ -143,13 +204,10 @@ class _Integers:
     def floats(self) -> Floats:
         outer, q = self.numbers.shape[:2], self.numbers.astype(np.int64)
         scales = np.repeat(self.scales.astype(np.float32), SCALE_GROUP, axis=2)[:, :, : self.head_dim]
-        is_wide = self.kind.n_parts == 1
-        if self.is_key:
-            # [..., units, part, KV_BLOCK, 2]
-            parts = np.stack([_signed(q)] if is_wide else [LEVELS[q & 15], LEVELS[q >> 4]], axis=3)
-            return np.moveaxis(parts, 5, 4).reshape(*outer, self.head_dim, KV_BLOCK).astype(np.float32) * scales
+        if self.is_key:  # [..., units, KV_BLOCK, 2]
+            return _signed(q).swapaxes(3, 4).reshape(*outer, self.head_dim, KV_BLOCK).astype(np.float32) * scales
         by_token = q.swapaxes(3, 4)
-        if is_wide:
+        if self.kind.n_parts == 1:
             numbers = _signed(by_token)
         else:
             halves = by_token.reshape(*outer, KV_BLOCK, -1, SCALE_GROUP // 2)

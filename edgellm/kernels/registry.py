@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from edgellm.dataclass import dataclass
 from edgellm.errors import KernelError
-from edgellm.kernels.kv_types import CACHE_TYPES, CacheType
+from edgellm.kernels.kv_types import CACHE_TYPES, STORED_TYPES, CacheType
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
 
@@ -117,7 +117,8 @@ _FAMILIES: dict[str, _Family] = {
     "rope": _Family("rope", options={"inverse": (False, True)}),
     "causal_conv": _Family("recurrent"),
     "delta_rule": _Family("recurrent"),
-    "kv_append": _Family("kv_append", tuple(CACHE_TYPES.values())),
+    "kv_append": _Family("kv_append", STORED_TYPES),
+    "quantize_keys": _Family("quantize_keys"),
     "attention": _Family("attention", tuple(CACHE_TYPES.values())),
     "attention_merge": _Family("attention_merge"),
     "text_attention": _Family("text_attention", options={"alibi": (False, True)}),

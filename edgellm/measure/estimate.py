@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.arch import architecture_of
-from edgellm.engine.block_table import blocks_for
-from edgellm.engine.kv_cache import Sequence
+from edgellm.engine.kv_cache import Sequence, bytes_of_texts
 from edgellm.engine.layout import Layout, tensors_to_tile
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner
@@ -65,7 +64,7 @@ class Estimate:
     other_bytes:   the program, the vocabulary, kernels, and the values of a batch.
     long_bytes:    what the tokenizer takes beside that for a text of LONG_TEXT tokens or more.
     token_bytes:   keys and values of a token in the cache. position_bytes: of a position, however many texts are there.
-    layers:        of the cache, each with the number of blocks that it has at most.
+    layers:        of the cache, each with the number of blocks that it has at most; n_batch: tokens of one pass.
     state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
     row_bytes:     of embeddings, where they are read for nothing else: of a token, with the neighbours that the system
@@ -88,15 +87,14 @@ class Estimate:
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     layers: tuple[tuple[CacheLayer, int], ...]
+    n_batch: int
     row_bytes: tuple[int, int] = (0, 0)
     busy_cores: float | None = None
 
     def memory(self, n_tokens: int, n_texts: int = 1) -> int:
         """Bytes that a process takes at most with so many texts of n_tokens each at once."""
         states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
-        # What a window leaves behind is kept for other texts while there are free blocks: the memory is taken.
-        blocks = n_texts * blocks_for(n_tokens)
-        cached = sum(min(blocks, n_blocks) * layer.block_bytes for layer, n_blocks in self.layers)
+        cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
         of_token, of_all = self.row_bytes
         apart = _HEAPS_FACTOR * (n_texts * n_tokens) ** _HEAPS_POWER
         rows = int(of_all * (1 - exp(-apart * of_token / of_all))) if of_all else 0  # some fall together
@@ -136,7 +134,8 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
             shape = runner.cache.states.shape if runner.cache.states is not None else NO_STATES
             touched = sequence.trail.n_held if sequence.trail is not None else 0
             sequence.release()
-            cached = KV_BLOCK * blocks_for(max(n_prompt, _N_ANSWER)) * runner.cache.token_bytes
+            layers = runner.cache.blocks_of_layers()
+            cached = bytes_of_texts(layers, 1, max(n_prompt, _N_ANSWER), runner.n_batch)
             cached += max(2, touched) * shape.slot_bytes
             other_bytes = max(0, resident_memory() - ring.n_bytes - cached)
             position_bytes = runner.position_bytes
@@ -160,7 +159,8 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         n_prompt=n_prompt,
         prefill_tokens_per_second=prefill,
         decode_tokens_per_second=decode,
-        layers=tuple(runner.cache.blocks_of_layers()),
+        layers=tuple(layers),
+        n_batch=runner.n_batch,
         row_bytes=_embedding_rows(tensors, tiled),
         busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )

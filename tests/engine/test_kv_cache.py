@@ -15,6 +15,7 @@ from edgellm.engine.kv_cache import GONE, KVCache, Sequence
 from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.errors import CacheFullError
 from edgellm.graph.cache_memory import CacheLayer
+from edgellm.kernels.kv_types import RECENT
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.text.common import n_common
 
@@ -32,6 +33,23 @@ def windowed_cache(n_blocks: int = 12) -> KVCache:
     )
 
 
+def recent_cache(n_blocks: int = 12) -> KVCache:
+    """A layer that sees all, and one that has blocks only until they are full."""
+    return KVCache(
+        [CacheLayer(1, 16, 16), CacheLayer(1, 16, 16, window=RECENT)], {None: 2 * n_blocks, RECENT: n_blocks}
+    )
+
+
+CACHES = {"all": new_cache, "windowed": windowed_cache, "recent": recent_cache}
+
+
+def first_kept(window: int | None, n_tokens: int) -> int:
+    """The first token that a layer must have."""
+    if window == RECENT:
+        return n_tokens // KV_BLOCK * KV_BLOCK
+    return 0 if window is None else max(0, n_tokens - window + 1)
+
+
 def grow(sequence: Sequence, n: int, first: int = 0) -> None:
     """Append n tokens, writing their ids where their keys would go."""
     ids = [(first + i) % 251 for i in range(len(sequence), len(sequence) + n)]
@@ -47,7 +65,7 @@ def written(sequence: Sequence) -> list[int]:
     found = []
     for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
         places = np.arange(len(sequence))
-        first = 0 if layer.window is None else max(0, len(sequence) - layer.window + 1)
+        first = first_kept(layer.window, len(sequence))
         blocks = sequence.block_tables[layer.window][places // KV_BLOCK]
         found.append(memory[blocks, places % KV_BLOCK].tolist())
         found[-1][:first] = sequence.tokens[:first] if layer.window else found[-1][:first]
@@ -161,6 +179,32 @@ def test_a_prefix_is_found_where_its_window_is_known() -> None:
     assert len(cache.begin(a.tokens)) == 20 * KV_BLOCK
 
 
+def test_blocks_that_were_full_are_gone_on_from_at_their_ends() -> None:
+    """And nothing is remembered of what they were before: it takes more room, and nobody looks at it."""
+    cache = recent_cache(40)
+    a = cache.sequence()
+    for _ in range(20):
+        grow(a, KV_BLOCK)
+        a.remember()
+        a.leave_behind()
+    grow(a, 30)
+    of_all, recent = a.tables
+    assert len(of_all.blocks) == 21 and sum(block != GONE for block in recent.blocks) <= 3
+    assert cache.pools[1].n_free + 3 >= cache.pools[1].n_blocks and not cache.pools[1].n_idle
+    fork = a.fork(20 * KV_BLOCK + 7)
+    assert len(fork) == 20 * KV_BLOCK + 7 and written(fork) == fork.tokens
+    grow(fork, KV_BLOCK, first=3)
+    assert written(fork) == fork.tokens and written(a) == a.tokens
+    middle = cache.begin(a.tokens[: 9 * KV_BLOCK + 7])
+    assert len(middle) == 9 * KV_BLOCK
+    grow(middle, 70, first=9)
+    assert written(middle) == middle.tokens
+    a.trim(10 * KV_BLOCK + 9)
+    assert len(a) == 10 * KV_BLOCK
+    grow(a, 70, first=5)
+    assert written(a) == a.tokens
+
+
 class Adapter:
     """As much of one as the cache looks at."""
 
@@ -184,13 +228,13 @@ class Sequences(RuleBasedStateMachine):
 
     sequences = Bundle("sequences")
 
-    @initialize(n_blocks=st.sampled_from([12, 400]), is_windowed=st.booleans())
-    def start(self, n_blocks: int, is_windowed: bool) -> None:
-        self.cache = windowed_cache(n_blocks) if is_windowed else new_cache(n_blocks)
+    @initialize(n_blocks=st.sampled_from([12, 400]), kind=st.sampled_from(list(CACHES)))
+    def start(self, n_blocks: int, kind: str) -> None:
+        self.cache = CACHES[kind](n_blocks)
         self.prefixes = PrefixCache(self.cache)
         self.alive: list[Sequence] = []
         self.ended: list[tuple[AdapterSet, list[int]]] = []
-        self.knows_all = n_blocks > 100 and not is_windowed
+        self.knows_all = n_blocks > 100 and kind == "all"
 
     @rule(target=sequences, adapters=st.sampled_from(SETS))
     def begin(self, adapters: AdapterSet) -> Sequence:
@@ -216,7 +260,7 @@ class Sequences(RuleBasedStateMachine):
     def fork(self, sequence: Sequence, share: float) -> Sequence:
         n = int(len(sequence) * share)
         self.alive.append(sequence.fork(n))
-        assert self.alive[-1].tokens in (sequence.tokens[:n], [])
+        assert self.alive[-1].tokens in (sequence.tokens[:n], sequence.tokens[: n // KV_BLOCK * KV_BLOCK], [])
         return self.alive[-1]
 
     @rule(sequence=sequences, share=st.floats(0, 1))
@@ -224,7 +268,7 @@ class Sequences(RuleBasedStateMachine):
         n = int(len(sequence) * share)
         before = sequence.tokens[:n]
         sequence.trim(n)
-        assert sequence.tokens in (before, [])
+        assert sequence.tokens in (before, before[: n // KV_BLOCK * KV_BLOCK], [])
 
     @rule(sequence=consumes(sequences), keep=st.booleans())
     def end(self, sequence: Sequence, keep: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 import edgellm
@@ -31,16 +33,19 @@ def answer(model, text, **params):
     return generation
 
 
-@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
-def path(request):
-    return request.getfixturevalue(request.param)
+@pytest.fixture(scope="module", params=["smollm2", "gemma3", "smollm2 q4_0"])
+def load(request):
+    """Loads a real model; one of them with a cache whose blocks are stored otherwise once they are full."""
+    name, _, kv_type = request.param.partition(" ")
+    path = request.getfixturevalue(name)
+    return partial(edgellm.load, path, n_ctx=2048, n_threads=1, kv_type=kv_type or "f16")
 
 
 @pytest.fixture(scope="module")
-def expected(path):
+def expected(load):
     """Alone, each in an empty cache, nothing guessed: greedy, and sampled with a seed."""
     found = []
-    with edgellm.load(path, n_ctx=2048, n_threads=1, speculate="off", disk_bytes=0) as model:
+    with load(speculate="off", disk_bytes=0) as model:
         for text in (*TEXTS, LONG):
             for params in ({}, {"temperature": 0.8, "seed": 5}):
                 model._scheduler.prefixes.clear()
@@ -56,39 +61,39 @@ def all_answers(model) -> list[list[int]]:
     ]
 
 
-def test_guessed(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=1, speculate="always", disk_bytes=0) as model:
+def test_guessed(load, expected) -> None:
+    with load(speculate="always", disk_bytes=0) as model:
         assert all_answers(model) == expected
         copied = answer(model, TEXTS[0])
         assert copied.stats.n_accepted_tokens > 0
 
 
-def test_guessed_by_its_own_first_layers(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=1, speculate="always", draft_layers=6, disk_bytes=0) as model:
+def test_guessed_by_its_own_first_layers(load, expected) -> None:
+    with load(speculate="always", draft_layers=6, disk_bytes=0) as model:
         for index in (1, 2):
             assert answer(model, TEXTS[index]).token_ids == expected[2 * index]
 
 
-def test_cached_and_with_automatic_guesses(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=0) as model:
+def test_cached_and_with_automatic_guesses(load, expected) -> None:
+    with load(disk_bytes=0) as model:
         assert all_answers(model) == expected
         assert all_answers(model) == expected  # from what the first round left
         assert answer(model, LONG).stats.n_reused_tokens > 500
 
 
-def test_batched(path, expected) -> None:
-    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=0) as model:
+def test_batched(load, expected) -> None:
+    with load(disk_bytes=0) as model:
         answers = model.batch([*TEXTS, LONG], n_parallel=4, **ASKED)
         assert [one.token_ids for one in answers] == expected[::2]
 
 
-def test_resumed_from_a_session_and_from_the_disk(path, expected, tmp_path, monkeypatch) -> None:
+def test_resumed_from_a_session_and_from_the_disk(load, expected, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(disk_cache, "prefixes_folder", lambda: tmp_path / "prefixes")
-    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=1 << 30) as model:
+    with load(disk_bytes=1 << 30) as model:
         assert answer(model, LONG).token_ids == expected[-2]
         generation = answer(model, TEXTS[0], max_tokens=12)
         n_saved = model.save_session(tmp_path / "session", generation)
-    with edgellm.load(path, n_ctx=2048, n_threads=1, disk_bytes=1 << 30) as model:
+    with load(disk_bytes=1 << 30) as model:
         again = answer(model, LONG)
         assert again.token_ids == expected[-2] and again.stats.n_reused_tokens >= 512
         assert len(model.load_session(tmp_path / "session").token_ids) == n_saved

@@ -26,7 +26,7 @@ from edgellm.kernels.gradient_records import (
 from edgellm.kernels.group_sums import GroupSums, sums_for
 from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import F16_CACHE, CacheType
-from edgellm.kernels.records import F32_TILE_COLS, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
+from edgellm.kernels.records import F32_TILE_COLS, KV_BLOCK, MAXIMA_GROUP, ROW_ALIGN, SPAN_TOKENS
 from edgellm.kernels.reference import Quantized
 from edgellm.kernels.reference_cache import PagedCache
 from edgellm.kernels.registry import find
@@ -38,6 +38,7 @@ from edgellm.quants.tiles import to_tiles
 SENTINEL = np.float32(-12345.678)
 TOKEN_ALIGN = 16  # a tile may compute so many tokens at once, beyond the batch too
 TILE_ROWS = 64  # query rows of an attention task
+RECENT_FIELDS = ("recent", "recent_block_bytes", "recent_key_bytes", "recent_value_bytes")
 CHUNK_ROWS = 16  # of weights that a thread takes at a time
 THREAD = 1  # not the first, so that a kernel that forgets whose scratch memory it uses is found
 
@@ -523,6 +524,26 @@ class Compiled:
 
     def append_to(self, cache: PagedCache, slots: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
         self._kv_append(_fields_of(cache), cache.kind, slots, k, v)
+        if cache.recent is None:
+            return
+        self.append_to(cache.recent, slots, k, v)
+        of, to = _fields_of(cache.recent), _fields_of(cache)
+        full = [(slot // KV_BLOCK, slot // KV_BLOCK) for slot in slots if slot % KV_BLOCK == KV_BLOCK - 1]
+        self._run(
+            "quantize_keys",
+            records.QUANTIZE_KEYS,
+            len(full) * cache.n_kv_heads,
+            len(slots),
+            n_heads=cache.n_kv_heads,
+            key_dim=to["key_dim"],
+            cache=to["cache"],
+            block_bytes=to["block_bytes"],
+            key_bytes=to["key_bytes"],
+            recent=of["cache"],
+            recent_block_bytes=of["block_bytes"],
+            recent_key_bytes=of["key_bytes"],
+            tasks=_table(records.FULL_BLOCK_TASK, full),
+        )
 
     def _kv_append(
         self, fields: dict[str, Any], kv_type: CacheType, slots: np.ndarray, k: np.ndarray, v: np.ndarray
@@ -581,6 +602,10 @@ class Compiled:
         split: int = 0,
     ) -> np.ndarray:
         fields = _fields_of(cache)
+        if cache.recent is not None:
+            recent = _fields_of(cache.recent)
+            fields |= {f"recent_{name}": recent[name] for name in ("block_bytes", "key_bytes", "value_bytes")}
+            fields |= {"recent": recent["cache"]}
         return self._attention(q, fields, cache.n_kv_heads, cache.kind, block_table, position, scale, window, split)
 
     def _attention(
@@ -604,16 +629,16 @@ class Compiled:
         at_once = int(split) or max(1, TILE_ROWS // group)
         table = block_table.astype(np.int32)
         tasks, merges, n_slots = [], [], 0
-        for token in range(0, n_tokens, at_once):
-            here, n = position + token, min(at_once, n_tokens - token)
+        for token, n in _slices(position, n_tokens, at_once, kv_type):
+            here, at = position + token, (table.ctypes.data, table.ctypes.data)
             if not split:
-                tasks.append((token, n, here, 0, here + n, table.ctypes.data, -1))
+                tasks.append((token, n, here, 0, here + n, *at, -1))
                 continue
             first = 0 if window is None else max(0, here - window + 1)
             spans = range(first // SPAN_TOKENS * SPAN_TOKENS, here + n, SPAN_TOKENS)
             merges += [(token + i, n_slots + i, len(spans), n) for i in range(n)]
             tasks += [
-                (token, n, here, begin, min(begin + SPAN_TOKENS, here + n), table.ctypes.data, n_slots + n * i)
+                (token, n, here, begin, min(begin + SPAN_TOKENS, here + n), *at, n_slots + n * i)
                 for i, begin in enumerate(spans)
             ]
             n_slots += n * len(spans)
@@ -648,7 +673,7 @@ class Compiled:
             chunk_count=np.array([len(tasks) * n_kv_heads]),
             n_threads=2,
             **shared,
-            **cache,
+            **(dict.fromkeys(RECENT_FIELDS, 0) | cache),
         )
         if split:
             self._run(
@@ -684,6 +709,17 @@ class Compiled:
         record = _record(schema, batch=of_batch, **fields)
         for chunk in reversed(range(n_chunks)):
             function(record.ctypes.data, chunk, THREAD)
+
+
+def _slices(position: int, n_tokens: int, at_once: int, kv_type: CacheType) -> Iterator[tuple[int, int]]:
+    """The first and the number of tokens that are together: of one block, where it is kept apart until it is full."""
+    token = 0
+    while token < n_tokens:
+        n = min(at_once, n_tokens - token)
+        if kv_type.recent:
+            n = min(n, KV_BLOCK - (position + token) % KV_BLOCK)
+        yield token, n
+        token += n
 
 
 def _cache_fields(keys: np.ndarray, values: np.ndarray, kv_type: CacheType) -> dict[str, Any]:

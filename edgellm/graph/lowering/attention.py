@@ -9,6 +9,7 @@ import numpy as np
 from edgellm.errors import UnsupportedError
 from edgellm.graph.lowering.base import (
     Lowering,
+    full_table,
     merges_table,
     rule,
     slots_table,
@@ -21,6 +22,7 @@ from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, KeysValues
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Rows
 from edgellm.kernels import records
+from edgellm.kernels.kv_types import RECENT, CacheType
 
 ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
 MAX_SPLITS = 256  # pieces in one batch
@@ -36,24 +38,56 @@ def lower_keys_values(low: Lowering, node: KeysValues) -> None:
         _resized(low, _keys(low, node), n_heads, key_dim),
         _resized(low, low.read(node.values), n_heads, value_dim),
     )
-    fields, per_chunk = _cache_fields(low, node), tokens_per_chunk(k.width)
+    fields, per_chunk, kept = _cache_fields(low, node), tokens_per_chunk(k.width), low.kept.index(low.kept_of(node))
+
+    def append(kind: CacheType, slots: int, fields: dict[str, Any]) -> None:
+        low.add(
+            "kv_append",
+            records.KV_APPEND,
+            Chunks("tokens", per_chunk),
+            [k, v],
+            [fields["cache"]],
+            format=kind,
+            split=ByRows("tokens"),
+            k=k,
+            k_stride=k.stride,
+            v=v,
+            v_stride=v.stride,
+            n_heads=n_heads,
+            slots=slots_table(slots),
+            chunk_tokens=per_chunk,
+            scratch=4 * max(key_dim, value_dim),
+            **fields,
+        )
+
+    append(low.target.kv_type, kept, fields)
+    if recent := low.target.kv_type.recent:
+        append(recent, low.kept.index(RECENT), _cache_fields(low, node, recent))
+
+
+def _quantize_keys(low: Lowering, node: KeysValues, recent: CacheType) -> None:
+    """Of blocks that are full now: before somebody looks at them, once for all."""
+    layer = node.copy_of or node
+    if layer in low.quantizing:
+        return
+    low.quantizing.add(layer)
+    to, of = _cache_fields(low, node), _cache_fields(low, node, recent)
+    tasks = full_table(low.kept.index(low.kept_of(node)))
     low.add(
-        "kv_append",
-        records.KV_APPEND,
-        Chunks("tokens", per_chunk),
-        [k, v],
-        [fields["cache"]],
-        format=low.target.kv_type,
-        split=ByRows("tokens"),
-        k=k,
-        k_stride=k.stride,
-        v=v,
-        v_stride=v.stride,
-        n_heads=n_heads,
-        slots=slots_table(low.kept.index(low.kept_of(node))),
-        chunk_tokens=per_chunk,
-        scratch=4 * max(key_dim, value_dim),
-        **fields,
+        "quantize_keys",
+        records.QUANTIZE_KEYS,
+        Chunks(tasks.name, 1, node.n_heads),
+        [of["cache"]],
+        [to["cache"]],
+        n_heads=node.n_heads,
+        key_dim=to["key_dim"],
+        cache=to["cache"],
+        block_bytes=to["block_bytes"],
+        key_bytes=to["key_bytes"],
+        recent=of["cache"],
+        recent_block_bytes=of["block_bytes"],
+        recent_key_bytes=of["key_bytes"],
+        tasks=tasks,
     )
 
 
@@ -67,11 +101,11 @@ def _keys(low: Lowering, node: KeysValues) -> Rows:
     return out
 
 
-def _cache_fields(low: Lowering, node: KeysValues) -> dict[str, Any]:
-    """The words of a record that say where keys and values are, and how wide."""
-    kind = low.target.kv_type
+def _cache_fields(low: Lowering, node: KeysValues, recent: CacheType | None = None) -> dict[str, Any]:
+    """The words of a record that say where keys and values are, and how wide; of blocks that are not full: `recent`."""
+    kind = recent or low.target.kv_type
     key_dim, value_dim = low.head_dims(node)
-    cache, step = low.cache_of(node)
+    cache, step = low.recent_of(node) if recent else low.cache_of(node)
     return {
         "key_dim": key_dim,
         "value_dim": value_dim,
@@ -106,6 +140,10 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
     group = n_heads // n_kv_heads
     index = low.windows.index(spec.window)
     cache = _cache_fields(low, node.source)
+    recent: dict[str, Any] = dict.fromkeys(("cache", "block_bytes", "key_bytes", "value_bytes"), 0)
+    if kind := low.target.kv_type.recent:
+        recent = _cache_fields(low, node.source, kind)
+        _quantize_keys(low, node.source, kind)
     key_dim, value_dim = cache["key_dim"], cache["value_dim"]
     sinks = 0 if spec.sinks is None else low.floats(spec.sinks)
     partial_bytes = MAX_SPLITS * n_heads * (value_dim + 2) * 4
@@ -115,7 +153,7 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
         "attention",
         records.ATTENTION,
         Chunks(tasks_table(index).name, 1, n_kv_heads),
-        [q, cache["cache"]],
+        [q, cache["cache"], *([recent["cache"]] if kind else [])],
         [out, low.partial],
         format=low.target.kv_type,
         scratch=records.attention_scratch_bytes(max(ATTENTION_ROWS, group), key_dim, value_dim),
@@ -134,6 +172,10 @@ def _attend(low: Lowering, node: Attention, q: Rows, out: Rows) -> None:
         chunk_heads=1,
         n_threads=low.target.tuning.n_threads,
         partial=low.partial,
+        recent=recent["cache"],
+        recent_block_bytes=recent["block_bytes"],
+        recent_key_bytes=recent["key_bytes"],
+        recent_value_bytes=recent["value_bytes"],
         **cache,
     )
     low.add(

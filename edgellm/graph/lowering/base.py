@@ -19,7 +19,7 @@ from edgellm.graph.tuning import Tuning
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.isa import Isa
-from edgellm.kernels.kv_types import F16_CACHE, CacheType
+from edgellm.kernels.kv_types import F16_CACHE, RECENT, CacheType
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import LINE, Schema
 from edgellm.machine import last_level_cache
@@ -116,10 +116,14 @@ class Lowering:
         self.cache_layers = [
             CacheLayer(node.n_heads, *self.head_dims(node), target.kv_type, self.kept_of(node)) for node in sources
         ]
+        if recent := target.kv_type.recent:
+            self.kept.append(RECENT)
+            self.cache_layers += [layer._replace(kv_type=recent, window=RECENT) for layer in self.cache_layers]
         recurrent = [node for node in whole.nodes if node.n_state]
         self.state_bytes = [-(-4 * node.n_state // LINE) * LINE for node in recurrent]
         self._states = {node: index for index, node in enumerate(recurrent)}
         self.partial: Fixed | None = None
+        self.quantizing: set[KeysValues] = set()  # layers of the cache whose full blocks an op takes care of
         self.constants: dict[Tensor, np.ndarray] = {}
         # By the value of a router, or none: see `lowering/experts.py`.
         self.sorted_pairs: dict[tuple[Value | None, int, bool], tuple[Rows, Fixed]] = {}
@@ -152,6 +156,11 @@ class Lowering:
     def cache_of(self, node: KeysValues) -> tuple[Table, Table]:
         """The layer of the cache that a node fills, and the bytes from one of its blocks to the next."""
         layer = self._caches[node.copy_of or node]
+        return cache_table(layer), block_step(layer)
+
+    def recent_of(self, node: KeysValues) -> tuple[Table, Table]:
+        """The same of the layer that has blocks until they are full, where there is one."""
+        layer = self._caches[node.copy_of or node] + len(self._caches)
         return cache_table(layer), block_step(layer)
 
     def states_of(self, node: Node) -> tuple[Table, int]:
@@ -319,6 +328,11 @@ def slots_table(kept: int) -> Table:
 def tasks_table(window: int) -> Table:
     """What a batch's tokens attend to, for the index-th of its windows."""
     return Table(f"tasks {window}")
+
+
+def full_table(kept: int) -> Table:
+    """Which blocks a batch fills, for the index-th of the windows that layers of the cache keep."""
+    return Table(f"full blocks {kept}")
 
 
 def merges_table(window: int) -> Table:

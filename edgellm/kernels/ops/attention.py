@@ -16,9 +16,9 @@ from functools import partial
 import numpy as np
 from numba import njit
 
-from edgellm.kernels.kv_types import CacheType, FloatKV, IntegerKV, KVType
+from edgellm.kernels.kv_types import CacheType, ChannelKeys, FloatKV, IntegerKV, KVType
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops import attention_floats, attention_integers
+from edgellm.kernels.ops import attention_channels, attention_floats, attention_integers
 from edgellm.kernels.ops.attention_merge import (
     LOWEST,
     begin_with_score,
@@ -121,15 +121,14 @@ def _fold(v: Vocabulary, parts: list[Value], combine: Callable[[Value, Value], V
 def _of_keys(isa, kind: KVType):
     """How queries are taken, and scored against the keys of a block."""
     copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
-    if isinstance(kind, FloatKV):
+    if not isinstance(kind, IntegerKV):
 
         @njit(error_model="numpy")
         def take_floats(x, key_dim, scale, out, spare):
             copy(x, out, key_dim, scale)
 
-        return take_floats, staged(isa, "void", *["i64"] * 7)(partial(attention_floats.score, kind=kind))
+        return take_floats, _score(isa, kind)
 
-    assert isinstance(kind, IntegerKV)
     rotate = rotation(isa, kind)
     round_query = staged(isa, "void", *["i64"] * 3)(attention_integers.round_query)
 
@@ -139,7 +138,21 @@ def _of_keys(isa, kind: KVType):
         rotate(spare, key_dim)
         round_query(spare, key_dim, out)
 
-    return take_integers, staged(isa, "void", *["i64"] * 7)(partial(attention_integers.score, kind=kind))
+    return take_integers, _score(isa, kind)
+
+
+def _score(isa, kind: KVType):
+    """score(query, n_rows, key_dim, n_tokens, keys, following, scores, spare)"""
+    if isinstance(kind, ChannelKeys):
+        return staged(isa, "void", *["i64"] * 8)(partial(attention_channels.score, kind=kind))
+    function: Callable[..., None] = attention_integers.score if isinstance(kind, IntegerKV) else attention_floats.score
+    score_block = staged(isa, "void", *["i64"] * 7)(partial(function, kind=kind))
+
+    @njit(error_model="numpy")
+    def score(query, n_rows, key_dim, n_tokens, keys, following, scores, spare):
+        score_block(query, n_rows, key_dim, n_tokens, keys, following, scores)
+
+    return score
 
 
 def _of_values(isa, kind: KVType):
@@ -171,7 +184,10 @@ def build_attention(isa, kind: CacheType):
     task_bytes = ATTENTION_TASK.dtype.itemsize
     take_query, score = _of_keys(isa, kind.keys)
     weigh, turn_back = _of_values(isa, kind.values), rotation(isa, kind.values)
-    spoils = any(isinstance(part, IntegerKV) for part in kind)
+    spoils = any(isinstance(part, IntegerKV | ChannelKeys) for part in kind)
+    has_recent = kind.recent is not None
+    recent = kind.recent or kind
+    score_recent, weigh_recent = _score(isa, recent.keys), _of_values(isa, recent.values)
     softmax = staged(isa, "void", *["i64"] * 5)(partial(_softmax, spoils=spoils))
     copy = staged(isa, "void", "i64", "i64", "i64", "f32")(copy_scaled)
     merge = staged(isa, "void", *["i64"] * 4)(merge_results)
@@ -200,6 +216,11 @@ def build_attention(isa, kind: CacheType):
         row_bytes = (value_dim + 2) * 4
         all_keys = op.cache + kv_head * op.key_bytes
         all_values = op.cache + op.n_kv_heads * op.key_bytes + kv_head * op.value_bytes
+
+        # A token sees the keys and values of its own block as they were before it was full.
+        own_block = task.position // KV_BLOCK
+        recent_keys = op.recent + kv_head * op.recent_key_bytes
+        recent_values = op.recent + op.n_kv_heads * op.recent_key_bytes + kv_head * op.recent_value_bytes
 
         query = op.scratch + thread * op.scratch_bytes
         result = query + n_rows * key_dim * 4
@@ -233,7 +254,12 @@ def build_attention(isa, kind: CacheType):
                 else:
                     following = all_values + load_i32(task.block_table + first_block * 4) * op.block_bytes
                 n_tokens = min(end_span - block * KV_BLOCK, KV_BLOCK)
-                score(query, n_rows, key_dim, n_tokens, keys, following, scores + (block - first_block) * KV_BLOCK * 4)
+                of_block = scores + (block - first_block) * KV_BLOCK * 4
+                if has_recent and block == own_block:
+                    keys = recent_keys + load_i32(task.recent_table + block * 4) * op.recent_block_bytes
+                    score_recent(query, n_rows, key_dim, n_tokens, keys, following, of_block, spare)
+                else:
+                    score(query, n_rows, key_dim, n_tokens, keys, following, of_block, spare)
 
             start = first_block * KV_BLOCK
             for row in range(n_rows):
@@ -253,9 +279,13 @@ def build_attention(isa, kind: CacheType):
                     following = all_values + load_i32(task.block_table + (block + 1) * 4) * op.block_bytes
                 else:
                     following = next_keys(op, pair, thread, values)
-                begin, stop = begin_span - block * KV_BLOCK, end_span - block * KV_BLOCK
-                weigh(scores + (block - first_block) * KV_BLOCK * 4, n_rows, value_dim, max(begin, 0),
-                      min(stop, KV_BLOCK), values, following, result, spare)  # fmt: skip
+                begin, stop = max(begin_span - block * KV_BLOCK, 0), min(end_span - block * KV_BLOCK, KV_BLOCK)
+                of_block = scores + (block - first_block) * KV_BLOCK * 4
+                if has_recent and block == own_block:
+                    values = recent_values + load_i32(task.recent_table + block * 4) * op.recent_block_bytes
+                    weigh_recent(of_block, n_rows, value_dim, begin, stop, values, following, result, spare)
+                else:
+                    weigh(of_block, n_rows, value_dim, begin, stop, values, following, result, spare)
             for row in range(n_rows):
                 turn_back(result + row * row_bytes + 8, value_dim)
             if task.slot < 0 and not is_alone:

@@ -20,7 +20,7 @@ ROUNDED_BYTES = 4 * KV_BLOCK  # of a row's rounded weights in scratch memory, th
 UNROLLED = 4
 
 
-def _scale_and_inverse(v: Vocabulary, magnitudes: Value) -> tuple[Value, Value]:
+def scale_and_inverse(v: Vocabulary, magnitudes: Value) -> tuple[Value, Value]:
     """From the bits of a register of magnitudes: as integers they have the same order, and NaN comes after infinity."""
     largest = magnitudes.max().bitcast(F32)
     is_some = v.greater(largest, v.constant(LEAST, F32))
@@ -36,7 +36,7 @@ def round_query(v: Vocabulary, x: Value, key_dim: Value, out: Value) -> None:
 
     n = key_dim / LANES
     (magnitudes,) = v.loop(n, [v.constant(0, I32, LANES)], magnitude)
-    scale, inverse = _scale_and_inverse(v, magnitudes)
+    scale, inverse = scale_and_inverse(v, magnitudes)
     v.store(out + key_dim * 2, scale)
 
     def rounded(i: Value) -> None:
@@ -46,7 +46,7 @@ def round_query(v: Vocabulary, x: Value, key_dim: Value, out: Value) -> None:
     v.repeat(n, rounded)
 
 
-def _columns(v: Vocabulary, n_rows: int) -> int:
+def columns_of_integers(v: Vocabulary, n_rows: int) -> int:
     """Registers of keys side by side: each has a sum of integers and a total, for every row."""
     most = 3 * v.isa.n_registers // 4 // (2 * n_rows)
     return max(c for c in (1, 2, 4) if c <= most and c * v.isa.lanes <= KV_BLOCK)
@@ -61,7 +61,7 @@ def score(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, n_tokens: 
     ahead = following - keys
 
     def tile(row: Value, height: int) -> None:
-        width = _columns(v, height) * v.isa.lanes
+        width = columns_of_integers(v, height) * v.isa.lanes
 
         def columns(i: Value) -> None:
             _score_tile(v, kind, height, query + row * key_dim * 4, key_dim, keys, ahead, i * width,
@@ -75,14 +75,13 @@ def score(v: Vocabulary, query: Value, n_rows: Value, key_dim: Value, n_tokens: 
 def _score_tile(v: Vocabulary, kind: IntegerKV, n_rows: int, query: Value, key_dim: Value, keys: Value, ahead: Value,
                 first: Value, scores: Value) -> None:  # fmt: skip
     """A tile of rows by some registers of tokens, from `first` on."""
-    lanes, n_columns = v.isa.lanes, _columns(v, n_rows)
+    lanes, n_columns = v.isa.lanes, columns_of_integers(v, n_rows)
     rows, columns = range(n_rows), range(n_columns)
     places = [(r, c) for r in rows for c in columns]
-    unit_dims = 2 * kind.n_parts
     row_bytes = KV_BLOCK * UNIT_BYTES
-    n_units = key_dim / unit_dims
+    n_units = key_dim / 2
     scales = keys + n_units * row_bytes
-    per_group = SCALE_GROUP // unit_dims
+    per_group = SCALE_GROUP // 2
 
     def group(g: Value, *totals: Value) -> list[Value]:
         start = g * per_group
@@ -93,11 +92,9 @@ def _score_tile(v: Vocabulary, kind: IntegerKV, n_rows: int, query: Value, key_d
                 unit = start + i * UNROLLED + step
                 at = keys + unit * row_bytes + first * UNIT_BYTES
                 prefetch_ahead(v, n_rows, at + ahead, n_columns * lanes * UNIT_BYTES)
-                key = [kind.pairs(v, at + c * lanes * UNIT_BYTES, lanes) for c in columns]
-                for part in range(kind.n_parts):
-                    dims = query + unit * (2 * unit_dims) + 4 * part
-                    x = [v.load(dims + key_dim * (4 * r), I16, 2) for r in rows]
-                    total = [v.dot_pairs(total[j], key[c][part], x[r]) for j, (r, c) in enumerate(places)]
+                key = [kind.pairs(v, at + c * lanes * UNIT_BYTES, lanes)[0] for c in columns]
+                x = [v.load(query + unit * 4 + key_dim * (4 * r), I16, 2) for r in rows]
+                total = [v.dot_pairs(total[j], key[c], x[r]) for j, (r, c) in enumerate(places)]
             return total
 
         n = v.minimum(v.like(per_group, g), n_units - start) / UNROLLED
@@ -165,7 +162,7 @@ def _round_weights(v: Vocabulary, weights: Value, scales: Value, out: Value) -> 
         product = v.select(v.greater(weight, zero), weight * v.half(scales + token * SCALE_BYTES, lanes), zero)
         largest = v.maximum(largest, v.abs(product).bitcast(I32))
         products.append(product)
-    scale, inverse = _scale_and_inverse(v, largest)
+    scale, inverse = scale_and_inverse(v, largest)
     for token, product in zip(tokens, products, strict=True):
         v.store(out + token * 2, v.round_to_i32(product * inverse).trunc(I16))
     v.store(out + KV_BLOCK * 2, scale)

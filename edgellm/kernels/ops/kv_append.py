@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from edgellm.kernels.kv_types import LANES, SCALE_BYTES, SCALE_GROUP, UNIT_BYTES, CacheType, FloatKV, IntegerKV, KVType
+from numba import njit
+
+from edgellm.kernels.kv_types import (
+    LANES,
+    SCALE_BYTES,
+    SCALE_GROUP,
+    UNIT_BYTES,
+    CacheType,
+    ChannelKeys,
+    FloatKV,
+    IntegerKV,
+    KVType,
+)
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.rotate import turned_head
@@ -41,9 +53,8 @@ def _append_integers(
         q, scale = kind.encode(v, [v.f32(x + (first + LANES * part) * 4, LANES) for part in range(n_parts)])
         if are_keys:
             units = kind.key_units(v, q)
-            start = first / (2 * kind.n_parts)
             for i in range(units.n):
-                v.store(head + ((start + i) * KV_BLOCK + place) * UNIT_BYTES, units[i])
+                v.store(head + ((first / 2 + i) * KV_BLOCK + place) * UNIT_BYTES, units[i])
         else:
             numbers = kind.value_bytes(v, q)
             pair = place / 2
@@ -59,7 +70,14 @@ def _append_integers(
 
 
 def _append(isa, kind: KVType, *, are_keys: bool):
-    """append(x, head_dim, head, place) of keys, or of values."""
+    """append(x, head_dim, head, place) of keys, or of values; what full blocks are stored as, `quantize_keys` makes."""
+    if isinstance(kind, ChannelKeys):
+
+        @njit(error_model="numpy")
+        def append_later(x, head_dim, head, place):
+            pass
+
+        return append_later
     function: Callable[..., None] = _append_integers if isinstance(kind, IntegerKV) else _append_floats
     return staged(isa, "void", *["i64"] * 4)(partial(function, kind=kind, are_keys=are_keys))
 
