@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import edgellm
 from edgellm.cli.options import runtime_options
+from edgellm.convert.checkpoints import convert_checkpoint
 from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.runner import Span
 from edgellm.errors import UsageError
@@ -23,6 +24,7 @@ from edgellm.kernels.kv_types import CACHE_TYPES, KV_TYPES
 from edgellm.measure.estimate import estimate
 from edgellm.params import RuntimeConfig
 from tests.arch import tiny
+from tests.convert import checkpoints, families
 
 # Mean KL divergence from the predictions with an f16 cache, in nats. Of random weights, measured 3e-4.
 TINY_KL = 1e-3
@@ -204,6 +206,28 @@ def test_any_two_types_go_together(tiny_path) -> None:
         assert mean_kl(exact, found) < max(limits), name
         assert not any(np.array_equal(found, other) for other in seen), name
         seen.append(found)
+
+
+UNLIKE = ["gemma2", "gemma3n", "gemma4, shared", "lfm2", "qwen35, shared keys, every other layer", "mpt"]
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_keys_by_channel_in_all_kinds_of_attention(name: str, tmp_path) -> None:
+    """Scores that are capped or biased, windows, shared keys, states beside them: always the same bits, and near."""
+    families.model_of(name).save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "tiny.gguf", "F32")
+    ids = [3 + i * 7 % 60 for i in range(200)]
+
+    def logits(kind: str, n_batch: int = 512, n_threads: int = 1) -> np.ndarray:
+        settings = {"n_ctx": 512, "n_batch": n_batch, "n_threads": n_threads, "activations": "f32"}
+        with edgellm.load(tmp_path / "tiny.gguf", kv_type=kind, **settings) as model:
+            return model.logits(ids)
+
+    found = logits("q4_0")
+    assert 0 < mean_kl(logits("f32"), found) < FAR["q4_0"]
+    for n_batch, n_threads in [(1, 2), (37, 2), (100, 1)]:
+        np.testing.assert_array_equal(logits("q4_0", n_batch, n_threads), found, err_msg=f"{n_batch=} {n_threads=}")
 
 
 def test_memory(path) -> None:

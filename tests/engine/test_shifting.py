@@ -89,7 +89,9 @@ def test_what_stays(path: Path, n_keep: int) -> None:
     assert answer.token_ids == want and answer.text_ids[:n_first] == PROMPT[:n_first]
 
 
-@pytest.mark.parametrize("how", [{"speculate": "always"}, {"n_batch": 7, "n_threads": 2}, {"kv_type": "q8_0:q4_0"}])
+@pytest.mark.parametrize(
+    "how", [{"speculate": "always"}, {"n_batch": 7, "n_threads": 2}, {"kv_type": "q8_0:q4_0"}, {"kv_type": "q4_0"}]
+)
 def test_every_way_to_compute_gives_the_same(path: Path, how: dict[str, Any]) -> None:
     with loaded(path, **({"kv_type": how["kv_type"]} if "kv_type" in how else {}), speculate="off") as model:
         want = in_pieces(model, SHIFTED["max_tokens"], SINKS)
