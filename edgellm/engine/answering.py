@@ -27,7 +27,7 @@ from edgellm.engine.prompt import (
 )
 from edgellm.engine.scheduler import Scheduler
 from edgellm.engine.together import DEFAULT_PARALLEL, Job, together
-from edgellm.errors import TemplateError, UsageError
+from edgellm.errors import EdgellmError, TemplateError, UsageError
 from edgellm.params import SamplingParams
 from edgellm.text import ChatTemplate, Tokenizer
 
@@ -264,23 +264,33 @@ class Answering:
         prompts:     texts or token ids, as `generate` takes them, and lists of messages, as `chat` does.
         n_parallel:  so many are computed at once, which takes little longer than one.
 
-        Raises what `generate` and `chat` do, before anything is computed, and the first error of an answer.
+        Raises what `generate` and `chat` do, before anything is computed, and the first error of an answer. What is
+        wrong with a prompt is said with its place: `prompts[1]: ...`.
         """
         n_parallel = checks.whole_number("n_parallel", n_parallel, 1)
         if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
             raise checks.wrong("prompts", prompts, "a list of prompts")
-        generations = [self._one_of_batch(prompt, adapters, sampling) for prompt in prompts]
+        if "n" in sampling:
+            raise UsageError(
+                "n is given, and a batch has one answer to each prompt; name a prompt several times", parameter="n"
+            )
+        generations = [self._one_of_batch(i, prompt, adapters, sampling) for i, prompt in enumerate(prompts)]
         for job in together((Job(None, [generation]) for generation in generations), n_parallel):
             if job.error is not None:
                 raise job.error
         return generations
 
-    def _one_of_batch(self, prompt: Any, adapters: AdapterScales | None, sampling: Any) -> Generation:
-        if not isinstance(prompt, str):
-            prompt = list(prompt) if isinstance(prompt, Iterable) else prompt
-            if isinstance(prompt, list) and any(isinstance(item, Mapping) for item in prompt):
-                return self.chat(prompt, adapters=adapters, **sampling)
-        return self.generate(prompt, adapters=adapters, **sampling)
+    def _one_of_batch(self, index: int, prompt: Any, adapters: AdapterScales | None, sampling: Any) -> Generation:
+        try:
+            if not isinstance(prompt, str):
+                prompt = list(prompt) if isinstance(prompt, Iterable) else prompt
+                if isinstance(prompt, list) and any(isinstance(item, Mapping) for item in prompt):
+                    return self.chat(prompt, adapters=adapters, **sampling)
+            return self.generate(prompt, adapters=adapters, **sampling)
+        except EdgellmError as problem:
+            if problem.parameter in sampling:  # wrong for all of them
+                raise
+            raise type(problem)(f"prompts[{index}]: {problem}", parameter=problem.parameter) from None
 
     def _answers(
         self, prompt: PlannedPrompt, params: SamplingParams, n: int | None, adapters: AdapterScales | None

@@ -269,6 +269,8 @@ class Model(Answering, MakesVectors):
     def _known_text(self, text: str | Iterable[int] | Generation) -> tuple[list[int], AdapterSet]:
         if isinstance(text, Generation):
             return text.text_ids, text.adapters
+        if isinstance(text, list) and any(isinstance(item, Generation) for item in text):
+            raise UsageError(f"text is a list of {len(text)} answers; give one of them", parameter="text")
         if isinstance(text, str):
             text = self.tokenize(text, add_special=True, parse_special=True)
         usual = self._adapters.usual

@@ -73,6 +73,21 @@ def test_a_wrong_prompt_is_said_before_anything_is_computed(model, monkeypatch) 
     assert not watched.batches
 
 
+def test_what_is_wrong_with_a_prompt_is_said_with_its_place(tiny_path) -> None:
+    with edgellm.load(tiny_path, n_ctx=128, n_threads=1) as model:
+        with pytest.raises(edgellm.ContextOverflowError, match=r"^prompts\[1\]: the prompt has 150 tokens"):
+            model.batch([[5], [5] * 150])
+        with pytest.raises(UsageError, match=r"^prompts\[2\]: "):
+            model.batch([[5], [6], None])
+        with pytest.raises(UsageError, match=r"^temperature is -1"):  # wrong for all of them
+            model.batch([[5], [6]], temperature=-1)
+        with pytest.raises(UsageError, match="n is given, and a batch has one answer to each prompt"):
+            model.batch([[5]], n=2)
+        answers = [model.generate([5], max_tokens=1) for _ in range(2)]
+        with pytest.raises(UsageError, match="text is a list of 2 answers; give one of them"):
+            model.save_session("x", answers)
+
+
 def test_an_error_stays_with_its_own(model) -> None:
     def breaks(ids, logits, context):
         raise RuntimeError("a step of one's own")
