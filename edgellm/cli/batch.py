@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli.batch_files import Requests, looked_through, opened
 from edgellm.cli.completing import complete_models
 from edgellm.cli.options import lora_option, runtime_options, speculation_options
-from edgellm.errors import FileProblem, FormatError, UsageError
+from edgellm.errors import UsageError
 from edgellm.params import WHEN_FULL, SamplingParams
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from edgellm.engine.openai.shapes import ChatShape
     from edgellm.engine.together import Job
     from edgellm.params import RuntimeConfig
-
-MOST_LINE = 64 << 20  # bytes
 
 Work = tuple["BatchRequest", "ChatShape | None"]
 
@@ -59,7 +55,8 @@ def command(
        "body": {"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hi"}]}}
 
     Answers are written as they come, each with the custom_id of its request; what is wrong with a request is its
-    answer, and the others go on. Stopped in any way, the same command goes on where it was.
+    answer, and the others go on. Stopped in any way, the same command goes on where it was; to have a request
+    answered once more, take its line out of OUT.jsonl. Ends with 1 when no request could be answered.
     """
     from edgellm.cli import models
     from edgellm.cli.progress import Progress
@@ -67,128 +64,57 @@ def command(
     from edgellm.engine.together import DEFAULT_PARALLEL
     from edgellm.files import refuse_target
 
+    if str(output) == "-":
+        raise UsageError("-o is -; expected the name of a file: what is answered is read there by the next run")
     refuse_target(output, [requests])
-    if not requests.is_file():
-        raise FileProblem(f"{requests}: no such file")
-    named, total = _looked_through(requests)
-    with _opened(output, requests) as (file, done):
-        if len(done) >= total:
+    asked = looked_through(requests)
+    name, total, n_wrong = model or asked.model, len(asked), 0
+    with opened(output, asked, name) as written:
+        n_before = len(written.done)
+        if n_before >= total:
             note(f"{output}: all {total} requests are answered already")
             return
-        if done:
-            note(f"{output}: {len(done)} of {total} requests are answered already")
-        name = model or named
+        if n_before:
+            note(f"{output}: {n_before} of {total} requests are answered already")
         if name is None:
             raise UsageError("no request names a model; name one with --model")
-        n_wrong = 0
         with models.load(models.path_of(name), runtime, adapters) as loaded, Progress("answering") as progress:
-            for n, (line, is_wrong) in enumerate(_answers(loaded, requests, done, model, name, when_full, parallel or
-                                                          DEFAULT_PARALLEL), len(done) + 1):  # fmt: skip
-                file.write(line)
-                file.flush()
+            answers = _answers(loaded, asked, written.done, model, name, when_full, parallel or DEFAULT_PARALLEL)
+            for n, (line, is_wrong) in enumerate(answers, n_before + 1):
+                written.add(line)
                 n_wrong += is_wrong
                 progress(n, total, f"{n_wrong} with errors" if n_wrong else "")
-        os.fsync(file.fileno())
     if n_wrong:
         note(f"{output}: {n_wrong} of {total} requests could not be answered; their lines say why")
-
-
-def _lines(requests: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not empty, and their numbers."""
-    with open(requests, "rb") as file:
-        number = 0
-        while line := file.readline(MOST_LINE):
-            number += 1
-            if len(line) == MOST_LINE and not line.endswith(b"\n"):
-                raise FormatError(f"{requests}: line {number} is longer than {MOST_LINE >> 20} MiB")
-            if line.strip():
-                yield number, line
-
-
-def _looked_through(requests: Path) -> tuple[str | None, int]:
-    """The model that the first request names, and the number of requests."""
-    from edgellm.engine.openai.batch import BatchLineError, parse_line
-
-    named: str | None = None
-    total = 0
-    for number, line in _lines(requests):
-        total += 1
-        if named is None:
-            with contextlib.suppress(BatchLineError):
-                named = parse_line(number, line).model
-    if not total:
-        raise FormatError(f"{requests} holds no request; expected a line of JSON for each")
-    return named, total
-
-
-@contextlib.contextmanager
-def _opened(output: Path, requests: Path) -> Iterator[tuple[BinaryIO, set[int]]]:
-    """The answers' file, for more of them, and the lines of requests that are answered in it.
-
-    A line that was cut when its writer was killed is taken away. Raises FileProblem while another process writes
-    there, UsageError for a file that holds something else.
-    """
-    from edgellm.engine.openai.batch import line_number
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "a+b") as file:
-        _lock(file, output)
-        file.seek(0)
-        done: set[int] = set()
-        end = 0
-        while line := file.readline(MOST_LINE):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                number = line_number(json.loads(line))
-            except (ValueError, AttributeError, RecursionError):
-                number = None
-            if number is None:
-                raise UsageError(
-                    f"{output} holds something else than answers to {requests.name}; choose another name to write"
-                )
-            done.add(number)
-            end += len(line)
-        file.truncate(end)
-        file.seek(end)
-        yield file, done
-
-
-def _lock(file: BinaryIO, output: Path) -> None:
-    with contextlib.suppress(ImportError):  # Windows lets nobody else write an open file anyway
-        import fcntl
-
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileProblem(f"{output} is being written by another edgellm batch; wait until it has ended") from None
-        except OSError:  # a file system without locks
-            return
+    if n_wrong == total - n_before:
+        raise SystemExit(1)
 
 
 def _answers(
-    model: Model, requests: Path, done: set[int], chosen: str | None, name: str, when_full: str, n_parallel: int
+    model: Model, requests: Requests, done: set[int], chosen: str | None, name: str, when_full: str, n_parallel: int
 ) -> Iterator[tuple[bytes, bool]]:
     """The lines of answers as they come, and whether each tells of an error."""
     from edgellm.engine.openai.batch import BatchLineError, BatchRequest, answer_line, error_line, parse_line
     from edgellm.engine.together import Job, together
 
     wrong: list[bytes] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
 
     def jobs() -> Iterator[Job[Work]]:
-        for number, line in _lines(requests):
+        for number, line in requests.lines():
             try:
                 request = parse_line(number, line)
-                if request.custom_id in seen:
-                    raise BatchLineError(f"line {number}: its custom_id stands in a line before it", request.custom_id)
-                seen.add(request.custom_id)
+                if (before := seen.setdefault(request.custom_id, number)) != number:
+                    raise BatchLineError(
+                        f"line {number}: line {before} has the custom_id {request.custom_id!r:.60} too",
+                        request.custom_id,
+                    )
                 if number in done:
                     continue
                 if chosen is None and request.model not in (None, name):
                     raise UsageError(f"model is {request.model!r:.60}, and the batch is answered by {name!r:.60}",
                                      parameter="model")  # fmt: skip
-                generations, shape = _begun(model, request, when_full)
+                generations, shape = _begun(model, request, name, when_full)
             except Exception as problem:
                 if number not in done:
                     own_id = request.custom_id if not isinstance(problem, BatchLineError) else None
@@ -207,10 +133,13 @@ def _answers(
             yield answer_line(request.line, request.custom_id, shape.completion(job.generations)), False
 
 
-def _begun(model: Model, request: BatchRequest, when_full: str) -> tuple[list[Generation], ChatShape]:
+def _begun(model: Model, request: BatchRequest, name: str, when_full: str) -> tuple[list[Generation], ChatShape]:
     body: dict[str, Any] = {key: value for key, value in request.body.items() if key != "stream"}
+    body["model"] = name  # who answers, whatever was asked for
     extra = body.get("extra_body") or {}
-    if when_full != SamplingParams.when_full and isinstance(extra, dict):
+    if not isinstance(extra, dict):
+        return model.openai_begun(body.pop("messages"), body)  # which says what is wrong
+    if when_full != SamplingParams.when_full:
         body["extra_body"] = extra = {"when_full": when_full, **extra}
     if extra.get("when_full") == "shift" and body.get("max_tokens") is body.get("max_completion_tokens") is None:
         raise UsageError("max_tokens is missing, and an answer that goes on when the context is full may never end; "

@@ -82,7 +82,8 @@ def test_what_is_wrong_with_a_request_is_its_answer(chat_path, tmp_path) -> None
         return one["error"]["message"] if one["error"] else one["response"]["body"]["error"]["message"]
 
     expected = {2: "line 2 is not JSON", 3: "expected an object", 4: "custom_id is 5", 5: "context", 6: "wrong_word",
-                7: "temperature", 8: "a line before it", 9: "/v1/embeddings", 10: "stream", 11: "other-model",
+                7: "temperature", 8: "line 1 has the custom_id 'good' too", 9: "/v1/embeddings", 10: "stream",
+                11: "other-model",
                 12: "twice"}  # fmt: skip
     for number, words in expected.items():
         assert words in told(number), (number, told(number))
@@ -131,6 +132,95 @@ def test_another_file_is_not_written_to(chat_path, tmp_path, capsys) -> None:
     assert run(asked, "-o", asked) == 2
     asked.write_text(request("a", None))
     assert run(asked, "-o", tmp_path / "new.jsonl") == 2 and "no request names a model" in capsys.readouterr().err
+
+
+FOREIGN = [b'{"my": "precious data"}', b"\0" * 3000, b"text", b'{"id": "batch_req_1", "custom_id": "a"}\n']
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_without_a_newline_is_not_taken_for_a_cut_answer(chat_path, tmp_path, capsys, content: bytes) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text(request("a", chat_path))
+    out.write_bytes(content)
+    assert run(asked, "-o", out) == 2
+    assert "holds something else than answers to in.jsonl" in capsys.readouterr().err
+    assert out.read_bytes() == content
+
+
+def test_answers_to_other_requests_are_not_gone_on_with(chat_path, tmp_path, capsys) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("\n".join(request(name, chat_path) for name in "ab"))
+    assert run(asked, "-o", out) == 0
+    kept = out.read_bytes()
+
+    def refused(lines: list[str], *words: object) -> str:
+        asked.write_text("\n".join(lines))
+        assert run(asked, "-o", out, *words) == 2
+        assert out.read_bytes() == kept
+        return capsys.readouterr().err
+
+    assert "line 1 was 'a', and in in.jsonl it is 'z'" in refused([request("z", chat_path), request("b", chat_path)])
+    assert "line 2 was 'b', and in in.jsonl it is no request" in refused([request("a", chat_path)])
+    other = tmp_path / "other.gguf"
+    other.write_bytes(chat_path.read_bytes())
+    lines = [request(name, chat_path) for name in "abc"]
+    assert f"and these would be answers of {other}" in refused(lines, "-m", other).replace("\n", " ")
+
+
+def test_answers_name_the_model_that_wrote_them(chat_path, tmp_path) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text(request("a", Path("of-somebody-else")))
+    assert run(asked, "-o", out, "-m", chat_path) == 0
+    assert answers(out)[0]["response"]["body"]["model"] == str(chat_path)
+
+
+@pytest.mark.parametrize("words", [["-m", "no-such-model"], [], ["-m", "MODEL", "--lora", "no-such-adapter"]])
+def test_a_run_without_an_answer_leaves_no_file(chat_path, tmp_path, words: list[str]) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text(request("a", None))
+    assert run(asked, "-o", out, *[str(chat_path) if word == "MODEL" else word for word in words]) in (1, 2)
+    assert not out.exists()
+
+
+def test_when_nothing_could_be_answered_the_status_says_so(chat_path, tmp_path) -> None:
+    asked = tmp_path / "in.jsonl"
+    asked.write_text("\n".join([request("a", chat_path, temperature=-1), request("b", chat_path, extra_body=5)]))
+    with pytest.raises(SystemExit) as ended:
+        run(asked, "-o", tmp_path / "out.jsonl")
+    assert ended.value.code == 1
+    told = {one["custom_id"]: one["response"] for one in answers(tmp_path / "out.jsonl")}
+    assert [told[name]["status_code"] for name in "ab"] == [400, 400]
+    assert "extra_body is 5; expected a dict" in told["b"]["body"]["error"]["message"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
+def test_a_full_disk_keeps_the_answers_before(chat_path, tmp_path) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("\n".join(request(f"r{i}", chat_path) for i in range(40)))
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
+    program = limited + "from edgellm.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    words = ["batch", asked, "-o", out, "-t", "1", "--disk-bytes", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and f"{out}: File too large; the answers before are kept" in done.stderr
+    n_kept = len(answers(out))
+    assert 0 < n_kept < 40 and out.read_bytes().endswith(b"\n")
+    assert run(asked, "-o", out) == 0 and len(answers(out)) == 40
+
+
+def test_what_is_no_file_of_requests_is_said(tmp_path, capsys) -> None:
+    assert run(tmp_path, "-o", tmp_path / "out") == 1
+    assert f"{tmp_path} is a folder; expected a file" in capsys.readouterr().err
+    asked = tmp_path / "in.jsonl"
+    asked.write_bytes(request("a", None).encode("utf-16"))
+    assert run(asked, "-o", tmp_path / "out") == 1
+    assert f"{asked} is UTF-16; expected UTF-8" in capsys.readouterr().err
+    asked.write_text("null\n")
+    assert run(asked, "-o", tmp_path / "out") == 1
+    assert "holds no request that could be answered: line 1 is null; expected an object" in capsys.readouterr().err
+    assert run(asked, "-o", "-") == 2
+    assert "-o is -; expected the name of a file" in capsys.readouterr().err
 
 
 def test_answers_go_on_when_the_context_is_full(chat_path, tmp_path) -> None:

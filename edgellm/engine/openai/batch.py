@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.errors import EdgellmError, UsageError, shown
+from edgellm.errors import EdgellmError, UsageError
 
 URL = "/v1/chat/completions"
 _KNOWN = {"custom_id", "method", "url", "body"}
@@ -49,21 +49,29 @@ def parse_line(number: int, line: bytes) -> BatchRequest:
     except (ValueError, RecursionError) as problem:
         raise BatchLineError(f"line {number} is not JSON: {problem}") from None
     if not isinstance(found, dict):
-        raise BatchLineError(f"line {number} is {shown(found)}; expected an object with custom_id, url and body")
+        raise BatchLineError(f"line {number} is {_json(found)}; expected an object with custom_id, url and body")
     custom_id, body = found.get("custom_id"), found.get("body")
     if not isinstance(custom_id, str) or not custom_id:
-        raise BatchLineError(f"line {number}: custom_id is {shown(custom_id)}; expected a text")
+        what = f"custom_id is {_json(custom_id)}" if "custom_id" in found else "it has no custom_id"
+        raise BatchLineError(f"line {number}: {what}; expected a text")
     if unknown := sorted(set(found) - _KNOWN):
         raise BatchLineError(f"line {number} has {unknown[0]!r:.40}; expected {', '.join(sorted(_KNOWN))}", custom_id)
     if found.get("method", "POST") != "POST":
-        raise BatchLineError(f"line {number}: method is {shown(found['method'])}; expected 'POST'", custom_id)
+        raise BatchLineError(f"line {number}: method is {_json(found['method'])}; expected 'POST'", custom_id)
     if found.get("url", URL) != URL:
-        raise BatchLineError(f"line {number}: url is {shown(found['url'])}; edgellm batch answers {URL}", custom_id)
+        raise BatchLineError(f"line {number}: url is {_json(found['url'])}; edgellm batch answers {URL}", custom_id)
     if not isinstance(body, dict) or "messages" not in body:
-        raise BatchLineError(f"line {number}: body is {shown(body)}; expected an object with messages", custom_id)
+        what = f"body is {_json(body)}" if "body" in found else "it has no body"
+        raise BatchLineError(f"line {number}: {what}; expected an object with messages", custom_id)
     if body.get("stream"):
         raise BatchLineError(f"line {number}: stream is set, and a batch gives whole answers; leave it out", custom_id)
     return BatchRequest(number, custom_id, body)
+
+
+def _json(value: Any) -> str:
+    """A value as it stands in a line, or its beginning."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def line_number(answer: Mapping[str, Any]) -> int | None:
