@@ -106,7 +106,7 @@ def command(
         raise UsageError(
             "--keep is for --when-full shift, which alone leaves something out; add it, or leave --keep out"
         )
-    file = _session_file(session, resume, no_save, system)
+    file = _session_file(session, resume, no_save, raw, system)
     kept = _last_conversation(raw, system) if resume else None
     if no_save:
         runtime = replace(runtime, disk_bytes=0)
@@ -122,6 +122,10 @@ def command(
         return
     text = None if chats else read_prompt(prompt, may_be_empty=raw and prompt == "")  # a text from its beginning
     with asking.servers() as servers, models.load(path or models.pull(named), runtime, adapters) as loaded:
+        if file and loaded.chat_template is None:
+            raise UsageError(
+                f"--session keeps a conversation, and {loaded.path.name} has no chat template; leave --session out"
+            )
         asker = asking.asker(loaded, raw, servers)
         sampling = sampling_params(typed, loaded.recommended_sampling)
         if text is not None:
@@ -147,13 +151,15 @@ def command(
                 file.save(loaded, chat.conversation)
 
 
-def _session_file(session: str | None, resume: bool, no_save: bool, system: str | None) -> SessionFile | None:
+def _session_file(
+    session: str | None, resume: bool, no_save: bool, raw: bool, system: str | None
+) -> SessionFile | None:
     """Raises UsageError for options that contradict --session, and for a path that no file can have."""
     if session is None:
         return None
     from edgellm.cli.session import SessionFile
 
-    options = {"--resume": resume, "--no-save": no_save}
+    options = {"--resume": resume, "--no-save": no_save, "--raw": raw}
     if given := [option for option, is_given in options.items() if is_given]:
         raise UsageError(f"--session cannot be used with {given[0]}; leave one of them out")
     file = SessionFile(session)
@@ -252,7 +258,7 @@ def _answer(
         generation = model.generate(text, **vars(sampling))
     answer = stream(generation, view_of(markdown and template is not None))
     if file:
-        file.save(model, conversation.with_answer(answer) if template else before, generation)
+        file.save(model, conversation.with_answer(answer), generation)
     if generation.finish_reason == "cancelled":
         raise KeyboardInterrupt
     tell_shifts(generation.stats, model, note)

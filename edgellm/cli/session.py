@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,11 @@ class SessionFile:
     def __init__(self, path: str) -> None:
         self.path = Path(os.path.expanduser(path))
         refuse_target(self.path)
+        self._version = version_of(self.path)
 
     def load(self, model: Model) -> Conversation:
         """The conversation so far, whose keys and values then are in the cache. Raises FileProblem for another file."""
+        self._version = version_of(self.path)
         if not self.path.exists():
             return Conversation()
         session = model.load_session(self.path)
@@ -36,10 +39,33 @@ class SessionFile:
             raise FormatError(f"{self.path}: the session holds no conversation that edgellm has saved") from None
 
     def save(self, model: Model, conversation: Conversation, last: Generation | None = None) -> None:
-        """Write the conversation and what the cache has of it. last: the answer that ends it, where it is at hand."""
+        """Write the conversation and what the cache has of it. last: the answer that ends it, where it is at hand.
+
+        What another process has written there meanwhile stays: the file then is one of another name.
+        """
+        if version_of(self.path) != self._version:
+            other = free_name(self.path)
+            note(f"{self.path}: another edgellm run has changed it meanwhile; this conversation is kept as {other}")
+            self.path = other
         if last is None and model.chat_template is not None and conversation.turns:
             text = model.chat_template.render(conversation.messages(), add_generation_prompt=False)
             ids = model.tokenize(text, parse_special=True)[: model.n_text]
             model.save_session(self.path, ids, note=conversation.as_json().decode())
         elif last is not None:
             model.save_session(self.path, last, note=conversation.as_json().decode() if conversation.turns else "")
+        self._version = version_of(self.path)
+
+
+def version_of(path: Path) -> tuple[int, ...] | None:
+    """What differs when a file is written anew; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def free_name(path: Path) -> Path:
+    """`talk-2.session` for `talk.session`, or the first such name that no file has."""
+    names = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in count(2))
+    return next(name for name in names if not name.exists())

@@ -51,10 +51,39 @@ def test_a_conversation_goes_on(chat_path, tmp_path, capsys) -> None:
     assert messages[2]["content"] == first.out.removesuffix("\n")
 
 
+def test_what_another_process_wrote_meanwhile_stays(chat_path, tmp_path, capsys, monkeypatch) -> None:
+    from edgellm.cli import session
+
+    file = tmp_path / "talk.session"
+    assert run(chat_path, "--session", file, "the tea") == 0
+    load = session.SessionFile.load
+
+    def and_then_another_writes(self, model):
+        found = load(self, model)
+        monkeypatch.setattr(session.SessionFile, "load", load)
+        assert run(chat_path, "--session", file, "the other") == 0
+        return found
+
+    monkeypatch.setattr(session.SessionFile, "load", and_then_another_writes)
+    assert run(chat_path, "--session", file, "the first") == 0
+    assert f"has changed it meanwhile; this conversation is kept as {tmp_path / 'talk-2.session'}" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )
+    for name, told in (("talk", "the other"), ("talk-2", "the first")):
+        assert told.encode() in (tmp_path / f"{name}.session").read_bytes()
+
+
+def test_a_model_without_a_template_keeps_no_conversation(tiny_path, tmp_path, capsys) -> None:
+    assert run(tiny_path, "--session", tmp_path / "x.session", "the tea") == 2
+    assert "--session keeps a conversation, and tiny.gguf has no chat template" in capsys.readouterr().err
+    assert not (tmp_path / "x.session").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--no-save"], "--session cannot be used with --no-save"),
+        (["--raw"], "--session cannot be used with --raw"),
         (["--system", "x"], "keeps the system text"),
         ([], "no session"),
     ],
