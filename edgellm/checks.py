@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import UsageError, shown
+
+_UNITS = (
+    {"": 1} | {unit: 1000**n for n, unit in enumerate("kmgt", 1)} | {f"{u}i": 1024**n for n, u in enumerate("kmgt", 1)}
+)
 
 
 def wrong(name: str, value: Any, expected: str) -> UsageError:
@@ -258,3 +263,9 @@ def _finite(name: str, value: Any, parameter: str | None = None) -> float:
             return found
         expected = "a finite number"
     raise UsageError(f"{name} is {shown(value)}; expected {expected}", parameter=parameter or name)
+
+
+def size(text: str) -> int | None:
+    """Bytes that a text names: "1000", "90MB", "1.5GiB", "2G"; None where it names none."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]i?)?b?", text.strip(), re.IGNORECASE)
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()]) if match else None

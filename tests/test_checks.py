@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import edgellm
+from edgellm import checks
 from edgellm.errors import EdgellmError, UsageError
 from tests.arch import tiny
 
@@ -82,3 +83,9 @@ def test_what_is_said(good: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError) as error:
             call()
         assert error.value.parameter == name and str(error.value).startswith(f"{name} is {text.removesuffix('.*')}")
+
+
+def test_sizes() -> None:
+    sizes = {"1000": 1000, "90MB": 90_000_000, "1.5GiB": 3 << 29, "2g": 2 * 10**9, " 64 kib ": 1 << 16, "1T": 10**12}
+    assert {text: checks.size(text) for text in sizes} == sizes
+    assert [checks.size(text) for text in ("", "1x", "-5", "GB", "1e9", "kl=0.1")] == [None] * 6

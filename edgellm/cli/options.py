@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from edgellm import checks
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, LAYOUTS, SAMPLERS, SPECULATE, RuntimeConfig
 
@@ -57,6 +58,18 @@ def checked_by(kind: type) -> Callable[[click.Context, click.Parameter, Any], An
     return check
 
 
+class Size(click.ParamType):
+    """Bytes, as a number or with a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        found = value if isinstance(value, int) else checks.size(value)
+        if found is None:
+            self.fail(f"{value!r:.40} is no size; expected bytes, such as 1000000000, 1GB or 512MiB", param, context)
+        return found
+
+
 def runtime_options(command: Command) -> Command:
     """Give a command -t, -c, --kv-type, --activations, --cache-bytes and --layout; it receives them as `runtime`."""
     context = (
@@ -76,7 +89,7 @@ def runtime_options(command: Command) -> Command:
     command = click.option(
         "--layout", type=click.Choice(LAYOUTS), default=RuntimeConfig.layout, show_default=True, help=laid_out
     )(command)
-    command = click.option("--cache-bytes", type=int, metavar="N", help=memory, callback=check)(command)
+    command = click.option("--cache-bytes", type=Size(), metavar="SIZE", help=memory, callback=check)(command)
     command = activations_option(command)
     for half, what in ("k", "keys"), ("v", "values"):  # as llama.cpp has it
         command = click.option(
@@ -176,8 +189,8 @@ def speculation_options(command: Command) -> Command:
     most = "Tokens guessed at once, at most."
     disk = "Disk that keys and values of long prompts may take, to be there after a restart; 0 keeps none."
     check = checked_by(RuntimeConfig)
-    command = click.option("--disk-bytes", type=int, metavar="N", default=RuntimeConfig.disk_bytes, show_default=True,
-                           help=disk, callback=check)(command)  # fmt: skip
+    command = click.option("--disk-bytes", type=Size(), metavar="SIZE", default=RuntimeConfig.disk_bytes,
+                           show_default=True, help=disk, callback=check)(command)  # fmt: skip
     command = click.option("--draft-max", type=int, metavar="N", default=RuntimeConfig.draft_max, show_default=True,
                            help=most, callback=check)(command)  # fmt: skip
     command = click.option("--draft-layers", type=int, metavar="N", help=layers, callback=check)(command)

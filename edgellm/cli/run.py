@@ -114,6 +114,9 @@ def command(
     named = _one_of(named, chats)
     path = _converted(named) if convert else models.find(named)
     if only_estimate:
+        _refuse_what_is_not_estimated({
+            "--draft": runtime.draft, "--draft-layers": runtime.draft_layers, "--lora": adapters, "--session": session,
+        })  # fmt: skip
         from edgellm.cli.expected import lines_for
         from edgellm.cli.terminal import one_line
 
@@ -175,6 +178,12 @@ def _refuse_what_needs_a_chat(chats: bool, resume: bool, when_full: str | None) 
     options = {"--resume": resume, "--when-full drop": when_full == "drop"}
     if not chats and (given := [option for option, is_given in options.items() if is_given]):
         raise UsageError(f"{given[0]} is for a chat on a terminal; it cannot be used with a prompt")
+
+
+def _refuse_what_is_not_estimated(options: dict[str, Any]) -> None:
+    """Raise UsageError for an option that takes memory or time beside the model."""
+    if given := [option for option, value in options.items() if value]:
+        raise UsageError(f"--estimate tells what the model takes by itself; leave {given[0]} out")
 
 
 def _last_conversation(raw: bool, system: str | None) -> Kept:

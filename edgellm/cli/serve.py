@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import runtime_options, template_option
+from edgellm.cli.options import Size, runtime_options, template_option
 from edgellm.errors import FileProblem, UsageError
 from edgellm.params import RuntimeConfig
 from edgellm.server.settings import ServerConfig
@@ -41,7 +41,7 @@ LOGS = ("json", "text", "off")
               help="For a request in all; 0 is no limit.")  # fmt: skip
 @click.option("--idle", type=float, default=ServerConfig.idle, show_default=True, metavar="SECONDS",
               help="After which an unused model is unloaded; 0 keeps it.")  # fmt: skip
-@click.option("--memory", "memory_bytes", type=int, metavar="BYTES", help="That loaded models may take together.  "
+@click.option("--memory", "memory_bytes", type=Size(), metavar="SIZE", help="That loaded models may take together.  "
               "[default: most of what the machine has]")  # fmt: skip
 @click.option("--allow-host", "allowed_hosts", multiple=True, metavar="NAME",
               help="Another name by which clients may call this server.")  # fmt: skip

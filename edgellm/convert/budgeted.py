@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm import checks
 from edgellm.convert.budget import Plan, measure_options, refuse_quantized, refuse_size, within_loss, within_size
 from edgellm.convert.linears import is_linear
 from edgellm.convert.parts import Part
@@ -22,7 +23,6 @@ from edgellm.formats.gguf import GGUFFile
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 MOST_TRIES = 6  # files written until one has the wanted loss
 NEAR_ENOUGH = 0.85  # of the loss that was allowed: finer steps are not worth another try
 
@@ -37,12 +37,11 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """ "90MB", "1.5GiB" or "kl=0.03". Raises UsageError."""
-        number = r"(\d+\.?\d*|\.\d+)"
-        if match := re.fullmatch(rf"(?:kl|loss)={number}", text, re.IGNORECASE):
+        if match := re.fullmatch(r"(?:kl|loss)=(\d+\.?\d*|\.\d+)", text, re.IGNORECASE):
             if float(match[1]) > 0:
                 return cls(loss=float(match[1]))
-        elif match := re.fullmatch(rf"{number}\s*([kmg]i?)?b?", text, re.IGNORECASE):
-            return cls(n_bytes=int(float(match[1]) * _UNITS[(match[2] or "").lower()]))
+        elif (n_bytes := checks.size(text)) is not None:
+            return cls(n_bytes=n_bytes)
         raise UsageError(f"{text!r:.40} is no budget; expected a size such as 90MB, or a loss such as kl=0.03")
 
 

@@ -158,6 +158,14 @@ def test_an_estimate_of_no_model_is_one_line(home: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--draft", "x"), ("--draft-layers", "2"), ("--lora", "x"), ("--session", "x")]
+)
+def test_what_is_not_estimated_is_refused(tiny_path: Path, capsys: Capture, option: str, value: str) -> None:
+    assert main(["run", str(tiny_path), "--estimate", option, value]) == 2
+    assert f"--estimate tells what the model takes by itself; leave {option} out" in capsys.readouterr().err
+
+
 def test_whether_a_machine_has_the_memory() -> None:
     assert verdict(10**6).startswith("it fits: ")
     assert verdict(10**18).startswith("too large: this process may have ")
