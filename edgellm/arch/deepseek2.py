@@ -104,7 +104,8 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     rope.expect("attention_factor", None)
     shape.pop("rope.scaling.attn_factor", None)  # the multiplier says it all
     if rope.get("rope_type") == "yarn" and rope.get("mscale_all_dim"):
-        if rope.get("mscale", 1.0) != rope.get("mscale_all_dim"):
+        # Without mscale, cosines and sines are multiplied as if there were no mscale_all_dim.
+        if rope.get("mscale") != rope.get("mscale_all_dim"):
             raise UnsupportedError(f"{rope.file}: mscale and mscale_all_dim differ; edgellm runs equal ones here")
         shape["rope.scaling.yarn_log_multiplier"] = 0.1 * rope.number("mscale_all_dim")
     return shape

@@ -41,6 +41,7 @@ STYLE = Style(head_norms="heads", feed_forward_norm="post_attention_norm")
 INTERVAL = 4  # of so many layers, the last has attention
 EPSILON = 1e-6  # of the length of queries and keys
 MOST_TAPS, MOST_HEADS, MOST_DIM = 64, 4096, 1 << 14
+VALUE_STEP = 16  # dimensions of values are a multiple of it: kernels have them in registers
 
 
 class DeltaNet(NamedTuple):

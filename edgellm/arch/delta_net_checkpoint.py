@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.arch.config import ModelConfig
-from edgellm.arch.delta_net import INTERVAL, MOST_DIM, MOST_HEADS, MOST_TAPS, DeltaNet
+from edgellm.arch.delta_net import INTERVAL, MOST_DIM, MOST_HEADS, MOST_TAPS, VALUE_STEP, DeltaNet
 from edgellm.arch.huggingface import DECODER, HEAD_NORMS, Settings, decoder_hyperparameters
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.errors import FormatError, UnsupportedError
@@ -79,6 +79,10 @@ def delta_net_hyperparameters(s: Settings) -> dict[str, Any]:
     if not isinstance(sections, list) or not all(type(n) is int and 0 <= n < 1 << 16 for n in sections):
         raise FormatError(f"config.json: mrope_section is {sections!r:.60}; expected three whole numbers")
     n_heads = s.count("linear_num_value_heads", most=MOST_HEADS)
+    if (value_dim := s.count("linear_value_head_dim", most=MOST_DIM)) % VALUE_STEP:
+        raise UnsupportedError(
+            f"{s.file}: linear_value_head_dim is {value_dim}; edgellm runs multiples of {VALUE_STEP} here"
+        )
     return shape | {
         "full_attention_interval": interval,
         "attention.recurrent_layers": [KINDS[kind] for kind in kinds],
@@ -87,5 +91,5 @@ def delta_net_hyperparameters(s: Settings) -> dict[str, Any]:
         "ssm.state_size": s.count("linear_key_head_dim", most=MOST_DIM),
         "ssm.group_count": s.count("linear_num_key_heads", most=MOST_HEADS),
         "ssm.time_step_rank": n_heads,
-        "ssm.inner_size": n_heads * s.count("linear_value_head_dim", most=MOST_DIM),
+        "ssm.inner_size": n_heads * value_dim,
     }

@@ -20,6 +20,9 @@ def configure(metadata: Mapping[str, Any]) -> ModelConfig:
 body, head = ernie4_5.body, ernie4_5.head
 
 
+NEGLIGIBLE = 1e-9  # of a sum of weights
+
+
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     """Which layers have experts, files say by how many at the start have none."""
     s.expect("hidden_act", "silu")
@@ -33,6 +36,12 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         )
     shape["leading_dense_block_count"] = s.count("moe_layer_start_index", least=0)
     shape["interleave_moe_layer_step"] = 1
+    least = s.number("moe_norm_min", NEGLIGIBLE)
+    if least > NEGLIGIBLE:
+        raise UnsupportedError(
+            f"{s.file}: moe_norm_min is {least:g}; edgellm divides by the sum of weights, however small, as with "
+            f"{NEGLIGIBLE:g}"
+        )
     n_shared = s.count("moe_num_shared_experts", least=0)
     if n_shared:
         shape["expert_shared_count"] = n_shared

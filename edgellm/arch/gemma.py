@@ -37,7 +37,9 @@ head = logits_head
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("use_bidirectional_attention", False)
-    return decoder_hyperparameters(s) | activation_hyperparameters(s, STYLE)
+    # The first releases say "gelu" and mean its approximation by tanh; transformers takes it so too.
+    activation = {} if s.get("hidden_act") == "gelu" else activation_hyperparameters(s, STYLE)
+    return decoder_hyperparameters(s) | activation
 
 
 HUGGING_FACE = HuggingFace(

@@ -29,7 +29,7 @@ from edgellm.arch.parts import dense_feed_forward, embeddings, layer_output, log
 from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared, sharing_hyperparameters
 from edgellm.arch.stacks import Experts
 from edgellm.arch.weights import Weights
-from edgellm.errors import FormatError, UnsupportedError
+from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.graph.nodes import Graph, Value, add, glu, linear, scale
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ def _of_wide_layers(s: Settings, slides: list[bool]) -> tuple[int, int]:
         usual["num_key_value_heads"] = s.count("num_global_key_value_heads")
     own = s.section("per_layer_config").values
     if own:
+        if not all(layer.isdecimal() and isinstance(changes, Mapping) for layer, changes in own.items()):
+            raise FormatError(f"{s.file}: per_layer_config is {shown(own)}; expected objects by layer number")
         found = {int(layer): dict(changes) for layer, changes in own.items()}
         usual = next(iter(found.values()))
         wide = [layer for layer, slide in enumerate(slides) if not slide]

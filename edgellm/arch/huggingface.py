@@ -261,7 +261,7 @@ def activation_hyperparameters(s: Settings, style: Style, key: str = "hidden_act
     name = s.get(key)
     if name is None:
         return {}
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UnsupportedError(f"{s.file}: {key} is {name!r:.60}; edgellm knows {', '.join(ACTIVATIONS)}")
     return {} if ACTIVATIONS[name] == style.activation else {"hidden_act": name}
 

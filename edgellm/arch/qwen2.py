@@ -32,13 +32,17 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 head = logits_head
 
 
-def hyperparameters(s: Settings) -> dict[str, Any]:
-    """Qwen 2 and 3 may give their upper layers a window; none that was published does."""
+def hyperparameters(s: Settings, slides_from: int | None = None) -> dict[str, Any]:
+    """Qwen 2 and 3 may give their upper layers a window; none that was published does.
+
+    slides_from:  the first of these layers, where max_window_layers does not tell.
+    """
     s.expect("hidden_act", "silu")
     shape = decoder_hyperparameters(s)
     n_layers = shape["block_count"]
     window = s.count("sliding_window") if s.flag("use_sliding_window") and s.get("sliding_window") is not None else None
-    from_layer = s.count("max_window_layers", least=0)
+    told = s.count("max_window_layers", least=0)
+    from_layer = told if slides_from is None else slides_from
     slides = layer_types(s, n_layers) or [window is not None and layer >= from_layer for layer in range(n_layers)]
     return shape | window_hyperparameters(window, slides)
 

@@ -38,10 +38,13 @@ head = logits_head
 
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
-    """Weights that are not normalized are said, which others may pass over; no published model has such."""
+    """Weights that are not normalized are said, which others may pass over; no published model has such.
+
+    A window is that of all layers: max_window_layers, which others follow, is read by nobody here.
+    """
     every_layer_has_experts(s)
     norm = {} if s.flag("norm_topk_prob") else {"expert_weights_norm": False}
-    return qwen2.hyperparameters(s) | mixture_hyperparameters(s) | norm
+    return qwen2.hyperparameters(s, slides_from=0) | mixture_hyperparameters(s) | norm
 
 
 def _settings(c: ModelConfig) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def short_conv_hyperparameters(s: Settings) -> dict[str, Any]:
                 f"config.json: full_attn_idxs is {attends!r:.60}; expected numbers of its {n_layers} layers"
             )
         kinds = ["full_attention" if layer in attends else "conv" for layer in range(n_layers)]
-    if not isinstance(kinds, list) or len(kinds) != n_layers or not all(kind in KINDS for kind in kinds):
+    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in list(KINDS) for kind in kinds):
         raise FormatError(f"config.json: layer_types is {kinds!r:.60}; expected {' or '.join(KINDS)} for each layer")
     return shape | {
         "attention.head_count_kv": [0 if KINDS[kind] else n_kv_heads for kind in kinds],

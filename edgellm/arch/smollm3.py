@@ -49,7 +49,8 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     if (turned := [bool(x) for x in turned]) != usual:
         shape["rope.layers"] = turned
     window = s.count("sliding_window") if s.flag("use_sliding_window") and s.get("sliding_window") is not None else None
-    return shape | window_hyperparameters(window, layer_types(s, n_layers) or [False] * n_layers)
+    slides = layer_types(s, n_layers) or [window is not None and not turns for turns in turned]
+    return shape | window_hyperparameters(window, slides)
 
 
 HUGGING_FACE = HuggingFace(
@@ -62,6 +63,6 @@ HUGGING_FACE = HuggingFace(
     | {
         "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
         "num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True,
-        "no_rope_layer_interval": PERIOD,
+        "no_rope_layer_interval": PERIOD, "rope_theta": 2000000.0,
     },
 )  # fmt: skip
