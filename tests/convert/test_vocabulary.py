@@ -253,3 +253,34 @@ def test_a_padding_token_beyond_the_rows_of_sentencepiece(tmp_path: Path) -> Non
     assert list(metadata["tokenizer.ggml.tokens"])[n:] == ["[PAD]"]
     assert metadata["tokenizer.ggml.padding_token_id"] == n
     assert load_tokenizer(metadata).encode("a[PAD]", parse_special=True)[-1] == n
+
+
+def test_frames_around_frames(tmp_path: Path) -> None:
+    """Of several templates each puts its tokens around what the one before has made."""
+    folders.byte_level(tmp_path, "gpt-2")
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    end = next(token for token in values["added_tokens"] if token["special"])
+    named = {end["content"]: {"id": end["content"], "ids": [end["id"]], "tokens": [end["content"]]}}
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    special = {"SpecialToken": {"id": end["content"], "type_id": 0}}
+    steps = [
+        {"type": "TemplateProcessing", "single": [special, a], "pair": [special, a, b], "special_tokens": named},
+        {"type": "TemplateProcessing", "single": [a, special], "pair": [a, b, special], "special_tokens": named},
+    ]
+    values["post_processor"] = {"type": "Sequence", "processors": steps}
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    original = Original.from_file(str(tmp_path / "tokenizer.json"))
+    assert converted(tmp_path).encode("ab", add_special=True) == original.encode("ab").ids
+
+
+@pytest.mark.parametrize("normalizer", [None, {"type": "Strip", "strip_left": True, "strip_right": True}])
+def test_a_unigram_model_that_keeps_spaces_is_refused(tmp_path: Path, normalizer: object) -> None:
+    vocab = [["<s>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u2581", -1.0], ["a", -2.0]]
+    values = {
+        "version": "1.0", "added_tokens": [], "normalizer": normalizer, "post_processor": None, "decoder": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": False},
+    }  # fmt: skip
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    with pytest.raises(UnsupportedError, match="without precompiled_charsmap keeps runs of spaces"):
+        tokenizer_metadata(tmp_path, 5)

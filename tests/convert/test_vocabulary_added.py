@@ -161,3 +161,15 @@ def test_the_instructions_of_mistral(tmp_path):
     assert pieces("Hi[/INST]Hi") == "▁Hi[/INST]Hi" and pieces(" Hi") == "▁Hi" and pieces("") == ""
     for text in ("[INST] Hi[/INST] Hi", "Hi[/INST]Hi", "Hi"):
         assert ours.decode(ours.encode(text, parse_special=True)) == text
+
+
+@pytest.mark.parametrize("kind", PREPARATIONS)
+def test_a_letter_of_the_vocabulary_that_is_added_too(tmp_path: Path, kind: str) -> None:
+    """Found in normalized text it would cut words, and in a file of the llama kind it is a letter like others."""
+    values = values_of(kind, tmp_path)
+    letter = next(text for text in values["model"]["vocab"] if len(text) == 1 and text.isalpha())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+    token = {"id": values["model"]["vocab"][letter], "content": letter, **flags, "normalized": True}
+    folders.write_json(tmp_path / "tokenizer.json", values | {"added_tokens": [*values["added_tokens"], token]})
+    with pytest.raises(UnsupportedError, match=f"the added token .{letter}. is found in some places"):
+        tokenizer_metadata(tmp_path, N_VOCAB)

@@ -49,7 +49,7 @@ class Draft:
     ours:     the same for keys of our own, `edgellm.tokenizer.*`: what GGUF cannot say.
     flags:    the ids of the added tokens that have each of FLAGS.
     prefixed: each stretch between added tokens can get a space in front.
-    made:     what merges make, where U+2581 stands for spaces.
+    made:     what a text is made of before and by merging, where U+2581 stands for spaces.
     notes:    what a person should know: what is left out.
     """
 

@@ -33,7 +33,8 @@ def read_metaspace(file: Record, model: Record, n_vocab: int) -> Draft:
         raise model.wrong("vocab", "an object of tokens and their ids")
     draft.put_all(vocab.values, added_texts(file))
     draft.take_merges(model.list("merges"))
-    draft.made = frozenset(left + right for left, right in draft.merges or ())
+    letters = {token.text for token in draft.tokens.values() if len(token.text) == 1}
+    draft.made = frozenset(left + right for left, right in draft.merges or ()) | letters
     read_spaces(draft, file)
     _mark_unknown(draft, model)
     added = {(added.text("content") or "", added.flag("special")) for added in file.records("added_tokens")}

@@ -33,7 +33,19 @@ def read_unigram(file: Record, model: Record, n_vocab: int) -> Draft:
     draft.tokens[unknown] = Token(draft.tokens[unknown].text, TokenType.UNKNOWN, draft.tokens[unknown].score)
     draft.roles["unk"] = unknown
     draft.settings |= _normalizing(file) | _spacing(file)
+    if "precompiled_charsmap" not in draft.settings and not _joins_spaces(file):
+        raise UnsupportedError(
+            f"{file.file}: a Unigram model without precompiled_charsmap keeps runs of spaces and other white space; "
+            "edgellm knows those that make one space of each"
+        )
     return draft
+
+
+def _joins_spaces(file: Record) -> bool:
+    """Whether all white space becomes one space, and none is left at the ends, without a charsmap."""
+    steps = list(flatten(file.record("normalizer")))
+    replaced = {pattern_of(step) for step in steps if step.text("type") == "Replace"}
+    return "\\s+" in replaced and any(step.text("type") == "Strip" for step in steps)
 
 
 def _normalizing(file: Record) -> dict[str, Any]:
