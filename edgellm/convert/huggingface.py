@@ -25,7 +25,7 @@ from edgellm.convert.quantized.made import MadeTensor
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
 from edgellm.convert.sentence_transformers import read_modules
 from edgellm.convert.source import Source
-from edgellm.convert.vocabulary import tokenizer_metadata
+from edgellm.convert.vocabulary import chat_templates, tokenizer_metadata
 from edgellm.convert.vocabulary.generation_config import sampling_metadata
 from edgellm.engine.pooling import makes_vectors_alone
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
@@ -77,6 +77,7 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
             parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
+            notes += chat_templates.faults(metadata)
             metadata |= sampling_metadata(folder, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from edgellm.convert.checkpoints import open_source
 from edgellm.convert.vocabulary import tokenizer_metadata, write_tokenizer
 from edgellm.convert.vocabulary.patterns import form_of
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.text import ChatTemplate, load_tokenizer
+from tests.convert import checkpoints
 from tests.convert import tokenizer_folders as folders
 from tests.text import oracles
 
@@ -315,3 +317,10 @@ def test_a_token_that_is_found_here_and_made_there_is_refused(tmp_path):
     folders.write_json(tmp_path / "tokenizer.json", values)
     with pytest.raises(UnsupportedError, match="'the' is found in some places"):
         tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+def test_a_chat_template_that_is_no_jinja_is_told(tmp_path) -> None:
+    checkpoints.save("llama", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{% if %}", encoding="utf-8")
+    with open_source(tmp_path / "model") as source:
+        assert any("tokenizer.chat_template cannot be used for chats: " in note for note in source.notes)

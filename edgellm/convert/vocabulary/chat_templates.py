@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.convert.vocabulary.files import Files, Record
-from edgellm.text.chat_template import KEY
+from edgellm.errors import TemplateError
+from edgellm.text.chat_template import KEY, ChatTemplate
 
 _MORE = "additional_chat_templates"
 
@@ -20,6 +21,18 @@ def chat_templates(files: Files) -> dict[str, Any]:
     """
     found = _from_files(files) or _from_json(files.json("tokenizer_config.json"))
     return to_keys(found or _from_json(files.json("chat_template.json")))
+
+
+def faults(metadata: Mapping[str, Any]) -> list[str]:
+    """What is to be said of templates that nothing can be rendered with."""
+    found = []
+    for key, source in metadata.items():
+        if key == KEY or key.startswith(f"{KEY}."):
+            try:
+                ChatTemplate(source).check()
+            except TemplateError as problem:
+                found.append(f"{key} cannot be used for chats: {problem}")
+    return found
 
 
 def to_keys(templates: Mapping[str, str]) -> dict[str, Any]:
