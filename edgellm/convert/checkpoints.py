@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.llama2c import read_llama2c_model
 from edgellm.convert.recipes import check_overrides, choose_formats, recipe_of, renamed, true_recipe
 from edgellm.convert.source import Source
-from edgellm.convert.targets import check_target
+from edgellm.convert.targets import check_target, files_of
 from edgellm.convert.writer import write_model
 from edgellm.errors import FileProblem, UsageError
 from edgellm.files import AnyPath
@@ -56,7 +56,7 @@ def convert_checkpoint(
     overrides, progress = checks.texts("overrides", overrides), checks.function("progress", progress)
     check_request(target, checks.text("type_name", type_name), overrides)
     recipe = None if type_name.lower() == AS_IT_IS else recipe_of(type_name)
-    check_target(target, _files_of(path, base, tokenizer))
+    check_target(target, files_of(path, base, tokenizer))
     with open_source(path, base, tokenizer, as_it_is=recipe is None) as source:
         keeps_types = source.keeps_types
         recipe = recipe or recipe_of("F16" if keeps_types else _float_type(source))
@@ -119,15 +119,6 @@ def _is_pytorch(path: Path) -> bool:
     """Whether a .bin file is one of PyTorch's, a zip archive or, from its first years, a bare pickle."""
     with open(path, "rb") as file:
         return file.read(4).startswith((b"PK\3\4", b"\x80\2\x8a"))
-
-
-def _files_of(*paths: Path | None) -> Iterator[Path]:
-    """What is read, and so must not be written over: the files themselves, and those in folders."""
-    for path in paths:
-        if path is not None and path.is_dir():
-            yield from (entry for entry in path.iterdir() if entry.suffix != ".gguf")
-        elif path is not None:
-            yield path
 
 
 def _float_type(source: Source) -> str:

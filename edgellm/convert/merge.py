@@ -17,6 +17,7 @@ from edgellm.arch.adapters import read_adapter
 from edgellm.convert.parts import Part
 from edgellm.convert.quantize import Progress, Quantized, open_model, parts_of, write_quantized
 from edgellm.convert.recipes import choose_formats, recipe_of, renamed, true_recipe
+from edgellm.convert.targets import check_target, files_of
 from edgellm.engine.adapter_set import refuse_two_wholes
 from edgellm.errors import FormatError, UsageError
 from edgellm.files import AnyPath
@@ -54,6 +55,7 @@ def merge_adapters(
     scales = _scales([adapters] if isinstance(adapters, (str, os.PathLike, Adapter)) else adapters)
     progress = checks.function("progress", progress)
     recipe = None if type_name is None else recipe_of(checks.text("type_name", type_name))
+    check_target(target, files_of(*(adapter for adapter in scales if isinstance(adapter, Path))))
     with open_model(source, target) as file:
         if file.get("general.type", str, "model") != "model":
             raise UsageError(f"{source} is no model but a {file.get('general.type', str):.40}; adapters go into models")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgellm.errors import FileProblem
@@ -20,6 +20,15 @@ def check_target(target: Path, sources: Iterable[Path] = (), n_bytes: int = 0) -
     refuse_target(target, sources)
     check_folder(target.parent)
     check_room(target, n_bytes)
+
+
+def files_of(*paths: Path | None) -> Iterator[Path]:
+    """What is read, and so must not be written over: the files themselves, and those in folders."""
+    for path in paths:
+        if path is not None and path.is_dir():
+            yield from (entry for entry in path.iterdir() if entry.suffix != ".gguf")
+        elif path is not None:
+            yield path
 
 
 def check_folder(folder: Path) -> None:

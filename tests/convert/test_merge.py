@@ -129,6 +129,17 @@ def test_what_cannot_be_merged(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_an_adapter_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "one" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    link = tmp_path / "link.gguf"
+    link.symlink_to(weights)
+    for target in (weights, link):
+        with pytest.raises(UsageError, match="is a file that is being read; choose another name to write"):
+            edgellm.merge_adapters(folder / "base.gguf", folder / "one", target)
+    assert weights.read_bytes() == before
+
+
 def test_a_row_without_a_length(folder: Path, tmp_path: Path) -> None:
     from edgellm.arch.adapters import read_adapter
     from edgellm.convert.merge import merged_parts
