@@ -44,6 +44,13 @@ def as_typed(error: EdgellmError, options: Iterable[click.Parameter]) -> str:
     return line
 
 
+def named_path(context: click.Context, option: click.Parameter, value: str) -> Path:
+    """The path that was typed; a path made of nothing would be the current folder."""
+    if not value:
+        raise UsageError(f"{typed_name(option)} is empty; expected a path")
+    return Path(value)
+
+
 def checked_by(kind: type) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """A check of an option's value by the parameter object that it belongs to, before any work begins."""
 

@@ -33,6 +33,9 @@ from edgellm.train.tensorboard import EventFile, is_installed
 
 SETTINGS, LOG, CURVE, CHECKPOINTS, EVENTS = "train.yaml", "log.jsonl", "loss.svg", "checkpoints", "tensorboard"
 
+# Results of others, which a new run would write over.
+RESULTS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", LOG)
+
 # Settings that change what is kept or looked at but no weight, and names, for which digests stand.
 FREE = {"checkpoint_every", "keep_checkpoints", "eval_every", "patience", "skip_bad", "model", "data", "template"}
 
@@ -101,6 +104,11 @@ class Session:
         if self.resume and not steps:
             raise UsageError(
                 f"{self.folder} holds no checkpoint to go on from; leave out resume to begin", parameter="resume"
+            )
+        if not steps and (kept := [name for name in RESULTS if _is_written(self.folder / name)]):
+            raise UsageError(
+                f"{self.folder} holds {' and '.join(kept)} of something else, and a new run would write over it; "
+                "choose another folder, or remove what is there"
             )
 
     def train(
@@ -175,6 +183,11 @@ class Session:
 def last_checkpoint(folder: Path) -> int | None:
     """The step that a run in a folder would go on from; None where there is none."""
     return max(Checkpoints(folder / CHECKPOINTS, {}).steps(), default=None)
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a file holds something. A log is empty where a run ended before its first step."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 class _Recent:

@@ -118,6 +118,19 @@ def test_a_folder_that_does_not_suit(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "log.jsonl"])
+def test_a_result_without_checkpoints_is_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("kept")
+    with pytest.raises(UsageError, match=rf"holds {name} of something else.*; choose another folder, or remove what"):
+        train(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "kept")]
+
+
+def test_an_empty_log_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("")
+    assert train(tmp_path)[1].stopped == "end"
+
+
 def test_a_run_that_fails_keeps_its_log_and_curve(tmp_path: Path) -> None:
     class Failing(Bigram):
         def loss_and_gradients(self, documents, scale: float) -> float:

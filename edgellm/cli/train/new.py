@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import checked_by, threads_option
+from edgellm.cli.options import checked_by, named_path, threads_option
 from edgellm.cli.train.options import settings_options, typed_settings
 from edgellm.train.config import TrainConfig
 from edgellm.train.new.defaults import DEFAULTS
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--data", multiple=True, metavar="TEXT",
               help="The text: plain, JSONL, JSON, CSV or Parquet with `text`, or a folder of such; may be given "
               "several times.  [default: what the config names]")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="MODEL.gguf",
+@click.option("-o", "--output", type=click.Path(), required=True, metavar="MODEL.gguf", callback=named_path,
               help="The file to write. Log, loss curve and checkpoints are in MODEL.training beside it.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the run in MODEL.training, which was stopped.")
 @click.option("--untrained", is_flag=True, help="Write the model with its first, random weights, and stop.")

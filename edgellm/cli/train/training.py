@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import threads_option
+from edgellm.cli.options import named_path, threads_option
 from edgellm.cli.train.options import settings_options, typed_settings
 from edgellm.errors import UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
@@ -167,8 +167,8 @@ def training_options(
             return command(training=Training(name, every, usual or {}, typed, *asked, weights), **given)
 
         decorated: Any = settings_options(*every, defaults=usual, without=without)(with_training)
-        where = click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar=output[0],
-                             help=output[1])  # fmt: skip
+        where = click.option("-o", "--output", type=click.Path(), required=True, metavar=output[0], help=output[1],
+                             callback=named_path)  # fmt: skip
         for option in reversed([*_OPTIONS[:2], where, *_OPTIONS[2:]]):
             decorated = option(decorated)
         return decorated  # type: ignore[no-any-return]

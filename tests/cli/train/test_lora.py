@@ -92,6 +92,13 @@ def test_dora_is_a_method(tiny_path, facts, out, capsys) -> None:
     assert "--dora is --method dora, and --method lora was typed too; choose one" in capsys.readouterr().err
 
 
+def test_no_folder_is_not_the_current_one(tiny_path, facts, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lora(tiny_path, "--data", facts, "-o", "") == 2
+    assert "-o/--output is empty; expected a path" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["facts.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
