@@ -9,6 +9,7 @@ import click
 
 from edgellm.cli.options import checked_by, named_path, threads_option
 from edgellm.cli.train.options import settings_options, typed_settings
+from edgellm.errors import UsageError
 from edgellm.train.config import TrainConfig
 from edgellm.train.new.defaults import DEFAULTS
 
@@ -56,11 +57,13 @@ def command(
     """
     from edgellm.files import refuse_target
 
+    if untrained and resume:
+        raise UsageError("--resume goes on with training, and --untrained does not train; leave one out")
     folder = output.with_name(f"{output.name.removesuffix('.gguf')}.training")
     config = _config(config_file, folder, resume, typed_settings({"data": data, **typed}))
     refuse_target(output, [config_file] if config_file else [])
     if untrained:
-        _write_untrained(config, output)
+        _write_untrained(config, output, folder)
     else:
         _train(config, output, folder, resume, tensorboard, n_threads)
 
@@ -75,11 +78,13 @@ def _config(config_file: Path | None, folder: Path, resume: bool, typed: dict[st
     return NewConfig.read(config_file, typed) if config_file else NewConfig.of(typed)
 
 
-def _write_untrained(config: NewConfig, output: Path) -> None:
+def _write_untrained(config: NewConfig, output: Path, folder: Path) -> None:
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import note, size_text
     from edgellm.train.new.run import prepare
+    from edgellm.train.session import Session
 
+    Session(folder).check()  # else the weights of its run would be lost
     with Progress("a new model", quiet=True) as progress:
         prepared = prepare(config, output, progress)
         prepared.model.write(output)

@@ -50,6 +50,11 @@ def test_a_model_is_trained_and_stays_resumable(
     assert main(["train", "new", *inputs, "-o", str(out), "--steps", "2"]) == 2
     assert "new.training holds a run that is at step 2" in capsys.readouterr().err
     before = out.read_bytes()
+    assert main(["train", "new", *inputs, "-o", str(out), "--untrained"]) == 2
+    assert "new.training holds a run that is at step 2" in capsys.readouterr().err
+    assert main(["train", "new", "-o", str(out), "--untrained", "--resume"]) == 2
+    assert "--resume goes on with training, and --untrained does not train" in capsys.readouterr().err
+    assert out.read_bytes() == before
     assert main(["train", "new", "--resume", "-o", str(out)]) == 0
     assert out.read_bytes() == before
 
