@@ -26,6 +26,7 @@ from edgellm.train.full import FullLearner
 from edgellm.train.loop import Step
 from edgellm.train.methods import adapter_learner
 from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
+from edgellm.train.one_run import alone_in
 from edgellm.train.session import Session, Summary
 from edgellm.train.settings import as_settings
 from edgellm.train.task import Plan, Task, Work
@@ -144,32 +145,33 @@ def train_adapter(
     settings |= as_settings(lora, config, examples, *task.settings)
     check_run(folder, resume)
 
-    vocabulary = Vocabulary.of(model, None if template is None else os.fspath(template))
-    dataset = read_dataset(files, vocabulary, task.kinds, examples)
-    learnt: list[Any] = dataset.examples
-    held: list[Any] = []
-    if config.validation:
-        learnt, held = order.split(learnt, config.validation, config.seed)
-    digest = dataset.fingerprint()
-    if held_files:
-        more = read_dataset(held_files, vocabulary, task.kinds, examples)
-        held = [*held, *more.examples]
-        digest += more.fingerprint()
-    told(dataset)
+    with alone_in(folder):
+        vocabulary = Vocabulary.of(model, None if template is None else os.fspath(template))
+        dataset = read_dataset(files, vocabulary, task.kinds, examples)
+        learnt: list[Any] = dataset.examples
+        held: list[Any] = []
+        if config.validation:
+            learnt, held = order.split(learnt, config.validation, config.seed)
+        digest = dataset.fingerprint()
+        if held_files:
+            more = read_dataset(held_files, vocabulary, task.kinds, examples)
+            held = [*held, *more.examples]
+            digest += more.fingerprint()
+        told(dataset)
 
-    digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
-    plan = Plan(
-        model, [*learnt, *held], len(learnt), config, examples, vocabulary,
-        lambda n_batch: _learner_of(model, lora, config, n_batch), folder,
-        " ".join(digests.values()),
-    )  # fmt: skip
-    session = Session(folder, settings, digests, resume, tensorboard)
-    with task.begin(plan) as (learner, batches, adapter_now):
-        summary = session.train(learner, batches, config, callback or (lambda step: None))
-        adapter = adapter_now()
-    if folder is not None and isinstance(lora, LoraConfig):
-        save_adapter(folder, adapter, model.metadata)
-    return adapter, summary
+        digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
+        plan = Plan(
+            model, [*learnt, *held], len(learnt), config, examples, vocabulary,
+            lambda n_batch: _learner_of(model, lora, config, n_batch), folder,
+            " ".join(digests.values()),
+        )  # fmt: skip
+        session = Session(folder, settings, digests, resume, tensorboard)
+        with task.begin(plan) as (learner, batches, adapter_now):
+            summary = session.train(learner, batches, config, callback or (lambda step: None))
+            adapter = adapter_now()
+        if folder is not None and isinstance(lora, LoraConfig):
+            save_adapter(folder, adapter, model.metadata)
+        return adapter, summary
 
 
 def _learner_of(model: Model, kind: LoraConfig | FullConfig, config: TrainConfig, n_batch: int) -> ModelLearner:

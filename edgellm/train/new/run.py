@@ -28,6 +28,7 @@ from edgellm.train.new.routers import RouterLearner
 from edgellm.train.new.shape import Shape
 from edgellm.train.new.texts import TextFiles
 from edgellm.train.new.vocabulary import learn_vocabulary
+from edgellm.train.one_run import alone_in
 from edgellm.train.session import Session, Summary
 
 TRAINED_BYTES = 16  # for each weight: itself, its gradient, and two averages of AdamW
@@ -121,27 +122,28 @@ def train_new(
     Raises as `prepare` and `Session.train` do.
     """
     Session(folder, resume=resume).check()
-    prepared = prepare(config, target, progress)
-    told(prepared)
-    model, corpus, training = prepared.model, prepared.corpus, config.training
-    n_ctx = config.shape.n_ctx
-    n_windows = windows_at_once(n_ctx)
-    n_batch = n_windows * n_ctx
-    batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_windows, training.seed)
-    digests = {"data_digest": _digest(corpus)} if folder else {}
-    recompute, in_bf16 = training.gradient_checkpointing, training.precision == "mixed"
-    session = Session(folder, config.settings(), digests, resume, tensorboard)
-    activations = training.activations or "f32"
-    with TemporaryDirectory(prefix="edgellm-") as place:
-        first = Path(place) / "first.gguf"
-        model.write(first)
-        model.weights.clear()  # the learner has its own
-        with (
-            load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations=activations) as loaded,
-            closing(_learner(config, loaded, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16)) as learner,
-        ):
-            summary = session.train(learner, batches, training, callback or (lambda step: None))
-            replace(model, weights=learner.parameters).write(target)
+    with alone_in(folder):
+        prepared = prepare(config, target, progress)
+        told(prepared)
+        model, corpus, training = prepared.model, prepared.corpus, config.training
+        n_ctx = config.shape.n_ctx
+        n_windows = windows_at_once(n_ctx)
+        n_batch = n_windows * n_ctx
+        batches = WindowBatches(corpus, training.batch_size * training.accumulate, n_windows, training.seed)
+        digests = {"data_digest": _digest(corpus)} if folder else {}
+        recompute, in_bf16 = training.gradient_checkpointing, training.precision == "mixed"
+        session = Session(folder, config.settings(), digests, resume, tensorboard)
+        activations = training.activations or "f32"
+        with TemporaryDirectory(prefix="edgellm-") as place:
+            first = Path(place) / "first.gguf"
+            model.write(first)
+            model.weights.clear()  # the learner has its own
+            with (
+                load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations=activations) as loaded,
+                closing(_learner(config, loaded, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16)) as learner,
+            ):
+                summary = session.train(learner, batches, training, callback or (lambda step: None))
+                replace(model, weights=learner.parameters).write(target)
     return summary
 
 
