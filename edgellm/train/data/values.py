@@ -53,6 +53,7 @@ class Values:
         for n, message in enumerate(found):
             if not isinstance(message.get("role"), str):
                 raise UsageError(f"{key}[{n}] has no 'role'; expected a text, such as 'user'")
+            _check_weight(f"{key}[{n}]", message.get("weight"))
         return found
 
     def text_or_messages(self, key: str) -> str | list[dict[str, Any]]:
@@ -110,6 +111,12 @@ class Values:
         except FormatError:
             return value
         return value if is_too_deep(found) else found
+
+
+def _check_weight(place: str, weight: Any) -> None:
+    """An answer is learnt or not; nothing is learnt by half."""
+    if weight is not None and (type(weight) not in (int, float) or weight not in (0, 1)):
+        raise UsageError(f"{place}: weight is {shown(weight)}; expected 0 or 1")
 
 
 def _wrong(key: str, value: Any, expected: str) -> UsageError:
