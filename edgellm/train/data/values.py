@@ -8,9 +8,11 @@ from typing import Any
 
 from edgellm.errors import FormatError, UsageError, shown
 from edgellm.formats.strict_json import parse
+from edgellm.text.messages import ROLES
 from edgellm.train.data.files.record import is_too_deep
 
 RENDERED = ("messages", "tools", "add_generation_prompt")
+OTHER_NAMES = {"human": "user", "bot": "assistant", "gpt": "assistant", "chatgpt": "assistant", "ai": "assistant"}
 YES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -53,6 +55,7 @@ class Values:
         for n, message in enumerate(found):
             if not isinstance(message.get("role"), str):
                 raise UsageError(f"{key}[{n}] has no 'role'; expected a text, such as 'user'")
+            _check_role(f"{key}[{n}]", message["role"])
             _check_weight(f"{key}[{n}]", message.get("weight"))
         return found
 
@@ -111,6 +114,16 @@ class Values:
         except FormatError:
             return value
         return value if is_too_deep(found) else found
+
+
+def _check_role(place: str, role: str) -> None:
+    """A template passes over a role that it does not know, or writes a turn that no model has seen."""
+    if role in ROLES or role.startswith("document"):  # Granite's are numbered
+        return
+    word = role.strip().lower()
+    meant = word if word in ROLES else OTHER_NAMES.get(word)
+    expected = repr(meant) if meant else "one of system, user, assistant, tool, developer"
+    raise UsageError(f"{place} has the role {shown(role)}; expected {expected}")
 
 
 def _check_weight(place: str, weight: Any) -> None:
