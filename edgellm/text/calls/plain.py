@@ -39,7 +39,7 @@ def told_in_text(
     told: list[dict[str, Any]] = []
     for message in map(dict, messages):
         role = message.get("role")
-        if role == "assistant" and message.get("tool_calls"):
+        if role in ("assistant", "model") and message.get("tool_calls"):
             message["content"] = _with_calls(message)
             del message["tool_calls"]
         elif role == "tool":

@@ -18,7 +18,9 @@ from typing import Any
 
 from edgellm.errors import TemplateError
 from edgellm.text import ChatTemplate, Tokenizer
+from edgellm.text.calls.plain import told_in_text
 from edgellm.text.common import n_common
+from edgellm.text.messages import holds_calls, plain_messages
 from edgellm.text.provenance import Text, cut, own_of
 from edgellm.train.data.examples import Chat
 from edgellm.train.documents import Documents
@@ -29,6 +31,7 @@ OTHER_PROMPT = "the template's prompt for an answer is not how the answers begin
 NO_END = "the template ends answers with no token at which generation stops, so the model does not learn to stop"
 NO_PROMPT = "an answer with nothing before it cannot be told apart, and is not learnt"
 DATED = "the template can write today's date, so other days make other tokens, unless template_variables set it"
+TOLD_IN_TEXT = "the template knows no tools, so tools and calls are written as texts, as they are when the model runs"
 IN_PARTS = "later prompts do not go on from earlier answers token by token, so each is learnt in a document of its own"
 
 
@@ -54,6 +57,8 @@ class ChatEncoder:
         chat = replace(chat, messages=[_without_weight(message) for message in chat.messages])
         found: list[tuple[list[int], list[bool]]] = []
         notes = {DATED} if "strftime_now" in self._template.source else set()
+        if self._tells_in_text(chat):
+            notes.add(TOLD_IN_TEXT)
         for n in turns[-1:] if only_last else turns:
             ids, start = self._turn(chat, n, notes)
             end = self._end(ids, start, notes)
@@ -145,7 +150,14 @@ class ChatEncoder:
 
     def _render(self, chat: Chat, messages: Sequence[Mapping[str, Any]], prompts: bool) -> Text:
         variables = {**self._variables, **chat.variables}
+        if self._tells_in_text(chat):
+            told = told_in_text(plain_messages(messages), chat.tools or (), self._template.takes_system)
+            return self._template.render(told, prompts, **variables)
         return self._template.render(messages, prompts, chat.tools, **variables)  # type: ignore[arg-type]
+
+    def _tells_in_text(self, chat: Chat) -> bool:
+        """Whether tools and calls are texts, as they are when the model runs: its template would leave them out."""
+        return bool(chat.tools or holds_calls(chat.messages)) and self._template.call_syntax is None
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, parse_special=True)

@@ -56,6 +56,9 @@ class Values:
             if not isinstance(message.get("role"), str):
                 raise UsageError(f"{key}[{n}] has no 'role'; expected a text, such as 'user'")
             _check_role(f"{key}[{n}]", message["role"])
+            _check_calls(f"{key}[{n}]", message.get("tool_calls"))
+            if message.get("content") is None and not message.get("tool_calls"):
+                raise UsageError(f"{key}[{n}] has no 'content'; expected a text")
             _check_weight(f"{key}[{n}]", message.get("weight"))
         return found
 
@@ -124,6 +127,28 @@ def _check_role(place: str, role: str) -> None:
     meant = word if word in ROLES else OTHER_NAMES.get(word)
     expected = repr(meant) if meant else "one of system, user, assistant, tool, developer"
     raise UsageError(f"{place} has the role {shown(role)}; expected {expected}")
+
+
+def _check_calls(place: str, calls: Any) -> None:
+    if calls is None:
+        return
+    if not isinstance(calls, list):
+        raise UsageError(f"{place}: tool_calls is {shown(calls)}; expected a list of calls")
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise UsageError(f"{place} calls {shown(call)}; expected a 'function' with 'name' and 'arguments'")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = parse(arguments.encode("utf-8", "surrogatepass"))
+            except FormatError:
+                arguments = 0
+        if arguments is not None and (not isinstance(arguments, dict) or is_too_deep(arguments)):
+            raise UsageError(
+                f"{place} calls {function['name']!r:.60} with the arguments {shown(function['arguments'])}; expected "
+                "an object, or its JSON"
+            )
 
 
 def _check_weight(place: str, weight: Any) -> None:

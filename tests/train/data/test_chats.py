@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from transformers.utils import chat_template_utils
 from edgellm.errors import TemplateError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.text import ChatTemplate, load_tokenizer
-from edgellm.train.data.chats import DATED, IN_PARTS, NO_END, NO_PROMPT, OTHER_PROMPT, ChatEncoder
+from edgellm.train.data.chats import DATED, IN_PARTS, NO_END, NO_PROMPT, OTHER_PROMPT, TOLD_IN_TEXT, ChatEncoder
 from edgellm.train.data.examples import Chat
 from edgellm.train.data.spelling import spelled
 from tests.text import oracles
@@ -51,6 +53,23 @@ def test_answers_that_are_given_or_have_no_weight_are_not_learnt():
     ):
         assert "\nHello<|im_end|>" in document and document.endswith("\n[[Sure<|im_end|>]]")
         assert document.count("[[") == 1
+
+
+def test_tools_are_told_in_text_where_the_template_knows_none():
+    """As they are when the model runs; else an empty answer would be learnt in place of a call."""
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        user("1 + 1?"),
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        model("2"),
+    ]
+    ((document,), notes) = answers(CHATML, messages, tools=tools)
+    assert document.startswith("<|im_start|>system\nYou can call functions") and json.dumps(tools[0]) in document
+    assert '[[<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>]]' in document
+    assert "<|im_start|>user\n<tool_response>\n2\n</tool_response><|im_end|>" in document
+    assert document.endswith("<|im_start|>assistant\n[[2<|im_end|>]]") and notes == {TOLD_IN_TEXT}
 
 
 def test_what_a_message_spells_is_no_control_token():
