@@ -11,6 +11,7 @@ each answer is learnt behind the very prompt that the model would see.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,12 +21,13 @@ from edgellm.errors import TemplateError
 from edgellm.text import ChatTemplate, Tokenizer
 from edgellm.text.calls.plain import told_in_text
 from edgellm.text.common import n_common
-from edgellm.text.messages import holds_calls, plain_messages
+from edgellm.text.messages import REASONING, holds_calls, plain_messages
 from edgellm.text.provenance import Text, cut, own_of
 from edgellm.train.data.examples import Chat
 from edgellm.train.documents import Documents
 
 ANSWERS = ("assistant", "model")  # roles of what the model says
+MEANT = ("role", "content", "weight", "tool_calls", "tool_call_id", "name")  # keys of messages that are no mistake
 PROBE = "\ue000"  # an answer that begins like no other
 OTHER_PROMPT = "the template's prompt for an answer is not how the answers begin that it renders"
 NO_END = "the template ends answers with no token at which generation stops, so the model does not learn to stop"
@@ -84,6 +86,15 @@ class ChatEncoder:
     def prompt(self, chat: Chat) -> list[int]:
         """The tokens behind which the model would answer a chat."""
         return self._encode(self._render(chat, chat.messages, True))
+
+    def unused_keys(self, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Keys of messages that neither training nor the template looks at: the template does not name them."""
+        keys = {key: None for message in messages for key, value in message.items() if value is not None}
+        return [key for key in keys if key not in MEANT and not self._is_named(key)]
+
+    def _is_named(self, key: str) -> bool:
+        names = REASONING if key in REASONING else (key,)  # a thought stands under each of its names
+        return any(re.search(rf"\b{re.escape(name)}\b", self._template.every_source) for name in names)
 
     def _turn(self, chat: Chat, n: int, notes: set[str]) -> tuple[list[int], int]:
         """The tokens of the chat up to and with message n, and where that begins."""

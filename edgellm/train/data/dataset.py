@@ -120,6 +120,7 @@ def read_dataset(
             _meet(f"{place}: {error}", config.skip_bad, data.summary, error)
             continue
         summary = data.summary
+        summary.files[-1].unused.update(encoder.unused_keys(example))
         summary.n_read += 1
         summary.lengths += encoding.lengths
         summary.n_long += encoding.n_long > 0 and not _is_file(example)

@@ -11,7 +11,7 @@ from edgellm.evaluate.windows import bos_of
 from edgellm.text.common import n_common
 from edgellm.train.data.chats import ChatEncoder
 from edgellm.train.data.config import DataConfig
-from edgellm.train.data.examples import Answer, Chat, Completion, Example, Labelled, Preference, Prompt, Text
+from edgellm.train.data.examples import Answer, Chat, Completion, Example, Labelled, Message, Preference, Prompt, Text
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import NOTHING, Documents
 
@@ -83,6 +83,12 @@ class Encoder:
     @property
     def notes(self) -> Counter[str]:
         return self._chats.notes if self._chats else Counter()
+
+    def unused_keys(self, example: Example) -> list[str]:
+        """Keys in the messages of an example that nobody looks at."""
+        if self._chats is None:
+            return []
+        return [f"{key} in messages" for key in self._chats.unused_keys(_messages_of(example))]
 
     def encode(self, example: Example) -> Encoding:
         """The documents of an example. Raises TemplateError and UsageError for a chat that cannot be rendered."""
@@ -190,6 +196,16 @@ class Encoder:
                 f"holds token {largest} ({self._tokenizer.token_name(largest)!r:.60}), which was added to the "
                 f"vocabulary and never to the model: its embedding has {self._vocabulary.n_rows} rows"
             )
+
+
+def _messages_of(example: Example) -> list[Message]:
+    if isinstance(example, Preference):
+        return [*_messages_of(example.chosen), *_messages_of(example.rejected)]
+    if isinstance(example, Labelled):
+        return _messages_of(example.answer)
+    if isinstance(example, Prompt):
+        return [] if isinstance(example.asked, str) else list(example.asked)
+    return list(example.messages) if isinstance(example, Chat) else []
 
 
 def _learnt(ids: list[int]) -> Documents:

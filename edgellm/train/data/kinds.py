@@ -59,8 +59,12 @@ def kind_of(values: Mapping[str, Any], wanted: Sequence[Kind]) -> Kind:
 
 
 def unused_keys(values: Mapping[str, Any], kind: Kind) -> list[str]:
-    """Keys of a record that its kind does not look at."""
-    return [] if ANYTHING in kind.more else [key for key in values if key not in kind.needed and key not in kind.more]
+    """Keys of a record that its kind does not look at, and of turns as ShareGPT writes them."""
+    found = [key for key in values if key not in kind.needed and key not in kind.more]
+    turns = values.get("conversations") if "conversations" in kind.needed else None
+    further = {key: None for turn in turns if "from" in turn for key in turn} if isinstance(turns, list) else {}
+    inner = [f"{key} in conversations" for key in further if key not in ("from", "value")]
+    return [*([] if ANYTHING in kind.more else found), *inner]
 
 
 # Chats

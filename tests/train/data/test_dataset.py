@@ -97,6 +97,15 @@ def test_bad_lines_are_counted_and_left_out(lines):
         assert text.startswith(f"{path}, line {number}: ") and problem in text
 
 
+def test_keys_in_messages_that_are_not_used_are_told(lines):
+    """Of thoughts, only where the template leaves them out."""
+    answer = model("Yo", train=False, reasoning_content="hm", name="me", weight=1)
+    path = lines({"messages": [user("Hi"), answer]}, {"messages": [user("Hi", train=None), answer]})
+    assert read(path).summary.files[0].unused == {"train in messages": 2, "reasoning_content in messages": 2}
+    thinks = "{% if messages[-1].thinking %}{% endif %}" + CHATML
+    assert read(path, template=thinks).summary.files[0].unused == {"train in messages": 2}
+
+
 def test_a_chat_that_the_template_refuses_is_a_bad_line(lines):
     path = lines(chat("One"), {"messages": [user("stop"), model("x")]})
     template = "{% if messages[0].content == 'stop' %}{{ raise_exception('no') }}{% endif %}" + CHATML

@@ -106,6 +106,8 @@ def test_what_a_record_is(record, expected):
 def test_keys_that_are_not_used_are_told():
     record = {"messages": [HI], "tools": None, "id": 1, "source": "x"}
     assert unused_keys(record, kind_of(record, ALL)) == ["id", "source"]
+    record = {"conversations": [{"from": "human", "value": "Hi", "weight": 0}, {"from": "gpt", "value": "Yo"}]}
+    assert unused_keys(record, kind_of(record, ALL)) == ["weight in conversations"]
 
 
 def test_what_is_asked_for_decides_between_kinds():
