@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm import checks
+from edgellm.errors import UsageError
 
 TRAIN_ON = ("answers", "last", "all")
 LONG = ("cut", "drop")
+RENDERED = ("messages", "tools", "add_generation_prompt", "self")  # what a template is given anyway
 LEAST_LENGTH = 2  # a token to read and one to learn
 
 
@@ -36,5 +38,11 @@ class DataConfig:
         checks.one_of("train_on", self.train_on, TRAIN_ON)
         checks.one_of("long", self.long, LONG)
         checks.flag("skip_bad", self.skip_bad)
-        if not isinstance(self.template_variables, Mapping):
-            raise checks.wrong("template_variables", self.template_variables, "a dict of values by name")
+        variables = self.template_variables
+        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+            raise checks.wrong("template_variables", variables, "a dict of values by name")
+        if taken := [name for name in RENDERED if name in variables]:
+            raise UsageError(
+                f"template_variables holds {taken[0]!r}, which the template is given anyway; leave it out",
+                parameter="template_variables",
+            )

@@ -9,9 +9,9 @@ from typing import Any
 from edgellm.errors import FormatError, UsageError, shown
 from edgellm.formats.strict_json import parse
 from edgellm.text.messages import ROLES
+from edgellm.train.data.config import RENDERED
 from edgellm.train.data.files.record import is_too_deep
 
-RENDERED = ("messages", "tools", "add_generation_prompt")
 OTHER_NAMES = {"human": "user", "bot": "assistant", "gpt": "assistant", "chatgpt": "assistant", "ai": "assistant"}
 YES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 

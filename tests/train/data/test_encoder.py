@@ -160,6 +160,9 @@ def test_a_token_without_an_embedding():
         ({"long": "keep"}, "long is 'keep'; expected one of cut, drop"),
         ({"skip_bad": 1}, "skip_bad is 1"),
         ({"template_variables": []}, r"template_variables is \[\]"),
+        ({"template_variables": {1: 2}}, r"template_variables is \{1: 2\}"),
+        ({"template_variables": {"messages": 3}}, "holds 'messages', which the template is given anyway"),
+        ({"template_variables": {"self": 3}}, "holds 'self', which the template is given anyway"),
     ],
 )
 def test_settings_that_cannot_work(settings, problem):
