@@ -103,7 +103,8 @@ def train(
     from edgellm.train.preference.tasks import task_of  # which imports what is here
 
     adapter, _ = train_adapter(
-        model, data, lora or LoraConfig(), config or TrainConfig(), examples or DataConfig(),
+        model, data, LoraConfig() if lora is None else lora, TrainConfig() if config is None else config,
+        DataConfig() if examples is None else examples,
         validation_data=validation_data, template=template, output=output, resume=resume, tensorboard=tensorboard,
         callback=callback, task=task_of(how, rewards),
     )  # fmt: skip
@@ -134,6 +135,12 @@ def train_adapter(
     """
     if not isinstance(model, Model):
         raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
+    if not isinstance(lora, (LoraConfig, FullConfig)):
+        raise checks.wrong("lora", lora, "a LoraConfig or a FullConfig, such as LoraConfig(rank=2)")
+    if not isinstance(config, TrainConfig):
+        raise checks.wrong("config", config, "a TrainConfig, such as TrainConfig(steps=100)")
+    if not isinstance(examples, DataConfig):
+        raise checks.wrong("examples", examples, "a DataConfig, such as DataConfig(max_length=512)")
     lora.check()
     task = task or Imitation()
     config = _with_activations(config, model)

@@ -57,6 +57,17 @@ def test_the_front_door(model, facts: Path) -> None:
         edgellm.train("smollm2-135m", facts)
 
 
+def test_settings_of_another_type(model, facts: Path) -> None:
+    for more, text in (
+        ({"lora": {"rank": 2}}, r"lora is \{'rank': 2\}; expected a LoraConfig or a FullConfig"),
+        ({"lora": {}}, r"lora is \{\}; expected a LoraConfig or a FullConfig"),
+        ({"config": {"steps": 2}}, r"config is \{'steps': 2\}; expected a TrainConfig"),
+        ({"examples": LoraConfig()}, r"examples is LoraConfig\(.*; expected a DataConfig"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            train(model, facts, **more)
+
+
 METHODS = [
     LoraConfig(),
     LoraConfig(dropout=0.2),
