@@ -144,10 +144,12 @@ def texts(name: str, value: Any) -> list[str]:
     return [text(name, item) for item in value]
 
 
-def some_texts(name: str, value: Any) -> tuple[str, ...]:
-    """Texts of at least one character: one by itself, or several. Each counts once."""
+def some_texts(name: str, value: Any, most: int) -> tuple[str, ...]:
+    """Texts of at least one character: one by itself, or several, but not more than `most`. Each counts once."""
     if not isinstance(value, (str, list, tuple, set, frozenset)):
         raise wrong(name, value, "a text (str) or a list of texts")
+    if not isinstance(value, str) and len(value) > most:
+        raise UsageError(f"{name} has {len(value)} texts; up to {most}", parameter=name)
     for item in (value,) if isinstance(value, str) else value:
         if not isinstance(item, str) or not item:
             raise UsageError(

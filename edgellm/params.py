@@ -123,6 +123,8 @@ MIROSTAT_SAMPLERS = ("penalties", "dry", "temperature", "mirostat")
 
 # The parameters that ask for an answer of a given structure; only one of them at a time.
 STRUCTURES = ("response_format", "grammar", "regex", "choices")
+MOST_CHOICES = 2000  # of more, a grammar takes long to make, and of some thousands it cannot be made
+MOST_STRINGS = 1000  # that end an answer, or are banned in it; each costs time before the first token
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ class SamplingParams:
         take(self, "dry_base", number, 1)
         take(self, "dry_allowed_length", whole_number, 1)
         take(self, "dry_penalty_last_n", whole_number, -1)
-        take(self, "dry_sequence_breakers", some_texts)
+        take(self, "dry_sequence_breakers", some_texts, MOST_STRINGS)
         take(self, "top_n_sigma", number_or_off, 0)
         take(self, "typical_p", number, 0, 1)
         take(self, "xtc_probability", number, 0, 1)
@@ -331,14 +333,14 @@ class SamplingParams:
         take(self, "adaptive_target", number_or_off, 0, 1)
         take(self, "adaptive_decay", number, 0, 0.99)
         take(self, "logit_bias", biases, optional=True)
-        take(self, "banned_strings", some_texts)
-        take(self, "stop", some_texts)
+        take(self, "banned_strings", some_texts, MOST_STRINGS)
+        take(self, "stop", some_texts, MOST_STRINGS)
         take(self, "samplers", step_names, SAMPLERS, SAMPLER_ALIASES, optional=True)
         take(self, "logprobs", whole_number, 0, optional=True)
         take(self, "response_format", answer_format, optional=True)
         take(self, "grammar", plain_text, optional=True)
         take(self, "regex", plain_text, optional=True)
-        take(self, "choices", some_texts, optional=True)
+        take(self, "choices", some_texts, MOST_CHOICES, optional=True)
         take(self, "when_full", one_of, WHEN_FULL)
         take(self, "n_keep", whole_number, -1, optional=True)
         self._refuse_contradictions()

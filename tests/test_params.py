@@ -152,6 +152,8 @@ def test_what_is_said_of_sampling(params, text: str) -> None:
         ({"stop": ""}, "stop holds ''; expected texts (str) of at least one character"),
         ({"stop": ["a", 5]}, "stop holds 5; expected texts (str) of at least one character"),
         ({"banned_strings": 5}, "banned_strings is 5; expected a text (str) or a list of texts"),
+        ({"banned_strings": ["a"] * 1001}, "banned_strings has 1001 texts; up to 1000"),
+        ({"stop": ["a"] * 1001}, "stop has 1001 texts; up to 1000"),
         ({"samplers": "top_k;topp"}, "samplers holds 'topp'; expected some of penalties, dry, top_n_sigma, top_k,"),
         ({"samplers": ["top_k", "top-k"]}, "samplers holds top_k twice; expected each step once"),
         ({"samplers": [5]}, "samplers holds 5; expected some of penalties"),

@@ -75,7 +75,7 @@ class Answer(Request):
         rules = plan.rules_for(tokenizer, len(prompt), n_ctx, params)
         for rule in rules:
             rule.begin(self._whole)
-        never = [i for text in params.banned_strings for i in tokenizer.ids_with(text)]
+        never = tokenizer.ids_with_any(tuple(params.banned_strings))
         self._loops = loops
         self._sampler: Sampler | None = Sampler(params, tokenizer.token_bytes, never, rules, loops)
         self._started: float | None = None

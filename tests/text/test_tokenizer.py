@@ -287,6 +287,15 @@ def test_special_tokens_for_templates(metadata):
     }
 
 
+def test_the_tokens_with_some_texts(metadata):
+    tokenizer = load_tokenizer(metadata)
+    shown = tokenizer.texts_of_tokens
+    for texts in [(), ("e",), ("th", "zq"), ("a", "n", " "), ("\u00e9",)]:
+        wanted = [text.encode() for text in texts]
+        found = [token_id for token_id, own in enumerate(shown) if any(text in own for text in wanted)]
+        assert tokenizer.ids_with_any(texts) == found
+
+
 def test_one_token_is_decoded_without_reading_the_others(metadata):
     class Lazy(list):
         def as_bytes(self):
