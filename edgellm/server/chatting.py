@@ -11,7 +11,7 @@ from starlette.requests import Request
 from edgellm.engine import Generation, Model
 from edgellm.engine.openai.asking import EFFORTS
 from edgellm.engine.openai.asking import prepared as prepared_calls
-from edgellm.server.length import check_length, n_characters
+from edgellm.server.length import check_chat_length
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
 
@@ -38,7 +38,7 @@ class Chat:
                 400, f"{self.model or model.path.stem} is a base model without a chat template; give it a plain text, "
                 "by /v1/completions or /api/generate", "model",
             )  # fmt: skip
-        check_length(model, n_characters(self.messages))
+        check_chat_length(model, self.messages)
         return model.chat(self.messages, n=self.n, **self.keywords)
 
 
@@ -69,9 +69,11 @@ def _part(part: Any) -> Any:
     return {"type": "text", "text": part.get("refusal")} if kind == "refusal" else part
 
 
-def form_of(form: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The form that an answer is to have; {"type": "text"} asks for none."""
-    return None if form is None or form.get("type") == "text" else form
+def form_of(form: dict[str, Any] | None, param: str) -> dict[str, Any] | None:
+    """The form that an answer is to have; {"type": "text"} asks for none. Raises ApiProblem for an empty one."""
+    if form == {}:
+        raise ApiProblem(400, f"{param} has no type; expected text, json_object or json_schema", param)
+    return None if form == {"type": "text"} else form
 
 
 def think_of(effort: str | None, param: str) -> bool | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,9 +26,13 @@ def check_length(model: Model, n_characters: int) -> None:
         )
 
 
-def n_characters(messages: Iterable[Mapping[str, Any]]) -> int:
-    """Of the contents of messages."""
-    return sum(_of(message.get("content")) for message in messages)
+def check_chat_length(model: Model, messages: Sequence[Mapping[str, Any]]) -> None:
+    """The same for a chat, of which each message takes a token at least."""
+    if len(messages) > model.n_ctx:
+        raise ContextOverflowError(
+            f"the chat has {len(messages)} messages, more than the context of {model.n_ctx} tokens can hold: shorten it"
+        )
+    check_length(model, sum(_of(message.get("content")) for message in messages))
 
 
 def _of(content: Any) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from edgellm.errors import FileProblem, UsageError
 from edgellm.server.keys import Keys, new_line, read
+from edgellm.text import ChatTemplate
 
 from .running import running, until
 
@@ -152,6 +153,17 @@ def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_sought(small) -
     error = small.post("/v1/chat/completions", asked).json()["error"]
     assert error["code"] == "context_length_exceeded"
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/v1/chat/completions", {}), ("/v1/messages", {"max_tokens": 1}), ("/api/chat", {})],
+)
+def test_a_chat_of_too_many_messages_is_refused_before_it_is_rendered(small, path, more, monkeypatch) -> None:
+    monkeypatch.setattr(ChatTemplate, "render", lambda *_, **__: pytest.fail("it was rendered"))
+    found = small.post(path, {"model": "tiny", "messages": [{"role": "user", "content": "a"}] * 1025, **more})
+    assert found.status_code == 400
+    assert "1025 messages, more than the context of 1024 tokens" in found.text
 
 
 def test_a_body_that_is_too_large_or_too_slow(tiny_chat) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.engine.structure.json_schema import checked_schema, compact
+from edgellm.engine.structure.json_schema import TYPES, checked_schema, compact
 from edgellm.engine.structure.schemas import schema_of
 from edgellm.errors import UsageError, shown
 from edgellm.params import STRUCTURES, SamplingParams
+
+BESIDE_SCHEMA = ("schema", "name", "strict", "description")
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,63 @@ def asked_of(params: SamplingParams) -> Asked | None:
 
 def _of_format(value: Any) -> str | None:
     """A JSON schema as a dict, OpenAI's forms of it, a Pydantic model or a dataclass."""
-    if isinstance(value, Mapping) and value.get("type") in ("text", "json_object", "json_schema"):
-        if value["type"] == "text":
-            return None
-        value = {"type": "object"} if value["type"] == "json_object" else _inner_schema(value)
-    schema = dict(value) if isinstance(value, Mapping) else schema_of("response_format", value)
-    return f"start: {json_rule('response_format', schema)}\n"
+    if not isinstance(value, Mapping):
+        schema: Mapping[str, Any] | None = schema_of("response_format", value)
+    elif isinstance(kind := value.get("type"), str) and kind not in TYPES:
+        schema = _schema_in(value, kind)
+    else:
+        schema = value
+    return None if schema is None else f"start: {json_rule('response_format', schema)}\n"
 
 
-def _inner_schema(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema in OpenAI's {"type": "json_schema", "json_schema": {"schema": ...}}, of either of its interfaces."""
-    inner = value.get("json_schema", value)
-    schema = inner.get("schema") if isinstance(inner, Mapping) else None
-    if not isinstance(schema, Mapping):
+def _schema_in(value: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """The schema in a form of OpenAI's interfaces, or of llama.cpp's; None for plain text.
+
+    Chats have {"type": "json_schema", "json_schema": {"schema": ...}}, responses and messages have
+    {"type": "json_schema", "schema": ...}, and to {"type": "json_object"} llama.cpp adds a schema.
+    """
+    if kind == "text":
+        _check_fields("response_format", value, ("type",))
+        return None
+    if kind == "json_object":
+        _check_fields("response_format", value, ("type", "schema"))
+        schema = value.get("schema")
+        return {"type": "object"} if schema is None else _as_schema("response_format.schema", schema)
+    if kind != "json_schema":
         raise UsageError(
-            f"response_format is {shown(value)}; expected the schema under json_schema, schema",
+            f"response_format.type is {shown(kind)}; expected text, json_object or json_schema, or a JSON schema",
             parameter="response_format",
         )
+    if value.keys().isdisjoint(("schema", "json_schema")):
+        raise UsageError(
+            f"response_format is {shown(value)}; expected the schema under schema, or under json_schema.schema",
+            parameter="response_format",
+        )
+    if "json_schema" not in value:
+        _check_fields("response_format", value, ("type", *BESIDE_SCHEMA))
+        return _as_schema("response_format.schema", value.get("schema"))
+    name, inner = "response_format.json_schema", value["json_schema"]
+    _check_fields("response_format", value, ("type", "json_schema"))
+    if not isinstance(inner, Mapping):
+        raise UsageError(f"{name} is {shown(inner)}; expected a name and a schema", parameter="response_format")
+    _check_fields(name, inner, BESIDE_SCHEMA)
+    return _as_schema(f"{name}.schema", inner.get("schema"))
+
+
+def _check_fields(name: str, form: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for field, value in form.items():
+        if field not in known:
+            raise UsageError(f"unknown field {name}.{field}; expected {', '.join(known)}", parameter="response_format")
+        expected = {"strict": bool, "name": str, "description": str}.get(field)
+        if expected is not None and value is not None and not isinstance(value, expected):
+            what = "true or false" if expected is bool else "a text"
+            raise UsageError(f"{name}.{field} is {shown(value)}; expected {what}", parameter="response_format")
+
+
+def _as_schema(name: str, schema: Any) -> Mapping[str, Any]:
+    if not isinstance(schema, Mapping):
+        what = "is missing" if schema is None else f"is {shown(schema)}"
+        raise UsageError(f"{name} {what}; expected a JSON schema, an object", parameter="response_format")
     return schema
 
 

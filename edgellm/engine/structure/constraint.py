@@ -14,6 +14,7 @@ from edgellm.engine.structure.asked import Asked
 from edgellm.engine.structure.vocabulary import guidance, vocabulary_of
 from edgellm.errors import UsageError
 from edgellm.kernels.records import MAXIMA_GROUP
+from edgellm.params import MOST_CHOICES
 
 if TYPE_CHECKING:
     from edgellm.text import Tokenizer
@@ -39,7 +40,7 @@ class Constraint(Step):
         """Compiled for a vocabulary. Raises UsageError for a structure that cannot be followed."""
         vocabulary = vocabulary_of(tokenizer, n_vocab)
         llguidance = guidance()
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        limits = llguidance.LLParserLimits(verbose_errors=False, max_items_in_row=MOST_CHOICES + 1)
         matcher = llguidance.LLMatcher(vocabulary, asked.for_guidance, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()
@@ -122,4 +123,7 @@ def _explained(problem: str) -> str:
         return f"names {found[1]}, which it does not define"
     if found := re.search(r"(?s)invalid regex (?:\")?.*?error: ([^\n]*)", problem):
         return f"holds a regular expression that cannot be used: {found[1].strip()}"
+    if found := re.search(r"(?s)failed to compile JSON schema: (.*?)(?=\n\s*\d+ \||$)", problem):
+        what = re.sub(r"(?s)regex parse error:.*error: ", "", found[1])
+        return f"is a JSON schema that cannot be used: {' '.join(what.split())[:300]}"
     return f"cannot be used: {' '.join(problem.split())[:300]}"

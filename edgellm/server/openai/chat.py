@@ -65,7 +65,7 @@ def chat_of(asked: ChatRequest) -> Chat:
     wishes = {
         "think": think,
         "think_budget": asked.think_budget,
-        "response_format": form_of(asked.response_format),
+        "response_format": form_of(asked.response_format, "response_format"),
         "tools": asked.tools or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,

@@ -27,7 +27,7 @@ def chat_of(asked: ResponsesRequest, before: list[dict[str, Any]]) -> Chat:
         raise ApiProblem(400, f"top_logprobs is given, but include has no {LOGPROBS}; add it", "top_logprobs")
     wishes = {
         "max_tokens": asked.max_output_tokens,
-        "response_format": form_of(asked.text.format) if asked.text else None,
+        "response_format": form_of(asked.text.format, "text.format") if asked.text else None,
         "tools": [_tool(number, tool) for number, tool in enumerate(asked.tools or ())] or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,

@@ -180,6 +180,34 @@ def test_an_answer_that_is_cut_says_so(model) -> None:
         ({"response_format": {"$ref": "#"}}, "response_format", "no text satisfies"),
         ({"response_format": {"type": "integer", "minimum": 5, "maximum": 3}}, "response_format", "no text satisfies"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "expected the schema"),
+        (
+            {"response_format": {"type": "grammar"}},
+            "response_format",
+            "is 'grammar'; expected text, json_object or json_",
+        ),
+        ({"response_format": {"type": "text", "a": 1}}, "response_format", "unknown field response_format.a; expected"),
+        ({"response_format": {"type": "json_object", "a": 1}}, "response_format", "unknown field response_format.a; "),
+        (
+            {"response_format": {"type": "json_object", "schema": 5}},
+            "response_format",
+            "schema is 5; expected a JSON sch",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "a": 1}}},
+            "response_format",
+            "unknown field response_format.json_schema.a; expected schema, name, strict, description",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}, "a": 1}},
+            "response_format",
+            "unknown field response_format.a; expected type, json_schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "schema": {}, "strict": "a"}},
+            "response_format",
+            "response_format.strict is 'a'; expected true or false",
+        ),
+        ({"choices": [str(i) for i in range(2001)]}, "choices", "choices has 2001 texts; up to 2000"),
         ({"response_format": set}, "response_format", "no JSON schema"),
         ({"grammar": 'root ::= root "a"'}, "grammar", "left-recursive"),
         ({"grammar": "start: none"}, "grammar", "does not define"),
@@ -193,6 +221,22 @@ def test_what_cannot_be_followed(model, keywords: dict, parameter: str, words: s
     line = str(told.value)
     assert told.value.parameter == parameter and words in line and parameter in line
     assert "\n" not in line and len(line) < 300
+
+
+@pytest.mark.parametrize("schema", [{"properties": {"a": {"type": "foo"}}}, {"properties": 5}, {"pattern": "("}])
+def test_of_a_schema_that_is_none_only_the_fault_is_told(model, schema: dict) -> None:
+    with pytest.raises(UsageError, match=r"^response_format is a JSON schema that cannot be used: [^|]{5,50}$"):
+        model.generate(PROMPT, response_format=schema)
+
+
+def test_a_schema_beside_json_object_is_followed(model) -> None:
+    form = {"type": "json_object", "schema": {"const": {"a": 1}}}
+    assert json.loads(whole(model, response_format=form)) == {"a": 1}
+
+
+def test_as_many_choices_as_there_may_be(model) -> None:
+    choices = [f"{number:x}" for number in range(2000)]
+    assert whole(model, choices=choices) in choices
 
 
 def test_without_the_package_it_is_said_how_to_install_it(model, monkeypatch) -> None:
