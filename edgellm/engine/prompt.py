@@ -13,6 +13,7 @@ from edgellm import checks
 from edgellm.engine.recommended import recommended_over_defaults
 from edgellm.errors import ContextOverflowError, UsageError
 from edgellm.params import ChatParams, SamplingParams
+from edgellm.text.messages import check_contents
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -53,13 +54,14 @@ def with_virtual(name: str, token_ids: list[int], n_virtual: int, n_ctx: int) ->
 
 
 def checked_messages(messages: Any) -> list[Any]:
-    """Messages of a chat: at least one; what they hold is checked where they are rendered."""
+    """Messages of a chat: at least one, each with a content; what else they hold is checked where they are rendered."""
     expected = 'a list of dicts like {"role": "user", "content": "Hello"}'
     if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, bytearray, Mapping)):
         raise checks.wrong("messages", messages, expected)
     found = list(messages)
     if not found:
         raise UsageError("messages is empty; expected at least one message", parameter="messages")
+    check_contents(found)
     return found
 
 

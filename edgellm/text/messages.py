@@ -6,10 +6,11 @@ Follows `transformers`: keys whose value is None are dropped, and reasoning stan
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from edgellm.errors import UsageError
+from edgellm.errors import UsageError, shown
 from edgellm.text.provenance import written
 
 DEEPEST = 100  # lists within dicts within lists in a chat
@@ -49,7 +50,66 @@ def plain_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
     """Messages as templates want them. Raises UsageError, with the place of the message that cannot be taken."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise UsageError(f"the messages are a {type(messages).__name__}; expected a list of dicts")
-    return [_plain_message(n, message) for n, message in enumerate(messages)]
+    found = [_plain_message(n, message) for n, message in enumerate(messages)]
+    check_calls(found)
+    return found
+
+
+def call_of(call: Any, place: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of a call in a message, which may stand as a text of JSON.
+
+    place:  of the call in the chat, such as messages.1.tool_calls.0. Raises UsageError for what is no call.
+    """
+    function = call
+    if isinstance(call, Mapping) and "function" in call:
+        function, place = call["function"], f"{place}.function"
+    if not isinstance(function, Mapping):
+        raise UsageError(f"{place} is {shown(function)}; expected a name and arguments", parameter=place)
+    name = function.get("name")
+    if not isinstance(name, str):
+        what = "is missing" if name is None else f"is {shown(name)}"
+        raise UsageError(f"{place}.name {what}; expected the name of a function", parameter=f"{place}.name")
+    return name, arguments_of(function.get("arguments"), f"{place}.arguments")
+
+
+def arguments_of(given: Any, place: str) -> dict[str, Any]:
+    """The arguments of a call as JSON has them; none at all where nothing is given. Raises UsageError."""
+    found = given
+    if isinstance(given, str):
+        try:
+            found = json.loads(given) if given.strip() else None
+        except (ValueError, RecursionError):
+            found = given
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise UsageError(
+            f'{place} is {shown(given)}; expected a JSON object, such as {{"city": "Rome"}}', parameter=place
+        )
+    return dict(found)
+
+
+def check_contents(messages: Iterable[Any]) -> None:
+    """Raises UsageError for a message that says, thinks and calls nothing, with its place."""
+    for n, message in enumerate(messages):
+        if not isinstance(message, Mapping) or message.get("role") is None or message.get("content") is not None:
+            continue
+        if not any(message.get(name) for name in ("tool_calls", *REASONING)):
+            place = f"messages.{n}.content"
+            raise UsageError(f"{place} is missing; expected a text or a list of parts", parameter=place)
+
+
+def check_calls(messages: Iterable[Any]) -> None:
+    """Raises UsageError for a call in a message that is none, with its place."""
+    for n, message in enumerate(messages):
+        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        if calls is None:
+            continue
+        place = f"messages.{n}.tool_calls"
+        if not isinstance(calls, (list, tuple)):
+            raise UsageError(f"{place} is {shown(calls)}; expected a list of calls", parameter=place)
+        for number, call in enumerate(calls):
+            call_of(call, f"{place}.{number}")
 
 
 def holds_calls(messages: Iterable[Any]) -> bool:

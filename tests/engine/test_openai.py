@@ -162,6 +162,18 @@ def test_calls_in_messages_that_are_none(chatty, calls: Any) -> None:
         chatty.openai_chat([*ASKED, {"role": "assistant", "tool_calls": calls}])
 
 
+@pytest.mark.parametrize("arguments", ["{bad", 5, "[1]", [1]])
+def test_arguments_of_calls_that_are_no_object(chatty, arguments: Any) -> None:
+    """Whether or not the template knows of calls."""
+    call = {"id": "a", "type": "function", "function": {"name": "get", "arguments": arguments}}
+    messages = [*ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    place = f"messages.{len(ASKED)}.tool_calls.0.function.arguments"
+    for ask in (chatty.openai_chat, chatty.chat):
+        with pytest.raises(UsageError, match=rf"^{place} is .*; expected a JSON object") as told:
+            ask(messages)
+        assert told.value.parameter == place
+
+
 def test_words_of_openai_mean_the_same_here(chatty) -> None:
     banned = chatty.chat(ASKED, **OFTEN)
     assert banned.text is not None

@@ -141,6 +141,24 @@ def test_a_body_that_cannot_be_taken_is_told_and_all_goes_on(small, body, what) 
     assert small.post("/v1/chat/completions", CHAT).status_code == 200
 
 
+@pytest.mark.parametrize("arguments", ["{bad", 5, "[1]"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/v1/responses"])
+def test_arguments_of_a_call_that_are_no_object(small, path, arguments) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "get", "arguments": arguments}}
+    messages = [*CHAT["messages"], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    items = [*CHAT["messages"], {"type": "function_call", "call_id": "a", "name": "get", "arguments": arguments}]
+    place = "input.1.arguments" if path == "/v1/responses" else "messages.1.tool_calls.0.function.arguments"
+    found = small.post(path, {"model": "tiny", **({"input": items} if "input" in place else {"messages": messages})})
+    assert found.status_code == 400
+    assert f"{place} is " in found.text and "expected a JSON object" in found.text
+
+
+def test_a_message_without_content_is_named(small) -> None:
+    error = small.post("/v1/chat/completions", {**CHAT, "messages": [{"role": "user"}]}).json()["error"]
+    assert error["message"] == "messages.0.content is missing; expected a text or a list of parts"
+    assert error["param"] == "messages.0.content"
+
+
 def test_a_prompt_that_is_too_long(small) -> None:
     long = {**CHAT, "messages": [{"role": "user", "content": "abc " * 2000}]}
     error = small.post("/v1/chat/completions", long).json()["error"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from edgellm import checks
-from edgellm.errors import UsageError, shown
+from edgellm.errors import UsageError
+from edgellm.text.messages import call_of, check_calls
 
 if TYPE_CHECKING:
     from typing import TypedDict
@@ -167,45 +167,36 @@ def prepared(messages: Iterable[Any]) -> list[Any]:
     """Messages of OpenAI's interface as templates want them.
 
     Arguments of calls that stand as text become JSON, the result of a call gets the name of its tool, and what
-    developers say is what the system says. What is no message is left to who checks messages.
+    developers say is what the system says. What is no message is left to who checks messages. Raises UsageError for
+    a call that is none.
     """
+    messages = list(messages)
+    check_calls(messages)
     names: dict[str, str] = {}
     found: list[Any] = []
-    for message in messages:
+    for n, message in enumerate(messages):
         if isinstance(message, Mapping):
             message = dict(message)
             if message.get("role") == "developer":
                 message["role"] = "system"
             if calls := message.get("tool_calls"):
-                message["tool_calls"] = [_prepared_call(call, names) for call in _listed(calls)]
+                message["tool_calls"] = [
+                    _prepared_call(call, f"messages.{n}.tool_calls.{number}", names)
+                    for number, call in enumerate(calls)
+                ]
             if message.get("role") == "tool" and message.get("tool_call_id") in names:
                 message.setdefault("name", names[message["tool_call_id"]])
         found.append(message)
     return found
 
 
-def _listed(calls: Any) -> list[Any]:
-    if not isinstance(calls, (list, tuple)):
-        raise UsageError(f"messages: tool_calls is {shown(calls)}; expected a list", parameter="messages")
-    return list(calls)
-
-
-def _prepared_call(call: Any, names: dict[str, str]) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise UsageError(
-            f"messages: tool_calls holds {shown(call)}; expected calls with a function and its name",
-            parameter="messages",
-        )
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError):
-            arguments = function["arguments"]  # a model may have written what is no JSON; it is told back as it was
+def _prepared_call(call: Mapping[str, Any], place: str, names: dict[str, str]) -> dict[str, Any]:
+    if "function" not in call:
+        raise UsageError(f"{place}.function is missing; expected a name and arguments", parameter=f"{place}.function")
+    name, arguments = call_of(call, place)
     if isinstance(call.get("id"), str):
-        names[call["id"]] = function["name"]
-    return {**call, "type": "function", "function": {**function, "arguments": arguments}}
+        names[call["id"]] = name
+    return {**call, "type": "function", "function": {**call["function"], "arguments": arguments}}
 
 
 def _token_id(key: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from edgellm.server.chatting import Chat, form_of, prepared, think_of
 from edgellm.server.openai.response_types import ResponsesRequest
 from edgellm.server.problems import ApiProblem
+from edgellm.text.messages import call_of
 
 CALLED = {"max_tokens": "max_output_tokens", "response_format": "text.format", "think": "reasoning.effort"}
 LOGPROBS = "message.output_text.logprobs"  # what `include` asks for them by
@@ -65,7 +66,8 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             if thought:
                 found.append({"role": "assistant", "content": "", "reasoning_content": thought})
         elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments", "")}
+            name, arguments = call_of({key: item.get(key) for key in ("name", "arguments")}, f"input.{number}")
+            function = {"name": name, "arguments": arguments}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             _answer(found).setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgellm.text.calls.arguments import JsonArguments
 from edgellm.text.calls.syntax import Call, CallSyntax
+from edgellm.text.messages import call_of, check_calls
 
 PLAIN = CallSyntax(
     first='<tool_call>\n{"name": "',
@@ -35,7 +36,10 @@ def told_in_text(
 
     tools:         that the model may call now; perhaps none any more.
     takes_system:  whether the template takes a message of the system; otherwise the tools are told in the first one.
+
+    Raises UsageError for a call that is none.
     """
+    check_calls(messages)
     told: list[dict[str, Any]] = []
     for message in map(dict, messages):
         role = message.get("role")
@@ -68,11 +72,6 @@ def told_in_text(
 
 
 def _with_calls(message: Mapping[str, Any]) -> str:
-    calls = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        arguments = function.get("arguments") or {}
-        calls.append(Call(function["name"], json.loads(arguments) if isinstance(arguments, str) else dict(arguments)))
-    text = PLAIN.write(calls)
+    text = PLAIN.write([Call(*call_of(call, "tool_calls")) for call in message["tool_calls"]])
     content = message.get("content")
     return f"{content}\n{text}" if content else text
