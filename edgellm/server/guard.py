@@ -88,8 +88,11 @@ class Guard:
                     raise  # the answer has begun; the connection is cut
                 await _send_problem(send_noted, problem, scope["path"])
         except asyncio.CancelledError:
-            record["gone"] = True
-            raise
+            if self.is_closing and not status:  # a request that has not come yet as a whole, say
+                await _send_problem(send_noted, _closing(), scope["path"])
+            else:
+                record["gone"] = True
+                raise
         finally:
             self._metrics.n_open -= 1
             record |= {"status": status, "seconds": round(monotonic() - started, 4)}
@@ -102,7 +105,7 @@ class Guard:
     def _client(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> str:
         """Who asks: the owner of a key, or an address. Raises ApiProblem for who may not."""
         if self.is_closing:
-            raise ApiProblem(503, "the server is shutting down", headers={"Retry-After": "5"})
+            raise _closing()
         self._check_host(headers.get(b"host", b"").decode("latin-1"))
         self._check_origin(headers)
         path = scope["path"]
@@ -155,6 +158,10 @@ class Guard:
             (b"access-control-expose-headers", b"x-request-id, retry-after"),
             (b"vary", b"Origin"),
         ]
+
+
+def _closing() -> ApiProblem:
+    return ApiProblem(503, "the server is stopping", headers={"Retry-After": "5"})
 
 
 def _host_name(host: str) -> str:

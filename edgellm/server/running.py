@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
+import math
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -21,19 +23,32 @@ from edgellm.server.settings import ServerConfig
 
 SPARE_CONNECTIONS = 512  # beside those that wait for an answer; beyond that uvicorn says 503 at once
 BACKLOG = 512  # connections that wait to be taken
+SECONDS_TO_TELL = 2  # clients that their answers end, when the server does
 SWITCH_SECONDS = 0.0005  # so soon may the event loop have the interpreter while a step is prepared
 
 
 class _Quiet(uvicorn.Server):
-    """A uvicorn that says "closing" to requests which come while the last answers are written."""
+    """A uvicorn that says "closing" to requests which come while the last answers are written.
 
-    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+    Answers that are not ready after `seconds` end with an error in the words of their interface. uvicorn itself would
+    only cut them off.
+    """
+
+    def __init__(self, config: uvicorn.Config, application: Application, seconds: float) -> None:
         super().__init__(config)
-        self._application = application
+        self._application, self._seconds = application, seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._application.guard.is_closing = True
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._application.guard.is_closing = True
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._application.server.stop)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
 
 
 class _Handler(logging.Handler):
@@ -106,12 +121,12 @@ def uvicorn_for(application: Application, config: ServerConfig) -> uvicorn.Serve
         server_header=False,
         date_header=True,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
+        timeout_graceful_shutdown=math.ceil(config.shutdown_timeout) + SECONDS_TO_TELL,
         **http_settings(),
         limit_concurrency=config.parallel + config.queue + SPARE_CONNECTIONS,
         ws="none",
     )
-    return _Quiet(settings, application)
+    return _Quiet(settings, application, config.shutdown_timeout)
 
 
 async def serve(

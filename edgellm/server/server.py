@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic, time
@@ -105,6 +105,35 @@ class Server:
         self.metrics = Metrics()
         self.started = monotonic()
         self._energy = EnergyMeter()
+        self._is_stopping = False
+        self._waiting: set[asyncio.Task[Any]] = set()  # for their turn, or for what a thread does
+        self._writing: set[Answers] = set()
+
+    def stop(self) -> None:
+        """End all answers, and what waits to become one, with an error for the client."""
+        self._is_stopping = True
+        for task in self._waiting:
+            task.cancel()
+        for answers in self._writing:
+            answers.fail(_stopping())
+
+    async def _awaited(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What some work gives. Raises ApiProblem when it takes too long or the server stops."""
+        if self._is_stopping:
+            work.close()
+            raise _stopping()
+        task = asyncio.ensure_future(work)
+        self._waiting.add(task)
+        try:
+            return await asyncio.wait_for(task, self.config.timeout or None)
+        except asyncio.TimeoutError:
+            raise self._too_late() from None
+        except asyncio.CancelledError:
+            if self._is_stopping:
+                raise _stopping() from None
+            raise
+        finally:
+            self._waiting.discard(task)
 
     async def body(self, request: Request, kind: type[Body]) -> Body:
         """The body of a request. Raises ApiProblem."""
@@ -140,19 +169,18 @@ class Server:
             record = request.scope["state"]["record"]
             record["model"] = name
             work = self._hold(held, request.scope["state"]["client"], name, n, make)
-            loaded, generations = await asyncio.wait_for(work, self.config.timeout or None)
+            loaded, generations = await self._awaited(work)
             record["queued"] = round(monotonic() - started, 4)
             if idle is not None:
                 loaded.idle = idle
             answers = Answers(generations, loaded.driver, tells_progress, wire_of(request.scope))
+            self._writing.add(answers)
+            held.callback(self._writing.discard, answers)
             if deadline is not None:
                 loop = asyncio.get_running_loop()
                 timer = loop.call_later(deadline - monotonic(), answers.fail, self._too_late())
                 held.callback(timer.cancel)
             return Job(self, loaded, answers, held, started, record, called)
-        except asyncio.TimeoutError:
-            await held.aclose()
-            raise self._too_late() from None
         except EdgellmError as error:
             await held.aclose()
             raise problem_of(error, called) from error
@@ -181,10 +209,7 @@ class Server:
         name = await self.models.find(name)
         request.scope["state"]["record"]["model"] = name
         try:
-            asked = self._asked(request.scope["state"]["client"], name, work, idle)
-            return await asyncio.wait_for(asked, self.config.timeout or None)
-        except asyncio.TimeoutError:
-            raise self._too_late() from None
+            return await self._awaited(self._asked(request.scope["state"]["client"], name, work, idle))
         except EdgellmError as error:
             raise problem_of(error, called) from error
 
@@ -236,6 +261,10 @@ class Server:
             "prompt_tokens_cached": metrics.n_reused_tokens,
             "generated_tokens": metrics.n_generated_tokens,
         }
+
+
+def _stopping() -> ApiProblem:
+    return ApiProblem(503, "the server is stopping", headers={"Retry-After": "5"})
 
 
 def _used_bytes() -> int:

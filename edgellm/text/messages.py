@@ -92,9 +92,9 @@ def arguments_of(given: Any, place: str) -> dict[str, Any]:
 def check_contents(messages: Iterable[Any]) -> None:
     """Raises UsageError for a message that says, thinks and calls nothing, with its place."""
     for n, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.get("role") is None or message.get("content") is not None:
+        if not isinstance(message, Mapping) or message.get("content") is not None:
             continue
-        if not any(message.get(name) for name in ("tool_calls", *REASONING)):
+        if isinstance(message.get("role"), str) and not any(map(message.get, ("tool_calls", *REASONING))):
             place = f"messages.{n}.content"
             raise UsageError(f"{place} is missing; expected a text or a list of parts", parameter=place)
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 import edgellm
+from edgellm.server.driver import Driver
 from edgellm.server.keys import Keys
 from edgellm.server.problems import ApiProblem
 from edgellm.server.turns import Turns
@@ -207,6 +208,39 @@ def test_what_is_being_written_ends_before_the_server_does(tiny_chat) -> None:
             server.stop()
             rest = list(lines)
         assert rest[-2] == "data: [DONE]"
+
+
+STOPPED = [
+    ("/v1/chat/completions", "data: ", lambda last: last["error"]["message"]),
+    ("/v1/responses", "data: ", lambda last: last["response"]["error"]["message"]),
+    ("/v1/messages", "data: ", lambda last: last["error"]["message"]),
+    ("/api/chat", "", lambda last: last["error"]),
+]
+
+
+@pytest.mark.parametrize(("path", "before", "told"), STOPPED)
+def test_answers_that_take_too_long_hear_that_the_server_stops(tiny_chat, path, before, told, monkeypatch) -> None:
+    """Streams and whole answers, and those that wait for their turn."""
+    monkeypatch.setattr(Driver, "start", lambda *_: None)  # so that they take for ever
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
+    if path == "/v1/responses":
+        body = {"model": "tiny", "input": "a"}
+    elif path == "/v1/messages":
+        body["max_tokens"] = 5
+    with (
+        running({"tiny": tiny_chat}, shutdown_timeout=0.5, parallel=2) as server,
+        ThreadPoolExecutor(3) as pool,
+        httpx.stream("POST", server.url + path, json={**body, "stream": True}, timeout=20) as answer,
+    ):
+        whole = [pool.submit(server.post, path, {**body, "stream": False}) for _ in range(2)]
+        until(lambda: server.status()["queue_length"] == 1)
+        server.stop()
+        last = [line for line in answer.iter_lines() if line.startswith(before + "{")][-1]
+        assert told(json.loads(last.removeprefix(before))) == "the server is stopping"
+        for one in whole:
+            assert one.result().status_code == 503
+            assert "the server is stopping" in json.dumps(one.result().json())
+    assert not [record for record in server.log if "message" in record or "exception" in record]
 
 
 def test_metrics_and_status(tiny_chat) -> None:
