@@ -28,7 +28,8 @@ from edgellm.server.settings import ServerConfig
 
 OPEN_TO_ALL = ("/health", "/openapi.json")  # and the page, which asks for a key itself
 PAGE = ("/", "/page/")
-ALLOWED_HEADERS = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta"
+ALLOWED_HEADERS = b"authorization, content-type, x-api-key, anthropic-version, anthropic-beta"  # if none is asked for
+_HEADERS = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,2000}")  # names of headers, as a browser lists them
 _KEPT_ID = re.compile(rb"[\w.-]{1,64}")
 
 
@@ -73,7 +74,7 @@ class Guard:
         try:
             try:
                 if self._is_preflight(scope, headers):
-                    await _answer(send_noted, 204, b"", [(b"access-control-allow-headers", ALLOWED_HEADERS.encode())])
+                    await _answer(send_noted, 204, b"", [(b"access-control-allow-headers", _allowed(headers))])
                 else:
                     scope["state"]["client"] = self._client(scope, headers)
                     await self.routes(scope, receive, send_noted)
@@ -158,6 +159,12 @@ class Guard:
             (b"access-control-expose-headers", b"x-request-id, retry-after"),
             (b"vary", b"Origin"),
         ]
+
+
+def _allowed(headers: MutableMapping[bytes, bytes]) -> bytes:
+    """The headers that a page of an allowed origin may send: those that it asks for, as clients have their own."""
+    asked = headers.get(b"access-control-request-headers", b"")
+    return asked if _HEADERS.fullmatch(asked) else ALLOWED_HEADERS
 
 
 def _closing() -> ApiProblem:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from edgellm.checks import flag, number, take, text, texts, whole_number
+from edgellm.errors import UsageError, shown
 from edgellm.params import RuntimeConfig
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
+LEAST_MEMORY = 1 << 20  # bytes; the smallest models take more
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s*]+")
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:
     return tuple(texts(name, value))
+
+
+def _origins(name: str, value: object) -> tuple[str, ...]:
+    """Pages as a browser names them, without a path, in small letters."""
+    found = tuple(origin.lower() for origin in _names(name, value))
+    for origin in found:
+        if origin != "null" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"{name} holds {shown(origin)}; expected a scheme and a host and no more, such as http://localhost:3000",
+                parameter=name,
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ class ServerConfig:
         take(self, "upload_bytes", whole_number, 1)
         take(self, "ping", number, 0.1)
         take(self, "idle", number, 0)
-        take(self, "memory_bytes", whole_number, 1, optional=True)
+        take(self, "memory_bytes", whole_number, LEAST_MEMORY, optional=True)
         take(self, "allowed_hosts", _names)
-        take(self, "allowed_origins", _names)
+        take(self, "allowed_origins", _origins)
         take(self, "log_contents", flag)

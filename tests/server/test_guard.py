@@ -12,6 +12,7 @@ import pytest
 
 from edgellm.errors import FileProblem, UsageError
 from edgellm.server.keys import Keys, new_line, read
+from edgellm.server.settings import ServerConfig
 from edgellm.text import ChatTemplate
 
 from .running import running, until
@@ -54,6 +55,28 @@ def test_a_page_of_this_server_and_one_that_is_allowed_may_ask(tiny_chat) -> Non
         )
         assert preflight.status_code == 204
         assert "authorization" in preflight.headers["access-control-allow-headers"]
+
+
+@pytest.mark.parametrize("asked", ["x-stainless-lang, x-stainless-os, authorization",
+                                   "anthropic-dangerous-direct-browser-access,x-api-key"])  # fmt: skip
+def test_an_allowed_page_may_send_the_headers_that_it_asks_for(tiny_chat, asked) -> None:
+    with running({"tiny": tiny_chat}, allowed_origins=("HTTP://localhost:3000",)) as server:
+        headers = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": asked}
+        for origin, allowed in (("http://localhost:3000", asked), ("http://localhost:3001", None)):
+            found = httpx.options(f"{server.url}/v1/messages", headers={**headers, "Origin": origin})
+            assert found.headers.get("access-control-allow-headers") == allowed
+
+
+@pytest.mark.parametrize("origin", ["notaurl", "*", "http://localhost:3000/", "http://", "http://a b"])
+def test_an_origin_that_no_page_has(origin) -> None:
+    with pytest.raises(UsageError, match=r"allowed_origins holds .*; expected a scheme and a host") as told:
+        ServerConfig(allowed_origins=(origin,))
+    assert told.value.parameter == "allowed_origins"
+
+
+def test_memory_that_no_model_fits_into() -> None:
+    with pytest.raises(UsageError, match="memory_bytes is 10; expected a number of at least 1048576"):
+        ServerConfig(memory_bytes=10)
 
 
 def test_keys(tiny_chat, tmp_path) -> None:

@@ -169,7 +169,7 @@ def test_signs_of_life_while_a_client_waits(smollm2) -> None:
 
 def test_models_come_and_go(tiny_chat) -> None:
     size = tiny_chat.stat().st_size
-    with running({"a": tiny_chat, "b": tiny_chat, "c": tiny_chat}, memory_bytes=1) as server:
+    with running({"a": tiny_chat, "b": tiny_chat, "c": tiny_chat}, memory_bytes=1 << 20) as server:
         for name in "abca":
             answer = server.post("/v1/chat/completions", asked() | {"model": name})
             assert answer.status_code == 200 and answer.json()["model"] == name
