@@ -56,7 +56,7 @@ class AnswerReader:
     """Takes the text of an answer piece by piece, and tells its parts apart.
 
     A mark is not shown, nor is a text that may be the beginning of one until it is known. Calls are kept to the end;
-    what looks like calls and is none is shown as it is.
+    what looks like calls and is none is shown as it is. A call that is cut off with its answer is not shown.
     """
 
     def __init__(self, form: AnswerForm) -> None:
@@ -81,8 +81,8 @@ class AnswerReader:
             if piece.text:
                 yield piece
 
-    def finish(self) -> Iterator[Piece]:
-        """What is left, when no more text comes; `calls` are there then."""
+    def finish(self, is_cut: bool = False) -> Iterator[Piece]:
+        """What is left, when no more text comes; `calls` are there then. is_cut: more would have come."""
         while (piece := self._next(is_end=True)) is not None:
             if piece.text:
                 yield piece
@@ -93,6 +93,8 @@ class AnswerReader:
             if found is not None:
                 self.calls, rest = found
             self._waiting = ""
+            if is_cut and any(syntax.may_become_call(rest, self._form.arguments) for syntax in self._form.syntaxes):
+                return
             if rest.strip():
                 yield Piece("content", rest)
 

@@ -88,3 +88,26 @@ def test_one_call_ends_the_answer(name: str, size: int) -> None:
         assert n_read + size < len(text) or size > len(text)  # before the second call is whole
         assert not list(reader.finish())
         assert len(read(replace(form, one_call=False), text, size)[2]) == 2
+
+
+@pytest.mark.parametrize("calls", [PLAIN, LLAMA])
+def test_a_call_that_is_cut_off_with_its_answer_is_not_shown(calls) -> None:
+    text = calls.write([Call("get", {"x": 1})])
+    form = AnswerForm(calls=calls, arguments=TOOLS)
+    for n in range(len(calls.trigger), len(text)):
+        reader = AnswerReader(form)
+        pieces = [*reader.push(text[:n]), *reader.finish(is_cut=True)]
+        assert "".join(piece.text for piece in pieces) == ""
+    for none in ("{ no JSON", '{"name": "Ann", "a'):
+        reader = AnswerReader(form)
+        pieces = [*reader.push(none), *reader.finish(is_cut=True)]
+        assert "".join(piece.text for piece in pieces) == none
+
+
+def test_calls_before_one_that_is_cut_off_stay() -> None:
+    two = PLAIN.write([Call("get", {"x": 1}), Call("get", {"x": 2})])
+    for n in range(two.index("</tool_call>"), two.index("2}")):
+        reader = AnswerReader(AnswerForm(calls=PLAIN, arguments=TOOLS))
+        pieces = [*reader.push(two[:n]), *reader.finish(is_cut=True)]
+        assert "".join(piece.text for piece in pieces) == ""
+        assert [call.arguments for call in reader.calls] == [{"x": 1}]

@@ -156,6 +156,19 @@ def test_what_cannot_be(chatty, keywords: dict[str, Any], parameter: str, words:
     assert told.value.parameter == parameter and words in str(told.value) and "\n" not in str(told.value)
 
 
+def test_an_answer_of_calls_that_is_cut_off_says_so(chatty) -> None:
+    asked = {"temperature": 1.0, "tools": TOOLS, "tool_choice": "required", "extra_body": {"top_k": 0, "min_p": 0.0}}
+    for seed in range(30):
+        whole = chatty.chat(ASKED, temperature=1.0, top_k=0, min_p=0.0, tools=TOOLS, tool_choice="required", seed=seed,
+                            max_tokens=400)  # fmt: skip
+        assert whole.text is not None
+        if len(whole.tool_calls) > 1:
+            break
+    choice = chatty.openai_chat(ASKED, seed=seed, max_tokens=len(whole.token_ids) - 5, **asked)["choices"][0]
+    assert choice["finish_reason"] == "length" and choice["message"]["tool_calls"]
+    assert choice["message"]["content"] is None
+
+
 @pytest.mark.parametrize("calls", [5, [5], [{"function": {}}], [{"function": "get"}]])
 def test_calls_in_messages_that_are_none(chatty, calls: Any) -> None:
     with pytest.raises(UsageError, match="tool_calls"):

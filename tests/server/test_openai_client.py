@@ -143,7 +143,8 @@ def test_an_answer_of_a_schema(client) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_of_tools(client, stream: bool) -> None:
     asked = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "The weather in Oslo?"}],
-             "tools": [WEATHER], "tool_choice": "required", "max_tokens": 80, "seed": 3}  # fmt: skip
+             "tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 80,
+             "seed": 3}  # fmt: skip
     if stream:
         with client.chat.completions.stream(**asked) as events:
             choice = events.get_final_completion().choices[0]

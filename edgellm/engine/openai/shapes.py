@@ -120,8 +120,12 @@ class ChatShape:
 
 
 def finish_of(generation: Generation) -> str | None:
-    """Why an answer has ended; None for one that was cancelled, which OpenAI has no word for."""
-    return "tool_calls" if generation.tool_calls else FINISH.get(generation.finish_reason or "")
+    """Why an answer has ended; None for one that was cancelled, which OpenAI has no word for.
+
+    An answer that was cut off says so, also behind calls that are whole.
+    """
+    reason = FINISH.get(generation.finish_reason or "")
+    return "tool_calls" if generation.tool_calls and reason != "length" else reason
 
 
 def message_shape(content: str, thoughts: str, calls: Sequence[Call]) -> dict[str, Any]:

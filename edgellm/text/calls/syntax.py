@@ -118,6 +118,20 @@ class CallSyntax:
             return (calls, "") if last.startswith(rest) else None
         return calls, text[behind:]
 
+    def may_become_call(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether a text that was cut off may be the beginning of a call, the first one or a further one."""
+        for opening in (self.first, self.again or ""):
+            compact, begun = "".join(opening.split()), "".join(text.split())
+            if begun and compact.startswith(begun):
+                return True
+            at = skip(text, 0, opening) if opening else None
+            if at is not None:
+                rest = text[at:]
+                return self.order[0] != "name" or any(
+                    rest.startswith(name) or name.startswith(rest) for name in schemas
+                )
+        return False
+
     def read_first(self, text: str, schemas: Mapping[str, Mapping[str, Any]]) -> Call | None:
         """The first call of a text that may go on; None until what ends calls, or leads to another one, has come."""
         at = skip(text, 0, self.first)
