@@ -15,6 +15,12 @@ from edgellm.errors import UsageError, shown
 
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 TOOL_CHOICES = ("auto", "none", "required")
+# The fields of a tool, and what they hold where nothing else looks at them. "return" comes from transformers, which
+# makes tools of Python functions.
+AROUND: dict[str, type | None] = {"type": None, "function": None}
+FIELDS: dict[str, type | None] = {
+    "name": None, "description": str, "parameters": None, "strict": bool, "return": None,
+}  # fmt: skip
 # Sections of a docstring, in the styles of Google and NumPy, and a parameter in those and in reStructuredText.
 _SECTION = re.compile(r"\s*(args|arguments|parameters|returns?|raises|yields|examples?|notes?)\s*:?\s*", re.IGNORECASE)
 _PARAMETER = re.compile(r"\s*(?::param\s+(?:[\w\[\], .]+\s+)?)?\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s+(\S.*)")
@@ -34,8 +40,8 @@ class Tools:
         self.schemas: list[dict[str, Any]] = []
         self.functions: dict[str, Callable[..., Any]] = {}
         self.arguments: dict[str, dict[str, Any]] = {}
-        for tool in tools:
-            schema = _checked(tool) if isinstance(tool, Mapping) else tool_schema(tool)
+        for number, tool in enumerate(tools):
+            schema = _checked(tool, f"tools.{number}") if isinstance(tool, Mapping) else tool_schema(tool)
             name = schema["function"]["name"]
             if name in self.arguments:
                 raise UsageError(f"tools holds {name} twice; expected each name once", parameter="tools")
@@ -98,7 +104,7 @@ def _type_of(schema: Mapping[str, Any]) -> str:
 
 def check_tool(tool: Mapping[str, Any]) -> None:
     """Raises UsageError for a schema that is none, or whose arguments could not be written as it wants them."""
-    schema = _checked(tool)["function"]["parameters"]
+    schema = _checked(tool, "tools.0")["function"]["parameters"]
     if find_spec("llguidance") is not None:
         from edgellm.engine.structure.asked import Asked, json_rule
         from edgellm.engine.structure.constraint import check_grammar
@@ -106,8 +112,8 @@ def check_tool(tool: Mapping[str, Any]) -> None:
         check_grammar(Asked("tools", f"start: {json_rule('tools', schema)}\n"))
 
 
-def _checked(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema of OpenAI, with or without {"type": "function", "function": ...} around it."""
+def _checked(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A schema of OpenAI, with or without {"type": "function", "function": ...} around it. place: for messages."""
     function = tool.get("function", tool)
     expected = 'a schema such as {"type": "function", "function": {"name": ..., "parameters": {...}}}'
     if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
@@ -118,6 +124,10 @@ def _checked(tool: Mapping[str, Any]) -> dict[str, Any]:
             f"tools holds a tool with the name {shown(name)}; expected up to 64 letters, digits, _ . and -",
             parameter="tools",
         )
+    if function is not tool:
+        _check_fields(tool, AROUND, place)
+        place = f"{place}.function"
+    _check_fields(function, FIELDS if function is not tool else {**AROUND, **FIELDS}, place)
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise UsageError(
@@ -125,7 +135,20 @@ def _checked(tool: Mapping[str, Any]) -> dict[str, Any]:
             parameter="tools",
         )
     schema = checked_schema("tools", {"type": "object", "properties": {}, **parameters})
-    return {"type": "function", "function": {"description": "", **function, "parameters": schema}}
+    given = {
+        key: value for key, value in function.items() if value is not None and (function is not tool or key != "type")
+    }
+    return {"type": "function", "function": {"description": "", **given, "parameters": schema}}
+
+
+def _check_fields(found: Mapping[str, Any], known: Mapping[str, type | None], place: str) -> None:
+    for name, value in found.items():
+        if name not in known:
+            raise UsageError(f"unknown field {place}.{name}; expected {', '.join(known)}", parameter="tools")
+        kind = known[name]
+        if kind is not None and value is not None and not isinstance(value, kind):
+            expected = "a text" if kind is str else "true or false"
+            raise UsageError(f"{place}.{name} is {shown(value)}; expected {expected}", parameter="tools")
 
 
 def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from edgellm.engine import Generation, Model
 from edgellm.engine.openai.asking import EFFORTS
 from edgellm.engine.openai.asking import prepared as prepared_calls
+from edgellm.server.fields import check_messages, check_variables, text_part
 from edgellm.server.length import check_chat_length
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
@@ -39,6 +40,8 @@ class Chat:
                 "by /v1/completions or /api/generate", "model",
             )  # fmt: skip
         check_chat_length(model, self.messages)
+        check_messages(self.messages, model.chat_template)
+        check_variables(self.keywords.get("template_variables", {}), model.chat_template, "chat_template_kwargs")
         return model.chat(self.messages, n=self.n, **self.keywords)
 
 
@@ -50,23 +53,17 @@ async def begin(server: Server, request: Request, chat: Chat) -> Job:
 
 
 def prepared(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of OpenAI's interfaces as templates want them. Raises UsageError."""
-    return [_with_texts(message) for message in prepared_calls(messages)]
+    """Messages of OpenAI's interfaces as templates want them. Raises UsageError, ApiProblem."""
+    return [_with_texts(number, message) for number, message in enumerate(prepared_calls(messages))]
 
 
-def _with_texts(message: dict[str, Any]) -> dict[str, Any]:
+def _with_texts(number: int, message: dict[str, Any]) -> dict[str, Any]:
     """The parts of texts under the names of other interfaces, as what they are."""
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    return {**message, "content": [_part(part) for part in content]}
-
-
-def _part(part: Any) -> Any:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in ("input_text", "output_text"):
-        return {"type": "text", "text": part.get("text")}
-    return {"type": "text", "text": part.get("refusal")} if kind == "refusal" else part
+    parts = [text_part(part, f"messages.{number}.content.{n}") for n, part in enumerate(content)]
+    return {**message, "content": parts}
 
 
 def form_of(form: dict[str, Any] | None, param: str) -> dict[str, Any] | None:

@@ -71,9 +71,9 @@ class ChatTemplate:
         return cls(source, tokenizer.special_tokens, found.get(f"{KEY}.tool_use"), f"the file's own ({KEY})")
 
     @property
-    def every_source(self) -> str:
-        """The source, and that of the template which is taken where there are tools."""
-        return self.source if self._for_tools is None else f"{self.source}\n{self._for_tools}"
+    def sources(self) -> list[str]:
+        """Its own text, and that of the template for tools if there is one."""
+        return [self.source, *([self._for_tools] if self._for_tools else [])]
 
     def check(self) -> None:
         """Raise TemplateError for a source that is no Jinja text; else that is said when it is first rendered."""

@@ -6,12 +6,22 @@ from typing import Any
 
 from edgellm.server.anthropic.types import CountRequest, MessageIn, MessagesRequest
 from edgellm.server.chatting import Chat, prepared
+from edgellm.server.fields import check_fields
 from edgellm.server.problems import ApiProblem
 from edgellm.server.streams import as_json
 
 CALL_ID = "toolu_"  # what an id of a call begins with; templates do not see it
 CALLED = {"max_tokens": "max_tokens", "stop": "stop_sequences", "think_budget": "thinking.budget_tokens",
           "think": "thinking", "response_format": "output_config.format"}  # fmt: skip
+# The fields that clients send; caching and streaming need not be asked for here.
+OF_BLOCK = {
+    "text": ("type", "text", "cache_control", "citations"),
+    "thinking": ("type", "thinking", "signature", "cache_control"),
+    "tool_use": ("type", "id", "name", "input", "cache_control", "caller"),
+    "tool_result": ("type", "tool_use_id", "content", "is_error", "cache_control"),
+}
+OF_TOOL = ("type", "name", "description", "input_schema", "cache_control", "strict", "eager_input_streaming",
+           "input_examples", "defer_loading", "allowed_callers")  # fmt: skip
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -28,6 +38,7 @@ def chat_of(asked: CountRequest) -> Chat:
     if asked.tool_choice is not None:
         keywords |= _choice(asked.tool_choice)
     keywords |= _thinking(asked.thinking)
+    check_fields(asked.output_config or {}, ("format", "effort", "task_budget"), "output_config")
     form = asked.output_format or (asked.output_config or {}).get("format")
     if form is not None:
         keywords["response_format"] = form
@@ -53,6 +64,8 @@ def _messages(message: MessageIn, place: str) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     for number, block in enumerate(message.content):
         where, kind = f"{place}.content.{number}", block.get("type")
+        if isinstance(kind, str) and kind in OF_BLOCK:
+            check_fields(block, OF_BLOCK[kind], where)
         if kind == "text":
             texts.append(_field(block, "text", where))
         elif kind == "thinking" and message.role == "assistant":
@@ -96,6 +109,7 @@ def _text(content: Any, place: str) -> str:
             kind = block.get("type") if isinstance(block, dict) else type(block).__name__
             raise ApiProblem(400, f"{place}.{number} is of the type {str(kind)[:40]!r}; this server reads texts",
                              place)  # fmt: skip
+        check_fields(block, OF_BLOCK["text"], f"{place}.{number}")
         texts.append(_field(block, "text", f"{place}.{number}"))
     return "\n".join(texts)
 
@@ -112,6 +126,7 @@ def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom"):
         raise ApiProblem(400, f"{place} is of the type {str(tool['type'])[:40]!r}, which Anthropic's own servers run; "
                          "give a tool with a name and an input_schema", place)  # fmt: skip
+    check_fields(tool, OF_TOOL, place)
     function = {"name": tool.get("name"), "description": tool.get("description") or "",
                 "parameters": tool.get("input_schema") or {"type": "object", "properties": {}}}  # fmt: skip
     return {"type": "function", "function": function}
@@ -119,6 +134,7 @@ def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
 
 def _choice(choice: dict[str, Any]) -> dict[str, Any]:
     """In the engine's words."""
+    check_fields(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice")
     kind = choice.get("type")
     only_one = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") is True else {}
     if kind == "tool" and isinstance(choice.get("name"), str):
@@ -130,6 +146,7 @@ def _choice(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def _thinking(thinking: dict[str, Any] | None) -> dict[str, Any]:
+    check_fields(thinking or {}, ("type", "budget_tokens", "display"), "thinking")
     kind = (thinking or {}).get("type", "adaptive")
     if kind == "disabled":
         return {"think": False}

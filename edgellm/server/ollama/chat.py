@@ -50,6 +50,9 @@ async def generate(server: Server, request: Request) -> Response:
 
     def make(model: Model) -> list[Generation]:
         check_length(model, len(asked.prompt) + len(asked.system or ""))
+        if asked.system and (asked.raw or model.chat_template is None):
+            why = "raw is true" if asked.raw else f"{asked.model} has no chat template"
+            raise ApiProblem(400, f"system is given, but {why}, so the prompt stands alone; leave system out", "system")
         if asked.raw or model.chat_template is None:
             return model.generate(asked.prompt, n=1, **keywords)
         system = [{"role": "system", "content": asked.system}] if asked.system else []

@@ -6,12 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgellm.server.chatting import Chat, form_of, prepared, think_of
+from edgellm.server.fields import check_fields, check_role
 from edgellm.server.openai.response_types import ResponsesRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.text.messages import call_of
 
 CALLED = {"max_tokens": "max_output_tokens", "response_format": "text.format", "think": "reasoning.effort"}
 LOGPROBS = "message.output_text.logprobs"  # what `include` asks for them by
+# Those that clients send; the last ones mean nothing here.
+OF_ITEM = {
+    "message": ("type", "role", "content", "id", "status", "phase", "end_turn"),
+    "function_call": ("type", "call_id", "name", "arguments", "id", "status", "namespace"),
+    "function_call_output": ("type", "call_id", "output", "id", "status"),
+}
+OF_TOOL = ("type", "name", "description", "parameters", "strict")
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the latter: there is nothing to encrypt
 
 
@@ -55,6 +63,8 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             role, content = item.get("role"), item.get("content")
             if not isinstance(role, str) or not isinstance(content, (str, list)):
                 raise ApiProblem(400, f"input.{number} has no role and content", "input")
+            check_role(role, f"input.{number}")
+            check_fields(item, OF_ITEM[kind], f"input.{number}")
             if role == "assistant":
                 answer = _answer(found, needs="content")
                 answer["content"] = content
@@ -66,11 +76,13 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             if thought:
                 found.append({"role": "assistant", "content": "", "reasoning_content": thought})
         elif kind == "function_call":
+            check_fields(item, OF_ITEM[kind], f"input.{number}")
             name, arguments = call_of({key: item.get(key) for key in ("name", "arguments")}, f"input.{number}")
             function = {"name": name, "arguments": arguments}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             _answer(found).setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
+            check_fields(item, OF_ITEM[kind], f"input.{number}")
             output = item.get("output")
             if not isinstance(output, (str, list)) or not isinstance(item.get("call_id"), str):
                 raise ApiProblem(400, f"input.{number} has no call_id and output", "input")
@@ -95,5 +107,6 @@ def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         raise ApiProblem(400, f"tools.{number} is of the type {str(tool.get('type'))[:40]!r}; this server knows "
                          "functions", "tools")  # fmt: skip
-    function = {key: tool[key] for key in ("name", "description", "parameters") if tool.get(key) is not None}
+    check_fields(tool, OF_TOOL, f"tools.{number}")
+    function = {key: tool[key] for key in OF_TOOL if key != "type" and tool.get(key) is not None}
     return {"type": "function", "function": function}

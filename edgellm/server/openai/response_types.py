@@ -12,15 +12,19 @@ from edgellm.server.sampling import Sampling, Strict
 
 class TextWishes(Strict):
     format: dict[str, Any] | None = None
-    verbosity: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None  # there is nothing to follow it
 
 
 class ReasoningWishes(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     effort: str | None = None
-    summary: str | None = None
-    generate_summary: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None  # thoughts are given as they are
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class StreamOptions(Strict):
+    include_obfuscation: bool | None = None
 
 
 class ResponsesRequest(Sampling, Accepted):
@@ -32,7 +36,7 @@ class ResponsesRequest(Sampling, Accepted):
     previous_response_id: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None

@@ -94,7 +94,8 @@ class ChatEncoder:
 
     def _is_named(self, key: str) -> bool:
         names = REASONING if key in REASONING else (key,)  # a thought stands under each of its names
-        return any(re.search(rf"\b{re.escape(name)}\b", self._template.every_source) for name in names)
+        source = "\n".join(self._template.sources)
+        return any(re.search(rf"\b{re.escape(name)}\b", source) for name in names)
 
     def _turn(self, chat: Chat, n: int, notes: set[str]) -> tuple[list[int], int]:
         """The tokens of the chat up to and with message n, and where that begins."""

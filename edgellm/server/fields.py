@@ -1,0 +1,75 @@
+"""Fields of the parts of a request that are no kind of their own: which there are, and what they may hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from edgellm.errors import shown
+from edgellm.server.problems import ApiProblem
+from edgellm.text import ChatTemplate
+from edgellm.text.messages import MEDIA, REASONING, ROLES
+
+# What else a message holds is for the model's chat template, if it knows of it.
+OF_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio",
+              "function_call", "parsed", "cache_control", *REASONING)  # fmt: skip
+NOTHING = ("audio", "function_call")  # clients send them as null
+TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+BESIDE_TEXT = ("type", "cache_control", "annotations", "logprobs", "citations")
+
+
+def check_fields(found: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    """Raises ApiProblem for a field that nobody knows."""
+    for name in found:
+        if name not in known:
+            name = f"{place}.{name}"[:200]
+            raise ApiProblem(400, f"unknown field {name}", name, "unknown_field")
+
+
+def check_role(role: str, place: str, template: ChatTemplate | None = None) -> None:
+    """Raises ApiProblem for a role that neither people nor the template know."""
+    if role in ROLES or (role and template is not None and uses(template, role)):
+        return
+    raise ApiProblem(
+        400, f"{place}.role is {shown(role)}; expected one of system, developer, user, assistant, tool", f"{place}.role"
+    )
+
+
+def check_messages(messages: Iterable[Mapping[str, Any]], template: ChatTemplate) -> None:
+    """Raises ApiProblem for roles and fields that the template of a model would drop."""
+    for number, message in enumerate(messages):
+        place = f"messages.{number}"
+        check_role(message["role"], place, template)
+        check_fields(message, [name for name in message if name in OF_MESSAGE or uses(template, name)], place)
+        for name in NOTHING:
+            if message.get(name) is not None and not uses(template, name):
+                raise ApiProblem(400, f"{place}.{name} is given, which this server does not read", f"{place}.{name}")
+
+
+def text_part(part: Any, place: str) -> Any:
+    """A part of a content as templates want it. Raises ApiProblem for what holds no text."""
+    if not isinstance(part, dict) or part.get("type") in MEDIA:
+        return part  # which is refused as it is
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in TEXTS:
+        told = "is missing" if kind is None else f"is {shown(kind)}"
+        raise ApiProblem(400, f"{place}.type {told}; this server reads parts of the type text", f"{place}.type")
+    name = TEXTS[kind]
+    check_fields(part, (*BESIDE_TEXT, name), place)
+    return {"type": "text", "text": part.get(name)}
+
+
+def check_variables(variables: Mapping[str, Any], template: ChatTemplate, place: str) -> None:
+    """Raises ApiProblem for variables that a template does not use."""
+    for name in variables:
+        if not uses(template, name):
+            where = name if name == "documents" else f"{place}.{name}"
+            raise ApiProblem(
+                400, f"{where} is given, but this model's chat template does not use it; leave it out", where
+            )
+
+
+def uses(template: ChatTemplate, name: str) -> bool:
+    """Whether a name stands in a template."""
+    return any(re.search(rf"\b{re.escape(name)}\b", source) for source in template.sources)

@@ -1,0 +1,84 @@
+"""Fields that would be dropped are refused by their names; those that clients send are taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .running import Running
+
+HI = [{"role": "user", "content": "a"}]
+CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+PARAMETERS = {"type": "object", "properties": {}}
+TOOL = {"name": "look", "parameters": PARAMETERS}
+
+
+def chat(**message: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "a", **message}]}
+
+
+def tool(around: dict[str, Any], **inside: Any) -> dict[str, Any]:
+    return {"messages": HI, "tools": [{"type": "function", "function": {**TOOL, **inside}, **around}]}
+
+
+def blocks(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}], "max_tokens": 2}
+
+
+UNKNOWN = [
+    (CHAT, chat(bogus=1), "unknown field messages.0.bogus"),
+    (CHAT, chat(function_call={"name": "f"}), "messages.0.function_call is given"),
+    (CHAT, chat(role="wizard"), "messages.0.role is 'wizard'; expected one of system, developer, user"),
+    (CHAT, chat(role=""), "messages.0.role is ''; expected one of"),
+    (CHAT, chat(content=[{"type": "text", "text": "a", "bogus": 1}]), "unknown field messages.0.content.0.bogus"),
+    (CHAT, chat(content=[{"type": "bogus"}]), "messages.0.content.0.type is 'bogus'"),
+    (CHAT, chat(content=[{"text": "a"}]), "messages.0.content.0.type is missing"),
+    (CHAT, tool({"bogus": 1}), "unknown field tools.0.bogus"),
+    (CHAT, tool({}, bogus=1), "unknown field tools.0.function.bogus"),
+    (CHAT, tool({}, strict="a"), "tools.0.function.strict is 'a'; expected true or false"),
+    (CHAT, tool({}, description=5), "tools.0.function.description is 5; expected a text"),
+    (CHAT, {"messages": HI, "documents": [{"text": "a"}]}, "documents is given, but this model's chat template"),
+    (CHAT, {"messages": HI, "chat_template_kwargs": {"mood": 1}}, "chat_template_kwargs.mood is given, but"),
+    (CHAT, {"messages": HI, "response_format": {}}, "response_format has no type; expected text, json_object or"),
+    (RESPONSES, {"input": "a", "text": {"format": {"type": "bogus"}}}, "text.format.type is 'bogus'; expected text,"),
+    (RESPONSES, {"input": "a", "stream_options": {"bogus": 1}}, "unknown field stream_options.bogus"),
+    (RESPONSES, {"input": "a", "text": {"verbosity": "bogus"}}, "text.verbosity is 'bogus'"),
+    (RESPONSES, {"input": "a", "reasoning": {"summary": "bogus"}}, "reasoning.summary is 'bogus'"),
+    (RESPONSES, {"input": [{"role": "user", "content": "a", "bogus": 1}]}, "unknown field input.0.bogus"),
+    (RESPONSES, {"input": [{"role": "wizard", "content": "a"}]}, "input.0.role is 'wizard'"),
+    (RESPONSES, {"input": "a", "tools": [{"type": "function", **TOOL, "bogus": 1}]}, "unknown field tools.0.bogus"),
+    (RESPONSES, {"input": "a", "tools": [{"type": "function", **TOOL, "strict": "a"}]}, "strict is 'a'"),
+    (MESSAGES, blocks({"type": "text", "text": "a", "bogus": 1}), "unknown field messages.0.content.0.bogus"),
+    (MESSAGES, {"messages": HI, "max_tokens": 2, "tools": [{"name": "f", "bogus": 1}]}, "unknown field tools.0.bogus"),
+    (MESSAGES, {"messages": HI, "max_tokens": 2, "thinking": {"type": "disabled", "a": 1}}, "unknown field thinking.a"),
+    (MESSAGES, {"messages": HI, "max_tokens": 2, "output_config": {"a": 1}}, "unknown field output_config.a"),
+    ("/api/chat", chat(role="wizard"), "messages.0.role is 'wizard'"),
+    ("/api/generate", {"prompt": "a", "system": "b", "raw": True}, "system is given, but raw is true"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "told"), UNKNOWN)
+def test_what_would_be_dropped_is_refused(small: Running, path: str, body: dict[str, Any], told: str) -> None:
+    found = small.post(path, {"model": "tiny", **body})
+    assert found.status_code == 400
+    error = found.json()["error"]
+    assert told in (error if isinstance(error, str) else error["message"])
+
+
+SENT = [
+    (CHAT, chat(name="ann", refusal=None, audio=None, function_call=None, annotations=[])),
+    (CHAT, chat(content=[{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}])),
+    (CHAT, tool({}, strict=True, description=None)),
+    (RESPONSES, {"input": "a", "text": {"verbosity": "low"}, "reasoning": {"summary": "auto"}}),
+    (RESPONSES, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
+    (MESSAGES, blocks({"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}})),
+    (MESSAGES, {"messages": HI, "max_tokens": 2, "output_config": {"effort": "low"}}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), SENT)
+def test_what_clients_send_is_taken(small: Running, path: str, body: dict[str, Any]) -> None:
+    limit = {CHAT: "max_tokens", RESPONSES: "max_output_tokens", MESSAGES: "max_tokens"}[path]
+    found = small.post(path, {"model": "tiny", **body, limit: 2})
+    assert found.status_code == 200, found.text
