@@ -134,18 +134,22 @@ class AnswerText:
         n = self._place.n_characters
         first_waiting = n - self._ban.depth(self._place.ban_node)
         until = n - self._stop.depth(self._place.stop_node)
-        while self._held and self._held[0].end <= first_waiting:
-            yield self._show(min(self._held[0].end, until))
+        while self._held and self._held[0].end <= first_waiting and not self._may_be_cut(self._held[0], until):
+            yield self._show(until)
         n_shown = self._n_tokens - len(self._held)
         if self._forbidden and min(self._forbidden) < n_shown:
             self._forbidden = {place: ids for place, ids in self._forbidden.items() if place >= n_shown}
+
+    def _may_be_cut(self, held: _Held, until: int) -> bool:
+        """Whether nothing of a token may be shown in the end, so that nobody is to hear of its log-probability yet."""
+        return held.logprobs is not None and held.before.n_characters >= until and held.end > until
 
     def finish(self) -> tuple[list[Shown], str]:
         """All tokens that still wait, and what is left of the text: nothing more comes."""
         if not self._is_watched:
             return list(self.shown()), self._decoder.flush()
         until = self._place.n_characters - len(self.stop_string or "")
-        shown = [self._show(min(held.end, until)) for held in list(self._held)]
+        shown = [self._show(until) for _ in list(self._held)]
         if self.stop_string is not None:
             return shown, self._waiting[: max(0, until - (self._place.n_characters - len(self._waiting)))]
         rest, node = self._decoder.flush(), self._place.ban_node
@@ -157,11 +161,14 @@ class AnswerText:
         return shown, self._waiting + rest
 
     def _show(self, until: int) -> Shown:
-        """The first token that waits, with the text up to so many characters."""
+        """The first token that waits, with its text up to so many characters; without its log-probability when a stop
+        string left none of it.
+        """
         held = self._held.pop(0)
-        n_new = max(0, until - (self._place.n_characters - len(self._waiting)))
+        logprobs = None if self.stop_string is not None and self._may_be_cut(held, until) else held.logprobs
+        n_new = max(0, min(held.end, until) - (self._place.n_characters - len(self._waiting)))
         text, self._waiting = self._waiting[:n_new], self._waiting[n_new:]
-        return Shown(held.token_id, text, held.logprobs)
+        return Shown(held.token_id, text, logprobs)
 
     def _take_back(self, token_id: int, start: int, sampler: Any) -> TakenBack:
         """start: where in the answer a banned string begins that the token has completed."""

@@ -111,7 +111,10 @@ class Generation(Iterator[str]):
 
     @property
     def logprobs(self) -> list[TokenLogprobs]:
-        """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked."""
+        """Of each of `token_ids`, its log-probability and those of alternatives; empty unless `logprobs` asked.
+
+        Tokens that stand in a stop string from their beginning have none.
+        """
         return self._logprobs
 
     @property

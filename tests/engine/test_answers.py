@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -39,6 +40,24 @@ def test_without_a_match_nothing_is_lost(model) -> None:
     generation = model.generate(PROMPT, temperature=0.0, max_tokens=40, stop=stops)
     assert text_of(generation) == whole
     assert (generation.finish_reason, generation.stop_string) == ("length", None)
+
+
+def test_tokens_of_a_stop_string_have_no_log_probabilities(model) -> None:
+    """As if they had not come, also while the answer is read."""
+    generation = model.generate(PROMPT, temperature=0.0, max_tokens=40, logprobs=0)
+    whole = text_of(generation)
+    assert len(generation.logprobs) == len(generation.token_ids)
+    decoder, ends = model.tokenizer.stream(after=PROMPT[-1]), [0]
+    for token_id in generation.token_ids:
+        ends.append(ends[-1] + len(decoder.push(token_id)))
+    for start in range(8, 20):
+        stop = whole[start : start + 6]
+        cut = model.generate(PROMPT, temperature=0.0, max_tokens=40, logprobs=0, stop=stop)
+        at = whole.index(stop)
+        n_left = sum(begin < at or end <= at for begin, end in itertools.pairwise(ends))
+        for _ in cut:
+            assert len(cut.logprobs) <= n_left
+        assert [one.token_id for one in cut.logprobs] == generation.token_ids[:n_left]
 
 
 def test_banned_strings_never_come_and_others_do(model) -> None:

@@ -72,6 +72,19 @@ def test_calls_of_tools(client, stream: bool) -> None:
     assert after.usage.input_tokens > answer.usage.input_tokens
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_message_that_was_cut_off_is_incomplete(client, stream: bool) -> None:
+    asked = {**ASKED, "max_output_tokens": 3}
+    if stream:
+        done = [event for event in client.responses.create(**asked, stream=True) if event.type.endswith("item.done")]
+        items = [event.item for event in done]
+    else:
+        answer = client.responses.create(**asked)
+        assert answer.status == "incomplete"
+        items = answer.output
+    assert [item.status for item in items] == ["incomplete"]
+
+
 def test_an_answer_of_a_schema(client) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
               "required": ["n"], "additionalProperties": False}  # fmt: skip

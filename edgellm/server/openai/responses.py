@@ -168,6 +168,8 @@ class _Writing:
             self.output.append(_reasoning(thought))
         if generation.content or not generation.tool_calls:
             self.output.append(self._message(generation.content))
+        if self.output and not generation.tool_calls:
+            self.output[-1]["status"] = self._status
         self.output += [_call(call) for call in generation.tool_calls]
         self._store(self)
         return self.response()
@@ -254,7 +256,10 @@ class _Writing:
         if not kind:
             return []
         item = self.output[-1]
-        item["status"] = "completed"
+        # What comes before a call, or before another part, is whole.
+        item["status"] = (
+            "incomplete" if self._status == "incomplete" and not self._generation.tool_calls else "completed"
+        )
         part, place = item["content"][0], self._place()
         if kind == "content":
             if "logprobs" in self._wanted.keywords:
