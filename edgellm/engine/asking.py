@@ -138,8 +138,9 @@ def _check_thoughts(reasoning: Reasoning | None, wishes: ChatParams) -> None:
     if reasoning is None:
         for name, wanted in (("think", wishes.think), ("think_budget", wishes.think_budget)):
             if wanted:
+                told = "asks for a thought" if wanted is True else f"is {wanted}"
                 raise UsageError(
-                    f"{name} is {wanted}, but this model's chat template knows of no thoughts; leave {name} out",
+                    f"{name} {told}, but this model's chat template knows of no thoughts; leave {name} out",
                     parameter=name,
                 )
 

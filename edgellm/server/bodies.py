@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from edgellm.errors import FormatError, shown
+from edgellm.errors import FormatError
 from edgellm.formats import strict_json
 from edgellm.server.problems import ApiProblem
 
@@ -101,33 +103,56 @@ def _encode(value: Any) -> None:
 def checked(found: Any, kind: type[Body]) -> Body:
     """JSON as a kind of request."""
     if not isinstance(found, dict):
-        raise ApiProblem(400, f"the body is {shown(found)}; expected a JSON object")
+        raise ApiProblem(400, f"the body is {_shown(found)}; expected a JSON object")
     try:
         return kind.model_validate(found)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
     except RecursionError:
         raise ApiProblem(400, "the body is nested too deeply") from None
-    told = "; ".join(dict.fromkeys(_fault(fault, kind) for fault in faults[:MOST_NAMED]))
-    param = _place(faults[0]["loc"])
-    code = "unknown_field" if faults[0]["type"] == "extra_forbidden" else None
-    raise ApiProblem(400, told, param, code)
+    told: dict[str, list[str]] = {}
+    for fault in faults:
+        told.setdefault(_place(fault, found), []).append(_expected(fault, found))
+    # Of a value that may be of several kinds, the fault inside of one is told, and not that it is none of the others.
+    places = [place for place in told if not any(other.startswith(f"{place}.") for other in told)]
+    lines = [_line(place, told[place])[:300] for place in places[:MOST_NAMED]]
+    first = next(fault for fault in faults if _place(fault, found) == places[0])
+    raise ApiProblem(400, "; ".join(lines), places[0], "unknown_field" if first["type"] == "extra_forbidden" else None)
 
 
-def _fault(fault: Any, kind: type[BaseModel]) -> str:
-    place = _place(fault["loc"])
+def _line(place: str, told: list[str]) -> str:
+    """All that is wrong with one value, which is told once."""
+    begins = [text.partition("; expected ") for text in dict.fromkeys(told)]
+    expected = " or ".join(end for _, _, end in begins if end)
+    return f"{begins[0][0]}; expected {expected}" if expected else begins[0][0]
+
+
+def _expected(fault: Any, found: Any) -> str:
+    place = _place(fault, found)
     if fault["type"] == "extra_forbidden":
         return f"unknown field {place}"
     if fault["type"] == "missing":
         return f"{place} is missing"
-    expected = fault["msg"][:1].lower() + fault["msg"][1:]
-    return f"{place or 'the body'} is {shown(fault['input'])}; {expected}"[:300]
+    expected = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = expected.replace("'", '"')
+    for ours, theirs in (("None", "null"), ("True", "true"), ("False", "false"), ("dictionary", "object")):
+        expected = re.sub(rf"\b{ours}\b", theirs, expected)
+    return f"{place or 'the body'} is {_shown(fault['input'])}; expected {expected[:1].lower() + expected[1:]}"
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
-    """messages.0.content, without the names that pydantic gives to the kinds of a union."""
-    return ".".join(str(part) for part in loc if not _is_kind(part))[:200]
+def _place(fault: Any, found: Any) -> str:
+    """messages.0.content, without the names that pydantic gives to the kinds of a union: those are not in the body."""
+    parts = []
+    for number, part in enumerate(fault["loc"]):
+        is_missing = fault["type"] == "missing" and number == len(fault["loc"]) - 1
+        is_there = part in found if isinstance(found, dict) else isinstance(found, list) and isinstance(part, int)
+        if is_there or is_missing:
+            parts.append(str(part))
+            found = None if is_missing else found[part]
+    return ".".join(parts)[:200]
 
 
-def _is_kind(part: int | str) -> bool:
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in ("str", "int", "float", "bool"))
+def _shown(value: Any, most: int = 60) -> str:
+    """A value as JSON has it, in one line."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -43,8 +43,12 @@ UNKNOWN = [
     (CHAT, {"messages": HI, "response_format": {}}, "response_format has no type; expected text, json_object or"),
     (RESPONSES, {"input": "a", "text": {"format": {"type": "bogus"}}}, "text.format.type is 'bogus'; expected text,"),
     (RESPONSES, {"input": "a", "stream_options": {"bogus": 1}}, "unknown field stream_options.bogus"),
-    (RESPONSES, {"input": "a", "text": {"verbosity": "bogus"}}, "text.verbosity is 'bogus'"),
-    (RESPONSES, {"input": "a", "reasoning": {"summary": "bogus"}}, "reasoning.summary is 'bogus'"),
+    (
+        RESPONSES,
+        {"input": "a", "text": {"verbosity": "bogus"}},
+        'text.verbosity is "bogus"; expected "low", "medium" or "high"',
+    ),
+    (RESPONSES, {"input": "a", "reasoning": {"summary": "bogus"}}, 'reasoning.summary is "bogus"; expected "auto"'),
     (RESPONSES, {"input": [{"role": "user", "content": "a", "bogus": 1}]}, "unknown field input.0.bogus"),
     (RESPONSES, {"input": [{"role": "wizard", "content": "a"}]}, "input.0.role is 'wizard'"),
     (RESPONSES, {"input": "a", "tools": [{"type": "function", **TOOL, "bogus": 1}]}, "unknown field tools.0.bogus"),
@@ -82,3 +86,28 @@ def test_what_clients_send_is_taken(small: Running, path: str, body: dict[str, A
     limit = {CHAT: "max_tokens", RESPONSES: "max_output_tokens", MESSAGES: "max_tokens"}[path]
     found = small.post(path, {"model": "tiny", **body, limit: 2})
     assert found.status_code == 200, found.text
+
+
+TOLD = [
+    (CHAT, {"messages": HI, "Temperature": 1}, "unknown field Temperature"),
+    (CHAT, {"messages": HI, "str": 1}, "unknown field str"),
+    (CHAT, {"messages": [{"role": "user", "content": 5}]},
+     "messages.0.content is 5; expected a valid string or a valid list"),
+    (CHAT, {"messages": [{"content": "a"}]}, "messages.0.role is missing"),
+    (CHAT, {"messages": [{"role": "user", "content": [5]}]}, "messages.0.content.0 is 5; expected a valid object"),
+    (CHAT, {"messages": HI, "temperature": True}, "temperature is true; expected a valid number"),
+    (CHAT, {"messages": HI, "stop": {"a": None}}, 'stop is {"a": null}; expected a valid string or a valid list'),
+    (CHAT, {"messages": None}, "messages is null; expected a valid list"),
+    ("/v1/completions", {"prompt": None},
+     "prompt is null; expected a valid string or a valid list"),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "container": "a"}, 'container is "a"; expected null'),
+    (CHAT, {"messages": HI, "reasoning_effort": "high"}, "reasoning_effort asks for a thought, but this model's chat "
+     "template knows of no thoughts; leave reasoning_effort out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "told"), TOLD)
+def test_one_line_says_what_is_wrong_in_the_words_of_json(small: Running, path: str, body: Any, told: str) -> None:
+    found = small.post(path, {"model": "tiny", **body})
+    assert found.status_code == 400
+    assert found.json()["error"]["message"] == told

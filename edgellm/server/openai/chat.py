@@ -76,7 +76,7 @@ def chat_of(asked: ChatRequest) -> Chat:
         prepared(message.plain() for message in asked.messages),
         keywords,
         n=asked.n or 1,
-        called=CALLED,
+        called=CALLED if asked.reasoning_effort is None else {**CALLED, "think": "reasoning_effort"},
         tells_progress=bool(asked.stream and asked.return_progress),
     )
 
