@@ -52,6 +52,7 @@ class FakeGeneration:
                 return
             if self.stats.n_generated_tokens == self._room and not self._shifts:
                 self.finish_reason = "context"
+                self.text_ids.append("last")  # which is chosen, though there is no room to compute it
                 return
             if self.stats.n_generated_tokens == self._room:
                 self.stats.n_shifts = 1

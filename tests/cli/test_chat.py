@@ -223,6 +223,7 @@ def test_a_context_that_fills_up_is_said(chat: Chat, model: str) -> None:
     assert "in 3 messages" in child.say("four")  # two, three and four would be too much: nothing else was lost
     shown = child.say("slow")
     assert "the context of 60 tokens is full, so the answer stops here; the next message drops" in shown
+    assert "context: 60 of 60 tokens" in child.say("/stats")
 
 
 def test_a_base_model_completes_plain_text(chat: Chat, base_model: str) -> None:

@@ -205,7 +205,8 @@ class Chat:
     def _end_answer(self, generation: Answer) -> None:
         """Say what a person would not expect."""
         stats = self.last_stats = generation.stats
-        self.n_used = len(generation.text_ids)
+        # The last token of an answer needs no room, for nothing is computed behind it.
+        self.n_used = min(len(generation.text_ids), self.model.n_text)
         full = f"the context of {self.model.n_text} tokens"
         tell_shifts(stats, self.model, remark)
         if generation.finish_reason == "context":
