@@ -218,6 +218,19 @@ class TrainConfig:
         take(self, "gradient_checkpointing", flag)
         take(self, "activations", one_of, ACTIVATIONS, optional=True)
 
+    def check_validation(self, has_data: bool = False) -> None:
+        """Raise UsageError for what goes by validations, where nothing is validated with.
+
+        has_data:  whether there are examples of their own to validate with.
+        """
+        for name in ("eval_every", "patience"):
+            if (value := getattr(self, name)) is not None and not self.validation and not has_data:
+                raise UsageError(
+                    f"{name} is {value}, and there are no examples to validate with; keep some apart for validation, "
+                    f"or leave {name} out",
+                    parameter=name,
+                )
+
     def n_steps(self, n_batches: int) -> int:
         """Updates of a run whose data make so many logical batches."""
         return self.steps or max(1, math.ceil(round(self.epochs * n_batches, 6)))

@@ -144,8 +144,9 @@ def train_adapter(
     lora.check()
     task = task or Imitation()
     config = _with_activations(config, model)
-    folder = checks.path("output", output) if output is not None else None
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
+    config.check_validation(bool(held_files))
+    folder = checks.path("output", output) if output is not None else None
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
              "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip
     settings = {name: value for name, value in known.items() if value}

@@ -57,6 +57,13 @@ def test_the_front_door(model, facts: Path) -> None:
         edgellm.train("smollm2-135m", facts)
 
 
+def test_patience_needs_something_to_validate_with(model, facts: Path) -> None:
+    config = TrainConfig(steps=1, patience=2, eval_every=1)
+    with pytest.raises(UsageError, match="eval_every is 1, and there are no examples to validate with"):
+        train(model, facts, LoraConfig(rank=1), config)
+    train(model, facts, LoraConfig(rank=1), config, validation_data=facts)
+
+
 def test_settings_of_another_type(model, facts: Path) -> None:
     for more, text in (
         ({"lora": {"rank": 2}}, r"lora is \{'rank': 2\}; expected a LoraConfig or a FullConfig"),

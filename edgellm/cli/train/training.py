@@ -108,6 +108,7 @@ class Training:
         weights: Any = made(self.weights, settings)
         weights.check()
         config = made(TrainConfig, settings)
+        config.check_validation(bool(settings.get("validation_data")))
         examples = made(DataConfig, settings)
         task = task_of(lambda kind: made(kind, settings)) if task_of else None
         check_run(self.output, self.resume)

@@ -122,6 +122,7 @@ def train_new(
     Raises as `prepare` and `Session.train` do.
     """
     Session(folder, resume=resume).check()
+    config.training.check_validation()
     with alone_in(folder):
         prepared = prepare(config, target, progress)
         told(prepared)
