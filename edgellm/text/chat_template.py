@@ -141,6 +141,14 @@ class ChatTemplate:
             return False
         return PROBE in told
 
+    @cached_property
+    def takes_messages(self) -> bool:
+        """Whether it writes what a message says. One that cannot be rendered is not judged."""
+        try:
+            return PROBE in self.render([{"role": "user", "content": PROBE}])
+        except TemplateError:
+            return True
+
     def _rendered(self, variables: dict[str, Any], with_tools: bool) -> Text:
         try:
             with self._lock:

@@ -86,7 +86,7 @@ def train(
                has them in place of the model's (see `merge_adapters`).
     data:      files of examples; see `train.data` for what they may hold, and `examples` for how they are read.
     validation_data: files of examples to validate with, beside or in place of a part of `data`.
-    template:  a file with a chat template, or "none"; else the model's own is used.
+    template:  a file with a chat template, the name of a known one, or "none"; else the model's own is used.
     output:    a folder for the adapter (in PEFT's form), settings, log, loss curve and checkpoints; None keeps none.
     resume:    go on with the run in that folder, to the same weights as if it had never stopped.
     tensorboard: whether to write event files; None does where TensorBoard is installed.

@@ -23,8 +23,9 @@ _OPTIONS = [
     click.option("--train-on", type=click.Choice(TRAIN_ON), default=DataConfig.train_on, show_default=True,
                  help="What is learnt of a chat: its answers, the last answer, or every token."),
     click.option("--skip-bad", is_flag=True, help="Go on at lines that cannot be used, and count them."),
-    click.option("--template", metavar="FILE",
-                 help="A chat template (Jinja) in place of the model's own; none for plain texts."),
+    click.option("--template", metavar="FILE|NAME",
+                 help="A chat template (Jinja), or a known one's name, in place of the model's own; none for plain "
+                      "texts."),
 ]  # fmt: skip
 
 

@@ -36,7 +36,8 @@ _OPTIONS = [
     click.option("--validation", metavar="X|FILE",
                  help="Examples to validate with and not to learn from: how many, below 1 their share of all, or a "
                       "file."),
-    click.option("--template", metavar="FILE", help="A chat template (Jinja) in place of the model's own; or none."),
+    click.option("--template", metavar="FILE|NAME",
+                 help="A chat template (Jinja), or a known one's name, in place of the model's own; or none."),
     click.option("--tensorboard/--no-tensorboard", default=None,
                  help="Write event files.  [default: where TensorBoard is installed]"),
     threads_option,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgellm import checks
 from edgellm.engine.model import Model
 from edgellm.engine.opening import check_vocabulary
-from edgellm.errors import FileProblem, FormatError
+from edgellm.errors import FileProblem, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
-from edgellm.text.chat_template import LONGEST_SOURCE
+from edgellm.text.choosing_template import chosen_template
 
 NONE = "none"
 
@@ -31,16 +33,16 @@ class Vocabulary:
     @classmethod
     def of(cls, model: Model, template: str | Path | None = None) -> Vocabulary:
         """That of a loaded model. template: as for `read_vocabulary`."""
-        own = _chosen_template(template, model.chat_template, model.tokenizer)
+        own = _chosen_template(template, model.chat_template, model.metadata, model.tokenizer)
         return cls(model.tokenizer, own, model.n_vocab)
 
 
 def read_vocabulary(path: Path, template: str | Path | None = None) -> Vocabulary:
     """The vocabulary of a GGUF file. No weight is read.
 
-    template:  None for the file's own, "none" for no template, or a file that holds one.
-    Raises what `edgellm.load` raises for a file whose vocabulary cannot be used, FormatError for a template that is no
-    text, OSError for one that cannot be read.
+    template:  None for the file's own, "none" for no template; else as for `chosen_template`: a file that holds one, or
+               the name of a known one.
+    Raises what `edgellm.load` raises for a file whose vocabulary cannot be used, and what `chosen_template` does.
     """
     with GGUFFile.open(path) as file:
         try:
@@ -51,18 +53,21 @@ def read_vocabulary(path: Path, template: str | Path | None = None) -> Vocabular
         except FileProblem as problem:
             raise type(problem)(f"{path}: {problem}") from None
         n_rows = embedding.shape[0] if embedding is not None else tokenizer.n_vocab
-        return Vocabulary(tokenizer, _chosen_template(template, own, tokenizer), n_rows)
+        return Vocabulary(tokenizer, _chosen_template(template, own, file.metadata, tokenizer), n_rows)
 
 
-def _chosen_template(choice: str | Path | None, own: ChatTemplate | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+def _chosen_template(
+    choice: str | Path | None, own: ChatTemplate | None, metadata: Mapping[str, Any], tokenizer: Tokenizer
+) -> ChatTemplate | None:
     if choice is None:
         return own
     if choice == NONE:
         return None
-    path = checks.path("template", choice, f"a file with a chat template, or {NONE!r}")
-    with open(path, "rb") as file:
-        raw = file.read(4 * LONGEST_SOURCE)
-    try:
-        return ChatTemplate(raw.decode("utf-8-sig"), tokenizer.special_tokens)
-    except UnicodeDecodeError:
-        raise FormatError(f"{path} is no chat template: it is not UTF-8 text") from None
+    name = str(checks.path("template", choice, f"a file with a chat template, the name of one, or {NONE!r}"))
+    template = chosen_template(metadata, tokenizer, name)
+    if template is not None and not template.takes_messages:
+        raise UsageError(
+            f"template {name:.200} writes nothing of what messages say; expected a template of chats",
+            parameter="template",
+        )
+    return template

@@ -42,7 +42,8 @@ class TokenizerSettings:
     n_vocab:        tokens in all; of bytes there are always 256, and of a short text fewer may be found.
     pre:            for "bpe", how text is cut into words: a name of `tokenizer.ggml.pre`, one of RULES.
     special_tokens: further control tokens, such as <|im_start|>, beside the one that ends a text.
-    chat_template:  a Jinja template for chats, for a model that is later taught to answer; None has none.
+    chat_template:  a Jinja template for chats, or the name of a known one such as chatml, for a model that is later
+                    taught to answer; None has none.
     sample_bytes:   of text that tokens are learnt from; of a longer one, pieces from all over it.
     character_coverage:  for "sentencepiece", the share of the text whose characters get tokens; others become bytes.
 
@@ -62,7 +63,7 @@ class TokenizerSettings:
         take(self, "n_vocab", whole_number, 1, MOST_TOKENS)
         take(self, "pre", one_of, RULES)
         take(self, "special_tokens", _special)
-        take(self, "chat_template", text, optional=True)
+        take(self, "chat_template", _template, optional=True)
         take(self, "sample_bytes", whole_number, 1)
         take(self, "character_coverage", number, 0.5, 1)
 
@@ -76,6 +77,20 @@ class TokenizerSettings:
     def most_tokens(self) -> int:
         """Tokens that there are in the end, of a text that has enough for all."""
         return self.n_fixed if self.tokenizer == "bytes" else self.n_vocab
+
+
+def _template(name: str, value: Any) -> str:
+    """The text of a template, of which a known one may be named."""
+    from edgellm.text import ChatTemplate
+    from edgellm.text.known_templates import ALIASES, KNOWN_TEMPLATES
+
+    source = text(name, value)
+    if known := KNOWN_TEMPLATES.get(ALIASES.get(source, source)):
+        return known.source
+    if not ChatTemplate(source).takes_messages:
+        expected = f"a Jinja text that writes the messages, or one of {', '.join((*KNOWN_TEMPLATES, *ALIASES))}"
+        raise wrong(name, value, expected)
+    return source
 
 
 @dataclass(frozen=True)

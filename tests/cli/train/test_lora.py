@@ -119,7 +119,7 @@ def test_no_folder_is_not_the_current_one(tiny_path, facts, tmp_path: Path, monk
         (["--resume"], "holds no checkpoint to go on from; leave out --resume to begin"),
         (["--config", "none.yaml"], "none.yaml cannot be read: No such file or directory"),
         (["--data", "none.jsonl"], "none.jsonl: No such file or directory"),
-        (["--template", "none.jinja"], "none.jinja: No such file or directory"),
+        (["--template", "none.jinja"], "--template is 'none.jinja', which is neither a file nor a known name"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_said_in_the_words_that_were_typed(

@@ -113,7 +113,7 @@ def test_a_base_model_and_a_template(capsys: pytest.CaptureFixture[str]) -> None
     assert out.endswith("\nHi[[ you<|end|>]]\n")
     Path("bad.jinja").write_bytes(b"\xff")
     _, err = preview(capsys, "base.gguf", "--data", "chats.jsonl", "--template", "bad.jinja", status=1)
-    assert err == "edgellm: error: bad.jinja is no chat template: it is not UTF-8 text\n"
+    assert err == "edgellm: error: template bad.jinja is no chat template: it is not UTF-8 text\n"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_base_model_and_a_template(capsys: pytest.CaptureFixture[str]) -> None
         (["chat.gguf"], 2, "Missing option '--data' (see: edgellm train preview --help)"),
         (["chat.gguf", "--data", "none.jsonl"], 1, "none.jsonl: No such file or directory"),
         (["none.gguf", "--data", "chats.jsonl"], 1, "none.gguf"),
-        (["chat.gguf", "--data", "chats.jsonl", "--template", "none.jinja"], 1, "none.jinja: No such file"),
+        (["chat.gguf", "--data", "chats.jsonl", "--template", "none.jinja"], 2, "'none.jinja', which is neither"),
         (["chat.gguf", "--data", "chats.jsonl", "--max-length", "3"], 2, "cut to 3 tokens (--max-length)"),
         (["chat.gguf", "--data", "chats.jsonl", "--max-length", "1"], 2, "'--max-length': 1 is not in the range x>=2"),
         (["chat.gguf", "--data", "chats.jsonl", "--train-on", "some"], 2, "'--train-on': 'some' is not one of"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgellm.errors import FormatError
+from edgellm.errors import FileProblem, FormatError, UsageError
 from edgellm.formats.gguf import GGUFWriter
 from edgellm.train.data.vocabulary import Vocabulary, read_vocabulary
 from tests.text import oracles
@@ -25,12 +25,24 @@ def test_templates(tmp_path):
     assert own.template is not None and own.n_rows == own.tokenizer.n_vocab
     assert "<|im_start|>" in own.template.render([user("Hi")])
     assert read_vocabulary(path, "none").template is None
-    (tmp_path / "other.jinja").write_text("\ufeffother {{ eos_token }}", "utf-8")
+    (tmp_path / "other.jinja").write_text("\ufeff{{ messages[0].content }} {{ eos_token }}", "utf-8")
     other = read_vocabulary(path, tmp_path / "other.jinja").template
-    assert other is not None and other.render([user("Hi")]) == "other <|end|>"
+    assert other is not None and other.render([user("Hi")]) == "Hi <|end|>"
     (tmp_path / "bad.jinja").write_bytes(b"\xff")
-    with pytest.raises(FormatError, match="is no chat template"):
+    with pytest.raises(FileProblem, match="is no chat template"):
         read_vocabulary(path, tmp_path / "bad.jinja")
+
+
+def test_templates_by_name(tmp_path, tiny_path, model):
+    for found in (read_vocabulary(tiny_path, "chatml"), Vocabulary.of(model, "chatml")):
+        assert found.template is not None and "<|im_start|>user\nHi<|im_end|>" in found.template.render([user("Hi")])
+    with pytest.raises(
+        UsageError, match="template is 'chatmls', which is neither a file nor a known name; did you mean"
+    ):
+        read_vocabulary(tiny_path, "chatmls")
+    (tmp_path / "words.jinja").write_text("chatml")
+    with pytest.raises(UsageError, match=r"words\.jinja writes nothing of what messages say"):
+        read_vocabulary(tiny_path, tmp_path / "words.jinja")
 
 
 def test_a_file_without_a_vocabulary(tmp_path):

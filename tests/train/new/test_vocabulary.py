@@ -122,6 +122,12 @@ def test_further_control_tokens_and_a_template(kind: str) -> None:
     assert {by_name["<|im_end|>"], tokenizer.eos_id} <= tokenizer.stop_ids
 
 
+def test_a_known_template_by_its_name() -> None:
+    source = TokenizerSettings(chat_template="chatml").chat_template
+    assert source is not None and "<|im_start|>user" in ChatTemplate(source).render([{"role": "user", "content": "Hi"}])
+    assert TokenizerSettings(chat_template=source).chat_template == source  # as train.yaml has it
+
+
 def test_a_short_text_gives_fewer_tokens_and_says_so() -> None:
     found = learn_vocabulary(TokenizerSettings(n_vocab=1000), ["abab abab"])
     assert found.n_vocab < 270
@@ -139,6 +145,10 @@ def test_a_short_text_gives_fewer_tokens_and_says_so() -> None:
         ({"special_tokens": ["<a>", "<a>"]}, "special_tokens is '<a>'; expected texts that differ"),
         ({"special_tokens": "<a>"}, "special_tokens is '<a>'; expected a list of texts"),
         ({"chat_template": 1}, "chat_template is 1; expected a text"),
+        (
+            {"chat_template": "chatmls"},
+            "chat_template is 'chatmls'; expected a Jinja text that writes the messages, or one",
+        ),
         ({"character_coverage": 2}, "character_coverage is 2.0; expected a number from 0.5 to 1"),
     ],
 )
