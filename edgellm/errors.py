@@ -27,13 +27,16 @@ class EdgellmError(Exception):
     """Base of all errors of this package; `str(error)` is one line for people.
 
     parameter:  the parameter that is to be changed, by its name in Python, where there is one.
+    is_of_file: whether the text is about a file of settings, where names are spelled as in Python.
     """
 
     exit_code = 1
     parameter: str | None = None
+    is_of_file = False
 
-    def __init__(self, *text: object, parameter: str | None = None) -> None:
+    def __init__(self, *text: object, parameter: str | None = None, is_of_file: bool = False) -> None:
         super().__init__(*text)
+        self.is_of_file = is_of_file
         if parameter is not None:
             self.parameter = parameter
 

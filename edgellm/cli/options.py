@@ -19,6 +19,8 @@ from edgellm.params import ACTIVATIONS, DEFAULT_CONTEXT_LIMIT, KV_TYPES, LAYOUTS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+# Around the name of a parameter: no characters that make it a part of a path or of another word.
+NO_PATH_BEFORE, NO_PATH_BEHIND = r"(?<![\w./\\-])", r"(?![\w/\\-]|\.\w|, line \d)"
 MOST_SCALE = 1e30  # of an adapter: far more than means anything, and far less than float32 holds
 
 
@@ -31,16 +33,18 @@ def as_typed(error: EdgellmError, options: Iterable[click.Parameter]) -> str:
     """An error's text with the options that were typed, or can be, in place of parameters of the Python interface.
 
     A parameter is told from a word by its underscore, or by being what the error is about; the steps of sampling have
-    some names in common with parameters.
+    some names in common with parameters. What is part of a path stays as it is, and what is about a file of settings.
     """
     line = str(error)
+    if error.is_of_file:
+        return line
     begins = re.match(r"(\w+) is ", line)
     about = getattr(error, "parameter", None) or (begins[1] if begins else None)
     for option in options:
         name = option.name or ""
         is_named = name == about or ("_" in name and name not in SAMPLERS)
         if isinstance(option, click.Option) and is_named:
-            line = re.sub(rf"\b{name}\b", typed_name(option), line)
+            line = re.sub(rf"{NO_PATH_BEFORE}{name}{NO_PATH_BEHIND}", typed_name(option), line)
     return line
 
 

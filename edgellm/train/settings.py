@@ -50,7 +50,7 @@ def read_settings(path: Path, kinds: Iterable[type]) -> dict[str, Any]:
             else:
                 raise UsageError(f"{shown(name)} is no setting{_nearest(name, [*homes, *WHERE])}")
         except UsageError as error:
-            raise UsageError(f"{path}, line {line}: {error}") from None
+            raise UsageError(f"{path}, line {line}: {error}", is_of_file=True) from None
         found[name] = value
     return found
 

@@ -70,3 +70,15 @@ def test_show_names_the_adapters_in_use(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_steps_of_sampling_are_no_options(text: str, parameter: str, line: str) -> None:
     assert as_typed(UsageError(text, parameter=parameter), command.params) == line
+
+
+@pytest.mark.parametrize(
+    "text", ["n_ctx.json, line 1: x", "a/n_ctx: x", "n_ctx/a.txt: x", "my-n_ctx: x", "C:\\n_ctx: x", "n_ctx, line 2: x"]
+)
+def test_a_path_stays_as_it_is(text: str) -> None:
+    assert as_typed(UsageError(f"{text}; dry_base is 2"), command.params) == f"{text}; --dry-base is 2"
+
+
+def test_names_in_a_file_of_settings_stay_as_they_are() -> None:
+    text = "my.yaml, line 3: top_k is 'x'; expected a number"
+    assert as_typed(UsageError(text, is_of_file=True), command.params) == text

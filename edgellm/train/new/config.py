@@ -95,7 +95,8 @@ class NewConfig:
         try:
             return cls.of(settings)
         except UsageError as problem:
-            raise UsageError(f"{path}: {problem}") from None
+            is_typed = problem.parameter in (more or {})
+            raise UsageError(f"{path}: {problem}", parameter=problem.parameter, is_of_file=not is_typed) from None
 
     def settings(self) -> dict[str, Any]:
         """All that is in effect, by name, as `read` takes it."""

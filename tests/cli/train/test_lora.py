@@ -87,6 +87,16 @@ def test_a_file_of_settings_and_what_is_typed_over_it(tiny_path, facts, out, tmp
     assert weights[0] == weights[1]
 
 
+def test_files_are_named_as_they_are(tiny_path, out, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text("max_length: 1\n")
+    Path("max_length.jsonl").write_text("{}\n")
+    assert lora(tiny_path, "--data", "max_length.jsonl", "-o", out) == 1
+    assert "error: max_length.jsonl, line 1: has no keys" in capsys.readouterr().err
+    assert lora(tiny_path, "--data", "max_length.jsonl", "--config", "my.yaml", "-o", out) == 2
+    assert "error: my.yaml, line 1: max_length is 1; expected" in capsys.readouterr().err
+
+
 def test_dora_is_a_method(tiny_path, facts, out, capsys) -> None:
     assert lora(tiny_path, "--data", facts, "-o", out, "--method", "lora", "--dora") == 2
     assert "--dora is --method dora, and --method lora was typed too; choose one" in capsys.readouterr().err
