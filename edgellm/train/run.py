@@ -15,9 +15,9 @@ from edgellm.engine.model import Model
 from edgellm.errors import UsageError
 from edgellm.files import sha256_of
 from edgellm.formats.adapters import Adapter
-from edgellm.train.config import FullConfig, LoraConfig, TrainConfig
+from edgellm.train.config import SETTINGS_OF, FullConfig, LoraConfig, TrainConfig
 from edgellm.train.data import order
-from edgellm.train.data.config import DataConfig
+from edgellm.train.data.config import LEAST_LENGTH, DataConfig
 from edgellm.train.data.dataset import Dataset, read_dataset
 from edgellm.train.data.kinds import TO_IMITATE
 from edgellm.train.data.vocabulary import Vocabulary
@@ -142,6 +142,8 @@ def train_adapter(
     if not isinstance(examples, DataConfig):
         raise checks.wrong("examples", examples, "a DataConfig, such as DataConfig(max_length=512)")
     lora.check()
+    if isinstance(lora, LoraConfig):
+        _check_room_for_text(lora, model)
     task = task or Imitation()
     config = _with_activations(config, model)
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
@@ -180,6 +182,17 @@ def train_adapter(
         if folder is not None and isinstance(lora, LoraConfig):
             save_adapter(folder, adapter, model.metadata)
         return adapter, summary
+
+
+def _check_room_for_text(lora: LoraConfig, model: Model) -> None:
+    """Raise UsageError where virtual tokens leave no room: no text could ever be computed with the adapter."""
+    n_ctx = model.config.n_ctx_train
+    if "virtual_tokens" in SETTINGS_OF[lora.method] and lora.virtual_tokens > n_ctx - LEAST_LENGTH:
+        raise UsageError(
+            f"virtual_tokens is {lora.virtual_tokens}, and the context of this model holds {n_ctx} tokens with those "
+            f"of the text; expected at most {n_ctx - LEAST_LENGTH}",
+            parameter="virtual_tokens",
+        )
 
 
 def _learner_of(model: Model, kind: LoraConfig | FullConfig, config: TrainConfig, n_batch: int) -> ModelLearner:

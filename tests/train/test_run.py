@@ -64,6 +64,15 @@ def test_patience_needs_something_to_validate_with(model, facts: Path) -> None:
     train(model, facts, LoraConfig(rank=1), config, validation_data=facts)
 
 
+@pytest.mark.parametrize("method", ["prompt", "p-tuning", "prefix"])
+def test_virtual_tokens_leave_room_for_a_text(model, facts: Path, method: str) -> None:
+    n_ctx = model.config.n_ctx_train
+    with pytest.raises(
+        UsageError, match=rf"virtual_tokens is {n_ctx - 1}, and the context of this model holds {n_ctx}"
+    ):
+        train(model, facts, LoraConfig(method=method, virtual_tokens=n_ctx - 1), TrainConfig(steps=1))
+
+
 def test_settings_of_another_type(model, facts: Path) -> None:
     for more, text in (
         ({"lora": {"rank": 2}}, r"lora is \{'rank': 2\}; expected a LoraConfig or a FullConfig"),
