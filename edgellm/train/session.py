@@ -107,8 +107,8 @@ class Session:
             )
         if not steps and (kept := [name for name in RESULTS if _is_written(self.folder / name)]):
             raise UsageError(
-                f"{self.folder} holds {' and '.join(kept)} of something else, and a new run would write over it; "
-                "choose another folder, or remove what is there"
+                f"{self.folder} holds {', '.join(kept)} and no checkpoint, and a new run would write over that; choose "
+                "another folder, or remove what is there"
             )
 
     def train(

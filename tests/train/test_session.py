@@ -121,7 +121,7 @@ def test_a_folder_that_does_not_suit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "log.jsonl"])
 def test_a_result_without_checkpoints_is_not_written_over(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("kept")
-    with pytest.raises(UsageError, match=rf"holds {name} of something else.*; choose another folder, or remove what"):
+    with pytest.raises(UsageError, match=rf"holds {name} and no checkpoint.*; choose another folder, or remove"):
         train(tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "kept")]
 
