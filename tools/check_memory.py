@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgellm.text import Tokenizer
 
 DOCS = Path(__file__).parents[1] / "docs"
+CHARS_A_TOKEN = 4  # about
 
 
 def compare(model: str, runtime: RuntimeConfig, n_texts: int, n_tokens: int) -> tuple[int, int]:
@@ -68,8 +69,12 @@ def _child(
 
 
 def _texts(tokenizer: Tokenizer, n_texts: int, n_tokens: int) -> list[list[int]]:
-    """Pieces of this project's documentation: which embeddings are read is as with any text that people have."""
-    ids = cycle(tokenizer.encode("".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md")))))
+    """Pieces of this project's documentation: which embeddings are read is as with any text that people have.
+
+    No more is encoded than it takes: an encoder needs memory by the length of its text.
+    """
+    whole = "".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md")))
+    ids = cycle(tokenizer.encode(whole[: CHARS_A_TOKEN * n_texts * n_tokens]))
     return [list(islice(ids, n_tokens)) for _ in range(n_texts)]
 
 

@@ -61,9 +61,9 @@ def text_part(part: Any, place: str) -> Any:
 
 
 def check_variables(variables: Mapping[str, Any], template: ChatTemplate, place: str) -> None:
-    """Raises ApiProblem for variables that a template does not use."""
-    for name in variables:
-        if not uses(template, name):
+    """Raises ApiProblem for variables that a template does not use; what is false or null is obeyed by that."""
+    for name, value in variables.items():
+        if value is not None and value is not False and not uses(template, name):
             where = name if name == "documents" else f"{place}.{name}"
             raise ApiProblem(
                 400, f"{where} is given, but this model's chat template does not use it; leave it out", where

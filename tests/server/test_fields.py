@@ -74,6 +74,7 @@ SENT = [
     (CHAT, chat(name="ann", refusal=None, audio=None, function_call=None, annotations=[])),
     (CHAT, chat(content=[{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}])),
     (CHAT, tool({}, strict=True, description=None)),
+    (CHAT, {"messages": HI, "chat_template_kwargs": {"enable_thinking": False}}),  # which is so anyway
     (RESPONSES, {"input": "a", "text": {"verbosity": "low"}, "reasoning": {"summary": "auto"}}),
     (RESPONSES, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
     (MESSAGES, blocks({"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}})),
