@@ -25,7 +25,7 @@ import numpy as np
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, Adapter, AdapterSet
 from edgellm.engine.block_pool import KEY_BYTES, BlockPool, key_after
-from edgellm.engine.block_table import GONE, KEPT_BEHIND, BlockTable, blocks_for, first_needed
+from edgellm.engine.block_table import GONE, BlockTable, blocks_for, first_needed
 from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Step, Trail
 from edgellm.errors import CacheFullError
 from edgellm.graph.cache_memory import CacheLayer, CacheMemory
@@ -33,38 +33,7 @@ from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import RECENT
 from edgellm.kernels.records import KV_BLOCK
 
-RECENT_BLOCKS = 3  # of a text, that are not full: the last one, the one before it for who takes back some, and the next
-
 State = tuple[int, SequenceOf[np.ndarray]]  # how many tokens of a text it is of, and the bytes of each layer
-
-
-def blocks_of_text(window: int | None, n_ctx: int, n_batch: int) -> int:
-    """Blocks that a pool should have for every text of n_ctx tokens that the cache has room for.
-
-    A window slides over no more than a batch at a time. The pool has twice what it takes for that: texts that are
-    shorter than the window are more than those of n_ctx tokens. So it is with blocks that are not full.
-    """
-    whole = blocks_for(n_ctx) + 1
-    if window == RECENT:
-        return min(whole, 2 * RECENT_BLOCKS)
-    return whole if window is None else min(whole, 2 * (blocks_for(window + KEPT_BEHIND + n_batch) + 1))
-
-
-def blocks_of_batch(window: int | None, n_batch: int) -> int:
-    """Blocks that a pool should have beside, for the texts of one batch."""
-    return blocks_for(n_batch) if window == RECENT else 0
-
-
-def bytes_of_texts(layers: SequenceOf[tuple[CacheLayer, int]], n_texts: int, n_tokens: int, n_batch: int) -> int:
-    """What so many texts of n_tokens each take at most at a time, of layers with so many blocks each.
-
-    What a window leaves behind is kept for other texts while there are free blocks, so it counts. Blocks that are full
-    are kept in one place only.
-    """
-    whole = n_texts * blocks_for(n_tokens)
-    recent = min(whole, n_texts * RECENT_BLOCKS + blocks_for(n_batch))
-    taken = ((layer, min(n_blocks, recent if layer.window == RECENT else whole)) for layer, n_blocks in layers)
-    return sum(n_blocks * layer.block_bytes for layer, n_blocks in taken)
 
 
 class KVCache:

@@ -28,7 +28,7 @@ from edgellm.graph.lowering import (
     tasks_table,
 )
 from edgellm.graph.ops import BY_TOKEN, TOGETHER
-from edgellm.kernels import encoder_records, gradient_records, records, recurrent_records
+from edgellm.kernels import encoder_records, gradient_records, recent_records, records, recurrent_records
 from edgellm.kernels.encoder_records import TEXT_QUERIES
 from edgellm.kernels.kv_types import RECENT
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
@@ -76,7 +76,7 @@ class Batch:
         self.rows = np.zeros(capacity, np.int64)
         self.angles = [Angles(rotation) for rotation in lowered.rotations]
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
-        self.full_blocks = [records.FULL_BLOCK_TASK.new(capacity) for _ in self.kept]
+        self.full_blocks = [recent_records.FULL_BLOCK_TASK.new(capacity) for _ in self.kept]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
         self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgellm.graph.ops import BY_TOKEN, TOGETHER, ByRows, Chunks, Op
-from edgellm.kernels import records
+from edgellm.kernels import recent_records, records
 from edgellm.kernels.registry import Kernel, find
 
 OF_TOKENS = ByRows("tokens")
@@ -47,7 +47,7 @@ def by_token(steps: Sequence[Op]) -> list[Op]:
         if op.schema is not records.ATTENTION:
             result.append(op)
             continue
-        full = [result.pop()] if result and result[-1].schema is records.QUANTIZE_KEYS else []
+        full = [result.pop()] if result and result[-1].schema is recent_records.QUANTIZE_KEYS else []
         before = [result.pop()] if result and result[-1].split == OF_TOKENS else []
         merge = rest.pop()
         after = [rest.pop()] if rest and rest[-1].split == OF_TOKENS else []

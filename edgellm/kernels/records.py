@@ -237,23 +237,6 @@ KV_APPEND = Schema(
     scratch_bytes="i64",
 )
 
-# Keys of a block that is full now, to be stored channel by channel: which block of `recent`, and which of `cache`.
-FULL_BLOCK_TASK = Schema("full_block_task", recent="i64", block="i64")
-
-QUANTIZE_KEYS = Schema(
-    "quantize_keys",
-    batch=BATCH,
-    n_heads="i64",
-    key_dim="i64",
-    cache="ptr",
-    block_bytes="i64",
-    key_bytes="i64",
-    recent="ptr",
-    recent_block_bytes="i64",
-    recent_key_bytes="i64",
-    tasks="ptr",
-)
-
 # One slice of attention: consecutive tokens of one sequence against a range of its positions.
 ATTENTION_TASK = Schema(
     "attention_task",

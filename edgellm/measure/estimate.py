@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.arch import architecture_of
-from edgellm.engine.kv_cache import Sequence, bytes_of_texts
+from edgellm.engine.allocation import bytes_of_texts
+from edgellm.engine.kv_cache import Sequence
 from edgellm.engine.layout import Layout, tensors_to_tile
 from edgellm.engine.opening import context_of, open_file
 from edgellm.engine.runner import Runner

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.kernels import gradient_records, records
+from edgellm.kernels import gradient_records, recent_records, records
 from edgellm.kernels.gradient_records import (
     OUTER_COLS,
     OUTER_ROWS,
@@ -531,7 +531,7 @@ class Compiled:
         full = [(slot // KV_BLOCK, slot // KV_BLOCK) for slot in slots if slot % KV_BLOCK == KV_BLOCK - 1]
         self._run(
             "quantize_keys",
-            records.QUANTIZE_KEYS,
+            recent_records.QUANTIZE_KEYS,
             len(full) * cache.n_kv_heads,
             len(slots),
             n_heads=cache.n_kv_heads,
@@ -542,7 +542,7 @@ class Compiled:
             recent=of["cache"],
             recent_block_bytes=of["block_bytes"],
             recent_key_bytes=of["key_bytes"],
-            tasks=_table(records.FULL_BLOCK_TASK, full),
+            tasks=_table(recent_records.FULL_BLOCK_TASK, full),
         )
 
     def _kv_append(

@@ -21,7 +21,7 @@ from edgellm.graph.lowering.rows import add_bias_to
 from edgellm.graph.lowering.texts import attend_to_texts
 from edgellm.graph.nodes import Attention, KeysValues
 from edgellm.graph.ops import ByRows, Chunks, Fixed, Rows
-from edgellm.kernels import records
+from edgellm.kernels import recent_records, records
 from edgellm.kernels.kv_types import RECENT, CacheType
 
 ATTENTION_ROWS = 72  # query rows (tokens times heads of a group) that share the keys and values they load
@@ -75,7 +75,7 @@ def _quantize_keys(low: Lowering, node: KeysValues, recent: CacheType) -> None:
     tasks = full_table(low.kept.index(low.kept_of(node)))
     low.add(
         "quantize_keys",
-        records.QUANTIZE_KEYS,
+        recent_records.QUANTIZE_KEYS,
         Chunks(tasks.name, 1, node.n_heads),
         [of["cache"]],
         [to["cache"]],

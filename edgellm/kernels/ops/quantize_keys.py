@@ -5,7 +5,8 @@ from __future__ import annotations
 from edgellm.kernels.kv_types import F16_KV, LANES, Q4_0_KEYS, SCALE_BYTES, UNIT_BYTES
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.attention_channels import UNIT_DIMS
-from edgellm.kernels.records import FULL_BLOCK_TASK, KV_BLOCK, QUANTIZE_KEYS
+from edgellm.kernels.recent_records import FULL_BLOCK_TASK, QUANTIZE_KEYS
+from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.staged import F32, I16, Value, Vocabulary, staged
 
 MOST = 15.0
