@@ -197,8 +197,9 @@ def test_the_memory_of_a_real_model_is_as_estimated(smollm2: Path) -> None:
         run = subprocess.run([sys.executable, "-c", program, str(smollm2)], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
-    told(MEMORY)  # a first start may compile kernels, which takes memory of its own
-    assert told(ESTIMATED) == pytest.approx(told(MEMORY), rel=0.05)
+    # What a start compiles or measures once, for later ones, takes memory of its own.
+    said, took = (min(told(program) for _ in range(3)) for program in (ESTIMATED, MEMORY))
+    assert said == pytest.approx(took, rel=0.05)
 
 
 @pytest.fixture
