@@ -267,6 +267,17 @@ def _finite(name: str, value: Any, parameter: str | None = None) -> float:
     raise UsageError(f"{name} is {shown(value)}; expected {expected}", parameter=parameter or name)
 
 
+def fields(place: str, found: Mapping[str, Any], known: Mapping[str, type | None], parameter: str) -> None:
+    """Only fields that are known, each a text or true or false where its type says so, or nothing."""
+    for name, value in found.items():
+        if name not in known:
+            raise UsageError(f"unknown field {place}.{name}; expected {', '.join(known)}", parameter=parameter)
+        kind = known[name]
+        if kind is not None and value is not None and not isinstance(value, kind):
+            expected = "a text" if kind is str else "true or false"
+            raise UsageError(f"{place}.{name} is {shown(value)}; expected {expected}", parameter=parameter)
+
+
 def size(text: str) -> int | None:
     """Bytes that a text names: "1000", "90MB", "1.5GiB", "2G"; None where it names none."""
     match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]i?)?b?", text.strip(), re.IGNORECASE)

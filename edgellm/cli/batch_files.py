@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import FileProblem, FormatError, UsageError
+from edgellm.files.locking import try_lock
 
 MOST_LINE = 64 << 20  # bytes
 BEGINNING = b'{"id": "batch_req_'  # of every line of answers
@@ -87,21 +88,21 @@ class Answers:
 
         Raises UsageError for a file that holds something else, and answers to other requests or of another model.
         """
-        self._file.seek(0)
         end = 0
-        while line := self._file.readline(MOST_LINE):
-            if not line.endswith(b"\n") and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
-                break
-            answer = _answer(line)
-            if answer is None:
-                raise UsageError(
-                    f"{self.path} holds something else than answers to {requests.path.name}; choose another name to "
-                    "write"
-                )
-            number, about = answer
-            self._check(number, about, requests, model)
-            self.done.add(number)
-            end += len(line)
+        with open(self.path, "rb") as kept:  # the file itself has no buffer, and would be read byte by byte
+            while line := kept.readline(MOST_LINE):
+                if not line.endswith(b"\n") and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+                    break
+                answer = _answer(line)
+                if answer is None:
+                    raise UsageError(
+                        f"{self.path} holds something else than answers to {requests.path.name}; choose another name "
+                        "to write"
+                    )
+                number, about = answer
+                self._check(number, about, requests, model)
+                self.done.add(number)
+                end += len(line)
         self._file.truncate(end)
         self._file.seek(end)
 
@@ -141,7 +142,8 @@ def opened(path: Path, requests: Requests, model: str | None) -> Iterator[Answer
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with open(path, "a+b", buffering=0) as file:
-        _lock(file, path)
+        if not try_lock(file.fileno()):
+            raise FileProblem(f"{path} is being written by another edgellm batch; wait until it has ended")
         try:
             answers = Answers(path, file)
             answers.read(requests, model)
@@ -163,15 +165,3 @@ def _answer(line: bytes) -> tuple[int, dict[str, Any]] | None:
         return None
     is_whole = number is not None and (about.get("response") or about.get("error"))
     return (number, about) if is_whole and number is not None else None
-
-
-def _lock(file: FileIO, path: Path) -> None:
-    with contextlib.suppress(ImportError):  # Windows lets nobody else write an open file anyway
-        import fcntl
-
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileProblem(f"{path} is being written by another edgellm batch; wait until it has ended") from None
-        except OSError:  # a file system without locks
-            return

@@ -125,9 +125,9 @@ def _checked(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
             parameter="tools",
         )
     if function is not tool:
-        _check_fields(tool, AROUND, place)
+        checks.fields(place, tool, AROUND, "tools")
         place = f"{place}.function"
-    _check_fields(function, FIELDS if function is not tool else {**AROUND, **FIELDS}, place)
+    checks.fields(place, function, FIELDS if function is not tool else {**AROUND, **FIELDS}, "tools")
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise UsageError(
@@ -139,16 +139,6 @@ def _checked(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
         key: value for key, value in function.items() if value is not None and (function is not tool or key != "type")
     }
     return {"type": "function", "function": {"description": "", **given, "parameters": schema}}
-
-
-def _check_fields(found: Mapping[str, Any], known: Mapping[str, type | None], place: str) -> None:
-    for name, value in found.items():
-        if name not in known:
-            raise UsageError(f"unknown field {place}.{name}; expected {', '.join(known)}", parameter="tools")
-        kind = known[name]
-        if kind is not None and value is not None and not isinstance(value, kind):
-            expected = "a text" if kind is str else "true or false"
-            raise UsageError(f"{place}.{name} is {shown(value)}; expected {expected}", parameter="tools")
 
 
 def _read_docstring(doc: str) -> tuple[str, dict[str, str]]:

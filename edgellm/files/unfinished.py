@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from edgellm.files.locking import try_lock
 from edgellm.files.renaming import rename
 
 _NAME = re.compile(r"\..{1,32}\.[0-9a-f]{16}\.unfinished", re.DOTALL)
@@ -94,7 +95,7 @@ def _create(path: Path, permissions: int | None) -> int | None:
     if permissions is not None and hasattr(os, "fchmod"):
         with contextlib.suppress(OSError):  # a file system without permissions
             os.fchmod(handle, permissions)
-    if sys.platform == "win32" or (_lock(handle, or_else=True) and _is_at(path, handle)):
+    if sys.platform == "win32" or (try_lock(handle, or_else=True) and _is_at(path, handle)):
         return handle
     os.close(handle)
     return None
@@ -114,24 +115,13 @@ if sys.platform == "win32":
             os.unlink(path)  # refused as long as the file is open
 
 else:
-    import fcntl
 
     def _remove_abandoned(path: str) -> None:
         handle = os.open(path, os.O_RDWR | SAFELY)
         try:
             status = os.fstat(handle)
             is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
-            if is_ours and _lock(handle, or_else=False):
+            if is_ours and try_lock(handle, or_else=False):
                 os.unlink(path)
         finally:
             os.close(handle)
-
-    def _lock(handle: int, or_else: bool) -> bool:
-        """Take the lock of an open file, if nobody has it; `or_else` where the file system knows no locks."""
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return or_else
-        return True

@@ -68,6 +68,7 @@ class Batch:
     def __init__(self, capacity: int, lowered: Lowered) -> None:
         self.capacity = capacity
         self.windows, self.kept = lowered.windows, lowered.kept
+        self._has_recent = RECENT in lowered.kept
         self._n_threads = lowered.target.tuning.n_threads
         self._slice_tokens = max(1, ATTENTION_ROWS // lowered.group_size)
         self.token_ids = np.zeros(capacity, np.int32)
@@ -150,7 +151,7 @@ class Batch:
         for index, window in enumerate(self.windows):
             n_tasks, n_merges = self._divide(index, window, slices, by_token)
             counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
-        if RECENT in self.kept:
+        if self._has_recent:
             counts |= self._fill_blocks(pieces)
         if self.has_states:
             counts[STATE_TEXTS.name] = self._order_states(pieces)
@@ -161,7 +162,7 @@ class Batch:
         at = 0
         while at < n:
             size = min(self._slice_tokens, n - at)
-            if RECENT in self.kept:
+            if self._has_recent:
                 size = min(size, KV_BLOCK - (position + at) % KV_BLOCK)
             yield at, size
             at += size
@@ -257,7 +258,7 @@ class Batch:
         kept = window if window in self.kept else None
         for token, n, position, piece in slices:
             table = piece.block_tables[kept].ctypes.data
-            recent = piece.block_tables[RECENT].ctypes.data if RECENT in self.kept else 0
+            recent = piece.block_tables[RECENT].ctypes.data if self._has_recent else 0
             first, end = 0 if window is None else max(0, position - window + 1), position + n
             spans = range(first // SPAN_TOKENS * SPAN_TOKENS, end, SPAN_TOKENS)
             is_whole = by_token or len(piece.token_ids) > SPLIT_TOKENS or len(spans) == 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgellm.errors import FileProblem
+from edgellm.files.locking import try_lock
 
 
 @contextlib.contextmanager
@@ -25,7 +27,9 @@ def alone_in(folder: Path | None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise FileProblem(f"{problem.filename or folder} cannot be written: {problem.strerror}") from None
-    with _locked(folder):
+    with _opened(folder) as handle:
+        if not try_lock(handle):
+            raise FileProblem(f"another run is training in {folder}; wait until it has ended, or choose another folder")
         try:
             yield
         finally:
@@ -35,25 +39,15 @@ def alone_in(folder: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no lock on a folder
-        yield
+def _opened(folder: Path) -> Iterator[int]:
+    if sys.platform == "win32":  # which opens no folder
+        yield -1
         return
     try:
-        file = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
     except OSError as problem:
         raise FileProblem(f"{folder} cannot be read: {problem.strerror}") from None
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileProblem(
-                f"another run is training in {folder}; wait until it has ended, or choose another folder"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+        yield handle
     finally:
-        os.close(file)
+        os.close(handle)

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgellm import checks
 from edgellm.engine.structure.json_schema import TYPES, checked_schema, compact
 from edgellm.engine.structure.schemas import schema_of
 from edgellm.errors import UsageError, shown
 from edgellm.params import STRUCTURES, SamplingParams
 
-BESIDE_SCHEMA = ("schema", "name", "strict", "description")
+TYPE: dict[str, type | None] = {"type": None}
+BESIDE_SCHEMA: dict[str, type | None] = {"schema": None, "name": str, "strict": bool, "description": str}
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def _schema_in(value: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
     {"type": "json_schema", "schema": ...}, and to {"type": "json_object"} llama.cpp adds a schema.
     """
     if kind == "text":
-        _check_fields("response_format", value, ("type",))
+        checks.fields("response_format", value, TYPE, "response_format")
         return None
     if kind == "json_object":
-        _check_fields("response_format", value, ("type", "schema"))
+        checks.fields("response_format", value, {**TYPE, "schema": None}, "response_format")
         schema = value.get("schema")
         return {"type": "object"} if schema is None else _as_schema("response_format.schema", schema)
     if kind != "json_schema":
@@ -78,24 +80,14 @@ def _schema_in(value: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
             parameter="response_format",
         )
     if "json_schema" not in value:
-        _check_fields("response_format", value, ("type", *BESIDE_SCHEMA))
+        checks.fields("response_format", value, {**TYPE, **BESIDE_SCHEMA}, "response_format")
         return _as_schema("response_format.schema", value.get("schema"))
     name, inner = "response_format.json_schema", value["json_schema"]
-    _check_fields("response_format", value, ("type", "json_schema"))
+    checks.fields("response_format", value, {**TYPE, "json_schema": None}, "response_format")
     if not isinstance(inner, Mapping):
         raise UsageError(f"{name} is {shown(inner)}; expected a name and a schema", parameter="response_format")
-    _check_fields(name, inner, BESIDE_SCHEMA)
+    checks.fields(name, inner, BESIDE_SCHEMA, "response_format")
     return _as_schema(f"{name}.schema", inner.get("schema"))
-
-
-def _check_fields(name: str, form: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for field, value in form.items():
-        if field not in known:
-            raise UsageError(f"unknown field {name}.{field}; expected {', '.join(known)}", parameter="response_format")
-        expected = {"strict": bool, "name": str, "description": str}.get(field)
-        if expected is not None and value is not None and not isinstance(value, expected):
-            what = "true or false" if expected is bool else "a text"
-            raise UsageError(f"{name}.{field} is {shown(value)}; expected {what}", parameter="response_format")
 
 
 def _as_schema(name: str, schema: Any) -> Mapping[str, Any]:
