@@ -11,6 +11,7 @@ from edgellm.arch.huggingface import DEFAULTS, HuggingFace, Settings, decoder_hy
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of, n_foreseeing
 from edgellm.arch.parts import logits_head, rotation_of
+from edgellm.arch.promises import where
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
@@ -78,6 +79,8 @@ HUGGING_FACE = HuggingFace(
     | SHARED_EXPERT,
     experts=EXPERTS,
     vectors={"blk.{}.exp_probs_b.bias": _LAYER + "mlp.gate.expert_bias"},
+    promises={"exp_probs_b.bias": where("moe_router_enable_expert_bias")},
+    dense_first=("first_k_dense_replace",),
     biases={"attn_qkv": "use_qkv_bias", "attn_output": "use_bias"},
     defaults=DEFAULTS
     | {
@@ -85,7 +88,7 @@ HUGGING_FACE = HuggingFace(
         "num_key_value_heads": 4, "head_dim": 128, "max_position_embeddings": 32768, "rope_theta": 600000.0,
         "partial_rotary_factor": 0.5, "num_experts": 256, "num_experts_per_tok": 8, "num_shared_experts": 1,
         "moe_intermediate_size": 512, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 1,
-        "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5, "norm_topk_prob": True, "moe_router_enable_expert_bias": True,
     },
     rope=lambda s: rope_settings(s, partial=True),
 )  # fmt: skip

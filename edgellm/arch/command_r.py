@@ -16,6 +16,7 @@ from edgellm.arch.huggingface import (
     DECODER,
     DEFAULTS,
     HEAD_NORMS,
+    HEAD_NORMS_IF_SAID,
     HuggingFace,
     Settings,
     decoder_hyperparameters,
@@ -58,5 +59,6 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=hyperparameters,
     tensors=WITHOUT_FFN_NORM | HEAD_NORMS,
     biases=ATTENTION_BIASES,
+    promises=HEAD_NORMS_IF_SAID,
     defaults=COHERE_DEFAULTS,
 )

@@ -23,6 +23,7 @@ from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.latent import latent_attention, latent_of
 from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of, n_foreseeing
 from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize
+from edgellm.arch.promises import ALWAYS
 from edgellm.arch.rope import frequencies, read_scaling
 from edgellm.arch.stacks import KeysOrValues
 from edgellm.arch.weights import Weights
@@ -83,6 +84,7 @@ head = logits_head
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     s.expect("rope_interleave", True)
+    s.expect("mlp_bias", False)
     rope = rope_settings(s)
     n_plain, n_turned = s.count("qk_nope_head_dim"), s.count("qk_rope_head_dim")
     kv_rank, value_dim = s.count("kv_lora_rank"), s.count("v_head_dim")
@@ -161,7 +163,7 @@ _DEFAULTS = DEFAULTS | {
     "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "routed_scaling_factor": 1.0, "n_shared_experts": 1,
 }  # fmt: skip
-_NULL_STAYS = ("num_key_value_heads", "q_lora_rank")
+_NULL_STAYS = ("num_key_value_heads", "q_lora_rank", "norm_topk_prob", "rope_interleave")
 _BIAS = {"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.gate.e_score_correction_bias"}
 
 HUGGING_FACE = HuggingFace(
@@ -171,6 +173,7 @@ HUGGING_FACE = HuggingFace(
     tensors=_TENSORS,
     experts=_STACKS,
     biases=_BIASES,
+    dense_first=("first_k_dense_replace", "mlp_layer_types"),
     defaults=_DEFAULTS
     | {
         "intermediate_size": 11008, "max_position_embeddings": 2048, "n_routed_experts": 64, "n_shared_experts": 2,
@@ -184,6 +187,7 @@ VERSION_3 = replace(
     model_type="deepseek_v3",
     hyperparameters=_version_3,
     vectors=_BIAS,
+    promises={"exp_probs_b.bias": ALWAYS},
     defaults=_DEFAULTS
     | {
         "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,

@@ -9,6 +9,7 @@ from edgellm.arch import ernie4_5
 from edgellm.arch.config import ModelConfig, decoder_config
 from edgellm.arch.huggingface import DECODER, DEFAULTS, HuggingFace, Settings, decoder_hyperparameters
 from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of
+from edgellm.arch.promises import ALWAYS
 from edgellm.errors import UnsupportedError
 from edgellm.graph.nodes.experts import Routing
 
@@ -56,6 +57,8 @@ HUGGING_FACE = HuggingFace(
     tensors=DECODER | ROUTER | SHARED_EXPERT,
     experts=EXPERTS,
     vectors={"blk.{}.exp_probs_b.bias": "model.layers.{}.mlp.moe_statics.e_score_correction_bias"},
+    promises={"exp_probs_b.bias": ALWAYS},
+    dense_first=("moe_layer_start_index",),
     defaults=DEFAULTS
     | {
         "hidden_size": 2560, "intermediate_size": 12288, "num_hidden_layers": 28, "num_attention_heads": 20,

@@ -19,6 +19,7 @@ from edgellm.arch.parts import (
     rotation_of,
     self_attention,
 )
+from edgellm.arch.promises import Promise
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value, add
@@ -49,8 +50,8 @@ head = logits_head
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("alibi", False)
     is_new = s.flag("new_decoder_architecture")
-    if not is_new:
-        s.expect("parallel_attn", True)
+    s.expect("parallel_attn", True)
+    s.expect("num_ln_in_parallel_attn", None, 1, *((2,) if is_new else ()))
     heads = s.count("num_attention_heads")
     s.values["num_key_value_heads"] = s.count("num_kv_heads", heads) if is_new or not s.flag("multi_query") else 1
     if s.get("intermediate_size") is None:
@@ -59,6 +60,10 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     return shape | {"tensor_data_layout": "jploski"}
 
 
+_SECOND_NORM = Promise(
+    lambda s, layer: s.flag("new_decoder_architecture") and s.get("num_ln_in_parallel_attn", 2) == 2,
+    ("new_decoder_architecture", "num_ln_in_parallel_attn"),
+)
 HUGGING_FACE = HuggingFace(
     classes=("FalconForCausalLM", "RWForCausalLM"),
     model_type="falcon",
@@ -82,8 +87,10 @@ HUGGING_FACE = HuggingFace(
     interleaved=True,
     biases={"attn_norm": None, "attn_norm_2": None, "output_norm": None}
     | dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), "bias"),
+    promises={"attn_norm_2": _SECOND_NORM},
     defaults={
         "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71, "max_position_embeddings": 2048,
         "layer_norm_eps": 1e-5, "multi_query": True, "parallel_attn": True, "tie_word_embeddings": True,
     },
+    null_stays=("num_key_value_heads", "parallel_attn"),
 )  # fmt: skip

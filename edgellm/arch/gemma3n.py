@@ -30,7 +30,7 @@ from edgellm.arch.huggingface import (
     layer_types,
 )
 from edgellm.arch.parts import embeddings, logits_head, normalize, project, rotation_of
-from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared, sharing_hyperparameters
+from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared, own_values, sharing_hyperparameters
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
 from edgellm.formats.tensor import Tensor
@@ -235,6 +235,7 @@ HUGGING_FACE = HuggingFace(
     stacked=("altup_proj", "altup_unembd_proj"),
     bare=("altup_correct_scale",),
     biases=ATTENTION_BIASES,
+    promises={"attn_v": own_values()},
     defaults=DEFAULTS
     | {
         "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 35, "num_attention_heads": 8,

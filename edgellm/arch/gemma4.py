@@ -26,7 +26,8 @@ from edgellm.arch.huggingface import (
 )
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import dense_feed_forward, embeddings, layer_output, logits_head, normalize, rotation_of
-from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared, sharing_hyperparameters
+from edgellm.arch.promises import ALWAYS, where
+from edgellm.arch.sharing import LastOfKind, PerLayer, attention_of_shared, own_values, sharing_hyperparameters
 from edgellm.arch.stacks import Experts
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError, UnsupportedError, shown
@@ -117,8 +118,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     full, sliding = _ropes(s)
     shape = decoder_hyperparameters(s, full)
     n_layers, near = shape["block_count"], shape["attention.key_length"]
-    slides = layer_types(s, n_layers) or [(layer + 1) % GLOBAL_PERIOD != 0 for layer in range(n_layers)]
-    slides[-1] = False  # as in transformers, whatever config.json says
+    slides = _slides(s, n_layers)
     wide, n_kv_wide = _of_wide_layers(s, slides)
     n_shared = s.count("num_kv_shared_layers", 0, least=0)
     first_shared = n_layers - n_shared
@@ -137,6 +137,16 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         "rope.dimension_count": wide,
         "rope.dimension_count_swa": near,
     }  # fmt: skip
+
+
+def _slides(s: Settings, n_layers: int) -> list[bool]:
+    """Which layers have a window; the last has none, as in transformers, whatever config.json says."""
+    slides = layer_types(s, n_layers) or [(layer + 1) % GLOBAL_PERIOD != 0 for layer in range(n_layers)]
+    return [*slides[:-1], False]
+
+
+def _keys_are_values(s: Settings, layer: int) -> bool:
+    return s.flag("attention_k_eq_v") and not _slides(s, s.count("num_hidden_layers"))[layer]
 
 
 def _experts(s: Settings) -> dict[str, Any]:
@@ -218,6 +228,12 @@ HUGGING_FACE = HuggingFace(
         "blk.{}.ffn_down_exps.scale": "model.layers.{}.router.per_expert_scale",
     },
     biases=ATTENTION_BIASES,
+    promises={
+        "attn_v": own_values(_keys_are_values, "attention_k_eq_v", "layer_types"),
+        "layer_output_scale": ALWAYS,
+    }
+    | dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), ALWAYS)
+    | dict.fromkeys(("ffn_gate_inp", "ffn_gate_inp.scale", "ffn_down_exps.scale"), where("enable_moe_block")),
     defaults=DEFAULTS
     | {
         "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30, "num_attention_heads": 8,

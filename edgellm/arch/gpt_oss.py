@@ -21,6 +21,7 @@ from edgellm.arch.huggingface import (
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.mixture import mixture_hyperparameters, mixture_of
 from edgellm.arch.parts import logits_head
+from edgellm.arch.promises import ALWAYS
 from edgellm.arch.rope import frequencies
 from edgellm.arch.stacks import Experts
 from edgellm.arch.style import Style
@@ -88,6 +89,7 @@ HUGGING_FACE = HuggingFace(
     },
     vectors={"blk.{}.attn_sinks.weight": "model.layers.{}.self_attn.sinks"},
     biases=ATTENTION_BIASES | {"ffn_gate_inp": None},
+    promises={f"ffn_{part}_exps.bias": ALWAYS for part in ("gate", "up", "down")},
     defaults=DEFAULTS
     | {
         "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36, "num_attention_heads": 64,

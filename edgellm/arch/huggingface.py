@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgellm.arch.config import MOST_LAYERS, ModelConfig
 from edgellm.arch.huggingface_rope import rope_hyperparameters, rope_settings, turned_dimensions
+from edgellm.arch.promises import Promise, where
 from edgellm.arch.stacks import Experts, KeysOrValues, SomeRows
 from edgellm.arch.style import ACTIVATIONS, Style
 from edgellm.dataclass import dataclass
@@ -44,6 +45,8 @@ HEAD_NORMS = {
     "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
     "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
 }
+# Those that only some models of a family have.
+HEAD_NORMS_IF_SAID = dict.fromkeys(("attn_q_norm", "attn_k_norm"), where("use_qk_norm"))
 # The linears that can have biases, and the key of config.json that says whether they do.
 ATTENTION_BIASES = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), "attention_bias")
 FEED_FORWARD_BIASES = dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "mlp_bias")
@@ -99,6 +102,9 @@ class HuggingFace:
     bare:             tensors whose names have no ending there.
     biases:           linears and norms with biases, and the key of config.json that says so; None where they always
                       have one.
+    promises:         parts of layers that are there or not: when they are, see `Promise`. In a mixture, experts and
+                      feed-forwards need none, nor does what is in every layer that has experts and is `ALWAYS` there.
+    dense_first:      the keys of config.json that say how many layers, the first ones, have no experts.
     defaults:         what transformers takes for what config.json leaves out.
     null_stays:       keys whose null is a value of its own, see `Settings`.
     rope:             config.json -> the rotary embedding of layers that see everything, see `rope_settings`.
@@ -123,6 +129,8 @@ class HuggingFace:
     bare: tuple[str, ...] = ()
     offsets: Mapping[str, float] = field(default_factory=dict)
     biases: Mapping[str, str | None] = field(default_factory=dict)
+    promises: Mapping[str, Promise] = field(default_factory=dict)
+    dense_first: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
     null_stays: tuple[str, ...] = ("num_key_value_heads",)
     rope: Callable[[Settings], Settings] = lambda s: rope_settings(s)

@@ -10,6 +10,7 @@ from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import DEFAULTS, HuggingFace, Settings
 from edgellm.arch.mixture import mixture_hyperparameters, mixture_of
 from edgellm.arch.parts import logits_head
+from edgellm.arch.promises import where
 from edgellm.arch.short_conv import short_conv_config, short_conv_hyperparameters
 from edgellm.arch.stacks import Experts
 from edgellm.graph.nodes.experts import Routing
@@ -52,13 +53,15 @@ HUGGING_FACE = HuggingFace(
     | _experts("down", "w2", "down_proj"),
     squeezed=("conv",),
     vectors={"blk.{}.exp_probs_b.bias": _FEED_FORWARD + "expert_bias"},
+    promises={"exp_probs_b.bias": where("use_expert_bias")},
+    dense_first=("num_dense_layers",),
     biases=short_conv.BIASES,
     defaults=DEFAULTS
     | {
         "hidden_size": 2048, "intermediate_size": 7168, "moe_intermediate_size": 1792, "num_key_value_heads": 8,
         "rms_norm_eps": 1e-5, "max_position_embeddings": 128000, "tie_word_embeddings": True, "rope_theta": 1e6,
         "conv_L_cache": 3, "num_dense_layers": 2, "num_experts": 32, "num_experts_per_tok": 4,
-        "routed_scaling_factor": 1.0, "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0, "norm_topk_prob": True, "use_expert_bias": True,
     },
     null_stays=(),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from edgellm.arch.encoder_parts import (
 from edgellm.arch.huggingface import Settings, layer_types
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import normalize
+from edgellm.arch.promises import Promise
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
 from edgellm.graph.nodes import Graph, Value, add
@@ -88,6 +89,10 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     }
 
 
+# The first layer's embeddings are normalized already.
+_PROMISES = {"attn_norm": Promise(lambda s, layer: layer > 0)}
+
+
 def _ropes(s: Settings) -> tuple[Settings, Settings]:
     """The rotary embeddings of layers that see everything and of those with a window."""
     sections = s.section("rope_parameters")
@@ -130,6 +135,7 @@ HUGGING_FACE = EncoderCheckpoint(
     hyperparameters=_hyperparameters,
     tensors=_TENSORS,
     biases=_BIASES,
+    promises=_PROMISES,
     defaults=_DEFAULTS,
     rope=lambda s: _ropes(s)[0],
     prefix="model.",
@@ -141,6 +147,7 @@ CROSS_ENCODER = EncoderCheckpoint(
     hyperparameters=_hyperparameters,
     tensors=_TENSORS | {"cls": "head.dense", "cls.norm": "head.norm", "cls.output": "classifier"},
     biases=_BIASES | {"cls": "classifier_bias", "cls.norm": "norm_bias", "cls.output": None},
+    promises=_PROMISES,
     defaults=_DEFAULTS,
     rope=lambda s: _ropes(s)[0],
     prefix="model.",

@@ -49,11 +49,12 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     return shape | window_hyperparameters(window, [window is not None] * shape["block_count"])
 
 
+_FUSED = ("attn_q", "attn_k", "attn_v", "ffn_gate")
 HUGGING_FACE = HuggingFace(
     classes=("Phi3ForCausalLM",),
     model_type="phi3",
     hyperparameters=_hyperparameters,
-    tensors=DECODER
+    tensors={ours: theirs for ours, theirs in DECODER.items() if not ours.endswith(_FUSED)}
     | {
         "blk.{}.attn_qkv": "model.layers.{}.self_attn.qkv_proj",
         "blk.{}.ffn_up": "model.layers.{}.mlp.gate_up_proj",

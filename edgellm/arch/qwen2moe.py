@@ -18,6 +18,7 @@ from edgellm.arch.mixture import (
     mixture_settings,
 )
 from edgellm.arch.parts import logits_head, rotation_of
+from edgellm.arch.promises import ALWAYS
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
 from edgellm.graph.nodes.experts import Routing
@@ -28,6 +29,9 @@ MIXTURE = (
     | {f"blk.{{}}.ffn_{part}_shexp": f"{_SHARED}.{part}_proj" for part in ("gate", "up", "down")}
     | {"blk.{}.ffn_gate_inp_shexp": f"{_SHARED}_gate"}
 )
+
+# Beside what every layer with experts has.
+PROMISES = {"ffn_gate_inp_shexp": ALWAYS}
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -62,6 +66,7 @@ HUGGING_FACE = HuggingFace(
     settings=_settings,
     tensors=DECODER | MIXTURE,
     experts=EXPERTS,
+    promises=PROMISES,
     biases=dict.fromkeys(("attn_q", "attn_k", "attn_v"), "qkv_bias"),
     defaults=qwen2.QWEN_DEFAULTS
     | {

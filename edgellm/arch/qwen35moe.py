@@ -40,6 +40,7 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=_hyperparameters,
     tensors={name: theirs for name, theirs in checkpoint.TENSORS.items() if "ffn_" not in name} | qwen2moe.MIXTURE,
     experts=EXPERTS,
+    promises=qwen2moe.PROMISES,
     vectors=checkpoint.VECTORS,
     squeezed=("ssm_conv1d",),
     offsets=checkpoint.OFFSETS,

@@ -66,6 +66,7 @@ HUGGING_FACE = HuggingFace(
         "blk.{}.attn_qkv": SomeRows(_NET + "in_proj_qkvz", lambda c: np.concatenate(_parts(c)[:3]), _N_ALL),
         "blk.{}.attn_gate": SomeRows(_NET + "in_proj_qkvz", lambda c: _parts(c)[3], _N_ALL),
     },
+    promises=qwen2moe.PROMISES,
     vectors=checkpoint.VECTORS,
     squeezed=("ssm_conv1d",),
     offsets=checkpoint.OFFSETS,

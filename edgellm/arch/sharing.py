@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from edgellm.arch.config import ModelConfig
 from edgellm.arch.huggingface import Settings
 from edgellm.arch.parts import normalize, project, token_embedding
+from edgellm.arch.promises import Promise
 from edgellm.arch.weights import Weights
 from edgellm.errors import FormatError
 from edgellm.formats.tensor import Tensor
@@ -42,6 +44,16 @@ def sharing_hyperparameters(s: Settings, slides: list[bool], sliding: Settings) 
         "rope.freq_base_swa": sliding.number("rope_theta"),
         "final_logit_softcapping": 0.0 if cap is None else s.number("final_logit_softcapping"),
     }
+
+
+def own_values(keys_are_values: Callable[[Settings, int], bool] = lambda s, layer: False, *keys: str) -> Promise:
+    """A layer has values of its own unless its keys are its values, which `keys` say; shared ones may have unread."""
+
+    def holds(s: Settings, layer: int) -> bool | None:
+        first_shared = s.count("num_hidden_layers") - s.count("num_kv_shared_layers", 0, least=0)
+        return not keys_are_values(s, layer) if layer < first_shared else None
+
+    return Promise(holds, keys)
 
 
 class LastOfKind:

@@ -14,6 +14,7 @@ from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import DECODER, DEFAULTS, NORM_BIASES, HuggingFace, Settings, decoder_hyperparameters
 from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
+from edgellm.arch.promises import where
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
@@ -57,6 +58,8 @@ HUGGING_FACE = HuggingFace(
     },
     stacked=("attn_q_norm", "attn_k_norm"),
     biases=NORM_BIASES | dict.fromkeys(("attn_q", "attn_k", "attn_v"), "use_qkv_bias"),
+    promises=dict.fromkeys(("attn_q_norm", "attn_k_norm"), where("qk_layernorm"))
+    | {"ffn_norm": where("use_parallel_residual", False)},
     defaults=DEFAULTS
     | {
         "hidden_size": 2560, "intermediate_size": 6912, "num_key_value_heads": 32, "max_position_embeddings": 4096,

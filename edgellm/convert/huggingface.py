@@ -20,6 +20,7 @@ from edgellm.convert.encoder import classes_of, prepare_encoder
 from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed, with_columns
+from edgellm.convert.promised import check_promises, in_their_names
 from edgellm.convert.quantized import quantization_of, unpacked
 from edgellm.convert.quantized.made import MadeTensor
 from edgellm.convert.rows import PIECE_WEIGHTS, rows_of
@@ -244,10 +245,10 @@ def _parts(
     parts += stacks
     theirs |= their_names
     try:
+        check_promises(family, settings, config, metadata, theirs)
         if tensors:
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
             raise UnsupportedError(f"{family.classes[0]} has no place for tensor {next(iter(tensors))!r}{more}")
-        _check_biases(family, settings, config, theirs)
         for name, factors in rope_tensors(family.rope(settings), config.n_rot).items():
             parts.insert(0, Part(f"{name}.weight", Tensor.of(f"{name}.weight", factors)))
         parts += dense
@@ -257,7 +258,7 @@ def _parts(
         else:
             entry.check(config, named)
     except FileProblem as problem:
-        message = _in_their_names(str(problem), family, theirs, config.n_layers)
+        message = in_their_names(str(problem), family, theirs, config.n_layers)
         raise type(problem)(message + _assumed(settings)) from None
     return parts
 
@@ -287,6 +288,10 @@ def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]
     if (part := ours.split(".")[-2]) in family.stacked:
         names = (name.replace("*", str(index)) for index in itertools.count())
         found = [tensors.pop(each).dequantize() for each in itertools.takewhile(lambda each: each in tensors, names)]
+        numbered = re.compile(re.escape(name).replace(re.escape("*"), r"\d+"))
+        if beyond := next(filter(numbered.fullmatch, tensors), None):
+            missing = name.replace("*", str(len(found)))
+            raise FormatError(f"the checkpoint has no tensor {missing!r}, and it has {beyond!r}")
         if len({x.shape for x in found}) > 1:
             raise FormatError(f"tensors {name!r} have different shapes")
         return Tensor.of(name, np.stack(found)) if found else None
@@ -299,37 +304,9 @@ def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]
     return tensor
 
 
-def _check_biases(family: HuggingFace, settings: Settings, config: ModelConfig, theirs: Mapping[str, str]) -> None:
-    """A model has the biases that config.json says it has; transformers leaves others out, and makes up missing ones.
-
-    Raises FormatError.
-    """
-    for part, key in family.biases.items():
-        wanted = key is None or settings.flag(key)
-        in_layers = f"blk.{{}}.{part}" in family.tensors
-        if not in_layers and part not in family.tensors:
-            continue
-        for name in [f"blk.{n}.{part}.bias" for n in range(config.n_layers)] if in_layers else [f"{part}.bias"]:
-            has_weight = f"{name.removesuffix('bias')}weight" in theirs
-            if wanted and has_weight and name not in theirs:
-                says = "this family has them" if key is None else f"config.json says that it has them ({key})"
-                raise FormatError(f"the checkpoint has no tensor {name!r}, and {says}")
-            if name in theirs and not wanted:
-                raise FormatError(
-                    f"the checkpoint has tensor {name!r}, and config.json says that there are no such biases: {key} is "
-                    "false or missing; make it true to keep them, or take them out"
-                )
-
-
 def _assumed(settings: Settings) -> str:
     """What an error about tensors may come from: sizes that config.json leaves out."""
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
              "head_dim")  # fmt: skip
     taken = [f"{name} is missing, so {settings.assumed[name]}" for name in sizes if name in settings.assumed]
     return f"; in config.json {', '.join(taken)} was taken, as transformers does" if taken else ""
-
-
-def _in_their_names(message: str, family: HuggingFace, theirs: Mapping[str, str], n_layers: int) -> str:
-    """An error about a tensor of GGUF, told in the checkpoint's names."""
-    names = dict(family.names(n_layers)) | dict(theirs)
-    return re.sub(r"'([\w.]+)'", lambda match: repr(names.get(match[1], match[1])), message, count=1)

@@ -67,7 +67,7 @@ class Settings:
 
     def expect(self, name: str, *expected: Any) -> None:
         """UnsupportedError unless the value, where there is one, is among those that the family can have."""
-        value = self.get(name, expected[0])
+        value = self.values.get(name, expected[0])
         if value not in expected:
             wanted = " or ".join(map(repr, expected))
             raise UnsupportedError(f"{self.file}: {name} is {_shown(value)}; edgellm runs this family with {wanted}")
