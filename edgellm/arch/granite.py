@@ -57,4 +57,6 @@ HUGGING_FACE = HuggingFace(
     paired=("attn_q", "attn_k"),
     biases=ATTENTION_BIASES | FEED_FORWARD_BIASES,
     defaults=DEFAULTS | {"intermediate_size": 11008, "max_position_embeddings": 2048, **dict.fromkeys(SCALES, 1.0)},
+    # Null is no scale: what transformers makes of it depends on how it computes attention, or it fails.
+    null_stays=("num_key_value_heads", *SCALES),
 )

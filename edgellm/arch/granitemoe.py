@@ -43,4 +43,5 @@ HUGGING_FACE = HuggingFace(
         "intermediate_size": 11008, "max_position_embeddings": 2048, "num_local_experts": 8, "num_experts_per_tok": 2,
         **dict.fromkeys(granite.SCALES, 1.0),
     },
+    null_stays=granite.HUGGING_FACE.null_stays,
 )  # fmt: skip

@@ -36,7 +36,9 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("no_bias", True)
     attention = s.section("attn_config")
     for name, *expected in (("attn_type", "multihead_attention"), ("qk_ln", False), ("clip_qkv", None),
-                            ("prefix_lm", False), ("alibi", True)):  # fmt: skip
+                            ("prefix_lm", False), ("alibi", True),
+                            # The models' own code reads it, and transformers computes with 8 whatever it is.
+                            ("alibi_bias_max", 8)):  # fmt: skip
         attention.expect(name, *expected)
     s.expect("expansion_ratio", 4)
     s.values["intermediate_size"] = 4 * s.count("hidden_size")

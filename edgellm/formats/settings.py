@@ -40,14 +40,14 @@ class Settings:
         """True or false; false when it is left out."""
         value = self.get(name, False)
         if not isinstance(value, bool):
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected true or false")
+            raise FormatError(f"{self.file}: {self._said(name, value)}; expected true or false")
         return value
 
     def count(self, name: str, default: int | None = None, most: int = (1 << 32) - 1, least: int = 1) -> int:
         """A whole number from `least` to `most`."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a whole number from {least} to {most}")
+            raise FormatError(f"{self.file}: {self._said(name, value)}; expected a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -55,14 +55,14 @@ class Settings:
         value = self.get(name, default)
         least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected a positive number")
+            raise FormatError(f"{self.file}: {self._said(name, value)}; expected a positive number")
         return float(value)
 
     def section(self, name: str) -> Settings:
         """An object inside the config; without entries when it is left out."""
         value = self.get(name, {})
         if not isinstance(value, dict):
-            raise FormatError(f"{self.file}: {name} is {_shown(value)}; expected an object")
+            raise FormatError(f"{self.file}: {self._said(name, value)}; expected an object")
         return Settings(value, file=f"{self.file}: {name}")
 
     def expect(self, name: str, *expected: Any) -> None:
@@ -70,8 +70,10 @@ class Settings:
         value = self.values.get(name, expected[0])
         if value not in expected:
             wanted = " or ".join(map(repr, expected))
-            raise UnsupportedError(f"{self.file}: {name} is {_shown(value)}; edgellm runs this family with {wanted}")
+            raise UnsupportedError(f"{self.file}: {self._said(name, value)}; edgellm runs this family with {wanted}")
 
-
-def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{value!r:.60}"
+    def _said(self, name: str, value: Any) -> str:
+        """What is said of a key; null only where it does not count as left out."""
+        if value is None:
+            return f"{name} is {'null' if name in self.values else 'missing'}"
+        return f"{name} is {value!r:.60}"

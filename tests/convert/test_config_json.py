@@ -16,8 +16,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -263,3 +266,38 @@ def test_logits_without_rope_theta(family: str, rope: dict[str, Any], tmp_path: 
     ids = list(range(3, 150))
     with edgellm.load(tmp_path / "out.gguf", n_threads=1, kv_type="f32") as own:
         np.testing.assert_allclose(own.logits(ids), checkpoints.logits(model, ids), atol=1e-3)
+
+
+def alone(classes: str, config: PreTrainedConfig, **changes: Any) -> dict[str, Any]:
+    """config.json of a class, with changes."""
+    return json.loads(config.to_json_string(use_diff=False)) | {"architectures": [classes]} | changes
+
+
+@pytest.mark.parametrize("value", [16, 7.5, "8"])
+def test_another_largest_bias_of_mpt(value: Any) -> None:
+    """transformers computes with 8 whatever config.json says, the models' own code does not: which is meant is open."""
+    config = alone("MptForCausalLM", MptConfig())
+    ours_of_usual = family_of(config)[1].hyperparameters(family_of(config)[2])
+    assert ours_of_usual["attention.max_alibi_bias"] == 8
+    config["attn_config"]["alibi_bias_max"] = value
+    with pytest.raises(UnsupportedError, match=f"attn_config: alibi_bias_max is {value!r}.*8"):
+        _, family, said = family_of(config)
+        family.hyperparameters(said)
+
+
+SCALES = ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling")
+
+
+@pytest.mark.parametrize("value", [None, "0.5", True, 0, -1.0, [1.0]], ids=str)
+@pytest.mark.parametrize("key", SCALES)
+@pytest.mark.parametrize("config_class", [GraniteConfig, GraniteMoeConfig])
+def test_scales_of_granite_that_are_no_numbers(config_class: Any, key: str, value: Any) -> None:
+    """Null is no number in transformers either, which fails or scales otherwise, by how it computes attention."""
+    name = config_class.__name__.replace("Config", "ForCausalLM")
+    config = alone(name, config_class(), **{key: value})
+    _, family, said = family_of(config)
+    with pytest.raises(EdgellmError, match=f"config.json: {key} is .*expected"):
+        family.hyperparameters(said)
+    del config[key]
+    _, family, said = family_of(config)
+    assert family.hyperparameters(said)["logit_scale"] == 1.0

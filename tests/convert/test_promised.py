@@ -85,7 +85,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("stablelm, parallel", {"use_parallel_residual": False}, ("post_attention_layernorm", "use_parallel_residual")),
     ("falcon", {"num_ln_in_parallel_attn": 2}, ("num_ln_in_parallel_attn is 2",)),
     ("falcon", {"parallel_attn": False}, ("parallel_attn is False",)),
-    ("falcon", {"parallel_attn": None}, ("parallel_attn is missing",)),
+    ("falcon", {"parallel_attn": None}, ("parallel_attn is null",)),
     ("falcon, every head its own keys", {"new_decoder_architecture": True, "num_kv_heads": 4},
      ("no tensor 'transformer.h.0.ln_attn.weight'", "new_decoder_architecture is true")),
     ("falcon, two norms", {"num_ln_in_parallel_attn": 1}, ("ln_attn.weight'", "num_ln_in_parallel_attn is 1")),
