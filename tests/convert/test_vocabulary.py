@@ -164,6 +164,19 @@ def test_sentencepiece_model(tmp_path, space_prefix, byte_fallback):
 
 
 @pytest.mark.parametrize("space_prefix", [True, False])
+@pytest.mark.parametrize("pieces", [[" "], ["  ", "▁▁▁"], ["x y", "x▁y"], [" x", "the "], ["\t ", " <t> "]], ids=str)
+def test_user_defined_pieces_with_spaces(tmp_path: Path, pieces: list[str], space_prefix: bool) -> None:
+    """They are looked for where spaces have become U+2581: with spaces in them they are never found."""
+    original = folders.sentencepiece(tmp_path, space_prefix=space_prefix, user_defined=pieces)
+    ours = converted(tmp_path)
+    parts = st.sampled_from([" ", "  ", "   ", "▁", "▁▁", "x", "x y", " x", "the ", "\t ", " <t> ", "<t>", "\n"])
+    texts = st.lists(parts, max_size=8).map("".join)
+    same(ours.encode, original.encode, texts=texts)
+    for token_id in range(3, 3 + len(pieces)):
+        assert ours.token_bytes(token_id).decode() == original.id_to_piece(token_id).replace("▁", " ")
+
+
+@pytest.mark.parametrize("space_prefix", [True, False])
 def test_merges_made_of_a_sentencepiece_model(tmp_path, space_prefix):
     original = folders.of_sentencepiece(tmp_path, space_prefix)
     same_as_tokenizers(converted(tmp_path), original, 150)

@@ -82,7 +82,7 @@ def tekken(path: Path, tokens: list[bytes], n_special: int = 30, **config: Any) 
     write_json(path, {"config": settings | config, "vocab": vocab})
 
 
-def sentencepiece(folder: Path, **options: bool) -> Any:
+def sentencepiece(folder: Path, **options: Any) -> Any:
     """tokenizer.model of SentencePiece; the processor that reads it."""
     _, original = oracles.train_sentencepiece(**options)
     (folder / "tokenizer.model").write_bytes(original.serialized_model_proto())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -263,7 +263,9 @@ UNUSED_BETWEEN_MERGES: dict[str, Any] = {
 
 
 def train_sentencepiece(
-    byte_fallback: bool = True, space_prefix: bool = True
+    byte_fallback: bool = True,
+    space_prefix: bool = True,
+    user_defined: Sequence[str] = ("<tool>", "\n\n", "▁▁▁", "ab▁", "<tool></tool>"),
 ) -> tuple[dict[str, Any], sentencepiece.SentencePieceProcessor]:
     """Metadata of a small llama-kind vocabulary, and the trained original."""
     written = io.BytesIO()
@@ -279,7 +281,7 @@ def train_sentencepiece(
         character_coverage=0.98,
         split_by_whitespace=True,
         control_symbols=["<turn>", "<pad>"],
-        user_defined_symbols=["<tool>", "\n\n", "▁▁▁", "ab▁", "<tool></tool>"],
+        user_defined_symbols=list(user_defined),
         minloglevel=4,
         num_threads=1,
     )

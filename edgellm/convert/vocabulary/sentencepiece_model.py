@@ -67,6 +67,8 @@ def _put_piece(draft: Draft, token_id: int, raw: Any) -> None:
         raise FormatError(f"{FILE}: piece {token_id} ({text[:40]!r}, type {kind}) is no text of a known type") from None
     if score != score:
         raise FormatError(f"{FILE}: piece {token_id} ({quoted(decoded)}) has a score that is not a number")
+    if token_type == TokenType.USER_DEFINED and " " in decoded:
+        token_type = TokenType.UNUSED  # it is looked for where spaces have become U+2581, and so never found
     draft.put(token_id, decoded, token_type, score)
 
 
