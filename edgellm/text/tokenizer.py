@@ -344,7 +344,8 @@ class Tokenizer:
 
     def _found_as(self, spelling: Callable[[str], str], normalized: bool) -> SpecialTokens:
         ids: dict[str, int] = {}
-        for text, token_id in self._added.items():
+        also = {self.token_name(i): i for i in self._vocabulary.marked("also_added") or ()}
+        for text, token_id in (also | self._added).items():
             if (token_id in self._normalized_ids) == normalized and (spelled := spelling(text)):
                 ids.setdefault(spelled, token_id)
         marked = self._vocabulary.marked

@@ -40,7 +40,7 @@ PREPARATIONS: dict[str, tuple[Any, Any]] = {
 }  # fmt: skip
 BYTE_LEVEL = ["gpt-2", "qwen2", "llama-bpe"]
 
-ADDED = ["[INST]", "[/INST]", "<t>", "<tt>", "tt>", "ab", "aa", " x", "é!", "E\u0301", "  "]
+ADDED = ["[INST]", "[/INST]", "<t>", "<tt>", "tt>", "ab", "aa", " x", "é!", "E\u0301", "  ", SPACE, "▁▁", "▁<t>", "a▁"]
 OTHERS = [" ", "  ", "\n", "\t ", "\u3000", "a", "b", "Hi", "_", "é", "\u0301", SPACE, "<", ">", "1", "漢", "."]
 PIECES = st.sampled_from([*ADDED, *OTHERS])
 TEXTS = st.lists(PIECES, max_size=12).map("".join)
@@ -115,8 +115,11 @@ def test_any_added_tokens_give_the_ids_of_tokenizers(tmp_path_factory, kind):
         try:
             check_same(folder, with_added(values, tokens), texts)
         except UnsupportedError as error:
-            # An added "aa" and BERT's "##aa"; an added "ab", which would be a piece of words.
-            assert kind == "bert" and re.search("can hold only one of them|would begin other words", str(error))
+            # An added "aa" and BERT's "##aa"; an added "ab", which would be a piece of words; an added U+2581.
+            expected = (
+                "can hold only one of them|would begin other words" if kind == "bert" else "is found in some places"
+            )
+            assert kind not in BYTE_LEVEL and re.search(expected, str(error))
 
     check()
 
@@ -173,3 +176,24 @@ def test_a_letter_of_the_vocabulary_that_is_added_too(tmp_path: Path, kind: str)
     folders.write_json(tmp_path / "tokenizer.json", values | {"added_tokens": [*values["added_tokens"], token]})
     with pytest.raises(UnsupportedError, match=f"the added token .{letter}. is found in some places"):
         tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+@pytest.mark.parametrize("kind", PREPARATIONS)
+@pytest.mark.parametrize("content", [SPACE, "▁▁", "▁▁▁", "▁the", "the▁", "a▁b", "▁<t>", "  ", " x", "x  y"])
+def test_added_tokens_with_spaces_or_with_what_stands_for_them(tmp_path: Path, kind: str, content: str) -> None:
+    """What is typed as U+2581 is another text than a space, until spaces become U+2581: a token is found before that or
+    after it, as it says; and merging still makes of spaces what it made of them.
+    """
+    (tmp_path / "again").mkdir()
+    values = values_of(kind, tmp_path)
+    texts = [" the", "a  the▁▁x", "▁", "▁▁▁▁", "    ", "a b▁a▁b", "Hi ▁<t> <t>▁ the▁  x", "x  y x▁▁y", "<t>▁the the▁"]
+    vocab = values["model"]["vocab"]
+    others = [token for token in values["added_tokens"] if token["content"] != content]
+    plain = {"id": vocab.get(content, max(vocab.values()) + 1), "content": content, "single_word": False,
+             "lstrip": False, "rstrip": False}  # fmt: skip
+    for normalized, special in itertools.product((False, True), repeat=2):
+        token = plain | {"normalized": normalized, "special": special}
+        try:
+            check_same(tmp_path, values | {"added_tokens": [*others, token]}, texts)
+        except UnsupportedError as error:  # of the two ways to it, a file can say one
+            assert content in vocab and (special or normalized) and "is found in some places" in str(error)

@@ -48,6 +48,7 @@ class Draft:
     settings: further keys of the metadata, without their prefix.
     ours:     the same for keys of our own, `edgellm.tokenizer.*`: what GGUF cannot say.
     flags:    the ids of the added tokens that have each of FLAGS.
+    merged:   the added tokens that merging makes of spaces as well.
     prefixed: each stretch between added tokens can get a space in front.
     made:     what a text is made of before and by merging, where U+2581 stands for spaces.
     notes:    what a person should know: what is left out.
@@ -69,6 +70,7 @@ class Draft:
         self.settings: dict[str, Any] = {}
         self.ours: dict[str, Any] = {}
         self.flags: dict[str, set[int]] = {flag: set() for flag in FLAGS}
+        self.merged: set[int] = set()
         self.prefixed = False
         self.made: frozenset[str] = frozenset()
         self.notes: list[str] = []
@@ -123,7 +125,9 @@ class Draft:
         if known is not None and known.type in (TokenType.UNKNOWN, TokenType.BYTE):
             return
         if not special and self.merges_spaces(text):
+            self.merged.add(token_id)
             return
+        self.merged.discard(token_id)
         steers = special or _STEERING.fullmatch(text)
         token_type = TokenType.CONTROL if steers else TokenType.USER_DEFINED
         self.tokens[token_id] = Token(text, token_type, ADDED_SCORE)
@@ -131,10 +135,10 @@ class Draft:
     def merges_spaces(self, text: str) -> bool:
         """Whether an added token with U+2581 in it is left to merging, which makes it of spaces.
 
-        The text has spaces in their place, so `tokenizers` finds no such token in it. Programs that read GGUF do; so
-        the token is added where that comes to the same, and where it does not, it is not.
+        A text has spaces in their place, so `tokenizers` finds such a token only where somebody typed U+2581. GGUF
+        has no type for both; a key of our own says that it is found as well.
         """
-        return self.prefixed and SPACE in text and text in self.made
+        return SPACE in text and text in self.made
 
     def take_merges(self, merges: Iterable[Any]) -> None:
         """Take merges, each a pair or a text with a space between; FormatError for one that names no tokens."""
@@ -185,11 +189,24 @@ class Draft:
             while name in self.ids:
                 name = f"[{name}]"
             return Token(name, TokenType.UNUSED, ADDED_SCORE)
-        if self.model == "llama" and token.type == TokenType.USER_DEFINED:
+        if self._stands_for_spaces(token_id, token):
             # Other programs look for these in the text before its spaces become "\u2581".
             spaced = token.text.replace(SPACE, " ")
             return token if spaced in self.ids else token._replace(text=spaced)
         return token
+
+    def _stands_for_spaces(self, token_id: int, token: Token) -> bool:
+        """Whether U+2581 in a user-defined token is a space: in SentencePiece's own model, and where `tokenizers`
+        looks for the token in a text whose spaces have become U+2581.
+        """
+        if self.model != "llama" or token.type != TokenType.USER_DEFINED:
+            return False
+        return not self.file.endswith(".json") or (token_id in self.flags["normalized"] and self.replaces_spaces)
+
+    @property
+    def replaces_spaces(self) -> bool:
+        """Whether spaces are U+2581 where added tokens are looked for in normalized text; Metaspace does it later."""
+        return "prepend_scheme" not in self.ours
 
     def _beyond(self, token_id: Any, text: str) -> FormatError:
         if type(token_id) is int and token_id >= self.n_vocab:

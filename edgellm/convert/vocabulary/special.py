@@ -14,6 +14,7 @@ from edgellm.convert.vocabulary.metaspace import read_spaces
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
 from edgellm.text.pretokenizers import PRETOKENIZERS
+from edgellm.text.spm import SPACE
 from edgellm.text.vocabulary import TokenType
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -63,22 +64,30 @@ def normalize_flags(draft: Draft) -> None:
     behind each of them.
     """
     added = {i for i, t in draft.tokens.items() if t.type in (TokenType.CONTROL, TokenType.USER_DEFINED)}
+    added |= draft.merged
     for ids in draft.flags.values():
         ids &= added
     normalized = draft.flags["normalized"]
-    for token_id in sorted(normalized | draft.flags["single_word"]):
+    if draft.model == "llama" and not draft.replaces_spaces:
+        normalized -= draft.merged  # nothing is normalized before it is looked for
+    steers = {i for i in added - draft.merged if SPACE in draft.tokens[i].text}  # spaces would not make it any more
+    for token_id in sorted(normalized | (draft.flags["single_word"] - draft.merged) | steers):
         text = draft.tokens[token_id].text
         if draft.model == "llama" and text in draft.made:
             raise UnsupportedError(
-                f"{draft.file}: the added token {quoted(text)} is found in some places (single_word, normalized) and "
-                "made by merging in others; in a GGUF file of the llama kind it can be one or the other"
+                f"{draft.file}: the added token {quoted(text)} is found in some places (single_word, normalized, "
+                "U+2581) and made by merging in others; in a GGUF file of the llama kind it can be one or the other"
             )
     if draft.model == "gpt2" and normalized == added and not PRETOKENIZERS[draft.pre].nfc:
         normalized.clear()
     user_defined = {i for i, token in draft.tokens.items() if token.type == TokenType.USER_DEFINED}
     swallowing = user_defined & (draft.flags["lstrip"] | draft.flags["rstrip"])
-    if draft.model == "llama" and not normalized and (swallowing or (user_defined and draft.prefixed)):
+    told = draft.file.endswith(".json") and any(set(draft.tokens[i].text) & {" ", SPACE} for i in user_defined)
+    exact = swallowing or told or (user_defined and draft.prefixed)
+    if draft.model == "llama" and exact and not normalized:
         draft.ours["normalized"] = np.zeros(0, np.int32)
+    if draft.merged:
+        draft.ours["also_added"] = np.array(sorted(draft.merged), np.int32)
 
 
 def set_roles(draft: Draft, files: Files) -> None:

@@ -54,7 +54,8 @@ def twin_of(metadata: Mapping[str, Any], vocabulary: Vocabulary, strips_right: b
     if flags["normalized"] is None and kind == "llama" and not vocabulary.flag("add_space_prefix", True):
         flags["normalized"] = frozenset(vocabulary.of_type(TokenType.USER_DEFINED))
     added = []
-    for token_id in vocabulary.of_type(*_SPECIAL, TokenType.USER_DEFINED):
+    also = vocabulary.marked("also_added") or ()
+    for token_id in [*vocabulary.of_type(*_SPECIAL, TokenType.USER_DEFINED), *sorted(also)]:
         if token_id in tokens:
             flagged: Steps = {flag: ids is not None and token_id in ids for flag, ids in flags.items()}
             special = bool(vocabulary.types[token_id] in _SPECIAL)
