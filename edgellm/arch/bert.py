@@ -12,6 +12,7 @@ from typing import Any
 from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
 from edgellm.arch.encoder_parts import BERT, EncoderConfig, embedding_head, encoder_config, post_norm_encoder
 from edgellm.arch.huggingface import Settings
+from edgellm.arch.promises import Promise
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
 
@@ -57,6 +58,8 @@ ATTENTION = {
     "blk.{}.attn_output": "encoder.layer.{}.attention.output.dense",
     "blk.{}.attn_output_norm": "encoder.layer.{}.attention.output.LayerNorm",
 }
+# Some models of one text have none.
+TOKEN_TYPES = {"token_types": Promise(lambda s, layer: s.get("type_vocab_size", 2) != 0, ("type_vocab_size",))}
 TENSORS = EMBEDDINGS | ATTENTION | {
     "position_embd": "embeddings.position_embeddings",
     "blk.{}.ffn_up": "encoder.layer.{}.intermediate.dense",
@@ -76,6 +79,7 @@ HUGGING_FACE = EncoderCheckpoint(
     tensors=TENSORS,
     biases=BIASES,
     defaults=BERT_DEFAULTS,
+    promises=TOKEN_TYPES,
     prefix="bert.",
     left_out=MASKED_HEADS + r"|pooler\.",
 )
@@ -86,6 +90,7 @@ CROSS_ENCODER = EncoderCheckpoint(
     tensors=TENSORS | CLASSIFIER,
     biases=BIASES | dict.fromkeys(CLASSIFIER),
     defaults=BERT_DEFAULTS,
+    promises=TOKEN_TYPES,
     prefix="bert.",
     ranks="cls",
 )
@@ -104,6 +109,7 @@ ROBERTA = EncoderCheckpoint(
     tensors=TENSORS,
     biases=BIASES,
     defaults=ROBERTA_DEFAULTS,
+    promises=TOKEN_TYPES,
     prefix="roberta.",
     left_out=MASKED_HEADS + r"|pooler\.",
     first_rows={"position_embd": "pad_token_id"},
@@ -119,6 +125,7 @@ ROBERTA_CROSS_ENCODER = EncoderCheckpoint(
     tensors=TENSORS | ROBERTA_CLASSIFIER,
     biases=BIASES | dict.fromkeys(ROBERTA_CLASSIFIER),
     defaults=ROBERTA_DEFAULTS,
+    promises=TOKEN_TYPES,
     prefix="roberta.",
     ranks="cls",
     first_rows={"position_embd": "pad_token_id"},

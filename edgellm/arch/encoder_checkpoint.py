@@ -38,7 +38,7 @@ class EncoderCheckpoint(HuggingFace):
     def named_as_in(self, names: Collection[str]) -> EncoderCheckpoint:
         """The same with the form of names that a checkpoint has."""
         others = set(self.other_tensors.values()) - set(self.tensors.values())
-        if any(f"{name}.weight" in names for name in others):
+        if any(f"{name.format(0)}.weight" in names for name in others):
             return replace(self, tensors=self.other_tensors, other_tensors={})
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.bert import ATTENTION, BERT_DEFAULTS, BIASES, EMBEDDINGS, MASKED_HEADS
+from edgellm.arch.bert import ATTENTION, BERT_DEFAULTS, BIASES, EMBEDDINGS, MASKED_HEADS, TOKEN_TYPES
 from edgellm.arch.config import Keys
 from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
 from edgellm.arch.encoder_parts import EncoderConfig, embedding_head, encoder_config, post_norm_encoder
@@ -49,6 +49,7 @@ HUGGING_FACE = EncoderCheckpoint(
     tensors=EMBEDDINGS | ATTENTION | _GATED,
     biases=_BIASES,
     defaults=_DEFAULTS,
+    promises=TOKEN_TYPES,
     prefix="bert.",
     left_out=MASKED_HEADS + r"|pooler\.",
 )
@@ -59,6 +60,7 @@ CROSS_ENCODER = EncoderCheckpoint(
     tensors=EMBEDDINGS | ATTENTION | _GATED | {"cls": "pooler.dense", "cls.output": "classifier"},
     biases=_BIASES | dict.fromkeys(("cls", "cls.output")),
     defaults=_DEFAULTS,
+    promises=TOKEN_TYPES,
     prefix="bert.",
     ranks="cls",
 )

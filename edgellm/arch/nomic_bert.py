@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.bert import BERT_DEFAULTS, EMBEDDINGS, MASKED_HEADS
+from edgellm.arch.bert import BERT_DEFAULTS, EMBEDDINGS, MASKED_HEADS, TOKEN_TYPES
 from edgellm.arch.encoder_checkpoint import EncoderCheckpoint, encoder_hyperparameters
 from edgellm.arch.encoder_parts import (
     BERT,
@@ -97,6 +97,7 @@ HUGGING_FACE = EncoderCheckpoint(
     other_tensors=_FIRST_NAMES,
     biases=_BIASES,
     defaults=BERT_DEFAULTS | {"max_position_embeddings": 2048, "hidden_act": "silu"},
+    promises=TOKEN_TYPES,
     prefix="nomic_bert.",
     left_out=MASKED_HEADS + r"|pooler\.",
     has_config=lambda config: "n_embd" not in config,
@@ -111,6 +112,7 @@ FIRST_FORM = EncoderCheckpoint(
         "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": 3072, "layer_norm_epsilon": 1e-12, "n_positions": 8192,
         "max_trained_positions": 2048, "rotary_emb_base": ROPE_BASE, "activation_function": "swiglu",
     },
+    promises=TOKEN_TYPES,
     prefix="bert.",
     left_out=MASKED_HEADS + r"|pooler\.",
     has_config=lambda config: "n_embd" in config,

@@ -237,7 +237,7 @@ def _parts(
     for ours, name in family.names(config.n_layers):
         tensor = _taken(family, ours, name, tensors)
         if tensor is not None:
-            theirs[ours] = name
+            theirs[ours] = tensor.name if tensor.name.endswith(name) else name
             if ours in vectors:
                 tensor = _as_vector(tensor)
             parts.append(_part(family, config, ours, tensor))

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgellm.arch import ModelConfig
+from edgellm.arch.encoder_checkpoint import EncoderCheckpoint
 from edgellm.arch.huggingface import HuggingFace, Settings
-from edgellm.arch.promises import Promise
+from edgellm.arch.promises import ALWAYS, Promise
 from edgellm.arch.stacks import Experts
 from edgellm.errors import FormatError
 
@@ -39,16 +40,18 @@ def check_promises(
     for part, promise in _promises(family, config, metadata).items():
         keys = [key for key in promise.keys if key in settings.values] or promise.keys[:1]
         says = " and ".join(f"{key} is {_shown(settings.get(key))}" for key in keys)
-        for layer in range(config.n_layers):
-            name, wanted = f"blk.{layer}.{part}", promise.holds(settings, layer)
+        in_layers = part not in (f"{ours}.weight" for ours in family.tensors)
+        for layer in range(config.n_layers) if in_layers else [0]:
+            name, wanted = f"blk.{layer}.{part}" if in_layers else part, promise.holds(settings, layer)
+            where = f"layer {layer}" if in_layers else "the model"
             if wanted and name not in theirs:
-                why = f"config.json says that layer {layer} has one ({says})" if says else "this family always has it"
+                why = f"config.json says that {where} has one ({says})" if says else "this family always has it"
                 raise FormatError(
                     f"the checkpoint has no tensor {name!r}, and {why}; a file is missing, or config.json is wrong"
                 )
             if wanted is False and name in theirs:
                 raise FormatError(
-                    f"the checkpoint has tensor {name!r}, and config.json says that layer {layer} has none ({says}); "
+                    f"the checkpoint has tensor {name!r}, and config.json says that {where} has none ({says}); "
                     "correct config.json to keep it, or take it out"
                 )
     for name, key, wanted in _biases(family, settings, config):
@@ -73,6 +76,10 @@ def _promises(family: HuggingFace, config: ModelConfig, metadata: Mapping[str, A
         stacks = [name for name, place in family.experts.items() if isinstance(place, Experts)]
         found |= {name.removeprefix("blk.{}.") + ".weight": experts for name in ("ffn_gate_inp", *stacks)}
         found |= {f"{name}.weight": dense for name in _DENSE}
+    if isinstance(family, EncoderCheckpoint):  # whose forward pass takes as many parts as there are
+        for ours in family.tensors:
+            if ours != "output":  # of a decoder that makes vectors
+                found[ours.removeprefix("blk.{}.") + ".weight"] = ALWAYS
     for part, promise in family.promises.items():
         is_of_experts = config.mixture is not None and "exp" in part
         found[part if "." in part else f"{part}.weight"] = _both(promise, experts) if is_of_experts else promise
@@ -113,7 +120,7 @@ def _their_name(ours: str, family: HuggingFace, theirs: Mapping[str, str], names
         return theirs[ours]
     layer, part = match.groups() if (match := re.fullmatch(r"blk\.(\d+)\.(.+)", ours)) else ("", "")
     if not part:
-        return names.get(ours, ours)
+        return _prefix(theirs, names) * (not ours.startswith("cls")) + names.get(ours, ours)
     for other, name in theirs.items():
         number = re.fullmatch(rf"blk\.(\d+)\.{re.escape(part)}", other)
         if number is not None and f".{number[1]}." in name:
@@ -125,6 +132,12 @@ def _their_name(ours: str, family: HuggingFace, theirs: Mapping[str, str], names
         return _name_of_place(place, layer, kind)
     fused = f"blk.{layer}.{_FUSED.get(role, role)}.{kind}"
     return names.get(fused, ours)
+
+
+def _prefix(theirs: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """What the checkpoint puts in front of all names, where the model is a part of a larger one."""
+    both = ((name, names[ours]) for ours, name in theirs.items() if ours in names)
+    return next((name.removesuffix(usual) for name, usual in both if name != usual and name.endswith(usual)), "")
 
 
 def _name_of_place(place: Any, layer: str, kind: str) -> str:

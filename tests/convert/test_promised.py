@@ -18,7 +18,7 @@ import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint, open_source
 from edgellm.errors import EdgellmError
 
-from . import checkpoints, families
+from . import checkpoints, encoder_checkpoints, families
 from .mixtures import MIXTURES
 
 # Families with parts that a layer may have or not, or that checkpoints join or name otherwise.
@@ -73,6 +73,26 @@ def test_a_tensor_that_is_missing_is_named(name: str, saved: Any, tmp_path: Path
         any_number = re.sub(r"\d+\.weight$", "*.weight", missing)
         said = refused(folder)
         assert repr(missing) in said or repr(any_number) in said
+
+
+@pytest.mark.parametrize("name", [*encoder_checkpoints.FAMILIES, *(f"ranker: {n}" for n in encoder_checkpoints.RANKERS),
+                                  "jina", "nomic, first form"])  # fmt: skip
+def test_a_tensor_of_an_encoder_that_is_missing_is_named(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    if name in ("jina", "nomic, first form"):
+        save = encoder_checkpoints.save_jina if name == "jina" else encoder_checkpoints.save_first_nomic
+        save(folder)
+    else:
+        kinds = encoder_checkpoints.RANKERS if name.startswith("ranker") else encoder_checkpoints.FAMILIES
+        encoder_checkpoints.save(kinds, name.removeprefix("ranker: "), folder)
+    tensors = load_file(folder / "model.safetensors")
+    for missing in one_of_each(tensors):
+        if not name.startswith("ranker") and "pooler." in missing:
+            continue  # of which vectors have no need
+        kept = {name: x for name, x in tensors.items() if name != missing}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        own = missing.removeprefix("bert.") if "pooler." in missing else missing
+        assert f"'{own}'" in refused(folder)
 
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
