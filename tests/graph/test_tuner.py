@@ -84,7 +84,7 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monk
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelStore, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
-    usual, near, kept, pages = (1 << 13, "non_temporal"), (1 << 13, "lines"), (7 << 12, "lines"), (1 << 14, "pages")
+    usual, near, kept, pages = (1 << 13, "non_temporal"), (1 << 13, "first_level"), (7 << 12, "lines"), (1 << 15, "second_level")
     for seconds, chosen in (
         ({near: 0.8, kept: 0.9}, near), ({near: 0.99, pages: 0.99}, usual), ({kept: 0.5}, kept), ({pages: 0.7}, pages),
     ):  # fmt: skip
