@@ -48,21 +48,21 @@ def multiply_few(
     out_stride: Value,
     ahead: Value,
     *,
-    prefetch: str = "first_level",
+    prefetch: str | None = None,
     finish: Callable[[list[Value]], list[Value]] = list,
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
     Tokens meet weights in the registers into which they were unpacked.
 
-    ahead, prefetch:  what is prefetched meanwhile, and how, see `records.PREFETCHES`.
+    ahead:  what is prefetched meanwhile. prefetch: where to, one of `records.PREFETCHES`; None is what suits the CPU.
     finish:  what becomes of the sums before they are stored.
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
     # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
     # long for a group that its lines need not be told apart, and have no register to spare.
-    parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch]
+    parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
 
     def body(i: Value, *totals: Value) -> list[Value]:
         asked = ahead + i * block_bytes
@@ -97,7 +97,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
     per_sum, per_block, sums_of = fmt.scale_group, fmt.block_size, sums_reader(fmt)
     most, some = isa.tile_tokens, isa.tile_tokens // 2
 
-    def kernel_of(n_tokens: int, prefetch: str = "first_level"):
+    def kernel_of(n_tokens: int, prefetch: str | None = None):
         @staged(isa, "void", *["i64"] * 8)
         def tile_by_few(v, *args):
             multiply_few(v, fmt, n_planes, n_tokens, *args, prefetch=prefetch)
