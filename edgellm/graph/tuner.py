@@ -27,14 +27,13 @@ from edgellm.graph.program import TOKEN_ALIGN, aligned
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.store import KernelStore
-from edgellm.machine import available_memory, default_threads, last_level_cache, usable_threads
+from edgellm.machine import available_memory, beyond_caches, default_threads, usable_threads
 from edgellm.quants import BlockFormat
 from edgellm.quants.tiles import TILE_ROWS
 
 T = TypeVar("T")
 
 WEIGHT_BYTES = 1 << 27  # far beyond most last level caches: what they hold of it makes all ways alike
-OF_CACHE = 1.25  # at least so many times the last level, where that is larger: servers have some of 300 MB
 N_COLS, N_ROWS = 2048, 2048  # of a matrix
 TURNS = 4
 CLEARLY = 0.96  # of the default's time: what less gains may be chance
@@ -118,16 +117,11 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
     tuning = replace(tuning, small_batch=work.small_batch(tuning))
     if not weights.in_tiles:
         return tuning
-    from_memory = _Work(store, weights, min(_beyond_caches(), available_memory() // 4))
+    from_memory = _Work(store, weights, beyond_caches(WEIGHT_BYTES))
     tuning = from_memory.prefetching_tiles(tuning)
     if from_memory.tiles_pay(tuning):
         return replace(tuning, tiles=True, tiles_small_batch=work.small_batch(replace(tuning, tiles=True)))
     return tuning
-
-
-def _beyond_caches() -> int:
-    """So many bytes of weights that each has to come from memory."""
-    return max(WEIGHT_BYTES, int(OF_CACHE * last_level_cache()))
 
 
 def _thread_counts(default: int) -> list[int]:
