@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ from edgellm.graph.program import TOKEN_ALIGN, aligned
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels.store import KernelStore
-from edgellm.machine import available_memory, default_threads, usable_threads
+from edgellm.machine import available_memory, beyond_caches, default_threads, usable_threads
 from edgellm.quants import BlockFormat
 from edgellm.quants.tiles import TILE_ROWS
 
@@ -40,13 +41,17 @@ CLEARLY = 0.96  # of the default's time: what less gains may be chance
 CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
-TILES_PREFETCHES = ((1 << 13, "lines"), (7 << 12, "lines"), (1 << 14, "pages"))  # bytes ahead, what
+TILES_PREFETCHES = (
+    (1 << 13, "first_level"), (7 << 12, "first_level"), (1 << 13, "second_level"), (1 << 15, "second_level"),
+)  # bytes ahead, where to  # fmt: skip
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
 # So much depends on them that the turn counts in which nothing else held them up.
 AS_QUICK, SEVERAL, FAR_QUICKER = 1.05, 8, 0.8
 TILES_TURNS = 15
+# What is prefetched of tiles is right or wrong by much, and costs nothing else: what most turns say counts.
+PREFETCH_TURNS = 9
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 0.05, 60  # how long we look whether others are busy, and how long that is true
 
 
@@ -110,8 +115,11 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
     tuning = work.best(tuning, [replace(tuning, chunk_bytes=n) for n in CHUNK_BYTES])
     tuning = work.best(tuning, [replace(tuning, prefetch_bytes=n) for n in PREFETCH_BYTES])
     tuning = replace(tuning, small_batch=work.small_batch(tuning))
-    tuning = work.prefetching_tiles(tuning)
-    if work.tiles_pay(tuning):
+    if not weights.in_tiles:
+        return tuning
+    from_memory = _Work(store, weights, beyond_caches(WEIGHT_BYTES))
+    tuning = from_memory.prefetching_tiles(tuning)
+    if from_memory.tiles_pay(tuning):
         return replace(tuning, tiles=True, tiles_small_batch=work.small_batch(replace(tuning, tiles=True)))
     return tuning
 
@@ -135,20 +143,29 @@ class _Work:
             for i, raw in enumerate(self.memory.reshape(-1, N_ROWS, row_bytes))
         ]
 
-    def best(self, default: Tuning, others: Sequence[Tuning], clearly: float = CLEARLY) -> Tuning:
-        """The quickest for one token, or the default when none is clearly quicker."""
+    def best(
+        self,
+        default: Tuning,
+        others: Sequence[Tuning],
+        clearly: float = CLEARLY,
+        n_turns: int = TURNS,
+        typical: Callable[[list[float]], float] = max,
+    ) -> Tuning:
+        """The quickest for one token, or the default when none is clearly quicker.
+
+        typical:  what counts of a setting's times over the default's of the same turn; by default its worst.
+        """
         if not others:
             return default
         programs = {tuning: _Runnable(self, tuning) for tuning in (default, *others)}
         try:
-            turns = _take_turns({tuning: program.run for tuning, program in programs.items()})
+            turns = _take_turns({tuning: program.run for tuning, program in programs.items()}, n_turns)
         finally:
             for program in programs.values():
                 program.team.close()
-        # At its worst against the default of the same turn.
-        worst = {tuning: max(turn[tuning] / turn[default] for turn in turns) for tuning in others}
-        best = min(others, key=lambda tuning: worst[tuning])
-        return best if worst[best] < clearly else default
+        shares = {tuning: typical([turn[tuning] / turn[default] for turn in turns]) for tuning in others}
+        best = min(others, key=lambda tuning: shares[tuning])
+        return best if shares[best] < clearly else default
 
     def small_batch(self, tuning: Tuning) -> int:
         """Up to how many tokens the kernel for small batches is quicker than the one for large ones."""
@@ -169,17 +186,14 @@ class _Work:
             large.team.close()
 
     def prefetching_tiles(self, tuning: Tuning) -> Tuning:
-        """The same, with what should be prefetched of tiles, and how far ahead."""
-        if not self.format.in_tiles:
-            return tuning
+        """The same, with how far ahead tiles should be prefetched, and into which cache."""
         tiles = replace(tuning, tiles=True)
         others = [replace(tiles, tiles_prefetch_bytes=n, tiles_prefetch=what) for n, what in TILES_PREFETCHES]
-        return replace(self.best(tiles, others), tiles=tuning.tiles)
+        found = self.best(tiles, others, n_turns=PREFETCH_TURNS, typical=median)
+        return replace(found, tiles=tuning.tiles)
 
     def tiles_pay(self, tuning: Tuning) -> bool:
         """Whether weights should lie as tiles."""
-        if not self.format.in_tiles:
-            return False
         file, tiles = (_Runnable(self, replace(tuning, tiles=tiles)) for tiles in (False, True))
         try:
             share = {}  # of the file's time, each at its best

@@ -83,7 +83,8 @@ LAYER_NORM = Schema(
 
 QUANTIZE = Schema("quantize", batch=BATCH, x="ptr", stride="i64", n_cols="i64", to=QUANTIZED, chunk_tokens="i64")
 
-PREFETCHES = ("pages", "lines", "non_temporal")  # starts of pages; every line; the same into the first level alone
+# Of tiles, every line is prefetched: into the first level of cache; there alone; or into the second.
+PREFETCHES = ("first_level", "non_temporal", "second_level")
 LINEAR = Schema(
     "linear",
     batch=BATCH,

@@ -15,6 +15,7 @@ ROOT = Path("/")
 
 __all__ = [
     "available_memory",
+    "beyond_caches",
     "default_threads",
     "last_level_cache",
     "peak_memory",
@@ -22,6 +23,8 @@ __all__ = [
     "total_memory",
     "usable_threads",
 ]
+
+_BEYOND = 5  # quarters of the last level of cache
 
 
 def default_threads(root: Path = ROOT) -> int:
@@ -46,6 +49,14 @@ def usable_threads(root: Path = ROOT) -> int:
 def last_level_cache(root: Path = ROOT) -> int:
     """Bytes of the largest cache: what is read again and is no more may come from there."""
     return caches.last_level(root)
+
+
+def beyond_caches(least: int, root: Path = ROOT) -> int:
+    """Bytes that must be read for each of them to come from memory: at most a quarter of what is free.
+
+    least:  so many do on most machines; servers may have a last level of 300 MB.
+    """
+    return min(max(least, _BEYOND * last_level_cache(root) // 4), available_memory(root) // 4)
 
 
 def total_memory(root: Path = ROOT) -> int:

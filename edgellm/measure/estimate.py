@@ -34,7 +34,7 @@ from edgellm.graph import Graph, Tuning
 from edgellm.graph.adapters import EMBEDDING, OUTPUT
 from edgellm.graph.cache_memory import CacheLayer
 from edgellm.kernels.records import KV_BLOCK
-from edgellm.machine import resident_memory
+from edgellm.machine import beyond_caches, resident_memory
 from edgellm.machine.others import OtherWork, is_too_busy
 from edgellm.measure.bench import read, write
 from edgellm.params import RuntimeConfig
@@ -43,7 +43,7 @@ from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_RING_BYTES = 1 << 28  # far beyond the caches
+_RING_BYTES = 1 << 28  # far beyond most caches
 _ALIGN = 64
 _MAPPED_BYTES = 1 << 16  # Linux maps so much of a file around what is read, where that is in memory
 _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing becomes so small that it is slow
@@ -106,7 +106,8 @@ class Estimate:
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
-    """Takes a few seconds, and as much memory as running the model, but for all weights beyond 256 MB.
+    """Takes a few seconds, and as much memory as running the model, but for all weights beyond 256 MB or what
+    the caches hold.
 
     progress(done, total, kernel) is called while kernels are compiled, on a first start. Raises what loading the model
     would raise.
@@ -172,7 +173,7 @@ class _Ring:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         sizes = [_aligned(Place(one, 0).end if one.raw.ndim == 2 else one.n_bytes) for one in tensors]
-        self.n_bytes = max(*sizes, min(sum(sizes), _RING_BYTES))
+        self.n_bytes = max(*sizes, min(sum(sizes), beyond_caches(_RING_BYTES)))
         mapping = mmap.mmap(-1, self.n_bytes)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             mapping.madvise(mmap.MADV_NOHUGEPAGE)  # a mapped file has small pages, which are slower to read

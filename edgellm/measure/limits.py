@@ -15,9 +15,10 @@ from edgellm.kernels.records import S_PER_STEP, S_REGISTERS, U_REGISTERS
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
 from edgellm.kernels.store import KernelStore
+from edgellm.machine import beyond_caches
 
 ROUNDS = 6  # the quickest counts: whatever else the machine does can only take away
-READ_BYTES = 1 << 28  # far beyond the caches
+READ_BYTES = 1 << 28  # far beyond most caches
 READ_CHUNK_BYTES = 1 << 18
 # Ways to read, of which the best counts: (bytes ahead, lines of a page that are asked for). Some machines like to be
 # asked for every line, a little ahead or a chunk for every thread; others see a stream by themselves, within a page.
@@ -43,14 +44,15 @@ class Limits:
 
 
 def measure_limits(store: KernelStore, team: Team) -> Limits:
-    """Takes about half a second, and 256 MB for that time."""
+    """Takes about half a second, and some 256 MB for that time; more where caches are that large."""
     return Limits(_read_bytes(store, team), _macs(store, team))
 
 
 def _read_bytes(store: KernelStore, team: Team) -> float:
-    memory = aligned(READ_BYTES)
+    n_chunks = max(1, beyond_caches(READ_BYTES) // READ_CHUNK_BYTES)
+    n_bytes = n_chunks * READ_CHUNK_BYTES
+    memory = aligned(n_bytes)
     memory.fill(1)  # else all pages would be the same page of zeros
-    n_chunks = READ_BYTES // READ_CHUNK_BYTES
     sums = np.zeros(n_chunks, np.int64)
     seconds = [
         _quickest(
@@ -73,7 +75,7 @@ def _read_bytes(store: KernelStore, team: Team) -> float:
             (0, 0),
         )
     ]
-    return READ_BYTES / min(seconds)
+    return n_bytes / min(seconds)
 
 
 def _macs(store: KernelStore, team: Team) -> float:

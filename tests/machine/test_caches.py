@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgellm import machine
 from edgellm.machine import caches, last_level_cache
 
 
@@ -31,3 +32,14 @@ def test_macs() -> None:
 def test_some_size_is_found_everywhere(tmp_path: Path) -> None:
     assert last_level_cache() >= 1 << 15
     assert caches.last_level(tmp_path) >= 1 << 15
+
+
+def test_what_no_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as asked for, more beside a large cache, and never much of what is free."""
+    free = 100 << 30
+    monkeypatch.setattr(machine, "available_memory", lambda root: free)
+    for cache, least, found in ((32 << 20, 1 << 27, 1 << 27), (320 << 20, 1 << 27, 400 << 20)):
+        monkeypatch.setattr(machine, "last_level_cache", lambda root, cache=cache: cache)
+        assert machine.beyond_caches(least) == found
+    free = 1 << 30
+    assert machine.beyond_caches(1 << 27) == 1 << 28

@@ -18,7 +18,7 @@ HEAD_WEIGHTS = tiny.N_VOCAB * 64
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "READ_BYTES", 1 << 23)
+    monkeypatch.setattr(limits, "beyond_caches", lambda least: 1 << 23)
 
 
 def test_figures(model) -> None:

@@ -77,7 +77,7 @@ class Target:
     def tiles_prefetch(self) -> str:
         """How tiles are prefetched. What the last level of cache can hold until the next token may stay there."""
         what, n_bytes = self.tuning.tiles_prefetch, sum(tiles.nbytes for tiles in self.tiles.values())
-        return "lines" if what == "non_temporal" and n_bytes <= last_level_cache() else what
+        return "first_level" if what == "non_temporal" and n_bytes <= last_level_cache() else what
 
 
 class Lowering:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from edgellm.dataclass import dataclass
+from edgellm.kernels.isa.cpu import host
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,22 @@ class Isa:
         return 2 if self.n_registers // 2 >= 2 * self.tile_tokens * (16 // self.lanes) else 1
 
     @property
+    def stream_level(self) -> int:
+        """The level of cache into which to prefetch weights that are read once, as `Vocabulary.prefetch` names it.
+
+        The first, but for Intel's CPUs: there it waits for a dozen lines at a time, and the second for some fifty.
+        """
+        cpu, _ = self.target(*host())
+        return 2 if any(part in cpu for part in _OF_INTEL) else 1
+
+    @property
     def f32_tile_rows(self) -> int:
         """Rows of a tile of float32. Two registers of sums for an input, where they are wide, load it half as often."""
         return max(16, 2 * self.lanes)
+
+
+# Parts of what LLVM calls Intel's CPUs of the last decade: skylake, sapphirerapids, broadwell, gracemont, sierraforest.
+_OF_INTEL = ("lake", "rapids", "well", "mont", "forest", "ridge")
 
 
 def host_target(cpu: str, features: Mapping[str, bool]) -> tuple[str, str]:

@@ -28,7 +28,7 @@ def _sum_words(v: Vocabulary, address: Value, n_bytes: Value, ahead: Value, *, i
         lines = [address + (i * step + line * LINE) for line in range(LINES_PER_STEP)]
         if is_asking:
             for at in lines:
-                v.prefetch(at + ahead, level=1)
+                v.prefetch(at + ahead, v.isa.stream_level)
         for line, at in enumerate(lines):
             for part in range(0, LINE, lanes * 8):
                 results[line % 4] += v.load(at + part, I64, lanes)

@@ -15,7 +15,7 @@ from numba import njit
 
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import prefill_kernel, sums_reader
-from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_page_starts, prefetch_part
+from edgellm.kernels.ops.prefetching import prefetch_address, prefetch_part
 from edgellm.kernels.ops.tile_products import (
     GROUP,
     GroupOfRows,
@@ -29,7 +29,9 @@ from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
 
-LINES, NON_TEMPORAL = (PREFETCHES.index(what) for what in ("lines", "non_temporal"))
+# Of each way to prefetch, the level that `Vocabulary.prefetch` is told.
+LEVELS = {"first_level": 1, "non_temporal": 0, "second_level": 2}
+FIRST_LEVEL, NON_TEMPORAL = (PREFETCHES.index(what) for what in ("first_level", "non_temporal"))
 
 
 def multiply_few(
@@ -46,34 +48,31 @@ def multiply_few(
     out_stride: Value,
     ahead: Value,
     *,
-    prefetch: str = "lines",
+    prefetch: str | None = None,
     finish: Callable[[list[Value]], list[Value]] = list,
 ) -> None:
     """The rows of a tile by n_tokens, with one register of 16 sums for each.
 
     Tokens meet weights in the registers into which they were unpacked.
 
-    ahead, prefetch:  what is prefetched meanwhile, and how, see `records.PREFETCHES`. Of pages the hardware sees the
-    rest coming, unless they are read as slowly as for several tokens.
+    ahead:  what is prefetched meanwhile. prefetch: where to, one of `records.PREFETCHES`; None is what suits the CPU.
     finish:  what becomes of the sums before they are stored.
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
     # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
     # long for a group that its lines need not be told apart, and have no register to spare.
-    parts, level = GROUP // 4 if n_tokens <= 2 else 1, 0 if prefetch == "non_temporal" else 1
+    parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
 
     def body(i: Value, *totals: Value) -> list[Value]:
         asked = ahead + i * block_bytes
         block = TileReader(v, fmt, tile + i * block_bytes)
         scales, places = block.unpack_scales(), tokens.places(v, i * per_block, n_tokens, per_block)
         sums: Sequence[Value] = totals
-        if prefetch == "pages":
-            prefetch_page_starts(v, asked, block_bytes)
         for g in range(per_block):
 
             def ask(word: int, g: int = g) -> None:
-                if prefetch != "pages" and word < parts:
+                if word < parts:
                     prefetch_part(v, asked, block_bytes, g * parts + word, per_block * parts, level)
 
             rows = group_of_rows(fmt, block, scales, g)
@@ -98,14 +97,14 @@ def build_linear_tiles(isa, fmt, n_planes=1):
     per_sum, per_block, sums_of = fmt.scale_group, fmt.block_size, sums_reader(fmt)
     most, some = isa.tile_tokens, isa.tile_tokens // 2
 
-    def kernel_of(n_tokens: int, prefetch: str = "lines"):
+    def kernel_of(n_tokens: int, prefetch: str | None = None):
         @staged(isa, "void", *["i64"] * 8)
         def tile_by_few(v, *args):
             multiply_few(v, fmt, n_planes, n_tokens, *args, prefetch=prefetch)
 
         return tile_by_few
 
-    by_one_of_pages, by_one, by_one_non_temporal = (kernel_of(1, prefetch) for prefetch in PREFETCHES)
+    by_one, by_one_non_temporal, by_one_second_level = (kernel_of(1, prefetch) for prefetch in PREFETCHES)
     by_two, by_most = kernel_of(2), kernel_of(most)
     by_some = kernel_of(some) if some > 2 else by_two
 
@@ -136,10 +135,10 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                 else:
                     if op.prefetch == NON_TEMPORAL:
                         by_one_non_temporal(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
-                    elif op.prefetch == LINES:
+                    elif op.prefetch == FIRST_LEVEL:
                         by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     else:
-                        by_one_of_pages(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
+                        by_one_second_level(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 1
 
     return linear_tiles

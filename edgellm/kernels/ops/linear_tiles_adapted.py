@@ -12,7 +12,7 @@ from numba import njit
 from edgellm.kernels.low_rank_records import WIDEN_INT8
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import sums_reader
-from edgellm.kernels.ops.linear_tiles import LINES, NON_TEMPORAL, build_linear_tiles, multiply_few
+from edgellm.kernels.ops.linear_tiles import FIRST_LEVEL, NON_TEMPORAL, build_linear_tiles, multiply_few
 from edgellm.kernels.ops.low_rank_int8 import Narrowed, build_widen_int8, widened
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.prefetching import prefetch_address
@@ -37,7 +37,7 @@ def build_linear_tiles_adapted(isa, fmt):
 
         return tile_by_one
 
-    by_one_of_pages, by_one, by_one_non_temporal = (kernel_of(prefetch) for prefetch in PREFETCHES)
+    by_one, by_one_non_temporal, by_one_second_level = (kernel_of(prefetch) for prefetch in PREFETCHES)
 
     @staged(isa, "void", "i64", "i64")
     def ask(v, address, n_bytes):
@@ -60,13 +60,13 @@ def build_linear_tiles_adapted(isa, fmt):
                     tile, n_blocks, q, d, sums, y, stride, ahead,
                     b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
                 )  # fmt: skip
-            elif op.prefetch == LINES:
+            elif op.prefetch == FIRST_LEVEL:
                 by_one(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
                     b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
                 )  # fmt: skip
             else:
-                by_one_of_pages(
+                by_one_second_level(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
                     b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
                 )  # fmt: skip
