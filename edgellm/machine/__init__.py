@@ -24,7 +24,7 @@ __all__ = [
     "usable_threads",
 ]
 
-_BEYOND = 5  # quarters of the last level of cache
+_BEYOND = 2  # times the last level: of less, caches that do not forget what is oldest still hold a part
 
 
 def default_threads(root: Path = ROOT) -> int:
@@ -56,7 +56,7 @@ def beyond_caches(least: int, root: Path = ROOT) -> int:
 
     least:  so many do on most machines; servers may have a last level of 300 MB.
     """
-    return min(max(least, _BEYOND * last_level_cache(root) // 4), available_memory(root) // 4)
+    return min(max(least, _BEYOND * last_level_cache(root)), available_memory(root) // 4)
 
 
 def total_memory(root: Path = ROOT) -> int:

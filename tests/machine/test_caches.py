@@ -38,7 +38,7 @@ def test_what_no_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """As much as asked for, more beside a large cache, and never much of what is free."""
     free = 100 << 30
     monkeypatch.setattr(machine, "available_memory", lambda root: free)
-    for cache, least, found in ((32 << 20, 1 << 27, 1 << 27), (320 << 20, 1 << 27, 400 << 20)):
+    for cache, least, found in ((32 << 20, 1 << 27, 1 << 27), (320 << 20, 1 << 27, 640 << 20)):
         monkeypatch.setattr(machine, "last_level_cache", lambda root, cache=cache: cache)
         assert machine.beyond_caches(least) == found
     free = 1 << 30
