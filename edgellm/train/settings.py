@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 1 << 20
 WHERE = ("model", "data", "validation_data", "template")  # what a file holds beside the fields of the parameter objects
 
+_HEAD = "# all settings of a run, as edgellm wrote them\n"  # by which a later run knows the file for one of its own
 _INT = re.compile(r"[-+]?[0-9]{1,99}")
 _FLOAT = re.compile(r"[-+]?([0-9]{1,99}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WORD = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
@@ -59,7 +60,16 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write what `read_settings` reads, whole or not at all."""
     lines = [f"{name}: {_written(value)}\n" for name, value in settings.items()]
     with atomic_write(path) as file:
-        file.write("".join(lines).encode())
+        file.write("".join([_HEAD, *lines]).encode())
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file was written by `write_settings`, and not by a person. Raises FileProblem."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD.encode()
+    except OSError as problem:
+        raise FileProblem(f"{path} cannot be read: {problem.strerror}") from None
 
 
 def made(kind: type[Config], settings: Mapping[str, Any]) -> Config:

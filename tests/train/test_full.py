@@ -59,6 +59,20 @@ def test_a_model_file_that_has_learnt(path: Path, facts: Path, tmp_path: Path) -
     assert loss_of(out, facts) < loss_of(path, facts)
 
 
+def test_what_is_read_is_not_written_over(path: Path, facts: Path, tmp_path: Path, capsys) -> None:
+    held, config, template = tmp_path / "held.jsonl", tmp_path / "my.yaml", tmp_path / "plain.jinja"
+    held.write_bytes(facts.read_bytes())
+    config.write_text("steps: 1\n")
+    template.write_text("{{ messages[-1].content }}")
+    words = ["train", "full", path, "--data", facts, "--validation", held, "--config", config, "--template", template]
+    for out in (path, facts, held, config, template):
+        before = out.read_bytes()
+        assert main([*map(str, words), "-o", str(out)]) == 2
+        assert f"error: {out} is a file that is being read; choose another name" in capsys.readouterr().err
+        assert out.read_bytes() == before
+    assert not list(tmp_path.glob("*.training"))
+
+
 def test_what_is_frozen_stays(path: Path, facts: Path) -> None:
     with edgellm.load(path, n_threads=1, activations="f32") as model:
         adapter = train(model, facts, FullConfig(freeze=("token_embd", "blk.1")), QUICK)

@@ -33,7 +33,7 @@ def command(training: Training, type_name: str | None) -> None:
     from edgellm.convert.recipes import recipe_of
     from edgellm.files import refuse_target
 
-    target = training.output
+    training.target = target = training.output
     refuse_target(target)
     if type_name is not None:
         recipe_of(type_name)

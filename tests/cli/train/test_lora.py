@@ -126,7 +126,7 @@ def test_no_folder_is_not_the_current_one(tiny_path, facts, tmp_path: Path, monk
         (["--max-length", "2"], "there is nothing to learn in"),
         (["--dora", "--virtual-tokens", "4"], "--virtual-tokens is 4, which method 'dora' does not have"),
         (["--method", "prefix", "--prompt-init", "text"], "--prompt-init is 'text'; method 'prefix' begins with"),
-        (["--resume"], "holds no checkpoint to go on from; leave out --resume to begin"),
+        (["--resume"], "out does not exist, so there is no run to go on with; expected the folder"),
         (["--config", "none.yaml"], "none.yaml cannot be read: No such file or directory"),
         (["--data", "none.jsonl"], "none.jsonl: No such file or directory"),
         (["--template", "none.jinja"], "--template is 'none.jinja', which is neither a file nor a known name"),
@@ -139,6 +139,22 @@ def test_what_cannot_work_is_said_in_the_words_that_were_typed(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("edgellm: error: ") and line in error
     assert status == (1 if "No such file" in line else 2) and not out.exists()
+
+
+def test_a_run_that_is_not_there_is_said_before_what_else_is_missing(out, capsys) -> None:
+    for command, name, folder in (("lora", out, out), ("full", f"{out}.gguf", f"{out}.training")):
+        assert main(["train", command, "--resume", "-o", str(name)]) == 2
+        assert f"error: {folder} does not exist, so there is no run to go on with" in capsys.readouterr().err
+
+
+def test_the_file_of_settings_is_not_written_over_by_those_in_effect(tiny_path, facts, out, capsys) -> None:
+    out.mkdir()
+    config = out / "train.yaml"
+    config.write_text(f"model: {tiny_path}  # mine\ndata: {facts}\nsteps: 1\n")
+    before = config.read_text()
+    assert lora("--config", config, "-o", out) == 2
+    assert f"--config {config} is where a run in {out} writes all of its settings" in capsys.readouterr().err
+    assert config.read_text() == before and [path.name for path in out.iterdir()] == ["train.yaml"]
 
 
 def test_what_is_missing(tiny_path, facts, out, capsys) -> None:
