@@ -202,8 +202,8 @@ def refuse_own_settings(config_file: Path | None, folder: Path, resume: bool) ->
         return
     if written.samefile(config_file):
         raise UsageError(
-            f"--config {config_file} is where a run in {folder} writes all of its settings, so yours would be lost; give "
-            "the file another name, or choose another folder"
+            f"--config {config_file} is where a run in {folder} writes all of its settings, so yours would be lost; "
+            "give the file another name, or choose another folder"
         )
 
 
