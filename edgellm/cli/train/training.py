@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Make = Callable[[type], Any]  # a parameter object of that type, of the run's settings
 
+VALIDATION = {"validation", "validation_data"}  # what --validation may be: how many examples, or a file of them
 _SHARED = (TrainConfig, DataConfig)
 _OPTIONS = [
     click.argument("model", required=False, shell_complete=complete_models),
@@ -79,7 +80,10 @@ class Training:
 
         refuse_own_settings(self.config_file, self.output, self.resume)
         check_run(self.output, self.resume)
-        settings = {**self.usual, **self._file_settings(), **typed_settings(self.typed)}
+        of_file, typed = self._file_settings(), typed_settings(self.typed)
+        if typed.keys() & VALIDATION:  # one option, so what is typed comes before either
+            of_file = {name: value for name, value in of_file.items() if name not in VALIDATION}
+        settings = {**self.usual, **of_file, **typed}
         for name, word in (("model", "MODEL"), ("data", "--data")):
             if not settings.get(name):
                 raise UsageError(f"{word} is missing: type it, or put {name} into the --config file")

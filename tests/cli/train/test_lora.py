@@ -87,6 +87,20 @@ def test_a_file_of_settings_and_what_is_typed_over_it(tiny_path, facts, out, tmp
     assert weights[0] == weights[1]
 
 
+def test_validation_of_a_file_is_what_the_option_may_be(tiny_path, facts, out, tmp_path: Path, capsys) -> None:
+    held, config = tmp_path / "held.jsonl", tmp_path / "my.yaml"
+    held.write_text(json.dumps({"prompt": "what is 3?", "completion": " it is 21."}) + "\n")
+    config.write_text(f"model: {tiny_path}\ndata: {facts}\nsteps: 1\nvalidation: {held}\n")
+    assert lora("--config", config, "-o", out) == 0
+    assert "validation" in capsys.readouterr().out and settings_of(out)["validation_data"] == [str(held)]
+    assert lora("--config", out / "train.yaml", "-o", tmp_path / "again", "--validation", 2) == 0  # in its place
+    found = settings_of(tmp_path / "again")
+    assert found["validation"] == 2 and "validation_data" not in found
+    config.write_text("validation: held.jsonl\n")
+    assert main(["train", "new", "--config", str(config), "-o", str(tmp_path / "new.gguf")]) == 2
+    assert "line 1: validation is 'held.jsonl'; expected a number" in capsys.readouterr().err
+
+
 def test_files_are_named_as_they_are(tiny_path, out, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text("max_length: 1\n")
