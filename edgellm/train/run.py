@@ -148,6 +148,8 @@ def train_adapter(
     config = _with_activations(config, model)
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
     config.check_validation(bool(held_files))
+    if not resume:
+        config.check_warmup()
     folder = checks.path("output", output) if output is not None else None
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
              "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip

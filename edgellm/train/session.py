@@ -147,6 +147,8 @@ class Session:
             run = Run(learner, data, config, checkpoints, note)
             if self.resume:
                 run.resume()
+            else:
+                config.check_warmup(run.n_steps)
             first_tokens, begun = run.state.n_tokens, time.monotonic()
             for writer in self._writers(run.state.step if self.resume else None):
                 writers.append(writer)

@@ -129,6 +129,8 @@ class Training:
         weights.check()
         config = made(TrainConfig, settings)
         config.check_validation(bool(settings.get("validation_data")))
+        if not self.resume:
+            config.check_warmup()
         examples = made(DataConfig, settings)
         task = task_of(lambda kind: made(kind, settings)) if task_of else None
         self._refuse_target(models.find(settings["model"]), settings)

@@ -123,6 +123,8 @@ def train_new(
     """
     Session(folder, resume=resume).check()
     config.training.check_validation()
+    if not resume:
+        config.training.check_warmup()
     with alone_in(folder):
         prepared = prepare(config, target, progress)
         told(prepared)

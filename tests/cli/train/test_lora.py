@@ -129,6 +129,8 @@ def test_no_folder_is_not_the_current_one(tiny_path, facts, tmp_path: Path, monk
         (["--rank", "0"], "--rank is 0; expected a number of at least 1"),
         (["--learning-rate", "0"], "--learning-rate is 0.0; expected a number above 0"),
         (["--warmup", "1.5"], "--warmup is 1.5; expected a share below 1, or a whole number"),
+        (["--warmup", "10", "--steps", "10"], "--warmup is 10 steps, and the run has 10, so its learning rate would"),
+        (["--warmup", "9"], "--warmup is 9 steps, and the run has 9, so its learning rate would never be reached"),
         (["--patience", "2"], "keep some apart for validation, or leave --patience out"),
         (["--eval-every", "5"], "--eval-every is 5, and there are no examples to validate with"),
         (["--validation", "-1"], "--validation is -1.0; expected a number of at least 0"),
