@@ -126,10 +126,13 @@ class Run:
         with asked_to_stop() as asked:
             try:
                 stopped = self._train(asked)
-            except RewardError:  # between two updates
+            except RewardError as error:  # between two updates
                 with suppress(EdgellmError):  # the first error is what is told
                     self._save()
-                raise
+                if self._saved is None:
+                    raise
+                kept = f"the checkpoint of step {self._saved} is kept, and resume goes on from there"
+                raise RewardError(f"{error}; {kept}", parameter="resume") from error
             self._save()
         return self._result(stopped)
 
