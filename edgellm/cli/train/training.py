@@ -138,8 +138,8 @@ class Training:
         runtime = RuntimeConfig(n_threads=self.n_threads, activations=config.activations or RuntimeConfig.activations)
         with models.load(path, runtime) as loaded, Live() as live:
 
-            def show_data(dataset: Any) -> None:
-                for line in summary_lines(dataset, examples):
+            def show_data(dataset: Any, advice: list[str]) -> None:
+                for line in [*summary_lines(dataset, examples), *(f"{'note':<12}{line}" for line in advice)]:
                     live.note(line)
 
             try:
