@@ -117,6 +117,12 @@ class Run:
         self.state = self._checkpoints.restore(self._optimizer)
         self._saved = self.state.step
 
+    def check_room(self) -> None:
+        """Raise FileProblem where the disk has no room for the checkpoints of the steps that are left."""
+        left = self.n_steps - self.state.step
+        if self._checkpoints is not None and left > 0:
+            self._checkpoints.check_room(self._optimizer, -(-left // self.config.checkpoint_every))
+
     def go(self) -> Result:
         """Train until the end, or until something ends it.
 

@@ -149,6 +149,7 @@ class Session:
                 run.resume()
             else:
                 config.check_warmup(run.n_steps)
+            run.check_room()
             first_tokens, begun = run.state.n_tokens, time.monotonic()
             for writer in self._writers(run.state.step if self.resume else None):
                 writers.append(writer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,14 @@ def test_what_is_read_is_not_written_over(path: Path, facts: Path, tmp_path: Pat
         assert f"error: {out} is a file that is being read; choose another name" in capsys.readouterr().err
         assert out.read_bytes() == before
     assert not list(tmp_path.glob("*.training"))
+
+
+def test_room_for_the_result_is_looked_for_first(path: Path, facts: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("edgellm.files.shutil.disk_usage", lambda folder: SimpleNamespace(free=100_000))
+    monkeypatch.setattr("edgellm.train.run.train_adapter", lambda *_, **__: pytest.fail("it is trained"))
+    out = tmp_path / "out.gguf"
+    assert main(["train", "full", str(path), "--data", str(facts), "-o", str(out)]) == 1
+    assert f"error: {out} needs 0.00 GB, and the disk of" in capsys.readouterr().err
 
 
 def test_what_is_frozen_stays(path: Path, facts: Path) -> None:

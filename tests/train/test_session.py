@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from edgellm.errors import FileProblem, TrainingError, UsageError
 from edgellm.train import session as module
 from edgellm.train.config import TrainConfig
 from edgellm.train.log import read_log
+from edgellm.train.loop import Step
 from edgellm.train.session import Session, Summary
 from edgellm.train.settings import as_settings, read_settings, write_settings
 from tests.train.bigram import Bigram, Counting
@@ -183,6 +185,31 @@ def test_energy_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(module, "EnergyMeter", Meter)
     assert train(None)[1].joules == 2.5 * Meter.asked and Meter.asked == 20  # each step, the first look, the end
+
+
+def test_room_for_checkpoints_is_looked_for_before_the_first_step(tmp_path: Path, monkeypatch) -> None:
+    one = 3 * sum(array.nbytes for array in Bigram().parameters.values())
+    free = [0]
+    monkeypatch.setattr("edgellm.files.shutil.disk_usage", lambda folder: SimpleNamespace(free=free[0]))
+    told: list[int] = []
+
+    def watch(step: Step) -> bool:
+        told.append(step.step)
+        return step.step == 7
+
+    for free[0] in (0, 3 * one - 1):  # two that are kept, and the next one
+        with pytest.raises(FileProblem, match=r"checkpoints needs .*free; keep_checkpoints is 2, and a lower one"):
+            train(tmp_path / "run", watch)
+    assert not told and not list(tmp_path.rglob("step-*"))
+    free[0] = 3 * one
+    train(tmp_path / "run", watch)  # to step 7, with the checkpoints of steps 5 and 7
+    free[0] = one - 1
+    with pytest.raises(FileProblem, match=r"checkpoints needs .* free$"):
+        train(tmp_path / "run", watch, resume=True)
+    free[0] = one
+    train(tmp_path / "run", resume=True)
+    free[0] = 0
+    train(tmp_path / "run", resume=True)  # it has ended already
 
 
 def test_the_settings_of_a_run_are_its_own(tmp_path: Path) -> None:

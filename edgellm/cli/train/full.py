@@ -33,7 +33,8 @@ def command(training: Training, type_name: str | None) -> None:
     from edgellm.convert.recipes import recipe_of
     from edgellm.files import refuse_target
 
-    training.target = target = training.output
+    training.target, training.type_name = training.output, type_name
+    target = training.output
     refuse_target(target)
     if type_name is not None:
         recipe_of(type_name)

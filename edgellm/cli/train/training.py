@@ -52,7 +52,8 @@ class Training:
     weights: the kind of parameter object that says what is trained.
     name:   of the command. kinds: of parameter objects that it has. usual: defaults of its own.
     typed:  settings that were typed.
-    target: a file that is written at the end, where the run's folder is not all.
+    target: a file that is written at the end, where the run's folder is not all. type_name: of its tensors, where they
+            are not those of the model.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Training:
     n_threads: int | None
     weights: type = LoraConfig
     target: Path | None = None
+    type_name: str | None = None
 
     def go(
         self,
@@ -101,12 +103,14 @@ class Training:
 
     def _refuse_target(self, model: Path | None, settings: Mapping[str, Any]) -> None:
         """Raise UsageError for a file to write that is one of those that are read, before anything is trained."""
-        from edgellm.convert.targets import files_of
-        from edgellm.files import refuse_target
+        from edgellm.convert.targets import check_target, files_of
 
         if self.target is not None:
             names = [*settings["data"], *settings.get("validation_data", ()), settings.get("template")]
-            refuse_target(self.target, files_of(model, self.config_file, *(Path(name) for name in names if name)))
+            # How large a file of another type is, will be seen.
+            n_bytes = model.stat().st_size if model and self.type_name is None else 0
+            sources = files_of(model, self.config_file, *(Path(name) for name in names if name))
+            check_target(self.target, sources, n_bytes)
 
     def _train(
         self,
