@@ -43,7 +43,7 @@ def read_adapter(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, 
     if path.is_dir():
         if not is_peft(path):
             raise FileProblem(f"{path} has no {CONFIG}; expected {EXPECTED}")
-        adapter = read_peft(path, architecture, naming_of(metadata), language_name)
+        adapter = read_peft(path, architecture, naming_of(metadata), language_name, tensors)
     elif not path.exists():
         raise FileProblem(f"{path} does not exist; expected {EXPECTED}")
     elif (path.parent / CONFIG).is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from edgellm.cli.terminal import counted, size_text
+from edgellm.errors import FileProblem
 
 
 @click.command("cache")
@@ -26,7 +27,10 @@ def command(what: str) -> None:
     if what == "clear":
         before = len(disk_cache.files())
         freed = disk_cache.make_room(0)
-        click.echo(f"removed {counted(before - len(disk_cache.files()), 'file')}, {size_text(freed)}")
+        left = disk_cache.files()
+        click.echo(f"removed {counted(before - len(left), 'file')}, {size_text(freed)}")
+        if left:
+            raise FileProblem(f"{left[0][0]} cannot be removed, and is one of {counted(len(left), 'file')} that stay")
         return
     found = disk_cache.files()
     total = sum(status.st_size for _, status in found)

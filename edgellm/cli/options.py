@@ -21,6 +21,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Around the name of a parameter: no characters that make it a part of a path or of another word.
 NO_PATH_BEFORE, NO_PATH_BEHIND = r"(?<![\w./\\-])", r"(?![\w/\\-]|\.\w|, line \d)"
+THREADS_PER_CORE, LEAST_MOST_THREADS = 4, 64  # beyond these, threads do little else than wait for each other
 MOST_SCALE = 1e30  # of an adapter: far more than means anything, and far less than float32 holds
 
 
@@ -222,5 +223,20 @@ def activations_option(command: Command) -> Command:
 def threads_option(command: Command) -> Command:
     """Give a command -t."""
     text = "Worker threads.  [default: what is fastest here]"
-    check = checked_by(RuntimeConfig)
+    by_config = checked_by(RuntimeConfig)
+
+    def check(context: click.Context, option: click.Parameter, value: Any) -> Any:
+        found = by_config(context, option, value)
+        if found is None or found <= LEAST_MOST_THREADS:
+            return found
+        from edgellm.machine.others import n_cores  # seldom needed
+
+        if found > (most := max(LEAST_MOST_THREADS, THREADS_PER_CORE * n_cores())):
+            cores = "1 core" if n_cores() == 1 else f"{n_cores()} cores"
+            raise UsageError(
+                f"{typed_name(option)} is {found}, and this machine has {cores}; more threads than cores wait for each "
+                f"other: expected up to {most}"
+            )
+        return found
+
     return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=text, callback=check)(command)

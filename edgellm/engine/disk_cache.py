@@ -176,6 +176,7 @@ def make_room(n_bytes: int) -> int:
             path.unlink()
             freed += status.st_size
     for folder in prefixes_folder().glob("*/"):
+        clear_unfinished(folder)  # what killed processes have left
         with contextlib.suppress(OSError):
             folder.rmdir()  # refused while something is in it
     return freed

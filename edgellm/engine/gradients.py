@@ -27,6 +27,7 @@ from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.nodes.low_rank import MultiplyColumns
 from edgellm.graph.program import RowMemory
 from edgellm.kernels.isa.amx import has_amx
+from edgellm.kernels.records import KV_BLOCK
 
 LOGIT_BYTES = 64 << 20  # of rows whose loss is computed together
 LEAST_ROWS, MOST_ROWS = 16, 256
@@ -69,6 +70,15 @@ class Head(NamedTuple):
     rows: RowMemory
     losses: Value
     gradient: Value | None
+
+
+def most_blocks(n_tokens: int, n_virtual: int) -> int:
+    """Blocks of the cache that documents of so many tokens together can need, in whatever lengths they come.
+
+    Each has n_virtual tokens and one of its own at least, and may leave most of its last block empty.
+    """
+    n_documents = max(1, n_tokens // (n_virtual + 1))
+    return min(n_tokens, n_tokens // KV_BLOCK + n_documents)
 
 
 class GradientPasses:
@@ -117,8 +127,8 @@ class GradientPasses:
         runner.store.load([kernel for lowered in every for kernel in lowered.kernels])
         self._team = Team(runner.store, runner.n_threads, max(len(lowered.ops) for lowered in every))
         try:
-            # A block for every document, were all of one token; the system gives the memory of those that are used.
-            self._cache = KVCache(runner.cache.layers, n_batch)
+            # The system gives the memory of those blocks that are used.
+            self._cache = KVCache(runner.cache.layers, most_blocks(n_batch, n_virtual))
             self._batch = Batch(n_batch, forward)
             self._batch.prepare_adapters(1 if n_virtual else 0)
             self._forward = self._program(forward, self._batch, {})

@@ -48,6 +48,12 @@ async def within(request: Request, most: int, seconds: float) -> AsyncGenerator[
 
 async def _pieces(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     """The body in pieces, up to a size."""
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise ApiProblem(
+            415, f"the body has the Content-Encoding {encoding[:40]!r}, which this server does not read; send it plain",
+            headers={"Accept-Encoding": "identity", "Connection": "close"},
+        )  # fmt: skip
     told = request.headers.get("content-length", "0")
     if told.isascii() and told.isdigit() and int(told) > most:
         raise _too_large(most)

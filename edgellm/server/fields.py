@@ -14,6 +14,8 @@ from edgellm.text.messages import MEDIA, REASONING, ROLES
 # What else a message holds is for the model's chat template, if it knows of it.
 OF_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio",
               "function_call", "parsed", "cache_control", *REASONING)  # fmt: skip
+OF_CALL = ("id", "type", "function", "index", "cache_control")
+OF_FUNCTION = ("name", "arguments", "index", "parsed_arguments")  # what clients put together of streams, and Ollama's
 NOTHING = ("audio", "function_call")  # clients send them as null
 TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 BESIDE_TEXT = ("type", "cache_control", "annotations", "logprobs", "citations")
@@ -45,6 +47,16 @@ def check_messages(messages: Iterable[Mapping[str, Any]], template: ChatTemplate
         for name in NOTHING:
             if message.get(name) is not None and not uses(template, name):
                 raise ApiProblem(400, f"{place}.{name} is given, which this server does not read", f"{place}.{name}")
+        for n, call in enumerate(message.get("tool_calls") or ()):
+            _check_call(call, f"{place}.tool_calls.{n}", template)
+
+
+def _check_call(call: Any, place: str, template: ChatTemplate) -> None:
+    """Raises ApiProblem for fields of a call that the template of a model would drop."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    for found, known, where in ((call, OF_CALL, place), (function, OF_FUNCTION, f"{place}.function")):
+        if isinstance(found, Mapping):
+            check_fields(found, [name for name in found if name in known or uses(template, name)], where)
 
 
 def text_part(part: Any, place: str) -> Any:

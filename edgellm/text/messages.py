@@ -102,14 +102,21 @@ def check_contents(messages: Iterable[Any]) -> None:
 def check_calls(messages: Iterable[Any]) -> None:
     """Raises UsageError for a call in a message that is none, with its place."""
     for n, message in enumerate(messages):
-        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
-        if calls is None:
-            continue
-        place = f"messages.{n}.tool_calls"
-        if not isinstance(calls, (list, tuple)):
-            raise UsageError(f"{place} is {shown(calls)}; expected a list of calls", parameter=place)
-        for number, call in enumerate(calls):
-            call_of(call, f"{place}.{number}")
+        if isinstance(message, Mapping):
+            calls_of(message, f"messages.{n}")
+
+
+def calls_of(message: Mapping[str, Any], place: str) -> list[tuple[str, dict[str, Any]]]:
+    """Names and arguments of the calls in a message. Raises UsageError for what is none.
+
+    place:  of the message in the chat, such as messages.1.
+    """
+    calls, place = message.get("tool_calls"), f"{place}.tool_calls"
+    if calls is None:
+        return []
+    if not isinstance(calls, (list, tuple)):
+        raise UsageError(f"{place} is {shown(calls)}; expected a list of calls", parameter=place)
+    return [call_of(call, f"{place}.{number}") for number, call in enumerate(calls)]
 
 
 def holds_calls(messages: Iterable[Any]) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.errors import FileProblem, FormatError, UsageError, shown
+from edgellm.files import check_room
 from edgellm.formats.safetensors import read_safetensors, write_safetensors_file
 from edgellm.formats.strict_json import parse_object
 from edgellm.quants import FORMATS
@@ -71,6 +72,19 @@ class Checkpoints:
         """The steps whose checkpoints are there, in order."""
         names = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
         return sorted(int(name[1]) for name in names if name)
+
+    def check_room(self, optimizer: AdamW, n_saves: int) -> None:
+        """Raise FileProblem when the disk has no room for what so many saves leave at once, before any work is done.
+
+        The best one is not counted: it may be one of the last.
+        """
+        n_more = min(n_saves, max(1, self.keep + 1 - len(self.steps())))  # one is written before another goes
+        n_bytes = sum(array.nbytes for _, array in _arrays(optimizer))
+        try:
+            check_room(self.folder, n_more * n_bytes)
+        except FileProblem as problem:
+            less = f"; keep_checkpoints is {self.keep}, and a lower one takes less" if n_more > 1 else ""
+            raise FileProblem(f"{problem}{less}") from None
 
     def save(self, state: State, optimizer: AdamW) -> Path:
         """Write the checkpoint of this step, then remove those that are too many.

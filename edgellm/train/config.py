@@ -231,6 +231,20 @@ class TrainConfig:
                     parameter=name,
                 )
 
+    def check_warmup(self, n_steps: int | None = None) -> None:
+        """Raise UsageError for a warm-up that lasts as long as the run: its learning rate would never be reached.
+
+        n_steps:  of the run, where more is known than `steps` says.
+        """
+        n_steps = n_steps or self.steps
+        if self.warmup >= 1 and n_steps is not None and self.warmup >= n_steps:
+            expected = f"fewer steps than these, or a share below 1, such as {TrainConfig.warmup}"
+            raise UsageError(
+                f"warmup is {self.warmup:g} steps, and the run has {n_steps}, so its learning rate would never be "
+                f"reached; expected {expected}",
+                parameter="warmup",
+            )
+
     def n_steps(self, n_batches: int) -> int:
         """Updates of a run whose data make so many logical batches."""
         return self.steps or max(1, math.ceil(round(self.epochs * n_batches, 6)))

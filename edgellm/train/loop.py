@@ -117,6 +117,12 @@ class Run:
         self.state = self._checkpoints.restore(self._optimizer)
         self._saved = self.state.step
 
+    def check_room(self) -> None:
+        """Raise FileProblem where the disk has no room for the checkpoints of the steps that are left."""
+        left = self.n_steps - self.state.step
+        if self._checkpoints is not None and left > 0:
+            self._checkpoints.check_room(self._optimizer, -(-left // self.config.checkpoint_every))
+
     def go(self) -> Result:
         """Train until the end, or until something ends it.
 
@@ -126,10 +132,13 @@ class Run:
         with asked_to_stop() as asked:
             try:
                 stopped = self._train(asked)
-            except RewardError:  # between two updates
+            except RewardError as error:  # between two updates
                 with suppress(EdgellmError):  # the first error is what is told
                     self._save()
-                raise
+                if self._saved is None:
+                    raise
+                kept = f"the checkpoint of step {self._saved} is kept, and resume goes on from there"
+                raise RewardError(f"{error}; {kept}", parameter="resume") from error
             self._save()
         return self._result(stopped)
 

@@ -19,6 +19,7 @@ from edgellm.train.config import SETTINGS_OF, FullConfig, LoraConfig, TrainConfi
 from edgellm.train.data import order
 from edgellm.train.data.config import LEAST_LENGTH, DataConfig
 from edgellm.train.data.dataset import Dataset, read_dataset
+from edgellm.train.data.dataset import Summary as DataSummary
 from edgellm.train.data.kinds import TO_IMITATE
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import Documents
@@ -55,6 +56,9 @@ class Imitation:
 
     kinds = TO_IMITATE
     settings = ()
+
+    def advice(self, data: DataSummary, config: TrainConfig) -> list[str]:
+        return []
 
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
@@ -125,12 +129,12 @@ def train_adapter(
     tensorboard: bool | None = None,
     callback: Callable[[Step], object] | None = None,
     task: Task | None = None,
-    told: Callable[[Dataset], object] = lambda dataset: None,
+    told: Callable[[Dataset, list[str]], object] = lambda dataset, advice: None,
     names: Mapping[str, Any] | None = None,
 ) -> tuple[Adapter, Summary]:
     """As `train`, with what else there is to say.
 
-    told:   called with the data before training begins.
+    told:   called before training begins with the data, and what a person should know who learns from them so.
     names:  what model and data are called in the settings that are written; else their paths.
     """
     if not isinstance(model, Model):
@@ -148,6 +152,8 @@ def train_adapter(
     config = _with_activations(config, model)
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
     config.check_validation(bool(held_files))
+    if not resume:
+        config.check_warmup()
     folder = checks.path("output", output) if output is not None else None
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
              "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip
@@ -167,7 +173,7 @@ def train_adapter(
             more = read_dataset(held_files, vocabulary, task.kinds, examples)
             held = [*held, *more.examples]
             digest += more.fingerprint()
-        told(dataset)
+        told(dataset, task.advice(dataset.summary, config))
 
         digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
         plan = Plan(

@@ -28,7 +28,7 @@ from edgellm.train.curve import loss_curve
 from edgellm.train.learner import Learner
 from edgellm.train.log import Log, as_entry, read_log
 from edgellm.train.loop import Batches, Run, Step
-from edgellm.train.settings import write_settings
+from edgellm.train.settings import is_own, write_settings
 from edgellm.train.tensorboard import EventFile, is_installed
 
 SETTINGS, LOG, CURVE, CHECKPOINTS, EVENTS = "train.yaml", "log.jsonl", "loss.svg", "checkpoints", "tensorboard"
@@ -101,6 +101,12 @@ class Session:
                 "folder",
                 parameter="resume",
             )
+        if self.resume and not self.folder.exists():
+            raise UsageError(
+                f"{self.folder} does not exist, so there is no run to go on with; expected the folder of one that was "
+                "stopped, or leave out resume to begin",
+                parameter="resume",
+            )
         if self.resume and not steps:
             raise UsageError(
                 f"{self.folder} holds no checkpoint to go on from; leave out resume to begin", parameter="resume"
@@ -109,6 +115,12 @@ class Session:
             raise UsageError(
                 f"{self.folder} holds {', '.join(kept)} and no checkpoint, and a new run would write over that; choose "
                 "another folder, or remove what is there"
+            )
+        settings = self.folder / SETTINGS
+        if not steps and _is_written(settings) and not is_own(settings):
+            raise UsageError(
+                f"{settings} is there, and a new run would write its settings over that; give that file another name, "
+                "or choose another folder"
             )
 
     def train(
@@ -135,6 +147,9 @@ class Session:
             run = Run(learner, data, config, checkpoints, note)
             if self.resume:
                 run.resume()
+            else:
+                config.check_warmup(run.n_steps)
+            run.check_room()
             first_tokens, begun = run.state.n_tokens, time.monotonic()
             for writer in self._writers(run.state.step if self.resume else None):
                 writers.append(writer)

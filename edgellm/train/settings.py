@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 20
 WHERE = ("model", "data", "validation_data", "template")  # what a file holds beside the fields of the parameter objects
+AS_TYPED = {"rslora": "use_rslora"}  # options that are not called as their settings are: a file may have either name
 
+_HEAD = "# all settings of a run, as edgellm wrote them\n"  # by which a later run knows the file for one of its own
 _INT = re.compile(r"[-+]?[0-9]{1,99}")
 _FLOAT = re.compile(r"[-+]?([0-9]{1,99}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _WORD = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
@@ -30,8 +32,10 @@ _NO_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 Config = TypeVar("Config")
 
 
-def read_settings(path: Path, kinds: Iterable[type]) -> dict[str, Any]:
+def read_settings(path: Path, kinds: Iterable[type], has_files: bool = True) -> dict[str, Any]:
     """The settings of a file, in its order, each as the parameter objects `kinds` take it.
+
+    has_files:  whether `validation` may be files, as the option may; they are found as `validation_data`.
 
     Raises FileProblem for a file that cannot be read or is no YAML, UsageError for a name or value that cannot be,
     with the line where it stands.
@@ -39,10 +43,13 @@ def read_settings(path: Path, kinds: Iterable[type]) -> dict[str, Any]:
     kinds = list(kinds)
     homes = {field.name: kind for kind in kinds for field in fields(kind)}
     found: dict[str, Any] = {}
-    for name, value, line in _entries(path):
+    for written, value, line in _entries(path):
+        name = AS_TYPED.get(written, written)
         try:
+            if name == "validation" and has_files and isinstance(value, (str, list)):
+                name, value = _validation(value)
             if name in found:
-                raise UsageError(f"{name} stands there twice")
+                raise UsageError(f"{written} stands there twice")
             if name in homes:
                 homes[name](**{name: value})
             elif name in WHERE:
@@ -50,16 +57,29 @@ def read_settings(path: Path, kinds: Iterable[type]) -> dict[str, Any]:
             else:
                 raise UsageError(f"{shown(name)} is no setting{_nearest(name, [*homes, *WHERE])}")
         except UsageError as error:
-            raise UsageError(f"{path}, line {line}: {error}", is_of_file=True) from None
+            told = str(error).replace(name, written, 1) if str(error).startswith(f"{name} ") else error
+            raise UsageError(f"{path}, line {line}: {told}", is_of_file=True) from None
         found[name] = value
     return found
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Write what `read_settings` reads, whole or not at all."""
+    settings = dict(settings)
+    if settings.get("validation_data") and not settings.get("validation"):
+        settings["validation"] = settings.pop("validation_data")  # one name for both, as there is one option
     lines = [f"{name}: {_written(value)}\n" for name, value in settings.items()]
     with atomic_write(path) as file:
-        file.write("".join(lines).encode())
+        file.write("".join([_HEAD, *lines]).encode())
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file was written by `write_settings`, and not by a person. Raises FileProblem."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD.encode()
+    except OSError as problem:
+        raise FileProblem(f"{path} cannot be read: {problem.strerror}") from None
 
 
 def made(kind: type[Config], settings: Mapping[str, Any]) -> Config:
@@ -169,6 +189,14 @@ def _place(name: str, value: Any) -> str | list[str]:
     if not found:
         raise wrong(name, value, "at least one file")
     return found
+
+
+def _validation(value: str | list[Any]) -> tuple[str, Any]:
+    """Name and value of what validates: a number, which may stand in quotes, or files."""
+    try:
+        return "validation", float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return "validation_data", value
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

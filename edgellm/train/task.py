@@ -12,6 +12,7 @@ from edgellm.engine.model import Model
 from edgellm.formats.adapters import Adapter
 from edgellm.train.config import TrainConfig
 from edgellm.train.data.config import DataConfig
+from edgellm.train.data.dataset import Summary
 from edgellm.train.data.kinds import Kind
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.learner import Learner
@@ -55,6 +56,9 @@ class Task(Protocol):
 
     @property
     def settings(self) -> Sequence[Any]: ...
+
+    def advice(self, data: Summary, config: TrainConfig) -> list[str]:
+        """What a person should know who wants to learn from such data so."""
 
     def begin(self, plan: Plan) -> AbstractContextManager[Work]:
         """Raises UsageError for settings and data that do not go together."""

@@ -32,8 +32,14 @@ if TYPE_CHECKING:
     from edgellm.arch import ModelGraphs
     from edgellm.formats.tensor import Tensor
 
-DOCUMENTS_TOGETHER = 8  # so many find room for their virtual tokens in a pass, beside n_batch tokens of their own
+DOCUMENTS_TOGETHER = 8  # so many find room for their virtual tokens in a pass, beside n_batch tokens of their own,
+TOKENS_TOGETHER = 2048  # unless they are more than these: what is kept for the way back takes memory
 PLACES = adapter_table(0).name
+
+
+def room_for(n_virtual: int) -> int:
+    """Tokens of a pass that are kept free for virtual ones: those of one document at least."""
+    return n_virtual * max(1, min(DOCUMENTS_TOGETHER, TOKENS_TOGETHER // n_virtual))
 
 
 class VirtualLearner(AdapterLearner):
@@ -46,7 +52,7 @@ class VirtualLearner(AdapterLearner):
     def changes(self) -> dict[str, list[Change]]:
         self._encoder: Encoder | None = None
         self.n_virtual = self.config.virtual_tokens
-        self.n_more = self.n_virtual * DOCUMENTS_TOGETHER
+        self.n_more = room_for(self.n_virtual)
         graphs = self.model._runner.graphs
         layers = [node for node in graphs.body.nodes if isinstance(node, KeysValues)]
         tables = self._tables(graphs, layers, np.random.default_rng(self.seed))

@@ -126,6 +126,18 @@ def test_usage_errors_are_one_line(args: list[str], line: str, capsys: pytest.Ca
     assert capsys.readouterr() == ("", f"edgellm: error: {line}\n")
 
 
+@pytest.mark.parametrize("command", [["bench"], ["run"], ["serve"], ["train", "lora", "-o", "x"], ["train", "new"]])
+def test_far_more_threads_than_cores_are_refused(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgellm.machine.others.n_cores", lambda: 20)
+    assert main([*command, "-t", "1000"]) == 2
+    said = "-t/--threads is 1000, and this machine has 20 cores; more threads than cores wait for each other"
+    assert capsys.readouterr().err == f"edgellm: error: {said}: expected up to 80\n"
+    main([*command, "-t", "80", "--nonsense"])
+    assert "No such option" in capsys.readouterr().err
+
+
 NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
 
 

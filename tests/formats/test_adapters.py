@@ -217,6 +217,16 @@ def refused(path: Path, file: GGUFFile, kind: type[EdgellmError], *words: str) -
         ({"init_lora_weights": "olora"}, UnsupportedError, ("olora", "path_initial_model_for_weight_conversion")),
         ({"use_dora": "yes"}, FormatError, ("use_dora", "true or false")),
         ({"use_dora": True}, FormatError, ("lora_magnitude_vector", "use_dora is true")),
+        ({"modules_to_save": ["lm_head"]}, FormatError, ("modules_to_save", "'lm_head'", "holds no lm_head.weight")),
+        ({"modules_to_save": ["mlp"]}, FormatError, ("modules_to_save", "'mlp'", "layers.0.mlp.gate_proj.weight")),
+        ({"modules_to_save": "lm_head"}, FormatError, ("modules_to_save is 'lm_head'", "list of names")),
+        ({"layers_to_transform": [0]}, FormatError, ("layers_to_transform is [0]", "model.layers.1.")),
+        ({"layers_to_transform": 1}, FormatError, ("layers_to_transform is 1", "model.layers.0.")),
+        ({"layers_to_transform": ["a"]}, FormatError, ("layers_to_transform", "numbers of layers")),
+        ({"bias": "some"}, FormatError, ("bias is 'some'", "none, all, lora_only")),
+        ({"task_type": "SEQ_CLS"}, FormatError, ("task_type is SEQ_CLS", "no score.weight")),
+        ({"task_type": "TOKEN_CLS"}, UnsupportedError, ("task_type is TOKEN_CLS",)),
+        ({"task_type": "POETRY"}, FormatError, ("task_type is 'POETRY'", "CAUSAL_LM")),
         ({"r": 3}, FormatError, ("rank 4", "says 3 (r)")),
         ({"r": "many"}, FormatError, ("r is 'many'",)),
         ({"rank_pattern": {"q_proj": 3}}, FormatError, ("rank 4", "says 3 (rank_pattern: q_proj)")),
@@ -242,9 +252,59 @@ def test_settings_that_are_told(folder: Path, file: GGUFFile, tmp_path: Path) ->
     config = tmp_path / "a" / "adapter_config.json"
     edit_json(config, of_the_future={"a": 1}, fan_in_fan_out=True, target_modules=["q_proj", "gate"], empty=None)
     notes = read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
-    assert len(notes) == 3
-    for note, words in zip(notes, ("fan_in_fan_out is true", "of_the_future is {'a': 1}", "names 'gate'"), strict=True):
-        assert words in note
+    expected = ("fan_in_fan_out is true", "of_the_future is {'a': 1}", "names 'gate'", "target_modules does not name")
+    assert len(notes) == len(expected) and all(any(words in note for note in notes) for words in expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"modules_to_save": ["vision.head"]},
+            "names 'vision.head', of which the adapter holds nothing",
+        ),
+        ({"layers_to_transform": [0, 1, 2, 5]}, "layers_to_transform names 5, of which the adapter holds nothing"),
+        ({"bias": "all"}, ""),  # a Llama has none
+        ({"modules_to_save": ["classifier"]}, "modules_to_save names 'classifier'"),
+        ({"task_type": "FEATURE_EXTRACTION"}, ""),
+        ({"layers_to_transform": []}, ""),
+    ],
+)
+def test_what_settings_name_and_no_model_has_is_told(
+    folder: Path, file: GGUFFile, tmp_path: Path, changes, words: str
+) -> None:
+    shutil.copytree(folder / "lora", tmp_path / "a")
+    edit_json(tmp_path / "a" / "adapter_config.json", **changes)
+    notes = read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
+    assert len(notes) == bool(words) and all(words in note for note in notes)
+
+
+def test_whole_weights_and_biases_that_are_named_and_not_there(tmp_path: Path) -> None:
+    """They were trained: without them, the adapter is another."""
+    peft_models.save_base("qwen2", tmp_path)
+    names = ["lm_head", "input_layernorm"]
+    peft_models.save_adapter(tmp_path, "a", 1, bias="lora_only", modules_to_save=names, target_modules=["q_proj"])
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    whole = load_file(path)
+    with GGUFFile.open(tmp_path / "base.gguf") as file:
+        assert not read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
+        for part, words in (
+            (".bias", ("bias is 'lora_only'", "holds no model.layers.0.self_attn.q_proj.bias")),
+            ("lm_head", ("modules_to_save names 'lm_head'", "holds no lm_head.weight")),
+            (
+                "1.input_layernorm",
+                ("names 'input_layernorm'", "holds no model.layers.1.input"),
+            ),
+        ):
+            save_file({name: x for name, x in whole.items() if part not in name}, path)
+            refused(tmp_path / "a", file, FormatError, *words)
+        save_file({name: x for name, x in whole.items() if "1.self_attn.q_proj.base_layer.bias" not in name}, path)
+        (note,) = read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
+        assert "of some the adapter holds nothing: model.layers.1.self_attn.q_proj.bias" in note
+        save_file(whole, path)
+        edit_json(tmp_path / "a" / "adapter_config.json", bias="none")
+        (note,) = read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
+        assert "bias is 'none', and the adapter holds model.layers.0.self_attn.q_proj.bias" in note
 
 
 FIRST = "base_model.model.model.layers.0.self_attn.v_proj"

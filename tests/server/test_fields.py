@@ -22,6 +22,11 @@ def tool(around: dict[str, Any], **inside: Any) -> dict[str, Any]:
     return {"messages": HI, "tools": [{"type": "function", "function": {**TOOL, **inside}, **around}]}
 
 
+def called(around: dict[str, Any], **inside: Any) -> dict[str, Any]:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}", **inside}, **around}
+    return {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}, *HI]}
+
+
 def blocks(*content: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(content)}], "max_tokens": 2}
 
@@ -29,6 +34,8 @@ def blocks(*content: dict[str, Any]) -> dict[str, Any]:
 UNKNOWN = [
     (CHAT, chat(bogus=1), "unknown field messages.0.bogus"),
     (CHAT, chat(function_call={"name": "f"}), "messages.0.function_call is given"),
+    (CHAT, called({"bogus": 1}), "unknown field messages.0.tool_calls.0.bogus"),
+    (CHAT, called({}, bogus=1), "unknown field messages.0.tool_calls.0.function.bogus"),
     (CHAT, chat(role="wizard"), "messages.0.role is 'wizard'; expected one of system, developer, user"),
     (CHAT, chat(role=""), "messages.0.role is ''; expected one of"),
     (CHAT, chat(content=[{"type": "text", "text": "a", "bogus": 1}]), "unknown field messages.0.content.0.bogus"),
@@ -71,6 +78,7 @@ def test_what_would_be_dropped_is_refused(small: Running, path: str, body: dict[
 
 
 SENT = [
+    (CHAT, called({"index": 0}, parsed_arguments={})),
     (CHAT, chat(name="ann", refusal=None, audio=None, function_call=None, annotations=[])),
     (CHAT, chat(content=[{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}])),
     (CHAT, tool({}, strict=True, description=None)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -29,6 +30,16 @@ def test_a_host_that_is_not_ours_is_refused(small) -> None:
         assert "--allow-host" in answer.json()["error"]["message"]
     for host in ("localhost", "127.0.0.1:1", "[::1]:8080", "192.168.1.7", "LOCALHOST."):
         assert small.get("/v1/models", headers={"Host": host}).status_code == 200, host
+
+
+def test_a_body_in_another_encoding_is_refused_by_its_name(small) -> None:
+    raw = gzip.compress(json.dumps(CHAT).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/v1/embeddings"):
+        answer = httpx.post(f"{small.url}{path}", content=raw, headers=headers)
+        assert answer.status_code == 415 and answer.headers["accept-encoding"] == "identity"
+        assert "the body has the Content-Encoding 'gzip', which this server does not read" in answer.text
+    assert small.post("/v1/chat/completions", CHAT, headers={"Content-Encoding": "identity"}).status_code == 200
 
 
 @pytest.mark.parametrize("headers", FOREIGN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +58,28 @@ def test_a_model_file_that_has_learnt(path: Path, facts: Path, tmp_path: Path) -
         changed = [n for n, t in before.tensors.items() if not np.array_equal(t.raw, after.tensors[n].raw)]
         assert set(changed) == set(before.tensors)
     assert loss_of(out, facts) < loss_of(path, facts)
+
+
+def test_what_is_read_is_not_written_over(path: Path, facts: Path, tmp_path: Path, capsys) -> None:
+    held, config, template = tmp_path / "held.jsonl", tmp_path / "my.yaml", tmp_path / "plain.jinja"
+    held.write_bytes(facts.read_bytes())
+    config.write_text("steps: 1\n")
+    template.write_text("{{ messages[-1].content }}")
+    words = ["train", "full", path, "--data", facts, "--validation", held, "--config", config, "--template", template]
+    for out in (path, facts, held, config, template):
+        before = out.read_bytes()
+        assert main([*map(str, words), "-o", str(out)]) == 2
+        assert f"error: {out} is a file that is being read; choose another name" in capsys.readouterr().err
+        assert out.read_bytes() == before
+    assert not list(tmp_path.glob("*.training"))
+
+
+def test_room_for_the_result_is_looked_for_first(path: Path, facts: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("edgellm.files.shutil.disk_usage", lambda folder: SimpleNamespace(free=100_000))
+    monkeypatch.setattr("edgellm.train.run.train_adapter", lambda *_, **__: pytest.fail("it is trained"))
+    out = tmp_path / "out.gguf"
+    assert main(["train", "full", str(path), "--data", str(facts), "-o", str(out)]) == 1
+    assert f"error: {out} needs 0.00 GB, and the disk of" in capsys.readouterr().err
 
 
 def test_what_is_frozen_stays(path: Path, facts: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from edgellm.errors import FileProblem, TrainingError, UsageError
 from edgellm.train import session as module
 from edgellm.train.config import TrainConfig
 from edgellm.train.log import read_log
+from edgellm.train.loop import Step
 from edgellm.train.session import Session, Summary
-from edgellm.train.settings import as_settings, read_settings
+from edgellm.train.settings import as_settings, read_settings, write_settings
 from tests.train.bigram import Bigram, Counting
 
 CONFIG = TrainConfig(learning_rate=0.05, epochs=3, checkpoint_every=5, warmup=0)
@@ -107,15 +109,27 @@ def test_a_resumed_run_with_other_settings_changes_nothing(tmp_path: Path, chang
 def test_a_folder_that_does_not_suit(tmp_path: Path) -> None:
     train(tmp_path / "run", lambda step: step.step == 7)
     (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
     for folder, resume, text in (
         (tmp_path / "run", False, "holds a run that is at step 7; resume goes on with it, or choose another folder"),
-        (tmp_path / "new", True, "holds no checkpoint to go on from; leave out resume to begin"),
+        (tmp_path / "new", True, "does not exist, so there is no run to go on with; .*, or leave out resume to begin"),
+        (tmp_path / "empty", True, "holds no checkpoint to go on from; leave out resume to begin"),
         (tmp_path / "file", False, "is a file; expected a folder for the result"),
         (None, True, "resume goes on in a folder"),
     ):
         with pytest.raises(UsageError, match=text):
             Session(folder, resume=resume).check()
     assert not (tmp_path / "new").exists()
+
+
+def test_settings_that_a_person_wrote_are_not_written_over(tmp_path: Path) -> None:
+    settings = tmp_path / "train.yaml"
+    settings.write_text("rank: 2  # as small as it goes\n")
+    with pytest.raises(UsageError, match=r"train\.yaml is there, and a new run would write its settings over that"):
+        train(tmp_path)
+    assert settings.read_text() == "rank: 2  # as small as it goes\n"
+    write_settings(settings, {"rank": 2})  # of a run that ended before its first step
+    train(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "log.jsonl"])
@@ -173,9 +187,34 @@ def test_energy_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert train(None)[1].joules == 2.5 * Meter.asked and Meter.asked == 20  # each step, the first look, the end
 
 
+def test_room_for_checkpoints_is_looked_for_before_the_first_step(tmp_path: Path, monkeypatch) -> None:
+    one = 3 * sum(array.nbytes for array in Bigram().parameters.values())
+    free = [0]
+    monkeypatch.setattr("edgellm.files.shutil.disk_usage", lambda folder: SimpleNamespace(free=free[0]))
+    told: list[int] = []
+
+    def watch(step: Step) -> bool:
+        told.append(step.step)
+        return step.step == 7
+
+    for free[0] in (0, 3 * one - 1):  # two that are kept, and the next one
+        with pytest.raises(FileProblem, match=r"checkpoints needs .*free; keep_checkpoints is 2, and a lower one"):
+            train(tmp_path / "run", watch)
+    assert not told and not list(tmp_path.rglob("step-*"))
+    free[0] = 3 * one
+    train(tmp_path / "run", watch)  # to step 7, with the checkpoints of steps 5 and 7
+    free[0] = one - 1
+    with pytest.raises(FileProblem, match=r"checkpoints needs .* free$"):
+        train(tmp_path / "run", watch, resume=True)
+    free[0] = one
+    train(tmp_path / "run", resume=True)
+    free[0] = 0
+    train(tmp_path / "run", resume=True)  # it has ended already
+
+
 def test_the_settings_of_a_run_are_its_own(tmp_path: Path) -> None:
     train(tmp_path)
     lines = (tmp_path / "train.yaml").read_text().splitlines()
-    assert lines[:4] == ["model: a", "data: [b]", "epochs: 3.0", "steps: null"]
+    assert lines[0].startswith("# ") and lines[1:5] == ["model: a", "data: [b]", "epochs: 3.0", "steps: null"]
     state = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert state["step"] == 0

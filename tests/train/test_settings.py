@@ -31,6 +31,42 @@ def read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("validation: 0.25", {"validation": 0.25}),
+        ("validation: '12'", {"validation": 12}),
+        ("validation: held.jsonl", {"validation_data": ["held.jsonl"]}),
+        ("validation: [a.jsonl, b.jsonl]", {"validation_data": ["a.jsonl", "b.jsonl"]}),
+        ("validation: 3\nvalidation_data: a.jsonl", {"validation": 3, "validation_data": ["a.jsonl"]}),
+        ("rslora: true", {"use_rslora": True}),
+    ],
+)
+def test_what_has_the_name_of_an_option_is_what_the_option_may_be(read, tmp_path: Path, text: str, found) -> None:
+    assert read(text) == found
+    write_settings(tmp_path / "b.yaml", {"validation": 0.0, **found})
+    again = read_settings(tmp_path / "b.yaml", KINDS)
+    assert {"validation": 0.0, **again} == {"validation": 0.0, **found}
+    if "validation_data" in found and "validation" not in found:
+        assert "validation_data" not in (tmp_path / "b.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("validation: []", "line 1: validation is []"),
+        ("validation: -1", "line 1: validation is -1"),
+        ("validation: a\nvalidation_data: b", "line 2: validation_data stands there twice"),
+        ("rslora: 3", "line 1: rslora is 3; expected True or False"),
+        ("use_rslora: true\nrslora: true", "line 2: rslora stands there twice"),
+    ],
+)
+def test_what_it_may_not_be_is_said_by_its_name(read, text: str, line: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read(text)
+    assert line in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("params", "text"),
     [
         ({"method": "ia3"}, "method is 'ia3'; expected one of lora, dora"),

@@ -13,10 +13,13 @@ import torch
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint
 from edgellm.engine.drawing import Drawn, draw
+from edgellm.engine.gradients import most_blocks
 from edgellm.errors import UsageError
+from edgellm.kernels.records import KV_BLOCK
 from edgellm.train.config import LoraConfig
 from edgellm.train.documents import Documents
 from edgellm.train.methods import AdapterLearner, adapter_learner
+from edgellm.train.virtual import DOCUMENTS_TOGETHER, room_for
 from tests.arch.tiny import _paired
 from tests.convert import checkpoints
 from tests.engine.test_virtual_tokens import with_hooks
@@ -288,3 +291,20 @@ def test_tokens_begin_with_what_was_asked_for(method: str, tmp_path: Path) -> No
 def test_settings_that_do_not_belong_together(config: LoraConfig, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         config.check()
+
+
+def test_thousands_of_virtual_tokens_need_few_blocks() -> None:
+    """A block for each token of a pass would be some of 100 GB for a small model."""
+    for n in (1, 20, 256, 3000, 4096):
+        room = 256 + room_for(n)
+        assert most_blocks(room, n) <= max(room / KV_BLOCK + DOCUMENTS_TOGETHER + 256 / n, room // 2)
+    assert [room_for(n) for n in (20, 256, 1000, 3000)] == [160, 2048, 2000, 3000]
+
+
+@pytest.mark.parametrize("n_virtual", [0, 1, 20, 63, 64, 65, 300])
+def test_no_documents_need_more_blocks_than_there_are(n_virtual: int) -> None:
+    for room in (n_virtual + 1, 256 + n_virtual, 256 + 8 * n_virtual):
+        for own in (1, 2, 30, 64, 65, 200):
+            length = n_virtual + own
+            lengths = [length] * (room // length) + [room % length] * (room % length > n_virtual)
+            assert sum(-(-n // KV_BLOCK) for n in lengths) <= most_blocks(room, n_virtual)

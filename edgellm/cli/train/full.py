@@ -33,6 +33,7 @@ def command(training: Training, type_name: str | None) -> None:
     from edgellm.convert.recipes import recipe_of
     from edgellm.files import refuse_target
 
+    training.target, training.type_name = training.output, type_name
     target = training.output
     refuse_target(target)
     if type_name is not None:

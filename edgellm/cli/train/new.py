@@ -55,11 +55,16 @@ def command(
 
     Ctrl-C saves a checkpoint, from which --resume goes on.
     """
+    from edgellm.cli.train.training import refuse_own_settings
     from edgellm.files import refuse_target
+    from edgellm.train.session import Session
 
     if untrained and resume:
         raise UsageError("--resume goes on with training, and --untrained does not train; leave one out")
     folder = output.with_name(f"{output.name.removesuffix('.gguf')}.training")
+    if not untrained:
+        refuse_own_settings(config_file, folder, resume)
+        Session(folder, resume=resume).check()
     config = _config(config_file, folder, resume, typed_settings({"data": data, **typed}))
     refuse_target(output, [config_file] if config_file else [])
     if untrained:

@@ -89,6 +89,12 @@ def _summary(summary: Summary, config: DataConfig) -> Iterator[tuple[str, str]]:
         yield "too long", f"{summary.n_long:,} of more than {config.max_length:,} tokens (--max-length): {what}"
     if summary.n_untrained:
         yield "left out", f"{summary.n_untrained:,} without a token that is trained"
+    if summary.n_same:
+        where = " within --max-length" if summary.n_long else ""
+        pairs = "pair" if summary.n_same == 1 else "pairs"
+        yield "left out", f"{summary.n_same:,} {pairs} of two answers that are the same{where}: neither is better"
+    if summary.n_good or summary.n_not_good:
+        yield "judged", f"{summary.n_good:,} good, {summary.n_not_good:,} not good"
     for note, n in summary.notes.items():
         yield "note", f"{note} ({n:,} {'chat' if n == 1 else 'chats'})"
 

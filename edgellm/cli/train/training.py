@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Make = Callable[[type], Any]  # a parameter object of that type, of the run's settings
 
+VALIDATION = {"validation", "validation_data"}  # what --validation may be: how many examples, or a file of them
 _SHARED = (TrainConfig, DataConfig)
 _OPTIONS = [
     click.argument("model", required=False, shell_complete=complete_models),
@@ -51,6 +52,8 @@ class Training:
     weights: the kind of parameter object that says what is trained.
     name:   of the command. kinds: of parameter objects that it has. usual: defaults of its own.
     typed:  settings that were typed.
+    target: a file that is written at the end, where the run's folder is not all. type_name: of its tensors, where they
+            are not those of the model.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Training:
     tensorboard: bool | None
     n_threads: int | None
     weights: type = LoraConfig
+    target: Path | None = None
+    type_name: str | None = None
 
     def go(
         self,
@@ -73,7 +78,14 @@ class Training:
 
         finish:  what is done with the weights, and told of it, where the run's folder is not all.
         """
-        settings = {**self.usual, **self._file_settings(), **typed_settings(self.typed)}
+        from edgellm.train.run import check_run
+
+        refuse_own_settings(self.config_file, self.output, self.resume)
+        check_run(self.output, self.resume)
+        of_file, typed = self._file_settings(), typed_settings(self.typed)
+        if typed.keys() & VALIDATION:  # one option, so what is typed comes before either
+            of_file = {name: value for name, value in of_file.items() if name not in VALIDATION}
+        settings = {**self.usual, **of_file, **typed}
         for name, word in (("model", "MODEL"), ("data", "--data")):
             if not settings.get(name):
                 raise UsageError(f"{word} is missing: type it, or put {name} into the --config file")
@@ -89,6 +101,17 @@ class Training:
             config_file = self.output / SETTINGS
         return read_settings(config_file, self.kinds) if config_file else {}
 
+    def _refuse_target(self, model: Path | None, settings: Mapping[str, Any]) -> None:
+        """Raise UsageError for a file to write that is one of those that are read, before anything is trained."""
+        from edgellm.convert.targets import check_target, files_of
+
+        if self.target is not None:
+            names = [*settings["data"], *settings.get("validation_data", ()), settings.get("template")]
+            # How large a file of another type is, will be seen.
+            n_bytes = model.stat().st_size if model and self.type_name is None else 0
+            sources = files_of(model, self.config_file, *(Path(name) for name in names if name))
+            check_target(self.target, sources, n_bytes)
+
     def _train(
         self,
         settings: dict[str, Any],
@@ -102,7 +125,7 @@ class Training:
         from edgellm.cli.train.preview import summary_lines
         from edgellm.params import RuntimeConfig
         from edgellm.train.log import read_log
-        from edgellm.train.run import check_run, train_adapter
+        from edgellm.train.run import train_adapter
         from edgellm.train.session import CURVE, LOG, last_checkpoint
         from edgellm.train.settings import made
 
@@ -110,15 +133,17 @@ class Training:
         weights.check()
         config = made(TrainConfig, settings)
         config.check_validation(bool(settings.get("validation_data")))
+        if not self.resume:
+            config.check_warmup()
         examples = made(DataConfig, settings)
         task = task_of(lambda kind: made(kind, settings)) if task_of else None
-        check_run(self.output, self.resume)
+        self._refuse_target(models.find(settings["model"]), settings)
         path = models.path_of(settings["model"])
         runtime = RuntimeConfig(n_threads=self.n_threads, activations=config.activations or RuntimeConfig.activations)
         with models.load(path, runtime) as loaded, Live() as live:
 
-            def show_data(dataset: Any) -> None:
-                for line in summary_lines(dataset, examples):
+            def show_data(dataset: Any, advice: list[str]) -> None:
+                for line in [*summary_lines(dataset, examples), *(f"{'note':<12}{line}" for line in advice)]:
                     live.note(line)
 
             try:
@@ -176,6 +201,20 @@ def training_options(
         return decorated  # type: ignore[no-any-return]
 
     return decorate
+
+
+def refuse_own_settings(config_file: Path | None, folder: Path, resume: bool) -> None:
+    """Raise UsageError for a --config file that a new run would write over with the settings that are in effect."""
+    from edgellm.train.session import SETTINGS
+
+    written = folder / SETTINGS
+    if config_file is None or resume or not config_file.exists() or not written.exists():
+        return
+    if written.samefile(config_file):
+        raise UsageError(
+            f"--config {config_file} is where a run in {folder} writes all of its settings, so yours would be lost; "
+            "give the file another name, or choose another folder"
+        )
 
 
 def _validation(typed: str | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from edgellm.files import atomic_write
 from edgellm.formats.adapters import bottlenecks, experts, prompts
 from edgellm.formats.adapters.adapter import SCORE, Adapter, LowRank
 from edgellm.formats.adapters.naming import Naming
+from edgellm.formats.adapters.peft_claims import Held
 from edgellm.formats.adapters.peft_settings import CONFIG, STEM, PeftSettings
 from edgellm.formats.checkpoint import open_checkpoint
 from edgellm.formats.json_file import read_json
@@ -50,14 +51,21 @@ def read_peft_settings(folder: Path) -> PeftSettings:
     return _told(folder, lambda: PeftSettings(read_json(folder / CONFIG)))
 
 
-def read_peft(folder: Path, architecture: str, naming: Naming, plain: Named = lambda name: name) -> Adapter:
+def read_peft(
+    folder: Path,
+    architecture: str,
+    naming: Naming,
+    plain: Named = lambda name: name,
+    base: Collection[str] | None = None,
+) -> Adapter:
     """The adapter in a folder, for a base model of that architecture, whose checkpoint has those names.
 
     plain:  what a tensor's name is where the language model is alone, for adapters of larger models.
+    base:   names of the base model's tensors, where it is there.
 
     Raises FileProblem, FormatError, UnsupportedError; names of settings and tensors are the folder's own.
     """
-    return _told(folder, lambda: _read(folder, architecture, naming, plain))
+    return _told(folder, lambda: _read(folder, architecture, naming, plain, base))
 
 
 def write_peft(folder: Path, adapter: Adapter, naming: Naming, n_kv_heads: int = 1) -> None:
@@ -92,7 +100,7 @@ def _told(folder: Path, work: Callable[[], Any]) -> Any:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
-def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adapter:
+def _read(folder: Path, architecture: str, naming: Naming, plain: Named, base: Collection[str] | None) -> Adapter:
     values = read_json(folder / CONFIG)
     for reader in (prompts, bottlenecks):
         if values.get("peft_type") in reader.KINDS:
@@ -128,7 +136,8 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named) -> Adap
         modules[module]: _low_rank(modules[module], module, found, settings, naming) for module, found in parts.items()
     }
     weights |= of_experts.low_ranks()
-    settings.tell_missing([*parts, *of_experts.modules, *(naming.names[name].rpartition(".")[0] for name in replaced)])
+    whole_names = [naming.names[name] for name in replaced]
+    settings.compare(Held([*parts], [*of_experts.modules], whole_names, score is not None), naming, base)
     if settings.ties_weights and {EMBEDDING, "output.weight"} & (weights.keys() | replaced.keys()):
         raise UnsupportedError(
             f"{CONFIG}: ensure_weight_tying is true and the adapter changes embeddings; edgellm changes each by itself"

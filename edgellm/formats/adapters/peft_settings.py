@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgellm.errors import FormatError, UnsupportedError, shown
+from edgellm.formats.adapters.naming import Naming
+from edgellm.formats.adapters.peft_claims import CONFIG, Held, check_claims
 from edgellm.formats.settings import Settings
 
-CONFIG = "adapter_config.json"
 STEM = "adapter_model"  # of the file with the tensors
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8  # PEFT's, for what the file leaves out
 
@@ -104,16 +105,9 @@ class PeftSettings:
         alpha = self._s.number("lora_alpha") if key is None else self._alphas.number(key)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
-    def tell_missing(self, modules: list[str]) -> None:
-        """Note what target_modules names and the file does not hold."""
-        targets = self._s.get("target_modules")
-        if not isinstance(targets, list):
-            return  # a pattern, or all linears
-        held = {module for module in modules} | {module.rpartition(".")[2] for module in modules}
-        for target in targets:
-            is_there = target in held or any(module.endswith(f".{target}") for module in modules)
-            if isinstance(target, str) and not is_there:
-                self.notes.append(f"{CONFIG}: target_modules names {target!r:.60}, of which the adapter holds nothing")
+    def compare(self, held: Held, naming: Naming, base: Collection[str] | None) -> None:
+        """Note or refuse what the file holds otherwise than it says; see `check_claims`."""
+        self.notes += check_claims(self._s, held, naming, base)
 
     def _share(self, name: str) -> float:
         value = self._s.get(name, 0.0)

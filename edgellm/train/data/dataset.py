@@ -51,6 +51,8 @@ class Summary:
     n_bad:      records that cannot be used; problems: the first of them, with the reasons.
     n_long:     examples with a document that is longer than may be: cut, or left out (n_long_dropped).
     n_untrained: examples that are left out because nothing in them would be learnt.
+    n_same:     pairs that are left out because their answers are the same, as far as they are kept.
+    n_good, n_not_good:  answers that are judged so.
     n_tokens, n_targets:  tokens of all documents that are kept, and how many of them are learnt.
     lengths:    of all documents before any was cut.
     notes:      what a person should know, with the number of examples that it is true of.
@@ -63,6 +65,9 @@ class Summary:
     n_long: int = 0
     n_long_dropped: int = 0
     n_untrained: int = 0
+    n_same: int = 0
+    n_good: int = 0
+    n_not_good: int = 0
     n_tokens: int = 0
     n_targets: int = 0
     lengths: list[int] = field(default_factory=list)
@@ -126,6 +131,10 @@ def read_dataset(
         summary.n_long += encoding.n_long > 0 and not _is_file(example)
         summary.n_long_dropped += encoding.left_out == "long"
         summary.n_untrained += encoding.left_out == "untrained"
+        summary.n_same += encoding.left_out == "same"
+        if isinstance(encoding.encoded, Judged):
+            summary.n_good += encoding.encoded.good
+            summary.n_not_good += not encoding.encoded.good
         if encoding.encoded is not None:
             data.examples += _in_pieces(encoding.encoded) if _is_file(example) else [encoding.encoded]
             data.places += [place] * (len(data.examples) - len(data.places))
@@ -223,6 +232,9 @@ def _check_not_empty(data: Dataset, config: DataConfig) -> None:
     if summary.n_untrained:
         cut = f"; {summary.n_long} were cut to {config.max_length} tokens (max_length)" if summary.n_long else ""
         reasons.append(f"{summary.n_untrained} have no token that is trained{cut}")
+    if summary.n_same:
+        cut = f", cut to {config.max_length} tokens (max_length)" if summary.n_long else ""
+        reasons.append(f"{summary.n_same} are pairs of two answers that are the same{cut}")
     names = ", ".join(str(file.path) for file in summary.files)
     raise UsageError(
         f"there is nothing to learn in {names:.200}: {'; '.join(reasons) or 'no examples'}",

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from edgellm.errors import TemplateError, UsageError
 from edgellm.evaluate.windows import bos_of
 from edgellm.text.common import n_common
@@ -56,7 +58,7 @@ class Encoding:
     encoded:  its documents; None when it is left out.
     lengths:  tokens of each document before any was cut.
     n_long:   documents that were longer than may be.
-    left_out: why it is left out: "long" or "untrained"; else empty.
+    left_out: why it is left out: "long", "untrained", or "same" for a pair of equal answers; else empty.
     """
 
     encoded: Encoded | None = None
@@ -111,9 +113,11 @@ class Encoder:
         n_long = sum(result.n_long for result in results)
         left_out = next((result.left_out for result in results if result.left_out), "")
         chosen, rejected = (result.encoded for result in results)
-        both = isinstance(chosen, Documents) and isinstance(rejected, Documents)
-        encoded = Pair(chosen, rejected, pair.margin) if both else None  # type: ignore[arg-type]
-        return Encoding(encoded, lengths, n_long, left_out)
+        if not isinstance(chosen, Documents) or not isinstance(rejected, Documents):
+            return Encoding(None, lengths, n_long, left_out)
+        if _are_same(chosen, rejected):  # as they are written, or as they are cut: there is no better one
+            return Encoding(None, lengths, n_long, "same")
+        return Encoding(Pair(chosen, rejected, pair.margin), lengths, n_long)
 
     def _asked(self, prompt: Prompt) -> Encoding:
         """A prompt is left out when it is too long: cut, it would ask for something else."""
@@ -206,6 +210,10 @@ def _messages_of(example: Example) -> list[Message]:
     if isinstance(example, Prompt):
         return [] if isinstance(example.asked, str) else list(example.asked)
     return list(example.messages) if isinstance(example, Chat) else []
+
+
+def _are_same(one: Documents, other: Documents) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("lengths", "ids", "targets"))
 
 
 def _learnt(ids: list[int]) -> Documents:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgellm.errors import FormatError, UsageError, shown
 from edgellm.formats.strict_json import parse
-from edgellm.text.messages import ROLES
+from edgellm.text.messages import ROLES, calls_of
 from edgellm.train.data.config import RENDERED
 from edgellm.train.data.files.record import is_too_deep
 
@@ -56,7 +56,7 @@ class Values:
             if not isinstance(message.get("role"), str):
                 raise UsageError(f"{key}[{n}] has no 'role'; expected a text, such as 'user'")
             _check_role(f"{key}[{n}]", message["role"])
-            _check_calls(f"{key}[{n}]", message.get("tool_calls"))
+            _check_calls(f"{key}[{n}]", message)
             if message.get("content") is None and not message.get("tool_calls"):
                 raise UsageError(f"{key}[{n}] has no 'content'; expected a text")
             _check_weight(f"{key}[{n}]", message.get("weight"))
@@ -129,26 +129,10 @@ def _check_role(place: str, role: str) -> None:
     raise UsageError(f"{place} has the role {shown(role)}; expected {expected}")
 
 
-def _check_calls(place: str, calls: Any) -> None:
-    if calls is None:
-        return
-    if not isinstance(calls, list):
-        raise UsageError(f"{place}: tool_calls is {shown(calls)}; expected a list of calls")
-    for call in calls:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise UsageError(f"{place} calls {shown(call)}; expected a 'function' with 'name' and 'arguments'")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = parse(arguments.encode("utf-8", "surrogatepass"))
-            except FormatError:
-                arguments = 0
-        if arguments is not None and (not isinstance(arguments, dict) or is_too_deep(arguments)):
-            raise UsageError(
-                f"{place} calls {function['name']!r:.60} with the arguments {shown(function['arguments'])}; expected "
-                "an object, or its JSON"
-            )
+def _check_calls(place: str, message: Mapping[str, Any]) -> None:
+    for number, (_, arguments) in enumerate(calls_of(message, place)):
+        if is_too_deep(arguments):
+            raise UsageError(f"{place}.tool_calls.{number} has arguments that are nested too deeply")
 
 
 def _check_weight(place: str, weight: Any) -> None:

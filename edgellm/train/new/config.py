@@ -91,7 +91,7 @@ class NewConfig:
 
         Raises FileProblem, FormatError or UsageError, each naming the file.
         """
-        settings = read_settings(path, KINDS) | dict(more or {})
+        settings = read_settings(path, KINDS, has_files=False) | dict(more or {})
         try:
             return cls.of(settings)
         except UsageError as problem:

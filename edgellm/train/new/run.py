@@ -14,7 +14,7 @@ from typing import Any
 from edgellm.engine import Model, load
 from edgellm.engine.block_table import blocks_for
 from edgellm.errors import MemoryLimitError, UsageError, size_text
-from edgellm.files import refuse_target
+from edgellm.files import check_room, refuse_target
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.machine import available_memory
 from edgellm.text import load_tokenizer
@@ -123,6 +123,8 @@ def train_new(
     """
     Session(folder, resume=resume).check()
     config.training.check_validation()
+    if not resume:
+        config.training.check_warmup()
     with alone_in(folder):
         prepared = prepare(config, target, progress)
         told(prepared)
@@ -139,6 +141,7 @@ def train_new(
             first = Path(place) / "first.gguf"
             model.write(first)
             model.weights.clear()  # the learner has its own
+            check_room(target, first.stat().st_size)
             with (
                 load(first, n_threads=n_threads, n_batch=n_batch, kv_type="f32", activations=activations) as loaded,
                 closing(_learner(config, loaded, n_batch=n_batch, recompute=recompute, in_bf16=in_bf16)) as learner,

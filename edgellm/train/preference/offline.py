@@ -7,6 +7,9 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 
+from edgellm.errors import UsageError
+from edgellm.train.config import TrainConfig
+from edgellm.train.data.dataset import Summary
 from edgellm.train.data.kinds import LABELLED, PREFERENCES, Kind
 from edgellm.train.documents import Documents
 from edgellm.train.model_learner import DEFAULT_BATCH
@@ -17,6 +20,7 @@ from edgellm.train.preference.answers import (
     mismatched_answers,
 )
 from edgellm.train.preference.config import DpoConfig, KtoConfig, OrpoConfig
+from edgellm.train.preference.kto import kto_advice
 from edgellm.train.preference.learner import AnswerLearner
 from edgellm.train.preference.objective import Objective, OfJudged, OfPairs
 from edgellm.train.preference.reference import reference_likelihoods
@@ -31,6 +35,9 @@ class Offline:
         self.settings = (config,)
         self.kinds: Sequence[Kind] = LABELLED if isinstance(config, KtoConfig) else PREFERENCES
 
+    def advice(self, data: Summary, config: TrainConfig) -> list[str]:
+        return kto_advice(data, self.config, config) if isinstance(self.config, KtoConfig) else []
+
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
         n_batch = max(DEFAULT_BATCH, longest_example(plan.examples))
@@ -43,6 +50,10 @@ class Offline:
     def _mismatched(self, plan: Plan, n_batch: int) -> list[Documents]:
         if not isinstance(self.config, KtoConfig):
             return []
+        if len(plan.examples) == 1:
+            raise UsageError(
+                "KTO compares each answer with one to another prompt, and there is one example; expected two at least"
+            )
         return mismatched_answers(plan.examples, min(n_batch, plan.model.n_ctx))
 
     def _objective(self, plan: Plan, n_batch: int, mismatched: Sequence[Documents]) -> Objective:

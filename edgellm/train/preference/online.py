@@ -9,6 +9,7 @@ from typing import Any, overload
 from edgellm.errors import UsageError
 from edgellm.train.config import TrainConfig
 from edgellm.train.data import order
+from edgellm.train.data.dataset import Summary
 from edgellm.train.data.kinds import PROMPTS
 from edgellm.train.documents import Documents
 from edgellm.train.model_learner import DEFAULT_BATCH
@@ -29,6 +30,9 @@ class Online:
         assert isinstance(config, (GrpoConfig, PpoConfig))
         self.config, self.rewards = config, rewards
         self.settings = (config, sources or RewardSources(reward=[reward.name for reward in rewards]))
+
+    def advice(self, data: Summary, config: TrainConfig) -> list[str]:
+        return []
 
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:

@@ -16,6 +16,8 @@ import numpy as np
 from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters.adapter import SCORE
+from edgellm.train.config import TrainConfig
+from edgellm.train.data.dataset import Summary
 from edgellm.train.data.encoder import Pair
 from edgellm.train.data.kinds import RATED
 from edgellm.train.documents import Documents
@@ -106,6 +108,9 @@ class RewardTask:
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
         self.settings = (config,)
+
+    def advice(self, data: Summary, config: TrainConfig) -> list[str]:
+        return []
 
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,8 @@ from edgellm.train.data.examples import Message
 from edgellm.train.preference.config import RewardSources
 from edgellm.train.preference.numbers import Floats
 from edgellm.train.preference.reward_model import RewardModel
+
+MOST_REWARD = 1e12  # with far larger ones, the squares of their differences are infinite in float32
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,9 @@ def imported(place: str) -> Callable[..., Any]:
         raise UsageError(f"reward is {place}, and there is no file {source}", parameter="reward")
     try:
         module = _module_of_file(Path(source)) if is_file else _module(source)
-    except Exception as problem:  # whatever the code of others raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as problem:  # whatever the code of others raises, SystemExit too
         raise UsageError(
             f"reward is {place}, and {source} cannot be imported: {_told(problem)}", parameter="reward"
         ) from problem
@@ -217,24 +222,27 @@ def _checked(reward: Reward, answers: Sequence[Answered]) -> Floats:
     name = reward.name
     try:
         given = reward(answers)
-        values = list(given)
-    except RewardError:
+        is_list = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+        values = list(islice(given, len(answers) + 1)) if is_list else []  # it may never end
+    except (RewardError, KeyboardInterrupt):
         raise
-    except Exception as problem:  # whatever the code of others raises
+    except BaseException as problem:  # whatever the code of others raises, SystemExit too
         raise RewardError(f"the reward {name} raised {_told(problem)}") from problem
+    if not is_list:
+        raise RewardError(f"the reward {name} gave {shown(given)}; expected a list with a number for each answer")
     if len(values) != len(answers):
-        raise RewardError(
-            f"the reward {name} gave {len(values)} values for {len(answers)} answers; expected one for each"
-        )
+        count = f"more than {len(answers)}" if len(values) > len(answers) else len(values)
+        raise RewardError(f"the reward {name} gave {count} values for {len(answers)} answers; expected one for each")
     found = np.empty(len(values))
     for n, value in enumerate(values):
         try:
             found[n] = float(value)
         except (TypeError, ValueError, OverflowError):
             found[n] = np.nan
-        if not np.isfinite(found[n]):
+        if not abs(found[n]) <= MOST_REWARD:
             raise RewardError(
                 f"the reward {name} gave {shown(value)} for the answer {shown(answers[n].text)}; expected a number"
+                f"{f' of at most {MOST_REWARD:g}' if np.isfinite(found[n]) else ''}"
             )
     return found
 

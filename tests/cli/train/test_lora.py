@@ -87,6 +87,20 @@ def test_a_file_of_settings_and_what_is_typed_over_it(tiny_path, facts, out, tmp
     assert weights[0] == weights[1]
 
 
+def test_validation_of_a_file_is_what_the_option_may_be(tiny_path, facts, out, tmp_path: Path, capsys) -> None:
+    held, config = tmp_path / "held.jsonl", tmp_path / "my.yaml"
+    held.write_text(json.dumps({"prompt": "what is 3?", "completion": " it is 21."}) + "\n")
+    config.write_text(f"model: {tiny_path}\ndata: {facts}\nsteps: 1\nvalidation: {held}\n")
+    assert lora("--config", config, "-o", out) == 0
+    assert "validation" in capsys.readouterr().out and settings_of(out)["validation_data"] == [str(held)]
+    assert lora("--config", out / "train.yaml", "-o", tmp_path / "again", "--validation", 2) == 0  # in its place
+    found = settings_of(tmp_path / "again")
+    assert found["validation"] == 2 and "validation_data" not in found
+    config.write_text("validation: held.jsonl\n")
+    assert main(["train", "new", "--config", str(config), "-o", str(tmp_path / "new.gguf")]) == 2
+    assert "line 1: validation is 'held.jsonl'; expected a number" in capsys.readouterr().err
+
+
 def test_files_are_named_as_they_are(tiny_path, out, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text("max_length: 1\n")
@@ -115,6 +129,8 @@ def test_no_folder_is_not_the_current_one(tiny_path, facts, tmp_path: Path, monk
         (["--rank", "0"], "--rank is 0; expected a number of at least 1"),
         (["--learning-rate", "0"], "--learning-rate is 0.0; expected a number above 0"),
         (["--warmup", "1.5"], "--warmup is 1.5; expected a share below 1, or a whole number"),
+        (["--warmup", "10", "--steps", "10"], "--warmup is 10 steps, and the run has 10, so its learning rate would"),
+        (["--warmup", "9"], "--warmup is 9 steps, and the run has 9, so its learning rate would never be reached"),
         (["--patience", "2"], "keep some apart for validation, or leave --patience out"),
         (["--eval-every", "5"], "--eval-every is 5, and there are no examples to validate with"),
         (["--validation", "-1"], "--validation is -1.0; expected a number of at least 0"),
@@ -126,7 +142,7 @@ def test_no_folder_is_not_the_current_one(tiny_path, facts, tmp_path: Path, monk
         (["--max-length", "2"], "there is nothing to learn in"),
         (["--dora", "--virtual-tokens", "4"], "--virtual-tokens is 4, which method 'dora' does not have"),
         (["--method", "prefix", "--prompt-init", "text"], "--prompt-init is 'text'; method 'prefix' begins with"),
-        (["--resume"], "holds no checkpoint to go on from; leave out --resume to begin"),
+        (["--resume"], "out does not exist, so there is no run to go on with; expected the folder"),
         (["--config", "none.yaml"], "none.yaml cannot be read: No such file or directory"),
         (["--data", "none.jsonl"], "none.jsonl: No such file or directory"),
         (["--template", "none.jinja"], "--template is 'none.jinja', which is neither a file nor a known name"),
@@ -139,6 +155,22 @@ def test_what_cannot_work_is_said_in_the_words_that_were_typed(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("edgellm: error: ") and line in error
     assert status == (1 if "No such file" in line else 2) and not out.exists()
+
+
+def test_a_run_that_is_not_there_is_said_before_what_else_is_missing(out, capsys) -> None:
+    for command, name, folder in (("lora", out, out), ("full", f"{out}.gguf", f"{out}.training")):
+        assert main(["train", command, "--resume", "-o", str(name)]) == 2
+        assert f"error: {folder} does not exist, so there is no run to go on with" in capsys.readouterr().err
+
+
+def test_the_file_of_settings_is_not_written_over_by_those_in_effect(tiny_path, facts, out, capsys) -> None:
+    out.mkdir()
+    config = out / "train.yaml"
+    config.write_text(f"model: {tiny_path}  # mine\ndata: {facts}\nsteps: 1\n")
+    before = config.read_text()
+    assert lora("--config", config, "-o", out) == 2
+    assert f"--config {config} is where a run in {out} writes all of its settings" in capsys.readouterr().err
+    assert config.read_text() == before and [path.name for path in out.iterdir()] == ["train.yaml"]
 
 
 def test_what_is_missing(tiny_path, facts, out, capsys) -> None:

@@ -85,3 +85,16 @@ def test_what_is_read_is_not_written_over(
         assert main(["train", "new", *inputs, "-o", str(tmp_path / name), "--untrained"]) == 2
         assert "is a file that is being read" in capsys.readouterr().err
         assert (tmp_path / name).read_bytes() == before
+
+
+def test_the_file_of_settings_is_not_written_over_by_those_in_effect(
+    inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new.training"
+    folder.mkdir()
+    config = (tmp_path / "new.yaml").rename(folder / "train.yaml")
+    before = config.read_bytes()
+    words = [str(config) if word == str(tmp_path / "new.yaml") else word for word in inputs]
+    assert main(["train", "new", *words, "-o", str(tmp_path / "new.gguf")]) == 2
+    assert f"--config {config} is where a run in {folder} writes" in capsys.readouterr().err
+    assert config.read_bytes() == before

@@ -60,6 +60,47 @@ def test_judged_answers(tiny_path, judged, tmp_path: Path, capsys) -> None:
     assert "undesirable_weight: 0.5\n" in (out / "train.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", ["dpo", "orpo", "reward"])
+def test_a_pair_of_two_answers_that_are_the_same_is_left_out_aloud(
+    name: str, tiny_path, tmp_path: Path, capsys
+) -> None:
+    same = {"prompt": "say 1", "chosen": " 1", "rejected": " 1"}
+    late = {"prompt": "say 2", "chosen": " 2" * 90 + " a", "rejected": " 2" * 90 + " b"}
+    good = [{"prompt": f"say {n}", "chosen": f" {n}", "rejected": f" {n * 7}!"} for n in range(4)]
+    data = write(tmp_path / "some.jsonl", [same, *good, late])
+    words = ("--max-length", 80, "--steps", 1, "-t", 1)
+    assert train(name, tiny_path, "--data", data, "-o", tmp_path / "out", *words) == 0
+    told = capsys.readouterr().err
+    assert "left out    2 pairs of two answers that are the same within --max-length: neither is better" in told
+    data = write(tmp_path / "all.jsonl", [same, late])
+    assert train(name, tiny_path, "--data", data, "-o", tmp_path / "none", *words) == 2
+    told = capsys.readouterr().err
+    assert "2 are pairs of two answers that are the same, cut to 80 tokens (--max-length)" in told
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_kto_lacks_is_said(tiny_path, tmp_path: Path, capsys) -> None:
+    def told_of(n_good: int, n_bad: int, *words: object) -> str:
+        data = write(
+            tmp_path / f"{n_good}-{n_bad}.jsonl",
+            [{"prompt": f"say {n}", "completion": f" {n}", "label": n < n_good} for n in range(n_good + n_bad)],
+        )
+        out = tmp_path / f"{n_good}-{n_bad}-{len(words)}"
+        train("kto", tiny_path, "--data", data, "-o", out, "--steps", 1, "-t", 1, *words)
+        return capsys.readouterr().err
+
+    told = told_of(4, 0)
+    assert "judged      4 good, 0 not good" in told
+    assert "note        all 4 answers are good, so nothing says what to avoid: KTO learns from both kinds" in told
+    assert "all 4 answers are not good, so nothing says what to say instead" in told_of(0, 4)
+    told = told_of(9, 1)
+    assert "9 answers are good and 1 are not; that both count alike, give --undesirable-weight 6.8 to 9" in told
+    assert "or --desirable-weight 0.11 to 0.15" in told
+    assert "count alike" not in told_of(9, 1, "--undesirable-weight", 8) and "note" not in told_of(4, 4)
+    assert "guessed from one answer" in told_of(4, 4, "--batch-size", 1)
+    assert "there is one example; expected two at least" in told_of(1, 0)
+
+
 def test_a_run_that_was_stopped_goes_on_with_its_settings(tiny_path, pairs, tmp_path: Path, capsys) -> None:
     words = ("--steps", 4, "--batch-size", 2, "-t", 1, "--loss-type", "ipo", "--checkpoint-every", 2)
     for name in ("whole", "parts"):

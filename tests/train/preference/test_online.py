@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -157,7 +158,12 @@ def test_a_reward_model_is_a_reward(model, prompts: Path, preferences: Path, tmp
     (lambda texts: [1.0], "gave 1 values for 8 answers; expected one for each"),
     (lambda texts: [float("nan")] * len(texts), "gave nan for the answer"),
     (lambda texts: [None] * len(texts), "gave None for the answer"),
-    (lambda texts: None, "raised TypeError"),
+    (lambda texts: None, "gave None; expected a list with a number for each answer"),
+    (lambda texts: "12345678", "gave '12345678'; expected a list"),
+    (lambda texts: iter(int, 1), "gave more than 8 values for 8 answers"),  # without an end
+    (lambda texts: [-np.inf] * len(texts), "gave -inf for the answer"),
+    (lambda texts: [1e300] * len(texts), "expected a number of at most 1e+12"),
+    (lambda texts: sys.exit(0), "raised SystemExit: 0"),
 ])  # fmt: skip
 def test_a_reward_that_fails_ends_the_run_and_loses_nothing(model, prompts: Path, tmp_path: Path, fails, text) -> None:
     calls = []
@@ -169,6 +175,7 @@ def test_a_reward_that_fails_ends_the_run_and_loses_nothing(model, prompts: Path
     settings = TrainConfig(steps=5, learning_rate=0.01, warmup=0, batch_size=2, checkpoint_every=50)
     with pytest.raises(RewardError) as error:
         run(model, prompts, GRPO, reward, settings, output=tmp_path / "run")
+    assert str(error.value).endswith("; the checkpoint of step 2 is kept, and resume goes on from there")
     assert text in str(error.value) and "the reward reward" in str(error.value) and "\n" not in str(error.value)
     assert Checkpoints(tmp_path / "run" / "checkpoints", {}).steps() == [2]
     rest, _ = run(model, prompts, GRPO, reward, settings, output=tmp_path / "run", resume=True)

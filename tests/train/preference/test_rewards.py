@@ -62,6 +62,9 @@ def test_a_function_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch) -> No
     (tmp_path / "broken.py").write_text("def f(:\n")
     with pytest.raises(UsageError, match=r"broken\.py cannot be imported: SyntaxError"):
         reward_of("broken.py:f")
+    (tmp_path / "script.py").write_text("import sys\n\nsys.exit(3)\n")
+    with pytest.raises(UsageError, match=r"script\.py cannot be imported: SystemExit: 3"):
+        reward_of("script.py:f")
 
 
 def test_what_gives_no_reward() -> None:
