@@ -47,7 +47,8 @@ def check_messages(messages: Iterable[Mapping[str, Any]], template: ChatTemplate
         for name in NOTHING:
             if message.get(name) is not None and not uses(template, name):
                 raise ApiProblem(400, f"{place}.{name} is given, which this server does not read", f"{place}.{name}")
-        for n, call in enumerate(message.get("tool_calls") or ()):
+        calls = message.get("tool_calls")
+        for n, call in enumerate(calls if isinstance(calls, list) else ()):  # what else it is, is refused later
             _check_call(call, f"{place}.tool_calls.{n}", template)
 
 
