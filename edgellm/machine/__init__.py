@@ -6,6 +6,7 @@ the files of the kernel lie, / but for tests.
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 from edgellm.machine import caches, cgroups, cores
@@ -18,12 +19,14 @@ __all__ = [
     "beyond_caches",
     "default_threads",
     "last_level_cache",
+    "mapped_at_once",
     "peak_memory",
     "resident_memory",
     "total_memory",
     "usable_threads",
 ]
 
+_PLACES = 32
 _BEYOND = 2  # times the last level: of less, caches that do not forget what is oldest still hold a part
 
 
@@ -76,6 +79,18 @@ def available_memory(root: Path = ROOT) -> int:
 def peak_memory(root: Path = ROOT) -> int:
     """The most bytes of memory that this process has had at a time."""
     return most_used(root)
+
+
+def mapped_at_once(path: Path) -> int:
+    """Bytes of a file that come into a process's memory where one is read, in the mean of some places.
+
+    Linux maps what is near and in its cache already: 64 kB, and megabytes where that cache has large pages.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        before = resident_memory()
+        for place in range(0, len(mapping), -(-len(mapping) // _PLACES)):
+            mapping[place]
+        return max(0, resident_memory() - before) // _PLACES
 
 
 def resident_memory(root: Path = ROOT) -> int:

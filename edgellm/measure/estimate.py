@@ -34,7 +34,7 @@ from edgellm.graph import Graph, Tuning
 from edgellm.graph.adapters import EMBEDDING, OUTPUT
 from edgellm.graph.cache_memory import CacheLayer
 from edgellm.kernels.records import KV_BLOCK
-from edgellm.machine import beyond_caches, resident_memory
+from edgellm.machine import beyond_caches, mapped_at_once, resident_memory
 from edgellm.machine.others import OtherWork, is_too_busy
 from edgellm.measure.bench import read, write
 from edgellm.params import RuntimeConfig
@@ -45,11 +45,12 @@ if TYPE_CHECKING:
 
 _RING_BYTES = 1 << 28  # far beyond most caches
 _ALIGN = 64
-_MAPPED_BYTES = 1 << 16  # Linux maps so much of a file around what is read, where that is in memory
+_LEAST_MAPPED = 1 << 16  # see `mapped_at_once`
 _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing becomes so small that it is slow
 # Of n tokens about this many times n to this power are different (Heaps' law). Common tokens have small ids, so that
 # their embeddings lie together; they are counted here as far fewer that do not.
 _HEAPS_FACTOR, _HEAPS_POWER = 2.6, 0.6
+_OF_A_LANGUAGE = 0.7  # of a vocabulary, by where its tokens lie; those of other languages stay unread
 LONG_TEXT = 1024
 _N_PROMPT, _SHORT_PROMPT = 512, 64  # tokens; a slow model is given few
 _N_ANSWER, _LEAST_ANSWER = 32, 2
@@ -96,7 +97,7 @@ class Estimate:
         """Bytes that a process takes at most with so many texts of n_tokens each at once."""
         states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
         cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
-        of_token, of_all = self.row_bytes
+        of_token, of_all = self.row_bytes[0], _OF_A_LANGUAGE * self.row_bytes[1]
         apart = _HEAPS_FACTOR * (n_texts * n_tokens) ** _HEAPS_POWER
         rows = int(of_all * (1 - exp(-apart * of_token / of_all))) if of_all else 0  # some fall together
         other_bytes = self.other_bytes + n_tokens * self.position_bytes
@@ -146,12 +147,13 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
             tiled = {tensor.name for tensor in runner.layout.tiles}
             runner.close()
             del template
+        mapped = max(_LEAST_MAPPED, mapped_at_once(path))
     return Estimate(
         model=path.name,
         n_ctx=n_ctx,
         n_threads=runner.n_threads,
         isa=runner.isa.name,
-        weight_bytes=_touched(tensors, tiled),
+        weight_bytes=_touched(tensors, tiled, mapped),
         other_bytes=other_bytes,
         long_bytes=long_bytes,
         token_bytes=runner.cache.token_bytes,
@@ -163,7 +165,7 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         decode_tokens_per_second=decode,
         layers=tuple(layers),
         n_batch=runner.n_batch,
-        row_bytes=_embedding_rows(tensors, tiled),
+        row_bytes=_embedding_rows(tensors, tiled, mapped),
         busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )
 
@@ -212,22 +214,29 @@ def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // _ALIGN) * _ALIGN
 
 
-def _touched(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> int:
+def _touched(tensors: Mapping[str, Tensor], tiled: Collection[str], mapped: int) -> int:
     """Bytes that are read: all, but for embeddings that serve for nothing else, of which a text has a few rows.
 
     What lies between tiled weights in the file, small ones mostly, is mapped with some of its neighbours.
     """
-    unread = EMBEDDING if OUTPUT in tensors else None
-    n_between = sum(name not in tiled for name in tensors) if tiled else 0
-    return sum(tensor.n_bytes for name, tensor in tensors.items() if name != unread) + n_between * _MAPPED_BYTES
+    read = [tensor for name, tensor in tensors.items() if name != EMBEDDING or OUTPUT not in tensors]
+    if not tiled:
+        return sum(tensor.n_bytes for tensor in read)
+    between = [tensor for tensor in read if tensor.name not in tiled]
+    pieces = {
+        piece
+        for tensor in between
+        for piece in range(tensor.address // mapped, (tensor.address + max(0, tensor.n_bytes - 1)) // mapped + 1)
+    }
+    return sum(tensor.n_bytes for tensor in read if tensor.name in tiled) + len(pieces) * mapped
 
 
-def _embedding_rows(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> tuple[int, int]:
+def _embedding_rows(tensors: Mapping[str, Tensor], tiled: Collection[str], mapped: int) -> tuple[int, int]:
     """What the embedding of a token takes, and those of all, where nothing else reads them from the file."""
     embeddings = tensors.get(EMBEDDING)
     if embeddings is None or not (EMBEDDING in tiled or OUTPUT in tensors):
         return 0, 0
-    return _MAPPED_BYTES + embeddings.n_bytes // embeddings.shape[0], embeddings.n_bytes
+    return mapped + embeddings.n_bytes // embeddings.shape[0], embeddings.n_bytes
 
 
 def _taken_by_a_long_text(tokenizer: Tokenizer) -> int:
