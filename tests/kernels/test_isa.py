@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 
 import pytest
 
@@ -79,3 +80,13 @@ def test_what_ships_has_all_that_its_instruction_set_needs(one: isa.Isa) -> None
     if platform.machine() == "x86_64":
         _, features = isa.host()
         assert set(one.portable.needs) <= set(features)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "level"),
+    [("skylake-avx512", 2), ("sapphirerapids", 2), ("haswell", 2), ("gracemont", 2), ("sierraforest", 2),
+     ("znver5", 1), ("x86-64-v4", 1), ("x86-64", 1), ("apple-m1", 1), ("neoverse-v2", 1), ("generic", 1)],
+)  # fmt: skip
+def test_where_streams_are_prefetched_to(cpu: str, level: int) -> None:
+    """The second level of cache on Intel's CPUs alone."""
+    assert replace(isa.ALL[0], target=lambda *host: (cpu, "")).stream_level == level
