@@ -50,7 +50,6 @@ _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing
 # Of n tokens about this many times n to this power are different (Heaps' law). Common tokens have small ids, so that
 # their embeddings lie together; they are counted here as far fewer that do not.
 _HEAPS_FACTOR, _HEAPS_POWER = 2.6, 0.6
-_OF_A_LANGUAGE = 0.7  # of a vocabulary, by where its tokens lie; those of other languages stay unread
 LONG_TEXT = 1024
 _N_PROMPT, _SHORT_PROMPT = 512, 64  # tokens; a slow model is given few
 _N_ANSWER, _LEAST_ANSWER = 32, 2
@@ -97,7 +96,7 @@ class Estimate:
         """Bytes that a process takes at most with so many texts of n_tokens each at once."""
         states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
         cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
-        of_token, of_all = self.row_bytes[0], _OF_A_LANGUAGE * self.row_bytes[1]
+        of_token, of_all = self.row_bytes
         apart = _HEAPS_FACTOR * (n_texts * n_tokens) ** _HEAPS_POWER
         rows = int(of_all * (1 - exp(-apart * of_token / of_all))) if of_all else 0  # some fall together
         other_bytes = self.other_bytes + n_tokens * self.position_bytes
@@ -153,7 +152,7 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         n_ctx=n_ctx,
         n_threads=runner.n_threads,
         isa=runner.isa.name,
-        weight_bytes=_touched(tensors, tiled, mapped),
+        weight_bytes=_read_bytes(tensors),
         other_bytes=other_bytes,
         long_bytes=long_bytes,
         token_bytes=runner.cache.token_bytes,
@@ -214,21 +213,12 @@ def _aligned(n_bytes: int) -> int:
     return -(-n_bytes // _ALIGN) * _ALIGN
 
 
-def _touched(tensors: Mapping[str, Tensor], tiled: Collection[str], mapped: int) -> int:
+def _read_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes that are read: all, but for embeddings that serve for nothing else, of which a text has a few rows.
 
-    What lies between tiled weights in the file, small ones mostly, is mapped with some of its neighbours.
+    Beside tiles, pages of the model's file are given back (`Layout.beside`).
     """
-    read = [tensor for name, tensor in tensors.items() if name != EMBEDDING or OUTPUT not in tensors]
-    if not tiled:
-        return sum(tensor.n_bytes for tensor in read)
-    between = [tensor for tensor in read if tensor.name not in tiled]
-    pieces = {
-        piece
-        for tensor in between
-        for piece in range(tensor.address // mapped, (tensor.address + max(0, tensor.n_bytes - 1)) // mapped + 1)
-    }
-    return sum(tensor.n_bytes for tensor in read if tensor.name in tiled) + len(pieces) * mapped
+    return sum(tensor.n_bytes for name, tensor in tensors.items() if name != EMBEDDING or OUTPUT not in tensors)
 
 
 def _embedding_rows(tensors: Mapping[str, Tensor], tiled: Collection[str], mapped: int) -> tuple[int, int]:
