@@ -67,7 +67,7 @@ def remembered(store: KernelStore, weights: BlockFormat, n_threads: int | None =
 
 
 def measure_and_remember(store: KernelStore, weights: BlockFormat, n_threads: int | None = None) -> Tuning:
-    """Measure, in a second or two, and keep the settings beside the kernels.
+    """Measure, in some three seconds and twice that beside large caches, and keep the settings beside the kernels.
 
     weights:  the format that most of a model's weights have.
     """
