@@ -50,7 +50,7 @@ TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # So much depends on them that the turn counts in which nothing else held them up.
 AS_QUICK, SEVERAL, FAR_QUICKER = 1.05, 8, 0.8
 TILES_TURNS = 15
-# What is prefetched of tiles is right or wrong by much, and costs nothing else: what most turns say counts.
+# Into which cache tiles are prefetched matters much and costs nothing else: what most turns say counts.
 PREFETCH_TURNS = 9
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 0.05, 60  # how long we look whether others are busy, and how long that is true
 

@@ -21,8 +21,8 @@ class Tuning:
     prefetch_bytes: how far in front of itself decode prefetches weights, beyond the rows that it works on.
     small_batch:  up to so many tokens, the kernels for small batches are quicker than unpacking weights for all tokens.
     tiles:        whether weights that lie as tiles are clearly quicker; tiles_small_batch: the same as above for these.
-    tiles_prefetch_bytes: how far in front of itself decode prefetches tiles. tiles_prefetch: what, and into which
-        caches, for one token: one of records.PREFETCHES.
+    tiles_prefetch_bytes: how far in front of itself decode prefetches tiles. tiles_prefetch: into which cache, for one
+        token: one of records.PREFETCHES.
     """
 
     n_threads: int

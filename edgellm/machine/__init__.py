@@ -26,7 +26,7 @@ __all__ = [
     "usable_threads",
 ]
 
-_PLACES = 32
+_PLACES = 32  # of a file, which are read to see what the system maps
 _BEYOND = 2  # times the last level: of less, caches that do not forget what is oldest still hold a part
 
 
