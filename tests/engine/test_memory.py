@@ -31,6 +31,12 @@ def endless(tmp_path_factory) -> Path:
     return checkpoint.save(tmp_path_factory.mktemp("models") / "endless.gguf")
 
 
+@pytest.fixture
+def own_path(tmp_path) -> Path:
+    """A tiny model that no other test has loaded: one that was refused there may wait for a collection of garbage."""
+    return tiny.llama().save(tmp_path / "own.gguf")
+
+
 def refuses(path: Path, parameter: str, text: str, **params) -> None:
     before = {*threading.enumerate()}
     with pytest.raises(MemoryLimitError, match=text) as error:
@@ -53,7 +59,7 @@ def test_a_batch_beyond_all_memory(endless, monkeypatch) -> None:
     refuses(endless, "n_batch", r"a batch of 300000 tokens needs 0\.\d GB", n_ctx=300_000, n_batch=300_000)
 
 
-def test_memory_that_cannot_be_had(tiny_path, monkeypatch) -> None:
+def test_memory_that_cannot_be_had(own_path, monkeypatch) -> None:
     """The cache makes do with less; what is not enough for one context is said."""
     made, allocate = [], allocation_module.KVCache
 
@@ -67,20 +73,20 @@ def test_memory_that_cannot_be_had(tiny_path, monkeypatch) -> None:
         return cache
 
     monkeypatch.setattr(allocation_module, "KVCache", at_most(40))
-    with edgellm.load(tiny_path, n_threads=1) as model:
+    with edgellm.load(own_path, n_threads=1) as model:
         assert made == [8 * 17, 17] and generated(model)
     monkeypatch.setattr(allocation_module, "KVCache", at_most(0))
-    refuses(tiny_path, "n_ctx", r"a context of 1024 tokens needs a KV cache of 0\.0 GB")
+    refuses(own_path, "n_ctx", r"a context of 1024 tokens needs a KV cache of 0\.0 GB")
 
 
 @pytest.mark.parametrize("place", ["context_of", "load_tokenizer", "Runner"])
-def test_out_of_memory_anywhere(tiny_path, monkeypatch, place: str) -> None:
+def test_out_of_memory_anywhere(own_path, monkeypatch, place: str) -> None:
     def fail(*_):
         raise MemoryError
 
     monkeypatch.setattr(model_module, place, fail)
     said = "not enough memory to run it with a context of 100 tokens and 512 tokens at a time"
-    refuses(tiny_path, "n_ctx", said, n_ctx=100)
+    refuses(own_path, "n_ctx", said, n_ctx=100)
 
 
 def test_out_of_memory_while_the_file_is_opened(tiny_path, monkeypatch) -> None:
