@@ -2,10 +2,12 @@
 
     python tools/bench_steps.py smollm2-135m --against OTHER_CHECKOUT --texts 8 --seconds 60
     python tools/bench_steps.py smollm2-135m --adapter
+    python tools/bench_steps.py smollm2-135m --against OTHER_CHECKOUT --whole
 
 A step is the next token of some texts. Machines whose memory changes its speed every few seconds do so on both sides
 then; pairs of turns are told apart by what memory gave before and after them. --adapter: without and with an adapter
-of random weights, both in this checkout. Medians over all pairs, and of what each pair says.
+of random weights, both in this checkout. --whole: as an answer is written, with what Python does between two passes:
+scheduling, sampling, text. Medians over all pairs, and of what each pair says.
 """
 
 from __future__ import annotations
@@ -22,16 +24,18 @@ ROOT = Path(__file__).parents[1]
 TURN_SECONDS = 0.1
 PAIRS = 6  # between two measurements of memory
 N_CTX = 4096
+ANSWER = 256  # tokens, before another one is begun
 
 
 class Side:
     """A process with the model; it answers `limit` with GB/s, and a number of steps with milliseconds a step."""
 
-    def __init__(self, checkout: Path, model: str, texts: int, depth: int, has_adapter: bool) -> None:
+    def __init__(self, checkout: Path, model: str, texts: int, depth: int, is_whole: bool, has_adapter: bool) -> None:
         self._checkout = checkout
         command = [sys.executable, __file__, model, "--texts", str(texts), "--depth", str(depth), "--is-side"]
+        flags = {"--whole": is_whole, "--adapter": has_adapter}
         self._process = subprocess.Popen(
-            [*command, *(["--adapter"] if has_adapter else [])], cwd=checkout, stdin=subprocess.PIPE,
+            [*command, *(flag for flag, is_set in flags.items() if is_set)], cwd=checkout, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(checkout)},
         )  # fmt: skip
         self.ask("1")  # it has loaded the model
@@ -46,7 +50,7 @@ class Side:
         return float(line)
 
 
-def answer(model_name: str, texts: int, depth: int, has_adapter: bool) -> None:
+def answer(model_name: str, texts: int, depth: int, is_whole: bool, has_adapter: bool) -> None:
     """What a side does."""
     from bench_adapters import random_adapter
 
@@ -55,7 +59,7 @@ def answer(model_name: str, texts: int, depth: int, has_adapter: bool) -> None:
     from edgellm.measure.bench import some_tokens
     from edgellm.measure.limits import measure_limits
 
-    with edgellm.load(model_name, n_ctx=max(N_CTX, texts * (depth + 64))) as model:
+    with edgellm.load(model_name, n_ctx=max(N_CTX, texts * (depth + 64)), speculate="off") as model:
         runner = model._runner
         runner.wait_for_tiles()
         if has_adapter:
@@ -69,7 +73,17 @@ def answer(model_name: str, texts: int, depth: int, has_adapter: bool) -> None:
                 runner.run_body([Span(sequence, some)])
                 sequence.append(some)
 
+        writing = iter(())
+
         def step() -> None:
+            nonlocal writing
+            if not is_whole:
+                of_runner()
+            elif next(writing, None) is None:
+                writing = model.generate(model.tokenizer.decode(ids), temperature=0.0, max_tokens=ANSWER)
+                next(writing)
+
+        def of_runner() -> None:
             runner.run_body([Span(sequence, ids[:1]) for sequence in sequences])
             for _ in runner.logits_of(range(texts)):
                 pass
@@ -94,11 +108,12 @@ def main() -> None:
     parser.add_argument("--adapter", action="store_true", help="on the second side, or on both with --against")
     parser.add_argument("--seconds", type=float, default=60, help="(60)")
     parser.add_argument("--is-side", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help="write an answer, with all that Python does")
     options = parser.parse_args()
+    of_both = (options.model, options.texts, options.depth, options.whole)
     if options.is_side:
-        answer(options.model, options.texts, options.depth, options.adapter)
+        answer(*of_both, options.adapter)
         return
-    of_both = (options.model, options.texts, options.depth)
     other = Side(options.against.resolve(), *of_both, options.adapter and options.against != ROOT)
     this = Side(ROOT, *of_both, options.adapter)
     n_steps = str(max(4, int(TURN_SECONDS * 1e3 / this.ask("4"))))

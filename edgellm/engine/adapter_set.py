@@ -5,7 +5,7 @@ This is all that a model without adapters needs to know of them; `engine.adapter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -83,6 +83,11 @@ class AdapterSet:
         return {Slot(adapter, scale if adapter.is_dora else None): scale for adapter, scale in self.uses}
 
     @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """These slots, in one order."""
+        return tuple(sorted(self.scales, key=lambda slot: slot.order))
+
+    @cached_property
     def n_virtual(self) -> int:
         """Tokens that stand before a text, and belong to an adapter."""
         return sum(adapter.n_virtual for adapter, _ in self.uses)
@@ -100,8 +105,10 @@ class AdapterSet:
 NO_ADAPTERS = AdapterSet()
 
 
-def slots_of(sets: Iterable[AdapterSet]) -> tuple[Slot, ...]:
+def slots_of(sets: Collection[AdapterSet]) -> tuple[Slot, ...]:
     """All that a batch with these sets needs, in one order."""
+    if len(sets) == 1:  # as it mostly is, in every step
+        return next(iter(sets)).slots
     return tuple(sorted({slot for adapters in sets for slot in adapters.scales}, key=lambda slot: slot.order))
 
 

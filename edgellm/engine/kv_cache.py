@@ -28,6 +28,7 @@ from edgellm.engine.block_pool import KEY_BYTES, BlockPool, key_after
 from edgellm.engine.block_table import GONE, BlockTable, blocks_for, first_needed
 from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Step, Trail
 from edgellm.errors import CacheFullError
+from edgellm.graph.batch import Located
 from edgellm.graph.cache_memory import CacheLayer, CacheMemory
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import RECENT
@@ -289,9 +290,9 @@ class Sequence:
         return sum(n_held[layer.window] * layer.block_bytes for layer in self.cache.layers) + states
 
     @property
-    def block_tables(self) -> dict[int | None, np.ndarray]:
+    def block_tables(self) -> dict[int | None, Located]:
         """What kernels read, int32, by window."""
-        return {table.pool.window: table.array for table in self.tables}
+        return {table.pool.window: table.located for table in self.tables}
 
     def can_grow(self, n_tokens: int) -> bool:
         """Whether there is room for so many more tokens now."""
@@ -311,6 +312,9 @@ class Sequence:
     def slots(self, n_tokens: int) -> dict[int | None, list[int]]:
         """Where the keys and values of the next tokens go, by window: block * KV_BLOCK + place in the block."""
         start = len(self.tokens)
+        if n_tokens == 1:  # as decode has it
+            block, place = divmod(start, KV_BLOCK)
+            return {table.pool.window: [table.blocks[block] * KV_BLOCK + place] for table in self.tables}
         places = [divmod(p, KV_BLOCK) for p in range(start, start + n_tokens)]
         return {t.pool.window: [t.blocks[block] * KV_BLOCK + place for block, place in places] for t in self.tables}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -143,22 +143,35 @@ class Runner:
             self._body_batch, self._head_batch = Batch(self.n_batch, body), Batch(HEAD_TOKENS, head)
             self.base = Variant((), self.graphs, largest, self._programs(self.graphs, body, head))
             self._running = self.base  # of the last batch
+            self._rows_made: SequenceOf[int] | None = None  # whose logits were made along with it
             self._variants: dict[tuple[Slot, ...], Variant] = {}  # most recently used last
         except BaseException:
             self._end()
             raise
 
     def run_body(
-        self, spans: SequenceOf[Span], stop: Callable[[], bool] | None = None, variant: Variant | None = None
+        self,
+        spans: SequenceOf[Span],
+        stop: Callable[[], bool] | None = None,
+        variant: Variant | None = None,
+        rows: SequenceOf[int] = (),
     ) -> bool:
         """Hidden states of some spans in one batch of at most n_batch tokens, for which the cache has room.
 
         stop:     see `Program.run`; False when it ended the run. Who calls counts the tokens as cached.
         variant:  what is run; None takes the model with the adapters of the spans.
+        rows:     for which `logits_of` will be asked: of few tokens, logits are made at once.
         """
         running = self._running = variant or self.variant({span.sequence.adapters for span in spans})
-        pieces = [span.piece(running.slots) for span in spans]
-        return running.programs.body.run(self._body_batch.fill(pieces), stop)
+        counts = self._body_batch.fill([span.piece(running.slots) for span in spans])
+        body, head = running.programs
+        self._rows_made = None
+        if not 0 < len(rows) <= HEAD_TOKENS or not body.prepare(counts):
+            return body.run(counts, stop)
+        head.prepare(self._select(rows))
+        body.team.run(body, then=head)
+        self._rows_made = rows
+        return True
 
     def logits_of(self, rows: SequenceOf[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For some rows of the last batch, logits, float32 [n_vocab], and the largest of every MAXIMA_GROUP of them.
@@ -166,24 +179,28 @@ class Runner:
         They are views of where they were made, valid until the next is asked for.
         """
         for start in range(0, len(rows), HEAD_TOKENS):
-            n = self.run_head(rows[start : start + HEAD_TOKENS])
+            n = len(rows) if rows is self._rows_made else self.run_head(rows[start : start + HEAD_TOKENS])
             running, head = self._running, self._running.programs.head
             yield from zip(head.view(running.graphs.logits, n), head.view(running.maxima, n), strict=True)
 
     def run_head(self, rows: SequenceOf[int]) -> int:
         """The head for some rows of the last batch, HEAD_TOKENS at most; returns how many these are."""
-        adapters = self._body_batch.adapters if self._running.slots else ()
-        self._running.programs.head.run(self._head_batch.select(rows, adapters))
+        self._rows_made = None
+        self._running.programs.head.run(self._select(rows))
         return len(rows)
+
+    def _select(self, rows: SequenceOf[int]) -> dict[str, int]:
+        return self._head_batch.select(rows, self._body_batch.adapters if self._running.slots else ())
 
     def run_head_alone(self, variant: Variant, n: int, adapters: AdapterSet) -> None:
         """The head of a variant for n rows that its input has, whatever the last batch was."""
+        self._rows_made = None
         scales = [np.full(n, adapters.scales[slot], np.float32) for slot in variant.slots]
         variant.programs.head.run(self._head_batch.select(range(n), scales))
 
     def check_numbers(self, maxima: np.ndarray, adapters: AdapterSet = NO_ADAPTERS) -> None:
         """Raise FileProblem, naming damaged tensors, when logits are NaN or infinite, as `maxima` tells."""
-        if not math.isfinite(np.maximum.reduce(maxima)):
+        if not math.isfinite(maxima[maxima.argmax()]):  # NaN is the largest to `argmax`
             raise no_numbers(self._file, self.target.kv_type, adapters)
 
     def check_open(self) -> None:
@@ -230,7 +247,7 @@ class Runner:
 
     # --- with adapters --------------------------------------------------------------------------------------
 
-    def variant(self, sets: Iterable[AdapterSet]) -> Variant:
+    def variant(self, sets: Collection[AdapterSet]) -> Variant:
         """The model with all adapters of some sets beside it, lowered when it is first asked for."""
         if not any(sets):
             return self.base

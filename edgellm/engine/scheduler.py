@@ -29,6 +29,7 @@ from edgellm.engine.prefix_cache import PrefixCache
 from edgellm.engine.request import Request
 from edgellm.engine.runner import Runner, Span
 from edgellm.engine.speculation import NO_SPECULATION, Speculator
+from edgellm.engine.turns import Turns
 from edgellm.errors import BusyError, CacheFullError, UsageError
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.records import KV_BLOCK
@@ -53,7 +54,6 @@ class Scheduler:
         self._arrivals: deque[Request] = deque()
         self._requests: list[Request] = []
         self._numbers = count(1)
-        self._n_steps = 0
         self._n_over = 0
         self._prompt_rate = 0.0  # tokens a second
         self._is_closing = False
@@ -67,8 +67,7 @@ class Scheduler:
             request.is_awaited = False
 
     def _unlock(self) -> None:
-        self._run = threading.RLock()  # whoever runs a step, or has the model for itself
-        self._changed = threading.Condition()  # after every step
+        self._turns = Turns()
         self._is_stepping = False
         self._alone: int | None = None  # the thread that has the model for itself
 
@@ -112,26 +111,15 @@ class Scheduler:
                 request.is_awaited = False
 
     def _advance(self, requests: Sequence[Request]) -> None:
-        n_steps = self._n_steps
-        if not self._run.acquire(blocking=False):
-            self._wait_for_another(requests, n_steps)
+        n_steps = self._turns.n_steps
+        if not self._turns.run.acquire(blocking=False):
+            self._turns.wait(n_steps, lambda: any(request.is_ready for request in requests))
             return
         try:
             self._step(requests)
         finally:
-            self._run.release()
-            self._tell()
-
-    def _tell(self) -> None:
-        """Wake those that wait."""
-        with self._changed:
-            self._n_steps += 1
-            self._changed.notify_all()
-
-    def _wait_for_another(self, requests: Sequence[Request], n_steps: int) -> None:
-        """Until a step has ended since there were n_steps, or one of the requests is ready."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._n_steps != n_steps or any(request.is_ready for request in requests))
+            self._turns.run.release()
+            self._turns.tell()
 
     def retire(self, request: Request) -> None:
         """Nobody needs a request any more. What it has in the cache is given back, or kept for texts that begin alike.
@@ -139,7 +127,7 @@ class Scheduler:
         Waits for no step: a finalizer may call it at any moment.
         """
         request.is_over = True
-        if not self._run.acquire(blocking=False):
+        if not self._turns.run.acquire(blocking=False):
             return  # whoever runs a step will see to it
         try:
             if not self._is_stepping:
@@ -149,13 +137,13 @@ class Scheduler:
                 finally:
                     self._is_stepping = False
         finally:
-            self._run.release()
-            self._tell()  # those that could not run a step meanwhile
+            self._turns.run.release()
+            self._turns.tell()  # those that could not run a step meanwhile
 
     def cancel(self, request: Request) -> None:
         """Let a request end soon, also in the middle of a batch that nobody else needs."""
         request.is_cancelled = True
-        self._tell()
+        self._turns.tell()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -164,7 +152,7 @@ class Scheduler:
         Raises UsageError after `close`.
         """
         try:
-            with self._run:
+            with self._turns.run:
                 self._check_free()
                 outer, self._alone = self._alone, threading.get_ident()
                 try:
@@ -172,12 +160,12 @@ class Scheduler:
                 finally:
                     self._alone = outer
         finally:
-            self._tell()  # those that waited for the lock
+            self._turns.tell()  # those that waited for the lock
 
     def close(self) -> None:
         """End all requests, with an error, when the step that is on has ended, which it does early."""
         self._is_closing = True
-        with self._run:
+        with self._turns.run:
             for request in (*self._requests, *self._arrivals):
                 request.error, request.is_over = UsageError("the model is closed"), True
             self.update_requests()
@@ -186,7 +174,7 @@ class Scheduler:
             self.prefixes.clear()
             self.speculator.close()
             self.runner.close()
-        self._tell()
+        self._turns.tell()
 
     def update_requests(self) -> None:
         """Take in requests that have arrived, and release those that are over. Only between steps."""
@@ -248,8 +236,6 @@ class Scheduler:
 
     def _compute(self, batch: list[tuple[Request, Span]]) -> None:
         started = time.perf_counter()
-        if not self.runner.run_body([span for _, span in batch], lambda: self._is_unwanted(batch)):
-            return
         rows: list[int] = []
         wanted: list[tuple[Request, int, int]] = []
         first = 0
@@ -259,6 +245,8 @@ class Scheduler:
                 rows.append(first + place)
                 wanted.append((request, start + place, span.token_ids[place]))
             first += n
+        if not self.runner.run_body([span for _, span in batch], lambda: self._is_unwanted(batch), rows=rows):
+            return
         for (request, position, token_id), (logits, maxima) in zip(wanted, self.runner.logits_of(rows), strict=True):
             is_right = position < len(request.tokens) and request.tokens[position] == token_id  # or a guess was wrong
             if is_right and not (request.is_over or request.is_cancelled):
@@ -292,7 +280,7 @@ class Scheduler:
             if self.disk is not None and n > 1 and is_begun and n_right + start + 1 >= len(request.tokens):
                 self.disk.keep(span.sequence)
         span.sequence.leave_behind()
-        request.last_step = self._n_steps
+        request.last_step = self._turns.n_steps
         request.progressed()
 
     def _is_unwanted(self, batch: list[tuple[Request, Span]]) -> bool:
@@ -315,8 +303,9 @@ class Scheduler:
                 (writing if n_pending == 1 and request.n_cached else prompts).append(request)
         batch: list[tuple[Request, Span]] = []
         n_left = self.runner.n_batch
-        writing.sort(key=lambda request: (not request.is_awaited, request.last_step, request.arrival))
-        writing = writing[:n_left]
+        if len(writing) > 1:
+            writing.sort(key=lambda request: (not request.is_awaited, request.last_step, request.arrival))
+            writing = writing[:n_left]
         # Beside prompts nothing is guessed: they fill a pass by themselves.
         guesses = self.speculator.guesses(writing, n_left - len(writing)) if writing and not prompts else {}
         for request in writing:
@@ -388,21 +377,27 @@ class Scheduler:
             return False  # it lost its room to one of this batch
         if request.adapters and not _may_stand_together(batch, request):
             return False  # its turn comes with the next one
-        others: list[Request] = []
-        if request.is_awaited and not sequence.can_grow(n_tokens):
-            served = [other for other, _ in batch]
-            others = [other for other in self._requests if self._yields(other, request) and other not in served]
         try:
-            self._reserve(sequence, n_tokens, others)
+            if sequence.can_grow(n_tokens + len(guesses)):
+                sequence.reserve(n_tokens + len(guesses))
+            else:
+                guesses = ()
+                self._make_room(batch, request, sequence, n_tokens)
         except CacheFullError:
             return False
         start = len(sequence)
-        if guesses and sequence.can_grow(n_tokens + len(guesses)):
-            sequence.reserve(n_tokens + len(guesses))
-        else:
-            guesses = ()
         batch.append((request, Span(sequence, [*request.tokens[start : start + n_tokens], *guesses], len(guesses))))
         return True
+
+    def _make_room(
+        self, batch: list[tuple[Request, Span]], request: Request, sequence: CachedTokens, n_tokens: int
+    ) -> None:
+        """Room for more tokens, that of others if need be. Raises CacheFullError where there is none."""
+        others: list[Request] = []
+        if request.is_awaited:
+            served = [other for other, _ in batch]
+            others = [other for other in self._requests if self._yields(other, request) and other not in served]
+        self._reserve(sequence, n_tokens, others)
 
     def forget(self, adapter: Adapter) -> None:
         """Release what is kept of an adapter, for who has the model alone; texts that go on with it keep it."""
@@ -442,4 +437,4 @@ class Scheduler:
 
 def _may_stand_together(batch: list[tuple[Request, Span]], request: Request) -> bool:
     """Whether a batch has no more adapters with those of another request than one program takes."""
-    return len(slots_of({request.adapters, *(other.adapters for other, _ in batch)})) <= MOST_TOGETHER
+    return not batch or len(slots_of({request.adapters, *(other.adapters for other, _ in batch)})) <= MOST_TOGETHER

@@ -34,14 +34,21 @@ from edgellm.kernels.kv_types import RECENT
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 
 
+class Located:
+    """An array, and where it is: to ask NumPy for that in every step takes longer than to write a task."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.address = array, array.ctypes.data
+
+
 @dataclass(frozen=True, eq=False)
 class Piece:
     """New tokens of one sequence.
 
     position:      of the first of them; they see those before in the cache.
     slots:         where the keys and values of each go: block * KV_BLOCK + place in the block.
-    block_tables:  int32, the cache block of every KV_BLOCK positions. They must stay where they are until the run is
-                   over. Both by the windows that layers of the cache keep (`Lowered.kept`).
+    block_tables:  the cache block of every KV_BLOCK positions. They must stay where they are until the run is over.
+                   Both by the windows that layers of the cache keep (`Lowered.kept`).
     adapters:     how much they have of each adapter that the program has, or which place in it each of them takes.
     states:       where states of recurrent layers are after some of them: how many tokens, the slot of the state before
                   them (-1 is none), and that of the state after them.
@@ -50,7 +57,7 @@ class Piece:
     token_ids: Sequence[int]
     position: int
     slots: Mapping[int | None, Sequence[int]]
-    block_tables: Mapping[int | None, np.ndarray]
+    block_tables: Mapping[int | None, Located]
     adapters: Sequence[float | np.ndarray] = ()
     states: Sequence[tuple[int, int, int]] = ()
 
@@ -79,6 +86,8 @@ class Batch:
         self.tasks = [records.ATTENTION_TASK.new(capacity + MAX_SPLITS) for _ in self.windows]
         self.full_blocks = [recent_records.FULL_BLOCK_TASK.new(capacity) for _ in self.kept]
         self.merges = [records.MERGE_TASK.new(capacity) for _ in self.windows]
+        self._task_bytes = [tasks.view(np.uint8).data for tasks in self.tasks]
+        self._count_names = [(tasks_table(i).name, merges_table(i).name) for i in range(len(self.windows))]
         self.text_tasks = encoder_records.TEXT_TASK.new(capacity)
         self.documents = gradient_records.DOCUMENT_TASK.new(capacity)
         self.target_weights = np.zeros(capacity, np.float32)
@@ -88,6 +97,7 @@ class Batch:
             self.state_texts = recurrent_records.STATE_TEXT.new(capacity)
             self.state_tasks = recurrent_records.STATE_TASK.new(capacity)
         self.record = records.BATCH.new()
+        self.n_tokens = self.record["n_tokens"]  # a view, for it is written in every run
         self.record["token_ids"] = self.token_ids.ctypes.data
         self.record["rows"] = self.rows.ctypes.data
 
@@ -143,14 +153,15 @@ class Batch:
                 scales[first : first + n] = scale
             slices += [(first + i, size, start + i, piece) for i, size in self._slices(start, n)]
         n, by_token = len(positions), self._is_by_token(pieces)
-        self.token_ids[:n], self.positions[:n] = token_ids, positions
+        _put(self.token_ids, token_ids)
+        _put(self.positions, positions)
         for array, of_kept in zip(self.kv_slots, slots, strict=True):
-            array[:n] = of_kept
+            _put(array, of_kept)
         self._reach(max(positions, default=-1) + 1)
         counts = {"tokens": n, BY_TOKEN: n if by_token else 0, TOGETHER: 0 if by_token else n}
         for index, window in enumerate(self.windows):
-            n_tasks, n_merges = self._divide(index, window, slices, by_token)
-            counts |= {tasks_table(index).name: n_tasks, merges_table(index).name: n_merges}
+            of_tasks, of_merges = self._count_names[index]
+            counts[of_tasks], counts[of_merges] = self._divide(index, window, slices, by_token)
         if self._has_recent:
             counts |= self._fill_blocks(pieces)
         if self.has_states:
@@ -175,7 +186,8 @@ class Batch:
             for piece in pieces:
                 end = (piece.position + len(piece.token_ids)) // KV_BLOCK
                 for block in range(piece.position // KV_BLOCK, end):
-                    self.full_blocks[index][n] = (piece.block_tables[RECENT][block], piece.block_tables[kept][block])
+                    recent, own = (piece.block_tables[kind].array[block] for kind in (RECENT, kept))
+                    self.full_blocks[index][n] = (recent, own)
                     n += 1
             counts[full_table(index).name] = n
         return counts
@@ -227,9 +239,9 @@ class Batch:
 
         adapters:  how much each row of the other batch has of each adapter.
         """
-        self.rows[: len(rows)] = rows
+        _put(self.rows, rows)
         for scales, of_all in zip(self.adapters, adapters, strict=False):
-            scales[: len(rows)] = of_all[rows]
+            _put(scales, of_all[rows] if len(rows) > 1 else (of_all[rows[0]],))
         return {"tokens": len(rows)}
 
     def _reach(self, n_positions: int) -> None:
@@ -253,24 +265,33 @@ class Batch:
 
         The splits are the same whatever the number of threads, and results are the same with splits or without.
         """
-        tasks, merges = self.tasks[index], self.merges[index]
+        tasks, merges = self._task_bytes[index], self.merges[index]
+        put = records.ATTENTION_TASK.put
         n_tasks = n_merges = n_slots = 0
         kept = window if window in self.kept else None
         for token, n, position, piece in slices:
-            table = piece.block_tables[kept].ctypes.data
-            recent = piece.block_tables[RECENT].ctypes.data if self._has_recent else 0
+            table = piece.block_tables[kept].address
+            recent = piece.block_tables[RECENT].address if self._has_recent else 0
             first, end = 0 if window is None else max(0, position - window + 1), position + n
             spans = range(first // SPAN_TOKENS * SPAN_TOKENS, end, SPAN_TOKENS)
             is_whole = by_token or len(piece.token_ids) > SPLIT_TOKENS or len(spans) == 1
             if is_whole or n_slots + n * len(spans) > MAX_SPLITS:
-                tasks[n_tasks] = (token, n, position, 0, end, table, recent, -1)
+                put(tasks, n_tasks, token, n, position, 0, end, table, recent, -1)
                 n_tasks += 1
                 continue
             for i in range(n):
                 merges[n_merges] = (token + i, n_slots + i, len(spans), n)
                 n_merges += 1
             for begin in spans:
-                tasks[n_tasks] = (token, n, position, begin, min(begin + SPAN_TOKENS, end), table, recent, n_slots)
+                put(tasks, n_tasks, token, n, position, begin, min(begin + SPAN_TOKENS, end), table, recent, n_slots)
                 n_tasks += 1
                 n_slots += n
         return (0, 0) if by_token else (n_tasks, n_merges)
+
+
+def _put(array: np.ndarray, numbers: Sequence[float] | np.ndarray) -> None:
+    """Write the first numbers of an array. For a single one, as decode has it, NumPy need not make an array of them."""
+    if len(numbers) == 1:
+        array[0] = numbers[0]
+    else:
+        array[: len(numbers)] = numbers

@@ -48,14 +48,22 @@ class Profiler(Team):
         self._clock = _Clock()
         self._watched: dict[Program, _Watched] = {}
 
-    def run(self, program: Runnable, is_long: bool = False, stop: Callable[[], bool] | None = None) -> bool:
-        assert isinstance(program, Program)
+    def run_in_slices(self, program: Runnable, stop: Callable[[], bool] | None = None) -> bool:
+        self.run(program)
+        return True
+
+    def run(self, program: Runnable, then: Runnable | None = None) -> None:
+        for one in (program,) if then is None else (program, then):
+            assert isinstance(one, Program)
+            self._run_watched(one)
+
+    def _run_watched(self, program: Program) -> None:
         if program not in self._watched:
             self._watched[program] = _Watched(program, self._clock, self._store.address(CLOCK))
         watched = self._watched[program]
         watched.ops["kernel"][1::2] = program.ops["kernel"]
         watched.n_chunks[1::2] = program.n_chunks
-        self._run_record(watched.record)
+        super().run(watched)
 
         n_tokens = int(program.batch.record["n_tokens"][0])
         seconds = self._clock.between(watched.times)
@@ -66,7 +74,6 @@ class Profiler(Team):
                 is_small = op.small_kernel and self._store.address(op.small_kernel) == address
                 kernel = op.small_kernel if op.small_kernel and is_small else op.kernel
                 self.timed.append(Timed(op, kernel, n_tokens, elapsed))
-        return True
 
 
 class _Watched:

@@ -29,6 +29,7 @@ from edgellm.quants.tiles import to_tiles
 TOKEN_ALIGN = 16
 MOST_OF_MEMORY = 0.9  # for the values of a batch
 _ELSEWHERE = (Tensor, Tiled, Rows)  # what `Program.bind` can have read elsewhere
+_NO_VIEW = (-1, np.empty((0, 0), np.float32))
 PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
 
 
@@ -112,6 +113,7 @@ class Program:
         self._rules = [(rule, np.array(indices)) for rule, indices in rules.items()]
         self.n_chunks = np.zeros(len(self.steps), np.int64)
         self._counts: dict[str, int] = {}  # of the last run
+        self._views: dict[Value, tuple[int, np.ndarray]] = {}  # the last of each value, for its number of tokens
         self._plan_prefetches()
         self.record = records.PROGRAM.new()
         self.record["ops"], self.record["n_ops"] = self.ops.ctypes.data, len(self.ops)
@@ -123,6 +125,13 @@ class Program:
         stop:  asked now and then while many tokens are computed, whether they are still wanted. If not, the run ends
                at once and this returns False.
         """
+        if self.prepare(counts):
+            self.team.run(self)
+            return True
+        return self.team.run_in_slices(self, stop)
+
+    def prepare(self, counts: Mapping[str, int]) -> bool:
+        """Have records say what the next run computes; returns whether it is a short one, of few tokens."""
         is_small = counts["tokens"] <= self.lowered.target.small_batch
         if counts != self._counts:
             self._counts = {}  # Ctrl-C may come before all is written
@@ -135,15 +144,20 @@ class Program:
                     f"a batch of {counts['tokens']} tokens is too large for one run: choose a smaller n_batch"
                 )
             self._counts = dict(counts)
-        self.batch.record["n_tokens"] = counts["tokens"]  # other programs of this batch may have run since
-        return self.team.run(self, not is_small, stop)
+        self.batch.n_tokens[0] = counts["tokens"]  # other programs of this batch may have run since
+        return is_small
 
     def view(self, value: Value, n_tokens: int) -> np.ndarray:
         """A kept value as float32 [n_tokens, width]: a view of the arena, which the next run overwrites."""
+        n_before, found = self._views.get(value, _NO_VIEW)
+        if n_tokens == n_before:
+            return found
         rows = self.lowered.rows[value]
         start = self._offsets[rows]
         numbers = self.arena[start : start + n_tokens * rows.token_bytes].view(np.float32)
-        return numbers.reshape(n_tokens, rows.stride)[:, : rows.width]
+        found = numbers.reshape(n_tokens, rows.stride)[:, : rows.width]
+        self._views[value] = n_tokens, found
+        return found
 
     def address(self, value: Value) -> int:
         """Where the rows of a value start, that is kept or comes from outside."""

@@ -47,71 +47,77 @@ class Team:
         self._record["max_ops"] = max_ops
         self._record["seats"] = self._seats.ctypes.data
         self._record["n_threads"] = n_threads
-        self._record["slice_ops"] = 1
         self._record["yield_core"] = _yield_function()
         self._address = self._record.ctypes.data
+        # Words that every run writes: by views, for a field of a record is looked up slowly.
+        self._slice_word, self._following = self._record["slice_ops"], self._record["following"]
         self._slice_ops = 1
         # A thread that comes late to a run still looks at the program when that run is over: all stay to the end.
-        self._programs: set[Runnable] = set()
+        self._programs: dict[Runnable, int] = {}  # where the record of each is
         self._done_with: set[Runnable] = set()
         self._stopping = False
         self._gather()
         at_fork(self, in_child=Team._gather)
         self._wake()
 
-    def run(self, program: Runnable, is_long: bool = False, stop: Callable[[], bool] | None = None) -> bool:
-        """Run a program; returns when all of its ops are done. The GIL is free meanwhile.
+    def run(self, program: Runnable, then: Runnable | None = None) -> None:
+        """Run a program, and another one behind it; returns when all of their ops are done. The GIL is free meanwhile.
 
-        is_long:  come back to Python every SLICE_SECONDS, for Ctrl-C and for `stop()`.
-        stop:     whether the results are no longer wanted. The run then ends at once, and this returns False.
+        After a pass over the weights, little of Python is in the caches: to come back to it between two programs takes
+        longer than their first ops.
         """
-        self._programs.add(program)
-        return self._run_record(program.record, is_long, stop)
-
-    def run_short(self, program: Runnable, address: int) -> None:
-        """Run a program whose record is at an address, in one go: where the time of `run` would count."""
-        self._programs.add(program)
+        address = self._address_of(program)
+        self._following[0] = 0 if then is None else self._address_of(then)
+        self._slice_word[0] = self.max_ops
         self._wake()
-        self._record["slice_ops"] = self.max_ops
         self._lead(self._address, address, 0)
 
     def forget(self, programs: Iterable[Runnable]) -> None:
         """Release programs that will not be run any more, as soon as no thread can be at work in them."""
-        self._done_with.update(self._programs.intersection(programs))
+        self._done_with.update(self._programs.keys() & set(programs))
         current, n_chunks = int(self._record["program"][0]), self._record["n_chunks"][0]
         # Who is late names what its run has, which is the current one, or an older one.
         if np.isin(self._seats[1:, 0], (0, n_chunks)).all():
             gone = {program for program in self._done_with if program.record.ctypes.data != current}
-            self._programs -= gone
+            self._programs = {program: at for program, at in self._programs.items() if program not in gone}
             self._done_with -= gone
 
-    def _run_record(self, record: np.ndarray, is_long: bool = False, stop: Callable[[], bool] | None = None) -> bool:
-        """Run what a `records.PROGRAM` says; it must live as long as the threads do."""
-        n_ops, at = int(record["n_ops"][0]), 0
+    def _address_of(self, program: Runnable) -> int:
+        """Where its record is, which must live as long as the threads do."""
+        address = self._programs.get(program)
+        if address is None:
+            address = self._programs[program] = program.record.ctypes.data
+        return address
+
+    def run_in_slices(self, program: Runnable, stop: Callable[[], bool] | None = None) -> bool:
+        """Run a program that takes long, and come back to Python every SLICE_SECONDS, for Ctrl-C and for `stop()`.
+
+        stop:  whether the results are no longer wanted. The run then ends at once, and this returns False.
+        """
+        address, n_ops, at = self._address_of(program), int(program.record["n_ops"][0]), 0
+        self._following[0] = 0
         self._wake()
         try:
             while at < n_ops:
                 if at and stop is not None and stop():
-                    self._abort(record, at)
+                    self._abort(program, at)
                     return False
-                n = self._slice_ops if is_long else n_ops
-                self._record["slice_ops"] = n
+                n = self._slice_word[0] = self._slice_ops
                 started = time.perf_counter()
-                self._lead(self._address, record.ctypes.data, at)
+                self._lead(self._address, address, at)
                 at += n
-                if is_long:
-                    self._adapt(time.perf_counter() - started)
+                self._adapt(time.perf_counter() - started)
         except BaseException:  # Ctrl-C between two slices, while the other threads are at work
-            self._abort(record, at)
+            self._abort(program, at)
             raise
         return True
 
-    def _abort(self, record: np.ndarray, at: int) -> None:
+    def _abort(self, program: Runnable, at: int) -> None:
         """Go through what is left of a run without doing it."""
-        record["abort"] = 1
-        self._record["slice_ops"] = record["n_ops"]
-        self._lead(self._address, record.ctypes.data, at)
-        record["abort"] = 0
+        program.record["abort"] = 1
+        self._slice_word[0] = self.max_ops
+        self._lead(self._address, self._address_of(program), at)
+        program.record["abort"] = 0
 
     def _adapt(self, seconds: float) -> None:
         """Make slices as long as they should be; ops of one program take about as long as those of the next."""

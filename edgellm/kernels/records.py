@@ -424,6 +424,7 @@ TEAM = Schema(
     "team",
     generation="i64",  # even: a run is on (or over), the generation / 2-th; odd: the leader is preparing the next
     program="ptr",
+    following="ptr",  # a program that is run at once when the one that the leader was called for is done; or 0
     n_chunks="ptr",  # of the ops of the current run: one of `all_n_chunks`
     all_n_chunks="ptr",  # int64 [n_threads + 1, max_ops]
     shares="ptr",  # a cache line for each thread's share of each op, see `kernels.ops.run`

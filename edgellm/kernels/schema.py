@@ -35,6 +35,10 @@ class Schema:
         """n zeroed records; their addresses stay valid as long as the array lives."""
         return np.zeros(n, self.dtype)
 
+    def put(self, memory: memoryview, index: int, *words: float) -> None:
+        """Write all words of a record, the index-th of those in memory: bytes, as `array.view(np.uint8).data` is."""
+        self._packing.pack_into(memory, index * self._packing.size, *words)
+
     def filled(self, words: Mapping[str, float]) -> np.ndarray:
         """One record with these words, and zeros for the others: much quicker than to write it word by word.
 

@@ -37,6 +37,8 @@ class StreamDecoder:
             return ""
         if self._begins:
             self._begins, piece = False, piece.removeprefix(b" ")
+        if piece.isascii() and not self._decoder.getstate()[0]:  # as most are: nothing is left to wait for
+            return piece.decode("ascii")
         return self._decoder.decode(piece)
 
     def flush(self) -> str:

@@ -64,7 +64,7 @@ def together(model, wanted: list[Any], prompts: list[list[int]], least: int) -> 
     """The answers to some prompts, each with its adapters, of which at least so many are computed in one batch."""
     sizes = []
     run_body = model._runner.run_body
-    model._runner.run_body = lambda spans, stop=None: sizes.append(len(spans)) or run_body(spans, stop)
+    model._runner.run_body = lambda spans, *_, **named: sizes.append(len(spans)) or run_body(spans, *_, **named)
     generations = [
         model.generate(prompt, temperature=0.0, max_tokens=12, adapters=adapters)
         for adapters, prompt in zip(wanted, prompts, strict=True)

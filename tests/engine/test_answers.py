@@ -207,10 +207,10 @@ def test_their_prompt_is_computed_once(tiny_path) -> None:
         n_computed = 0
         run_body = model._runner.run_body
 
-        def counted(spans, stop):
+        def counted(spans, *others, **named):
             nonlocal n_computed
             n_computed += sum(len(span.token_ids) for span in spans)
-            return run_body(spans, stop)
+            return run_body(spans, *others, **named)
 
         model._runner.run_body = counted
         answers = model.generate(PROMPT * 10, n=4, seed=1, max_tokens=10)
@@ -225,7 +225,9 @@ def test_they_are_written_together(model, monkeypatch) -> None:
     sizes = []
     run_body = model._runner.run_body
     monkeypatch.setattr(
-        model._runner, "run_body", lambda spans, stop: (sizes.append(len(spans)), run_body(spans, stop))[1]
+        model._runner,
+        "run_body",
+        lambda spans, *others, **named: (sizes.append(len(spans)), run_body(spans, *others, **named))[1],
     )
     answers = model.generate(PROMPT, n=3, seed=1, max_tokens=30)
     for answer in answers:

@@ -136,13 +136,13 @@ def test_cancel_during_the_prompt_from_another_thread(tiny_path, monkeypatch) ->
         slow = model.generate(PROMPT * 10, temperature=0.0)
         run_body, calls = model._runner.run_body, []
 
-        def cancel_at_third(spans, stop):
+        def cancel_at_third(spans, *others, **named):
             calls.append(spans)
             if len(calls) == 3:
                 canceller = threading.Thread(target=slow.cancel)
                 canceller.start()
                 canceller.join()
-            return run_body(spans, stop)
+            return run_body(spans, *others, **named)
 
         monkeypatch.setattr(model._runner, "run_body", cancel_at_third)
         assert list(slow) == [] and slow.finish_reason == "cancelled" and len(calls) == 3

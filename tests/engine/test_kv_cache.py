@@ -66,7 +66,7 @@ def written(sequence: Sequence) -> list[int]:
     for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
         places = np.arange(len(sequence))
         first = first_kept(layer.window, len(sequence))
-        blocks = sequence.block_tables[layer.window][places // KV_BLOCK]
+        blocks = sequence.block_tables[layer.window].array[places // KV_BLOCK]
         found.append(memory[blocks, places % KV_BLOCK].tolist())
         found[-1][:first] = sequence.tokens[:first] if layer.window else found[-1][:first]
     assert all(one == found[0] for one in found)

@@ -26,10 +26,10 @@ class Watched:
         self.batches: list[list[int]] = []
         run_body = model._runner.run_body
 
-        def watch(spans, stop=None):
+        def watch(spans, *others, **named):
             self.batches.append([len(span.token_ids) for span in spans])
             time.sleep(seconds)  # as a larger model would take, meanwhile other threads come
-            return run_body(spans, stop)
+            return run_body(spans, *others, **named)
 
         monkeypatch.setattr(model._runner, "run_body", watch)
 

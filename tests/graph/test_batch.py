@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.graph import Batch, Graph, Piece
+from edgellm.graph import Batch, Graph, Located, Piece
 from edgellm.graph.angles import Angles
 from edgellm.graph.batch import SPLIT_TOKENS
 from edgellm.graph.lowering import MAX_SPLITS
@@ -35,7 +35,7 @@ def batch(request) -> Batch:
 def piece(n: int, position: int, seed: int = 0) -> Piece:
     rng = np.random.default_rng(seed)
     ids, slots = (rng.integers(0, 999, n).tolist() for _ in range(2))
-    return Piece(ids, position, Same(slots), Same(np.arange(40, dtype=np.int32)))
+    return Piece(ids, position, Same(slots), Same(Located(np.arange(40, dtype=np.int32))))
 
 
 BATCHES = [
@@ -84,7 +84,7 @@ def first_seen(position: int, window: int | None) -> int:
 @pytest.mark.parametrize("pieces", BATCHES, ids=range(len(BATCHES)))
 def test_every_token_sees_what_it_may_once(batch: Batch, pieces: list[Piece]) -> None:
     counts = batch.fill(pieces)
-    own = [(p.position + i, p.block_tables[None].ctypes.data) for p in pieces for i in range(len(p.token_ids))]
+    own = [(p.position + i, p.block_tables[None].address) for p in pieces for i in range(len(p.token_ids))]
     for index, window in enumerate(WINDOWS):
         slots_of: dict[int, list[int]] = {}
         covered: list[list[tuple[int, int]]] = [[] for _ in own]

@@ -42,14 +42,20 @@ class Shuffle:
 
     def run(self, rng: np.random.Generator) -> None:
         """Some tokens, some permutation: the result must be what NumPy says."""
+        self.program.run(self.prepare(rng))
+        self.check()
+
+    def prepare(self, rng: np.random.Generator) -> dict[str, int]:
         n = int(rng.integers(1, CAPACITY + 1))
-        order = rng.permutation(n)
+        self.order = rng.permutation(n)
         self.rows[:n] = rng.random((n, 1), np.float32)
-        self.program.run(self.program.batch.select(order))
-        want = self.rows[:n]
+        return self.program.batch.select(self.order)
+
+    def check(self) -> None:
+        want = self.rows[: len(self.order)]
         for _ in range(self.n_steps):
-            want = want[order]
-        np.testing.assert_array_equal(self.program.view(self.result, n), want)
+            want = want[self.order]
+        np.testing.assert_array_equal(self.program.view(self.result, len(want)), want)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 4, 7])
@@ -60,6 +66,22 @@ def test_thousands_of_tiny_runs(store: KernelStore, team_of: Callable[[int], Tea
     for _ in range(3000):
         for program in (long, short):
             program.run(rng)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+def test_two_programs_in_one_call(store: KernelStore, team_of: Callable[[int], Team], n_threads: int) -> None:
+    """One is run behind the other; and only in that call."""
+    team, rng = team_of(n_threads), np.random.default_rng(n_threads)
+    first, second = Shuffle(store, team), Shuffle(store, team, 2)
+    for _ in range(500):
+        for shuffle in (first, second):
+            shuffle.program.prepare(shuffle.prepare(rng))
+        team.run(first.program, then=second.program)
+        first.check()
+        second.check()
+        second.program.view(second.result, CAPACITY)[...] = -1
+        first.run(rng)
+        assert (second.program.view(second.result, CAPACITY) == -1).all()
 
 
 def test_runs_with_pauses(store: KernelStore, team_of: Callable[[int], Team]) -> None:

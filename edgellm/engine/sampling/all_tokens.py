@@ -59,7 +59,8 @@ class AllTokens:
     def largest(self) -> float:
         """The largest logit."""
         if self._largest is None:
-            self._largest = float(self._row.maxima.max())
+            maxima = self._row.maxima
+            self._largest = float(maxima[maxima.argmax()])
         return self._largest
 
     def logits(self) -> np.ndarray:
@@ -87,7 +88,10 @@ class AllTokens:
 
     def likeliest(self) -> int:
         """The position of the largest logit; among equal ones the first."""
-        group = int(self._row.maxima.argmax())
+        logits, words, maxima = self._row
+        if words is None:
+            return likeliest(logits, maxima)
+        group = int(maxima.argmax())
         return group * MAXIMA_GROUP + int(self._group(group).argmax())
 
     def at(self, positions: np.ndarray) -> np.ndarray:
@@ -156,3 +160,9 @@ class AllTokens:
         for row, before in reversed(self._before):
             before.put_back(row)
         self._before, self._is_lent = [], False
+
+
+def likeliest(logits: np.ndarray, maxima: np.ndarray) -> int:
+    """The position of the largest logit, [n]; among equal ones the first. maxima: the largest of every MAXIMA_GROUP."""
+    group = int(maxima.argmax())
+    return group * MAXIMA_GROUP + int(logits[group * MAXIMA_GROUP : (group + 1) * MAXIMA_GROUP].argmax())

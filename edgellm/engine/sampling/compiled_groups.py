@@ -261,7 +261,6 @@ class _Program:
         self.record = PROGRAM.new()
         self.record["ops"], self.record["n_ops"] = self._ops.ctypes.data, len(kernels)
         self.record["n_chunks"] = self._n_chunks.ctypes.data
-        self._record_at = self.record.ctypes.data
         self._n = 1  # chunks
 
     def run(self, n_chunks: int, *words: float) -> None:
@@ -277,4 +276,4 @@ class _Program:
             if n_chunks != self._n:
                 self._n = n_chunks
                 self._n_chunks[self._are_in_chunks] = n_chunks
-            self._team.run_short(self, self._record_at)
+            self._team.run(self)

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.engine.sampling.all_tokens import likeliest
 from edgellm.engine.sampling.candidates import Candidates, Dice
 from edgellm.engine.sampling.groups import IN_NUMPY, GroupLoops
 from edgellm.engine.sampling.step import Context, Step, Surroundings
+from edgellm.engine.sampling.temperature import is_greedy
 from edgellm.params import SamplingParams
 
 # They never leave the likeliest token out, so where it alone is taken afterwards they need not run.
@@ -45,6 +47,8 @@ class Sampler:
         self._rules = list(rules)
         self._steps = _steps(params, self._around)
         self._last = self._steps[-1] if self._steps else Step()
+        # Then nothing needs to be known but the largest logit.
+        self._is_greedy = not (rules or biases) and len(self._steps) == 1 and is_greedy(self._steps[0])
 
     def choose(
         self,
@@ -66,6 +70,10 @@ class Sampler:
         all logits are numbers; minus infinity is the logit of a token that must not come. Raises UsageError when no
         token may come, and for what a step of one's own may not do.
         """
+        if self._is_greedy and maxima is not None and not forbidden:
+            found = likeliest(logits, maxima)
+            if logits[found] > -math.inf:
+                return found
         candidates = Candidates(logits, maxima, self._loops, is_lent=True)
         try:
             self._apply(candidates, context, forbidden)

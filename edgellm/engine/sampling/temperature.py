@@ -31,6 +31,11 @@ class DynamicTemperature(Step):
         candidates.divide_by_evenness(self._low, self._high, self._exponent)
 
 
+def is_greedy(step: Step) -> bool:
+    """Whether a step leaves the likeliest token alone."""
+    return isinstance(step, Temperature) and step._temperature == 0
+
+
 def step(params: SamplingParams, around: Surroundings) -> Step:
     p = params
     if p.dynatemp_range:

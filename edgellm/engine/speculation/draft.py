@@ -17,10 +17,10 @@ import numpy as np
 from edgellm.engine.kv_cache import Sequence as CachedTokens
 from edgellm.engine.request import Request
 from edgellm.engine.runner import Runner, Span, Variant
+from edgellm.engine.sampling.all_tokens import likeliest
 from edgellm.engine.speculation.drafter import Guess, n_right
 from edgellm.engine.speculation.pace import Pace
 from edgellm.errors import CacheFullError
-from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.text.common import n_common
 
 WEIGHT = 0.1  # of the last guess, in what is known of a text
@@ -233,7 +233,6 @@ class Draft:
 
 def _likeliest(logits: np.ndarray, maxima: np.ndarray) -> tuple[int, float]:
     """The token with the largest logit, and its probability; 0 where logits are no numbers."""
-    group = int(np.argmax(maxima)) * MAXIMA_GROUP
-    token_id = group + int(np.argmax(logits[group : group + MAXIMA_GROUP]))
+    token_id = likeliest(logits, maxima)
     total = float(np.exp(logits - logits[token_id]).sum())
     return token_id, 1 / total if total >= 1 else 0.0

@@ -219,7 +219,8 @@ def _words(isa):
 def build_lead(isa):
     """lead(team, program, first): work in a run as thread 0, from the op `first` on; 0 starts a run.
 
-    Returns after TEAM.slice_ops ops, so that Python can look at signals, or when the run is done.
+    Returns after TEAM.slice_ops ops, so that Python can look at signals, or when the run is done, and that of
+    TEAM.following after it.
     """
     team_at, program_at = record_viewer(TEAM), record_viewer(PROGRAM)
     words = _words(isa)
@@ -244,6 +245,14 @@ def build_lead(isa):
             prepare(team.shares + index * LINE, (((run - 1) & (RUNS - 1)) << RUN_SHIFT) + ALL_DONE)
 
     def lead(team_address, program_address, first):
+        team = team_at(team_address)
+        is_done = work_as_leader(team_address, program_address, first)
+        if is_done and team.following != 0:
+            work_as_leader(team_address, team.following, 0)
+
+    @njit(error_model="numpy")
+    def work_as_leader(team_address, program_address, first):
+        """Whether all of a program is done now."""
         team, program = team_at(team_address), program_at(program_address)
         n_chunks = team.n_chunks
         if first == 0:
@@ -259,6 +268,7 @@ def build_lead(isa):
             fetch_add(team_address, 1)  # even: the run is on
         last = min(first + team.slice_ops, program.n_ops)
         run_ops(team_address, program_address, n_chunks, load(team_address) // 2, 0, first, last)
+        return last == program.n_ops
 
     return lead
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers.generation import logits_process
 
-from edgellm.engine.sampling import Sampler
+from edgellm.engine.sampling import NoTokenError, Sampler
 from edgellm.engine.sampling.all_tokens import AllTokens
 from edgellm.engine.sampling.groups import IN_NUMPY, Filter
 from edgellm.kernels.records import MAXIMA_GROUP
@@ -233,3 +233,20 @@ def test_filters_are_the_same_with_and_without_top_k() -> None:
 def test_the_smallest_temperatures_are_all_but_greedy() -> None:
     for temperature in (1e-6, 1e-100, 1e-310, 5e-324):
         assert set(seen(20, temperature=temperature)) == {1}
+
+
+@given(arrays(np.float32, st.integers(1, 300), elements=st.sampled_from([-np.inf, -3.0, 0.0, 1.0, 2.5])))
+def test_the_likeliest_is_the_first_of_the_largest(logits: np.ndarray) -> None:
+    """Alone, greedy choice looks at the maxima only; behind another step it looks at what that has left."""
+    largest = np.maximum.reduceat(logits, np.arange(0, len(logits), MAXIMA_GROUP))
+    alone, behind = (Sampler(SamplingParams(temperature=0, **params)) for params in ({}, {"repeat_penalty": 1.1}))
+    for sampler in (alone, behind):
+        if logits.max() == -np.inf:
+            with pytest.raises(NoTokenError):
+                sampler.choose(logits.copy(), [], largest.copy())
+        else:
+            assert sampler.choose(logits.copy(), [], largest.copy()) == logits.argmax()
+            other = int(logits.argmax())
+            if (np.delete(logits, other) > -np.inf).any():
+                expected = np.where(np.arange(len(logits)) == other, -np.inf, logits).argmax()
+                assert sampler.choose(logits.copy(), [], largest.copy(), forbidden=[other]) == expected

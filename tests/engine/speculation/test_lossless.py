@@ -102,9 +102,9 @@ def test_right_guesses_save_passes_and_wrong_ones_change_nothing(tiny_path, wron
         passes: list[int] = []
         run_body = model._runner.run_body
 
-        def counted(spans, stop=None):
+        def counted(spans, *others, **named):
             passes.append(len(spans))
-            return run_body(spans, stop)
+            return run_body(spans, *others, **named)
 
         monkeypatch.setattr(model._runner, "run_body", counted)
         assert told(model, {"temperature": 0.0}) == expected
