@@ -21,6 +21,7 @@ class AnswerForm:
     calls:       how calls are written; None where there are none.
     arguments:   the schemas of what each tool takes, by its name.
     one_call:    the answer is over with its first call.
+    is_begun:    the prompt has begun the answer, which goes on in the middle of its text.
     """
 
     reasoning: Reasoning | None = None
@@ -29,6 +30,7 @@ class AnswerForm:
     calls: CallSyntax | None = None
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     one_call: bool = False
+    is_begun: bool = False
 
     @property
     def syntaxes(self) -> list[CallSyntax]:
@@ -63,11 +65,12 @@ class AnswerReader:
         self.calls: list[Call] = []
         self._form = form
         self._waiting = ""
-        self._state = "thought" if form.is_open else "start"
+        self._state = "thought" if form.is_open else "lead" if form.is_begun else "start"
         self._leads: list[str] = []  # texts that may come now, in this order, and are not shown
         if form.reasoning is not None and not form.is_open and not form.is_over:
             self._leads = [form.reasoning.answer_start]
-        self._trims = form.is_open or form.reasoning is not None  # white space in front of an answer
+        # White space in front of an answer; in the middle of one it is part of the text.
+        self._trims = form.reasoning is not None and not form.is_begun
 
     @property
     def is_over(self) -> bool:

@@ -69,6 +69,7 @@ def chat_of(asked: ChatRequest) -> Chat:
         "tools": asked.tools or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
+        "continue_final_message": asked.continues,
     }
     keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
     return Chat(
