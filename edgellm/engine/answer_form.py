@@ -59,12 +59,17 @@ class AnswerReader:
 
     A mark is not shown, nor is a text that may be the beginning of one until it is known. Calls are kept to the end;
     what looks like calls and is none is shown as it is. A call that is cut off with its answer is not shown.
+
+    Nor is what may be half of a mark when its answer is cut off. It may be the text's own too, as a "<" of a formula;
+    but a text that was cut loses nothing by a character less, and whoever goes on with it gets that again, whereas half
+    of a mark is taken for something that was said.
     """
 
     def __init__(self, form: AnswerForm) -> None:
         self.calls: list[Call] = []
         self._form = form
         self._waiting = ""
+        self._cut: str | None = None  # what came behind the text where it was cut off, as far as is known
         self._state = "thought" if form.is_open else "lead" if form.is_begun else "start"
         self._leads: list[str] = []  # texts that may come now, in this order, and are not shown
         if form.reasoning is not None and not form.is_open and not form.is_over:
@@ -84,8 +89,12 @@ class AnswerReader:
             if piece.text:
                 yield piece
 
-    def finish(self, is_cut: bool = False) -> Iterator[Piece]:
-        """What is left, when no more text comes; `calls` are there then. is_cut: more would have come."""
+    def finish(self, is_cut: bool = False, behind: str = "") -> Iterator[Piece]:
+        """What is left, when no more text comes; `calls` are there then.
+
+        is_cut: more would have come. behind: what it would have begun with, such as a stop string.
+        """
+        self._cut = behind if is_cut else None
         while (piece := self._next(is_end=True)) is not None:
             if piece.text:
                 yield piece
@@ -96,7 +105,8 @@ class AnswerReader:
             if found is not None:
                 self.calls, rest = found
             self._waiting = ""
-            if is_cut and any(syntax.may_become_call(rest, self._form.arguments) for syntax in self._form.syntaxes):
+            whole = rest + behind
+            if is_cut and any(syntax.may_become_call(whole, self._form.arguments) for syntax in self._form.syntaxes):
                 return
             if rest.strip():
                 yield Piece("content", rest)
@@ -114,6 +124,8 @@ class AnswerReader:
                 return Piece("reasoning", "")
             if reasoning.start.startswith(text) and not is_end:
                 return None
+            if is_end and self._is_half(text, reasoning.start):
+                self._waiting = ""
         self._state = "lead"
         return Piece("content", "")
 
@@ -136,6 +148,8 @@ class AnswerReader:
                 text = text[len(lead) :]
             elif lead.startswith(text) and not is_end:
                 return None
+            elif self._is_half(text, lead):
+                text = ""
             self._leads.pop(0)
             self._waiting = text
         if not text and not is_end:
@@ -148,6 +162,8 @@ class AnswerReader:
             if (bare := syntax.bare) is not None and (known := _begins_like(text, bare.first)) is not False:
                 if known is None and not is_end:
                     return None
+                if known is None and self._cut is not None and _begins_like(text + self._cut, bare.first) is not False:
+                    self._waiting = ""
                 if known:
                     self._state = "calls"
                     return Piece("content", "")
@@ -182,13 +198,19 @@ class AnswerReader:
         """What is waiting, but for an end that may be the beginning of a mark, or the white space before one."""
         text = self._waiting
         n = len(text)
-        if not is_end:
-            n -= next((k for k in range(min(len(mark) - 1, n), 0, -1) if mark.startswith(text[n - k :])), 0)
-            n = len(text[:n].rstrip()) if kind == "content" or n < len(text) else n
-        if n == 0:
-            return None
-        self._waiting = text[n:]
-        return Piece(kind, text[:n])
+        ends = ((k, text[n - k :]) for k in range(min(len(mark) - 1, n), 0, -1))
+        n -= next((k for k, end in ends if (self._is_half(end, mark) if is_end else mark.startswith(end))), 0)
+        if n < len(text) or (kind == "content" and not is_end):
+            n = len(text[:n].rstrip())
+        self._waiting = "" if is_end else text[n:]
+        return Piece(kind, text[:n]) if n else None
+
+    def _is_half(self, text: str, mark: str) -> bool:
+        """Whether a text that was cut off may be the beginning of a mark, which what came behind it goes on with."""
+        if self._cut is None or not text or not mark.startswith(text):
+            return False
+        whole = text + self._cut
+        return mark.startswith(whole) or whole.startswith(mark)
 
 
 def _begins_like(text: str, first: str) -> bool | None:

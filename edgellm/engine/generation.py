@@ -215,7 +215,8 @@ class Generation(Iterator[str]):
         if self._reader.is_over and self._finish_reason is None:
             self._end("stop")
         if self._finish_reason is not None:
-            self._told.extend(self._reader.finish(is_cut=self._finish_reason in ("length", "context")))
+            is_cut = self._finish_reason != "stop" or self._stop_string is not None
+            self._told.extend(self._reader.finish(is_cut, self._stop_string or ""))
 
     def _next_piece(self) -> str:
         """The text of the next token, which may be none; at the end, what is left."""
