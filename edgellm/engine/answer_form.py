@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgellm.engine.piece import Kind, Piece
 from edgellm.text.calls import Call, CallSyntax
+from edgellm.text.calls.following import CallFollower, OpenCall
 from edgellm.text.reasoning import Reasoning
 
 
@@ -22,6 +23,7 @@ class AnswerForm:
     arguments:   the schemas of what each tool takes, by its name.
     one_call:    the answer is over with its first call.
     is_begun:    the prompt has begun the answer, which goes on in the middle of its text.
+    is_sure:     a grammar sees to it that a call that begins becomes one, unless the answer is cut off.
     """
 
     reasoning: Reasoning | None = None
@@ -31,6 +33,7 @@ class AnswerForm:
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     one_call: bool = False
     is_begun: bool = False
+    is_sure: bool = False
 
     @property
     def syntaxes(self) -> list[CallSyntax]:
@@ -63,6 +66,8 @@ class AnswerReader:
     Nor is what may be half of a mark when its answer is cut off. It may be the text's own too, as a "<" of a formula;
     but a text that was cut loses nothing by a character less, and whoever goes on with it gets that again, whereas half
     of a mark is taken for something that was said.
+
+    calls:       of the whole answer, at its end. open_calls: those that have begun, where that can be told before.
     """
 
     def __init__(self, form: AnswerForm) -> None:
@@ -76,6 +81,13 @@ class AnswerReader:
             self._leads = [form.reasoning.answer_start]
         # White space in front of an answer; in the middle of one it is part of the text.
         self._trims = form.reasoning is not None and not form.is_begun
+        self._follower: CallFollower | None = None
+        if form.is_sure and form.calls is not None and CallFollower.follows(form.calls):
+            self._follower = CallFollower(form.calls, form.arguments)
+
+    @property
+    def open_calls(self) -> list[OpenCall]:
+        return self._follower.calls if self._follower is not None else []
 
     @property
     def is_over(self) -> bool:
@@ -103,7 +115,8 @@ class AnswerReader:
             for syntax in self._form.syntaxes:
                 found = found or syntax.read(rest, self._form.arguments)
             if found is not None:
-                self.calls, rest = found
+                calls, rest = found
+                self.calls = self._with_ids(calls)
             self._waiting = ""
             whole = rest + behind
             if is_cut and any(syntax.may_become_call(whole, self._form.arguments) for syntax in self._form.syntaxes):
@@ -184,12 +197,19 @@ class AnswerReader:
         return self._shown("content", syntax.trigger, is_end)
 
     def _calls(self, is_end: bool) -> Piece | None:
+        if self._follower is not None:
+            self._follower.follow(self._waiting)
         if self._form.one_call:
             found = (syntax.read_first(self._waiting, self._form.arguments) for syntax in self._form.syntaxes)
-            self.calls = [call for call in found if call is not None][:1]
+            self.calls = self._with_ids([call for call in found if call is not None][:1])
             if self.calls:
                 self._state = "over"
         return None
+
+    def _with_ids(self, calls: list[Call]) -> list[Call]:
+        """Calls under the ids that they were told by."""
+        known = [call.id for call in self.open_calls]
+        return [replace(call, id=known[i]) if i < len(known) else call for i, call in enumerate(calls)]
 
     def _over(self, is_end: bool) -> Piece | None:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -140,6 +141,7 @@ def _plan(
     constraint = None if asked is None else Constraint.of(asked, tokenizer, n_vocab)
     if form is None:
         return AnswerPlan(constraint=constraint, is_json=is_json)
+    form = replace(form, is_sure=constraint is not None)
     budget = None
     if wishes.think_budget and form.reasoning is not None and not form.is_over:
         start = b"" if form.is_open else form.reasoning.start.encode()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgellm.engine.shifting import Shift
     from edgellm.text import Tokenizer
     from edgellm.text.calls import Call
+    from edgellm.text.calls.following import OpenCall
 
 ANOTHER_READS = "another thread is iterating over this generation; let one thread do it"
 
@@ -131,6 +132,11 @@ class Generation(Iterator[str]):
     def tool_calls(self) -> list[Call]:
         """The tools that the model wants to be called; empty before the end, and when there are none."""
         return self._reader.calls if self._reader is not None else []
+
+    @property
+    def open_calls(self) -> list[OpenCall]:
+        """Calls that have begun, with as much of their arguments as there is, where a grammar makes that known."""
+        return self._reader.open_calls if self._reader is not None else []
 
     @property
     def message(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import FINISH, ChatShape
 from edgellm.engine.piece import Kind, Piece, joined
 from edgellm.server.beginning import in_one_piece, streamed
+from edgellm.server.calling import Told
 from edgellm.server.chatting import Chat, begin, form_of, prepared, think_of
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import prompt_progress, timings
@@ -128,6 +129,7 @@ class _Said:
 async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
     shape = _shape(job, asked)
     said = _Said(shape)
+    calls = [Told() for _ in job.generations]
     try:
         for chunk in shape.beginning(len(job.generations)):
             yield event(chunk)
@@ -138,10 +140,13 @@ async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
                 continue
             if told := said(part):
                 yield told
+            called = calls[part.index]
+            for number, call, is_first, text in called.new(generation.open_calls):
+                yield event(shape.call_part(part.index, number, text, call if is_first else None))
             if part.is_last:
                 finish_of(generation)
-                *calls, last = shape.end(part.index, generation)
-                for chunk in (*calls, {**last, "timings": timings(generation)}):
+                *others, last = shape.end(part.index, generation, called.n_calls)
+                for chunk in (*others, {**last, "timings": timings(generation)}):
                     yield event(chunk)
         for chunk in shape.ending(job.generations):
             yield event(chunk)
