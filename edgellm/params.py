@@ -89,6 +89,7 @@ if TYPE_CHECKING:
         parallel_tool_calls: bool | None
         think: bool | None
         think_budget: int | None
+        continue_final_message: bool | None
 
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -198,6 +199,8 @@ class ChatParams:
     parallel_tool_calls:  False lets an answer have one call at most, and end with it.
     think:         whether the model thinks before it answers; None leaves that to its template.
     think_budget:  tokens of a thought at most.
+    continue_final_message:  whether the answer goes on from the last message: True insists, False begins a new one;
+                   None goes on where the last message is a text of the assistant. What comes back is what is new.
 
     Raises UsageError for values that cannot work; what the tools are, is looked at when they are used.
     """
@@ -207,10 +210,12 @@ class ChatParams:
     parallel_tool_calls: bool | None = None
     think: bool | None = None
     think_budget: int | None = None
+    continue_final_message: bool | None = None
 
     def __post_init__(self) -> None:
         take(self, "parallel_tool_calls", flag, optional=True)
         take(self, "think", flag, optional=True)
+        take(self, "continue_final_message", flag, optional=True)
         take(self, "think_budget", whole_number, 0, optional=True)
         if self.think is False and self.think_budget is not None:
             raise UsageError("think_budget cannot go with think=False; leave one out", parameter="think_budget")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgellm.engine.piece import Kind, Piece
 from edgellm.text.calls import Call, CallSyntax
+from edgellm.text.calls.following import CallFollower, OpenCall
 from edgellm.text.reasoning import Reasoning
 
 
@@ -21,6 +22,8 @@ class AnswerForm:
     calls:       how calls are written; None where there are none.
     arguments:   the schemas of what each tool takes, by its name.
     one_call:    the answer is over with its first call.
+    is_begun:    the prompt has begun the answer, which goes on in the middle of its text.
+    is_sure:     a grammar sees to it that a call that begins becomes one, unless the answer is cut off.
     """
 
     reasoning: Reasoning | None = None
@@ -29,6 +32,8 @@ class AnswerForm:
     calls: CallSyntax | None = None
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     one_call: bool = False
+    is_begun: bool = False
+    is_sure: bool = False
 
     @property
     def syntaxes(self) -> list[CallSyntax]:
@@ -57,17 +62,32 @@ class AnswerReader:
 
     A mark is not shown, nor is a text that may be the beginning of one until it is known. Calls are kept to the end;
     what looks like calls and is none is shown as it is. A call that is cut off with its answer is not shown.
+
+    Nor is what may be half of a mark when its answer is cut off. It may be the text's own too, as a "<" of a formula;
+    but a text that was cut loses nothing by a character less, and whoever goes on with it gets that again, whereas half
+    of a mark is taken for something that was said.
+
+    calls:       of the whole answer, at its end. open_calls: those that have begun, where that can be told before.
     """
 
     def __init__(self, form: AnswerForm) -> None:
         self.calls: list[Call] = []
         self._form = form
         self._waiting = ""
-        self._state = "thought" if form.is_open else "start"
+        self._cut: str | None = None  # what came behind the text where it was cut off, as far as is known
+        self._state = "thought" if form.is_open else "lead" if form.is_begun else "start"
         self._leads: list[str] = []  # texts that may come now, in this order, and are not shown
         if form.reasoning is not None and not form.is_open and not form.is_over:
             self._leads = [form.reasoning.answer_start]
-        self._trims = form.is_open or form.reasoning is not None  # white space in front of an answer
+        # White space in front of an answer; in the middle of one it is part of the text.
+        self._trims = form.reasoning is not None and not form.is_begun
+        self._follower: CallFollower | None = None
+        if form.is_sure and form.calls is not None and CallFollower.follows(form.calls):
+            self._follower = CallFollower(form.calls, form.arguments)
+
+    @property
+    def open_calls(self) -> list[OpenCall]:
+        return self._follower.calls if self._follower is not None else []
 
     @property
     def is_over(self) -> bool:
@@ -81,8 +101,12 @@ class AnswerReader:
             if piece.text:
                 yield piece
 
-    def finish(self, is_cut: bool = False) -> Iterator[Piece]:
-        """What is left, when no more text comes; `calls` are there then. is_cut: more would have come."""
+    def finish(self, is_cut: bool = False, behind: str = "") -> Iterator[Piece]:
+        """What is left, when no more text comes; `calls` are there then.
+
+        is_cut: more would have come. behind: what it would have begun with, such as a stop string.
+        """
+        self._cut = behind if is_cut else None
         while (piece := self._next(is_end=True)) is not None:
             if piece.text:
                 yield piece
@@ -91,9 +115,11 @@ class AnswerReader:
             for syntax in self._form.syntaxes:
                 found = found or syntax.read(rest, self._form.arguments)
             if found is not None:
-                self.calls, rest = found
+                calls, rest = found
+                self.calls = self._with_ids(calls)
             self._waiting = ""
-            if is_cut and any(syntax.may_become_call(rest, self._form.arguments) for syntax in self._form.syntaxes):
+            whole = rest + behind
+            if is_cut and any(syntax.may_become_call(whole, self._form.arguments) for syntax in self._form.syntaxes):
                 return
             if rest.strip():
                 yield Piece("content", rest)
@@ -111,6 +137,8 @@ class AnswerReader:
                 return Piece("reasoning", "")
             if reasoning.start.startswith(text) and not is_end:
                 return None
+            if is_end and self._is_half(text, reasoning.start):
+                self._waiting = ""
         self._state = "lead"
         return Piece("content", "")
 
@@ -133,6 +161,8 @@ class AnswerReader:
                 text = text[len(lead) :]
             elif lead.startswith(text) and not is_end:
                 return None
+            elif self._is_half(text, lead):
+                text = ""
             self._leads.pop(0)
             self._waiting = text
         if not text and not is_end:
@@ -145,6 +175,8 @@ class AnswerReader:
             if (bare := syntax.bare) is not None and (known := _begins_like(text, bare.first)) is not False:
                 if known is None and not is_end:
                     return None
+                if known is None and self._cut is not None and _begins_like(text + self._cut, bare.first) is not False:
+                    self._waiting = ""
                 if known:
                     self._state = "calls"
                     return Piece("content", "")
@@ -165,12 +197,19 @@ class AnswerReader:
         return self._shown("content", syntax.trigger, is_end)
 
     def _calls(self, is_end: bool) -> Piece | None:
+        if self._follower is not None:
+            self._follower.follow(self._waiting)
         if self._form.one_call:
             found = (syntax.read_first(self._waiting, self._form.arguments) for syntax in self._form.syntaxes)
-            self.calls = [call for call in found if call is not None][:1]
+            self.calls = self._with_ids([call for call in found if call is not None][:1])
             if self.calls:
                 self._state = "over"
         return None
+
+    def _with_ids(self, calls: list[Call]) -> list[Call]:
+        """Calls under the ids that they were told by."""
+        known = [call.id for call in self.open_calls]
+        return [replace(call, id=known[i]) if i < len(known) else call for i, call in enumerate(calls)]
 
     def _over(self, is_end: bool) -> Piece | None:
         return None
@@ -179,13 +218,19 @@ class AnswerReader:
         """What is waiting, but for an end that may be the beginning of a mark, or the white space before one."""
         text = self._waiting
         n = len(text)
-        if not is_end:
-            n -= next((k for k in range(min(len(mark) - 1, n), 0, -1) if mark.startswith(text[n - k :])), 0)
-            n = len(text[:n].rstrip()) if kind == "content" or n < len(text) else n
-        if n == 0:
-            return None
-        self._waiting = text[n:]
-        return Piece(kind, text[:n])
+        ends = ((k, text[n - k :]) for k in range(min(len(mark) - 1, n), 0, -1))
+        n -= next((k for k, end in ends if (self._is_half(end, mark) if is_end else mark.startswith(end))), 0)
+        if n < len(text) or (kind == "content" and not is_end):
+            n = len(text[:n].rstrip())
+        self._waiting = "" if is_end else text[n:]
+        return Piece(kind, text[:n]) if n else None
+
+    def _is_half(self, text: str, mark: str) -> bool:
+        """Whether a text that was cut off may be the beginning of a mark, which what came behind it goes on with."""
+        if self._cut is None or not text or not mark.startswith(text):
+            return False
+        whole = text + self._cut
+        return mark.startswith(whole) or whole.startswith(mark)
 
 
 def _begins_like(text: str, first: str) -> bool | None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgellm.params import STRUCTURES, ChatParams, SamplingParams
-from edgellm.text.messages import holds_calls
+from edgellm.text.messages import ASSISTANTS, holds_calls
 
 if TYPE_CHECKING:
     from edgellm.engine.answer_form import AnswerForm
@@ -93,11 +93,18 @@ def plan_of_chat(
 ) -> tuple[str, AnswerPlan]:
     """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
     asks = any(wish is not None for wish in vars(wishes).values())
-    if not asks and not _has_structure(params) and template.reasoning is None and not holds_calls(messages):
+    asks = asks or _has_structure(params) or template.reasoning is not None or holds_calls(messages)
+    if not asks and not _ends_with_answer(messages):
         return template.render(messages, add_generation_prompt=True, **variables), PLAIN_TEXT
     from edgellm.engine import asking
 
     return asking.plan_of_chat(template, messages, variables, wishes, params, tokenizer, n_vocab)
+
+
+def _ends_with_answer(messages: list[Any]) -> bool:
+    """Whether the last message may be one to go on from."""
+    last = messages[-1] if messages else None
+    return not isinstance(last, Mapping) or last.get("role") in ASSISTANTS
 
 
 def _has_structure(params: SamplingParams) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from edgellm.engine.answer_form import AnswerForm
 from edgellm.engine.answer_plan import AnswerPlan
+from edgellm.engine.continuing import Begun, begun_by, check_wishes, continues, prompt_from, without_thought
 from edgellm.engine.sampling.thought_budget import ThoughtBudget
 from edgellm.engine.structure.asked import asked_of
 from edgellm.engine.structure.constraint import Constraint
@@ -20,7 +22,6 @@ from edgellm.text import ChatTemplate, Tokenizer
 from edgellm.text.calls import CallSyntax
 from edgellm.text.calls.plain import PLAIN, told_in_text
 from edgellm.text.messages import holds_calls, plain_messages
-from edgellm.text.provenance import add, written
 from edgellm.text.reasoning import Reasoning
 
 
@@ -44,13 +45,17 @@ def plan_of_chat(
 ) -> tuple[str, AnswerPlan]:
     """The prompt of a chat, and what its answer is to be like. Raises UsageError, TemplateError."""
     asked = _asked(template, messages, variables, wishes)
-    reasoning, prompt, think = template.reasoning, asked.prompt, asked.think
+    reasoning, prompt, begun = template.reasoning, asked.prompt, asked.begun
     form = None
     if reasoning is not None or asked.syntax is not None:
-        is_open = reasoning is not None and reasoning.is_open(prompt)
-        is_over = reasoning is not None and (think is False or _is_over(prompt, reasoning))
+        if begun is not None and not begun.is_empty:  # the prompt ends with a text that may be anything
+            is_open, is_over = begun.text is None, begun.text is not None
+        else:
+            is_open = reasoning is not None and reasoning.is_open(prompt)
+            is_over = reasoning is not None and (asked.think is False or _is_over(prompt, reasoning))
         one_call = wishes.parallel_tool_calls is False
-        form = AnswerForm(reasoning, is_open, is_over, asked.syntax, asked.arguments, one_call)
+        is_begun = begun is not None and bool(begun.text)
+        form = AnswerForm(reasoning, is_open, is_over, asked.syntax, asked.arguments, one_call, is_begun)
     return prompt, _plan(form, asked.calls, wishes, params, tokenizer, n_vocab)
 
 
@@ -65,6 +70,7 @@ class _Asked(NamedTuple):
     """The prompt of a chat, and what it says of calls and thoughts.
 
     calls, arguments:  see `Tools.chosen`. think: as it was asked for.
+    begun:  what the last message has begun of the answer.
     """
 
     prompt: str
@@ -72,6 +78,7 @@ class _Asked(NamedTuple):
     calls: str
     arguments: Mapping[str, Any]
     think: bool | None
+    begun: Begun | None
 
 
 def _asked(template: ChatTemplate, messages: list[Any], variables: Mapping[str, Any], wishes: ChatParams) -> _Asked:
@@ -82,19 +89,29 @@ def _asked(template: ChatTemplate, messages: list[Any], variables: Mapping[str, 
     reasoning = template.reasoning
     think = False if wishes.think_budget == 0 else wishes.think
     _check_thoughts(reasoning, wishes)
+    begun = begun_by(messages, reasoning) if continues(messages, wishes.continue_final_message) else None
+    if begun is not None:
+        check_wishes(begun, wishes)
+        think = True if begun.text is None else think
     variables = dict(variables)
     if reasoning is not None and think is not None:
         variables.update(dict.fromkeys(reasoning.switches, think))
     syntax = None
     if calls != "none":
-        prompt, syntax = prompt_with_tools(template, messages, tools, variables)
-    elif holds_calls(messages):
-        prompt, _ = prompt_with_tools(template, messages, Tools(()), variables)
-    else:
-        prompt = template.render(messages, **variables)
+        syntax = PLAIN if template.call_syntax is None else template.call_syntax
+
+    def write(some: list[Any], prompts: bool) -> str:
+        told = {**variables, "add_generation_prompt": prompts}
+        if calls != "none" or holds_calls(some):
+            return prompt_with_tools(template, some, tools if calls != "none" else Tools(()), told)[0]
+        return template.render(some, **told)
+
+    if begun is not None and not begun.is_empty:
+        return _Asked(prompt_from(begun, reasoning, write), syntax, calls, arguments, think, begun)
+    prompt = write(messages if begun is None else begun.before, True)
     if reasoning is not None and think is False:
-        prompt = _without_thought(prompt, reasoning)
-    return _Asked(prompt, syntax, calls, arguments, think)
+        prompt = without_thought(prompt, reasoning)
+    return _Asked(prompt, syntax, calls, arguments, think, begun)
 
 
 def prompt_with_tools(
@@ -124,6 +141,7 @@ def _plan(
     constraint = None if asked is None else Constraint.of(asked, tokenizer, n_vocab)
     if form is None:
         return AnswerPlan(constraint=constraint, is_json=is_json)
+    form = replace(form, is_sure=constraint is not None)
     budget = None
     if wishes.think_budget and form.reasoning is not None and not form.is_over:
         start = b"" if form.is_open else form.reasoning.start.encode()
@@ -143,19 +161,6 @@ def _check_thoughts(reasoning: Reasoning | None, wishes: ChatParams) -> None:
                     f"{name} {told}, but this model's chat template knows of no thoughts; leave {name} out",
                     parameter=name,
                 )
-
-
-def _without_thought(prompt: str, reasoning: Reasoning) -> str:
-    """A prompt after which the answer itself comes."""
-    if reasoning.is_over(prompt):
-        return prompt
-    if reasoning.is_open(prompt):
-        return add(prompt, written(f"\n{reasoning.end}\n\n"))
-    if reasoning.answer_start:
-        return add(prompt, written(reasoning.answer_start))
-    if reasoning.switches:  # the template has seen to it
-        return prompt
-    return add(prompt, written(f"{reasoning.start}\n\n{reasoning.end}\n\n"))
 
 
 def _is_over(prompt: str, reasoning: Reasoning) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgellm.engine.shifting import Shift
     from edgellm.text import Tokenizer
     from edgellm.text.calls import Call
+    from edgellm.text.calls.following import OpenCall
 
 ANOTHER_READS = "another thread is iterating over this generation; let one thread do it"
 
@@ -133,6 +134,11 @@ class Generation(Iterator[str]):
         return self._reader.calls if self._reader is not None else []
 
     @property
+    def open_calls(self) -> list[OpenCall]:
+        """Calls that have begun, with as much of their arguments as there is, where a grammar makes that known."""
+        return self._reader.open_calls if self._reader is not None else []
+
+    @property
     def message(self) -> dict[str, Any]:
         """The answer as a message, to be put behind those that it answers."""
         message: dict[str, Any] = {"role": "assistant", "content": self.content}
@@ -215,7 +221,8 @@ class Generation(Iterator[str]):
         if self._reader.is_over and self._finish_reason is None:
             self._end("stop")
         if self._finish_reason is not None:
-            self._told.extend(self._reader.finish(is_cut=self._finish_reason in ("length", "context")))
+            is_cut = self._finish_reason != "stop" or self._stop_string is not None
+            self._told.extend(self._reader.finish(is_cut, self._stop_string or ""))
 
     def _next_piece(self) -> str:
         """The text of the next token, which may be none; at the end, what is left."""

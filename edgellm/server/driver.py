@@ -31,6 +31,7 @@ class Part:
 
     index:     of the answer, where there are several.
     pieces:    of its text. logprobs: of its new tokens, if they were asked for.
+    has_calls: there is more of its calls (`open_calls` of the generation).
     progress:  tokens of the prompt that are computed, while nothing else can be told.
     is_last:   nothing more comes. error: why, where it is one.
     """
@@ -38,6 +39,7 @@ class Part:
     index: int = 0
     pieces: list[Piece] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    has_calls: bool = False
     progress: int | None = None
     is_last: bool = False
     error: Exception | None = None
@@ -45,7 +47,7 @@ class Part:
     @property
     def is_text(self) -> bool:
         """It is some text and nothing else."""
-        return bool(self.pieces) and not (self.logprobs or self.is_last)
+        return bool(self.pieces) and not (self.logprobs or self.has_calls or self.is_last)
 
 
 class Answer:
@@ -56,6 +58,7 @@ class Answer:
         self.index = index
         self.of = of
         self.n_told = 0  # of its log-probabilities
+        self.n_called = 0  # calls that have begun, and characters of them
         self.n_done = -1  # tokens of the prompt, as was told
         self.told_at = 0.0
         self._held: list[Piece] = []  # that nobody was told yet
@@ -80,7 +83,9 @@ class Answer:
         except Exception as error:
             return self.failed(error)
         is_last = generation.finish_reason is not None
-        if self._held or len(generation.logprobs) > self.n_told or is_last:
+        n_called = sum(1 + len(call.arguments) for call in generation.open_calls)
+        has_calls = n_called > self.n_called
+        if self._held or len(generation.logprobs) > self.n_told or has_calls or is_last:
             now = monotonic()
             if now < self.told_at + SECONDS_BETWEEN and not is_last:
                 return None
@@ -88,7 +93,8 @@ class Answer:
             pieces, self._held = self._held, []
             logprobs = generation.logprobs[self.n_told :]
             self.n_told += len(logprobs)
-            return Part(self.index, pieces, logprobs, is_last=is_last)
+            self.n_called = n_called
+            return Part(self.index, pieces, logprobs, has_calls, is_last=is_last)
         if self.of.tells_progress and self.n_done != generation.n_prompt_done:
             self.n_done = generation.n_prompt_done
             return Part(self.index, progress=self.n_done)
@@ -132,7 +138,7 @@ class Answers:
 
     def takes(self, part: Part) -> bool:
         """Whether a part needs nobody else; if not, the event loop has to be told. Raises what `say` does."""
-        if part.pieces and self.first_at is None:
+        if (part.pieces or part.has_calls) and self.first_at is None:
             self.first_at = monotonic()
         if self._is_quiet and not part.is_last:
             return True

@@ -28,6 +28,7 @@ from edgellm.server.settings import ServerConfig
 
 OPEN_TO_ALL = ("/health", "/openapi.json")  # and the page, which asks for a key itself
 PAGE = ("/", "/page/")
+SPARE_REQUESTS = 512  # that may be open beside those that are answered and those that wait
 ALLOWED_HEADERS = b"authorization, content-type, x-api-key, anthropic-version, anthropic-beta"  # if none is asked for
 _HEADERS = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,2000}")  # names of headers, as a browser lists them
 _KEPT_ID = re.compile(rb"[\w.-]{1,64}")
@@ -46,6 +47,7 @@ class Guard:
         own = socket.gethostname()
         names = {"localhost", config.host, own, f"{own}.local", *config.allowed_hosts}
         self._names = {name.lower() for name in names}
+        self._most_open = config.parallel + config.queue + SPARE_REQUESTS
         self.is_closing = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,6 +75,8 @@ class Guard:
         self._metrics.n_open += 1
         try:
             try:
+                if self._metrics.n_open > self._most_open:
+                    raise _crowded(self._most_open)
                 if self._is_preflight(scope, headers):
                     await _answer(send_noted, 204, b"", [(b"access-control-allow-headers", _allowed(headers))])
                 else:
@@ -169,6 +173,11 @@ def _allowed(headers: MutableMapping[bytes, bytes]) -> bytes:
 
 def _closing() -> ApiProblem:
     return ApiProblem(503, "the server is stopping", headers={"Retry-After": "5"})
+
+
+def _crowded(most: int) -> ApiProblem:
+    return ApiProblem(503, f"the server has {most} requests open, and takes no more; come back a little later",
+                      headers={"Retry-After": "5", "Connection": "close"})  # fmt: skip
 
 
 def _host_name(host: str) -> str:

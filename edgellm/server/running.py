@@ -21,7 +21,6 @@ from edgellm.server.problems import ApiProblem
 from edgellm.server.protocol import http_settings
 from edgellm.server.settings import ServerConfig
 
-SPARE_CONNECTIONS = 512  # beside those that wait for an answer; beyond that uvicorn says 503 at once
 BACKLOG = 512  # connections that wait to be taken
 SECONDS_TO_TELL = 2  # clients that their answers end, when the server does
 SWITCH_SECONDS = 0.0005  # so soon may the event loop have the interpreter while a step is prepared
@@ -123,7 +122,6 @@ def uvicorn_for(application: Application, config: ServerConfig) -> uvicorn.Serve
         timeout_keep_alive=30,
         timeout_graceful_shutdown=math.ceil(config.shutdown_timeout) + SECONDS_TO_TELL,
         **http_settings(),
-        limit_concurrency=config.parallel + config.queue + SPARE_CONNECTIONS,
         ws="none",
     )
     return _Quiet(settings, application, config.shutdown_timeout)

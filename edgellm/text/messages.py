@@ -15,6 +15,7 @@ from edgellm.text.provenance import written
 
 DEEPEST = 100  # lists within dicts within lists in a chat
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names for it in a message, the standard one first
+ASSISTANTS = ("assistant", "model")  # roles in which a model has answered
 MEDIA = ("image", "image_url", "audio", "audio_url", "input_audio", "input_image", "video", "video_url", "file")
 
 # A role of this list is a word that a template may build a control token from, as in '<|' + role + '|>'.

@@ -111,3 +111,57 @@ def test_calls_before_one_that_is_cut_off_stay() -> None:
         pieces = [*reader.push(two[:n]), *reader.finish(is_cut=True)]
         assert "".join(piece.text for piece in pieces) == ""
         assert [call.arguments for call in reader.calls] == [{"x": 1}]
+
+
+def cut(form: AnswerForm, text: str, size: int = 1, behind: str = "") -> tuple[str, str]:
+    """Thought and content of an answer that is cut off."""
+    reader = AnswerReader(form)
+    pieces = [piece for i in range(0, len(text), size) for piece in reader.push(text[i : i + size])]
+    pieces += reader.finish(True, behind)
+    thought, said = ("".join(p.text for p in pieces if p.kind == kind) for kind in ("reasoning", "content"))
+    return thought, said
+
+
+WITH_TOOLS = AnswerForm(THINK, calls=PLAIN, arguments=TOOLS)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("form", "before", "mark", "shown"),
+    [
+        (WITH_TOOLS, "", THINK.start, ("", "")),
+        (WITH_TOOLS, "<think>hm", THINK.end, ("hm", "")),
+        (WITH_TOOLS, "<think>hm</think>\n\nYes.\n", PLAIN.trigger, ("hm", "Yes.")),
+        (replace(WITH_TOOLS, is_begun=True, is_over=True), " so", PLAIN.trigger, ("", " so")),
+        (AnswerForm(calls=PLAIN, arguments=TOOLS), "", '{"name": "', ("", "")),
+        (AnswerForm(CHANNELS), "", CHANNELS.start, ("", "")),
+        (AnswerForm(CHANNELS), "", CHANNELS.answer_start, ("", "")),
+        (AnswerForm(CHANNELS), f"{CHANNELS.start}hm{CHANNELS.end}", CHANNELS.lead + CHANNELS.answer_start, ("hm", "")),
+    ],
+)
+def test_half_of_a_mark_is_not_shown(
+    form: AnswerForm, before: str, mark: str, shown: tuple[str, str], size: int
+) -> None:
+    for n in range(1, len(mark)):
+        assert cut(form, before + mark[:n], size) == shown, mark[:n]
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_what_is_no_half_of_a_mark_is_shown_though_it_is_cut(size: int) -> None:
+    for text in ("a < b", "<tools", "So <tool_calls", "so ", '{"age": 3', "</think"):
+        assert "".join(cut(replace(WITH_TOOLS, is_over=True), text, size)) == text
+
+
+def test_a_stop_string_tells_whether_a_mark_would_have_come() -> None:
+    """What came behind the text is known there: the stop string itself."""
+    form = AnswerForm(calls=PLAIN, arguments=TOOLS)
+    assert cut(form, "I look. <tool", behind="_call>") == ("", "I look.")
+    assert cut(form, "I look. <tool", behind="_") == ("", "I look.")
+    assert cut(form, "I look. <tool", behind="_call>\n{") == ("", "I look.")
+    assert cut(form, "I look. <tool_call>", behind="\n") == ("", "I look.")
+    assert cut(form, "if a <", behind="\n") == ("", "if a <")
+    assert cut(form, "I look. <tool", behind="box>") == ("", "I look. <tool")
+    assert cut(form, '{"na', behind="me") == ("", "")
+    assert cut(form, '{"na', behind="tion") == ("", '{"na')
+    assert cut(AnswerForm(THINK, is_open=True), "hm</th", behind="in") == ("hm", "")
+    assert cut(AnswerForm(THINK, is_open=True), "hm</th", behind="e") == ("hm</th", "")

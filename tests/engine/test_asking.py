@@ -91,6 +91,29 @@ def _saying(ids: list[int]) -> Any:
     return lambda ids, logits, context: (np.array([next(left)]), np.zeros(1))
 
 
+def _says(model, text: str, **keywords: Any) -> Any:
+    """An answer of a model that says a text; its vocabulary puts a space in front."""
+    ids = model.tokenize(text)
+    tools = [{"type": "function", "function": {"name": "get"}}]
+    return model.chat(ASKED, tools=tools, samplers=[_saying(ids)], **{"max_tokens": len(ids), **keywords})
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_half_of_a_mark_at_a_cut(model, monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
+    monkeypatch.setattr("edgellm.engine.asking.find_spec", lambda name: None)  # any text may come
+    model.chat_template = ChatTemplate(TEMPLATES["hermes"])
+
+    def text_of(answer: Any) -> str:
+        return "".join(piece.text for piece in answer.pieces()) if streams else answer.text
+
+    cut = _says(model, "I look. <tool_c")
+    assert (text_of(cut).strip(), cut.finish_reason) == ("I look.", "length")
+    cut = _says(model, "I look. <tool_call> {", stop="_call")
+    assert (text_of(cut).strip(), cut.finish_reason) == ("I look.", "stop")
+    whole = _says(model, "if a <\nb", stop="\n")
+    assert text_of(whole).strip() == "if a <"
+
+
 def test_a_template_that_wants_more_than_a_schema_must_have(model) -> None:
     told = "{% for p in t.function.parameters.properties.values() %}{{ p.type + p.description }},{% endfor %}"
     source = "{% if tools %}{% for t in tools %}{{ t.function.name }}: " + told + "{% endfor %}{% endif %}"

@@ -100,3 +100,65 @@ def test_a_stream_says_what_the_whole_answer_does(server: Running) -> None:
         assert "".join(deltas) == whole["choices"][0]["message"]["content"]
         assert all(set(choice) == {"index", "delta", "logprobs", "finish_reason"} for chunk in chunks
                    for choice in chunk["choices"])  # fmt: skip
+
+
+def error_in(got: bytes) -> tuple[int, dict]:
+    """The status and the body of a response, which ends with it."""
+    head, _, body = got.partition(b"\r\n\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert headers[b"content-type"] == b"application/json" and headers[b"connection"] == b"close"
+    assert int(headers[b"content-length"]) == len(body)
+    return int(head.split(b" ")[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [b"no HTTP at all\r\n\r\n", b"GET / HTTP/1.1\r\nno field\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+     START + b"Content-Length: many\r\n\r\n"],
+    ids=["a text", "a line without a name", "the beginning of TLS", "a length that is none"],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_in_the_shape_of_other_errors(server: Running, what: bytes) -> None:
+    status, body = error_in(sent(server, what, most=1))
+    assert status == 400
+    assert body["error"]["type"] == "invalid_request_error" and "HTTP" in body["error"]["message"]
+
+
+def test_a_head_that_is_too_large_is_refused_in_the_words_of_its_interface(server: Running) -> None:
+    fields = b"x: " + b"a" * (MOST_HEAD + 100)  # which has no end, so that h11 still knows the first line
+    for path, about in (("/v1/chat/completions", ("error", "message")), ("/v1/messages", ("error", "message")),
+                        ("/api/chat", ("error",))):  # fmt: skip
+        status, body = error_in(sent(server, f"POST {path}?beta=true HTTP/1.1\r\n".encode() + fields, most=1))
+        assert status == 431
+        message = body
+        for name in about:
+            message = message[name]
+        assert str(MOST_HEAD) in message
+        assert (body.get("type") == "error") == (path == "/v1/messages")
+
+
+def test_more_requests_than_can_be_open_are_refused_in_the_words_of_their_interface(server: Running) -> None:
+    metrics = server.application.server.metrics
+    metrics.n_open += 10_000
+    try:
+        for path, about in (("/v1/messages", "overloaded_error"), ("/v1/chat/completions", "server_error")):
+            answer = server.post(path, ASKED)
+            assert (answer.status_code, answer.json()["error"]["type"]) == (503, about)
+            assert answer.headers["retry-after"] and answer.headers["connection"] == "close"
+    finally:
+        metrics.n_open -= 10_000
+    assert server.get("/health").status_code == 200
+
+
+def test_a_refusal_is_not_put_into_an_answer_that_is_on_its_way(server: Running) -> None:
+    body = json.dumps({**ASKED, "max_tokens": 400, "logit_bias": {"2": -100}}).encode()
+    asked = START + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(asked)
+        got = client.recv(65536)
+        client.sendall(b"no HTTP at all\r\n\r\n" * 2)
+        with suppress(ConnectionError):
+            while data := client.recv(65536):
+                got += data
+    answer = got.partition(b"\r\n0\r\n\r\n")[0]  # h11 looks at what comes next when this has been written
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1

@@ -14,6 +14,7 @@ from edgellm.engine.piece import Piece, joined
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.text import Tokenizer
 from edgellm.text.calls import Call
+from edgellm.text.calls.following import OpenCall
 
 FINISH = {"stop": "stop", "length": "length", "context": "length"}
 LEAST = -9999.0  # for a token that cannot come, as OpenAI has it; JSON knows no infinity
@@ -80,9 +81,16 @@ class ChatShape:
         if told is not None:
             yield self._chunk(index, {"content": ""}, told)
 
-    def end(self, index: int, generation: Generation) -> Iterator[dict[str, Any]]:
-        """The calls of an answer that has ended, and why it has."""
-        for number, call in enumerate(generation.tool_calls):
+    def call_part(self, index: int, number: int, text: str, call: OpenCall | None = None) -> dict[str, Any]:
+        """More of the arguments of a call. call: which it is, if nothing was told of it yet."""
+        delta: dict[str, Any] = {"index": number, "function": {"arguments": text}}
+        if call is not None:
+            delta |= {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": text}}
+        return self._chunk(index, {"tool_calls": [delta]})
+
+    def end(self, index: int, generation: Generation, n_told: int = 0) -> Iterator[dict[str, Any]]:
+        """The calls of an answer that has ended, and why it has. n_told: calls that were told before."""
+        for number, call in list(enumerate(generation.tool_calls))[n_told:]:
             yield self._chunk(index, {"tool_calls": [{"index": number, **call_shape(call)}]})
         yield self._chunk(index, {}, finish_reason=finish_of(generation))
 

@@ -14,6 +14,7 @@ from edgellm.engine.piece import joined
 from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
 from edgellm.server.beginning import in_one_piece, streamed
+from edgellm.server.calling import Told
 from edgellm.server.chatting import begin
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import new_id
@@ -21,6 +22,7 @@ from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import Form, JsonAnswer, as_json, event, unless_gone
 from edgellm.text.calls import Call
+from edgellm.text.calls.following import OpenCall
 
 PING = event({"type": "ping"}, "ping")
 
@@ -72,7 +74,7 @@ def _message(job: Job) -> dict[str, Any]:
     }
 
 
-def _call(call: Call) -> dict[str, Any]:
+def _call(call: Call | OpenCall) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"{CALL_ID}{call.id}", "name": call.name, "input": {}}
 
 
@@ -101,7 +103,9 @@ def _usage(generation: Generation) -> dict[str, Any]:
 class _Blocks:
     """The blocks of a streamed message: one is open at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._calls = Told()
         self._index = -1
         self._kind: str | None = None
         self._form: Form | None = None  # of text in the open block
@@ -128,6 +132,19 @@ class _Blocks:
     def said(self, part: Part) -> bytes:
         return b"".join([self.text(kind, text) for kind, text in joined(part.pieces)])
 
+    @property
+    def n_calls(self) -> int:
+        """Calls that have blocks."""
+        return self._calls.n_calls
+
+    def called(self, part: Part) -> bytes:
+        """What is new of calls."""
+        found = b""
+        for _, call, is_first, text in self._calls.new(self._generation.open_calls):
+            found += self.open("call", _call(call)) if is_first else b""
+            found += self.delta({"type": "input_json_delta", "partial_json": text})
+        return found
+
     def close(self) -> bytes:
         if self._kind is None:
             return b""
@@ -141,13 +158,15 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 async def _stream(job: Job) -> AsyncIterator[bytes]:
     generation = job.generations[0]
-    blocks = _Blocks()
+    blocks = _Blocks(generation)
     try:
         yield _event("message_start", message={**_message(job), "usage": _usage(generation)})
         async for part in job.answers.said_as(blocks.said):
-            if told := blocks.said(part):
+            # What is said comes before the calls; once there is one, behind them.
+            parts = [blocks.called, blocks.said] if blocks.n_calls else [blocks.said, blocks.called]
+            if told := b"".join([tell(part) for tell in parts]):
                 yield told
-        for call in generation.tool_calls:
+        for call in generation.tool_calls[blocks.n_calls :]:
             delta = {"type": "input_json_delta", "partial_json": as_json(call.arguments)}
             yield blocks.open("call", _call(call)) + blocks.delta(delta)
         yield blocks.close()

@@ -42,6 +42,7 @@ def chat_of(asked: CountRequest) -> Chat:
     form = asked.output_format or (asked.output_config or {}).get("format")
     if form is not None:
         keywords["response_format"] = form
+    _check_beginning(messages[-1], form, f"messages.{len(asked.messages) - 1}")
     if isinstance(asked, MessagesRequest):
         keywords["max_tokens"] = asked.max_tokens
         if asked.stop_sequences:
@@ -50,6 +51,23 @@ def chat_of(asked: CountRequest) -> Chat:
             if (value := getattr(asked, name)) is not None:
                 keywords[name] = value
     return Chat(asked.model, prepared(messages), keywords, called=CALLED)
+
+
+def _check_beginning(last: dict[str, Any], form: Any, place: str) -> None:
+    """Raises ApiProblem for a message that an answer cannot go on from."""
+    content = last["content"]
+    if last["role"] != "assistant" or "tool_calls" in last or not content:
+        return
+    if content != content.rstrip():  # tokens of words mostly begin with the space, so a model seldom goes on from one
+        raise ApiProblem(
+            400, f"{place} ends with white space, and the answer goes on from it, as it is the assistant's and the "
+            "last; leave the white space at its end out", place,
+        )  # fmt: skip
+    if form is not None:
+        raise ApiProblem(
+            400, f"{place} has begun the answer, as it is the assistant's and the last, and output_config.format asks "
+            "for all of an answer as JSON; leave one of them out", place,
+        )  # fmt: skip
 
 
 def _messages(message: MessageIn, place: str) -> list[dict[str, Any]]:

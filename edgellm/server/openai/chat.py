@@ -12,6 +12,7 @@ from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import FINISH, ChatShape
 from edgellm.engine.piece import Kind, Piece, joined
 from edgellm.server.beginning import in_one_piece, streamed
+from edgellm.server.calling import Told
 from edgellm.server.chatting import Chat, begin, form_of, prepared, think_of
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import prompt_progress, timings
@@ -69,6 +70,7 @@ def chat_of(asked: ChatRequest) -> Chat:
         "tools": asked.tools or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
+        "continue_final_message": asked.continues,
     }
     keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
     return Chat(
@@ -127,6 +129,7 @@ class _Said:
 async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
     shape = _shape(job, asked)
     said = _Said(shape)
+    calls = [Told() for _ in job.generations]
     try:
         for chunk in shape.beginning(len(job.generations)):
             yield event(chunk)
@@ -137,10 +140,13 @@ async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
                 continue
             if told := said(part):
                 yield told
+            called = calls[part.index]
+            for number, call, is_first, text in called.new(generation.open_calls):
+                yield event(shape.call_part(part.index, number, text, call if is_first else None))
             if part.is_last:
                 finish_of(generation)
-                *calls, last = shape.end(part.index, generation)
-                for chunk in (*calls, {**last, "timings": timings(generation)}):
+                *others, last = shape.end(part.index, generation, called.n_calls)
+                for chunk in (*others, {**last, "timings": timings(generation)}):
                     yield event(chunk)
         for chunk in shape.ending(job.generations):
             yield event(chunk)

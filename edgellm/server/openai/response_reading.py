@@ -40,6 +40,7 @@ def chat_of(asked: ResponsesRequest, before: list[dict[str, Any]]) -> Chat:
         "tools": [_tool(number, tool) for number, tool in enumerate(asked.tools or ())] or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
+        "continue_final_message": False,  # an item is whole: what comes is another one
         "think": think,
         "logprobs": (asked.top_logprobs or 0) if LOGPROBS in include else None,
     }

@@ -9,16 +9,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgellm.engine import Model
+from edgellm.engine.asking import prompt_of_chat
+from edgellm.params import ChatParams
 from edgellm.server.openai.tokens import text_of
-from edgellm.server.openai.types import Message
+from edgellm.server.openai.types import Continuing, Message
 from edgellm.server.problems import ApiProblem
 from edgellm.server.sampling import Strict
 from edgellm.server.server import Server
 from edgellm.server.streams import JsonAnswer
 
 
-class TokenizeRequest(Strict):
-    """/tokenize: of a text, or of a chat as the model's template writes it."""
+class TokenizeRequest(Continuing):
+    """/tokenize: of a text, or of a chat as the model's template writes it for an answer."""
 
     model: str | None = None
     content: str | None = None
@@ -61,7 +63,8 @@ def _ids(model: Model, asked: TokenizeRequest) -> list[int]:
         if model.chat_template is None:
             raise ApiProblem(400, "this model has no chat template; give prompt instead of messages", "messages")
         messages = [message.plain() for message in asked.messages]
-        prompt = model.chat_template.render(messages, add_generation_prompt=True)
+        wishes = ChatParams(continue_final_message=asked.continues)
+        prompt = prompt_of_chat(model.chat_template, messages, {}, wishes)
         return model.tokenize(prompt, add_special=False, parse_special=True)
     # vLLM puts BOS before a prompt unless told otherwise; llama.cpp does not.
     text = asked.content if asked.content is not None else asked.prompt or ""

@@ -6,7 +6,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgellm.server.problems import ApiProblem
 from edgellm.server.sampling import Sampling, Strict
+
+
+class Continuing(Strict):
+    """Whether an answer goes on from the last message, in the words of vLLM and llama.cpp."""
+
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @property
+    def continues(self) -> bool | None:
+        """None where nothing is said. Raises ApiProblem where both are the same: an answer begins anew, or goes on."""
+        goes_on, begins = self.continue_final_message, self.add_generation_prompt
+        if goes_on is not None and goes_on == begins:
+            told = str(goes_on).lower()
+            raise ApiProblem(
+                400, f"continue_final_message and add_generation_prompt are both {told}; an answer either goes on from "
+                "the last message or begins anew, so leave one out", "continue_final_message",
+            )  # fmt: skip
+        return goes_on if begins is None else not begins
 
 
 class Message(BaseModel):
@@ -77,7 +97,7 @@ def _token_id(key: str) -> int | str:
     return int(key) if key.isascii() and key.isdigit() and len(key) < 20 else key
 
 
-class ChatRequest(Completing):
+class ChatRequest(Completing, Continuing):
     """/v1/chat/completions"""
 
     messages: list[Message] = Field(min_length=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgellm.text.calls.arguments import JsonArguments
 from edgellm.text.calls.syntax import Call, CallSyntax
-from edgellm.text.messages import call_of, check_calls
+from edgellm.text.messages import ASSISTANTS, call_of, check_calls
 
 PLAIN = CallSyntax(
     first='<tool_call>\n{"name": "',
@@ -43,7 +43,7 @@ def told_in_text(
     told: list[dict[str, Any]] = []
     for message in map(dict, messages):
         role = message.get("role")
-        if role in ("assistant", "model") and message.get("tool_calls"):
+        if role in ASSISTANTS and message.get("tool_calls"):
             message["content"] = _with_calls(message)
             del message["tool_calls"]
         elif role == "tool":

@@ -154,13 +154,13 @@ class CallSyntax:
                     return None
                 values[part], at = found
             else:
-                match = (_one_of(schemas) if part == "name" else re.compile(r"[\w-]+")).match(text, start)
+                match = (one_of(schemas) if part == "name" else re.compile(r"[\w-]+")).match(text, start)
                 if match is None:
                     return None
                 values[part], at = match[0], match.end()
         return Call(**values), at
 
 
-def _one_of(names: Mapping[str, Any]) -> re.Pattern[str]:
+def one_of(names: Mapping[str, Any]) -> re.Pattern[str]:
     """The longest first, for one name may begin with another."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
