@@ -72,7 +72,7 @@ def _alone() -> Iterator[None]:
     from edgellm.hub.lock import only_one
 
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError, NotImplementedError, FileProblem):
+        with contextlib.suppress(FileProblem, NotImplementedError):
             held.enter_context(only_one(home() / "sessions", lambda: note("another edgellm saves a session; waiting")))
         yield
 
