@@ -21,17 +21,19 @@ def only_one(what: Path, taken: Callable[[], None]) -> Iterator[None]:
     """
     path = home() / "locks" / f"{what.relative_to(home())}.lock"
     lock = FileLock(path)
+    is_taken = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            taken()
-            lock.acquire()
+        lock.acquire(timeout=0)
+    except Timeout:
+        is_taken = True
     except OSError as problem:
         raise FileProblem(
             f"nothing can be kept in {home()}: {problem.strerror or problem}; EDGELLM_HOME can name another folder"
         ) from None
+    if is_taken:
+        taken()
+        lock.acquire()
     try:
         yield
     finally:
