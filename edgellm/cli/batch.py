@@ -56,7 +56,8 @@ def command(
 
     Answers are written as they come, each with the custom_id of its request; what is wrong with a request is its
     answer, and the others go on. Stopped in any way, the same command goes on where it was; to have a request
-    answered once more, take its line out of OUT.jsonl. Ends with 1 when no request could be answered.
+    answered once more, take its line out of OUT.jsonl. Ends with 1 when OUT.jsonl has nothing but errors in the end,
+    in however many runs it was written.
     """
     from edgellm.cli import models
     from edgellm.cli.progress import Progress
@@ -68,32 +69,34 @@ def command(
         raise UsageError("-o is -; expected the name of a file: what is answered is read there by the next run")
     refuse_target(output, [requests])
     asked = looked_through(requests)
-    name, total, n_wrong = model or asked.model, len(asked), 0
+    name, total = model or asked.model, len(asked)
     with opened(output, asked, name) as written:
-        n_before = len(written.done)
+        n_before = len(written.answered)
         if n_before >= total:
             note(f"{output}: all {total} requests are answered already")
-            return
-        if n_before:
-            note(f"{output}: {n_before} of {total} requests are answered already")
-        if name is None:
-            raise UsageError("no request names a model; name one with --model")
-        with models.load(models.path_of(name), runtime, adapters) as loaded, Progress("answering") as progress:
-            answers = _answers(loaded, asked, written.done, model, name, when_full, parallel or DEFAULT_PARALLEL)
-            for n, (line, is_wrong) in enumerate(answers, n_before + 1):
-                written.add(line)
-                n_wrong += is_wrong
-                progress(n, total, f"{n_wrong} with errors" if n_wrong else "")
+        else:
+            if n_before:
+                note(f"{output}: {n_before} of {total} requests are answered already")
+            if name is None:
+                raise UsageError("no request names a model; name one with --model")
+            with models.load(models.path_of(name), runtime, adapters) as loaded, Progress("answering") as progress:
+                done = set(written.answered)
+                answers = _answers(loaded, asked, done, model, name, when_full, parallel or DEFAULT_PARALLEL)
+                for n, (number, line, is_wrong) in enumerate(answers, n_before + 1):
+                    written.add(line)
+                    written.answered[number] = is_wrong
+                    progress(n, total, f"{written.n_wrong} with errors" if written.n_wrong else "")
+        n_wrong = written.n_wrong
     if n_wrong:
         note(f"{output}: {n_wrong} of {total} requests could not be answered; their lines say why")
-    if n_wrong == total - n_before:
+    if n_wrong == total:
         raise SystemExit(1)
 
 
 def _answers(
     model: Model, requests: Requests, done: set[int], chosen: str | None, name: str, when_full: str, n_parallel: int
-) -> Iterator[tuple[bytes, bool]]:
-    """The lines of answers as they come, and whether each tells of an error."""
+) -> Iterator[tuple[int, bytes, bool]]:
+    """Answers as they come: the number of the request's line, the line to write, whether it tells of an error."""
     from edgellm.engine.openai.batch import BatchLineError, BatchRequest, answer_line, error_line, parse_line
     from edgellm.engine.together import Job, together
 
@@ -126,11 +129,12 @@ def _answers(
     for job in together(jobs(), n_parallel):
         request, shape = job.key
         if shape is None:
-            yield wrong.pop(0), True
+            yield request.line, wrong.pop(0), True
         elif job.error is not None:
-            yield error_line(request.line, request.custom_id, job.error), True
+            yield request.line, error_line(request.line, request.custom_id, job.error), True
         else:
-            yield answer_line(request.line, request.custom_id, shape.completion(job.generations)), False
+            completion = shape.completion(job.generations)
+            yield request.line, answer_line(request.line, request.custom_id, completion), False
 
 
 def _begun(model: Model, request: BatchRequest, name: str, when_full: str) -> tuple[list[Generation], ChatShape]:

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import FileIO
@@ -15,7 +16,8 @@ from typing import Any
 from edgellm.errors import FileProblem, FormatError, UsageError
 from edgellm.files.locking import try_lock
 
-MOST_LINE = 64 << 20  # bytes
+MOST_LINE = 64 << 20  # bytes, of a request
+_LOOKED_AT = 64  # bytes of a line, to tell how its characters are written
 BEGINNING = b'{"id": "batch_req_'  # of every line of answers
 
 
@@ -37,15 +39,26 @@ class Requests:
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines that are not empty, and their numbers."""
         with open(self.path, "rb") as file:
-            number = 0
+            number, has_begun = 0, False
             while line := file.readline(MOST_LINE):
                 number += 1
-                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise FormatError(f"{self.path} is UTF-16; expected UTF-8")
+                if not has_begun:
+                    self._refuse_wide(line)
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if len(line) == MOST_LINE and not line.endswith(b"\n"):
-                    raise FormatError(f"{self.path}: line {number} is longer than {MOST_LINE >> 20} MiB")
+                    raise FormatError(
+                        f"{self.path}: line {number} is longer than {MOST_LINE >> 20} MiB; expected a request in each "
+                        "line, and shorter ones"
+                    )
                 if line.strip():
+                    has_begun = True
                     yield number, line
+
+    def _refuse_wide(self, line: bytes) -> None:
+        """Raise FormatError for a beginning in UTF-16 or UTF-32: with a mark that says so, or with zero bytes, which
+        JSON in UTF-8 never has."""
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line[:_LOOKED_AT]:
+            raise FormatError(f"{self.path} is no UTF-8, but looks like UTF-16 or UTF-32; save it as UTF-8")
 
 
 def looked_through(path: Path) -> Requests:
@@ -77,34 +90,55 @@ def looked_through(path: Path) -> Requests:
 
 
 class Answers:
-    """The file of answers, for more of them. done: the lines of requests that are answered in it."""
+    """The file of answers, for more of them.
+
+    answered:  by the line of each request that is answered in it, whether the answer tells of an error.
+    """
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path, self._file = path, file
-        self.done: set[int] = set()
+        self.answered: dict[int, bool] = {}
+
+    @property
+    def n_wrong(self) -> int:
+        """How many of the answers tell of an error."""
+        return sum(self.answered.values())
 
     def read(self, requests: Requests, model: str | None) -> None:
         """Take in what is there, and take away a line that was cut when its writer was killed.
 
         Raises UsageError for a file that holds something else, and answers to other requests or of another model.
         """
+        from edgellm.engine.openai.batch import tells_of_an_error
+
         end = 0
-        with open(self.path, "rb") as kept:  # the file itself has no buffer, and would be read byte by byte
-            while line := kept.readline(MOST_LINE):
-                if not line.endswith(b"\n") and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
-                    break
-                answer = _answer(line)
-                if answer is None:
-                    raise UsageError(
-                        f"{self.path} holds something else than answers to {requests.path.name}; choose another name "
-                        "to write"
-                    )
-                number, about = answer
-                self._check(number, about, requests, model)
-                self.done.add(number)
-                end += len(line)
+        for line in self._lines():
+            answer = _answer(line)
+            is_cut = not line.endswith(b"\n")
+            if answer is None and is_cut and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
+                break
+            if answer is None:
+                raise UsageError(
+                    f"{self.path} holds something else than answers to {requests.path.name}; choose another name "
+                    "to write"
+                )
+            number, about = answer
+            self._check(number, about, requests, model)
+            self.answered[number] = tells_of_an_error(about)
+            end += len(line)
+            if is_cut:  # behind all of the answer
+                self.add(b"\n")
+                return
         self._file.truncate(end)
         self._file.seek(end)
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines of ours are read whole: with the likelihoods of many tokens, one may be longer than any request."""
+        with open(self.path, "rb") as kept:  # the file itself has no buffer, and would be read byte by byte
+            while line := kept.readline(MOST_LINE):
+                if line.startswith(BEGINNING) and not line.endswith(b"\n"):
+                    line += kept.readline()
+                yield line
 
     def _check(self, number: int, about: dict[str, Any], requests: Requests, model: str | None) -> None:
         own = about.get("custom_id")
@@ -137,31 +171,57 @@ class Answers:
 @contextlib.contextmanager
 def opened(path: Path, requests: Requests, model: str | None) -> Iterator[Answers]:
     """Raises FileProblem while another process writes there, and what `Answers.read` does. A file that was made for
-    answers, and got none, is taken away again.
+    answers, and got none, is taken away again, and so are the folders that were made for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with open(path, "a+b", buffering=0) as file:
-        if not try_lock(file.fileno()):
-            raise FileProblem(f"{path} is being written by another edgellm batch; wait until it has ended")
-        try:
+    new_folders = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path) as file:
             answers = Answers(path, file)
             answers.read(requests, model)
             yield answers
             os.fsync(file.fileno())
-        finally:
-            if is_new and not os.fstat(file.fileno()).st_size:
-                path.unlink(missing_ok=True)
+    finally:
+        for folder in new_folders:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # refused while something is in it
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[FileIO]:
+    """A file that is open for one process. It goes when it is new and has stayed empty."""
+    is_new = not path.exists()
+    try:
+        with open(path, "a+b", buffering=0) as file:
+            if not try_lock(file.fileno()):
+                is_new = False
+                raise FileProblem(f"{path} is being written by another edgellm batch; wait until it has ended")
+            try:
+                yield file
+            finally:
+                if is_new:
+                    _remove_empty(path)  # while nobody else can have it
+    finally:
+        if is_new and sys.platform == "win32":  # which removes no open file
+            _remove_empty(path)
+
+
+def _remove_empty(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if not path.stat().st_size:
+            path.unlink()
 
 
 def _answer(line: bytes) -> tuple[int, dict[str, Any]] | None:
-    """The line of a request, and the answer to it; None for anything else."""
+    """The number of a request's line, and the answer to it; None for anything else."""
     from edgellm.engine.openai.batch import line_number
 
     try:
         about = json.loads(line)
         number = line_number(about)
+        response, error = about.get("response"), about.get("error")
+        body = response.get("body") if response else None
     except (ValueError, AttributeError, RecursionError):
         return None
-    is_whole = number is not None and (about.get("response") or about.get("error"))
+    is_whole = isinstance(body, dict) or (not response and bool(error))
     return (number, about) if is_whole and number is not None else None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.cli.conversation import Conversation
 from edgellm.cli.terminal import note
-from edgellm.errors import FormatError
-from edgellm.files import refuse_target
+from edgellm.errors import FileProblem, FormatError, UsageError, counted
+from edgellm.files import home, refuse_target
 
 if TYPE_CHECKING:
     from edgellm.engine import Generation, Model
@@ -30,20 +32,28 @@ class SessionFile:
         if not self.path.exists():
             return Conversation()
         session = model.load_session(self.path)
-        note(f"{self.path}: {len(session.token_ids)} tokens need not be computed again")
         if not session.note:
-            return Conversation()
+            raise UsageError(f"{self.path} holds a text and no conversation, and keeping one there would overwrite it; "
+                             "name another file, or go on with the text from Python (Model.load_session)")  # fmt: skip
         try:
-            return Conversation.parse(session.note.encode(), self.path)[0]
+            found = Conversation.parse(session.note.encode(), self.path)[0]
         except FormatError:
             raise FormatError(f"{self.path}: the session holds no conversation that edgellm has saved") from None
+        # What a template writes otherwise now, such as thoughts of earlier turns, is computed again all the same.
+        n_tokens = counted(len(session.token_ids), "token")
+        note(f"{self.path}: {counted(len(found.turns), 'turn')}, and keys and values of {n_tokens}")
+        return found
 
     def save(self, model: Model, conversation: Conversation, last: Generation | None = None) -> None:
         """Write the conversation and what the cache has of it. last: the answer that ends it, where it is at hand.
 
         What another process has written there meanwhile stays: the file then is one of another name.
         """
-        if version_of(self.path) != self._version:
+        with _alone():
+            self._save(model, conversation, last)
+
+    def _save(self, model: Model, conversation: Conversation, last: Generation | None) -> None:
+        if version_of(self.path) not in (self._version, None):
             other = free_name(self.path)
             note(f"{self.path}: another edgellm run has changed it meanwhile; this conversation is kept as {other}")
             self.path = other
@@ -54,6 +64,17 @@ class SessionFile:
         elif last is not None:
             model.save_session(self.path, last, note=conversation.as_json().decode() if conversation.turns else "")
         self._version = version_of(self.path)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """While no other edgellm looks whether a session has changed, and writes it. Where no lock can be, without one."""
+    from edgellm.hub.lock import only_one
+
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(FileProblem, NotImplementedError):
+            held.enter_context(only_one(home() / "sessions", lambda: note("another edgellm saves a session; waiting")))
+        yield
 
 
 def version_of(path: Path) -> tuple[int, ...] | None:

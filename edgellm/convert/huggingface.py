@@ -73,6 +73,7 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
             else:
                 notes += _tie(settings, tensors, family)
                 notes += _without_foresight(settings, shape["block_count"], tensors)
+            notes += _other_rows(settings, tensors, family)
             _leave_out_rows(tensors, family)
             _drop_empty_biases(family, settings, shape["block_count"], tensors)
             parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
@@ -164,6 +165,21 @@ def _tie(settings: Settings, tensors: dict[str, Tensor], family: HuggingFace) ->
         ]
     del tensors[output]
     return []
+
+
+def _other_rows(settings: Settings, tensors: Mapping[str, Tensor], family: HuggingFace) -> list[str]:
+    """A note on an embedding with more or fewer rows than config.json says: the weights are right, or the file is.
+
+    Rows that only fill up are counted in vocab_size; `transformers` refuses a checkpoint of which that is not true.
+    """
+    said, tensor = settings.values.get("vocab_size"), tensors.get(f"{family.tensors['token_embd']}.weight")
+    if type(said) is not int or tensor is None or said == (n_rows := tensor.shape[0]):
+        return []
+    extra = f"the {n_rows - said} behind them are kept too" if n_rows > said else "there are no tokens behind them"
+    return [
+        f"config.json says vocab_size {said}, but the embedding has {n_rows} rows, which count here: {extra}; one of "
+        "the two may be of another model"
+    ]
 
 
 def _leave_out_rows(tensors: dict[str, Tensor], family: HuggingFace) -> None:

@@ -1,7 +1,7 @@
 """A file of cached blocks: keys and values of a text, or of a part of one, as the cache has them.
 
-    magic, length of the header    16 bytes
-    header                         JSON: what it is bound to, which tokens, which blocks
+    magic, length, checksum        20 bytes; the checksum is that of what stands between here and the data
+    header                         JSON: what it is bound to, which tokens, which blocks, the checksum of the data
     data                           token ids, int32; then for each layer its blocks, one behind the other; then, for
                                    each place in the text that the header names, states of all recurrent layers
 
@@ -27,8 +27,9 @@ from edgellm.errors import FileProblem, FormatError
 from edgellm.formats.mapped import map_file
 from edgellm.kernels.records import KV_BLOCK
 
-MAGIC = b"EDGELLMKV1\n\0"
-LENGTHS = struct.Struct("<12sI")
+MAGIC = b"EDGELLMKV2\n\0"
+OLDER = (b"EDGELLMKV1\n\0",)  # of versions before, whose files are of no use here
+LENGTHS = struct.Struct("<12sII")
 ALIGN = 4096
 MOST_HEADER = 1 << 26
 WORDS = {
@@ -93,8 +94,8 @@ def write_blocks(
     about = {"bound": bound, "start": start, "n_tokens": len(token_ids), "runs": runs, "crc": crc, "note": note}
     about |= {"states": [n for n, _ in states]} if states else {}
     header = json.dumps(about).encode()
-    file.write(LENGTHS.pack(MAGIC, len(header)) + header)
-    file.write(bytes(-(LENGTHS.size + len(header)) % ALIGN))
+    padded = header + bytes(-(LENGTHS.size + len(header)) % ALIGN)
+    file.write(LENGTHS.pack(MAGIC, len(header), zlib.crc32(padded)) + padded)
     file.write(token_ids.tobytes())
     for blocks in layers:
         file.write(blocks.data)
@@ -109,11 +110,17 @@ def read_blocks(path: Path, cache: KVCache, bound: dict[str, Any]) -> BlockFile:
     data = map_file(path, "a session")
     if len(data) < LENGTHS.size:
         raise FormatError(f"{path} is no session: it has {len(data)} bytes")
-    magic, n_header = LENGTHS.unpack(data[: LENGTHS.size].tobytes())
+    magic, n_header, header_crc = LENGTHS.unpack(data[: LENGTHS.size].tobytes())
+    if magic in OLDER:
+        raise FileProblem(f"{path} was saved {WORDS['version']}; it cannot be used here")
     if magic != MAGIC or n_header > MOST_HEADER:
         raise FormatError(f"{path} is no session that edgellm has saved")
-    if len(data) < LENGTHS.size + n_header:
+    place = LENGTHS.size + n_header
+    place += -place % ALIGN
+    if len(data) < place:
         raise _cut_short(path)
+    if zlib.crc32(data[LENGTHS.size : place].data) != header_crc:
+        raise FormatError(f"{path} is damaged: its header does not match its checksum; save the session again")
     try:
         about = json.loads(data[LENGTHS.size : LENGTHS.size + n_header].tobytes())
         own = about["bound"]
@@ -133,8 +140,6 @@ def read_blocks(path: Path, cache: KVCache, bound: dict[str, Any]) -> BlockFile:
     if any(not first < n <= first + n_tokens for n in places) or sorted(set(places)) != places:
         raise FormatError(f"{path} is damaged: it names states that its text does not have; save the session again")
     state_sizes = list(cache.states.shape.layer_bytes) if cache.states is not None else []
-    place = LENGTHS.size + n_header
-    place += -place % ALIGN
     sizes = [_run_of(cache, layer, runs).n * layer.block_bytes for layer in cache.layers]
     if len(data) != place + 4 * n_tokens + sum(sizes) + len(places) * sum(state_sizes):
         raise _cut_short(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.engine.adapter_set import AdapterSet
-from edgellm.engine.block_file import read_blocks, write_blocks
+from edgellm.engine.block_file import BlockFile, read_blocks, write_blocks
 from edgellm.engine.block_pool import key_after
 from edgellm.engine.kv_cache import KVCache, Sequence, root_of
 from edgellm.errors import CacheFullError, EdgellmError
@@ -45,6 +45,7 @@ class DiskCache:
         self._bound: dict[str, Any] | None = None
         self._waiting: queue.Queue[Sequence | None] = queue.Queue(MOST_WAITING)
         self._writer: threading.Thread | None = None
+        self._doubted: set[bytes] = set()  # keys of files that may be damaged, as one before them was
 
     @property
     def bound(self) -> dict[str, Any]:
@@ -57,7 +58,11 @@ class DiskCache:
         return prefixes_folder() / str(self.bound["model"])
 
     def bring(self, token_ids: list[int], adapters: AdapterSet) -> None:
-        """Put into the cache what files have of a text and the cache has not. Files that cannot be used are removed."""
+        """Put into the cache what files have of a text and the cache has not.
+
+        A file that cannot be used is removed. Those behind it are of no use now, and may be no better: they are looked
+        at when the text is kept, for nobody waits for that.
+        """
         n_whole = len(token_ids) // KV_BLOCK
         if n_whole <= SEGMENT or not self.folder.is_dir():
             return
@@ -83,23 +88,33 @@ class DiskCache:
 
     def _read(self, keys: list[bytes], start: int, end: int, adapters: AdapterSet) -> bool:
         """Whether a segment is in the cache now."""
+        found = self._usable(keys, start, end)
+        if found is None:
+            self._doubted.update(keys[end + 1 :])
+            return False
+        try:
+            self._cache.put(keys[start:], found.token_ids, start, found.runs, found.layers, adapters, found.states)
+        except CacheFullError:
+            return False
+        with contextlib.suppress(OSError):
+            os.utime(self._path(keys[end]))
+        return True
+
+    def _usable(self, keys: list[bytes], start: int, end: int) -> BlockFile | None:
+        """What the file of a segment holds; None where it is of no use, and then it is gone."""
         path = self._path(keys[end])
         try:
             private.check(path.parent)
             if not private.is_ours_or_nothing(path):
-                return False
+                return None
             found = read_blocks(path, self._cache, self.bound | {"adapters": keys[0].hex()})
-            if found.start != start or _keys_behind(keys[start], found.token_ids) != keys[start + 1 : end + 1]:
-                return False
-            self._cache.put(keys[start:], found.token_ids, start, found.runs, found.layers, adapters, found.states)
-            os.utime(path)
-        except CacheFullError:
-            return False
+            if found.start == start and _keys_behind(keys[start], found.token_ids) == keys[start + 1 : end + 1]:
+                return found
         except (OSError, EdgellmError):  # it was made for another version, or is damaged: it would be so again
-            with contextlib.suppress(OSError):
-                path.unlink()
-            return False
-        return True
+            pass
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
 
     def keep(self, sequence: Sequence) -> None:
         """Write what a text has in the cache, soon; never waits."""
@@ -134,6 +149,9 @@ class DiskCache:
         for start in range(0, n_whole, SEGMENT):
             end = min(start + SEGMENT, n_whole)
             path = self._path(keys[end])
+            if keys[end] in self._doubted:
+                self._doubted.discard(keys[end])
+                self._usable(keys, start, end)
             if not path.exists():
                 with unfinished(path, permissions=0o600, to_disk=False) as file:
                     write_blocks(file, sequence, bound, start, end)

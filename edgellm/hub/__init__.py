@@ -18,7 +18,7 @@ from pathlib import Path
 from edgellm import checks
 from edgellm.errors import UsageError
 from edgellm.hub.catalog import NamedModel, catalog
-from edgellm.hub.inventory import DamagedModel, InstalledModel, MissingModel, installed, present, resolve
+from edgellm.hub.inventory import DamagedModel, InstalledModel, MissingModel, find_to_fetch, installed, present, resolve
 from edgellm.hub.names import parse_hub_name
 from edgellm.hub.others import PREFIXES, find_of_others
 from edgellm.hub.store import NameOfSeveral, find, located, path_of
@@ -32,6 +32,7 @@ __all__ = [
     "NamedModel",
     "NoSuchVariant",
     "catalog",
+    "check_name",
     "find",
     "installed",
     "is_of_the_hub",
@@ -69,9 +70,17 @@ def pull(
     checks.function("notice", notice)
     if checks.text("name", name).lower().startswith(tuple(PREFIXES)):
         return find_of_others(name).path  # they are here, or their own program fetches them
-    tell, wanted = notice or (lambda line: None), find(name)
+    tell, wanted = notice or (lambda line: None), find_to_fetch(name)
     model = located(wanted) or look_up_model(wanted, tell)
     return pull_model(model, progress or (lambda done, total, what: None), tell, convert)
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError, or FileProblem, for a name of which `pull` could make nothing; nobody is asked."""
+    if checks.text("name", name).lower().startswith(tuple(PREFIXES)):
+        find_of_others(name)
+    else:
+        find_to_fetch(name)
 
 
 def is_of_the_hub(name: str) -> bool:
@@ -83,10 +92,15 @@ def is_of_the_hub(name: str) -> bool:
 
 
 def is_sound(name: str, progress: Callable[[int, int, str], None] | None = None) -> bool:
-    """Whether a model is here and every byte of it is right; it is read once. Raises UsageError."""
+    """Whether a model is here and every byte of it is right; it is read once. Raises UsageError.
+
+    One of another program is as its program keeps it; FileProblem says that there is none.
+    """
     from edgellm.hub.puller import is_sound_model
 
-    model = located(find(name))
+    if checks.text("name", name).lower().startswith(tuple(PREFIXES)):
+        return bool(find_of_others(name))
+    model = located(find_to_fetch(name))
     return model is not None and is_sound_model(model, progress or (lambda done, total, what: None), thorough=True)
 
 

@@ -86,7 +86,8 @@ def _fetch(errand: Errand, part: Path, progress: Progress, notice: Notice) -> No
                 time.sleep(_PAUSE_SECONDS * failures if wait is None else wait)
                 continue
             if errand.digest is None or _wrong(errand, part):  # else only the announced length was wrong
-                raise DownloadError(str(trouble)) from None
+                kept = "; what has come is kept for the next try" if _usable(errand, part) else ""
+                raise DownloadError(f"{trouble}{kept}") from None
             return
         except RangeRefused:  # there is no more to come: the part is whole, or of another file
             if not errand.digest and not errand.size:

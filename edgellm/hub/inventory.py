@@ -88,6 +88,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     if name.lower().startswith(tuple(PREFIXES)):
         return find_of_others(name).path
     if _looks_like_a_path(name):
+        _refuse_address(name)
         raise FileProblem(f"{name}: no such file{_hint(name)}")
     wanted = store.find(name)
     here = store.located(wanted)
@@ -100,6 +101,45 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         raise MissingModel(f"{wanted.name} is not installed; get it with: edgellm pull {wanted.name}")
     fault = next(f"{file.name}: {fault}" for file, fault in faults.items() if fault)
     raise DamagedModel(f"{wanted.name} is damaged ({fault}); mend it with: edgellm pull {wanted.name}")
+
+
+def find_to_fetch(name: str) -> NamedModel:
+    """The model that a name means, for who fetches it.
+
+    Raises what `store.find` raises, and says of a path what it is, and of other programs' models who fetches them.
+    """
+    try:
+        return store.find(name)
+    except store.NameOfSeveral:
+        raise
+    except UsageError:
+        if name and (kind := _kind_of(name)):
+            raise UsageError(
+                f"{name} is a {kind} that is here already, and nobody knows where it is fetched from; expected the "
+                "name of a model"
+            ) from None
+        if _looks_like_a_path(name):
+            _refuse_address(name)
+            raise UsageError(f"{name} is no name of a model{_hint(name)}; `edgellm list` shows names") from None
+        raise
+
+
+def _kind_of(name: str) -> str | None:
+    """What lies at a path, or in the models folder under the name that it is listed by; None where nothing does."""
+    path, own = os.path.expanduser(name), models_folder() / name
+    if os.path.exists(path):
+        return "folder" if os.path.isdir(path) else "file"
+    is_below = not os.path.isabs(name) and ".." not in own.parts and os.path.isfile(own)
+    return "file" if is_below and store.name_of(own) == name else None
+
+
+def _refuse_address(name: str) -> None:
+    """Raise UsageError for an address that is none of the hub."""
+    if "://" in name:
+        raise UsageError(
+            f"{name} is an address, and models are fetched from those of the Hugging Face hub alone; fetch the file "
+            "yourself and name its path"
+        ) from None
 
 
 def _faults(model: NamedModel) -> dict[Path, str | None]:

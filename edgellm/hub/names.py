@@ -18,6 +18,7 @@ _MOST_SHARDS = 10_000
 # What people write before ORG/REPO, as it stands in a browser or in other programs.
 _FORMS = re.compile(r"(hf:/*|(https?://)?(www\.)?(huggingface\.co|hf\.co)/|huggingface:/*)+", re.IGNORECASE)
 _PAGES = ("resolve", "blob", "raw", "tree")  # ORG/REPO/PAGE/REVISION/FILE
+_OF_CHECKPOINTS = (".safetensors", ".bin", ".pt", ".pth", ".json")  # files that are no model by themselves
 _ANY_TYPE = "latest"  # what other programs call the type that they would choose
 
 FORMS = "hf:ORG/REPO/FILE.gguf, hf:ORG/REPO or hf:ORG/REPO:Q4_K_M"
@@ -55,10 +56,10 @@ def parse_hub_name(text: str) -> HubName | None:
     name = _of_repository(rest) if len(parts) == 2 else _of_file(parts) if len(parts) > 2 else None
     if name is None:
         meant = _of_file([*parts[:-1], f"{parts[-1]}.gguf"]) if len(parts) > 2 else None
-        raise UsageError(
-            f"{text!r:.200} does not name a model of the Hugging Face hub; expected {FORMS}"
-            f"{did_you_mean(str(meant) if meant else None)}"
-        )
+        hint = did_you_mean(str(meant) if meant else None)
+        if meant and parts[-1].lower().endswith(_OF_CHECKPOINTS):
+            hint = f"; a checkpoint is named by its repository: edgellm run {meant._replace(file='')} --convert"
+        raise UsageError(f"{text!r:.200} does not name a model of the Hugging Face hub; expected {FORMS}{hint}")
     return name
 
 

@@ -38,9 +38,9 @@ def find(name: str) -> NamedModel:
         raise NameOfSeveral(name, begun)
     known = [spelling for model in catalog().values() for spelling in (model.name, *model.aliases)]
     near = begun[0] if begun else _of_another_program(name) or nearest(name, known)
+    what = f"no model is named {name!r}" if name.strip() else "the name of the model is empty"
     raise UsageError(
-        f"no model is named {name!r}{did_you_mean(near)}; "
-        f"known are {', '.join(catalog())}, and {FORMS} of the Hugging Face hub"
+        f"{what}{did_you_mean(near)}; known are {', '.join(catalog())}, and {FORMS} of the Hugging Face hub"
     )
 
 

@@ -33,6 +33,7 @@ class UnigramModel:
         self._scores = vocabulary.scores.astype(np.float64)
         self.space_prefix = vocabulary.flag("add_space_prefix", True)
         self._strips = vocabulary.flag("remove_extra_whitespaces", True)
+        self._keeps_last_space = vocabulary.our_flag("keeps_last_space", False)
         self._charsmap = CharsMap(raw) if (raw := vocabulary.bytes_of("precompiled_charsmap")) else None
         self._words = Remembered()
 
@@ -55,7 +56,8 @@ class UnigramModel:
 
     def _cut(self, text: str) -> list[str]:
         if self._strips:
-            text = " ".join(part for part in text.split(" ") if part)
+            last = " " if self._keeps_last_space and text.endswith(" ") else ""
+            text = " ".join(part for part in text.split(" ") if part) + last
         if not text:
             return []
         text = text.replace(" ", SPACE)
@@ -87,8 +89,11 @@ class UnigramModel:
 
     @cached_property
     def _reaches_across(self) -> bool:
-        """Whether a token holds the end of one word and the beginning of the next; then words cannot stand alone."""
-        return any(SPACE in text[1:] and text.strip(SPACE) for text in self._pieces)
+        """Whether a token holds the end of one word and the beginning of the next; then words cannot stand alone.
+
+        One of spaces alone does so where runs of them are kept.
+        """
+        return any(SPACE in text[1:] and (text.strip(SPACE) or not self._strips) for text in self._pieces)
 
     @cached_property
     def _unknown(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgellm.cli import batch_files
 from edgellm.cli.app import main
 from tests.arch import tiny
 
@@ -134,7 +135,14 @@ def test_another_file_is_not_written_to(chat_path, tmp_path, capsys) -> None:
     assert run(asked, "-o", tmp_path / "new.jsonl") == 2 and "no request names a model" in capsys.readouterr().err
 
 
-FOREIGN = [b'{"my": "precious data"}', b"\0" * 3000, b"text", b'{"id": "batch_req_1", "custom_id": "a"}\n']
+FOREIGN = [
+    b'{"my": "precious data"}',
+    b"\0" * 3000,
+    b"text",
+    b'{"id": "batch_req_1", "custom_id": "a"}\n',
+    b'{"id": "batch_req_1", "custom_id": "a", "response": "yes"}\n',
+    b'{"id": "batch_req_1", "custom_id": "a", "response": {"body": 5}}\n',
+]
 
 
 @pytest.mark.parametrize("content", FOREIGN)
@@ -176,10 +184,35 @@ def test_answers_name_the_model_that_wrote_them(chat_path, tmp_path) -> None:
 
 @pytest.mark.parametrize("words", [["-m", "no-such-model"], [], ["-m", "MODEL", "--lora", "no-such-adapter"]])
 def test_a_run_without_an_answer_leaves_no_file(chat_path, tmp_path, words: list[str]) -> None:
-    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked, out = tmp_path / "in.jsonl", tmp_path / "new" / "folders" / "out.jsonl"
     asked.write_text(request("a", None))
     assert run(asked, "-o", out, *[str(chat_path) if word == "MODEL" else word for word in words]) in (1, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    out.parent.mkdir(parents=True)  # what was there stays
+    out.touch()
+    assert run(asked, "-o", out, *[str(chat_path) if word == "MODEL" else word for word in words]) in (1, 2)
+    assert out.exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("beginning", ["", "\n"])
+def test_characters_of_several_bytes_are_refused(chat_path, tmp_path, capsys, encoding: str, beginning: str) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_bytes((beginning + "\n".join(request(name, chat_path) for name in "ab")).encode(encoding))
+    assert run(asked, "-o", out) == 1
+    assert f"{asked} is no UTF-8, but looks like UTF-16 or UTF-32; save it as UTF-8" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_mark_of_utf_8_is_no_part_of_a_request_and_another_encoding_is_told(chat_path, tmp_path) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [request("a", chat_path).encode("utf-8-sig"), request("b", chat_path).encode("utf-16-be"), b'{"\xe9": 1}']
+    asked.write_bytes(b"\n".join(lines))
+    assert run(asked, "-o", out) == 0
+    found = {one["id"]: one for one in answers(out)}
+    assert found["batch_req_1"]["response"]["status_code"] == 200
+    assert "line 2 is not JSON" in found["batch_req_2"]["error"]["message"]
+    assert "line 3 is not UTF-8 (its byte 3); expected" in found["batch_req_3"]["error"]["message"]
 
 
 def test_when_nothing_could_be_answered_the_status_says_so(chat_path, tmp_path) -> None:
@@ -191,6 +224,50 @@ def test_when_nothing_could_be_answered_the_status_says_so(chat_path, tmp_path) 
     told = {one["custom_id"]: one["response"] for one in answers(tmp_path / "out.jsonl")}
     assert [told[name]["status_code"] for name in "ab"] == [400, 400]
     assert "extra_body is 5; expected a dict" in told["b"]["body"]["error"]["message"]
+
+
+def test_the_status_is_that_of_all_answers_in_however_many_runs(chat_path, tmp_path, capsys) -> None:
+    """What was stopped and gone on with ends as what was not."""
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("\n".join([request("good", chat_path), request("bad", chat_path, temperature=-1)]))
+    assert run(asked, "-o", out) == 0
+    out.write_text("".join(line for line in out.read_text().splitlines(keepends=True) if '"good"' in line))
+    assert run(asked, "-o", out) == 0  # nothing new but an error
+    assert "1 of 2 requests could not be answered" in capsys.readouterr().err
+    out.write_text("".join(line for line in out.read_text().splitlines(keepends=True) if '"bad"' in line))
+    capsys.readouterr()
+    assert run(asked, "-o", out) == 0
+    assert "1 of 2 requests could not be answered" in capsys.readouterr().err  # of the run before
+    asked.write_text(request("bad", chat_path, temperature=-1))
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            run(asked, "-o", tmp_path / "bad.jsonl")
+        assert ended.value.code == 1 and "1 of 1 requests could not be" in capsys.readouterr().err
+
+
+def test_a_long_answer_is_kept(chat_path, tmp_path, monkeypatch) -> None:
+    """Answers may be longer than any request: none is taken for one that was cut."""
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [request(name, chat_path, logprobs=name == "b", max_tokens=9) for name in "abc"]
+    asked.write_text("\n".join(lines))
+    assert run(asked, "-o", out) == 0
+    kept = out.read_bytes().splitlines(keepends=True)
+    most = max(len(line) for line in lines) + 100
+    assert max(len(line) for line in kept) > 2 * most
+    monkeypatch.setattr(batch_files, "MOST_LINE", most)
+    out.write_bytes(b"".join(kept[:2]))
+    assert run(asked, "-o", out) == 0
+    assert out.read_bytes().startswith(b"".join(kept[:2])) and len(answers(out)) == 3
+
+
+def test_an_answer_that_lacks_only_its_line_end_is_kept(chat_path, tmp_path) -> None:
+    asked, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked.write_text("\n".join(request(name, chat_path) for name in "ab"))
+    assert run(asked, "-o", out) == 0
+    first = out.read_bytes().splitlines()[0]
+    out.write_bytes(first)
+    assert run(asked, "-o", out) == 0
+    assert out.read_bytes().startswith(first + b"\n") and len(answers(out)) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size")
@@ -215,7 +292,7 @@ def test_what_is_no_file_of_requests_is_said(tmp_path, capsys) -> None:
     asked = tmp_path / "in.jsonl"
     asked.write_bytes(request("a", None).encode("utf-16"))
     assert run(asked, "-o", tmp_path / "out") == 1
-    assert f"{asked} is UTF-16; expected UTF-8" in capsys.readouterr().err
+    assert f"{asked} is no UTF-8, but looks like UTF-16" in capsys.readouterr().err
     asked.write_text("null\n")
     assert run(asked, "-o", tmp_path / "out") == 1
     assert "holds no request that could be answered: line 1 is null; expected an object" in capsys.readouterr().err

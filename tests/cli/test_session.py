@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,10 @@ def test_a_conversation_goes_on(chat_path, tmp_path, capsys) -> None:
     file = tmp_path / "talk.session"
     assert run(chat_path, "--session", file, "--system", "be brief", "the tea") == 0
     first = capsys.readouterr()
-    assert "need not be computed" not in first.err
+    assert "keys and values of" not in first.err
     assert run(chat_path, "--session", file, "--stats", "and more") == 0
     told = capsys.readouterr().err
-    assert f"{file}: " in told and "need not be computed again" in told and "(0 reused)" not in told
+    assert f"{file}: 1 turn, and keys and values of " in told.replace("\n", " ") and "(0 reused)" not in told
     import edgellm
 
     with edgellm.load(chat_path, n_threads=1, disk_bytes=0) as model:
@@ -71,6 +72,66 @@ def test_what_another_process_wrote_meanwhile_stays(chat_path, tmp_path, capsys,
     )
     for name, told in (("talk", "the other"), ("talk-2", "the first")):
         assert told.encode() in (tmp_path / f"{name}.session").read_bytes()
+
+
+def test_who_saves_meanwhile_is_waited_for(chat_path, tmp_path, monkeypatch, capsys) -> None:
+    """Between the look at a file and its new content nobody else writes it."""
+    import edgellm
+    from edgellm.cli.conversation import Conversation, Turn
+    from edgellm.cli.session import SessionFile
+    from edgellm.files import home
+    from edgellm.hub.lock import only_one
+
+    file, is_waiting = tmp_path / "talk.session", threading.Event()
+    monkeypatch.setattr("edgellm.cli.session.note", lambda text: is_waiting.set() if "waiting" in text else None)
+    with edgellm.load(chat_path, n_threads=1, disk_bytes=0) as model:
+        kept = SessionFile(str(file))
+        with only_one(home() / "sessions", taken=lambda: None):
+            saving = threading.Thread(target=kept.save, args=(model, Conversation(None, (Turn("mine", "yes"),))))
+            saving.start()
+            assert is_waiting.wait(20)
+            file.write_bytes(b"what another has written")
+        saving.join()
+    assert file.read_bytes() == b"what another has written" and kept.path == tmp_path / "talk-2.session"
+    assert b"mine" in kept.path.read_bytes()
+
+
+def test_where_no_lock_can_be_a_session_is_kept(chat_path, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("edgellm.cli.session.home", lambda: tmp_path / "file" / "home")
+    monkeypatch.setattr("edgellm.hub.lock.home", lambda: tmp_path / "file" / "home")
+    assert run(chat_path, "--session", tmp_path / "talk.session", "the tea") == 0
+    assert (tmp_path / "talk.session").exists()
+
+
+def test_a_session_that_was_deleted_meanwhile_keeps_its_name(chat_path, tmp_path, monkeypatch) -> None:
+    from edgellm.cli import session
+
+    file, load = tmp_path / "talk.session", session.SessionFile.load
+    assert run(chat_path, "--session", file, "the tea") == 0
+
+    def and_then_it_goes(self, model):
+        found = load(self, model)
+        file.unlink()
+        return found
+
+    monkeypatch.setattr(session.SessionFile, "load", and_then_it_goes)
+    assert run(chat_path, "--session", file, "and more") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["talk.session"]
+
+
+def test_a_text_without_a_conversation_is_not_overwritten(chat_path, tmp_path, capsys) -> None:
+    import edgellm
+
+    file = tmp_path / "text.session"
+    with edgellm.load(chat_path, n_threads=1, disk_bytes=0) as model:
+        generation = model.generate("the tea", max_tokens=4)
+        list(generation)
+        model.save_session(file, generation)
+    before = file.read_bytes()
+    assert run(chat_path, "--session", file, "and more") == 2
+    assert f"{file} holds a text and no conversation" in capsys.readouterr().err.replace("\n", " ")
+    assert file.read_bytes() == before
 
 
 def test_a_model_without_a_template_keeps_no_conversation(tiny_path, tmp_path, capsys) -> None:

@@ -226,6 +226,17 @@ def test_rows_without_a_token(tmp_path: Path) -> None:
     np.testing.assert_allclose(own_logits(tmp_path / "out.gguf"), checkpoints.logits(model, IDS), atol=SAME_LOGITS)
 
 
+@pytest.mark.parametrize(("more", "words"), [(-8, "the 8 behind them are kept too"), (40, "no tokens behind them")])
+def test_another_number_of_rows_than_config_json_says_is_told(more: int, words: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    checkpoints.save("llama", folder)
+    n = checkpoints.N_VOCAB
+    checkpoints.edit_json(folder / "config.json", vocab_size=n + more)
+    (note,) = convert(folder, tmp_path / "out.gguf")
+    assert f"vocab_size {n + more}, but the embedding has {n} rows" in note and words in note
+    assert GGUFFile(tmp_path / "out.gguf").metadata["llama.vocab_size"] == n
+
+
 # --- what cannot be converted -------------------------------------------------------------------------------
 
 

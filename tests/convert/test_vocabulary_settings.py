@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Original
 
 from edgellm.convert.checkpoints import open_source
 from edgellm.convert.vocabulary import tokenizer_metadata, write_tokenizer
@@ -307,6 +308,42 @@ def test_tokenizer_json_beside_a_sentencepiece_model_says_where_spaces_go(tmp_pa
     ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
     for text in ("Hi", " Hi", "  Hi", "", " ", "Hi</s>Hi", "Hi</s> Hi", "</s>Hi <s></s> Hi", "<s><s>Hi"):
         assert ours.encode(text, parse_special=True) == original.encode(text, add_special_tokens=False).ids, text
+
+
+def test_tokenizer_json_that_spells_otherwise_than_the_model_beside_it_is_told(tmp_path: Path) -> None:
+    folders.of_sentencepiece(tmp_path)
+    model = folders.sentencepiece(tmp_path)
+    notes: list[str] = []
+    tokenizer_metadata(tmp_path, N_VOCAB, notes)
+    assert notes == []  # its user-defined tokens have other names there
+    spaces = model.piece_to_id("\u2581\u2581\u2581")
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    vocab = values["model"]["vocab"]
+    (name,) = (text for text, token_id in vocab.items() if token_id == spaces)
+    vocab["\u2581\u2581\u2581"] = vocab.pop(name)  # a token that no merge makes
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["id"] != spaces]
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB, notes))
+    original = Original.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("a   b", "   ", "the   a\n", "      x"):
+        assert ours.encode(text) == original.encode(text, add_special_tokens=False).ids != model.encode(text)
+    (note,) = notes
+    assert "tokenizer.model and tokenizer.json disagree on" in note and 'texts: "  ' in note
+    assert "tokenizer.json counts, as in transformers: take it away if" in note
+
+
+def test_tokenizer_json_with_other_ids_than_the_model_beside_it_is_told(tmp_path: Path) -> None:
+    folders.of_sentencepiece(tmp_path)
+    folders.sentencepiece(tmp_path)
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    vocab = values["model"]["vocab"]
+    vocab["e"], vocab["t"] = vocab["t"], vocab["e"]
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    notes: list[str] = []
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB, notes))
+    assert ours.encode("e t") == Original.from_file(str(tmp_path / "tokenizer.json")).encode("e t").ids
+    (note,) = notes
+    assert "disagree" in note
 
 
 def test_a_token_that_is_found_here_and_made_there_is_refused(tmp_path):

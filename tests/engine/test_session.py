@@ -122,18 +122,23 @@ def test_a_session_that_is_cut_short_is_refused(tiny_path, session, share) -> No
 
 
 def test_any_damage_is_seen(tiny_path, session) -> None:
+    """Also in the header, whose numbers and words could be others and still be some, and in the note."""
     data = session.read_bytes()
     random = np.random.default_rng(1)
+    places = [*range(40), *random.integers(40, block_file.ALIGN, 200), *random.integers(0, len(data), 40)]
     with loaded(tiny_path) as model:
-        for place in [*range(40), *random.integers(0, len(data), 40)]:
+        for place in [*places, data.index(b"so far"), data.index(b'"n_tokens": ') + 12]:
             damaged = bytearray(data)
             damaged[place] ^= 1 << int(random.integers(8))
             session.write_bytes(damaged)
-            try:
+            with pytest.raises((FormatError, FileProblem), match=r"text\.session"):
                 model.load_session(session)
-            except (FormatError, FileProblem):
-                continue
-            assert block_file.LENGTHS.size < place < block_file.ALIGN  # between the header and the data, or in a note
+
+
+def test_files_of_an_older_form_are_told(tiny_path, session) -> None:
+    session.write_bytes(b"EDGELLMKV1\n\0" + session.read_bytes()[12:])
+    with loaded(tiny_path) as model, pytest.raises(FileProblem, match="another version of edgellm"):
+        model.load_session(session)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"EDGELLMKV1\n\0" + b"\xff" * 4, b"EDGELLMKV1\n\0\2\0\0\0{}"])
@@ -215,6 +220,36 @@ def test_a_damaged_prefix_is_computed_again(tiny_path, home) -> None:
     with loaded(tiny_path, disk_bytes=1 << 30) as model:
         again = answer(model, LONG)
         assert again.token_ids == expected.token_ids and again.stats.n_reused_tokens == 0
+    with loaded(tiny_path, disk_bytes=1 << 30) as model:  # all of them were made anew, not only the first that was met
+        assert answer(model, LONG).stats.n_reused_tokens == 14 * KV_BLOCK
+
+
+def test_behind_a_damaged_prefix_only_damaged_ones_are_written_again(tiny_path, home, monkeypatch) -> None:
+    monkeypatch.setattr(disk_cache, "SEGMENT", 2)
+    with loaded(tiny_path, disk_bytes=1 << 30) as model:
+        answer(model, LONG)
+    files = sorted(home.rglob("*.kv"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(files) == 7
+    for n, path in enumerate(files):
+        data = bytearray(path.read_bytes())
+        data[-5] ^= 4 * (n in (0, 2, 5))
+        path.write_bytes(data)
+        os.utime(path, (1, 1))
+    with loaded(tiny_path, disk_bytes=1 << 30) as model:
+        assert answer(model, LONG).stats.n_reused_tokens == 0
+    assert [n for n, path in enumerate(files) if path.stat().st_mtime > 1] == [0, 2, 5]
+    with loaded(tiny_path, disk_bytes=1 << 30) as model:
+        assert answer(model, LONG).stats.n_reused_tokens == 14 * KV_BLOCK
+
+
+def test_a_prefix_under_the_name_of_another_is_made_anew(tiny_path, home) -> None:
+    with loaded(tiny_path, disk_bytes=1 << 30) as model:
+        answer(model, LONG)
+    first, last = sorted(home.rglob("*.kv"), key=lambda path: -path.stat().st_size)
+    first.write_bytes(last.read_bytes())
+    for expected in (0, 14 * KV_BLOCK):
+        with loaded(tiny_path, disk_bytes=1 << 30) as model:
+            assert answer(model, LONG).stats.n_reused_tokens == expected
 
 
 def test_folders_of_prefixes_are_in_the_home(monkeypatch, tmp_path) -> None:

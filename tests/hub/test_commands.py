@@ -63,6 +63,67 @@ def test_names_that_are_none_are_one_line(
         assert "did you mean smollm2?" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "the name of the model is empty; known are smollm2-135m"),
+        ("some/repo", "some/repo is no name of a model; a repository of the Hugging Face hub is hf:some/repo"),
+        ("some/repo/x.gguf", "no name of a model; a file of the Hugging Face hub is hf:some/repo/x.gguf"),
+        ("./x.gguf", "./x.gguf is no name of a model; `edgellm list` shows names"),
+        ("https://example.org/x.gguf", "is an address, and models are fetched from those of the Hugging Face hub"),
+        ("ollama:nobody", "Ollama holds no 'ollama:nobody' on this machine"),
+        ("https://hf.co/a/b/resolve/v2/x.safetensors", "named by its repository: edgellm run hf:a/b@v2 --convert"),
+        ("HERE", "is a file that is here already, and nobody knows where it is fetched from; expected the name"),
+        ("FOLDER", "is a folder that is here already"),
+        ("mine.gguf", "mine.gguf is a file that is here already"),
+        ("/no/such/file.gguf", "/no/such/file.gguf is no name of a model"),
+        ("../models/mine.gguf", "../models/mine.gguf is no name of a model"),
+    ],
+)
+def test_what_cannot_be_pulled_is_told(
+    own_home: Path, tmp_path: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_home / "models").mkdir(parents=True)
+    for place in (own_home / "models" / "mine.gguf", tmp_path / "HERE"):
+        place.write_bytes(b"GGUF")
+    typed = {"HERE": str(tmp_path / "HERE"), "FOLDER": str(tmp_path)}.get(name, name)
+    assert main(["pull", typed]) in (1, 2)
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.startswith("edgellm: error: ") and not shown.out
+
+
+def test_of_several_models_those_that_can_be_are_pulled(
+    endpoint: StandIn, own_home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    endpoint.commit("some/repo", {"x.gguf": b"GGUF1", "y.gguf": b"GGUF2"})
+    names = [f"hf:some/repo/{file}.gguf" for file in ("x", "none", "y")]
+    assert main(["pull", *names]) == 1
+    shown = capfd.readouterr()
+    assert shown.out.splitlines() == [str(own_home / f"models/hf/some/repo/{file}.gguf") for file in ("x", "y")]
+    assert (
+        "edgellm: hf:some/repo/none.gguf cannot be pulled: hf:some/repo: some/repo has no file none.gguf" in shown.err
+    )
+    assert shown.err.splitlines()[-1] == "edgellm: error: 1 of 3 models were not pulled; the lines above say why"
+    endpoint.requests.clear()
+    assert main(["pull", "hf:other/repo/x.gguf", "hf:wrong"]) == 2  # what cannot be is said before anything is fetched
+    assert endpoint.requests == []
+
+
+def test_a_home_that_cannot_be_is_told(
+    endpoint: StandIn, own_home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    endpoint.commit("some/repo", {"x.gguf": b"GGUF1"})
+    own_home.write_text("a file")
+    assert main(["pull", "hf:some/repo/x.gguf"]) == 1
+    said = f"nothing can be kept in {own_home}: Not a directory; EDGELLM_HOME can name another folder"
+    assert said in capfd.readouterr().err
+
+
+def test_an_address_is_no_missing_file(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "https://example.org/x.gguf", "hello"]) == 2
+    assert "is an address, and models are fetched from those of the Hugging" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C of POSIX")
 def test_ctrl_c_says_that_the_part_is_kept(endpoint: StandIn, own_home: Path) -> None:
     endpoint.commit("some/repo", {"x.gguf": b"GGUF" + bytes(1_000_000)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,28 @@ CHARS = (
 )
 
 
-@pytest.fixture(scope="module")
-def trained() -> sentencepiece.SentencePieceProcessor:
+@cache
+def trained_with(rule: str) -> tuple[sentencepiece.SentencePieceProcessor, bytes]:
+    """A model, and the table of characters that it was trained with."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(line for text in oracles.CORPUS for line in text.splitlines() if line.strip()),
         model_writer=model, model_type="unigram", vocab_size=300, hard_vocab_limit=False, minloglevel=2,
+        normalization_rule_name=rule,
     )  # fmt: skip
-    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    message = _fields(model.getvalue(), "the model")
+    table = _last(_fields(_last(message, 3, bytes, b""), "the normalizer"), 2, bytes, b"")
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()), table
 
 
 @pytest.fixture(scope="module")
-def charsmap(trained: sentencepiece.SentencePieceProcessor) -> bytes:
-    message = _fields(trained.serialized_model_proto(), "the model")
-    return _last(_fields(_last(message, 3, bytes, b""), "the normalizer"), 2, bytes, b"")
+def trained() -> sentencepiece.SentencePieceProcessor:
+    return trained_with("nmt_nfkc")[0]
+
+
+@pytest.fixture(scope="module")
+def charsmap() -> bytes:
+    return trained_with("nmt_nfkc")[1]
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +96,62 @@ def ours(original: Original, tmp_path_factory: pytest.TempPathFactory) -> Tokeni
 @example(text="a" * 500)
 def test_ids_are_those_of_tokenizers(ours: Tokenizer, original: Original, text: str) -> None:
     assert ours.encode(text, add_special=True) == original.encode(text).ids
+
+
+NORMALIZERS = {
+    "table": lambda table: table,
+    "table, runs": lambda table: normalizers.Sequence([table, normalizers.Replace(Regex(" {2,}"), " ")]),
+    "table, runs to marks": lambda table: normalizers.Sequence([table, normalizers.Replace(Regex(" {2,}"), "\u2581")]),
+    "table, end, runs": lambda table: normalizers.Sequence(
+        [table, normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "\u2581")]
+    ),
+    "table, ends, runs": lambda table: normalizers.Sequence(
+        [table, normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    ),
+    "no table": lambda table: normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]),
+}
+WORDS = {
+    "words": lambda: pre_tokenizers.Metaspace(),
+    "whole": lambda: pre_tokenizers.Metaspace(split=False),
+    "never": lambda: pre_tokenizers.Metaspace(prepend_scheme="never"),
+    "white, words": lambda: pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]),
+    "words, white": lambda: pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.WhitespaceSplit()]),
+    "white, never": lambda: pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="never")]
+    ),
+}
+REFUSED = {
+    ("table, runs to marks", "white, words"),
+    *((normalizer, "never") for normalizer in ("table, runs", "table, runs to marks", "table, end, runs")),
+    *((normalizer, "white, never") for normalizer in NORMALIZERS),
+    *(("no table", words) for words in WORDS),
+}
+
+
+@pytest.mark.parametrize("reaching", [False, True])
+@pytest.mark.parametrize("words", list(WORDS))
+@pytest.mark.parametrize("normalizer", list(NORMALIZERS))
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc"])
+def test_spaces_and_marks_are_what_they_are_for_tokenizers(
+    rule: str, normalizer: str, words: str, reaching: bool, tmp_path: Path
+) -> None:
+    """Texts with U+2581 and all kinds of spaces, and tokens that reach across words: equal ids, or a refusal."""
+    trained, raw = trained_with(rule)
+    pieces = [(trained.id_to_piece(i), trained.get_score(i)) for i in range(3, trained.get_piece_size())]
+    across = [("\u2581the\u2581", -3.0), ("\u2581\u2581", -4.0), ("e\u2581t", -5.0)] if reaching else []
+    original = Original(models.Unigram([(text, 0.0) for text in SPECIAL] + pieces + across, unk_id=3))
+    original.normalizer = NORMALIZERS[normalizer](normalizers.Precompiled(raw))
+    original.pre_tokenizer = WORDS[words]()
+    original.add_special_tokens(SPECIAL)
+    if (normalizer, words) in REFUSED or (rule == "nfkc" and ("white" in words or normalizer != "table")):
+        with pytest.raises(UnsupportedError, match="spaces"):
+            tokenizer_metadata(saved(original, tmp_path), original.get_vocab_size())
+        return
+    ours = load_tokenizer(tokenizer_metadata(saved(original, tmp_path), original.get_vocab_size()))
+    random = np.random.default_rng(1)
+    for n in random.integers(0, 9, 400):
+        text = "".join(random.choice(list("abtheo\u2581  .\t\n\u3000\u4e2d"), n))
+        assert ours.encode(text) == original.encode(text, add_special_tokens=False).ids, text
 
 
 def test_a_whole_corpus(ours: Tokenizer, original: Original) -> None:
@@ -142,6 +207,17 @@ def test_models_that_are_not_known(original: Original, tmp_path: Path, changes: 
     values["model"] |= changes
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises((FormatError, UnsupportedError), match=line):
+        tokenizer_metadata(tmp_path, original.get_vocab_size())
+
+
+def test_the_original_model_beside_it_may_be_one_that_is_not_read(original: Original, tmp_path: Path) -> None:
+    saved(original, tmp_path)
+    alone = tokenizer_metadata(tmp_path, original.get_vocab_size())
+    (tmp_path / "tokenizer.model").write_bytes(trained_with("nmt_nfkc")[0].serialized_model_proto())
+    both = tokenizer_metadata(tmp_path, original.get_vocab_size())
+    assert both["tokenizer.ggml.tokens"] == alone["tokenizer.ggml.tokens"]
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedError, match="the SentencePiece model is Unigram"):
         tokenizer_metadata(tmp_path, original.get_vocab_size())
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+from edgellm.convert.vocabulary.beside import differences
 from edgellm.convert.vocabulary.byte_level import check_whole_words, read_vocab_and_merges
 from edgellm.convert.vocabulary.chat_templates import chat_templates
 from edgellm.convert.vocabulary.draft import Draft
@@ -23,7 +25,7 @@ from edgellm.convert.vocabulary.tekken import read_tekken
 from edgellm.convert.vocabulary.tiktoken_file import read_tiktoken
 from edgellm.convert.vocabulary.tokenizer_json import read_tokenizer_json
 from edgellm.convert.vocabulary.wordpiece import read_vocab_txt, respell
-from edgellm.errors import FileProblem
+from edgellm.errors import EdgellmError, FileProblem, UnsupportedError
 from edgellm.text import load_tokenizer
 
 
@@ -34,9 +36,10 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
     notes:    what a person should know is added here: settings of the files that are left out.
 
     What GGUF has no key for stands under `edgellm.tokenizer.*`: `prepend_scheme` and `split_at_spaces` of a Metaspace,
-    the ids of added tokens with a flag (`lstrip`, `rstrip`, `single_word`, `normalized`: int32), those that merging
-    makes of spaces as well (`also_added`), and `stop_ids`, all tokens that end an answer, where they are more than the
-    roles eos, eot and eom hold.
+    `keeps_last_space` of a Unigram model that joins runs of spaces and keeps one at the end, the ids of added tokens
+    with a flag (`lstrip`, `rstrip`, `single_word`, `normalized`: int32), those that merging makes of spaces as well
+    (`also_added`), and `stop_ids`, all tokens that end an answer, where they are more than the roles eos, eot and eom
+    hold.
 
     Tokens are str, types an int32 and scores a float32 array as long as they, merges str with a space between
     the halves. Raises FileProblem when there is no tokenizer, FormatError for a file that breaks its rules,
@@ -44,6 +47,22 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
     """
     files = Files(folder)
     draft = _read(files, n_vocab)
+    metadata = _metadata_of(draft, files)
+    if draft.model == "llama" and not draft.file.endswith(".json") and files.has("tokenizer.json"):
+        with contextlib.suppress(EdgellmError):  # what cannot be read here is no better than the original
+            beside = read_tokenizer_json(files.json("tokenizer.json"), n_vocab)
+            of_json = _metadata_of(beside, files)
+            if told := differences(metadata, of_json):
+                draft, metadata = beside, of_json
+                draft.notes += told
+    load_tokenizer(metadata).encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
+    if notes is not None:
+        notes += [*draft.notes, *_left_out(files.json("tokenizer.json"))]
+    return metadata | chat_templates(files)
+
+
+def _metadata_of(draft: Draft, files: Files) -> dict[str, Any]:
+    """The vocabulary of one file, with what the others say of it."""
     if draft.model == "llama":
         set_space_prefix(draft, files)
     add_tokens(draft, files)
@@ -58,11 +77,7 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
         set_turn_ends(draft, files)
         check_whole_words(draft)
     normalize_flags(draft)
-    metadata = draft.metadata()
-    load_tokenizer(metadata).encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
-    if notes is not None:
-        notes += [*draft.notes, *_left_out(files.json("tokenizer.json"))]
-    return metadata | chat_templates(files)
+    return draft.metadata()
 
 
 def _left_out(file: Record) -> list[str]:
@@ -72,10 +87,17 @@ def _left_out(file: Record) -> list[str]:
 
 
 def _read(files: Files, n_vocab: int) -> Draft:
-    """The vocabulary of the file that tells most: the original model, then tokenizer.json, then older layouts."""
+    """The vocabulary of the file that tells most: the original model, then tokenizer.json, then older layouts.
+
+    An original model that edgellm cannot read, or that a tokenizer.json spells otherwise, gives way to tokenizer.json.
+    """
     model = files.raw("tokenizer.model") if files.has("tokenizer.model") else b""
     if is_sentencepiece(model):
-        return read_sentencepiece(model, n_vocab)
+        try:
+            return read_sentencepiece(model, n_vocab)
+        except UnsupportedError:  # such as Unigram
+            if not files.has("tokenizer.json"):
+                raise
     if files.has("tokenizer.json"):
         return read_tokenizer_json(files.json("tokenizer.json"), n_vocab)
     if files.has("tekken.json"):

@@ -45,7 +45,13 @@ class BatchLineError(UsageError):
 def parse_line(number: int, line: bytes) -> BatchRequest:
     """Raises BatchLineError naming what is wrong with a line."""
     try:
-        found = json.loads(line, object_pairs_hook=_without_doubles)
+        text = line.decode()  # JSON itself would take UTF-16 too, of which a line end is a part of another character
+    except UnicodeDecodeError as problem:
+        raise BatchLineError(
+            f"line {number} is not UTF-8 (its byte {problem.start + 1}); expected JSON in UTF-8"
+        ) from None
+    try:
+        found = json.loads(text, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as problem:
         raise BatchLineError(f"line {number} is not JSON: {problem}") from None
     if not isinstance(found, dict):
@@ -78,6 +84,11 @@ def line_number(answer: Mapping[str, Any]) -> int | None:
     """The line that an answer belongs to; None where it is no answer of ours."""
     head, _, number = str(answer.get("id", "")).rpartition("_")
     return int(number) if head == "batch_req" and number.isdecimal() and number.isascii() else None
+
+
+def tells_of_an_error(answer: Mapping[str, Any]) -> bool:
+    """Whether an answer of ours says why there is none."""
+    return not answer.get("response") or answer["response"].get("status_code") != 200
 
 
 def answer_line(number: int, custom_id: str | None, body: Mapping[str, Any]) -> bytes:
