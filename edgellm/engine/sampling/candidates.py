@@ -210,8 +210,11 @@ class Candidates:
             self._ids, self._some = self._ids[:n], self._some[:n]
 
     def keep_likeliest(self) -> None:
-        """Keep the largest logit alone; among equal ones the first."""
-        position = self._all.likeliest() if self.ids is None else int(self._some.argmax())
+        """Keep the largest logit alone; among equal ones the first. Raises NoTokenError where a step left nothing."""
+        if self.ids is None:
+            position = self._all.likeliest()
+        else:
+            position = int(self._some.argmax()) if self.largest > -math.inf else 0
         self.keep(np.array([position]), is_sorted=True)
 
     def keep_most_likely(self, k: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -64,6 +64,7 @@ def maxima(logits: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=600)
+@example(np.array([-np.inf], np.float32), {"temperature": 0.0, "typical_p": 0.0}, [], 0)
 @given(logits_of_all_kinds, settings_of_all_kinds, st.lists(st.integers(0, 199), max_size=40), st.integers(0, 9))
 def test_a_token_that_may_come_is_chosen_and_the_seed_decides_which(logits, given_settings, context, seed) -> None:
     try:
