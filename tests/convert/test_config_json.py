@@ -261,6 +261,17 @@ def test_what_is_refused_of_a_family(name: str, key: str, value: str) -> None:
         family.hyperparameters(family_of(config | {key: value})[2])
 
 
+def test_is_causal_of_a_gemma_that_makes_vectors() -> None:
+    config = json.loads(Gemma3TextConfig(use_bidirectional_attention=True).to_json_string(use_diff=False))
+    for is_causal in (True, False):
+        _, family, settings = family_of(config | {"architectures": ["Gemma3TextModel"], "is_causal": is_causal})
+        if is_causal:
+            family.hyperparameters(settings)
+        else:
+            with pytest.raises(UnsupportedError, match="is_causal is False"):
+                family.hyperparameters(settings)
+
+
 @pytest.mark.parametrize("period", [1, 2, 3, 4, 9])
 def test_layers_of_exaone_by_their_period(period: int) -> None:
     plain = {"num_hidden_layers": 7, "sliding_window_pattern": period}
