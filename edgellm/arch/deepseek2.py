@@ -129,6 +129,7 @@ def _n_dense(s: Settings, n_layers: int) -> int:
 def _version_2(s: Settings) -> dict[str, Any]:
     """As transformers computes it: weights are never made to add up to one."""
     s.expect("topk_method", "greedy", "group_limited_greedy")
+    s.expect("scoring_func", "softmax")
     groups = s.get("topk_method") == "group_limited_greedy"
     return _hyperparameters(s) | {"expert_gating_func": SOFTMAX, "expert_weights_norm": False} | (
         _groups(s) if groups else {}
@@ -136,6 +137,8 @@ def _version_2(s: Settings) -> dict[str, Any]:
 
 
 def _version_3(s: Settings) -> dict[str, Any]:
+    s.expect("topk_method", "noaux_tc")
+    s.expect("scoring_func", "sigmoid")
     norm = {"expert_weights_norm": s.flag("norm_topk_prob")}
     return _hyperparameters(s) | {"expert_gating_func": SIGMOID} | norm | _groups(s)
 

@@ -27,6 +27,7 @@ from edgellm.graph.nodes import Graph, Value
 
 STYLE = Style(order="after", head_norms="heads")
 PERIOD = 4  # of so many layers, the last sees everything
+_PERIOD_KEY = "sliding_window_pattern"  # its name in config.json; "LLLG" in the first checkpoints
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
@@ -44,14 +45,19 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 head = logits_head
 
 
+def _by_period(n_layers: int, period: int) -> list[bool]:
+    return [(layer + 1) % period != 0 for layer in range(n_layers)]
+
+
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     shape = decoder_hyperparameters(s)
     if s.get("sliding_window") is None:
         return shape
     n_layers = shape["block_count"]
-    usual = [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
-    slides = layer_types(s, n_layers) or usual
+    usual, slides = _by_period(n_layers, PERIOD), layer_types(s, n_layers)
+    if slides is None:  # and only then does the period count
+        slides = usual if s.get(_PERIOD_KEY) == "LLLG" else _by_period(n_layers, s.count(_PERIOD_KEY, PERIOD))
     shape["attention.sliding_window"] = s.count("sliding_window")
     return shape | ({} if slides == usual else {"attention.sliding_window_pattern": slides})
 

@@ -37,6 +37,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
             "config.json: a Gemma3TextModel without use_bidirectional_attention, which makes neither text nor vectors; "
             "edgellm converts Gemma3ForCausalLM, and EmbeddingGemma"
         )
+    s.expect("is_causal", True)  # with false, transformers sees a wider window
     as_decoder = {key: value for key, value in s.values.items() if key != "use_bidirectional_attention"}
     shape = gemma3.hyperparameters(Settings(as_decoder, null_stays=gemma3.HUGGING_FACE.null_stays))
     return shape | {"attention.causal": False}

@@ -99,6 +99,11 @@ def family_of(config: dict[str, Any]) -> tuple[str, HuggingFace, Settings]:
             if classes[0] in family.classes and family.has_config(config):
                 text = Settings(config).section("text_config").values if "text_config" in config else config
                 whole = {key: config[key] for key in ("tie_word_embeddings",) if config.get(key) is not None}
+                if not entry.is_encoder and not text.get("is_causal", True):
+                    raise UnsupportedError(
+                        f"config.json: is_causal is {text['is_causal']!r:.40}: each token sees those behind it too; "
+                        "edgellm runs this family with true, where it sees those before it"
+                    )
                 return architecture, family, family.settings_of(text | whole)
     known = [name for entry in ARCHITECTURES.values() for family in entry.hugging_face for name in family.classes]
     raise UnsupportedError(

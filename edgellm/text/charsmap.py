@@ -1,7 +1,9 @@
 """SentencePiece's compiled normalization: what is written in place of some characters, as a table that files carry.
 
 The table is a double-array trie over UTF-8 bytes (Aoe, 1989; as Darts-clone writes it) and the texts that it points to.
-At every place of a text, the longest entry that begins there counts; characters without one stay.
+At every place of a text, the longest entry that begins there counts; characters without one stay. That is the way of
+SentencePiece. `tokenizers` looks up short clusters of characters as a whole, and loses the accent behind a letter that
+is replaced.
 """
 
 from __future__ import annotations

@@ -342,6 +342,15 @@ class Tokenizer:
             return self._found_as(lambda text: text.replace(" ", SPACE), normalized=True)
         return self._found_as(self._model.normalize, normalized=True)
 
+    @property
+    def vanishing(self) -> list[str]:
+        """The tokens to be found in a normalized text of which normalizing leaves nothing: they cannot be found."""
+        return [
+            text
+            for text, token_id in self._added.items()
+            if token_id in self._normalized_ids and not self._model.seeks_spaced and not self._model.normalize(text)
+        ]
+
     def _found_as(self, spelling: Callable[[str], str], normalized: bool) -> SpecialTokens:
         ids: dict[str, int] = {}
         also = {self.token_name(i): i for i in self._vocabulary.marked("also_added") or ()}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Exaone4Config,
     Gemma3TextConfig,
     GraniteConfig,
     GraniteMoeConfig,
@@ -233,11 +234,60 @@ def test_wherever_rope_is_said(name: str, rope: dict[str, Any]) -> None:
         ("Qwen2ForCausalLM", {"use_sliding_window": True, "layer_types": None, "max_window_layers": "x"}, "max_window"),
         ("Qwen2ForCausalLM", {"use_sliding_window": "yes"}, "use_sliding_window"),
         ("LlamaForCausalLM", {"attention_bias": 1}, "attention_bias"),
+        ("LlamaForCausalLM", {"is_causal": False}, "is_causal is False"),
+        ("Gemma3ForCausalLM", {"is_causal": None}, "is_causal is None"),
     ],
 )  # fmt: skip
 def test_what_is_refused(name: str, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(EdgellmError, match=words):
         ours(written(name) | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("DeepseekV2ForCausalLM", "scoring_func", "sigmoid"),
+        ("DeepseekV3ForCausalLM", "scoring_func", "softmax"),
+        ("DeepseekV3ForCausalLM", "topk_method", "greedy"),
+        ("Exaone4ForCausalLM", "sliding_window_pattern", "LG"),
+    ],
+)
+def test_what_is_refused_of_a_family(name: str, key: str, value: str) -> None:
+    """transformers overlooks these, or fails; the programs that the models came with go by them."""
+    config = {"architectures": [name], "num_hidden_layers": 4, "num_experts_per_tok": 2}
+    _, family, settings = family_of(config)
+    family.hyperparameters(settings)
+    with pytest.raises(EdgellmError, match=f"{key} is '{value}'"):
+        family.hyperparameters(family_of(config | {key: value})[2])
+
+
+def test_is_causal_of_a_gemma_that_makes_vectors() -> None:
+    config = json.loads(Gemma3TextConfig(use_bidirectional_attention=True).to_json_string(use_diff=False))
+    for is_causal in (True, False):
+        _, family, settings = family_of(config | {"architectures": ["Gemma3TextModel"], "is_causal": is_causal})
+        if is_causal:
+            family.hyperparameters(settings)
+        else:
+            with pytest.raises(UnsupportedError, match="is_causal is False"):
+                family.hyperparameters(settings)
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 4, 9])
+def test_layers_of_exaone_by_their_period(period: int) -> None:
+    plain = {"num_hidden_layers": 7, "sliding_window_pattern": period}
+    expected = [kind == "sliding_attention" for kind in Exaone4Config(**plain).layer_types or []]
+    for config in (plain, plain | {"layer_types": None}):
+        _, family, settings = family_of(config | {"architectures": ["Exaone4ForCausalLM"]})
+        metadata = {f"exaone4.{key}": value for key, value in family.hyperparameters(settings).items()}
+        configured = ARCHITECTURES["exaone4"].configure(metadata | {"general.architecture": "exaone4"})
+        assert [window is not None for window in configured.windows] == expected
+        assert list(configured.rotates) == expected
+
+
+def test_layers_of_the_first_exaone_by_letters() -> None:
+    config = {"architectures": ["Exaone4ForCausalLM"], "num_hidden_layers": 7, "sliding_window_pattern": "LLLG"}
+    _, family, settings = family_of(config)
+    assert "attention.sliding_window_pattern" not in family.hyperparameters(settings)  # as without a word on it
 
 
 def test_null_is_the_default_but_where_it_has_a_meaning() -> None:

@@ -197,3 +197,35 @@ def test_added_tokens_with_spaces_or_with_what_stands_for_them(tmp_path: Path, k
             check_same(tmp_path, values | {"added_tokens": [*others, token]}, texts)
         except UnsupportedError as error:  # of the two ways to it, a file can say one
             assert content in vocab and (special or normalized) and "is found in some places" in str(error)
+
+
+def test_a_token_that_normalizing_leaves_nothing_of_is_refused(tmp_path: Path) -> None:
+    """`tokenizers` finds it everywhere, and cuts a text into letters."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
+    values = values_of("bert", tmp_path)
+    for content, normalized in itertools.product(("\x00", "\u0301"), (True, False)):
+        token = {"content": content, **flags, "normalized": normalized}
+        folders.write_json(tmp_path / "tokenizer.json", with_added(values, [token]))
+        if normalized:
+            with pytest.raises(UnsupportedError, match="normalizing leaves nothing of it"):
+                tokenizer_metadata(tmp_path, N_VOCAB)
+        else:
+            tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+def test_a_special_token_that_merging_makes_is_told(tmp_path: Path) -> None:
+    """No text makes it here, as no text shall make what steers a model; a name in brackets is nobody's word."""
+    values = values_of("prepend", tmp_path)
+    vocab = values["model"]["vocab"]
+    word = next(text for text in vocab if len(text) == 2 and text.isalpha())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for special in (True, False):
+        token = {"id": vocab[word], "content": word, **flags, "special": special}
+        folders.write_json(tmp_path / "tokenizer.json", values | {"added_tokens": [*values["added_tokens"], token]})
+        notes: list[str] = []
+        ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB, notes))
+        assert [f"the special token '{word}' could be made by merging too" in note for note in notes] == [
+            True
+        ] * special
+        assert (vocab[word] in ours.encode(word)) is not special
+        assert vocab[word] in ours.encode(word, parse_special=True)

@@ -281,6 +281,32 @@ def test_what_belongs_to_batches_is_left_out_and_told(folder):
     assert [note.split(" {")[0] for note in notes] == ["tokenizer.json: truncation", "tokenizer.json: padding"]
 
 
+SPACED = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder", "told"),
+    [
+        ("bytes", BYTES, None),
+        ("bytes", None, None),
+        ("bytes", {"type": "Sequence", "decoders": [BYTES, SPACED | {"content": "_"}]}, "Replace"),
+        ("bytes", {"type": "WordPiece", "prefix": "##", "cleanup": True}, "WordPiece"),
+        ("spaces", {"type": "Sequence", "decoders": [SPACED, {"type": "ByteFallback"}, {"type": "Fuse"}, STRIP]}, None),
+        ("spaces", {"type": "Sequence", "decoders": [SPACED, STRIP | {"stop": 1}]}, "Strip"),
+        ("spaces", SPACED | {"content": ""}, "Replace"),
+        ("spaces", {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"}, "Metaspace"),
+    ],
+)
+def test_a_decoder_that_is_not_usual_is_left_out_and_told(tmp_path, kind, decoder, told):
+    folders.byte_level(tmp_path, "smollm") if kind == "bytes" else folders.of_sentencepiece(tmp_path)
+    change(tmp_path, decoder=decoder)
+    notes: list[str] = []
+    tokenizer_metadata(tmp_path, N_VOCAB, notes)
+    assert [note for note in notes if "the decoder" in note] == notes and len(notes) == (told is not None)
+    assert told is None or (f'the decoder {{"type": "{told}"' in notes[0] and "is left out" in notes[0])
+
+
 def test_usual_files_need_no_keys_of_our_own(folder, tmp_path_factory):
     spaced = tmp_path_factory.mktemp("spaced")
     folders.sentencepiece(spaced)

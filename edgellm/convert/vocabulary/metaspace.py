@@ -7,6 +7,7 @@ for files made from a SentencePiece model, and it is checked.
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 from edgellm.convert.vocabulary.byte_level import refuse_unusual
@@ -19,6 +20,8 @@ from edgellm.text.merging import merge_pairs
 from edgellm.text.spm import SCHEMES, SPACE
 from edgellm.text.vocabulary import TokenType
 
+# A name of a special token, which nobody takes for a word.
+_NAME = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -39,6 +42,12 @@ def read_metaspace(file: Record, model: Record, n_vocab: int) -> Draft:
     _mark_unknown(draft, model)
     added = {(added.text("content") or "", added.flag("special")) for added in file.records("added_tokens")}
     _score(draft, {text for text, special in added if text and (special or not draft.merges_spaces(text))})
+    draft.notes += [
+        f"{file.file}: the special token {quoted(text)} could be made by merging too; here no text makes it, and where "
+        "somebody types it, it is spelled by other tokens"
+        for text in sorted(text for text, special in added if special and text in draft.made)
+        if not _NAME.fullmatch(text)
+    ]
     return draft
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from edgellm.convert.vocabulary.beside import differences
 from edgellm.convert.vocabulary.byte_level import check_whole_words, read_vocab_and_merges
 from edgellm.convert.vocabulary.chat_templates import chat_templates
+from edgellm.convert.vocabulary.decoders import left_out_decoders
 from edgellm.convert.vocabulary.draft import Draft
 from edgellm.convert.vocabulary.files import Files, Record, shown
 from edgellm.convert.vocabulary.framing import set_frame
@@ -26,6 +27,7 @@ from edgellm.convert.vocabulary.tiktoken_file import read_tiktoken
 from edgellm.convert.vocabulary.tokenizer_json import read_tokenizer_json
 from edgellm.convert.vocabulary.wordpiece import read_vocab_txt, respell
 from edgellm.errors import EdgellmError, FileProblem, UnsupportedError
+from edgellm.formats.gguf.header import quoted
 from edgellm.text import load_tokenizer
 
 
@@ -55,9 +57,17 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
             if told := differences(metadata, of_json):
                 draft, metadata = beside, of_json
                 draft.notes += told
-    load_tokenizer(metadata).encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
+    tokenizer = load_tokenizer(metadata)
+    tokenizer.encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
+    if gone := tokenizer.vanishing:
+        raise UnsupportedError(
+            f"{draft.file}: the added token {quoted(gone[0])} is to be found in normalized text, and normalizing "
+            "leaves nothing of it, so that `tokenizers` cuts texts at every place; make it not normalized, or take it "
+            "out"
+        )
     if notes is not None:
-        notes += [*draft.notes, *_left_out(files.json("tokenizer.json"))]
+        json = files.json("tokenizer.json")
+        notes += [*draft.notes, *_left_out(json), *(left_out_decoders(json, draft) if json.file == draft.file else [])]
     return metadata | chat_templates(files)
 
 

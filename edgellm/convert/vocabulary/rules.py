@@ -19,12 +19,12 @@ _DIGIT = r"\p{N}"
 
 
 def flatten(step: Record | None) -> list[Record]:
-    """The steps of a normalizer, pre-tokenizer or post-processor, without the sequences that hold them."""
+    """The steps of a normalizer, pre-tokenizer, post-processor or decoder, without the sequences that hold them."""
     steps: list[Record] = []
     waiting = [] if step is None else [step]
     while waiting:
         step = waiting.pop()
-        inner = {"normalizers", "pretokenizers", "processors"} & set(step.values)
+        inner = {"normalizers", "pretokenizers", "processors", "decoders"} & set(step.values)
         if step.text("type") == "Sequence" and inner:
             waiting += reversed(list(step.records(inner.pop())))
         else:
