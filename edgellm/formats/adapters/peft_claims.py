@@ -52,7 +52,12 @@ def check_claims(settings: Settings, held: Held, naming: Naming, base: Collectio
     _check_task(settings, held)
     saved = _names(settings, "modules_to_save")
     notes = [*_of_saved(saved, held, naming, base), *_of_biases(settings, saved, held, naming, base)]
-    return [*notes, *_of_layers(settings, held), *_of_targets(settings, held)]
+    return [
+        *notes,
+        *_of_layers(settings, held),
+        *_of_targets(settings, held),
+        *_of_missing(settings, held, naming, base),
+    ]
 
 
 def _check_task(settings: Settings, held: Held) -> None:
@@ -147,11 +152,38 @@ def _of_targets(settings: Settings, held: Held) -> list[str]:
         f"{CONFIG}: target_modules names {target!r:.60}, of which the adapter holds nothing"
         for target in targets if isinstance(target, str) and not any(_is_meant(module, target) for module in every)
     ]  # fmt: skip
-    beyond = [module for module in held.changed if not any(_is_meant(module, target) for target in targets)]
+    parameters = settings.get("target_parameters")
+    named = [*targets, *(parameters if isinstance(parameters, list) else [])]
+    beyond = [
+        module for module in held.changed
+        if not any(_is_meant(module, one) or _is_meant(f"{module}.weight", one) for one in named)
+    ]  # fmt: skip
     if beyond:
         last = list(dict.fromkeys(module.rpartition(".")[2] for module in beyond))
         notes.append(f"{CONFIG}: target_modules does not name {_some(last)}, which the adapter holds: it is used")
     return notes
+
+
+def _of_missing(settings: Settings, held: Held, naming: Naming, base: Collection[str] | None) -> list[str]:
+    """Single modules that target_modules names and that were lost: others of that name are there."""
+    targets = settings.get("target_modules")
+    is_less = settings.get("layers_to_transform") not in (None, []) or settings.get("exclude_modules")
+    if base is None or is_less or not isinstance(targets, list):
+        return []
+    every = {*held.changed, *held.experts, *held.whole_modules}
+    missing = []
+    for target in targets:
+        if not any(_is_meant(module, target) for module in every):
+            continue  # told by _of_targets
+        missing += [
+            module for ours, theirs in naming.names.items()
+            if ours.endswith(".weight") and ours in base and ours not in naming.stacks
+            and _is_meant(module := theirs.removesuffix(".weight"), target) and module not in every
+        ]  # fmt: skip
+    if not missing:
+        return []
+    named = _some(list(dict.fromkeys(missing)))
+    return [f"{CONFIG}: target_modules names {named}, of which the adapter holds nothing: it may have lost tensors"]
 
 
 def _names(settings: Settings, name: str) -> list[str]:

@@ -157,6 +157,7 @@ def test_rewards_are_settings_of_a_run(name: str, tiny_path, prompts, rules, tmp
 
 
 @pytest.mark.parametrize(("words", "told"), [
+    ((), "or the folder of a model that was trained to judge (--reward-model)"),
     ((), "reward is missing: name a function (--reward)"),
     (("--reward", "nowhere.py:f"), "--reward is nowhere.py:f, and there is no file nowhere.py"),
     (("--reward-regex", "("), "--reward-regex is '(', which is no regular expression"),
