@@ -224,6 +224,9 @@ def refused(path: Path, file: GGUFFile, kind: type[EdgellmError], *words: str) -
         ({"modules_to_save": ["lm_head"]}, FormatError, ("modules_to_save", "'lm_head'", "holds no lm_head.weight")),
         ({"modules_to_save": ["mlp"]}, FormatError, ("modules_to_save", "'mlp'", "layers.0.mlp.gate_proj.weight")),
         ({"modules_to_save": "lm_head"}, FormatError, ("modules_to_save is 'lm_head'", "list of names")),
+        ({"target_modules": 5}, FormatError, ("target_modules is 5", "list of names")),
+        ({"target_modules": ["q_proj", 5]}, FormatError, ("target_modules is ['q_proj', 5]", "list of names")),
+        ({"exclude_modules": {"q_proj": 1}}, FormatError, ("exclude_modules is {'q_proj': 1}", "list of names")),
         ({"layers_to_transform": [0]}, FormatError, ("layers_to_transform is [0]", "model.layers.1.")),
         ({"layers_to_transform": 1}, FormatError, ("layers_to_transform is 1", "model.layers.0.")),
         ({"layers_to_transform": ["a"]}, FormatError, ("layers_to_transform", "numbers of layers")),
@@ -272,6 +275,9 @@ def test_settings_that_are_told(folder: Path, file: GGUFFile, tmp_path: Path) ->
         ({"modules_to_save": ["classifier"]}, "modules_to_save names 'classifier'"),
         ({"task_type": "FEATURE_EXTRACTION"}, ""),
         ({"layers_to_transform": []}, ""),
+        ({"exclude_modules": ["k_proj", "gate"]}, "exclude_modules names k_proj, which the adapter holds: it is used"),
+        ({"exclude_modules": "gate.*"}, ""),
+        ({"target_modules": []}, "target_modules does not name down_proj"),
     ],
 )
 def test_what_settings_name_and_no_model_has_is_told(
