@@ -199,7 +199,9 @@ def some_of(name: str, known: Iterable[str], most: int = 8) -> str:
 
 
 def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
-    """The family of a file. Raises UnsupportedError naming one that edgellm does not run."""
+    """The family of a file. Raises UnsupportedError naming one that edgellm does not run, and for what is no model."""
+    if (kind := get_value(metadata, "general.type", str, "model")) == "adapter":
+        raise UnsupportedError(f"the file is an {kind}; run the model that it was made for, with --lora")
     name = get_value(metadata, "general.architecture", str)
     if name not in ARCHITECTURES:
         raise UnsupportedError(f"the model's architecture is {name!r:.60}; edgellm runs {some_of(name, ARCHITECTURES)}")

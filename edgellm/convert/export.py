@@ -70,7 +70,7 @@ def export_checkpoint(
             _export_adapter(source, folder, base)
             return
         if base is not None:
-            raise UsageError(f"{source} is no adapter, so it has no base model (--base)", parameter="base")
+            raise UsageError(f"{source} is no adapter, which is made for another model (--base)", parameter="base")
         try:
             config, tensors = _plan(file, dtype)
         except FileProblem as problem:
@@ -92,7 +92,9 @@ def export_checkpoint(
 def _export_adapter(source: Path, folder: Path, base: Path | None) -> None:
     """A GGUF adapter as a folder of PEFT."""
     if base is None:
-        raise UsageError(f"{source} is an adapter; name the GGUF file of its base model too (--base)", parameter="base")
+        raise UsageError(
+            f"{source} is an adapter; name the GGUF file of the model that it was made for (--base)", parameter="base"
+        )
     with GGUFFile.open(base) as model:
         adapter = read_adapter(source, model.metadata, model.tensors)
         try:

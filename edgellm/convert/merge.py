@@ -58,7 +58,10 @@ def merge_adapters(
     check_target(target, files_of(*(adapter for adapter in scales if isinstance(adapter, Path))))
     with open_model(source, target) as file:
         if file.get("general.type", str, "model") != "model":
-            raise UsageError(f"{source} is no model but a {file.get('general.type', str):.40}; adapters go into models")
+            raise UsageError(
+                f"{source} holds no model (general.type is {file.get('general.type', str)!r:.40}); adapters go into "
+                "models"
+            )
         found = [(_adapter_of(adapter, file), scale) for adapter, scale in scales.items()]
         for adapter, _ in found:
             adapter.refuse_score("merged")

@@ -134,6 +134,12 @@ def test_settings_that_a_gguf_adapter_cannot_have(folder: Path, changes, kind, w
     refused(folder, kind, "adapter_config.json", *words)
 
 
+@pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "BOTTLENECK"])
+def test_kinds_that_change_no_weights(folder: Path, kind: str) -> None:
+    checkpoints.edit_json(folder / "adapter" / "adapter_config.json", peft_type=kind)
+    refused(folder, UnsupportedError, f"the adapter is '{kind}', which is no change of weights", "(--lora)")
+
+
 def test_an_unknown_base(folder: Path) -> None:
     checkpoints.edit_json(folder / "adapter" / "adapter_config.json", base_model_name_or_path="some/model")
     with pytest.raises(UsageError, match=r"some/model.*--base"):

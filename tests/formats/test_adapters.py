@@ -121,7 +121,11 @@ def test_a_gguf_adapter_becomes_a_folder_of_peft(folder: Path, file: GGUFFile, t
     model = PeftModel.from_pretrained(peft_models.base_of(folder), tmp_path / "out").eval()
     expected = peft_models.logits(peft_models.with_adapters(folder, "lora"))
     np.testing.assert_allclose(peft_models.logits(model), expected, atol=1e-5)
-    with pytest.raises(UsageError, match="name the GGUF file of its base model"):
+    with pytest.raises(UnsupportedError, match="the file is an adapter; run the model that it was made for"):
+        edgellm.load(tmp_path / "a.gguf")
+    with pytest.raises(UsageError, match="holds no model"):
+        edgellm.merge_adapters(tmp_path / "a.gguf", [folder / "lora"], tmp_path / "merged.gguf")
+    with pytest.raises(UsageError, match="name the GGUF file of the model that it was made for"):
         edgellm.export_checkpoint(tmp_path / "a.gguf", tmp_path / "other")
     with pytest.raises(UsageError, match="is no adapter"):
         edgellm.export_checkpoint(folder / "base.gguf", tmp_path / "other", base=folder / "base.gguf")
@@ -220,6 +224,9 @@ def refused(path: Path, file: GGUFFile, kind: type[EdgellmError], *words: str) -
         ({"modules_to_save": ["lm_head"]}, FormatError, ("modules_to_save", "'lm_head'", "holds no lm_head.weight")),
         ({"modules_to_save": ["mlp"]}, FormatError, ("modules_to_save", "'mlp'", "layers.0.mlp.gate_proj.weight")),
         ({"modules_to_save": "lm_head"}, FormatError, ("modules_to_save is 'lm_head'", "list of names")),
+        ({"target_modules": 5}, FormatError, ("target_modules is 5", "list of names")),
+        ({"target_modules": ["q_proj", 5]}, FormatError, ("target_modules is ['q_proj', 5]", "list of names")),
+        ({"exclude_modules": {"q_proj": 1}}, FormatError, ("exclude_modules is {'q_proj': 1}", "list of names")),
         ({"layers_to_transform": [0]}, FormatError, ("layers_to_transform is [0]", "model.layers.1.")),
         ({"layers_to_transform": 1}, FormatError, ("layers_to_transform is 1", "model.layers.0.")),
         ({"layers_to_transform": ["a"]}, FormatError, ("layers_to_transform", "numbers of layers")),
@@ -268,6 +275,9 @@ def test_settings_that_are_told(folder: Path, file: GGUFFile, tmp_path: Path) ->
         ({"modules_to_save": ["classifier"]}, "modules_to_save names 'classifier'"),
         ({"task_type": "FEATURE_EXTRACTION"}, ""),
         ({"layers_to_transform": []}, ""),
+        ({"exclude_modules": ["k_proj", "gate"]}, "exclude_modules names k_proj, which the adapter holds: it is used"),
+        ({"exclude_modules": "gate.*"}, ""),
+        ({"target_modules": []}, "target_modules does not name down_proj"),
     ],
 )
 def test_what_settings_name_and_no_model_has_is_told(
@@ -277,6 +287,30 @@ def test_what_settings_name_and_no_model_has_is_told(
     edit_json(tmp_path / "a" / "adapter_config.json", **changes)
     notes = read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
     assert len(notes) == bool(words) and all(words in note for note in notes)
+
+
+def test_embeddings_with_magnitudes_are_refused(folder: Path, file: GGUFFile, tmp_path: Path) -> None:
+    shutil.copytree(folder / "base", tmp_path / "base")
+    peft_models.save_adapter(tmp_path, "a", use_dora=True, target_modules=["embed_tokens", "q_proj"])
+    refused(tmp_path / "a", file, UnsupportedError, "model.embed_tokens", "use_dora", "DoRA beside linears")
+
+
+def test_a_parameter_that_is_named_is_not_told(folder: Path, file: GGUFFile, tmp_path: Path) -> None:
+    shutil.copytree(folder / "base", tmp_path / "base")
+    peft_models.save_adapter(tmp_path, "a", target_modules=["v_proj"], target_parameters=["q_proj.weight"])
+    assert not read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
+
+
+def test_matrices_that_were_lost_are_told(folder: Path, file: GGUFFile, tmp_path: Path) -> None:
+    """As when a file was cut by hand; where layers or modules are left out on purpose, nothing was lost."""
+    shutil.copytree(folder / "lora", tmp_path / "a")
+    path, config = tmp_path / "a" / "adapter_model.safetensors", tmp_path / "a" / "adapter_config.json"
+    save_file({name: x for name, x in load_file(path).items() if "layers.1.self_attn.v_proj" not in name}, path)
+    (note,) = read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
+    assert "target_modules names model.layers.1.self_attn.v_proj, of which the adapter holds nothing" in note
+    for said in ({"layers_to_transform": [0, 1, 2]}, {"exclude_modules": ["layers.1.self_attn.v_proj"]}):
+        edit_json(config, **{"layers_to_transform": None, "exclude_modules": None} | said)
+        assert not read_adapter(tmp_path / "a", file.metadata, file.tensors).notes
 
 
 def test_whole_weights_and_biases_that_are_named_and_not_there(tmp_path: Path) -> None:

@@ -47,8 +47,18 @@ def is_peft(folder: Path) -> bool:
 
 
 def read_peft_settings(folder: Path) -> PeftSettings:
-    """The settings alone. Raises FileProblem, FormatError or UnsupportedError."""
-    return _told(folder, lambda: PeftSettings(read_json(folder / CONFIG)))
+    """The settings of low-rank matrices alone. Raises FileProblem, FormatError or UnsupportedError."""
+
+    def read() -> PeftSettings:
+        values = read_json(folder / CONFIG)
+        if (kind := values.get("peft_type")) in (*prompts.KINDS, *bottlenecks.KINDS):
+            raise UnsupportedError(
+                f"{CONFIG}: the adapter is {kind!r}, which is no change of weights and cannot be in a GGUF adapter; "
+                "run its model with the folder itself (--lora)"
+            )
+        return PeftSettings(values)
+
+    return _told(folder, read)
 
 
 def read_peft(
@@ -187,6 +197,11 @@ def _low_rank(
             "[n_out, rank]"
         )
     scale = settings.scale(module, len(a))
+    if name == EMBEDDING and settings.is_dora:
+        raise UnsupportedError(
+            f"{module}: {CONFIG} says use_dora, and the adapter changes embeddings; edgellm has DoRA beside linears, "
+            "and plain LoRA beside embeddings"
+        )
     if name == EMBEDDING:  # PEFT adds to the transposed matrix
         return LowRank(np.ascontiguousarray(b.T), np.ascontiguousarray(a.T), scale)
     order = naming.orders.get(name)

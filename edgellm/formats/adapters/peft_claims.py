@@ -52,7 +52,12 @@ def check_claims(settings: Settings, held: Held, naming: Naming, base: Collectio
     _check_task(settings, held)
     saved = _names(settings, "modules_to_save")
     notes = [*_of_saved(saved, held, naming, base), *_of_biases(settings, saved, held, naming, base)]
-    return [*notes, *_of_layers(settings, held), *_of_targets(settings, held)]
+    return [
+        *notes,
+        *_of_layers(settings, held),
+        *_of_targets(settings, held),
+        *_of_missing(settings, held, naming, base),
+    ]
 
 
 def _check_task(settings: Settings, held: Held) -> None:
@@ -139,19 +144,48 @@ def _of_layers(settings: Settings, held: Held) -> list[str]:
 
 def _of_targets(settings: Settings, held: Held) -> list[str]:
     """What target_modules names and the file does not hold, and the other way round."""
-    targets = settings.get("target_modules")
-    if not isinstance(targets, list):
-        return []  # a pattern, or all linears
+    targets, excluded = (_names_or_pattern(settings, name) for name in ("target_modules", "exclude_modules"))
+    named = [one for one in excluded or [] if any(_is_meant(module, one) for module in held.changed)]
+    left_in = [f"{CONFIG}: exclude_modules names {_some(named)}, which the adapter holds: it is used"] if named else []
+    if targets is None:
+        return left_in
     every = [*held.changed, *held.experts, *held.whole_modules]
     notes = [
         f"{CONFIG}: target_modules names {target!r:.60}, of which the adapter holds nothing"
-        for target in targets if isinstance(target, str) and not any(_is_meant(module, target) for module in every)
+        for target in targets if not any(_is_meant(module, target) for module in every)
     ]  # fmt: skip
-    beyond = [module for module in held.changed if not any(_is_meant(module, target) for target in targets)]
+    parameters = settings.get("target_parameters")
+    meant = [*targets, *(parameters if isinstance(parameters, list) else [])]
+    beyond = [
+        module for module in held.changed
+        if not any(_is_meant(module, one) or _is_meant(f"{module}.weight", one) for one in meant)
+    ]  # fmt: skip
     if beyond:
         last = list(dict.fromkeys(module.rpartition(".")[2] for module in beyond))
         notes.append(f"{CONFIG}: target_modules does not name {_some(last)}, which the adapter holds: it is used")
-    return notes
+    return [*notes, *left_in]
+
+
+def _of_missing(settings: Settings, held: Held, naming: Naming, base: Collection[str] | None) -> list[str]:
+    """Single modules that target_modules names and that were lost: others of that name are there."""
+    targets = _names_or_pattern(settings, "target_modules")
+    is_less = settings.get("layers_to_transform") not in (None, []) or settings.get("exclude_modules")
+    if base is None or is_less or targets is None:
+        return []
+    every = {*held.changed, *held.experts, *held.whole_modules}
+    missing = []
+    for target in targets:
+        if not any(_is_meant(module, target) for module in every):
+            continue  # told by _of_targets
+        missing += [
+            module for ours, theirs in naming.names.items()
+            if ours.endswith(".weight") and ours in base and ours not in naming.stacks
+            and _is_meant(module := theirs.removesuffix(".weight"), target) and module not in every
+        ]  # fmt: skip
+    if not missing:
+        return []
+    named = _some(list(dict.fromkeys(missing)))
+    return [f"{CONFIG}: target_modules names {named}, of which the adapter holds nothing: it may have lost tensors"]
 
 
 def _names(settings: Settings, name: str) -> list[str]:
@@ -163,13 +197,19 @@ def _names(settings: Settings, name: str) -> list[str]:
     return value
 
 
+def _names_or_pattern(settings: Settings, name: str) -> list[str] | None:
+    """A list of names; None for a pattern, for all linears, or for what is left out."""
+    value = settings.get(name)
+    return None if value is None or isinstance(value, str) else _names(settings, name)
+
+
 def _is_within(module: str, name: str) -> bool:
     """Whether a module is one of that name, or a part of it."""
     return f".{name}." in f".{module}."
 
 
-def _is_meant(module: str, target: Any) -> bool:
-    return isinstance(target, str) and (module == target or module.endswith(f".{target}"))
+def _is_meant(module: str, target: str) -> bool:
+    return module == target or module.endswith(f".{target}")
 
 
 def _some(names: Sequence[str]) -> str:

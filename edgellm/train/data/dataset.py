@@ -162,7 +162,7 @@ def read_examples(
         for record in read_records(path):
             try:
                 kind = _same_kind(record, kind, wanted)
-                example = kind.make(Values(record.values))
+                example = kind.make(Values(record.values, record.is_row))
             except UsageError as error:
                 _meet(f"{record.place}: {error}", skip_bad, summary, error)
                 continue

@@ -87,9 +87,11 @@ class Encoder:
         return self._chats.notes if self._chats else Counter()
 
     def unused_keys(self, example: Example) -> list[str]:
-        """Keys in the messages of an example that nobody looks at."""
-        if self._chats is None:
-            return []
+        """Keys of an example, and in its messages, that nobody looks at."""
+        if self._chats is None:  # what only a template could take
+            told = [part for part in _parts_of(example) if isinstance(part, (Completion, Prompt))]
+            found = {"tools": any(part.tools for part in told), "chat_template_kwargs": any(p.variables for p in told)}
+            return [key for key, is_given in found.items() if is_given]
         return [f"{key} in messages" for key in self._chats.unused_keys(_messages_of(example))]
 
     def encode(self, example: Example) -> Encoding:
@@ -200,6 +202,13 @@ class Encoder:
                 f"holds token {largest} ({self._tokenizer.token_name(largest)!r:.60}), which was added to the "
                 f"vocabulary and never to the model: its embedding has {self._vocabulary.n_rows} rows"
             )
+
+
+def _parts_of(example: Example) -> list[Example]:
+    """An example's answers, or itself where it has none apart."""
+    if isinstance(example, Preference):
+        return [example.chosen, example.rejected]
+    return [example.answer if isinstance(example, Labelled) else example]
 
 
 def _messages_of(example: Example) -> list[Message]:

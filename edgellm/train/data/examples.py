@@ -31,19 +31,22 @@ class Completion:
 
     bare:  the prompt where there is no template, if it is another.
     system: a system message, or None.
+    tools, variables: as in `Chat`, for a chat template alone.
     """
 
     prompt: str
     completion: str
     bare: str | None = None
     system: str | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def chat(self) -> Chat:
         """The same as messages."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         turn = ({"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.completion})
-        return Chat([*system, *turn], n_given=len(system) + 1)
+        return Chat([*system, *turn], self.tools, len(system) + 1, self.variables)
 
 
 @dataclass(frozen=True)

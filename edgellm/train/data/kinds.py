@@ -54,7 +54,7 @@ def kind_of(values: Mapping[str, Any], wanted: Sequence[Kind]) -> Kind:
         return found
     has = f"has the keys {', '.join(map(str, values)):.200}" if values else "has no keys"
     told = f", so it is one of {closest[0].what}" if closest else ""
-    expected = "; or ".join(", ".join(kind.needed) for kind in wanted)
+    expected = "; or ".join(dict.fromkeys(", ".join(kind.needed) for kind in wanted))
     raise UsageError(f"{has}{told}; expected {expected}")
 
 
@@ -86,7 +86,8 @@ def _sharegpt(values: Values) -> Chat:
     messages = []
     for n, turn in enumerate(values.objects("conversations")):
         if "role" in turn and "from" not in turn:  # the chats of others, under ShareGPT's key
-            return Chat(values.messages("conversations"), values.tools())
+            messages = values.messages("conversations")
+            break
         speaker, said = turn.get("from"), turn.get("value")
         role = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
@@ -117,7 +118,7 @@ def _called(n: int, said: str) -> dict[str, Any]:
 def _completion(values: Values, answer: str = "completion") -> Chat | Completion:
     prompt, said = values.text_or_messages("prompt"), values.text_or_messages(answer)
     if isinstance(prompt, str) and isinstance(said, str):
-        return Completion(prompt, said)
+        return Completion(prompt, said, tools=values.tools(), variables=values.variables())
     given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     answers = [{"role": "assistant", "content": said}] if isinstance(said, str) else said
     return Chat([*given, *answers], values.tools(), len(given), values.variables())
@@ -162,11 +163,23 @@ def _preference(values: Values) -> Preference:
         chosen, rejected, n_given = [*given, *chosen], [*given, *rejected], len(given)
     else:  # whole chats
         n_given = _n_same(chosen, rejected)
+        _check_begun(prompt, chosen[:n_given])
     if n_given == 0:
         raise UsageError("'chosen' and 'rejected' have no message in common; expected a prompt that both answer")
     tools, variables = values.tools(), values.variables()
     better, worse = (Chat(messages, tools, n_given, variables) for messages in (chosen, rejected))
     return Preference(better, worse)
+
+
+def _check_begun(prompt: str | Sequence[Mapping[str, Any]], begun: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UsageError for a prompt that whole chats do not begin with, for nobody would look at it."""
+    said = [str(message.get("content")).strip() for message in begun]
+    asked = [prompt] if isinstance(prompt, str) else [str(message.get("content")) for message in prompt]
+    if begun and any(text.strip() not in said for text in asked):
+        raise UsageError(
+            "'chosen' and 'rejected' are whole chats that do not begin with 'prompt'; expected answers to it, chats "
+            "that begin with it, or no 'prompt'"
+        )
 
 
 def _rated(values: Values) -> Preference:

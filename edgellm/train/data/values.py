@@ -20,10 +20,13 @@ class Values:
     """The values of one record, by key. What is wrong is a UsageError that names the key.
 
     A list or an object may be given as a text of JSON, which is all that a field of a CSV file can hold.
+
+    is_row:  whether they are such fields: only there may messages be given so where a text could be meant too.
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], is_row: bool = False) -> None:
         self._values = values
+        self._is_row = is_row
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -64,9 +67,9 @@ class Values:
 
     def text_or_messages(self, key: str) -> str | list[dict[str, Any]]:
         value = self._values.get(key)
-        if isinstance(value, str):
+        if isinstance(value, str) and not (self._is_row and _are_messages(self._unpacked(key))):
             return value
-        if not isinstance(value, list):
+        if not isinstance(value, (str, list)):
             raise _wrong(key, value, "a text or a list of messages")
         return self.messages(key)
 
@@ -117,6 +120,10 @@ class Values:
         except FormatError:
             return value
         return value if is_too_deep(found) else found
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
 
 
 def _check_role(place: str, role: str) -> None:

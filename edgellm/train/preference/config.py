@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.checks import flag, number, one_of, positive_number, take, texts, whole_number, wrong
+from edgellm.errors import UsageError
 
 DPO_LOSSES = ("sigmoid", "hinge", "ipo")
 # Of `TrainConfig`, what suits these ways better than its own defaults: they change a model that can answer already.
@@ -47,6 +48,11 @@ class KtoConfig:
         take(self, "beta", positive_number)
         take(self, "desirable_weight", number, 0)
         take(self, "undesirable_weight", number, 0)
+        if not self.desirable_weight and not self.undesirable_weight:
+            raise UsageError(
+                "desirable_weight and undesirable_weight are both 0, so no answer counts; expected one above 0",
+                parameter="desirable_weight",
+            )
 
 
 @dataclass(frozen=True)

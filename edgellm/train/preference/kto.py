@@ -46,6 +46,9 @@ def kto_advice(data: Summary, config: KtoConfig, train: TrainConfig) -> list[str
         which = "good, so nothing says what to avoid" if n_good else "not good, so nothing says what to say instead"
         more = "; `edgellm train lora` imitates good answers" if n_good else ""
         found.append(f"all {n_good + n_bad:,} answers are {which}: KTO learns from both kinds{more}")
+    elif not config.desirable_weight or not config.undesirable_weight:  # on purpose: nothing is to balance
+        name, n = ("desirable", n_good) if not config.desirable_weight else ("undesirable", n_bad)
+        found.append(f"{n:,} of {n_good + n_bad:,} answers count nothing, for --{name}-weight is 0")
     else:
         ratio = config.desirable_weight * n_good / max(config.undesirable_weight * n_bad, 1e-12)
         if not 0.99 <= ratio <= LARGEST_RATIO * 1.01:

@@ -165,8 +165,8 @@ def rewards_from(sources: RewardSources) -> list[Reward]:
         found.append(FolderReward(folder))
     if not found:
         raise UsageError(
-            "reward is missing: name a function (reward), a regular expression (reward_regex) or a reward model's "
-            "folder (reward_model)",
+            "reward is missing: name a function (reward), a regular expression (reward_regex) or the folder of a model "
+            "that was trained to judge (reward_model)",
             parameter="reward",
         )
     return found

@@ -85,7 +85,7 @@ def test_what_kto_lacks_is_said(tiny_path, tmp_path: Path, capsys) -> None:
             tmp_path / f"{n_good}-{n_bad}.jsonl",
             [{"prompt": f"say {n}", "completion": f" {n}", "label": n < n_good} for n in range(n_good + n_bad)],
         )
-        out = tmp_path / f"{n_good}-{n_bad}-{len(words)}"
+        out = tmp_path / "-".join(map(str, (n_good, n_bad, *words)))
         train("kto", tiny_path, "--data", data, "-o", out, "--steps", 1, "-t", 1, *words)
         return capsys.readouterr().err
 
@@ -97,6 +97,8 @@ def test_what_kto_lacks_is_said(tiny_path, tmp_path: Path, capsys) -> None:
     assert "9 answers are good and 1 are not; that both count alike, give --undesirable-weight 6.8 to 9" in told
     assert "or --desirable-weight 0.11 to 0.15" in told
     assert "count alike" not in told_of(9, 1, "--undesirable-weight", 8) and "note" not in told_of(4, 4)
+    assert "9 of 10 answers count nothing, for --desirable-weight is 0" in told_of(9, 1, "--desirable-weight", 0)
+    assert "1 of 10 answers count nothing, for --undesirable-weight is 0" in told_of(9, 1, "--undesirable-weight", 0)
     assert "guessed from one answer" in told_of(4, 4, "--batch-size", 1)
     assert "there is one example; expected two at least" in told_of(1, 0)
 
@@ -157,6 +159,7 @@ def test_rewards_are_settings_of_a_run(name: str, tiny_path, prompts, rules, tmp
 
 
 @pytest.mark.parametrize(("words", "told"), [
+    ((), "or the folder of a model that was trained to judge (--reward-model)"),
     ((), "reward is missing: name a function (--reward)"),
     (("--reward", "nowhere.py:f"), "--reward is nowhere.py:f, and there is no file nowhere.py"),
     (("--reward-regex", "("), "--reward-regex is '(', which is no regular expression"),

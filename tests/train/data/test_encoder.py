@@ -8,7 +8,7 @@ from edgellm.errors import TemplateError, UsageError
 from edgellm.text import load_tokenizer
 from edgellm.train.data.config import DataConfig
 from edgellm.train.data.encoder import Encoder, Judged, Pair
-from edgellm.train.data.examples import Chat, Completion, Labelled, Preference, Text
+from edgellm.train.data.examples import Chat, Completion, Labelled, Preference, Prompt, Text
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import NOTHING, Documents
 from tests.arch import tiny
@@ -128,6 +128,18 @@ def test_what_the_template_is_told():
     example = Chat(CHAT.messages, variables={"mood": "sunny"})
     (document,) = shown(example, template, train_on="all", template_variables={"mood": "rainy", "place": "here"})
     assert document.endswith("sunnyhere]]")
+
+
+def test_tools_and_variables_of_texts():
+    """They are told to a template; without one nobody looks at them, which is said."""
+    tool = {"type": "function", "function": {"name": "finds_words"}}
+    asked = Completion("Hi", "Hello", tools=[tool], variables={"who": "Ann"})
+    (text,) = shown(asked, "{{ who }} " + CHATML)
+    assert text.startswith("Ann ") and "finds_words" in text
+    encoder = Encoder(vocabulary(None), DataConfig())
+    for example in (asked, Preference(asked, asked), Labelled(asked, True), Prompt("Hi", [tool], {"who": "Ann"})):
+        assert encoder.unused_keys(example) == ["tools", "chat_template_kwargs"]
+    assert encoder.unused_keys(Completion("Hi", "Hello")) == []
 
 
 def test_a_chat_for_a_base_model():

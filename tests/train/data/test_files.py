@@ -65,7 +65,7 @@ def test_a_single_example_in_a_json_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "README.md", "a.py", "nothing"])
 def test_plain_text(name, tmp_path):
-    (record,) = read(tmp_path / name, "\ufeffone\r\n\r\ntwo\n")
+    (record,) = read(tmp_path / name, "\ufeffone\r\n\rtwo\n")
     assert (record.values, record.is_file, record.place) == ({"text": "one\n\ntwo\n"}, True, str(tmp_path / name))
 
 
@@ -84,6 +84,22 @@ def test_parquet(tmp_path):
     assert found[1].place.endswith("a.parquet, row 2")
     with pytest.raises(FormatError, match=r"cannot be read as Parquet after row 0"):
         read(tmp_path / "b.parquet", b"PAR1" + bytes(100) + b"PAR1")
+
+
+def test_parquet_with_two_columns_of_a_name(tmp_path):
+    """A row would have the last of them alone."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(FormatError, match=r"a\.parquet: two columns are called 'text'$"):
+        list(read_records(tmp_path / "a.parquet"))
+
+
+def test_messages_in_a_csv_file(tmp_path):
+    (record,) = read(tmp_path / "a.csv", "prompt,completion\na,b\n")
+    assert record.is_row
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):

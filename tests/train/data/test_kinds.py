@@ -58,6 +58,23 @@ def made(record: dict, wanted=ALL):
             Chat([system("S"), HI, {"role": "tool", "content": "21"}]),
         ),
         ({"conversations": [HI, YO]}, Chat([HI, YO])),
+        ({"conversations": [HI, YO], "system": "S"}, Chat([system("S"), HI, YO])),
+        (
+            {"prompt": "a", "completion": "b", "tools": [TOOL], "chat_template_kwargs": {"x": 1}},
+            Completion("a", "b", tools=[TOOL], variables={"x": 1}),
+        ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "tools": [TOOL]},
+            Preference(Completion("a", "b", tools=[TOOL]), Completion("a", "c", tools=[TOOL])),
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": True, "chat_template_kwargs": {"x": 1}},
+            Labelled(Completion("a", "b", variables={"x": 1}), True),
+        ),
+        (  # the prompt in the middle of what both begin with
+            {"prompt": "Hi ", "chosen": [system("S"), HI, YO], "rejected": [system("S"), HI, NO]},
+            Preference(Chat([system("S"), HI, YO], n_given=2), Chat([system("S"), HI, NO], n_given=2)),
+        ),
         ({"prompt": "a", "completion": "b"}, Completion("a", "b")),
         ({"prompt": [HI], "completion": [YO]}, Chat([HI, YO], n_given=1)),
         ({"prompt": [HI], "completion": "Yo"}, Chat([HI, YO], n_given=1)),
@@ -103,6 +120,25 @@ def test_what_a_record_is(record, expected):
     assert made(record) == expected
 
 
+def test_messages_in_a_field_of_a_row():
+    """A row can hold lists as JSON alone; elsewhere a text is a text, whatever it spells."""
+    record = {"prompt": json.dumps([HI]), "completion": "Yo"}
+    kind = kind_of(record, ALL)
+    assert kind.make(Values(record, is_row=True)) == Chat([HI, YO], n_given=1)
+    assert kind.make(Values(record)) == Completion(record["prompt"], "Yo")
+    for said in ("[1, 2]", "[]", '[{"a": 1}]', "[", "5"):
+        assert kind.make(Values({"prompt": said, "completion": "Yo"}, is_row=True)) == Completion(said, "Yo")
+    pair = {"chosen": json.dumps([HI, YO]), "rejected": json.dumps([HI, NO])}
+    found = kind_of(pair, ALL).make(Values(pair, is_row=True))
+    assert found == Preference(Chat([HI, YO], n_given=1), Chat([HI, NO], n_given=1))
+
+
+def test_a_kind_is_expected_once():
+    with pytest.raises(UsageError) as raised:
+        kind_of({"question": "a"}, ALL)
+    assert str(raised.value).count("chosen, rejected") == 1
+
+
 def test_keys_that_are_not_used_are_told():
     record = {"messages": [HI], "tools": None, "id": 1, "source": "x"}
     assert unused_keys(record, kind_of(record, ALL)) == ["id", "source"]
@@ -141,6 +177,10 @@ def test_a_record_of_another_kind(record, wanted, found):
     ("record", "found"),
     [
         ({"messages": "Hi"}, "'messages' is 'Hi'; expected a list of objects"),
+        ({"messages": "5"}, "'messages' is 5; expected a list of objects"),
+        ({"messages": [HI, YO], "tools": "true"}, "'tools' is True; expected a list of objects"),
+        ({"prompt": "Yo", "chosen": [HI, YO], "rejected": [HI, NO]}, "do not begin with 'prompt'; expected answers"),
+        ({"prompt": [YO], "chosen": [HI, YO], "rejected": [HI, NO]}, "do not begin with 'prompt'; expected answers"),
         ({"messages": []}, "'messages' is an empty list"),
         ({"messages": None}, "'messages' has no value"),
         ({"messages": [HI, 7]}, "messages[1] is 7; expected an object"),

@@ -200,6 +200,7 @@ def test_whitened() -> None:
     (DpoConfig, {"beta": 0}, "beta is 0.0; expected a number above 0"),
     (DpoConfig, {"loss_type": "exo"}, "loss_type is 'exo'; expected one of sigmoid, hinge, ipo"),
     (DpoConfig, {"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing is 0.1; expected 0"),
+    (KtoConfig, {"desirable_weight": 0, "undesirable_weight": 0}, "desirable_weight and undesirable_weight are both 0"),
     (KtoConfig, {"desirable_weight": -1}, "desirable_weight is -1.0"),
     (OrpoConfig, {"beta": float("nan")}, "beta is nan"),
     (RewardConfig, {"margin": -1}, "margin is -1.0"),

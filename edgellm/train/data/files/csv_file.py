@@ -46,7 +46,7 @@ def _rows(path: Path, file: IO[str]) -> Iterator[Record]:
         elif problem:
             yield Record(place, problem=problem)
         else:
-            yield Record(place, dict(zip(header, row, strict=True)))
+            yield Record(place, dict(zip(header, row, strict=True)), is_row=True)
     if not header:
         raise FormatError(f"{path} is empty; expected a header with the names of columns")
 

@@ -24,4 +24,4 @@ def text_records(path: Path) -> Iterator[Record]:
         ) from None
     if not text.strip():
         raise FormatError(f"{path} is empty; expected a text")
-    yield Record(str(path), {"text": text.replace("\r\n", "\n")}, is_file=True)
+    yield Record(str(path), {"text": text.replace("\r\n", "\n").replace("\r", "\n")}, is_file=True)
