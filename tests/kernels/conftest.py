@@ -28,5 +28,5 @@ def compiled(request: pytest.FixtureRequest, compiled_for: Callable[[isa.Isa], C
     return compiled_for(request.param)
 
 
-# For tests of kernels that multiply integers.
+# For some tests of each kind of kernels that multiply integers: how they do is tested in `test_linear`.
 on_all = pytest.mark.parametrize("compiled", AVAILABLE, ids=lambda one: one.name, indirect=True)

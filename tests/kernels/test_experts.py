@@ -12,7 +12,7 @@ from edgellm.kernels.reference import Quantized
 from edgellm.quants import FORMATS, BlockFormat
 
 from . import compiled_experts as compiled
-from .conftest import AVAILABLE
+from .conftest import AVAILABLE, DISTINCT
 from .test_linear import FEW_FORMATS, LINEAR, same_bits
 from .weights import BLOCKS, FLOATS, random_weights
 
@@ -30,9 +30,8 @@ ROUTINGS = [
 
 
 def for_all(formats: list[BlockFormat]) -> pytest.MarkDecorator:
-    """All formats on the best instruction set, and a few on the others: the products are those of `linear.py`."""
-    few = ("F16", *FEW_FORMATS)
-    pairs = [(isa, fmt) for isa in AVAILABLE for fmt in formats if isa is AVAILABLE[0] or fmt.name in few]
+    """All formats on the best instruction set, and two on the others: the products are those of `linear.py`."""
+    pairs = [(isa, fmt) for isa in DISTINCT for fmt in formats if isa is AVAILABLE[0] or fmt.name in ("F16", "Q6_K")]
     return pytest.mark.parametrize(("isa", "fmt"), pairs, ids=lambda x: getattr(x, "name", None))
 
 

@@ -90,7 +90,6 @@ def kind(request) -> CacheType:
     return request.param
 
 
-@on_all
 @pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
 def test_a_prompt(compiled: Compiled, kind: CacheType, head_dim: int, n_kv_heads: int, group: int) -> None:
     for n_tokens in (1, 63, 130):

@@ -17,7 +17,6 @@ from edgellm.quants.tiles import to_tiles
 from tests.quants.test_low_rank import unpacked_a, unpacked_b
 
 from .compiled import Compiled, Output, _record, before_a_wall, into
-from .conftest import on_all
 from .weights import random_weights
 
 RANKS = (1, 8, 12, 33)
@@ -81,7 +80,6 @@ def narrowed(
     return found, to
 
 
-@on_all
 @pytest.mark.parametrize("rank", RANKS)
 def test_narrow(compiled: Compiled, rng: np.random.Generator, rank: int) -> None:
     x = reference.quantize(rng.standard_normal((N_TOKENS, 96), np.float32))
@@ -150,7 +148,6 @@ def rows_of_h(rng: np.random.Generator, rank: int) -> Quantized:
     return reference.quantize(h, 2)
 
 
-@on_all
 @pytest.mark.parametrize("rank", RANKS)
 def test_widen(compiled: Compiled, rng: np.random.Generator, rank: int) -> None:
     h, y = rows_of_h(rng, rank), rng.standard_normal((N_TOKENS, 72), np.float32)
@@ -169,7 +166,6 @@ def test_widen(compiled: Compiled, rng: np.random.Generator, rank: int) -> None:
             np.testing.assert_array_equal(other, results[0])
 
 
-@on_all
 @pytest.mark.parametrize("name", ["Q4_1", "Q6_K", "Q8_0"])
 def test_a_product_with_what_is_beside_it(compiled: Compiled, rng: np.random.Generator, name: str) -> None:
     """To the bit what the two make one after the other."""
