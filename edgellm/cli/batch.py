@@ -84,7 +84,7 @@ def command(
                 answers = _answers(loaded, asked, done, model, name, when_full, parallel or DEFAULT_PARALLEL)
                 for n, (number, line, is_wrong) in enumerate(answers, n_before + 1):
                     written.add(line)
-                    written.answered[number] = is_wrong
+                    written.count(number, is_wrong)
                     progress(n, total, f"{written.n_wrong} with errors" if written.n_wrong else "")
         n_wrong = written.n_wrong
     if n_wrong:

@@ -93,16 +93,18 @@ class Answers:
     """The file of answers, for more of them.
 
     answered:  by the line of each request that is answered in it, whether the answer tells of an error.
+    n_wrong:   how many of them do.
     """
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path, self._file = path, file
         self.answered: dict[int, bool] = {}
+        self.n_wrong = 0
 
-    @property
-    def n_wrong(self) -> int:
-        """How many of the answers tell of an error."""
-        return sum(self.answered.values())
+    def count(self, number: int, is_wrong: bool) -> None:
+        """The request of a line is answered."""
+        self.n_wrong += is_wrong - self.answered.get(number, False)
+        self.answered[number] = is_wrong
 
     def read(self, requests: Requests, model: str | None) -> None:
         """Take in what is there, and take away a line that was cut when its writer was killed.
@@ -124,7 +126,7 @@ class Answers:
                 )
             number, about = answer
             self._check(number, about, requests, model)
-            self.answered[number] = tells_of_an_error(about)
+            self.count(number, tells_of_an_error(about))
             end += len(line)
             if is_cut:  # behind all of the answer
                 self.add(b"\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgellm.engine.block_pool import BlockPool
-from edgellm.graph.batch import Located
+from edgellm.graph.batch import AddressedArray
 from edgellm.kernels.records import KV_BLOCK
 
 KEPT_BEHIND = KV_BLOCK  # tokens that are kept before a window, for who takes back some
@@ -27,14 +27,14 @@ def first_needed(window: int | None, n_tokens: int) -> int:
 class BlockTable:
     """The blocks of a sequence in one pool; GONE stands for those that its window has left behind.
 
-    located:  int32, what kernels read; it grows by doubling.
+    kernel_array:  int32, what kernels read; it grows by doubling.
     """
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.blocks: list[int] = []
         self.n_gone = 0
-        self.located = Located(np.zeros(8, np.int32))
+        self.kernel_array = AddressedArray(np.zeros(8, np.int32))
 
     def first_needed(self, n_tokens: int) -> int:
         return first_needed(self.pool.window, n_tokens)
@@ -46,10 +46,10 @@ class BlockTable:
     def extend(self, blocks: Sequence[int]) -> None:
         for block in blocks:
             index = len(self.blocks)
-            array = self.located.array
+            array = self.kernel_array.array
             if index == len(array):
                 array = np.concatenate([array, np.zeros_like(array)])
-                self.located = Located(array)
+                self.kernel_array = AddressedArray(array)
             array[index] = max(block, 0)
             self.blocks.append(block)
             self.n_gone += block == GONE
@@ -63,7 +63,7 @@ class BlockTable:
     def reserve(self, n_tokens: int, n_more: int) -> None:
         last, used = divmod(n_tokens, KV_BLOCK)
         if used:
-            self.blocks[last] = self.located.array[last] = self.pool.writable(self.blocks[last], used)
+            self.blocks[last] = self.kernel_array.array[last] = self.pool.writable(self.blocks[last], used)
         while len(self.blocks) < blocks_for(n_tokens + n_more):
             self.extend([self.pool.take()])
 

@@ -28,7 +28,7 @@ from edgellm.engine.block_pool import KEY_BYTES, BlockPool, key_after
 from edgellm.engine.block_table import GONE, BlockTable, blocks_for, first_needed
 from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Step, Trail
 from edgellm.errors import CacheFullError
-from edgellm.graph.batch import Located
+from edgellm.graph.batch import AddressedArray
 from edgellm.graph.cache_memory import CacheLayer, CacheMemory
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import RECENT
@@ -290,9 +290,9 @@ class Sequence:
         return sum(n_held[layer.window] * layer.block_bytes for layer in self.cache.layers) + states
 
     @property
-    def block_tables(self) -> dict[int | None, Located]:
+    def block_tables(self) -> dict[int | None, AddressedArray]:
         """What kernels read, int32, by window."""
-        return {table.pool.window: table.located for table in self.tables}
+        return {table.pool.window: table.kernel_array for table in self.tables}
 
     def can_grow(self, n_tokens: int) -> bool:
         """Whether there is room for so many more tokens now."""
@@ -312,11 +312,12 @@ class Sequence:
     def slots(self, n_tokens: int) -> dict[int | None, list[int]]:
         """Where the keys and values of the next tokens go, by window: block * KV_BLOCK + place in the block."""
         start = len(self.tokens)
-        if n_tokens == 1:  # as decode has it
-            block, place = divmod(start, KV_BLOCK)
-            return {table.pool.window: [table.blocks[block] * KV_BLOCK + place] for table in self.tables}
-        places = [divmod(p, KV_BLOCK) for p in range(start, start + n_tokens)]
-        return {t.pool.window: [t.blocks[block] * KV_BLOCK + place for block, place in places] for t in self.tables}
+        return {
+            table.pool.window: [
+                table.blocks[p // KV_BLOCK] * KV_BLOCK + p % KV_BLOCK for p in range(start, start + n_tokens)
+            ]
+            for table in self.tables
+        }
 
     def plan_states(self, n_tokens: int, n_guesses: int = 0) -> SequenceOf[Step]:
         """From which state to which the next tokens go, the last n_guesses of which may be wrong."""

@@ -34,7 +34,7 @@ from edgellm.kernels.kv_types import RECENT
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 
 
-class Located:
+class AddressedArray:
     """An array, and where it is: to ask NumPy for that in every step takes longer than to write a task."""
 
     def __init__(self, array: np.ndarray) -> None:
@@ -57,7 +57,7 @@ class Piece:
     token_ids: Sequence[int]
     position: int
     slots: Mapping[int | None, Sequence[int]]
-    block_tables: Mapping[int | None, Located]
+    block_tables: Mapping[int | None, AddressedArray]
     adapters: Sequence[float | np.ndarray] = ()
     states: Sequence[tuple[int, int, int]] = ()
 

@@ -68,16 +68,21 @@ def pull(
 
     checks.function("progress", progress)
     checks.function("notice", notice)
-    if checks.text("name", name).lower().startswith(tuple(PREFIXES)):
+    if _is_of_others(name):
         return find_of_others(name).path  # they are here, or their own program fetches them
     tell, wanted = notice or (lambda line: None), find_to_fetch(name)
     model = located(wanted) or look_up_model(wanted, tell)
     return pull_model(model, progress or (lambda done, total, what: None), tell, convert)
 
 
+def _is_of_others(name: str) -> bool:
+    """Whether a name is one of another program's models, as `ollama:NAME` is."""
+    return checks.text("name", name).lower().startswith(tuple(PREFIXES))
+
+
 def check_name(name: str) -> None:
     """Raise UsageError, or FileProblem, for a name of which `pull` could make nothing; nobody is asked."""
-    if checks.text("name", name).lower().startswith(tuple(PREFIXES)):
+    if _is_of_others(name):
         find_of_others(name)
     else:
         find_to_fetch(name)
@@ -98,7 +103,7 @@ def is_sound(name: str, progress: Callable[[int, int, str], None] | None = None)
     """
     from edgellm.hub.puller import is_sound_model
 
-    if checks.text("name", name).lower().startswith(tuple(PREFIXES)):
+    if _is_of_others(name):
         return bool(find_of_others(name))
     model = located(find_to_fetch(name))
     return model is not None and is_sound_model(model, progress or (lambda done, total, what: None), thorough=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from edgellm.text.calls.following import OpenCall
 
 
-class New(NamedTuple):
+class CallDelta(NamedTuple):
     """What is new of a call. number: which of the answer it is. is_first: nothing of it was told before."""
 
     number: int
@@ -17,7 +17,7 @@ class New(NamedTuple):
     text: str
 
 
-class Told:
+class ToldCalls:
     """How much was told of the calls of one answer."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Told:
         """Calls of which something was told."""
         return len(self._n_characters)
 
-    def new(self, calls: Sequence[OpenCall]) -> Iterator[New]:
+    def new(self, calls: Sequence[OpenCall]) -> Iterator[CallDelta]:
         """What is there by now, and was not told yet; another thread may be writing more."""
         for number, call in enumerate(list(calls)):
             text = call.arguments
@@ -37,4 +37,4 @@ class Told:
                 self._n_characters.append(0)
             n_told, self._n_characters[number] = self._n_characters[number], len(text)
             if is_first or len(text) > n_told:
-                yield New(number, call, is_first, text[n_told:])
+                yield CallDelta(number, call, is_first, text[n_told:])

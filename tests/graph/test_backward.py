@@ -8,7 +8,7 @@ import torch
 
 from edgellm.errors import UnsupportedError
 from edgellm.formats.tensor import Tensor
-from edgellm.graph import Batch, Graph, Located, Piece, Program, Value, lower
+from edgellm.graph import AddressedArray, Batch, Graph, Piece, Program, Value, lower
 from edgellm.graph.backward import Backward
 from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.lowering import adapter_table
@@ -186,7 +186,7 @@ def gradients(store, team, g: Graph, trained, inputs, ids, seeds, is_kept, wante
         slots = 4 * block * KV_BLOCK + np.arange(length)
         table = 4 * block + np.arange(4, dtype=np.int32)
         places = PLACES[start : start + length]
-        pieces.append(Piece(ids[start : start + length], 0, Same(slots), Same(Located(table)), [places]))
+        pieces.append(Piece(ids[start : start + length], 0, Same(slots), Same(AddressedArray(table)), [places]))
         start += length
     counts = program.batch.fill(pieces) | program.batch.fill_documents(LENGTHS)
     program.run(counts)

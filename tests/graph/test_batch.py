@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.graph import Batch, Graph, Located, Piece
+from edgellm.graph import AddressedArray, Batch, Graph, Piece
 from edgellm.graph.angles import Angles
 from edgellm.graph.batch import SPLIT_TOKENS
 from edgellm.graph.lowering import MAX_SPLITS
@@ -35,7 +35,7 @@ def batch(request) -> Batch:
 def piece(n: int, position: int, seed: int = 0) -> Piece:
     rng = np.random.default_rng(seed)
     ids, slots = (rng.integers(0, 999, n).tolist() for _ in range(2))
-    return Piece(ids, position, Same(slots), Same(Located(np.arange(40, dtype=np.int32))))
+    return Piece(ids, position, Same(slots), Same(AddressedArray(np.arange(40, dtype=np.int32))))
 
 
 BATCHES = [

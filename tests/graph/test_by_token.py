@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgellm.graph import Batch, Graph, Located, Piece
+from edgellm.graph import AddressedArray, Batch, Graph, Piece
 from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.nodes import AttentionSpec, Rotation, attention, keys_values, linear, rms_norm, rope
 from edgellm.graph.ops import BY_TOKEN, TOGETHER
@@ -41,7 +41,7 @@ def graph_of(spec: AttentionSpec) -> Graph:
 def piece(n: int, position: int, table: np.ndarray) -> Piece:
     places = position + np.arange(n)
     slots = table[places // KV_BLOCK] * KV_BLOCK + places % KV_BLOCK
-    return Piece(list(range(n)), position, Same(slots), Same(Located(table)))
+    return Piece(list(range(n)), position, Same(slots), Same(AddressedArray(table)))
 
 
 def test_all_from_keys_to_the_next_linears_input_is_one_op() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgellm.errors import UsageError
-from edgellm.graph import Graph, Located, Piece, Value
+from edgellm.graph import AddressedArray, Graph, Piece, Value
 from edgellm.graph.cost import weight_bytes
 from edgellm.graph.nodes import glu, linear
 from edgellm.graph.nodes.experts import ExpertLinear, Routing, add_expert_bias, expert_linear, gate, route, sum_experts
@@ -50,7 +50,7 @@ def run(
     assert sum(op.kernel.name.startswith("experts_tiles_prefill") for op in ops.ops) == len(stacks)
     program = program_of(ops, store, team, 48, {x: memory})
     n = len(rows)
-    program.run(program.batch.fill([Piece([0] * n, 0, [0] * n, Located(np.zeros(1, np.int32)))]))
+    program.run(program.batch.fill([Piece([0] * n, 0, [0] * n, AddressedArray(np.zeros(1, np.int32)))]))
     return [program.view(value, n).copy() for value in wanted]
 
 

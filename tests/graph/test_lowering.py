@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgellm.errors import UnsupportedError
-from edgellm.graph import Graph, Located, Lowered, Piece, Value
+from edgellm.graph import AddressedArray, Graph, Lowered, Piece, Value
 from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.lowering import linear as lowering_of_linears
 from edgellm.graph.nodes import (
@@ -63,7 +63,7 @@ def run(store, team_of):
         memory[: len(rows), : x.width] = rows
         program = program_of(ops, store, team, inputs={x: memory})
         n = len(rows)
-        program.run(program.batch.fill([Piece([0] * n, 0, Same([0] * n), Same(Located(np.zeros(1, np.int32))))]))
+        program.run(program.batch.fill([Piece([0] * n, 0, Same([0] * n), Same(AddressedArray(np.zeros(1, np.int32))))]))
         np.testing.assert_array_equal(memory[:n, : x.width], rows, "what comes from outside was changed")
         return [program.view(value, n).copy() for value in wanted]
 
@@ -415,7 +415,9 @@ def test_every_value_of_any_graph_is_what_its_nodes_say(store, team_of, seed: in
         program = program_of(ops, store, team, inputs={x: memory}, tables=cache.tables())
         program.batch.select(text.rows)
         slots = KV_BLOCK + np.arange(N_TOKENS)
-        program.run(program.batch.fill([Piece(text.token_ids, 0, Same(slots), Same(Located(np.array([1], np.int32))))]))
+        program.run(
+            program.batch.fill([Piece(text.token_ids, 0, Same(slots), Same(AddressedArray(np.array([1], np.int32))))])
+        )
         return {value: program.view(value, N_TOKENS).copy() for value in [*g.outputs, *taps]}
 
     expected = evaluate(g, text, {x: x_rows})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgellm.errors import UsageError
-from edgellm.graph import Graph, Located, Piece, Team, Tuning
+from edgellm.graph import AddressedArray, Graph, Piece, Team, Tuning
 from edgellm.graph import program as program_module
 from edgellm.graph.cache_memory import CacheMemory
 from edgellm.graph.nodes import (
@@ -77,7 +77,9 @@ class Layer:
         """float32 [n_tokens, N_EMBD] for the tokens at positions from `start` on."""
         positions = np.arange(start, start + len(ids))
         slots = self.block_table[positions // KV_BLOCK] * KV_BLOCK + positions % KV_BLOCK
-        self.program.run(self.program.batch.fill([Piece(ids, start, Same(slots), Same(Located(self.block_table)))]))
+        self.program.run(
+            self.program.batch.fill([Piece(ids, start, Same(slots), Same(AddressedArray(self.block_table)))])
+        )
         return self.program.view(self.hidden, len(ids)).copy()
 
     def run_in_parts(self, ids: np.ndarray, sizes: list[int]) -> np.ndarray:

@@ -92,18 +92,11 @@ class AllTokens:
         if words is None:
             return likeliest(logits, maxima)
         group = int(maxima.argmax())
-        return group * MAXIMA_GROUP + int(self._group(group).argmax())
+        return group * MAXIMA_GROUP + int(rows_of(logits, words, np.array([group])).argmax())
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """The logits of tokens that may come, as a copy."""
         return self._row.logits[positions]
-
-    def _group(self, group: int) -> np.ndarray:
-        """All of one group, [MAXIMA_GROUP] or, of the last one, fewer."""
-        logits, words, _ = self._row
-        if words is None:
-            return logits[group * MAXIMA_GROUP : (group + 1) * MAXIMA_GROUP]
-        return rows_of(logits, words, np.array([group])).reshape(-1)
 
     # --- all of them together -----------------------------------------------------------------------------
 

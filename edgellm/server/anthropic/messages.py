@@ -14,7 +14,7 @@ from edgellm.engine.piece import joined
 from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.calling import Told
+from edgellm.server.calling import ToldCalls
 from edgellm.server.chatting import begin
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import new_id
@@ -105,7 +105,7 @@ class _Blocks:
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
-        self._calls = Told()
+        self._calls = ToldCalls()
         self._index = -1
         self._kind: str | None = None
         self._form: Form | None = None  # of text in the open block

@@ -12,7 +12,7 @@ from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import FINISH, ChatShape
 from edgellm.engine.piece import Kind, Piece, joined
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.calling import Told
+from edgellm.server.calling import ToldCalls
 from edgellm.server.chatting import Chat, begin, form_of, prepared, think_of
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import prompt_progress, timings
@@ -129,7 +129,7 @@ class _Said:
 async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
     shape = _shape(job, asked)
     said = _Said(shape)
-    calls = [Told() for _ in job.generations]
+    calls = [ToldCalls() for _ in job.generations]
     try:
         for chunk in shape.beginning(len(job.generations)):
             yield event(chunk)
