@@ -12,7 +12,6 @@ from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import FINISH, ChatShape
 from edgellm.engine.piece import Kind, Piece, joined
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.calling import ToldCalls
 from edgellm.server.chatting import Chat, begin, form_of, prepared, think_of
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import prompt_progress, timings
@@ -20,6 +19,7 @@ from edgellm.server.openai.types import ChatRequest
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import Form, event, unless_gone
+from edgellm.text.calls.telling import ToldCalls
 
 CALLED = {"template_variables": "chat_template_kwargs"}
 DONE = b"data: [DONE]\n\n"
@@ -141,8 +141,8 @@ async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
             if told := said(part):
                 yield told
             called = calls[part.index]
-            for number, call, is_first, text in called.new(generation.open_calls):
-                yield event(shape.call_part(part.index, number, text, call if is_first else None))
+            for chunk in shape.calls(part.index, generation, called):
+                yield event(chunk)
             if part.is_last:
                 finish_of(generation)
                 *others, last = shape.end(part.index, generation, called.n_calls)
