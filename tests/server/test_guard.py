@@ -213,7 +213,8 @@ def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_sought(small) -
 )
 def test_a_chat_of_too_many_messages_is_refused_before_it_is_rendered(small, path, more, monkeypatch) -> None:
     monkeypatch.setattr(ChatTemplate, "render", lambda *_, **__: pytest.fail("it was rendered"))
-    found = small.post(path, {"model": "tiny", "messages": [{"role": "user", "content": "a"}] * 1025, **more})
+    messages = [{"role": "assistant" if n % 2 else "user", "content": "a"} for n in range(1025)]
+    found = small.post(path, {"model": "tiny", "messages": messages, **more})
     assert found.status_code == 400
     assert "1025 messages, more than the context of 1024 tokens" in found.text
 

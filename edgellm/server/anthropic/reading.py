@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from edgellm.server.anthropic.types import CountRequest, MessageIn, MessagesRequest
@@ -12,7 +14,8 @@ from edgellm.server.streams import as_json
 
 CALL_ID = "toolu_"  # what an id of a call begins with; templates do not see it
 CALLED = {"max_tokens": "max_tokens", "stop": "stop_sequences", "think_budget": "thinking.budget_tokens",
-          "think": "thinking", "response_format": "output_config.format"}  # fmt: skip
+          "think": "thinking", "response_format": "output_config.format",
+          "reasoning_content": "thinking"}  # fmt: skip
 # The fields that clients send; caching and streaming need not be asked for here.
 OF_BLOCK = {
     "text": ("type", "text", "cache_control", "citations"),
@@ -32,6 +35,7 @@ def chat_of(asked: CountRequest) -> Chat:
         messages.append({"role": "system", "content": _text(asked.system, "system")})
     for number, message in enumerate(asked.messages):
         messages += _messages(message, f"messages.{number}")
+    messages = list(_turns(messages))
     keywords: dict[str, Any] = {}
     if asked.tools:
         keywords["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(asked.tools)]
@@ -108,6 +112,29 @@ def _messages(message: MessageIn, place: str) -> list[dict[str, Any]]:
         said["tool_calls"] = calls
     is_empty = not texts and not thoughts and not calls
     return results if results and is_empty else [*results, said]
+
+
+def _turns(messages: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One message for each turn: Anthropic makes one of those that follow each other and have one role."""
+    for role, same in groupby(messages, lambda message: message["role"]):
+        each = list(same)
+        if len(each) == 1 or role not in ("user", "assistant"):
+            yield from each
+        else:
+            yield _joined(role, each)
+
+
+def _joined(role: str, each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What some messages say, think and call, as blocks of one message would."""
+    said: dict[str, Any] = {
+        "role": role,
+        "content": "\n".join(message["content"] for message in each if message["content"]),
+    }
+    if thoughts := [message["reasoning_content"] for message in each if "reasoning_content" in message]:
+        said["reasoning_content"] = "\n".join(thoughts)
+    if calls := [call for message in each for call in message.get("tool_calls", ())]:
+        said["tool_calls"] = calls
+    return said
 
 
 def _field(block: dict[str, Any], name: str, place: str) -> str:

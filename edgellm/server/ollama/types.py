@@ -16,7 +16,7 @@ _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 CALLED = {
     "max_tokens": "options.num_predict", "n_keep": "options.num_keep", "response_format": "format",
-    "template_variables": "think",
+    "template_variables": "think", "reasoning_content": "thinking",
 }  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def wrong(error: Exception) -> bytes:
 def chat_of(asked: ChatRequest) -> Chat:
     """What the engine is asked for. Raises ApiProblem for fields that do not go together."""
     keywords = asked.keywords()
+    messages = [message.plain() for message in asked.messages]
     limits = [limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None]
     if limits:
         keywords["max_tokens"] = min(limits)
@@ -70,12 +71,12 @@ def chat_of(asked: ChatRequest) -> Chat:
         "tools": asked.tools or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
-        "continue_final_message": asked.continues,
+        "continue_final_message": asked.continues(messages),
     }
     keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
     return Chat(
         asked.model,
-        prepared(message.plain() for message in asked.messages),
+        prepared(messages),
         keywords,
         n=asked.n or 1,
         called=CALLED if asked.reasoning_effort is None else {**CALLED, "think": "reasoning_effort"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from edgellm.errors import shown
 from edgellm.server.chatting import Chat, form_of, prepared, think_of
 from edgellm.server.fields import check_fields, check_role
 from edgellm.server.openai.response_types import ResponsesRequest
@@ -62,8 +63,11 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         kind = item.get("type", "message" if "role" in item else None)
         if kind == "message":
             role, content = item.get("role"), item.get("content")
-            if not isinstance(role, str) or not isinstance(content, (str, list)):
+            if not isinstance(role, str) or content is None:
                 raise ApiProblem(400, f"input.{number} has no role and content", "input")
+            if not isinstance(content, (str, list)):
+                place = f"input.{number}.content"
+                raise ApiProblem(400, f"{place} is {shown(content)}; expected a text or a list of parts", place)
             check_role(role, f"input.{number}")
             check_fields(item, OF_ITEM[kind], f"input.{number}")
             if role == "assistant":

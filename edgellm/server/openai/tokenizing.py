@@ -11,6 +11,8 @@ from starlette.responses import Response
 from edgellm.engine import Model
 from edgellm.engine.asking import prompt_of_chat
 from edgellm.params import ChatParams
+from edgellm.server.chatting import prepared
+from edgellm.server.fields import check_messages
 from edgellm.server.openai.tokens import text_of
 from edgellm.server.openai.types import Continuing, Message
 from edgellm.server.problems import ApiProblem
@@ -62,8 +64,10 @@ def _ids(model: Model, asked: TokenizeRequest) -> list[int]:
     if asked.messages is not None:
         if model.chat_template is None:
             raise ApiProblem(400, "this model has no chat template; give prompt instead of messages", "messages")
-        messages = [message.plain() for message in asked.messages]
-        wishes = ChatParams(continue_final_message=asked.continues)
+        given = [message.plain() for message in asked.messages]
+        wishes = ChatParams(continue_final_message=asked.continues(given))
+        messages = prepared(given)
+        check_messages(messages, model.chat_template)
         prompt = prompt_of_chat(model.chat_template, messages, {}, wishes)
         return model.tokenize(prompt, add_special=False, parse_special=True)
     # vLLM puts BOS before a prompt unless told otherwise; llama.cpp does not.
