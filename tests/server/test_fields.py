@@ -12,6 +12,7 @@ HI = [{"role": "user", "content": "a"}]
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 PARAMETERS = {"type": "object", "properties": {}}
 TOOL = {"name": "look", "parameters": PARAMETERS}
+ANTHROPIC_TOOL = {"messages": HI, "max_tokens": 1, "tools": [{"name": "f", "input_schema": PARAMETERS}]}
 
 
 def chat(**message: Any) -> dict[str, Any]:
@@ -87,6 +88,24 @@ SENT = [
     (RESPONSES, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
     (MESSAGES, blocks({"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}})),
     (MESSAGES, {"messages": HI, "max_tokens": 2, "output_config": {"effort": "low"}}),
+    (
+        CHAT,
+        {
+            **tool({}),
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "look"}}]},
+            },
+        },
+    ),
+    (
+        RESPONSES,
+        {
+            "input": "a",
+            "tools": [{"type": "function", "name": "f", "parameters": None}],
+            "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+        },
+    ),
 ]
 
 
@@ -112,6 +131,26 @@ TOLD = [
     ("/v1/completions", {"prompt": None},
      "prompt is null; expected a text or a list"),
     (MESSAGES, {"messages": HI, "max_tokens": 1, "container": "a"}, 'container is "a"; expected null'),
+    (CHAT, {"messages": []}, "messages is []; expected a list with at least 1 item"),
+    (CHAT, {"messages": HI, "n": 0}, "n is 0; expected a number of at least 1"),
+    (CHAT, {"messages": HI, "n": 500}, "n is 500; expected a number of at most 128"),
+    (CHAT, {"messages": HI, "stream_options": {"include_usage": True}}, "stream_options is given, but stream is not "
+     "true; set it, or leave stream_options out"),
+    ("/v1/completions", {"prompt": "a", "return_progress": True}, "return_progress is given, but stream is not true; "
+     "set it, or leave return_progress out"),
+    (CHAT, {**tool({}), "tool_choice": {"type": "function"}}, "tool_choice is {'type': 'function'}; expected "
+     '{"type": "function", "function": {"name": ...}} with a tool: look'),
+    (MESSAGES, {**ANTHROPIC_TOOL, "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name is 'g'; expected "
+     "the name of a tool: f"),
+    (MESSAGES, {**ANTHROPIC_TOOL, "tool_choice": {}}, "tool_choice.type is missing; expected auto, any, none or tool"),
+    (MESSAGES, {**ANTHROPIC_TOOL, "tool_choice": {"type": "any", "disable_parallel_tool_use": 1}},
+     "tool_choice.disable_parallel_tool_use is 1; expected true or false"),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "thinking": {"type": "adaptive", "budget_tokens": 9}},
+     "unknown field thinking.budget_tokens"),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "thinking": {}},
+     "thinking.type is missing; expected enabled, disabled or adaptive"),
+    ("/v1/embeddings", {"input": [10**9], "pooling": "mean"}, "input holds 1000000000; the ids of this vocabulary go "
+     "from 0 to 319"),
     (CHAT, {"messages": HI, "reasoning_effort": "high"}, "reasoning_effort asks for a thought, but this model's chat "
      "template knows of no thoughts; leave reasoning_effort out"),
 ]  # fmt: skip

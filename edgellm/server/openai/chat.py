@@ -15,7 +15,7 @@ from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import Chat, begin, form_of, prepared, think_of
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import prompt_progress, timings
-from edgellm.server.openai.types import ChatRequest
+from edgellm.server.openai.types import ChatRequest, Completing
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import Form, event, unless_gone
@@ -43,6 +43,13 @@ def wrong(error: Exception) -> bytes:
     return event(problem_of(error, CALLED).as_openai())
 
 
+def check_streaming(asked: Completing) -> None:
+    """Raises ApiProblem for wishes about a stream where none is asked for."""
+    for name in ("stream_options", "return_progress"):
+        if getattr(asked, name) and not asked.stream:
+            raise ApiProblem(400, f"{name} is given, but stream is not true; set it, or leave {name} out", name)
+
+
 def chat_of(asked: ChatRequest) -> Chat:
     """What the engine is asked for. Raises ApiProblem for fields that do not go together."""
     keywords = asked.keywords()
@@ -50,6 +57,7 @@ def chat_of(asked: ChatRequest) -> Chat:
     limits = [limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None]
     if limits:
         keywords["max_tokens"] = min(limits)
+    check_streaming(asked)
     if asked.top_logprobs and not asked.logprobs:
         raise ApiProblem(400, "top_logprobs is given, but logprobs is not true; set it", "top_logprobs")
     if asked.logprobs:

@@ -79,7 +79,7 @@ def _ids(model: Model, asked: TokenizeRequest) -> list[int]:
 
 async def detokenize(server: Server, request: Request) -> Response:
     asked = await server.body(request, DetokenizeRequest)
-    text = await server.ask(request, asked.model, lambda model: model.detokenize(asked.tokens))
+    text = await server.ask(request, asked.model, lambda model: model.detokenize(asked.tokens), {"token_ids": "tokens"})
     return JsonAnswer({"content": text, "prompt": text})
 
 
