@@ -46,7 +46,8 @@ async def tokenize(server: Server, request: Request) -> Response:
     asked = await server.body(request, TokenizeRequest)
     given = [name for name in ("content", "prompt", "messages") if getattr(asked, name) is not None]
     if len(given) != 1:
-        raise ApiProblem(400, f"{' and '.join(given) or 'nothing'} is given; expected one of content, prompt, messages")
+        told = f"{' and '.join(given)} are given" if given else "nothing is given"
+        raise ApiProblem(400, f"{told}; expected one of content, prompt, messages")
 
     def work(model: Model) -> dict[str, Any]:
         ids = _ids(model, asked)
