@@ -6,7 +6,6 @@ Follows `transformers`: keys whose value is None are dropped, and reasoning stan
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,8 +76,10 @@ def arguments_of(given: Any, place: str) -> dict[str, Any]:
     """The arguments of a call as JSON has them; none at all where nothing is given. Raises UsageError."""
     found = given
     if isinstance(given, str):
+        from edgellm.text.calls.values import decoded  # seldom needed
+
         try:
-            found = json.loads(given) if given.strip() else None
+            found = decoded(given) if given.strip() else None
         except (ValueError, RecursionError):
             found = given
     if found is None:

@@ -193,6 +193,17 @@ def test_a_message_without_content_is_named(small) -> None:
     assert error["param"] == "messages.0.content"
 
 
+def test_numbers_that_are_too_large_for_any(small) -> None:
+    """They could not be told as JSON again."""
+    call = b'{"type": "tool_use", "id": "x", "name": "f", "input": {"x": 1e999}}'
+    asked = b'{"model": "tiny", "max_tokens": 1, "messages": [{"role": "assistant", "content": [' + call + b"]}]}"
+    found = httpx.post(f"{small.url}/v1/messages", content=asked)
+    assert found.status_code == 400 and "its JSON holds the number 1e999, which is too large" in found.text
+    asked = b'{"model": "tiny", "max_output_tokens": 1, "input": "a", "metadata": {"a": -1e999}}'
+    found = httpx.post(f"{small.url}/v1/responses", content=asked)
+    assert found.status_code == 400 and "-1e999" in found.text
+
+
 def test_a_prompt_that_is_too_long(small) -> None:
     long = {**CHAT, "messages": [{"role": "user", "content": "abc " * 2000}]}
     error = small.post("/v1/chat/completions", long).json()["error"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timezone
 from time import monotonic
@@ -25,6 +24,7 @@ from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import Form, JsonAnswer, line, unless_gone
 from edgellm.text.calls.telling import ToldCalls
+from edgellm.text.calls.values import decoded
 
 NDJSON = "application/x-ndjson"
 # How a part of an answer is told: its pieces, and the calls that are whole now.
@@ -138,7 +138,7 @@ async def _stream(job: Job, asked: Asking, head: dict[str, Any], tell: Teller) -
                 yield told
             for number, call, _, _, is_whole in calls.new(generation.open_calls):
                 if is_whole:  # Ollama tells a call when all of it is there
-                    yield called(_Call(number, call.id, call.name, json.loads(call.arguments, strict=False)))
+                    yield called(_Call(number, call.id, call.name, decoded(call.arguments)))
         for one in _calls(generation)[calls.n_whole :]:
             yield called(one)
         yield line({**head, "created_at": _now(), **tell([], ()), **_end(job)})
