@@ -233,7 +233,7 @@ class Answering:
         self, messages: Iterable[Mapping[str, Any]], keywords: Mapping[str, Any], streams: bool = False
     ) -> tuple[list[Generation], ChatShape]:
         """The answers that `openai_chat` gives, of which nothing is computed yet, and what puts them into shape."""
-        from edgellm.engine.openai import ChatShape, openai_params, prepared
+        from edgellm.engine.openai import ChatShape, goes_on, openai_params, prepared
 
         asked = openai_params(keywords)
         if asked.stream_options is not None and not streams:
@@ -242,7 +242,10 @@ class Answering:
         can_think = template is not None and template.reasoning is not None
         tells_effort = template is not None and "reasoning_effort" in template.source
         ours, variables = asked.for_chat(can_think, tells_effort)
-        generations = self.chat(prepared(checked_messages(messages)), variables, n=asked.n or 1, **ours)
+        found = checked_messages(messages)
+        if (wish := goes_on(found, ours.get("continue_final_message"))) is not None:
+            ours["continue_final_message"] = wish
+        generations = self.chat(prepared(found), variables, n=asked.n or 1, **ours)
         shape = ChatShape(
             self.tokenizer,
             asked.model or self.path.stem,

@@ -63,9 +63,17 @@ def continues(messages: list[Any], wish: bool | None) -> bool:
 
 
 def begun_by(messages: list[Any], reasoning: Reasoning | None) -> Begun | None:
-    """What the last message begins; None where it says nothing. Raises UsageError for what is no message."""
-    (last,) = joined_parts(plain_messages(messages[-1:]))
+    """What the last message begins; None where it says nothing. Raises UsageError for what is no message, and for a
+    thought where the template knows of none.
+    """
+    (last,) = joined_parts(plain_messages(messages)[-1:])
     content = last.get("content", "")
+    if reasoning is None and not content and last.get("reasoning_content"):
+        raise UsageError(
+            "the last message holds a thought (reasoning_content) and no content, so the answer is to go on from the "
+            "thought, but this model's chat template knows of no thoughts; leave the message out, or give it a content",
+            parameter="reasoning_content",
+        )
     if not isinstance(content, str):  # of a kind that only its template knows
         return None
     thought, text = _told_apart(last, content, reasoning)

@@ -15,6 +15,7 @@ from edgellm.errors import UsageError, shown
 
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 TOOL_CHOICES = ("auto", "none", "required")
+ALLOWED = "allowed_tools"  # OpenAI's form for some of the tools
 # The fields of a tool, and what they hold where nothing else looks at them. "return" comes from transformers, which
 # makes tools of Python functions.
 AROUND: dict[str, type | None] = {"type": None, "function": None}
@@ -53,19 +54,55 @@ class Tools:
     def chosen(self, tool_choice: Any) -> tuple[str, dict[str, dict[str, Any]]]:
         """How calls may come ("auto", "none", "required") and the arguments of those tools that may be called.
 
-        tool_choice:  one of these words, the name of a tool, or that in OpenAI's form. Raises UsageError.
+        tool_choice:  one of these words, the name of a tool, or one of OpenAI's forms:
+                      {"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", "allowed_tools":
+                      {"mode": "auto" or "required", "tools": [...]}}, also without the inner object. Raises UsageError.
         """
         if tool_choice is None:
             return "auto", self.arguments
         if isinstance(tool_choice, Mapping):
-            function = tool_choice.get("function", tool_choice)
-            tool_choice = function.get("name") if isinstance(function, Mapping) else None
-        if tool_choice in TOOL_CHOICES and tool_choice not in self.arguments:
-            return str(tool_choice), self.arguments
-        if tool_choice in self.arguments:
+            if tool_choice.get("type") == ALLOWED:
+                return self._allowed(tool_choice)
+            tool_choice = self._named("tool_choice", tool_choice)
+        elif isinstance(tool_choice, str) and tool_choice in TOOL_CHOICES and tool_choice not in self.arguments:
+            return tool_choice, self.arguments
+        if isinstance(tool_choice, str) and tool_choice in self.arguments:
             return "required", {tool_choice: self.arguments[tool_choice]}
         raise checks.wrong("tool_choice", tool_choice, f"{', '.join(TOOL_CHOICES)} or the name of a tool: "
                            f"{', '.join(self.arguments)}")  # fmt: skip
+
+    def _allowed(self, choice: Mapping[str, Any]) -> tuple[str, dict[str, dict[str, Any]]]:
+        """Of all that the model is told of, only some tools may be called."""
+        place, found = _inner("tool_choice", choice, ALLOWED)
+        checks.fields(place, found, {"mode": None, "tools": None, "type": None}, "tool_choice")
+        mode, tools = found.get("mode"), found.get("tools")
+        if mode not in ("auto", "required"):
+            raise UsageError(f"{place}.mode is {shown(mode)}; expected auto or required", parameter="tool_choice")
+        if not isinstance(tools, (list, tuple)) or not tools:
+            raise UsageError(f"{place}.tools is {shown(tools)}; expected a list of tools", parameter="tool_choice")
+        names = [self._named(f"{place}.tools.{number}", tool) for number, tool in enumerate(tools)]
+        return mode, {name: self.arguments[name] for name in names}
+
+    def _named(self, place: str, choice: Any) -> str:
+        """The name of the tool that is chosen in OpenAI's form."""
+        expected = f'{{"type": "function", "function": {{"name": ...}}}} with a tool: {", ".join(self.arguments)}'
+        if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
+            where, function = _inner(place, choice, "function")
+            checks.fields(where, function, {"name": None, "type": None}, "tool_choice")
+            if function.get("name") in self.arguments:
+                return str(function["name"])
+        raise UsageError(f"{place} is {shown(choice)}; expected {expected}", parameter="tool_choice")
+
+
+def _inner(place: str, choice: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:
+    """What a choice says, which OpenAI's chats put into an object of its own and its responses do not, and where."""
+    if name not in choice:
+        return place, choice
+    checks.fields(place, choice, {"type": None, name: None}, "tool_choice")
+    found = choice[name]
+    if not isinstance(found, Mapping):
+        raise UsageError(f"{place}.{name} is {shown(found)}; expected an object", parameter="tool_choice")
+    return f"{place}.{name}", found
 
 
 def tool_schema(function: Any) -> dict[str, Any]:

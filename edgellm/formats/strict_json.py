@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,7 +37,11 @@ def parse(raw: bytes) -> Any:
         raise FormatError(f"its JSON holds more than {MAX_VALUES} values")
     try:
         return json.loads(
-            raw.decode(), object_pairs_hook=_unique, parse_int=_bounded_int, parse_constant=_refuse_constant
+            raw.decode(),
+            object_pairs_hook=_unique,
+            parse_int=_bounded_int,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
         )
     except UnicodeDecodeError as problem:
         raise FormatError(f"its JSON is not UTF-8 at byte {problem.start}") from None
@@ -58,6 +63,13 @@ def _bounded_int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise FormatError(f"its JSON holds a number of {len(digits)} digits")
     return int(digits)
+
+
+def _finite(digits: str) -> float:
+    found = float(digits)
+    if not math.isfinite(found):  # which could not be written as JSON again
+        raise FormatError(f"its JSON holds the number {digits[:20]}, which is too large")
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -17,6 +17,20 @@ from edgellm.server.problems import ApiProblem
 
 Body = TypeVar("Body", bound=BaseModel)
 MOST_NAMED = 3  # faults of a request that are told
+# What pydantic says, and what it means in JSON.
+IN_PLAIN_WORDS = {
+    "None": "null", "True": "true", "False": "false", "a valid string": "a text", "a valid list": "a list",
+    "a valid integer": "a whole number", "a valid number": "a number", "a valid boolean": "true or false",
+    "a valid dictionary": "an object", "dictionary": "object",
+}  # fmt: skip
+# Likewise of how much there may be.
+ABOUT_SIZES = (
+    (r"^List should have (at \w+ \d+ items?) after validation, not .*", r"a list with \1"),
+    (r"^(String|Bytes) should have (at \w+ \d+) characters?", r"a text with \2 characters"),
+    (r"^greater than or equal to ", "a number of at least "),
+    (r"^less than or equal to ", "a number of at most "),
+    (r" or instance of \w+$", ""),
+)
 
 
 async def read_bytes(request: Request, most: int, seconds: float) -> bytes:
@@ -140,8 +154,10 @@ def _expected(fault: Any, found: Any) -> str:
     if fault["type"] == "missing":
         return f"{place} is missing"
     expected = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    for begins, means in ABOUT_SIZES:
+        expected = re.sub(begins, means, expected)
     expected = expected.replace("'", '"')
-    for ours, theirs in (("None", "null"), ("True", "true"), ("False", "false"), ("dictionary", "object")):
+    for ours, theirs in IN_PLAIN_WORDS.items():
         expected = re.sub(rf"\b{ours}\b", theirs, expected)
     return f"{place or 'the body'} is {_shown(fault['input'])}; expected {expected[:1].lower() + expected[1:]}"
 

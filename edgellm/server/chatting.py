@@ -11,7 +11,7 @@ from starlette.requests import Request
 from edgellm.engine import Generation, Model
 from edgellm.engine.openai.asking import EFFORTS
 from edgellm.engine.openai.asking import prepared as prepared_calls
-from edgellm.server.fields import check_messages, check_variables, text_part
+from edgellm.server.fields import check_messages, check_variables, text_parts
 from edgellm.server.length import check_chat_length
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
@@ -59,11 +59,9 @@ def prepared(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _with_texts(number: int, message: dict[str, Any]) -> dict[str, Any]:
     """The parts of texts under the names of other interfaces, as what they are."""
-    content = message.get("content")
-    if not isinstance(content, list):
+    if not isinstance(message.get("content"), list):
         return message
-    parts = [text_part(part, f"messages.{number}.content.{n}") for n, part in enumerate(content)]
-    return {**message, "content": parts}
+    return {**message, "content": text_parts(message["content"], f"messages.{number}.content")}
 
 
 def form_of(form: dict[str, Any] | None, param: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 from edgellm.errors import shown
 from edgellm.server.problems import ApiProblem
 from edgellm.text import ChatTemplate
-from edgellm.text.messages import MEDIA, REASONING, ROLES
+from edgellm.text.messages import REASONING, ROLES
 
 # What else a message holds is for the model's chat template, if it knows of it.
 OF_MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "refusal", "annotations", "audio",
@@ -60,17 +60,27 @@ def _check_call(call: Any, place: str, template: ChatTemplate) -> None:
             check_fields(found, [name for name in found if name in known or uses(template, name)], where)
 
 
-def text_part(part: Any, place: str) -> Any:
-    """A part of a content as templates want it. Raises ApiProblem for what holds no text."""
-    if not isinstance(part, dict) or part.get("type") in MEDIA:
-        return part  # which is refused as it is
+def text_parts(content: Any, place: str) -> Any:
+    """A content as templates want it: of its parts, the texts that they hold. Raises ApiProblem for what holds none."""
+    if not isinstance(content, list):
+        return content
+    return [_text_part(part, f"{place}.{number}") for number, part in enumerate(content)]
+
+
+def _text_part(part: Any, place: str) -> Any:
+    if not isinstance(part, dict):
+        raise ApiProblem(400, f"{place} is {shown(part)}; expected an object with type and text", place)
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in TEXTS:
         told = "is missing" if kind is None else f"is {shown(kind)}"
         raise ApiProblem(400, f"{place}.type {told}; this server reads parts of the type text", f"{place}.type")
     name = TEXTS[kind]
     check_fields(part, (*BESIDE_TEXT, name), place)
-    return {"type": "text", "text": part.get(name)}
+    text = part.get(name)
+    if not isinstance(text, str):
+        told = "is missing" if text is None else f"is {shown(text)}"
+        raise ApiProblem(400, f"{place}.{name} {told}; expected a text", f"{place}.{name}")
+    return {"type": "text", "text": text}
 
 
 def check_variables(variables: Mapping[str, Any], template: ChatTemplate, place: str) -> None:

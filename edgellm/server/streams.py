@@ -124,7 +124,8 @@ class EventStream(Response):
     async def _pour(self, send: Send) -> None:
         async with contextlib.aclosing(self.parts) as parts:  # type: ignore[type-var]
             async for part in parts:
-                await self._send(send, part)
+                if part:
+                    await self._send(send, part)
         self._close_wire()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import FormatError, TemplateError
-from edgellm.text.messages import holds_parts, joined_parts, plain, plain_messages
+from edgellm.text.messages import check_objects, holds_parts, joined_parts, plain, plain_messages
 from edgellm.text.provenance import Text, written
 
 if TYPE_CHECKING:
@@ -98,12 +98,14 @@ class ChatTemplate:
         `parse_special=True` and without `add_special`: the template spells out special tokens, and only its own text
         makes them. What people, models and tools have said stays text, whatever it spells.
 
-        A content may be a text or a list of parts {"type": "text", "text": ...}; a key whose value is None counts as
-        absent. `tools` are JSON schemas; other keywords are variables of the template, such as `enable_thinking`.
-        Raises UsageError for messages of another form, TemplateError when the template is malformed, refuses the
-        messages, or takes too much.
+        A content may be a text or a list of parts {"type": "text", "text": ...}, and an object only where the template
+        asks whether it is one ("is mapping"); a key whose value is None counts as absent. `tools` are JSON schemas;
+        other keywords are variables of the template, such as `enable_thinking`. Raises UsageError for messages of
+        another form, TemplateError when the template is malformed, refuses the messages, or takes too much.
         """
         chat = plain_messages(messages)
+        if not any("mapping" in source for source in self.sources):
+            check_objects(chat)
         if holds_parts(chat) and not self._knows_parts(bool(tools)):
             chat = joined_parts(chat)
         variables = {

@@ -6,7 +6,6 @@ Follows `transformers`: keys whose value is None are dropped, and reasoning stan
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,8 +76,10 @@ def arguments_of(given: Any, place: str) -> dict[str, Any]:
     """The arguments of a call as JSON has them; none at all where nothing is given. Raises UsageError."""
     found = given
     if isinstance(given, str):
+        from edgellm.text.calls.values import decoded  # seldom needed
+
         try:
-            found = json.loads(given) if given.strip() else None
+            found = decoded(given) if given.strip() else None
         except (ValueError, RecursionError):
             found = given
     if found is None:
@@ -120,6 +121,17 @@ def calls_of(message: Mapping[str, Any], place: str) -> list[tuple[str, dict[str
     return [call_of(call, f"{place}.{number}") for number, call in enumerate(calls)]
 
 
+def check_objects(messages: Iterable[Mapping[str, Any]]) -> None:
+    """Raises UsageError for a content that is an object, with its place."""
+    for n, message in enumerate(messages):
+        if isinstance(content := message.get("content"), Mapping):
+            place = f"messages.{n}.content"
+            raise UsageError(
+                f'{place} is {shown(content)}; expected a text or a list of parts like {{"type": "text", "text": ...}}',
+                parameter=place,
+            )
+
+
 def holds_calls(messages: Iterable[Any]) -> bool:
     """Whether tools were called in a chat."""
     return any(isinstance(message, Mapping) and message.get("tool_calls") for message in messages)
@@ -157,6 +169,8 @@ def _plain_message(n: int, given: Any) -> dict[str, Any]:
     if role in ROLES:
         message["role"] = written(role)
     reasoning = next((message[name] for name in REASONING if name in message), None)
+    if reasoning is not None and not message.get("tool_calls"):
+        message.setdefault("content", "")  # templates count on one
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 

@@ -98,11 +98,16 @@ def test_calls(chatty) -> None:
     message = as_openai("ChatCompletion", found).choices[0].message
     assert message.content is None and isinstance(json.loads(message.tool_calls[0].function.arguments), dict)
     chunks = list(chatty.openai_chat(ASKED, tool_choice="required", seed=seed, stream=True, **asked))
-    calls = [call for chunk in chunks for c in chunk["choices"] for call in c["delta"].get("tool_calls", ())]
-    assert [call["function"] for call in calls] == [
-        call["function"] for call in found["choices"][0]["message"]["tool_calls"]
+    parts = [call for chunk in chunks for c in chunk["choices"] for call in c["delta"].get("tool_calls", ())]
+    calls: list[list[dict[str, Any]]] = []
+    for part in parts:
+        if "id" in part:
+            calls.append([])
+        calls[part["index"]].append(part["function"])
+    assert [(call[0]["name"], json.loads("".join(part["arguments"] for part in call))) for call in calls] == [
+        (call["function"]["name"], json.loads(call["function"]["arguments"]))
+        for call in found["choices"][0]["message"]["tool_calls"]
     ]
-    assert [call["index"] for call in calls] == list(range(len(calls)))
     one = chatty.openai_chat(ASKED, tool_choice="required", seed=seed, parallel_tool_calls=False, **asked)
     assert len(one["choices"][0]["message"]["tool_calls"]) == 1
     # What came is taken back, with its arguments as a text, and the result finds the name of its tool.
@@ -110,6 +115,18 @@ def test_calls(chatty) -> None:
     result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "sunny"}
     developer = {"role": "developer", "content": "Be brief."}
     assert chatty.openai_chat([developer, *ASKED, message, result], **OFTEN)["choices"]
+
+
+def test_arguments_of_calls_come_as_they_are_written(chatty) -> None:
+    schema = {"type": "object", "properties": {"note": {"type": "string", "minLength": 20, "maxLength": 20}},
+              "required": ["note"], "additionalProperties": False}  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "write", "parameters": schema}}]
+    asked = {"temperature": 1.0, "tools": tools, "tool_choice": "required", "max_tokens": 200, "n": 2, "seed": 1}
+    n_parts = [0, 0]
+    for chunk in chatty.openai_chat(ASKED, stream=True, **asked):
+        for choice in chunk["choices"]:
+            n_parts[choice["index"]] += "tool_calls" in choice["delta"]
+    assert min(n_parts) > 10
 
 
 def test_thoughts_stand_beside_the_answer(model) -> None:

@@ -142,6 +142,29 @@ def test_which_calls_may_come() -> None:
     for name in ("bare", {"type": "function", "function": {"name": "bare"}}):
         choice, arguments = tools.chosen(name)
         assert choice == "required" and list(arguments) == ["bare"]
-    for wrong in ("other", 3, {"function": {}}, {"type": "function"}):
+    for wrong in ("other", 3, {"function": {}}, {"type": "function"}, [], {"type": "custom", "custom": {"name": "b"}},
+                  {"type": "function", "function": {"name": "bare", "x": 1}}, {"type": "web", "name": "bare"},
+                  {"type": "function", "function": 3}):  # fmt: skip
         with pytest.raises(UsageError, match="tool_choice"):
             tools.chosen(wrong)
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_some_of_the_tools_may_be_called(mode: str) -> None:
+    tools = Tools([google, bare, numpy_style])
+    some = [{"type": "function", "function": {"name": "bare"}}, {"type": "function", "name": "google"}]
+    for choice in ({"mode": mode, "tools": some}, {"allowed_tools": {"mode": mode, "tools": some}}):
+        found, arguments = tools.chosen({"type": "allowed_tools", **choice})
+        assert found == mode and list(arguments) == ["bare", "google"]
+    for wrong, words in (
+        ({"mode": "none", "tools": some}, "mode is 'none'; expected auto or required"),
+        ({"mode": mode, "tools": []}, "expected a list of tools"),
+        ({"mode": mode}, "expected a list of tools"),
+        ({"mode": mode, "tools": [{"type": "mcp", "name": "bare"}]}, "tools.0 is"),
+        ({"mode": mode, "tools": [{"type": "function", "name": "x"}]}, "with a tool: google, bare, numpy_style"),
+        ({"allowed_tools": {"mode": mode, "tools": some, "y": 1}}, "unknown field tool_choice.allowed_tools.y"),
+        ({"allowed_tools": 3}, "tool_choice.allowed_tools is 3"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            tools.chosen({"type": "allowed_tools", **wrong})
+        assert words in str(caught.value) and caught.value.parameter == "tool_choice"

@@ -96,6 +96,47 @@ def test_what_contradicts_itself(small: Running, more: dict[str, Any], what: str
     assert found.json()["error"]["param"] == "continue_final_message"
 
 
+@pytest.mark.parametrize("more", [{}, {"continue_final_message": True}])
+def test_in_the_words_of_mistral_and_deepseek(small: Running, more: dict[str, Any]) -> None:
+    text, n_prompt = plain(small, CONTINUED)
+    body = {**GREEDY, "messages": [{**ASK, "prefix": False}, {**BEGUN[1], "prefix": True}], **more}
+    answer = small.post("/v1/chat/completions", body).json()
+    assert (answer["choices"][0]["message"]["content"], answer["usage"]["prompt_tokens"]) == (text, n_prompt)
+    counted = small.post("/tokenize", {"model": "tiny", "messages": body["messages"], **more}).json()
+    assert counted["count"] == n_prompt
+
+
+@pytest.mark.parametrize(
+    ("messages", "more", "what"),
+    [
+        ([{**BEGUN[1], "prefix": True}, ASK], {}, "messages.0.prefix is true, but an answer goes on from the last"),
+        ([{**ASK, "prefix": True}], {}, "messages.0.prefix is true"),
+        ([ASK, {**BEGUN[1], "prefix": "yes"}], {}, "messages.1.prefix is 'yes'; expected true or false"),
+        ([ASK, {**BEGUN[1], "prefix": True}], {"continue_final_message": False}, "begin anew"),
+        ([ASK, {**BEGUN[1], "prefix": True}], {"add_generation_prompt": True}, "begin anew"),
+    ],
+)
+def test_a_mark_that_cannot_be_followed(
+    small: Running, messages: list[dict[str, Any]], more: dict[str, Any], what: str
+) -> None:
+    found = small.post("/v1/chat/completions", {**GREEDY, "messages": messages, **more})
+    assert found.status_code == 400 and what in found.json()["error"]["message"]
+    assert found.json()["error"]["param"].endswith(".prefix")
+
+
+def test_a_thought_alone_where_the_template_knows_of_none(small: Running) -> None:
+    """Nothing of what is given is dropped without a word."""
+    thought = {"role": "assistant", "reasoning_content": "hm"}
+    for last in (thought, {**thought, "content": ""}):
+        found = small.post("/v1/chat/completions", {**GREEDY, "messages": [ASK, last]})
+        assert found.status_code == 400 and "(reasoning_content) and no content" in found.json()["error"]["message"]
+    block = {"type": "thinking", "thinking": "hm", "signature": ""}
+    found = small.post("/v1/messages", {**GREEDY, "messages": [ASK, {"role": "assistant", "content": [block]}]})
+    assert found.status_code == 400 and "holds a thought (thinking)" in found.json()["error"]["message"]
+    found = small.post("/v1/chat/completions", {**GREEDY, "messages": [ASK, thought, ASK]})
+    assert found.status_code == 200, found.text  # an earlier thought is nobody's concern
+
+
 def test_in_the_words_of_ollama(small: Running) -> None:
     text, n_prompt = plain(small, CONTINUED)
     body = {"model": "tiny", "messages": BEGUN, "options": {"temperature": 0, "num_predict": 8}}

@@ -12,6 +12,7 @@ HI = [{"role": "user", "content": "a"}]
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 PARAMETERS = {"type": "object", "properties": {}}
 TOOL = {"name": "look", "parameters": PARAMETERS}
+ANTHROPIC_TOOL = {"messages": HI, "max_tokens": 1, "tools": [{"name": "f", "input_schema": PARAMETERS}]}
 
 
 def chat(**message: Any) -> dict[str, Any]:
@@ -87,6 +88,24 @@ SENT = [
     (RESPONSES, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
     (MESSAGES, blocks({"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}})),
     (MESSAGES, {"messages": HI, "max_tokens": 2, "output_config": {"effort": "low"}}),
+    (
+        CHAT,
+        {
+            **tool({}),
+            "tool_choice": {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "look"}}]},
+            },
+        },
+    ),
+    (
+        RESPONSES,
+        {
+            "input": "a",
+            "tools": [{"type": "function", "name": "f", "parameters": None}],
+            "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+        },
+    ),
 ]
 
 
@@ -101,15 +120,44 @@ TOLD = [
     (CHAT, {"messages": HI, "Temperature": 1}, "unknown field Temperature"),
     (CHAT, {"messages": HI, "str": 1}, "unknown field str"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]},
-     "messages.0.content is 5; expected a valid string or a valid list"),
+     "messages.0.content is 5; expected a text or a list"),
+    (CHAT, {"messages": [{"role": "user", "content": {"a": None}}]},
+     'messages.0.content is {"a": null}; expected a text or a list'),
     (CHAT, {"messages": [{"content": "a"}]}, "messages.0.role is missing"),
-    (CHAT, {"messages": [{"role": "user", "content": [5]}]}, "messages.0.content.0 is 5; expected a valid object"),
-    (CHAT, {"messages": HI, "temperature": True}, "temperature is true; expected a valid number"),
-    (CHAT, {"messages": HI, "stop": {"a": None}}, 'stop is {"a": null}; expected a valid string or a valid list'),
-    (CHAT, {"messages": None}, "messages is null; expected a valid list"),
+    (CHAT, {"messages": [{"role": "user", "content": [5]}]}, "messages.0.content.0 is 5; expected an object"),
+    (CHAT, {"messages": HI, "temperature": True}, "temperature is true; expected a number"),
+    (CHAT, {"messages": HI, "stop": {"a": None}}, 'stop is {"a": null}; expected a text or a list'),
+    (CHAT, {"messages": None}, "messages is null; expected a list"),
     ("/v1/completions", {"prompt": None},
-     "prompt is null; expected a valid string or a valid list"),
+     "prompt is null; expected a text or a list"),
     (MESSAGES, {"messages": HI, "max_tokens": 1, "container": "a"}, 'container is "a"; expected null'),
+    (RESPONSES, {"input": []}, "input is empty; expected at least one message"),
+    (RESPONSES, {"instructions": "a", "input": [{"role": "user", "content": {"a": 1}}]},
+     "input.0.content is {'a': 1}; expected a text or a list of parts"),
+    (RESPONSES, {"instructions": "a", "input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+     "input.0.content.0.type is 'input_image'; this server reads parts of the type text"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+     "messages.0.content.0.text is missing; expected a text"),
+    (CHAT, {"messages": []}, "messages is []; expected a list with at least 1 item"),
+    (CHAT, {"messages": HI, "n": 0}, "n is 0; expected a number of at least 1"),
+    (CHAT, {"messages": HI, "n": 500}, "n is 500; expected a number of at most 128"),
+    (CHAT, {"messages": HI, "stream_options": {"include_usage": True}}, "stream_options is given, but stream is not "
+     "true; set it, or leave stream_options out"),
+    ("/v1/completions", {"prompt": "a", "return_progress": True}, "return_progress is given, but stream is not true; "
+     "set it, or leave return_progress out"),
+    (CHAT, {**tool({}), "tool_choice": {"type": "function"}}, "tool_choice is {'type': 'function'}; expected "
+     '{"type": "function", "function": {"name": ...}} with a tool: look'),
+    (MESSAGES, {**ANTHROPIC_TOOL, "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice.name is 'g'; expected "
+     "the name of a tool: f"),
+    (MESSAGES, {**ANTHROPIC_TOOL, "tool_choice": {}}, "tool_choice.type is missing; expected auto, any, none or tool"),
+    (MESSAGES, {**ANTHROPIC_TOOL, "tool_choice": {"type": "any", "disable_parallel_tool_use": 1}},
+     "tool_choice.disable_parallel_tool_use is 1; expected true or false"),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "thinking": {"type": "adaptive", "budget_tokens": 9}},
+     "unknown field thinking.budget_tokens"),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "thinking": {}},
+     "thinking.type is missing; expected enabled, disabled or adaptive"),
+    ("/v1/embeddings", {"input": [10**9], "pooling": "mean"}, "input holds 1000000000; the ids of this vocabulary go "
+     "from 0 to 319"),
     (CHAT, {"messages": HI, "reasoning_effort": "high"}, "reasoning_effort asks for a thought, but this model's chat "
      "template knows of no thoughts; leave reasoning_effort out"),
 ]  # fmt: skip

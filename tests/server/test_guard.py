@@ -193,6 +193,17 @@ def test_a_message_without_content_is_named(small) -> None:
     assert error["param"] == "messages.0.content"
 
 
+def test_numbers_that_are_too_large_for_any(small) -> None:
+    """They could not be told as JSON again."""
+    call = b'{"type": "tool_use", "id": "x", "name": "f", "input": {"x": 1e999}}'
+    asked = b'{"model": "tiny", "max_tokens": 1, "messages": [{"role": "assistant", "content": [' + call + b"]}]}"
+    found = httpx.post(f"{small.url}/v1/messages", content=asked)
+    assert found.status_code == 400 and "its JSON holds the number 1e999, which is too large" in found.text
+    asked = b'{"model": "tiny", "max_output_tokens": 1, "input": "a", "metadata": {"a": -1e999}}'
+    found = httpx.post(f"{small.url}/v1/responses", content=asked)
+    assert found.status_code == 400 and "-1e999" in found.text
+
+
 def test_a_prompt_that_is_too_long(small) -> None:
     long = {**CHAT, "messages": [{"role": "user", "content": "abc " * 2000}]}
     error = small.post("/v1/chat/completions", long).json()["error"]
@@ -213,7 +224,8 @@ def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_sought(small) -
 )
 def test_a_chat_of_too_many_messages_is_refused_before_it_is_rendered(small, path, more, monkeypatch) -> None:
     monkeypatch.setattr(ChatTemplate, "render", lambda *_, **__: pytest.fail("it was rendered"))
-    found = small.post(path, {"model": "tiny", "messages": [{"role": "user", "content": "a"}] * 1025, **more})
+    messages = [{"role": "assistant" if n % 2 else "user", "content": "a"} for n in range(1025)]
+    found = small.post(path, {"model": "tiny", "messages": messages, **more})
     assert found.status_code == 400
     assert "1025 messages, more than the context of 1024 tokens" in found.text
 

@@ -69,6 +69,12 @@ def test_what_there_is(client, smollm2) -> None:
     assert [one.model for one in client.ps().models] == ["smollm2-135m"]
 
 
+def test_null_is_as_good_as_nothing(small) -> None:
+    for path, body in (("chat", {"messages": None}), ("generate", {"prompt": None}), ("chat", {"messages": QUESTION})):
+        found = small.post(f"/api/{path}", {"model": "tiny", "options": None, "stream": False, **body})
+        assert found.status_code == 200, found.text
+
+
 def test_a_request_without_a_question_loads(client) -> None:
     found = client.generate("smollm2-135m", keep_alive="5m")
     assert (found.done, found.done_reason) == (True, "load")

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgellm.errors import UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.text import ChatTemplate, load_tokenizer
+from edgellm.text.calls.plain import told_in_text
 from edgellm.text.vocabulary import TokenType, as_bytes
 
 from . import oracles
@@ -296,3 +298,22 @@ def test_many_hostile_contents_take_no_time(tokenizer):
     ids = ids_of(tokenizer, CHATML, [{"role": "user", "content": content}])
     assert time.thread_time() - start < 10
     assert len(ids) > 100_000 and json.dumps(ids)
+
+
+def test_a_content_that_is_an_object() -> None:
+    """It is refused, unless the template asks for objects; so nobody gets Python's way to print one."""
+    for content in ({"a": 1}, {"type": "text", "text": "hi"}):
+        messages = [{"role": "user", "content": "x"}, {"role": "tool", "content": content}]
+        for render in (ChatTemplate(CHATML).render, lambda chat: told_in_text(chat, (), True)):
+            with pytest.raises(UsageError) as caught:
+                render(messages)
+            assert "messages.1.content is {" in str(caught.value) and "expected a text or a list" in str(caught.value)
+            assert caught.value.parameter == "messages.1.content"
+        knows = "{% for m in messages %}{{ m.content | tojson if m.content is mapping else m.content }}{% endfor %}"
+        assert ChatTemplate(knows).render(messages) == "x" + json.dumps(content)
+
+
+def test_parts_of_a_result_that_is_told_in_text() -> None:
+    parts = [{"type": "text", "text": "rain"}, {"type": "text", "text": "wind"}]
+    (told,) = told_in_text([{"role": "tool", "content": parts}], (), True)
+    assert told["content"] == "<tool_response>\nrain\nwind\n</tool_response>"

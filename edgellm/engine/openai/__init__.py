@@ -5,7 +5,7 @@ asked (`asking.py`) ──► Model.chat ──► generations ──► a compl
 
 from __future__ import annotations
 
-from edgellm.engine.openai.asking import OpenAIParams, openai_params, prepared
+from edgellm.engine.openai.asking import OpenAIParams, goes_on, openai_params, prepared
 from edgellm.engine.openai.shapes import ChatShape, usage_of
 
-__all__ = ["ChatShape", "OpenAIParams", "openai_params", "prepared", "usage_of"]
+__all__ = ["ChatShape", "OpenAIParams", "goes_on", "openai_params", "prepared", "usage_of"]

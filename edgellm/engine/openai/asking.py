@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from edgellm import checks
-from edgellm.errors import UsageError
+from edgellm.errors import UsageError, shown
 from edgellm.text.messages import call_of, check_calls
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 MOST_ALTERNATIVES = 20
+PREFIX = "prefix"  # marks the last message as the beginning of the answer
 # Taken over as they are.
 _SAME = (
     "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "response_format", "tools",
@@ -163,12 +164,40 @@ def openai_params(keywords: Mapping[str, Any]) -> OpenAIParams:
     return OpenAIParams(**keywords)
 
 
+def goes_on(messages: Sequence[Any], wish: bool | None) -> bool | None:
+    """Whether the answer is to go on from the last message: it is marked as the beginning of the answer ("prefix" is
+    true, as Mistral and DeepSeek have it), or that is wished for; None where nothing is said.
+
+    Raises UsageError for a mark elsewhere, one that is neither true nor false, and one against the wish.
+    """
+    for n, message in enumerate(messages):
+        mark = message.get(PREFIX) if isinstance(message, Mapping) else None
+        if mark is None or mark is False:
+            continue
+        place = f"messages.{n}.{PREFIX}"
+        if mark is not True:
+            raise UsageError(f"{place} is {shown(mark)}; expected true or false", parameter=place)
+        if n != len(messages) - 1 or message.get("role") != "assistant":
+            raise UsageError(
+                f"{place} is true, but an answer goes on from the last message alone, and only from the assistant's; "
+                "leave it out there",
+                parameter=place,
+            )
+        if wish is False:
+            raise UsageError(
+                f"{place} is true, but the answer is to begin anew (continue_final_message); leave one of them out",
+                parameter=place,
+            )
+        return True
+    return wish
+
+
 def prepared(messages: Iterable[Any]) -> list[Any]:
     """Messages of OpenAI's interface as templates want them.
 
-    Arguments of calls that stand as text become JSON, the result of a call gets the name of its tool, and what
-    developers say is what the system says. What is no message is left to who checks messages. Raises UsageError for
-    a call that is none.
+    Arguments of calls that stand as text become JSON, the result of a call gets the name of its tool, what developers
+    say is what the system says, and a mark for `goes_on` is left out. What is no message is left to who checks
+    messages. Raises UsageError for a call that is none.
     """
     messages = list(messages)
     check_calls(messages)
@@ -176,7 +205,7 @@ def prepared(messages: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for n, message in enumerate(messages):
         if isinstance(message, Mapping):
-            message = dict(message)
+            message = {name: value for name, value in message.items() if name != PREFIX}
             if message.get("role") == "developer":
                 message["role"] = "system"
             if calls := message.get("tool_calls"):

@@ -7,6 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm.engine.generation import Generation
@@ -14,7 +15,7 @@ from edgellm.engine.piece import Piece, joined
 from edgellm.engine.sampling import TokenLogprobs
 from edgellm.text import Tokenizer
 from edgellm.text.calls import Call
-from edgellm.text.calls.following import OpenCall
+from edgellm.text.calls.telling import ToldCalls
 
 FINISH = {"stop": "stop", "length": "length", "context": "length"}
 LEAST = -9999.0  # for a token that cannot come, as OpenAI has it; JSON knows no infinity
@@ -49,14 +50,12 @@ class ChatShape:
         """The same in parts while they come. Who stops reading them ends the answers."""
         try:
             yield from self.beginning(len(generations))
-            going = {index: self._parts(index, generation) for index, generation in enumerate(generations)}
+            going = [_Going(index, generation) for index, generation in enumerate(generations)]
             while going:
-                for index, parts in list(going.items()):
-                    chunk = next(parts, None)
-                    if chunk is None:
-                        del going[index]
-                    else:
-                        yield chunk
+                Generation.advance([one.generation for one in going])
+                for one in going:
+                    yield from self._new(one)
+                going = [one for one in going if not one.is_over]
             yield from self.ending(generations)
         finally:
             for generation in generations:
@@ -81,12 +80,15 @@ class ChatShape:
         if told is not None:
             yield self._chunk(index, {"content": ""}, told)
 
-    def call_part(self, index: int, number: int, text: str, call: OpenCall | None = None) -> dict[str, Any]:
-        """More of the arguments of a call. call: which it is, if nothing was told of it yet."""
-        delta: dict[str, Any] = {"index": number, "function": {"arguments": text}}
-        if call is not None:
-            delta |= {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": text}}
-        return self._chunk(index, {"tool_calls": [delta]})
+    def calls(self, index: int, generation: Generation, told: ToldCalls) -> Iterator[dict[str, Any]]:
+        """What is new of the calls of an answer."""
+        for number, call, is_first, text, _ in told.new(generation.open_calls):
+            if not is_first and not text:
+                continue
+            delta: dict[str, Any] = {"index": number, "function": {"arguments": text}}
+            if is_first:
+                delta |= {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": text}}
+            yield self._chunk(index, {"tool_calls": [delta]})
 
     def end(self, index: int, generation: Generation, n_told: int = 0) -> Iterator[dict[str, Any]]:
         """The calls of an answer that has ended, and why it has. n_told: calls that were told before."""
@@ -113,18 +115,32 @@ class ChatShape:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self.aside(), "choices": [choice]}
 
-    def _parts(self, index: int, generation: Generation) -> Iterator[dict[str, Any]]:
-        n_told = 0
-        for piece in generation.pieces():
-            yield from self.part(index, [piece], generation.logprobs[n_told:])
-            n_told = len(generation.logprobs)
-        yield from self.part(index, [], generation.logprobs[n_told:])
-        yield from self.end(index, generation)
+    def _new(self, one: _Going) -> Iterator[dict[str, Any]]:
+        """What there is to tell of an answer, and was not told yet."""
+        index, generation = one.index, one.generation
+        pieces = generation.take()
+        one.is_over = generation.finish_reason is not None
+        yield from self.part(index, pieces, generation.logprobs[one.n_logprobs :])
+        one.n_logprobs = len(generation.logprobs)
+        yield from self.calls(index, generation, one.calls)
+        if one.is_over:
+            yield from self.end(index, generation, one.calls.n_calls)
 
     def _choice(self, index: int, generation: Generation) -> dict[str, Any]:
         message = message_shape(generation.text, generation.reasoning.strip(), generation.tool_calls)
         logprobs = logprobs_shape(self._tokenizer, generation.logprobs) if self._has_logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_of(generation)}
+
+
+@dataclass
+class _Going:
+    """An answer that is told in chunks. n_logprobs: so many of its log-probabilities were told."""
+
+    index: int
+    generation: Generation
+    calls: ToldCalls = field(default_factory=ToldCalls)
+    n_logprobs: int = 0
+    is_over: bool = False
 
 
 def finish_of(generation: Generation) -> str | None:

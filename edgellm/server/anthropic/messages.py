@@ -14,7 +14,6 @@ from edgellm.engine.piece import joined
 from edgellm.server.anthropic.reading import CALL_ID, CALLED, chat_of
 from edgellm.server.anthropic.types import CountRequest, MessagesRequest
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.calling import ToldCalls
 from edgellm.server.chatting import begin
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import new_id
@@ -23,6 +22,7 @@ from edgellm.server.server import Job, Server
 from edgellm.server.streams import Form, JsonAnswer, as_json, event, unless_gone
 from edgellm.text.calls import Call
 from edgellm.text.calls.following import OpenCall
+from edgellm.text.calls.telling import ToldCalls
 
 PING = event({"type": "ping"}, "ping")
 
@@ -140,9 +140,9 @@ class _Blocks:
     def called(self, part: Part) -> bytes:
         """What is new of calls."""
         found = b""
-        for _, call, is_first, text in self._calls.new(self._generation.open_calls):
+        for _, call, is_first, text, _ in self._calls.new(self._generation.open_calls):
             found += self.open("call", _call(call)) if is_first else b""
-            found += self.delta({"type": "input_json_delta", "partial_json": text})
+            found += self.delta({"type": "input_json_delta", "partial_json": text}) if text else b""
         return found
 
     def close(self) -> bytes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
+from edgellm.errors import shown
 from edgellm.server.anthropic.types import CountRequest, MessageIn, MessagesRequest
 from edgellm.server.chatting import Chat, prepared
 from edgellm.server.fields import check_fields
@@ -12,7 +15,8 @@ from edgellm.server.streams import as_json
 
 CALL_ID = "toolu_"  # what an id of a call begins with; templates do not see it
 CALLED = {"max_tokens": "max_tokens", "stop": "stop_sequences", "think_budget": "thinking.budget_tokens",
-          "think": "thinking", "response_format": "output_config.format"}  # fmt: skip
+          "think": "thinking", "response_format": "output_config.format",
+          "reasoning_content": "thinking"}  # fmt: skip
 # The fields that clients send; caching and streaming need not be asked for here.
 OF_BLOCK = {
     "text": ("type", "text", "cache_control", "citations"),
@@ -32,11 +36,12 @@ def chat_of(asked: CountRequest) -> Chat:
         messages.append({"role": "system", "content": _text(asked.system, "system")})
     for number, message in enumerate(asked.messages):
         messages += _messages(message, f"messages.{number}")
+    messages = list(_turns(messages))
     keywords: dict[str, Any] = {}
     if asked.tools:
         keywords["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(asked.tools)]
     if asked.tool_choice is not None:
-        keywords |= _choice(asked.tool_choice)
+        keywords |= _choice(asked.tool_choice, [tool.get("name") for tool in asked.tools or ()])
     keywords |= _thinking(asked.thinking)
     check_fields(asked.output_config or {}, ("format", "effort", "task_budget"), "output_config")
     form = asked.output_format or (asked.output_config or {}).get("format")
@@ -110,6 +115,29 @@ def _messages(message: MessageIn, place: str) -> list[dict[str, Any]]:
     return results if results and is_empty else [*results, said]
 
 
+def _turns(messages: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One message for each turn: Anthropic makes one of those that follow each other and have one role."""
+    for role, same in groupby(messages, lambda message: message["role"]):
+        each = list(same)
+        if len(each) == 1 or role not in ("user", "assistant"):
+            yield from each
+        else:
+            yield _joined(role, each)
+
+
+def _joined(role: str, each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What some messages say, think and call, as blocks of one message would."""
+    said: dict[str, Any] = {
+        "role": role,
+        "content": "\n".join(message["content"] for message in each if message["content"]),
+    }
+    if thoughts := [message["reasoning_content"] for message in each if "reasoning_content" in message]:
+        said["reasoning_content"] = "\n".join(thoughts)
+    if calls := [call for message in each for call in message.get("tool_calls", ())]:
+        said["tool_calls"] = calls
+    return said
+
+
 def _field(block: dict[str, Any], name: str, place: str) -> str:
     value = block.get(name)
     if not isinstance(value, str):
@@ -150,30 +178,43 @@ def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _choice(choice: dict[str, Any]) -> dict[str, Any]:
-    """In the engine's words."""
+def _choice(choice: dict[str, Any], names: list[Any]) -> dict[str, Any]:
+    """In the engine's words. names: of the tools that there are."""
     check_fields(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice")
     kind = choice.get("type")
-    only_one = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") is True else {}
-    if kind == "tool" and isinstance(choice.get("name"), str):
-        return {"tool_choice": choice["name"], **only_one}
+    alone = choice.get("disable_parallel_tool_use")
+    if not isinstance(alone, (bool, type(None))):
+        place = "tool_choice.disable_parallel_tool_use"
+        raise ApiProblem(400, f"{place} is {shown(alone)}; expected true or false", place)
+    only_one = {"parallel_tool_calls": False} if alone else {}
+    if kind == "tool":
+        if not isinstance(name := choice.get("name"), str) or name not in names:
+            told = "is missing" if name is None else f"is {shown(name)}"
+            listed = ", ".join(map(str, names))
+            raise ApiProblem(400, f"tool_choice.name {told}; expected the name of a tool: {listed}", "tool_choice.name")
+        return {"tool_choice": {"type": "function", "name": name}, **only_one}
     if isinstance(kind, str) and kind in CHOICES:
         return {"tool_choice": CHOICES[kind], **only_one}
-    raise ApiProblem(400, f"tool_choice is of the type {str(kind)[:40]!r}; expected auto, any, none, or a named tool",
-                     "tool_choice")  # fmt: skip
+    told = "is missing" if kind is None else f"is {shown(kind)}"
+    raise ApiProblem(400, f"tool_choice.type {told}; expected auto, any, none or tool", "tool_choice.type")
 
 
 def _thinking(thinking: dict[str, Any] | None) -> dict[str, Any]:
-    check_fields(thinking or {}, ("type", "budget_tokens", "display"), "thinking")
-    kind = (thinking or {}).get("type", "adaptive")
+    if thinking is None:
+        return {}
+    kind = thinking.get("type")
+    budgeted = ("budget_tokens",) if kind == "enabled" else ()
+    check_fields(thinking, ("type", "display", *budgeted), "thinking")
     if kind == "disabled":
         return {"think": False}
     if kind == "enabled":
-        budget = (thinking or {}).get("budget_tokens")
+        budget = thinking.get("budget_tokens")
         if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
-            raise ApiProblem(400, "thinking.budget_tokens is missing; expected a number of tokens",
+            told = "is missing" if budget is None else f"is {shown(budget)}"
+            raise ApiProblem(400, f"thinking.budget_tokens {told}; expected a number of tokens",
                              "thinking.budget_tokens")  # fmt: skip
         return {"think": True, "think_budget": budget}
     if kind == "adaptive":
         return {}
-    raise ApiProblem(400, f"thinking.type is {str(kind)[:40]!r}; expected enabled, disabled or adaptive", "thinking")
+    told = "is missing" if kind is None else f"is {shown(kind)}"
+    raise ApiProblem(400, f"thinking.type {told}; expected enabled, disabled or adaptive", "thinking")

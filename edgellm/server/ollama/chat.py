@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timezone
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,10 +23,21 @@ from edgellm.server.openai.chat import finish_of
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import Form, JsonAnswer, line, unless_gone
+from edgellm.text.calls.telling import ToldCalls
+from edgellm.text.calls.values import decoded
 
 NDJSON = "application/x-ndjson"
-# How a part of an answer is told: its pieces, and the generation at the end.
-Teller = Callable[["list[Piece]", "Generation | None"], "dict[str, Any]"]
+# How a part of an answer is told: its pieces, and the calls that are whole now.
+Teller = Callable[["list[Piece]", "Sequence[_Call]"], "dict[str, Any]"]
+
+
+class _Call(NamedTuple):
+    """A call of an answer. number: which one."""
+
+    number: int
+    id: str
+    name: str
+    arguments: dict[str, Any]
 
 
 async def chat(server: Server, request: Request) -> Response:
@@ -88,7 +99,7 @@ async def _answered(
         generation = job.generations[0]
         pieces = [Piece("reasoning", generation.reasoning.strip()), Piece("content", generation.content)]
         logprobs = _logprobs(job, generation.logprobs) if asked.logprobs else {}
-        return {**head, "created_at": _now(), **tell(pieces, generation), **logprobs, **_end(job)}
+        return {**head, "created_at": _now(), **tell(pieces, _calls(generation)), **logprobs, **_end(job)}
 
     return await in_one_piece(beginning, whole)
 
@@ -102,7 +113,7 @@ async def _stream(job: Job, asked: Asking, head: dict[str, Any], tell: Teller) -
     forms: dict[Kind, Form] = {}
 
     def chunk(piece: Piece, now: str, logprobs: dict[str, Any]) -> bytes:
-        return line({**head, "created_at": now, **tell([piece], None), **logprobs, "done": False})
+        return line({**head, "created_at": now, **tell([piece], ()), **logprobs, "done": False})
 
     def said(part: Part) -> bytes:
         found = b""
@@ -117,31 +128,44 @@ async def _stream(job: Job, asked: Asking, head: dict[str, Any], tell: Teller) -
             found += forms[kind](_now(), text)
         return found
 
+    def called(call: _Call) -> bytes:
+        return line({**head, "created_at": _now(), **tell([], [call]), "done": False})
+
+    calls = ToldCalls()
     try:
         async for part in job.answers.said_as(said):
             if told := said(part):
                 yield told
-        if generation.tool_calls:
-            yield line({**head, "created_at": _now(), **tell([], generation), "done": False})
-        yield line({**head, "created_at": _now(), **tell([], None), **_end(job)})
+            for number, call, _, _, is_whole in calls.new(generation.open_calls):
+                if is_whole:  # Ollama tells a call when all of it is there
+                    yield called(_Call(number, call.id, call.name, decoded(call.arguments)))
+        for one in _calls(generation)[calls.n_whole :]:
+            yield called(one)
+        yield line({**head, "created_at": _now(), **tell([], ()), **_end(job)})
     except Exception as error:
         yield line(job.problem(error).as_ollama())
     finally:
         await job.close()
 
 
-def _told_in_chat(pieces: list[Piece], generation: Generation | None) -> dict[str, Any]:
+def _calls(generation: Generation) -> list[_Call]:
+    """Those of a whole answer."""
+    return [_Call(number, one.id, one.name, one.arguments) for number, one in enumerate(generation.tool_calls)]
+
+
+def _told_in_chat(pieces: list[Piece], calls: Sequence[_Call]) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": _of_kind(pieces, "content")}
     if thought := _of_kind(pieces, "reasoning"):
         message["thinking"] = thought
-    if generation is not None and generation.tool_calls:
+    if calls:
         message["tool_calls"] = [
-            {"function": {"name": call.name, "arguments": call.arguments}} for call in generation.tool_calls
+            {"id": call.id, "function": {"index": call.number, "name": call.name, "arguments": call.arguments}}
+            for call in calls
         ]
     return {"message": message}
 
 
-def _told_alone(pieces: list[Piece], generation: Generation | None) -> dict[str, Any]:
+def _told_alone(pieces: list[Piece], calls: Sequence[_Call]) -> dict[str, Any]:
     found = {"response": _of_kind(pieces, "content")}
     if thought := _of_kind(pieces, "reasoning"):
         found["thinking"] = thought

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from edgellm.engine import Model
 from edgellm.server.problems import ApiProblem
@@ -16,7 +16,7 @@ _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 CALLED = {
     "max_tokens": "options.num_predict", "n_keep": "options.num_keep", "response_format": "format",
-    "template_variables": "think",
+    "template_variables": "think", "reasoning_content": "thinking",
 }  # fmt: skip
 
 
@@ -60,13 +60,18 @@ class Options(Sampling):
             )
 
 
+def _or(usual: Any) -> BeforeValidator:
+    """null stands for what is usual, as Ollama reads it."""
+    return BeforeValidator(lambda given: usual if given is None else given)
+
+
 class Named(Strict):
     """A request about a model, which older clients call its name."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
 
     model: str = Field(validation_alias=AliasChoices("model", "name"))
-    options: Options = Options()
+    options: Annotated[Options, _or(Options())] = Options()
     keep_alive: float | str | None = None
 
     @property
@@ -144,14 +149,14 @@ class MessageIn(BaseModel):
 class ChatRequest(Asking):
     """/api/chat"""
 
-    messages: list[MessageIn] = Field(default_factory=list)
+    messages: Annotated[list[MessageIn], _or([])] = Field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
 
 
 class GenerateRequest(Asking):
     """/api/generate"""
 
-    prompt: str = ""
+    prompt: Annotated[str, _or("")] = ""
     system: str | None = None
     raw: bool | None = None
     suffix: str | None = None

@@ -12,14 +12,14 @@ from edgellm.engine import Generation
 from edgellm.engine.openai.shapes import FINISH, ChatShape
 from edgellm.engine.piece import Kind, Piece, joined
 from edgellm.server.beginning import in_one_piece, streamed
-from edgellm.server.calling import ToldCalls
 from edgellm.server.chatting import Chat, begin, form_of, prepared, think_of
 from edgellm.server.driver import Part
 from edgellm.server.openai.shapes import prompt_progress, timings
-from edgellm.server.openai.types import ChatRequest
+from edgellm.server.openai.types import ChatRequest, Completing
 from edgellm.server.problems import ApiProblem, problem_of
 from edgellm.server.server import Job, Server
 from edgellm.server.streams import Form, event, unless_gone
+from edgellm.text.calls.telling import ToldCalls
 
 CALLED = {"template_variables": "chat_template_kwargs"}
 DONE = b"data: [DONE]\n\n"
@@ -43,12 +43,21 @@ def wrong(error: Exception) -> bytes:
     return event(problem_of(error, CALLED).as_openai())
 
 
+def check_streaming(asked: Completing) -> None:
+    """Raises ApiProblem for wishes about a stream where none is asked for."""
+    for name in ("stream_options", "return_progress"):
+        if getattr(asked, name) and not asked.stream:
+            raise ApiProblem(400, f"{name} is given, but stream is not true; set it, or leave {name} out", name)
+
+
 def chat_of(asked: ChatRequest) -> Chat:
     """What the engine is asked for. Raises ApiProblem for fields that do not go together."""
     keywords = asked.keywords()
+    messages = [message.plain() for message in asked.messages]
     limits = [limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None]
     if limits:
         keywords["max_tokens"] = min(limits)
+    check_streaming(asked)
     if asked.top_logprobs and not asked.logprobs:
         raise ApiProblem(400, "top_logprobs is given, but logprobs is not true; set it", "top_logprobs")
     if asked.logprobs:
@@ -70,12 +79,12 @@ def chat_of(asked: ChatRequest) -> Chat:
         "tools": asked.tools or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
-        "continue_final_message": asked.continues,
+        "continue_final_message": asked.continues(messages),
     }
     keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
     return Chat(
         asked.model,
-        prepared(message.plain() for message in asked.messages),
+        prepared(messages),
         keywords,
         n=asked.n or 1,
         called=CALLED if asked.reasoning_effort is None else {**CALLED, "think": "reasoning_effort"},
@@ -141,8 +150,8 @@ async def _stream(job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
             if told := said(part):
                 yield told
             called = calls[part.index]
-            for number, call, is_first, text in called.new(generation.open_calls):
-                yield event(shape.call_part(part.index, number, text, call if is_first else None))
+            for chunk in shape.calls(part.index, generation, called):
+                yield event(chunk)
             if part.is_last:
                 finish_of(generation)
                 *others, last = shape.end(part.index, generation, called.n_calls)

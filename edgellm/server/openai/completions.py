@@ -16,7 +16,7 @@ from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.driver import Part
 from edgellm.server.length import check_length
-from edgellm.server.openai.chat import DONE, finish_of, wrong
+from edgellm.server.openai.chat import DONE, check_streaming, finish_of, wrong
 from edgellm.server.openai.shapes import head, prompt_progress, timings, usage
 from edgellm.server.openai.tokens import TextLogprobs
 from edgellm.server.openai.types import CompletionRequest
@@ -58,6 +58,7 @@ async def _answered(server: Server, request: Request, asked: CompletionRequest) 
 
 
 def _check(asked: CompletionRequest) -> None:
+    check_streaming(asked)
     if asked.best_of is not None and asked.best_of != (asked.n or 1):
         raise ApiProblem(400, f"best_of is {asked.best_of}; this server gives every answer that it writes: use n alone",
                          "best_of")  # fmt: skip

@@ -19,7 +19,7 @@ from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Server
 from edgellm.server.streams import JsonAnswer, unless_gone
 
-CALLED = {"texts": "input"}
+CALLED = {"texts": "input", "token_ids": "input"}
 MOST_TEXTS = 2048  # of a request, as OpenAI has it
 
 

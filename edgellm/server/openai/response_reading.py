@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from edgellm.errors import shown
 from edgellm.server.chatting import Chat, form_of, prepared, think_of
-from edgellm.server.fields import check_fields, check_role
+from edgellm.server.fields import check_fields, check_role, text_parts
 from edgellm.server.openai.response_types import ResponsesRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.text.messages import call_of
 
-CALLED = {"max_tokens": "max_output_tokens", "response_format": "text.format", "think": "reasoning.effort"}
+CALLED = {"max_tokens": "max_output_tokens", "response_format": "text.format", "think": "reasoning.effort",
+          "messages": "input"}  # fmt: skip
 LOGPROBS = "message.output_text.logprobs"  # what `include` asks for them by
 # Those that clients send; the last ones mean nothing here.
 OF_ITEM = {
@@ -62,10 +64,14 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         kind = item.get("type", "message" if "role" in item else None)
         if kind == "message":
             role, content = item.get("role"), item.get("content")
-            if not isinstance(role, str) or not isinstance(content, (str, list)):
+            if not isinstance(role, str) or content is None:
                 raise ApiProblem(400, f"input.{number} has no role and content", "input")
+            if not isinstance(content, (str, list)):
+                place = f"input.{number}.content"
+                raise ApiProblem(400, f"{place} is {shown(content)}; expected a text or a list of parts", place)
             check_role(role, f"input.{number}")
             check_fields(item, OF_ITEM[kind], f"input.{number}")
+            content = text_parts(content, f"input.{number}.content")
             if role == "assistant":
                 answer = _answer(found, needs="content")
                 answer["content"] = content
@@ -87,6 +93,7 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             output = item.get("output")
             if not isinstance(output, (str, list)) or not isinstance(item.get("call_id"), str):
                 raise ApiProblem(400, f"input.{number} has no call_id and output", "input")
+            output = text_parts(output, f"input.{number}.output")
             found.append({"role": "tool", "tool_call_id": item["call_id"], "content": output})
         else:
             raise ApiProblem(

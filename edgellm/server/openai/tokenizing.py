@@ -11,6 +11,8 @@ from starlette.responses import Response
 from edgellm.engine import Model
 from edgellm.engine.asking import prompt_of_chat
 from edgellm.params import ChatParams
+from edgellm.server.chatting import prepared
+from edgellm.server.fields import check_messages
 from edgellm.server.openai.tokens import text_of
 from edgellm.server.openai.types import Continuing, Message
 from edgellm.server.problems import ApiProblem
@@ -44,7 +46,8 @@ async def tokenize(server: Server, request: Request) -> Response:
     asked = await server.body(request, TokenizeRequest)
     given = [name for name in ("content", "prompt", "messages") if getattr(asked, name) is not None]
     if len(given) != 1:
-        raise ApiProblem(400, f"{' and '.join(given) or 'nothing'} is given; expected one of content, prompt, messages")
+        told = f"{' and '.join(given)} are given" if given else "nothing is given"
+        raise ApiProblem(400, f"{told}; expected one of content, prompt, messages")
 
     def work(model: Model) -> dict[str, Any]:
         ids = _ids(model, asked)
@@ -62,8 +65,10 @@ def _ids(model: Model, asked: TokenizeRequest) -> list[int]:
     if asked.messages is not None:
         if model.chat_template is None:
             raise ApiProblem(400, "this model has no chat template; give prompt instead of messages", "messages")
-        messages = [message.plain() for message in asked.messages]
-        wishes = ChatParams(continue_final_message=asked.continues)
+        given = [message.plain() for message in asked.messages]
+        wishes = ChatParams(continue_final_message=asked.continues(given))
+        messages = prepared(given)
+        check_messages(messages, model.chat_template)
         prompt = prompt_of_chat(model.chat_template, messages, {}, wishes)
         return model.tokenize(prompt, add_special=False, parse_special=True)
     # vLLM puts BOS before a prompt unless told otherwise; llama.cpp does not.
@@ -75,7 +80,7 @@ def _ids(model: Model, asked: TokenizeRequest) -> list[int]:
 
 async def detokenize(server: Server, request: Request) -> Response:
     asked = await server.body(request, DetokenizeRequest)
-    text = await server.ask(request, asked.model, lambda model: model.detokenize(asked.tokens))
+    text = await server.ask(request, asked.model, lambda model: model.detokenize(asked.tokens), {"token_ids": "tokens"})
     return JsonAnswer({"content": text, "prompt": text})
 
 

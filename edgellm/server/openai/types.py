@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgellm.engine.openai import goes_on
 from edgellm.server.problems import ApiProblem
 from edgellm.server.sampling import Sampling, Strict
 
@@ -16,17 +18,19 @@ class Continuing(Strict):
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 
-    @property
-    def continues(self) -> bool | None:
-        """None where nothing is said. Raises ApiProblem where both are the same: an answer begins anew, or goes on."""
-        goes_on, begins = self.continue_final_message, self.add_generation_prompt
-        if goes_on is not None and goes_on == begins:
-            told = str(goes_on).lower()
+    def continues(self, messages: Sequence[Mapping[str, Any]]) -> bool | None:
+        """Whether an answer to some messages does, the last of which may be marked for it; None where nothing is said.
+
+        Raises ApiProblem where both are the same: an answer begins anew, or goes on. UsageError, see `goes_on`.
+        """
+        wish, begins = self.continue_final_message, self.add_generation_prompt
+        if wish is not None and wish == begins:
+            told = str(wish).lower()
             raise ApiProblem(
                 400, f"continue_final_message and add_generation_prompt are both {told}; an answer either goes on from "
                 "the last message or begins anew, so leave one out", "continue_final_message",
             )  # fmt: skip
-        return goes_on if begins is None else not begins
+        return goes_on(messages, wish if begins is None else not begins)
 
 
 class Message(BaseModel):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_DECODER = json.JSONDecoder(strict=False)
+from edgellm.text.calls.values import decoded, decoded_at, plain_value
+
 _KEY = re.compile(r"[\w.$-]+")
 
 
@@ -27,9 +27,9 @@ class JsonArguments:
         """The arguments that begin at a place, and where they end; None when they are not whole."""
         start = skip(text, at, " ")
         try:
-            found, end = _DECODER.raw_decode(text, start or 0)
+            found, end = decoded_at(text, start or 0)
             if isinstance(found, str):  # some models quote them though their template does not
-                found = json.loads(found, strict=False)
+                found = decoded(found)
         except (ValueError, RecursionError):
             return None
         return (found, end) if isinstance(found, dict) else None
@@ -91,7 +91,7 @@ class ListedArguments:
                 continue
             if how is self.others:
                 try:
-                    value, end = _DECODER.raw_decode(text, start)
+                    value, end = decoded_at(text, start)
                 except (ValueError, RecursionError):
                     value, end = None, -1
                 after = skip(text, end, how.after) if end >= 0 else None
@@ -100,7 +100,7 @@ class ListedArguments:
             for end, after in self._ends(text, start, how.after):
                 raw = text[start:end]
                 if how is self.others or (same and kind != "string"):
-                    return _plain_value(raw), after
+                    return plain_value(raw), after
                 return raw, after
         return None
 
@@ -154,16 +154,3 @@ def common_end(one: str, other: str) -> str:
 def _type_of(schema: Mapping[str, Any], key: str) -> object:
     kind = schema.get("properties", {}).get(key)
     return kind.get("type") if isinstance(kind, Mapping) else None
-
-
-def _plain_value(text: str) -> Any:
-    """What a value that is not quoted means: JSON, Python, or else a text."""
-    text = text.strip()
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return text

@@ -1,7 +1,8 @@
 """Calls while they are written: what is known of them before they are whole.
 
-Only where a name comes first and then one JSON object, which most templates want: there, what the model has written of
-the arguments is a beginning of their JSON. It is told as it stands, so all of it together is what the model wrote.
+Only where the arguments are one JSON object and the name comes before, which most templates want: there, what the model
+has written of the arguments is a beginning of their JSON. It is told as it stands, so all of it together is what the
+model wrote. An id that comes behind the arguments comes too late: who hears of a call needs one at once.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edgellm.text.calls.arguments import JsonArguments, skip
-from edgellm.text.calls.syntax import CallSyntax, new_id, one_of
+from edgellm.text.calls.syntax import ID, CallSyntax, new_id, one_of
 
 
 @dataclass
 class OpenCall:
-    """A call that has begun. arguments: as much of their JSON as there is."""
+    """A call that has begun. arguments: as much of their JSON as there is; is_whole: all of it."""
 
     name: str
     arguments: str = ""
     id: str = field(default_factory=new_id)
+    is_whole: bool = False
 
 
 class CallFollower:
@@ -30,7 +32,11 @@ class CallFollower:
 
     def __init__(self, syntax: CallSyntax, names: Iterable[str]) -> None:
         self.calls: list[OpenCall] = []
-        self._syntax, self._names = syntax, one_of(dict.fromkeys(names))
+        self._syntax, self._words = syntax, {"name": one_of(dict.fromkeys(names)), "id": ID}
+        parts = list(zip(syntax.order, ("", *syntax.middle), strict=True))
+        n_before = syntax.order.index("arguments")
+        self._before, self._behind = parts[:n_before], parts[n_before + 1 :]
+        self._opens = parts[n_before][1]
         self._at = 0  # so much of the text is known
         self._depth = 0  # of brackets in the arguments; 0 between calls
         self._in_string = self._is_escaped = self._is_lost = False
@@ -38,8 +44,8 @@ class CallFollower:
     @staticmethod
     def follows(syntax: CallSyntax) -> bool:
         """Whether calls in this syntax can be told before they are whole."""
-        how = syntax.arguments
-        return syntax.order == ("name", "arguments") and isinstance(how, JsonArguments) and not how.quoted
+        how, order = syntax.arguments, syntax.order
+        return order.index("name") < order.index("arguments") and isinstance(how, JsonArguments) and not how.quoted
 
     def follow(self, text: str) -> None:
         """text: all of it, from the first call on."""
@@ -48,19 +54,35 @@ class CallFollower:
 
     def _begin(self, text: str) -> bool:
         """The next call, up to its arguments. False where more text is needed."""
+        at: int | None = self._at
+        if self.calls:
+            at, _ = self._read(text, at, self._behind)
         opening = self._syntax.again if self.calls else self._syntax.first
-        at = None if opening is None else skip(text, self._at, opening)
-        name = None if at is None else self._names.match(text, at)
-        start = None if name is None else skip(text, name.end(), self._syntax.middle[0])
+        at = None if at is None or opening is None else skip(text, at, opening)
+        at, words = self._read(text, at, self._before)
+        start = None if at is None else skip(text, at, self._opens)
         start = None if start is None else skip(text, start, " ")
-        if name is None or start is None or start == len(text):
+        if start is None or start == len(text):
             return False
         if text[start] != "{":
             self._is_lost = True
             return False
-        self.calls.append(OpenCall(name[0], "{"))
+        self.calls.append(OpenCall(words["name"], "{", words.get("id") or new_id()))
         self._at, self._depth = start + 1, 1
         return True
+
+    def _read(self, text: str, at: int | None, parts: Iterable[tuple[str, str]]) -> tuple[int | None, dict[str, str]]:
+        """Where a text goes on behind some parts of a call, each with what stands before it, and what they are; None
+        where more text is needed.
+        """
+        found: dict[str, str] = {}
+        for part, before in parts:
+            start = None if at is None else skip(text, at, before)
+            match = None if start is None else self._words[part].match(text, start)
+            if match is None:
+                return None, {}
+            found[part], at = match[0], match.end()
+        return at, found
 
     def _go_on(self, text: str) -> bool:
         """More of the arguments. False where they have not ended."""
@@ -79,5 +101,7 @@ class CallFollower:
                 self._depth += 1
             elif char in "}]":
                 self._depth -= 1
-        self.calls[-1].arguments += text[start : self._at]
-        return self._depth == 0
+        call = self.calls[-1]
+        call.arguments += text[start : self._at]
+        call.is_whole = self._depth == 0
+        return call.is_whole

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgellm.text.calls.arguments import JsonArguments
 from edgellm.text.calls.syntax import Call, CallSyntax
-from edgellm.text.messages import ASSISTANTS, call_of, check_calls
+from edgellm.text.messages import ASSISTANTS, call_of, check_calls, check_objects, joined_parts
 
 PLAIN = CallSyntax(
     first='<tool_call>\n{"name": "',
@@ -37,9 +37,10 @@ def told_in_text(
     tools:         that the model may call now; perhaps none any more.
     takes_system:  whether the template takes a message of the system; otherwise the tools are told in the first one.
 
-    Raises UsageError for a call that is none.
+    Raises UsageError for a call that is none, and for a content that is an object.
     """
     check_calls(messages)
+    check_objects(messages)
     told: list[dict[str, Any]] = []
     for message in map(dict, messages):
         role = message.get("role")
@@ -47,7 +48,7 @@ def told_in_text(
             message["content"] = _with_calls(message)
             del message["tool_calls"]
         elif role == "tool":
-            text = f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"
+            text = f"<tool_response>\n{_content(message)}\n</tool_response>"
             if told and told[-1].get("tool results"):
                 told[-1]["content"] += f"\n{text}"
                 continue
@@ -73,5 +74,10 @@ def told_in_text(
 
 def _with_calls(message: Mapping[str, Any]) -> str:
     text = PLAIN.write([Call(*call_of(call, "tool_calls")) for call in message["tool_calls"]])
-    content = message.get("content")
+    content = _content(message)
     return f"{content}\n{text}" if content else text
+
+
+def _content(message: Mapping[str, Any]) -> Any:
+    """What a message says, as a text."""
+    return joined_parts([dict(message)])[0].get("content") or ""

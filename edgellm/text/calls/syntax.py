@@ -13,6 +13,7 @@ from edgellm.text.calls.arguments import JsonArguments, ListedArguments, skip
 
 ID_CHARACTERS = string.ascii_letters + string.digits
 ID_LENGTH = 9  # what Mistral's templates insist on, and others take
+ID = re.compile(r"[\w-]+")  # as models write them
 
 
 def new_id() -> str:
@@ -154,7 +155,7 @@ class CallSyntax:
                     return None
                 values[part], at = found
             else:
-                match = (one_of(schemas) if part == "name" else re.compile(r"[\w-]+")).match(text, start)
+                match = (one_of(schemas) if part == "name" else ID).match(text, start)
                 if match is None:
                     return None
                 values[part], at = match[0], match.end()

@@ -8,6 +8,10 @@ _CHATML = (
     "{% for c in m.tool_calls or [] %}{% set c = c.function %}CALL{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_MISTRAL_3 = (
+    _TOLD + "{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+    "{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}CALL{% endfor %}</s>{% endif %}{% endfor %}"
+)
 
 TEMPLATES: dict[str, str] = {
     # JSON between tags, as Hermes and Qwen have it.
@@ -26,6 +30,13 @@ TEMPLATES: dict[str, str] = {
     "{{ raise_exception('ids have nine characters') }}{% endif %}"
     '{{ (c.function | tojson)[:-1] }}, "id": "{{ c.id }}"}'
     "{{ ', ' if not loop.last }}{% endfor %}]</s>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
+    # Names and arguments between tokens, without and with ids, as Mistral has it since.
+    "mistral 3": _MISTRAL_3.replace(
+        "CALL", "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"
+    ),
+    "mistral 3 with ids": _MISTRAL_3.replace(
+        "CALL", "[TOOL_CALLS]{{ c.function.name }}[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}"
+    ),
     # Name and arguments between tokens, as DeepSeek has it, a thought begun in the prompt.
     "deepseek": _TOLD + "{% for m in messages %}{% if m.role == 'user' %}<\uff5cUser\uff5c>{{ m.content }}{% else %}"
     "<\uff5cAssistant\uff5c>{{ m.content }}{% if m.tool_calls %}<\uff5ctool▁calls▁begin\uff5c>"

@@ -22,8 +22,8 @@ CALLS = [
 
 
 def test_which_are_followed() -> None:
-    assert {"hermes", "llama 3", "told in text"} <= set(FOLLOWED)
-    assert not {"arguments first", "quoted", "glm", "mistral"} & set(FOLLOWED)
+    assert {"hermes", "llama 3", "mistral", "mistral 3", "mistral 3 with ids", "told in text"} <= set(FOLLOWED)
+    assert not {"arguments first", "quoted", "glm"} & set(FOLLOWED)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 10_000])
@@ -39,10 +39,12 @@ def test_what_is_told(name: str, size: int) -> None:
         for i, call in enumerate(follower.calls):
             assert call.arguments.startswith(seen[i])
             seen[i] = call.arguments
-        whole = [call for call in follower.calls if call.arguments.endswith("}")]
-        assert len(follower.calls) - len(whole) <= 1  # only the last one is being written
+        assert all(call.is_whole for call in follower.calls[:-1])  # only the last one is being written
+    assert all(call.is_whole for call in follower.calls)
     assert [call.name for call in follower.calls] == [call.name for call in calls]
     assert [json.loads(call.arguments) for call in follower.calls] == [call.arguments for call in calls]
+    if syntax.order[0] != "arguments" and "id" in syntax.order[:-1]:  # one that comes behind the arguments is too late
+        assert [call.id for call in follower.calls] == [call.id for call in calls]
 
 
 def test_what_is_known_early() -> None:
