@@ -98,10 +98,8 @@ class PeftSettings:
         ranks, alphas = fitting(self._ranks.values, module), fitting(self._alphas.values, module)
         wanted = self._ranks.count(ranks[0]) if ranks else self._s.count("r")
         if rank != wanted:
-            says = f"rank_pattern: {ranks[0]}" if ranks else "r"
-            raise FormatError(
-                f"{module}: its matrices have rank {rank}, and {CONFIG} says {wanted} ({says}){self._meant(ranks, rank)}"
-            )
+            says, meant = f"rank_pattern: {ranks[0]}" if ranks else "r", self._meant(ranks, rank)
+            raise FormatError(f"{module}: its matrices have rank {rank}, and {CONFIG} says {wanted} ({says}){meant}")
         alpha = self._alphas.number(alphas[0]) if alphas else self._s.number("lora_alpha")
         if any(self._alphas.number(other) != alpha for other in alphas[1:]):
             note = f"{CONFIG}: alpha_pattern has {_some(alphas)} for the same modules; as in PEFT, the first counts"
