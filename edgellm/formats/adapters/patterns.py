@@ -1,4 +1,4 @@
-"""Regular expressions in the settings of an adapter, matched as PEFT matches them, where that takes no time to speak of.
+"""Regular expressions in the settings of an adapter, matched as PEFT matches them, where that takes little time.
 
 A file may be hostile, and a pattern may take for ever. What may repeat is a single character or class, and few of
 these: then the time is a small power of a name's length, and names are those of a model's modules.
