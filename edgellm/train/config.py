@@ -283,25 +283,6 @@ class MachineConfig:
         take(self, "tensorboard", flag, optional=True)
 
 
-@dataclass(frozen=True)
-class FullOutput:
-    """The file of a model whose weights were all trained. type: of its tensors, as `quantize` has it; None for those
-    of the model.
-    """
-
-    type: str | None = None
-
-    def __post_init__(self) -> None:
-        take(self, "type", _file_type, optional=True)
-
-
-def _file_type(name: str, value: Any) -> str:
-    from edgellm.convert.recipes import recipe_of  # seldom needed
-
-    recipe_of(text(name, value))
-    return str(value)
-
-
 def _plain_text(name: str, value: Any) -> str:
     """A text of Python's own type, which files and processes can hold."""
     return str(text(name, value))

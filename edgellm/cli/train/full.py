@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli.options import checked_by
+from edgellm.cli.train.full_output import FullOutput
 from edgellm.cli.train.training import Training, training_options
-from edgellm.train.config import FullConfig, FullOutput
+from edgellm.train.config import FullConfig
 
 if TYPE_CHECKING:
     from edgellm.formats.adapters import Adapter
