@@ -99,6 +99,12 @@ def test_room_for_a_result_of_another_type_is_looked_for_too(
         assert f"error: {out} needs 0.00 GB, and the disk of" in capsys.readouterr().err
 
 
+def test_a_type_that_nobody_knows(path: Path, facts: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out.gguf"
+    assert main(["train", "full", str(path), "--data", str(facts), "-o", str(out), "--type", "Q9"]) == 2
+    assert "error: --type is 'Q9'; expected one of F32, F16," in capsys.readouterr().err
+
+
 def test_what_is_foreseen_is_what_is_written(path: Path, tmp_path: Path) -> None:
     done = quantize_file(path, tmp_path / "q.gguf", "Q8_0")
     assert 0 <= done.n_bytes - foreseen_bytes(path, "Q8_0") < 20_000  # metadata

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.checks import take, text
+from edgellm.checks import take, text, wrong
+from edgellm.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class FullOutput:
 
 
 def _file_type(name: str, value: Any) -> str:
-    from edgellm.convert.recipes import recipe_of  # seldom needed
+    from edgellm.convert.recipes import RECIPES, recipe_of  # seldom needed
 
-    recipe_of(text(name, value))
-    return str(value)
+    try:
+        return recipe_of(text(name, value)).name
+    except UsageError:
+        raise wrong(name, value, f"one of {', '.join(RECIPES)}") from None
