@@ -51,11 +51,11 @@ def number(name: str, value: Any, least: float, most: float | None = None) -> fl
     return found
 
 
-def positive_number(name: str, value: Any) -> float:
-    """A finite number above 0."""
+def positive_number(name: str, value: Any, most: float | None = None) -> float:
+    """A finite number above 0, up to `most` if there is one."""
     found = _finite(name, value)
-    if found <= 0:
-        raise wrong(name, found, "a number above 0")
+    if found <= 0 or (most is not None and found > most):
+        raise wrong(name, found, "a number above 0" if most is None else f"a number above 0, up to {most:g}")
     return found
 
 

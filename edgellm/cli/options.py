@@ -220,6 +220,20 @@ def activations_option(command: Command) -> Command:
     )
 
 
+def check_threads(name: str, n_threads: int | None) -> None:
+    """Raise UsageError for more threads than are of any use on this machine. name: what they are called."""
+    if n_threads is None or n_threads <= LEAST_MOST_THREADS:
+        return
+    from edgellm.machine.others import n_cores  # seldom needed
+
+    if n_threads > (most := max(LEAST_MOST_THREADS, THREADS_PER_CORE * n_cores())):
+        cores = "1 core" if n_cores() == 1 else f"{n_cores()} cores"
+        raise UsageError(
+            f"{name} is {n_threads}, and this machine has {cores}; more threads than cores wait for each other: "
+            f"expected up to {most}"
+        )
+
+
 def threads_option(command: Command) -> Command:
     """Give a command -t."""
     text = "Worker threads.  [default: what is fastest here]"
@@ -227,16 +241,7 @@ def threads_option(command: Command) -> Command:
 
     def check(context: click.Context, option: click.Parameter, value: Any) -> Any:
         found = by_config(context, option, value)
-        if found is None or found <= LEAST_MOST_THREADS:
-            return found
-        from edgellm.machine.others import n_cores  # seldom needed
-
-        if found > (most := max(LEAST_MOST_THREADS, THREADS_PER_CORE * n_cores())):
-            cores = "1 core" if n_cores() == 1 else f"{n_cores()} cores"
-            raise UsageError(
-                f"{typed_name(option)} is {found}, and this machine has {cores}; more threads than cores wait for each "
-                f"other: expected up to {most}"
-            )
+        check_threads(typed_name(option), found)
         return found
 
     return click.option("-t", "--threads", "n_threads", type=int, metavar="N", help=text, callback=check)(command)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from edgellm.cli.conversation import Conversation
 from edgellm.cli.terminal import note
-from edgellm.errors import FileProblem, FormatError, UsageError, counted
-from edgellm.files import home, refuse_target
+from edgellm.errors import FormatError, UsageError, counted
+from edgellm.files import refuse_target
+from edgellm.files.locking import alone_at
 
 if TYPE_CHECKING:
     from edgellm.engine import Generation, Model
@@ -49,7 +50,7 @@ class SessionFile:
 
         What another process has written there meanwhile stays: the file then is one of another name.
         """
-        with _alone():
+        with _alone_at(self.path):
             self._save(model, conversation, last)
 
     def _save(self, model: Model, conversation: Conversation, last: Generation | None) -> None:
@@ -67,13 +68,11 @@ class SessionFile:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _alone_at(path: Path) -> Iterator[None]:
     """While no other edgellm looks whether a session has changed, and writes it. Where no lock can be, without one."""
-    from edgellm.hub.lock import only_one
-
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(FileProblem, NotImplementedError):
-            held.enter_context(only_one(home() / "sessions", lambda: note("another edgellm saves a session; waiting")))
+        with contextlib.suppress(OSError):
+            held.enter_context(alone_at(path, lambda: note(f"another edgellm saves {path}; waiting")))
         yield
 
 

@@ -108,6 +108,18 @@ def parts_of(file: GGUFFile) -> list[Part]:
     return [Part(name, tensor) for name, tensor in file.tensors.items()]
 
 
+def foreseen_bytes(source: Path, type_name: str | None = None) -> int:
+    """What the tensors of a model would take in a file of another type, or of every tensor's own.
+
+    Raises FileProblem or FormatError for a file that is no model, UsageError for no type.
+    """
+    recipe = None if type_name is None else recipe_of(type_name)
+    with GGUFFile.open(source) as file:
+        parts = parts_of(file)
+        formats = choose_formats(recipe, parts, file.metadata)
+        return sum(part.n_rows * formats[part.name].row_bytes(part.n_cols) for part in parts)
+
+
 def write_quantized(
     file: GGUFFile,
     target: Path,

@@ -28,6 +28,7 @@ from edgellm.formats.mapped import map_file
 from edgellm.kernels.records import KV_BLOCK
 
 MAGIC = b"EDGELLMKV2\n\0"
+FAMILY = MAGIC[:9]  # how those of all versions begin
 OLDER = (b"EDGELLMKV1\n\0",)  # of versions before, whose files are of no use here
 LENGTHS = struct.Struct("<12sII")
 ALIGN = 4096

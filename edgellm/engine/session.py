@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgellm.engine.adapter_set import NO_ADAPTERS, AdapterSet
-from edgellm.engine.block_file import read_blocks, write_blocks
+from edgellm.engine.block_file import FAMILY, read_blocks, write_blocks
 from edgellm.engine.bound import bound_to
 from edgellm.engine.kv_cache import root_of
 from edgellm.engine.scheduler import Scheduler
@@ -25,8 +25,9 @@ def save_session(scheduler: Scheduler, path: Path, token_ids: list[int], adapter
     """Write what the cache has of a text; returns how many of its first tokens that are.
 
     The file takes its name when it is whole, and only its owner can read it. Raises FileProblem when it cannot be
-    written.
+    written, and for a file of that name that is something else, which would be lost.
     """
+    _refuse_others(path)
     with scheduler.alone():
         scheduler.update_requests()
         sequence = scheduler.prefixes.longest(token_ids, scheduler.live(), adapters)
@@ -40,6 +41,21 @@ def save_session(scheduler: Scheduler, path: Path, token_ids: list[int], adapter
             raise FileProblem(f"{path}: the session is not saved: {problem.strerror}") from None
         finally:
             sequence.release()
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise FileProblem for a file that is no session, of this version or another, and holds something."""
+    try:
+        if not path.is_file():  # what else may be there is told when it is written
+            return
+        with open(path, "rb") as file:
+            head = file.read(len(FAMILY))
+    except OSError as problem:
+        raise FileProblem(f"{path}: the session is not saved: {problem.strerror}") from None
+    if head and head != FAMILY:
+        raise FileProblem(
+            f"{path} is no session, and saving one there would overwrite it; choose another name, or remove it"
+        )
 
 
 def load_session(scheduler: Scheduler, path: Path, adapters: AdapterSet = NO_ADAPTERS) -> Session:

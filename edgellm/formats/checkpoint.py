@@ -137,7 +137,7 @@ def _what_is_there(folder: Path, expected: list[str]) -> str:
     except NotADirectoryError:
         return f"{folder} is not a folder; expected one with {expected[0]}"
     except OSError as problem:
-        return f"{folder} cannot be read: {problem}"
+        return f"{folder} cannot be read: {problem.strerror}"
     found = f"it holds {_listed(names)}" if names else "it is empty"
     hints = [hint for pattern, hint in _HINTS.items() if fnmatch.filter(names, pattern)]
     return f"{folder} has no {', '.join(expected[:-1])} or {expected[-1]}; {'; '.join([found, *hints[:1]])}"

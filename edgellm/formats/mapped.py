@@ -81,7 +81,7 @@ def map_file(path: Path, kind: str) -> NDArray[np.uint8]:
     except FileNotFoundError:
         raise FileProblem(f"{path} does not exist") from None
     except (OSError, ValueError) as problem:
-        raise FileProblem(f"{path} cannot be read: {problem}") from None
+        raise FileProblem(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
     if bytes(data[: len(_LFS_POINTER)]) == _LFS_POINTER:
         raise FileProblem(f"{path} is only a pointer of Git LFS to the real file; fetch that with `git lfs pull`")
     return data

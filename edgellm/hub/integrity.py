@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import stat
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,9 @@ ANY_SHA256 = "0" * 64  # asks `digest_of` for a SHA-256
 GGUF = b"GGUF"  # what a model file begins with
 
 _CHUNK = 1 << 20
+_CLOCK_REALTIME_COARSE = 5  # of Linux, for which Python has no name
+_TICK_NS = 20_000_000  # of clocks whose steps cannot be asked for
+_RECENT_NS, _MOST_WAIT = 1_000_000_000, 0.5  # how old a time is that may be waited for, and how long, in seconds
 _QUICK = 32 << 20  # bytes that are hashed before a person wonders what takes so long
 
 
@@ -126,8 +131,27 @@ def _fault_of_status(status: os.stat_result, size: int | None) -> str | None:
     return None
 
 
+def _wait_for_another_time(mtime_ns: int) -> None:
+    """Until a change of the file would have a later time than this one, by which the change is known.
+
+    File systems take their times from a clock that goes on with the system's ticks, some milliseconds apart, and more
+    where a machine is busy or paused. A time that lies far from the present says nothing of that clock.
+    """
+    end = time.monotonic() + _MOST_WAIT
+    while 0 <= time.time_ns() - mtime_ns < _RECENT_NS and _clock_of_files() <= mtime_ns and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def _clock_of_files() -> int:
+    """The time that a file which is written now gets, in nanoseconds, or one before that."""
+    if sys.platform == "linux":
+        return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+    return time.time_ns() - _TICK_NS
+
+
 def _write(path: Path, record: Record) -> None:
     """A record that cannot be kept costs time only: the file is hashed again."""
+    _wait_for_another_time(record.mtime_ns)
     with contextlib.suppress(OSError, ValueError):
         place = _place_of(path)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,10 @@ MAX_VIRTUAL, MAX_WIDTH = 4096, 1 << 16
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("float32", "mixed")
 MAX_RANK = 1024
+# Beyond these, a number cannot be meant: such a run would never end, or its first step would destroy every weight.
+MOST_STEPS, MOST_AT_ONCE = 100_000_000, 1 << 24
+LEAST_RATE, MOST_RATE = 1e-12, 100.0
+MOST_ALPHA = 1e6
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         take(self, "method", one_of, METHODS)
         take(self, "rank", whole_number, 1, MAX_RANK)
-        take(self, "alpha", positive_number)
+        take(self, "alpha", positive_number, MOST_ALPHA)
         take(self, "dropout", _share)
         take(self, "target_modules", _modules)
         take(self, "use_rslora", flag)
@@ -197,14 +201,14 @@ class TrainConfig:
     activations: str | None = None
 
     def __post_init__(self) -> None:
-        take(self, "epochs", positive_number)
-        take(self, "steps", whole_number, 1, optional=True)
-        take(self, "batch_size", whole_number, 1)
-        take(self, "accumulate", whole_number, 1)
-        take(self, "learning_rate", positive_number)
+        take(self, "epochs", positive_number, MOST_STEPS)
+        take(self, "steps", whole_number, 1, MOST_STEPS, optional=True)
+        take(self, "batch_size", whole_number, 1, MOST_AT_ONCE)
+        take(self, "accumulate", whole_number, 1, MOST_AT_ONCE)
+        take(self, "learning_rate", _rate)
         take(self, "schedule", one_of, SCHEDULES)
         take(self, "warmup", _share_or_count)
-        take(self, "weight_decay", number, 0)
+        take(self, "weight_decay", number, 0, MOST_RATE)
         take(self, "betas", _two_shares)
         take(self, "epsilon", positive_number)
         take(self, "clip", number, 0)
@@ -231,6 +235,15 @@ class TrainConfig:
                     parameter=name,
                 )
 
+    def check_length(self, n_batches: int) -> None:
+        """Raise UsageError for epochs that no run would come to the end of, with data of so many logical batches."""
+        if self.steps is None and self.epochs * n_batches > MOST_STEPS:
+            raise UsageError(
+                f"epochs is {self.epochs:g}, which is {self.epochs * n_batches:.2g} steps with this data; expected up "
+                f"to {MOST_STEPS / n_batches:g}",
+                parameter="epochs",
+            )
+
     def check_warmup(self, n_steps: int | None = None) -> None:
         """Raise UsageError for a warm-up that lasts as long as the run: its learning rate would never be reached.
 
@@ -254,9 +267,33 @@ class TrainConfig:
         return int(self.warmup * n_steps if self.warmup < 1 else self.warmup)
 
 
+@dataclass(frozen=True)
+class MachineConfig:
+    """What changes how a run goes on a machine, and no weight.
+
+    threads:      that compute; None takes what is fastest.
+    tensorboard:  whether to write event files; None does where TensorBoard is installed.
+    """
+
+    threads: int | None = None
+    tensorboard: bool | None = None
+
+    def __post_init__(self) -> None:
+        take(self, "threads", whole_number, 1, optional=True)
+        take(self, "tensorboard", flag, optional=True)
+
+
 def _plain_text(name: str, value: Any) -> str:
     """A text of Python's own type, which files and processes can hold."""
     return str(text(name, value))
+
+
+def _rate(name: str, value: Any) -> float:
+    """A learning rate at which float32 weights change, and are not all lost in one step."""
+    found = positive_number(name, value, MOST_RATE)
+    if found < LEAST_RATE:
+        raise wrong(name, found, f"a number of at least {LEAST_RATE:g}, for no weight would change")
+    return found
 
 
 def _share(name: str, value: Any) -> float:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgellm.arch import architecture_of
-from edgellm.errors import UsageError
+from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.formats.adapters import Adapter
+from edgellm.machine import available_memory
 from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
 
 if TYPE_CHECKING:
     from edgellm.engine import Model
     from edgellm.formats.tensor import Tensor
     from edgellm.graph.nodes.expert_gradients import Balance
+
+
+# Of each trained weight: itself, its gradient, AdamW's two means, and at the end a copy of what was learnt.
+BYTES = 20
+
+
+def check_memory(model: Model, freeze: tuple[str, ...] = ()) -> None:
+    """Raise MemoryLimitError for a model whose weights cannot all be trained here, before anything is read for it."""
+    trained = [
+        tensor for name, tensor in model._runner.tensors.items()
+        if not any(f"{name}.".startswith(f"{start}.") for start in freeze)
+    ]  # fmt: skip
+    n_bytes = BYTES * sum(prod(tensor.shape) for tensor in trained)
+    if n_bytes > (free := available_memory()):
+        raise MemoryLimitError(
+            f"training all weights of {model.path.name} needs {size_text(n_bytes)}, and {size_text(free)} are free; "
+            "leave some as they are (freeze), or train small weights beside them (`edgellm train lora`)",
+            parameter="freeze",
+        )
 
 
 class FullLearner(ModelLearner):

@@ -48,6 +48,7 @@ class LoraLearner(AdapterLearner):
 
     def changes(self) -> Mapping[str, Sequence[Change]]:
         self._targets = targets_of(self.model._runner.graphs, self.config)
+        check_rank(self._targets, self.config)
         self._chances = np.zeros((len(self._targets), 2), np.int64)
         self.begin_pass(0, 0)
         low_ranks = self._low_ranks()
@@ -137,6 +138,15 @@ class LoraLearner(AdapterLearner):
         if self.config.use_dora:
             for name, found in self._now.items():
                 self.gradients[f"{name}.magnitude"] += self.derived_gradients[f"{name}.columns"] / found
+
+
+def check_rank(targets: Sequence[Tensor], config: LoraConfig) -> None:
+    """Raise UsageError for a rank above the smaller side of every matrix: none of them can have more."""
+    if targets and config.rank > (most := max(min(weight.shape[-2:]) for weight in targets)):
+        raise UsageError(
+            f"rank is {config.rank}, and no matrix that is trained beside has more than {most}; expected up to {most}",
+            parameter="rank",
+        )
 
 
 def targets_of(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:

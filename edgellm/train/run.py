@@ -23,7 +23,7 @@ from edgellm.train.data.dataset import Summary as DataSummary
 from edgellm.train.data.kinds import TO_IMITATE
 from edgellm.train.data.vocabulary import Vocabulary
 from edgellm.train.documents import Documents
-from edgellm.train.full import FullLearner
+from edgellm.train.full import FullLearner, check_memory
 from edgellm.train.loop import Step
 from edgellm.train.methods import adapter_learner
 from edgellm.train.model_learner import DEFAULT_BATCH, ModelLearner
@@ -135,7 +135,8 @@ def train_adapter(
     """As `train`, with what else there is to say.
 
     told:   called before training begins with the data, and what a person should know who learns from them so.
-    names:  what model and data are called in the settings that are written; else their paths.
+    names:  what model and data are called in the settings that are written, else their paths; and settings that only
+            who calls knows.
     """
     if not isinstance(model, Model):
         raise checks.wrong("model", model, "a loaded model; edgellm.load gives one")
@@ -148,6 +149,8 @@ def train_adapter(
     lora.check()
     if isinstance(lora, LoraConfig):
         _check_room_for_text(lora, model)
+    else:
+        check_memory(model, lora.freeze)
     task = task or Imitation()
     config = _with_activations(config, model)
     files, held_files = _paths("data", data), _paths("validation_data", validation_data)
@@ -156,8 +159,9 @@ def train_adapter(
         config.check_warmup()
     folder = checks.path("output", output) if output is not None else None
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
-             "template": None if template is None else os.fspath(template), **(names or {})}  # fmt: skip
-    settings = {name: value for name, value in known.items() if value}
+             "template": None if template is None else os.fspath(template), "tensorboard": tensorboard,
+             **(names or {})}  # fmt: skip
+    settings = {name: value for name, value in known.items() if value not in (None, "", [])}
     settings |= as_settings(lora, config, examples, *task.settings)
     check_run(folder, resume)
 

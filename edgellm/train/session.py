@@ -37,7 +37,8 @@ SETTINGS, LOG, CURVE, CHECKPOINTS, EVENTS = "train.yaml", "log.jsonl", "loss.svg
 RESULTS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", LOG)
 
 # Settings that change what is kept or looked at but no weight, and names, for which digests stand.
-FREE = {"checkpoint_every", "keep_checkpoints", "eval_every", "patience", "skip_bad", "model", "data", "template"}
+FREE = {"checkpoint_every", "keep_checkpoints", "eval_every", "patience", "skip_bad", "model", "data", "template",
+        "threads", "tensorboard", "type"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class Session:
             folder = self.folder
             if folder is None and config.patience is not None:  # the best weights must be somewhere
                 folder = Path(opened.enter_context(TemporaryDirectory(prefix="edgellm-")))
+            config.check_length(data.n_batches)
             checkpoints = self._checkpoints(folder, config.keep_checkpoints) if folder else None
             run = Run(learner, data, config, checkpoints, note)
             if self.resume:

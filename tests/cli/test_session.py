@@ -79,14 +79,14 @@ def test_who_saves_meanwhile_is_waited_for(chat_path, tmp_path, monkeypatch, cap
     import edgellm
     from edgellm.cli.conversation import Conversation, Turn
     from edgellm.cli.session import SessionFile
-    from edgellm.files import home
-    from edgellm.hub.lock import only_one
+    from edgellm.files.locking import alone_at
 
     file, is_waiting = tmp_path / "talk.session", threading.Event()
     monkeypatch.setattr("edgellm.cli.session.note", lambda text: is_waiting.set() if "waiting" in text else None)
     with edgellm.load(chat_path, n_threads=1, disk_bytes=0) as model:
         kept = SessionFile(str(file))
-        with only_one(home() / "sessions", taken=lambda: None):
+        with alone_at(file, taken=lambda: None):
+            monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home of another"))
             saving = threading.Thread(target=kept.save, args=(model, Conversation(None, (Turn("mine", "yes"),))))
             saving.start()
             assert is_waiting.wait(20)
@@ -97,9 +97,10 @@ def test_who_saves_meanwhile_is_waited_for(chat_path, tmp_path, monkeypatch, cap
 
 
 def test_where_no_lock_can_be_a_session_is_kept(chat_path, tmp_path, monkeypatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setattr("edgellm.cli.session.home", lambda: tmp_path / "file" / "home")
-    monkeypatch.setattr("edgellm.hub.lock.home", lambda: tmp_path / "file" / "home")
+    def refused(path, taken):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("edgellm.cli.session.alone_at", refused)
     assert run(chat_path, "--session", tmp_path / "talk.session", "the tea") == 0
     assert (tmp_path / "talk.session").exists()
 

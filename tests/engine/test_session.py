@@ -149,6 +149,20 @@ def test_what_is_no_session_is_refused(tiny_path, tmp_path, content) -> None:
         model.load_session(path)
 
 
+def test_what_is_no_session_is_not_written_over(tiny_path, tmp_path) -> None:
+    path = tmp_path / "text.session"
+    with loaded(tiny_path) as model:
+        for content in (b"a thesis", b"GGUF", b"E", b"EDGELLM"):
+            path.write_bytes(content)
+            with pytest.raises(FileProblem, match=r"text\.session is no session, and saving one there would overwrite"):
+                model.save_session(path, PROMPT)
+            assert path.read_bytes() == content
+        for content in (b"", b"EDGELLMKV1\n\0 of an older version"):
+            path.write_bytes(content)
+            assert model.save_session(path, PROMPT) == 0
+        assert model.save_session(path, PROMPT) == 0  # one session over another
+
+
 def test_a_session_that_cannot_be_written_is_said_and_nothing_is_lost(tiny_path, session, monkeypatch) -> None:
     before = session.read_bytes()
 

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.hub import store
+from edgellm.hub import huggingface, store
 from edgellm.hub.catalog import HubSource, NamedModel, PyPISource, WheelMember
 
 from .stand_in import NOBODY, StandIn
+
+# Seconds without an answer. The stand-in is a thread of the tests' own process: on a busy machine, or one that pauses
+# processes, both may wait for longer than a server of others may take.
+PATIENCE = 600
 
 
 @pytest.fixture
@@ -40,6 +44,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def index(stand_in: StandIn, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """The stand-in as the index that pip is configured for."""
     monkeypatch.setenv("PIP_INDEX_URL", f"{stand_in.url}/simple")
+    monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", str(PATIENCE))
     return stand_in
 
 
@@ -47,6 +52,7 @@ def index(stand_in: StandIn, own_home: Path, monkeypatch: pytest.MonkeyPatch) ->
 def endpoint(stand_in: StandIn, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """The stand-in as the Hugging Face hub."""
     monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+    monkeypatch.setattr(huggingface, "_TIMEOUT", float(PATIENCE))
     monkeypatch.setenv("HF_HOME", str(own_home / "hf-home"))
     return stand_in
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,20 @@ def test_bytes_that_rot_without_a_trace_are_found_by_a_pull(two_part_model: Name
     assert hub.is_sound("tiny") is False
     assert hub.installed() == []  # and once they are found, everybody knows
     assert hub.pull("tiny").read_bytes() == MODEL_BYTES
+
+
+def test_a_record_is_made_when_a_change_would_have_a_later_time(
+    two_part_model: NamedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times of files go in ticks: what is changed within that of its record would look as it did."""
+    path, now = hub.pull("tiny"), time.time_ns()
+    os.utime(path, ns=(now, now))
+    ticks = iter([now - 4_000_000, now, now, now + 4_000_000])
+    recorded: list[int] = []
+    monkeypatch.setattr(integrity, "_clock_of_files", lambda: recorded.append(next(ticks)) or recorded[-1])
+    assert hub.resolve("tiny") == path
+    assert recorded[-1] > now
+    assert integrity.record_of(path).mtime_ns == now
 
 
 def test_a_file_is_hashed_only_when_it_is_new_or_has_changed(
@@ -274,7 +289,7 @@ def test_a_file_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
         with open(path, "wb") as file:
             file.truncate(hub.find("smollm2-135m").size)
         path.chmod(0)
-        done = subprocess.run([sys.executable, "-c", UNREADABLE], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", UNREADABLE], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "[('damaged', 'it cannot be read: Permission denied')]", done.stderr

@@ -12,7 +12,8 @@ import pytest
 import edgellm
 from edgellm.cli.app import main
 from edgellm.convert.checkpoints import convert_checkpoint
-from edgellm.errors import UsageError
+from edgellm.convert.quantize import foreseen_bytes, quantize_file
+from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.train.config import FullConfig, TrainConfig
 from edgellm.train.documents import Documents
@@ -80,6 +81,43 @@ def test_room_for_the_result_is_looked_for_first(path: Path, facts: Path, tmp_pa
     out = tmp_path / "out.gguf"
     assert main(["train", "full", str(path), "--data", str(facts), "-o", str(out)]) == 1
     assert f"error: {out} needs 0.00 GB, and the disk of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F32"])
+def test_room_for_a_result_of_another_type_is_looked_for_too(
+    path: Path, facts: Path, tmp_path: Path, monkeypatch, capsys, kind: str
+) -> None:
+    """What it would take is foreseen; the type may stand in a file of settings as well."""
+    needed = foreseen_bytes(path, kind)
+    assert 0 < foreseen_bytes(path, "Q8_0") < foreseen_bytes(path, "F32")
+    monkeypatch.setattr("edgellm.files.shutil.disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    monkeypatch.setattr("edgellm.train.run.train_adapter", lambda *_, **__: pytest.fail("it is trained"))
+    (tmp_path / "own.yaml").write_text(f"type: {kind.lower()}\n")
+    out = tmp_path / "out.gguf"
+    for more in (["--type", kind], ["--config", str(tmp_path / "own.yaml")]):
+        assert main(["train", "full", str(path), "--data", str(facts), "-o", str(out), *more]) == 1
+        assert f"error: {out} needs 0.00 GB, and the disk of" in capsys.readouterr().err
+
+
+def test_a_type_that_nobody_knows(path: Path, facts: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out.gguf"
+    assert main(["train", "full", str(path), "--data", str(facts), "-o", str(out), "--type", "Q9"]) == 2
+    assert "error: --type is 'Q9'; expected one of F32, F16," in capsys.readouterr().err
+
+
+def test_what_is_foreseen_is_what_is_written(path: Path, tmp_path: Path) -> None:
+    done = quantize_file(path, tmp_path / "q.gguf", "Q8_0")
+    assert 0 <= done.n_bytes - foreseen_bytes(path, "Q8_0") < 20_000  # metadata
+
+
+def test_memory_is_looked_for_first(path: Path, facts: Path, monkeypatch) -> None:
+    monkeypatch.setattr("edgellm.train.full.available_memory", lambda: 1000)
+    monkeypatch.setattr("edgellm.train.run.read_dataset", lambda *_, **__: pytest.fail("data is read"))
+    with (
+        edgellm.load(path, n_threads=1) as model,
+        pytest.raises(MemoryLimitError, match=r"training all weights of model.gguf needs .*, and .* are free"),
+    ):
+        train(model, facts, FullConfig(), QUICK)
 
 
 def test_what_is_frozen_stays(path: Path, facts: Path) -> None:

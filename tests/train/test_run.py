@@ -73,6 +73,17 @@ def test_virtual_tokens_leave_room_for_a_text(model, facts: Path, method: str) -
         train(model, facts, LoraConfig(method=method, virtual_tokens=n_ctx - 1), TrainConfig(steps=1))
 
 
+def test_a_rank_beyond_every_matrix(model, facts: Path) -> None:
+    with pytest.raises(UsageError, match=r"rank is 1024, and no matrix that is trained beside has more than \d+; exp"):
+        train(model, facts, LoraConfig(rank=1024), TrainConfig(steps=1))
+
+
+def test_epochs_that_never_end(model, facts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"epochs is 1e\+08, which is .* steps with this data"):
+        train(model, facts, LoraConfig(rank=1), TrainConfig(epochs=1e8, batch_size=1), output=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_settings_of_another_type(model, facts: Path) -> None:
     for more, text in (
         ({"lora": {"rank": 2}}, r"lora is \{'rank': 2\}; expected a LoraConfig or a FullConfig"),

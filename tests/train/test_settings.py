@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgellm.errors import EdgellmError, FileProblem, UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
+from edgellm.train.preference.config import GrpoConfig, PpoConfig
 from edgellm.train.settings import WHERE, as_settings, made, read_settings, write_settings
 from tests.test_params import ODD
 
@@ -210,7 +211,7 @@ NAMES = st.text(min_size=1).filter(lambda name: "," not in name and name.strip()
     lora=st.builds(
         LoraConfig,
         method=st.sampled_from(["lora", "dora"]),
-        alpha=st.floats(1e-9, 1e9),
+        alpha=st.floats(1e-9, 1e6),
         dropout=st.floats(0, 1, exclude_max=True),
         target_modules=st.lists(NAMES, min_size=1).map(tuple),
         use_rslora=st.booleans(),
@@ -220,7 +221,7 @@ NAMES = st.text(min_size=1).filter(lambda name: "," not in name and name.strip()
         learning_rate=st.floats(1e-12, 1),
         betas=st.tuples(*2 * [st.floats(0, 1, exclude_max=True)]),
         seed=st.integers(0, 2**63 - 1),
-        steps=st.none() | st.integers(1, 10**9),
+        steps=st.none() | st.integers(1, 10**8),
     ),
     examples=st.builds(
         DataConfig,
@@ -240,3 +241,27 @@ def test_what_is_written_is_read_again(tmp_path_factory, lora, config, examples,
     assert (found["model"], found["data"]) == (model, data)
     of_others = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert {**of_others, "betas": tuple(of_others["betas"])} == {**found, "betas": tuple(found["betas"])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (TrainConfig, "epochs", 1e300), (TrainConfig, "epochs", 10**400), (TrainConfig, "steps", 10**12),
+        (TrainConfig, "batch_size", 10**12), (TrainConfig, "accumulate", 10**12), (TrainConfig, "learning_rate", 1e38),
+        (TrainConfig, "learning_rate", 1e-300), (TrainConfig, "learning_rate", float("nan")),
+        (TrainConfig, "weight_decay", 1e9), (LoraConfig, "alpha", 1e300), (GrpoConfig, "num_generations", 10**9),
+        (PpoConfig, "num_iterations", 10**9),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_meant(kind: type, name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=rf"^{name} is .*; expected a "):
+        kind(**{name: value})
+
+
+def test_epochs_are_told_against_the_data() -> None:
+    TrainConfig(epochs=1e6).check_length(100)
+    TrainConfig(epochs=1e6, steps=5).check_length(10**6)
+    with pytest.raises(
+        UsageError, match=r"^epochs is 1e\+06, which is 1e\+09 steps with this data; expected up to 100000"
+    ):
+        TrainConfig(epochs=1e6).check_length(1000)

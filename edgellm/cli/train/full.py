@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgellm.cli.options import checked_by
+from edgellm.cli.train.full_output import FullOutput
 from edgellm.cli.train.training import Training, training_options
 from edgellm.train.config import FullConfig
 
@@ -18,10 +20,11 @@ OUTPUT = ("MODEL.gguf", "The file to write. Log, loss curve and checkpoints are 
 
 
 @click.command("full")
-@training_options("full", weights=FullConfig, usual={"learning_rate": 2e-5}, output=OUTPUT)
-@click.option("--type", "type_name", metavar="T", help="Of the model that is written, as of `edgellm quantize`: F16, "
+@training_options("full", FullOutput, weights=FullConfig, usual={"learning_rate": 2e-5}, output=OUTPUT)
+@click.option("--type", "type", metavar="T", callback=checked_by(FullOutput),
+              help="Of the model that is written, as of `edgellm quantize`: F16, "
               "Q8_0, Q4_K_M, ...  [default: every tensor as it was]")  # fmt: skip
-def command(training: Training, type_name: str | None) -> None:
+def command(training: Training) -> None:
     """Train all weights of a model, for one that fits into memory: 16 bytes for every weight.
 
     \b
@@ -30,16 +33,12 @@ def command(training: Training, type_name: str | None) -> None:
     Log, loss curve and checkpoints are in a folder beside the file (smollm2-facts.training). Ctrl-C saves a checkpoint,
     from which --resume goes on.
     """
-    from edgellm.convert.recipes import recipe_of
     from edgellm.files import refuse_target
 
-    training.target, training.type_name = training.output, type_name
-    target = training.output
+    training.target = target = training.output
     refuse_target(target)
-    if type_name is not None:
-        recipe_of(type_name)
     training.output = target.with_name(f"{target.name.removesuffix('.gguf')}.training")
-    training.go(finish=lambda model, adapter: _written(Path(model), adapter, target, type_name))
+    training.go(finish=lambda model, adapter, settings: _written(Path(model), adapter, target, settings.get("type")))
 
 
 def _written(model: Path, adapter: Adapter, target: Path, type_name: str | None) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import checked_by, named_path, threads_option
+from edgellm.cli.options import check_threads, checked_by, named_path, threads_option
 from edgellm.cli.train.options import settings_options, typed_settings
 from edgellm.errors import UsageError
 from edgellm.train.config import TrainConfig
@@ -65,12 +65,14 @@ def command(
     if not untrained:
         refuse_own_settings(config_file, folder, resume)
         Session(folder, resume=resume).check()
+    typed |= {"tensorboard": tensorboard, "threads": n_threads}
     config = _config(config_file, folder, resume, typed_settings({"data": data, **typed}))
+    check_threads("threads", config.machine.threads)
     refuse_target(output, [config_file] if config_file else [])
     if untrained:
         _write_untrained(config, output, folder)
     else:
-        _train(config, output, folder, resume, tensorboard, n_threads)
+        _train(config, output, folder, resume)
 
 
 def _config(config_file: Path | None, folder: Path, resume: bool, typed: dict[str, Any]) -> NewConfig:
@@ -98,9 +100,7 @@ def _write_untrained(config: NewConfig, output: Path, folder: Path) -> None:
     note(f"wrote {output}, {size_text(output.stat().st_size)}, untrained")
 
 
-def _train(
-    config: NewConfig, output: Path, folder: Path, resume: bool, tensorboard: bool | None, n_threads: int | None
-) -> None:
+def _train(config: NewConfig, output: Path, folder: Path, resume: bool) -> None:
     from edgellm.cli.progress import Progress
     from edgellm.cli.terminal import note, one_line, size_text
     from edgellm.cli.train.live import Live
@@ -116,8 +116,8 @@ def _train(
 
         try:
             summary = train_new(
-                config, output, folder=folder, resume=resume, n_threads=n_threads, tensorboard=tensorboard,
-                progress=progress, told=show, callback=live,
+                config, output, folder=folder, resume=resume, n_threads=config.machine.threads,
+                tensorboard=config.machine.tensorboard, progress=progress, told=show, callback=live,
             )  # fmt: skip
         except KeyboardInterrupt:
             live.close()

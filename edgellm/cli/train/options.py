@@ -134,13 +134,15 @@ def settings_options(
 ) -> Callable[[Command], Command]:
     """Give a command an option for each setting; it receives those that were typed, others as None.
 
+    Kinds of which nothing is known here are settings of files whose options the command has itself.
+
     defaults:  those of the command, where they are not those of the settings.
     without:   settings that mean nothing to it.
     """
     others = defaults or {}
 
     def decorate(command: Command) -> Command:
-        for kind in reversed(kinds):
+        for kind in reversed([kind for kind in kinds if kind in _TABLES]):
             known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
             for name, of, text in reversed(_TABLES[kind]):
                 if name not in without:

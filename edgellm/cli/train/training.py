@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from edgellm.cli.completing import complete_models
-from edgellm.cli.options import named_path, threads_option
+from edgellm.cli.options import check_threads, named_path, threads_option
 from edgellm.cli.train.options import settings_options, typed_settings
 from edgellm.errors import UsageError
-from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.config import LoraConfig, MachineConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 
 if TYPE_CHECKING:
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 Make = Callable[[type], Any]  # a parameter object of that type, of the run's settings
 
+# What is done with the weights of a model at a path in the end, by all settings, and told of it.
+Finish = Callable[[str, "Adapter", Mapping[str, Any]], Iterator[tuple[str, str]]]
+
 VALIDATION = {"validation", "validation_data"}  # what --validation may be: how many examples, or a file of them
-_SHARED = (TrainConfig, DataConfig)
+_SHARED = (TrainConfig, DataConfig, MachineConfig)
 _OPTIONS = [
     click.argument("model", required=False, shell_complete=complete_models),
     click.option("--data", multiple=True, metavar="FILE",
@@ -52,8 +55,7 @@ class Training:
     weights: the kind of parameter object that says what is trained.
     name:   of the command. kinds: of parameter objects that it has. usual: defaults of its own.
     typed:  settings that were typed.
-    target: a file that is written at the end, where the run's folder is not all. type_name: of its tensors, where they
-            are not those of the model.
+    target: a file that is written at the end, where the run's folder is not all.
     """
 
     name: str
@@ -63,16 +65,13 @@ class Training:
     output: Path
     config_file: Path | None
     resume: bool
-    tensorboard: bool | None
-    n_threads: int | None
     weights: type = LoraConfig
     target: Path | None = None
-    type_name: str | None = None
 
     def go(
         self,
         task_of: Callable[[Make], Task] | None = None,
-        finish: Callable[[str, Adapter], Iterator[tuple[str, str]]] | None = None,
+        finish: Finish | None = None,
     ) -> None:
         """Train, and tell what came of it. task_of makes the task, after everything else that was typed is checked.
 
@@ -103,12 +102,12 @@ class Training:
 
     def _refuse_target(self, model: Path | None, settings: Mapping[str, Any]) -> None:
         """Raise UsageError for a file to write that is one of those that are read, before anything is trained."""
+        from edgellm.convert.quantize import foreseen_bytes
         from edgellm.convert.targets import check_target, files_of
 
         if self.target is not None:
             names = [*settings["data"], *settings.get("validation_data", ()), settings.get("template")]
-            # How large a file of another type is, will be seen.
-            n_bytes = model.stat().st_size if model and self.type_name is None else 0
+            n_bytes = foreseen_bytes(model, settings.get("type")) if model else 0
             sources = files_of(model, self.config_file, *(Path(name) for name in names if name))
             check_target(self.target, sources, n_bytes)
 
@@ -116,7 +115,7 @@ class Training:
         self,
         settings: dict[str, Any],
         task_of: Callable[[Make], Task] | None,
-        finish: Callable[[str, Adapter], Iterator[tuple[str, str]]] | None,
+        finish: Finish | None,
     ) -> None:
         from edgellm.cli import models
         from edgellm.cli.terminal import note, one_line
@@ -135,11 +134,12 @@ class Training:
         config.check_validation(bool(settings.get("validation_data")))
         if not self.resume:
             config.check_warmup()
-        examples = made(DataConfig, settings)
+        examples, machine = made(DataConfig, settings), made(MachineConfig, settings)
+        check_threads("threads", machine.threads)
         task = task_of(lambda kind: made(kind, settings)) if task_of else None
         self._refuse_target(models.find(settings["model"]), settings)
         path = models.path_of(settings["model"])
-        runtime = RuntimeConfig(n_threads=self.n_threads, activations=config.activations or RuntimeConfig.activations)
+        runtime = RuntimeConfig(n_threads=machine.threads, activations=config.activations or RuntimeConfig.activations)
         with models.load(path, runtime) as loaded, Live() as live:
 
             def show_data(dataset: Any, advice: list[str]) -> None:
@@ -150,8 +150,8 @@ class Training:
                 adapter, summary = train_adapter(
                     loaded, settings["data"], weights, config, examples, task=task,
                     validation_data=settings.get("validation_data", ()), template=settings.get("template"),
-                    output=self.output, resume=self.resume, tensorboard=self.tensorboard, callback=live,
-                    told=show_data, names={"model": settings["model"]},
+                    output=self.output, resume=self.resume, tensorboard=machine.tensorboard, callback=live,
+                    told=show_data, names={name: settings.get(name) for name in ("model", "threads", "type")},
                 )  # fmt: skip
             except KeyboardInterrupt:
                 live.close()
@@ -162,7 +162,7 @@ class Training:
         held_out = _held_out(read_log(self.output / LOG), summary)
         told = list(outcome_lines(summary, live.step, held_out))
         wrote = ", ".join([*([] if finish else ["the adapter"]), LOG, CURVE])
-        told += [*(finish(str(path), adapter) if finish else []), ("wrote", f"{self.output}: {wrote}")]
+        told += [*(finish(str(path), adapter, settings) if finish else []), ("wrote", f"{self.output}: {wrote}")]
         for name, line in told:
             click.echo(one_line(f"{name:<12}{line}"))
 
@@ -190,8 +190,9 @@ def training_options(
             n_threads: int | None, **given: Any,
         ) -> Any:  # fmt: skip
             typed = {name: given.pop(name) for name in list(given) if name in names} | _validation(validation)
-            asked = (output, config_file, resume, tensorboard, n_threads)
-            return command(training=Training(name, every, usual or {}, typed, *asked, weights), **given)
+            typed |= {"tensorboard": tensorboard, "threads": n_threads}
+            return command(training=Training(name, every, usual or {}, typed, output, config_file, resume, weights),
+                           **given)  # fmt: skip
 
         decorated: Any = settings_options(*every, defaults=usual, without=without)(with_training)
         where = click.option("-o", "--output", type=click.Path(), required=True, metavar=output[0], help=output[1],

@@ -121,6 +121,7 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named, base: C
     parts: dict[str, dict[str, NDArray[np.float32]]] = defaultdict(dict)
     replaced: dict[str, NDArray[np.float32]] = {}
     score: NDArray[np.float32] | None = None
+    called: dict[str, str] = {}
     modules = {theirs.removesuffix(".weight"): name for theirs, name in naming.ours.items()}
     of_experts = experts.ExpertParts(naming, settings, plain)
     with open_checkpoint(folder, STEM) as checkpoint:
@@ -128,6 +129,7 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named, base: C
             raise UnsupportedError(f"tensor {name!r:.120} is {dtype}; edgellm reads adapters in F32, F16 and BF16")
         for name, tensor in checkpoint.tensors.items():
             module, part = _place(name, plain)
+            called.setdefault(module, _place(name, lambda inner: inner)[0])
             if f"{module}.{part}" == SCORE:
                 score = tensor.dequantize()
             elif part in ("weight", "bias"):
@@ -147,7 +149,7 @@ def _read(folder: Path, architecture: str, naming: Naming, plain: Named, base: C
     }
     weights |= of_experts.low_ranks()
     whole_names = [naming.names[name] for name in replaced]
-    settings.compare(Held([*parts], [*of_experts.modules], whole_names, score is not None), naming, base)
+    settings.compare(Held([*parts], [*of_experts.modules], whole_names, score is not None, called), naming, base)
     if settings.ties_weights and {EMBEDDING, "output.weight"} & (weights.keys() | replaced.keys()):
         raise UnsupportedError(
             f"{CONFIG}: ensure_weight_tying is true and the adapter changes embeddings; edgellm changes each by itself"

@@ -7,12 +7,12 @@ would be another than the one that was trained. What it holds beyond that is use
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.adapters.naming import Naming
+from edgellm.formats.adapters.peft_targets import Targets, ends_with, names_in
 from edgellm.formats.settings import Settings
 
 CONFIG = "adapter_config.json"
@@ -32,12 +32,14 @@ class Held:
     changed:   modules with low-rank matrices. experts: the same, of experts.
     whole:     tensors that take the place of the model's, such as "lm_head.weight".
     has_score: whether there is a head that scores texts.
+    theirs:    what the file calls modules with matrices, by the checkpoint's names: in a larger model they have others.
     """
 
     changed: Sequence[str]
     experts: Sequence[str]
     whole: Sequence[str]
     has_score: bool
+    theirs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def whole_modules(self) -> set[str]:
@@ -50,7 +52,7 @@ def check_claims(settings: Settings, held: Held, naming: Naming, base: Collectio
     base:  the base model's tensors by GGUF's names; None where it is not there.
     """
     _check_task(settings, held)
-    saved = _names(settings, "modules_to_save")
+    saved = names_in(settings, "modules_to_save")
     notes = [*_of_saved(saved, held, naming, base), *_of_biases(settings, saved, held, naming, base)]
     return [
         *notes,
@@ -144,43 +146,50 @@ def _of_layers(settings: Settings, held: Held) -> list[str]:
 
 def _of_targets(settings: Settings, held: Held) -> list[str]:
     """What target_modules names and the file does not hold, and the other way round."""
-    targets, excluded = (_names_or_pattern(settings, name) for name in ("target_modules", "exclude_modules"))
-    named = [one for one in excluded or [] if any(_is_meant(module, one) for module in held.changed)]
-    left_in = [f"{CONFIG}: exclude_modules names {_some(named)}, which the adapter holds: it is used"] if named else []
-    if targets is None:
-        return left_in
+    targets, excluded = (Targets.of(settings, name, held.theirs) for name in ("target_modules", "exclude_modules"))
+    notes = [*targets.notes, *excluded.notes]
+    named = [module for module in held.changed if excluded.mean(module)]
+    if named:
+        said = [one for one in excluded.each if any(excluded.is_meant(module, one) for module in named)]
+        out = named if excluded.is_pattern else said
+        notes.append(f"{CONFIG}: exclude_modules names {_some(out)}, which the adapter holds: it is used")
+    if not targets.is_told:
+        return notes
     every = [*held.changed, *held.experts, *held.whole_modules]
-    notes = [
-        f"{CONFIG}: target_modules names {target!r:.60}, of which the adapter holds nothing"
-        for target in targets if not any(_is_meant(module, target) for module in every)
+    notes += [
+        f"{CONFIG}: target_modules names {one!r:.60}, of which the adapter holds nothing"
+        for one in targets.each if not any(targets.is_meant(module, one) for module in every)
     ]  # fmt: skip
     parameters = settings.get("target_parameters")
-    meant = [*targets, *(parameters if isinstance(parameters, list) else [])]
     beyond = [
         module for module in held.changed
-        if not any(_is_meant(module, one) or _is_meant(f"{module}.weight", one) for one in meant)
+        if not targets.mean(module) and not any(
+            ends_with(module, one) or ends_with(f"{module}.weight", one)
+            for one in (parameters if isinstance(parameters, list) else [])
+        )
     ]  # fmt: skip
     if beyond:
         last = list(dict.fromkeys(module.rpartition(".")[2] for module in beyond))
-        notes.append(f"{CONFIG}: target_modules does not name {_some(last)}, which the adapter holds: it is used")
-    return [*notes, *left_in]
+        named = beyond if targets.is_pattern else last
+        notes.append(f"{CONFIG}: target_modules does not name {_some(named)}, which the adapter holds: it is used")
+    return notes
 
 
 def _of_missing(settings: Settings, held: Held, naming: Naming, base: Collection[str] | None) -> list[str]:
     """Single modules that target_modules names and that were lost: others of that name are there."""
-    targets = _names_or_pattern(settings, "target_modules")
+    targets = Targets.of(settings, "target_modules", held.theirs)
     is_less = settings.get("layers_to_transform") not in (None, []) or settings.get("exclude_modules")
-    if base is None or is_less or targets is None:
+    if base is None or is_less or not targets.knows_others:
         return []
     every = {*held.changed, *held.experts, *held.whole_modules}
     missing = []
-    for target in targets:
-        if not any(_is_meant(module, target) for module in every):
+    for target in targets.each:
+        if not any(targets.is_meant(module, target) for module in every):
             continue  # told by _of_targets
         missing += [
             module for ours, theirs in naming.names.items()
             if ours.endswith(".weight") and ours in base and ours not in naming.stacks
-            and _is_meant(module := theirs.removesuffix(".weight"), target) and module not in every
+            and targets.is_meant(module := theirs.removesuffix(".weight"), target) and module not in every
         ]  # fmt: skip
     if not missing:
         return []
@@ -188,28 +197,9 @@ def _of_missing(settings: Settings, held: Held, naming: Naming, base: Collection
     return [f"{CONFIG}: target_modules names {named}, of which the adapter holds nothing: it may have lost tensors"]
 
 
-def _names(settings: Settings, name: str) -> list[str]:
-    value: Any = settings.get(name)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
-        raise FormatError(f"{CONFIG}: {name} is {shown(value)}; expected a list of names")
-    return value
-
-
-def _names_or_pattern(settings: Settings, name: str) -> list[str] | None:
-    """A list of names; None for a pattern, for all linears, or for what is left out."""
-    value = settings.get(name)
-    return None if value is None or isinstance(value, str) else _names(settings, name)
-
-
 def _is_within(module: str, name: str) -> bool:
     """Whether a module is one of that name, or a part of it."""
     return f".{name}." in f".{module}."
-
-
-def _is_meant(module: str, target: str) -> bool:
-    return module == target or module.endswith(f".{target}")
 
 
 def _some(names: Sequence[str]) -> str:

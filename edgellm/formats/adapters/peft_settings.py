@@ -9,6 +9,7 @@ from typing import Any
 
 from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.adapters.naming import Naming
+from edgellm.formats.adapters.patterns import check_key, fitting
 from edgellm.formats.adapters.peft_claims import CONFIG, Held, check_claims
 from edgellm.formats.settings import Settings
 
@@ -38,8 +39,6 @@ _PASSED_OVER = (
     "alpha_pattern", "revision", "runtime_config", "target_modules", "target_parameters", "task_type",
     "use_dora", "use_rslora", "velora_config",
 )  # fmt: skip
-_MOST_PATTERN = 200  # characters
-_MOST_REPEATED = 3  # parts of a pattern that may match any number of characters: a bound on the time that it takes
 
 
 class PeftSettings:
@@ -76,7 +75,7 @@ class PeftSettings:
         self._ranks, self._alphas = s.section("rank_pattern"), s.section("alpha_pattern")
         for section in (self._ranks, self._alphas):
             for pattern in section.values:
-                _check_pattern(section.file, pattern)
+                check_key(section.file, pattern)
 
     @property
     def base_name(self) -> str:
@@ -96,14 +95,28 @@ class PeftSettings:
         """
         if any(is_meant(f"{module}.weight", name) for name in self.target_parameters):
             module = f"{module}.weight"
-        key = _match(self._ranks, module)
-        wanted = self._s.count("r") if key is None else self._ranks.count(key)
+        ranks, alphas = fitting(self._ranks.values, module), fitting(self._alphas.values, module)
+        wanted = self._ranks.count(ranks[0]) if ranks else self._s.count("r")
         if rank != wanted:
-            says = "r" if key is None else f"rank_pattern: {key}"
-            raise FormatError(f"{module}: its matrices have rank {rank}, and {CONFIG} says {wanted} ({says})")
-        key = _match(self._alphas, module)
-        alpha = self._s.number("lora_alpha") if key is None else self._alphas.number(key)
+            says, meant = f"rank_pattern: {ranks[0]}" if ranks else "r", self._meant(ranks, rank)
+            raise FormatError(f"{module}: its matrices have rank {rank}, and {CONFIG} says {wanted} ({says}){meant}")
+        alpha = self._alphas.number(alphas[0]) if alphas else self._s.number("lora_alpha")
+        if any(self._alphas.number(other) != alpha for other in alphas[1:]):
+            note = f"{CONFIG}: alpha_pattern has {_some(alphas)} for the same modules; as in PEFT, the first counts"
+            self.notes += [] if note in self.notes else [note]
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+    def _meant(self, keys: list[str], rank: int) -> str:
+        """What to do where another key says the rank that is there: PEFT sorts the keys when it saves an adapter, and
+        when it reads one, the first that fits counts. So it refuses some that it has made.
+        """
+        meant = next((key for key in keys[1:] if self._ranks.values[key] == rank), None)
+        if meant is None:
+            return ""
+        return (
+            f", as PEFT reads it: of keys that fit, the first counts; {meant} says {rank}: put it before {keys[0]}, in "
+            "alpha_pattern too"
+        )
 
     def compare(self, held: Held, naming: Naming, base: Collection[str] | None) -> None:
         """Note or refuse what the file holds otherwise than it says; see `check_claims`."""
@@ -114,6 +127,10 @@ class PeftSettings:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise FormatError(f"{CONFIG}: {name} is {shown(value)}; expected a number from 0 to 1")
         return float(value)
+
+
+def _some(keys: list[str]) -> str:
+    return " and ".join(f"{key:.60}" for key in keys)
 
 
 def is_meant(name: str, by: str) -> bool:
@@ -142,24 +159,3 @@ def base_name_of(s: Settings) -> str:
     """The last part of the base model's name or path."""
     name = s.get("base_model_name_or_path")
     return name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
-
-
-def _match(section: Settings, module: str) -> str | None:
-    """The first pattern that fits the end of a module's name, as PEFT finds it."""
-    return next((pattern for pattern in section.values if re.match(rf"(.*\.)?({pattern})$", module)), None)
-
-
-def _check_pattern(file: str, pattern: str) -> None:
-    """Raise UnsupportedError for a regular expression that could take for ever, FormatError for one that is none.
-
-    What may repeat is a single character or class, and few of these: then the time is a small power of a name's length.
-    """
-    words = r"[\w.^$\\|()*+?\[\]-]*"
-    is_plain = re.fullmatch(words, pattern) and len(pattern) <= _MOST_PATTERN
-    n_repeated = len(re.findall(r"[*+?]", pattern))
-    if not is_plain or n_repeated > _MOST_REPEATED or re.search(r"\)[*+?]|\\\d|\(\?", pattern):
-        raise UnsupportedError(f"{file} has the pattern {shown(pattern)}; edgellm reads names and simple patterns")
-    try:
-        re.compile(rf"(.*\.)?({pattern})$")
-    except re.error as problem:
-        raise FormatError(f"{file}: {shown(pattern)} is no regular expression: {problem}") from None

@@ -5,6 +5,7 @@ router_aux_loss_coef        of experts: `RouterSettings`
 tokenizer, n_vocab, ...     `vocabulary.TokenizerSettings`
 separator                   between documents: `DataSettings`
 learning_rate, steps, ...   how it learns: `edgellm.train.config.TrainConfig`
+threads, tensorboard        `edgellm.train.config.MachineConfig`
 data                        the files
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from edgellm.checks import number, take, text, wrong
 from edgellm.errors import UsageError, shown
-from edgellm.train.config import TrainConfig
+from edgellm.train.config import MachineConfig, TrainConfig
 from edgellm.train.new.defaults import DEFAULTS
 from edgellm.train.new.shape import Shape, ShapeSettings
 from edgellm.train.new.vocabulary import END, TokenizerSettings
@@ -50,7 +51,7 @@ class RouterSettings:
         take(self, "router_aux_loss_coef", number, 0, optional=True)
 
 
-KINDS = (ShapeSettings, RouterSettings, TokenizerSettings, DataSettings, TrainConfig)
+KINDS = (ShapeSettings, RouterSettings, TokenizerSettings, DataSettings, TrainConfig, MachineConfig)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class NewConfig:
     documents: DataSettings = field(default_factory=DataSettings)
     training: TrainConfig = field(default_factory=lambda: TrainConfig(**DEFAULTS))
     data: tuple[str, ...] = ()
+    machine: MachineConfig = field(default_factory=MachineConfig)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> NewConfig:
@@ -83,6 +85,7 @@ class NewConfig:
             made(DataSettings, all_settings),
             made(TrainConfig, all_settings),
             tuple(settings.get("data", ())),
+            made(MachineConfig, all_settings),
         )
 
     @classmethod
@@ -100,9 +103,9 @@ class NewConfig:
 
     def settings(self) -> dict[str, Any]:
         """All that is in effect, by name, as `read` takes it."""
-        return as_settings(self.shape, self.router, self.tokenizer, self.documents, self.training) | {
-            "data": list(self.data)
-        }
+        found = as_settings(self.shape, self.router, self.tokenizer, self.documents, self.training)
+        machine = {name: value for name, value in as_settings(self.machine).items() if value is not None}
+        return found | machine | {"data": list(self.data)}
 
 
 def _router(router: RouterSettings, shape: Shape) -> RouterSettings:

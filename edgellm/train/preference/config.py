@@ -13,6 +13,8 @@ DPO_LOSSES = ("sigmoid", "hinge", "ipo")
 # Of `TrainConfig`, what suits these ways better than its own defaults: they change a model that can answer already.
 OFFLINE = {"learning_rate": 5e-5, "epochs": 1.0, "warmup": 0.1}
 SAMPLED = {"learning_rate": 2e-5, "epochs": 1.0, "schedule": "constant"}
+# Beyond these, a number cannot be meant: answers of a step are all in memory, and are old after so many updates.
+MOST_ANSWERS, MOST_ITERATIONS = 4096, 10_000
 GRPO_LOSSES = ("dapo", "grpo", "dr_grpo")
 
 
@@ -98,9 +100,9 @@ class SamplingConfig:
     beta: float = 0.04
 
     def __post_init__(self) -> None:
-        take(self, "num_generations", whole_number, 1)
+        take(self, "num_generations", whole_number, 1, MOST_ANSWERS)
         take(self, "max_new_tokens", whole_number, 1)
-        take(self, "num_iterations", whole_number, 1)
+        take(self, "num_iterations", whole_number, 1, MOST_ITERATIONS)
         take(self, "clip_ratio", positive_number)
         take(self, "beta", number, 0)
 
@@ -134,7 +136,7 @@ class GrpoConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        take(self, "num_generations", whole_number, 2)  # one answer has nothing to be compared with
+        take(self, "num_generations", whole_number, 2, MOST_ANSWERS)  # one answer has nothing to be compared with
         take(self, "loss_type", one_of, GRPO_LOSSES)
         take(self, "scale_rewards", flag)
 

@@ -37,6 +37,12 @@ class Online:
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
         config = self.config
+        if config.max_new_tokens > max(plan.model.n_ctx, SamplingConfig.max_new_tokens):  # the usual is cut instead
+            raise UsageError(
+                f"max_new_tokens is {config.max_new_tokens}, and the context of this model holds {plan.model.n_ctx} "
+                "tokens with those of the prompt; expected fewer",
+                parameter="max_new_tokens",
+            )
         longest = max(len(asked.documents) for asked in plan.examples)
         n_batch = max(DEFAULT_BATCH, min(longest + config.max_new_tokens, plan.model.n_ctx))
         with ExitStack() as stack:

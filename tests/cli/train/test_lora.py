@@ -15,13 +15,13 @@ import pytest
 
 from edgellm.cli import main
 from edgellm.cli.train.live import Live, duration
-from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.config import LoraConfig, MachineConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.log import read_log
 from edgellm.train.loop import Step
 from edgellm.train.settings import read_settings
 
-KINDS = (LoraConfig, TrainConfig, DataConfig)
+KINDS = (LoraConfig, TrainConfig, DataConfig, MachineConfig)
 
 
 @pytest.fixture
@@ -190,7 +190,10 @@ def test_a_wrong_setting_in_a_file_is_named_as_it_stands_there(tiny_path, facts,
     assert f"{config}, line 1: rank is 0; expected" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(tiny_path, facts, out, capsys) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
+    tiny_path, facts, out, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("edgellm.train.config.MOST_RATE", 1e30)  # such a rate is refused otherwise
     words = [tiny_path, "--data", facts, "-o", out, "--steps", 40, "--checkpoint-every", 1, "--warmup", 0]
     assert lora(*words, "--learning-rate", 1e25, "--clip", 0) == 1
     line = capsys.readouterr().err.splitlines()[-1]
@@ -267,3 +270,29 @@ def test_times_as_people_say_them() -> None:
     assert [duration(s) for s in (0.2, 45, 99.4, 100, 5900, 7320, 36_000)] == [
         "0 s", "45 s", "99 s", "2 min", "98 min", "2 h 2 min", "10 h 0 min",
     ]  # fmt: skip
+
+
+def test_threads_and_tensorboard_may_stand_in_a_file(tiny_path, facts, out, tmp_path, capsys, monkeypatch) -> None:
+    """They are written with the others, and a resumed run may have other ones."""
+    config = tmp_path / "own.yaml"
+    config.write_text("threads: 1\ntensorboard: true\nsteps: 1\nrank: 1\n")
+    assert lora(tiny_path, "--data", facts, "-o", out, "--config", config, "--checkpoint-every", 1) == 0
+    assert (out / "tensorboard").is_dir()
+    found = settings_of(out)
+    assert (found["threads"], found["tensorboard"]) == (1, True)
+    again = ("--config", config, "-t", 2, "--no-tensorboard")
+    assert lora(tiny_path, "--data", facts, "-o", out, "--resume", *again) == 0
+    found = settings_of(out)
+    assert (found["threads"], found["tensorboard"]) == (2, False)
+    capsys.readouterr()
+    for line, told in (
+        ("thread: 1", "'thread' is no setting; did you mean threads?"),
+        ("threads: 0", "threads is 0; expected a number of at least 1"),
+        ("tensorboard: 1", "tensorboard is 1; expected True or False"),
+    ):
+        config.write_text(f"{line}\n")
+        assert lora(tiny_path, "--data", facts, "-o", tmp_path / "other", "--config", config) == 2
+        assert f"{config}, line 1: {told}" in capsys.readouterr().err.replace("\n", " ")
+    config.write_text("threads: 100000\n")
+    assert lora(tiny_path, "--data", facts, "-o", tmp_path / "other", "--config", config) == 2
+    assert "threads is 100000, and this machine has" in capsys.readouterr().err

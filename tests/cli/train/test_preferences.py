@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.cli import main
-from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.config import LoraConfig, MachineConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.log import read_log
 from edgellm.train.preference.config import GrpoConfig, PpoConfig, RewardSources
@@ -150,7 +150,9 @@ def test_rewards_are_settings_of_a_run(name: str, tiny_path, prompts, rules, tmp
     rewarded = ("--reward", rules, "--reward-regex", r"\d")
     words = ("--num-generations", 2, "--max-new-tokens", 4, "--checkpoint-every", 2, *rewarded)
     assert train(name, tiny_path, "--data", prompts, "-o", out, *words, *QUICK) == 0
-    kept = read_settings(out / "train.yaml", (LoraConfig, TrainConfig, DataConfig, RewardSources, CONFIGS[name]))
+    kept = read_settings(
+        out / "train.yaml", (LoraConfig, TrainConfig, DataConfig, MachineConfig, RewardSources, CONFIGS[name])
+    )
     assert kept["reward"] == [rules] and kept["reward_regex"] == [r"\d"] and kept["num_generations"] == 2
     (out / "checkpoints" / "step-00000003.safetensors").unlink()
     before = (out / "adapter_model.safetensors").read_bytes()

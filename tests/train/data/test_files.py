@@ -167,6 +167,8 @@ def test_a_bad_row_is_that_rows_problem(raw, problem, tmp_path):
         ("a.jsonl", b"", "is empty"),
         ("a.txt", b"\xef\xbb\xbf \r\n", "is empty"),
         ("a.csv", b"\n\n", "is empty; expected a header"),
+        ("a.csv", b",,\na,b,c\n", "line 1: no column has a name"),
+        ("a.csv", b"\ntext;note;text\na;b;c\n", "line 2: two columns are called 'text'"),
         ("a.csv", b"text,text\na,b\n", "line 1: two columns are called 'text'"),
         ("a.csv", b'text\n"a\nb\n', "line 2: unexpected end of data"),
         ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "is UTF-16"),
@@ -197,3 +199,39 @@ def test_a_folder_and_nothing(tmp_path):
         list(read_records(Path(os.devnull)))
     with pytest.raises(FileNotFoundError):
         list(read_records(tmp_path / "nothing.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.csv", "prompt;completion"),
+        ("a.csv", '\ufeff"prompt";"completion"'),
+        ("a.csv", "prompt\tcompletion"),
+        ("a.csv", "\ufeffsep=;\r\nprompt;completion"),
+        ("a.csv", "\n\nprompt;completion;"),
+        ("a.tsv", "prompt,completion"),
+        ("a.tsv", "prompt;completion"),
+    ],
+)
+def test_other_separators_are_seen_by_the_header(tmp_path: Path, name: str, header: str) -> None:
+    separator = next(mark for mark in ";\t," if mark in header)
+    first, second = read(tmp_path / name, f'{header}\n"a, b; c\td"{separator}e\n\nf{separator}g\n')
+    assert first.values == {"prompt": "a, b; c\td", "completion": "e"} and first.problem is None
+    assert second.values == {"prompt": "f", "completion": "g"}
+    assert second.place.endswith(f"line {header.count(chr(10)) + 4}")
+
+
+def test_what_stands_between_fields_may_be_in_a_single_one(tmp_path: Path) -> None:
+    (record,) = read(tmp_path / "a.csv", "text\none; two\n")
+    assert record.values == {"text": "one; two"}
+
+
+def test_columns_without_a_name(tmp_path: Path) -> None:
+    """As where every line, or the header alone, ends in a comma; and as tables with an index are written."""
+    for text in ("prompt,completion,\na,b,\n", "prompt,completion,,\na,b\n", "prompt,completion, \na,b,\n"):
+        (record,) = read(tmp_path / "a.csv", text)
+        assert record.values == {"prompt": "a", "completion": "b"} and record.problem is None
+    (record,) = read(tmp_path / "a.csv", ",text,\n0,a,x\n")
+    assert record.values == {"text": "a", "column 1 without a name": "0", "column 3 without a name": "x"}
+    (record,) = read(tmp_path / "a.csv", ",text\n0\n")
+    assert record.problem == "has 1 fields; the header has 2"

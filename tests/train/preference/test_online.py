@@ -46,6 +46,11 @@ def run(model, data: Path, config, rewards, settings: TrainConfig, **more):
     return train_adapter(model, [data], LoraConfig(rank=4), settings, DataConfig(), task=task, **more)
 
 
+def test_answers_longer_than_any_context_are_refused(model, prompts: Path) -> None:
+    with pytest.raises(UsageError, match=r"max_new_tokens is 1000000, and the context of this model holds \d+ tokens"):
+        run(model, prompts, GrpoConfig(max_new_tokens=10**6), small_ids, TrainConfig(steps=1))
+
+
 # --- sampling -----------------------------------------------------------------------------------------------
 
 
