@@ -38,10 +38,9 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
     notes:    what a person should know is added here: settings of the files that are left out.
 
     What GGUF has no key for stands under `edgellm.tokenizer.*`: `prepend_scheme` and `split_at_spaces` of a Metaspace,
-    `keeps_last_space` of a Unigram model that joins runs of spaces and keeps one at the end, the ids of added tokens
-    with a flag (`lstrip`, `rstrip`, `single_word`, `normalized`: int32), those that merging makes of spaces as well
-    (`also_added`), and `stop_ids`, all tokens that end an answer, where they are more than the roles eos, eot and eom
-    hold.
+    `steps` by which a Unigram model's texts are prepared, the ids of added tokens with a flag (`lstrip`, `rstrip`,
+    `single_word`, `normalized`: int32), those that merging makes of spaces as well (`also_added`), and `stop_ids`, all
+    tokens that end an answer, where they are more than the roles eos, eot and eom hold.
 
     Tokens are str, types an int32 and scores a float32 array as long as they, merges str with a space between
     the halves. Raises FileProblem when there is no tokenizer, FormatError for a file that breaks its rules,
