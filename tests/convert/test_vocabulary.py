@@ -300,4 +300,4 @@ def test_a_unigram_model_without_a_table_is_told(tmp_path: Path, normalizer: obj
     original = Original.from_file(str(tmp_path / "tokenizer.json"))
     for text in ("a", "  a  a ", "\ta\x85", " ", "", "a\u2581 \u2581a", "\x85\x1ca"):
         assert ours.encode(text) == original.encode(text).ids, text
-    assert "may give some texts other ids" in notes[0]
+    assert any("may give some texts other ids" in note for note in notes) == (normalizer is not None)
