@@ -27,6 +27,7 @@ class UnigramModel:
     """Encodes plain text by the scores of a vocabulary."""
 
     prefix_once = seeks_spaced = False
+    broken = "replace"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         if vocabulary.scores is None:

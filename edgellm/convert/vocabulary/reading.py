@@ -39,8 +39,8 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
 
     What GGUF has no key for stands under `edgellm.tokenizer.*`: `prepend_scheme` and `split_at_spaces` of a Metaspace,
     `steps` by which a Unigram model's texts are prepared, the ids of added tokens with a flag (`lstrip`, `rstrip`,
-    `single_word`, `normalized`: int32), those that merging makes of spaces as well (`also_added`), and `stop_ids`, all
-    tokens that end an answer, where they are more than the roles eos, eot and eom hold.
+    `single_word`, `normalized`: int32), those that merging makes of spaces as well (`also_added`) or of letters
+    (`made`), and `stop_ids`, all tokens that end an answer, where they are more than the roles eos, eot and eom hold.
 
     Tokens are str, types an int32 and scores a float32 array as long as they, merges str with a space between
     the halves. Raises FileProblem when there is no tokenizer, FormatError for a file that breaks its rules,
