@@ -230,7 +230,6 @@ HUGGING_FACE = HuggingFace(
     biases=ATTENTION_BIASES,
     promises={
         "attn_v": own_values(_keys_are_values, "attention_k_eq_v", "layer_types"),
-        "layer_output_scale": ALWAYS,
     }
     | dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), ALWAYS)
     | dict.fromkeys(("ffn_gate_inp", "ffn_gate_inp.scale", "ffn_down_exps.scale"), where("enable_moe_block")),

@@ -262,7 +262,7 @@ def _parts(
             if ours in vectors:
                 tensor = _as_vector(tensor)
             parts.append(_part(family, config, ours, tensor))
-    stacks, their_names = take_experts(family, config, tensors)
+    stacks, their_names = take_experts(family, settings, config, tensors)
     parts += stacks
     theirs |= their_names
     try:
