@@ -106,10 +106,12 @@ def _mark_unknown(draft: Draft, model: Record) -> None:
         token_id = draft.id_of(unknown, f"{model.file}: model.unk_token")
         draft.tokens[token_id] = Token(unknown, TokenType.UNKNOWN)
         draft.roles["unk"] = token_id
-    if model.flag("byte_fallback") and all(name in draft.ids for name in _BYTES):
-        for name in _BYTES:
-            draft.tokens[draft.ids[name]] = Token(name, TokenType.BYTE)
-    elif unknown is None or not model.flag("fuse_unk"):
+    bytes_ = [name for name in _BYTES if name in draft.ids] if model.flag("byte_fallback") else []
+    for name in bytes_:
+        draft.tokens[draft.ids[name]] = Token(name, TokenType.BYTE)
+    if len(bytes_) == len(_BYTES):
+        return
+    if unknown is None or not model.flag("fuse_unk"):
         raise UnsupportedError(
             f"{model.file}: characters without a token become neither bytes (model.byte_fallback) nor one unknown "
             "token for a run of them (model.fuse_unk); SentencePiece does one or the other"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from edgellm.convert.vocabulary.tekken import read_tekken
 from edgellm.convert.vocabulary.tiktoken_file import read_tiktoken
 from edgellm.convert.vocabulary.tokenizer_json import read_tokenizer_json
 from edgellm.convert.vocabulary.wordpiece import read_vocab_txt, respell
-from edgellm.errors import EdgellmError, FileProblem, UnsupportedError
+from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
 from edgellm.text import load_tokenizer
 
@@ -48,14 +47,10 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
     """
     files = Files(folder)
     draft = _read(files, n_vocab)
-    metadata = _metadata_of(draft, files)
     if draft.model == "llama" and not draft.file.endswith(".json") and files.has("tokenizer.json"):
-        with contextlib.suppress(EdgellmError):  # what cannot be read here is no better than the original
-            beside = read_tokenizer_json(files.json("tokenizer.json"), n_vocab)
-            of_json = _metadata_of(beside, files)
-            if told := differences(metadata, of_json):
-                draft, metadata = beside, of_json
-                draft.notes += told
+        draft, metadata = _of_two(draft, files)
+    else:
+        metadata = _metadata_of(draft, files)
     tokenizer = load_tokenizer(metadata)
     tokenizer.encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
     if gone := tokenizer.vanishing:
@@ -68,6 +63,34 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
         json = files.json("tokenizer.json")
         notes += [*draft.notes, *_left_out(json), *(left_out_decoders(json, draft) if json.file == draft.file else [])]
     return metadata | chat_templates(files)
+
+
+def _of_two(draft: Draft, files: Files) -> tuple[Draft, dict[str, Any]]:
+    """The vocabulary that counts of a tokenizer.model and the tokenizer.json beside it, and its metadata.
+
+    They are compared, so both must be readable: what a model was trained with is not guessed.
+    """
+    try:
+        beside = read_tokenizer_json(files.json("tokenizer.json"), draft.n_vocab)
+        of_json = _metadata_of(beside, files)
+    except (FormatError, UnsupportedError) as problem:
+        if not str(problem).startswith("tokenizer.json"):
+            raise
+        raise type(problem)(
+            f"{problem}; transformers goes by tokenizer.json, not by {draft.file} beside it: take tokenizer.json away "
+            "if the model was trained with the other"
+        ) from None
+    if beside.model != draft.model:
+        beside.notes.append(
+            f"{draft.file} and tokenizer.json are of different kinds; tokenizer.json counts, as in transformers: take "
+            "it away if the model was trained with the other"
+        )
+        return beside, of_json
+    metadata = _metadata_of(draft, files)
+    if told := differences(metadata, of_json):
+        beside.notes += told
+        return beside, of_json
+    return draft, metadata
 
 
 def _metadata_of(draft: Draft, files: Files) -> dict[str, Any]:

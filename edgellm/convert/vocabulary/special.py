@@ -69,9 +69,7 @@ def normalize_flags(draft: Draft) -> None:
     normalized = draft.flags["normalized"]
     if draft.model == "llama" and not draft.replaces_spaces:
         normalized -= draft.merged  # nothing is normalized before it is looked for
-    if made := [
-        i for i in sorted(added - draft.merged) if draft.model == "llama" and draft.tokens[i].text in draft.made
-    ]:
+    if draft.model == "llama" and (made := sorted(i for i in added - draft.merged if _is_made(draft, i))):
         draft.ours["made"] = np.array(made, np.int32)
     if draft.model == "gpt2" and normalized == added and not PRETOKENIZERS[draft.pre].nfc:
         normalized.clear()
@@ -83,6 +81,15 @@ def normalize_flags(draft: Draft) -> None:
         draft.ours["normalized"] = np.zeros(0, np.int32)
     if draft.merged:
         draft.ours["also_added"] = np.array(sorted(draft.merged), np.int32)
+
+
+def _is_made(draft: Draft, token_id: int) -> bool:
+    """Whether merging can make an added token: where it is not found, or where no text may name what steers."""
+    token = draft.tokens[token_id]
+    found_everywhere = (
+        token_id not in draft.flags["normalized"] | draft.flags["single_word"] and SPACE not in token.text
+    )
+    return token.text in draft.made and (token.type == TokenType.CONTROL or not found_everywhere)
 
 
 def set_roles(draft: Draft, files: Files) -> None:
