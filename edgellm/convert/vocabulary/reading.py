@@ -137,13 +137,13 @@ def _read(files: Files, n_vocab: int) -> Draft:
     config = files.json("tokenizer_config.json")
     if model:
         return read_tiktoken(model, "tokenizer.model", config, n_vocab)
-    if names := files.matching("*.tiktoken"):
+    if names := [*files.matching("tiktoken.model"), *files.matching("*.tiktoken")]:
         return read_tiktoken(files.raw(names[0]), names[0], config, n_vocab)
     if files.has("vocab.json") and files.has("merges.txt"):
         return read_vocab_and_merges(files, n_vocab)
     if files.has("vocab.txt"):
         return read_vocab_txt(files, n_vocab)
     raise FileProblem(
-        "there is no tokenizer; expected tokenizer.json, tokenizer.model, tekken.json, a .tiktoken file, "
+        "there is no tokenizer; expected tokenizer.json, tokenizer.model, tekken.json, a file of tiktoken, "
         "vocab.json with merges.txt, or vocab.txt"
     )
