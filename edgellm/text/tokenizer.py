@@ -267,6 +267,11 @@ class Tokenizer:
 
         return [shown(token_id) for token_id in range(self.n_vocab)]
 
+    def is_text(self, token_id: int) -> bool:
+        """Whether texts can make a token that name no control tokens."""
+        made = token_id in (self._vocabulary.marked("made") or ())
+        return made or self._vocabulary.type_of(token_id) in (TokenType.NORMAL, TokenType.USER_DEFINED)
+
     def _is_control(self, token_id: int) -> bool:
         return self._vocabulary.is_type(token_id, TokenType.CONTROL)
 
