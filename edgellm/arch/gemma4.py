@@ -168,6 +168,8 @@ def _of_wide_layers(s: Settings, slides: list[bool]) -> tuple[int, int]:
     if s.flag("attention_k_eq_v") and s.get("num_global_key_value_heads") is not None:
         usual["num_key_value_heads"] = s.count("num_global_key_value_heads")
     own = s.section("per_layer_config").values
+    if not own and s.values.get("per_layer_config") is not None:
+        usual = {}  # an empty one says that no layer differs
     if own:
         if not all(layer.isdecimal() and isinstance(changes, Mapping) for layer, changes in own.items()):
             raise FormatError(f"{s.file}: per_layer_config is {shown(own)}; expected objects by layer number")
