@@ -115,6 +115,14 @@ def test_positions_that_a_padding_token_would_take(padding: int, says: str, tmp_
         assert any("pad_token_id" in note for note in notes) == bool(says)
 
 
+def test_another_activation_of_a_classifier_is_refused(tmp_path: Path) -> None:
+    encoders.save(RANKERS, "modern", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"classifier_activation": "silu"}))
+    with pytest.raises(UnsupportedError, match="classifier_activation is 'silu'"):
+        convert_checkpoint(tmp_path / "model", tmp_path / "out.gguf")
+
+
 def test_a_decoder_that_answers_yes_or_no(tmp_path: Path) -> None:
     """As llama.cpp writes Qwen3-Reranker: two rows of its head, and a prompt with two places, which spells no control
     token of what is filled in.
