@@ -4,6 +4,8 @@ What hypothesis tries is the same in every run, so that a test passes or fails b
 the clock. A longer random search stands beside it:
 
     HYPOTHESIS_PROFILE=search pytest -m hypothesis        # other examples in every run, ten times as many
+
+Tests marked `thorough` try again, in other combinations, what others try: they wait for `pytest --all`.
 """
 
 from __future__ import annotations
@@ -40,13 +42,20 @@ if IS_ONE_OF_SEVERAL:  # threads of torch and NumPy would wait for cores that th
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the thorough tests too")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Files are dealt out in their order, not by how many tests they have: a server lasts for all of its folder."""
     config.option.loadscopereorder = False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The longest files first; and a search takes more examples of every property, whatever number its test names."""
+    if not config.option.all:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("thorough")])
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     if IS_ONE_OF_SEVERAL:
         places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
         items.sort(key=lambda item: places.get(item.path, len(LONGEST)))

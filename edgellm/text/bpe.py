@@ -96,7 +96,7 @@ class BytePairModel:
         if not words.ready:
             return None
         if words.n_spaces != len(merging.merges):
-            _ = self._merges  # says which is wrong
+            self._check_merges()  # says which is wrong
         return words
 
     @property
@@ -186,23 +186,17 @@ class BytePairModel:
     @cached_property
     def _rank(self) -> Callable[[bytes, bytes], int | None]:
         """The place of a merge in the list."""
-        ranks = self._ranks
+        self._check_merges()
+        ranks = self._vocabulary.ranks
         return lambda left, right: ranks.get(left + b" " + right)
 
     @cached_property
     def _pairs(self) -> Pairs:
         return Pairs(self._vocabulary.tokens, self._vocabulary.ids.get, self._rank, self._symbol)
 
-    @cached_property
-    def _ranks(self) -> dict[bytes, int]:
-        """The place of each merge, by its halves with a space between; the last one of a repeated merge."""
-        return dict(zip(self._merges, range(len(self._merges)), strict=True))
-
-    @cached_property
-    def _merges(self) -> list[bytes]:
-        merges = self._vocabulary.merges
-        if b"".join(merges).count(b" ") != len(merges):
-            wrong = next(merge for merge in merges if merge.count(b" ") != 1)
+    def _check_merges(self) -> None:
+        """FormatError for a merge that is not two tokens with a space between."""
+        if self._vocabulary.ranks.count(ord(" ")) != len(self._vocabulary.strings("merges")):
+            wrong = next(merge for merge in self._vocabulary.merges if merge.count(b" ") != 1)
             shown = wrong.decode(errors="replace")
             raise FormatError(f"{PREFIX}merges holds {shown!r}; expected two tokens with a space between")
-        return merges

@@ -54,7 +54,8 @@ class PlainPairModel(BytePairModel):
 
         vocabulary = self._vocabulary
         marks = np.fromiter((not token.strip(b"\n") for token in vocabulary.tokens), np.uint8, vocabulary.n)
-        byte_ids = [vocabulary.ids.get(b"<0x%02X>" % byte, -1) for byte in range(256)]
+        found = (vocabulary.ids.get(b"<0x%02X>" % byte) for byte in range(256))
+        byte_ids = [-1 if token_id is None else token_id for token_id in found]
         merges = vocabulary.strings("merges")
         return Merging(vocabulary.strings("tokens"), merges, marks=marks, byte_ids=np.array(byte_ids, np.int32))
 

@@ -23,7 +23,8 @@ from edgellm.text.pairs import Pairs
 from edgellm.text.provenance import like
 from edgellm.text.remembered import Remembered
 from edgellm.text.stream import EACH
-from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary, in_one
+from edgellm.text.string_index import in_one
+from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,11 +152,11 @@ class SentencePieceModel:
         return token.replace(SPACE.encode(), b" ")
 
     def _merge(self, text: str) -> list[int]:
-        ids, scores, mergeable = self._vocabulary.ids, self._scores, self._mergeable
+        find, scores, mergeable = self._vocabulary.ids.getter, self._scores, self._mergeable
         halves: dict[bytes, tuple[bytes, bytes]] = {}
 
         def rank(left: bytes, right: bytes) -> float | None:
-            token_id = ids.get(left + right)
+            token_id = find(left + right)
             if token_id is None or not mergeable[token_id]:
                 return None
             if token_id in self._unused:
@@ -168,7 +169,7 @@ class SentencePieceModel:
             symbols = [part for symbol in symbols for part in halves.get(symbol, (symbol,))]
         found: list[int] = []
         for symbol in symbols:
-            token_id = ids.get(symbol)
+            token_id = find(symbol)
             found += self._spell(symbol) if token_id is None or not mergeable[token_id] else (token_id,)
         return found
 
@@ -236,10 +237,8 @@ class SentencePieceModel:
     @cached_property
     def _byte_ids(self) -> dict[int, int]:
         """The token of each byte that has one; of those that are marked so, any that is spelled like one."""
-        tokens = self._vocabulary.tokens
-        return {
-            int(tokens[i][3:5], 16): i for i in self._vocabulary.of_type(TokenType.BYTE) if _BYTE.fullmatch(tokens[i])
-        }
+        spelled = {i: self._vocabulary.token(i) for i in self._vocabulary.of_type(TokenType.BYTE)}
+        return {int(token[3:5], 16): i for i, token in spelled.items() if _BYTE.fullmatch(token)}
 
     @cached_property
     def _word_start(self) -> re.Pattern[str]:

@@ -17,8 +17,10 @@ import numpy as np
 
 from edgellm.errors import FormatError, UsageError
 from edgellm.text.ends import AMBIGUOUS, UNMISTAKABLE, end_names
+from edgellm.text.string_index import StringIndex, as_bytes
 
 PREFIX = "tokenizer.ggml."
+FEW = 8  # tokens are read one by one where they are fewer than one of so many
 OURS = "edgellm.tokenizer."  # what GGUF has no key for
 NO_ID = (-1, 2**32 - 1, 2**64 - 1)  # how files write that no token has a role
 
@@ -69,10 +71,9 @@ class Vocabulary:
     def token(self, token_id: int) -> bytes:
         """One token as the file spells it, as UTF-8; only this token is read."""
         self._check(token_id)
-        if "tokens" not in self.__dict__:
-            token = self._tokens[token_id]
-            return token.encode() if isinstance(token, str) else token
-        token = self.tokens[token_id]
+        token = self.tokens[token_id] if "tokens" in self.__dict__ else self._tokens[token_id]
+        if isinstance(token, str):
+            return token.encode()
         try:
             token.decode()
         except UnicodeDecodeError:
@@ -85,12 +86,11 @@ class Vocabulary:
         return as_bytes(self._tokens)
 
     @cached_property
-    def ids(self) -> dict[bytes, int]:
-        """The id of every token; an empty token, which can never be produced, may stand several times."""
-        ids = dict(zip(self.tokens, range(self.n), strict=True))
-        if len(ids) < self.n and len(ids) - (b"" in ids) + self.tokens.count(b"") < self.n:
+    def ids(self) -> StringIndex:
+        """Finds the id of a token; an empty token, which can never be produced, may stand several times."""
+        ids = StringIndex(self._tokens)
+        if ids.has_repeated():
             raise FormatError(f"{self._first_duplicate()}; expected each token once")
-        ids.pop(b"", None)
         return ids
 
     @cached_property
@@ -116,7 +116,10 @@ class Vocabulary:
 
     def spelled(self, *types: TokenType) -> dict[str, int]:
         """The tokens of these types by their text, without empty ones."""
-        tokens, ids = self.tokens, self.of_type(*types)  # all of them, as there may be millions
+        ids = self.of_type(*types)
+        if len(ids) < self.n // FEW:
+            return {token.decode(): token_id for token_id in ids if (token := self.token(token_id))}
+        tokens = self.tokens  # all of them, as there may be millions
         try:
             return {tokens[token_id].decode(): token_id for token_id in ids if tokens[token_id]}
         except UnicodeDecodeError:
@@ -145,12 +148,17 @@ class Vocabulary:
         """Whether merging can make a token, by the list of merges or of two others."""
         halves = ((token[:i], token[i:]) for i in range(1, len(token)))
         pairs = [left + b" " + right for left, right in halves if left in self.ids and right in self.ids]
-        return any(pair in self.merges for pair in pairs) if f"{PREFIX}merges" in self._metadata else bool(pairs)
+        return any(pair in self.ranks for pair in pairs) if f"{PREFIX}merges" in self._metadata else bool(pairs)
 
     @cached_property
     def merges(self) -> list[bytes]:
         """The merges as the file spells them: two tokens with a space between, best first."""
         return as_bytes(self.strings("merges"))
+
+    @cached_property
+    def ranks(self) -> StringIndex:
+        """Finds the place of a merge in the list, by its spelling there; the last one of a repeated merge."""
+        return StringIndex(self.strings("merges"))
 
     def _type_by_name(self, token_id: int, token: bytes) -> int:
         if _BYTE.fullmatch(token) and self.kind == "llama":
@@ -329,26 +337,6 @@ class Vocabulary:
                 return f"tokens {seen[token]} and {token_id} are both {shown!r}"
             seen[token] = token_id
         raise AssertionError("called without a duplicate")
-
-
-def in_one(strings: Any) -> tuple[np.ndarray, np.ndarray, int]:
-    """The strings of a lazy sequence or a list, each as UTF-8, in a row: bytes, int64 starts of shape (n + 1,), lead.
-
-    String i is `bytes[starts[i] + lead : starts[i + 1]]`. The bytes, of uint8, may be those of a mapped file.
-    """
-    if hasattr(strings, "in_one"):
-        return strings.in_one()
-    listed = as_bytes(strings)
-    starts = np.zeros(len(listed) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, listed), np.int64, len(listed)), out=starts[1:])
-    return np.frombuffer(b"".join(listed) or b"\0", np.uint8), starts, 0
-
-
-def as_bytes(strings: Any) -> list[bytes]:
-    """The strings of a lazy sequence or a list, each as UTF-8."""
-    if hasattr(strings, "as_bytes"):
-        return strings.as_bytes()
-    return [item.encode() if isinstance(item, str) else item for item in strings]
 
 
 def kind_of(value: Any) -> str:

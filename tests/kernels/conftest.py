@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from edgellm.kernels import isa
+from edgellm.quants import BlockFormat
 
 from .compiled import Compiled
 
 AVAILABLE = isa.available()
 # AVX-VNNI is AVX2 with another product of integers (see `test_isa`): kernels without one are tested on either of them.
 DISTINCT = [one for one in AVAILABLE if one is not isa.AVX_VNNI or one is AVAILABLE[0]]
+
+# Every format is tried on the best instruction set of the machine, these on the others too. There, `tools/check --all`
+# tries the rest: each word of an instruction set is tested in some format.
+COMMON = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
+
+
+def is_usual(one: isa.Isa, fmt: BlockFormat) -> bool:
+    return one is AVAILABLE[0] or fmt.name in COMMON
+
+
+def thorough_unless(usual: bool, *values: object) -> Any:
+    """Parameters of a test, for `tools/check --all` alone where they are not the usual ones."""
+    return pytest.param(*values, marks=() if usual else pytest.mark.thorough)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from edgellm.kernels.reference import Quantized
 from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
-from .conftest import AVAILABLE, on_all
+from .conftest import AVAILABLE, is_usual, on_all, thorough_unless
 from .weights import BLOCKS, half_fields, random_weights
 
 # Kernels add up to 2 x 48 terms in float32, each rounded by 6e-8 of what was added so far, which biases
@@ -30,7 +30,12 @@ N_ROWS, N_TOKENS, N_COLS = (1, 7, 16, 17, 40), (1, 3, 4, 10, 14, 33), (32, 96, 2
 
 def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator:
     """All formats on the instruction sets that most CPUs have, and a few on the others."""
-    pairs = [(isa, fmt) for isa in isas for fmt in formats if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS]
+    pairs = [
+        thorough_unless(is_usual(isa, fmt), isa, fmt)
+        for isa in isas
+        for fmt in formats
+        if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS
+    ]
     return pytest.mark.parametrize(("isa", "fmt"), pairs, ids=lambda x: getattr(x, "name", None))
 
 

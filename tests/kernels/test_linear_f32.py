@@ -13,7 +13,7 @@ from edgellm.kernels.records import F32_TILE_COLS
 from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
-from .conftest import AVAILABLE, DISTINCT
+from .conftest import AVAILABLE, DISTINCT, is_usual, thorough_unless
 from .weights import BLOCKS, FLOATS, half_fields, random_weights
 
 ALL = list(FORMATS.values())
@@ -28,7 +28,12 @@ FLOAT_SHAPES = [(1, 1, 300), (7, 3, 1), (17, 9, 37), (40, 16, 256), (70, 2, 7), 
 
 def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator:
     """All formats where registers are wide, and some on plain vectors: a format is unpacked by the same words there."""
-    pairs = [(isa, fmt) for isa in isas for fmt in formats if isa is not GENERIC or fmt.name in SOME_FORMATS]
+    pairs = [
+        thorough_unless(is_usual(isa, fmt), isa, fmt)
+        for isa in isas
+        for fmt in formats
+        if isa is not GENERIC or fmt.name in SOME_FORMATS
+    ]
     return pytest.mark.parametrize(("isa", "fmt"), pairs, ids=lambda x: getattr(x, "name", None))
 
 

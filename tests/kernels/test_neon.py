@@ -28,7 +28,7 @@ from . import (
 from .arm import FORMATS_OF_TILES, EmulatedStore
 from .compiled import Compiled
 from .compiled_encoder import CompiledEncoder
-from .conftest import AVAILABLE
+from .conftest import AVAILABLE, COMMON, thorough_unless
 from .weights import BLOCKS, random_weights
 
 pytest.importorskip("unicorn", reason="the emulator is not installed")
@@ -53,7 +53,7 @@ def rng() -> np.random.Generator:
 IN_PLANES = [(fmt, 1) for fmt in BLOCKS] + [(FORMATS[name], 2) for name in test_linear.TWO_PLANE_FORMATS]
 # Tiles differ from the file in how their words are found, which few formats are enough for: emulating takes long.
 LINEARS = [
-    (op, fmt, n_planes)
+    thorough_unless(fmt.name in COMMON, op, fmt, n_planes)
     for op in test_linear.OPS
     for fmt, n_planes in IN_PLANES
     if "tiles" not in op or fmt.name in FORMATS_OF_TILES[n_planes]

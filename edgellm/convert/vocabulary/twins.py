@@ -12,8 +12,9 @@ from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
 from edgellm.text.rule import rule_of
 from edgellm.text.spm import SCHEME, SPACE
+from edgellm.text.string_index import as_bytes
 from edgellm.text.tokenizer import KEEPS_SPACE
-from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary, as_bytes
+from edgellm.text.vocabulary import PREFIX, TokenType, Vocabulary
 from edgellm.text.wordpiece import LONGEST_WORD
 
 Steps = dict[str, Any]
@@ -217,7 +218,8 @@ def _frame(vocabulary: Vocabulary, begin: str | None, end: str | None) -> Steps:
 def _tokens(vocabulary: Vocabulary) -> dict[int, str]:
     """The tokens to write, by id: all but empty ones and rows of the embedding without a token."""
     found = {}
-    for token_id in sorted(vocabulary.ids.values()):  # asking for `ids` finds duplicates
+    _ = vocabulary.ids  # finds duplicates
+    for token_id in (i for i, token in enumerate(vocabulary.tokens) if token):
         text = vocabulary.token(token_id).decode()
         if len(text) > MOST_CHARS:
             raise FormatError(f"token {token_id} has {len(text)} characters; expected at most {MOST_CHARS}")

@@ -15,7 +15,8 @@ from edgellm.errors import FormatError
 from edgellm.files import atomic_write
 from edgellm.text import Tokenizer, load_tokenizer
 from edgellm.text.chat_template import KEY
-from edgellm.text.vocabulary import PREFIX, Vocabulary, as_bytes, kind_of
+from edgellm.text.string_index import as_bytes
+from edgellm.text.vocabulary import PREFIX, Vocabulary, kind_of
 
 
 def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgellm.kernels.word_records import AT_ONCE, IN_LINE, INDEX_STRINGS, STRINGS
 from edgellm.machine.large_pages import on_large_pages
-from edgellm.text.vocabulary import in_one
+from edgellm.text.string_index import in_one
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
