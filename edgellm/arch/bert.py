@@ -94,7 +94,7 @@ CROSS_ENCODER = EncoderCheckpoint(
     prefix="bert.",
     ranks="cls",
 )
-ROBERTA_DEFAULTS = BERT_DEFAULTS | {"pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": 514}
+ROBERTA_DEFAULTS = BERT_DEFAULTS | {"pad_token_id": 1}
 ROBERTA = EncoderCheckpoint(
     classes=(
         "XLMRobertaModel",

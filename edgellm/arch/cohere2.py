@@ -50,5 +50,5 @@ HUGGING_FACE = HuggingFace(
     hyperparameters=_hyperparameters,
     tensors=command_r.WITHOUT_FFN_NORM,
     biases=ATTENTION_BIASES,
-    defaults=command_r.COHERE_DEFAULTS | {"head_dim": 128, "rope_theta": 10000.0, "sliding_window": 4096},
+    defaults=command_r.COHERE_DEFAULTS | {"rope_theta": 10000.0, "sliding_window": 4096},
 )

@@ -168,6 +168,8 @@ def _of_wide_layers(s: Settings, slides: list[bool]) -> tuple[int, int]:
     if s.flag("attention_k_eq_v") and s.get("num_global_key_value_heads") is not None:
         usual["num_key_value_heads"] = s.count("num_global_key_value_heads")
     own = s.section("per_layer_config").values
+    if not own and s.values.get("per_layer_config") is not None:
+        usual = {}  # an empty one says that no layer differs
     if own:
         if not all(layer.isdecimal() and isinstance(changes, Mapping) for layer, changes in own.items()):
             raise FormatError(f"{s.file}: per_layer_config is {shown(own)}; expected objects by layer number")
@@ -230,7 +232,6 @@ HUGGING_FACE = HuggingFace(
     biases=ATTENTION_BIASES,
     promises={
         "attn_v": own_values(_keys_are_values, "attention_k_eq_v", "layer_types"),
-        "layer_output_scale": ALWAYS,
     }
     | dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), ALWAYS)
     | dict.fromkeys(("ffn_gate_inp", "ffn_gate_inp.scale", "ffn_down_exps.scale"), where("enable_moe_block")),

@@ -95,6 +95,6 @@ HUGGING_FACE = HuggingFace(
         "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36, "num_attention_heads": 64,
         "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
         "num_local_experts": 128, "num_experts_per_tok": 4, "sliding_window": 128, "attention_bias": True,
-        "rope_parameters": YARN,
+        "rope_parameters": YARN, "rope_theta": YARN["rope_theta"],
     },
 )  # fmt: skip

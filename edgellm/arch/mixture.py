@@ -170,6 +170,12 @@ def mixture_hyperparameters(s: Settings, n_ff: str | None = "moe_intermediate_si
     return found if n_ff is None else found | {"expert_feed_forward_length": s.count(n_ff)}
 
 
+def said_experts(s: Settings) -> str:
+    """What config.json says of the number of experts, for errors: "num_experts is 8"."""
+    name, n_experts = _count_of(s, _ALL)
+    return f"{name} is missing, so {n_experts} was taken" if name in s.assumed else f"{name} is {n_experts}"
+
+
 def _count_of(s: Settings, names: tuple[str, ...]) -> tuple[str, int]:
     """The name that config.json has for a count of experts, and the count; otherwise the default of the class."""
     said = [name for name in names if name in s.values and name not in s.assumed]

@@ -89,6 +89,11 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     }
 
 
+def _of_classifier(s: Settings) -> dict[str, Any]:
+    s.expect("classifier_activation", "gelu")
+    return _hyperparameters(s)
+
+
 # The first layer's embeddings are normalized already.
 _PROMISES = {"attn_norm": Promise(lambda s, layer: layer > 0)}
 
@@ -144,7 +149,7 @@ HUGGING_FACE = EncoderCheckpoint(
 CROSS_ENCODER = EncoderCheckpoint(
     classes=("ModernBertForSequenceClassification",),
     model_type="modernbert",
-    hyperparameters=_hyperparameters,
+    hyperparameters=_of_classifier,
     tensors=_TENSORS | {"cls": "head.dense", "cls.norm": "head.norm", "cls.output": "classifier"},
     biases=_BIASES | {"cls": "classifier_bias", "cls.norm": "norm_bias", "cls.output": None},
     promises=_PROMISES,

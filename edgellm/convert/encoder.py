@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch.encoder_checkpoint import EncoderCheckpoint
 from edgellm.arch.huggingface import HuggingFace, Settings
 from edgellm.engine.pooling import RANK
-from edgellm.errors import FormatError
+from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.tensor import Tensor
+from edgellm.text import load_tokenizer
 
 
 def prepare_encoder(
@@ -30,6 +32,29 @@ def prepare_encoder(
         if name in tensors:
             tensors[name] = _from_row(tensors[name], settings.count(key, least=0) + 1, key)
     return family, _left_out(tensors, heads)
+
+
+def check_padding(family: HuggingFace, settings: Settings, metadata: Mapping[str, Any]) -> list[str]:
+    """Where positions begin behind the padding token's, a text that holds that token has others in transformers.
+
+    There it has none of its own, and is not counted. Raises UnsupportedError where it stands around each text; a note
+    where a text can hold it.
+    """
+    if not isinstance(family, EncoderCheckpoint) or not family.first_rows:
+        return []
+    key = next(iter(family.first_rows.values()))
+    padding, tokenizer = settings.count(key, least=0), load_tokenizer(metadata)
+    if padding >= tokenizer.n_vocab:
+        return []
+    name = f"config.json: {key} is {padding}, and that token is {tokenizer.token_name(padding)!r:.60}"
+    if padding in tokenizer.encode("", add_special=True):
+        raise UnsupportedError(
+            f"{name}, which stands in every text: transformers gives it no position of its own, and edgellm counts it "
+            "as others; the tokenizer is another model's, or config.json is wrong"
+        )
+    if tokenizer.is_text(padding):
+        return [f"{name}: in texts with it, transformers does not count it among the positions, and edgellm does"]
+    return []
 
 
 def classes_of(architecture: str, family: HuggingFace, settings: Settings) -> dict[str, Any]:

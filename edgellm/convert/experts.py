@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.arch import ModelConfig
-from edgellm.arch.huggingface import HuggingFace
+from edgellm.arch.huggingface import HuggingFace, Settings
+from edgellm.arch.mixture import said_experts
 from edgellm.arch.stacks import Experts, KeysOrValues, SomeRows
 from edgellm.convert.parts import Part
 from edgellm.errors import FormatError, UnsupportedError
@@ -23,7 +24,7 @@ Read = Callable[[slice], NDArray[np.uint8]]
 
 
 def take_experts(
-    family: HuggingFace, config: ModelConfig, tensors: dict[str, Tensor]
+    family: HuggingFace, settings: Settings, config: ModelConfig, tensors: dict[str, Tensor]
 ) -> tuple[list[Part], dict[str, str]]:
     """The stacks of all layers that have some, and what the checkpoint calls each; their tensors are taken out.
 
@@ -33,6 +34,7 @@ def take_experts(
     theirs: dict[str, str] = {}
     done: set[str] = set()  # tensors of which several parts may be made
     n_experts = config.mixture.n_experts if config.mixture is not None else 0
+    says = f"in config.json, {said_experts(settings)}" if n_experts else "config.json says that there are no experts"
     for layer in range(config.n_layers):
         for ours, place in family.experts.items():
             for kind in ("weight", "bias"):
@@ -40,8 +42,8 @@ def take_experts(
                 whole = next((found for found in _wholes(place, layer, kind) if found in tensors), None)
                 split = _split_name(place, layer, kind)
                 if whole is not None:
-                    part = _of_whole(name, tensors[whole], place, config, kind == "bias")
-                elif split and (found := _split(split, n_experts, tensors)):
+                    part = _of_whole(name, tensors[whole], place, config, kind == "bias", says)
+                elif split and (found := _split(split, n_experts, tensors, says)):
                     part = _stacked(name, found)
                 else:
                     continue
@@ -68,13 +70,12 @@ def _split_name(place: Place, layer: int, kind: str) -> str | None:
     return place.split.replace("{}", str(layer), 1) + f".{kind}"
 
 
-def _split(pattern: str, n_experts: int, tensors: dict[str, Tensor]) -> list[Tensor]:
+def _split(pattern: str, n_experts: int, tensors: dict[str, Tensor], says: str) -> list[Tensor]:
     """The matrices of all experts, or nothing where there is none."""
     names = [pattern.format(expert) for expert in range(n_experts)]
     found = [name for name in names if name in tensors]
     if not found:
         return []
-    says = f"config.json says that there are {n_experts} experts"
     if missing := [name for name in names if name not in tensors]:
         raise FormatError(f"the checkpoint has no tensor {missing[0]!r}, and {says}")
     if (beyond := pattern.format(n_experts)) in tensors:
@@ -105,16 +106,16 @@ def _stacked(name: str, tensors: Sequence[Tensor]) -> Part:
     return _part(name, first, (len(tensors), *first.shape), read)
 
 
-def _of_whole(name: str, tensor: Tensor, place: Place, c: ModelConfig, is_bias: bool) -> Part:
+def _of_whole(name: str, tensor: Tensor, place: Place, c: ModelConfig, is_bias: bool, says: str) -> Part:
     """Some rows of every matrix of a tensor. Raises FormatError for a shape that is not the one of config.json."""
     if isinstance(place, SomeRows):
         return _of_rows(name, tensor, place, c)
     if tensor.format.block_size != 1:
-        return _of_blocks(name, tensor, place, c)
+        return _of_blocks(name, tensor, place, c, says)
     if isinstance(place, KeysOrValues):
         numbers = _of_keys_or_values(tensor, place, c)
     else:
-        numbers = _of_experts(tensor, place, c, is_bias)
+        numbers = _of_experts(tensor, place, c, is_bias, says)
     if is_bias:
         shape, raw = numbers.shape[:-1], np.ascontiguousarray(numbers)
         return Part(name, Tensor(tensor.name, shape, tensor.format, raw.reshape(len(raw), -1)))
@@ -137,11 +138,11 @@ def _of_rows(name: str, tensor: Tensor, place: SomeRows, c: ModelConfig) -> Part
     return _part(name, tensor, (len(order), tensor.shape[1]), lambda rows: tensor.some_rows(order[rows]))
 
 
-def _of_blocks(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig) -> Part:
+def _of_blocks(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig, says: str) -> Part:
     """The same of weights that are quantized already: blocks lie along the inputs, so rows stay whole."""
     if isinstance(place, KeysOrValues):
         raise UnsupportedError(f"tensor {tensor.name!r} is {tensor.format}; keys and values are taken apart in floats")
-    _check_experts(tensor, c, 3)
+    _check_experts(tensor, c, 3, says)
     n_experts, n_all, n_cols = tensor.shape
     wanted = np.arange(n_all, dtype=np.int32)[_rows_of_part(tensor, place, n_all)]
     n_rows = len(wanted)
@@ -153,20 +154,20 @@ def _of_blocks(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: Mode
     return _part(name, tensor, (n_experts, n_rows, n_cols), read)
 
 
-def _of_experts(tensor: Tensor, place: Experts, c: ModelConfig, is_bias: bool) -> NDArray[np.uint8]:
+def _of_experts(tensor: Tensor, place: Experts, c: ModelConfig, is_bias: bool, says: str) -> NDArray[np.uint8]:
     """The numbers of a part, each its bytes: [n_experts, n_out, n_in, size], of biases without n_in."""
-    _check_experts(tensor, c, 2 if is_bias else 3)
+    _check_experts(tensor, c, 2 if is_bias else 3, says)
     numbers = tensor.raw.reshape(*tensor.shape, tensor.format.block_bytes)
     numbers = numbers.swapaxes(1, 2) if place.is_across and not is_bias else numbers
     return numbers[:, _rows_of_part(tensor, place, numbers.shape[1])]
 
 
-def _check_experts(tensor: Tensor, c: ModelConfig, n_dims: int) -> None:
+def _check_experts(tensor: Tensor, c: ModelConfig, n_dims: int, says: str) -> None:
     """Raises FormatError for another number of experts than config.json says."""
     n_experts = c.mixture.n_experts if c.mixture is not None else 0
     if len(tensor.shape) != n_dims or tensor.shape[0] != n_experts:
         raise FormatError(
-            f"tensor {tensor.name!r} has shape {list(tensor.shape)}; config.json says that it has {n_experts} experts"
+            f"tensor {tensor.name!r} has shape {list(tensor.shape)}; expected {n_experts} experts, for {says}"
         )
 
 

@@ -16,7 +16,7 @@ from edgellm.arch.config import MOST_LAYERS
 from edgellm.arch.huggingface import HuggingFace, Settings, language_name, part_of
 from edgellm.arch.huggingface_rope import rope_tensors
 from edgellm.arch.registry import some_of
-from edgellm.convert.encoder import classes_of, prepare_encoder
+from edgellm.convert.encoder import check_padding, classes_of, prepare_encoder
 from edgellm.convert.experts import take_experts
 from edgellm.convert.model_card import model_card
 from edgellm.convert.parts import Part, Transposed, with_columns
@@ -79,7 +79,7 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
             parts = _parts(architecture, family, settings, metadata, tensors, modules.parts)
             n_vocab = next(part.tensor.shape[0] for part in parts if part.name == "token_embd.weight")
             metadata |= {f"{architecture}.vocab_size": n_vocab} | tokenizer_metadata(folder, n_vocab, notes)
-            notes += chat_templates.faults(metadata)
+            notes += [*check_padding(family, settings, metadata), *chat_templates.faults(metadata)]
             metadata |= sampling_metadata(folder, notes)
             notes += _without_rows(metadata["tokenizer.ggml.tokens"][n_vocab:], n_vocab)
         except FileProblem as problem:
@@ -262,7 +262,7 @@ def _parts(
             if ours in vectors:
                 tensor = _as_vector(tensor)
             parts.append(_part(family, config, ours, tensor))
-    stacks, their_names = take_experts(family, config, tensors)
+    stacks, their_names = take_experts(family, settings, config, tensors)
     parts += stacks
     theirs |= their_names
     try:

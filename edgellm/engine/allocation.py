@@ -28,7 +28,8 @@ def allocate_cache(
 
     Raises MemoryLimitError when one context of n_ctx tokens does not fit.
     """
-    blocks = {layer.window: blocks_of_text(layer.window, n_ctx, n_batch) for layer in layers}
+    windows = {layer.window for layer in layers} or {None}  # a model of recurrent layers alone counts its tokens still
+    blocks = {window: blocks_of_text(window, n_ctx, n_batch) for window in windows}
     beside = {window: blocks_of_batch(window, n_batch) for window in blocks}
     states = StateShape.beside(state_bytes, sum(layer.block_bytes for layer in layers))
     n_slots = states.slots_for(blocks_for(n_ctx))

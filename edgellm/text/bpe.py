@@ -49,6 +49,7 @@ class BytePairModel:
 
     space_prefix = prefix_once = False
     seeks_spaced = False
+    broken = "replace"
 
     def __init__(self, vocabulary: Vocabulary, rule: PreTokenizer) -> None:
         self._vocabulary = vocabulary

@@ -1,17 +1,25 @@
 """SentencePiece's compiled normalization: what is written in place of some characters, as a table that files carry.
 
 The table is a double-array trie over UTF-8 bytes (Aoe, 1989; as Darts-clone writes it) and the texts that it points to.
-At every place of a text, the longest entry that begins there counts; characters without one stay. That is the way of
-SentencePiece. `tokenizers` looks up short clusters of characters as a whole, and loses the accent behind a letter that
-is replaced.
+
+SentencePiece takes, at every place of a text, the longest entry that begins there; characters without one stay.
+`tokenizers` goes from one grapheme cluster to the next, a letter and its accents: if one of up to five bytes begins
+with an entry, the shortest such entry stands for all of it, and otherwise each of its characters is looked up alone. So
+an accent is lost behind a letter that is replaced, and a line break of two characters becomes one space.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.errors import FormatError
+
+_LONGEST_CLUSTER = 5  # bytes of one that is looked up as a whole
+_MOST_REMEMBERED = 10_000  # clusters
 
 
 class CharsMap:
@@ -23,9 +31,10 @@ class CharsMap:
             raise FormatError(f"a precompiled_charsmap of {len(raw)} bytes that names a trie of {size}; it is damaged")
         self._units: NDArray[np.uint32] = np.frombuffer(raw, "<u4", size // 4, 4)
         self._texts = raw[4 + size :]
+        self._of_cluster: dict[str, str] = {}
 
     def apply(self, text: str) -> str:
-        """The text with all replacements."""
+        """The text with all replacements, as SentencePiece makes them."""
         if text.isascii() and text.isprintable():
             return text  # no table replaces those that are printed
         data, at, out = text.encode(), 0, []
@@ -42,28 +51,65 @@ class CharsMap:
             at = end
         return b"".join(out).decode("utf-8", "replace")
 
+    def apply_to_clusters(self, text: str) -> str:
+        """The text with all replacements, as `tokenizers` makes them."""
+        if text.isascii() and text.isprintable():
+            return text
+        clusters = _clusters()(text)
+        known = self._of_cluster
+        new = {cluster: self._replaced(cluster) for cluster in set(clusters) if cluster not in known}
+        if len(known) + len(new) <= _MOST_REMEMBERED:
+            known |= new
+        return "".join([known[cluster] if cluster in known else new[cluster] for cluster in clusters])
+
+    def _replaced(self, cluster: str) -> str:
+        data = cluster.encode()
+        if len(data) <= _LONGEST_CLUSTER and (found := self._shortest(data)) is not None:
+            return found.decode("utf-8", "replace")
+        each = (char if (found := self._shortest(char.encode())) is None else found.decode("utf-8", "replace")
+                for char in cluster)  # fmt: skip
+        return "".join(each)
+
+    def _shortest(self, data: bytes) -> bytes | None:
+        """The replacement of the shortest entry that begins a text."""
+        return next((self._replacement(at) for _, at in self._entries(data, 0)), None)
+
     def _longest(self, data: bytes, start: int) -> tuple[int, bytes] | None:
         """Where the longest entry from a place on ends, and its replacement."""
-        units, found = self._units, None
+        found = None
+        for found in self._entries(data, start):  # noqa: B007
+            pass
+        return None if found is None else (found[0], self._replacement(found[1]))
+
+    def _entries(self, data: bytes, start: int) -> Iterator[tuple[int, int]]:
+        """Where each entry from a place on ends, shortest first, and where its replacement begins."""
+        units = self._units
         node = _offset(int(units[0]))
         for at in range(start, len(data)):
             node ^= data[at]
             if node >= len(units):
-                break
+                return
             unit = int(units[node])
             if unit & 0x800000FF != data[at]:
-                break
+                return
             node ^= _offset(unit)
             if unit >> 8 & 1 and node < len(units):
-                found = at + 1, int(units[node]) & 0x7FFFFFFF
-        if found is None:
-            return None
-        end, begin = found
+                yield at + 1, int(units[node]) & 0x7FFFFFFF
+
+    def _replacement(self, begin: int) -> bytes:
         stop = self._texts.find(b"\0", begin)
         if begin >= len(self._texts) or stop < 0:
             raise FormatError("the precompiled_charsmap points behind its texts; the file is damaged")
-        return end, self._texts[begin:stop]
+        return self._texts[begin:stop]
 
 
 def _offset(unit: int) -> int:
     return unit >> 10 << ((unit & 0x200) >> 6)
+
+
+@cache
+def _clusters() -> Callable[[str], list[str]]:
+    import regex
+
+    found: Callable[[str], list[str]] = regex.compile(r"\X").findall
+    return found

@@ -1,9 +1,13 @@
-"""How far two texts, or two lists of tokens, begin alike."""
+"""How far two texts, or two lists of tokens, begin alike; and what white space is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+# Unicode's White_Space, which is what `tokenizers` strips and cuts at, as members of a class of regular expressions;
+# Python's `isspace` has four characters more.
+WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 def n_common(one: Sequence[Any], other: Sequence[Any]) -> int:

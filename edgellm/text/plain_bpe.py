@@ -14,6 +14,7 @@ import numpy as np
 
 from edgellm.text.bpe import BytePairModel
 from edgellm.text.spm import CUT_FROM_CHARS, SPACE, byte_value, reaching_across, word_start, words_automata
+from edgellm.text.stream import EACH
 from edgellm.text.vocabulary import TokenType
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 class PlainPairModel(BytePairModel):
     """Encodes plain text by merges whose tokens are spelled as they are."""
+
+    broken = EACH
 
     def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
         """The ids of each of some texts that hold no special tokens."""

@@ -296,7 +296,7 @@ PRETOKENIZERS = {
                                _DIGIT, PUNCTUATION, _GPT2), add_bos=True),
     "superbpe": PreTokenizer((r"[\p{N}]+", _THREES), spans_spaces=True),
     **_named(_aya, "tiny_aya", "cohere2moe"),
-    "kimi-k2": PreTokenizer((_KIMI,)),
+    "kimi-k2": PreTokenizer((_KIMI,), ignore_merges=True),  # as tiktoken, which its models have
     **_named(_bailing, "bailingmoe", "bailingmoe2", "llada-moe"),
     "seed-coder": PreTokenizer((_SEED_CODER,)),
     "ufakzeka": PreTokenizer((_QWEN2.removeprefix("(?i:'s|'t|'re|'ve|'m|'ll|'d)|"),)),

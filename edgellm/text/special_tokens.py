@@ -11,16 +11,15 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Set
 from functools import cached_property
 
-from edgellm.text.common import n_common
+from edgellm.text.common import WHITE, n_common
 from edgellm.text.provenance import cut, has_provenance, own_of
 
 _WINDOW = 32  # characters of a text that are compared at first
 _MOST_CHARS = 64  # distinct characters beyond ASCII that are told apart where a token may start
 _BEYOND_ASCII = "\x80-\U0010ffff"
 
-# White space and letters of words as Unicode has them, and so `tokenizers`; Python's own differ in a few.
-_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_SPACES = re.compile(f"[{_SPACE}]*")
+_SPACES = re.compile(f"[{WHITE}]*")
+# Letters of words as Unicode has them, and so `tokenizers`; Python's own differ in a few.
 _WORD = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]"
 
 

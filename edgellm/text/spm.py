@@ -22,6 +22,7 @@ from edgellm.text.merging import merge_pairs
 from edgellm.text.pairs import Pairs
 from edgellm.text.provenance import like
 from edgellm.text.remembered import Remembered
+from edgellm.text.stream import EACH
 from edgellm.text.string_index import in_one
 from edgellm.text.vocabulary import OURS, PREFIX, TokenType, Vocabulary
 
@@ -50,6 +51,8 @@ class SentencePieceModel:
                    files name: "first" is the stretch that begins the whole text, "always" is each, and none gets a
                    space where it has one.
     """
+
+    broken = EACH
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         if vocabulary.scores is None:
@@ -219,8 +222,13 @@ class SentencePieceModel:
 
     @cached_property
     def _mergeable(self) -> bytes:
-        """1 for each token that merging may make; in a text, the spelling of a control token is just text."""
-        return np.isin(self._vocabulary.types, (TokenType.NORMAL, TokenType.UNUSED)).tobytes()
+        """1 for each token that merging may make; in a text, the spelling of a control token is just text.
+
+        But a file of ours can say that some are words as well, which merging makes of letters as it makes others.
+        """
+        mergeable = np.isin(self._vocabulary.types, (TokenType.NORMAL, TokenType.UNUSED))
+        mergeable[list(self._vocabulary.marked("made") or ())] = True
+        return mergeable.tobytes()
 
     @cached_property
     def _unused(self) -> frozenset[int]:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable
 
+EACH = "edgellm.each"  # how bytes that are no characters are decoded: as U+FFFD each, also where some belong together
+
+
+def _each(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(EACH, _each)
+
 
 class StreamDecoder:
     """Decodes token after token. A character may spread over several tokens; it is held back until complete.
 
     `push` and `flush` together yield what decoding all bytes at once would: bytes that can never become a
-    character appear as U+FFFD.
+    character appear as U+FFFD, by `errors` ("replace", or EACH).
 
     state:  where the text is; whoever takes tokens back gives an earlier state back.
     """
 
-    def __init__(self, token_bytes: Callable[[int], bytes | None], begins: bool = False) -> None:
+    def __init__(
+        self, token_bytes: Callable[[int], bytes | None], begins: bool = False, errors: str = "replace"
+    ) -> None:
         """token_bytes: what a token shows; None for one that is silent. begins: a space in front is not the text's."""
         self._token_bytes = token_bytes
         self._begins = begins
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors)
 
     @property
     def state(self) -> tuple[bool, tuple[bytes, int]]:

@@ -34,6 +34,7 @@ class Model(Protocol):
     begin, end:      ids that `add_special` puts around a text.
     space_prefix:    a text begins with a space that is not its own; decoding takes it away.
     prefix_once:     only what begins the whole text does, not what follows a control token.
+    broken:          how bytes that are no characters are decoded: "replace", or EACH of `text/stream.py`.
     seeks_spaced:    user-defined tokens are looked for after spaces have become "▁".
     normalize:       gives a prompt of a chat template back with its provenance (`text/provenance.py`).
     encode:          the ids of each of some normalized texts, which special tokens stand between. at_start: the first
@@ -43,6 +44,7 @@ class Model(Protocol):
     space_prefix: bool
     prefix_once: bool
     seeks_spaced: bool
+    broken: str
 
     @property
     def begin(self) -> list[int]: ...
@@ -142,6 +144,9 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of some tokens, undoing `encode`; bytes that are not UTF-8 become U+FFFD.
 
+        Where tokens stand for single bytes, as in SentencePiece, each such byte does. `tokenizers` does that as well,
+        but also to the whole characters beside it, which no stream of tokens could know of in time.
+
         `skip_special` leaves control tokens out.
         """
         pieces: list[bytes] = []
@@ -157,7 +162,7 @@ class Tokenizer:
                 piece = piece.removeprefix(b" ")
                 begins = False
             pieces.append(piece)
-        return b"".join(pieces).decode("utf-8", "replace")
+        return b"".join(pieces).decode("utf-8", self._model.broken)
 
     def stream(
         self, skip_special: bool = True, after: int | None = None, showing: Collection[int] = ()
@@ -180,7 +185,7 @@ class Tokenizer:
             self._written[token_id] = result = self.token_bytes(token_id)
             return result
 
-        return StreamDecoder(shown, begins)
+        return StreamDecoder(shown, begins, self._model.broken)
 
     @property
     def texts_of_tokens(self) -> list[bytes]:
@@ -261,6 +266,11 @@ class Tokenizer:
                 return b""
 
         return [shown(token_id) for token_id in range(self.n_vocab)]
+
+    def is_text(self, token_id: int) -> bool:
+        """Whether texts can make a token that name no control tokens."""
+        made = token_id in (self._vocabulary.marked("made") or ())
+        return made or self._vocabulary.type_of(token_id) in (TokenType.NORMAL, TokenType.USER_DEFINED)
 
     def _is_control(self, token_id: int) -> bool:
         return self._vocabulary.is_type(token_id, TokenType.CONTROL)

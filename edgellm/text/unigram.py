@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import chain, islice
 
 import numpy as np
 
 from edgellm.errors import FormatError
 from edgellm.text.charsmap import CharsMap
+from edgellm.text.preparing import Steps
 from edgellm.text.provenance import changed
 from edgellm.text.remembered import Remembered
 from edgellm.text.spm import SPACE, UNKNOWN
@@ -25,6 +27,7 @@ class UnigramModel:
     """Encodes plain text by the scores of a vocabulary."""
 
     prefix_once = seeks_spaced = False
+    broken = "replace"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         if vocabulary.scores is None:
@@ -33,8 +36,9 @@ class UnigramModel:
         self._scores = vocabulary.scores.astype(np.float64)
         self.space_prefix = vocabulary.flag("add_space_prefix", True)
         self._strips = vocabulary.flag("remove_extra_whitespaces", True)
-        self._keeps_last_space = vocabulary.our_flag("keeps_last_space", False)
         self._charsmap = CharsMap(raw) if (raw := vocabulary.bytes_of("precompiled_charsmap")) else None
+        names = vocabulary.our_texts("steps")
+        self._steps = None if names is None else Steps(names, self._charsmap)
         self._words = Remembered()
 
     @cached_property
@@ -46,26 +50,34 @@ class UnigramModel:
         return self._vocabulary.added("eos", True)
 
     def normalize(self, text: str) -> str:
-        """The text with the replacements of the file's table."""
+        """The text with the replacements of the file's table, and what else its steps do."""
+        if self._steps is not None:
+            return changed(text, self._steps.normalize)
         return text if self._charsmap is None else changed(text, self._charsmap.apply)
 
     def encode(self, texts: list[str], at_start: bool) -> Iterable[list[int]]:
         """The ids of each of some normalized texts that hold no special tokens."""
-        words = [self._cut(text) for text in texts]
-        return map(self._join_unknown, self._words.joined(words, self._encode_words))
+        stretches = [self._cut(text) for text in texts]
+        words = [self._words_of(stretch) for of_text in stretches for stretch in of_text]
+        ids = map(self._join_unknown, self._words.joined(words, self._encode_words))
+        return [list(chain.from_iterable(islice(ids, len(of_text)))) for of_text in stretches]
 
     def _cut(self, text: str) -> list[str]:
+        """The stretches that are spelled each alone; in SentencePiece, a text is one."""
+        if self._steps is not None:
+            return self._steps.cut(text)
         if self._strips:
-            last = " " if self._keeps_last_space and text.endswith(" ") else ""
-            text = " ".join(part for part in text.split(" ") if part) + last
+            text = " ".join(part for part in text.split(" ") if part)
         if not text:
             return []
         text = text.replace(" ", SPACE)
-        if self.space_prefix and not text.startswith(SPACE):
-            text = SPACE + text
-        if self._reaches_across:
-            return [text]
-        first, *words = text.split(SPACE)
+        return [SPACE + text if self.space_prefix and not text.startswith(SPACE) else text]
+
+    def _words_of(self, stretch: str) -> list[str]:
+        """A stretch in parts whose tokens do not depend on each other."""
+        if SPACE not in stretch[1:] or self._reaches_across:
+            return [stretch]
+        first, *words = stretch.split(SPACE)
         return [*([first] if first else []), *(SPACE + word for word in words)]
 
     def _encode_words(self, words: list[str]) -> Iterator[tuple[str, list[int]]]:
@@ -93,7 +105,10 @@ class UnigramModel:
 
         One of spaces alone does so where runs of them are kept.
         """
-        return any(SPACE in text[1:] and (text.strip(SPACE) or not self._strips) for text in self._pieces)
+        return any(
+            SPACE in text[1:] and (text.strip(SPACE) or self._steps is not None or not self._strips)
+            for text in self._pieces
+        )
 
     @cached_property
     def _unknown(self) -> int:

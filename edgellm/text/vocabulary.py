@@ -255,6 +255,15 @@ class Vocabulary:
         """A yes or no of the file, such as "add_bos_token"."""
         return self._flag(PREFIX + name, default)
 
+    def our_texts(self, name: str) -> list[str] | None:
+        """Some names of our own, `edgellm.tokenizer.*`; None when the file does not have them."""
+        value = self._metadata.get(OURS + name)
+        if value is None:
+            return None
+        if not hasattr(value, "as_bytes") and not (isinstance(value, list) and all(type(v) is str for v in value)):
+            raise FormatError(f"{OURS}{name} is {kind_of(value)}; expected an array of texts")
+        return [text.decode(errors="replace") for text in as_bytes(value)]
+
     def our_flag(self, name: str, default: bool) -> bool:
         """A yes or no of our own, `edgellm.tokenizer.*`."""
         return self._flag(OURS + name, default)

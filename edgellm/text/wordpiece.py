@@ -30,6 +30,7 @@ class WordPieceModel:
 
     space_prefix = True
     prefix_once = seeks_spaced = False
+    broken = "replace"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary

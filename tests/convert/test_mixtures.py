@@ -128,11 +128,14 @@ def with_(name: str, x: Callable[[Tensors], torch.Tensor], base: Change = lambda
 
 
 WRONG = [
-    (without(up(5)), r"no tensor 'model.layers.1.mlp.experts.5.up_proj.weight', .* 8 experts"),
-    (with_(up(8), lambda t: t[up(0)].clone()), r"has tensor '.*experts.8.up_proj.weight', .* 8 experts"),
+    (without(up(5)), r"no tensor 'model.layers.1.mlp.experts.5.up_proj.weight', .*num_local_experts is 8"),
+    (with_(up(8), lambda t: t[up(0)].clone()), r"has tensor '.*experts.8.up_proj.weight', .*num_local_experts is 8"),
     (with_(up(3), lambda t: t[up(3)][:16]), r"experts.3.up_proj.weight' is F32 of shape \[16, 64\]"),
     (with_(up(3), lambda t: t[up(3)].half()), r"experts.3.up_proj.weight' is F16"),
-    (with_(f"{EXPERTS}down_proj", lambda t: torch.zeros(7, 64, 32), stacked), r"\[7, 64, 32\]; .* 8 experts"),
+    (
+        with_(f"{EXPERTS}down_proj", lambda t: torch.zeros(7, 64, 32), stacked),
+        r"\[7, 64, 32\]; .* num_local_experts is 8",
+    ),
     (with_(f"{EXPERTS}gate_up_proj", lambda t: torch.zeros(8, 65, 64), stacked), "expected 2 equal parts"),
     (without(".1.mlp.experts"), "no tensor"),
     (without("model.layers.1.mlp.gate.weight"), "no tensor"),
@@ -147,6 +150,24 @@ def test_a_wrong_number_or_shape_of_experts(change: Change, says: str, tmp_path:
         convert(tmp_path / "model", tmp_path / "out.gguf")
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_local_experts": 6}, "num_local_experts is 6"),
+        ({"num_local_experts": ..., "num_experts": 12}, "num_experts is 12"),
+        ({"num_local_experts": ...}, "num_experts is missing, so 128 was taken"),
+    ],
+    ids=str,
+)
+def test_a_number_of_experts_is_told_by_the_key_that_config_json_has(
+    changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    checkpoints.save("qwen3moe", tmp_path / "model")
+    checkpoints.edit_json(tmp_path / "model" / "config.json", **changes)
+    with pytest.raises(FormatError, match=f"in config.json, {says}"):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize(

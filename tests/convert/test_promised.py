@@ -67,6 +67,8 @@ def test_a_tensor_that_is_missing_is_named(name: str, saved: Any, tmp_path: Path
     folder = Path(shutil.copytree(saved(name), tmp_path / "model"))
     tensors = load_file(folder / "model.safetensors")
     for missing in one_of_each(tensors):
+        if missing.endswith("layer_scalar"):
+            continue  # which is 1 then
         kept = {name: x for name, x in tensors.items() if name != missing}
         save_file(kept, folder / "model.safetensors", {"format": "pt"})
         # The last of several that become one tensor shows by its shape, and that has a star for the number.
@@ -161,3 +163,15 @@ def test_null_is_false_where_transformers_takes_it_as_that(saved: Any, tmp_path:
         np.testing.assert_allclose(own.logits(ids), checkpoints.logits(checkpoints.load(folder), ids), atol=1e-3)
     checkpoints.edit_json(folder / "config.json", rope_interleave=None)
     assert "rope_interleave" in refused(folder)
+
+
+def test_layers_of_gemma4_without_a_scale_have_one_of_1(saved: Any, tmp_path: Path) -> None:
+    """As in transformers, whose layers begin with it: of all layers, or of some."""
+    folder = Path(shutil.copytree(saved("gemma4, shared"), tmp_path / "model"))
+    ids = list(range(3, 60))
+    for which in (".1.layer_scalar", ".layer_scalar"):
+        kept = {name: x for name, x in load_file(folder / "model.safetensors").items() if not name.endswith(which)}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        convert_checkpoint(folder, tmp_path / f"{which}.gguf")
+        with edgellm.load(tmp_path / f"{which}.gguf", n_threads=1, kv_type="f32", activations="f32") as own:
+            np.testing.assert_allclose(own.logits(ids), checkpoints.logits(checkpoints.load(folder), ids), atol=1e-4)

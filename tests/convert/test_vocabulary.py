@@ -108,11 +108,13 @@ def test_gpt2_layout_of_an_unknown_class_is_refused(tmp_path):
         tokenizer_metadata(tmp_path, N_VOCAB)
 
 
-@pytest.mark.parametrize(("pre", "pattern"), [("llama-bpe", oracles.LLAMA3), ("qwen2", oracles.QWEN2)])
+@pytest.mark.parametrize(
+    ("pre", "pattern"), [("llama-bpe", oracles.LLAMA3), ("qwen2", oracles.QWEN2), ("kimi-k2", oracles.KIMI)]
+)
 def test_tiktoken_file(tmp_path, monkeypatch, pre, pattern):
     tiktoken = pytest.importorskip("tiktoken")
     tokens = folders.ranked_tokens(pre)
-    folders.tiktoken_file(tmp_path / "tokenizer.model", tokens)
+    folders.tiktoken_file(tmp_path / ("tiktoken.model" if pre == "kimi-k2" else "tokenizer.model"), tokens)
     family = Family("Small", pre, lambda: folders.SPECIAL, {"bos": "<|end|>", "eos": "<|im_end|>"}, add_bos=True)
     monkeypatch.setitem(families.FAMILIES, len(tokens), family)
     special = {text: len(tokens) + i for i, text in enumerate(folders.SPECIAL)}
@@ -128,9 +130,16 @@ def test_tiktoken_file(tmp_path, monkeypatch, pre, pattern):
     assert ours.encode("", add_special=True) == [special["<|end|>"]] and ours.eos_id == special["<|im_end|>"]
 
 
+def test_special_tokens_fill_the_rows_of_published_models():
+    n_special = {n: len(set(family.special())) for n, family in families.FAMILIES.items()}
+    assert n_special == {128_000: 256, 200_000: 2048, 151_643: 208, 163_584: 256}
+
+
 def test_a_tiktoken_file_of_an_unknown_family_is_refused(tmp_path):
     folders.tiktoken_file(tmp_path / "small.tiktoken", folders.ranked_tokens("qwen2"))
-    with pytest.raises(UnsupportedError, match=r"small\.tiktoken.*does not say how text is cut.*Llama 3 \(128,000\)"):
+    with pytest.raises(
+        UnsupportedError, match=r"small\.tiktoken.*does not say how text is cut.*Llama 3 \(128,000\).* tokenizer\.json"
+    ):
         tokenizer_metadata(tmp_path, N_VOCAB)
 
 
@@ -287,7 +296,7 @@ def test_frames_around_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("normalizer", [None, {"type": "Strip", "strip_left": True, "strip_right": True}])
-def test_a_unigram_model_that_keeps_spaces_is_refused(tmp_path: Path, normalizer: object) -> None:
+def test_a_unigram_model_without_a_table_is_told(tmp_path: Path, normalizer: object) -> None:
     vocab = [["<s>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u2581", -1.0], ["a", -2.0]]
     values = {
         "version": "1.0", "added_tokens": [], "normalizer": normalizer, "post_processor": None, "decoder": None,
@@ -295,5 +304,9 @@ def test_a_unigram_model_that_keeps_spaces_is_refused(tmp_path: Path, normalizer
         "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": False},
     }  # fmt: skip
     folders.write_json(tmp_path / "tokenizer.json", values)
-    with pytest.raises(UnsupportedError, match="without precompiled_charsmap keeps runs of spaces"):
-        tokenizer_metadata(tmp_path, 5)
+    notes: list[str] = []
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, 5, notes))
+    original = Original.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("a", "  a  a ", "\ta\x85", " ", "", "a\u2581 \u2581a", "\x85\x1ca"):
+        assert ours.encode(text) == original.encode(text).ids, text
+    assert any("may give some texts other ids" in note for note in notes) == (normalizer is not None)

@@ -372,14 +372,59 @@ def test_tokenizer_json_with_other_ids_than_the_model_beside_it_is_told(tmp_path
     assert "disagree" in note
 
 
-def test_a_token_that_is_found_here_and_made_there_is_refused(tmp_path):
+def test_a_token_that_is_found_here_and_made_there(tmp_path):
     folders.of_sentencepiece(tmp_path)
     values = folders.read_json(tmp_path / "tokenizer.json")
     token = values["added_tokens"][0] | {"id": values["model"]["vocab"]["the"], "content": "the", "special": False}
     values["added_tokens"].append(token | {"single_word": True})
     folders.write_json(tmp_path / "tokenizer.json", values)
-    with pytest.raises(UnsupportedError, match="'the' is found in some places"):
-        tokenizer_metadata(tmp_path, N_VOCAB)
+    original = Original.from_file(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
+    for text in ("the", " the", "other", "the other", "xthe the, the"):
+        assert ours.encode(text) == original.encode(text, add_special_tokens=False).ids, text
+
+
+UNUSUAL: list[tuple[dict[str, Any], str]] = [
+    ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+    ({"normalizer": None, "pre_tokenizer": {"type": "Digits", "individual_digits": True}}, "Digits"),
+    ({"normalizer": None, "pre_tokenizer": BYTES}, "ByteLevel"),
+    ({"model": {"type": "WordLevel", "vocab": {}, "unk_token": "<unk>"}}, "WordLevel"),
+    ({"model": None}, "model is missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), UNUSUAL, ids=[says for _, says in UNUSUAL])
+def test_a_tokenizer_json_that_is_not_read_is_refused_beside_another_file(tmp_path, changes, says):
+    """transformers would take the ids of tokenizer.json, which are others: a person has to say which is meant."""
+    folders.of_sentencepiece(tmp_path)
+    folders.sentencepiece(tmp_path)
+    assert metadata_of(tmp_path)["model"] == "llama"
+    change(tmp_path, **changes)
+    with pytest.raises((FormatError, UnsupportedError), match=f"{says}.*: take tokenizer.json away if"):
+        metadata_of(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    assert metadata_of(tmp_path)["model"] == "llama"
+
+
+def test_a_tokenizer_json_of_another_kind_counts(tmp_path):
+    original = folders.byte_level(tmp_path, "smollm")
+    folders.sentencepiece(tmp_path)
+    notes: list[str] = []
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB, notes))
+    assert ours.encode("Hello 12") == original.encode("Hello 12", add_special_tokens=False).ids
+    assert any("are of different kinds; tokenizer.json counts" in note for note in notes)
+
+
+def test_a_byte_without_a_token_is_unknown(tmp_path):
+    """Gemini's file has none for tabs, which are a token themselves; other bytes stand for characters still."""
+    folders.of_sentencepiece(tmp_path)
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    values["model"]["vocab"]["<no byte>"] = values["model"]["vocab"].pop("<0xE2>")
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    original = Original.from_file(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
+    for text in ("\u4e2d\u6587", "\u2160", "the\u2160\u2160the\u4e2d", "\u2160 \u2160"):
+        assert ours.encode(text) == original.encode(text, add_special_tokens=False).ids, text
 
 
 def test_a_chat_template_that_is_no_jinja_is_told(tmp_path) -> None:

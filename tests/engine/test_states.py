@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import Qwen3_5ForCausalLM
 
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint
@@ -258,3 +260,20 @@ def test_bench_stands_behind_a_depth(path: Path) -> None:
         found = measure(model, 5, 2, n_repetitions=1, depth=KV_BLOCK + 3)
         assert found["prefill_tokens_per_second"] > 0 and found["decode_tokens_per_second"] > 0
         check_nothing_is_held(model)
+
+
+def test_a_model_without_attention(tmp_path: Path) -> None:
+    """All of what it knows of a text are states."""
+    changes = {"layer_types": ["linear_attention"] * 3, "num_hidden_layers": 3, "full_attention_interval": 4}
+    _, config_class, shape = families.FAMILIES["qwen35"]
+    torch.manual_seed(1)
+    usual = families.config_of("qwen35").to_dict()
+    model = Qwen3_5ForCausalLM(config_class(**(usual | shape | changes))).eval()
+    model.save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    convert_checkpoint(tmp_path / "model", tmp_path / "out.gguf", "F32")
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPT[:80]]), use_cache=False).logits[0].numpy()
+    with loaded(tmp_path / "out.gguf", n_ctx=512, activations="f32", kv_type="f32") as own:
+        np.testing.assert_allclose(own.logits(PROMPT[:80]), expected, atol=1e-4)
+        assert len(answer(own, PROMPT[:80]).token_ids) > 0

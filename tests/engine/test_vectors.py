@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import edgellm
+from edgellm.convert.checkpoints import convert_checkpoint
 from edgellm.errors import ContextOverflowError, UnsupportedError, UsageError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from edgellm.quants import FORMATS
@@ -95,6 +97,30 @@ def test_every_reranker_is_what_transformers_computes(family: str, tmp_path: Pat
                 ask()
         with pytest.raises(UsageError, match=r"model.gguf ranks texts and writes none: use rank\(query, texts\)"):
             found.chat([{"role": "user", "content": "Hello"}])
+
+
+@pytest.mark.parametrize(
+    ("padding", "says"), [(1, "'</s>', which stands in every text"), (4, "in texts with it"), (3, "")]
+)
+def test_positions_that_a_padding_token_would_take(padding: int, says: str, tmp_path: Path) -> None:
+    """Of XLM-R, where transformers counts positions without the tokens of that id."""
+    encoders.save(FAMILIES, "xlm-roberta", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"pad_token_id": padding}))
+    if padding == 1:
+        with pytest.raises(UnsupportedError, match=says):
+            convert_checkpoint(tmp_path / "model", tmp_path / "out.gguf")
+    else:
+        notes = convert_checkpoint(tmp_path / "model", tmp_path / "out.gguf")
+        assert any("pad_token_id" in note for note in notes) == bool(says)
+
+
+def test_another_activation_of_a_classifier_is_refused(tmp_path: Path) -> None:
+    encoders.save(RANKERS, "modern", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"classifier_activation": "silu"}))
+    with pytest.raises(UnsupportedError, match="classifier_activation is 'silu'"):
+        convert_checkpoint(tmp_path / "model", tmp_path / "out.gguf")
 
 
 def test_a_decoder_that_answers_yes_or_no(tmp_path: Path) -> None:

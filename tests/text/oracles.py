@@ -137,7 +137,7 @@ _RULES: list[tuple[str, pre_tokenizers.PreTokenizer, bool, bool]] = [
                          _punctuation, GPT2), False, False),
     ("superbpe", _split(r"\p{N}+", r"(?=(\d{3})+(?!\d))"), False, False),
     ("tiny_aya cohere2moe", _split(r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), False, False),
-    ("kimi-k2", _split(KIMI), False, False),
+    ("kimi-k2", _split(KIMI), False, True),
     ("bailingmoe bailingmoe2 llada-moe", _split(BAILING), False, False),
     ("seed-coder", _split(SEED_CODER), False, False),
     ("ufakzeka", _split(QWEN2.removeprefix(f"{SUFFIX}|")), False, False),

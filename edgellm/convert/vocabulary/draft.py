@@ -50,7 +50,7 @@ class Draft:
     flags:    the ids of the added tokens that have each of FLAGS.
     merged:   the added tokens that merging makes of spaces as well.
     prefixed: each stretch between added tokens can get a space in front.
-    made:     what a text is made of before and by merging, where U+2581 stands for spaces.
+    made:     what a text is made of before and by merging, where U+2581 stands for spaces; no names of special tokens.
     notes:    what a person should know: what is left out.
     """
 
@@ -130,7 +130,8 @@ class Draft:
         self.merged.discard(token_id)
         steers = special or _STEERING.fullmatch(text)
         token_type = TokenType.CONTROL if steers else TokenType.USER_DEFINED
-        self.tokens[token_id] = Token(text, token_type, ADDED_SCORE)
+        score = known.score if known is not None and text in self.made else ADDED_SCORE
+        self.tokens[token_id] = Token(text, token_type, score)
 
     def merges_spaces(self, text: str) -> bool:
         """Whether an added token with U+2581 in it is left to merging, which makes it of spaces.

@@ -20,8 +20,7 @@ from edgellm.text.merging import merge_pairs
 from edgellm.text.spm import SCHEMES, SPACE
 from edgellm.text.vocabulary import TokenType
 
-# A name of a special token, which nobody takes for a word.
-_NAME = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+_BRACKETED = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -40,15 +39,21 @@ def read_metaspace(file: Record, model: Record, n_vocab: int) -> Draft:
     draft.made = frozenset(left + right for left, right in draft.merges or ()) | letters
     read_spaces(draft, file)
     _mark_unknown(draft, model)
-    added = {(added.text("content") or "", added.flag("special")) for added in file.records("added_tokens")}
-    _score(draft, {text for text, special in added if text and (special or not draft.merges_spaces(text))})
-    draft.notes += [
-        f"{file.file}: the special token {quoted(text)} could be made by merging too; here no text makes it, and where "
-        "somebody types it, it is spelled by other tokens"
-        for text in sorted(text for text, special in added if special and text in draft.made)
-        if not _NAME.fullmatch(text)
-    ]
+    names = {
+        text for added in file.records("added_tokens") if (text := added.text("content")) and _is_name(text, added)
+    }
+    draft.made -= names
+    _score(draft, names | (added_texts(file) - draft.made))
     return draft
+
+
+def _is_name(text: str, added: Record) -> bool:
+    """Whether an added token is a name, found wherever it stands: nobody takes it for a word.
+
+    No text makes one by merging. `tokenizers` lets those be made that it does not find in some places.
+    """
+    found_everywhere = not (added.flag("single_word") or added.flag("normalized") or SPACE in text)
+    return found_everywhere and _BRACKETED.fullmatch(text) is not None
 
 
 def read_spaces(draft: Draft, file: Record) -> None:
@@ -101,10 +106,12 @@ def _mark_unknown(draft: Draft, model: Record) -> None:
         token_id = draft.id_of(unknown, f"{model.file}: model.unk_token")
         draft.tokens[token_id] = Token(unknown, TokenType.UNKNOWN)
         draft.roles["unk"] = token_id
-    if model.flag("byte_fallback") and all(name in draft.ids for name in _BYTES):
-        for name in _BYTES:
-            draft.tokens[draft.ids[name]] = Token(name, TokenType.BYTE)
-    elif unknown is None or not model.flag("fuse_unk"):
+    bytes_ = [name for name in _BYTES if name in draft.ids] if model.flag("byte_fallback") else []
+    for name in bytes_:
+        draft.tokens[draft.ids[name]] = Token(name, TokenType.BYTE)
+    if len(bytes_) == len(_BYTES):
+        return
+    if unknown is None or not model.flag("fuse_unk"):
         raise UnsupportedError(
             f"{model.file}: characters without a token become neither bytes (model.byte_fallback) nor one unknown "
             "token for a run of them (model.fuse_unk); SentencePiece does one or the other"

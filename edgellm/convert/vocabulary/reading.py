@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from edgellm.convert.vocabulary.tekken import read_tekken
 from edgellm.convert.vocabulary.tiktoken_file import read_tiktoken
 from edgellm.convert.vocabulary.tokenizer_json import read_tokenizer_json
 from edgellm.convert.vocabulary.wordpiece import read_vocab_txt, respell
-from edgellm.errors import EdgellmError, FileProblem, UnsupportedError
+from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.gguf.header import quoted
 from edgellm.text import load_tokenizer
 
@@ -38,10 +37,9 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
     notes:    what a person should know is added here: settings of the files that are left out.
 
     What GGUF has no key for stands under `edgellm.tokenizer.*`: `prepend_scheme` and `split_at_spaces` of a Metaspace,
-    `keeps_last_space` of a Unigram model that joins runs of spaces and keeps one at the end, the ids of added tokens
-    with a flag (`lstrip`, `rstrip`, `single_word`, `normalized`: int32), those that merging makes of spaces as well
-    (`also_added`), and `stop_ids`, all tokens that end an answer, where they are more than the roles eos, eot and eom
-    hold.
+    `steps` by which a Unigram model's texts are prepared, the ids of added tokens with a flag (`lstrip`, `rstrip`,
+    `single_word`, `normalized`: int32), those that merging makes of spaces as well (`also_added`) or of letters
+    (`made`), and `stop_ids`, all tokens that end an answer, where they are more than the roles eos, eot and eom hold.
 
     Tokens are str, types an int32 and scores a float32 array as long as they, merges str with a space between
     the halves. Raises FileProblem when there is no tokenizer, FormatError for a file that breaks its rules,
@@ -49,14 +47,10 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
     """
     files = Files(folder)
     draft = _read(files, n_vocab)
-    metadata = _metadata_of(draft, files)
     if draft.model == "llama" and not draft.file.endswith(".json") and files.has("tokenizer.json"):
-        with contextlib.suppress(EdgellmError):  # what cannot be read here is no better than the original
-            beside = read_tokenizer_json(files.json("tokenizer.json"), n_vocab)
-            of_json = _metadata_of(beside, files)
-            if told := differences(metadata, of_json):
-                draft, metadata = beside, of_json
-                draft.notes += told
+        draft, metadata = _of_two(draft, files)
+    else:
+        metadata = _metadata_of(draft, files)
     tokenizer = load_tokenizer(metadata)
     tokenizer.encode("a", add_special=True)  # what is wrong shows now, and not when the file is run
     if gone := tokenizer.vanishing:
@@ -69,6 +63,34 @@ def tokenizer_metadata(folder: Path, n_vocab: int, notes: list[str] | None = Non
         json = files.json("tokenizer.json")
         notes += [*draft.notes, *_left_out(json), *(left_out_decoders(json, draft) if json.file == draft.file else [])]
     return metadata | chat_templates(files)
+
+
+def _of_two(draft: Draft, files: Files) -> tuple[Draft, dict[str, Any]]:
+    """The vocabulary that counts of a tokenizer.model and the tokenizer.json beside it, and its metadata.
+
+    They are compared, so both must be readable: what a model was trained with is not guessed.
+    """
+    try:
+        beside = read_tokenizer_json(files.json("tokenizer.json"), draft.n_vocab)
+        of_json = _metadata_of(beside, files)
+    except (FormatError, UnsupportedError) as problem:
+        if not str(problem).startswith("tokenizer.json"):
+            raise
+        raise type(problem)(
+            f"{problem}; transformers goes by tokenizer.json, not by {draft.file} beside it: take tokenizer.json away "
+            "if the model was trained with the other"
+        ) from None
+    if beside.model != draft.model:
+        beside.notes.append(
+            f"{draft.file} and tokenizer.json are of different kinds; tokenizer.json counts, as in transformers: take "
+            "it away if the model was trained with the other"
+        )
+        return beside, of_json
+    metadata = _metadata_of(draft, files)
+    if told := differences(metadata, of_json):
+        beside.notes += told
+        return beside, of_json
+    return draft, metadata
 
 
 def _metadata_of(draft: Draft, files: Files) -> dict[str, Any]:
@@ -115,13 +137,13 @@ def _read(files: Files, n_vocab: int) -> Draft:
     config = files.json("tokenizer_config.json")
     if model:
         return read_tiktoken(model, "tokenizer.model", config, n_vocab)
-    if names := files.matching("*.tiktoken"):
+    if names := [*files.matching("tiktoken.model"), *files.matching("*.tiktoken")]:
         return read_tiktoken(files.raw(names[0]), names[0], config, n_vocab)
     if files.has("vocab.json") and files.has("merges.txt"):
         return read_vocab_and_merges(files, n_vocab)
     if files.has("vocab.txt"):
         return read_vocab_txt(files, n_vocab)
     raise FileProblem(
-        "there is no tokenizer; expected tokenizer.json, tokenizer.model, tekken.json, a .tiktoken file, "
+        "there is no tokenizer; expected tokenizer.json, tokenizer.model, tekken.json, a file of tiktoken, "
         "vocab.json with merges.txt, or vocab.txt"
     )

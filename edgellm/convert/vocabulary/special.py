@@ -11,8 +11,7 @@ import numpy as np
 from edgellm.convert.vocabulary.draft import FLAGS, Draft
 from edgellm.convert.vocabulary.files import Files, Record, shown
 from edgellm.convert.vocabulary.metaspace import read_spaces
-from edgellm.errors import FormatError, UnsupportedError
-from edgellm.formats.gguf.header import quoted
+from edgellm.errors import FormatError
 from edgellm.text.pretokenizers import PRETOKENIZERS
 from edgellm.text.spm import SPACE
 from edgellm.text.vocabulary import TokenType
@@ -70,14 +69,8 @@ def normalize_flags(draft: Draft) -> None:
     normalized = draft.flags["normalized"]
     if draft.model == "llama" and not draft.replaces_spaces:
         normalized -= draft.merged  # nothing is normalized before it is looked for
-    steers = {i for i in added - draft.merged if SPACE in draft.tokens[i].text}  # spaces would not make it any more
-    for token_id in sorted(normalized | (draft.flags["single_word"] - draft.merged) | steers):
-        text = draft.tokens[token_id].text
-        if draft.model == "llama" and text in draft.made:
-            raise UnsupportedError(
-                f"{draft.file}: the added token {quoted(text)} is found in some places (single_word, normalized, "
-                "U+2581) and made by merging in others; in a GGUF file of the llama kind it can be one or the other"
-            )
+    if draft.model == "llama" and (made := sorted(i for i in added - draft.merged if _is_made(draft, i))):
+        draft.ours["made"] = np.array(made, np.int32)
     if draft.model == "gpt2" and normalized == added and not PRETOKENIZERS[draft.pre].nfc:
         normalized.clear()
     user_defined = {i for i, token in draft.tokens.items() if token.type == TokenType.USER_DEFINED}
@@ -88,6 +81,15 @@ def normalize_flags(draft: Draft) -> None:
         draft.ours["normalized"] = np.zeros(0, np.int32)
     if draft.merged:
         draft.ours["also_added"] = np.array(sorted(draft.merged), np.int32)
+
+
+def _is_made(draft: Draft, token_id: int) -> bool:
+    """Whether merging can make an added token: where it is not found, or where no text may name what steers."""
+    token = draft.tokens[token_id]
+    found_everywhere = (
+        token_id not in draft.flags["normalized"] | draft.flags["single_word"] and SPACE not in token.text
+    )
+    return token.text in draft.made and (token.type == TokenType.CONTROL or not found_everywhere)
 
 
 def set_roles(draft: Draft, files: Files) -> None:

@@ -31,7 +31,7 @@ class Family:
 
 
 def read_tiktoken(raw: bytes, file: str, config: Record, n_vocab: int) -> Draft:
-    """The vocabulary of a tiktoken file of Llama 3, Llama 4 or Qwen.
+    """The vocabulary of a tiktoken file of Llama 3, Llama 4, Qwen or Kimi.
 
     config:  tokenizer_config.json; the special tokens that it lists stand in for the family's own.
     """
@@ -40,7 +40,8 @@ def read_tiktoken(raw: bytes, file: str, config: Record, n_vocab: int) -> Draft:
     if family is None:
         known = ", ".join(f"{family.title} ({n:,})" for n, family in FAMILIES.items())
         raise UnsupportedError(
-            f"{file}: a tiktoken file of {len(tokens):,} tokens does not say how text is cut; edgellm knows {known}"
+            f"{file}: a tiktoken file of {len(tokens):,} tokens does not say how text is cut; edgellm knows {known}; "
+            "have transformers save the tokenizer, which writes a tokenizer.json that does"
         )
     draft = Draft(file, n_vocab, "gpt2", family.pre)
     put_ranked(draft, tokens)
@@ -94,11 +95,18 @@ def _qwen() -> list[str]:
     return ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
 
 
+def _kimi() -> list[str]:
+    reserved = [f"<|reserved_token_{163_584 + i}|>" for i in range(2, 254)]
+    return ["[BOS]", "[EOS]", *reserved, "[UNK]", "[PAD]"]
+
+
 _llama_roles = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"}
 _qwen_roles = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
+_kimi_roles = {"bos": "[BOS]", "eos": "[EOS]", "unk": "[UNK]", "pad": "[PAD]"}
 
 FAMILIES = {
     128_000: Family("Llama 3", "llama-bpe", _llama3, _llama_roles, add_bos=True),
     200_000: Family("Llama 4", "llama4", _llama4, _llama_roles, add_bos=True),
     151_643: Family("Qwen", "qwen2", _qwen, _qwen_roles, add_bos=False),
+    163_584: Family("Kimi", "kimi-k2", _kimi, _kimi_roles, add_bos=False),
 }

@@ -126,7 +126,8 @@ def _merges(vocabulary: Vocabulary, tokens: Mapping[int, str]) -> list[list[str]
     """
     assert vocabulary.scores is not None  # load_tokenizer asked for them
     scores = vocabulary.scores.tolist()
-    normal = {tokens[i]: scores[i] for i in vocabulary.of_type(TokenType.NORMAL) if i in tokens}
+    made = sorted(vocabulary.marked("made") or ())
+    normal = {tokens[i]: scores[i] for i in [*vocabulary.of_type(TokenType.NORMAL), *made] if i in tokens}
     unused = {tokens[i] for i in vocabulary.of_type(TokenType.UNUSED) if i in tokens}
     for token in unused:
         if any({token[:i], token[i:]} <= normal.keys() | unused for i in range(1, len(token))):

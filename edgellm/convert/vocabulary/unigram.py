@@ -13,11 +13,11 @@ from edgellm.convert.vocabulary.files import Record, shown
 from edgellm.convert.vocabulary.rules import flatten, pattern_of
 from edgellm.errors import UnsupportedError
 from edgellm.text.charsmap import CharsMap
+from edgellm.text.preparing import CLUSTERS, CUT, OF_METASPACE, OF_REPLACE
 from edgellm.text.spm import SPACE
 from edgellm.text.vocabulary import TokenType
 
-_RUNS = (" {2,}", " +", "\\s+")  # patterns of runs of spaces that become one
-# What splits words and is stripped beside a space: Unicode's White_Space. Of it, NEL alone stays in the usual table.
+# What splits words and is stripped beside a space: Unicode's White_Space, but for NEL, which stays in the usual table.
 _WHITE = "\t\n\f\r\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
@@ -36,13 +36,11 @@ def read_unigram(file: Record, model: Record, n_vocab: int) -> Draft:
     draft.tokens[unknown] = Token(draft.tokens[unknown].text, TokenType.UNKNOWN, draft.tokens[unknown].score)
     draft.roles["unk"] = unknown
     steps = flatten(file.record("normalizer"))
-    if not steps or steps[0].text("type") != "Precompiled" or not (raw := _charsmap(steps[0])):
-        raise UnsupportedError(
-            f"{file.file}: a Unigram model without precompiled_charsmap keeps runs of spaces and other white space; "
-            "edgellm knows those whose normalizer begins with one"
-        )
-    draft.settings["precompiled_charsmap"] = np.frombuffer(raw, np.uint8)
-    _set_spaces(draft, file, steps[1:], CharsMap(raw))
+    table = None
+    if steps and steps[0].text("type") == "Precompiled" and (raw := _charsmap(steps[0])):
+        draft.settings["precompiled_charsmap"] = np.frombuffer(raw, np.uint8)
+        table, steps = CharsMap(raw), steps[1:]
+    _set_spaces(draft, file, steps, table)
     return draft
 
 
@@ -56,10 +54,12 @@ def _charsmap(step: Record) -> bytes:
 class _Spaces(NamedTuple):
     """What a normalizer does to the spaces of a text, behind its table of characters.
 
+    steps:        the names of what it does, in order.
     collapses:    a run of them becomes one. marks: of U+2581, which white space no longer is.
     left, right:  those at its ends go.
     """
 
+    steps: tuple[str, ...] = ()
     collapses: bool = False
     marks: bool = False
     left: bool = False
@@ -70,68 +70,74 @@ def _spaces(steps: list[Record]) -> _Spaces:
     """Raises UnsupportedError for steps that do something else."""
     found = _Spaces()
     for step in steps:
-        kind, content = step.text("type"), step.values.get("content")
-        if kind == "Strip" and not found.marks:
-            left, right = (step.flag(side) is not False for side in ("strip_left", "strip_right"))
-            found = found._replace(left=found.left or left, right=found.right or right)
-        elif kind == "Replace" and pattern_of(step) in _RUNS and content in (" ", SPACE) and not found.marks:
-            found = found._replace(collapses=True, marks=content == SPACE)
+        kind = step.text("type")
+        replaces = (pattern_of(step), step.values.get("content")) if kind == "Replace" else ()
+        if kind == "Strip":
+            left, right = (step.flag(f"strip_{side}") is not False for side in ("left", "right"))
+            names = (*(["strip_left"] if left else []), *(["strip_right"] if right else []))
+            found = found._replace(steps=found.steps + names, left=found.left or left, right=found.right or right)
+        elif replaces in OF_REPLACE:
+            name = OF_REPLACE[replaces]
+            found = found._replace(steps=(*found.steps, name), collapses=True, marks=found.marks or "mark" in name)
         else:
             raise UnsupportedError(f"{step.file}: the normalizer {shown(step.values)} is not supported")
     return found
 
 
-def _set_spaces(draft: Draft, file: Record, normalizer: list[Record], charsmap: CharsMap) -> None:
-    """Say which texts and words get a space in front and what becomes of the others, in the keys of a GGUF file."""
+def _set_spaces(draft: Draft, file: Record, normalizer: list[Record], table: CharsMap | None) -> None:
+    """Say which texts and words get a space in front and what becomes of the others.
+
+    By name in a key of our own, and in the keys of GGUF as nearly as they can; where that is not near, a note.
+    """
     spaces = _spaces(normalizer)
-    scheme, splits_first, splits = _words(file)
-    cuts = any(step.text("type") == "WhitespaceSplit" for step in flatten(file.record("pre_tokenizer")))
-    if scheme not in ("always", "never"):
-        raise UnsupportedError(
-            f"{file.file}: a Unigram model whose pre-tokenizer puts a space before {scheme or 'no'} words; edgellm "
-            "knows Metaspace with prepend_scheme always or never"
-        )
-    stays = any(charsmap.apply(char).strip(" ") for char in _WHITE + SPACE)
-    if stays and (cuts or spaces != _Spaces()):
-        raise UnsupportedError(
-            f"{file.file}: its precompiled_charsmap leaves other white space than spaces, at which words are cut; "
-            "edgellm knows those that make spaces of it"
-        )
-    keeps_last = False
-    if splits_first:
-        is_known = scheme == "always" and (spaces.right or not spaces.marks)
-        strips = True
-    elif spaces.collapses:
-        # What is in front of a text makes no difference where it gets a space.
-        is_known = spaces.left and spaces.right if scheme == "never" else True
-        strips, keeps_last = True, not spaces.right
+    prepends, splits, cutting = _words(file)
+    draft.ours["steps"] = [*([CLUSTERS] if table else []), *spaces.steps, *cutting]
+    stays = table is None or any(table.apply(char).strip(" ") for char in _WHITE + SPACE)
+    near = not stays or not (spaces.steps or CUT in cutting)
+    strips = cutting[0] == CUT or spaces.collapses
+    if cutting[0] == CUT:
+        near = near and prepends and (spaces.right or not spaces.marks)
+    elif spaces.collapses:  # what is in front of a text makes no difference where it gets a space
+        near = near and spaces.right and (prepends or spaces.left)
     else:
-        is_known, strips = not (spaces.left or spaces.right), False
-    if not is_known:
-        raise UnsupportedError(
-            f"{file.file}: what its normalizer ({shown([dict(step.values) for step in normalizer])}) and pre-tokenizer "
-            f"(prepend_scheme {scheme}) leave of spaces is nothing that a GGUF file can say"
+        near = near and not (spaces.left or spaces.right)
+    if not near:
+        what = shown([dict(step.values) for step in normalizer]), " ".join(cutting)
+        draft.notes.append(
+            f"{file.file}: what its normalizer ({what[0]}) and pre-tokenizer ({what[1]}) leave of white space is "
+            "nothing that the keys of a GGUF file can say: programs other than edgellm may give some texts other ids"
         )
-    draft.settings |= {"add_space_prefix": scheme == "always", "remove_extra_whitespaces": strips}
-    if keeps_last:
-        draft.ours["keeps_last_space"] = True
+    draft.settings |= {"add_space_prefix": prepends, "remove_extra_whitespaces": strips}
     if splits:
         _set_apart(draft)
 
 
-def _words(file: Record) -> tuple[str | None, bool, bool]:
-    """The scheme of the Metaspace; whether words are cut at white space before it, and at spaces by it or behind it."""
-    scheme, splits_first, splits = None, False, False
-    for step in flatten(file.record("pre_tokenizer")):
+def _words(file: Record) -> tuple[bool, bool, list[str]]:
+    """Whether words get a space in front, whether they are cut at spaces, and the names of the steps."""
+    steps = flatten(file.record("pre_tokenizer"))
+    names: list[str] = []
+    prepends = splits = False
+    for step in steps:
         kind = step.text("type")
-        if kind == "Metaspace" and step.text("replacement") == SPACE and scheme is None:
+        if kind == "WhitespaceSplit":
+            names.append(CUT)
+        elif kind == "Metaspace" and step.text("replacement") == SPACE and set(names) <= {CUT}:
             scheme = step.text("prepend_scheme") or ("never" if step.flag("add_prefix_space") is False else "always")
-            splits = splits or step.flag("split") is not False
-        elif kind == "WhitespaceSplit":
-            splits_first = splits_first or scheme is None
+            prepends, splits = scheme == "always", step.flag("split") is not False
+            if scheme not in ("always", "never"):
+                raise UnsupportedError(
+                    f"{file.file}: a Unigram model whose pre-tokenizer puts a space before {shown(scheme)} words; "
+                    "edgellm knows Metaspace with prepend_scheme always or never"
+                )
+            names.append(OF_METASPACE[prepends, splits])
         else:
             raise UnsupportedError(f"{file.file}: the pre-tokenizer {shown(step.values)} is not supported")
-    return scheme, splits_first, splits
+    if set(names) <= {CUT}:
+        raise UnsupportedError(
+            f"{file.file}: a Unigram model whose pre-tokenizer ({shown(names)}) has no Metaspace leaves spaces as they "
+            "are; edgellm knows those that make U+2581 of them"
+        )
+    return prepends, splits, names
 
 
 def _set_apart(draft: Draft) -> None:
