@@ -7,7 +7,22 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
+def acquire(lock: FileLock, taken: Callable[[], None]) -> None:
+    """Take a lock. taken: called once if someone else holds it; it may raise, else the lock is waited for."""
+    from filelock import Timeout  # seldom needed
+
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        taken()
+        lock.acquire()
+
 
 if sys.platform == "win32":  # where nobody else can write an open file anyway
 
@@ -19,22 +34,11 @@ if sys.platform == "win32":  # where nobody else can write an open file anyway
         from filelock import FileLock
 
         lock = FileLock(_beside(target))
-        if not _acquired(lock):
-            taken()
-            lock.acquire()
+        acquire(lock, taken)
         try:
             yield
         finally:
             lock.release()
-
-    def _acquired(lock: Any) -> bool:
-        from filelock import Timeout
-
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        return True
 
 else:
     import fcntl

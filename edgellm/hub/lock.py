@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from edgellm.errors import FileProblem
 from edgellm.files import home
+from edgellm.files.locking import acquire
 
 
 @contextlib.contextmanager
@@ -21,19 +22,13 @@ def only_one(what: Path, taken: Callable[[], None]) -> Iterator[None]:
     """
     path = home() / "locks" / f"{what.relative_to(home())}.lock"
     lock = FileLock(path)
-    is_taken = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        is_taken = True
+        acquire(lock, taken)
     except OSError as problem:
         raise FileProblem(
             f"nothing can be kept in {home()}: {problem.strerror or problem}; EDGELLM_HOME can name another folder"
         ) from None
-    if is_taken:
-        taken()
-        lock.acquire()
     try:
         yield
     finally:
