@@ -124,12 +124,19 @@ def multiply_tiles(
     sums: Value,
     out: Value,
     out_stride: Value,
+    ahead: Value | None = None,
+    asks: Value | None = None,
 ) -> None:
-    """The rows of unpacked tiles, one behind the other, by n_tokens, with one register of 16 sums for each."""
+    """The rows of unpacked tiles, one behind the other, by n_tokens, with one register of 16 sums for each.
+
+    ahead:  as many rows of packed weights, which are prefetched meanwhile if `asks` is 1 and not 0; None: nothing is.
+    """
     inputs = Inputs(fmt, n_planes, n_groups, q, d, sums)
     unpacked = unpacked_tiles(v, fmt, n_tiles, tile, n_groups)
 
     def body(g: Value, *totals: Value) -> list[Value]:
+        if ahead is not None and asks is not None:
+            ask_for_group(v, fmt, n_tiles, g, ahead, asks)
         (places,) = inputs.places(v, g, n_tokens)
         return meet_tokens(v, fmt, [partial(one.group, g) for one in unpacked], places, totals)
 
@@ -137,16 +144,26 @@ def multiply_tiles(
     store_totals(v, totals, n_tiles, out, out_stride)
 
 
+def ask_for_group(v: Vocabulary, fmt, n_tiles: int, g: Value, ahead: Value, asks: Value) -> None:
+    """Prefetch the g-th part of n_tiles of packed rows, as large as a group of them, if `asks` is 1 and not 0."""
+    n_bytes = n_tiles * TILE_ROWS * fmt.block_bytes * GROUP // fmt.block_size
+    v.repeat(v.opaque(asks), lambda _: prefetch_part(v, ahead + g * n_bytes, n_bytes))
+
+
 def tiles_multiplier(isa, fmt, n_planes: int, n_tiles: int):
-    """multiply(op, tile, first): n_tiles of 16 rows each, from `first` on, unpacked from `tile` on, by all tokens."""
+    """multiply(op, tile, first, ahead): n_tiles of 16 rows each by all tokens.
+
+    They are those from `first` on, unpacked from `tile` on. While the first tokens meet them, those at `ahead` are
+    prefetched: evenly, so that memory brings them meanwhile.
+    """
     per_sum, at_once, sums_of = fmt.scale_group, isa.tile_tokens, sums_reader(fmt)
 
-    @staged(isa, "void", *["i64"] * 7)
+    @staged(isa, "void", *["i64"] * 9)
     def tiles_by_tokens(v, *args):
         multiply_tiles(v, fmt, n_planes, at_once, n_tiles, *args)
 
     @njit(error_model="numpy")
-    def multiply(op, tile, first):
+    def multiply(op, tile, first, ahead):
         n_cols = op.n_cols
         sums = sums_of(op)
         # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
@@ -159,6 +176,8 @@ def tiles_multiplier(isa, fmt, n_planes: int, n_tiles: int):
                 sums + token * (n_cols // per_sum) * 4,
                 op.out + (token * op.out_stride + first) * 4,
                 op.out_stride,
+                ahead,
+                1 if token == 0 else 0,
             )
 
     return multiply
@@ -195,12 +214,14 @@ def prefill_kernel(isa, fmt, n_planes: int, unpack):
         n_tiles = min(most, (op.n_rows - first + 15) // 16)
         ahead = next_rows(op, chunk, thread, 16 * most)
         for i in range(n_tiles):
-            unpack(op, op.weights, first + i * 16, tiles + i * tile_bytes, ahead + i * 16 * op.row_bytes)
+            row = first + i * 16
+            own = op.weights + row * op.row_bytes  # on its way already: what is next, tokens ask for as they meet this
+            unpack(op, op.weights, row, tiles + i * tile_bytes, own)
         if n_tiles == most:
-            multiply_all(op, tiles, first)
+            multiply_all(op, tiles, first, ahead)
         else:
             for i in range(n_tiles):
-                multiply_one(op, tiles + i * tile_bytes, first + i * 16)
+                multiply_one(op, tiles + i * tile_bytes, first + i * 16, ahead + i * 16 * op.row_bytes)
 
     return linear_prefill
 

@@ -11,7 +11,7 @@ from numba import njit
 
 from edgellm.kernels.isa import amx
 from edgellm.kernels.numba_records import record_viewer
-from edgellm.kernels.ops.linear import rows_unpacker, sums_reader
+from edgellm.kernels.ops.linear import ask_for_group, rows_unpacker, sums_reader
 from edgellm.kernels.ops.linear_tiles import tile_unpacker
 from edgellm.kernels.ops.prefetching import next_rows
 from edgellm.kernels.ops.tile_products import GROUP, Inputs, UnpackedTile, add_scaled, correction, is_corrected
@@ -44,10 +44,12 @@ def multiply_tile(
     out: Value,
     out_stride: Value,
     found: Value,
+    ahead: Value,
+    asks: Value,
 ) -> None:
     """The 16 rows of an unpacked tile by MOST or SOME tokens, with one register of 16 sums for each.
 
-    found:  memory for the integer sums of a group.
+    found:  memory for the integer sums of a group. ahead, asks: as `linear.multiply_tiles` has them.
     """
     unpacked, inputs = UnpackedTile(v, fmt, tile, n_groups), Inputs(fmt, n_planes, n_groups, q, d, sums)
     plane_bytes, word_bytes = n_groups * GROUP, v.constant(SUM_BYTES, I64)
@@ -69,6 +71,7 @@ def multiply_tile(
         return first
 
     def body(g: Value, *totals: Value) -> list[Value]:
+        ask_for_group(v, fmt, 1, g, ahead, asks)
         make_sums(g)
         (scale,), biases = unpacked.scales_of(g)
         results = []
@@ -98,16 +101,16 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
     def end(v):
         amx.release(v)
 
-    @staged(isa, "void", *["i64"] * 8)
+    @staged(isa, "void", *["i64"] * 10)
     def by_most(v, *args):
         multiply_tile(v, fmt, n_planes, MOST, *args)
 
-    @staged(isa, "void", *["i64"] * 8)
+    @staged(isa, "void", *["i64"] * 10)
     def by_some(v, *args):
         multiply_tile(v, fmt, n_planes, SOME, *args)
 
     @njit(error_model="numpy")
-    def multiply(op, tile, first, found):
+    def multiply(op, tile, first, found, ahead):
         n_cols = op.n_cols
         token = 0
         while token < op.batch.n_tokens:
@@ -117,10 +120,10 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
             out = op.out + (token * op.out_stride + first) * 4
             # The last tokens may reach beyond the batch: the buffers are that long, and nobody reads those rows.
             if op.batch.n_tokens - token > SOME:
-                by_most(tile, n_cols // 32, q, d, sums, out, op.out_stride, found)
+                by_most(tile, n_cols // 32, q, d, sums, out, op.out_stride, found, ahead, 1 if token == 0 else 0)
                 token += MOST
             else:
-                by_some(tile, n_cols // 32, q, d, sums, out, op.out_stride, found)
+                by_some(tile, n_cols // 32, q, d, sums, out, op.out_stride, found, ahead, 1 if token == 0 else 0)
                 token += SOME
 
     def linear_amx(record, chunk, thread):
@@ -128,9 +131,10 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
         scratch = op.scratch + thread * op.scratch_bytes
         found = scratch + AMX_CONFIG_BYTES
         tile = found + AMX_SUMS_BYTES
-        unpack(op, op.weights, chunk * 16, tile, next_rows(op, chunk, thread, 16))
+        own = op.weights + chunk * 16 * op.row_bytes  # see `linear.prefill_kernel`
+        unpack(op, op.weights, chunk * 16, tile, own)
         begin(scratch)
-        multiply(op, tile, chunk * 16, found)
+        multiply(op, tile, chunk * 16, found, next_rows(op, chunk, thread, 16))
         end()
 
     return linear_amx
