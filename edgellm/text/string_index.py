@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_LOOKUPS = 4096  # from then on a dict pays
+MOST_LOOKUPS = 1 << 14  # which take about as long as to make a dict: from then on, it pays
 MOST_ALIKE = 256  # strings with one hash; a list that was made up to have more gets a dict at once
 _WORD = 8  # bytes
 _BITS = (1 << 64) - 1

@@ -12,6 +12,7 @@ import edgellm
 from edgellm.engine.sampling import Sampler
 from edgellm.errors import ContextOverflowError, TemplateError, UsageError
 from edgellm.kernels.records import KV_BLOCK
+from edgellm.text.stream import EACH
 from tests.arch import tiny
 
 PROMPT = [50, 9, 14, 40, 33, 7, 8, 210] * 9
@@ -42,7 +43,7 @@ def test_greedy_takes_the_largest_logit_every_time(model) -> None:
 def test_pieces_make_the_text(model) -> None:
     generation = model.generate("the tea", temperature=1.0, seed=5, max_tokens=80)
     text = "".join(generation)
-    assert text == b"".join(map(model.tokenizer.token_bytes, generation.token_ids)).decode(errors="replace")
+    assert text == b"".join(map(model.tokenizer.token_bytes, generation.token_ids)).decode(errors=EACH)
     assert "\ufffd" in text and "▁" not in text  # random bytes, put together as well as can be
 
 

@@ -9,6 +9,7 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,24 @@ def test_it_is_a_program(tmp_path: Path) -> None:
     assert done.stdout == f"{PATH} -x\n"
 
 
+def asked_for(**options: bool) -> Any:
+    """A run of pytest with these options."""
+    told: list[SimpleNamespace] = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: told.extend(items))
+    return SimpleNamespace(option=SimpleNamespace(**options), hook=hook, told=told)
+
+
+@pytest.mark.parametrize("is_all", [True, False])
+def test_thorough_tests_wait_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch, is_all: bool) -> None:
+    monkeypatch.setattr(conftest, "PROFILE", "gate")
+    usual = SimpleNamespace(path=Path(__file__), get_closest_marker=lambda name: None)
+    thorough = SimpleNamespace(path=Path(__file__), get_closest_marker=lambda name: name == "thorough")
+    items, run = [usual, thorough], asked_for(all=is_all)
+    conftest.pytest_collection_modifyitems(run, items)
+    assert items == ([usual, thorough] if is_all else [usual])
+    assert run.told == ([] if is_all else [thorough])
+
+
 def test_the_longest_files_are_begun_first(monkeypatch: pytest.MonkeyPatch) -> None:
     here, tests = Path(__file__), Path(conftest.__file__).parent
     longest = [tests / name for name in conftest.LONGEST]
@@ -61,5 +80,5 @@ def test_the_longest_files_are_begun_first(monkeypatch: pytest.MonkeyPatch) -> N
     items = [SimpleNamespace(path=path) for path in (here, *longest[::-1], here, longest[1])]
     monkeypatch.setattr(conftest, "IS_ONE_OF_SEVERAL", True)
     monkeypatch.setattr(conftest, "PROFILE", "gate")
-    conftest.pytest_collection_modifyitems(items)
+    conftest.pytest_collection_modifyitems(asked_for(all=True), items)
     assert [item.path for item in items] == [longest[0], longest[1], longest[1], *longest[2:], here, here]
