@@ -68,9 +68,8 @@ class StringIndex:
     def get(self, string: bytes) -> int | None:
         """Where a string stands, or None."""
         self._n_lookups += 1
-        if self._as_dict is None and (self._n_lookups > MOST_LOOKUPS or self._sorted.most_alike > MOST_ALIKE):
-            self._as_dict = self._made_dict()
-        return self._find(string) if self._as_dict is None else self._as_dict.get(string)
+        known = self._dict()
+        return self._find(string) if known is None else known.get(string)
 
     def _find(self, string: bytes) -> int | None:
         hashes, order, _ = self._sorted
@@ -84,9 +83,8 @@ class StringIndex:
 
     def has_repeated(self) -> bool:
         """Whether a string stands there more than once, other than the empty one."""
-        if self._as_dict is not None or self._sorted.most_alike > MOST_ALIKE:
-            made = self._made_dict() if self._as_dict is None else self._as_dict
-            return len(made) < int(np.count_nonzero(np.diff(self._starts) > self._lead))
+        if (known := self._dict()) is not None:
+            return len(known) < int(np.count_nonzero(np.diff(self._starts) > self._lead))
         hashes = np.frombuffer(self._sorted.hashes, np.uint64)
         same = np.flatnonzero(hashes[1:] == hashes[:-1])
         strings = [self._at(self._sorted.order[i]) for i in np.union1d(same, same + 1).tolist()]
@@ -104,11 +102,14 @@ class StringIndex:
     def _at(self, place: int) -> bytes:
         return self._bytes[int(self._starts[place]) + self._lead : int(self._starts[place + 1])].tobytes()
 
-    def _made_dict(self) -> dict[bytes, int]:
-        strings = as_bytes(self._strings)
-        made = dict(zip(strings, range(len(strings)), strict=True))
-        made.pop(b"", None)
-        return made
+    def _dict(self) -> dict[bytes, int] | None:
+        """Where each string stands, as soon as that pays."""
+        if self._as_dict is None and (self._n_lookups > MOST_LOOKUPS or self._sorted.most_alike > MOST_ALIKE):
+            strings = as_bytes(self._strings)
+            made = dict(zip(strings, range(len(strings)), strict=True))
+            made.pop(b"", None)
+            self._as_dict = made
+        return self._as_dict
 
     @cached_property
     def _sorted(self) -> _Sorted:
