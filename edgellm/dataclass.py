@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 if not TYPE_CHECKING:
 
-    def dataclass(cls: type | None = None, /, *, frozen: bool = False, eq: bool = True) -> Any:
+    def dataclass(cls: type | None = None, /, *, frozen: bool = False, eq: bool = True, repr: bool = True) -> Any:
         """The class with methods for its annotated fields. To type checkers, this is the standard one."""
 
         def made(cls: type) -> type:
@@ -30,7 +30,7 @@ if not TYPE_CHECKING:
             compared = [field.name for field in fields if field.compare]
             cls.__init__ = _init(cls, fields)
             cls.__signature__ = _Signature()
-            if "__repr__" not in cls.__dict__:
+            if repr and "__repr__" not in cls.__dict__:
                 cls.__repr__ = _repr([field.name for field in fields if field.repr])
             if eq and "__eq__" not in cls.__dict__:
                 cls.__eq__ = _eq(compared)

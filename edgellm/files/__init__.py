@@ -39,6 +39,7 @@ __all__ = [
     "refuse_target",
     "rename",
     "sha256_of",
+    "templates_folder",
 ]
 
 
@@ -105,6 +106,11 @@ def models_folder() -> Path:
 def kernels_folder() -> Path:
     """Where compiled kernels live."""
     return home() / "kernels"
+
+
+def templates_folder() -> Path:
+    """Where compiled chat templates live."""
+    return home() / "templates"
 
 
 def prefixes_folder() -> Path:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from edgellm.dataclass import dataclass
 from edgellm.graph.angles import Angles
 from edgellm.graph.lowering import (
     ATTENTION_ROWS,

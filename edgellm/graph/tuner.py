@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import median
 from typing import TypeVar
 
 import numpy as np
@@ -187,6 +186,8 @@ class _Work:
 
     def prefetching_tiles(self, tuning: Tuning) -> Tuning:
         """The same, with how far ahead tiles should be prefetched, and into which cache."""
+        from statistics import median  # which starts that measure nothing do without
+
         tiles = replace(tuning, tiles=True)
         others = [replace(tiles, tiles_prefetch_bytes=n, tiles_prefetch=what) for n, what in TILES_PREFETCHES]
         found = self.best(tiles, others, n_turns=PREFETCH_TURNS, typical=median)

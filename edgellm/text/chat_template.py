@@ -190,13 +190,14 @@ class ChatTemplate:
 
 def _compile(source: str) -> tuple[GuardedEnvironment, Template]:
     from edgellm.text.template_sandbox import GuardedEnvironment
+    from edgellm.text.template_store import template_of
 
     if len(source) > LONGEST_SOURCE:
         raise TemplateError(
             f"the chat template has {len(source):,} characters; more than {LONGEST_SOURCE:,} are refused"
         )
     environment = GuardedEnvironment()
-    return environment, environment.from_string(source)
+    return environment, template_of(source, environment)
 
 
 def _explain(error: Exception) -> str:

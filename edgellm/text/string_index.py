@@ -86,8 +86,9 @@ class StringIndex:
         if (known := self._dict()) is not None:
             return len(known) < int(np.count_nonzero(np.diff(self._starts) > self._lead))
         hashes = np.frombuffer(self._sorted.hashes, np.uint64)
-        same = np.flatnonzero(hashes[1:] == hashes[:-1])
-        strings = [self._at(self._sorted.order[i]) for i in np.union1d(same, same + 1).tolist()]
+        same = np.zeros(len(hashes) + 1, bool)  # as the one before
+        same[1:-1] = hashes[1:] == hashes[:-1]
+        strings = [self._at(self._sorted.order[i]) for i in np.flatnonzero(same[1:] | same[:-1]).tolist()]
         others = [string for string in strings if string]
         return len(set(others)) < len(others)
 

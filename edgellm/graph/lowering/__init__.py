@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.cache_memory import CacheLayer
 from edgellm.graph.fusion import FUSED, FUSED_SMALL, fused

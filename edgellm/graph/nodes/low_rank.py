@@ -8,9 +8,9 @@ Beside the matrices of experts, A and B are matrices of experts too (`experts.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 from edgellm.graph.nodes.scaled import scale as scale_rows

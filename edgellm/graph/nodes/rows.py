@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes.base import Node, Value
 
