@@ -152,8 +152,9 @@ def for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
 
     unpack(op, weights, row, tile):    16 rows of an expert into the tile, at the start of scratch memory.
     gather(op, pair, i, tile):         a pair's input to the i-th place behind the tile.
-    multiply_some(op, tile):           the tile by `at_once` gathered inputs; returns where the results are, 16 a pair.
-    multiply_one(op, pair, tile):      the tile by one pair's input where it is; the same.
+    multiply_some(op, tile, ahead, asks):       the tile by `at_once` gathered inputs; returns where the results are,
+                                                16 a pair. If `asks` is 1, the rows at `ahead` may be prefetched.
+    multiply_one(op, pair, tile, ahead, asks):  the tile by one pair's input where it is; the same.
     """
     op_at = record_viewer(EXPERTS)
     load_i64 = memory(isa).load_i64
@@ -172,17 +173,18 @@ def for_many(isa, at_once, unpack, gather, multiply_some, multiply_one):
         first = chunk % op.chunks_of * op.chunk_rows
         for row in range(first, min(first + op.chunk_rows, op.n_rows), 16):
             unpack(op, weights, row, tile)
+            ahead = weights + (row + 16) * op.row_bytes
             for start in range(0, n_pairs, at_once):
                 n = min(at_once, n_pairs - start)
                 if n <= few:
                     for i in range(start, start + n):
                         pair = load_i64(order + i * 8)
-                        put(op, pair, row, multiply_one(op, pair, tile), 16)
+                        put(op, pair, row, multiply_one(op, pair, tile, ahead, 1 if i == 0 else 0), 16)
                     continue
                 if row == first or n_pairs > at_once:  # otherwise they are there already
                     for i in range(n):
                         gather(op, load_i64(order + (start + i) * 8), i, tile)
-                found = multiply_some(op, tile)
+                found = multiply_some(op, tile, ahead, 1 if start == 0 else 0)
                 for i in range(n):
                     put(op, load_i64(order + (start + i) * 8), row, found + i * 64, 16)
 
@@ -195,11 +197,11 @@ def int8_for_many(isa, fmt, unpack):
     input_of, _, _, _ = pair_words(isa)
     copy = memory(isa).copy_f32
 
-    @staged(isa, "void", *["i64"] * 7)
+    @staged(isa, "void", *["i64"] * 9)
     def by_some(v, *args):
         linear.multiply_tiles(v, fmt, 1, at_once, 1, *args)
 
-    @staged(isa, "void", *["i64"] * 7)
+    @staged(isa, "void", *["i64"] * 9)
     def by_one(v, *args):
         linear.multiply_tiles(v, fmt, 1, 1, 1, *args)
 
@@ -220,24 +222,20 @@ def int8_for_many(isa, fmt, unpack):
         copy(sums_of(op) + at // per_sum * 4, sums + i * (n // per_sum) * 4, n // per_sum)
 
     @njit(error_model="numpy")
-    def multiply_some(op, tile):
+    def multiply_some(op, tile, ahead, asks):
         q, d, sums, found = places(op, tile)
-        by_some(tile, op.n_cols // 32, q, d, sums, found, 16)
+        by_some(tile, op.n_cols // 32, q, d, sums, found, 16, ahead, asks)
         return found
 
     @njit(error_model="numpy")
-    def multiply_one(op, pair, tile):
+    def multiply_one(op, pair, tile, ahead, asks):
         _, _, _, found = places(op, tile)
         at = input_of(op, pair) * op.n_cols
         q, d, sums = op.xq.q + at, op.xq.d + at // 32 * 4, sums_of(op) + at // per_sum * 4
-        by_one(tile, op.n_cols // 32, q, d, sums, found, 16)
+        by_one(tile, op.n_cols // 32, q, d, sums, found, 16, ahead, asks)
         return found
 
-    @njit(error_model="numpy")
-    def unpack_next(op, weights, row, tile):
-        unpack(op, weights, row, tile, weights + (row + 16) * op.row_bytes)
-
-    return for_many(isa, at_once, unpack_next, gather, multiply_some, multiply_one)
+    return for_many(isa, at_once, unpack, gather, multiply_some, multiply_one)
 
 
 def build_experts_prefill(isa, fmt):
@@ -281,13 +279,13 @@ def build_experts_f32(isa, fmt):
         copy(f32_input_of(op, pair), x + i * op.n_cols * 4, op.n_cols)
 
     @njit(error_model="numpy")
-    def multiply_some(op, tile):
+    def multiply_some(op, tile, ahead, asks):
         x, found = places(op, tile)
         by_some(tile, op.n_cols, 1, x, op.n_cols, found, 16)
         return found
 
     @njit(error_model="numpy")
-    def multiply_one(op, pair, tile):
+    def multiply_one(op, pair, tile, ahead, asks):
         _, found = places(op, tile)
         by_one(tile, op.n_cols, 1, f32_input_of(op, pair), 0, found, 16)
         return found

@@ -86,22 +86,16 @@ def unpack_tile(
     n_groups: Value,
     tile: Value,
     lane: Value,
-    ahead: Value,
 ) -> None:
-    """Unpack as many rows as a register has lanes (none beyond last) into the lanes from `lane` on of the tile's.
-
-    Meanwhile as many bytes are prefetched, from `ahead` on.
-    """
+    """Unpack as many rows as a register has lanes (none beyond last) into the lanes from `lane` on of the tile's."""
     per_block, per_group = fmt.block_size // GROUP, GROUP // fmt.scale_group
     rows = row_addresses(v, weights, row_bytes, first, last, v.isa.lanes)
     unpacked = UnpackedTile(v, fmt, tile, n_groups)
-    step_bytes = v.isa.lanes * fmt.block_bytes
 
     def body(i: Value) -> None:
         sets, all_rows = readers(v, fmt, [row + i * fmt.block_bytes for row in rows])
         scales, biases = scales_by_row(v, fmt, all_rows)
         for g in range(per_block):
-            prefetch_part(v, ahead + i * step_bytes, step_bytes, g, per_block)
             sets_of_weights = [as_multiplied(v, fmt, fmt.unpack(v, some, g)).bitcast(I32) for some in sets]
             halves = zip(*(v.halves(weights) for weights in sets_of_weights), strict=True)
             words = [word for half in halves for word in transpose_quarters(v, list(half))]
@@ -124,19 +118,18 @@ def multiply_tiles(
     sums: Value,
     out: Value,
     out_stride: Value,
-    ahead: Value | None = None,
-    asks: Value | None = None,
+    ahead: Value,
+    asks: Value,
 ) -> None:
     """The rows of unpacked tiles, one behind the other, by n_tokens, with one register of 16 sums for each.
 
-    ahead:  as many rows of packed weights, which are prefetched meanwhile if `asks` is 1 and not 0; None: nothing is.
+    ahead:  as many rows of packed weights, which are prefetched meanwhile if `asks` is 1 and not 0.
     """
     inputs = Inputs(fmt, n_planes, n_groups, q, d, sums)
     unpacked = unpacked_tiles(v, fmt, n_tiles, tile, n_groups)
 
     def body(g: Value, *totals: Value) -> list[Value]:
-        if ahead is not None and asks is not None:
-            ask_for_group(v, fmt, n_tiles, g, ahead, asks)
+        ask_for_group(v, fmt, n_tiles, g, ahead, asks)
         (places,) = inputs.places(v, g, n_tokens)
         return meet_tokens(v, fmt, [partial(one.group, g) for one in unpacked], places, totals)
 
@@ -184,18 +177,17 @@ def tiles_multiplier(isa, fmt, n_planes: int, n_tiles: int):
 
 
 def rows_unpacker(isa, fmt):
-    """unpack(op, weights, first, tile, ahead): 16 rows as `UnpackedTile` has them; 16 others are prefetched."""
+    """unpack(op, weights, first, tile): 16 rows as `UnpackedTile` has them."""
     n_rows = isa.lanes
 
-    @staged(isa, "void", *["i64"] * 8)
+    @staged(isa, "void", *["i64"] * 7)
     def unpack_rows(v, *args):
         unpack_tile(v, fmt, *args)
 
     @njit(error_model="numpy")
-    def unpack(op, weights, first, tile, ahead):
+    def unpack(op, weights, first, tile):
         for lane in range(0, 16, n_rows):
-            asked = ahead + lane * op.row_bytes
-            unpack_rows(weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane, asked)
+            unpack_rows(weights, op.row_bytes, first + lane, op.n_rows - 1, op.n_cols // 32, tile, lane)
 
     return unpack
 
@@ -214,9 +206,7 @@ def prefill_kernel(isa, fmt, n_planes: int, unpack):
         n_tiles = min(most, (op.n_rows - first + 15) // 16)
         ahead = next_rows(op, chunk, thread, 16 * most)
         for i in range(n_tiles):
-            row = first + i * 16
-            own = op.weights + row * op.row_bytes  # on its way already: what is next, tokens ask for as they meet this
-            unpack(op, op.weights, row, tiles + i * tile_bytes, own)
+            unpack(op, op.weights, first + i * 16, tiles + i * tile_bytes)
         if n_tiles == most:
             multiply_all(op, tiles, first, ahead)
         else:

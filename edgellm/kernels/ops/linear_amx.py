@@ -131,8 +131,7 @@ def tile_kernel(isa, fmt, n_planes: int, unpack):
         scratch = op.scratch + thread * op.scratch_bytes
         found = scratch + AMX_CONFIG_BYTES
         tile = found + AMX_SUMS_BYTES
-        own = op.weights + chunk * 16 * op.row_bytes  # see `linear.prefill_kernel`
-        unpack(op, op.weights, chunk * 16, tile, own)
+        unpack(op, op.weights, chunk * 16, tile)
         begin(scratch)
         multiply(op, tile, chunk * 16, found, next_rows(op, chunk, thread, 16))
         end()

@@ -148,25 +148,24 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 
 
 def tile_unpacker(isa, fmt):
-    """unpack(op, weights, first, tile, ahead): as `rows_unpacker` makes it, of weights that lie as tiles."""
+    """unpack(op, weights, first, tile): as `rows_unpacker` makes it, of weights that lie as tiles."""
     block_size, block_bytes, per_block = fmt.block_size, fmt.block_bytes * TILE_ROWS, fmt.block_size // GROUP
 
-    @staged(isa, "void", *["i64"] * 4)
-    def unpack_tile(v, weights, n_blocks, tile, ahead):
+    @staged(isa, "void", *["i64"] * 3)
+    def unpack_tile(v, weights, n_blocks, tile):
         unpacked = UnpackedTile(v, fmt, tile, n_blocks * per_block)
 
         def body(i: Value) -> None:
             block = TileReader(v, fmt, weights + i * block_bytes)
             scales = block.unpack_scales()
             for g in range(per_block):
-                prefetch_part(v, ahead + i * block_bytes, block_bytes, g, per_block)
                 unpacked.store(i * per_block + g, *group_of_rows(fmt, block, scales, g))
 
         v.repeat(n_blocks, body)
 
     @njit(error_model="numpy")
-    def unpack(op, weights, first, tile, ahead):
-        unpack_tile(weights + first * op.row_bytes, op.n_cols // block_size, tile, ahead)
+    def unpack(op, weights, first, tile):
+        unpack_tile(weights + first * op.row_bytes, op.n_cols // block_size, tile)
 
     return unpack
 
