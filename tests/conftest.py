@@ -31,9 +31,10 @@ settings.load_profile(PROFILE)
 
 # Where files are dealt out to several processes, those that take longest are begun first: begun last, one of them would
 # keep its process busy while the others have nothing left to do.
-LONGEST = ("kernels/test_compiler.py", "kernels/test_kv_types.py", "engine/test_kv_types.py",
-           "engine/test_real_equality.py", "kernels/test_backward_rows.py", "kernels/test_attention.py",
-           "engine/test_real_models.py")  # fmt: skip
+LONGEST = ("kernels/test_compiler.py", "kernels/test_linear.py", "engine/test_real_equality.py",
+           "kernels/test_objects.py", "kernels/test_kv_types.py", "kernels/test_attention.py", "kernels/test_neon.py",
+           "engine/test_kv_types.py", "engine/sampling/test_steps.py", "engine/test_shifting.py",
+           "kernels/test_backward_rows.py", "engine/test_real_models.py")  # fmt: skip
 IS_ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ
 
 # Programs that tests start by the hundred keep what Python made of the modules that they import.

@@ -24,7 +24,7 @@ TEXTS = [
     "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,",
 ]
 LONG = f"{CODE * 13}\n\nclass Rectangle:\n"  # above 512 tokens
-ASKED = {"max_tokens": 24, "temperature": 0.0}
+ASKED = {"max_tokens": 16, "temperature": 0.0}
 
 
 def answer(model, text, **params):
@@ -91,12 +91,12 @@ def test_resumed_from_a_session_and_from_the_disk(load, expected, tmp_path, monk
     monkeypatch.setattr(disk_cache, "prefixes_folder", lambda: tmp_path / "prefixes")
     with load(disk_bytes=1 << 30) as model:
         assert answer(model, LONG).token_ids == expected[-2]
-        generation = answer(model, TEXTS[0], max_tokens=12)
+        generation = answer(model, TEXTS[0], max_tokens=8)
         n_saved = model.save_session(tmp_path / "session", generation)
     with load(disk_bytes=1 << 30) as model:
         again = answer(model, LONG)
         assert again.token_ids == expected[-2] and again.stats.n_reused_tokens >= 512
         assert len(model.load_session(tmp_path / "session").token_ids) == n_saved
         ids = generation.text_ids
-        rest = answer(model, ids, max_tokens=12)
+        rest = answer(model, ids, max_tokens=8)
         assert generation.token_ids + rest.token_ids == expected[0] and rest.stats.n_reused_tokens >= n_saved - 1

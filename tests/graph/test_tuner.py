@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,15 +26,25 @@ from tests.arch import tiny
 F32 = FORMATS["F32"]
 
 
+class Elsewhere:
+    """Kernels that there are already, to compile which takes seconds, and beside them a folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._kernels = folder, KernelStore(choose())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernels, name)
+
+
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelStore:
-    """Kernels in a folder of the test, few weights to measure with, and a machine that counts as quiet."""
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
+    """Settings in a folder of the test, few weights to measure with, and a machine that counts as quiet."""
     monkeypatch.setattr(others, "is_too_busy", lambda cores, n_threads: False)
     monkeypatch.setattr(tuner, "WEIGHT_BYTES", 1 << 22)
-    return KernelStore(choose(), tmp_path)
+    return Elsewhere(tmp_path)
 
 
-def test_what_is_measured_is_remembered_for_its_format(store: KernelStore) -> None:
+def test_what_is_measured_is_remembered_for_its_format(store: Elsewhere) -> None:
     assert tuner.remembered(store, F32) is None
     measured = tuner.measure_and_remember(store, F32)
     assert measured.is_sensible()
@@ -43,7 +54,7 @@ def test_what_is_measured_is_remembered_for_its_format(store: KernelStore) -> No
     assert tuner.remembered(store, F32) is None
 
 
-def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: KernelStore, monkeypatch) -> None:
+def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: Elsewhere, monkeypatch) -> None:
     busy = True
     monkeypatch.setattr(others, "is_too_busy", lambda cores, n_threads: busy)
     tuner._is_busy.cache_clear()
@@ -61,7 +72,7 @@ def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: KernelStore
     assert tuner.remembered(store, F32) is None
 
 
-def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_are_taken_where_they_are_clearly_quicker(store: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quicker for one token, or as quick for one and far quicker for several; whatever holds up single turns."""
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
 
@@ -81,7 +92,7 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: KernelStore, monk
     assert not decide(1.08, 0.3) and not decide(1.0, 0.9)
 
 
-def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelStore, monkeypatch) -> None:
+def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: Elsewhere, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
     usual, second = (1 << 13, "non_temporal"), (1 << 15, "second_level")
     near, far = (1 << 13, "first_level"), (7 << 12, "first_level")
@@ -100,7 +111,7 @@ def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: KernelSt
             assert not found.tiles
 
 
-def test_other_cores_are_measured_by_themselves(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_cores_are_measured_by_themselves(store: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     """A first start in a small container leaves no model with one thread on the whole machine."""
     monkeypatch.setattr(tuner, "usable_threads", lambda: 1)
     measured = tuner.measure_and_remember(store, F32)
@@ -109,7 +120,7 @@ def test_other_cores_are_measured_by_themselves(store: KernelStore, monkeypatch:
     assert tuner.remembered(store, F32) is None
 
 
-def test_threads_that_somebody_wants_are_used_and_not_remembered(store: KernelStore) -> None:
+def test_threads_that_somebody_wants_are_used_and_not_remembered(store: Elsewhere) -> None:
     measured = tuner.measure_and_remember(store, F32, n_threads=3)
     assert measured.n_threads == 3
     again = tuner.remembered(store, F32)

@@ -21,6 +21,11 @@ DISTINCT = [one for one in AVAILABLE if one is not isa.AVX_VNNI or one is AVAILA
 COMMON = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
 
 
+# On GENERIC, which few CPUs need, tiles of Q6_K take half a minute to compile and attention over a cache of integers a
+# quarter; AVX-VNNI is nearly AVX2. Of what is slow to compile, the usual run tries one kind there.
+SELDOM = [one for one in AVAILABLE[1:] if one in (isa.GENERIC, isa.AVX_VNNI)]
+
+
 def is_usual(one: isa.Isa, fmt: BlockFormat) -> bool:
     return one is AVAILABLE[0] or fmt.name in COMMON
 
@@ -42,6 +47,11 @@ def compiled(request: pytest.FixtureRequest, compiled_for: Callable[[isa.Isa], C
     """The instruction sets of this machine in turn, all that differ in products and sums of floats."""
     return compiled_for(request.param)
 
+
+# For what is as another op or format, which is tested on all of them.
+usually_on_the_best = pytest.mark.parametrize(
+    "compiled", [thorough_unless(one is AVAILABLE[0], one) for one in DISTINCT], ids=lambda one: one.name, indirect=True
+)
 
 # For some tests of each kind of kernels that multiply integers: how they do is tested in `test_linear`.
 on_all = pytest.mark.parametrize("compiled", AVAILABLE, ids=lambda one: one.name, indirect=True)

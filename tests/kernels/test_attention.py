@@ -13,6 +13,7 @@ from edgellm.kernels.kv_types import F16_CACHE, F32_CACHE, CacheType
 from edgellm.kernels.records import KV_BLOCK, SPAN_TOKENS
 
 from .compiled import Compiled
+from .conftest import AVAILABLE, DISTINCT, thorough_unless, usually_on_the_best
 
 # Scores reach 20 and are sums of up to 256 float32 products: off by some 1e-6, and so are their exponentials,
 # relatively, and the sums of values near 1 that they weigh.
@@ -71,6 +72,7 @@ def test_a_prompt(compiled: Compiled, head_dim: int, n_kv_heads: int, group: int
         np.testing.assert_allclose(text.attend(compiled, 0, n_tokens), text.twin(0, n_tokens), atol=ATTENTION)
 
 
+@usually_on_the_best
 @pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
 def test_a_cache_of_float32(compiled: Compiled, head_dim: int, n_kv_heads: int, group: int) -> None:
     text = Text(330, head_dim, n_kv_heads, group, kv_type=F32_CACHE)
@@ -147,7 +149,13 @@ def test_what_scores_can_go_through(compiled: Compiled, more: str, window: int |
     )
 
 
-@pytest.mark.parametrize("kv_type", [F16_CACHE, F32_CACHE])
+@pytest.mark.parametrize(
+    ("compiled", "kv_type"),
+    [thorough_unless(isa is AVAILABLE[0] or kind is F16_CACHE, isa, kind)
+     for isa in DISTINCT for kind in (F16_CACHE, F32_CACHE)],
+    ids=lambda x: getattr(x, "name", None),
+    indirect=["compiled"],
+)  # fmt: skip
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(96, 64), (32, 80), (192, 128), (16, 256)])
 def test_values_of_another_width_than_keys(
     compiled: Compiled, kv_type: CacheType, key_dim: int, value_dim: int

@@ -10,6 +10,7 @@ import pytest
 
 from edgellm.errors import FormatError, KernelError
 from edgellm.kernels.fit import CompiledFit
+from edgellm.kernels.isa import Isa
 from edgellm.kernels.records import FIT, fit_scratch_bytes
 from edgellm.kernels.registry import find
 from edgellm.quants import FORMATS, BlockFormat
@@ -17,9 +18,20 @@ from edgellm.quants.fit import fit
 from edgellm.quants.grids import Fitted
 
 from .compiled import Compiled, before_a_wall
+from .conftest import DISTINCT, is_usual, thorough_unless
 
 FITTED = [kind for kind in FORMATS.values() if kind.grid is not None]
 N_BLOCKS = 21  # no multiple of any register's lanes
+
+
+def is_usual_on(one: Isa, kind: BlockFormat) -> bool:
+    """Common ones, and one whose numbers are looked up in a table."""
+    return is_usual(one, kind) or kind.name == "IQ4_NL"
+
+
+def on_all_of(kinds: list[BlockFormat]) -> pytest.MarkDecorator:
+    pairs = [thorough_unless(is_usual_on(one, kind), one, kind) for one in DISTINCT for kind in kinds]
+    return pytest.mark.parametrize(("compiled", "kind"), pairs, ids=lambda x: x.name, indirect=["compiled"])
 
 
 def weights(kind: BlockFormat, name: str) -> np.ndarray:
@@ -82,7 +94,7 @@ def assert_same_bits(found: Fitted, expected: Fitted) -> None:
             np.testing.assert_array_equal(np.signbit(a), np.signbit(b), err_msg=name)
 
 
-@pytest.mark.parametrize("kind", FITTED, ids=repr)
+@on_all_of(FITTED)
 def test_every_fit_has_the_bits_of_its_twin(compiled: Compiled, kind: BlockFormat) -> None:
     search = CompiledFit(compiled.store)
     for name in KINDS:
@@ -99,7 +111,7 @@ def test_any_number_of_blocks(compiled: Compiled, n: int) -> None:
     assert_same_bits(CompiledFit(compiled.store)(kind, x), fit(kind, x))
 
 
-@pytest.mark.parametrize("kind", [FORMATS["Q5_1"], FORMATS["IQ4_XS"]], ids=repr)
+@on_all_of([FORMATS["Q4_1"], FORMATS["IQ4_NL"], FORMATS["Q5_1"], FORMATS["IQ4_XS"]])
 def test_chunks_write_their_own_blocks_only(compiled: Compiled, kind: BlockFormat) -> None:
     x, grid = weights(kind, "normal"), kind.grid
     kernel = find("fit", kind)
@@ -123,7 +135,7 @@ def test_chunks_write_their_own_blocks_only(compiled: Compiled, kind: BlockForma
     assert (scratch[[0, 2]] == 99).all()
 
 
-@pytest.mark.parametrize("kind", FITTED, ids=repr)
+@on_all_of(FITTED)
 def test_whole_rows_quantize_alike(compiled: Compiled, kind: BlockFormat) -> None:
     rng = np.random.default_rng(6)
     x, importance = rng.standard_normal((5, 1024), np.float32), rng.random(1024)
@@ -144,7 +156,7 @@ def test_several_threads_at_once(compiled: Compiled) -> None:
 def test_weights_beyond_float16_scales_are_refused(compiled: Compiled) -> None:
     x = np.zeros((1, 256), np.float32)
     x[0, 5], x[0, 6] = 3e38, -3e38
-    for kind in FITTED:
+    for kind in (kind for kind in FITTED if is_usual_on(compiled.store.isa, kind)):
         with pytest.raises(FormatError, match="too large"):
             kind.quantize(x, fit=CompiledFit(compiled.store))
 

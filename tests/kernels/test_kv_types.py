@@ -10,6 +10,7 @@ import pytest
 from edgellm import params
 from edgellm.errors import KernelError
 from edgellm.kernels import reference
+from edgellm.kernels.isa import Isa
 from edgellm.kernels.kv_types import (
     CACHE_TYPES,
     F16_CACHE,
@@ -26,7 +27,7 @@ from edgellm.kernels.registry import find
 from edgellm.quants import FORMATS
 
 from .compiled import Compiled
-from .conftest import AVAILABLE, on_all
+from .conftest import AVAILABLE, DISTINCT, SELDOM, thorough_unless
 from .test_attention import HEADS, same_bits
 
 # Weights are rounded to steps of 1/32767 of the largest of a block: for sums of up to 64 values near 1, that are some
@@ -36,9 +37,12 @@ ROUNDED = 5e-4
 KINDS = [CACHE_TYPES[name] for name in ("q8_0", "q4_0")]
 # Keys of one type and values of another: both of integers, floats on either side, and two kinds of floats.
 MIXED = [CACHE_TYPES[name] for name in ("q8_0:q4_0", "q4_0:f16", "f16:q4_0", "f32:f16")]
-# All of them on the best instruction set, and one of integers on the others, where each of its halves is tested too.
-MIXED_ON = [pytest.param(isa, mixed, id=f"{isa.name}-{mixed}")
-            for isa in AVAILABLE for mixed in (MIXED if isa is AVAILABLE[0] else MIXED[:1])]  # fmt: skip
+# All of them on the best instruction set, and one of integers on the others, where its halves alone are usual.
+MIXED_ON = [
+    thorough_unless(isa is AVAILABLE[0], isa, mixed)
+    for isa in AVAILABLE
+    for mixed in (MIXED if isa is AVAILABLE[0] else MIXED[:1])
+]
 # How far what is read back may be from what was put in, of the largest magnitude: float16's rounding. Integers are of
 # rotated numbers, so an error is a sum of many, of half a step each at most: a few times as large in the worst number.
 STEPS = {"q8_0": 0.03, "q4_0": 0.4, "f16": 2**-11, "f32": 0.0}
@@ -85,11 +89,17 @@ def poisoned(kind: CacheType, n_blocks: int, n_kv_heads: int, key_dim: int, valu
     return cache
 
 
-@pytest.fixture(params=KINDS, ids=str)
-def kind(request) -> CacheType:
-    return request.param
+def name_of(value: Isa | CacheType) -> str:
+    return value.name if isinstance(value, Isa) else str(value)
 
 
+def kinds_on(isas: list[Isa]) -> pytest.MarkDecorator:
+    """Every kind of integers, and one where kernels are SELDOM all tried: attention takes long to compile."""
+    pairs = [thorough_unless(isa not in SELDOM or kind is KINDS[0], isa, kind) for isa in isas for kind in KINDS]
+    return pytest.mark.parametrize(("compiled", "kind"), pairs, ids=name_of, indirect=["compiled"])
+
+
+@kinds_on(DISTINCT)
 @pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
 def test_a_prompt(compiled: Compiled, kind: CacheType, head_dim: int, n_kv_heads: int, group: int) -> None:
     for n_tokens in (1, 63, 130):
@@ -97,7 +107,7 @@ def test_a_prompt(compiled: Compiled, kind: CacheType, head_dim: int, n_kv_heads
         np.testing.assert_allclose(text.attend(compiled, 0, n_tokens), text.twin(0, n_tokens), atol=ROUNDED)
 
 
-@on_all
+@kinds_on(AVAILABLE)
 @pytest.mark.parametrize(("n_past", "window"), [(1, None), (63, 5), (256, 200), (700, None), (700, 300)])
 def test_new_tokens_after_a_past(compiled: Compiled, kind: CacheType, n_past: int, window: int | None) -> None:
     text = Text(kind, n_past + 33, 80, 2, 3)
@@ -107,7 +117,7 @@ def test_new_tokens_after_a_past(compiled: Compiled, kind: CacheType, n_past: in
             np.testing.assert_allclose(got, text.twin(n_past, n_past + n_new, window), atol=ROUNDED)
 
 
-@on_all
+@kinds_on(AVAILABLE)
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize(("head_dim", "n_kv_heads", "group"), HEADS)
 def test_one_task_or_many_give_the_same_bits(compiled: Compiled, kind, head_dim, n_kv_heads, group, window) -> None:
@@ -122,7 +132,7 @@ def test_one_task_or_many_give_the_same_bits(compiled: Compiled, kind, head_dim,
     assert same_bits(np.concatenate(parts), together)
 
 
-@on_all
+@kinds_on(AVAILABLE)
 @pytest.mark.parametrize("head_dim", [16, 64, 80])
 def test_the_cache_layout(compiled: Compiled, kind: CacheType, head_dim: int) -> None:
     """kv_append writes the numbers and scales of the given slots, all of them and no others, as its twin does."""
@@ -149,7 +159,7 @@ def test_the_cache_layout(compiled: Compiled, kind: CacheType, head_dim: int) ->
             assert np.count_nonzero(~np.isnan(found.numbers)) == 150 * 3 * text.dims[0 if found.is_key else 1]
 
 
-@on_all
+@kinds_on(AVAILABLE)
 def test_a_token_changes_nothing_of_others(compiled: Compiled, kind: CacheType) -> None:
     text = Text(kind, 64, 64, 2, 1)
     before = text.cache.dequantize(text.block_table[0])
@@ -160,7 +170,7 @@ def test_a_token_changes_nothing_of_others(compiled: Compiled, kind: CacheType) 
         assert not np.array_equal(np.take(new, 7, axis), np.take(old, 7, axis), equal_nan=True)
 
 
-@on_all
+@kinds_on(AVAILABLE)
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e10])
 def test_what_does_not_fit_spoils_its_groups_alone(compiled: Compiled, kind: CacheType, bad: float) -> None:
     """The group that it is in; where heads are rotated, all groups that it is turned into. And it is seen."""
@@ -175,7 +185,7 @@ def test_what_does_not_fit_spoils_its_groups_alone(compiled: Compiled, kind: Cac
     assert not np.isfinite(text.attend(compiled, 1, 3)).all()
 
 
-@on_all
+@kinds_on(AVAILABLE)
 def test_precision(compiled: Compiled, kind: CacheType) -> None:
     """What is read back is near what was put in, by its largest and by its mean difference."""
     rng = np.random.default_rng(1)
@@ -197,7 +207,6 @@ def test_rotating_is_its_own_inverse_and_keeps_products(n: int) -> None:
     np.testing.assert_allclose(np.abs(matrix).sum(0), n & -n, rtol=1e-6)  # 1 or -1 in a block of its own, else 0
 
 
-@on_all
 @pytest.mark.parametrize(("name", "large", "error"), [("q4_0", 30, 0.5), ("q8_0", 300, 0.02)])
 def test_a_large_number_leaves_steps_for_the_others(compiled: Compiled, name: str, large: float, error: float) -> None:
     """What rotating is for: beside one number that is so large, those near 1 would all be 0, or one of few."""
@@ -210,7 +219,7 @@ def test_a_large_number_leaves_steps_for_the_others(compiled: Compiled, name: st
     assert np.square(got - k)[..., others].mean() < error * np.square(k)[..., others].mean()
 
 
-@pytest.mark.parametrize(("compiled", "mixed"), MIXED_ON, indirect=["compiled"])
+@pytest.mark.parametrize(("compiled", "mixed"), MIXED_ON, ids=name_of, indirect=["compiled"])
 def test_keys_and_values_of_two_types(compiled: Compiled, mixed: CacheType) -> None:
     """All that is said above of one type."""
     test_the_cache_layout(compiled, mixed, 80)

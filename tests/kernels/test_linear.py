@@ -13,7 +13,7 @@ from edgellm.kernels.reference import Quantized
 from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
-from .conftest import AVAILABLE, is_usual, on_all, thorough_unless
+from .conftest import AVAILABLE, SELDOM, is_usual, thorough_unless
 from .weights import BLOCKS, half_fields, random_weights
 
 # Kernels add up to 2 x 48 terms in float32, each rounded by 6e-8 of what was added so far, which biases
@@ -41,12 +41,29 @@ def for_all(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator
 
 def ops_of(isa: Isa, fmt: BlockFormat) -> tuple[str, ...]:
     """Tiles of all formats on the best instruction set, and of a few on the others: their words are found alike."""
-    usual = OPS if isa is AVAILABLE[0] or fmt.name in FEW_FORMATS else OPS[:2]
+    with_tiles = isa is AVAILABLE[0] or fmt.name in FEW_FORMATS
+    usual = OPS if with_tiles and not are_slow_to_compile(isa, fmt) else OPS[:2]
     return usual + AMX_OPS if has_amx(isa) and fmt.scale_group == 32 else usual
 
 
+def are_slow_to_compile(isa: Isa, fmt: BlockFormat) -> bool:
+    """Whether tiles are."""
+    return isa in SELDOM and fmt.name == "Q6_K"
+
+
+def for_all_with_ops(isas: list[Isa], formats: list[BlockFormat]) -> pytest.MarkDecorator:
+    """As `for_all`, with `ops_of` them; tiles that are slow to compile apart."""
+    pairs = for_all(isas, formats).args[1]
+    usual = [pytest.param(*pair.values, ops_of(*pair.values), marks=pair.marks) for pair in pairs]
+    slow = [thorough_unless(False, *pair.values, OPS[2:]) for pair in pairs if are_slow_to_compile(*pair.values)]
+    return pytest.mark.parametrize(
+        ("isa", "fmt", "ops"), usual + slow, ids=lambda x: getattr(x, "name", None) or f"{len(x)} ops"
+    )
+
+
 everywhere = for_all(AVAILABLE, BLOCKS)
-everywhere_in_two_planes = for_all(AVAILABLE, [FORMATS[name] for name in TWO_PLANE_FORMATS])
+everywhere_by_all = for_all_with_ops(AVAILABLE, BLOCKS)
+everywhere_in_two_planes = for_all_with_ops(AVAILABLE, [FORMATS[name] for name in TWO_PLANE_FORMATS])
 
 
 def activations(n_tokens: int, n_cols: int, rng: np.random.Generator, n_planes: int = 1) -> Quantized:
@@ -80,8 +97,8 @@ def test_agrees_with_its_twin(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
         assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
 
 
-@everywhere
-def test_all_kernels_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+@everywhere_by_all
+def test_all_kernels_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat, ops: tuple[str, ...]) -> None:
     """Whatever a token's company, whatever the layout: a prompt has the same logits in one batch or token by token."""
     rng = np.random.default_rng(12)
     compiled: Compiled = compiled_for(isa)
@@ -89,15 +106,15 @@ def test_all_kernels_give_the_same_bits(compiled_for, isa: Isa, fmt: BlockFormat
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng)
         together = compiled.linear(weights, fmt, x, "linear_prefill")
-        for op in ops_of(isa, fmt):
+        for op in ops:
             assert same_bits(compiled.linear(weights, fmt, x, op), together), op
         last = Quantized(*(part[-1:] for part in x))
-        for op in ops_of(isa, fmt):
+        for op in ops:
             assert same_bits(compiled.linear(weights, fmt, last, op), together[-1:])
 
 
-@everywhere
-def test_the_largest_products_have_room(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+@everywhere_by_all
+def test_the_largest_products_have_room(compiled_for, isa: Isa, fmt: BlockFormat, ops: tuple[str, ...]) -> None:
     """Weights with all bits set or none, by inputs that are all as large as int8 takes them."""
     rng = np.random.default_rng(17)
     n_cols = 256
@@ -110,7 +127,7 @@ def test_the_largest_products_have_room(compiled_for, isa: Isa, fmt: BlockFormat
             if field.base.kind != "f" and not (fmt.name == "MXFP4" and name == "e"):  # whose exponents could be any
                 blocks[name] = np.array(fill, np.uint8).astype(field.base) if field.base.itemsize == 1 else fill * 257
         magnitude = np.abs(x.dequantize()) @ np.abs(fmt.dequantize(weights)).T
-        for op in ops_of(isa, fmt):
+        for op in ops:
             error = np.abs(compiled_for(isa).linear(weights, fmt, x, op) - reference.linear(weights, fmt, x))
             assert (error <= LINEAR * magnitude).all(), (op, fill)
 
@@ -126,12 +143,14 @@ def test_every_instruction_set_gives_the_same_bits(compiled_for, isa: Isa, fmt: 
 
 
 @everywhere_in_two_planes
-def test_with_two_planes_they_agree_with_their_twin_and_each_other(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+def test_with_two_planes_they_agree_with_their_twin_and_each_other(
+    compiled_for, isa: Isa, fmt: BlockFormat, ops: tuple[str, ...]
+) -> None:
     rng = np.random.default_rng(16)
     for n_rows, n_tokens, n_cols in shapes(fmt):
         weights = random_weights(fmt, n_rows, n_cols, rng)
         x = activations(n_tokens, n_cols, rng, n_planes=2)
-        decode, *others = (compiled_for(isa).linear(weights, fmt, x, op, n_planes=2) for op in ops_of(isa, fmt))
+        decode, *others = (compiled_for(isa).linear(weights, fmt, x, op, n_planes=2) for op in ops)
         magnitude = np.abs(x.dequantize()) @ np.abs(fmt.dequantize(weights)).T
         error = np.abs(decode - reference.linear(weights, fmt, x)) / magnitude
         assert error.max() < LINEAR, (n_rows, n_tokens, n_cols)
@@ -140,16 +159,16 @@ def test_with_two_planes_they_agree_with_their_twin_and_each_other(compiled_for,
             assert same_bits(decode, compiled_for(AVAILABLE[0]).linear(weights, fmt, x, OPS[0], n_planes=2))
 
 
-@everywhere
-def test_no_tokens_are_no_work(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+@everywhere_by_all
+def test_no_tokens_are_no_work(compiled_for, isa: Isa, fmt: BlockFormat, ops: tuple[str, ...]) -> None:
     rng = np.random.default_rng(14)
     x = activations(0, 256, rng)
-    for op in ops_of(isa, fmt):
+    for op in ops:
         assert compiled_for(isa).linear(random_weights(fmt, 17, 256, rng), fmt, x, op).shape == (0, 17)
 
 
-@for_all(AVAILABLE, [fmt for fmt in BLOCKS if fmt.name != "MXFP4"])  # whose scales are always finite
-def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockFormat) -> None:
+@for_all_with_ops(AVAILABLE, [fmt for fmt in BLOCKS if fmt.name != "MXFP4"])  # whose scales are always finite
+def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockFormat, ops: tuple[str, ...]) -> None:
     """A scale that is infinite or NaN spoils the rows that have it, all of them and no others."""
     rng = np.random.default_rng(15)
     weights = random_weights(fmt, 17, 512, rng)
@@ -161,21 +180,22 @@ def test_what_is_not_finite_stays_in_its_row(compiled_for, isa: Isa, fmt: BlockF
     want = reference.linear(weights, fmt, x)
     spoilt = np.isin(np.arange(17), list(bad.values()))
     np.testing.assert_array_equal(np.isfinite(want), np.broadcast_to(~spoilt, want.shape))
-    for op in ops_of(isa, fmt):
+    for op in ops:
         np.testing.assert_array_equal(np.isfinite(compiled_for(isa).linear(weights, fmt, x, op)), np.isfinite(want))
 
 
-@on_all
-@pytest.mark.parametrize("op", OPS)
-def test_extreme_weights_and_activations_do_not_overflow_their_integers(compiled: Compiled, op: str) -> None:
+@for_all_with_ops(AVAILABLE, [FORMATS[name] for name in FEW_FORMATS])
+def test_extreme_weights_and_activations_do_not_overflow_their_integers(
+    compiled_for, isa: Isa, fmt: BlockFormat, ops: tuple[str, ...]
+) -> None:
     """Every u at its largest and every activation at 127 or -127: the largest sums of products there are."""
-    for name, highest in (("Q4_1", 0xFF), ("Q6_K", 0xFF)):
-        fmt = FORMATS[name]
-        weights = np.full((8, fmt.row_bytes(256)), highest, np.uint8)
-        for field in half_fields(fmt):
-            weights.reshape(-1).view(fmt.layout)[field] = 1
-        x = reference.quantize(np.repeat(np.float32([[1], [-1]]), 256, axis=1))
-        np.testing.assert_allclose(compiled.linear(weights, fmt, x, op), reference.linear(weights, fmt, x), rtol=1e-5)
+    weights = np.full((8, fmt.row_bytes(256)), 0xFF, np.uint8)
+    for field in half_fields(fmt):
+        weights.reshape(-1).view(fmt.layout)[field] = 1
+    x = reference.quantize(np.repeat(np.float32([[1], [-1]]), 256, axis=1))
+    for op in ops:
+        got = compiled_for(isa).linear(weights, fmt, x, op)
+        np.testing.assert_allclose(got, reference.linear(weights, fmt, x), rtol=1e-5, err_msg=op)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in AVAILABLE if isa in (AVX512, AVX2)], ids=lambda isa: isa.name)

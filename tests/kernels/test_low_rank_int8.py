@@ -17,6 +17,7 @@ from edgellm.quants.tiles import to_tiles
 from tests.quants.test_low_rank import unpacked_a, unpacked_b
 
 from .compiled import Compiled, Output, _record, before_a_wall, into
+from .conftest import AVAILABLE, DISTINCT, thorough_unless
 from .weights import random_weights
 
 RANKS = (1, 8, 12, 33)
@@ -166,7 +167,13 @@ def test_widen(compiled: Compiled, rng: np.random.Generator, rank: int) -> None:
             np.testing.assert_array_equal(other, results[0])
 
 
-@pytest.mark.parametrize("name", ["Q4_1", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize(
+    ("compiled", "name"),
+    [thorough_unless(isa is AVAILABLE[0] or name == "Q4_1", isa, name)
+     for isa in DISTINCT for name in ("Q4_1", "Q6_K", "Q8_0")],
+    ids=lambda x: getattr(x, "name", x),
+    indirect=["compiled"],
+)  # fmt: skip
 def test_a_product_with_what_is_beside_it(compiled: Compiled, rng: np.random.Generator, name: str) -> None:
     """To the bit what the two make one after the other."""
     fmt, n_rows, n_cols, rank = FORMATS[name], 72, 256, 8

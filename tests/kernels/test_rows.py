@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from edgellm.quants import FORMATS, BlockFormat
 
 from .compiled import Compiled
 from .compiled_rows import CompiledRows
-from .conftest import AVAILABLE, on_all
+from .conftest import DISTINCT, is_usual, on_all, thorough_unless
 from .weights import random_weights
 
 # A few float32 roundings (6e-8 each) of numbers near 1.
@@ -40,10 +42,13 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape, np.float32)
 
 
-def isas_and_formats() -> list[tuple[Isa, BlockFormat]]:
+def isas_and_formats() -> list[Any]:
     """All formats where registers are wide, and some on the others."""
     return [
-        (isa, fmt) for isa in AVAILABLE for fmt in FORMATS.values() if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS
+        thorough_unless(is_usual(isa, fmt), isa, fmt)
+        for isa in DISTINCT
+        for fmt in FORMATS.values()
+        if isa in (AVX512, AVX2) or fmt.name in FEW_FORMATS
     ]
 
 
