@@ -86,6 +86,11 @@ SENT = [
     (CHAT, {"messages": HI, "chat_template_kwargs": {"enable_thinking": False}}),  # which is so anyway
     (RESPONSES, {"input": "a", "text": {"verbosity": "low"}, "reasoning": {"summary": "auto"}}),
     (RESPONSES, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
+    (
+        RESPONSES,
+        {"input": "a", **dict.fromkeys(("conversation", "max_tool_calls", "prompt", "moderation", "metadata"))},
+    ),
+    (CHAT, {"messages": HI, "verbosity": "low", **dict.fromkeys(("audio", "functions", "prediction", "moderation"))}),
     (MESSAGES, blocks({"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}})),
     (MESSAGES, {"messages": HI, "max_tokens": 2, "output_config": {"effort": "low"}}),
     (
@@ -130,7 +135,12 @@ TOLD = [
     (CHAT, {"messages": None}, "messages is null; expected a list"),
     ("/v1/completions", {"prompt": None},
      "prompt is null; expected a text or a list"),
-    (MESSAGES, {"messages": HI, "max_tokens": 1, "container": "a"}, 'container is "a"; expected null'),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "container": "a"}, 'container is "a"; expected null, as this '
+     "server has no such thing: leave it out"),
+    (RESPONSES + "/input_tokens", {}, "input is empty; expected at least one message"),
+    (RESPONSES + "/input_tokens", {"input": "a", "temperature": 1}, "unknown field temperature"),
+    (RESPONSES + "/input_tokens", {"input": "a", "truncation": "auto"}, 'truncation is "auto"; expected "disabled"'),
+    (RESPONSES + "/input_tokens", {"input": 5}, "input is 5; expected a text or a list"),
     (RESPONSES, {"input": []}, "input is empty; expected at least one message"),
     (RESPONSES, {"instructions": "a", "input": [{"role": "user", "content": {"a": 1}}]},
      "input.0.content is {'a': 1}; expected a text or a list of parts"),

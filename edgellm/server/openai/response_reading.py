@@ -8,7 +8,7 @@ from typing import Any
 from edgellm.errors import shown
 from edgellm.server.chatting import Chat, form_of, prepared, think_of
 from edgellm.server.fields import check_fields, check_role, text_parts
-from edgellm.server.openai.response_types import ResponsesRequest
+from edgellm.server.openai.response_types import InputTokensRequest, ResponsesRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.text.messages import call_of
 
@@ -25,36 +25,35 @@ OF_TOOL = ("type", "name", "description", "parameters", "strict")
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the latter: there is nothing to encrypt
 
 
-def chat_of(asked: ResponsesRequest, before: list[dict[str, Any]]) -> Chat:
+def chat_of(asked: InputTokensRequest, before: list[dict[str, Any]]) -> Chat:
     """before: the items of the conversation so far. Raises ApiProblem."""
     messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
-    messages += messages_of([*before, *items_of(asked)])
-    keywords = asked.sampling()
+    messages += messages_of([*before, *asked.items])
     think = think_of(asked.reasoning.effort, "reasoning.effort") if asked.reasoning else None
-    include = asked.include or []
-    if unknown := [name for name in include if name not in INCLUDED]:
-        raise ApiProblem(400, f"include holds {unknown[0][:60]!r}; this server knows {', '.join(INCLUDED)}", "include")
-    if asked.top_logprobs and LOGPROBS not in include:
-        raise ApiProblem(400, f"top_logprobs is given, but include has no {LOGPROBS}; add it", "top_logprobs")
-    wishes = {
-        "max_tokens": asked.max_output_tokens,
+    wishes: dict[str, Any] = {
         "response_format": form_of(asked.text.format, "text.format") if asked.text else None,
         "tools": [_tool(number, tool) for number, tool in enumerate(asked.tools or ())] or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
         "continue_final_message": False,  # an item is whole: what comes is another one
         "think": think,
-        "logprobs": (asked.top_logprobs or 0) if LOGPROBS in include else None,
     }
+    keywords: dict[str, Any] = {}
+    if isinstance(asked, ResponsesRequest):
+        keywords |= asked.sampling()
+        wishes |= {"max_tokens": asked.max_output_tokens, "logprobs": _logprobs(asked)}
     keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
     return Chat(asked.model, prepared(messages), keywords, called=CALLED)
 
 
-def items_of(asked: ResponsesRequest) -> list[dict[str, Any]]:
-    """What is new, as items."""
-    if isinstance(asked.input, str):
-        return [{"type": "message", "role": "user", "content": asked.input}]
-    return asked.input
+def _logprobs(asked: ResponsesRequest) -> int | None:
+    """For how many tokens at each place; None for none at all. Raises ApiProblem."""
+    include = asked.include or []
+    if unknown := [name for name in include if name not in INCLUDED]:
+        raise ApiProblem(400, f"include holds {unknown[0][:60]!r}; this server knows {', '.join(INCLUDED)}", "include")
+    if asked.top_logprobs and LOGPROBS not in include:
+        raise ApiProblem(400, f"top_logprobs is given, but include has no {LOGPROBS}; add it", "top_logprobs")
+    return (asked.top_logprobs or 0) if LOGPROBS in include else None
 
 
 def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
