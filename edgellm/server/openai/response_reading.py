@@ -18,6 +18,7 @@ LOGPROBS = "message.output_text.logprobs"  # what `include` asks for them by
 # Those that clients send; the last ones mean nothing here.
 OF_ITEM = {
     "message": ("type", "role", "content", "id", "status", "phase", "end_turn"),
+    "reasoning": ("type", "content", "summary", "encrypted_content", "id", "status"),
     "function_call": ("type", "call_id", "name", "arguments", "id", "status", "namespace"),
     "function_call_output": ("type", "call_id", "output", "id", "status"),
 }
@@ -77,9 +78,8 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             else:
                 found.append({"role": role, "content": content})
         elif kind == "reasoning":
-            parts = item.get("content") or item.get("summary") or []
-            thought = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
-            if thought:
+            check_fields(item, OF_ITEM[kind], f"input.{number}")
+            if thought := _thought(item, f"input.{number}"):
                 found.append({"role": "assistant", "content": "", "reasoning_content": thought})
         elif kind == "function_call":
             check_fields(item, OF_ITEM[kind], f"input.{number}")
@@ -100,6 +100,22 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "function_call and function_call_output", "input",
             )  # fmt: skip
     return found
+
+
+def _thought(item: dict[str, Any], place: str) -> str:
+    """What was thought, as it was or in short. Raises ApiProblem for parts that hold no texts."""
+    texts: dict[str, str] = {}
+    for name in ("content", "summary"):
+        parts = [] if item.get(name) is None else item[name]
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise ApiProblem(400, f"{place}.{name} is {shown(parts)}; expected a list of parts", f"{place}.{name}")
+        for number, part in enumerate(parts):
+            if not isinstance(part.get("text"), str):
+                where = f"{place}.{name}.{number}.text"
+                told = "is missing" if part.get("text") is None else f"is {shown(part['text'])}"
+                raise ApiProblem(400, f"{where} {told}; expected a text", where)
+        texts[name] = "\n".join(part["text"] for part in parts)
+    return texts["content"] or texts["summary"]
 
 
 def _answer(found: list[dict[str, Any]], needs: str = "tool_calls") -> dict[str, Any]:
