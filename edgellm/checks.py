@@ -144,6 +144,31 @@ def texts(name: str, value: Any) -> list[str]:
     return [text(name, item) for item in value]
 
 
+def texts_or_ids(name: str, value: Any, n_vocab: int) -> list[str | list[int]]:
+    """Texts, any of which may be given as token ids of a vocabulary. One by itself is a list of one."""
+    expected = "a text (str) or token ids, whole numbers"
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, bytearray, Mapping)):
+        raise wrong(name, value, f"{expected}, or a list of either")
+    items = list(value)
+    if items and all(isinstance(item, numbers.Integral) and not isinstance(item, bool) for item in items):
+        return [token_ids(name, items, n_vocab)]
+    for i, item in enumerate(items):
+        if not isinstance(item, Iterable) or isinstance(item, (bytes, bytearray, Mapping)):
+            raise UsageError(f"{name}[{i}] is {shown(item)}; expected {expected}", parameter=name)
+    return [item if isinstance(item, str) else _ids_of(f"{name}[{i}]", item, n_vocab, name)
+            for i, item in enumerate(items)]  # fmt: skip
+
+
+def _ids_of(place: str, value: Iterable[Any], n_vocab: int, name: str) -> list[int]:
+    """Token ids at a place of the parameter `name`."""
+    try:
+        return token_ids(place, value, n_vocab)
+    except UsageError as error:
+        raise UsageError(str(error), parameter=name) from None
+
+
 def some_texts(name: str, value: Any, most: int) -> tuple[str, ...]:
     """Texts of at least one character: one by itself, or several, but not more than `most`. Each counts once."""
     if not isinstance(value, (str, list, tuple, set, frozenset)):

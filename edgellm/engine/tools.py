@@ -89,8 +89,9 @@ class Tools:
         if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
             where, function = _inner(place, choice, "function")
             checks.fields(where, function, {"name": None, "type": None}, "tool_choice")
-            if function.get("name") in self.arguments:
-                return str(function["name"])
+            name = function.get("name")
+            if isinstance(name, str) and name in self.arguments:
+                return name
         raise UsageError(f"{place} is {shown(choice)}; expected {expected}", parameter="tool_choice")
 
 
@@ -165,13 +166,14 @@ def _checked(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
         checks.fields(place, tool, AROUND, "tools")
         place = f"{place}.function"
     checks.fields(place, function, FIELDS if function is not tool else {**AROUND, **FIELDS}, "tools")
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    parameters = function.get("parameters")
+    parameters = {"type": "object", "properties": {}} if parameters is None else parameters
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise UsageError(
             f"tools holds {name}, whose parameters are {shown(parameters)}; expected a JSON schema of an object",
             parameter="tools",
         )
-    schema = checked_schema("tools", {"type": "object", "properties": {}, **parameters})
+    schema = checked_schema("tools", {"type": "object", "properties": {}, **parameters}, f"{name} with parameters")
     given = {
         key: value for key, value in function.items() if value is not None and (function is not tool or key != "type")
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -25,6 +25,7 @@ from edgellm.text.provenance import own_of, written
 if TYPE_CHECKING:
     from edgellm.engine.embedder import Embedder, Text
 
+Given = str | Sequence[int]  # a text, or its token ids
 RERANK_TEMPLATE = "tokenizer.chat_template.rerank"
 Pooling = Literal["none", "mean", "cls", "last"]
 
@@ -61,7 +62,10 @@ class MakesVectors:
     def _writes_nothing(self) -> UsageError:
         """The error of a model that is asked to write."""
         what, instead = "makes vectors of texts", "embed(texts) or `edgellm embed`"
-        if pooling_of(self.metadata)[1]:
+        ranks = pooling_of(self.metadata)[1]
+        if ranks and not self._makes_one_score():
+            return self._classifies()
+        if ranks:
             what, instead = "ranks texts", "rank(query, texts) or `edgellm embed --rank`"
         return UsageError(
             f"{self.path.name} {what} and writes none: use {instead}, or load a model for chat (`edgellm list`)"
@@ -69,20 +73,20 @@ class MakesVectors:
 
     @overload
     def embed(
-        self, texts: str | Iterable[str], *, task: str | None = ..., prompt: str | None = ...,
+        self, texts: Given | Iterable[Given], *, task: str | None = ..., prompt: str | None = ...,
         pooling: Literal["mean", "cls", "last"] | None = ..., normalize: bool = ..., dimensions: int | None = ...,
         truncate: bool = ...,
     ) -> NDArray[np.float32]: ...  # fmt: skip
 
     @overload
     def embed(
-        self, texts: str | Iterable[str], *, pooling: Literal["none"], task: str | None = ...,
+        self, texts: Given | Iterable[Given], *, pooling: Literal["none"], task: str | None = ...,
         prompt: str | None = ..., normalize: bool = ..., dimensions: int | None = ..., truncate: bool = ...,
     ) -> list[NDArray[np.float32]]: ...  # fmt: skip
 
     def embed(
         self,
-        texts: str | Iterable[str],
+        texts: Given | Iterable[Given],
         *,
         task: str | None = None,
         prompt: str | None = None,
@@ -93,6 +97,7 @@ class MakesVectors:
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """A vector for each text, float32 [n_texts, n]; one text alone gives one row.
 
+        texts:       a text may be given as token ids, which are computed as they are: no other tokens come around them.
         task:        what the vectors are for, by a name that the model knows: "query", "document", ... It puts a
                      prompt before each text. prompt: the same in words of your own.
         pooling:     "mean" of the tokens' states, that of the first ("cls") or the "last"; None takes the model's own.
@@ -104,7 +109,7 @@ class MakesVectors:
         The bits do not depend on what other texts there are. Raises UsageError for what cannot work,
         ContextOverflowError for a text that is too long.
         """
-        found = [texts] if isinstance(texts, str) else checks.texts("texts", texts)
+        found = checks.texts_or_ids("texts", texts, self.n_vocab)
         embedder = self._vectors()
         own, ranks = pooling_of(self.metadata)
         chosen = self._pooling(own, ranks, pooling)
@@ -113,7 +118,18 @@ class MakesVectors:
         if prompt is not None and task is not None:
             raise UsageError("both task and prompt are given; one says what stands before the texts", parameter="task")
         before = self.tasks.prompt(task) if prompt is None else checks.text("prompt", prompt)
-        inputs = [self._text(before + text, i, checks.flag("truncate", truncate)) for i, text in enumerate(found)]
+        if (task or prompt) and any(not isinstance(text, str) for text in found):
+            name = "task" if task else "prompt"
+            raise UsageError(
+                f"{name} is given, which puts words before texts, and texts holds token ids, which are computed as "
+                f"they are; leave {name} out, or give texts",
+                parameter=name,
+            )
+        cuts = checks.flag("truncate", truncate)
+        inputs = [
+            self._text(before + text, i, cuts) if isinstance(text, str) else self._as_it_is(text, i, cuts)
+            for i, text in enumerate(found)
+        ]
         if chosen == "none":
             rows: list[Any] = [None] * len(inputs)
             for i, states in embedder.states(inputs):
@@ -137,6 +153,8 @@ class MakesVectors:
             return self._cosines(own, query, found, truncate)
         embedder = self._vectors()
         assert own is not None
+        if not self._makes_one_score():
+            raise self._classifies()
         pairs = [self._pair(query, text, i, truncate) for i, text in enumerate(found)]
         return self._one_score(embedder.rows(pairs, own))
 
@@ -158,7 +176,7 @@ class MakesVectors:
     def _pooling(self, own: str | None, ranks: bool, asked: str | None) -> str:
         if asked is not None:
             chosen = checks.one_of("pooling", asked, POOLINGS)
-        elif ranks:
+        elif ranks and self._makes_one_score():
             raise UsageError(
                 f"{self.path.name} is a reranker: it scores pairs of texts and was not trained to make vectors; use "
                 "rank(query, texts)"
@@ -171,6 +189,8 @@ class MakesVectors:
             )
         else:
             chosen = own or "mean"
+        if ranks and chosen != "none" and not self._makes_one_score():
+            raise self._classifies()
         if ranks and chosen != "none":
             raise UsageError(
                 f"{self.path.name} is a reranker, whose head makes scores of pooled texts: use rank(query, texts), or "
@@ -191,6 +211,16 @@ class MakesVectors:
             raise self._too_long(f"texts[{index}]", len(ids))
         n_end = self.tokenizer.n_end
         return Text(ids[: self.n_ctx - n_end] + ids[len(ids) - n_end :])
+
+    def _as_it_is(self, ids: list[int], index: int, truncate: bool) -> Text:
+        """Token ids that were given in place of a text."""
+        from edgellm.engine.embedder import Text
+
+        if not ids:
+            raise UsageError(f"texts[{index}] is empty; expected at least one token", parameter="texts")
+        if len(ids) > self.n_ctx and not truncate:
+            raise self._too_long(f"texts[{index}]", len(ids))
+        return Text(ids[: self.n_ctx])
 
     def _pair(self, query: str, text: str, index: int, truncate: bool) -> Text:
         """A query and a text, as the model was trained to find them in one. What is too long loses its end."""
@@ -234,20 +264,29 @@ class MakesVectors:
         """A score for each pair; of two classes, yes and no, the probability of yes."""
         if scores.shape[1] == 1:
             return np.ascontiguousarray(scores[:, 0])
-        labels = [str(label).lower() for label in self._labels]
-        if scores.shape[1] == 2 and sorted(labels) == ["no", "yes"]:
-            yes = labels.index("yes")
-            with np.errstate(over="ignore"):
-                return (1 / (1 + np.exp(scores[:, 1 - yes].astype(np.float64) - scores[:, yes]))).astype(np.float32)
-        raise UsageError(
-            f"{self.path.name} is a classifier of {scores.shape[1]} classes ({', '.join(labels[:4]) or 'unnamed'}), "
-            "and ranking takes one score; load a reranker"
+        yes = self._labels.index("yes")
+        with np.errstate(over="ignore"):
+            return (1 / (1 + np.exp(scores[:, 1 - yes].astype(np.float64) - scores[:, yes]))).astype(np.float32)
+
+    def _makes_one_score(self) -> bool:
+        """Whether what the classifier says of a text is one number, by which texts can be ranked."""
+        n_classes = self._vectors().width
+        return n_classes == 1 or (n_classes == 2 and sorted(self._labels) == ["no", "yes"])
+
+    def _classifies(self) -> UsageError:
+        """The error of a classifier whose classes are in no order, whatever it is asked for."""
+        labels = ", ".join(f"{label:.40}" for label in self._labels[:4]) or "which have no names"
+        more = ", ..." if len(self._labels) > 4 else ""
+        return UsageError(
+            f"{self.path.name} is a classifier of {self._vectors().width} classes ({labels}{more}): it says of which "
+            "class a text is, and edgellm gives no scores of classes; to rank texts load a reranker, for vectors a "
+            "model that makes them (`edgellm list`)"
         )
 
     @property
     def _labels(self) -> list[str]:
         key = f"{get_value(self.metadata, 'general.architecture', str)}.classifier.output_labels"
-        return list(self.metadata.get(key, ()))
+        return [str(label).lower() for label in self.metadata.get(key, ())]
 
 
 def _finished(rows: np.ndarray, n: int | None, normalize: bool) -> np.ndarray:

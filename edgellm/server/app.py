@@ -45,6 +45,7 @@ def routes_of(
         ("POST", "/v1/chat/completions", chat.chat),
         ("POST", "/v1/completions", completions.complete),
         ("POST", "/v1/responses", stored.create),
+        ("POST", "/v1/responses/input_tokens", stored.input_tokens),
         ("GET", "/v1/responses/{id}", stored.show),
         ("DELETE", "/v1/responses/{id}", stored.delete),
         ("GET", "/v1/responses/{id}/input_items", stored.items),

@@ -153,6 +153,8 @@ def _expected(fault: Any, found: Any) -> str:
         return f"unknown field {place}"
     if fault["type"] == "missing":
         return f"{place} is missing"
+    if fault["type"] == "none_required":
+        return f"{place} is {_shown(fault['input'])}; expected null, as this server has no such thing: leave it out"
     expected = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     for begins, means in ABOUT_SIZES:
         expected = re.sub(begins, means, expected)

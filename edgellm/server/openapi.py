@@ -13,7 +13,7 @@ from edgellm.server.anthropic.types import CountRequest, MessagesRequest
 from edgellm.server.ollama import types as ollama
 from edgellm.server.openai.batches import BatchRequest
 from edgellm.server.openai.embeddings import EmbeddingRequest, RerankRequest
-from edgellm.server.openai.response_types import ResponsesRequest
+from edgellm.server.openai.response_types import InputTokensRequest, ResponsesRequest
 from edgellm.server.openai.tokenizing import DetokenizeRequest, TokenizeRequest
 from edgellm.server.openai.types import ChatRequest, CompletionRequest
 
@@ -21,6 +21,7 @@ BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponsesRequest,
+    "/v1/responses/input_tokens": InputTokensRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/rerank": RerankRequest,
     "/v1/batches": BatchRequest,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,10 +32,13 @@ _NO_WORDS = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 Config = TypeVar("Config")
 
 
-def read_settings(path: Path, kinds: Iterable[type], has_files: bool = True) -> dict[str, Any]:
+def read_settings(
+    path: Path, kinds: Iterable[type], has_files: bool = True, unread: Collection[str] = ()
+) -> dict[str, Any]:
     """The settings of a file, in its order, each as the parameter objects `kinds` take it.
 
     has_files:  whether `validation` may be files, as the option may; they are found as `validation_data`.
+    unread:     settings that mean nothing to the reader: they may stand there, and are given as they stand.
 
     Raises FileProblem for a file that cannot be read or is no YAML, UsageError for a name or value that cannot be,
     with the line where it stands.
@@ -54,8 +57,8 @@ def read_settings(path: Path, kinds: Iterable[type], has_files: bool = True) -> 
                 homes[name](**{name: value})
             elif name in WHERE:
                 value = _place(name, value)
-            else:
-                raise UsageError(f"{shown(name)} is no setting{_nearest(name, [*homes, *WHERE])}")
+            elif name not in unread:
+                raise UsageError(f"{shown(name)} is no setting{_nearest(name, [*homes, *WHERE, *unread])}")
         except UsageError as error:
             told = str(error).replace(name, written, 1) if str(error).startswith(f"{name} ") else error
             raise UsageError(f"{path}, line {line}: {told}", is_of_file=True) from None

@@ -99,6 +99,33 @@ def test_every_reranker_is_what_transformers_computes(family: str, tmp_path: Pat
             found.chat([{"role": "user", "content": "Hello"}])
 
 
+@pytest.mark.parametrize("labels", [["Bad", "Fair", "Good"], []])
+def test_a_classifier_of_several_classes_says_what_it_is(labels: list[str], tmp_path: Path) -> None:
+    """Whatever it is asked for, before a text is computed; where llama.cpp would rank by the first class."""
+    encoders.save(RANKERS, "bert", tmp_path / "model")
+    edgellm.convert_checkpoint(tmp_path / "model", tmp_path / "rank.gguf", "F32")
+    with GGUFFile.open(tmp_path / "rank.gguf") as file:
+        entries = [(name, x.shape, x.format, x.raw) for name, x in file.tensors.items()]
+        at = {name: i for i, (name, *_) in enumerate(entries)}
+        for name, shape in (("cls.output.weight", (3, 64)), ("cls.output.bias", (3,))):
+            entries[at[name]] = (name, shape, FORMATS["F32"], np.ones(shape, np.float32))
+        metadata = dict(file.metadata)
+        metadata.pop("bert.classifier.output_labels", None)
+        metadata |= {"bert.classifier.output_labels": labels} if labels else {}
+        GGUFWriter(tmp_path / "classes.gguf", metadata, entries).write()
+    named = r"\(bad, fair, good\)" if labels else r"\(which have no names\)"
+    with loaded(tmp_path / "classes.gguf") as found:
+        for ask in (
+            lambda: found.rank("a", ["b"]),
+            lambda: found.embed("a"),
+            lambda: found.embed("a", pooling="cls"),
+            lambda: found.chat([{"role": "user", "content": "Hello"}]),
+        ):
+            with pytest.raises(UsageError, match=f"classes.gguf is a classifier of 3 classes {named}.*load a reranker"):
+                ask()
+        assert found.embed("a", pooling="none")[0].shape[1] == 64
+
+
 @pytest.mark.parametrize(
     ("padding", "says"), [(1, "'</s>', which stands in every text"), (4, "in texts with it"), (3, "")]
 )
@@ -199,6 +226,41 @@ def test_options(bert: Path) -> None:
         assert model.embed([]).shape == (0, 64)
         assert repr(model).startswith("<Model bert.gguf, bert")
         assert model.tokenize("words") and model.n_ctx == 512
+
+
+def test_token_ids_in_place_of_texts(bert: Path) -> None:
+    """They are computed as they are; special tokens come only if they are given, and may be any of the vocabulary."""
+    with loaded(bert) as model:
+        ids = model.tokenize("some words", add_special=True)
+        want = model.embed("some words")
+        assert model.embed(ids).tobytes() == model.embed([ids]).tobytes() == want.tobytes()
+        assert model.embed(np.array([ids, ids]))[1:].tobytes() == want.tobytes()
+        assert model.embed([ids, "some words", tuple(ids)]).tobytes() == want.tobytes() * 3
+        bare = model.tokenize("some words")
+        assert len(bare) == len(ids) - 2 and model.embed(bare).tobytes() != want.tobytes()
+        # Such as no text is read into: it would come back as others.
+        odd = [ids[0], ids[0], *bare, ids[-1]]
+        assert model.tokenize(model.detokenize(odd), add_special=True) != odd
+        assert model.embed(odd, pooling="none")[0].shape[0] == len(odd)
+        n = model.n_vocab
+        for call, error, line in (
+            (
+                lambda: model.embed([n]),
+                UsageError,
+                f"texts holds {n}; the ids of this vocabulary go from 0 to {n - 1}",
+            ),
+            (lambda: model.embed(["a", [1, -1]]), UsageError, r"texts\[1\] holds -1; the ids"),
+            (lambda: model.embed([[1], [2.5]]), UsageError, r"texts\[1\] holds 2.5; expected token ids, whole"),
+            (lambda: model.embed([[True]]), UsageError, r"texts\[0\] holds True; expected token ids"),
+            (lambda: model.embed([[]]), UsageError, r"texts\[0\] is empty; expected at least one token"),
+            (lambda: model.embed([1, "a"]), UsageError, r"texts\[0\] is 1; expected a text \(str\) or token ids"),
+            (lambda: model.embed({}), UsageError, r"texts is {}; expected a text \(str\) or token ids.* a list of"),
+            (lambda: model.embed([ids], task="query"), UsageError, "task is given, which puts words before texts, and"),
+            (lambda: model.embed([[1] * 513]), ContextOverflowError, r"texts\[0\] has 513 tokens, and bert.gguf takes"),
+        ):
+            with pytest.raises(error, match=line):
+                call()
+        assert model.embed([1] * 600, truncate=True).tobytes() == model.embed([1] * 512).tobytes()
 
 
 def test_bad_input(bert: Path) -> None:

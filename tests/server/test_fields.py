@@ -65,6 +65,74 @@ UNKNOWN = [
     (MESSAGES, {"messages": HI, "max_tokens": 2, "tools": [{"name": "f", "bogus": 1}]}, "unknown field tools.0.bogus"),
     (MESSAGES, {"messages": HI, "max_tokens": 2, "thinking": {"type": "disabled", "a": 1}}, "unknown field thinking.a"),
     (MESSAGES, {"messages": HI, "max_tokens": 2, "output_config": {"a": 1}}, "unknown field output_config.a"),
+    (CHAT, chat(role="m"), "messages.0.role is 'm'; expected one of"),  # a word of the template, and no role in it
+    (CHAT, chat(name=5), "messages.0.name is 5; expected a text"),
+    (
+        CHAT,
+        {"messages": [{"role": "tool", "content": "a", "tool_call_id": ["a"]}]},
+        "messages.0.tool_call_id is ['a']; expected a text",
+    ),
+    (CHAT, called({"id": 5}), "messages.0.tool_calls.0.id is 5; expected a text"),
+    (CHAT, called({"type": "custom"}), "messages.0.tool_calls.0.type is 'custom'; expected function"),
+    (CHAT, tool({}, parameters=[]), "tools holds look, whose parameters are []; expected a JSON schema of an object"),
+    (
+        CHAT,
+        tool({}, parameters={"required": None}),
+        "tools holds look with parameters whose required is None; expected a list of names of properties",
+    ),
+    (CHAT, {**tool({}), "tool_choice": {"type": "function", "function": {"name": ["look"]}}}, "tool_choice is {'type'"),
+    (
+        CHAT,
+        {"messages": HI, "response_format": {"type": 5}},
+        "response_format holds a JSON schema whose type is 5; expected one of string, number",
+    ),
+    (
+        RESPONSES,
+        {
+            "input": "a",
+            "text": {
+                "format": {
+                    "type": "json_schema",
+                    "name": "a",
+                    "schema": {"type": "object", "properties": {"a": {"type": "array", "items": {"format": []}}}},
+                }
+            },
+        },
+        "text.format holds a JSON schema whose properties.a.items.format is []; expected a text",
+    ),
+    (
+        RESPONSES,
+        {"input": "a", "tools": [{"type": "function", **TOOL}], "tool_choice": {"type": "function", "name": {}}},
+        "tool_choice is {'type'",
+    ),
+    (RESPONSES, {"input": [{"type": "reasoning", "content": 5}]}, "input.0.content is 5; expected a list of parts"),
+    (
+        RESPONSES,
+        {"input": [{"type": "reasoning", "summary": [{"text": 5}]}]},
+        "input.0.summary.0.text is 5; expected a",
+    ),
+    (RESPONSES, {"input": [{"type": "reasoning", "bogus": 5}]}, "unknown field input.0.bogus"),
+    (
+        MESSAGES,
+        blocks({"type": "tool_result", "tool_use_id": "a", "is_error": "false"}),
+        "messages.0.content.0.is_error is 'false'; expected true or false",
+    ),
+    (MESSAGES, blocks({"type": "tool_result", "tool_use_id": "a", "content": {}}), "messages.0.content.0.content.0 is"),
+    (
+        MESSAGES,
+        {"messages": HI, "max_tokens": 2, "tools": [{"name": "f", "description": []}]},
+        "tools.0.description is []; expected a text",
+    ),
+    (
+        MESSAGES,
+        {"messages": HI, "max_tokens": 2, "tools": [{"name": "f", "input_schema": False}]},
+        "tools.0.input_schema is False; expected a JSON schema",
+    ),
+    (
+        MESSAGES,
+        {"messages": HI, "max_tokens": 2, "output_config": {"effort": "lots"}},
+        "output_config.effort is 'lots'; expected one of low, medium, high",
+    ),
     ("/api/chat", chat(role="wizard"), "messages.0.role is 'wizard'"),
     ("/api/generate", {"prompt": "a", "system": "b", "raw": True}, "system is given, but raw is true"),
 ]
@@ -86,6 +154,11 @@ SENT = [
     (CHAT, {"messages": HI, "chat_template_kwargs": {"enable_thinking": False}}),  # which is so anyway
     (RESPONSES, {"input": "a", "text": {"verbosity": "low"}, "reasoning": {"summary": "auto"}}),
     (RESPONSES, {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
+    (
+        RESPONSES,
+        {"input": "a", **dict.fromkeys(("conversation", "max_tool_calls", "prompt", "moderation", "metadata"))},
+    ),
+    (CHAT, {"messages": HI, "verbosity": "low", **dict.fromkeys(("audio", "functions", "prediction", "moderation"))}),
     (MESSAGES, blocks({"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}})),
     (MESSAGES, {"messages": HI, "max_tokens": 2, "output_config": {"effort": "low"}}),
     (
@@ -130,7 +203,12 @@ TOLD = [
     (CHAT, {"messages": None}, "messages is null; expected a list"),
     ("/v1/completions", {"prompt": None},
      "prompt is null; expected a text or a list"),
-    (MESSAGES, {"messages": HI, "max_tokens": 1, "container": "a"}, 'container is "a"; expected null'),
+    (MESSAGES, {"messages": HI, "max_tokens": 1, "container": "a"}, 'container is "a"; expected null, as this '
+     "server has no such thing: leave it out"),
+    (RESPONSES + "/input_tokens", {}, "input is empty; expected at least one message"),
+    (RESPONSES + "/input_tokens", {"input": "a", "temperature": 1}, "unknown field temperature"),
+    (RESPONSES + "/input_tokens", {"input": "a", "truncation": "auto"}, 'truncation is "auto"; expected "disabled"'),
+    (RESPONSES + "/input_tokens", {"input": 5}, "input is 5; expected a text or a list"),
     (RESPONSES, {"input": []}, "input is empty; expected at least one message"),
     (RESPONSES, {"instructions": "a", "input": [{"role": "user", "content": {"a": 1}}]},
      "input.0.content is {'a': 1}; expected a text or a list of parts"),

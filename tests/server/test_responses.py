@@ -56,6 +56,34 @@ def test_a_conversation_is_remembered_if_it_is_to_be(client) -> None:
         client.responses.create(**ASKED, previous_response_id=first.id)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"input": "Name a river."},
+        {"input": [{"role": "user", "content": "Name a river."}], "instructions": "Be brief."},
+        {"input": "How warm is it?", "tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False},
+    ],
+)  # fmt: skip
+def test_tokens_are_counted_as_an_answer_reads_them(client, asked) -> None:
+    counted = client.responses.input_tokens.count(model="smollm2-135m", **asked)
+    assert counted.object == "response.input_tokens"
+    answered = client.responses.create(model="smollm2-135m", max_output_tokens=2, **asked)
+    assert counted.input_tokens == answered.usage.input_tokens
+
+
+def test_tokens_of_a_conversation_are_counted_with_what_was_said_before(client) -> None:
+    first = client.responses.create(**ASKED)
+    more = {"model": "smollm2-135m", "input": "And a lake?", "previous_response_id": first.id}
+    counted = client.responses.input_tokens.count(**more)
+    assert counted.input_tokens == client.responses.create(**more, max_output_tokens=2).usage.input_tokens
+    with pytest.raises(openai.NotFoundError, match="resp_none"):
+        client.responses.input_tokens.count(**{**more, "previous_response_id": "resp_none"})
+    with pytest.raises(openai.BadRequestError, match="input_image"):
+        client.responses.input_tokens.count(
+            model="smollm2-135m", input=[{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]
+        )
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_of_tools(client, stream: bool) -> None:
     asked = {**ASKED, "tools": [WEATHER], "tool_choice": "required", "max_output_tokens": 80}

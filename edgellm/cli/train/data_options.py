@@ -1,28 +1,38 @@
-"""The options of commands that read training data."""
+"""The options of commands that read training data and do not train."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from edgellm.train.data.config import LEAST_LENGTH, LONG, TRAIN_ON, DataConfig
+from edgellm.cli.options import checked_by
+from edgellm.train.data.config import LONG, TRAIN_ON, DataConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _setting(flag: str, text: str, **more: Any) -> Any:
+    """An option of a setting: None where it was not typed, so that a file can say it."""
+    name = flag.removeprefix("--").partition("/")[0].replace("-", "_")
+    default = getattr(DataConfig, name)
+    shown = "" if default is False else f"  [default: {default}]"
+    return click.option(flag, name, default=None, callback=checked_by(DataConfig), help=text + shown, **more)
+
+
 _OPTIONS = [
-    click.option("--data", "data", type=click.Path(), multiple=True, required=True, metavar="FILE",
+    click.option("--data", multiple=True, metavar="FILE",
                  help="Examples: JSONL, JSON, CSV, Parquet or plain text; may be given several times."),
-    click.option("--max-length", type=click.IntRange(LEAST_LENGTH), default=DataConfig.max_length, show_default=True,
-                 metavar="N", help="Most tokens of an example."),
-    click.option("--long", type=click.Choice(LONG), default=DataConfig.long, show_default=True,
-                 help="Cut longer examples, keeping their beginning, or leave them out."),
-    click.option("--train-on", type=click.Choice(TRAIN_ON), default=DataConfig.train_on, show_default=True,
-                 help="What is learnt of a chat: its answers, the last answer, or every token."),
-    click.option("--skip-bad", is_flag=True, help="Go on at lines that cannot be used, and count them."),
+    click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Settings of a training in YAML, its model, data and template among them; what is typed comes "
+                      "first."),
+    _setting("--max-length", "Most tokens of an example.", type=int, metavar="N"),
+    _setting("--long", "Cut longer examples, keeping their beginning, or leave them out.", type=click.Choice(LONG)),
+    _setting("--train-on", "What is learnt of a chat: its answers, the last answer, or every token.",
+             type=click.Choice(TRAIN_ON)),
+    _setting("--skip-bad/--no-skip-bad", "Go on at lines that cannot be used, and count them."),
     click.option("--template", metavar="FILE|NAME",
                  help="A chat template (Jinja), or a known one's name, in place of the model's own; none for plain "
                       "texts."),
@@ -30,14 +40,7 @@ _OPTIONS = [
 
 
 def data_options(command: Command) -> Command:
-    """Give a command --data, --template, and the options of DataConfig; it receives these as `config`."""
-    names = {field.name for field in fields(DataConfig)}
-
-    @functools.wraps(command)
-    def with_config(**typed: Any) -> Any:
-        config = DataConfig(**{name: typed.pop(name) for name in names & typed.keys()})
-        return command(config=config, **typed)
-
+    """Give a command --data, --config, --template, and the options of DataConfig, which are None if not typed."""
     for option in reversed(_OPTIONS):
-        with_config = option(with_config)
-    return with_config  # type: ignore[return-value]
+        command = option(command)
+    return command

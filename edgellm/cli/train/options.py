@@ -19,6 +19,7 @@ from edgellm.train.config import (
     SCHEDULES,
     FullConfig,
     LoraConfig,
+    MachineConfig,
     TrainConfig,
 )
 from edgellm.train.data.config import LONG, TRAIN_ON, DataConfig
@@ -127,6 +128,9 @@ _TABLES = {FullConfig: _FULL,
     RewardConfig: _REWARD, GrpoConfig: _GRPO, PpoConfig: _PPO,
     RewardSources: _SOURCES,
 }  # fmt: skip
+
+# What a --config file may hold, of whichever training; type is that of the model that `full` writes.
+EVERY_NAME = frozenset(field.name for kind in (*_TABLES, MachineConfig) for field in fields(kind)) | {"type"}
 
 
 def settings_options(

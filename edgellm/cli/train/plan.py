@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.options import threads_option, typed_name
+from edgellm.cli.options import check_threads, threads_option, typed_name
 from edgellm.errors import UsageError, shown
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ def command(
             counted = count_tokens(TextFiles(data, END), n_vocab, progress)
         if not (params or tokens or hours or counted):
             raise UsageError("nothing is known of the training; give one or two of --params, --tokens and --hours")
-        speed, products = _speed(params, model_speed, share, n_threads)
+        if config is not None and n_threads is None:
+            check_threads("threads", config.machine.threads)
+        speed, products = _speed(params, model_speed, share, n_threads, config.machine.threads if config else None)
     if config is not None and not (tokens or hours):
         tokens = planned_tokens(config, counted.n_tokens if counted else None)
     plan = make_plan(
@@ -128,7 +130,11 @@ def _config(path: Path, params: float | None, vocab: float | None) -> NewConfig:
 
 
 def _speed(
-    params: float | None, model_speed: float | None, share: float | None, n_threads: int | None
+    params: float | None,
+    model_speed: float | None,
+    share: float | None,
+    n_threads: int | None,
+    threads_of_file: int | None,
 ) -> tuple[Speed, Products | None]:
     """The speed of training: as it was seen, or as a share of what is measured now."""
     from edgellm.train.plan import ASSUMED_SHARE, Speed
@@ -141,10 +147,12 @@ def _speed(
             )
         if share is not None:
             raise UsageError("--share says what to make of a measured speed, and --model-speed gives one; choose one")
+        if n_threads is not None:
+            raise UsageError("--threads says how many measure the speed, and --model-speed gives one; choose one")
         return Speed(FLOPS_PER_WEIGHT * params * model_speed), None
     from edgellm.measure.products import measure_products
 
-    products = measure_products(n_threads)
+    products = measure_products(n_threads or threads_of_file)
     return Speed((share or ASSUMED_SHARE) * products.flops, products.flops, share or ASSUMED_SHARE), products
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,28 +24,37 @@ _MARKS = ("[[", "]]")
 
 
 @click.command("preview")
-@click.argument("model", shell_complete=complete_models)
+@click.argument("model", required=False, shell_complete=complete_models)
 @data_options
 @click.option("-n", "--examples", "n_shown", type=click.IntRange(0), default=3, show_default=True, metavar="N",
               help="Show the first N examples.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with token ids.")
-def command(
-    model: str, data: tuple[str, ...], template: str | None, config: DataConfig, n_shown: int, as_json: bool
-) -> None:
+def command(config_file: Path | None, n_shown: int, as_json: bool, **typed: Any) -> None:
     """Show examples as a model would see them, and what it would learn of them.
 
     What is learnt is coloured, or stands between [[ and ]] where there are no colours. All of the data is read, so
     that every line is checked, and lengths and tokens are counted.
+
+    \b
+      edgellm train preview smollm2-135m --data facts.jsonl
+      edgellm train preview --config train.yaml
     """
     from edgellm.cli import models
     from edgellm.cli.progress import Progress
+    from edgellm.cli.train.options import EVERY_NAME, typed_settings
+    from edgellm.cli.train.training import check_given
     from edgellm.train.data.dataset import read_dataset
     from edgellm.train.data.kinds import EVERY
     from edgellm.train.data.vocabulary import read_vocabulary
+    from edgellm.train.settings import made, read_settings
 
-    vocabulary = read_vocabulary(models.path_of(model), template)
+    of_file = read_settings(config_file, [DataConfig], unread=EVERY_NAME) if config_file else {}
+    settings = {**of_file, **typed_settings(typed)}
+    check_given(settings)
+    config = made(DataConfig, settings)
+    vocabulary = read_vocabulary(models.path_of(settings["model"]), settings.get("template"))
     with Progress("reading", quiet=True) as progress:
-        found = read_dataset(data, vocabulary, EVERY, config, lambda n: progress(n, 0, "examples"))
+        found = read_dataset(settings["data"], vocabulary, EVERY, config, lambda n: progress(n, 0, "examples"))
     if as_json:
         import json
 

@@ -85,9 +85,7 @@ class Training:
         if typed.keys() & VALIDATION:  # one option, so what is typed comes before either
             of_file = {name: value for name, value in of_file.items() if name not in VALIDATION}
         settings = {**self.usual, **of_file, **typed}
-        for name, word in (("model", "MODEL"), ("data", "--data")):
-            if not settings.get(name):
-                raise UsageError(f"{word} is missing: type it, or put {name} into the --config file")
+        check_given(settings)
         self._train(settings, task_of, finish)
 
     def _file_settings(self) -> dict[str, Any]:
@@ -202,6 +200,13 @@ def training_options(
         return decorated  # type: ignore[no-any-return]
 
     return decorate
+
+
+def check_given(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError where model or data are named neither in words nor in a file."""
+    for name, word in (("model", "MODEL"), ("data", "--data")):
+        if not settings.get(name):
+            raise UsageError(f"{word} is missing: type it, or put {name} into the --config file")
 
 
 def refuse_own_settings(config_file: Path | None, folder: Path, resume: bool) -> None:

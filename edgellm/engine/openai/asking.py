@@ -213,6 +213,8 @@ def prepared(messages: Iterable[Any]) -> list[Any]:
                     _prepared_call(call, f"messages.{n}.tool_calls.{number}", names)
                     for number, call in enumerate(calls)
                 ]
+            for name in ("name", "tool_call_id"):
+                _check_text(message.get(name), f"messages.{n}.{name}")
             if message.get("role") == "tool" and message.get("tool_call_id") in names:
                 message.setdefault("name", names[message["tool_call_id"]])
         found.append(message)
@@ -223,9 +225,18 @@ def _prepared_call(call: Mapping[str, Any], place: str, names: dict[str, str]) -
     if "function" not in call:
         raise UsageError(f"{place}.function is missing; expected a name and arguments", parameter=f"{place}.function")
     name, arguments = call_of(call, place)
-    if isinstance(call.get("id"), str):
+    if call.get("type") not in (None, "function"):
+        raise UsageError(f"{place}.type is {shown(call['type'])}; expected function", parameter=f"{place}.type")
+    _check_text(call.get("id"), f"{place}.id")
+    if call.get("id") is not None:
         names[call["id"]] = name
     return {**call, "type": "function", "function": {**call["function"], "arguments": arguments}}
+
+
+def _check_text(value: Any, place: str) -> None:
+    """Raises UsageError for a name or id that is neither a text nor left out."""
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{place} is {shown(value)}; expected a text", parameter=place)
 
 
 def _token_id(key: Any) -> Any:

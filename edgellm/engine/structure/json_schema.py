@@ -6,24 +6,16 @@ Schemas follow JSON Schema 2020-12 and the drafts before it (json-schema.org), a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from edgellm.engine.structure.schema_words import TYPES, inner_schemas, wrong_word
 from edgellm.errors import UsageError, shown
 
-# Words whose value holds schemas: by name, in a list, or one.
-BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-IN_LIST = ("allOf", "anyOf", "oneOf", "prefixItems")
-ONE = (
-    "items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames",
-    "unevaluatedItems", "unevaluatedProperties",
-)  # fmt: skip
-TYPES = ("string", "number", "integer", "boolean", "null", "object", "array")
 COMBINING = ("allOf", "anyOf", "oneOf", "$ref", "not", "if", "dependentSchemas", "patternProperties", "minProperties")
 # An answer has no white space that its reader does not need, so that it cannot go on for ever.
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-DEEPEST = 100
 # RFC 3339, but for what other programs cannot read: more than six digits of a second, the year 0, a 29th of February.
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _DATE = (
@@ -33,16 +25,19 @@ _DATE = (
 FORMATS = {"time": f"^{_TIME}$", "date": f"^{_DATE}$", "date-time": f"^{_DATE}T{_TIME}$"}
 
 
-def checked_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+def checked_schema(name: str, schema: Mapping[str, Any], what: str = "a JSON schema") -> dict[str, Any]:
     """A schema as plain JSON whose references all lead to schemas inside it, and that some finite text satisfies.
 
-    name: the parameter that it was given for. Raises UsageError.
+    name: the parameter that it was given for. what: the schema, for messages. Raises UsageError.
     """
     try:
         plain: dict[str, Any] = json.loads(json.dumps(schema, allow_nan=False))
-        every = list(_subschemas(plain))
+        wrong = next(filter(None, map(wrong_word, inner_schemas(plain))), None)
     except (TypeError, ValueError, RecursionError) as problem:
         raise _refused(name, f"is no JSON schema: {problem}") from None
+    if wrong is not None:
+        raise _refused(name, f"holds {what} whose {wrong}")
+    every = _subschemas(plain)
     names = {schema["$id"]: schema for schema in every if isinstance(schema.get("$id"), str)}
     names |= {f"#{schema['$anchor']}": schema for schema in every if isinstance(schema.get("$anchor"), str)}
     targets: dict[int, Any] = {}
@@ -66,7 +61,7 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
     name more properties.
     """
     schema = json.loads(json.dumps(schema))
-    every = list(_subschemas(schema))
+    every = _subschemas(schema)
     for inner in every:
         if inner.get("format") in FORMATS and "pattern" not in inner:
             inner["pattern"] = FORMATS[inner.pop("format")]
@@ -75,7 +70,7 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
         for inner in every:
             properties = inner.get("properties")
             if (
-                isinstance(properties, dict)
+                properties is not None
                 and "additionalProperties" not in inner
                 and id(inner) not in alternatives
                 and not any(word in inner for word in COMBINING)
@@ -89,24 +84,9 @@ def _is_more_than_ref(schema: dict[str, Any]) -> bool:
     return any(word in schema for word in ("properties", "required", "type", "anyOf", "oneOf"))
 
 
-def _subschemas(schema: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """A schema and all in it."""
-    if depth > DEEPEST:
-        raise ValueError(f"it nests more than {DEEPEST} deep")
-    if not isinstance(schema, dict):
-        return
-    yield schema
-    for word, value in schema.items():
-        if word in BY_NAME and isinstance(value, dict):
-            inner: list[Any] = list(value.values())
-        elif (word in IN_LIST or word == "items") and isinstance(value, list):
-            inner = value
-        elif word in ONE:
-            inner = [value]
-        else:
-            continue
-        for one in inner:
-            yield from _subschemas(one, depth + 1)
+def _subschemas(schema: Any) -> list[dict[str, Any]]:
+    """A schema and all in it, but for those that are only true or false."""
+    return [inner.schema for inner in inner_schemas(schema) if isinstance(inner.schema, dict)]
 
 
 def _target(name: str, root: dict[str, Any], names: Mapping[str, Any], reference: Any) -> Any:
@@ -148,8 +128,6 @@ def _can_end(root: dict[str, Any], every: list[dict[str, Any]], targets: Mapping
         types = schema.get("type", TYPES)
         return any(_type_can(schema, kind, can) for kind in ([types] if isinstance(types, str) else types))
 
-    if any(not isinstance(schema.get(word, []), list) for schema in every for word in (*IN_LIST, "required")):
-        return True  # which llguidance refuses
     while True:
         more = {id(schema) for schema in every if id(schema) not in known and follows(schema)}
         if not more:
@@ -161,13 +139,12 @@ def _type_can(schema: dict[str, Any], kind: Any, can: Any) -> bool:
     if kind == "object":
         properties = schema.get("properties", {})
         others = schema.get("additionalProperties", True) if "patternProperties" not in schema else True
-        return all(can(properties.get(key, others) if isinstance(properties, dict) else True)
-                   for key in schema.get("required", ()))  # fmt: skip
+        return all(can(properties.get(key, others)) for key in schema.get("required", ()))
     if kind == "array":
         least = schema.get("minItems", 0)
         first = schema.get("prefixItems", ())
         items = schema.get("items", True)
-        if not isinstance(least, int) or isinstance(items, list):
+        if isinstance(items, list):
             return True
         return all(map(can, first[:least])) and (least <= len(first) or can(items))
     return True

@@ -26,6 +26,7 @@ OF_BLOCK = {
 }
 OF_TOOL = ("type", "name", "description", "input_schema", "cache_control", "strict", "eager_input_streaming",
            "input_examples", "defer_loading", "allowed_callers")  # fmt: skip
+EFFORTS = ("low", "medium", "high", "xhigh", "max")  # there is nothing to follow them
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -44,6 +45,9 @@ def chat_of(asked: CountRequest) -> Chat:
         keywords |= _choice(asked.tool_choice, [tool.get("name") for tool in asked.tools or ()])
     keywords |= _thinking(asked.thinking)
     check_fields(asked.output_config or {}, ("format", "effort", "task_budget"), "output_config")
+    effort = (asked.output_config or {}).get("effort")
+    if effort is not None and effort not in EFFORTS:
+        raise _wrong("output_config.effort", effort, f"one of {', '.join(EFFORTS)}")
     form = asked.output_format or (asked.output_config or {}).get("format")
     if form is not None:
         keywords["response_format"] = form
@@ -96,11 +100,13 @@ def _messages(message: MessageIn, place: str) -> list[dict[str, Any]]:
         elif kind == "tool_use" and message.role == "assistant":
             calls.append(_call(block, where))
         elif kind == "tool_result" and message.role == "user":
-            content = block.get("content") or ""
-            text = _text(content, f"{where}.content")
+            content, is_error = block.get("content"), block.get("is_error")
+            text = _text("" if content is None else content, f"{where}.content")
+            if not isinstance(is_error, (bool, type(None))):
+                raise _wrong(f"{where}.is_error", is_error, "true or false")
             called = _field(block, "tool_use_id", where).removeprefix(CALL_ID)
             results.append({"role": "tool", "tool_call_id": called,
-                            "content": f"Error: {text}" if block.get("is_error") else text})  # fmt: skip
+                            "content": f"Error: {text}" if is_error else text})  # fmt: skip
         else:
             raise ApiProblem(
                 400, f"{where} is of the type {str(kind)[:40]!r} in a message of the {message.role}; this server "
@@ -138,6 +144,10 @@ def _joined(role: str, each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return said
 
 
+def _wrong(place: str, value: Any, expected: str) -> ApiProblem:
+    return ApiProblem(400, f"{place} is {shown(value)}; expected {expected}", place)
+
+
 def _field(block: dict[str, Any], name: str, place: str) -> str:
     value = block.get(name)
     if not isinstance(value, str):
@@ -173,6 +183,10 @@ def _tool(tool: dict[str, Any], place: str) -> dict[str, Any]:
         raise ApiProblem(400, f"{place} is of the type {str(tool['type'])[:40]!r}, which Anthropic's own servers run; "
                          "give a tool with a name and an input_schema", place)  # fmt: skip
     check_fields(tool, OF_TOOL, place)
+    if not isinstance(tool.get("description"), (str, type(None))):
+        raise _wrong(f"{place}.description", tool["description"], "a text")
+    if not isinstance(tool.get("input_schema"), (dict, type(None))):
+        raise _wrong(f"{place}.input_schema", tool["input_schema"], "a JSON schema, an object")
     function = {"name": tool.get("name"), "description": tool.get("description") or "",
                 "parameters": tool.get("input_schema") or {"type": "object", "properties": {}}}  # fmt: skip
     return {"type": "function", "function": function}
@@ -184,8 +198,7 @@ def _choice(choice: dict[str, Any], names: list[Any]) -> dict[str, Any]:
     kind = choice.get("type")
     alone = choice.get("disable_parallel_tool_use")
     if not isinstance(alone, (bool, type(None))):
-        place = "tool_choice.disable_parallel_tool_use"
-        raise ApiProblem(400, f"{place} is {shown(alone)}; expected true or false", place)
+        raise _wrong("tool_choice.disable_parallel_tool_use", alone, "true or false")
     only_one = {"parallel_tool_calls": False} if alone else {}
     if kind == "tool":
         if not isinstance(name := choice.get("name"), str) or name not in names:

@@ -57,7 +57,7 @@ async def embed(server: Server, request: Request) -> Response:
     asked = await server.body(request, EmbeddingRequest)
 
     def work(model: Model) -> tuple[NDArray[np.float32], int]:
-        texts = _texts(model, asked.input)
+        texts = _texts(asked.input)
         return embedded(model, texts, asked.keywords()), n_tokens(model, texts)
 
     vectors, n = await unless_gone(request, server.ask(request, asked.model, work, CALLED))
@@ -91,30 +91,32 @@ async def rerank(server: Server, request: Request) -> Response:
     return JsonAnswer({"object": "list", "model": name, "results": results, "usage": {"total_tokens": n}})
 
 
-def embedded(model: Model, texts: Sequence[str], keywords: Mapping[str, Any]) -> NDArray[np.float32]:
+def embedded(model: Model, texts: Sequence[str | list[int]], keywords: Mapping[str, Any]) -> NDArray[np.float32]:
     """float32 [n_texts, n]. keywords: those of `Model.embed`. Raises UsageError for a model that cannot."""
     if not texts:
         raise ApiProblem(400, "input is empty; expected at least one text", "input")
     embed = getattr(model, "embed", None)
     if embed is None:
         raise UsageError(f"{model.path.name} gives no embeddings; ask a model that was made for them")
-    vectors: NDArray[np.float32] = embed(list(texts), **keywords)
+    # Ids alone are given alone, so that an error does not say in which of the texts they are.
+    given = texts[0] if len(texts) == 1 and not isinstance(texts[0], str) else list(texts)
+    vectors: NDArray[np.float32] = embed(given, **keywords)
     return vectors
 
 
-def n_tokens(model: Model, texts: Sequence[str]) -> int:
-    return sum(len(model.tokenize(text, add_special=True)) for text in texts)
+def n_tokens(model: Model, texts: Sequence[str | list[int]]) -> int:
+    return sum(len(model.tokenize(text, add_special=True) if isinstance(text, str) else text) for text in texts)
 
 
-def _texts(model: Model, given: str | list[str] | list[int] | list[list[int]]) -> list[str]:
-    """Texts as they are, and what token ids say."""
+def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """Each text, or its token ids."""
     if isinstance(given, str):
         return [given]
     if given and isinstance(given[0], int):
-        return [model.detokenize(given)]  # type: ignore[arg-type]
+        return [given]  # type: ignore[list-item]
     if len(given) > MOST_TEXTS:
         raise ApiProblem(400, f"input holds {len(given)} texts; a request takes up to {MOST_TEXTS}", "input")
-    return [item if isinstance(item, str) else model.detokenize(item) for item in given]  # type: ignore[arg-type]
+    return list(given)  # type: ignore[arg-type]
 
 
 def _document(index: int, found: str | dict[str, Any]) -> str:

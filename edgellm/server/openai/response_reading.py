@@ -8,7 +8,7 @@ from typing import Any
 from edgellm.errors import shown
 from edgellm.server.chatting import Chat, form_of, prepared, think_of
 from edgellm.server.fields import check_fields, check_role, text_parts
-from edgellm.server.openai.response_types import ResponsesRequest
+from edgellm.server.openai.response_types import InputTokensRequest, ResponsesRequest
 from edgellm.server.problems import ApiProblem
 from edgellm.text.messages import call_of
 
@@ -18,6 +18,7 @@ LOGPROBS = "message.output_text.logprobs"  # what `include` asks for them by
 # Those that clients send; the last ones mean nothing here.
 OF_ITEM = {
     "message": ("type", "role", "content", "id", "status", "phase", "end_turn"),
+    "reasoning": ("type", "content", "summary", "encrypted_content", "id", "status"),
     "function_call": ("type", "call_id", "name", "arguments", "id", "status", "namespace"),
     "function_call_output": ("type", "call_id", "output", "id", "status"),
 }
@@ -25,36 +26,35 @@ OF_TOOL = ("type", "name", "description", "parameters", "strict")
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # the latter: there is nothing to encrypt
 
 
-def chat_of(asked: ResponsesRequest, before: list[dict[str, Any]]) -> Chat:
+def chat_of(asked: InputTokensRequest, before: list[dict[str, Any]]) -> Chat:
     """before: the items of the conversation so far. Raises ApiProblem."""
     messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
-    messages += messages_of([*before, *items_of(asked)])
-    keywords = asked.sampling()
+    messages += messages_of([*before, *asked.items])
     think = think_of(asked.reasoning.effort, "reasoning.effort") if asked.reasoning else None
-    include = asked.include or []
-    if unknown := [name for name in include if name not in INCLUDED]:
-        raise ApiProblem(400, f"include holds {unknown[0][:60]!r}; this server knows {', '.join(INCLUDED)}", "include")
-    if asked.top_logprobs and LOGPROBS not in include:
-        raise ApiProblem(400, f"top_logprobs is given, but include has no {LOGPROBS}; add it", "top_logprobs")
-    wishes = {
-        "max_tokens": asked.max_output_tokens,
+    wishes: dict[str, Any] = {
         "response_format": form_of(asked.text.format, "text.format") if asked.text else None,
         "tools": [_tool(number, tool) for number, tool in enumerate(asked.tools or ())] or None,
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
         "continue_final_message": False,  # an item is whole: what comes is another one
         "think": think,
-        "logprobs": (asked.top_logprobs or 0) if LOGPROBS in include else None,
     }
+    keywords: dict[str, Any] = {}
+    if isinstance(asked, ResponsesRequest):
+        keywords |= asked.sampling()
+        wishes |= {"max_tokens": asked.max_output_tokens, "logprobs": _logprobs(asked)}
     keywords |= {name: wish for name, wish in wishes.items() if wish is not None}
     return Chat(asked.model, prepared(messages), keywords, called=CALLED)
 
 
-def items_of(asked: ResponsesRequest) -> list[dict[str, Any]]:
-    """What is new, as items."""
-    if isinstance(asked.input, str):
-        return [{"type": "message", "role": "user", "content": asked.input}]
-    return asked.input
+def _logprobs(asked: ResponsesRequest) -> int | None:
+    """For how many tokens at each place; None for none at all. Raises ApiProblem."""
+    include = asked.include or []
+    if unknown := [name for name in include if name not in INCLUDED]:
+        raise ApiProblem(400, f"include holds {unknown[0][:60]!r}; this server knows {', '.join(INCLUDED)}", "include")
+    if asked.top_logprobs and LOGPROBS not in include:
+        raise ApiProblem(400, f"top_logprobs is given, but include has no {LOGPROBS}; add it", "top_logprobs")
+    return (asked.top_logprobs or 0) if LOGPROBS in include else None
 
 
 def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -78,9 +78,8 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             else:
                 found.append({"role": role, "content": content})
         elif kind == "reasoning":
-            parts = item.get("content") or item.get("summary") or []
-            thought = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
-            if thought:
+            check_fields(item, OF_ITEM[kind], f"input.{number}")
+            if thought := _thought(item, f"input.{number}"):
                 found.append({"role": "assistant", "content": "", "reasoning_content": thought})
         elif kind == "function_call":
             check_fields(item, OF_ITEM[kind], f"input.{number}")
@@ -101,6 +100,22 @@ def messages_of(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "function_call and function_call_output", "input",
             )  # fmt: skip
     return found
+
+
+def _thought(item: dict[str, Any], place: str) -> str:
+    """What was thought, as it was or in short. Raises ApiProblem for parts that hold no texts."""
+    texts: dict[str, str] = {}
+    for name in ("content", "summary"):
+        parts = [] if item.get(name) is None else item[name]
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise ApiProblem(400, f"{place}.{name} is {shown(parts)}; expected a list of parts", f"{place}.{name}")
+        for number, part in enumerate(parts):
+            if not isinstance(part.get("text"), str):
+                where = f"{place}.{name}.{number}.text"
+                told = "is missing" if part.get("text") is None else f"is {shown(part['text'])}"
+                raise ApiProblem(400, f"{where} {told}; expected a text", where)
+        texts[name] = "\n".join(part["text"] for part in parts)
+    return texts["content"] or texts["summary"]
 
 
 def _answer(found: list[dict[str, Any]], needs: str = "tool_calls") -> dict[str, Any]:

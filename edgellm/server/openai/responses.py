@@ -12,8 +12,8 @@ from edgellm.server.beginning import in_one_piece, streamed
 from edgellm.server.chatting import begin
 from edgellm.server.kept import Kept
 from edgellm.server.openai.chat import wrong
-from edgellm.server.openai.response_reading import chat_of, items_of
-from edgellm.server.openai.response_types import ResponsesRequest
+from edgellm.server.openai.response_reading import chat_of
+from edgellm.server.openai.response_types import InputTokensRequest, ResponsesRequest
 from edgellm.server.openai.response_writing import Writing, is_half_a_call
 from edgellm.server.problems import ApiProblem
 from edgellm.server.server import Job, Server
@@ -47,6 +47,13 @@ class Responses:
         asked = await server.body(request, ResponsesRequest)
         return await unless_gone(request, self._answered(server, request, asked))
 
+    async def input_tokens(self, server: Server, request: Request) -> Response:
+        """How many tokens are read for an answer, which is not written."""
+        asked = await server.body(request, InputTokensRequest)
+        wanted = chat_of(asked, self._before(asked, _owner(request)))
+        generations = await unless_gone(request, server.ask(request, wanted.model, wanted.make, wanted.called))
+        return JsonAnswer({"object": "response.input_tokens", "input_tokens": generations[0].stats.n_prompt_tokens})
+
     async def show(self, server: Server, request: Request) -> Response:
         return JsonAnswer(self.kept.get(request.path_params["id"], _owner(request)).response)
 
@@ -64,19 +71,15 @@ class Responses:
 
     async def _answered(self, server: Server, request: Request, asked: ResponsesRequest) -> Response:
         owner = _owner(request)
-        before: list[dict[str, Any]] = []
-        if asked.previous_response_id is not None:
-            before = self.kept.get(asked.previous_response_id, owner).items
-        if len(before) + len(asked.input) > MOST_ITEMS and not isinstance(asked.input, str):
-            raise ApiProblem(400, f"the conversation has more than {MOST_ITEMS} items", "input")
+        before = self._before(asked, owner)
         wanted = chat_of(asked, before)
 
         def writing_of(job: Job) -> Writing:
             def store(writing: Writing) -> None:
                 if asked.store is not False:
-                    stored = Stored(writing.response(), [*before, *items_of(asked)])
+                    stored = Stored(writing.response(), [*before, *asked.items])
                     # Earlier items are those of earlier answers, and take no more room.
-                    size = len(as_json(stored.response)) + len(as_json(items_of(asked)))
+                    size = len(as_json(stored.response)) + len(as_json(asked.items))
                     self.kept.put(writing.id, owner, stored, size)
 
             return Writing(job, asked, wanted, self.kept.new_name(), store)
@@ -85,6 +88,15 @@ class Responses:
         if asked.stream:
             return await streamed(beginning, lambda job: writing_of(job).stream(), wrong, server.config)
         return await in_one_piece(beginning, lambda job: writing_of(job).whole())
+
+    def _before(self, asked: InputTokensRequest, owner: str) -> list[dict[str, Any]]:
+        """The items of the conversation that a request goes on with. Raises ApiProblem."""
+        before: list[dict[str, Any]] = []
+        if asked.previous_response_id is not None:
+            before = self.kept.get(asked.previous_response_id, owner).items
+        if len(before) + len(asked.items) > MOST_ITEMS:
+            raise ApiProblem(400, f"the conversation has more than {MOST_ITEMS} items", "input")
+        return before
 
 
 def _owner(request: Request) -> str:

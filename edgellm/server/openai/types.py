@@ -119,6 +119,14 @@ class ChatRequest(Completing, Continuing):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     modalities: list[Literal["text"]] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None  # there is nothing to follow it
+    # Of OpenAI's own servers; clients send null for what is not wished.
+    audio: None = None
+    function_call: None = None
+    functions: None = None
+    moderation: None = None
+    prediction: None = None
+    web_search_options: None = None
 
 
 class CompletionRequest(Completing):

@@ -70,6 +70,8 @@ def test_numbers_are_read_as_people_write_them(capsys: pytest.CaptureFixture[str
          "--vocab is 10; expected from 257, all bytes and the end of a text, to 262144"),
         (["--hours", "1", "--model-speed", "10"],
          "--model-speed needs --params or --config: how large the model is that trains at this speed"),
+        (["--params", "3M", "--model-speed", "4k", "--threads", "1"],
+         "--threads says how many measure the speed, and --model-speed gives one; choose one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +101,16 @@ def test_a_config_is_planned_for(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_text("n_expert: 8\n", "utf-8")
     assert main(["train", "plan", "--config", str(path)]) == 2
     assert "'n_expert' is no setting; did you mean n_experts?" in capsys.readouterr().err
+
+
+def test_the_threads_of_a_config_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new.yaml"
+    path.write_text("n_layers: 4\nthreads: 3\n", "utf-8")
+    assert "measured now (3 threads)" in printed(capsys, "--config", str(path))
+    assert "measured now (1 thread)" in printed(capsys, "--config", str(path), "-t", "1")
+    path.write_text("n_layers: 4\nthreads: 99999\n", "utf-8")
+    assert main(["train", "plan", "--config", str(path)]) == 2
+    assert "threads is 99999, and this machine has" in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

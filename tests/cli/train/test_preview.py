@@ -101,6 +101,27 @@ def test_documents_of_one_chat_have_numbers(capsys: pytest.CaptureFixture[str]) 
     assert "note        later prompts do not go on from earlier answers" in out and "(1 chat)" in out
 
 
+def test_the_settings_of_a_training_are_those_of_its_preview(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever training it is; what is typed comes first, and a name that nobody knows is refused."""
+    long = {"messages": [user("Hi"), model("x" * 200)]}
+    write("mixed.jsonl", "{oops", {"messages": [user("Hi"), model("One")]}, long)
+    lines = ("model: chat.gguf", "data: mixed.jsonl", "max_length: 60", "long: drop", "skip_bad: true", "rank: 4",
+             "beta: 0.1", "loss_type: dr_grpo", "threads: 1", "type: Q8_0", "template: mine.jinja")  # fmt: skip
+    Path("train.yaml").write_text("\n".join(lines), "utf-8")
+    Path("mine.jinja").write_text(CHATML.replace("<|im_end|>", "<|end|>"), "utf-8")
+    out, _ = preview(capsys, "--config", "train.yaml")
+    assert "bad         1 skipped" in out and "1 of more than 60 tokens (--max-length): left out" in out
+    assert "[[One<|end|>]]" in out
+    out, _ = preview(capsys, "--config", "train.yaml", "--long", "cut", "--max-length", "70", "--train-on", "all")
+    assert "1 of more than 70 tokens (--max-length): cut" in out and "91 of 93 are trained" in out
+    Path("train.yaml").write_text("model: chat.gguf\nmax_lenght: 60\n", "utf-8")
+    _, err = preview(capsys, "--config", "train.yaml", status=2)
+    assert err == "edgellm: error: train.yaml, line 2: 'max_lenght' is no setting; did you mean max_length?\n"
+    Path("train.yaml").write_text("max_length: 1\n", "utf-8")
+    _, err = preview(capsys, "--config", "train.yaml", status=2)
+    assert err == "edgellm: error: train.yaml, line 1: max_length is 1; expected a number of at least 2\n"
+
+
 def test_a_base_model_and_a_template(capsys: pytest.CaptureFixture[str]) -> None:
     line = "edgellm: error: chats.jsonl, line 1: this is a chat, and the model is a base model, whose file does not say"
     _, err = preview(capsys, "base.gguf", "--data", "chats.jsonl", status=1)
@@ -119,12 +140,17 @@ def test_a_base_model_and_a_template(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
-        (["chat.gguf"], 2, "Missing option '--data' (see: edgellm train preview --help)"),
+        (["chat.gguf"], 2, "--data is missing: type it, or put data into the --config file"),
+        (["--data", "chats.jsonl"], 2, "MODEL is missing: type it, or put model into the --config file"),
         (["chat.gguf", "--data", "none.jsonl"], 1, "none.jsonl: No such file or directory"),
         (["none.gguf", "--data", "chats.jsonl"], 1, "none.gguf"),
         (["chat.gguf", "--data", "chats.jsonl", "--template", "none.jinja"], 2, "'none.jinja', which is neither"),
         (["chat.gguf", "--data", "chats.jsonl", "--max-length", "3"], 2, "cut to 3 tokens (--max-length)"),
-        (["chat.gguf", "--data", "chats.jsonl", "--max-length", "1"], 2, "'--max-length': 1 is not in the range x>=2"),
+        (
+            ["chat.gguf", "--data", "chats.jsonl", "--max-length", "1"],
+            2,
+            "--max-length is 1; expected a number of at least 2",
+        ),
         (["chat.gguf", "--data", "chats.jsonl", "--train-on", "some"], 2, "'--train-on': 'some' is not one of"),
         (["chat.gguf", "--data", ""], 2, "--data is ''; expected a path"),
     ],

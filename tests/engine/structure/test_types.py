@@ -108,7 +108,7 @@ def test_what_has_no_schema_is_refused(kind: Any) -> None:
     [
         ({"$ref": "http://a.b/c"}, "nothing is fetched"),
         ({"properties": {"a": {"items": {"$ref": "file:///etc/passwd"}}}}, "nothing is fetched"),
-        ({"$ref": 3}, "nothing is fetched"),
+        ({"$ref": 3}, "$ref is 3; expected a text"),
         ({"$ref": "#/definitions/a"}, "not in it"),
         ({"$dynamicRef": "#a"}, "$dynamicRef"),
         ({"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"}, "no text satisfies"),
@@ -123,6 +123,32 @@ def test_schemas_that_lead_nowhere(schema: dict, words: str) -> None:
     with pytest.raises(UsageError) as told:
         checked_schema("response_format", schema)
     assert words in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"type": None}, "type is None; expected one of string, number, integer, boolean, null, object, array, or a"),
+        ({"type": ["string", 5]}, "type is ['string', 5]; expected one of string"),
+        ({"required": None}, "required is None; expected a list of names of properties"),
+        ({"required": [["a"]]}, "required is [['a']]; expected a list of names of properties"),
+        ({"properties": {"a": {"type": "text"}}}, "properties.a.type is 'text'; expected one of string"),
+        ({"properties": {"a": 5}}, "properties.a is 5; expected a JSON schema, an object"),
+        ({"anyOf": 5}, "anyOf is 5; expected a list of schemas"),
+        ({"anyOf": [{}, {"items": {"minLength": -1}}]}, "anyOf.1.items.minLength is -1; expected a whole number of at"),
+        ({"format": []}, "format is []; expected a text"),
+        ({"enum": "a"}, "enum is 'a'; expected a list of values"),
+    ],
+)
+def test_words_that_hold_what_they_cannot_are_named_with_their_place(schema: dict, told: str) -> None:
+    with pytest.raises(UsageError) as error:
+        checked_schema("response_format", {"type": "object", **schema})
+    assert str(error.value).startswith(f"response_format holds a JSON schema whose {told}")
+
+
+@pytest.mark.parametrize("schema", [{"items": None}, {"properties": {"a": None}}, {"properties": {"a": True}}, {}])
+def test_schemas_that_programs_leave_empty(schema: dict) -> None:
+    assert checked_schema("response_format", {"type": "object", **schema}) == {"type": "object", **schema}
 
 
 def test_a_schema_too_deep() -> None:
