@@ -62,9 +62,10 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
             held: Mapping[str, Tensor] = checkpoint.tensors
             others: Mapping[str, str] = checkpoint.others
             told: list[str] = []
+            is_quantized = False
             if quantization := quantization_of(folder, config):
                 arrays, told = unpacked(checkpoint, quantization, as_it_is)
-                held, others = arrays.floats, arrays.others
+                held, others, is_quantized = arrays.floats, arrays.others, arrays.has_unpacked
             tensors, notes = _language_tensors(held, others, family)
             notes += modules.notes
             if makes_vectors_alone(metadata):
@@ -85,7 +86,7 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
         source = Source(metadata, parts, [*told, *notes], opened.pop_all().close)
-        source.keeps_types = quantization is not None and as_it_is
+        source.keeps_types = is_quantized and as_it_is
         return source
 
 
