@@ -137,9 +137,13 @@ def _language_tensors(
 
 
 def _without_foresight(settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> list[str]:
-    """Take away the layers that foresee further tokens (multi-token prediction), and say so."""
+    """Take away the layers that foresee further tokens (multi-token prediction), and say so.
+
+    They are behind the others and join two inputs (eh_proj); one that does not is a layer that nobody counts.
+    """
     n_more = settings.count("num_nextn_predict_layers", 0, least=0)
-    prefixes = tuple(f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    behind = (f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    prefixes = tuple(prefix for prefix in behind if f"{prefix}eh_proj.weight" in tensors)
     left_out = [name for name in tensors if name.startswith((*prefixes, "mtp."))]
     for name in left_out:
         del tensors[name]
