@@ -218,9 +218,7 @@ def test_two_counts_of_experts_that_differ(tmp_path: Path) -> None:
     """transformers goes by top_k_experts here, and no shape shows it."""
     checkpoints.save("gemma4", tmp_path / "model")
     checkpoints.edit_json(tmp_path / "model" / "config.json", num_experts_per_tok=1)
-    with pytest.raises(
-        FormatError, match="num_experts_per_tok is 1 and top_k_experts is 3, which are two names"
-    ):
+    with pytest.raises(FormatError, match="num_experts_per_tok is 1 and top_k_experts is 3, which are two names"):
         convert(tmp_path / "model", tmp_path / "out.gguf")
 
 
