@@ -222,6 +222,16 @@ def test_two_counts_of_experts_that_differ(tmp_path: Path) -> None:
         convert(tmp_path / "model", tmp_path / "out.gguf")
 
 
+@pytest.mark.parametrize("family", ["gpt-oss", "deepseek v2", "deepseek v3"])
+def test_a_rope_that_wants_a_factor_for_each_pair_is_refused_by_its_name(family: str, tmp_path: Path) -> None:
+    checkpoints.save(family, tmp_path / "model")
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    checkpoints.edit_json(tmp_path / "model" / "config.json", rope_parameters=rope)
+    with pytest.raises(UnsupportedError, match="rope scaling of type 'llama3'; edgellm knows default, linear, "):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+
+
 def test_a_layer_that_config_json_does_not_count_foresees_nothing(tmp_path: Path) -> None:
     """transformers leaves the last layer out, with a warning, as it does with those that foresee."""
     checkpoints.save("deepseek v3", tmp_path / "model")
