@@ -34,7 +34,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("apply_residual_connection_post_layernorm", False)
     s.values["intermediate_size"] = 4 * s.count("hidden_size")
     s.values["num_key_value_heads"] = s.count("num_attention_heads")
-    shape = decoder_hyperparameters(s, norm="layer")
+    shape = decoder_hyperparameters(s, norm="layer", shares=True)
     return {name: value for name, value in shape.items() if not name.startswith("rope.")}
 
 
@@ -46,6 +46,7 @@ HUGGING_FACE = HuggingFace(
         "n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
         "seq_length": "max_position_embeddings", "layer_norm_epsilon": "layer_norm_eps",
     },
+    first=("layer_norm_epsilon",),
     tensors={
         "token_embd": "transformer.word_embeddings",
         "token_embd_norm": "transformer.word_embeddings_layernorm",

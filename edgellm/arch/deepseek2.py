@@ -19,7 +19,7 @@ from edgellm.arch.huggingface import (
     Settings,
     decoder_hyperparameters,
 )
-from edgellm.arch.huggingface_rope import rope_settings
+from edgellm.arch.huggingface_rope import BY_FORMULA, rope_settings
 from edgellm.arch.latent import latent_attention, latent_of
 from edgellm.arch.mixture import EXPERTS, ROUTER, SHARED_EXPERT, mixture_hyperparameters, mixture_of, n_foreseeing
 from edgellm.arch.parts import embeddings, feed_forward, layer_output, logits_head, normalize
@@ -85,7 +85,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     s.expect("rope_interleave", True)
     s.expect("mlp_bias", False)
-    rope = rope_settings(s)
+    rope = rope_settings(s, BY_FORMULA)
     n_plain, n_turned = s.count("qk_nope_head_dim"), s.count("qk_rope_head_dim")
     kv_rank, value_dim = s.count("kv_lora_rank"), s.count("v_head_dim")
     shape = decoder_hyperparameters(s, rope) | mixture_hyperparameters(s)

@@ -56,7 +56,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.values["num_key_value_heads"] = s.count("num_kv_heads", heads) if is_new or not s.flag("multi_query") else 1
     if s.get("intermediate_size") is None:
         s.values["intermediate_size"] = 4 * s.count("hidden_size")
-    shape = decoder_hyperparameters(s, norm="layer") | activation_hyperparameters(s, STYLE, "activation")
+    shape = decoder_hyperparameters(s, norm="layer", shares=True) | activation_hyperparameters(s, STYLE, "activation")
     return shape | {"tensor_data_layout": "jploski"}
 
 
@@ -72,6 +72,7 @@ HUGGING_FACE = HuggingFace(
         "n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_head_kv": "num_kv_heads",
         "ffn_hidden_size": "intermediate_size", "layer_norm_epsilon": "layer_norm_eps",
     },
+    first=("ffn_hidden_size", "layer_norm_epsilon"),
     tensors={
         "token_embd": "transformer.word_embeddings",
         "output_norm": "transformer.ln_f",

@@ -40,7 +40,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     if s.get("intermediate_size") is None:
         s.values["intermediate_size"] = 4 * s.count("hidden_size")
     s.values["num_key_value_heads"] = s.count("num_attention_heads")
-    shape = decoder_hyperparameters(s, norm="layer")
+    shape = decoder_hyperparameters(s, norm="layer", shares=True)
     shape |= activation_hyperparameters(s, STYLE, "activation_function")
     return {name: value for name, value in shape.items() if not name.startswith("rope.")}
 
@@ -55,6 +55,7 @@ HUGGING_FACE = HuggingFace(
         "n_positions": "max_position_embeddings", "n_inner": "intermediate_size",
         "layer_norm_epsilon": "layer_norm_eps",
     },
+    first=("n_inner", "layer_norm_epsilon"),
     tensors={
         "token_embd": "transformer.wte",
         "position_embd": "transformer.wpe",

@@ -18,7 +18,7 @@ from edgellm.arch.huggingface import (
     layer_types,
     window_hyperparameters,
 )
-from edgellm.arch.huggingface_rope import rope_settings
+from edgellm.arch.huggingface_rope import BY_FORMULA, rope_settings
 from edgellm.arch.mixture import mixture_hyperparameters, mixture_of
 from edgellm.arch.parts import logits_head
 from edgellm.arch.promises import ALWAYS
@@ -58,7 +58,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     s.expect("swiglu_alpha", 1.702)
     s.expect("swiglu_limit", 7.0)
-    rope = rope_settings(s)
+    rope = rope_settings(s, BY_FORMULA)
     if rope.get("rope_type") == "yarn" and rope.get("truncate", True) is not False:
         raise UnsupportedError(f"{rope.file}: truncate is not false; edgellm runs this family with an exact ramp")
     rope.values.pop("truncate", None)

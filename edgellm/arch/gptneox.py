@@ -41,7 +41,7 @@ def _rope(s: Settings) -> Settings:
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.values["num_key_value_heads"] = s.count("num_attention_heads")
-    shape = decoder_hyperparameters(s, _rope(s), norm="layer")
+    shape = decoder_hyperparameters(s, _rope(s), norm="layer", shares=True)
     shape |= activation_hyperparameters(s, STYLE)
     return shape | {"use_parallel_residual": s.flag("use_parallel_residual")}
 

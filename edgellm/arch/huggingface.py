@@ -87,7 +87,8 @@ class HuggingFace:
     hyperparameters:  config.json -> GGUF's keys, without the architecture's name in front.
     settings:         the way back: what config.json says beyond what all decoders say; None for a family that is not
                       exported.
-    aliases:          other names of config.json's keys -> those that edgellm reads.
+    aliases:          other names of config.json's keys -> those that edgellm reads. Where both stand there and differ,
+                      the file is refused, but for the `first`, which count in transformers whatever the other says.
     tensors:          GGUF's names -> Hugging Face's, without the endings .weight and .bias.
     also:             names that some of its checkpoints have in place of those.
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
@@ -119,6 +120,7 @@ class HuggingFace:
     hyperparameters: Callable[[Settings], dict[str, Any]]
     settings: Callable[[ModelConfig], dict[str, Any]] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    first: tuple[str, ...] = ()
     tensors: Mapping[str, str] = field(default_factory=lambda: DECODER)
     also: Mapping[str, str] = field(default_factory=dict)
     paired: tuple[str, ...] = ()
@@ -143,7 +145,13 @@ class HuggingFace:
     changed: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]] = field(default_factory=dict)
 
     def settings_of(self, config: Mapping[str, Any]) -> Settings:
-        """config.json with what transformers takes for what it leaves out."""
+        """config.json with what transformers takes for what it leaves out. Raises FormatError for contradictions."""
+        for name, ours in self.aliases.items():
+            if name in config and config.get(ours) not in (None, config[name]) and name not in self.first:
+                raise FormatError(
+                    f"config.json: {name} is {shown(config[name])} and {ours} is {shown(config[ours])}, which are two "
+                    "names of one setting; leave the wrong one out"
+                )
         renamed = {self.aliases[name]: value for name, value in config.items() if name in self.aliases}
         return Settings({**config, **renamed}, self.defaults, null_stays=self.null_stays)
 
@@ -239,12 +247,18 @@ def language_name(name: str) -> str:
     return next((new + name[len(old) :] for old, new in _LANGUAGE_PREFIXES if name.startswith(old)), name)
 
 
-def decoder_hyperparameters(s: Settings, rope: Settings | None = None, norm: str = "rms") -> dict[str, Any]:
+def decoder_hyperparameters(
+    s: Settings, rope: Settings | None = None, norm: str = "rms", shares: bool = False
+) -> dict[str, Any]:
     """GGUF's keys for what all decoders have in their config.json; `rope` where the family keeps it elsewhere.
 
-    norm:  "rms" or "layer", see `Style`.
+    norm:    "rms" or "layer", see `Style`.
+    shares:  whether heads share out the hidden state, so that the family has no head_dim: in transformers, attention
+             goes by the width alone there, and rotary embedding by a head_dim that has got in.
     """
     n_embd, n_heads = s.count("hidden_size"), s.count("num_attention_heads")
+    if shares:
+        s.expect("head_dim", max(1, n_embd // n_heads))
     head_dim = s.count("head_dim", max(1, n_embd // n_heads))
     rope = rope or rope_settings(s)
     epsilon = {"rms": ("rms_norm_eps", "layer_norm_rms_epsilon"), "layer": ("layer_norm_eps", "layer_norm_epsilon")}

@@ -13,7 +13,8 @@ from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.formats.settings import Settings
 
 STANDS_STILL = 1e30  # by which a pair is slowed down that is not turned
-ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+BY_FORMULA = ("default", "linear", "dynamic", "yarn")  # those that need no tensor with a factor for each pair
+ROPES = (*BY_FORMULA, "longrope", "llama3")
 
 
 def rope_settings(s: Settings, known: tuple[str, ...] = ROPES, partial: bool = False) -> Settings:

@@ -35,6 +35,7 @@ HUGGING_FACE = HuggingFace(
     model_type="lfm2",
     hyperparameters=_hyperparameters,
     aliases=short_conv.ALIASES | {"block_ff_dim": "intermediate_size"},
+    first=short_conv.FIRST,
     tensors=short_conv.TENSORS,
     squeezed=("conv",),
     biases=short_conv.BIASES,

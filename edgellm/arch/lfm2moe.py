@@ -47,6 +47,7 @@ HUGGING_FACE = HuggingFace(
     model_type="lfm2_moe",
     hyperparameters=_hyperparameters,
     aliases=short_conv.ALIASES,
+    first=short_conv.FIRST,
     tensors=short_conv.TENSORS | {"blk.{}.ffn_gate_inp": _FEED_FORWARD + "gate"},
     experts=_experts("gate", "w1", "gate_up_proj", 0, 2)
     | _experts("up", "w3", "gate_up_proj", 1, 2)

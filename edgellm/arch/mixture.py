@@ -13,7 +13,7 @@ from edgellm.arch.huggingface import Settings
 from edgellm.arch.parts import project
 from edgellm.arch.stacks import Experts
 from edgellm.arch.weights import Weights
-from edgellm.errors import FormatError, UnsupportedError
+from edgellm.errors import FormatError, UnsupportedError, shown
 from edgellm.graph.nodes import Value, add, glu, linear
 from edgellm.graph.nodes.experts import Routing, add_expert_bias, expert_linear, gate, route, sum_experts
 from edgellm.graph.nodes.heads import slice_heads
@@ -179,6 +179,11 @@ def said_experts(s: Settings) -> str:
 def _count_of(s: Settings, names: tuple[str, ...]) -> tuple[str, int]:
     """The name that config.json has for a count of experts, and the count; otherwise the default of the class."""
     said = [name for name in names if name in s.values and name not in s.assumed]
+    if other := next((name for name in said[1:] if s.values[name] != s.values[said[0]]), None):
+        raise FormatError(
+            f"{s.file}: {said[0]} is {shown(s.values[said[0]])} and {other} is {shown(s.values[other])}, which are two "
+            "names of one setting; leave the wrong one out"
+        )
     name = next((name for name in (*said, *names) if name in s.values), names[0])
     return name, s.count(name, most=MOST_EXPERTS)
 

@@ -43,7 +43,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("expansion_ratio", 4)
     s.values["intermediate_size"] = 4 * s.count("hidden_size")
     s.values["num_key_value_heads"] = s.count("num_attention_heads")
-    shape = decoder_hyperparameters(s, norm="layer") | {
+    shape = decoder_hyperparameters(s, norm="layer", shares=True) | {
         "attention.max_alibi_bias": attention.number("alibi_bias_max", 8.0)
     }
     if attention.get("softmax_scale") is not None:
@@ -59,6 +59,7 @@ HUGGING_FACE = HuggingFace(
         "d_model": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
         "max_seq_len": "max_position_embeddings", "layer_norm_epsilon": "layer_norm_eps",
     },
+    first=("layer_norm_epsilon",),
     tensors={
         "token_embd": "transformer.wte",
         "output_norm": "transformer.norm_f",

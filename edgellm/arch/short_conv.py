@@ -98,6 +98,7 @@ TENSORS = {
 }
 BIASES = dict.fromkeys(("shortconv.in_proj", "shortconv.conv", "shortconv.out_proj"), "conv_bias")
 ALIASES = {"norm_eps": "rms_norm_eps", "tie_embedding": "tie_word_embeddings"}
+FIRST = ("norm_eps", "tie_embedding", "block_ff_dim")
 KINDS = {"conv": True, "full_attention": False}
 
 

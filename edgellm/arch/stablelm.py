@@ -43,7 +43,7 @@ def _rope(s: Settings) -> Settings:
 
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
-    shape = decoder_hyperparameters(s, _rope(s), norm="layer")
+    shape = decoder_hyperparameters(s, _rope(s), norm="layer", shares=True)
     return shape | {"use_parallel_residual": s.flag("use_parallel_residual")}
 
 

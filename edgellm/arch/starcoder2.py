@@ -48,6 +48,7 @@ HUGGING_FACE = HuggingFace(
     model_type="starcoder2",
     hyperparameters=_hyperparameters,
     aliases={"norm_epsilon": "layer_norm_eps"},
+    first=("norm_epsilon",),
     tensors=DECODER
     | {"blk.{}.ffn_up": "model.layers.{}.mlp.c_fc", "blk.{}.ffn_down": "model.layers.{}.mlp.c_proj"},
     biases=NORM_BIASES

@@ -62,9 +62,10 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
             held: Mapping[str, Tensor] = checkpoint.tensors
             others: Mapping[str, str] = checkpoint.others
             told: list[str] = []
+            is_quantized = False
             if quantization := quantization_of(folder, config):
                 arrays, told = unpacked(checkpoint, quantization, as_it_is)
-                held, others = arrays.floats, arrays.others
+                held, others, is_quantized = arrays.floats, arrays.others, arrays.has_unpacked
             tensors, notes = _language_tensors(held, others, family)
             notes += modules.notes
             if makes_vectors_alone(metadata):
@@ -85,7 +86,7 @@ def read_huggingface(folder: Path, as_it_is: bool = True) -> Source:
         except FileProblem as problem:
             raise type(problem)(f"{folder}: {str(problem).removeprefix(f'{folder}: ')}") from None
         source = Source(metadata, parts, [*told, *notes], opened.pop_all().close)
-        source.keeps_types = quantization is not None and as_it_is
+        source.keeps_types = is_quantized and as_it_is
         return source
 
 
@@ -136,9 +137,13 @@ def _language_tensors(
 
 
 def _without_foresight(settings: Settings, n_layers: int, tensors: dict[str, Tensor]) -> list[str]:
-    """Take away the layers that foresee further tokens (multi-token prediction), and say so."""
+    """Take away the layers that foresee further tokens (multi-token prediction), and say so.
+
+    They are behind the others and join two inputs (eh_proj); one that does not is a layer that nobody counts.
+    """
     n_more = settings.count("num_nextn_predict_layers", 0, least=0)
-    prefixes = tuple(f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    behind = (f"model.layers.{n_layers + layer}." for layer in range(min(n_more, MOST_LAYERS)))
+    prefixes = tuple(prefix for prefix in behind if f"{prefix}eh_proj.weight" in tensors)
     left_out = [name for name in tensors if name.startswith((*prefixes, "mtp."))]
     for name in left_out:
         del tensors[name]

@@ -214,11 +214,23 @@ class SentencePieceModel:
         return [self._unknown]
 
     def _join_unknown(self, ids: list[int]) -> list[int]:
-        """A run of unknown characters is one unknown token."""
+        """A run of unknown characters is one unknown token.
+
+        As in `tokenizers`, bytes do not end such a run: it goes on behind them, and its token comes after theirs.
+        """
         unknown = self._unknown
         if unknown not in ids:
             return ids
-        return [now for before, now in zip([-1, *ids[:-1]], ids, strict=True) if not before == now == unknown]
+        spelled, found, is_open = self._spelling_ids, list[int](), False
+        for token_id in ids:
+            if token_id == unknown:
+                is_open = True
+                continue
+            if is_open and token_id not in spelled:
+                found.append(unknown)
+                is_open = False
+            found.append(token_id)
+        return [*found, unknown] if is_open else found
 
     @cached_property
     def _mergeable(self) -> bytes:
@@ -239,6 +251,10 @@ class SentencePieceModel:
         """The token of each byte that has one; of those that are marked so, any that is spelled like one."""
         spelled = {i: self._vocabulary.token(i) for i in self._vocabulary.of_type(TokenType.BYTE)}
         return {int(token[3:5], 16): i for i, token in spelled.items() if _BYTE.fullmatch(token)}
+
+    @cached_property
+    def _spelling_ids(self) -> frozenset[int]:
+        return frozenset(self._byte_ids.values())
 
     @cached_property
     def _word_start(self) -> re.Pattern[str]:

@@ -91,9 +91,15 @@ class UnigramModel:
 
     @cached_property
     def _pieces(self) -> dict[str, int]:
-        """The tokens that text is spelled in, by their spelling."""
-        kinds = (TokenType.NORMAL, TokenType.USER_DEFINED)
-        return {text: token_id for text, token_id in self._vocabulary.spelled(*kinds).items() if text}
+        """The tokens that text is spelled in, by their spelling. A file of ours says which of the added ones these are:
+        for `tokenizers`, those alone that the model itself has.
+        """
+        vocabulary, kinds = self._vocabulary, [TokenType.NORMAL]
+        if self._steps is None:
+            kinds.append(TokenType.USER_DEFINED)
+        found = vocabulary.spelled(*kinds)
+        found |= {vocabulary.token(i).decode(): i for i in vocabulary.marked("made") or ()}
+        return {text: token_id for text, token_id in found.items() if text}
 
     @cached_property
     def _longest(self) -> int:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgellm.checks import text, texts, wrong
 from edgellm.errors import EdgellmError, FileProblem, FormatError, UsageError, shown
 from edgellm.files import atomic_write
+from edgellm.train.other_names import DORA, SAME, DoraFlag, unknown
 
 if TYPE_CHECKING:
     import yaml
 
 MAX_BYTES = 1 << 20
 WHERE = ("model", "data", "validation_data", "template")  # what a file holds beside the fields of the parameter objects
-AS_TYPED = {"rslora": "use_rslora"}  # options that are not called as their settings are: a file may have either name
 
 _HEAD = "# all settings of a run, as edgellm wrote them\n"  # by which a later run knows the file for one of its own
 _INT = re.compile(r"[-+]?[0-9]{1,99}")
@@ -46,9 +46,16 @@ def read_settings(
     kinds = list(kinds)
     homes = {field.name: kind for kind in kinds for field in fields(kind)}
     found: dict[str, Any] = {}
+    dora: DoraFlag | None = None
     for written, value, line in _entries(path):
-        name = AS_TYPED.get(written, written)
+        name = SAME.get(written, written)
+        name = name if name in homes else written
         try:
+            if written in DORA and "method" in homes:
+                if dora is not None:
+                    raise UsageError(f"{written} stands there twice")
+                dora = DoraFlag(written, value, line)
+                continue
             if name == "validation" and has_files and isinstance(value, (str, list)):
                 name, value = _validation(value)
             if name in found:
@@ -58,12 +65,21 @@ def read_settings(
             elif name in WHERE:
                 value = _place(name, value)
             elif name not in unread:
-                raise UsageError(f"{shown(name)} is no setting{_nearest(name, [*homes, *WHERE, *unread])}")
+                raise UsageError(f"{shown(name)} is no setting{unknown(name, [*homes, *WHERE, *unread])}")
         except UsageError as error:
             told = str(error).replace(name, written, 1) if str(error).startswith(f"{name} ") else error
             raise UsageError(f"{path}, line {line}: {told}", is_of_file=True) from None
         found[name] = value
-    return found
+    return found if dora is None else _with_dora(path, found, dora)
+
+
+def _with_dora(path: Path, found: dict[str, Any], dora: DoraFlag) -> dict[str, Any]:
+    """The settings with the method that a flag beside them means."""
+    try:
+        method = dora.method(found.get("method"))
+    except UsageError as error:
+        raise UsageError(f"{path}, line {dora.line}: {error}", is_of_file=True) from None
+    return found if method is None else found | {"method": method}
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -200,13 +216,6 @@ def _validation(value: str | list[Any]) -> tuple[str, Any]:
         return "validation", float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return "validation_data", value
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    import difflib  # only for a message
-
-    near = difflib.get_close_matches(name.replace("-", "_")[:100], list(names), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
 
 
 def _in_one_line(problem: BaseException) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import edgellm
+from edgellm.arch import ARCHITECTURES
 from edgellm.convert.checkpoints import convert_checkpoint
-from edgellm.errors import FileProblem, UnsupportedError
+from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from tests.convert import checkpoints, families
 
@@ -65,6 +66,7 @@ def test_a_wrong_header(family: str, changes: dict[str, Any], words: str, tmp_pa
         ("mpt", {"logit_scale": 0.5}),
         ("gptneox", {"hidden_act": "mish"}),
         ("bloom", {"apply_residual_connection_post_layernorm": True}),
+        *[(family, {"head_dim": 8}) for family in ("falcon", "gpt2", "mpt", "gptneox", "bloom", "stablelm")],
         ("llama, yarn", {"rope_parameters": families.FAMILIES["llama, yarn"][2]["rope_parameters"]
                          | {"truncate": False}}),
     ],
@@ -79,3 +81,22 @@ def test_a_variant_that_would_be_computed_wrongly(family: str, changes: dict[str
         convert_checkpoint(tmp_path / "model", tmp_path / "out.gguf")
     assert any(name in str(raised.value) for name in names) and "\n" not in str(raised.value)
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "written", "other", "value"),
+    [
+        ("gpt2", "n_head", "num_attention_heads", 2),  # no shape shows it, and transformers goes by the second
+        ("mpt", "n_heads", "num_attention_heads", 2),
+        ("bloom", "n_layer", "num_hidden_layers", 2),
+        ("gptneox", "partial_rotary_factor", "rotary_pct", 0.25),
+    ],
+)
+def test_two_names_of_one_setting_that_differ(family: str, written: str, other: str, value: float) -> None:
+    config = {"architectures": families.FAMILIES[family][0].__name__, written: 4, other: 4}
+    (kind,) = (
+        f for entry in ARCHITECTURES.values() for f in entry.hugging_face if config["architectures"] in f.classes
+    )
+    assert kind.settings_of(config).get(kind.aliases.get(other, other)) == 4
+    with pytest.raises(FormatError, match=f"({written}|{other}) is .* which are two names of one setting"):
+        kind.settings_of(config | {other: value})

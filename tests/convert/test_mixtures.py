@@ -214,6 +214,33 @@ def test_settings_that_cannot_be(family: str, changes: dict[str, Any], tmp_path:
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_two_counts_of_experts_that_differ(tmp_path: Path) -> None:
+    """transformers goes by top_k_experts here, and no shape shows it."""
+    checkpoints.save("gemma4", tmp_path / "model")
+    checkpoints.edit_json(tmp_path / "model" / "config.json", num_experts_per_tok=1)
+    with pytest.raises(FormatError, match="num_experts_per_tok is 1 and top_k_experts is 3, which are two names"):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("family", ["gpt-oss", "deepseek v2", "deepseek v3"])
+def test_a_rope_that_wants_a_factor_for_each_pair_is_refused_by_its_name(family: str, tmp_path: Path) -> None:
+    checkpoints.save(family, tmp_path / "model")
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}  # fmt: skip
+    checkpoints.edit_json(tmp_path / "model" / "config.json", rope_parameters=rope)
+    with pytest.raises(UnsupportedError, match="rope scaling of type 'llama3'; edgellm knows default, linear, "):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+
+
+def test_a_layer_that_config_json_does_not_count_foresees_nothing(tmp_path: Path) -> None:
+    """transformers leaves the last layer out, with a warning, as it does with those that foresee."""
+    checkpoints.save("deepseek v3", tmp_path / "model")
+    changes = {"num_hidden_layers": 2, "num_nextn_predict_layers": 1}
+    checkpoints.edit_json(tmp_path / "model" / "config.json", **changes)
+    with pytest.raises(UnsupportedError, match=r"no place for tensor 'model\.layers\.2\."):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+
+
 def test_keys_mean_what_they_mean_to_llama_cpp(tmp_path: Path) -> None:
     """Of DeepSeek 2's YaRN, the multiplier alone is said; of Ling 2's shared experts, the width of one."""
     checkpoints.save("deepseek v2, groups", tmp_path / "deepseek")

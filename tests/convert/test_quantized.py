@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 
 import edgellm
 from edgellm.convert.checkpoints import convert_checkpoint as convert
+from edgellm.convert.huggingface import read_huggingface
 from edgellm.convert.quantized.bits import unpack
 from edgellm.convert.quantized.small_floats import _values
 from edgellm.errors import EdgellmError, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 
+from . import checkpoints
 from .checkpoints import edit_json
 from .quantized_folders import AWQ, GROUP, awq, gptq, gptq_config, quantize_folder, words
 
@@ -271,6 +273,30 @@ def test_fp8_with_scales_for_blocks(tmp_path: Path) -> None:
                      "are kept"]  # fmt: skip
     check(tmp_path / "model", meant, "BF16", 2.0**-8)
     check(tmp_path / "model", meant, "Q8_0", 0.01, type_name="Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "FP8"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "GPTQ"),
+        ({"load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "compressed-tensors"),
+        ({"quant_method": "compressed-tensors", "format": "dense"}, None),
+    ],
+)
+def test_floats_of_which_config_json_says_that_they_are_quantized(tmp_path: Path, config, kind: str | None) -> None:
+    """They are read as they are, become of the usual type, and that is told."""
+    folder = tmp_path / "model"
+    checkpoints.save("llama", folder)
+    edit_json(folder / "config.json", quantization_config=config)
+    source = read_huggingface(folder)
+    try:
+        told = [note for note in source.notes if "none of them is" in note]
+        assert [f"are quantized ({kind})" in note for note in told] == ([True] if kind else [])
+        assert not source.keeps_types
+    finally:
+        source.close()
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Original
 
 from edgellm.convert.vocabulary import tokenizer_metadata, write_tokenizer
@@ -224,6 +225,24 @@ def test_a_special_token_that_merging_makes(tmp_path: Path, kind: str) -> None:
         flags = {"single_word": single_word, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
         token = {"id": vocab[word], "content": word, **flags}
         check_same(tmp_path, values | {"added_tokens": [*others, token]}, texts)
+
+
+UNIGRAM = [("<unk>", 0.0), ("\u2581", -3.0), *((letter, -4.0) for letter in "abcdet"), ("\u2581ab", -4.5), ("cd", -5.0)]
+
+
+@pytest.mark.parametrize("flags", [{}, {"single_word": True}, {"normalized": False, "single_word": True}], ids=str)
+@pytest.mark.parametrize("special", [False, True])
+def test_added_tokens_of_unigram_are_pieces_where_the_model_has_them(tmp_path: Path, special: bool, flags) -> None:
+    """And no others: `<A>b` is found as a word alone, and is otherwise spelled in what the model knows."""
+    original = Original(models.Unigram(UNIGRAM, unk_id=0))
+    original.pre_tokenizer = pre_tokenizers.Metaspace()
+    for text in ("\u2581ab", "cd", "<A>b", "<unk>"):
+        original.add_tokens([AddedToken(text, special=special or text == "<unk>", lstrip=text == "<unk>", **flags)])
+    original.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, original.get_vocab_size()))
+    for text in ("ab cd", "x ab", "e<A>be", "<A>b e", "ecde cd", "a cdab", "a <unk> b", "\u2581ab", "t <unk>"):
+        assert ours.encode(text, parse_special=True) == original.encode(text, add_special_tokens=False).ids, text
 
 
 def test_a_name_in_brackets_is_made_by_no_text(tmp_path: Path) -> None:

@@ -423,7 +423,8 @@ def test_a_byte_without_a_token_is_unknown(tmp_path):
     folders.write_json(tmp_path / "tokenizer.json", values)
     original = Original.from_file(str(tmp_path / "tokenizer.json"))
     ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
-    for text in ("\u4e2d\u6587", "\u2160", "the\u2160\u2160the\u4e2d", "\u2160 \u2160"):
+    unknown_and_bytes = ("\u2160\u4e2dthe", "\u4e2d\u2160\u4e2d\u2160", "\u2160\u4e2d\u2160 \u2160\u4e2d")
+    for text in ("\u4e2d\u6587", "\u2160", "the\u2160\u2160the\u4e2d", "\u2160 \u2160", *unknown_and_bytes):
         assert ours.encode(text) == original.encode(text, add_special_tokens=False).ids, text
 
 

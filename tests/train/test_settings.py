@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import EdgellmError, FileProblem, UsageError
-from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.config import FullConfig, LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.preference.config import GrpoConfig, PpoConfig
 from edgellm.train.settings import WHERE, as_settings, made, read_settings, write_settings
@@ -40,6 +40,12 @@ def read(tmp_path: Path):
         ("validation: [a.jsonl, b.jsonl]", {"validation_data": ["a.jsonl", "b.jsonl"]}),
         ("validation: 3\nvalidation_data: a.jsonl", {"validation": 3, "validation_data": ["a.jsonl"]}),
         ("rslora: true", {"use_rslora": True}),
+        ("r: 4\nlora_alpha: 8\nlora_dropout: 0.1", {"rank": 4, "alpha": 8, "dropout": 0.1}),
+        ("dora: true", {"method": "dora"}),
+        ("use_dora: true\nmethod: lora", {"method": "dora"}),
+        ("method: dora\nuse_dora: true", {"method": "dora"}),
+        ("use_dora: false", {}),
+        ("use_dora: false\nmethod: prompt", {"method": "prompt"}),
     ],
 )
 def test_what_has_the_name_of_an_option_is_what_the_option_may_be(read, tmp_path: Path, text: str, found) -> None:
@@ -59,12 +65,29 @@ def test_what_has_the_name_of_an_option_is_what_the_option_may_be(read, tmp_path
         ("validation: a\nvalidation_data: b", "line 2: validation_data stands there twice"),
         ("rslora: 3", "line 1: rslora is 3; expected True or False"),
         ("use_rslora: true\nrslora: true", "line 2: rslora stands there twice"),
+        ("rank: 4\nr: 4", "line 2: r stands there twice"),
+        ("r: four", "line 1: r is 'four'; expected a whole number"),
+        ("dora: 1", "line 1: dora is 1; expected True or False"),
+        ("dora: true\nuse_dora: true", "line 2: use_dora stands there twice"),
+        ("dora: true\nmethod: prompt", "line 1: dora is true, and method is 'prompt'; choose one"),
+        ("method: dora\nuse_dora: false", "line 2: use_dora is false, and method is 'dora'; choose one"),
+        ("bias: all", "line 1: 'bias' is no setting: it is PEFT's, and edgellm trains without it; leave it out"),
+        ("lr: 1e-3", "line 1: 'lr' is no setting; did you mean learning_rate?"),
+        ("num_train_epochs: 3", "line 1: 'num_train_epochs' is no setting; did you mean epochs?"),
+        ("dropuot: 3", "line 1: 'dropuot' is no setting; did you mean dropout?"),
     ],
 )
 def test_what_it_may_not_be_is_said_by_its_name(read, text: str, line: str) -> None:
     with pytest.raises(UsageError) as error:
         read(text)
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["dora", "use_dora", "r", "lora_alpha", "rslora"])
+def test_names_of_small_weights_mean_nothing_where_all_weights_are_trained(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.yaml").write_text(f"{name}: 1\n")
+    with pytest.raises(UsageError, match=f"line 1: '{name}' is no setting"):
+        read_settings(tmp_path / "a.yaml", (FullConfig, TrainConfig))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ _OPTIONS = [
                  help="Write event files.  [default: where TensorBoard is installed]"),
     threads_option,
 ]  # fmt: skip
+_DORA = click.option("--dora", is_flag=True, default=None, help="The same as --method dora.")
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Training:
     name:   of the command. kinds: of parameter objects that it has. usual: defaults of its own.
     typed:  settings that were typed.
     target: a file that is written at the end, where the run's folder is not all.
+    without: settings that mean nothing to the command.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Training:
     resume: bool
     weights: type = LoraConfig
     target: Path | None = None
+    without: Collection[str] = ()
 
     def go(
         self,
@@ -96,7 +99,16 @@ class Training:
         config_file = self.config_file
         if config_file is None and self.resume and (self.output / SETTINGS).is_file():
             config_file = self.output / SETTINGS
-        return read_settings(config_file, self.kinds) if config_file else {}
+        found = read_settings(config_file, self.kinds) if config_file else {}
+        usual = {field.name: field.default for kind in self.kinds for field in fields(kind)}
+        for name in self.without:  # a run writes all of its settings, these too
+            if name in found and found[name] != usual[name]:
+                raise UsageError(
+                    f"{config_file}: {name} is {found[name]!r:.60}, which means nothing to `edgellm train "
+                    f"{self.name}`; leave it out",
+                    is_of_file=True,
+                )
+        return found
 
     def _refuse_target(self, model: Path | None, settings: Mapping[str, Any]) -> None:
         """Raise UsageError for a file to write that is one of those that are read, before anything is trained."""
@@ -185,14 +197,16 @@ def training_options(
         @functools.wraps(command)
         def with_training(
             output: Path, config_file: Path | None, resume: bool, validation: str | None, tensorboard: bool | None,
-            n_threads: int | None, **given: Any,
+            n_threads: int | None, dora: bool | None = None, **given: Any,
         ) -> Any:  # fmt: skip
             typed = {name: given.pop(name) for name in list(given) if name in names} | _validation(validation)
             typed |= {"tensorboard": tensorboard, "threads": n_threads}
-            return command(training=Training(name, every, usual or {}, typed, output, config_file, resume, weights),
-                           **given)  # fmt: skip
+            typed |= _method(dora, typed.get("method"))
+            training = Training(name, every, usual or {}, typed, output, config_file, resume, weights, None, without)
+            return command(training=training, **given)
 
-        decorated: Any = settings_options(*every, defaults=usual, without=without)(with_training)
+        decorated: Any = _DORA(with_training) if weights is LoraConfig else with_training
+        decorated = settings_options(*every, defaults=usual, without=without)(decorated)
         where = click.option("-o", "--output", type=click.Path(), required=True, metavar=output[0], help=output[1],
                              callback=named_path)  # fmt: skip
         for option in reversed([*_OPTIONS[:2], where, *_OPTIONS[2:]]):
@@ -221,6 +235,15 @@ def refuse_own_settings(config_file: Path | None, folder: Path, resume: bool) ->
             f"--config {config_file} is where a run in {folder} writes all of its settings, so yours would be lost; "
             "give the file another name, or choose another folder"
         )
+
+
+def _method(dora: bool | None, method: str | None) -> dict[str, Any]:
+    """What --dora says of the method, beside --method."""
+    if not dora:
+        return {}
+    if method not in (None, "dora"):
+        raise UsageError(f"--dora is --method dora, and --method {method} was typed too; choose one")
+    return {"method": "dora"}
 
 
 def _validation(typed: str | None) -> dict[str, Any]:

@@ -86,4 +86,10 @@ def unpacked(checkpoint: Checkpoint, quantization: dict[str, Any], as_it_is: boo
         unpack(arrays, Settings(quantization, file="config.json: quantization_config"), as_it_is, losses)
     except FileProblem as problem:
         raise type(problem)(f"{kind}: {problem}") from None
-    return arrays, losses.told()
+    told = losses.told()
+    if not arrays.has_unpacked and quantization.get("format") != "dense":
+        told.append(
+            f"config.json says that the weights are quantized ({kind}), and none of them is: the floats of the "
+            "checkpoint are read as they are; one of the two may be of another model"
+        )
+    return arrays, told

@@ -21,6 +21,7 @@ class Arrays:
     """What a checkpoint holds: weights in floats, and arrays of integers and other types. What is taken is gone.
 
     floats, plain:  what is left, by name.
+    has_unpacked:   whether a weight was put in the place of a quantized one.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Arrays:
     ) -> None:
         self.floats, self.plain = dict(floats), dict(plain)
         self.others = dict(others)
+        self.has_unpacked = False
 
     def ending(self, suffix: str) -> Iterator[str]:
         """The modules that have a tensor of this name, without it: "model.layers.0.mlp.up_proj"."""
@@ -75,4 +77,4 @@ class Arrays:
         """Put what was unpacked beside the rest. Raises FormatError for a name that is taken."""
         if self.has(tensor.name):
             raise FormatError(f"the checkpoint holds {tensor.name!r} twice, quantized and not")
-        self.floats[tensor.name] = tensor
+        self.floats[tensor.name], self.has_unpacked = tensor, True

@@ -39,12 +39,15 @@ def read_metaspace(file: Record, model: Record, n_vocab: int) -> Draft:
     draft.made = frozenset(left + right for left, right in draft.merges or ()) | letters
     read_spaces(draft, file)
     _mark_unknown(draft, model)
-    names = {
-        text for added in file.records("added_tokens") if (text := added.text("content")) and _is_name(text, added)
-    }
+    names = names_of(file)
     draft.made -= names
     _score(draft, names | (added_texts(file) - draft.made))
     return draft
+
+
+def names_of(file: Record) -> set[str]:
+    """The added tokens that are names, which no text is made of."""
+    return {text for added in file.records("added_tokens") if (text := added.text("content")) and _is_name(text, added)}
 
 
 def _is_name(text: str, added: Record) -> bool:

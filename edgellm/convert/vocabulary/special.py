@@ -64,12 +64,13 @@ def normalize_flags(draft: Draft) -> None:
     """
     added = {i for i, t in draft.tokens.items() if t.type in (TokenType.CONTROL, TokenType.USER_DEFINED)}
     added |= draft.merged
-    for ids in draft.flags.values():
-        ids &= added
+    unknown = {i for i, t in draft.tokens.items() if t.type == TokenType.UNKNOWN}  # which is found in a text as well
+    for flag, ids in draft.flags.items():
+        ids &= added if flag == "normalized" and draft.model != "t5" else added | unknown
     normalized = draft.flags["normalized"]
     if draft.model == "llama" and not draft.replaces_spaces:
         normalized -= draft.merged  # nothing is normalized before it is looked for
-    if draft.model == "llama" and (made := sorted(i for i in added - draft.merged if _is_made(draft, i))):
+    if draft.model in ("llama", "t5") and (made := sorted(i for i in added - draft.merged if _is_made(draft, i))):
         draft.ours["made"] = np.array(made, np.int32)
     if draft.model == "gpt2" and normalized == added and not PRETOKENIZERS[draft.pre].nfc:
         normalized.clear()

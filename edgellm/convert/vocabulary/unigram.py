@@ -10,6 +10,7 @@ import numpy as np
 
 from edgellm.convert.vocabulary.draft import Draft, Token
 from edgellm.convert.vocabulary.files import Record, shown
+from edgellm.convert.vocabulary.metaspace import names_of
 from edgellm.convert.vocabulary.rules import flatten, pattern_of
 from edgellm.errors import UnsupportedError
 from edgellm.text.charsmap import CharsMap
@@ -30,6 +31,7 @@ def read_unigram(file: Record, model: Record, n_vocab: int) -> Draft:
         if type(entry) is not list or len(entry) != 2 or type(entry[1]) not in (int, float):
             raise model.wrong("vocab", "a list of tokens with their scores")
         draft.put(token_id, entry[0], score=float(entry[1]))
+    draft.made = frozenset(draft.ids) - names_of(file)
     unknown = model.number("unk_id")
     if unknown is None or unknown not in draft.tokens:
         raise model.wrong("unk_id", "the id of the token for what the vocabulary cannot spell")

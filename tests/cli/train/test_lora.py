@@ -116,6 +116,16 @@ def test_dora_is_a_method(tiny_path, facts, out, capsys) -> None:
     assert "--dora is --method dora, and --method lora was typed too; choose one" in capsys.readouterr().err
 
 
+def test_dora_in_a_file_trains_what_the_option_does(tiny_path, facts, out, tmp_path: Path) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text("use_dora: true\nr: 2\nsteps: 1\n")
+    assert lora(tiny_path, "--data", facts, "--config", config, "-o", out) == 0
+    found = json.loads((out / "adapter_config.json").read_text())
+    assert (found["use_dora"], found["r"], settings_of(out)["method"]) == (True, 2, "dora")
+    assert lora(tiny_path, "--data", facts, "--config", config, "--method", "lora", "-o", tmp_path / "b") == 0
+    assert not json.loads((tmp_path / "b" / "adapter_config.json").read_text())["use_dora"]  # what is typed comes first
+
+
 def test_no_folder_is_not_the_current_one(tiny_path, facts, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert lora(tiny_path, "--data", facts, "-o", "") == 2

@@ -114,6 +114,19 @@ def test_a_run_that_was_stopped_goes_on_with_its_settings(tiny_path, pairs, tmp_
     assert whole == parts
 
 
+def test_what_means_nothing_to_a_command_is_refused_in_its_file(tiny_path, pairs, tmp_path: Path, capsys) -> None:
+    config, out = tmp_path / "my.yaml", tmp_path / "a"
+    config.write_text("train_on: last\n")
+    assert train("dpo", tiny_path, "--data", pairs, "--config", config, "-o", out) == 2
+    line = "my.yaml: train_on is 'last', which means nothing to `edgellm train dpo`; leave it out"
+    assert line in capsys.readouterr().err and not out.exists()
+
+
+def test_dora_is_a_method_of_every_command_that_makes_an_adapter(tiny_path, pairs, tmp_path: Path) -> None:
+    assert train("dpo", tiny_path, "--data", pairs, "--dora", "--steps", 1, "-o", tmp_path / "a") == 0
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["use_dora"]
+
+
 def test_own_defaults_are_shown_and_kept(tiny_path, pairs, tmp_path: Path, capsys) -> None:
     assert train("dpo", "--help") == 0
     shown = capsys.readouterr().out
