@@ -41,8 +41,10 @@ CLEARLY_OTHER_THREADS = 0.75
 CHUNK_BYTES = (1 << 15, 1 << 17, 1 << 21)
 PREFETCH_BYTES = (1 << 12, 1 << 14, 1 << 15)
 TILES_PREFETCHES = (
-    (1 << 13, "first_level"), (7 << 12, "first_level"), (1 << 13, "second_level"), (1 << 15, "second_level"),
-)  # bytes ahead, where to  # fmt: skip
+    (1 << 13, "first_level"),
+    (7 << 12, "first_level"),
+    (1 << 13, "both_levels"),
+)  # bytes ahead, where to
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.

@@ -83,8 +83,9 @@ LAYER_NORM = Schema(
 
 QUANTIZE = Schema("quantize", batch=BATCH, x="ptr", stride="i64", n_cols="i64", to=QUANTIZED, chunk_tokens="i64")
 
-# Of tiles, every line is prefetched: into the first level of cache; there alone; or into the second.
-PREFETCHES = ("first_level", "non_temporal", "second_level")
+# Of tiles, every line is prefetched: into the first level of cache; there alone; or into the second, and again into the
+# first just before its use.
+PREFETCHES = ("first_level", "non_temporal", "both_levels")
 LINEAR = Schema(
     "linear",
     batch=BATCH,

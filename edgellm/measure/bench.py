@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgellm.engine.runner import Programs
 from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import UsageError
 from edgellm.graph.cost import cache_bytes, weight_bytes, weight_macs
-from edgellm.measure.limits import measure_limits
+from edgellm.measure.limits import Limits, ReadStream, measure_limits
 
 
 def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5, depth: int = 0) -> dict[str, Any]:
@@ -31,11 +32,15 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
     in decode the bytes of all weights, once for each token, and of the keys and values that attention looks at;
     in prefill the products with weights, but not attention's own, which are of float32. A model that fits into
     the caches can read them faster than memory, and so have a share above 1.
+
+    What memory gives is measured before and after every repetition, and decode's share is the median of its shares of
+    the mean of both: where others use the same memory, it changes by the minute, and a best of many looks beside a
+    median would make a share of chance.
     """
     check_room(model, depth + max(n_prompt, n_generate))
     runner, scheduler = model._runner, model._scheduler
     runner.wait_for_tiles()
-    limits = measure_limits(runner.store, runner.team)
+    limits, stream = measure_limits(runner.store, runner.team), ReadStream(runner.store, runner.team)
     ids = some_tokens(model, max(depth, n_prompt, n_generate, 1))
     adapters = model._adapters.usual
     sequence = runner.cache.sequence(adapters)
@@ -43,16 +48,20 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
         read(scheduler, sequence, ids[:depth])
         prefill: list[float] = []
         decode: list[float] = []
+        given = []  # by memory, bytes a second before and after each repetition
         for repetition in range(n_repetitions + 1):  # the first one warms up
+            given.append(stream.now())
             for work, seconds, n in ((read, prefill, n_prompt), (write, decode, n_generate)):
                 if n:
                     with behind(sequence) as fork:
                         elapsed = work(scheduler, fork, ids[:n])
                     if repetition:
                         seconds.append(elapsed)
+        given.append(stream.now())
     finally:
         sequence.release()
     limits = limits.or_better(measure_limits(runner.store, runner.team))  # if something else was running the first time
+    limits = limits.or_better(Limits(max(given), 0))
     programs = runner.variant({adapters}).programs
     prefill_macs, decode_bytes = _macs_per_token(programs, n_prompt), _bytes_per_token(programs, depth, n_generate)
     speeds = _speeds("prefill", n_prompt, prefill) | _speeds("decode", n_generate, decode)
@@ -72,7 +81,7 @@ def measure(model: Model, n_prompt: int, n_generate: int, n_repetitions: int = 5
         "prefill_macs_per_token": prefill_macs,
         "decode_bytes_per_token": decode_bytes,
         "prefill_share_of_multiply_limit": _share(speeds["prefill_tokens_per_second"], prefill_macs, limits.macs),
-        "decode_share_of_read_limit": _share(speeds["decode_tokens_per_second"], decode_bytes, limits.read_bytes),
+        "decode_share_of_read_limit": _share_of_memory(decode, n_generate * decode_bytes, given[1:]),
     }
 
 
@@ -159,6 +168,12 @@ def _speeds(work: str, n_tokens: int, seconds: list[float]) -> dict[str, float |
 
 def _share(tokens_per_second: float | None, per_token: float, limit: float) -> float | None:
     return None if tokens_per_second is None else tokens_per_second * per_token / limit
+
+
+def _share_of_memory(seconds: list[float], n_bytes: float, given: list[float]) -> float | None:
+    """Of what memory gave, bytes a second: before the first repetition, between one and the next, after the last."""
+    shares = [2 * n_bytes / s / (before + after) for s, (before, after) in zip(seconds, pairwise(given), strict=False)]
+    return median(shares) if shares else None
 
 
 def _macs_per_token(programs: Programs, n_prompt: int) -> float:

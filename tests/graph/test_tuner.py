@@ -94,7 +94,7 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: Elsewhere, monkey
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: Elsewhere, monkeypatch) -> None:
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
-    usual, second = (1 << 13, "non_temporal"), (1 << 15, "second_level")
+    usual, second = (1 << 13, "non_temporal"), (1 << 13, "both_levels")
     near, far = (1 << 13, "first_level"), (7 << 12, "first_level")
     for seconds, chosen in (
         ({near: 0.8, far: 0.9}, near), ({near: 0.99, second: 0.99}, usual), ({far: 0.5}, far), ({second: 0.7}, second),

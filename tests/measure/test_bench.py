@@ -6,7 +6,7 @@ import pytest
 
 import edgellm
 from edgellm.errors import UsageError
-from edgellm.measure import limits
+from edgellm.measure import bench, limits
 from edgellm.measure.bench import measure
 from edgellm.measure.profile import profile
 from tests.arch import tiny
@@ -39,8 +39,17 @@ def test_work_is_counted_from_the_ops(model) -> None:
     n_seen = sum(range(101, 106)) / 5
     cache_bytes = model._runner.cache.token_bytes * n_seen
     assert result["decode_bytes_per_token"] == 4 * (BODY_WEIGHTS + HEAD_WEIGHTS) + cache_bytes
-    share = result["decode_tokens_per_second"] * result["decode_bytes_per_token"] / 1e9
-    assert result["decode_share_of_read_limit"] == pytest.approx(share / result["read_gigabytes_per_second"])
+
+
+def test_decode_is_compared_with_what_memory_gives_meanwhile(model, monkeypatch) -> None:
+    """Half as much in the second repetition, and decode takes no longer: its share is twice as large."""
+    given = iter([7e9, 40e9, 20e9, 20e9, 20e9])  # before the one that warms up, then before, between and after
+    monkeypatch.setattr(limits.ReadStream, "now", lambda self: next(given))
+    monkeypatch.setattr(bench, "write", lambda *args: 0.5)
+    result = bench.measure(model, n_prompt=0, n_generate=5, n_repetitions=3)
+    n_bytes = 5 * result["decode_bytes_per_token"]
+    assert result["decode_share_of_read_limit"] == pytest.approx(n_bytes / 0.5 / 20e9)
+    assert result["read_gigabytes_per_second"] >= 40
 
 
 def test_a_window_bounds_what_is_read(tmp_path) -> None:

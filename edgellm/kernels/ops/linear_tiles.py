@@ -30,7 +30,10 @@ from edgellm.kernels.staged import F32, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import TileReader
 
 # Of each way to prefetch, the level that `Vocabulary.prefetch` is told.
-LEVELS = {"first_level": 1, "non_temporal": 0, "second_level": 2}
+LEVELS = {"first_level": 1, "non_temporal": 0, "both_levels": 2}
+NEAR_BYTES = (
+    1536  # before its use, what comes into the second level is asked for again: a core drops some requests there
+)
 FIRST_LEVEL, NON_TEMPORAL = (PREFETCHES.index(what) for what in ("first_level", "non_temporal"))
 
 
@@ -63,17 +66,21 @@ def multiply_few(
     # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
     # long for a group that its lines need not be told apart, and have no register to spare.
     parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
+    asks_again = level == 2 and n_tokens <= 2
 
     def body(i: Value, *totals: Value) -> list[Value]:
-        asked = ahead + i * block_bytes
-        block = TileReader(v, fmt, tile + i * block_bytes)
+        here, asked = tile + i * block_bytes, ahead + i * block_bytes
+        block = TileReader(v, fmt, here)
         scales, places = block.unpack_scales(), tokens.places(v, i * per_block, n_tokens, per_block)
         sums: Sequence[Value] = totals
         for g in range(per_block):
 
             def ask(word: int, g: int = g) -> None:
                 if word < parts:
-                    prefetch_part(v, asked, block_bytes, g * parts + word, per_block * parts, level)
+                    part = block_bytes, g * parts + word, per_block * parts
+                    prefetch_part(v, asked, *part, level)
+                    if asks_again:
+                        prefetch_part(v, here + NEAR_BYTES, *part, level=1)
 
             rows = group_of_rows(fmt, block, scales, g)
             sums = meet_tokens(v, fmt, [rows.itself], places[g], sums, ask)
@@ -104,7 +111,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
 
         return tile_by_few
 
-    by_one, by_one_non_temporal, by_one_second_level = (kernel_of(1, prefetch) for prefetch in PREFETCHES)
+    by_one, by_one_non_temporal, by_one_both_levels = (kernel_of(1, prefetch) for prefetch in PREFETCHES)
     by_two, by_most = kernel_of(2), kernel_of(most)
     by_some = kernel_of(some) if some > 2 else by_two
 
@@ -138,7 +145,7 @@ def build_linear_tiles(isa, fmt, n_planes=1):
                     elif op.prefetch == FIRST_LEVEL:
                         by_one(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     else:
-                        by_one_second_level(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
+                        by_one_both_levels(tile, n_blocks, q, d, s, out, op.out_stride, ahead)
                     token += 1
 
     return linear_tiles

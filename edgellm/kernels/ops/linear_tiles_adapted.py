@@ -37,7 +37,7 @@ def build_linear_tiles_adapted(isa, fmt):
 
         return tile_by_one
 
-    by_one, by_one_non_temporal, by_one_second_level = (kernel_of(prefetch) for prefetch in PREFETCHES)
+    by_one, by_one_non_temporal, by_one_both_levels = (kernel_of(prefetch) for prefetch in PREFETCHES)
 
     @staged(isa, "void", "i64", "i64")
     def ask(v, address, n_bytes):
@@ -66,7 +66,7 @@ def build_linear_tiles_adapted(isa, fmt):
                     b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
                 )  # fmt: skip
             else:
-                by_one_second_level(
+                by_one_both_levels(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
                     b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
                 )  # fmt: skip
