@@ -9,7 +9,8 @@ the machine is busy: the first start that finds it quiet measures again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 WEIGHT_BYTES = 1 << 27  # far beyond most last level caches: what they hold of it makes all ways alike
 N_COLS, N_ROWS = 2048, 2048  # of a matrix
+OPS_BESIDE = 8  # beside the matrices: what makes their input
 TURNS = 4
 CLEARLY = 0.96  # of the default's time: what less gains may be chance
 # Another number of threads must gain far more: who measures on a busy machine should not be left with one thread.
@@ -135,6 +137,7 @@ class _Work:
 
     def __init__(self, store: KernelStore, weights: BlockFormat, n_bytes: int) -> None:
         self.store, self.format = store, weights
+        store.load(KERNELS)
         self.n_cols = -(-N_COLS // weights.block_size) * weights.block_size
         row_bytes = weights.row_bytes(self.n_cols)
         self.memory = aligned(max(1, n_bytes // (N_ROWS * row_bytes)) * N_ROWS * row_bytes)
@@ -143,6 +146,23 @@ class _Work:
             Tensor(f"matrix {i}", (N_ROWS, self.n_cols), weights, raw)
             for i, raw in enumerate(self.memory.reshape(-1, N_ROWS, row_bytes))
         ]
+
+    @contextmanager
+    def programs(self, *tunings: Tuning) -> Iterator[list[_Runnable]]:
+        """All matrices by one input, with each of these settings.
+
+        Those with as many threads have one team: threads that wait for work, and others that are woken on the core of
+        one that works, would decide which of two is quicker.
+        """
+        teams: dict[int, Team] = {}
+        max_ops = len(self.matrices) + OPS_BESIDE
+        try:
+            for n in {tuning.n_threads for tuning in tunings}:
+                teams[n] = Team(self.store, n, max_ops)
+            yield [_Runnable(self, tuning, teams[tuning.n_threads]) for tuning in tunings]
+        finally:
+            for team in teams.values():
+                team.close()
 
     def best(
         self,
@@ -158,12 +178,8 @@ class _Work:
         """
         if not others:
             return default
-        programs = {tuning: _Runnable(self, tuning) for tuning in (default, *others)}
-        try:
-            turns = _take_turns({tuning: program.run for tuning, program in programs.items()}, n_turns)
-        finally:
-            for program in programs.values():
-                program.team.close()
+        with self.programs(default, *others) as programs:
+            turns = _take_turns({program.tuning: program.run for program in programs}, n_turns)
         shares = {tuning: typical([turn[tuning] / turn[default] for turn in turns]) for tuning in others}
         best = min(others, key=lambda tuning: shares[tuning])
         return best if shares[best] < clearly else default
@@ -171,20 +187,15 @@ class _Work:
     def small_batch(self, tuning: Tuning) -> int:
         """Up to how many tokens the kernel for small batches is quicker than the one for large ones."""
         candidates = TILES_SMALL_BATCHES if tuning.tiles else sorted({*SMALL_BATCHES, tuning.small_batch})
-        small, large = (
-            _Runnable(self, replace(tuning, small_batch=n, tiles_small_batch=n)) for n in (max(candidates), 1)
-        )
-        try:
-            found = 1
+        ways = (replace(tuning, small_batch=n, tiles_small_batch=n) for n in (max(candidates), 1))
+        found = 1
+        with self.programs(*ways) as (small, large):
             for n_tokens in candidates:
                 turns = _take_turns({program: partial(program.run, n_tokens) for program in (small, large)})
                 if min(turn[small] for turn in turns) > min(turn[large] for turn in turns):
                     break
                 found = n_tokens
-            return found
-        finally:
-            small.team.close()
-            large.team.close()
+        return found
 
     def prefetching_tiles(self, tuning: Tuning) -> Tuning:
         """The same, with how far ahead tiles should be prefetched, and into which cache."""
@@ -197,16 +208,12 @@ class _Work:
 
     def tiles_pay(self, tuning: Tuning) -> bool:
         """Whether weights should lie as tiles."""
-        file, tiles = (_Runnable(self, replace(tuning, tiles=tiles)) for tiles in (False, True))
-        try:
-            share = {}  # of the file's time, each at its best
+        share = {}  # of the file's time, each at its best
+        with self.programs(*(replace(tuning, tiles=tiles) for tiles in (False, True))) as (file, tiles):
             for n_tokens in (1, SEVERAL):
                 turns = _take_turns({program: partial(program.run, n_tokens) for program in (file, tiles)}, TILES_TURNS)
                 share[n_tokens] = min(turn[tiles] for turn in turns) / min(turn[file] for turn in turns)
-            return share[1] < CLEARLY or (share[1] < AS_QUICK and share[SEVERAL] < FAR_QUICKER)
-        finally:
-            file.team.close()
-            tiles.team.close()
+        return share[1] < CLEARLY or (share[1] < AS_QUICK and share[SEVERAL] < FAR_QUICKER)
 
 
 @dataclass(eq=False)
@@ -215,6 +222,7 @@ class _Runnable:
 
     work: _Work
     tuning: Tuning
+    team: Team
 
     def __post_init__(self) -> None:
         graph = Graph()
@@ -225,8 +233,7 @@ class _Runnable:
         matrices = self.work.matrices if self.tuning.tiles else []
         tiles = {matrix: matrix.raw.reshape(N_ROWS // TILE_ROWS, -1) for matrix in matrices}
         lowered = lower(graph, Target(self.work.store.isa, self.tuning, tiles=tiles))
-        self.work.store.load([*lowered.kernels, *KERNELS])
-        self.team = Team(self.work.store, self.tuning.n_threads, len(lowered.ops))
+        self.work.store.load(lowered.kernels)
         self._input = np.ones((2 * TOKEN_ALIGN, Rows(x.width).stride), np.float32)
         batch, inputs = Batch(max(TILES_SMALL_BATCHES), lowered), {x: self._input.ctypes.data}
         self._program = Program(lowered, self.work.store, batch, self.team, inputs=inputs)

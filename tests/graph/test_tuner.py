@@ -72,6 +72,19 @@ def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: Elsewhere, 
     assert tuner.remembered(store, F32) is None
 
 
+def test_what_is_compared_has_one_team(store: Elsewhere) -> None:
+    """Else another team's threads, that wait for work or wake up on a core in use, decide which setting is quicker."""
+    work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
+    with work.programs(Tuning(2), Tuning(2, tiles=True), Tuning(1)) as (first, second, alone):
+        assert first.team is second.team and (first.team.n_threads, alone.team.n_threads) == (2, 1)
+        for program in (first, second, alone):
+            program.run(1)
+            program.run(16)
+        helper = first.team._helpers[1]
+        assert helper is not None and helper.is_alive()
+    assert not helper.is_alive()
+
+
 def test_tiles_are_taken_where_they_are_clearly_quicker(store: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quicker for one token, or as quick for one and far quicker for several; whatever holds up single turns."""
     work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
