@@ -9,7 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgellm.text import Tokenizer
 
 DOCS = Path(__file__).parents[1] / "docs"
-CHARS_A_TOKEN = 4  # about
 
 
 def compare(model: str, runtime: RuntimeConfig, n_texts: int, n_tokens: int) -> tuple[int, int]:
@@ -75,10 +74,11 @@ def _child(
 def _texts(tokenizer: Tokenizer, n_texts: int, n_tokens: int) -> list[list[int]]:
     """Pieces of this project's documentation: which embeddings are read is as with any text that people have.
 
-    No more is encoded than it takes: an encoder needs memory by the length of its text.
+    All of its pages are encoded, for a forecast counts the tables that a tokenizer makes once it has read much; one
+    after the other, for an encoder needs memory by the length of its text.
     """
-    whole = "".join(path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md")))
-    ids = cycle(tokenizer.encode(whole[: CHARS_A_TOKEN * n_texts * n_tokens]))
+    pages = [path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))]
+    ids = cycle(list(chain.from_iterable(map(tokenizer.encode, pages))))
     return [list(islice(ids, n_tokens)) for _ in range(n_texts)]
 
 

@@ -6,11 +6,15 @@ the files of the kernel lie, / but for tests.
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgellm.machine import caches, cgroups, cores
 from edgellm.machine.memory import memory, most_used, resident
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ROOT = Path("/")
 
@@ -26,7 +30,7 @@ __all__ = [
     "usable_threads",
 ]
 
-_PLACES = 32  # of a file, which are read to see what the system maps
+_PLACES = 128  # of mapped memory, which are read to see what the system maps
 _BEYOND = 2  # times the last level: of less, caches that do not forget what is oldest still hold a part
 
 
@@ -81,16 +85,19 @@ def peak_memory(root: Path = ROOT) -> int:
     return most_used(root)
 
 
-def mapped_at_once(path: Path) -> int:
-    """Bytes of a file that come into a process's memory where one is read, in the mean of some places.
+def mapped_at_once(memory: NDArray[np.uint8]) -> tuple[int, ...]:
+    """Bytes that come into a process's memory where one of a mapped file is read, at some places of a part of it.
 
-    Linux maps what is near and in its cache already: 64 kB, and megabytes where that cache has large pages.
+    Linux maps what is near and in its cache already: 64 kB, and megabytes where that cache has large pages, as it may
+    have in one part of a file and not in another.
     """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        before = resident_memory()
-        for place in range(0, len(mapping), -(-len(mapping) // _PLACES)):
-            mapping[place]
-        return max(0, resident_memory() - before) // _PLACES
+    found, before = [], resident_memory()
+    for place in range(0, len(memory), -(-len(memory) // _PLACES)):
+        memory[place].item()
+        now = resident_memory()
+        found.append(max(0, now - before))
+        before = now
+    return tuple(found)
 
 
 def resident_memory(root: Path = ROOT) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from math import exp, prod
+from math import prod
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -34,23 +34,19 @@ from edgellm.graph import Graph, Tuning
 from edgellm.graph.adapters import EMBEDDING, OUTPUT
 from edgellm.graph.cache_memory import CacheLayer
 from edgellm.kernels.records import KV_BLOCK
-from edgellm.machine import beyond_caches, mapped_at_once, resident_memory
+from edgellm.machine import beyond_caches, resident_memory
 from edgellm.machine.others import OtherWork, is_too_busy
 from edgellm.measure.bench import read, write
+from edgellm.measure.reading import bytes_of_reading
 from edgellm.params import RuntimeConfig
-from edgellm.text import ChatTemplate, Tokenizer, load_tokenizer
+from edgellm.text import ChatTemplate, load_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _RING_BYTES = 1 << 28  # far beyond most caches
 _ALIGN = 64
-_LEAST_MAPPED = 1 << 16  # see `mapped_at_once`
 _FILL = 0x3C  # as float16, float32 or bfloat16 a number near 1 or 0.01: nothing becomes so small that it is slow
-# Of n tokens about this many times n to this power are different (Heaps' law). Common tokens have small ids, so that
-# their embeddings lie together; they are counted here as far fewer that do not.
-_HEAPS_FACTOR, _HEAPS_POWER = 2.6, 0.6
-LONG_TEXT = 1024
 _N_PROMPT, _SHORT_PROMPT = 512, 64  # tokens; a slow model is given few
 _N_ANSWER, _LEAST_ANSWER = 32, 2
 _SECONDS = 3.0  # for each of the two speeds, about
@@ -63,13 +59,11 @@ class Estimate:
 
     weight_bytes:  of the file, as they are in memory once a text was computed.
     other_bytes:   the program, the vocabulary, kernels, and the values of a batch.
-    long_bytes:    what the tokenizer takes beside that for a text of LONG_TEXT tokens or more.
+    text_bytes:    what the tokenizer and embeddings take beside that, once 1, 2, 4, ... tokens of texts were read.
     token_bytes:   keys and values of a token in the cache. position_bytes: of a position, however many texts are there.
     layers:        of the cache, each with the number of blocks that it has at most; n_batch: tokens of one pass.
     state_bytes:   of each state of recurrent layers; a text has one and the next, and others every step_tokens tokens.
     n_prompt:      tokens that the speed of a prompt was measured with.
-    row_bytes:     of embeddings, where they are read for nothing else: of a token, with the neighbours that the system
-                   maps along with it; and of all tokens.
     busy_cores:    that other programs used meanwhile, so that the speeds are too low; None when it was calm enough.
     """
 
@@ -79,7 +73,7 @@ class Estimate:
     isa: str
     weight_bytes: int
     other_bytes: int
-    long_bytes: int
+    text_bytes: tuple[int, ...]
     token_bytes: int
     position_bytes: int
     state_bytes: int
@@ -89,20 +83,16 @@ class Estimate:
     decode_tokens_per_second: float
     layers: tuple[tuple[CacheLayer, int], ...]
     n_batch: int
-    row_bytes: tuple[int, int] = (0, 0)
     busy_cores: float | None = None
 
     def memory(self, n_tokens: int, n_texts: int = 1) -> int:
         """Bytes that a process takes at most with so many texts of n_tokens each at once."""
         states = n_texts * (2 + n_tokens // self.step_tokens) * self.state_bytes
         cached = bytes_of_texts(self.layers, n_texts, n_tokens, self.n_batch)
-        of_token, of_all = self.row_bytes
-        apart = _HEAPS_FACTOR * (n_texts * n_tokens) ** _HEAPS_POWER
-        rows = int(of_all * (1 - exp(-apart * of_token / of_all))) if of_all else 0  # some fall together
+        doublings = (n_texts * n_tokens - 1).bit_length()
+        read = self.text_bytes[min(doublings, len(self.text_bytes) - 1)] if n_tokens else 0
         other_bytes = self.other_bytes + n_tokens * self.position_bytes
-        if n_tokens >= LONG_TEXT:
-            other_bytes += self.long_bytes
-        return self.weight_bytes + other_bytes + cached + states + rows
+        return self.weight_bytes + other_bytes + cached + states + read
 
 
 def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, str], None] | None = None) -> Estimate:
@@ -141,12 +131,11 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
             cached += max(2, touched) * shape.slot_bytes
             other_bytes = max(0, resident_memory() - ring.n_bytes - cached)
             position_bytes = runner.position_bytes
-            long_bytes = _taken_by_a_long_text(tokenizer)
         finally:
             tiled = {tensor.name for tensor in runner.layout.tiles}
             runner.close()
             del template
-        mapped = max(_LEAST_MAPPED, mapped_at_once(path))
+        text_bytes = bytes_of_reading(tokenizer, _embeddings_alone(tensors, tiled))
     return Estimate(
         model=path.name,
         n_ctx=n_ctx,
@@ -154,7 +143,7 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         isa=runner.isa.name,
         weight_bytes=_read_bytes(tensors),
         other_bytes=other_bytes,
-        long_bytes=long_bytes,
+        text_bytes=text_bytes,
         token_bytes=runner.cache.token_bytes,
         position_bytes=position_bytes,
         state_bytes=shape.slot_bytes,
@@ -164,7 +153,6 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
         decode_tokens_per_second=decode,
         layers=tuple(layers),
         n_batch=runner.n_batch,
-        row_bytes=_embedding_rows(tensors, tiled, mapped),
         busy_cores=busy_cores if is_too_busy(busy_cores, runner.n_threads) else None,
     )
 
@@ -221,19 +209,10 @@ def _read_bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.n_bytes for name, tensor in tensors.items() if name != EMBEDDING or OUTPUT not in tensors)
 
 
-def _embedding_rows(tensors: Mapping[str, Tensor], tiled: Collection[str], mapped: int) -> tuple[int, int]:
-    """What the embedding of a token takes, and those of all, where nothing else reads them from the file."""
+def _embeddings_alone(tensors: Mapping[str, Tensor], tiled: Collection[str]) -> Tensor | None:
+    """The embeddings, where nothing else reads them from the file."""
     embeddings = tensors.get(EMBEDDING)
-    if embeddings is None or not (EMBEDDING in tiled or OUTPUT in tensors):
-        return 0, 0
-    return mapped + embeddings.n_bytes // embeddings.shape[0], embeddings.n_bytes
-
-
-def _taken_by_a_long_text(tokenizer: Tokenizer) -> int:
-    """Bytes: what cuts and merges many words at once is made when the first long text is read."""
-    before = resident_memory()
-    tokenizer.encode(tokenizer.decode([i % tokenizer.n_vocab for i in range(2 * LONG_TEXT)]))
-    return max(0, resident_memory() - before)
+    return embeddings if embeddings is not None and (EMBEDDING in tiled or OUTPUT in tensors) else None
 
 
 def _prefill(scheduler: Scheduler, sequence: Sequence, runner: Runner) -> tuple[int, float]:

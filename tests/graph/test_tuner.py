@@ -37,6 +37,11 @@ class Elsewhere:
 
 
 @pytest.fixture
+def _busy_machine() -> None:
+    """Here it is tried what becomes of one that is."""
+
+
+@pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elsewhere:
     """Settings in a folder of the test, few weights to measure with, and a machine that counts as quiet."""
     monkeypatch.setattr(others, "is_too_busy", lambda cores, n_threads: False)
