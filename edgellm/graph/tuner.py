@@ -50,7 +50,7 @@ TILES_PREFETCHES = (
 SMALL_BATCHES = (2, 4, 6, 8)
 TILES_SMALL_BATCHES = (4, 8, 16, 24)
 # Tiles take room on disk: they must be clearly quicker for one token, or as quick, and far quicker for several.
-# So much depends on them that the turn counts in which nothing else held them up.
+# So much depends on them that there are many turns.
 AS_QUICK, SEVERAL, FAR_QUICKER = 1.05, 8, 0.8
 TILES_TURNS = 15
 # Into which cache tiles are prefetched matters much and costs nothing else: what most turns say counts.
@@ -199,20 +199,18 @@ class _Work:
 
     def prefetching_tiles(self, tuning: Tuning) -> Tuning:
         """The same, with how far ahead tiles should be prefetched, and into which cache."""
-        from statistics import median  # which starts that measure nothing do without
-
         tiles = replace(tuning, tiles=True)
         others = [replace(tiles, tiles_prefetch_bytes=n, tiles_prefetch=what) for n, what in TILES_PREFETCHES]
-        found = self.best(tiles, others, n_turns=PREFETCH_TURNS, typical=median)
+        found = self.best(tiles, others, n_turns=PREFETCH_TURNS, typical=_median)
         return replace(found, tiles=tuning.tiles)
 
     def tiles_pay(self, tuning: Tuning) -> bool:
         """Whether weights should lie as tiles."""
-        share = {}  # of the file's time, each at its best
+        share = {}  # of the file's time, in most turns
         with self.programs(*(replace(tuning, tiles=tiles) for tiles in (False, True))) as (file, tiles):
             for n_tokens in (1, SEVERAL):
                 turns = _take_turns({program: partial(program.run, n_tokens) for program in (file, tiles)}, TILES_TURNS)
-                share[n_tokens] = min(turn[tiles] for turn in turns) / min(turn[file] for turn in turns)
+                share[n_tokens] = _median([turn[tiles] / turn[file] for turn in turns])
         return share[1] < CLEARLY or (share[1] < AS_QUICK and share[SEVERAL] < FAR_QUICKER)
 
 
@@ -253,3 +251,9 @@ def _take_turns(candidates: dict[T, Callable[[], None]], n_turns: int = TURNS) -
             seconds[name] = time.perf_counter() - started
         turns.append(seconds)
     return turns[1:]
+
+
+def _median(shares: list[float]) -> float:
+    from statistics import median  # which starts that measure nothing do without
+
+    return median(shares)

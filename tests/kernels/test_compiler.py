@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -44,6 +45,18 @@ def test_an_object_names_its_kernel() -> None:
     kernel = find("add")
     code = compiler.compile_kernel(kernel, GENERIC)
     assert kernel.symbol.encode() in code
+
+
+@pytest.mark.parametrize(("lanes", "aligned"), [(4, None), (8, 32), (16, 64)])
+def test_stacks_are_aligned_to_registers(lanes: int, aligned: int | None) -> None:
+    """All functions of a kernel: whichever of them is inlined into which, what is spilled lies within a cache line."""
+    module = compiler._numba_module(find("add"), replace(GENERIC, lanes=lanes))
+    functions = [function for function in module.functions if not function.is_declaration]
+    assert functions
+    expected = [] if aligned is None else [f"alignstack({aligned})"]
+    for function in functions:
+        attributes = b" ".join(function.attributes).decode()
+        assert re.findall(r"alignstack\(\d+\)", attributes) == expected, function.name
 
 
 SETTINGS = {
