@@ -127,10 +127,10 @@ def measure(options: argparse.Namespace) -> Figures:
 def in_turns(options: argparse.Namespace) -> dict[str, Figures]:
     """Medians of every side's rounds; each round is a process of its own."""
     checkouts = {"these": (ROOT, [])}
-    if options.tiles:
-        checkouts["tiles"] = (ROOT, ["--in-tiles"])
     if options.against:
         checkouts["others"] = (options.against.resolve(), [])
+    if options.tiles:
+        checkouts |= {f"{side}, tiles": (checkout, ["--in-tiles"]) for side, (checkout, _) in checkouts.items()}
     same = [*options.formats, "--cols", str(options.cols), "--threads", str(options.threads), "--json"]
     rounds: dict[str, list[Figures]] = {side: [] for side in checkouts}
     for _ in range(options.rounds):
@@ -167,10 +167,11 @@ def main() -> None:
     sides = in_turns(options)
     columns = ("cached", "memory", "by 2", "by 4", "by 8", "prefill")
     print(f"{options.cols} columns, {options.threads} threads; medians of {options.rounds}\n")
-    print(f"{'':12}" + "".join(f"{f'{column}, {side}':>18}" for column in columns for side in sides))
+    print(f"{'':26}" + "".join(f"{column:>9}" for column in columns))
     for name in (*options.formats, "limit"):
-        cells = [sides[side][name].get(column) for column in columns for side in sides]
-        print(f"{name:12}" + "".join(f"{cell:18.1f}" if cell is not None else f"{'':18}" for cell in cells))
+        for side, figures in sides.items():
+            cells = (figures[name].get(column) for column in columns)
+            print(f"{name:10}{side:16}" + "".join(f"{'' if cell is None else f'{cell:.1f}':>9}" for cell in cells))
 
 
 if __name__ == "__main__":
