@@ -45,7 +45,8 @@ def as_typed(error: EdgellmError, options: Iterable[click.Parameter]) -> str:
         name = option.name or ""
         is_named = name == about or ("_" in name and name not in SAMPLERS)
         if isinstance(option, click.Option) and is_named:
-            line = re.sub(rf"{NO_PATH_BEFORE}{name}{NO_PATH_BEHIND}", typed_name(option), line)
+            behind = r"\b" if name == about and "_" in name else NO_PATH_BEHIND  # a part of it may be named: x_y.z
+            line = re.sub(rf"{NO_PATH_BEFORE}{name}{behind}", typed_name(option), line)
     return line
 
 

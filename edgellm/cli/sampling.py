@@ -35,8 +35,8 @@ _SECTIONS = {
         ("seed", ["--seed"], "N", "The same seed gives the same text."),
     ],
     "Its structure": [
-        ("response_format", ["--json-schema"], "FILE", "The answer is JSON that the schema in FILE allows."),
-        ("grammar", ["--grammar"], "FILE", "The answer is a text of the grammar in FILE, GBNF or Lark."),
+        ("response_format", ["--json-schema"], "FILE", "The answer is JSON of the schema in FILE, or typed here."),
+        ("grammar", ["--grammar"], "FILE", "The answer is a text of the grammar in FILE, GBNF or Lark, or typed here."),
         ("regex", ["--regex"], "PATTERN", "All of the answer matches PATTERN."),
         ("choices", ["--choices"], "A,B", "The answer is one of these texts. May be given several times."),
     ],
@@ -187,18 +187,27 @@ def _read_text(path: str) -> str:
         raise FileProblem(f"{path}: not valid UTF-8; expected a text") from None
 
 
-def _read_schema(path: str) -> dict[str, Any]:
+def _read_grammar(given: str) -> str:
+    """A grammar of GBNF as it is typed, or of a file."""
+    return given if "::=" in given else _read_text(given)
+
+
+def _read_schema(given: str) -> dict[str, Any]:
+    """A schema as it is typed, or of a file."""
+    is_typed = given.lstrip().startswith("{")
     try:
-        found = json.loads(_read_text(path))
+        found = json.loads(given if is_typed else _read_text(given))
     except (ValueError, RecursionError) as problem:
-        raise FileProblem(f"{path}: not valid JSON: {problem}") from None
+        if is_typed:
+            raise UsageError(f"response_format is not valid JSON: {problem}", parameter="response_format") from None
+        raise FileProblem(f"{given}: not valid JSON: {problem}") from None
     if not isinstance(found, dict):
-        raise FileProblem(f'{path}: expected a JSON schema, an object such as {{"type": "object"}}')
+        raise FileProblem(f'{given}: expected a JSON schema, an object such as {{"type": "object"}}')
     return found
 
 
-# Options that are files, and how they are read.
-_FILES: dict[str, Callable[[str], Any]] = {"response_format": _read_schema, "grammar": _read_text}
+# Options that may be files, and how they are read.
+_FILES: dict[str, Callable[[str], Any]] = {"response_format": _read_schema, "grammar": _read_grammar}
 
 
 def _biases(words: Iterable[str]) -> dict[int, float]:

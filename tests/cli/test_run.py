@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -185,6 +186,32 @@ def test_sampling_options_that_cannot_work(edgellm: Run, words: list[str], line:
     """Said before a model is looked for."""
     done = edgellm("run", "no-such-model", "-p", "x", *words)
     assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"edgellm: error: {line}") and done.stderr.count("\n") == 1
+
+
+def test_schemas_and_grammars_are_files_or_typed(edgellm: Run, model: str, tmp_path: Path) -> None:
+    schema, grammar = '{"type": "object"}', 'root ::= "yes" | "no"'
+    (tmp_path / "schema.json").write_text(schema)
+    (tmp_path / "yes.gbnf").write_text(grammar)
+    expected = SamplingParams(response_format={"type": "object"})
+    for given in (schema, str(tmp_path / "schema.json")):
+        assert edgellm("run", model, "-p", "sampling", "--json-schema", given).stdout == f"{expected!r}\n"
+    expected = SamplingParams(grammar=grammar)
+    for given in (grammar, str(tmp_path / "yes.gbnf")):
+        assert edgellm("run", model, "-p", "sampling", "--grammar", given).stdout == f"{expected!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (["--json-schema", "{bad"], 2, "--json-schema is not valid JSON: Expecting property name"),
+        (["--json-schema", "no.json"], 1, "no.json: No such file or directory"),
+        (["--grammar", "no.gbnf"], 1, "no.gbnf: No such file or directory"),
+    ],
+)
+def test_schemas_and_grammars_that_cannot_be_read(edgellm: Run, words: list[str], status: int, line: str) -> None:
+    done = edgellm("run", "no-such-model", "-p", "x", *words)
+    assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(f"edgellm: error: {line}") and done.stderr.count("\n") == 1
 
 

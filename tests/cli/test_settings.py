@@ -66,6 +66,8 @@ def test_show_names_the_adapters_in_use(capsys: pytest.CaptureFixture[str]) -> N
         ("samplers holds 'x'; expected top_k, min_p", "samplers", "--samplers holds 'x'; expected top_k, min_p"),
         ("top_k is 'x'; expected a number", "top_k", "--top-k is 'x'; expected a number"),
         ("n_ctx is 5; with a dry_base of 2", "n_ctx", "-c/--ctx is 5; with a --dry-base of 2"),
+        ("response_format.type is 'x'", "response_format", "--json-schema.type is 'x'"),
+        ("template.jinja has no end", "template", "template.jinja has no end"),
     ],
 )
 def test_steps_of_sampling_are_no_options(text: str, parameter: str, line: str) -> None:
