@@ -72,13 +72,16 @@ class TileVocabulary:
 
 
 class TileReader:
-    """The block of all rows of a tile at `address`; `at` counts bytes from the start of a row's block, as in files.
+    """The block of some rows of a tile at `address`, by default all; `at` counts bytes of a row's block, as in files.
 
-    Weights come as words, a register for each: four bytes of row 0, of row 1, ... Numbers come as 16 lanes.
+    Weights come as words, a register for each: four bytes of the first row, of the next, ... Numbers are n_rows lanes.
     """
 
-    def __init__(self, v: Vocabulary, fmt: BlockFormat, address: Value) -> None:
+    def __init__(
+        self, v: Vocabulary, fmt: BlockFormat, address: Value, first_row: int = 0, n_rows: int = TILE_ROWS
+    ) -> None:
         self.v, self.fmt, self.address = v, fmt, address
+        self.first_row, self.n_rows = first_row, n_rows
         self._words: Any = TileVocabulary(v)
         self._pieces = {piece.start: piece for piece in pieces(fmt)}
 
@@ -94,8 +97,8 @@ class TileReader:
     # --- words of `quants.protocols.Block` ----------------------------------------------------------------------
 
     def packed(self, at: int, n: int) -> Registers:
-        first = self.address + self._pieces[at].at
-        return Registers([self.v.load(first + i * TILE_ROWS, I8, 4 * TILE_ROWS) for i in range(0, n, 4)])
+        first = self.address + (self._pieces[at].at + 4 * self.first_row)
+        return Registers([self.v.load(first + i * TILE_ROWS, I8, 4 * self.n_rows) for i in range(0, n, 4)])
 
     def bits(self, at: int) -> Registers:
         """Four bits of a word are spread over its bytes by one multiplication: bit i to place 8 i."""
@@ -128,4 +131,4 @@ class TileReader:
         """An integer of every row that is a piece of its own."""
         piece = self._pieces[at]
         assert piece.width * 8 == element.width, f"a piece of {piece.width} bytes is no {element}"
-        return self.v.load(self.address + piece.at, element, TILE_ROWS)
+        return self.v.load(self.address + (piece.at + piece.width * self.first_row), element, self.n_rows)

@@ -9,7 +9,7 @@ The float32 operations for a row are those of `ops/linear.py`, one after the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from numba import njit
 
@@ -54,7 +54,7 @@ def multiply_few(
     prefetch: str | None = None,
     finish: Callable[[list[Value]], list[Value]] = list,
 ) -> None:
-    """The rows of a tile by n_tokens, with one register of 16 sums for each.
+    """The rows of a tile by n_tokens, with 16 sums for each.
 
     Tokens meet weights in the registers into which they were unpacked.
 
@@ -68,11 +68,18 @@ def multiply_few(
     parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
     asks_again = level == 2 and n_tokens <= 2
 
+    # Of AVX2's registers, rows take two for every word, and there are sixteen: rows of one at a time take few enough.
+    n_rows = v.isa.lanes if v.isa.lanes == 8 else TILE_ROWS
+    firsts = range(0, TILE_ROWS, n_rows)
+
     def body(i: Value, *totals: Value) -> list[Value]:
         here, asked = tile + i * block_bytes, ahead + i * block_bytes
-        block = TileReader(v, fmt, here)
-        scales, places = block.unpack_scales(), tokens.places(v, i * per_block, n_tokens, per_block)
-        sums: Sequence[Value] = totals
+        blocks = [TileReader(v, fmt, here, first, n_rows) for first in firsts]
+        scales, places = (
+            [block.unpack_scales() for block in blocks],
+            tokens.places(v, i * per_block, n_tokens, per_block),
+        )
+        sums = [list(totals[n_tokens * part : n_tokens * (part + 1)]) for part in range(len(blocks))]
         for g in range(per_block):
 
             def ask(word: int, g: int = g) -> None:
@@ -82,12 +89,13 @@ def multiply_few(
                     if asks_again:
                         prefetch_part(v, here + NEAR_BYTES, *part, level=1)
 
-            rows = group_of_rows(fmt, block, scales, g)
-            sums = meet_tokens(v, fmt, [rows.itself], places[g], sums, ask)
-        return list(sums)
+            for part, block in enumerate(blocks):
+                rows, before_word = group_of_rows(fmt, block, scales[part], g), None if part else ask
+                sums[part] = meet_tokens(v, fmt, [rows.itself], places[g], sums[part], before_word, n_rows)
+        return [total for part in sums for total in part]
 
-    totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
-    store_totals(v, finish(totals), 1, out, out_stride)
+    totals = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)] * (n_tokens * len(firsts)), body)
+    store_totals(v, finish([v.concat(*totals[t::n_tokens]) for t in range(n_tokens)]), 1, out, out_stride)
 
 
 def group_of_rows(fmt, block: TileReader, scales: tuple[list[Value], list[Value]], g: int) -> GroupOfRows:

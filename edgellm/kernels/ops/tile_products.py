@@ -83,18 +83,19 @@ def meet_tokens(
     places: Sequence[Place],
     totals: Sequence[Value],
     before_word: Callable[[int], None] | None = None,
+    n_rows: int = TILE_ROWS,
 ) -> list[Value]:
     """A group of weights of some tiles by some tokens, added to the totals: of all tiles for one token after the other.
 
     places: where the tokens' group is. tiles: called for as many tokens as meet weights side by side. before_word: what
-    is done beside, when the first tokens are about to meet each of the words.
+    is done beside, when the first tokens are about to meet each of the words. n_rows: of each tile.
     """
     n_tiles, results = len(tiles), list(totals)
-    at_once = _tokens_side_by_side(v, fmt, len(places), n_tiles)
+    at_once = _tokens_side_by_side(v, fmt, len(places), n_tiles * n_rows)
     for first in range(0, len(places), at_once):
         weights, some = [tile() for tile in tiles], places[first : first + at_once]
         for s in range(GROUP // fmt.scale_group):
-            dots = _dots_of_words(v, fmt, weights, s, some, None if first else before_word)
+            dots = _dots_of_words(v, fmt, weights, s, some, None if first else before_word, n_rows)
             for token, place in enumerate(some):
                 for tile, rows in enumerate(weights):
                     at = (first + token) * n_tiles + tile
@@ -124,14 +125,14 @@ def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) 
     return v.fma(dot.to_f32(), scale * v.f32(d), total)
 
 
-def _tokens_side_by_side(v: Vocabulary, fmt, n_tokens: int, n_tiles: int) -> int:
+def _tokens_side_by_side(v: Vocabulary, fmt, n_tokens: int, n_rows: int) -> int:
     """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow.
 
     Weights around their zero have no sums in int16 that wait to be widened (`byte_sums.PairSum`).
     """
-    width = n_tiles * max(1, TILE_ROWS // v.isa.lanes)  # registers of the sums of a token
+    width = max(1, n_rows // v.isa.lanes)  # registers of the sums of a token
     others = n_tokens + (1 if v.centres(fmt) else 2)
-    return max(1, min(n_tokens, SIDE_BY_SIDE // n_tiles, v.isa.n_registers // width - others))
+    return max(1, min(n_tokens, SIDE_BY_SIDE * TILE_ROWS // n_rows, v.isa.n_registers // width - others))
 
 
 def _dots_of_words(
@@ -141,16 +142,17 @@ def _dots_of_words(
     s: int,
     places: Sequence[Place],
     before_word: Callable[[int], None] | None,
+    n_rows: int,
 ) -> list[list[Value]]:
     """The words of the s-th scale by each token's bytes: for each token the int32 sums of all tiles."""
 
     def start_of(total: Value, place: Place, plane: int) -> Value:
         start = total << PLANE_BITS if plane else total
         is_last = plane == len(place.planes) - 1
-        return start + correction(v, place.sums + s * 4, TILE_ROWS) if is_last and is_corrected(v, fmt) else start
+        return start + correction(v, place.sums + s * 4, n_rows) if is_last and is_corrected(v, fmt) else start
 
     n_words = fmt.scale_group // 4
-    totals = [[v.constant(0, I32, TILE_ROWS)] * len(weights) for _ in places]
+    totals = [[v.constant(0, I32, n_rows)] * len(weights) for _ in places]
     for p in range(len(places[0].planes)):
         pairs = zip(totals, places, strict=True)
         sums = [[v.byte_sum(start_of(total, place, p), fmt) for total in of_token] for of_token, place in pairs]
@@ -158,7 +160,7 @@ def _dots_of_words(
             if before_word is not None and p == 0:
                 before_word(k)
             for of_token, place in zip(sums, places, strict=True):
-                x = v.splat(v.u32(place.planes[p] + k * 4), TILE_ROWS).bitcast(I8)
+                x = v.splat(v.u32(place.planes[p] + k * 4), n_rows).bitcast(I8)
                 for one, rows in zip(of_token, weights, strict=True):
                     one.add(rows.words[k], x)
         totals = [[one.total() for one in of_token] for of_token in sums]
