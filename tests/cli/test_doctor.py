@@ -116,7 +116,8 @@ def test_no_machine_is_too_small_for_an_answer() -> None:
     assert checkup.advise(10**8, 1e9) == []
 
 
-def test_an_estimate_of_a_tiny_model(tmp_path: Path, capsys: Capture) -> None:
+def test_an_estimate_of_a_tiny_model(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.measure.reading.resident_memory", lambda: 0)  # of the tokenizer, nothing is counted
     checkpoints.save("qwen2", tmp_path / "model")
     path = tmp_path / "tiny.gguf"
     convert_checkpoint(tmp_path / "model", path, "F32")
@@ -127,9 +128,9 @@ def test_an_estimate_of_a_tiny_model(tmp_path: Path, capsys: Capture) -> None:
         tensors = model._runner.tensors.values()
         embedding = model._runner.tensors["token_embd.weight"].n_bytes
     assert found.weight_bytes == sum(tensor.n_bytes for tensor in tensors) - embedding
-    read = found.memory(256) - found.memory(0) - 256 * (found.token_bytes + found.position_bytes)
-    assert read == found.text_bytes[8]  # embeddings, some or all of so few, and what the tokenizer makes
-    assert 0.9 * embedding < read < embedding + (8 << 20)
+    tokens = 256 * (found.token_bytes + found.position_bytes)
+    rows = found.memory(256) - found.memory(0) - tokens  # of embeddings, of which some are read
+    assert 0.9 * embedding < rows <= embedding
     assert found.prefill_tokens_per_second > 0 and found.decode_tokens_per_second > 0
     assert main(["run", str(path), "--estimate", "-c", "256", "-t", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()

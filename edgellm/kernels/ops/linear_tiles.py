@@ -31,9 +31,8 @@ from edgellm.kernels.tile_words import TileReader
 
 # Of each way to prefetch, the level that `Vocabulary.prefetch` is told.
 LEVELS = {"first_level": 1, "non_temporal": 0, "both_levels": 2}
-NEAR_BYTES = (
-    1536  # before its use, what comes into the second level is asked for again: a core drops some requests there
-)
+# So far before its use, what comes into the second level is prefetched again: a core drops some of those prefetches.
+NEAR_BYTES = 1536
 FIRST_LEVEL, NON_TEMPORAL = (PREFETCHES.index(what) for what in ("first_level", "non_temporal"))
 
 
@@ -68,18 +67,16 @@ def multiply_few(
     parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
     asks_again = level == 2 and n_tokens <= 2
 
-    # Of AVX2's registers, rows take two for every word, and there are sixteen: rows of one at a time take few enough.
+    # AVX2 has 16 registers of 8 lanes, and a word of 16 rows takes two of them: of 8 rows at a time, all words fit.
     n_rows = v.isa.lanes if v.isa.lanes == 8 else TILE_ROWS
     firsts = range(0, TILE_ROWS, n_rows)
 
     def body(i: Value, *totals: Value) -> list[Value]:
         here, asked = tile + i * block_bytes, ahead + i * block_bytes
         blocks = [TileReader(v, fmt, here, first, n_rows) for first in firsts]
-        scales, places = (
-            [block.unpack_scales() for block in blocks],
-            tokens.places(v, i * per_block, n_tokens, per_block),
-        )
-        sums = [list(totals[n_tokens * part : n_tokens * (part + 1)]) for part in range(len(blocks))]
+        scales = [block.unpack_scales() for block in blocks]
+        places = tokens.places(v, i * per_block, n_tokens, per_block)
+        sums = [list(totals[n_tokens * k : n_tokens * (k + 1)]) for k in range(len(blocks))]
         for g in range(per_block):
 
             def ask(word: int, g: int = g) -> None:
@@ -89,10 +86,10 @@ def multiply_few(
                     if asks_again:
                         prefetch_part(v, here + NEAR_BYTES, *part, level=1)
 
-            for part, block in enumerate(blocks):
-                rows, before_word = group_of_rows(fmt, block, scales[part], g), None if part else ask
-                sums[part] = meet_tokens(v, fmt, [rows.itself], places[g], sums[part], before_word, n_rows)
-        return [total for part in sums for total in part]
+            for k, block in enumerate(blocks):
+                rows = group_of_rows(fmt, block, scales[k], g)
+                sums[k] = meet_tokens(v, fmt, [rows.itself], places[g], sums[k], None if k else ask, n_rows)
+        return [total for of_rows in sums for total in of_rows]
 
     totals = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)] * (n_tokens * len(firsts)), body)
     store_totals(v, finish([v.concat(*totals[t::n_tokens]) for t in range(n_tokens)]), 1, out, out_stride)
