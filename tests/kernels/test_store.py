@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from edgellm.kernels import store as store_module
 from edgellm.kernels.isa import GENERIC, available, choose
+from edgellm.kernels.isa.base import host_target
 from edgellm.kernels.records import ADD, BATCH
 from edgellm.kernels.registry import find
 from edgellm.kernels.store import KernelStore
@@ -186,14 +188,24 @@ def test_other_sources_have_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_
         assert (KernelStore(GENERIC, tmp_path).folder != before) == (changed != "no_such.py")
 
 
-def test_other_compilers_and_cpus_have_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_compiler_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folders = {KernelStore(isa, tmp_path).folder for isa in available()}
     monkeypatch.setattr(store_module, "_numba_version", lambda: "0.0")
     folders |= {KernelStore(isa, tmp_path).folder for isa in available()}
-    monkeypatch.setattr(store_module, "host", lambda: ("another-cpu", {"avx": True}))
-    best = KernelStore(available()[0], tmp_path).folder
     assert len(folders) == 2 * len(available())
-    assert available()[0] is GENERIC or best not in folders
+
+
+def test_another_cpu_has_another_folder_where_code_is_made_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is compiled for all CPUs of a family is the same on each."""
+    native = replace(GENERIC, target=host_target)
+    of_family = replace(GENERIC, target=lambda cpu, features: ("x86-64-v3", ""))
+    here = [KernelStore(isa, tmp_path).folder for isa in (native, of_family)]
+    monkeypatch.setattr(store_module, "host", lambda: ("another-cpu", {"avx": True}))
+    there = [KernelStore(isa, tmp_path).folder for isa in (native, of_family)]
+    assert len({*here, *there}) == 3
+    assert here[1] == there[1]
 
 
 def test_another_system_has_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

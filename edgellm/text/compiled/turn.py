@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from edgellm.kernels.store import KernelStore
     from edgellm.text.compiled.words import CompiledWords
 
-LOAD_FROM = 1 << 16  # characters, of all texts so far, from which kernels are loaded
-READY_FROM = 1 << 14  # the same where a model runs: what loads kernels is there already
-COMPILE_FROM = 1 << 20  # characters to be encoded now from which kernels are compiled where there are none
 SHORT = 1 << 10  # characters of texts that go through Python whatever there is, for it waits for nothing
+READY_FROM = SHORT  # where a model runs: what loads kernels is there already, and Python's tables take longer to make
+LOAD_FROM = 1 << 16  # characters, of all texts so far, from which kernels are loaded where none runs
+COMPILE_FROM = 1 << 20  # characters to be encoded now from which kernels are compiled where there are none
 
 
 Make = Callable[["KernelStore"], "CompiledWords | None"]
