@@ -19,13 +19,16 @@ class ByteSum:
     """Four neighbouring products in each int32, of weights by int8 inputs.
 
     Weights are unsigned, as `BlockFormat.unpack` gives them, or around their zero where `Vocabulary.centres` says so.
+
+    Sums are made in the order in which a kernel is written (`Vocabulary.in_order`): word after word, for all tokens.
+    The compiler would rather finish one sum after the other, and keep on the stack what they are made of.
     """
 
     def __init__(self, v: Any, start: Value, fmt: BlockFormat) -> None:
         self.v, self.fmt, self._total = v, fmt, start
 
     def add(self, weights: Value, s: Value) -> None:
-        self._total = self.v.dot_u8_s8(self._total, weights, s, self.fmt.max_u)
+        self._total = self.v.in_order(self.v.dot_u8_s8(self._total, weights, s, self.fmt.max_u))
 
     def total(self) -> Value:
         return self._total
@@ -35,7 +38,7 @@ class SignedSum(ByteSum):
     """Of weights around their zero, where signed bytes are multiplied."""
 
     def add(self, weights: Value, s: Value) -> None:
-        self._total = self.v.dot_s8_s8(self._total, weights, s)
+        self._total = self.v.in_order(self.v.dot_s8_s8(self._total, weights, s))
 
 
 class PairSum(ByteSum):
@@ -57,7 +60,9 @@ class PairSum(ByteSum):
             self._widen()
         parts = zip(_parts(weights, 32), _parts(s, 32), strict=True)
         pairs = [(self._centred if self.v.centres(self.fmt) else self.v.byte_pairs)(*part) for part in parts]
-        self._pairs = [a + b for a, b in zip(self._pairs, pairs, strict=True)] if self._n else pairs
+        if self._n:
+            pairs = [self.v.in_order(a + b) for a, b in zip(self._pairs, pairs, strict=True)]
+        self._pairs = pairs
         self._n += 1
 
     def total(self) -> Value:
@@ -72,7 +77,7 @@ class PairSum(ByteSum):
         if self._n:
             ones = self.v.constant(1, I16, 16)
             fours = [self.v.pair_sums(pairs, ones) for pairs in self._pairs]
-            self._total = self._total + self.v.concat(*fours)
+            self._total = self.v.in_order(self._total + self.v.concat(*fours))
             self._n = 0
 
 

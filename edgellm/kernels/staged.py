@@ -133,6 +133,10 @@ class Vocabulary:
         same = ir.InlineAsm(ir.FunctionType(kind, [kind]), "", "=r,0")
         return Value(self, self.builder.call(same, [integer.llvm]))
 
+    def in_order(self, value: Value) -> Value:
+        """The same registers, made in the order in which a kernel is written, where the compiler can be told so."""
+        return value
+
     # --- memory -------------------------------------------------------------------------------------------
 
     def _pointer(self, address: Value, element: ir.Type) -> ir.Value:

@@ -7,7 +7,8 @@ takes for a long one. So no code is made that puts registers together and takes 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 from edgellm.kernels.staged import F16, I8, I16, I32, Value, Vocabulary
@@ -15,16 +16,35 @@ from edgellm.quants import BlockFormat
 from edgellm.quants.tiles import TILE_ROWS, pieces
 
 
-class Registers:
-    """Registers side by side. What is done to them is done to each; a single one beside them meets each of them."""
+class Registers(Sequence[Value]):
+    """Registers side by side. What is done to them is done to each; a single one beside them meets each of them.
 
-    def __init__(self, parts: Sequence[Value]) -> None:
-        self.parts = list(parts)
+    Each is loaded and computed where it is asked for, and again each time: of a block of a tile, far more numbers are
+    needed than registers can hold.
+    """
+
+    def __init__(self, parts: Iterable[Callable[[], Value]]) -> None:
+        self._parts = list(parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, i: Any) -> Any:
+        return Registers(self._parts[i]) if isinstance(i, slice) else self._parts[i]()
+
+    def each(self, operation: Callable[[Value], Value]) -> Registers:
+        return Registers([partial(_computed, operation, part) for part in self._parts])
+
+    def joined(self, other: Registers) -> Registers:
+        """Those of another behind them."""
+        return Registers(self._parts + other._parts)
 
     def _with(self, other: Any, operation: Callable[[Any, Any], Value]) -> Registers:
-        others = other.parts if isinstance(other, Registers) else [other]
-        others = others * (len(self.parts) // len(others))
-        return Registers([operation(part, one) for part, one in zip(self.parts, others, strict=True)])
+        if not isinstance(other, Registers):
+            return self.each(lambda part: operation(part, other))
+        others = other._parts * (len(self) // len(other))
+        pairs = zip(self._parts, others, strict=True)
+        return Registers([partial(_computed, operation, part, one) for part, one in pairs])
 
     def __and__(self, other: Any) -> Registers:
         return self._with(other, operator.and_)
@@ -48,11 +68,20 @@ class Registers:
         return self._with(other, operator.mul)
 
     def __neg__(self) -> Registers:
-        return Registers([-part for part in self.parts])
+        return self.each(operator.neg)
 
     def to_f32(self) -> Registers:
         """From signed integers."""
-        return Registers([part.to_f32() for part in self.parts])
+        return self.each(lambda part: part.to_f32())
+
+
+def _computed(operation: Callable[..., Value], *parts: Callable[[], Value]) -> Value:
+    return operation(*(part() for part in parts))
+
+
+def _held(value: Value) -> Registers:
+    """A single one that is there already."""
+    return Registers([lambda: value])
 
 
 class TileVocabulary:
@@ -62,73 +91,77 @@ class TileVocabulary:
         self.v = v
 
     def concat(self, *several: Registers) -> Registers:
-        return Registers([part for one in several for part in one.parts])
+        return reduce(Registers.joined, several)
 
     def lookup(self, table: Sequence[int], indices: Registers) -> Registers:
-        return Registers([self.v.lookup(table, part) for part in indices.parts])
+        return indices.each(lambda part: self.v.lookup(table, part))
 
     def power_of_two(self, e: Registers) -> Registers:
-        return Registers([self.v.power_of_two(part) for part in e.parts])
+        return e.each(self.v.power_of_two)
 
 
 class TileReader:
-    """The block of some rows of a tile at `address`, by default all; `at` counts bytes of a row's block, as in files.
+    """The block of a tile at `address`; `at` counts bytes of a row's block, as in files.
 
-    Weights come as words, a register for each: four bytes of the first row, of the next, ... Numbers are n_rows lanes.
+    Weights come as words, each as a register: four bytes of the first row, of the next, ... Numbers are 16 lanes.
     """
 
-    def __init__(
-        self, v: Vocabulary, fmt: BlockFormat, address: Value, first_row: int = 0, n_rows: int = TILE_ROWS
-    ) -> None:
+    def __init__(self, v: Vocabulary, fmt: BlockFormat, address: Value) -> None:
         self.v, self.fmt, self.address = v, fmt, address
-        self.first_row, self.n_rows = first_row, n_rows
         self._words: Any = TileVocabulary(v)
         self._pieces = {piece.start: piece for piece in pieces(fmt)}
 
-    def unpack(self, group: int) -> list[Value]:
+    def unpack(self, group: int) -> Registers:
         """A group of weights as eight registers of unsigned bytes."""
-        return self.fmt.unpack(self._words, self, group).parts
+        return self.fmt.unpack(self._words, self, group)
 
-    def unpack_scales(self) -> tuple[list[Value], list[Value]]:
+    def unpack_scales(self) -> tuple[Registers, Registers]:
         """The scales of the block, each for all rows, and likewise the biases; none where there is a zero point."""
         scales, biases = self.fmt.unpack_scales(self._words, self)
-        return scales.parts, [] if biases is None else biases.parts
+        return scales, Registers([]) if biases is None else biases
 
     # --- words of `quants.protocols.Block` ----------------------------------------------------------------------
 
     def packed(self, at: int, n: int) -> Registers:
-        first = self.address + (self._pieces[at].at + 4 * self.first_row)
-        return Registers([self.v.load(first + i * TILE_ROWS, I8, 4 * self.n_rows) for i in range(0, n, 4)])
+        first = self.address + self._pieces[at].at
+        places = [first + i * TILE_ROWS for i in range(0, n, 4)]
+        return Registers([partial(self.v.load, place, I8, 4 * TILE_ROWS) for place in places])
 
     def bits(self, at: int) -> Registers:
         """Four bits of a word are spread over its bytes by one multiplication: bit i to place 8 i."""
-        (word,) = self.word(at).parts
-        fours = [(word >> 4 * i) & 15 for i in range(8)]
-        return Registers([((four * 0x00204081) & 0x01010101).bitcast(I8) for four in fours])
+        (word,) = self.word(at)
+
+        def four(i: int) -> Value:
+            return ((((word >> 4 * i) & 15) * 0x00204081) & 0x01010101).bitcast(I8)
+
+        return Registers([partial(four, i) for i in range(8)])
 
     def byte(self, at: int) -> Registers:
-        return Registers([self._integer(at, I8).zext(I32)])
+        return self.bytes(at, 1)
 
     def word(self, at: int) -> Registers:
         if self._pieces[at].width == 4:
-            return Registers([self._integer(at, I32)])
+            return _held(self._integer(at, I32))
         low, high = (self._integer(at + i, I16).zext(I32) for i in (0, 2))
-        return Registers([low | high << 16])
+        return _held(low | high << 16)
 
     def half(self, at: int) -> Registers:
-        return Registers([self.v.f16_to_f32(self._integer(at, I16).bitcast(F16))])
+        return _held(self.v.f16_to_f32(self._integer(at, I16).bitcast(F16)))
 
     def halves(self, at: int) -> tuple[Registers, Registers]:
         return self.half(at), self.half(at + 2)
 
     def bytes(self, at: int, n: int) -> Registers:
-        return Registers([self._integer(at + i, I8).zext(I32) for i in range(n)])
+        return self._bytes(at, n).each(lambda byte: byte.zext(I32))
 
     def signed_bytes(self, at: int, n: int) -> Registers:
-        return Registers([self._integer(at + i, I8).sext(I32) for i in range(n)])
+        return self._bytes(at, n).each(lambda byte: byte.sext(I32))
+
+    def _bytes(self, at: int, n: int) -> Registers:
+        return Registers([partial(self._integer, at + i, I8) for i in range(n)])
 
     def _integer(self, at: int, element: Any) -> Value:
         """An integer of every row that is a piece of its own."""
         piece = self._pieces[at]
         assert piece.width * 8 == element.width, f"a piece of {piece.width} bytes is no {element}"
-        return self.v.load(self.address + (piece.at + piece.width * self.first_row), element, self.n_rows)
+        return self.v.load(self.address + piece.at, element, TILE_ROWS)

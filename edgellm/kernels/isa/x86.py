@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from llvmlite import ir
+
 from edgellm.kernels.byte_sums import ByteSum, PairSum
 from edgellm.kernels.isa.base import Isa, Portable, host_target
 from edgellm.kernels.staged import I8, I16, I32, Value, Vocabulary, vector
+from edgellm.kernels.values import bits_of
 from edgellm.quants import BlockFormat
 
 
 class _X86(Vocabulary):
     def pause(self) -> None:
-        from llvmlite import ir
-
         self.call("llvm.x86.sse2.pause", ir.VoidType(), suffix=False)
+
+    def in_order(self, value: Value) -> Value:
+        kind = value.llvm.type
+        if value.n * bits_of(value.element) > self.isa.lanes * 32:
+            return self.concat(*map(self.in_order, self.halves(value)))
+        any_register = "x" if self.isa.n_registers == 16 else "v"
+        same = ir.InlineAsm(ir.FunctionType(kind, [kind]), "", f"={any_register},0", side_effect=True)
+        return Value(self, self.builder.call(same, [value.llvm]))
 
     def lookup(self, table, indices: Value) -> Value:
         if indices.n > self.isa.lanes * 4:

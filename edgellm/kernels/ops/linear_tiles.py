@@ -27,7 +27,7 @@ from edgellm.kernels.ops.tile_products import (
 )
 from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
 from edgellm.kernels.staged import F32, Value, Vocabulary, staged
-from edgellm.kernels.tile_words import TileReader
+from edgellm.kernels.tile_words import Registers, TileReader
 
 # Of each way to prefetch, the level that `Vocabulary.prefetch` is told.
 LEVELS = {"first_level": 1, "non_temporal": 0, "both_levels": 2}
@@ -67,16 +67,12 @@ def multiply_few(
     parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
     asks_again = level == 2 and n_tokens <= 2
 
-    # AVX2 has 16 registers of 8 lanes, and a word of 16 rows takes two of them: of 8 rows at a time, all words fit.
-    n_rows = v.isa.lanes if v.isa.lanes == 8 else TILE_ROWS
-    firsts = range(0, TILE_ROWS, n_rows)
-
     def body(i: Value, *totals: Value) -> list[Value]:
         here, asked = tile + i * block_bytes, ahead + i * block_bytes
-        blocks = [TileReader(v, fmt, here, first, n_rows) for first in firsts]
-        scales = [block.unpack_scales() for block in blocks]
+        block = TileReader(v, fmt, here)
+        scales = block.unpack_scales()
         places = tokens.places(v, i * per_block, n_tokens, per_block)
-        sums = [list(totals[n_tokens * k : n_tokens * (k + 1)]) for k in range(len(blocks))]
+        results = list(totals)
         for g in range(per_block):
 
             def ask(word: int, g: int = g) -> None:
@@ -86,20 +82,19 @@ def multiply_few(
                     if asks_again:
                         prefetch_part(v, here + NEAR_BYTES, *part, level=1)
 
-            for k, block in enumerate(blocks):
-                rows = group_of_rows(fmt, block, scales[k], g)
-                sums[k] = meet_tokens(v, fmt, [rows.itself], places[g], sums[k], None if k else ask, n_rows)
-        return [total for of_rows in sums for total in of_rows]
+            rows = group_of_rows(fmt, block, scales, g)
+            results = meet_tokens(v, fmt, [rows.itself], places[g], results, ask)
+        return results
 
-    totals = v.loop(n_blocks, [v.constant(0.0, F32, n_rows)] * (n_tokens * len(firsts)), body)
-    store_totals(v, finish([v.concat(*totals[t::n_tokens]) for t in range(n_tokens)]), 1, out, out_stride)
+    totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
+    store_totals(v, finish(totals), 1, out, out_stride)
 
 
-def group_of_rows(fmt, block: TileReader, scales: tuple[list[Value], list[Value]], g: int) -> GroupOfRows:
+def group_of_rows(fmt, block: TileReader, scales: tuple[Registers, Registers], g: int) -> GroupOfRows:
     """The g-th group of a block, with its part of the block's scales and biases."""
     per_group = GROUP // fmt.scale_group
     some = slice(g * per_group, (g + 1) * per_group)
-    words = [as_multiplied(block.v, fmt, word) for word in block.unpack(g)]
+    words = block.unpack(g).each(lambda word: as_multiplied(block.v, fmt, word))
     return GroupOfRows(words, scales[0][some], scales[1][some])
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+from edgellm.kernels.byte_sums import ByteSum
 from edgellm.kernels.records import PLANE_BITS, TILE_ROWS
 from edgellm.kernels.staged import I8, I32, Value, Vocabulary
+from edgellm.kernels.tile_words import Registers
 
 GROUP = 32  # weights that share an activation scale
 SIDE_BY_SIDE = 8  # sums, twice as many as one waits cycles; more would take registers from weights and scales
@@ -64,7 +67,7 @@ class Inputs:
 class GroupOfRows(NamedTuple):
     """A group of weights of 16 rows.
 
-    words:   eight registers, each with four neighbouring weights of every row.
+    words:   eight registers, each with four neighbouring weights of every row; made when they are asked for.
     scales:  a register for every `scale_group` weights. biases: likewise, and none of formats with a zero point.
     """
 
@@ -83,25 +86,26 @@ def meet_tokens(
     places: Sequence[Place],
     totals: Sequence[Value],
     before_word: Callable[[int], None] | None = None,
-    n_rows: int = TILE_ROWS,
 ) -> list[Value]:
     """A group of weights of some tiles by some tokens, added to the totals: of all tiles for one token after the other.
 
     places: where the tokens' group is. tiles: called for as many tokens as meet weights side by side. before_word: what
-    is done beside, when the first tokens are about to meet each of the words. n_rows: of each tile.
+    is done beside, when the first tokens are about to meet each of the words.
     """
     n_tiles, results = len(tiles), list(totals)
-    at_once = _tokens_side_by_side(v, fmt, len(places), n_tiles * n_rows)
+    at_once = _tokens_side_by_side(v, fmt, places, n_tiles)
     for first in range(0, len(places), at_once):
         weights, some = [tile() for tile in tiles], places[first : first + at_once]
         for s in range(GROUP // fmt.scale_group):
-            dots = _dots_of_words(v, fmt, weights, s, some, None if first else before_word, n_rows)
-            for token, place in enumerate(some):
-                for tile, rows in enumerate(weights):
+            dots = _dots_of_words(v, fmt, weights, s, some, None if first else before_word)
+            for tile, rows in enumerate(weights):
+                scale, bias = rows.scales[s], rows.biases[s] if rows.biases else None
+                for token, place in enumerate(some):
                     at = (first + token) * n_tiles + tile
-                    results[at] = add_scaled(v, results[at], dots[token][tile], rows.scales[s], place.d)
-                    if rows.biases:
-                        results[at] = v.fma(rows.biases[s], v.f32(place.sums + s * 4), results[at])
+                    result = add_scaled(v, results[at], dots[token][tile], scale, place.d)
+                    if bias is not None:
+                        result = v.fma(bias, v.f32(place.sums + s * 4), result)
+                    results[at] = v.in_order(result)
     return results
 
 
@@ -125,14 +129,15 @@ def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) 
     return v.fma(dot.to_f32(), scale * v.f32(d), total)
 
 
-def _tokens_side_by_side(v: Vocabulary, fmt, n_tokens: int, n_rows: int) -> int:
+def _tokens_side_by_side(v: Vocabulary, fmt, places: Sequence[Place], n_tiles: int) -> int:
     """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow.
 
-    Weights around their zero have no sums in int16 that wait to be widened (`byte_sums.PairSum`).
+    Beside the sums there are a word, an input, their product and a constant; of weights around their zero
+    (`byte_sums.PairSum`) magnitudes and signs as well.
     """
-    width = max(1, n_rows // v.isa.lanes)  # registers of the sums of a token
-    others = n_tokens + (1 if v.centres(fmt) else 2)
-    return max(1, min(n_tokens, SIDE_BY_SIDE * TILE_ROWS // n_rows, v.isa.n_registers // width - others))
+    width = n_tiles * len(places[0].planes) * max(1, TILE_ROWS // v.isa.lanes)  # registers of the sums of a token
+    others = 9 if v.centres(fmt) else 4
+    return max(1, min(len(places), SIDE_BY_SIDE // n_tiles, (v.isa.n_registers - others) // width))
 
 
 def _dots_of_words(
@@ -142,29 +147,35 @@ def _dots_of_words(
     s: int,
     places: Sequence[Place],
     before_word: Callable[[int], None] | None,
-    n_rows: int,
 ) -> list[list[Value]]:
     """The words of the s-th scale by each token's bytes: for each token the int32 sums of all tiles."""
+    n_words, n_planes = fmt.scale_group // 4, len(places[0].planes)
 
-    def start_of(total: Value, place: Place, plane: int) -> Value:
-        start = total << PLANE_BITS if plane else total
-        is_last = plane == len(place.planes) - 1
-        return start + correction(v, place.sums + s * 4, n_rows) if is_last and is_corrected(v, fmt) else start
+    def sums_of(place: Place) -> list[ByteSum]:
+        """One for each plane; what the zero point takes is in the last."""
+        starts = [v.constant(0, I32, TILE_ROWS)] * n_planes
+        if is_corrected(v, fmt):
+            starts[-1] = correction(v, place.sums + s * 4, TILE_ROWS)
+        return [v.byte_sum(start, fmt) for start in starts]
 
-    n_words = fmt.scale_group // 4
-    totals = [[v.constant(0, I32, n_rows)] * len(weights) for _ in places]
-    for p in range(len(places[0].planes)):
-        pairs = zip(totals, places, strict=True)
-        sums = [[v.byte_sum(start_of(total, place, p), fmt) for total in of_token] for of_token, place in pairs]
-        for k in range(s * n_words, (s + 1) * n_words):
-            if before_word is not None and p == 0:
-                before_word(k)
-            for of_token, place in zip(sums, places, strict=True):
-                x = v.splat(v.u32(place.planes[p] + k * 4), n_rows).bitcast(I8)
-                for one, rows in zip(of_token, weights, strict=True):
-                    one.add(rows.words[k], x)
-        totals = [[one.total() for one in of_token] for of_token in sums]
-    return totals
+    sums = [[sums_of(place) for _ in weights] for place in places]
+    for k in range(s * n_words, (s + 1) * n_words):
+        if before_word is not None:
+            before_word(k)
+        words = [rows.words[k] for rows in weights]
+        for of_token, place in zip(sums, places, strict=True):
+            for p, plane in enumerate(place.planes):
+                x = v.splat(v.u32(plane + k * 4), TILE_ROWS).bitcast(I8)
+                for of_tile, word in zip(of_token, words, strict=True):
+                    of_tile[p].add(word, x)
+    return [[_planes_together(of_tile) for of_tile in of_token] for of_token in sums]
+
+
+def _planes_together(sums: list[ByteSum]) -> Value:
+    total, *others = (one.total() for one in sums)
+    for other in others:
+        total = (total << PLANE_BITS) + other
+    return total
 
 
 class UnpackedTile:
@@ -186,18 +197,17 @@ class UnpackedTile:
         # again.
         v, words = self.v, self.v.opaque(self.memory + g * (TILE_ROWS * GROUP))
         scales, biases = self.scales_of(g)
-        return GroupOfRows(
-            [v.load(words + k * TILE_ROWS * 4, I8, TILE_ROWS * 4) for k in range(GROUP // 4)], scales, biases
-        )
+        places = [words + k * TILE_ROWS * 4 for k in range(GROUP // 4)]
+        return GroupOfRows(Registers([partial(v.load, at, I8, TILE_ROWS * 4) for at in places]), scales, biases)
 
-    def scales_of(self, g: Value) -> tuple[list[Value], list[Value]]:
+    def scales_of(self, g: Value) -> tuple[Registers, Registers]:
         """The scales of a group and its biases."""
 
-        def numbers(first: Value) -> list[Value]:
+        def numbers(first: Value) -> Registers:
             places = [first + (g * self.per_group + s) * (TILE_ROWS * 4) for s in range(self.per_group)]
-            return [self.v.f32(at, TILE_ROWS) for at in places]
+            return Registers([partial(self.v.f32, at, TILE_ROWS) for at in places])
 
-        return numbers(self.scales_at), numbers(self.biases_at) if self.has_biases else []
+        return numbers(self.scales_at), numbers(self.biases_at) if self.has_biases else Registers([])
 
     def store(
         self, g: Value, words: Sequence[Value], scales: Sequence[Value], biases: Sequence[Value], lane: Value | int = 0
