@@ -80,13 +80,16 @@ def load(path: Path, runtime: RuntimeConfig, adapters: Mapping[Path, float] | No
     adapters:  what it is run with, scales by path; they are called as they were typed.
     """
     import edgellm
+    from edgellm.graph.tuner import TASK as TUNING_TASK
 
     if runtime.draft is not None:
         runtime = dataclasses.replace(runtime, draft=path_of(str(runtime.draft)))
-    with Progress("compiling kernels") as kernels, Progress() as layout:
+    with Progress("compiling kernels") as kernels, Progress() as others:
 
         def progress(done: int, total: int, what: str) -> None:
-            (layout if what == TILES_TASK else kernels)(done, total, what)
+            shown, over = (others, kernels) if what in (TILES_TASK, TUNING_TASK) else (kernels, others)
+            over.clear()
+            shown(done, total, what)
 
         model = edgellm.load(path, **dataclasses.asdict(runtime), progress=progress)
     for line in model.notes:

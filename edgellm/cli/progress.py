@@ -34,7 +34,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        self._clear()
+        self.clear()
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
@@ -51,7 +51,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say a line of its own in between."""
-        self._clear()
+        self.clear()
         note(text)
 
     def _line(self, done: int, total: int, what: str, now: float) -> str:
@@ -90,7 +90,8 @@ class Progress:
         sys.stderr.flush()
         self._width = len(line)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Take the line away, until there is more to say."""
         if self._width:
             sys.stderr.write(f"\r{' ' * self._width}\r")
             sys.stderr.flush()

@@ -64,9 +64,11 @@ class Embedder:
         self.n_vocab = file.tensors["token_embd.weight"].shape[0]
         self.n_batch = runtime.n_batch
         self._alone = alone or _lock()
-        isa = choose()
-        self._store = KernelStore(isa) if beside is None else beside.store
-        self.target = target_for(file, self.graphs.body, self._store, isa, runtime) if beside is None else beside.target
+        if beside is None:
+            self._store = KernelStore(choose())
+            self.target = target_for(file, self.graphs.body, self._store, runtime, progress)
+        else:
+            self._store, self.target = beside.store, beside.target
         self.n_threads = self.target.tuning.n_threads
         body, head = lower(self.graphs.body, self.target, longest=1), lower(self.graphs.head, self.target)
         self._store.load([*body.kernels, *head.kernels, *KERNELS], progress)

@@ -70,7 +70,8 @@ def load(
     """Open a GGUF file, or a model by its name, ready to run. One that has a name and is not here is fetched first.
 
     The keywords are those of `RuntimeConfig`. progress(done, total, what) is called while a model is fetched, with
-    bytes, and on a first start, while kernels are compiled, with their names, and while tiles are made, with bytes.
+    bytes, and on a first start: while kernels are compiled, with their names, when settings are measured, with total 0,
+    and while tiles are made, with bytes.
     Raises FileProblem (or its FormatError, UnsupportedError) for a file that cannot be run, UsageError for
     parameters that cannot work, MemoryLimitError for a context that this machine cannot hold, DownloadError when a
     model cannot be fetched.

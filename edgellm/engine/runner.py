@@ -21,7 +21,7 @@ from edgellm.engine.allocation import allocate_cache
 from edgellm.engine.damage import no_numbers
 from edgellm.engine.kv_cache import KVCache, Sequence
 from edgellm.engine.layout import LayOut, Layout, lay_out
-from edgellm.engine.sampling.compiled_groups import CompiledGroupLoops
+from edgellm.engine.sampling.compiled_groups import CompiledGroupLoops, sampling_kernels
 from edgellm.errors import EdgellmError, UsageError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.tensor import Tensor
@@ -30,10 +30,10 @@ from edgellm.graph.lowering import ExpertSums, states_table
 from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
-from edgellm.kernels.isa import Isa, choose
+from edgellm.kernels.isa import choose
 from edgellm.kernels.kv_types import CACHE_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
-from edgellm.kernels.store import KernelStore
+from edgellm.kernels.store import KernelStore, Progress
 from edgellm.machine import default_threads
 from edgellm.params import RuntimeConfig
 from edgellm.quants import BlockFormat
@@ -110,7 +110,7 @@ class Runner:
         config: ModelConfig,
         n_ctx: int,
         runtime: RuntimeConfig,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
         team: Team | None = None,
         lay_out: LayOut = lay_out,
     ) -> None:
@@ -123,12 +123,13 @@ class Runner:
         largest = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
         self.n_vocab = self.graphs.logits.width
 
-        target = target_for(file, self.graphs.body, self.store, self.isa, runtime)
+        target = target_for(file, self.graphs.body, self.store, runtime, progress)
         self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
         self.target = replace(target, tiles=self.layout.tiles, copies=self.layout.copies)
         self.n_threads = self.target.tuning.n_threads
         body, head = lower(self.graphs.body, self.target), lower(self.graphs.head, self.target)
-        self.store.load([*body.kernels, *head.kernels, *KERNELS], progress)
+        of_samplers = sampling_kernels() if self.store.has_compiled else []  # while people are told of compiling
+        self.store.load([*body.kernels, *head.kernels, *KERNELS, *of_samplers], progress)
 
         self.cache = allocate_cache(body.cache_layers, body.state_bytes, n_ctx, self.n_batch, runtime.cache_bytes)
         n_nodes = len(self.graphs.body.nodes)
@@ -428,14 +429,16 @@ def _layer_of(name: str) -> int:
     return int(parts[1]) if parts[0] == "blk" and parts[1].isdecimal() else -1
 
 
-def target_for(file: GGUFFile, body: Graph, store: KernelStore, isa: Isa, runtime: RuntimeConfig) -> Target:
+def target_for(
+    file: GGUFFile, body: Graph, store: KernelStore, runtime: RuntimeConfig, progress: Progress | None
+) -> Target:
     """How to compute a model on this machine, measured on a first start."""
-    kv_type, weights = CACHE_TYPES[runtime.kv_type], _most_common_format(file)
+    isa, kv_type, weights = store.isa, CACHE_TYPES[runtime.kv_type], _most_common_format(file)
     tuning = remembered(store, weights, runtime.n_threads)
     if tuning is None:
         # A file that cannot be run says so before anything is measured.
         lower(body, Target(isa, Tuning(default_threads()), kv_type, runtime.activations))
-        tuning = measure_and_remember(store, weights, runtime.n_threads)
+        tuning = measure_and_remember(store, weights, runtime.n_threads, progress)
     return Target(isa, tuning, kv_type, runtime.activations)
 
 

@@ -26,13 +26,14 @@ from edgellm.graph.ops import Rows
 from edgellm.graph.program import TOKEN_ALIGN, aligned
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuning import Tuning
-from edgellm.kernels.store import KernelStore
+from edgellm.kernels.store import KernelStore, Progress
 from edgellm.machine import available_memory, beyond_caches, default_threads, usable_threads
 from edgellm.quants import BlockFormat
 from edgellm.quants.tiles import TILE_ROWS
 
 T = TypeVar("T")
 
+TASK = "measuring which settings are quickest"  # what progress calls it
 WEIGHT_BYTES = 1 << 27  # far beyond most last level caches: what they hold of it makes all ways alike
 N_COLS, N_ROWS = 2048, 2048  # of a matrix
 OPS_BESIDE = 8  # beside the matrices: what makes their input
@@ -69,16 +70,19 @@ def remembered(store: KernelStore, weights: BlockFormat, n_threads: int | None =
     return tuning and _with_threads(tuning, n_threads)
 
 
-def measure_and_remember(store: KernelStore, weights: BlockFormat, n_threads: int | None = None) -> Tuning:
+def measure_and_remember(
+    store: KernelStore, weights: BlockFormat, n_threads: int | None = None, progress: Progress | None = None
+) -> Tuning:
     """Measure, in some three seconds and twice that beside large caches, and keep the settings beside the kernels.
 
-    weights:  the format that most of a model's weights have.
+    weights:  the format that most of a model's weights have. progress(done, total, what) is called while kernels are
+              compiled, with their names, and with (0, 0, TASK) before each of the measurements.
     """
     from edgellm.machine.others import OtherWork, is_too_busy  # which other starts do without
 
     private.prepare(store.folder)
     others = OtherWork()
-    tuning = measure(store, weights)
+    tuning = measure(store, weights, progress)
     tuning.save(_path(store, weights, is_busy=is_too_busy(others.cores(), tuning.n_threads)))
     return _with_threads(tuning, n_threads)
 
@@ -108,9 +112,9 @@ def _with_threads(tuning: Tuning, n_threads: int | None) -> Tuning:
     return tuning if n_threads is None else replace(tuning, n_threads=n_threads)
 
 
-def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
+def measure(store: KernelStore, weights: BlockFormat, progress: Progress | None = None) -> Tuning:
     """Find the settings, one after the other, each with those found before."""
-    work = _Work(store, weights, min(WEIGHT_BYTES, available_memory() // 4))
+    work = _Work(store, weights, min(WEIGHT_BYTES, available_memory() // 4), progress)
     tuning = Tuning(default_threads())
     tuning = work.best(
         tuning, [replace(tuning, n_threads=n) for n in _thread_counts(tuning.n_threads)], CLEARLY_OTHER_THREADS
@@ -120,7 +124,7 @@ def measure(store: KernelStore, weights: BlockFormat) -> Tuning:
     tuning = replace(tuning, small_batch=work.small_batch(tuning))
     if not weights.in_tiles:
         return tuning
-    from_memory = _Work(store, weights, beyond_caches(WEIGHT_BYTES))
+    from_memory = _Work(store, weights, beyond_caches(WEIGHT_BYTES), progress)
     tuning = from_memory.prefetching_tiles(tuning)
     if from_memory.tiles_pay(tuning):
         return replace(tuning, tiles=True, tiles_small_batch=work.small_batch(replace(tuning, tiles=True)))
@@ -135,9 +139,11 @@ def _thread_counts(default: int) -> list[int]:
 class _Work:
     """Programs of linear layers, and how long they take."""
 
-    def __init__(self, store: KernelStore, weights: BlockFormat, n_bytes: int) -> None:
-        self.store, self.format = store, weights
-        store.load(KERNELS)
+    def __init__(
+        self, store: KernelStore, weights: BlockFormat, n_bytes: int, progress: Progress | None = None
+    ) -> None:
+        self.store, self.format, self.progress = store, weights, progress
+        store.load(KERNELS, progress)
         self.n_cols = -(-N_COLS // weights.block_size) * weights.block_size
         row_bytes = weights.row_bytes(self.n_cols)
         self.memory = aligned(max(1, n_bytes // (N_ROWS * row_bytes)) * N_ROWS * row_bytes)
@@ -159,7 +165,10 @@ class _Work:
         try:
             for n in {tuning.n_threads for tuning in tunings}:
                 teams[n] = Team(self.store, n, max_ops)
-            yield [_Runnable(self, tuning, teams[tuning.n_threads]) for tuning in tunings]
+            programs = [_Runnable(self, tuning, teams[tuning.n_threads]) for tuning in tunings]
+            if self.progress is not None:
+                self.progress(0, 0, TASK)
+            yield programs
         finally:
             for team in teams.values():
                 team.close()
@@ -231,7 +240,7 @@ class _Runnable:
         matrices = self.work.matrices if self.tuning.tiles else []
         tiles = {matrix: matrix.raw.reshape(N_ROWS // TILE_ROWS, -1) for matrix in matrices}
         lowered = lower(graph, Target(self.work.store.isa, self.tuning, tiles=tiles))
-        self.work.store.load(lowered.kernels)
+        self.work.store.load(lowered.kernels, self.work.progress)
         self._input = np.ones((2 * TOKEN_ALIGN, Rows(x.width).stride), np.float32)
         batch, inputs = Batch(max(TILES_SMALL_BATCHES), lowered), {x: self._input.ctypes.data}
         self._program = Program(lowered, self.work.store, batch, self.team, inputs=inputs)

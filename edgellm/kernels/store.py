@@ -46,10 +46,14 @@ _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int
 
 
 class KernelStore:
-    """Compiled kernels for one instruction set, loaded into this process as they are asked for."""
+    """Compiled kernels for one instruction set, loaded into this process as they are asked for.
+
+    has_compiled:  whether any had to be compiled so far, as on a first start.
+    """
 
     def __init__(self, isa: Isa, folder: Path | None = None) -> None:
         self.isa = isa
+        self.has_compiled = False
         self._sources = source_hash()
         self.folder = (folder or kernels_folder()) / f"{isa.name}-{_fingerprint(isa, self._sources)}"
         self._addresses: dict[str, int] = {}
@@ -72,6 +76,7 @@ class KernelStore:
             objects.update(prebuilt.read(self.isa, self._sources, lacking))
         missing = [kernel for kernel, code in objects.items() if code is None]
         if missing:
+            self.has_compiled = True
             private.prepare(self.folder)
         for done, kernel in enumerate(missing):
             if progress:

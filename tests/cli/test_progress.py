@@ -57,6 +57,18 @@ def test_counts_and_unknown_totals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\rfetching 1.2 kB\r" in terminal.getvalue().replace(" " * 16, "")
 
 
+def test_a_line_makes_room_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(module.sys, "stderr", terminal)
+    with Progress("compiling") as long, Progress() as short:
+        long(2, 4, "matmul")
+        n = len(terminal.getvalue()) - 1
+        long.clear()
+        long.clear()  # nothing is left to take away
+        short(0, 0, "measuring")
+    assert terminal.getvalue().endswith(f"matmul\r{' ' * n}\r\rmeasuring\r{' ' * len('measuring')}\r")
+
+
 def test_texts_of_strangers() -> None:
     assert harmless("a\tb\nc\x1b[2Jd\x9b\r\x7f") == "a\tb\nc\\x1b[2Jd\\x9b\\x0d\\x7f"
     assert harmless("ünï 漢 👍🏽") == "ünï 漢 👍🏽"

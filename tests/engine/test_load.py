@@ -12,7 +12,9 @@ import pytest
 
 import edgellm
 from edgellm import hub
+from edgellm.engine.sampling.compiled_groups import sampling_kernels
 from edgellm.errors import DownloadError, FileProblem, UsageError
+from edgellm.kernels.store import KernelStore
 from tests.arch import tiny
 
 SELDOM = ("llguidance", "jsonschema", "pydantic", "mcp", "asyncio", "edgellm.engine.openai", "edgellm.engine.structure",
@@ -58,6 +60,14 @@ def test_a_model_that_is_not_here_is_fetched(home: Path, tiny_path: Path, monkey
     assert asked == ["smollm2-135m"] and told[0] == (5, 10, "fetching")
     with edgellm.load("fetched.gguf", n_threads=1):  # what is here is not fetched
         assert asked == ["smollm2-135m"]
+
+
+def test_a_first_start_compiles_what_samplers_need_as_well(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so meanwhile; the first answer would wait for it in silence."""
+    any_start = property(lambda self: True, lambda self, value: None)
+    monkeypatch.setattr(KernelStore, "has_compiled", any_start, raising=False)
+    with edgellm.load(tiny_path, n_threads=1) as model:
+        assert all(model._runner.store.address(kernel) for kernel in sampling_kernels())
 
 
 def test_what_cannot_be_fetched(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

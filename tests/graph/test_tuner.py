@@ -59,6 +59,12 @@ def test_what_is_measured_is_remembered_for_its_format(store: Elsewhere) -> None
     assert tuner.remembered(store, F32) is None
 
 
+def test_who_waits_is_told_what_for(store: Elsewhere) -> None:
+    told: list[tuple[int, int, str]] = []
+    tuner.measure_and_remember(store, F32, progress=lambda *step: told.append(step))
+    assert (0, 0, tuner.TASK) in told
+
+
 def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: Elsewhere, monkeypatch) -> None:
     busy = True
     monkeypatch.setattr(others, "is_too_busy", lambda cores, n_threads: busy)

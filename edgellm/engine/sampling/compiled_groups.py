@@ -29,7 +29,7 @@ from edgellm.engine.sampling.groups import (
 )
 from edgellm.kernels import sampling_records as records
 from edgellm.kernels.records import MAXIMA_GROUP, OP, PROGRAM
-from edgellm.kernels.registry import find
+from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.sampling_records import FILTER, GROUPS_TOGETHER
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ SEARCHES = {
 }
 MAXIMA, ALL_WEIGHTS, ALL_SPREAD = (LARGEST,), (WEIGHTS,), (SPREAD,)
 CHANGE, REPEATED = (records.GROUP_CHANGE,), (records.REPEATED,)
+EVERY = (*IN_CHUNKS, FIND, DRAW, records.GROUP_COOL, *CHANGE, *REPEATED)
 WITH_PRODUCTS = (records.TYPICAL, records.EVENNESS)
 NO_BYTES = ctypes.c_char * 0
 PACKED_FILTER = Struct("=qdddd")
@@ -64,6 +65,11 @@ PACKED_FILTER = Struct("=qdddd")
 def address_of(array: np.ndarray) -> int:
     """Where an array begins: of one that can be written, known far sooner than by `array.ctypes.data`."""
     return ctypes.addressof(NO_BYTES.from_buffer(array.data)) if array.flags.writeable else array.ctypes.data
+
+
+def sampling_kernels() -> list[Kernel]:
+    """All that samplers may need."""
+    return [find(schema.name) for schema in EVERY]
 
 
 class CompiledGroupLoops(GroupLoops):
