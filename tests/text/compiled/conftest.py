@@ -11,6 +11,11 @@ from edgellm.text.compiled.words import kernels
 from tests.kernels.conftest import DISTINCT
 
 
+@pytest.fixture(autouse=True)
+def _no_model_runs() -> None:
+    """Here kernels are what is tried."""
+
+
 @pytest.fixture(params=DISTINCT, ids=lambda isa: isa.name)
 def store(request: pytest.FixtureRequest) -> KernelStore:
     isa: Isa = request.param
