@@ -74,11 +74,9 @@ class Checkup:
 
 def checkup() -> Checkup:
     """Look, and measure for a few seconds."""
-    found, store = isa.choose(), KernelStore(isa.choose())
+    found, store, weights = isa.choose(), KernelStore(isa.choose()), FORMATS[TYPES[0]]
     with Progress("measuring") as progress:
-        tuning = remembered(store, FORMATS[TYPES[0]]) or measure_and_remember(
-            store, FORMATS[TYPES[0]], progress=progress
-        )
+        tuning = remembered(store, weights) or measure_and_remember(store, weights, progress=progress)
         store.load(KERNELS, progress)
         speeds, busy_cores = _speeds(store, tuning)
     faults = [*_of_the_machine(), *_of_files(), *_of_kernels(store)]

@@ -99,8 +99,8 @@ def estimate(path: Path, runtime: RuntimeConfig, progress: Callable[[int, int, s
     """Takes a few seconds, and as much memory as running the model, but for all weights beyond 256 MB or what
     the caches hold.
 
-    progress(done, total, kernel) is called while kernels are compiled, on a first start. Raises what loading the model
-    would raise.
+    progress(done, total, what) is called while kernels are compiled and before settings are measured, on a first start.
+    Raises what loading the model would raise.
     """
     with open_file(path) as file:
         tensors = dict(file.tensors)

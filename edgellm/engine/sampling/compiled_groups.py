@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from itertools import chain
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,6 @@ SEARCHES = {
 }
 MAXIMA, ALL_WEIGHTS, ALL_SPREAD = (LARGEST,), (WEIGHTS,), (SPREAD,)
 CHANGE, REPEATED = (records.GROUP_CHANGE,), (records.REPEATED,)
-EVERY = (*IN_CHUNKS, FIND, DRAW, records.GROUP_COOL, *CHANGE, *REPEATED)
 WITH_PRODUCTS = (records.TYPICAL, records.EVENNESS)
 NO_BYTES = ctypes.c_char * 0
 PACKED_FILTER = Struct("=qdddd")
@@ -69,7 +69,8 @@ def address_of(array: np.ndarray) -> int:
 
 def sampling_kernels() -> list[Kernel]:
     """All that samplers may need."""
-    return [find(schema.name) for schema in EVERY]
+    programs = *SEARCHES.values(), MAXIMA, ALL_WEIGHTS, ALL_SPREAD, CHANGE, REPEATED
+    return [find(schema.name) for schema in dict.fromkeys(chain(*programs))]
 
 
 class CompiledGroupLoops(GroupLoops):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgellm.text.compiled.words import CompiledWords
 
 SHORT = 1 << 10  # characters of texts that go through Python whatever there is, for it waits for nothing
-READY_FROM = SHORT  # where a model runs: what loads kernels is there already, and Python's tables take longer to make
+READY_FROM = SHORT  # where a model runs: what loads kernels is there already, and Python has tables to make as well
 LOAD_FROM = 1 << 16  # characters, of all texts so far, from which kernels are loaded where none runs
 COMPILE_FROM = 1 << 20  # characters to be encoded now from which kernels are compiled where there are none
 
