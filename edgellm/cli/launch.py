@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
+from edgellm.cli.server_client import address_of, ask
 from edgellm.errors import EdgellmError, FileProblem, UsageError
 
 if TYPE_CHECKING:
     from edgellm.server.launch import Served
-
-SECONDS = 5.0  # until a server that says nothing is given up
-MOST_BYTES = 10_000_000  # of its answer
 
 
 @click.command()
@@ -64,7 +58,8 @@ def command(name: str | None, url: str, model: str | None, api_key: str | None, 
     try:
         _told("wrote", launch.write(name, program, settings))
     except FileProblem as problem:
-        raise FileProblem(f"{problem}; add this yourself:\n{_alone(settings, program.path())}".rstrip()) from None
+        click.echo(_alone(settings, program.path()), nl=False)
+        raise FileProblem(f"{problem}; add what stands above to {_short(program.path())} yourself") from None
     click.echo(f"{program.title}: {program.then(served)}. edgellm launch {name} --undo takes it back.")
 
 
@@ -87,10 +82,8 @@ def _served(url: str, model: str | None, key: str | None) -> Served:
     """The server and its models, as it tells. Raises UsageError or EdgellmError when it is none, or lacks the model."""
     from edgellm.server.launch import Served
 
-    url = url.rstrip("/").removesuffix("/v1")
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-        raise UsageError(f"--url {url} is no address of a server; expected something like http://127.0.0.1:8080")
-    models = {str(one["id"]): one.get("max_model_len") for one in _models(url, key)}
+    url = address_of(url)
+    models = _models(url, key)
     if not models:
         raise EdgellmError(f"the server at {url} has no models; edgellm pull fetches one")
     if model is not None and model not in models:
@@ -99,22 +92,13 @@ def _served(url: str, model: str | None, key: str | None) -> Served:
     return Served(url, {first: models.pop(first), **models}, key)
 
 
-def _models(url: str, key: str | None) -> list[dict[str, Any]]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine
+def _models(url: str, key: str | None) -> dict[str, int | None]:
+    """Their names, and how many tokens the context of each holds, if the server says so."""
+    found = ask(url, "/v1/models", key)
     try:
-        with opener.open(urllib.request.Request(f"{url}/v1/models", headers=headers), timeout=SECONDS) as response:
-            found = json.loads(response.read(MOST_BYTES))
-        return [one for one in found["data"] if isinstance(one["id"], str)]
-    except urllib.error.HTTPError as error:
-        if error.code == 401:
-            raise EdgellmError(f"the server at {url} wants a key; give it with --api-key") from None
-        raise EdgellmError(f"what answers at {url} is no edgellm (status {error.code})") from None
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error
-        raise EdgellmError(f"no server answers at {url} ({reason}); start one: edgellm serve MODEL") from None
-    except (ValueError, KeyError, TypeError):
-        raise EdgellmError(f"what answers at {url} is no edgellm") from None
+        return {str(one["id"]): one.get("max_model_len") for one in found["data"]}
+    except (KeyError, TypeError, AttributeError):
+        raise EdgellmError(f"what answers at {url} is no edgellm: it does not list models") from None
 
 
 def _short(path: Path) -> str:

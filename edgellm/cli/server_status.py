@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 from typing import Any
 
 import click
 
+from edgellm.cli.server_client import ask
 from edgellm.cli.terminal import one_line, size_text
 from edgellm.errors import EdgellmError
-
-SECONDS = 5.0  # until a server that says nothing is given up
 
 
 def tell_status(host: str, port: int, key: str | None) -> None:
@@ -22,24 +19,10 @@ def tell_status(host: str, port: int, key: str | None) -> None:
 
 def _asked(host: str, port: int, key: str | None) -> dict[str, Any]:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
-    try:
-        connection.request("GET", "/status", headers={"Authorization": f"Bearer {key}"} if key else {})
-        response = connection.getresponse()
-        raw = response.read(1 << 20)
-        found = json.loads(raw)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise EdgellmError(f"no server answers at {where} ({reason}); edgellm serve starts one") from None
-    except ValueError:
-        raise EdgellmError(f"what answers at {where} is no edgellm") from None
-    finally:
-        connection.close()
-    if response.status == 401:
-        raise EdgellmError(f"the server at {where} wants a key; give it with --api-key")
-    if response.status != 200 or not isinstance(found, dict) or "generated_tokens" not in found:
-        raise EdgellmError(f"what answers at {where} is no edgellm (status {response.status})")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    found = ask(url, "/status", key)
+    if not isinstance(found, dict) or "generated_tokens" not in found:
+        raise EdgellmError(f"what answers at {url} is no edgellm: it tells no status")
     return found
 
 

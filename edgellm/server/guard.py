@@ -15,7 +15,6 @@ import socket
 from collections.abc import Callable, MutableMapping
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -145,8 +144,8 @@ class Guard:
 
     def _is_own(self, origin: str, headers: MutableMapping[bytes, bytes]) -> bool:
         """A page of this very server."""
-        parts = urlsplit(origin) if origin.startswith(("http://", "https://")) else None
-        return parts is not None and parts.netloc.lower() == headers.get(b"host", b"").decode("latin-1").lower()
+        scheme, _, host = origin.lower().partition("://")
+        return scheme in ("http", "https") and host == headers.get(b"host", b"").decode("latin-1").lower()
 
     def _is_preflight(self, scope: Scope, headers: MutableMapping[bytes, bytes]) -> bool:
         origin = headers.get(b"origin", b"").decode("latin-1")

@@ -21,7 +21,7 @@ from .running import running, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
 FOREIGN = [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
-           {"Origin": "http://127.0.0.1"}, {"Origin": "http://localhost:1"}]  # fmt: skip
+           {"Origin": "http://127.0.0.1"}, {"Origin": "http://localhost:1"}, {"Origin": "http://[::1"}]  # fmt: skip
 
 
 def test_a_host_that_is_not_ours_is_refused(small) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgellm.errors import FileProblem
+from edgellm.errors import FileProblem, shown
 from edgellm.server.launch.programs import ITEM, Settings
 
 ABSENT = object()
@@ -32,10 +32,10 @@ def read(path: Path) -> dict[str, Any]:
         found = _READERS[path.suffix](text) if text.strip() else {}
     except UnicodeDecodeError:
         raise FileProblem(f"{path} is not UTF-8, so it is left alone") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileProblem(f"{path} cannot be changed: {error}") from None
     if not isinstance(found, dict):
-        raise FileProblem(f"{path} cannot be changed: it holds a {type(found).__name__} and no settings")
+        raise FileProblem(f"{path} cannot be changed: it is {shown(found)}; expected settings")
     return found
 
 
@@ -79,7 +79,8 @@ def put(values: dict[str, Any], place: Place, value: Any) -> None:
         values[name] = [] if is_list else {}
     inside = values[name]
     if not isinstance(inside, list if is_list else dict):
-        raise FileProblem(f"{name} is a {type(inside).__name__}; expected {'a list' if is_list else 'settings'} there")
+        expected = "a list" if is_list else "settings"
+        raise FileProblem(f"the file cannot be changed: {name} is {shown(inside)}; expected {expected} there")
     if isinstance(inside, list):
         at = next((i for i, one in enumerate(inside) if _name_of(one) == rest[1]), len(inside))
         inside[at : at + 1] = [] if value is ABSENT else [value]

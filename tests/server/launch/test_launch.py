@@ -118,8 +118,9 @@ def test_what_was_changed_since_is_left_alone(small: Running, capsys: pytest.Cap
         ("zed", '{\n  // my theme\n  "theme": "One"\n}', "it has comments"),
         ("continue", "name: x  # mine\n", "it has comments"),
         ("claude", "{", "cannot be changed"),
-        ("claude", "[]", "holds a list"),
-        ("claude", '{"env": 3}', "env is a int"),
+        ("claude", "[]", "it is []; expected settings"),
+        ("claude", "[" * 100_000, "cannot be changed"),
+        ("claude", '{"env": 3}', "env is 3; expected settings there"),
     ],
 )
 def test_a_file_that_cannot_be_changed_stays(
@@ -129,9 +130,9 @@ def test_a_file_that_cannot_be_changed_stays(
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert main(["launch", name, "--url", small.url]) == 1
-    error = capsys.readouterr().err
-    assert said in error
-    assert small.url in error  # what to add by hand
+    shown = capsys.readouterr()
+    assert said in shown.err and f"to {path} yourself" in shown.err.replace("~", str(Path.home()))
+    assert small.url in json.dumps(READERS[path.suffix](shown.out))  # what to add by hand
     assert path.read_text() == text
 
 
