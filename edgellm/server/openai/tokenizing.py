@@ -13,7 +13,7 @@ from edgellm.engine.asking import prompt_of_chat
 from edgellm.params import ChatParams
 from edgellm.server.chatting import prepared
 from edgellm.server.fields import check_messages
-from edgellm.server.openai.tokens import text_of
+from edgellm.server.openai.tokens import piece_of, text_of
 from edgellm.server.openai.types import Continuing, Message
 from edgellm.server.problems import ApiProblem
 from edgellm.server.sampling import Strict
@@ -53,7 +53,7 @@ async def tokenize(server: Server, request: Request) -> Response:
         ids = _ids(model, asked)
         found: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.n_ctx}
         if asked.with_pieces:
-            found["tokens"] = [{"id": i, "piece": text_of(model.tokenizer, i)} for i in ids]
+            found["tokens"] = [{"id": i, "piece": piece_of(model.tokenizer, i)} for i in ids]
         if asked.return_token_strs:
             found["token_strs"] = [text_of(model.tokenizer, i) for i in ids]
         return found

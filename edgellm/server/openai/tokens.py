@@ -17,8 +17,20 @@ def finite(logprob: float) -> float:
 
 def text_of(tokenizer: Tokenizer, token_id: int) -> str:
     """A token by itself; bytes that are no character stand as the sign for that."""
-    raw = tokenizer.token_bytes(token_id) or tokenizer.token_name(token_id).encode()
-    return raw.decode("utf-8", "replace")
+    return _bytes_of(tokenizer, token_id).decode("utf-8", "replace")
+
+
+def piece_of(tokenizer: Tokenizer, token_id: int) -> str | list[int]:
+    """A token by itself, as llama.cpp writes it: one that is a part of a character is a list of its bytes."""
+    raw = _bytes_of(tokenizer, token_id)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return list(raw)
+
+
+def _bytes_of(tokenizer: Tokenizer, token_id: int) -> bytes:
+    return tokenizer.token_bytes(token_id) or tokenizer.token_name(token_id).encode()
 
 
 class TextLogprobs:
