@@ -20,7 +20,7 @@ import numpy as np
 
 from edgellm.convert.parts import Part
 from edgellm.convert.rows import PIECE_WEIGHTS, Encoder, rows_of
-from edgellm.errors import UsageError
+from edgellm.errors import UsageError, size_text
 from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
 
@@ -107,7 +107,7 @@ def refuse_size(parts: Sequence[Part], other_bytes: int, n_bytes: int) -> None:
     least = other_bytes + sum(part.n_rows * _formats_of(part)[0].row_bytes(part.n_cols) for part in parts)
     if least > n_bytes:
         raise UsageError(
-            f"a budget of {n_bytes / 1e6:.1f} MB; with the smallest types this model takes {least / 1e6:.1f} MB"
+            f"a budget of {size_text(n_bytes)}; with the smallest types this model takes {size_text(least)}"
         )
 
 

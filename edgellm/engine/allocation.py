@@ -8,7 +8,7 @@ from contextlib import suppress
 from edgellm.engine.block_table import KEPT_BEHIND, blocks_for
 from edgellm.engine.kv_cache import KVCache
 from edgellm.engine.states import StateShape
-from edgellm.errors import MemoryLimitError
+from edgellm.errors import MemoryLimitError, size_text
 from edgellm.graph.cache_memory import CacheLayer
 from edgellm.kernels.kv_types import RECENT
 from edgellm.machine import available_memory, total_memory
@@ -49,8 +49,8 @@ def allocate_cache(
                 of_window = {window: n * n_bytes // one + beside[window] for window, n in blocks.items()}
                 return KVCache(layers, of_window, states, n_slots * n_bytes // one)
     raise MemoryLimitError(
-        f"a context of {n_ctx} tokens needs a KV cache of {(cache_bytes or one) / 1e9:.1f} GB; this process may have "
-        f"{memory / 1e9:.1f} GB, and not all of it may be free: choose a smaller n_ctx",
+        f"a context of {n_ctx} tokens needs a KV cache of {size_text(cache_bytes or one)}; this process may have "
+        f"{size_text(memory)}, and not all of it may be free: choose a smaller n_ctx",
         parameter="n_ctx",
     )
 

@@ -10,7 +10,7 @@ from dataclasses import field
 import numpy as np
 
 from edgellm.dataclass import dataclass
-from edgellm.errors import MemoryLimitError, UsageError
+from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.files import tile_files
 from edgellm.files.notice import say_once
 from edgellm.formats.gguf import GGUFFile
@@ -124,7 +124,7 @@ def _multiplied(node: Node) -> Tensor | None:
 
 def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Mapping[Tensor, np.ndarray]:
     free = available_memory()
-    needed = f"tiles in memory take {tiles.n_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+    needed = f"tiles in memory take {size_text(tiles.n_bytes)}, and {size_text(free)} are free"
     problem = f"{needed}; choose layout 'tiles' or 'file'"
     if tiles.n_bytes > MOST_OF_MEMORY * free:
         raise MemoryLimitError(problem, parameter="layout")
@@ -159,7 +159,7 @@ def _lack_of_room(tiles: Tiles) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     if free < needed:
-        return f"its disk has {free / 1e9:.1f} GB free, and tiles are made where {needed / 1e9:.1f} GB are"
+        return f"its disk has {size_text(free)} free, and tiles are made where {size_text(needed)} are"
     return None
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from edgellm.errors import FileProblem, UsageError
+from edgellm.errors import FileProblem, UsageError, size_text
 from edgellm.files import private
 from edgellm.files.notice import say_once
 from edgellm.files.renaming import WINDOWS, is_in_use, rename
@@ -167,9 +167,7 @@ def check_room(target: Path, n_bytes: int) -> None:
     clear_unfinished(folder)
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        raise FileProblem(
-            f"{target} needs {n_bytes / 1e9:.2f} GB, and the disk of {folder} has {free / 1e9:.2f} GB free"
-        )
+        raise FileProblem(f"{target} needs {size_text(n_bytes)}, and the disk of {folder} has {size_text(free)} free")
 
 
 def _nearest_folder(target: Path) -> Path:

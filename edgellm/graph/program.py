@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.errors import MemoryLimitError, UsageError
+from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.batch import Batch
 from edgellm.graph.lowering import Lowered
@@ -40,7 +40,7 @@ def _arena(n_bytes: int, n_tokens: int) -> np.ndarray:
         with suppress(MemoryError):  # there may be less than the machine has
             return aligned(n_bytes)
     raise MemoryLimitError(
-        f"a batch of {n_tokens} tokens needs {n_bytes / 1e9:.1f} GB; this process may have {memory / 1e9:.1f} GB, "
+        f"a batch of {n_tokens} tokens needs {size_text(n_bytes)}; this process may have {size_text(memory)}, "
         f"and not all of it may be free: choose a smaller n_batch",
         parameter="n_batch",
     )

@@ -118,7 +118,7 @@ def test_a_disk_that_becomes_full(old: Path) -> None:
 
 def test_a_disk_with_too_little_room(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(FileProblem, match=r"out\.gguf needs 0\.00 GB, and the disk of .*folder has 0\.00 GB free"):
+    with pytest.raises(FileProblem, match=r"out\.gguf needs \d+\.\d kB, and the disk of .*folder has 1\.0 kB free"):
         write(old, weights())
     assert stayed(old)
 

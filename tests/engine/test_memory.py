@@ -12,7 +12,7 @@ import pytest
 import edgellm
 from edgellm.engine import allocation as allocation_module
 from edgellm.engine import model as model_module
-from edgellm.errors import MemoryLimitError
+from edgellm.errors import MemoryLimitError, size_text
 from edgellm.formats.gguf import GGUFFile
 from edgellm.graph import program as program_module
 from tests.arch import tiny
@@ -48,15 +48,15 @@ def refuses(path: Path, parameter: str, text: str, **params) -> None:
 
 def test_a_context_beyond_all_memory(endless) -> None:
     for n_ctx in (1 << 31, (1 << 32) - 1):
-        gigabytes = n_ctx * KV_BYTES / 1e9
-        refuses(endless, "n_ctx", rf"a context of {n_ctx} tokens needs a KV cache of {gigabytes:.1f} GB", n_ctx=n_ctx)
+        size = size_text(n_ctx * KV_BYTES)
+        refuses(endless, "n_ctx", rf"a context of {n_ctx} tokens needs a KV cache of {size}", n_ctx=n_ctx)
     with edgellm.load(endless, n_threads=1) as model:
         assert model.n_ctx == 8192
 
 
 def test_a_batch_beyond_all_memory(endless, monkeypatch) -> None:
     monkeypatch.setattr(program_module, "total_memory", lambda: 100_000_000)
-    refuses(endless, "n_batch", r"a batch of 300000 tokens needs 0\.\d GB", n_ctx=300_000, n_batch=300_000)
+    refuses(endless, "n_batch", r"a batch of 300000 tokens needs \d+\.\d MB", n_ctx=300_000, n_batch=300_000)
 
 
 def test_memory_that_cannot_be_had(own_path, monkeypatch) -> None:
@@ -76,7 +76,7 @@ def test_memory_that_cannot_be_had(own_path, monkeypatch) -> None:
     with edgellm.load(own_path, n_threads=1) as model:
         assert made == [8 * 17, 17] and generated(model)
     monkeypatch.setattr(allocation_module, "KVCache", at_most(0))
-    refuses(own_path, "n_ctx", r"a context of 1024 tokens needs a KV cache of 0\.0 GB")
+    refuses(own_path, "n_ctx", r"a context of 1024 tokens needs a KV cache of \d+\.\d kB")
 
 
 @pytest.mark.parametrize("place", ["context_of", "load_tokenizer", "Runner"])
