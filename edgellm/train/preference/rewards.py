@@ -21,7 +21,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -222,12 +222,18 @@ def _checked(reward: Reward, answers: Sequence[Answered]) -> Floats:
     name = reward.name
     try:
         given = reward(answers)
-        is_list = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+        # The order of a set is nobody's, so whose reward is which could only be guessed.
+        is_list = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping, Set))
         values = list(islice(given, len(answers) + 1)) if is_list else []  # it may never end
     except (RewardError, KeyboardInterrupt):
         raise
     except BaseException as problem:  # whatever the code of others raises, SystemExit too
         raise RewardError(f"the reward {name} raised {_told(problem)}") from problem
+    if inspect.iscoroutine(given):
+        given.close()  # it would warn that nobody waited for it
+        raise RewardError(
+            f"the reward {name} is an async function; expected a plain one, which gives its numbers itself"
+        )
     if not is_list:
         raise RewardError(f"the reward {name} gave {shown(given)}; expected a list with a number for each answer")
     if len(values) != len(answers):
@@ -236,7 +242,7 @@ def _checked(reward: Reward, answers: Sequence[Answered]) -> Floats:
     found = np.empty(len(values))
     for n, value in enumerate(values):
         try:
-            found[n] = float(value)
+            found[n] = np.nan if isinstance(value, (str, bytes, bytearray)) else float(value)
         except (TypeError, ValueError, OverflowError):
             found[n] = np.nan
         if not abs(found[n]) <= MOST_REWARD:

@@ -76,3 +76,23 @@ def test_what_gives_no_reward() -> None:
         rewards_from(RewardSources())
     with pytest.raises(UsageError, match="rewards is 5"):
         reward_of(5)
+
+
+async def _later(completions):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda texts: ["1.5"] * len(texts), "gave '1.5' for the answer 'it is 4'; expected a number"),
+        (lambda texts: [b"1"] * len(texts), "expected a number"),
+        (lambda texts: {1.0, 2.0}, "expected a list with a number for each answer"),  # in which order?
+        (_later, "is an async function; expected a plain one"),
+    ],
+)
+def test_what_could_only_be_guessed_is_refused(function, words: str) -> None:
+    """And nothing else is said: a coroutine that nobody waits for would warn."""
+    with pytest.raises(RewardError) as error:
+        total_rewards([reward_of(function)], ANSWERS)
+    assert words in str(error.value)
