@@ -151,6 +151,7 @@ class Adapters:
         if len(uses) > MOST_TOGETHER:
             raise UsageError(f"adapters names {len(uses)}; up to {MOST_TOGETHER} can be together", parameter="adapters")
         refuse_two_wholes(uses)
+        _refuse_halves_of_norms(uses)
         _refuse_two_beginnings(uses)
         for adapter, scale in uses:
             adapter.check_scale(scale)
@@ -172,6 +173,20 @@ def _refuse_two_beginnings(uses: Iterable[tuple[Adapter, float]]) -> None:
             "one of them",
             parameter="adapters",
         )
+
+
+def _refuse_halves_of_norms(uses: Iterable[tuple[HasWholes, float]]) -> None:
+    """Raise UsageError where two adapters hold the two weights of a norm: it is computed once for each adapter."""
+    owners: dict[str, HasWholes] = {}
+    for adapter, _ in uses:
+        for module in sorted({name.rpartition(".")[0] for name in adapter.replaced if "norm" in name}):
+            other = owners.setdefault(module, adapter)
+            if other is not adapter:
+                raise UsageError(
+                    f"adapters has {other.name!r:.60} and {adapter.name!r:.60}, which hold the weight and the bias of "
+                    f"one norm, {module!r}; choose one of them, or merge one into the model",
+                    parameter="adapters",
+                )
 
 
 class HasWholes(Protocol):

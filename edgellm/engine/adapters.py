@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgellm import checks
 from edgellm.arch.adapters import read_adapter
+from edgellm.engine.adapter_places import check_places, wholes_of
 from edgellm.engine.adapter_set import Adapters, AdapterSet, Slot
 from edgellm.engine.scheduler import Scheduler
 from edgellm.errors import MemoryLimitError, UsageError
@@ -32,7 +33,6 @@ from edgellm.graph.adapters import (
     Bottleneck,
     Change,
     ExpertLowRank,
-    Instead,
     LowRank,
     Prefix,
     Prompt,
@@ -117,8 +117,7 @@ class LoadedAdapter:
 
         scale:  what the table says, for an adapter whose magnitudes depend on it.
         """
-        for weight, tensor in self._replaced.items():
-            yield weight, Instead(tensor, table)
+        yield from wholes_of(self._replaced, table).items()
         yield from self.low_ranks(scale, table)
         for name, in_table in self._others.items():
             yield name, in_table(table)
@@ -219,6 +218,7 @@ def load_into(
             f"name is {name!r:.60}, and an adapter is called that; unload it first, or give another name",
             parameter="name",
         )
+    check_places(dataclasses.replace(found, name=name), (scheduler.runner.graphs.body, scheduler.runner.graphs.head))
     is_exact = scheduler.runner.target.activations == "f32"
     adapter = LoadedAdapter(name, path, found, file.tensors, is_exact)
     with scheduler.alone():

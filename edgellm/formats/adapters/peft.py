@@ -189,6 +189,10 @@ def _low_rank(
     """The tensors of one module as what is added to its weight."""
     first, second = ("lora_embedding_A", "lora_embedding_B") if name == EMBEDDING else ("lora_A", "lora_B")
     wanted = {first, second} | ({"lora_magnitude_vector"} if settings.is_dora else set())
+    if name != EMBEDDING and {"lora_embedding_A", "lora_embedding_B"} & parts.keys():
+        raise UnsupportedError(
+            f"{module}: the adapter changes these embeddings; edgellm has LoRA beside those of tokens"
+        )
     if parts.keys() != wanted:
         says = f" ({CONFIG}: use_dora is {str(settings.is_dora).lower()})"
         raise FormatError(f"{module} has {' and '.join(sorted(parts))}; expected {' and '.join(sorted(wanted))}{says}")
