@@ -153,7 +153,8 @@ class HuggingFace:
                     "names of one setting; leave the wrong one out"
                 )
         renamed = {self.aliases[name]: value for name, value in config.items() if name in self.aliases}
-        return Settings({**config, **renamed}, self.defaults, null_stays=self.null_stays)
+        spelled = {ours: name for name, ours in self.aliases.items() if name in config and ours not in config}
+        return Settings({**config, **renamed}, self.defaults, null_stays=self.null_stays, spelled=spelled)
 
     def row_order(self, name: str, c: ModelConfig) -> NDArray[np.int32] | None:
         """Which row of the checkpoint's tensor each row of GGUF's is, for `name` such as "blk.0.attn_q.weight".

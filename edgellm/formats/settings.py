@@ -17,6 +17,7 @@ class Settings:
     defaults:    what stands for a key that is left out.
     null_stays:  keys whose null is a value of its own: no window, as many key-value heads as heads.
     assumed:     the defaults that stand for something.
+    spelled:     what the file calls keys that are looked up by another name.
     """
 
     def __init__(
@@ -25,11 +26,13 @@ class Settings:
         defaults: Mapping[str, Any] | None = None,
         file: str = "config.json",
         null_stays: Collection[str] = (),
+        spelled: Mapping[str, str] | None = None,
     ) -> None:
         said = {name: value for name, value in values.items() if value is not None or name in null_stays}
         self.values = {**(defaults or {}), **said}
         self.assumed = {name: value for name, value in (defaults or {}).items() if name not in said}
         self.file = file
+        self.spelled = spelled or {}
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it is, or `default`."""
@@ -74,6 +77,7 @@ class Settings:
 
     def _said(self, name: str, value: Any) -> str:
         """What is said of a key; null only where it does not count as left out."""
+        spelled = self.spelled.get(name, name)
         if value is None:
-            return f"{name} is {'null' if name in self.values else 'missing'}"
-        return f"{name} is {value!r:.60}"
+            return f"{spelled} is {'null' if name in self.values else 'missing'}"
+        return f"{spelled} is {value!r:.60}"

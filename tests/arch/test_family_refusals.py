@@ -10,6 +10,7 @@ import pytest
 import edgellm
 from edgellm.arch import ARCHITECTURES
 from edgellm.convert.checkpoints import convert_checkpoint
+from edgellm.convert.huggingface import family_of
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
 from tests.convert import checkpoints, families
@@ -100,3 +101,13 @@ def test_two_names_of_one_setting_that_differ(family: str, written: str, other: 
     assert kind.settings_of(config).get(kind.aliases.get(other, other)) == 4
     with pytest.raises(FormatError, match=f"({written}|{other}) is .* which are two names of one setting"):
         kind.settings_of(config | {other: value})
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [("falcon", "layer_norm_epsilon"), ("gpt2", "n_layer"), ("mpt", "n_heads"), ("lfm2", "norm_eps")]
+)
+def test_a_setting_is_named_as_the_file_names_it(family: str, key: str) -> None:
+    config = {**families.config_of(family).to_dict(), "architectures": [families.FAMILIES[family][0].__name__], key: 0}
+    with pytest.raises(FormatError, match=f"{key} is 0; expected a"):
+        _, kind, settings = family_of(config)
+        kind.hyperparameters(settings)
