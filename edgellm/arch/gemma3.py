@@ -24,7 +24,7 @@ from edgellm.arch.huggingface import (
     decoder_settings,
     layer_types,
 )
-from edgellm.arch.huggingface_rope import rope_settings
+from edgellm.arch.huggingface_rope import ropes_by_kind
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.rope import frequencies
 from edgellm.arch.style import Style
@@ -102,24 +102,8 @@ def hyperparameters(s: Settings) -> dict[str, Any]:
 
 
 def ropes(s: Settings) -> tuple[Settings, Settings]:
-    """The rotary embeddings of layers that see everything and of those that slide.
-
-    They are two sections of rope_parameters, or what they differ in stands beside each other, as in older files.
-    """
-    ropes = s.section("rope_parameters")
-    if unknown := [key for key in ropes.values if key not in ("full_attention", "sliding_attention")]:
-        raise UnsupportedError(
-            f"{ropes.file} has {unknown[0]!r:.60}; expected the sections full_attention and sliding_attention"
-        )
-    s.expect("partial_rotary_factor", 1.0)
-    full, sliding = (ropes.section(f"{kind}_attention").values for kind in ("full", "sliding"))
-    if scaling := s.section("rope_scaling").values:
-        full = {key: value for key, value in full.items() if key not in ("type", "rope_type")} | scaling
-    base, local_base = s.get("rope_theta", ROPE_BASE), s.get("rope_local_base_freq", LOCAL_ROPE_BASE)
-    return (
-        rope_settings(Settings({"rope_theta": base, "rope_parameters": full}), known=("default", "linear")),
-        rope_settings(Settings({"rope_theta": local_base, "rope_parameters": sliding}), known=("default",)),
-    )
+    """The rotary embeddings of layers that see everything and of those that slide, see `ropes_by_kind`."""
+    return ropes_by_kind(s, s.get("rope_theta", ROPE_BASE), s.get("rope_local_base_freq", LOCAL_ROPE_BASE))
 
 
 def _settings(c: ModelConfig) -> dict[str, Any]:

@@ -67,8 +67,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     n_layers = shape["block_count"]
     usual = [(layer + 1) % WINDOW_PERIOD != 0 for layer in range(n_layers)]
     slides = layer_types(s, n_layers) or usual
-    windows = window_hyperparameters(s.count("sliding_window"), slides)
-    return shape | (windows if slides != usual else {"attention.sliding_window": s.count("sliding_window")})
+    return shape | window_hyperparameters(s.count("sliding_window"), slides, WINDOW_PERIOD)
 
 
 YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,

@@ -303,8 +303,10 @@ def decoder_settings(c: ModelConfig) -> dict[str, Any]:
     }
 
 
-def window_hyperparameters(window: int | None, slides: list[bool]) -> dict[str, Any]:
+def window_hyperparameters(window: int | None, slides: list[bool], period: int = 0) -> dict[str, Any]:
     """GGUF's keys for layers of which some look back over a window only.
+
+    period:  of so many layers the last sees everything, in files of the family that name no layers; 0: none does.
 
     Raises FormatError for layers that slide when there is no window.
     """
@@ -315,7 +317,8 @@ def window_hyperparameters(window: int | None, slides: list[bool]) -> dict[str, 
             "config.json: layer_types names sliding_attention, and there is no window; expected a sliding_window (with "
             "use_sliding_window where the family has it)"
         )
-    pattern = {} if all(slides) else {"attention.sliding_window_pattern": slides}
+    usual = [not period or (layer + 1) % period != 0 for layer in range(len(slides))]
+    pattern = {} if slides == usual else {"attention.sliding_window_pattern": slides}
     return {"attention.sliding_window": window, **pattern}
 
 

@@ -49,6 +49,31 @@ def rope_settings(s: Settings, known: tuple[str, ...] = ROPES, partial: bool = F
     return found
 
 
+def ropes_by_kind(
+    s: Settings, base: Any, local_base: Any, known: tuple[str, ...] = ("default", "linear")
+) -> tuple[Settings, Settings]:
+    """The rotary embeddings of layers that see everything, of the types `known`, and of those that slide.
+
+    They are two sections of rope_parameters, or what they differ in stands beside each other, as in older files, where
+    rope_scaling is that of the first alone.
+    """
+    ropes = s.section("rope_parameters")
+    if unknown := [key for key in ropes.values if key not in ("full_attention", "sliding_attention")]:
+        raise UnsupportedError(
+            f"{ropes.file} has {unknown[0]!r:.60}; expected the sections full_attention and sliding_attention"
+        )
+    s.expect("partial_rotary_factor", 1.0)
+    full, sliding = (ropes.section(f"{kind}_attention").values for kind in ("full", "sliding"))
+    if scaling := s.section("rope_scaling").values:
+        full = {key: value for key, value in full.items() if key not in ("type", "rope_type")} | scaling
+    lengths = ("max_position_embeddings", "original_max_position_embeddings")
+    beside = {key: s.get(key) for key in lengths if s.get(key) is not None}
+    return (
+        rope_settings(Settings(beside | {"rope_theta": base, "rope_parameters": full}), known),
+        rope_settings(Settings(beside | {"rope_theta": local_base, "rope_parameters": sliding}), known=("default",)),
+    )
+
+
 def turned_dimensions(rope: Settings, head_dim: int) -> int:
     """How many dimensions of a head are turned."""
     is_part = rope.get("rope_type") != "proportional"  # which has a factor for each pair

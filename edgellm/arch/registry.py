@@ -119,7 +119,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "phi3": ("phi3",),
     "smollm3": ("smollm3",),
     "granite": ("granite",),
-    "olmo2": ("olmo2",),
+    "olmo2": ("olmo2", "olmo2:VERSION_3"),
     "starcoder2": ("starcoder2",),
     "stablelm": ("stablelm",),
     "command-r": ("command_r",),

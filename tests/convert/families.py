@@ -92,6 +92,12 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "granite": _family("Granite", attention_multiplier=0.2, embedding_multiplier=3.0, residual_multiplier=0.4,
                        logits_scaling=2.5, mlp_bias=True),
     "olmo2": _family("Olmo2", attention_bias=True),
+    "olmo3": _family("Olmo3", sliding_window=WINDOW, num_hidden_layers=5, rope_parameters={
+        "full_attention": _YARN | {"attention_factor": 1.2}, "sliding_attention": _ROPE}),
+    "olmo3, own layers": _family("Olmo3", sliding_window=WINDOW, attention_bias=True, layer_types=[
+        "full_attention", *_ALTERNATING], rope_parameters={
+            "full_attention": _ROPE | {"rope_theta": 5e4}, "sliding_attention": _ROPE}),
+    "olmo3, windows everywhere": _family("Olmo3", sliding_window=WINDOW, layer_types=["sliding_attention"] * 3),
     "starcoder2": _family("Starcoder2", sliding_window=WINDOW),
     "starcoder2, no biases": _family("Starcoder2", use_bias=False, tie_word_embeddings=True),
     "stablelm": _family("StableLm", rope_parameters=_PARTIAL, use_qkv_bias=True),

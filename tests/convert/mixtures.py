@@ -36,6 +36,8 @@ MIXTURES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
                         rope_parameters=_YARN | {"truncate": False}, layer_types=None),
     "gpt-oss, own layers": _mixture("GptOss", num_local_experts=4, num_experts_per_tok=4, sliding_window=WINDOW,
                                     layer_types=["full_attention", "full_attention", "sliding_attention"]),
+    "gpt-oss, windows everywhere": _mixture("GptOss", num_local_experts=4, num_experts_per_tok=2,
+                                            sliding_window=WINDOW, layer_types=["sliding_attention"] * 3),
     "gemma4": (t.Gemma4ForCausalLM, t.Gemma4TextConfig, {
         "enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 32,
         "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": WINDOW,

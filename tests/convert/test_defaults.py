@@ -54,6 +54,9 @@ LEFT_OUT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         "type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
         "original_max_position_embeddings": 4096}}),
     ("cohere2", {}, {"head_dim": ...}),
+    ("olmo3", {}, {"layer_types": ..., "rope_theta": 500000.0, "rope_parameters": ..., "rope_scaling": {
+        "rope_type": "yarn", "factor": 8.0, "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0,
+        "original_max_position_embeddings": 64}}),  # as published
     ("gemma4", {"global_head_dim": 16}, {}),  # written as an empty per_layer_config
 ]  # fmt: skip
 
