@@ -131,6 +131,8 @@ def _language_tensors(
             continue
         if plain in found:
             raise FormatError(f"tensors {origin[plain]!r} and {name!r} are the same weight of a text model")
+        if 0 in tensor.shape:
+            raise FormatError(f"tensor {name!r} has the shape {list(tensor.shape)}; no dimension may be 0")
         found[plain], origin[plain] = tensor, name
     notes = [f"left out {n_other} tensors of its image and audio parts: edgellm runs the text part"] if n_other else []
     return found, notes

@@ -354,6 +354,11 @@ def test_two_names_of_one_weight(folder: Path) -> None:
     refused(folder, FormatError, "language_model.model.norm.weight", "model.norm.weight")
 
 
+def test_a_weight_without_numbers(folder: Path) -> None:
+    edit_tensors(folder, model__layers__0__self_attn__q_proj__weight=torch.ones(0, 64))
+    refused(folder, FormatError, "model.layers.0.self_attn.q_proj.weight", "[0, 64]")
+
+
 def test_a_missing_output_matrix(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
