@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from edgellm.arch.mixture import Mixture
     from edgellm.arch.short_conv import ShortConv
 
+# Keys that change the forward pass, and what they are where they change nothing. A family reads one if it fills the
+# field of `ModelConfig` beside it; where there is none, no family here does.
+_CHANGING: dict[str, tuple[str | None, tuple[float, ...]]] = {
+    "embedding_scale": ("embedding_scale", (0, 1)),
+    "residual_scale": ("residual_scale", (0, 1)),
+    "logit_scale": ("logit_scale", (0, 1)),
+    "attention.temperature_scale": ("temperature", (0,)),
+    "attention.max_alibi_bias": ("max_alibi_bias", (0,)),
+    "attention.clamp_kqv": (None, (0,)),
+    "attention.output_scale": (None, (0, 1)),
+    "router_logit_softcapping": (None, (0,)),
+    "swiglu_clamp_exp": (None, (0,)),
+    "swiglu_clamp_shexp": (None, (0,)),
+    "rope.scaling.alpha": (None, (0, 1)),
+    "rope.scaling.yarn_attn_factor": (None, (1,)),
+}
 # Far above any real model, far below what would exhaust memory before the file's size is looked at.
 MOST_LAYERS = 4096
 _LIMITS = {
@@ -195,6 +211,7 @@ def decoder_config(metadata: Mapping[str, Any], style: Style = LLAMA, caps: bool
     """
     keys = Keys(metadata)
     _refuse_unsupported(keys, caps, more.get("mixture") is not None)
+    _refuse_unread(keys, style, more)
     n_embd, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     n_kv_heads = keys.count("attention.head_count_kv", n_heads)
     head_dim = keys.count("attention.key_length", max(1, n_embd // n_heads))
@@ -262,3 +279,22 @@ def _refuse_unsupported(keys: Keys, caps: bool, experts_are_known: bool) -> None
     heads = keys.metadata.get(f"{keys.architecture}.attention.head_count")
     if heads is not None and not isinstance(heads, int):
         raise UnsupportedError(f"layers of different shapes ({keys.architecture}.attention.head_count is an array)")
+
+
+def _refuse_unread(keys: Keys, style: Style, filled: Collection[str]) -> None:
+    """Settings of a file that the family would pass over, though the model is another with them."""
+    usual = dict(_CHANGING)
+    if style.causal:
+        usual["attention.causal"] = (None, (True,))
+    base = keys.metadata.get(f"{keys.architecture}.rope.freq_base")
+    if base is not None and keys.has("attention.sliding_window"):
+        usual["rope.freq_base_swa"] = ("rope_base_local", (base,))
+    for name, (field, neutral) in usual.items():
+        value = keys.metadata.get(f"{keys.architecture}.{name}")
+        is_number = isinstance(value, (int, float, np.ndarray))
+        if value is None or field in filled or (is_number and np.isin(value, neutral).all()):
+            continue
+        expected = " or ".join(f"{x!r}".lower() for x in neutral)
+        raise UnsupportedError(
+            f"{keys.architecture}.{name} is {value!r:.60}; edgellm runs {keys.architecture} with {expected}"
+        )

@@ -18,7 +18,8 @@ from edgellm.graph.nodes import Graph, Value
 
 def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
     """The file's window is the whole one, half to each side of a token."""
-    c = gemma3.configure(metadata)
+    of_texts = {key: value for key, value in metadata.items() if not key.endswith(".attention.causal")}
+    c = gemma3.configure(of_texts)  # which is false here, and would not be Gemma 3's
     windows = tuple(window and window // 2 + 1 for window in c.windows)
     return as_encoder(replace(c, windows=windows, style=c.style._replace(causal=False)), metadata)
 
