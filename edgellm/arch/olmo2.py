@@ -92,7 +92,7 @@ VERSION_3 = HuggingFace(
     hyperparameters=_third_hyperparameters,
     tensors=HUGGING_FACE.tensors,
     biases=ATTENTION_BIASES,
-    defaults=HUGGING_FACE.defaults | {"sliding_window": 4096, "rope_theta": ROPE_BASE},
+    defaults={**HUGGING_FACE.defaults, "sliding_window": 4096, "rope_theta": ROPE_BASE},
     null_stays=("num_key_value_heads", "sliding_window"),
     rope=lambda s: _ropes(s)[0],
 )
