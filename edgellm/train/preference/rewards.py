@@ -19,7 +19,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
@@ -38,6 +37,7 @@ from edgellm.train.preference.config import RewardSources
 from edgellm.train.preference.numbers import Floats
 from edgellm.train.preference.reward_model import RewardModel
 
+PATTERN_SECONDS = 10.0  # for a regular expression and an answer: ordinary ones take far below a millisecond
 MOST_REWARD = 1e12  # with far larger ones, the squares of their differences are infinite in float32
 
 
@@ -94,16 +94,27 @@ class PatternReward:
     """1 for answers in which a regular expression is found, 0 for others."""
 
     def __init__(self, pattern: str) -> None:
+        import regex  # unlike re, it ends a search that takes for ever
+
         self.name = f"regular expression {shown(pattern)}"
         try:
-            self._pattern = re.compile(pattern, re.DOTALL)
-        except (re.error, RecursionError, OverflowError) as problem:
+            self._pattern = regex.compile(pattern, regex.DOTALL)
+        except (regex.error, RecursionError, OverflowError) as problem:
             raise UsageError(
                 f"reward_regex is {shown(pattern)}, which is no regular expression: {problem}", parameter="reward_regex"
             ) from None
 
     def __call__(self, answers: Sequence[Answered]) -> Iterable[Any]:
-        return [float(bool(self._pattern.search(answer.text))) for answer in answers]
+        return [float(self._is_in(answer.text)) for answer in answers]
+
+    def _is_in(self, text: str) -> bool:
+        try:
+            return self._pattern.search(text, timeout=PATTERN_SECONDS) is not None
+        except TimeoutError:
+            raise RewardError(
+                f"the reward {self.name} looked for {PATTERN_SECONDS:g} seconds at an answer of {len(text):,} "
+                "characters; write it without repetitions inside of repetitions"
+            ) from None
 
 
 class ModelReward:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.errors import RewardError, UsageError
+from edgellm.train.preference import rewards
 from edgellm.train.preference.config import RewardSources
 from edgellm.train.preference.rewards import Answered, PatternReward, reward_of, rewards_from, total_rewards
 
@@ -96,3 +97,10 @@ def test_what_could_only_be_guessed_is_refused(function, words: str) -> None:
     with pytest.raises(RewardError) as error:
         total_rewards([reward_of(function)], ANSWERS)
     assert words in str(error.value)
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "PATTERN_SECONDS", 0.2)
+    answer = Answered("?", "a" * 60, [1], {})
+    with pytest.raises(RewardError, match=r"looked for 0\.2 seconds at an answer of 60 characters"):
+        total_rewards([PatternReward(r"(a|aa)+$(?<!a)")], [answer])
