@@ -18,21 +18,25 @@ def answering(reply: bytes) -> Iterator[str]:
     over = threading.Event()
 
     def serve() -> None:
-        while not over.is_set():
+        while True:
             connection, _ = listening.accept()
             with connection:
+                if over.is_set():
+                    return
                 connection.recv(65536)
                 connection.sendall(reply)
                 if not reply:
                     over.wait()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        threading.Thread(target=serve, daemon=True).start()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
         try:
-            yield address
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             over.set()
+            socket.create_connection(listening.getsockname()).close()  # accept ends
+            thread.join(10)
 
 
 def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
