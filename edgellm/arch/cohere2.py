@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.arch import command_r
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, decoder_config
 from edgellm.arch.decoder import decoder
-from edgellm.arch.huggingface import ATTENTION_BIASES, HuggingFace, Settings, layer_types
+from edgellm.arch.huggingface import ATTENTION_BIASES, HuggingFace, Settings, layer_types, pattern_hyperparameters
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.weights import Weights
 from edgellm.graph.nodes import Graph, Value
@@ -38,10 +38,9 @@ head = logits_head
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     shape = command_r.hyperparameters(s)
     n_layers, period = shape["block_count"], s.count("sliding_window_pattern", PERIOD)
-    usual = [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
-    slides = layer_types(s, n_layers) or [(layer + 1) % period != 0 for layer in range(n_layers)]
+    slides = layer_types(s, n_layers) or all_but_every(period, n_layers)
     shape["attention.sliding_window"] = s.count("sliding_window")
-    return shape | ({} if slides == usual else {"attention.sliding_window_pattern": slides})
+    return shape | pattern_hyperparameters(slides, PERIOD)
 
 
 HUGGING_FACE = HuggingFace(

@@ -198,8 +198,13 @@ class Keys:
         if flags.dtype == np.bool_ and flags.shape == (n_layers,):
             return tuple(flags.tolist())
         if isinstance(pattern, int) and not isinstance(pattern, bool) and pattern >= 0:
-            return tuple(not pattern or (layer + 1) % pattern != 0 for layer in range(n_layers))
+            return tuple(all_but_every(pattern, n_layers))
         raise FormatError(f"{key} is {pattern!r:.60}; expected a number, or a bool for each of {n_layers} layers")
+
+
+def all_but_every(period: int, n_layers: int) -> list[bool]:
+    """Of so many layers, True for all but the last of every `period`; 0: for all."""
+    return [not period or (layer + 1) % period != 0 for layer in range(n_layers)]
 
 
 def decoder_config(metadata: Mapping[str, Any], style: Style = LLAMA, caps: bool = False, **more: Any) -> ModelConfig:

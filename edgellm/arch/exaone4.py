@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, decoder_config
 from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     DECODER,
@@ -19,6 +19,7 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     layer_types,
     norms_after,
+    pattern_hyperparameters,
 )
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
@@ -45,21 +46,18 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 head = logits_head
 
 
-def _by_period(n_layers: int, period: int) -> list[bool]:
-    return [(layer + 1) % period != 0 for layer in range(n_layers)]
-
-
 def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     shape = decoder_hyperparameters(s)
     if s.get("sliding_window") is None:
         return shape
     n_layers = shape["block_count"]
-    usual, slides = _by_period(n_layers, PERIOD), layer_types(s, n_layers)
+    slides = layer_types(s, n_layers)
     if slides is None:  # and only then does the period count
-        slides = usual if s.get(_PERIOD_KEY) == "LLLG" else _by_period(n_layers, s.count(_PERIOD_KEY, PERIOD))
+        period = PERIOD if s.get(_PERIOD_KEY) == "LLLG" else s.count(_PERIOD_KEY, PERIOD)
+        slides = all_but_every(period, n_layers)
     shape["attention.sliding_window"] = s.count("sliding_window")
-    return shape | ({} if slides == usual else {"attention.sliding_window_pattern": slides})
+    return shape | pattern_hyperparameters(slides, PERIOD)
 
 
 HUGGING_FACE = HuggingFace(

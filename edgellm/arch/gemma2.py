@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, decoder_config
 from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
@@ -19,6 +19,7 @@ from edgellm.arch.huggingface import (
     Settings,
     decoder_hyperparameters,
     layer_types,
+    pattern_hyperparameters,
 )
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
@@ -62,12 +63,10 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("use_bidirectional_attention", False)
     shape = decoder_hyperparameters(s)
     n_layers = shape["block_count"]
-    usual = [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
-    slides = layer_types(s, n_layers) or usual
+    slides = layer_types(s, n_layers) or all_but_every(PERIOD, n_layers)
     # GGUF always has a window, though all layers may see everything.
     shape["attention.sliding_window"] = s.count("sliding_window", None if any(slides) else shape["context_length"])
-    if slides != usual:
-        shape["attention.sliding_window_pattern"] = slides
+    shape |= pattern_hyperparameters(slides, PERIOD)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         shape[name] = 0.0 if s.get(name) is None else s.number(name)
     return shape | {"attention.scale": s.number("query_pre_attn_scalar") ** -0.5}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, decoder_config
 from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
@@ -23,6 +23,7 @@ from edgellm.arch.huggingface import (
     decoder_hyperparameters,
     decoder_settings,
     layer_types,
+    pattern_hyperparameters,
 )
 from edgellm.arch.huggingface_rope import ropes_by_kind
 from edgellm.arch.parts import logits_head, rotation_of
@@ -40,16 +41,16 @@ LAYERS_OF_27B = 62
 NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm", "output_norm")
 
 
-def configure(metadata: Mapping[str, Any]) -> ModelConfig:
+def configure(metadata: Mapping[str, Any], style: Style = STYLE) -> ModelConfig:
     keys = Keys(metadata)
     keys.count("attention.sliding_window")  # must be there
     more: dict[str, Any] = {}
     if keys.count("block_count") == LAYERS_OF_27B:
         more["attention_scale"] = math.sqrt(keys.count("attention.head_count") / keys.count("embedding_length"))
-    return gemma_config(metadata, GLOBAL_PERIOD, **more)
+    return gemma_config(metadata, GLOBAL_PERIOD, style, **more)
 
 
-def gemma_config(metadata: Mapping[str, Any], period: int, **more: Any) -> ModelConfig:
+def gemma_config(metadata: Mapping[str, Any], period: int, style: Style = STYLE, **more: Any) -> ModelConfig:
     """What Gemma 3 has and those that came of it; `more` is what else a family has.
 
     period:  of so many layers the last sees everything, where the file does not say it.
@@ -57,7 +58,7 @@ def gemma_config(metadata: Mapping[str, Any], period: int, **more: Any) -> Model
     keys = Keys(metadata)
     return decoder_config(
         metadata,
-        STYLE,
+        style,
         embedding_scale=math.sqrt(keys.count("embedding_length")),
         windows=keys.windows(keys.count("block_count"), period),
         rope_base_local=keys.number("rope.freq_base_swa", LOCAL_ROPE_BASE),
@@ -86,12 +87,10 @@ def hyperparameters(s: Settings) -> dict[str, Any]:
     shape = decoder_hyperparameters(s, full)
     n_layers, head_dim = shape["block_count"], shape["attention.key_length"]
     period = s.count("sliding_window_pattern", GLOBAL_PERIOD)
-    usual = [(layer + 1) % GLOBAL_PERIOD != 0 for layer in range(n_layers)]
-    slides = layer_types(s, n_layers) or [(layer + 1) % period != 0 for layer in range(n_layers)]
+    slides = layer_types(s, n_layers) or all_but_every(period, n_layers)
     # GGUF always has a window, though all layers may see everything.
     shape["attention.sliding_window"] = s.count("sliding_window", None if any(slides) else shape["context_length"])
-    if slides != usual:
-        shape["attention.sliding_window_pattern"] = slides
+    shape |= pattern_hyperparameters(slides, GLOBAL_PERIOD)
     if (local_base := sliding.number("rope_theta")) != LOCAL_ROPE_BASE:
         shape["rope.freq_base_swa"] = local_base
     scalar = s.number("query_pre_attn_scalar")

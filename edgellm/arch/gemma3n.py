@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.arch import gemma3
-from edgellm.arch.config import Keys, ModelConfig
+from edgellm.arch.config import Keys, ModelConfig, all_but_every
 from edgellm.arch.gemma2 import POST_NORMS
 from edgellm.arch.gemma4 import PER_LAYER
 from edgellm.arch.huggingface import (
@@ -189,7 +189,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
         raise FormatError(f"{s.file}: intermediate_size is not a size for each of {n_layers} layers")
     s.values["intermediate_size"] = n_ff[0]
     shape = decoder_hyperparameters(s, full)
-    slides = layer_types(s, n_layers) or [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
+    slides = layer_types(s, n_layers) or all_but_every(PERIOD, n_layers)
     return shape | sharing_hyperparameters(s, slides, sliding) | {
         "feed_forward_length": n_ff[0] if len(set(n_ff)) == 1 else n_ff,
         "activation_sparsity_scale": [_deviations(x) for x in sparsity],

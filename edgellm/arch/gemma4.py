@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgellm.arch.config import Keys, ModelConfig, has_experts
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, has_experts
 from edgellm.arch.gemma2 import POST_NORMS
 from edgellm.arch.gemma3 import GLOBAL_PERIOD, LOCAL_ROPE_BASE, ROPE_BASE, gemma_config, nearby_rotation
 from edgellm.arch.huggingface import (
@@ -141,7 +141,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
 
 def _slides(s: Settings, n_layers: int) -> list[bool]:
     """Which layers have a window; the last has none, as in transformers, whatever config.json says."""
-    slides = layer_types(s, n_layers) or [(layer + 1) % GLOBAL_PERIOD != 0 for layer in range(n_layers)]
+    slides = layer_types(s, n_layers) or all_but_every(GLOBAL_PERIOD, n_layers)
     return [*slides[:-1], False]
 
 

@@ -18,10 +18,9 @@ from edgellm.graph.nodes import Graph, Value
 
 def configure(metadata: Mapping[str, Any]) -> EncoderConfig:
     """The file's window is the whole one, half to each side of a token."""
-    of_texts = {key: value for key, value in metadata.items() if not key.endswith(".attention.causal")}
-    c = gemma3.configure(of_texts)  # which is false here, and would not be Gemma 3's
+    c = gemma3.configure(metadata, gemma3.STYLE._replace(causal=False))
     windows = tuple(window and window // 2 + 1 for window in c.windows)
-    return as_encoder(replace(c, windows=windows, style=c.style._replace(causal=False)), metadata)
+    return as_encoder(replace(c, windows=windows), metadata)
 
 
 def body(g: Graph, w: Weights, c: EncoderConfig) -> Value:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, decoder_config
 from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
@@ -65,8 +65,7 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     shape = decoder_hyperparameters(s, rope) | mixture_hyperparameters(s, n_ff=None)
     shape["expert_feed_forward_length"] = shape["feed_forward_length"]
     n_layers = shape["block_count"]
-    usual = [(layer + 1) % WINDOW_PERIOD != 0 for layer in range(n_layers)]
-    slides = layer_types(s, n_layers) or usual
+    slides = layer_types(s, n_layers) or all_but_every(WINDOW_PERIOD, n_layers)
     return shape | window_hyperparameters(s.count("sliding_window"), slides, WINDOW_PERIOD)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.arch.config import MOST_LAYERS, ModelConfig
+from edgellm.arch.config import MOST_LAYERS, ModelConfig, all_but_every
 from edgellm.arch.huggingface_rope import rope_hyperparameters, rope_settings, turned_dimensions
 from edgellm.arch.promises import Promise, where
 from edgellm.arch.stacks import Experts, KeysOrValues, SomeRows
@@ -317,9 +317,12 @@ def window_hyperparameters(window: int | None, slides: list[bool], period: int =
             "config.json: layer_types names sliding_attention, and there is no window; expected a sliding_window (with "
             "use_sliding_window where the family has it)"
         )
-    usual = [not period or (layer + 1) % period != 0 for layer in range(len(slides))]
-    pattern = {} if slides == usual else {"attention.sliding_window_pattern": slides}
-    return {"attention.sliding_window": window, **pattern}
+    return {"attention.sliding_window": window} | pattern_hyperparameters(slides, period)
+
+
+def pattern_hyperparameters(slides: list[bool], period: int) -> dict[str, Any]:
+    """GGUF's key for which layers slide, where it is not all but every period-th, as in a file that does not say it."""
+    return {} if slides == all_but_every(period, len(slides)) else {"attention.sliding_window_pattern": slides}
 
 
 def layer_types(s: Settings, n_layers: int) -> list[bool] | None:

@@ -11,17 +11,13 @@ from edgellm.arch.huggingface import HuggingFace, Settings, decoder_hyperparamet
 from edgellm.arch.parts import logits_head
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
-from edgellm.errors import UnsupportedError
 from edgellm.graph.nodes import Graph, Value
 
 STYLE = Style(norm="layer", feed_forward="plain", activation="gelu_erf")
 
 
 def configure(metadata: Mapping[str, Any]) -> ModelConfig:
-    keys = Keys(metadata)
-    if keys.number("attention.clamp_kqv", 0.0, zero=0.0):
-        raise UnsupportedError(f"clamped queries, keys and values ({keys.architecture}.attention.clamp_kqv)")
-    return decoder_config(metadata, STYLE, max_alibi_bias=keys.number("attention.max_alibi_bias", zero=0.0))
+    return decoder_config(metadata, STYLE, max_alibi_bias=Keys(metadata).number("attention.max_alibi_bias", zero=0.0))
 
 
 def body(g: Graph, w: Weights, c: ModelConfig) -> Value:

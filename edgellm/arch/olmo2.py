@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, decoder_config
 from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
@@ -79,7 +79,7 @@ def _third_hyperparameters(s: Settings) -> dict[str, Any]:
     full, sliding = _ropes(s)
     shape = decoder_hyperparameters(s, full)
     n_layers = shape["block_count"]
-    slides = layer_types(s, n_layers) or [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
+    slides = layer_types(s, n_layers) or all_but_every(PERIOD, n_layers)
     window = None if s.get("sliding_window") is None else s.count("sliding_window")
     if (base := sliding.number("rope_theta")) != full.number("rope_theta"):
         shape["rope.freq_base_swa"] = base

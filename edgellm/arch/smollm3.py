@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgellm.arch.config import Keys, ModelConfig, decoder_config
+from edgellm.arch.config import Keys, ModelConfig, all_but_every, decoder_config
 from edgellm.arch.decoder import decoder
 from edgellm.arch.huggingface import (
     ATTENTION_BIASES,
@@ -41,9 +41,9 @@ def _hyperparameters(s: Settings) -> dict[str, Any]:
     s.expect("hidden_act", "silu")
     shape = decoder_hyperparameters(s)
     n_layers = shape["block_count"]
-    usual = [(layer + 1) % PERIOD != 0 for layer in range(n_layers)]
+    usual = all_but_every(PERIOD, n_layers)
     period = s.count("no_rope_layer_interval")
-    turned = s.get("no_rope_layers", [(layer + 1) % period != 0 for layer in range(n_layers)])
+    turned = s.get("no_rope_layers", all_but_every(period, n_layers))
     if not isinstance(turned, list) or len(turned) != n_layers or not all(x in (0, 1) for x in turned):
         raise FormatError(f"config.json: no_rope_layers is {turned!r:.60}; expected 0 or 1 for {n_layers} layers")
     if (turned := [bool(x) for x in turned]) != usual:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
 from edgellm.errors import UnsupportedError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters import LowRank as Matrices
 from edgellm.formats.tensor import Tensor
-from edgellm.graph.adapters import EMBEDDING, Inputs, Instead, names_of
+from edgellm.graph.adapters import EMBEDDING, Instead, names_of
 from edgellm.graph.nodes import (
     AddBias,
     AddSegment,
@@ -26,9 +24,7 @@ from edgellm.graph.nodes import (
     Linear,
     Node,
     RMSNorm,
-    Value,
 )
-from edgellm.graph.nodes.base import field_names
 from edgellm.graph.nodes.experts import AddExpertBias, ExpertLinear
 from edgellm.graph.nodes.low_rank import MultiplyColumns
 
@@ -39,27 +35,9 @@ _WITH_WHOLES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Whole(Instead):
-    """`Instead`, also of a norm, which has two weights: an adapter may have one of them, or both.
-
-    other:  what the adapter has in place of the norm's other one.
-    """
-
-    other: Tensor | None = None
-
-    def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
-        if not isinstance(node, LayerNorm):
-            return super().beside(graph, node, inputs)
-        own = {x.name: x for x in (self.weight, self.other) if x is not None}
-        fields = ((name, getattr(node, name)) for name in field_names(type(node)))
-        fresh: dict[str, Any] = {name: own.get(x.name, x) for name, x in fields if isinstance(x, Tensor)}
-        return (graph.record(replace(node, **{**inputs, **fresh})),)
-
-
-def wholes_of(replaced: Mapping[str, Tensor], table: str) -> dict[str, Whole]:
+def wholes_of(replaced: Mapping[str, Tensor], table: str) -> dict[str, Instead]:
     """What stands in place of the model's weights, by their names."""
-    return {name: Whole(x, table, replaced.get(_other_of(name))) for name, x in replaced.items()}
+    return {name: Instead(x, table, replaced.get(_other_of(name))) for name, x in replaced.items()}
 
 
 def check_places(adapter: Adapter, graphs: Collection[Graph]) -> None:

@@ -118,14 +118,25 @@ class ExpertLowRank(LowRank):
 
 @dataclass(frozen=True, eq=False)
 class Instead(Change):
-    """Another weight in place of the model's, for the rows to which the table `scales` gives something else than 0."""
+    """Another weight in place of the model's, for the rows to which the table `scales` gives something else than 0.
+
+    other:  of a norm, which has two, what stands in place of the other one, if anything does; both are known by their
+            names then.
+    """
 
     weight: Tensor
     scales: str
+    other: Tensor | None = None
 
     def beside(self, graph: Graph, node: Node, inputs: Inputs) -> tuple[Value, ...]:
-        (field,) = (name for name in field_names(type(node)) if isinstance(getattr(node, name), Tensor))
-        fresh: dict[str, Any] = {**inputs, field: self.weight}
+        fields = ((name, getattr(node, name)) for name in field_names(type(node)))
+        usual = {name: x for name, x in fields if isinstance(x, Tensor)}
+        if len(usual) == 1:
+            own = dict.fromkeys(usual, self.weight)
+        else:
+            by_name = {x.name: x for x in (self.weight, self.other) if x is not None}
+            own = {name: by_name.get(x.name, x) for name, x in usual.items()}
+        fresh: dict[str, Any] = {**inputs, **own}
         return (graph.record(replace(node, **fresh)),)
 
     def made(self, y: Value, beside: tuple[Value, ...]) -> Value:
