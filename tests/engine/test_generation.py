@@ -159,7 +159,8 @@ def test_ctrl_c_leaves_the_model_usable(model, monkeypatch) -> None:
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    places = [(model._runner._body_batch, "fill"), (model._runner, "run_head"), (Sampler, "choose")]
+    runner = model._runner
+    places = [(runner._body_batch, "fill"), (runner, "_select"), (Sampler, "choose")]
     for owner, place in places:  # before, within and after a batch
         generation = model.generate(PROMPT, temperature=0.0)
         next(generation)
@@ -169,6 +170,12 @@ def test_ctrl_c_leaves_the_model_usable(model, monkeypatch) -> None:
         monkeypatch.undo()
         assert generation.finish_reason == "cancelled" and list(generation) == []
         assert generated(model) == expected and holds_nothing(model)
+    monkeypatch.setattr(runner, "run_head", interrupted)  # between the body and the head of many tokens
+    generation = model.generate([7, *PROMPT], temperature=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        next(generation)
+    monkeypatch.undo()
+    assert generation.finish_reason == "cancelled" and generated(model) == expected and holds_nothing(model)
 
 
 def test_a_prefix_is_computed_once(model) -> None:
