@@ -203,7 +203,7 @@ def test_several_answers_are_those_of_their_seeds(model, n) -> None:
 
 
 def test_their_prompt_is_computed_once(tiny_path) -> None:
-    with edgellm.load(tiny_path, n_threads=1) as model:
+    with edgellm.load(tiny_path, n_threads=1, speculate="off") as model:
         n_computed = 0
         run_body = model._runner.run_body
 
