@@ -94,6 +94,10 @@ class BlockPool:
         """Whether several sequences hold a block."""
         return self._owners[block] > 1
 
+    def is_own(self, block: int) -> bool:
+        """Whether who holds a block is alone with it: nobody else holds it, or can find it."""
+        return self._owners[block] == 1 and block not in self._names
+
     def writable(self, block: int, n_used: int) -> int:
         """A block whose tokens behind the first n_used can be written: this one, or a copy where it has more that
         others hold, or that is known and there is room to keep.

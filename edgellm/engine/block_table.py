@@ -49,7 +49,7 @@ class BlockTable:
             array = self.kernel_array.array
             if index == len(array):
                 array = np.concatenate([array, np.zeros_like(array)])
-                self.kernel_array = AddressedArray(array)
+                self.kernel_array.replace(array)
             array[index] = max(block, 0)
             self.blocks.append(block)
             self.n_gone += block == GONE
@@ -59,6 +59,11 @@ class BlockTable:
         last, used = divmod(n_tokens, KV_BLOCK)
         n_copied = 1 if used and self.pool.is_shared(self.blocks[last]) else 0
         return n_copied + max(0, blocks_for(n_tokens + n_more) - len(self.blocks))
+
+    def has_room(self, n_tokens: int, n_more: int) -> bool:
+        """Whether n_more tokens can be written into the last block, as it is; most tokens of an answer can."""
+        last, used = divmod(n_tokens, KV_BLOCK)
+        return 0 < used <= KV_BLOCK - n_more and self.pool.is_own(self.blocks[last])
 
     def reserve(self, n_tokens: int, n_more: int) -> None:
         last, used = divmod(n_tokens, KV_BLOCK)

@@ -208,7 +208,7 @@ class GradientPasses:
                 stack.callback(sequence.release)
                 sequence.reserve(length)
                 piece = Span(sequence, texts.ids[start : start + length].tolist()).piece()
-                pieces.append(replace(piece, adapters=[places(0, length, self._n_virtual)]))
+                pieces.append(piece._replace(adapters=[places(0, length, self._n_virtual)]))
                 start += length
             counts = self._batch.fill(pieces) | self._batch.fill_documents(lengths)
             self._forward.run(counts)

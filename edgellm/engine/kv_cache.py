@@ -28,7 +28,6 @@ from edgellm.engine.block_pool import KEY_BYTES, BlockPool, key_after
 from edgellm.engine.block_table import GONE, BlockTable, blocks_for, first_needed
 from edgellm.engine.states import NO_STATES, NOTHING, StatePool, StateShape, Step, Trail
 from edgellm.errors import CacheFullError
-from edgellm.graph.batch import AddressedArray
 from edgellm.graph.cache_memory import CacheLayer, CacheMemory
 from edgellm.graph.forks import at_fork
 from edgellm.kernels.kv_types import RECENT
@@ -262,9 +261,10 @@ class KVCache:
 class Sequence:
     """The tokens of one text that are in the cache, and the blocks that hold them.
 
-    adapters:  what they are computed with beside the model: keys and values depend on it.
-    tables:    its blocks, for each pool of the cache. trail: its states, where the model has recurrent layers.
-    keys:      of what comes before its blocks, as far as they were remembered.
+    adapters:      what they are computed with beside the model: keys and values depend on it.
+    tables:        its blocks, for each pool of the cache. trail: its states, where the model has recurrent layers.
+    block_tables:  of these, what kernels read, int32, by window.
+    keys:          of what comes before its blocks, as far as they were remembered.
     """
 
     def __init__(self, cache: KVCache, adapters: AdapterSet = NO_ADAPTERS) -> None:
@@ -272,6 +272,8 @@ class Sequence:
         self.adapters = adapters
         self.tokens: list[int] = []
         self.tables = [BlockTable(pool) for pool in cache.pools]
+        self.block_tables = {table.pool.window: table.kernel_array for table in self.tables}
+        self._has_windows = any(window is not None for window in self.block_tables)
         self.trail = Trail(cache.states) if cache.states is not None else None
         self.keys = [root_of(adapters)]
 
@@ -289,17 +291,26 @@ class Sequence:
         states = self.trail.n_held * self.trail.pool.shape.slot_bytes if self.trail is not None else 0
         return sum(n_held[layer.window] * layer.block_bytes for layer in self.cache.layers) + states
 
-    @property
-    def block_tables(self) -> dict[int | None, AddressedArray]:
-        """What kernels read, int32, by window."""
-        return {table.pool.window: table.kernel_array for table in self.tables}
-
     def can_grow(self, n_tokens: int) -> bool:
         """Whether there is room for so many more tokens now."""
         n = len(self.tokens)
         if self.trail is not None and not self.trail.can_grow:
             return False
         return all(table.n_wanted(n, n_tokens) <= table.pool.n_free for table in self.tables)
+
+    def grow(self, n_tokens: int) -> bool:
+        """Make room for so many more tokens, if there is any; returns whether there was."""
+        n = len(self.tokens)
+        if self.trail is None:
+            for table in self.tables:
+                if not table.has_room(n, n_tokens):
+                    break
+            else:
+                return True
+        if not self.can_grow(n_tokens):
+            return False
+        self.reserve(n_tokens)
+        return True
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for so many more tokens. Raises CacheFullError when there is none; what was had stays."""
@@ -344,7 +355,7 @@ class Sequence:
 
     def leave_behind(self) -> None:
         """Give back what windows do not reach any more: who trims this by more than a few tokens then loses it all."""
-        if any(table.pool.window is not None for table in self.tables):
+        if self._has_windows:
             with self.cache.lock:
                 for table in self.tables:
                     table.leave_behind(len(self.tokens))

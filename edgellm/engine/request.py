@@ -51,7 +51,8 @@ class Request:
 
     @property
     def n_cached(self) -> int:
-        return len(self.sequence) if self.sequence is not None else 0
+        sequence = self.sequence
+        return len(sequence.tokens) if sequence is not None else 0
 
     @property
     def end(self) -> int:

@@ -163,7 +163,7 @@ class Runner:
         variant:  what is run; None takes the model with the adapters of the spans.
         rows:     for which `logits_of` will be asked: of few tokens, logits are made at once.
         """
-        running = self._running = variant or self.variant({span.sequence.adapters for span in spans})
+        running = self._running = variant or self.variant([span.sequence.adapters for span in spans])
         counts = self._body_batch.fill([span.piece(running.slots) for span in spans])
         body, head = running.programs
         self._rows_made = None
@@ -252,7 +252,7 @@ class Runner:
         """The model with all adapters of some sets beside it, lowered when it is first asked for."""
         if not any(sets):
             return self.base
-        slots = slots_of(sets)
+        slots = slots_of(sets if len(sets) == 1 else set(sets))
         found = self._variants.pop(slots, None) or self._new_variant(slots)
         self._variants[slots] = found
         while len(self._variants) > MOST_VARIANTS:

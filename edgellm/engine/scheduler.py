@@ -265,7 +265,8 @@ class Scheduler:
     def _count(self, request: Request, span: Span) -> None:
         """Count what was computed, but for guesses that were wrong."""
         start, n = len(span.sequence), len(span.token_ids)
-        n_right = n_common(span.token_ids, request.tokens[start : start + n])
+        came = request.tokens[start : start + n]
+        n_right = n if span.token_ids == came else n_common(span.token_ids, came)
         span.sequence.append(span.token_ids[:n_right])
         if span.n_guesses:
             span.sequence.trim(start + n_right)
@@ -378,9 +379,7 @@ class Scheduler:
         if request.adapters and not _may_stand_together(batch, request):
             return False  # its turn comes with the next one
         try:
-            if sequence.can_grow(n_tokens + len(guesses)):
-                sequence.reserve(n_tokens + len(guesses))
-            else:
+            if not sequence.grow(n_tokens + len(guesses)):
                 guesses = ()
                 self._make_room(batch, request, sequence, n_tokens)
         except CacheFullError:

@@ -15,12 +15,13 @@ class Turns:
     def __init__(self) -> None:
         self.run = threading.RLock()
         self.n_steps = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a finalizer may tell while this thread has it
+        self._changed = threading.Condition(self._lock)
         self._n_waiting = 0
 
     def tell(self) -> None:
         """Wake those that wait."""
-        with self._changed:
+        with self._lock:
             self.n_steps += 1
             if self._n_waiting:
                 self._changed.notify_all()

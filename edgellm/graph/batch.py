@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from edgellm.dataclass import dataclass
 from edgellm.graph.angles import Angles
 from edgellm.graph.lowering import (
     ATTENTION_ROWS,
@@ -38,11 +38,14 @@ class AddressedArray:
     """An array, and where it is: to ask NumPy for that in every step takes longer than to write a task."""
 
     def __init__(self, array: np.ndarray) -> None:
+        self.replace(array)
+
+    def replace(self, array: np.ndarray) -> None:
+        """It is another array from now on. Only between runs."""
         self.array, self.address = array, array.ctypes.data
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
+class Piece(NamedTuple):
     """New tokens of one sequence.
 
     position:      of the first of them; they see those before in the cache.
@@ -151,8 +154,12 @@ class Batch:
                 of_kept.extend(piece.slots[kept])
             for scales, scale in zip(self.adapters, piece.adapters, strict=False):
                 scales[first : first + n] = scale
-            slices += [(first + i, size, start + i, piece) for i, size in self._slices(start, n)]
-        n, by_token = len(positions), self._is_by_token(pieces)
+            if n == 1:  # as decode has it
+                slices.append((first, 1, start, piece))
+            else:
+                slices += [(first + i, size, start + i, piece) for i, size in self._slices(start, n)]
+        n = len(positions)
+        by_token = n == len(pieces) and self._is_by_token(pieces)
         _put(self.token_ids, token_ids)
         _put(self.positions, positions)
         for array, of_kept in zip(self.kv_slots, slots, strict=True):
@@ -250,9 +257,10 @@ class Batch:
             angles.reach(n_positions)
 
     def _is_by_token(self, pieces: Sequence[Piece]) -> bool:
-        """Whether a thread does all of a token's attention (`fusion.by_token`): where all threads get enough to do."""
-        if any(len(piece.token_ids) > 1 for piece in pieces):
-            return False
+        """Whether a thread does all of a token's attention (`fusion.by_token`): where all threads get enough to do.
+
+        Of pieces with one token each.
+        """
         pasts = [piece.position + 1 for piece in pieces]
         return max(pasts) * self._n_threads <= UNEVEN * sum(pasts)
 

@@ -113,6 +113,7 @@ class Program:
         self._rules = [(rule, np.array(indices)) for rule, indices in rules.items()]
         self.n_chunks = np.zeros(len(self.steps), np.int64)
         self._counts: dict[str, int] = {}  # of the last run
+        self._small_batch = lowered.target.small_batch
         self._views: dict[Value, tuple[int, np.ndarray]] = {}  # the last of each value, for its number of tokens
         self._plan_prefetches()
         self.record = records.PROGRAM.new()
@@ -132,7 +133,7 @@ class Program:
 
     def prepare(self, counts: Mapping[str, int]) -> bool:
         """Have records say what the next run computes; returns whether it is a short one, of few tokens."""
-        is_small = counts["tokens"] <= self.lowered.target.small_batch
+        is_small = counts["tokens"] <= self._small_batch
         if counts != self._counts:
             self._counts = {}  # Ctrl-C may come before all is written
             self.ops["kernel"] = self._small_kernels if is_small else self._kernels

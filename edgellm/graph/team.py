@@ -66,8 +66,9 @@ class Team:
         After a pass over the weights, little of Python is in the caches: to come back to it between two programs takes
         longer than their first ops.
         """
-        address = self._address_of(program)
-        self._following[0] = 0 if then is None else self._address_of(then)
+        known = self._programs  # mostly
+        address = known.get(program) or self._address_of(program)
+        self._following[0] = 0 if then is None else known.get(then) or self._address_of(then)
         self._slice_word[0] = self.max_ops
         self._wake()
         self._lead(self._address, address, 0)
@@ -84,10 +85,9 @@ class Team:
 
     def _address_of(self, program: Runnable) -> int:
         """Where its record is, which must live as long as the threads do."""
-        address = self._programs.get(program)
-        if address is None:
-            address = self._programs[program] = program.record.ctypes.data
-        return address
+        if program not in self._programs:
+            self._programs[program] = program.record.ctypes.data
+        return self._programs[program]
 
     def run_in_slices(self, program: Runnable, stop: Callable[[], bool] | None = None) -> bool:
         """Run a program that takes long, and come back to Python every SLICE_SECONDS, for Ctrl-C and for `stop()`.

@@ -50,10 +50,11 @@ def first_kept(window: int | None, n_tokens: int) -> int:
     return 0 if window is None else max(0, n_tokens - window + 1)
 
 
-def grow(sequence: Sequence, n: int, first: int = 0) -> None:
+def grow(sequence: Sequence, n: int, first: int = 0, has_room: bool = False) -> None:
     """Append n tokens, writing their ids where their keys would go."""
     ids = [(first + i) % 251 for i in range(len(sequence), len(sequence) + n)]
-    sequence.reserve(n)
+    if not has_room:
+        sequence.reserve(n)
     for layer, memory in zip(sequence.cache.layers, sequence.cache.memory, strict=True):
         for slot, token in zip(sequence.slots(n)[layer.window], ids, strict=True):
             memory[slot // KV_BLOCK, slot % KV_BLOCK] = token
@@ -93,6 +94,27 @@ def test_a_fork_takes_a_block_only_when_it_goes_on() -> None:
     assert written(b) == b.tokens
     b.release()
     assert cache.n_free_blocks == cache.n_blocks
+
+
+def test_a_block_that_others_know_or_hold_is_copied_before_it_is_written() -> None:
+    cache = new_cache()
+    a = cache.sequence()
+    grow(a, 50)
+    known = list(a.tokens)
+    a.remember(whole_blocks=False)
+    a.trim(40)
+    assert a.grow(5)
+    grow(a, 5, first=3, has_room=True)
+    b = a.fork(43)
+    assert b.grow(5)
+    grow(b, 5, first=4, has_room=True)
+    c = cache.begin(known)
+    assert len(c) >= 40 and c.tokens == known[: len(c)]
+    for sequence in (a, b, c):
+        assert written(sequence) == sequence.tokens
+    n_free = cache.n_free_blocks
+    assert a.grow(KV_BLOCK - 45) and cache.n_free_blocks == n_free  # of its own block, it takes what is there
+    assert a.grow(KV_BLOCK - 44) and cache.n_free_blocks == n_free - 1
 
 
 def test_a_full_cache_says_so() -> None:
@@ -241,7 +263,7 @@ class Sequences(RuleBasedStateMachine):
         self.alive.append(self.cache.sequence(adapters))
         return self.alive[-1]
 
-    @rule(sequence=sequences, n=st.integers(1, 100), first=st.integers(0, 3))
+    @rule(sequence=sequences, n=st.one_of(st.integers(1, 3), st.integers(1, 100)), first=st.integers(0, 3))
     def append(self, sequence: Sequence, n: int, first: int) -> None:
         can_grow = sequence.can_grow(n)
         try:
@@ -250,6 +272,14 @@ class Sequences(RuleBasedStateMachine):
             assert not can_grow
         else:
             assert can_grow
+            sequence.leave_behind()
+
+    @rule(sequence=sequences, n=st.one_of(st.integers(1, 3), st.integers(1, 100)), first=st.integers(0, 3))
+    def append_if_there_is_room(self, sequence: Sequence, n: int, first: int) -> None:
+        can_grow = sequence.can_grow(n)
+        assert sequence.grow(n) == can_grow
+        if can_grow:
+            grow(sequence, n, first, has_room=True)
             sequence.leave_behind()
 
     @rule(sequence=sequences, whole=st.booleans())

@@ -61,10 +61,7 @@ class OwnLayers:
 
     def begin(self, request: Request, n_tokens: int) -> CachedTokens | None:
         sequence = request.sequence
-        if sequence is None or not sequence.can_grow(n_tokens + 1):
-            return None
-        sequence.reserve(n_tokens + 1)
-        return sequence
+        return sequence if sequence is not None and sequence.grow(n_tokens + 1) else None
 
     def end(self, request: Request, n_before: int) -> None:
         assert request.sequence is not None
