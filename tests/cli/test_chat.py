@@ -33,7 +33,7 @@ def chat(home: Path) -> Iterator[Chat]:
 
     def start(*args: str, echo: bool = False) -> Any:
         environ = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull, "COLUMNS": "200"}
-        child = pexpect.spawn(FAKE[0], [*FAKE[1:], "run", *args], env=environ, encoding="utf-8", timeout=20,
+        child = pexpect.spawn(FAKE[0], [*FAKE[1:], "run", *args], env=environ, encoding="utf-8", timeout=60,
                               dimensions=(50, 200), echo=echo)  # fmt: skip
         started.append(child)
         child.delaybeforesend = None
@@ -259,7 +259,7 @@ def test_history_is_kept_across_chats(chat: Chat, model: str, home: Path) -> Non
 
 def test_answers_into_a_file_leave_the_prompts_on_the_terminal(home: Path, model: str, tmp_path: Path) -> None:
     command = " ".join([*FAKE, "run", model])
-    child = pexpect.spawn("sh", ["-c", f"{command} > {tmp_path}/out.txt"], encoding="utf-8", timeout=20)
+    child = pexpect.spawn("sh", ["-c", f"{command} > {tmp_path}/out.txt"], encoding="utf-8", timeout=60)
     child.expect_exact(PROMPT)
     child.sendline("Hi")
     child.expect_exact(PROMPT)

@@ -36,7 +36,7 @@ def answering(reply: bytes) -> Iterator[str]:
         finally:
             over.set()
             socket.create_connection(listening.getsockname()).close()  # accept ends
-            thread.join(10)
+            thread.join(60)
 
 
 def http(body: bytes, status: str = "200 OK", *headers: str) -> bytes:

@@ -89,7 +89,7 @@ def test_who_saves_meanwhile_is_waited_for(chat_path, tmp_path, monkeypatch, cap
             monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "home of another"))
             saving = threading.Thread(target=kept.save, args=(model, Conversation(None, (Turn("mine", "yes"),))))
             saving.start()
-            assert is_waiting.wait(20)
+            assert is_waiting.wait(60)
             file.write_bytes(b"what another has written")
         saving.join()
     assert file.read_bytes() == b"what another has written" and kept.path == tmp_path / "talk-2.session"

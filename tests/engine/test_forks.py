@@ -111,7 +111,7 @@ def work():
     assert answer() == expected
 process = multiprocessing.get_context("fork").Process(target=work)
 process.start()
-process.join(30)
+process.join(60)
 assert process.exitcode == 0
 child = os.fork()
 if child == 0:

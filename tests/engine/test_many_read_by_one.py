@@ -85,7 +85,7 @@ def test_two_threads_cannot_take_of_one(model) -> None:
         generation._reading.release()
     thread = threading.Thread(target=read_all, args=([generation],))
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert generation.finish_reason in ("length", "stop")
 
 

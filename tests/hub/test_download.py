@@ -372,7 +372,7 @@ def test_a_process_that_is_stopped_leaves_a_part_and_no_lock(endpoint: StandIn, 
         with pytest.raises(FileProblem, match="is being fetched by another process; stop that first"):
             hub.remove(HUB_NAME)
         child.send_signal(number)
-        child.wait(20)
+        child.wait(60)
     finally:
         child.kill()
         child.wait()

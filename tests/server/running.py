@@ -63,7 +63,7 @@ def running(models: dict[str, Path] | None, keys: Keys | None = None, **settings
             assert not thread.is_alive()
 
 
-def until(is_so: Callable[[], bool], seconds: float = 5.0) -> float:
+def until(is_so: Callable[[], bool], seconds: float = 30.0) -> float:
     """How long it took."""
     started = time.monotonic()
     while not is_so():

@@ -37,7 +37,7 @@ def test_a_body_in_another_encoding_is_refused_by_its_name(small) -> None:
     raw = gzip.compress(json.dumps(CHAT).encode())
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/v1/embeddings"):
-        answer = httpx.post(f"{small.url}{path}", content=raw, headers=headers)
+        answer = httpx.post(f"{small.url}{path}", content=raw, headers=headers, timeout=60)
         assert answer.status_code == 415 and answer.headers["accept-encoding"] == "identity"
         assert "the body has the Content-Encoding 'gzip', which this server does not read" in answer.text
     assert small.post("/v1/chat/completions", CHAT, headers={"Content-Encoding": "identity"}).status_code == 200
@@ -168,7 +168,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("body", "what"), MALFORMED)
 def test_a_body_that_cannot_be_taken_is_told_and_all_goes_on(small, body, what) -> None:
-    answer = httpx.post(f"{small.url}/v1/chat/completions", content=body, timeout=20)
+    answer = httpx.post(f"{small.url}/v1/chat/completions", content=body, timeout=60)
     assert 400 <= answer.status_code < 500
     error = answer.json()["error"]
     assert what in error["message"] and set(error) == {"message", "type", "param", "code"}
@@ -198,10 +198,10 @@ def test_numbers_that_are_too_large_for_any(small) -> None:
     """They could not be told as JSON again."""
     call = b'{"type": "tool_use", "id": "x", "name": "f", "input": {"x": 1e999}}'
     asked = b'{"model": "tiny", "max_tokens": 1, "messages": [{"role": "assistant", "content": [' + call + b"]}]}"
-    found = httpx.post(f"{small.url}/v1/messages", content=asked)
+    found = httpx.post(f"{small.url}/v1/messages", content=asked, timeout=60)
     assert found.status_code == 400 and "its JSON holds the number 1e999, which is too large" in found.text
     asked = b'{"model": "tiny", "max_output_tokens": 1, "input": "a", "metadata": {"a": -1e999}}'
-    found = httpx.post(f"{small.url}/v1/responses", content=asked)
+    found = httpx.post(f"{small.url}/v1/responses", content=asked, timeout=60)
     assert found.status_code == 400 and "-1e999" in found.text
 
 
@@ -237,9 +237,9 @@ def test_a_body_that_is_too_large_or_too_slow(tiny_chat) -> None:
             for _ in range(20):
                 yield b"a" * 1000
 
-        assert httpx.post(f"{server.url}/v1/chat/completions", content=pieces()).status_code == 413
+        assert httpx.post(f"{server.url}/v1/chat/completions", content=pieces(), timeout=60).status_code == 413
         host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=5) as slow:
+        with socket.create_connection((host, int(port)), timeout=60) as slow:
             slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
             assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
         assert server.post("/v1/chat/completions", CHAT).status_code == 200
@@ -252,7 +252,7 @@ def test_a_body_that_is_too_large_or_too_slow(tiny_chat) -> None:
      ("GET", "/page/../app.py", 404), ("GET", "/page/%2e%2e%2fapp.py", 404), ("GET", "/page//etc/passwd", 404)],
 )  # fmt: skip
 def test_addresses_that_are_none(small, method, path, status) -> None:
-    answer = httpx.request(method, small.url + path)
+    answer = httpx.request(method, small.url + path, timeout=60)
     assert answer.status_code == status and answer.json()["error"]["message"]
 
 

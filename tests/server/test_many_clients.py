@@ -100,7 +100,7 @@ def test_a_turn_that_came_as_its_client_left_is_given_on() -> None:
 def test_too_many_requests_are_told_to_come_back(smollm2) -> None:
     with running({"tiny": smollm2}, parallel=1, queue=1) as server:
         long = long_story(stream=True)
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=20) as first:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=60) as first:
             first_lines = first.iter_lines()
             next(first_lines)
             pool = ThreadPoolExecutor(1)
@@ -119,18 +119,23 @@ def test_a_client_that_leaves_is_cancelled_at_once(smol, stream, interface) -> N
     body = long_story(stream=stream)
     if interface == "/api/chat":
         body = {"messages": body["messages"], "stream": stream, "options": {"num_predict": 900}}
-    with httpx.Client() as client:
-        request = client.build_request("POST", smol.url + interface, json={**body, "model": "smollm2-135m"},
-                                       timeout=20 if stream else 0.1)  # fmt: skip
-        if stream:
-            answer = client.send(request, stream=True)
-            next(answer.iter_lines())
-            answer.close()
-        else:
-            with pytest.raises(httpx.ReadTimeout):
-                client.send(request)
     turns = smol.application.server.turns
-    assert until(lambda: turns.n_running == 0) < 0.1
+
+    def leave() -> float:
+        """Seconds until the answer has ended."""
+        with httpx.Client() as client:
+            request = client.build_request("POST", smol.url + interface, json={**body, "model": "smollm2-135m"},
+                                           timeout=60 if stream else 0.1)  # fmt: skip
+            if stream:
+                answer = client.send(request, stream=True)
+                next(answer.iter_lines())
+                answer.close()
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    client.send(request)
+        return until(lambda: turns.n_running == 0)
+
+    assert any(leave() < 0.1 for _ in range(3))  # what else this machine does may keep it waiting once
 
 
 def test_a_request_that_takes_too_long_is_ended(tiny_chat) -> None:
@@ -157,10 +162,10 @@ def test_progress_of_a_prompt_and_signs_of_life(tiny_chat) -> None:
 def test_signs_of_life_while_a_client_waits(smollm2) -> None:
     with running({"tiny": smollm2}, ping=0.1, parallel=1) as server:
         url = f"{server.url}/v1/chat/completions"
-        with httpx.stream("POST", url, json=long_story(stream=True), timeout=20) as first:
+        with httpx.stream("POST", url, json=long_story(stream=True), timeout=60) as first:
             first_lines = first.iter_lines()
             next(first_lines)  # it has the only turn
-            with httpx.stream("POST", url, json=asked(stream=True), timeout=20) as second:
+            with httpx.stream("POST", url, json=asked(stream=True), timeout=60) as second:
                 lines = second.iter_lines()
                 assert next(lines) == ": ping"
                 first.close()
@@ -202,7 +207,7 @@ def test_a_damaged_model_is_told_and_the_others_go_on(tiny_chat, tmp_path) -> No
 def test_what_is_being_written_ends_before_the_server_does(tiny_chat) -> None:
     with running({"tiny": tiny_chat}, shutdown_timeout=5.0) as server:
         long = asked(max_tokens=300, stream=True, logit_bias={"2": -100})
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=20) as answer:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
             server.stop()
@@ -230,7 +235,7 @@ def test_answers_that_take_too_long_hear_that_the_server_stops(tiny_chat, path, 
     with (
         running({"tiny": tiny_chat}, shutdown_timeout=0.5, parallel=2) as server,
         ThreadPoolExecutor(3) as pool,
-        httpx.stream("POST", server.url + path, json={**body, "stream": True}, timeout=20) as answer,
+        httpx.stream("POST", server.url + path, json={**body, "stream": True}, timeout=60) as answer,
     ):
         whole = [pool.submit(server.post, path, {**body, "stream": False}) for _ in range(2)]
         until(lambda: server.status()["queue_length"] == 1)

@@ -38,7 +38,7 @@ def server(request: pytest.FixtureRequest, tiny_chat: Path) -> Iterator[Running]
 def sent(server: Running, *parts: bytes, most: int = 64) -> bytes:
     """What the server says to some bytes, the last of which may be sent again and again; b"" if it only hangs up."""
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         got = b""
         with suppress(ConnectionError):
             for part in parts[:-1]:
@@ -153,7 +153,7 @@ def test_a_refusal_is_not_put_into_an_answer_that_is_on_its_way(server: Running)
     body = json.dumps({**ASKED, "max_tokens": 400, "logit_bias": {"2": -100}}).encode()
     asked = START + b"Content-Length: %d\r\n\r\n" % len(body) + body
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         client.sendall(asked)
         got = client.recv(65536)
         client.sendall(b"no HTTP at all\r\n\r\n" * 2)
