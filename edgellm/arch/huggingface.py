@@ -93,7 +93,7 @@ class HuggingFace:
     also:             names that some of its checkpoints have in place of those.
     paired:           tensors whose rows GGUF holds in another order: rotary pairs as neighbours.
     interleaved:      whether `attn_qkv` has queries, keys and values group by group there; GGUF has all queries first.
-    transposed:       weights that are [n_in, n_out] there.
+    transposed:       weights that are [n_in, n_out] there, unless they are quantized.
     stacked:          weights of GGUF that are several tensors there; in their name, * stands for 0, 1 and so on.
     squeezed:         weights of convolutions, [n_cols, n_taps], that are [n_cols, 1, n_taps] there.
     offsets:          tensors that GGUF holds with a number added.

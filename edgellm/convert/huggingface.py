@@ -324,7 +324,9 @@ def _taken(family: HuggingFace, ours: str, name: str, tensors: dict[str, Tensor]
             raise FormatError(f"tensors {name!r} have different shapes")
         return Tensor.of(name, np.stack(found)) if found else None
     tensor = tensors.pop(name, None)
-    if tensor is not None and part in family.transposed and len(tensor.shape) == 2:
+    # What quantizes puts a linear in the place of a Conv1D, so quantized weights lie as everywhere.
+    lies_across = part in family.transposed and not isinstance(tensor, MadeTensor)
+    if tensor is not None and lies_across and len(tensor.shape) == 2:
         return Transposed(tensor)
     if tensor is not None and part in family.squeezed and len(tensor.shape) == 3 and tensor.shape[1] == 1:
         n_cols, _, n_taps = tensor.shape

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -346,6 +347,28 @@ def test_bitsandbytes_8_bits(tmp_path: Path) -> None:
     (note,) = check(tmp_path / "model", meant, "Q8_0", HALF)
     assert note.startswith("bitsandbytes: scales of 21 matrices are rounded to float16")
     check(tmp_path / "model", meant, "F32", 1e-6, type_name="F32")
+
+
+def test_linears_that_lie_across_do_not_where_they_are_quantized(tmp_path: Path) -> None:
+    """GPT-2's are [n_in, n_out]; what quantizes them saves [n_out, n_in], and square ones do not show it."""
+    shape = {"vocab_size": checkpoints.N_VOCAB, "n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 128}
+    config = transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=1)
+    torch.manual_seed(3)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    checkpoints.tokenizer().save_pretrained(tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))]:
+        packed, meant = gptq(4, True)(tensors.pop(name).T.numpy().copy(), name)
+        tensors |= {f"{name.removesuffix('.weight')}.{last}": x.contiguous() for last, x in packed.items()}
+        with torch.no_grad():
+            model.get_parameter(name).copy_(torch.from_numpy(meant).T)
+    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    edit_json(tmp_path / "model" / "config.json", quantization_config=gptq_config(4))
+    assert convert(tmp_path / "model", tmp_path / "out.gguf") == []
+    ids = list(range(2, 60))
+    with edgellm.load(tmp_path / "out.gguf", n_threads=1, kv_type="f32", activations="f32") as loaded:
+        np.testing.assert_allclose(loaded.logits(ids), checkpoints.logits(model, ids), atol=1e-4)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
