@@ -17,7 +17,7 @@ from edgellm.convert.quantized.compressed import unpack_compressed, unpack_plain
 from edgellm.convert.quantized.gptq import unpack_gptq
 from edgellm.convert.quantized.losses import Losses
 from edgellm.convert.quantized.mxfp4 import unpack_mxfp4
-from edgellm.errors import FileProblem, FormatError, UnsupportedError
+from edgellm.errors import FileProblem, FormatError, UnsupportedError, shown
 from edgellm.formats.checkpoint import Checkpoint
 from edgellm.formats.json_file import read_json
 from edgellm.formats.settings import Settings
@@ -73,11 +73,15 @@ def unpacked(checkpoint: Checkpoint, quantization: dict[str, Any], as_it_is: boo
 
     Raises FormatError, and UnsupportedError for what nobody here can unpack.
     """
-    method = quantization.get("quant_method")
-    if method not in METHODS:
-        known = ", ".join(METHODS)
+    method, known = quantization.get("quant_method"), ", ".join(METHODS)
+    if method is None:
+        raise FormatError(
+            "config.json: quantization_config does not say how the weights are quantized (quant_method); expected "
+            f"{known}; if they are floats, take quantization_config out"
+        )
+    if not isinstance(method, str) or method not in METHODS:
         raise UnsupportedError(
-            f"config.json: the checkpoint is quantized already ({method!r:.40}); edgellm converts {known}: "
+            f"config.json: the checkpoint is quantized already ({shown(method, 40)}); edgellm converts {known}: "
             "convert the original instead"
         )
     kind, unpack = METHODS[method]
