@@ -71,8 +71,12 @@ def read_scaling(keys: Keys) -> RopeScaling:
         kind = "dynamic"  # which other programs do not know; they end at a type of that name
     if kind == "none":
         return RopeScaling(n_ctx_original=n_ctx, magnitude=magnitude)
-    if kind == "yarn" and keys.number("rope.scaling.yarn_ext_factor", 1.0) != 1:
-        raise UnsupportedError(f"{keys.architecture}.rope.scaling.yarn_ext_factor is not 1")
+    ext_key = f"{keys.architecture}.rope.scaling.yarn_ext_factor"
+    ext_factor = get_value(keys.metadata, ext_key, float, -1.0)  # negative means the default, as in llama.cpp
+    if kind == "yarn" and not (ext_factor < 0 or ext_factor == 1):
+        raise UnsupportedError(
+            f"{ext_key} is {ext_factor:g}; edgellm runs YaRN with 1 or, as the default, with a negative number"
+        )
     return RopeScaling(
         kind,
         factor,

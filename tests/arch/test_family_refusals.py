@@ -9,6 +9,8 @@ import pytest
 
 import edgellm
 from edgellm.arch import ARCHITECTURES
+from edgellm.arch.config import Keys
+from edgellm.arch.rope import read_scaling
 from edgellm.convert.checkpoints import convert_checkpoint
 from edgellm.convert.huggingface import family_of
 from edgellm.errors import FileProblem, FormatError, UnsupportedError
@@ -35,7 +37,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("qwen35", {"attention.recurrent_layers": 2}, "attn_q"),
     ("mpt", {"attention.clamp_kqv": 6.0}, "clamp_kqv"),
     ("llama, yarn", {"rope.freq_base": 1.0}, "freq_base is 1.0"),
-    ("llama, yarn", {"rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor"),
+    ("llama, yarn", {"rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor is 0.5; edgellm runs YaRN with 1"),
+    ("llama, yarn", {"rope.scaling.yarn_ext_factor": 0.0}, "yarn_ext_factor is 0; edgellm"),
     ("llama, yarn", {"rope.scaling.yarn_attn_factor": 0.75}, "yarn_attn_factor is 0.75"),
     ("llama, yarn", {"attention.causal": False}, "attention.causal is False; edgellm runs llama with true"),
     ("llama, yarn", {"attention.temperature_scale": 0.1}, "temperature_scale is 0.1"),
@@ -63,6 +66,14 @@ def test_a_wrong_header(family: str, changes: dict[str, Any], words: str, tmp_pa
     with pytest.raises(FileProblem) as raised:
         edgellm.load(tmp_path / "bad.gguf")
     assert words in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("value", [-1.0, -1, 1.0])
+def test_a_negative_ext_factor_of_yarn_is_the_default(value: float) -> None:
+    metadata = {"general.architecture": "llama", "llama.context_length": 64, "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 4.0}  # fmt: skip
+    said = metadata | {"llama.rope.scaling.yarn_ext_factor": value}
+    assert read_scaling(Keys(said)) == read_scaling(Keys(metadata))
 
 
 @pytest.mark.parametrize(
