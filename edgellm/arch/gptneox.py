@@ -18,6 +18,7 @@ from edgellm.arch.huggingface_rope import rope_settings
 from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
+from edgellm.errors import FormatError, shown
 from edgellm.graph.nodes import Graph, Value
 
 STYLE = Style(norm="layer", order="parallel", feed_forward="plain", activation="gelu_erf")
@@ -33,9 +34,20 @@ def body(g: Graph, w: Weights, c: ModelConfig) -> Value:
 
 
 head = logits_head
+_NAMES = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+_USUAL: dict[str, Any] = {"partial_rotary_factor": 0.25, "rope_theta": 10000.0}
 
 
 def _rope(s: Settings) -> Settings:
+    """Raises FormatError for a setting under the name that other families have for it, which nobody reads here."""
+    section = s.section("rope_scaling").values or s.section("rope_parameters").values
+    for name, elsewhere in _NAMES.items():
+        value, usual = s.get(elsewhere), _USUAL[elsewhere]
+        if name not in s.values and elsewhere not in section and value not in (None, usual):
+            raise FormatError(
+                f"config.json: {elsewhere} is {shown(value)}, and this family calls it {name}: transformers passes the "
+                f"other name over and takes {usual}; name it {name} if it is meant, or leave it out"
+            )
     return rope_settings(s, partial=True)
 
 
@@ -50,7 +62,7 @@ HUGGING_FACE = HuggingFace(
     classes=("GPTNeoXForCausalLM",),
     model_type="gpt_neox",
     hyperparameters=_hyperparameters,
-    aliases={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
+    aliases=_NAMES,
     tensors={
         "token_embd": "gpt_neox.embed_in",
         "output_norm": "gpt_neox.final_layer_norm",
@@ -68,7 +80,7 @@ HUGGING_FACE = HuggingFace(
     defaults={
         "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44, "num_attention_heads": 64,
         "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "attention_bias": True, "use_parallel_residual": True,
-        "partial_rotary_factor": 0.25, "tie_word_embeddings": False,
+        "tie_word_embeddings": False, **_USUAL,
     },
     rope=_rope,
 )  # fmt: skip

@@ -78,6 +78,11 @@ def turned_dimensions(rope: Settings, head_dim: int) -> int:
     """How many dimensions of a head are turned."""
     is_part = rope.get("rope_type") != "proportional"  # which has a factor for each pair
     n_rot = int(head_dim * rope.number("partial_rotary_factor", 1.0)) if is_part else head_dim
+    if n_rot == head_dim and n_rot % 2:
+        raise UnsupportedError(
+            f"config.json: each head has {head_dim} dimensions (head_dim, or hidden_size / num_attention_heads), and "
+            "rotary embedding turns pairs of them; expected an even number"
+        )
     if not 2 <= n_rot <= head_dim or n_rot % 2:
         raise UnsupportedError(
             f"{rope.file}: partial_rotary_factor turns {n_rot} of {head_dim} dimensions; expected an even number"

@@ -27,6 +27,7 @@ from edgellm.arch.parts import logits_head, rotation_of
 from edgellm.arch.rope import frequencies
 from edgellm.arch.style import Style
 from edgellm.arch.weights import Weights
+from edgellm.errors import UnsupportedError, shown
 from edgellm.graph.nodes import Graph, Rotation, Value
 
 STYLE = Style(order="after", head_norms="rows")
@@ -69,8 +70,12 @@ HUGGING_FACE = HuggingFace(
 
 def _ropes(s: Settings) -> tuple[Settings, Settings]:
     sliding = s.section("rope_parameters").section("sliding_attention")
-    if sliding.get("rope_theta") is None:
-        s.expect("rope_theta", ROPE_BASE)  # transformers 5 gives it to the other layers alone, version 4 to all
+    if sliding.get("rope_theta") is None and (base := s.get("rope_theta")) != ROPE_BASE:
+        raise UnsupportedError(
+            f"config.json: rope_theta is {shown(base)}: version 4 of transformers takes it for all layers, version 5 "
+            f"for those that see everything, and {ROPE_BASE} for those with a window; say which in rope_parameters, as "
+            'full_attention: {"rope_theta": ...} and sliding_attention: {"rope_theta": ...}'
+        )
     return ropes_by_kind(s, s.get("rope_theta"), ROPE_BASE, known=("default", "linear", "yarn", "llama3"))
 
 

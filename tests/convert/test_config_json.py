@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     Exaone4Config,
     Gemma3TextConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     GraniteMoeConfig,
     LlamaConfig,
@@ -34,7 +35,7 @@ from edgellm.arch.parts import rope_frequencies
 from edgellm.arch.rope import frequencies
 from edgellm.convert.checkpoints import convert_checkpoint as convert
 from edgellm.convert.huggingface import family_of
-from edgellm.errors import EdgellmError, UnsupportedError
+from edgellm.errors import EdgellmError, FormatError, UnsupportedError
 
 from . import checkpoints
 
@@ -241,6 +242,62 @@ def test_wherever_rope_is_said(name: str, rope: dict[str, Any]) -> None:
 def test_what_is_refused(name: str, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(EdgellmError, match=words):
         ours(written(name) | changes)
+
+
+def test_heads_that_pairs_do_not_fill() -> None:
+    with pytest.raises(UnsupportedError, match=r"each head has 15 dimensions \(head_dim, .* expected an even number"):
+        ours(written("LlamaForCausalLM") | {"head_dim": 15})
+
+
+NEOX = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+
+
+def turns_of_neox(**changes: Any) -> tuple[float, float]:
+    """The base of a GPT-NeoX, and the part of each head that is turned."""
+    _, family, said = family_of({"architectures": ["GPTNeoXForCausalLM"], **NEOX, **changes})
+    shape = family.hyperparameters(said)
+    return shape["rope.freq_base"], shape["rope.dimension_count"] / 32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rotary_pct": 0.5, "rotary_emb_base": 500},
+        {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor": 1.0},
+        {"rope_parameters": {"rope_theta": 500.0}, "rope_theta": 5.0},
+        {"partial_rotary_factor": 0.25, "rope_theta": 10000},
+        {"partial_rotary_factor": None, "rope_theta": None},
+    ],
+    ids=str,
+)
+def test_what_turns_in_gpt_neox(changes: dict[str, Any]) -> None:
+    rope: Any = GPTNeoXConfig(**NEOX, **json.loads(json.dumps(changes))).rope_parameters
+    assert turns_of_neox(**changes) == (rope["rope_theta"], rope["partial_rotary_factor"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"partial_rotary_factor": 0.5}, "rotary_pct"),
+        ({"rope_theta": 500.0, "partial_rotary_factor": 0.25}, "rotary_emb_base"),
+    ],
+    ids=str,
+)
+def test_names_that_transformers_passes_over_in_gpt_neox(changes: dict[str, Any], name: str) -> None:
+    rope: Any = GPTNeoXConfig(**NEOX, **changes).rope_parameters
+    assert (rope["rope_theta"], rope["partial_rotary_factor"]) == (10000, 0.25)
+    with pytest.raises(FormatError, match=rf"(rope_theta|partial_rotary_factor) is .* calls it {name}: "):
+        turns_of_neox(**changes)
+
+
+def test_the_base_of_olmo_3_that_two_versions_read_otherwise() -> None:
+    config = {"architectures": ["Olmo3ForCausalLM"], "num_hidden_layers": 4, "rope_theta": 1e4}
+    _, family, said = family_of(config)
+    with pytest.raises(UnsupportedError, match=r"rope_theta is 10000\.0: version 4 .* say which in rope_parameters"):
+        family.hyperparameters(said)
+    sections = {f"{kind}_attention": {"rope_type": "default", "rope_theta": 1e4} for kind in ("full", "sliding")}
+    _, family, said = family_of(config | {"rope_parameters": sections})
+    assert family.hyperparameters(said)["rope.freq_base"] == 1e4
 
 
 @pytest.mark.parametrize(
