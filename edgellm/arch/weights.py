@@ -71,6 +71,13 @@ class Weights:
     def _take(self, full: str, *shape: int | None) -> Tensor:
         tensor = self._tensors.get(full)
         if tensor is None:
+            single = full.replace("_exps.", ".0.")
+            if single != full and single in self._tensors:
+                raise UnsupportedError(
+                    f"the file has a tensor for each expert ({single!r} and so on), as files of before April 2024; "
+                    f"edgellm runs those that hold all experts of a layer in one ({full!r}): take a newer file of the "
+                    "model, or convert its checkpoint"
+                )
             raise FormatError(f"the file has no tensor {full!r}, which its architecture needs")
         fits = len(tensor.shape) == len(shape) and all(
             expected in (None, size) for size, expected in zip(tensor.shape, shape, strict=True)

@@ -249,3 +249,17 @@ def test_a_dense_model_starts_without_any_of_it(family: str, tmp_path: Path) -> 
         [sys.executable, "-c", program, tmp_path / "dense.gguf"], capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_tensor_for_each_expert_as_in_files_of_2023(folder: Path, tmp_path: Path) -> None:
+    with GGUFFile.open(file_of(folder, "mixtral")) as file:
+        entries: list[Any] = []
+        for name, x in file.tensors.items():
+            if "_exps" not in name:
+                entries.append((name, x.shape, x.format, x.raw))
+                continue
+            for expert, raw in enumerate(x.raw.reshape(x.shape[0], x.shape[1], -1)):
+                entries.append((name.replace("_exps", f".{expert}"), x.shape[1:], x.format, np.ascontiguousarray(raw)))
+        GGUFWriter(tmp_path / "old.gguf", dict(file.metadata), entries).write()
+    with pytest.raises(UnsupportedError, match=r"a tensor for each expert \('blk\.0\.ffn_gate\.0\.weight' and so on\)"):
+        edgellm.load(tmp_path / "old.gguf")
