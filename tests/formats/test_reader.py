@@ -448,7 +448,10 @@ def test_a_single_part_is_a_whole_file(tmp_path):
 def test_a_part_is_missing(tmp_path):
     paths = split_model(tmp_path)
     paths[2].unlink()
-    with pytest.raises(FileProblem, match=r"model-00003-of-00003\.gguf does not exist"):
+    with pytest.raises(FileProblem, match=r"is part 1 of 3, and model-00003-of-00003\.gguf is not beside it"):
+        GGUFFile.open(paths[0])
+    paths[1].unlink()
+    with pytest.raises(FileProblem, match=r"model-00002-of-00003\.gguf and 1 more is not beside it"):
         GGUFFile.open(paths[0])
 
 
@@ -461,7 +464,13 @@ def test_a_part_is_cut_off(tmp_path):
 
 def test_a_part_of_something_else(tmp_path):
     paths = split_model(tmp_path, **{"split.no": np.uint16(1)})
-    with pytest.raises(FormatError, match=r"00003-of-00003.* does not say that it is part 3 of 3"):
+    with pytest.raises(FormatError, match=r"00003-of-00003.* it is part 3 of 3, .* says that it is part 2 of 3"):
+        GGUFFile.open(paths[0])
+    paths[2].write_bytes(paths[1].read_bytes())  # a part that is there twice, under two names
+    with pytest.raises(FormatError, match=r"00003-of-00003.* it is part 3 of 3, .* says that it is part 2 of 3"):
+        GGUFFile.open(paths[0])
+    paths[2].write_bytes(small_model())
+    with pytest.raises(FormatError, match=r"00003-of-00003.* says that it is a file of its own; fetch"):
         GGUFFile.open(paths[0])
 
 

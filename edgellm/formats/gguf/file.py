@@ -93,14 +93,18 @@ class GGUFFile:
     def __repr__(self) -> str:
         return f"<GGUFFile {self.path} with {len(self.tensors)} tensors>"
 
-    def _add_part(self, path: Path, data: NDArray[np.uint8], tensors: dict[str, Tensor]) -> Header:
-        """Read the header of one file and add its tensors to `tensors`."""
+    def _add_part(
+        self, path: Path, data: NDArray[np.uint8], tensors: dict[str, Tensor], number: tuple[int, int] | None = None
+    ) -> Header:
+        """Read the header of one file and add its tensors to `tensors`; as part `number`, its index and how many."""
         self.paths.append(path)
         self.n_bytes += len(data)
         try:
             header = read_header(data.data)
         except FileProblem as problem:
             raise type(problem)(f"{path}: {problem}") from None
+        if number is not None:
+            _check_number(path, header.metadata, *number)
         for info in header.tensors:
             if info.name in tensors:
                 raise FormatError(f"{path}: tensor {quoted(info.name)} is also in another part")
@@ -122,13 +126,31 @@ class GGUFFile:
         parts = [self.path.with_name(f"{name[1]}-{i + 1:05d}-of-{n_parts:05d}.gguf") for i in range(n_parts)]
         if index != 0:
             raise FileProblem(f"{self.path} is part {index + 1} of {n_parts}; open the first, {parts[0]}")
+        if missing := [part.name for part in parts if not part.exists()]:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise FileProblem(
+                f"{self.path} is part 1 of {n_parts}, and {missing[0]}{more} is not beside it; all parts of a model "
+                "belong in one folder"
+            )
         for i, part in enumerate(parts[1:], start=1):
-            found = self._add_part(part, map_file(part, "a GGUF file"), tensors).metadata
-            if (found.get("split.no"), found.get("split.count")) != (i, n_parts):
-                raise FormatError(f"{part}: its metadata does not say that it is part {i + 1} of {n_parts}")
+            self._add_part(part, map_file(part, "a GGUF file"), tensors, (i, n_parts))
         expected = self.get("split.tensors.count", int, len(tensors))
         if len(tensors) != expected:
             raise FormatError(f"{self.path}: all parts hold {len(tensors)} tensors; expected {expected}")
+
+
+def _check_number(path: Path, metadata: Mapping[str, Value], index: int, n_parts: int) -> None:
+    """Raise FormatError unless the file says itself that it is the part that its name says."""
+    no, count = metadata.get("split.no"), metadata.get("split.count")
+    if (no, count) == (index, n_parts):
+        return
+    what = "it is a file of its own"
+    if isinstance(no, int) and isinstance(count, int) and count > 1:
+        what = f"it is part {no + 1} of {count}"
+    raise FormatError(
+        f"{path}: by its name it is part {index + 1} of {n_parts}, and its metadata says that {what}; fetch this part "
+        "again"
+    )
 
 
 def get_value(metadata: Mapping[str, Any], key: str, kind: type[T], default: T = REQUIRED) -> T:
