@@ -198,10 +198,18 @@ def some_of(name: str, known: Iterable[str], most: int = 8) -> str:
     return ", ".join(chosen) + (f" and {rest} more (docs/families.md)" if rest else "")
 
 
+# What a file that is no model calls itself, and what to do with it.
+_NO_MODELS = {
+    "adapter": "an adapter; run the model that it was made for, with --lora",
+    "imatrix": "an importance matrix; it goes with `edgellm quantize MODEL --imatrix`",
+    "mmproj": "a projector of images or sounds; run the model that it lies beside, of which edgellm runs the text part",
+}
+
+
 def architecture_of(metadata: Mapping[str, Any]) -> Architecture:
     """The family of a file. Raises UnsupportedError naming one that edgellm does not run, and for what is no model."""
-    if (kind := get_value(metadata, "general.type", str, "model")) == "adapter":
-        raise UnsupportedError(f"the file is an {kind}; run the model that it was made for, with --lora")
+    if (kind := get_value(metadata, "general.type", str, "model")) in _NO_MODELS:
+        raise UnsupportedError(f"the file is {_NO_MODELS[kind]}")
     name = get_value(metadata, "general.architecture", str)
     if name not in ARCHITECTURES:
         raise UnsupportedError(f"the model's architecture is {name!r:.60}; edgellm runs {some_of(name, ARCHITECTURES)}")

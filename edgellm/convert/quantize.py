@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm import checks
 from edgellm.convert.checked import is_runnable, runs_again
+from edgellm.convert.linears import is_linear
 from edgellm.convert.parts import Part
 from edgellm.convert.recipes import (
     QUANTIZATION_VERSION,
@@ -22,10 +23,11 @@ from edgellm.convert.recipes import (
 )
 from edgellm.convert.targets import check_target
 from edgellm.convert.writer import write_model
-from edgellm.errors import FileProblem, FormatError, UsageError
+from edgellm.errors import EdgellmError, FileProblem, FormatError, UsageError
 from edgellm.files import AnyPath
 from edgellm.formats.gguf import GGUFFile
-from edgellm.quants import FORMATS, BlockFormat
+from edgellm.formats.imatrix import KIND as IMATRIX
+from edgellm.quants import BlockFormat
 from edgellm.quants.floats import FloatFormat
 
 if TYPE_CHECKING:
@@ -90,12 +92,16 @@ def quantize_file(
 
 
 def open_model(source: Path, target: Path) -> GGUFFile:
-    """The file to be quantized. UsageError when it would be written over, FileProblem when nothing can be written."""
+    """The file to be quantized. UsageError when it would be written over or is none, FileProblem when nothing can be
+    written.
+    """
     check_target(target)
     file = GGUFFile.open(source)
     try:
         check_target(target, file.paths)
-    except UsageError:
+        if file.get("general.type", str, "model") == IMATRIX:
+            raise UsageError(f"{source} is an importance matrix; quantize its model, with this as --imatrix")
+    except EdgellmError:
         file.close()
         raise
     return file
@@ -181,8 +187,22 @@ def _requantized(parts: Sequence[Part], formats: Mapping[str, BlockFormat]) -> l
 def _without_importance(
     importance: Mapping[str, NDArray[Any]] | None, parts: Sequence[Part], formats: Mapping[str, BlockFormat]
 ) -> list[str]:
+    """What is to be said of a matrix that is not quite of this model: tensors of one that the other does not have."""
     if not importance:
         return []
-    coarse = [part.name for part in parts if formats[part.name] in map(FORMATS.get, ("Q2_K", "Q3_K"))]
-    missing = [name for name in coarse if name not in importance]
-    return [f"the importance matrix says nothing of {len(missing)} tensors, {missing[0]} first"] if missing else []
+    told = []
+    by_name = {part.name: part for part in parts}
+    # llama.cpp collects nothing of the embedding, and nobody anything of the head unless asked.
+    layers = [part for part in parts if part.name.startswith("blk.") and is_linear(part)]
+    quantized = [part for part in layers if not isinstance(formats[part.name], FloatFormat)]
+    if missing := [part.name for part in quantized if part.name not in importance]:
+        told.append(
+            f"the importance matrix says nothing of {len(missing)} of {len(quantized)} quantized matrices in layers, "
+            f"{missing[0]} first: they are quantized without"
+        )
+    if strange := [name for name in importance if name not in by_name and name.startswith("blk.")]:
+        told.append(
+            f"the importance matrix has {len(strange)} tensors that this model does not have, {strange[0]} first; it "
+            "may be of another model"
+        )
+    return told

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgellm
 from edgellm.convert.quantize import quantize_file
-from edgellm.errors import EdgellmError, FileProblem, FormatError, UsageError
+from edgellm.errors import EdgellmError, FileProblem, FormatError, UnsupportedError, UsageError
 from edgellm.formats.gguf import GGUFFile, GGUFWriter
+from edgellm.formats.imatrix import Importance, write_imatrix
 from edgellm.quants import FORMATS
 
 N_COLS = 256
@@ -171,6 +173,25 @@ def test_an_importance_matrix_of_another_model(source: Path, tmp_path: Path) -> 
     refused(source, tmp_path / "out.gguf", UsageError, "blk.0.attn_q.weight", "another model",
             importance={"blk.0.attn_q.weight": ones})  # fmt: skip
     refused(source, tmp_path / "out.gguf", UsageError, "none of this model", importance={"other.weight": ones})
+
+
+def test_an_importance_matrix_that_is_not_quite_of_this_model(source: Path, tmp_path: Path) -> None:
+    ones = np.ones(N_COLS, np.float32)
+    given = {"blk.0.attn_q.weight": ones, "blk.0.ffn_down.weight": np.ones(96, np.float32)}
+    assert quantize_file(source, tmp_path / "out.gguf", "Q8_0", importance=given).warnings == []
+    given["blk.0.ffn_up_exps.weight"] = given.pop("blk.0.attn_q.weight")
+    lacks, more = quantize_file(source, tmp_path / "out.gguf", "Q8_0", importance=given).warnings
+    assert "says nothing of 1 of 2 quantized matrices in layers, blk.0.attn_q.weight first" in lacks
+    assert "has 1 tensors that this model does not have, blk.0.ffn_up_exps.weight first" in more
+
+
+def test_an_importance_matrix_is_no_model(tmp_path: Path) -> None:
+    one = {"blk.0.attn_q.weight": np.ones(N_COLS, np.float32)}
+    counts = {name: np.array([3], np.int64) for name in one}
+    write_imatrix(tmp_path / "a.imatrix", Importance(one, counts))
+    refused(tmp_path / "a.imatrix", tmp_path / "out.gguf", UsageError, "is an importance matrix", "--imatrix")
+    with pytest.raises(UnsupportedError, match=r"a\.imatrix: the file is an importance matrix; it goes with"):
+        edgellm.load(tmp_path / "a.imatrix")
 
 
 def test_an_existing_target_is_replaced_by_a_whole_file(source: Path, tmp_path: Path) -> None:
