@@ -141,7 +141,10 @@ def _of_rows(name: str, tensor: Tensor, place: SomeRows, c: ModelConfig) -> Part
 def _of_blocks(name: str, tensor: Tensor, place: Experts | KeysOrValues, c: ModelConfig, says: str) -> Part:
     """The same of weights that are quantized already: blocks lie along the inputs, so rows stay whole."""
     if isinstance(place, KeysOrValues):
-        raise UnsupportedError(f"tensor {tensor.name!r} is {tensor.format}; keys and values are taken apart in floats")
+        raise UnsupportedError(
+            f"tensor {tensor.name!r} is {tensor.format}, and the two matrices that GGUF has of it lie otherwise "
+            "than its blocks; choose a type, and it is made of the dequantized weights: --type Q8_0, or Q4_K_M"
+        )
     _check_experts(tensor, c, 3, says)
     n_experts, n_all, n_cols = tensor.shape
     wanted = np.arange(n_all, dtype=np.int32)[_rows_of_part(tensor, place, n_all)]

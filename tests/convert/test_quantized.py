@@ -306,47 +306,7 @@ def test_every_byte_of_a_small_float(kind: str, dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(_values(kind), expected)
 
 
-# --- bitsandbytes -------------------------------------------------------------------------------------------------
-
-
-def bnb_table(kind: str, nested: bool) -> Any:
-    functional = pytest.importorskip("bitsandbytes.functional")
-
-    def pack(w: np.ndarray, name: str) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-        x = torch.from_numpy(w).half()
-        # Its dequantizer for CPUs takes rows that are whole blocks only; those of a file are one run anyway.
-        flat = x.reshape(-1, 64)
-        q, state = functional.quantize_4bit(flat, blocksize=64, compress_statistics=nested, quant_type=kind)
-        meant = functional.dequantize_4bit(q, state).float().numpy().reshape(w.shape)
-        state.shape = x.shape
-        parts = {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
-        return {"weight": q, **parts}, meant
-
-    return pack
-
-
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
-@pytest.mark.parametrize("nested", [False, True])
-def test_bitsandbytes_4_bits(kind: str, nested: bool, tmp_path: Path) -> None:
-    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
-    meant = quantize_folder(tmp_path / "model", bnb_table(kind, nested), config)
-    (note,) = check(tmp_path / "model", meant, "F16", 2 * HALF)
-    assert f"bitsandbytes: no type of GGUF has the levels of {kind}: model.layers.0" in note
-    check(tmp_path / "model", meant, "Q8_0", 0.01, type_name="Q8_0")
-
-
-def bnb_int8(w: np.ndarray, name: str) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    functional = pytest.importorskip("bitsandbytes.functional")
-    q, scales, _ = functional.int8_vectorwise_quant(torch.from_numpy(w).half())
-    meant = functional.int8_vectorwise_dequant(q, scales).float().numpy()
-    return {"weight": q, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}, meant
-
-
-def test_bitsandbytes_8_bits(tmp_path: Path) -> None:
-    meant = quantize_folder(tmp_path / "model", bnb_int8, {"load_in_8bit": True})
-    (note,) = check(tmp_path / "model", meant, "Q8_0", HALF)
-    assert note.startswith("bitsandbytes: scales of 21 matrices are rounded to float16")
-    check(tmp_path / "model", meant, "F32", 1e-6, type_name="F32")
+# --- matrices that GGUF has in another form -------------------------------------------------------------------------
 
 
 def test_linears_that_lie_across_do_not_where_they_are_quantized(tmp_path: Path) -> None:
@@ -369,6 +329,21 @@ def test_linears_that_lie_across_do_not_where_they_are_quantized(tmp_path: Path)
     ids = list(range(2, 60))
     with edgellm.load(tmp_path / "out.gguf", n_threads=1, kv_type="f32", activations="f32") as loaded:
         np.testing.assert_allclose(loaded.logits(ids), checkpoints.logits(model, ids), atol=1e-4)
+
+
+def test_what_is_taken_apart_across_its_blocks_asks_for_a_type(tmp_path: Path) -> None:
+    """Keys and values of latent attention are one matrix in a checkpoint and two, one of them across, in GGUF."""
+    checkpoints.save("deepseek v3", tmp_path / "model", torch.float16)
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith("kv_b_proj.weight")]:
+        packed, _ = gptq(4, True, group=-1)(tensors.pop(name).float().numpy(), name)
+        tensors |= {f"{name.removesuffix('.weight')}.{last}": x.contiguous() for last, x in packed.items()}
+    save_file(tensors, path, {"format": "pt"})
+    edit_json(tmp_path / "model" / "config.json", quantization_config=gptq_config(4, group=-1))
+    with pytest.raises(UnsupportedError, match=r"kv_b_proj\.weight' is Q4_0, .* --type Q8_0, or Q4_K_M"):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+    convert(tmp_path / "model", tmp_path / "out.gguf", "Q8_0")
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
