@@ -58,6 +58,12 @@ class Arrays:
             raise FormatError(f"tensor {name!r} is {found.dtype} {list(found.shape)}; expected {wanted}")
         return found.raw.view(_DTYPES.get(found.dtype, "u1")).reshape(found.shape)
 
+    def any_bytes(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of an array, uint8 [n_bytes], whatever its type says that they are. Raises FormatError."""
+        if name in self.floats:
+            return self.floats.pop(name).raw.reshape(-1)
+        return self.integers(name, "U8", "I8", n_dims=(1, 2)).view(np.uint8).reshape(-1)
+
     def numbers(self, name: str) -> tuple[NDArray[np.float32], str]:
         """An array of floats as float32, and its type. Raises FormatError."""
         found = self.floats.pop(name, None)

@@ -2,7 +2,7 @@
 
 4 bits, all numbers of a matrix in one run, the first of two in the high half of a byte:
 
-    weight                                uint8 [n / 2, 1]
+    weight                                uint8 [n / 2, 1]; or the same bytes as floats (bnb_4bit_quant_storage)
     weight.quant_map                      float32 [16]: the table
     weight.absmax                         float32 [n / blocksize]; or uint8, quantized once more:
     weight.nested_absmax, .nested_quant_map
@@ -51,7 +51,7 @@ def _unpack_table(arrays: Arrays, module: str, table: str, as_it_is: bool, losse
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(dim) is int and dim > 0 for dim in shape):
         raise FormatError(f"tensor {name!r}: its shape is {shape!r:.60}; expected two numbers")
     n_out, n_in = shape
-    packed = arrays.integers(name, "U8").reshape(-1)
+    packed = arrays.any_bytes(name)
     levels, _ = arrays.numbers(f"{name}.quant_map")
     absmax = _absmax(arrays, name, state)
     if len(levels) != 16 or 2 * len(packed) < n_out * n_in or len(absmax) != math.ceil(n_out * n_in / block):
