@@ -236,6 +236,14 @@ def test_chat_templates_by_name(folder):
     assert template.render([]) == "plain" and template.render([], tools=[{"x": 1}]) == "tools"
 
 
+@pytest.mark.parametrize("name", ["processor_config.json", "chat_template.json"])
+def test_a_chat_template_of_a_processor(folder, name):
+    """Some models that also see have it there alone; what the tokenizer has itself counts before."""
+    folders.write_json(folder / name, {"chat_template": "seen"})
+    assert metadata_of(folder)["chat_template"] == "seen"
+    assert metadata_of(folder, tokenizer_config={"chat_template": "read"})["chat_template"] == "read"
+
+
 def test_additional_chat_templates(folder):
     (folder / "chat_template.jinja").write_text("plain", encoding="utf-8")
     (folder / "additional_chat_templates").mkdir()

@@ -16,11 +16,13 @@ _MORE = "additional_chat_templates"
 def chat_templates(files: Files) -> dict[str, Any]:
     """The keys `tokenizer.chat_template*`: the default template, and others by name.
 
-    A file of their own comes before tokenizer_config.json, as in `transformers`, and that before
-    chat_template.json.
+    A file of their own comes before tokenizer_config.json, as in `transformers`, and that before the two files of
+    models that also see or hear.
     """
-    found = _from_files(files) or _from_json(files.json("tokenizer_config.json"))
-    return to_keys(found or _from_json(files.json("chat_template.json")))
+    found = _from_files(files)
+    for name in ("tokenizer_config.json", "processor_config.json", "chat_template.json"):
+        found = found or _from_json(files.json(name))
+    return to_keys(found)
 
 
 def faults(metadata: Mapping[str, Any]) -> list[str]:
