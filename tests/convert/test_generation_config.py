@@ -38,6 +38,9 @@ def test_names_and_values(tmp_path):
         "sequence": "top_k;temperature",
         "penalty_last_n": -1,
     }
+    assert keys(tmp_path, bad_words_ids=[], sequence_bias={}, suppress_tokens=[], num_beam_groups=1) == ({}, [])
+    _, notes = keys(tmp_path, forced_eos_token_id=3, begin_suppress_tokens=[4])
+    assert [note.split(" ")[1] for note in notes] == ["forced_eos_token_id", "begin_suppress_tokens"]
     found, notes = keys(tmp_path, typical_p=0.9, no_repeat_ngram_size=3)
     assert found == {} and len(notes) == 2 and "typical_p 0.9 is left out" in notes[0]
 

@@ -14,12 +14,15 @@ from edgellm.params import SamplingParams
 FILE = "generation_config.json"
 # What `transformers` calls them; other names are those of GGUF's keys, as llama.cpp reads them.
 _NAMES = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
-# Settings of the file that choose tokens and have no key, with the values that mean nothing.
+# Settings of the file that choose tokens and have no key, with the values that mean nothing, beside an empty list.
 _NO_KEY: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "no_repeat_ngram_size": (0,), "num_beams": (1,),
     "penalty_alpha": (0,), "top_h": (), "encoder_repetition_penalty": (1,), "bad_words_ids": (), "suppress_tokens": (),
     "presence_penalty": (0,), "frequency_penalty": (0,), "sequence_bias": (), "guidance_scale": (1,),
-    "renormalize_logits": (False,), "min_new_tokens": (0,), "min_length": (0,),
+    "renormalize_logits": (False,), "min_new_tokens": (0,), "min_length": (0,), "begin_suppress_tokens": (),
+    "forced_bos_token_id": (), "forced_eos_token_id": (), "exponential_decay_length_penalty": (), "constraints": (),
+    "force_words_ids": (), "num_beam_groups": (1,), "diversity_penalty": (0,), "encoder_no_repeat_ngram_size": (0,),
+    "dola_layers": (), "watermarking_config": (), "token_healing": (False,),
 }  # fmt: skip
 
 
@@ -36,7 +39,7 @@ def sampling_metadata(folder: Path, notes: list[str]) -> dict[str, Any]:
             continue
         if key in KEYS:
             found[key] = _checked(record, name, KEYS[key], value)
-        elif name in _NO_KEY and value not in _NO_KEY[name]:
+        elif name in _NO_KEY and value not in (*_NO_KEY[name], [], {}):
             notes.append(f"{FILE}: {name} {shown(value)} is left out: a GGUF file has no key for it")
     if record.flag("do_sample") is False:
         found["temp"] = 0.0
