@@ -124,7 +124,10 @@ def _language_tensors(
     n_other = sum(bool(_OTHER_SENSES.match(name)) for name in (*tensors, *others))
     for name, dtype in others.items():
         if not _BUFFERS.search(name) and not _OTHER_SENSES.match(name):
-            raise UnsupportedError(f"tensor {name!r} is {dtype}; edgellm converts weights in F32, F16 and BF16")
+            raise UnsupportedError(
+                f"tensor {name!r} is {dtype}; edgellm converts weights in F32, F16 and BF16, and others where "
+                "config.json says how they are quantized (quantization_config)"
+            )
     for name, tensor in tensors.items():
         plain = family.full_name(language_name(name))
         if _OTHER_SENSES.match(name) or _BUFFERS.search(plain):
@@ -272,6 +275,13 @@ def _parts(
     stacks, their_names = take_experts(family, settings, config, tensors)
     parts += stacks
     theirs |= their_names
+    if tensors and not theirs:
+        expected = f"{family.tensors['token_embd']}.weight"
+        raise UnsupportedError(
+            f"none of the {len(tensors)} tensors has a name that {family.classes[0]} has: {next(iter(tensors))!r} is "
+            f"the first, and {expected!r} one that is expected; save the model itself with save_pretrained, not what a "
+            "program for training wraps it in"
+        )
     try:
         check_promises(family, settings, config, metadata, theirs)
         if tensors:

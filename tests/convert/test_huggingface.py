@@ -113,6 +113,16 @@ def test_a_language_model_inside_one_that_sees(tmp_path: Path) -> None:
     np.testing.assert_array_equal(own_logits(tmp_path / "seeing.gguf"), own_logits(tmp_path / "text.gguf"))
 
 
+def test_weights_that_were_saved_with_what_wraps_the_model(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoints.save("llama", tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({f"_orig_mod.{name}": x for name, x in load_file(path).items()}, path)
+    with pytest.raises(UnsupportedError, match=r"none of the 30 tensors .*'_orig_mod\..*'model\.embed_tokens\.weight'"):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+
+
 def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
     checkpoints.save("qwen3", tmp_path / "model")
     convert(tmp_path / "model", tmp_path / "out.gguf")
