@@ -415,6 +415,28 @@ def test_a_weight_that_is_there_twice(tmp_path: Path) -> None:
         convert(tmp_path / "model", tmp_path / "out.gguf")
 
 
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (None, r"up_proj\.weight' is F8_E4M3, and the checkpoint has no scale for it \(.*weight_scale or .*_inv\)"),
+        (torch.ones(3, 2).to(torch.float8_e8m0fnu), r"up_proj\.weight_scale_inv' is F8_E8M0; expected F32, F16 or"),
+    ],
+)
+def test_small_floats_without_a_scale_that_can_be_read(scale: torch.Tensor | None, said: str, tmp_path: Path) -> None:
+    checkpoints.save("llama", tmp_path / "model")
+    path, name = tmp_path / "model" / "model.safetensors", "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(path)
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors | ({} if scale is None else {f"{name}_scale_inv": scale}), path)
+    edit_json(tmp_path / "model" / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(FormatError, match=said):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+    edit_json(tmp_path / "model" / "config.json", quantization_config=...)
+    (tmp_path / "model" / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    with pytest.raises(UnsupportedError, match=r"is quantized already \('modelopt'\)"):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
+
+
 def test_a_quantized_folder_that_does_not_say_so(tmp_path: Path) -> None:
     quantize_folder(tmp_path / "model", gptq(4, True), gptq_config(4))
     edit_json(tmp_path / "model" / "config.json", quantization_config=...)

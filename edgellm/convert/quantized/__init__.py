@@ -33,9 +33,9 @@ METHODS: dict[str, tuple[str, Unpack]] = {
     "fbgemm_fp8": ("FP8", unpack_plain),
     "mxfp4": ("MXFP4", unpack_mxfp4),
 }
-# Where config.json says it, and where folders of the first years say it instead.
+# Where config.json says it, and where folders of the first years, and of some makers, say it instead.
 _KEYS = ("quantization_config", "compression_config")
-_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 
 
 def quantization_of(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

@@ -68,6 +68,8 @@ class Arrays:
         """An array of floats as float32, and its type. Raises FormatError."""
         found = self.floats.pop(name, None)
         if found is None:
+            if name in self.others:
+                raise FormatError(f"tensor {name!r} is {self.others[name]}; expected F32, F16 or BF16")
             raise FormatError(f"the checkpoint has no tensor {name!r} in F32, F16 or BF16")
         return found.dequantize(), found.format.name
 

@@ -63,10 +63,25 @@ def unpack_plain(arrays: Arrays, settings: Settings, as_it_is: bool, losses: Los
                 _add(arrays, _whole(arrays, module), as_it_is, losses)
             elif not arrays.has(f"{module}.weight"):
                 raise FormatError(f"the checkpoint has {module + '.' + scale!r} and no weight for it")
+    _refuse_without_scales(arrays)
     for name in [*arrays.plain, *arrays.floats]:
         if _ACTIVATIONS.search(name):
             arrays.drop(name)
             losses.left_out("scales of activations")
+
+
+def _refuse_without_scales(arrays: Arrays) -> None:
+    """Raise an error for what is left in FP8: no number of it is a weight without its scale."""
+    for name in (name for name, found in arrays.plain.items() if found.dtype in TYPES):
+        scales = [f"{name}_{scale}" for scale in ("scale", "scale_inv")]
+        if any(map(arrays.has, scales)):
+            raise UnsupportedError(
+                f"tensor {name!r} is {arrays.type_of(name)}, and its scales are of a form that edgellm does not know"
+            )
+        raise FormatError(
+            f"tensor {name!r} is {arrays.type_of(name)}, and the checkpoint has no scale for it "
+            f"({' or '.join(scales)}); a file is missing, or of another checkpoint"
+        )
 
 
 def _add(arrays: Arrays, grid: Grid, as_it_is: bool, losses: Losses) -> None:
