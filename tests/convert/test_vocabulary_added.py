@@ -17,7 +17,7 @@ from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Original
 
 from edgellm.convert.vocabulary import tokenizer_metadata, write_tokenizer
-from edgellm.errors import UnsupportedError
+from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.gguf import GGUFFile
 from edgellm.formats.gguf.writer import GGUFWriter
 from edgellm.text import load_tokenizer
@@ -260,3 +260,53 @@ def test_a_name_in_brackets_is_made_by_no_text(tmp_path: Path) -> None:
     folders.write_json(tmp_path / "tokenizer.json", values | {"added_tokens": [*others, token]})
     ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
     assert vocab["<s>"] not in ours.encode("x<s>x") and vocab["<s>"] in ours.encode("x<s>x", parse_special=True)
+
+
+@pytest.mark.parametrize("gap", ["behind", "inside", "order"])
+def test_ids_that_tokenizers_does_not_give_are_refused(tmp_path: Path, gap: str) -> None:
+    """It counts added tokens on from the size of the vocabulary, so those behind a gap are others."""
+    folders.train_byte_level("gpt-2").save(str(tmp_path / "tokenizer.json"))
+    values = folders.read_json(tmp_path / "tokenizer.json")
+    vocab = values["model"]["vocab"]
+    names, ids = ["<a>", "<b>"], [len(vocab), len(vocab) + 1]
+    if gap == "behind":
+        ids = [ids[0], ids[1] + 5]
+    elif gap == "inside":
+        longest = max(vocab, key=len)
+        del vocab[longest]
+        values["model"]["merges"] = [pair for pair in values["model"]["merges"] if "".join(pair) != longest]
+    else:
+        ids.reverse()
+    flags = {flag: False for flag in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+    values["added_tokens"] = [{"id": i, "content": name, **flags} for i, name in zip(ids, names, strict=True)]
+    folders.write_json(tmp_path / "tokenizer.json", values)
+    theirs = Original.from_file(str(tmp_path / "tokenizer.json"))
+    assert [theirs.token_to_id(name) for name in names] != ids
+    with pytest.raises(
+        FormatError, match=r"added token '<[ab]>' has the id \d+, and `tokenizers`, which counts on from"
+    ):
+        tokenizer_metadata(tmp_path, N_VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_refused"),
+    [
+        ({"normalized": True}, False),
+        ({"normalized": True, "single_word": True}, True),
+        ({"normalized": False}, True),
+    ],
+)
+def test_a_word_of_bert_that_is_added_too(tmp_path: Path, flags: dict[str, bool], is_refused: bool) -> None:
+    """Where it is not found as an added token, words are made of it, and GGUF has one spelling for a token."""
+    original = folders.word_pieces(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    word = next(text for text in original.get_vocab() if text.isalpha() and text.isascii() and len(text) > 3)
+    original.add_tokens([AddedToken(word, **flags)])
+    original.save(str(tmp_path / "tokenizer.json"))
+    if is_refused:
+        with pytest.raises(UnsupportedError, match=rf"added token '{word}' \(\d+\) is a piece of the vocabulary too"):
+            tokenizer_metadata(tmp_path, N_VOCAB)
+        return
+    ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
+    for text in (word, word.upper(), f"{word}s in{word}", f"a {word}, a"):
+        assert ours.encode(text, True, True) == original.encode(text).ids

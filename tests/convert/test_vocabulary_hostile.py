@@ -77,7 +77,7 @@ BROKEN = {
     "merge makes nothing known": ({"model": {"merges": ["z z"]}}, "needs 'zz', a token that the vocabulary lacks"),
     "a suffix of words": ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix is '</w>'"),
     "dropout": ({"model": {"dropout": 0.1}}, "dropout makes ids random"),
-    "added twice": ({"added_tokens": [{"id": 900, "content": "<a>"}, {"id": 901, "content": "<a>"}]}, "900 and 901"),
+    "added twice": ({"added_tokens": [{"id": 683, "content": "<a>"}, {"id": 684, "content": "<a>"}]}, "683 and 684"),
     "added without id": ({"added_tokens": [{"content": "<a>"}]}, "'<a>' has the id None"),
     "added without text": ({"added_tokens": [{"id": 900}]}, "token 900 is null; expected a text"),
     "added numbers": ({"added_tokens": [5]}, r"added_tokens\[0\] is a whole number; expected an object"),

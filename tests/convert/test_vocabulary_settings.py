@@ -136,8 +136,10 @@ def test_whole_words_must_be_made_by_merges(folder):
     model = folders.read_json(folder / "tokenizer.json")["model"]
     change(folder, model=model | {"ignore_merges": True})
     assert metadata_of(folder)["pre"] == "smollm"  # nothing differs: merges make every token
-    n = len(ids_of(folder))
-    change(folder, model=model | {"ignore_merges": True, "vocab": model["vocab"] | {"Ġxqzw": n}})
+    vocab = model["vocab"] | {"Ġxqzw": len(model["vocab"])}
+    added = folders.read_json(folder / "tokenizer.json")["added_tokens"]
+    behind = [token | {"id": token["id"] + 1} for token in added]
+    change(folder, model=model | {"ignore_merges": True, "vocab": vocab}, added_tokens=behind)
     with pytest.raises(UnsupportedError, match=r"Ġxqzw.*come out differently"):
         metadata_of(folder)
 
