@@ -5,6 +5,8 @@ In a GGUF file a token that begins a word carries U+2581 in front, and one that 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edgellm.convert.vocabulary.draft import Draft
 from edgellm.convert.vocabulary.files import Files, Record, added_texts, shown
 from edgellm.convert.vocabulary.rules import flatten
@@ -30,6 +32,7 @@ def read_wordpiece(file: Record, model: Record, n_vocab: int) -> Draft:
     if vocab is None:
         raise model.wrong("vocab", "an object of tokens and their ids")
     draft.put_all(vocab.values, added_texts(file))
+    draft.made = _pieces(vocab.values)
     draft.names = {"unk": model.text("unk_token") or _NAMES["unk"]}
     return draft
 
@@ -49,6 +52,7 @@ def read_vocab_txt(files: Files, n_vocab: int) -> Draft:
     draft = Draft("vocab.txt", n_vocab, "bert")
     for token_id, line in enumerate(files.lines("vocab.txt")):
         draft.put(token_id, line)
+    draft.made = _pieces(draft.ids)
     lower = config.flag("do_lower_case") is not False
     draft.settings |= _normalizing(lower, config.flag("strip_accents"))
     draft.names = _NAMES
@@ -71,6 +75,7 @@ def respell(draft: Draft) -> None:
             )
     if "unk" not in draft.roles:
         raise FormatError(f"{draft.file}: no token stands for unknown words (unknown_token_id), as [UNK] does in BERT")
+    _refuse_added_pieces(draft)
     draft.begin = draft.end = None  # it goes without saying
     words = {i: token for i, token in draft.tokens.items() if token.type == TokenType.NORMAL}
     for token_id, token in words.items():
@@ -83,6 +88,32 @@ def respell(draft: Draft) -> None:
                 f"{quoted(spelled)} in a GGUF file, which can hold only one of them"
             )
         draft.put(token_id, spelled)
+
+
+def _pieces(texts: Iterable[str]) -> frozenset[str]:
+    """The tokens that words of a text are made of: no names in brackets, which are cut before."""
+    return frozenset(text for text in texts if text.removeprefix(CONTINUES).isalnum())
+
+
+def _refuse_added_pieces(draft: Draft) -> None:
+    """Raise UnsupportedError for an added token that words are made of as well, where it is not found as added.
+
+    In a GGUF file a token is spelled as one of them or as the other.
+    """
+    for token_id, token in draft.tokens.items():
+        if token.type not in (TokenType.CONTROL, TokenType.USER_DEFINED) or token.text not in draft.made:
+            continue
+        is_found_as_typed = token_id not in draft.flags["normalized"] and draft.settings["normalizer.lowercase"]
+        if (
+            token_id in draft.flags["single_word"]
+            or token.text.startswith(CONTINUES)
+            or (is_found_as_typed and token.text.upper() != token.text)
+        ):
+            raise UnsupportedError(
+                f"{draft.file}: the added token {quoted(token.text)} ({token_id}) is a piece of the vocabulary too, of "
+                "which words are made where it is not found itself; a GGUF file can say only one of the two: make it "
+                "normalized and not single_word, or take it out of the added tokens"
+            )
 
 
 def _respelled(text: str) -> str:
