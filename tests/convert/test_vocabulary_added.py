@@ -310,3 +310,16 @@ def test_a_word_of_bert_that_is_added_too(tmp_path: Path, flags: dict[str, bool]
     ours = load_tokenizer(tokenizer_metadata(tmp_path, N_VOCAB))
     for text in (word, word.upper(), f"{word}s in{word}", f"a {word}, a"):
         assert ours.encode(text, True, True) == original.encode(text).ids
+
+
+@pytest.mark.parametrize("puts", [True, False])
+@pytest.mark.parametrize("says", [True, False, None])
+def test_a_token_in_front_of_which_two_files_say_otherwise(tmp_path: Path, puts: bool, says: bool | None) -> None:
+    folders.byte_level(tmp_path, "gpt-2", add_bos=puts)
+    names = {"bos_token": folders.SPECIAL[0]}
+    folders.write_json(tmp_path / "tokenizer_config.json", names if says is None else names | {"add_bos_token": says})
+    notes: list[str] = []
+    found = tokenizer_metadata(tmp_path, N_VOCAB, notes)
+    assert found["tokenizer.ggml.add_bos_token"] is (puts if says is None else says)
+    told = [f"add_bos_token {str(says).lower()}, and the post-processor" in note for note in notes]
+    assert told == ([] if says in (None, puts) else [True])

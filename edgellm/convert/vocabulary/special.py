@@ -120,6 +120,13 @@ def set_frame_flags(draft: Draft, files: Files) -> None:
         told = config.flag(key)
         if side and told is not False:
             _take_role(draft, role, side[0])
+        is_contradicted = side is not None and told is not None and told != bool(side)
+        if is_contradicted and files.has("tokenizer.json") and (side or role in draft.roles):
+            draft.notes.append(
+                f"{_CONFIG} says {key} {str(told).lower()}, and the post-processor of tokenizer.json "
+                f"{'puts a token there' if side else 'puts none'}: the first counts, as in llama.cpp; version 5 of "
+                f"transformers goes by tokenizer.json: take {key} out if the model was trained so"
+            )
         if told is None:
             told = draft.settings.get(key, defaults[role]) if side is None else bool(side)
         draft.settings[key] = told and role in draft.roles
