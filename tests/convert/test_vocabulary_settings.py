@@ -238,6 +238,12 @@ def test_chat_templates_by_name(folder):
     assert template.render([]) == "plain" and template.render([], tools=[{"x": 1}]) == "tools"
 
 
+def test_two_chat_templates_that_gguf_has_one_name_for(folder):
+    templates = [{"name": name, "template": name} for name in ("default", "tool_use", "tool-use")]
+    with pytest.raises(FormatError, match="two chat templates are called 'tool_use' and 'tool-use'"):
+        metadata_of(folder, tokenizer_config={"chat_template": templates})
+
+
 @pytest.mark.parametrize("name", ["processor_config.json", "chat_template.json"])
 def test_a_chat_template_of_a_processor(folder, name):
     """Some models that also see have it there alone; what the tokenizer has itself counts before."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgellm.convert.vocabulary.files import Files, Record
-from edgellm.errors import TemplateError
+from edgellm.errors import FormatError, TemplateError, shown
 from edgellm.text.chat_template import KEY, ChatTemplate
 
 _MORE = "additional_chat_templates"
@@ -38,8 +38,18 @@ def faults(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def to_keys(templates: Mapping[str, str]) -> dict[str, Any]:
-    """Templates by name as keys of GGUF, where names are made of letters, digits and underscores."""
-    named = {re.sub(r"[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != "default"}
+    """Templates by name as keys of GGUF, where names are made of letters, digits and underscores.
+
+    Raises FormatError for two names that become the same one.
+    """
+    names: dict[str, str] = {}  # theirs, by the keys'
+    for name in templates:
+        if name != "default" and (other := names.setdefault(re.sub(r"[^A-Za-z0-9]", "_", name), name)) != name:
+            raise FormatError(
+                f"two chat templates are called {shown(other)} and {shown(name)}; GGUF has letters, digits and _ for "
+                "both, so give one of them another name"
+            )
+    named = {ours: templates[name] for ours, name in names.items()}
     keys: dict[str, Any] = {f"{KEY}.{name}": text for name, text in named.items()}
     if named:
         keys[f"{KEY}s"] = list(named)
