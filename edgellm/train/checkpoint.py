@@ -9,9 +9,10 @@ one, whole. The last few are kept, and the one with the lowest validation loss.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from edgellm.formats.mapped import Contents
 
-_VERSION = 1
+_VERSION, _UNSEALED = 2, 1  # the one before had no digest
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 _STATE = "edgellm.training"
 
@@ -93,6 +94,7 @@ class Checkpoints:
         """
         path = self._path(state.step)
         described = {"version": _VERSION, "state": asdict(state), "run": self.identity}
+        described["digest"] = _digest(described, _arrays(optimizer))
         f32 = FORMATS["F32"]
         tensors = [(name, array.shape, f32, array) for name, array in _arrays(optimizer)]
         try:
@@ -107,7 +109,7 @@ class Checkpoints:
 
         Raises UsageError when there is none, or it is of another run; FileProblem or FormatError when it is broken.
         """
-        contents, state = self._read(step)
+        contents, state = self._read(step, self._instead)
         arrays = dict(_arrays(optimizer))
         _check_tensors(contents, arrays)
         for name, array in arrays.items():
@@ -117,25 +119,39 @@ class Checkpoints:
 
     def restore_weights(self, parameters: Mapping[str, NDArray[np.float32]], step: int) -> None:
         """Set the weights alone. Raises as `restore` does."""
-        contents, _ = self._read(step)
+        contents, _ = self._read(step, lambda step: "without patience, the weights of the last step are taken")
         for name, array in parameters.items():
             array[...] = _view(contents, f"weights/{name}")
 
-    def _read(self, step: int | None) -> tuple[Contents, State]:
+    def _read(self, step: int | None, instead: Callable[[int], str]) -> tuple[Contents, State]:
+        """instead: what to do without the checkpoint of a step, where it is broken."""
         steps = self.steps()
         if not steps:
             raise UsageError(f"{self.folder} holds no checkpoint to go on from", parameter="resume")
-        path = self._path(steps[-1] if step is None else step)
-        contents = read_safetensors(path)
+        step = steps[-1] if step is None else step
+        path = self._path(step)
+        try:
+            contents = read_safetensors(path)
+        except FileProblem as problem:
+            raise type(problem)(f"{problem}; {instead(step)}", parameter="resume") from None
         try:
             found = parse_object(np.frombuffer(contents.metadata.get(_STATE, "null").encode(), np.uint8))
             state = _state_of(found)
+            if state.step != step:
+                raise FormatError(f"by its name it is of step {step}, and it holds step {state.step}")
+            _check_digest(found, contents)
         except FileProblem as problem:
             raise type(problem)(
-                f"{path} is no checkpoint that this version can read: {problem}; without it, the one before is used"
+                f"{path} is no checkpoint that this version can read: {problem}; {instead(step)}", parameter="resume"
             ) from None
         self._refuse_other_runs(found["run"])
         return contents, state
+
+    def _instead(self, step: int) -> str:
+        """What a run can go on from without the checkpoint of a step."""
+        if before := [other for other in self.steps() if other < step]:
+            return f"remove it, and resume goes on from step {before[-1]}"
+        return "there is none before it, so begin anew in another folder"
 
     def _refuse_other_runs(self, theirs: Mapping[str, Any]) -> None:
         names = [name for name in {**theirs, **self.identity} if theirs.get(name) != self.identity.get(name)]
@@ -172,6 +188,25 @@ def _arrays(optimizer: AdamW) -> Iterator[tuple[str, NDArray[np.float32]]]:
         yield from ((f"{kind}/{name}", array) for name, array in arrays.items())
 
 
+def _digest(described: Mapping[str, Any], arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """The SHA-256 of what a checkpoint says and of its numbers, by the names of these."""
+    found = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, array in sorted(arrays, key=lambda named: named[0]):
+        found.update(f"{name} {list(array.shape)}".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _check_digest(found: Mapping[str, Any], contents: Contents) -> None:
+    """Raise FormatError for a file that is not as it was written."""
+    if found["version"] == _UNSEALED and "digest" not in found:
+        return
+    described = {name: value for name, value in found.items() if name != "digest"}
+    arrays = ((name, _view(contents, name)) for name, t in contents.tensors.items() if t.format.name == "F32")
+    if found.get("digest") != _digest(described, arrays):
+        raise FormatError("it is damaged, for what it holds is not what was written")
+
+
 def _check_tensors(contents: Contents, arrays: Mapping[str, NDArray[np.float32]]) -> None:
     """A file may have been made by anybody: what it holds must be what this run has."""
     theirs = {name: ("F32", tensor.shape) if tensor.format.name == "F32" else () for name, tensor in
@@ -188,7 +223,7 @@ def _view(contents: Contents, name: str) -> NDArray[np.float32]:
 
 
 def _state_of(found: Mapping[str, Any]) -> State:
-    if found.get("version") != _VERSION or not isinstance(found.get("run"), dict):
+    if found.get("version") not in (_VERSION, _UNSEALED) or not isinstance(found.get("run"), dict):
         raise FormatError("it does not say what run it is of")
     state = found.get("state")
     if not isinstance(state, dict) or state.keys() != {field.name for field in fields(State)}:

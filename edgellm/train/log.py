@@ -57,18 +57,32 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log, those of one step as one; lines that are no entries (cut off by a kill) are left out."""
+    """The entries of a log, those of one step as one; lines that are no entries (cut off by a kill, edited) are left
+    out.
+
+    Raises FileProblem when it is there and cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
+    except OSError as problem:
+        raise FileProblem(f"{path} cannot be read: {problem.strerror}") from None
     entries: dict[int, dict[str, Any]] = {}
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            if isinstance(entry, dict) and type(entry.get("step")) is int:
+            if _is_entry(entry):
                 entries.setdefault(entry["step"], {}).update(entry)
     return list(entries.values())
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a line says of a step what others read of it: a file may have been damaged or edited."""
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+        return False
+    figures = entry.get("figures", {})
+    return isinstance(figures, dict) and all(type(value) in (int, float) for value in figures.values())
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -160,7 +160,7 @@ GOOD = {"step": 3, "n_tokens": 0, "seconds": 0, "best_step": None, "best_loss": 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": 2}, {"run": None}, {"run": [1]}, {"state": None}, {"state": {"step": 3}},
+        {"version": 3}, {"run": None}, {"run": [1]}, {"state": None}, {"state": {"step": 3}},
         *({"state": GOOD | {name: value}} for name in GOOD for value in ("x", [], {}, True, 1.5j, -5, None, 2.5)
           if not (name in ("seconds", "best_loss") and value in (-5, 2.5))
           and not (name in ("best_step", "best_loss") and value is None)
@@ -176,6 +176,60 @@ def test_a_state_that_cannot_be(tmp_path: Path, changes) -> None:
     rewritten(path, **changes)
     with pytest.raises(FormatError, match="is no checkpoint that this version can read"):
         a_run(tmp_path).resume()
+
+
+def test_numbers_that_a_disk_has_changed_are_refused(tmp_path: Path) -> None:
+    """By whatever bit: silently, the run would come to other weights."""
+    saved(tmp_path)
+    path = Checkpoints(tmp_path, IDENTITY).save(State(step=5), AdamW(Bigram().parameters))
+    raw = path.read_bytes()
+    begin = int.from_bytes(raw[:8], "little") + 8
+    learner = Bigram()
+    before = learner.parameters["table"].copy()
+    for at in (begin, (begin + len(raw)) // 2, len(raw) - 1):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
+        with pytest.raises(FormatError, match=r"it is damaged, .*; remove it, and resume goes on from step 3$"):
+            Run(learner, Counting(), CONFIG, Checkpoints(tmp_path, IDENTITY)).resume()
+    np.testing.assert_array_equal(learner.parameters["table"], before)
+    path.write_bytes(raw)
+    a_run(tmp_path).resume()
+
+
+def test_a_state_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """The metadata count too: another best step would take other weights in the end."""
+    path = saved(tmp_path)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(rb"\"n_worse\": 0", rb"\"n_worse\": 2"))
+    assert path.read_bytes() != raw
+    with pytest.raises(FormatError, match=r"it is damaged, .*; there is none before it, so begin anew"):
+        a_run(tmp_path).resume()
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-1], lambda raw: raw[:50], lambda raw: b""])
+def test_a_checkpoint_that_is_cut_off_says_what_to_do(tmp_path: Path, damage) -> None:
+    saved(tmp_path)
+    path = Checkpoints(tmp_path, IDENTITY).save(State(step=5), AdamW(Bigram().parameters))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(FormatError, match=r"remove it, and resume goes on from step 3$"):
+        a_run(tmp_path).resume()
+    path.unlink()
+    run = a_run(tmp_path)
+    run.resume()
+    assert run.state.step == 3
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path).rename(tmp_path / "step-00000009.safetensors")
+    with pytest.raises(FormatError, match="by its name it is of step 9, and it holds step 3"):
+        a_run(tmp_path).resume()
+
+
+def test_the_best_weights_are_gone(tmp_path: Path) -> None:
+    """A run that would take them in the end says how to have those of its last step."""
+    run = a_run(tmp_path, lambda step: step.step == 5)
+    run.go()
+    with pytest.raises(FileProblem, match="does not exist; without patience, the weights of the last step are taken"):
+        Checkpoints(tmp_path, IDENTITY).restore_weights(run.learner.parameters, 2)
 
 
 @given(st.data())

@@ -126,3 +126,23 @@ def test_whether_tensorboard_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_installed()
     monkeypatch.setattr("edgellm.train.tensorboard.find_spec", lambda name: None)
     assert not is_installed()
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(FileProblem, match=r"log\.jsonl cannot be read: "):
+        Log(tmp_path / "log.jsonl", resumed_at=3)
+
+
+def test_lines_that_say_nothing_of_a_step_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [
+        '{"step": "2"}',
+        "[3]",
+        "5",
+        '{"step": 6, "figures": 7}',
+        '{"step": 6, "figures": {"margin": "8"}}',
+        '{"st',
+    ]
+    path.write_text("\n".join([*lines, '{"step": 9, "figures": {"margin": 0.5}}']))
+    assert read_log(path) == [{"step": 9, "figures": {"margin": 0.5}}]

@@ -88,8 +88,21 @@ class Training:
         if typed.keys() & VALIDATION:  # one option, so what is typed comes before either
             of_file = {name: value for name, value in of_file.items() if name not in VALIDATION}
         settings = {**self.usual, **of_file, **typed}
-        check_given(settings)
+        self._check_given(settings)
         self._train(settings, task_of, finish)
+
+    def _check_given(self, settings: Mapping[str, Any]) -> None:
+        """Raise UsageError where model or data are named nowhere. A run that is gone on with has named them itself."""
+        from edgellm.train.session import SETTINGS
+
+        try:
+            check_given(settings)
+        except UsageError as error:
+            if not self.resume or self.config_file is not None:
+                raise
+            written = self.output / SETTINGS
+            lacks = f"{written} does not name it" if written.is_file() else f"{written}, which named it, is not there"
+            raise UsageError(f"{error}; {lacks}") from None
 
     def _file_settings(self) -> dict[str, Any]:
         """Those of the file that was named, or of the run that is gone on with."""
