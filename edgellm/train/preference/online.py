@@ -87,8 +87,7 @@ class _Rollout:
         """The same for every update."""
         if self._passes is None:
             # A run that is gone on with in the middle of several updates has sampled already.
-            found = self._kept.read(self._step) if self._kept is not None and iteration else None
-            answers = found or self._sampled()
+            answers = self._kept.read(self._step) if self._kept is not None and iteration else self._sampled()
             self._passes = self._learner.passes(answers) if answers else []
         return self._passes
 

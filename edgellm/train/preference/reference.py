@@ -5,7 +5,6 @@ It never changes, so its likelihoods are kept in the run's folder, with what the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -13,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.engine import Model
-from edgellm.errors import FileProblem
-from edgellm.files import atomic_write
 from edgellm.train.data import order
 from edgellm.train.documents import Documents
 from edgellm.train.model_learner import ModelLearner
 from edgellm.train.preference.answers import Answers
 from edgellm.train.preference.numbers import Floats
+from edgellm.train.sealed import read_sealed, write_sealed
 
 FILE = "reference.json"
 
@@ -54,25 +52,14 @@ def reference_likelihoods(
             some = Answers.gathered([answers[n] for n in group], group)
             likelihoods[group] = some.log_likelihoods(reference.negative_log_likelihoods(some))
     if folder:
-        _keep(folder, of, likelihoods)
+        write_sealed(folder / FILE, {"of": of, "log_likelihoods": likelihoods.tolist()})
     return likelihoods
 
 
 def _kept(folder: Path, of: str, n_answers: int) -> Floats | None:
     """Those of a file; None when there is none, or it is of something else."""
-    try:
-        found = json.loads((folder / FILE).read_bytes())
-        is_theirs = found["of"] == of
-        likelihoods = np.array(found["log_likelihoods"], np.float64)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    found = read_sealed(folder / FILE)
+    if found is None or found.get("of") != of:
         return None
-    return likelihoods if is_theirs and likelihoods.shape == (n_answers,) and np.isfinite(likelihoods).all() else None
-
-
-def _keep(folder: Path, of: str, likelihoods: Floats) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / FILE) as file:
-            file.write(json.dumps({"of": of, "log_likelihoods": likelihoods.tolist()}).encode())
-    except OSError as problem:
-        raise FileProblem(f"{folder / FILE} cannot be written: {problem.strerror}") from None
+    likelihoods = np.array(found["log_likelihoods"], np.float64)
+    return likelihoods if likelihoods.shape == (n_answers,) and np.isfinite(likelihoods).all() else None

@@ -6,7 +6,7 @@ middle of several updates from the same answers.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.errors import FileProblem
-from edgellm.files import atomic_write
 from edgellm.train.data import order
 from edgellm.train.documents import Documents
 from edgellm.train.preference.numbers import Floats
+from edgellm.train.sealed import read_sealed, write_sealed
 
 FOLDER = "answers"
+_NAME = re.compile(r"step-(\d{8,})\.json")
 
 
 @dataclass
@@ -119,27 +120,28 @@ class Kept:
 
     def write(self, step: int, answers: Sequence[Answer]) -> None:
         """Raises FileProblem when they cannot be written."""
-        path = self._path(step)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(json.dumps({"step": step, "answers": [asdict(answer) for answer in answers]}).encode())
-        except OSError as problem:
-            raise FileProblem(f"{path} cannot be written: {problem.strerror}") from None
-        for old in sorted(self._folder.glob("step-*.json"))[: -self._n_kept]:
+        write_sealed(self._path(step), {"step": step, "answers": [asdict(answer) for answer in answers]})
+        steps = self._steps()
+        # Later ones are of a run that was here before, or of steps that are done again.
+        for other in [*(later for later in steps if later > step), *[s for s in steps if s <= step][: -self._n_kept]]:
             with suppress(OSError):  # it is in nobody's way
-                old.unlink()
+                self._path(other).unlink()
 
-    def read(self, step: int) -> list[Answer] | None:
-        """None when they are not there, or are no such answers."""
-        try:
-            found = json.loads(self._path(step).read_bytes())
-            answers = [Answer(**answer) for answer in found["answers"]]
-            for answer in answers:
-                answer.document  # noqa: B018  # raises for ids that are none
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return answers
+    def read(self, step: int) -> list[Answer]:
+        """Raises FileProblem when they are not there as they were written: nobody can have them again."""
+        found = read_sealed(self._path(step))
+        if found is None or found.get("step") != step:
+            state = "is damaged" if self._path(step).exists() else "is not there"
+            raise FileProblem(
+                f"{self._path(step)} {state}, and the run goes on in the middle of several updates from the answers in "
+                f"it; put it back, or remove the checkpoints of steps after {step}, so that they are made again",
+                parameter="resume",
+            )
+        return [Answer(**answer) for answer in found["answers"]]
+
+    def _steps(self) -> list[int]:
+        names = (_NAME.fullmatch(path.name) for path in self._folder.glob("step-*"))
+        return sorted(int(name[1]) for name in names if name)
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}.json"

@@ -231,7 +231,10 @@ def test_a_kept_reference_of_other_data_is_not_used(model, preferences: Path, tm
     texts = [pair.chosen for pair in pairs()]
     first = reference_likelihoods(model, texts, 256, tmp_path, "one")
     (tmp_path / reference_module.FILE).rename(tmp_path / "kept")
-    for damage in (b"", b"[" * 100_000, b'{"of": "one"}', (tmp_path / "kept").read_bytes()[:-40]):
+    whole = (tmp_path / "kept").read_bytes()
+    digit = whole.rindex(b".") + 1
+    changed = whole[:digit] + bytes([whole[digit] ^ 1]) + whole[digit + 1 :]
+    for damage in (b"", b"[" * 100_000, b'{"of": "one"}', whole[:-40], changed):
         (tmp_path / reference_module.FILE).write_bytes(damage)
         np.testing.assert_array_equal(reference_likelihoods(model, texts, 256, tmp_path, "one"), first)
     other = reference_likelihoods(model, texts[::-1], 256, tmp_path, "two")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgellm.engine.drawing import Drawn, draw
-from edgellm.errors import FormatError, RewardError, UsageError
+from edgellm.errors import FileProblem, FormatError, RewardError, UsageError
 from edgellm.train.checkpoint import Checkpoints
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
@@ -22,6 +22,7 @@ from edgellm.train.preference.config import GrpoConfig, PpoConfig, RewardConfig
 from edgellm.train.preference.online import Online
 from edgellm.train.preference.policy import PolicyLearner
 from edgellm.train.preference.reward_learner import RewardTask
+from edgellm.train.preference.rollout import Answer, Kept
 from edgellm.train.preference.tasks import task_of
 from edgellm.train.run import train, train_adapter
 from tests.train.preference.test_offline import preferences, write  # noqa: F401  # fixtures
@@ -147,6 +148,43 @@ def test_a_stopped_run_ends_with_the_same_bits(model, prompts: Path, tmp_path: P
     for name, change in straight.weights.items():
         assert change.a.tobytes() == rest.weights[name].a.tobytes()
         assert change.b.tobytes() == rest.weights[name].b.tobytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "of another step", "gone"])
+def test_answers_that_a_run_cannot_go_on_from(model, prompts: Path, tmp_path: Path, damage: str) -> None:
+    """Others in their place would lead to other weights: the run says so, and how it can have them again."""
+    settings = TrainConfig(steps=6, learning_rate=0.01, warmup=0, batch_size=2, checkpoint_every=1, keep_checkpoints=9)
+    config, folder = GrpoConfig(num_generations=2, max_new_tokens=4, num_iterations=2), tmp_path / "run"
+    straight, _ = run(model, prompts, config, small_ids, settings)
+    run(model, prompts, config, small_ids, settings, output=folder, callback=lambda step: step.step == 3)
+    kept = folder / "answers" / "step-00000002.json"
+    if damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:-9])
+    elif damage == "changed":
+        answers = json.loads(kept.read_text())
+        answers["answers"][0]["reward"] += 0.5
+        kept.write_text(json.dumps(answers))
+    elif damage == "of another step":
+        (folder / "answers" / "step-00000000.json").rename(kept)
+    else:
+        kept.unlink()
+    words = "step-00000002.json is not there" if damage == "gone" else "step-00000002.json is damaged"
+    with pytest.raises(FileProblem, match=f"{words}, .* or remove the checkpoints of steps after 2, so that they are"):
+        run(model, prompts, config, small_ids, settings, output=folder, resume=True)
+    (folder / "checkpoints" / "step-00000003.safetensors").unlink()
+    rest, _ = run(model, prompts, config, small_ids, settings, output=folder, resume=True)
+    for name, change in straight.weights.items():
+        assert change.b.tobytes() == rest.weights[name].b.tobytes()
+
+
+def test_answers_of_a_run_that_was_there_before_crowd_out_none(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, 2)
+    for step in (100, 104, 0, 3, 6):
+        kept.write(step, [Answer(0, "a", [1, 2], 1, float(step))])
+    assert sorted(path.name for path in (tmp_path / "answers").iterdir()) == [
+        "step-00000003.json", "step-00000006.json"
+    ]  # fmt: skip
+    assert [answer.reward for answer in kept.read(3)] == [3]
 
 
 def test_a_reward_model_is_a_reward(model, prompts: Path, preferences: Path, tmp_path: Path) -> None:  # noqa: F811
