@@ -149,7 +149,7 @@ def scales_of(texts: Iterable[str], option: str) -> dict[Path, float]:
             except ValueError:
                 raise UsageError(f"{option} {text}: {number!r:.40} is no number; expected PATH or PATH=SCALE") from None
             if not name or not abs(scale) < MOST_SCALE:
-                raise UsageError(f"{option} {text}: expected PATH=SCALE, with a finite number as SCALE")
+                raise UsageError(f"{option} {text}: expected PATH=SCALE, with a number below {MOST_SCALE:g} as SCALE")
         if path in found:
             raise UsageError(f"{option} names {path} twice; give it once, with the scale that you want")
         found[path] = scale

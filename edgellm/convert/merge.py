@@ -117,15 +117,21 @@ def _adapter_of(adapter: Path | Adapter, file: GGUFFile) -> Adapter:
     return adapter
 
 
-def _scales(adapters: Mapping[Any, float] | Iterable[AnyPath | Adapter]) -> dict[Path | Adapter, float]:
+def _scales(adapters: Any) -> dict[Path | Adapter, float]:
+    """The scale of each, in their order; without those of 0, which change nothing."""
+    if not isinstance(adapters, Iterable):
+        raise checks.wrong("adapters", adapters, "adapters, or their scales by path")
     most = float(np.finfo(np.float32).max)
     pairs = adapters.items() if isinstance(adapters, Mapping) else [(path, 1.0) for path in adapters]
-    found = {
-        adapter if isinstance(adapter, Adapter) else checks.path("adapters", adapter): checks.number(
-            "adapters", scale, -most, most
-        )
-        for adapter, scale in pairs
-    }
+    found: dict[Path | Adapter, float] = {}
+    for adapter, scale in pairs:
+        place = adapter if isinstance(adapter, Adapter) else checks.path("adapters", adapter)
+        if place in found:
+            name = adapter.name if isinstance(adapter, Adapter) else place
+            raise UsageError(
+                f"adapters names {name} twice; give it once, with the scale that you want", parameter="adapters"
+            )
+        found[place] = checks.number("adapters", scale, -most, most)
     if not found:
         raise UsageError("adapters is empty; expected at least one", parameter="adapters")
     return {path: scale for path, scale in found.items() if scale}
@@ -137,14 +143,21 @@ def _merged(steps: Sequence[tuple[LowRank, float]], rows: slice, w: NDArray[Any]
     As when adapters are run: what the rows of one with magnitudes are divided by does not depend on the others.
     """
     y = w
-    for change, scale in steps:
-        added = np.float32(scale) * change.added(rows)
-        y = y + added
-        if change.magnitude is not None:
-            lengths = np.sqrt(np.square(w + added).sum(1, dtype=np.float64))
-            if not lengths.all():
-                raise FormatError("a row of W + scale * B A is 0 and has no direction, which its magnitude needs")
-            y = (y * (change.magnitude[rows] / lengths)[:, None]).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what became of it is looked at below
+        for change, scale in steps:
+            added = np.float32(scale) * change.added(rows)
+            y = y + added
+            if change.magnitude is not None:
+                lengths = np.sqrt(np.square(w + added, dtype=np.float64).sum(1))
+                if not lengths.all():
+                    raise FormatError("a row of W + scale * B A is 0 and has no direction, which its magnitude needs")
+                y = (y * (change.magnitude[rows] / lengths)[:, None]).astype(np.float32)
+    if not np.isfinite(y).all() and np.isfinite(w).all():
+        told = ", ".join(f"{scale:g}" for _, scale in steps)
+        raise FormatError(
+            f"what the adapters add at a scale of {told} does not fit into float32; try smaller scales, or leave them "
+            "out"
+        )
     return y
 
 

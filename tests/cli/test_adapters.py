@@ -86,7 +86,7 @@ def test_bench_and_eval_say_what_they_measure(
     ("words", "status", "error"),
     [
         (["--lora", "{one}=much"], 2, "--lora {one}=much: 'much' is no number; expected PATH or PATH=SCALE"),
-        (["--lora", "{one}=inf"], 2, "--lora {one}=inf: expected PATH=SCALE, with a finite number as SCALE"),
+        (["--lora", "{one}=inf"], 2, "--lora {one}=inf: expected PATH=SCALE, with a number below 1e+30 as SCALE"),
         (["--lora", "=2"], 2, "--lora =2: expected PATH=SCALE"),
         (["--lora", "{one}", "--lora", "{one}=2"], 2, "--lora names {one} twice"),
         (["--lora", "{folder}/nothing"], 1, "{folder}/nothing does not exist; expected a PEFT folder"),

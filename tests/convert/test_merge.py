@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,49 @@ def test_what_cannot_be_merged(
     with pytest.raises(UsageError, match="no type of file"):
         edgellm.merge_adapters(folder / "base.gguf", folder / "one", tmp_path / "merged.gguf", "Q9")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["one", "dora"])
+@pytest.mark.filterwarnings("error")
+def test_what_is_too_large_is_said_of_the_adapter(folder: Path, tmp_path: Path, name: str) -> None:
+    """Neither of the model's file, which is as it should be, nor are its weights silently 0."""
+    from edgellm.arch.adapters import read_adapter
+
+    with GGUFFile.open(folder / "base.gguf") as file:
+        adapter = read_adapter(folder / name, file.metadata, file.tensors)
+    large = {name: replace(change, a=change.a * np.float32(1e30)) for name, change in adapter.weights.items()}
+    with pytest.raises(FormatError, match=r"adapters add at a scale of 1e\+20 does not fit into float32; try smaller"):
+        edgellm.merge_adapters(folder / "base.gguf", {replace(adapter, weights=large): 1e20}, tmp_path / "merged.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_lengths_of_large_rows(folder: Path) -> None:
+    """Their squares are more than float32 holds; the rows get their magnitudes all the same."""
+    from edgellm.arch.adapters import read_adapter
+    from edgellm.convert.merge import merged_parts
+
+    with GGUFFile.open(folder / "base.gguf") as file:
+        adapter = read_adapter(folder / "dora", file.metadata, file.tensors)
+        change = adapter.weights["blk.0.attn_q.weight"]
+        parts, _ = merged_parts(file, [(adapter, 1e25)])
+        part = next(part for part in parts if part.name == "blk.0.attn_q.weight")
+        assert part.change is not None and change.magnitude is not None
+        y = part.change(slice(0, 4), np.zeros((4, change.shape[1]), np.float32))
+    np.testing.assert_allclose(np.linalg.norm(y, axis=1), change.magnitude[:4], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "words"),
+    [
+        (lambda one: 5, "adapters is 5; expected adapters, or their scales by path"),
+        (lambda one: None, "adapters is None"),
+        (lambda one: [one, one], "adapters names .*one twice; give it once"),
+        (lambda one: {one: 1.0, str(one): 0.5}, "adapters names .*one twice"),
+    ],
+)
+def test_what_is_no_list_of_adapters(folder: Path, tmp_path: Path, adapters: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        edgellm.merge_adapters(folder / "base.gguf", adapters(folder / "one"), tmp_path / "merged.gguf")
 
 
 def test_a_file_of_an_adapter_is_not_written_over(folder: Path, tmp_path: Path) -> None:
