@@ -56,7 +56,7 @@ class LoraConfig:
     rank:       of the weights beside each layer.
     alpha:      the scale is alpha / rank, so that another rank needs no other learning rate.
     dropout:    part of the inputs that is left out in each step, at random; 0 is off.
-    target_modules: "all-linear", or names of layers ("q_proj", "attn_q"); the head belongs to none unless named.
+    target_modules: "all-linear", or names of layers ("q_proj", "attn_q"); embeddings and the head are none.
     use_rslora: the scale is alpha / sqrt(rank), which suits high ranks (Kalajdzievski 2023).
 
     Of "prompt", "p-tuning" and "prefix":

@@ -160,9 +160,13 @@ def targets_of(graphs: ModelGraphs, config: LoraConfig) -> list[Tensor]:
     for name in config.target_modules:
         own = {name, *_OWN_NAMES.get(name, ())} & kinds
         if not own:
+            lacks = (
+                "and beside embeddings and the head nothing is trained (`edgellm train full` trains them)"
+                if name in _AT_THE_ENDS
+                else "which this model does not have as a linear layer"
+            )
             raise UsageError(
-                f"target_modules names {name!r}, which this model does not have as a linear layer; it has "
-                f"{', '.join(sorted(kinds))}",
+                f"target_modules names {name!r}, {lacks}; it has {', '.join(sorted(kinds))}",
                 parameter="target_modules",
             )
         if config.use_dora and own & experts:
@@ -187,6 +191,7 @@ def _kind(weight: Tensor) -> str:
     return weight.name.split(".")[-2]
 
 
+_AT_THE_ENDS = ("lm_head", "output", "embed_tokens", "token_embd", "wte", "embed_out")  # PEFT takes some of these
 _GATES, _UPS, _DOWNS = (
     (f"ffn_{part}", f"ffn_{part}_exps", f"ffn_{part}_shexp") for part in ("gate", "up", "down")
 )  # fmt: skip

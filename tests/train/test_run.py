@@ -200,6 +200,11 @@ def test_bad_input_is_one_error_and_leaves_nothing(model, facts: Path, tmp_path:
         ({"data": []}, UsageError, "data is empty"),
         ({"data": facts, "config": TrainConfig(validation=20)}, UsageError, "validation takes 20 of 20 examples"),
         ({"data": facts, "lora": LoraConfig(target_modules="q_prj")}, UsageError, "q_prj"),
+        (
+            {"data": facts, "lora": LoraConfig(target_modules=("q_proj", "lm_head"))},
+            UsageError,
+            "'lm_head', and beside embeddings and the head nothing is trained",
+        ),
         ({"data": facts, "config": TrainConfig(activations="f32")}, UsageError, "activations is 'f32', and the model"),
     ):
         with pytest.raises(kind) as error:

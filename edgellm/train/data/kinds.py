@@ -184,7 +184,10 @@ def _check_begun(prompt: str | Sequence[Mapping[str, Any]], begun: Sequence[Mapp
 
 def _rated(values: Values) -> Preference:
     """With a margin, by which the chosen one is better."""
-    return replace(_preference(values), margin=values.optional_number("margin"))
+    margin = values.optional_number("margin")
+    if margin is not None and margin < 0:
+        raise UsageError(f"'margin' is {margin:g}, by which 'rejected' would be the better one; expected at least 0")
+    return replace(_preference(values), margin=margin)
 
 
 def _labelled(values: Values) -> Labelled:

@@ -250,3 +250,10 @@ def test_a_margin_that_is_no_number(margin) -> None:
     record = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin}
     with pytest.raises(UsageError, match=r"'margin' is .*; expected a number"):
         kind_of(record, RATED).make(Values(record))
+
+
+@pytest.mark.parametrize("margin", [-0.5, "-3"])
+def test_a_margin_by_which_the_rejected_one_would_be_better(margin) -> None:
+    record = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin}
+    with pytest.raises(UsageError, match=r"'margin' is -.*'rejected' would be the better one; expected at least 0"):
+        kind_of(record, RATED).make(Values(record))
