@@ -26,6 +26,7 @@ def read_adapter(folder: Path, base: Path | None) -> Source:
     """
     architecture, family, config = _base_of(read_peft_settings(folder).base_path, base)
     adapter = read_peft_for(folder, architecture, family, config)
+    adapter.refuse_score("a GGUF adapter")  # which names it itself
     try:
         parts = [Part(name, Tensor.of(name, x)) for name, x in gguf_tensors(adapter)]
     except UsageError as problem:
