@@ -51,9 +51,11 @@ def number(name: str, value: Any, least: float, most: float | None = None) -> fl
     return found
 
 
-def positive_number(name: str, value: Any, most: float | None = None) -> float:
-    """A finite number above 0, up to `most` if there is one."""
+def positive_number(name: str, value: Any, most: float | None = None, least: float = 0.0) -> float:
+    """A finite number above 0, up to `most` if there is one, and from `least` on."""
     found = _finite(name, value)
+    if 0 < found < least:
+        raise wrong(name, found, f"a number of at least {least:g}")
     if found <= 0 or (most is not None and found > most):
         raise wrong(name, found, "a number above 0" if most is None else f"a number above 0, up to {most:g}")
     return found
@@ -139,7 +141,7 @@ def answer_format(name: str, value: Any) -> Any:
 
 def texts(name: str, value: Any) -> list[str]:
     """Several str; a single one is most likely meant to stand in a list."""
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
         raise wrong(name, value, "a list of texts (str)")
     return [text(name, item) for item in value]
 

@@ -37,7 +37,11 @@ MAX_RANK = 1024
 # Beyond these, a number cannot be meant: such a run would never end, or its first step would destroy every weight.
 MOST_STEPS, MOST_AT_ONCE = 100_000_000, 1 << 24
 LEAST_RATE, MOST_RATE = 1e-12, 100.0
-MOST_ALPHA = 1e6
+LEAST_ALPHA, MOST_ALPHA = 1e-9, 1e6
+# In float32 gradients and their squares would be 0 with less, or what they are divided by infinite with more.
+LEAST_CLIP = 1e-6
+LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6  # by which losses are multiplied
+LEAST_EPSILON, MOST_EPSILON = 1e-30, 1e6
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         take(self, "method", one_of, METHODS)
         take(self, "rank", whole_number, 1, MAX_RANK)
-        take(self, "alpha", positive_number, MOST_ALPHA)
+        take(self, "alpha", positive_number, MOST_ALPHA, LEAST_ALPHA)
         take(self, "dropout", _share)
         take(self, "target_modules", _modules)
         take(self, "use_rslora", flag)
@@ -210,8 +214,8 @@ class TrainConfig:
         take(self, "warmup", _share_or_count)
         take(self, "weight_decay", number, 0, MOST_RATE)
         take(self, "betas", _two_shares)
-        take(self, "epsilon", positive_number)
-        take(self, "clip", number, 0)
+        take(self, "epsilon", positive_number, MOST_EPSILON, LEAST_EPSILON)
+        take(self, "clip", _norm)
         take(self, "seed", whole_number, 0, (1 << 63) - 1)
         take(self, "validation", _share_or_count)
         take(self, "eval_every", whole_number, 1, optional=True)
@@ -296,6 +300,14 @@ def _rate(name: str, value: Any) -> float:
     return found
 
 
+def _norm(name: str, value: Any) -> float:
+    """0, or a norm at which something is left of gradients."""
+    found = number(name, value, 0)
+    if 0 < found < LEAST_CLIP:
+        raise wrong(name, found, f"0, or a number of at least {LEAST_CLIP:g}, for no gradient would be left")
+    return found
+
+
 def _share(name: str, value: Any) -> float:
     """A part that leaves something."""
     found = number(name, value, 0)
@@ -325,7 +337,7 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
     """Names as a tuple; a text may hold several, with commas between."""
     if isinstance(value, str):
         value = [part.strip() for part in str(value).split(",")]
-    names = tuple(texts(name, value)) if isinstance(value, Iterable) else ()
+    names = tuple(texts(name, value)) if isinstance(value, Iterable) else ("",)
     if not all(names):
         raise wrong(name, value, "names of tensors")
     return names

@@ -90,12 +90,20 @@ def test_names_of_small_weights_mean_nothing_where_all_weights_are_trained(tmp_p
         read_settings(tmp_path / "a.yaml", (FullConfig, TrainConfig))
 
 
+@pytest.mark.parametrize("value", [5, True, None, {"token_embd": 1}, [""], [3]])
+def test_what_is_to_stay_as_it_is_must_be_named(value: Any) -> None:
+    """A number or a flag froze nothing, without a word."""
+    with pytest.raises(UsageError, match="freeze is "):
+        FullConfig(freeze=value)
+
+
 @pytest.mark.parametrize(
     ("params", "text"),
     [
         ({"method": "ia3"}, "method is 'ia3'; expected one of lora, dora"),
         ({"rank": 0}, "rank is 0; expected a number of at least 1"),
         ({"alpha": 0}, "alpha is 0.0; expected a number above 0"),
+        ({"alpha": 1e-320}, "alpha is 1e-320; expected a number of at least 1e-09"),
         ({"dropout": 1}, "dropout is 1.0; expected a number from 0 up to, but not including, 1"),
         ({"target_modules": []}, 'target_modules is []; expected "all-linear" or names of layers'),
         ({"target_modules": ["a", 5]}, "target_modules is 5; expected a text (str)"),
@@ -113,6 +121,9 @@ def test_what_is_said_of_lora(params, text: str) -> None:
     ("params", "text"),
     [
         ({"epochs": 0}, "epochs is 0.0; expected a number above 0"),
+        ({"epsilon": 1e300}, "epsilon is 1e+300; expected a number above 0, up to 1e+06"),
+        ({"epsilon": 1e-320}, "epsilon is 1e-320; expected a number of at least 1e-30"),
+        ({"clip": 1e-300}, "clip is 1e-300; expected 0, or a number of at least 1e-06, for no gradient would be left"),
         ({"steps": 1.5}, "steps is 1.5; expected a whole number"),
         ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; expected a number"),
         ({"warmup": 1.5}, "warmup is 1.5; expected a share below 1, or a whole number"),

@@ -18,6 +18,7 @@ from typing import Any
 
 from edgellm.errors import FormatError, UsageError, shown
 from edgellm.formats.strict_json import parse
+from edgellm.train.config import MOST_FACTOR
 from edgellm.train.data.examples import Chat, Completion, Example, Labelled, Preference, Prompt, Text
 from edgellm.train.data.values import Values
 
@@ -187,6 +188,8 @@ def _rated(values: Values) -> Preference:
     margin = values.optional_number("margin")
     if margin is not None and margin < 0:
         raise UsageError(f"'margin' is {margin:g}, by which 'rejected' would be the better one; expected at least 0")
+    if margin is not None and margin > MOST_FACTOR:
+        raise UsageError(f"'margin' is {margin:g}; expected a number up to {MOST_FACTOR:g}")
     return replace(_preference(values), margin=margin)
 
 

@@ -16,6 +16,8 @@ from edgellm.errors import UsageError
 
 MOST_WIDTH = 1 << 16
 MOST_CONTEXT = 1 << 20
+MOST_BASE = 1e12  # of rotary positions; of published models some have 1e7
+LEAST_EPSILON = 1e-30  # float32 holds it
 LEAST_HEAD = 32  # columns of a head, where the heads are not given
 USUAL_USED = 2  # experts of a token
 
@@ -61,8 +63,8 @@ class ShapeSettings:
         take(self, "n_kv_heads", whole_number, 1, MOST_WIDTH // 2, optional=True)
         take(self, "n_ff", whole_number, 1, 4 * MOST_WIDTH, optional=True)
         take(self, "n_ctx", whole_number, 2, MOST_CONTEXT)
-        take(self, "rope_base", positive_number)
-        take(self, "norm_epsilon", positive_number)
+        take(self, "rope_base", positive_number, MOST_BASE, 1.0)
+        take(self, "norm_epsilon", positive_number, 1.0, LEAST_EPSILON)
         take(self, "tied_embeddings", flag)
         take(self, "n_experts", whole_number, 1, MOST_EXPERTS, optional=True)
         take(self, "n_experts_used", whole_number, 1, MOST_EXPERTS, optional=True)

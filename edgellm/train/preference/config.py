@@ -8,6 +8,7 @@ from typing import Any
 
 from edgellm.checks import flag, number, one_of, positive_number, take, texts, whole_number, wrong
 from edgellm.errors import UsageError
+from edgellm.train.config import LEAST_FACTOR, MOST_FACTOR
 
 DPO_LOSSES = ("sigmoid", "hinge", "ipo")
 # Of `TrainConfig`, what suits these ways better than its own defaults: they change a model that can answer already.
@@ -29,7 +30,7 @@ class DpoConfig:
     loss_type: str = "sigmoid"
 
     def __post_init__(self) -> None:
-        take(self, "beta", positive_number)
+        take(self, "beta", positive_number, MOST_FACTOR, LEAST_FACTOR)
         take(self, "label_smoothing", number, 0, 0.5)
         take(self, "loss_type", one_of, DPO_LOSSES)
         if self.label_smoothing and self.loss_type != "sigmoid":
@@ -47,9 +48,9 @@ class KtoConfig:
     undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        take(self, "beta", positive_number)
-        take(self, "desirable_weight", number, 0)
-        take(self, "undesirable_weight", number, 0)
+        take(self, "beta", positive_number, MOST_FACTOR, LEAST_FACTOR)
+        take(self, "desirable_weight", number, 0, MOST_FACTOR)
+        take(self, "undesirable_weight", number, 0, MOST_FACTOR)
         if not self.desirable_weight and not self.undesirable_weight:
             raise UsageError(
                 "desirable_weight and undesirable_weight are both 0, so no answer counts; expected one above 0",
@@ -64,7 +65,7 @@ class OrpoConfig:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        take(self, "beta", positive_number)
+        take(self, "beta", positive_number, MOST_FACTOR, LEAST_FACTOR)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class RewardConfig:
     center_rewards: float = 0.0
 
     def __post_init__(self) -> None:
-        take(self, "margin", number, 0)
-        take(self, "center_rewards", number, 0)
+        take(self, "margin", number, 0, MOST_FACTOR)
+        take(self, "center_rewards", number, 0, MOST_FACTOR)
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class SamplingConfig:
         take(self, "num_generations", whole_number, 1, MOST_ANSWERS)
         take(self, "max_new_tokens", whole_number, 1)
         take(self, "num_iterations", whole_number, 1, MOST_ITERATIONS)
-        take(self, "clip_ratio", positive_number)
-        take(self, "beta", number, 0)
+        take(self, "clip_ratio", positive_number, None, LEAST_FACTOR)
+        take(self, "beta", number, 0, MOST_FACTOR)
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ class PpoConfig(SamplingConfig):
         super().__post_init__()
         take(self, "gamma", number, 0, 1)
         take(self, "lam", number, 0, 1)
-        take(self, "clip_value", positive_number)
-        take(self, "vf_coef", number, 0)
+        take(self, "clip_value", positive_number, None, LEAST_FACTOR)
+        take(self, "vf_coef", number, 0, MOST_FACTOR)
 
 
 def _several(name: str, value: Any) -> tuple[str, ...]:

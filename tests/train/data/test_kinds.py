@@ -252,6 +252,12 @@ def test_a_margin_that_is_no_number(margin) -> None:
         kind_of(record, RATED).make(Values(record))
 
 
+def test_a_margin_that_no_reward_reaches() -> None:
+    record = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e300}
+    with pytest.raises(UsageError, match=r"'margin' is 1e\+300; expected a number up to 1e\+06"):
+        kind_of(record, RATED).make(Values(record))
+
+
 @pytest.mark.parametrize("margin", [-0.5, "-3"])
 def test_a_margin_by_which_the_rejected_one_would_be_better(margin) -> None:
     record = {"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin}

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 
 from edgellm.errors import UsageError
 from edgellm.train.preference.bradley_terry import bradley_terry_loss
-from edgellm.train.preference.config import DpoConfig, GrpoConfig, KtoConfig, OrpoConfig, PpoConfig, RewardConfig
+from edgellm.train.preference.config import (
+    DpoConfig,
+    GrpoConfig,
+    KtoConfig,
+    OrpoConfig,
+    PpoConfig,
+    RewardConfig,
+    RewardSources,
+)
 from edgellm.train.preference.dpo import dpo_loss
 from edgellm.train.preference.grpo import clipped_loss, group_advantages, token_weights
 from edgellm.train.preference.kto import divergence, kto_loss
@@ -198,6 +206,11 @@ def test_whitened() -> None:
 
 @pytest.mark.parametrize(("kind", "settings", "text"), [
     (DpoConfig, {"beta": 0}, "beta is 0.0; expected a number above 0"),
+    (DpoConfig, {"beta": 1e-320}, "beta is 1e-320; expected a number of at least 1e-06"),
+    (OrpoConfig, {"beta": 1e300}, "beta is 1e+300; expected a number above 0, up to 1e+06"),
+    (RewardConfig, {"center_rewards": 1e300}, "center_rewards is 1e+300; expected a number from 0 to 1000000.0"),
+    (PpoConfig, {"vf_coef": 1e300}, "vf_coef is 1e+300; expected a number from 0 to 1000000.0"),
+    (RewardSources, {"reward_regex": {"a": 1}}, "reward_regex is {'a': 1}; expected a list of texts"),
     (DpoConfig, {"loss_type": "exo"}, "loss_type is 'exo'; expected one of sigmoid, hinge, ipo"),
     (DpoConfig, {"label_smoothing": 0.1, "loss_type": "ipo"}, "label_smoothing is 0.1; expected 0"),
     (KtoConfig, {"desirable_weight": 0, "undesirable_weight": 0}, "desirable_weight and undesirable_weight are both 0"),
