@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgellm.cli.terminal import size_text
 from edgellm.cli.train.live import duration
@@ -11,6 +11,8 @@ from edgellm.cli.train.live import duration
 if TYPE_CHECKING:
     from edgellm.train.loop import Step
     from edgellm.train.session import Summary
+
+MUCH = 0.5  # of the prompts of a run
 
 
 def outcome_lines(
@@ -39,3 +41,14 @@ def outcome_lines(
         each = f", {1000 * summary.joules / summary.n_tokens:.1f} mJ a token" if summary.n_tokens else ""
         yield "energy", f"{summary.joules:.1f} J of the whole machine{each}"
     yield "memory", f"{size_text(summary.peak_memory)} at most"
+
+
+def taught_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What the log of a run tells of rewards that taught little: in groups, only differences between them count."""
+    name = "equal_groups"
+    shares = [entry["figures"][name] for entry in entries if name in entry.get("figures", {})]
+    equal = sum(shares) / len(shares) if shares else 0.0
+    if equal == 1:
+        yield "note", "all answers to a prompt had the same reward, every time, so nothing was learnt from rewards"
+    elif equal > MUCH:
+        yield "note", f"for {equal:.0%} of the prompts all answers had the same reward, which teaches nothing"

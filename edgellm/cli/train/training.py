@@ -143,7 +143,7 @@ class Training:
         from edgellm.cli import models
         from edgellm.cli.terminal import note, one_line
         from edgellm.cli.train.live import Live
-        from edgellm.cli.train.outcome import outcome_lines
+        from edgellm.cli.train.outcome import outcome_lines, taught_lines
         from edgellm.cli.train.preview import summary_lines
         from edgellm.params import RuntimeConfig
         from edgellm.train.log import read_log
@@ -182,8 +182,8 @@ class Training:
                     again = f"edgellm train {self.name} --resume -o {self.output}"
                     note(f"stopped; `{again}` goes on from step {step}")
                 raise
-        held_out = _held_out(read_log(self.output / LOG), summary)
-        told = list(outcome_lines(summary, live.step, held_out))
+        entries = read_log(self.output / LOG)
+        told = [*outcome_lines(summary, live.step, _held_out(entries, summary)), *taught_lines(entries)]
         wrote = ", ".join([*([] if finish else ["the adapter"]), LOG, CURVE])
         told += [*(finish(str(path), adapter, settings) if finish else []), ("wrote", f"{self.output}: {wrote}")]
         for name, line in told:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.cli import main
+from edgellm.cli.train.outcome import taught_lines
 from edgellm.train.config import LoraConfig, MachineConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.log import read_log
@@ -186,6 +187,21 @@ def test_no_reward_one_clear_error(words, told: str, tiny_path, prompts, tmp_pat
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_rewards_that_taught_nothing_are_told(tiny_path, prompts, tmp_path: Path, capsys) -> None:
+    """Else a run that learnt nothing would look like one that went well."""
+    words = ("--num-generations", 3, "--max-new-tokens", 4, *QUICK)
+    never = ("--reward-regex", "no answer has this")
+    assert train("grpo", tiny_path, "--data", prompts, "-o", tmp_path / "equal", *never, *words) == 0
+    assert "note        all answers to a prompt had the same reward, every time" in capsys.readouterr().out
+    assert read_log(tmp_path / "equal" / "log.jsonl")[-1]["figures"]["equal_groups"] == 1
+    (tmp_path / "rules.py").write_text("def each(completions):\n    return range(len(completions))\n")
+    differ = ("--reward", f"{tmp_path / 'rules.py'}:each")
+    assert train("grpo", tiny_path, "--data", prompts, "-o", tmp_path / "differ", *differ, *words) == 0
+    assert "note        " not in capsys.readouterr().out
+    found = dict(taught_lines([{"figures": {"equal_groups": share}} for share in (1.0, 0.5)]))
+    assert found["note"] == "for 75% of the prompts all answers had the same reward, which teaches nothing"
 
 
 def test_a_reward_that_raises(tiny_path, prompts, tmp_path: Path, capsys) -> None:
