@@ -5,6 +5,7 @@ It never changes, so its likelihoods are kept in the run's folder, with what the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -39,10 +40,11 @@ def reference_likelihoods(
 ) -> Floats:
     """float64 [n_answers], the log-likelihood of each of some answers.
 
-    folder:  where they are kept, if they are kept. digest: tells the data and the model from others.
+    folder:  where they are kept, if they are kept. digest: tells the model from others.
     Raises FileProblem when they cannot be kept.
     """
-    of = f"{digest} {model._runner.target.activations} {len(answers)}"
+    target = model._runner.target
+    of = f"{digest} {target.activations} {target.kv_type} {_digest(answers)}" if folder else ""
     found = _kept(folder, of, len(answers)) if folder else None
     if found is not None:
         return found
@@ -54,6 +56,15 @@ def reference_likelihoods(
     if folder:
         write_sealed(folder / FILE, {"of": of, "log_likelihoods": likelihoods.tolist()})
     return likelihoods
+
+
+def _digest(answers: Sequence[Documents]) -> str:
+    """Tells answers from others, and from the same in another order, which a split by another seed gives."""
+    found = hashlib.sha256()
+    for answer in answers:
+        for array in (answer.lengths, answer.ids, answer.targets):
+            found.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return found.hexdigest()
 
 
 def _kept(folder: Path, of: str, n_answers: int) -> Floats | None:

@@ -237,8 +237,19 @@ def test_a_kept_reference_of_other_data_is_not_used(model, preferences: Path, tm
     for damage in (b"", b"[" * 100_000, b'{"of": "one"}', whole[:-40], changed):
         (tmp_path / reference_module.FILE).write_bytes(damage)
         np.testing.assert_array_equal(reference_likelihoods(model, texts, 256, tmp_path, "one"), first)
-    other = reference_likelihoods(model, texts[::-1], 256, tmp_path, "two")
+    other = reference_likelihoods(model, texts[::-1], 256, tmp_path, "one")
     np.testing.assert_array_equal(other, first[::-1])
+
+
+def test_another_split_of_the_same_data_has_a_reference_of_its_own(model, preferences: Path, tmp_path: Path) -> None:
+    """What a run that was killed early has left in the folder has the answers in another order."""
+    for seed in (0, 1):
+        steps = []
+        config = TrainConfig(steps=1, validation=4, seed=seed)
+        run(model, preferences, DpoConfig(), config, output=tmp_path / str(seed), callback=steps.append)
+        assert steps[0].figures["validation_margin"] == 0  # nothing has changed yet
+        (tmp_path / "1").mkdir(exist_ok=True)
+        (tmp_path / "1" / reference_module.FILE).write_bytes((tmp_path / "0" / reference_module.FILE).read_bytes())
 
 
 def test_other_settings_and_data_are_refused(model, preferences: Path, verdicts: Path, tmp_path: Path) -> None:
