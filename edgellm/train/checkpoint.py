@@ -239,5 +239,5 @@ def _state_of(found: Mapping[str, Any]) -> State:
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:
     if name.endswith("digest"):
-        return f"the {name.removesuffix('_digest')} is another than at the beginning"
+        return f"the {name.removesuffix('_digest').replace('_', ' ')} is another than at the beginning"
     return f"{name} is {shown(ours)} and was {shown(theirs)}"

@@ -60,6 +60,9 @@ class Imitation:
     def advice(self, data: DataSummary, config: TrainConfig) -> list[str]:
         return []
 
+    def digests(self) -> dict[str, str]:
+        return {}
+
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
         n_batch = max(DEFAULT_BATCH, *(int(part.lengths.max()) for part in plan.examples))
@@ -185,7 +188,8 @@ def train_adapter(
             lambda n_batch: _learner_of(model, lora, config, n_batch), folder,
             " ".join(digests.values()),
         )  # fmt: skip
-        session = Session(folder, settings, digests, resume, tensorboard)
+        others = task.digests() if folder else {}
+        session = Session(folder, settings, {**digests, **others}, resume, tensorboard)
         with task.begin(plan) as (learner, batches, adapter_now):
             summary = session.train(learner, batches, config, callback or (lambda step: None))
             adapter = adapter_now()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,9 @@ class Task(Protocol):
 
     def advice(self, data: Summary, config: TrainConfig) -> list[str]:
         """What a person should know who wants to learn from such data so."""
+
+    def digests(self) -> Mapping[str, str]:
+        """Of what else the weights depend on, by names that end in "_digest"."""
 
     def begin(self, plan: Plan) -> AbstractContextManager[Work]:
         """Raises UsageError for settings and data that do not go together."""

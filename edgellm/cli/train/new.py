@@ -82,6 +82,11 @@ def _config(config_file: Path | None, folder: Path, resume: bool, typed: dict[st
 
     if config_file is None and resume and (folder / SETTINGS).is_file():
         config_file = folder / SETTINGS
+    if config_file is None and resume and "data" not in typed:
+        raise UsageError(
+            f"{folder / SETTINGS}, which says what the run is, is not there; give its --config and --data again",
+            parameter="config",
+        )
     return NewConfig.read(config_file, typed) if config_file else NewConfig.of(typed)
 
 

@@ -38,6 +38,9 @@ class Offline:
     def advice(self, data: Summary, config: TrainConfig) -> list[str]:
         return kto_advice(data, self.config, config) if isinstance(self.config, KtoConfig) else []
 
+    def digests(self) -> dict[str, str]:
+        return {}
+
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
         n_batch = max(DEFAULT_BATCH, longest_example(plan.examples))

@@ -112,6 +112,9 @@ class RewardTask:
     def advice(self, data: Summary, config: TrainConfig) -> list[str]:
         return []
 
+    def digests(self) -> dict[str, str]:
+        return {}
+
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
         n_batch = max(DEFAULT_BATCH, longest_example(plan.examples))

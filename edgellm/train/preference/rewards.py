@@ -32,6 +32,7 @@ import numpy as np
 from edgellm.checks import wrong
 from edgellm.engine.model import Model
 from edgellm.errors import RewardError, UsageError, shown
+from edgellm.files import sha256_of
 from edgellm.train.data.examples import Message
 from edgellm.train.preference.config import RewardSources
 from edgellm.train.preference.numbers import Floats
@@ -133,6 +134,11 @@ class FolderReward:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.name, self._folder = f"model {os.fspath(folder)}", folder
         self._opened: ModelReward | None = None
+
+    def digest(self) -> str:
+        """Of its files."""
+        files = sorted(path for path in Path(self._folder).glob("adapter_*") if path.is_file())
+        return " ".join(f"{path.name} {sha256_of(path)}" for path in files)
 
     @contextmanager
     def opened(self, model: Model) -> Iterator[None]:

@@ -56,6 +56,10 @@ def test_a_model_is_trained_and_stays_resumable(
     assert "--resume goes on with training, and --untrained does not train" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert main(["train", "new", "--resume", "-o", str(out)]) == 0
+    (tmp_path / "new.training" / "train.yaml").unlink()
+    capsys.readouterr()
+    assert main(["train", "new", "--resume", "-o", str(out)]) == 2
+    assert "train.yaml, which says what the run is, is not there; give its --config" in capsys.readouterr().err
     assert out.read_bytes() == before
 
 

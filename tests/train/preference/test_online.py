@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.arch.adapters import save_adapter
 from edgellm.engine.drawing import Drawn, draw
 from edgellm.errors import FileProblem, FormatError, RewardError, UsageError
 from edgellm.train.checkpoint import Checkpoints
@@ -194,6 +195,25 @@ def test_a_reward_model_is_a_reward(model, prompts: Path, preferences: Path, tmp
     train(model, prompts, LoraConfig(rank=2), TrainConfig(steps=2, batch_size=2), how=GRPO,
           rewards=[str(tmp_path / "rewards"), small_ids], callback=steps.append)  # fmt: skip
     assert np.isfinite(steps[-1].figures["reward"])
+
+
+def test_a_run_goes_on_with_the_reward_model_that_it_began_with(
+    model,
+    prompts: Path,
+    preferences: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    rewards, task = tmp_path / "rewards", RewardTask(RewardConfig())
+    train_adapter(model, [preferences], LoraConfig(rank=2), TrainConfig(steps=1), DataConfig(), task=task,
+                  output=rewards)  # fmt: skip
+    settings, out = TrainConfig(steps=3, batch_size=2), tmp_path / "out"
+    run(model, prompts, GRPO, str(rewards), settings, output=out, callback=lambda step: step.step == 1)
+    (rewards / "log.jsonl").unlink()  # which says nothing of any reward
+    run(model, prompts, GRPO, str(rewards), settings, output=out, resume=True, callback=lambda step: step.step == 2)
+    other, _ = train_adapter(model, [preferences], LoraConfig(rank=2), TrainConfig(steps=2), DataConfig(), task=task)
+    save_adapter(rewards, other, model.metadata)
+    with pytest.raises(UsageError, match=r"^the reward model is another than at the beginning"):
+        run(model, prompts, GRPO, str(rewards), settings, output=out, resume=True)
 
 
 @pytest.mark.parametrize(("fails", "text"), [
