@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -70,8 +71,16 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """The steps whose checkpoints are there, in order."""
-        names = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        """The steps whose checkpoints are there, in order.
+
+        Raises FileProblem for a folder that cannot be looked into: to find none there would be to begin anew.
+        """
+        try:
+            names = [_NAME.fullmatch(name) for name in os.listdir(self.folder)]
+        except FileNotFoundError:
+            return []
+        except OSError as problem:
+            raise FileProblem(f"{self.folder} cannot be read: {problem.strerror}") from None
         return sorted(int(name[1]) for name in names if name)
 
     def check_room(self, optimizer: AdamW, n_saves: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from edgellm import checks
 from edgellm.arch.adapters import save_adapter
 from edgellm.engine.model import Model
-from edgellm.errors import UsageError
+from edgellm.errors import FileProblem, UsageError
 from edgellm.files import sha256_of
 from edgellm.formats.adapters import Adapter
 from edgellm.train.config import SETTINGS_OF, FullConfig, LoraConfig, TrainConfig
@@ -194,8 +194,20 @@ def train_adapter(
             summary = session.train(learner, batches, config, callback or (lambda step: None))
             adapter = adapter_now()
         if folder is not None and isinstance(lora, LoraConfig):
-            save_adapter(folder, adapter, model.metadata)
+            _save(folder, adapter, model)
         return adapter, summary
+
+
+def _save(folder: Path, adapter: Adapter, model: Model) -> None:
+    """Write the result. Raises FileProblem when it cannot be written: the run's last checkpoint is there already."""
+    try:
+        save_adapter(folder, adapter, model.metadata)
+    except OSError as problem:
+        raise FileProblem(
+            f"{problem.filename or folder} cannot be written: {problem.strerror}; resume writes it again from the last "
+            "checkpoint, which is kept",
+            parameter="resume",
+        ) from None
 
 
 def _check_room_for_text(lora: LoraConfig, model: Model) -> None:

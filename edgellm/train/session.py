@@ -86,7 +86,15 @@ class Session:
     tensorboard: bool | None = None
 
     def check(self) -> None:
-        """Raise UsageError for a folder that does not suit, before hours of work begin."""
+        """Raise UsageError for a folder that does not suit, before hours of work begin; FileProblem for one that cannot
+        be read.
+        """
+        try:
+            self._check()
+        except OSError as problem:
+            raise FileProblem(f"{problem.filename or self.folder} cannot be read: {problem.strerror}") from None
+
+    def _check(self) -> None:
         if self.folder is None:
             if self.resume:
                 raise UsageError(

@@ -23,6 +23,7 @@ from edgellm.train.checkpoint import Checkpoints, State
 from edgellm.train.config import TrainConfig
 from edgellm.train.loop import Run, Step
 from edgellm.train.optimizer import AdamW
+from edgellm.train.session import Session
 from tests.train.bigram import Bigram, Counting
 
 CONFIG = TrainConfig(learning_rate=0.05, epochs=4, checkpoint_every=5, eval_every=4, warmup=0.2)
@@ -120,6 +121,25 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path, other, text: str) 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no checkpoint to go on from"):
         a_run(tmp_path / "new").resume()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find nothing there would be to begin anew, over what is there."""
+
+    def listdir(folder: object) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    saved(tmp_path / "run" / "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", listdir)
+        for resume in (False, True):
+            with pytest.raises(FileProblem, match="checkpoints cannot be read: Permission denied"):
+                Session(tmp_path / "run", resume=resume).check()
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "checkpoints").write_text("no folder")
+    with pytest.raises(FileProblem, match="checkpoints cannot be read: "):
+        Session(tmp_path / "file", resume=True).check()
 
 
 def saved(folder: Path) -> Path:

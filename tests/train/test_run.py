@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.errors import FormatError, UsageError
+from edgellm.errors import FileProblem, FormatError, UsageError
 from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.log import read_log
@@ -189,6 +189,16 @@ def test_a_resumed_run_with_another_model(model, facts: Path, tmp_path: Path) ->
     other = tiny.llama(rms_norm_eps=1e-4).save(tmp_path / "other.gguf")
     with edgellm.load(other, n_threads=1) as loaded, pytest.raises(UsageError, match="the model is another than at"):
         train(loaded, facts, config=QUICK, output=tmp_path / "run", resume=True)
+
+
+def test_a_result_that_cannot_be_written_is_told_and_written_later(model, facts: Path, tmp_path: Path) -> None:
+    result = tmp_path / "run" / "adapter_model.safetensors"
+    result.mkdir(parents=True)
+    with pytest.raises(FileProblem, match=r"adapter_model\.safetensors cannot be written: .*; resume writes it again"):
+        train(model, facts, config=QUICK, output=tmp_path / "run")
+    result.rmdir()
+    train(model, facts, config=QUICK, output=tmp_path / "run", resume=True)
+    assert result.is_file()
 
 
 def test_bad_input_is_one_error_and_leaves_nothing(model, facts: Path, tmp_path: Path) -> None:
