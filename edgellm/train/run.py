@@ -149,6 +149,10 @@ def train_adapter(
         raise checks.wrong("config", config, "a TrainConfig, such as TrainConfig(steps=100)")
     if not isinstance(examples, DataConfig):
         raise checks.wrong("examples", examples, "a DataConfig, such as DataConfig(max_length=512)")
+    checks.function("callback", callback)
+    resume = checks.flag("resume", resume)
+    tensorboard = None if tensorboard is None else checks.flag("tensorboard", tensorboard)
+    template = None if template is None else checks.text_or_path("template", template)
     lora.check()
     if isinstance(lora, LoraConfig):
         _check_room_for_text(lora, model)
@@ -162,14 +166,14 @@ def train_adapter(
         config.check_warmup()
     folder = checks.path("output", output) if output is not None else None
     known = {"model": str(model.path), "data": files, "validation_data": held_files,
-             "template": None if template is None else os.fspath(template), "tensorboard": tensorboard,
+             "template": template, "tensorboard": tensorboard,
              **(names or {})}  # fmt: skip
     settings = {name: value for name, value in known.items() if value not in (None, "", [])}
     settings |= as_settings(lora, config, examples, *task.settings)
     check_run(folder, resume)
 
     with alone_in(folder):
-        vocabulary = Vocabulary.of(model, None if template is None else os.fspath(template))
+        vocabulary = Vocabulary.of(model, template)
         dataset = read_dataset(files, vocabulary, task.kinds, examples)
         learnt: list[Any] = dataset.examples
         held: list[Any] = []
@@ -245,5 +249,7 @@ def _with_activations(config: TrainConfig, model: Model) -> TrainConfig:
 
 
 def _paths(name: str, given: Paths) -> list[str]:
+    if isinstance(given, Mapping) or not isinstance(given, (str, os.PathLike, Iterable)):
+        raise checks.wrong(name, given, "the path of a file of examples, or a list of such paths")
     several = [given] if isinstance(given, (str, os.PathLike)) else list(given)
     return [str(checks.path(name, path)) for path in several]

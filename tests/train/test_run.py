@@ -215,6 +215,13 @@ def test_bad_input_is_one_error_and_leaves_nothing(model, facts: Path, tmp_path:
             UsageError,
             "'lm_head', and beside embeddings and the head nothing is trained",
         ),
+        ({"data": 5}, UsageError, "data is 5; expected the path of a file of examples, or a list of such paths"),
+        ({"data": {"a": 1}}, UsageError, "data is {'a': 1}; expected the path of a file"),
+        ({"data": facts, "validation_data": None}, UsageError, "validation_data is None; expected the path"),
+        ({"data": facts, "template": 5}, UsageError, "template is 5; expected a text or a path"),
+        ({"data": facts, "callback": 5}, UsageError, "callback is 5; expected a function"),
+        ({"data": facts, "resume": "yes"}, UsageError, "resume is 'yes'; expected True or False"),
+        ({"data": facts, "tensorboard": "yes"}, UsageError, "tensorboard is 'yes'; expected True or False"),
         ({"data": facts, "config": TrainConfig(activations="f32")}, UsageError, "activations is 'f32', and the model"),
     ):
         with pytest.raises(kind) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edgellm.checks import wrong
@@ -20,7 +20,7 @@ def task_of(how: Any, rewards: Any = ()) -> Task | None:
 
     Raises UsageError for rewards that are missing, or that nobody asks for.
     """
-    several = rewards if isinstance(rewards, Iterable) and not isinstance(rewards, str) else [rewards]
+    several = rewards if isinstance(rewards, Iterable) and not isinstance(rewards, (str, Mapping)) else [rewards]
     found = [reward_of(reward) for reward in several]
     if isinstance(how, SamplingConfig):
         if not found:

@@ -254,6 +254,8 @@ def test_other_data_and_settings(model, tmp_path: Path) -> None:
         run(model, answered, GRPO, small_ids, settings)
     with pytest.raises(UsageError, match="rewards is empty"):
         task_of(GRPO, [])
+    with pytest.raises(UsageError, match=r"rewards is {'small': .*; expected functions, texts such as"):
+        task_of(GRPO, {"small": small_ids})
     with pytest.raises(UsageError, match="rewards are for GrpoConfig and PpoConfig alone"):
         task_of(RewardConfig(), [small_ids])
     with pytest.raises(UsageError, match="how is 5; expected a DpoConfig"):

@@ -18,7 +18,7 @@ import edgellm
 from edgellm.arch.adapters import read_adapter, save_adapter
 from edgellm.convert.checkpoints import convert_checkpoint
 from edgellm.errors import EdgellmError, UsageError
-from edgellm.train.config import LoraConfig, TrainConfig
+from edgellm.train.config import FullConfig, LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.preference.answers import in_passes
 from edgellm.train.preference.config import RewardConfig
@@ -142,6 +142,11 @@ def test_a_reward_model_writes_no_texts(model, preferences: Path, tmp_path: Path
         edgellm.merge_adapters(model.path, tmp_path / "rewards", tmp_path / "merged.gguf")
     assert not (tmp_path / "merged.gguf").exists()
     assert read_adapter(tmp_path / "rewards", model.metadata, model._runner.tensors).score.shape == (1, 64)
+
+
+def test_a_reward_model_is_an_adapter(model, preferences: Path) -> None:  # noqa: F811
+    with pytest.raises(UsageError, match="lora is a FullConfig; a reward model is trained with a LoraConfig"):
+        edgellm.train(model, preferences, FullConfig(), TrainConfig(steps=1), how=RewardConfig())
 
 
 def test_what_is_no_reward_model(model, preferences: Path, tmp_path: Path) -> None:  # noqa: F811
