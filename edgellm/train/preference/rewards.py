@@ -97,6 +97,8 @@ class PatternReward:
     def __init__(self, pattern: str) -> None:
         import regex  # unlike re, it ends a search that takes for ever
 
+        if not pattern:
+            raise wrong("reward_regex", pattern, "a regular expression; this one is found in every answer")
         self.name = f"regular expression {shown(pattern)}"
         try:
             self._pattern = regex.compile(pattern, regex.DOTALL)

@@ -71,6 +71,8 @@ def test_a_function_in_a_file_and_in_a_module(tmp_path: Path, monkeypatch) -> No
 def test_what_gives_no_reward() -> None:
     with pytest.raises(UsageError, match="which is no regular expression"):
         rewards_from(RewardSources(reward_regex=["("]))
+    with pytest.raises(UsageError, match=r"reward_regex is ''; .* found in every answer"):
+        rewards_from(RewardSources(reward_regex=""))
     with pytest.raises(UsageError, match="reward_model is nowhere, which is no folder"):
         rewards_from(RewardSources(reward_model=["nowhere"]))
     with pytest.raises(UsageError, match="reward is missing"):
