@@ -13,7 +13,10 @@ from edgellm.train.data.config import RENDERED
 from edgellm.train.data.files.record import is_too_deep
 
 OTHER_NAMES = {"human": "user", "bot": "assistant", "gpt": "assistant", "chatgpt": "assistant", "ai": "assistant"}
-YES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+YES = {
+    "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False,
+    "1.0": True, "0.0": False,  # as tables have them whose column has gaps
+}  # fmt: skip
 
 
 class Values:
@@ -106,7 +109,7 @@ class Values:
 
     def yes_or_no(self, key: str) -> bool:
         value = self._values.get(key)
-        known = YES.get(str(value).lower()) if isinstance(value, (bool, int, str)) else None
+        known = YES.get(str(value).lower()) if isinstance(value, (bool, int, float, str)) else None
         if known is None:
             raise _wrong(key, value, "true or false")
         return known

@@ -113,6 +113,8 @@ def made(record: dict, wanted=ALL):
             Preference(Chat([HI, YO, HI, YO], n_given=1), Chat([HI, YO, HI, NO], n_given=1)),
         ),
         ({"prompt": "a", "completion": "b", "label": False}, Labelled(Completion("a", "b"), False)),
+        ({"prompt": "a", "completion": "b", "label": 0.0}, Labelled(Completion("a", "b"), False)),
+        ({"prompt": "a", "completion": "b", "label": "1.0"}, Labelled(Completion("a", "b"), True)),
         ({"prompt": [HI], "completion": [YO], "label": "True"}, Labelled(Chat([HI, YO], n_given=1), True)),
     ],
 )  # fmt: skip
@@ -222,7 +224,7 @@ def test_a_record_of_another_kind(record, wanted, found):
         ({"chosen": [HI, YO], "rejected": [user("x"), NO]}, "no message in common"),
         ({"prompt": "a", "completion": "b", "label": "maybe"}, "'label' is 'maybe'; expected true or false"),
         ({"prompt": "a", "completion": "b", "label": 2}, "'label' is 2"),
-        ({"prompt": "a", "completion": "b", "label": 1.0}, "'label' is 1.0"),
+        ({"prompt": "a", "completion": "b", "label": 0.5}, "'label' is 0.5"),
     ],
 )
 def test_values_of_the_wrong_type(record, found):
