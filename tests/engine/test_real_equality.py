@@ -33,7 +33,7 @@ def answer(model, text, **params):
     return generation
 
 
-@pytest.fixture(scope="module", params=["smollm2", "gemma3", "smollm2 q4_0"])
+@pytest.fixture(scope="module", params=["smollm2", "gemma3", pytest.param("smollm2 q4_0", marks=pytest.mark.thorough)])
 def load(request):
     """Loads a real model; one of them with a cache whose blocks are stored otherwise once they are full."""
     name, _, kv_type = request.param.partition(" ")

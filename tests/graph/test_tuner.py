@@ -68,6 +68,7 @@ def test_who_waits_is_told_what_for(store: Elsewhere) -> None:
 def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: Elsewhere, monkeypatch) -> None:
     busy = True
     monkeypatch.setattr(others, "is_too_busy", lambda cores, n_threads: busy)
+    monkeypatch.setattr(tuner, "LOOK_AGAIN_SECONDS", 1e9)  # however long this test takes
     tuner._is_busy.cache_clear()
     measured = tuner.measure_and_remember(store, F32)
     assert tuner.remembered(store, F32) == measured

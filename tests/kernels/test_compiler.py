@@ -148,9 +148,13 @@ def is_for_arm(kernel: Kernel) -> bool:
     return kernel.format is None or kernel.format.name in SOME_FORMATS
 
 
+SLOW = ("linear_tiles", "linear_tiles_adapted", "experts_tiles", "experts_tiles_prefill")
+
+
 def is_usual_for_arm(kernel: Kernel) -> bool:
-    """Not those that take longest, where the same op is compiled for another format or for both halves of a cache."""
-    return kernel.name not in [*(f"attention.{name.replace(':', '.')}" for name in MIXED), "linear_tiles_adapted.Q6_K"]
+    """Not those that take longest, where the same op is compiled for another format or another kind of cache."""
+    of_caches = [f"attention.{name.replace(':', '.')}" for name in (*MIXED, "q4_0")]
+    return kernel.name not in [*of_caches, *(f"{op}.Q6_K" for op in SLOW)]
 
 
 KERNELS_FOR_ARM = [thorough_unless(is_usual_for_arm(kernel), kernel) for kernel in all_kernels() if is_for_arm(kernel)]
