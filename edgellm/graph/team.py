@@ -66,7 +66,7 @@ class Team:
         After a pass over the weights, little of Python is in the caches: to come back to it between two programs takes
         longer than their first ops.
         """
-        known = self._programs  # mostly
+        known = self._programs
         address = known.get(program) or self._address_of(program)
         self._following[0] = 0 if then is None else known.get(then) or self._address_of(then)
         self._slice_word[0] = self.max_ops
