@@ -56,7 +56,13 @@ def test_every_family_is_what_transformers_computes(family: str, tmp_path: Path)
     assert np.abs(found - expected).max() > 10 * FLOAT32  # else there is nothing to see
 
 
-@pytest.mark.parametrize("format_name", ["F16", "BF16", *BLOCKS])
+USUAL = ("F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")  # tests/kernels compares all kernels with their twins
+FORMAT_NAMES = [
+    pytest.param(name, marks=() if name in USUAL else pytest.mark.thorough) for name in ("F16", "BF16", *BLOCKS)
+]
+
+
+@pytest.mark.parametrize("format_name", FORMAT_NAMES)
 def test_every_format_is_what_its_weights_are(format_name: str, tmp_path: Path) -> None:
     checkpoint = tiny.llama(hidden_size=256, intermediate_size=512, num_attention_heads=16)
     path = checkpoint.save(tmp_path / "format.gguf", format_name)

@@ -148,13 +148,12 @@ def is_for_arm(kernel: Kernel) -> bool:
     return kernel.format is None or kernel.format.name in SOME_FORMATS
 
 
-SLOW = ("linear_tiles", "linear_tiles_adapted", "experts_tiles", "experts_tiles_prefill")
+USUAL_FOR_ARM = ("F16", "Q4_1", "f16", "f32", "q8_0")  # of weights and of caches; `test_neon` runs others
 
 
 def is_usual_for_arm(kernel: Kernel) -> bool:
-    """Not those that take longest, where the same op is compiled for another format or another kind of cache."""
-    of_caches = [f"attention.{name.replace(':', '.')}" for name in (*MIXED, "q4_0")]
-    return kernel.name not in [*of_caches, *(f"{op}.Q6_K" for op in SLOW)]
+    """Every op, for floats and for blocks of integers: to compile takes long, and formats differ in a few words."""
+    return kernel.format is None or kernel.format.name in USUAL_FOR_ARM
 
 
 KERNELS_FOR_ARM = [thorough_unless(is_usual_for_arm(kernel), kernel) for kernel in all_kernels() if is_for_arm(kernel)]
