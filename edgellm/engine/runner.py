@@ -252,7 +252,7 @@ class Runner:
         """The model with all adapters of some sets beside it, lowered when it is first asked for."""
         if not any(sets):
             return self.base
-        slots = slots_of(sets if len(sets) == 1 else set(sets))
+        slots = slots_of(sets)
         found = self._variants.pop(slots, None) or self._new_variant(slots)
         self._variants[slots] = found
         while len(self._variants) > MOST_VARIANTS:

@@ -85,9 +85,10 @@ class Team:
 
     def _address_of(self, program: Runnable) -> int:
         """Where its record is, which must live as long as the threads do."""
-        if program not in self._programs:
-            self._programs[program] = program.record.ctypes.data
-        return self._programs[program]
+        address = self._programs.get(program)
+        if address is None:
+            address = self._programs[program] = program.record.ctypes.data
+        return address
 
     def run_in_slices(self, program: Runnable, stop: Callable[[], bool] | None = None) -> bool:
         """Run a program that takes long, and come back to Python every SLICE_SECONDS, for Ctrl-C and for `stop()`.

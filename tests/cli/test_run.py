@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.params import SamplingParams
+from tests.spending import once_within
 
 from .conftest import FAKE
 
@@ -270,14 +271,17 @@ def test_ctrl_c_and_a_closed_pipe_while_answering(model: str) -> None:
     assert process.returncode == 130
     assert out.endswith(b"\n") and b"error" not in err
 
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.read(6)
-    process.stdout.close()
-    begin = time.monotonic()
-    assert process.wait(timeout=60) == 141
-    assert time.monotonic() - begin < 8  # all of it takes ten
-    assert process.stderr.read() == b"edgellm: compiling kernels (3)\n"
-    process.stderr.close()
+    def left_alone() -> float:
+        """Seconds until it has ended."""
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.read(6)
+            process.stdout.close()
+            begin = time.monotonic()
+            assert process.wait(timeout=60) == 141
+            assert process.stderr.read() == b"edgellm: compiling kernels (3)\n"
+            return time.monotonic() - begin
+
+    once_within(2, left_alone)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
