@@ -376,7 +376,7 @@ class Scheduler:
         sequence = request.sequence
         if sequence is None:
             return False  # it lost its room to one of this batch
-        if request.adapters and not _may_stand_together(batch, request):
+        if batch and request.adapters and not _may_stand_together(batch, request):
             return False  # its turn comes with the next one
         try:
             if not sequence.grow(n_tokens + len(guesses)):
@@ -436,4 +436,4 @@ class Scheduler:
 
 def _may_stand_together(batch: list[tuple[Request, Span]], request: Request) -> bool:
     """Whether a batch has no more adapters with those of another request than one program takes."""
-    return not batch or len(slots_of({request.adapters, *(other.adapters for other, _ in batch)})) <= MOST_TOGETHER
+    return len(slots_of({request.adapters, *(other.adapters for other, _ in batch)})) <= MOST_TOGETHER

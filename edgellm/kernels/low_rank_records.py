@@ -41,6 +41,14 @@ WIDEN = Schema(
 )
 
 # The same beside quantized weights, with A and B in int8; see ops/low_rank_int8.py and quants/low_rank.py.
+#
+# h of a token is int16 with one scale, a float32 at the beginning of its row. Numbers are float32 in the same place
+# before they are rounded, so rows have room for those. Of a small rank, all that is read is on one cache line.
+NARROWED_AT = 16  # bytes before the numbers
+LARGEST_NARROWED = 8191
+LEAST_NARROWED = 2.0**-114  # a row that holds no more becomes 0, as with LEAST_QUANTIZED
+MOST_RANK = 2048  # of larger ones, sums of products with int8 might not fit into 32 bits
+
 NARROW_INT8 = Schema(
     "narrow_int8",
     batch=BATCH,
@@ -53,9 +61,8 @@ NARROW_INT8 = Schema(
     rank="i64",
     scale="f64",
     scales="ptr",  # float32 [n_tokens], or 0: a row that counts 0 is not computed
-    out="ptr",  # float32 [n_tokens, out_width]
-    out_width="i64",  # the rank filled up to whole groups
-    to=QUANTIZED,  # the same in two planes
+    out="ptr",
+    out_stride="i64",
     chunk_tokens="i64",
 )
 
@@ -66,10 +73,10 @@ WIDEN_INT8 = Schema(
     out="ptr",  # may be y
     stride="i64",
     n_cols="i64",
-    h=QUANTIZED,  # in two planes
+    h="ptr",
+    h_stride="i64",
     weight="ptr",  # B, as `pack_b` packs it
-    n_words="i64",
-    n_groups="i64",
+    n_pieces="i64",
     tile_bytes="i64",
     rank="i64",
     scale="f64",

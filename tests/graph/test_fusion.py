@@ -12,6 +12,7 @@ from edgellm.graph.cost import weight_bytes, weight_macs
 from edgellm.graph.nodes import add, linear, rms_norm, select_rows
 from edgellm.graph.nodes.low_rank import narrow, widen
 from edgellm.kernels import reference, reference_rows
+from edgellm.kernels.low_rank_records import MOST_RANK
 from edgellm.kernels.store import KernelStore
 from edgellm.quants.tiles import to_tiles
 
@@ -124,6 +125,17 @@ def test_low_rank_steps_join_their_products(store: KernelStore, team_of: Callabl
     for later in alone[1:]:
         for first, other in zip(alone[0], later, strict=True):
             np.testing.assert_array_equal(first, other)  # the same bits in a small batch and in a large one
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_rank_that_is_too_large_for_integers(more: int) -> None:
+    g, rank = Graph(), MOST_RANK + more
+    x = g.input(NARROW)
+    a, b = (tensor(name, rank, NARROW, format_name="F16") for name in "ab")
+    g.output(widen(linear(x, tensor("q", NARROW, NARROW, format_name="Q8_0")), narrow(x, a), b, 1.0))
+    assert [
+        name for step in names(lowered(g)) for name in step.split(" + ") if "narrow" in name or "widen" in name
+    ] == (["narrow.F16", "widen.F16"] if more else ["narrow_int8", "widen_int8"])
 
 
 def test_low_rank_steps_in_integers(store: KernelStore, team_of: Callable[[int], Team]) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from edgellm.kernels import low_rank_records, records, reference
 from edgellm.kernels.group_sums import sums_for
+from edgellm.kernels.low_rank_records import LARGEST_NARROWED, LEAST_NARROWED, NARROWED_AT
 from edgellm.kernels.records import PREFETCHES
 from edgellm.kernels.reference import Quantized
 from edgellm.quants import FORMATS
-from edgellm.quants.low_rank import BYTES, pack_a, pack_b
+from edgellm.quants.low_rank import BYTES, PIECE_ROWS, pack_a, pack_b
 from edgellm.quants.tiles import to_tiles
 from tests.quants.test_low_rank import unpacked_a, unpacked_b
 
@@ -46,17 +47,50 @@ def as_record(x: Quantized) -> np.ndarray:
     return record
 
 
+class Narrowed:
+    """Memory for h of some tokens, as records describe it, that ends where nothing may be read."""
+
+    def __init__(self, n: int, rank: int) -> None:
+        self.width = -(-rank // PIECE_ROWS) * PIECE_ROWS
+        self.stride = -(-(NARROWED_AT // 4 + self.width) // records.ROW_ALIGN) * records.ROW_ALIGN
+        self.memory = before_a_wall(np.zeros((n, self.stride * 4), np.uint8))
+
+    @property
+    def scales(self) -> np.ndarray:
+        return self.memory[:, :4].view(np.float32)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        return self.memory[:, NARROWED_AT : NARROWED_AT + 2 * self.width].view(np.int16)
+
+    @classmethod
+    def of(cls, h: np.ndarray) -> Narrowed:
+        result = cls(*h.shape)
+        rounded, scales = as_int16(np.pad(h, ((0, 0), (0, result.width - h.shape[1]))))
+        result.numbers[...], result.scales[...] = rounded, scales
+        return result
+
+    def rows(self, some: slice) -> Narrowed:
+        result = Narrowed(len(self.memory[some]), self.width)
+        result.memory[...] = self.memory[some]
+        return result
+
+    def dequantize(self) -> np.ndarray:
+        return self.numbers.astype(np.float64) * self.scales
+
+
+def as_int16(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """h as int16, and the scale of each row: in float32, as the kernel does it."""
+    largest = np.abs(h).max(-1, keepdims=True)
+    inverse = np.float32(LARGEST_NARROWED) / np.where(largest > LEAST_NARROWED, largest, np.float32(np.inf))
+    return np.rint(h * inverse).astype(np.int16), largest * np.float32(1 / LARGEST_NARROWED)
+
+
 def narrowed(
     compiled: Compiled, x: Quantized, packed: np.ndarray, rank: int, scale: float, scales: np.ndarray | None
-) -> tuple[np.ndarray, Quantized]:
-    """h as float32 and as int8, filled up to whole groups."""
-    width = -(-rank // 32) * 32
+) -> Narrowed:
     n = len(x.q)
-    out = Output(n, width)
-    to = Quantized(
-        np.zeros((n, 2 * width), np.int8), np.zeros((n, width // 32), np.float32), np.zeros((n, width // 16), np.int32)
-    )
-    sums = np.zeros((n, width // 32), np.int32)
+    out = Narrowed(n, rank)
     compiled._run(
         "narrow_int8",
         low_rank_records.NARROW_INT8,
@@ -70,15 +104,11 @@ def narrowed(
         rank=rank,
         scale=scale,
         scales=0 if scales is None else scales,
-        out=out,
-        out_width=width,
-        to=_record(records.QUANTIZED, **to._asdict(), correction128_32=sums),
+        out=out.memory,
+        out_stride=out.stride,
         chunk_tokens=2,
     )
-    found = out.take()
-    some = np.ones(n, bool) if scales is None else scales != 0
-    np.testing.assert_array_equal(sums[some], to.sums(sums_for(BYTES))[some])
-    return found, to
+    return out
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -89,19 +119,38 @@ def test_narrow(compiled: Compiled, rng: np.random.Generator, rank: int) -> None
     want = 1.5 * x.dequantize() @ unpacked_a(packed, factor, rank, 96).T
     for scales in (None, SCALES):
         some = slice(None) if scales is None else scales != 0
-        found, as_bytes = narrowed(compiled, x, packed, rank, 1.5 * factor, scales)
-        np.testing.assert_allclose(found[some, :rank], want[some], atol=SUM * 96)
-        assert not found[some, rank:].any()
-        for part, expected in zip(as_bytes, reference.quantize(found, 2), strict=True):
-            np.testing.assert_array_equal(part[some], expected[some])
-        alone, _ = narrowed(compiled, Quantized(*(part[2:3] for part in x)), packed, rank, 1.5 * factor, None)
-        np.testing.assert_array_equal(alone[0], found[2])
+        found = narrowed(compiled, x, packed, rank, 1.5 * factor, scales)
+        largest = np.abs(want[some]).max(-1, keepdims=True)
+        assert (np.abs(found.numbers[some]).max(-1) == LARGEST_NARROWED).all()
+        np.testing.assert_allclose(found.scales[some], largest / LARGEST_NARROWED, rtol=1e-5)
+        differences = np.abs(found.dequantize()[some, :rank] - want[some])
+        assert (differences <= largest * (0.5 / LARGEST_NARROWED) + SUM * 96).all()
+        assert not found.numbers[some, rank:].any()
+        alone = narrowed(compiled, Quantized(*(part[2:3] for part in x)), packed, rank, 1.5 * factor, None)
+        np.testing.assert_array_equal(alone.numbers[0], found.numbers[2])
+        assert alone.scales[0] == found.scales[2]
+
+
+def test_what_is_next_to_nothing_is_zero(compiled: Compiled, rng: np.random.Generator) -> None:
+    x = reference.quantize(rng.standard_normal((2, 32), np.float32))
+    packed, factor = pack_a(rng.standard_normal((3, 32), np.float32))
+    for scale in (0.0, 1e-36):
+        found = narrowed(compiled, x, packed, 3, scale * factor, None)
+        assert not found.numbers.any() and (found.scales <= 1e-36).all()
+
+
+def test_numbers_that_are_none_spoil_a_row(compiled: Compiled, rng: np.random.Generator) -> None:
+    x = reference.quantize(rng.standard_normal((2, 32), np.float32))
+    packed, factor = pack_a(rng.standard_normal((3, 32), np.float32))
+    x.d[1] = np.nan
+    found = narrowed(compiled, x, packed, 3, factor, None)
+    assert np.isfinite(found.scales[0]) and np.isnan(found.scales[1])
 
 
 def widened(
     compiled: Compiled,
     y: np.ndarray,
-    h: Quantized,
+    h: Narrowed,
     packed: np.ndarray,
     rank: int,
     scale: float,
@@ -122,17 +171,17 @@ def widened(
 
 
 def beside(
-    y: Any, out: Output, n_cols: int, h: Quantized, packed: np.ndarray, rank: int, scale: float, scales: Any
+    y: Any, out: Output, n_cols: int, h: Narrowed, packed: np.ndarray, rank: int, scale: float, scales: Any
 ) -> dict[str, Any]:
     return {
         "y": y,
         "out": out,
         "stride": out.stride,
         "n_cols": n_cols,
-        "h": as_record(h),
+        "h": h.memory,
+        "h_stride": h.stride,
         "weight": before_a_wall(packed),
-        "n_words": -(-rank // 4),
-        "n_groups": -(-rank // 32),
+        "n_pieces": -(-rank // PIECE_ROWS),
         "tile_bytes": packed.shape[1],
         "rank": rank,
         "scale": scale,
@@ -143,10 +192,8 @@ def beside(
     }
 
 
-def rows_of_h(rng: np.random.Generator, rank: int) -> Quantized:
-    h = np.zeros((N_TOKENS, -(-rank // 32) * 32), np.float32)
-    h[:, :rank] = rng.standard_normal((N_TOKENS, rank))
-    return reference.quantize(h, 2)
+def rows_of_h(rng: np.random.Generator, rank: int) -> Narrowed:
+    return Narrowed.of(rng.standard_normal((N_TOKENS, rank), np.float32))
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -167,6 +214,16 @@ def test_widen(compiled: Compiled, rng: np.random.Generator, rank: int) -> None:
             np.testing.assert_array_equal(other, results[0])
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_rank_of_the_largest_numbers(compiled: Compiled, sign: int) -> None:
+    ones = np.ones((low_rank_records.MOST_RANK, 16), np.float32)
+    packed, factor = pack_b(sign * ones)
+    found = widened(
+        compiled, np.zeros((1, 16), np.float32), Narrowed.of(ones[:, :1].T), packed, len(ones), factor, None, True, True
+    )
+    np.testing.assert_allclose(found, sign * len(ones), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("compiled", "name"),
     [thorough_unless(isa is AVAILABLE[0] or name == "Q4_1", isa, name)
@@ -183,7 +240,7 @@ def test_a_product_with_what_is_beside_it(compiled: Compiled, rng: np.random.Gen
     product = compiled.linear(weights, fmt, x, "linear_tiles")
     for some in (slice(0, 1), slice(1, 2), slice(0, 2), slice(0, N_TOKENS)):
         n, scales = len(SCALES[some]), SCALES[some].copy()
-        low = Quantized(*(part[some] for part in h))
+        low = h.rows(some)
         want = widened(compiled, product[some], low, packed, rank, factor, scales, True, True)
         kind, capacity = sums_for(fmt), 16
         parts = {part: values[some] for part, values in {**x._asdict(), kind.field: x.sums(kind)}.items()}

@@ -135,7 +135,7 @@ class Lowering:
         self.int8_inputs = {
             node.x for node in linears if not (node.sensitive or isinstance(node.weight.format, FloatFormat))
         }
-        self.narrowed: dict[Value, Quantized] = {}
+        self.narrowed: dict[Value, Rows] = {}
         self._wanted = set(kept)
         self._n_readers = Counter(value for node in nodes for value in node.inputs)
 

@@ -7,12 +7,11 @@ from typing import Any
 from edgellm.graph.lowering.base import Lowering, rule, tokens_per_chunk
 from edgellm.graph.nodes.dropout import Dropout
 from edgellm.graph.nodes.low_rank import AddScaled, Choose, MultiplyColumns, Narrow, Widen
-from edgellm.graph.ops import Chunks, Columns, Op, Packed, Quantized, Readers, Rows, Table
+from edgellm.graph.ops import Chunks, Columns, Op, Packed, Readers, Rows, Table
 from edgellm.kernels import gradient_records, low_rank_records, records
-from edgellm.kernels.group_sums import sums_for
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import Schema
-from edgellm.quants.low_rank import BYTES, GROUP, WORD, pack_a, pack_b
+from edgellm.quants.low_rank import BYTES, PIECE_ROWS, pack_a, pack_b
 
 SMALL = {"small": True}
 RANK_STEP = 4  # rows of a narrow matrix that the kernel takes together, at least
@@ -21,7 +20,8 @@ RANK_STEP = 4  # rows of a narrow matrix that the kernel takes together, at leas
 @rule(Narrow)
 def lower_narrow(low: Lowering, node: Narrow) -> None:
     x, out = low.read(node.x), low.make(node)
-    if node.weight.format.name == "F16" and node.x in low.int8_inputs:
+    is_int8 = node.weight.format.name == "F16" and node.x in low.int8_inputs
+    if is_int8 and node.width <= low_rank_records.MOST_RANK:
         _add_narrow_int8(low, node, x)
         return
     n_threads, per_chunk = low.target.tuning.n_threads, tokens_per_chunk(x.width)
@@ -75,7 +75,7 @@ def _add_to_product(
     op: str,
     schema: Schema,
     y: Rows,
-    h: Rows | Quantized,
+    h: Rows,
     out: Rows,
     n_cols: int,
     fields: dict[str, Any],
@@ -113,27 +113,25 @@ def _add_narrow_int8(low: Lowering, node: Narrow, x: Rows) -> None:
     The matrices that an adapter is run with are float16, those that are trained are not.
     """
     array, factor = pack_a(node.weight.dequantize())
-    rank = node.width
-    out = Rows(-(-rank // GROUP) * GROUP)
-    xq, to = low.quantized(node.x, 1, BYTES), Quantized(out.width, n_planes=2, sums={sums_for(BYTES)})
-    low.narrowed[low.graph.made_by(node)] = to
+    n_pieces = array.shape[0]
+    xq, out = low.quantized(node.x, 1, BYTES), Rows(low_rank_records.NARROWED_AT // 4 + n_pieces * PIECE_ROWS)
+    low.narrowed[low.graph.made_by(node)] = out
     low.add_rows(
         "narrow_int8",
         low_rank_records.NARROW_INT8,
         x,
         [xq],
-        [out, to],
+        [out],
         xq=xq,
         n_cols=x.width,
         weight=Packed(array),
-        n_pieces=array.shape[0],
+        n_pieces=n_pieces,
         piece_bytes=array.shape[1],
-        rank=rank,
+        rank=node.width,
         scale=node.scale * factor,
         scales=_scales(node.scales),
         out=out,
-        out_width=out.width,
-        to=to,
+        out_stride=out.stride,
     )
 
 
@@ -145,9 +143,9 @@ def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
         "out": out,
         "n_cols": y.width,
         "h": h,
+        "h_stride": h.stride,
         "weight": Packed(array),
-        "n_words": -(-rank // WORD),
-        "n_groups": -(-rank // GROUP),
+        "n_pieces": -(-rank // PIECE_ROWS),
         "tile_bytes": array.shape[1],
         "rank": rank,
         "scale": node.scale * factor,

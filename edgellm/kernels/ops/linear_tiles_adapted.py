@@ -13,7 +13,7 @@ from edgellm.kernels.low_rank_records import WIDEN_INT8
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import sums_reader
 from edgellm.kernels.ops.linear_tiles import FIRST_LEVEL, NON_TEMPORAL, build_linear_tiles, multiply_few
-from edgellm.kernels.ops.low_rank_int8 import Narrowed, build_widen_int8, widened
+from edgellm.kernels.ops.low_rank_int8 import PIECE_BYTES, build_widen_int8, widened
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.ops.prefetching import prefetch_address
 from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
@@ -31,7 +31,7 @@ def build_linear_tiles_adapted(isa, fmt):
     widen = njit(error_model="numpy")(build_widen_int8(isa, small=True))
 
     def kernel_of(prefetch: str):
-        @staged(isa, "void", *["i64"] * 15, "f32")
+        @staged(isa, "void", *["i64"] * 12, "f32")
         def tile_by_one(v, *args):
             _multiply_one(v, fmt, prefetch, *args)
 
@@ -47,8 +47,7 @@ def build_linear_tiles_adapted(isa, fmt):
     def multiply_one(op, beside, scale, chunk, thread):
         n_blocks, n_rows = op.n_cols // per_block, op.n_rows
         q, d, sums, out, stride = op.xq.q, op.xq.d, sums_of(op), op.out, op.out_stride
-        tile_bytes, n_words, n_groups = beside.tile_bytes, beside.n_words, beside.n_groups
-        h, h_d, h_sums = beside.h.q, beside.h.d, beside.h.correction128_32
+        tile_bytes, n_pieces, h = beside.tile_bytes, beside.n_pieces, beside.h
         first = chunk * op.chunk_rows
         b = beside.weight + first // TILE_ROWS * tile_bytes
         ask(b, TILES_AHEAD * tile_bytes)
@@ -58,17 +57,17 @@ def build_linear_tiles_adapted(isa, fmt):
             if op.prefetch == NON_TEMPORAL:
                 by_one_non_temporal(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
-                    b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
+                    b, tile_bytes, n_pieces, h, scale,
                 )  # fmt: skip
             elif op.prefetch == FIRST_LEVEL:
                 by_one(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
-                    b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
+                    b, tile_bytes, n_pieces, h, scale,
                 )  # fmt: skip
             else:
                 by_one_both_levels(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
-                    b, tile_bytes, n_words, n_groups, h, h_d, h_sums, scale,
+                    b, tile_bytes, n_pieces, h, scale,
                 )  # fmt: skip
             b += tile_bytes
 
@@ -101,16 +100,20 @@ def _multiply_one(
     ahead: Value,
     b: Value,
     tile_bytes: Value,
-    *of_h: Value,
+    n_pieces: Value,
+    h: Value,
+    scale: Value,
 ) -> None:
-    """A tile of weights and one of B, at b, by one token.
+    """A tile of weights by one token, and beside it the tile of B at b by its h."""
+    b_ahead = b + tile_bytes * TILES_AHEAD
 
-    of_h:  the words and groups of a row of B; bytes, scales and corrections of h; the scale of what is added.
-    """
-    n_words, n_groups, h, h_d, h_sums, scale = of_h
-    v.repeat((tile_bytes + (LINE - 1)) / LINE, lambda i: v.prefetch(b + tile_bytes * TILES_AHEAD + i * LINE, level=1))
-    narrowed = Narrowed(n_words, n_groups, h, h_d, h_sums)
+    def ask(i: Value) -> None:
+        for line in range(0, PIECE_BYTES, LINE):
+            v.prefetch(b_ahead + i * PIECE_BYTES + line, level=1)
+
+    v.repeat(n_pieces, ask)
+    v.prefetch(b_ahead + n_pieces * PIECE_BYTES, level=1)  # the scales
     multiply_few(
         v, fmt, 1, 1, tile, n_blocks, q, d, sums, out, out_stride, ahead,
-        prefetch=prefetch, finish=lambda totals: [widened(v, b, narrowed, scale, *totals)],
+        prefetch=prefetch, finish=lambda totals: [widened(v, b, n_pieces, h, scale, *totals)],
     )  # fmt: skip

@@ -1,31 +1,28 @@
 """Low-rank steps beside a linear of quantized weights, in integers: A and B as `quants.low_rank` packs them.
 
-A x is made of the int8 of x that the linear reads too, group by group as there. h = A x is rounded to two planes of
-int8, which are about as exact as 16 bits, so B h is made of products of bytes as well.
+A x is made of the int8 of x that the linear reads too, group by group as there. h = A x is rounded to int16, so B h is
+made of products of integers as well, and its two factors are not less exact than A and B.
 
 A number is one sum in one order, whatever else is in the batch: so a token has the same bits alone and among others.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 
-from edgellm.kernels.group_sums import sums_for
-from edgellm.kernels.low_rank_records import NARROW_INT8, WIDEN_INT8
+from edgellm.kernels.low_rank_records import LARGEST_NARROWED, LEAST_NARROWED, NARROW_INT8, NARROWED_AT, WIDEN_INT8
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.quantize import row_quantizer, sums_maker
+from edgellm.kernels.ops.quantize import as_magnitudes, scale_of
 from edgellm.kernels.ops.tile_products import as_multiplied, correction, is_corrected
-from edgellm.kernels.records import PLANE_BITS, TILE_ROWS
-from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
-from edgellm.quants.low_rank import BYTES, GROUP, PIECE_ROWS, WORD
+from edgellm.kernels.records import TILE_ROWS
+from edgellm.kernels.staged import F32, I8, I16, I32, Value, Vocabulary, staged
+from edgellm.quants.low_rank import BYTES, GROUP, PAIR, PIECE_ROWS, WORD
 
-N_PLANES = 2  # of h
-WORDS = GROUP // WORD  # of a group
-REGISTER = WORD * TILE_ROWS  # bytes: a word of 16 rows, or two words of 8
+WORDS = GROUP // WORD  # of a group of x
+PAIR_BYTES = PAIR * TILE_ROWS  # of a tile of B
+PIECE_BYTES = PIECE_ROWS * TILE_ROWS
 
 
 def _dot_piece(
@@ -39,7 +36,8 @@ def _dot_piece(
         products = v.byte_sum(v.constant(0, I32, TILE_ROWS), BYTES)
         for k in range(0, WORDS, 2):
             two = v.shuffle(x, x, [k] * PIECE_ROWS + [k + 1] * PIECE_ROWS).bitcast(I8)
-            products.add(as_multiplied(v, BYTES, v.load(words + k * (WORD * PIECE_ROWS), I8, REGISTER)), two)
+            rows = v.load(words + k * (WORD * PIECE_ROWS), I8, 2 * WORD * PIECE_ROWS)
+            products.add(as_multiplied(v, BYTES, rows), two)
         first, second = v.halves(products.total())
         dots = first + second
         if is_corrected(v, BYTES):
@@ -50,17 +48,37 @@ def _dot_piece(
     v.store(out, total * scale)
 
 
+def _round_row(v: Vocabulary, row: Value, n_pieces: Value) -> None:
+    """The float32 of a row of h become int16 in the same place, with a scale before them."""
+    numbers = row + NARROWED_AT
+
+    def piece(i: Value) -> Value:
+        return v.f32(numbers + i * (4 * PIECE_ROWS), PIECE_ROWS)
+
+    def join(i: Value, largest: Value) -> list[Value]:
+        return [v.maximum(largest, as_magnitudes(v, piece(i)))]
+
+    (largest,) = v.loop(n_pieces, [v.constant(0, I32, PIECE_ROWS)], join)
+    scale, inverse = scale_of(v, largest, LARGEST_NARROWED, LEAST_NARROWED)
+    v.store(row, scale)
+
+    def round_piece(i: Value) -> None:
+        v.store(numbers + i * (2 * PIECE_ROWS), v.round_to_i32(piece(i) * inverse).trunc(I16))
+
+    v.repeat(n_pieces, round_piece)
+
+
 def build_narrow_int8(isa):
-    """h = scale * A x for A [rank, n_cols], as float32 and in two planes of int8. A chunk is some tokens."""
+    """h = scale * A x for A [rank, n_cols]. A chunk is some tokens."""
     op_at = record_viewer(NARROW_INT8)
-    load_f32, clear = memory(isa).load_f32, memory(isa).clear_f32
+    load_f32 = memory(isa).load_f32
     dot_piece = staged(isa, "void", *["i64"] * 5, "f32", "i64")(_dot_piece)
-    quantize_row, make_sums = row_quantizer(isa, N_PLANES), sums_maker(isa, sums_for(BYTES))
+    round_row = staged(isa, "void", "i64", "i64")(_round_row)
 
     @njit(error_model="numpy")
     def narrow_token(op, token):
-        n_groups, out_groups = op.n_cols // GROUP, op.out_width // GROUP
-        at, out = token * n_groups * 4, op.out + token * op.out_width * 4
+        n_groups, row = op.n_cols // GROUP, op.out + token * op.out_stride * 4
+        at = token * n_groups * 4
         for piece in range(op.n_pieces):
             dot_piece(
                 op.weight + piece * op.piece_bytes,
@@ -69,13 +87,9 @@ def build_narrow_int8(isa):
                 op.xq.d + at,
                 op.xq.correction128_32 + at,
                 np.float32(op.scale),
-                out + piece * PIECE_ROWS * 4,
+                row + NARROWED_AT + piece * PIECE_ROWS * 4,
             )
-        n_made = op.n_pieces * PIECE_ROWS
-        clear(out + n_made * 4, op.out_width - n_made)
-        to, at = op.to, token * out_groups * 4
-        quantize_row(out, out_groups, to.q + token * op.out_width * N_PLANES, to.d + at, to.halves + at * 2)
-        make_sums(to, token, out_groups)
+        round_row(row, op.n_pieces)
 
     def narrow(record, chunk, thread):
         op = op_at(record)
@@ -87,42 +101,23 @@ def build_narrow_int8(isa):
     return narrow
 
 
-class Narrowed(NamedTuple):
-    """h of a token: the words and groups of a row of B; where its bytes, scales and corrections are."""
+def widened(v: Vocabulary, tile: Value, n_pieces: Value, h: Value, scale: Value, y: Value) -> Value:
+    """y + scale * B h, for the 16 rows of B at `tile` and the row of h there."""
+    lanes = min(v.isa.lanes, TILE_ROWS)
+    numbers = h + NARROWED_AT
 
-    n_words: Value
-    n_groups: Value
-    q: Value
-    d: Value
-    sums: Value
+    def add_piece(i: Value, *sums: Value) -> list[Value]:
+        columns = [tile + i * PIECE_BYTES + at * lanes * PAIR for at in range(len(sums))]
+        pairs = numbers + i * (2 * PIECE_ROWS)
+        for k in range(PIECE_ROWS // PAIR):
+            pair = v.load(pairs + k * (2 * PAIR), I16, PAIR)
+            some = [v.load(at + k * PAIR_BYTES, I8, PAIR * lanes).sext(I16) for at in columns]
+            sums = tuple(v.dot_pairs(so_far, part, pair) for so_far, part in zip(sums, some, strict=True))
+        return list(sums)
 
-
-def widened(v: Vocabulary, tile: Value, h: Narrowed, scale: Value, y: Value) -> Value:
-    """y + scale * B h, for the 16 rows of B at `tile`."""
-    scales, second_plane = tile + h.n_words * REGISTER, h.q + h.n_groups * GROUP
-
-    def add_group(g: Value, total: Value) -> list[Value]:
-        first, left = g * WORDS, h.n_words - g * WORDS
-
-        def add_word(k: Value, *planes: Value) -> list[Value]:
-            at = first + k
-            word = as_multiplied(v, BYTES, v.load(tile + at * REGISTER, I8, REGISTER))
-            results = []
-            for so_far, plane in zip(planes, (h.q, second_plane), strict=True):
-                products = v.byte_sum(so_far, BYTES)
-                products.add(word, v.splat(v.u32(plane + at * WORD), TILE_ROWS).bitcast(I8))
-                results.append(products.total())
-            return results
-
-        zero = v.constant(0, I32, TILE_ROWS)
-        start = correction(v, h.sums + g * 4, TILE_ROWS) if is_corrected(v, BYTES) else zero
-        n = v.select(v.greater(left, v.like(WORDS, left)), v.like(WORDS, left), left)
-        coarse, fine = v.loop(n, [zero, start], add_word)
-        dots = ((coarse << PLANE_BITS) + fine).to_f32()
-        return [v.fma(dots, v.half(scales + g * (2 * TILE_ROWS), TILE_ROWS) * (v.f32(h.d + g * 4) * scale), total)]
-
-    (total,) = v.loop(h.n_groups, [y], add_group)
-    return total
+    # Most adapters have a rank that takes a piece or two, so the loop is one that the CPU foresees.
+    dots = v.concat(*v.loop(n_pieces, [v.constant(0, I32, lanes)] * (TILE_ROWS // lanes), add_piece)).to_f32()
+    return v.fma(dots, v.half(tile + n_pieces * PIECE_BYTES, TILE_ROWS) * (v.f32(h) * scale), y)
 
 
 def build_widen_int8(isa, small=False):
@@ -130,13 +125,11 @@ def build_widen_int8(isa, small=False):
     op_at = record_viewer(WIDEN_INT8)
     load_f32, copy = memory(isa).load_f32, memory(isa).copy_f32
 
-    @staged(isa, "void", *["i64"] * 7, "f32", *["i64"] * 3)
-    def add_tiles(v, tile, tile_bytes, n_words, n_groups, q, d, sums, scale, y, out, n_tiles):
-        h = Narrowed(n_words, n_groups, q, d, sums)
-
+    @staged(isa, "void", *["i64"] * 4, "f32", *["i64"] * 3)
+    def add_tiles(v, tile, tile_bytes, n_pieces, h, scale, y, out, n_tiles):
         def add_tile(i: Value) -> None:
             at = i * (4 * TILE_ROWS)
-            v.store(out + at, widened(v, tile + i * tile_bytes, h, scale, v.f32(y + at, TILE_ROWS)))
+            v.store(out + at, widened(v, tile + i * tile_bytes, n_pieces, h, scale, v.f32(y + at, TILE_ROWS)))
 
         v.repeat(n_tiles, add_tile)
 
@@ -151,16 +144,13 @@ def build_widen_int8(isa, small=False):
             scale = np.float32(op.scale)
             if op.scales != 0:
                 scale *= load_f32(op.scales + token * 4)
-            at, of_h = (token * op.stride + column) * 4, token * op.n_groups
+            at = (token * op.stride + column) * 4
             if scale != 0:
                 add_tiles(
                     op.weight + column // TILE_ROWS * op.tile_bytes,
                     op.tile_bytes,
-                    op.n_words,
-                    op.n_groups,
-                    op.h.q + of_h * GROUP * N_PLANES,
-                    op.h.d + of_h * 4,
-                    op.h.correction128_32 + of_h * 4,
+                    op.n_pieces,
+                    op.h + token * op.h_stride * 4,
                     scale,
                     op.y + at,
                     op.out + at,

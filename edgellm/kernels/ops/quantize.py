@@ -17,13 +17,7 @@ LANES = 16  # sums at a time
 
 def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value], d: Value, halves: Value) -> None:
     """32 numbers, in two registers, to the int8 of every plane at q, with their scale and the sums of both halves."""
-    # As integers, magnitudes have the same order, and NaN comes after infinity: it spoils the scale.
-    magnitudes = [v.abs(half).bitcast(I32) for half in x]
-    largest = v.maximum(*magnitudes).max().bitcast(F32)
-    scale = largest * (1 / 127)
-    # Of what is smaller, the inverse would be infinite: all becomes 0.
-    is_some = v.greater(largest, v.constant(LEAST_QUANTIZED, F32))
-    inverse = v.select(is_some, v.constant(127.0, F32) / largest, v.constant(0.0, F32))
+    scale, inverse = scale_of(v, v.maximum(*(as_magnitudes(v, half) for half in x)), 127, LEAST_QUANTIZED)
     rounded = [v.round_to_i32(half * inverse) for half in x]
     sums = _store_bytes(v, rounded, q[0])
     if n_planes == 2:
@@ -37,6 +31,22 @@ def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value]
         scale = scale * 2.0**-PLANE_BITS
     v.store(d, scale)
     v.store(halves, v.vector_of(sums))
+
+
+def as_magnitudes(v: Vocabulary, x: Value) -> Value:
+    """As integers, which have the same order; there NaN comes after infinity, so it spoils the scale."""
+    return v.abs(x).bitcast(I32)
+
+
+def scale_of(v: Vocabulary, magnitudes: Value, most: int, least: float) -> tuple[Value, Value]:
+    """The scale with which the largest of some numbers is the integer `most`, and its inverse.
+
+    least:  of a largest magnitude that is no more, the inverse would be infinite; it is 0 then, and so is all.
+    """
+    largest = magnitudes.max().bitcast(F32)
+    is_some = v.greater(largest, v.constant(least, F32))
+    inverse = v.select(is_some, v.constant(float(most), F32) / largest, v.constant(0.0, F32))
+    return largest * (1 / most), inverse
 
 
 def _store_bytes(v: Vocabulary, halves: list[Value], q: Value) -> list[Value]:
