@@ -41,7 +41,7 @@ _SECTIONS = {
         ("choices", ["--choices"], "A,B", "The answer is one of these texts. May be given several times."),
     ],
     "Choosing words": [
-        ("temperature", ["--temp"], "X", "Higher is more varied; 0 always takes the likeliest token."),
+        ("temperature", ["--temp", "--temperature"], "X", "Higher is more varied; 0 always takes the likeliest token."),
         ("top_k", ["--top-k"], "N", "Choose among the N likeliest tokens; 0 is off."),
         ("top_p", ["--top-p"], "X", "Choose among the likeliest tokens that share this probability; 1 is off."),
         ("min_p", ["--min-p"], "X", "Leave out tokens below this fraction of the likeliest; 0 is off."),

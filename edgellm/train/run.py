@@ -189,7 +189,7 @@ def train_adapter(
         digests = {"data_digest": digest, "model_digest": sha256_of(model.path)} if folder else {}
         plan = Plan(
             model, [*learnt, *held], len(learnt), config, examples, vocabulary,
-            lambda n_batch: _learner_of(model, lora, config, n_batch), folder,
+            lora, lambda n_batch: _learner_of(model, lora, config, n_batch), folder,
             " ".join(digests.values()),
         )  # fmt: skip
         others = task.digests() if folder else {}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from edgellm.engine.model import Model
 from edgellm.formats.adapters import Adapter
-from edgellm.train.config import TrainConfig
+from edgellm.train.config import FullConfig, LoraConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
 from edgellm.train.data.dataset import Summary
 from edgellm.train.data.kinds import Kind
@@ -24,7 +24,7 @@ class Plan:
     """A run that is about to begin.
 
     examples:  all of them, of the kinds that the task wants; the first n_learnt are learnt, the others validate.
-    learner:   makes what is trained, a LoraLearner or another kind, for passes of so many tokens.
+    lora:      what is trained; learner: makes it, a LoraLearner or another kind, for passes of so many tokens.
     folder:    where the run leaves what it does, if it leaves anything; it may not exist yet.
     digest:    tells this data and model from others.
     """
@@ -35,6 +35,7 @@ class Plan:
     config: TrainConfig
     data: DataConfig
     vocabulary: Vocabulary
+    lora: LoraConfig | FullConfig
     learner: Callable[[int], Any]
     folder: Path | None
     digest: str

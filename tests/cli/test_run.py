@@ -221,7 +221,7 @@ def test_help_has_sections(edgellm: Run) -> None:
     sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     answer = ["The answer:", "Its structure:"]
     assert sections == ["Options:", *answer, "Choosing words:", "Against repetition:", "Other ways to choose:"]
-    assert any(line.startswith("  --temp X ") for line in lines)
+    assert any(line.startswith("  --temp, --temperature X ") for line in lines)
 
 
 def test_stats_go_to_stderr(edgellm: Run, model: str) -> None:

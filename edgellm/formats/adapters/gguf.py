@@ -70,8 +70,8 @@ def gguf_tensors(adapter: Adapter) -> Iterator[tuple[str, NDArray[np.float32]]]:
         raise UsageError("the adapter has magnitudes (use_dora), which a GGUF adapter cannot hold; merge it instead")
     if adapter.replaced:
         raise UsageError(
-            f"the adapter replaces whole weights ({next(iter(adapter.replaced))}: modules_to_save, or bias), which a "
-            "GGUF adapter cannot hold; merge it instead"
+            f"the adapter replaces whole weights, such as {next(iter(adapter.replaced))} (PEFT saves modules_to_save, "
+            "biases and embeddings so), which a GGUF adapter cannot hold; merge it instead"
         )
     alpha = _alpha(adapter)
     for name, change in adapter.weights.items():

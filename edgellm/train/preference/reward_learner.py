@@ -16,12 +16,11 @@ import numpy as np
 from edgellm.errors import UsageError
 from edgellm.formats.adapters import Adapter
 from edgellm.formats.adapters.adapter import SCORE
-from edgellm.train.config import TrainConfig
+from edgellm.train.config import LoraConfig, TrainConfig
 from edgellm.train.data.dataset import Summary
 from edgellm.train.data.encoder import Pair
 from edgellm.train.data.kinds import RATED
 from edgellm.train.documents import Documents
-from edgellm.train.full import FullLearner
 from edgellm.train.model_learner import DEFAULT_BATCH
 from edgellm.train.preference.answers import AnswerBatches, Answers, longest_example
 from edgellm.train.preference.bradley_terry import RewardLoss, bradley_terry_loss
@@ -118,21 +117,21 @@ class RewardTask:
 
     @contextmanager
     def begin(self, plan: Plan) -> Iterator[Work]:
+        if not isinstance(plan.lora, LoraConfig):
+            raise UsageError(
+                "lora is a FullConfig; a reward model is trained with a LoraConfig, whose adapter has a place for its "
+                "head",
+                parameter="lora",
+            )
+        if plan.lora.method not in ("lora", "dora"):
+            raise UsageError(
+                f"method is {plan.lora.method!r}; a reward model is trained with lora or dora, which have a place for "
+                "its head",
+                parameter="method",
+            )
         n_batch = max(DEFAULT_BATCH, longest_example(plan.examples))
         batches = AnswerBatches(plan.examples, plan.n_learnt, plan.config, n_batch)
         with closing(plan.learner(n_batch)) as lora:
-            if isinstance(lora, FullLearner):
-                raise UsageError(
-                    "lora is a FullConfig; a reward model is trained with a LoraConfig, whose adapter has a place for "
-                    "its head",
-                    parameter="lora",
-                )
-            if lora.config.method not in ("lora", "dora"):
-                raise UsageError(
-                    f"method is {lora.config.method!r}; a reward model is trained with lora or dora, which have a "
-                    "place for its head",
-                    parameter="method",
-                )
             learner = RewardLearner(lora, self._margins(plan.examples), self.config, plan.config.seed)
             yield Work(learner, batches, learner.adapter)
 
