@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def main() -> None:
                 for what, n_words in LENGTHS.items():
                     some = texts(n_words, args.texts)
                     programs: dict[str, Callable[[], Any]] = {
-                        "edgellm": lambda some=some, ours=ours: ours.embed(some, truncate=True),
-                        "torch": lambda some=some: theirs.encode(some, batch_size=32, normalize_embeddings=True),
+                        "edgellm": partial(ours.embed, some, truncate=True),
+                        "torch": partial(theirs.encode, some, batch_size=32, normalize_embeddings=True),
                     }
                     first = {name: program() for name, program in programs.items()}
                     least = float((first["edgellm"] * first["torch"]).sum(-1).min())

@@ -37,7 +37,7 @@ RUNS = 9
 Figures = dict[str, dict[str, float]]
 
 
-def quickest(work: Callable[[], None]) -> float:
+def quickest(work: Callable[[], object]) -> float:
     """Seconds, at best: what else the machine does can only take away."""
     seconds = []
     for _ in range(RUNS):
@@ -81,8 +81,8 @@ class Machine:
         for _ in range(times):
             graph.output(linear(x, weight, sensitive=planes == "2"))
         # Random bytes are as good as tiles of some others.
-        tiles = {"tiles": {weight: raw.reshape(n_rows // 16, -1)}} if in_tiles else {}
-        lowered = lower(graph, Target(self.store.isa, Tuning(n_threads), **tiles))
+        tiles = {weight: raw.reshape(n_rows // 16, -1)} if in_tiles else {}
+        lowered = lower(graph, Target(self.store.isa, Tuning(n_threads), tiles=tiles))
         self.store.load(lowered.kernels)
         rows = aligned(n_tokens * lowered.rows[x].token_bytes).view(np.float32)
         rows[:] = 1
@@ -126,7 +126,7 @@ def measure(options: argparse.Namespace) -> Figures:
 
 def in_turns(options: argparse.Namespace) -> dict[str, Figures]:
     """Medians of every side's rounds; each round is a process of its own."""
-    checkouts = {"these": (ROOT, [])}
+    checkouts: dict[str, tuple[Path, list[str]]] = {"these": (ROOT, [])}
     if options.against:
         checkouts["others"] = (options.against.resolve(), [])
     if options.tiles:

@@ -19,20 +19,25 @@ import tempfile
 import time
 from pathlib import Path
 
+from edgellm.train.documents import Documents
+from edgellm.train.loop import Step
 from edgellm.train.new.config import NewConfig
 from edgellm.train.new.corpus import WindowBatches
 from edgellm.train.new.run import prepare, train_new
 from edgellm.train.schedule import learning_rate
+
+assert sys.platform != "win32"  # which has no getrusage
 
 SIDES = ("edgellm", "torch")
 NEVER = 10**9  # steps: validations are before the first and after the last alone
 
 
 def by_edgellm(config: NewConfig, threads: int) -> dict[str, float]:
-    found = []
+    found: list[Step] = []
     with tempfile.TemporaryDirectory() as folder:
         summary = train_new(config, Path(folder) / "new.gguf", n_threads=threads, callback=found.append)
     before, after = (step.validation_loss for step in (found[0], found[-1]))
+    assert before is not None and after is not None
     return {"before": before, "after": after, "tok/s": summary.tokens_per_second, "seconds": summary.train_seconds}
 
 
@@ -53,10 +58,11 @@ def by_torch(config: NewConfig, threads: int) -> dict[str, float]:
     n_batch = training.batch_size * training.accumulate
     batches = WindowBatches(prepared.corpus, n_batch, n_batch, training.seed)
     n_steps = training.n_steps(batches.n_batches)
-    settings = {"betas": training.betas, "eps": training.epsilon, "weight_decay": training.weight_decay}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, **settings)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.0, betas=training.betas, eps=training.epsilon, weight_decay=training.weight_decay
+    )
 
-    def loss_of(documents) -> torch.Tensor:
+    def loss_of(documents: Documents) -> torch.Tensor:
         """The sum over all targets; windows of one length go through the model together."""
         parts = documents.apart()
         losses = []

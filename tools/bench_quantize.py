@@ -47,9 +47,14 @@ Floats = NDArray[np.float32]
 def samples(models: list[Path]) -> Iterator[tuple[str, Floats]]:
     """Weights by where they come from: float32 [n, N_COLS]."""
     rng = np.random.default_rng(0)
-    for name, draw in {"normal": rng.standard_normal, "Laplace": lambda s: rng.laplace(size=s)}.items():
-        yield name, (0.02 * draw((N_ROWS, N_COLS))).astype(np.float32)
-    yield "t, 4 degrees", (0.02 * rng.standard_t(4, (N_ROWS, N_COLS))).astype(np.float32)
+    size = (N_ROWS, N_COLS)
+    drawn = {
+        "normal": rng.standard_normal(size),
+        "Laplace": rng.laplace(size=size),
+        "t, 4 degrees": rng.standard_t(4, size),
+    }
+    for name, x in drawn.items():
+        yield name, (0.02 * x).astype(np.float32)
     for path in models:
         with open_checkpoint(path) if path.is_dir() else GGUFFile.open(path) as file:
             matrices = [t for t in file.tensors.values() if len(t.shape) == 2 and "embd" not in t.name]
@@ -98,7 +103,7 @@ def measure_loss(args: argparse.Namespace) -> None:
         target = Path(folder, "quantized.gguf")
         imatrix = Path(folder, "imatrix.npz")
         if args.imatrix:
-            np.savez(imatrix, **dict(read_imatrix(args.imatrix).tensors))
+            np.savez(imatrix, allow_pickle=False, **read_imatrix(args.imatrix).tensors)
         for name in args.types:
             for importance in (None, args.imatrix) if args.imatrix else (None,):
                 losses = []

@@ -102,6 +102,9 @@ def choices_of(model: Model, context: list[int]) -> dict[str, Choose]:
         sampler = Sampler(SamplingParams(seed=1, **params), tokenizer.token_bytes, rules=rules, loops=loops)
         return lambda logits, maxima: sampler.choose(logits, context, maxima)
 
+    def mask_of(grammar: Constraint) -> Choose:
+        return lambda logits, maxima: grammar.mask()
+
     found = {name: chosen_by(params, []) for name, params in CASES.items()}
     found["logprobs=5"] = lambda logits, maxima: logprobs_of(5, logits, maxima, 5, loops)
     for name, regex in GRAMMARS.items():
@@ -110,7 +113,7 @@ def choices_of(model: Model, context: list[int]) -> dict[str, Choose]:
         grammar = Constraint.of(asked, tokenizer, model.n_vocab)
         whole = Candidates(np.zeros(model.n_vocab, np.float32))
         grammar.apply(whole)
-        found[f"{name}: the mask"] = lambda logits, maxima, grammar=grammar: grammar.mask()
+        found[f"{name}: the mask"] = mask_of(grammar)
         for case in MASKED:
             found[f"{name}: {case}"] = chosen_by(CASES[case], [Masked(grammar.mask().copy())])
     return found

@@ -76,7 +76,9 @@ async def chat(
     words = [f"{next(FRESH)}", *(WORDS[i % len(WORDS)] for i in range(n_prompt - 40))]
     body = {"model": model, "messages": [{"role": "user", "content": " ".join(words)}], "max_tokens": n_tokens,
             "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **more}  # fmt: skip
-    first, usage, timings = 0.0, {}, {}
+    first = 0.0
+    usage: dict[str, int] = {}
+    timings: dict[str, float] = {}
     started = time.perf_counter()
     async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
         if answer.status_code != 200:

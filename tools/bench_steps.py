@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -73,7 +74,7 @@ def answer(model_name: str, texts: int, depth: int, is_whole: bool, has_adapter:
                 runner.run_body([Span(sequence, some)])
                 sequence.append(some)
 
-        writing = iter(())
+        writing: Iterator[str] = iter(())
 
         def step() -> None:
             nonlocal writing

@@ -46,7 +46,7 @@ def by_tokenizers(metadata: Mapping[str, Any]) -> Encode | None:
 
     rule = pretokenizer(str(metadata[f"{PREFIX}pre"]))
     vocabulary = {str(token): index for index, token in enumerate(metadata[f"{PREFIX}tokens"])}
-    merges = [tuple(str(merge).split(" ")) for merge in metadata[f"{PREFIX}merges"]]
+    merges = [(left, right) for left, right in (str(merge).split(" ") for merge in metadata[f"{PREFIX}merges"])]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=rule.ignore_merges))
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

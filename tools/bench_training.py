@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+assert sys.platform != "win32"  # which has no getrusage
+
 BATCH, LENGTH, RANK, ALPHA = 4, 256, 8, 16
 STEPS = 3
 SIDES = ("edgellm", "peft")
@@ -61,8 +63,8 @@ def peft_step(folder: str, threads: int) -> Callable[[], float]:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear"))
     model.train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)

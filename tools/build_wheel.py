@@ -70,6 +70,7 @@ def compile_for(isa: Isa, names: list[str], folder: Path) -> None:
     plain, with_amx = isa.for_family(), isa.for_family(amx.FEATURES)
     if isa is not AVX512:
         names = [name for name in names if name not in OF_AMX]
+    assert isa.portable is not None  # ISAS has only those
     numba_target = isa.portable.target(amx.FEATURES if isa is AVX512 else ())
     objects = {
         name: compile_kernel(KERNELS[name], with_amx if name in OF_AMX else plain, numba_target) for name in names

@@ -26,7 +26,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 742, 400, 62, 16, 58, 46
 
 
 def losses(args: argparse.Namespace, kind: str, seed: int) -> np.ndarray:
-    found: list[float] = []
+    found: list[float | None] = []
     config = edgellm.TrainConfig(
         steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=seed, activations=kind
     )

@@ -25,12 +25,13 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=80, help="of each, at most")
     args = parser.parse_args()
-    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     with edgellm.load(args.model) as model, args.output.open("w", encoding="utf-8") as file:
         for n in range(args.texts):
             begun = BEGINNINGS[n % len(BEGINNINGS)]
-            text = begun + "".join(model.generate(begun, seed=n, max_tokens=args.tokens, **plain))
-            file.write(json.dumps({"text": text}) + "\n")
+            answer = model.generate(
+                begun, seed=n, max_tokens=args.tokens, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
+            )
+            file.write(json.dumps({"text": begun + "".join(answer)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ def _reference(path: Path, text: str, n_tokens: int) -> tuple[NDArray[np.int64],
         return ids[0].numpy(), model(ids).logits[0].numpy()
 
 
-def own_logits(path: Path, ids: list[int], n_batch: int, **how: str) -> Logits:
+def own_logits(path: Path, ids: list[int], n_batch: int, activations: str, kv_type: str) -> Logits:
     """float32[n_tokens, n_vocab] of edgellm, n_batch tokens in one pass."""
-    with edgellm.load(path, n_ctx=len(ids), n_batch=n_batch, **how) as model:
+    with edgellm.load(path, n_ctx=len(ids), n_batch=n_batch, activations=activations, kv_type=kv_type) as model:
         return model.logits(ids)
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--activations", default="int8", help="int8 or f32 (int8)")
     parser.add_argument("--kv-type", default="f16", help="f16, q8_0, q4_0 or f32, or two as KEYS:VALUES (f16)")
     args = parser.parse_args()
-    how = {"activations": args.activations, "kv_type": args.kv_type}
+    how = (args.activations, args.kv_type)
 
     text = args.text.read_text(encoding="utf-8")
     ids, expected = reference(args.model, text, args.tokens)
@@ -98,10 +98,10 @@ def main() -> None:
     print(f"{'':24}{'mean KL':>10}{'median':>10}{'99th pct':>10}{'top-1':>10}   {'top-1':>10}{'largest':>12}")
     if args.peer:
         show("llama.cpp", expected, peer_logits(args.peer, args.model, ids))
-    whole = own_logits(args.model, ids, len(ids), **how)
+    whole = own_logits(args.model, ids, len(ids), *how)
     show("edgellm, one batch", expected, whole)
     for name, n_batch in {"edgellm, by token": 1, "edgellm, chunks of 37": 37}.items():
-        show(name, expected, own_logits(args.model, ids, n_batch, **how), whole)
+        show(name, expected, own_logits(args.model, ids, n_batch, *how), whole)
 
 
 def show(name: str, expected: Logits, found: Logits, whole: Logits | None = None) -> None:

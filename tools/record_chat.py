@@ -111,10 +111,10 @@ def svg(terminal: Terminal, picture: Picture, first: str) -> str:
     texts = []
     for y, row in enumerate(rows):
         column = 0
-        for text, *look in row:
+        for text, colour, bold, underlined in row:
             if shown := text.strip():
-                x = column + len(text) - len(text.lstrip())
-                texts.append(_text(shown, MARGIN + x * CHARACTER, MARGIN + (y + 0.75) * LINE, colours, *look))
+                x = MARGIN + (column + len(text) - len(text.lstrip())) * CHARACTER
+                texts.append(_text(shown, x, MARGIN + (y + 0.75) * LINE, colours, colour, bold, underlined))
             column += len(text)
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" role="img" '
