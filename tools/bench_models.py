@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-assert sys.platform != "win32"  # which has no os.wait4
-
 ROOT = Path(__file__).parents[1]
 DEPTH = 2048
 FIGURES = {

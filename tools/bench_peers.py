@@ -21,8 +21,6 @@ import sys
 import time
 from pathlib import Path
 
-assert sys.platform != "win32"  # which has no os.wait4
-
 PEER = str(Path(__file__).with_name("peer_llama_cpp.py"))
 PROMPT = "The capital of France is"
 MAXRSS_PER_MIB = 1 << 20 if sys.platform == "darwin" else 1 << 10  # bytes on macOS, KiB elsewhere

@@ -26,8 +26,6 @@ from edgellm.train.new.corpus import WindowBatches
 from edgellm.train.new.run import prepare, train_new
 from edgellm.train.schedule import learning_rate
 
-assert sys.platform != "win32"  # which has no getrusage
-
 SIDES = ("edgellm", "torch")
 NEVER = 10**9  # steps: validations are before the first and after the last alone
 

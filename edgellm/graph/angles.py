@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.graph.nodes import Rotation
 
@@ -19,7 +20,7 @@ class Angles:
 
     def __init__(self, rotation: Rotation) -> None:
         self.rotation = rotation
-        self._place = np.empty((0, 2, len(rotation.frequencies)), np.float32)
+        self._place: NDArray[np.float32] = np.empty((0, 2, len(rotation.frequencies)), np.float32)
         self.table = self._place
         self.address = np.zeros(1, np.int64)
 

@@ -239,7 +239,7 @@ def linear_f32(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -> Float
     Column after column, each by one fused multiply-add, as the kernels do it: both give the same bits.
     """
     w = fmt.dequantize(weights)
-    total = np.zeros((len(x), len(w)), np.float32)
+    total: Floats = np.zeros((len(x), len(w)), np.float32)
     for column in range(w.shape[1]):
         total = fused_multiply_add(x[:, column, None], w[:, column], total)
     return total

@@ -208,7 +208,7 @@ class _Integers:
             return _signed(q).swapaxes(3, 4).reshape(*outer, self.head_dim, KV_BLOCK).astype(np.float32) * scales
         by_token = q.swapaxes(3, 4)
         if self.kind.n_parts == 1:
-            numbers = _signed(by_token)
+            numbers: NDArray[np.signedinteger] = _signed(by_token)
         else:
             halves = by_token.reshape(*outer, KV_BLOCK, -1, SCALE_GROUP // 2)
             numbers = LEVELS[np.stack([halves & 15, halves >> 4], axis=4)]
@@ -247,7 +247,7 @@ def _to_nibbles(x: Floats) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
 
 def _nearest(x: Floats) -> NDArray[np.int64]:
     """Which of LEVELS is nearest; of what is not a number the first."""
-    return sum((x > np.float32(bound)).astype(np.int64) for bound in BOUNDS)
+    return sum(((x > np.float32(bound)).astype(np.int64) for bound in BOUNDS), np.zeros(x.shape, np.int64))
 
 
 def _rounded(x: Floats, scale: Floats, least: int, most: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ def linear_transposed(weights: NDArray[np.uint8], fmt: BlockFormat, x: Floats) -
     Row after row of W, each by one fused multiply-add, as the kernel does it: both give the same bits.
     """
     w = fmt.dequantize(weights)
-    total = np.zeros((len(x), w.shape[1]), np.float32)
+    total: Floats = np.zeros((len(x), w.shape[1]), np.float32)
     for row in range(len(w)):
         total = fused_multiply_add(x[:, row, None], w[row], total)
     return total

@@ -22,7 +22,7 @@ def split_bits(packed: Bytes, bits: int) -> Bytes:
 
 def join_bits(planes: Bytes, bits: int) -> Bytes:
     """uint8[..., 8 // bits, n] -> uint8[..., n]: the inverse of `split_bits`."""
-    joined = planes[..., 0, :].copy()
+    joined: Bytes = planes[..., 0, :].copy()
     for plane in range(1, planes.shape[-2]):
-        joined |= planes[..., plane, :] << np.uint8(bits * plane)
+        joined = joined | (planes[..., plane, :] << np.uint8(bits * plane))
     return joined

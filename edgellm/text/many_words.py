@@ -80,8 +80,8 @@ class _Row:
         lengths = np.fromiter(map(len, words), np.int64, len(words))
         self.pairs = pairs
         self.merged: list[list[int]] = [[]] * len(words)
-        self.words = np.arange(len(words))
-        self.lengths = lengths + 1
+        self.words: np.ndarray = np.arange(len(words))
+        self.lengths: np.ndarray = lengths + 1
         self.symbols = np.insert(pairs.numbers("".join(words)), np.cumsum(lengths), EDGE)
         self.waiting = pairs.find(self.symbols, np.append(self.symbols[1:], EDGE))
 

@@ -141,7 +141,8 @@ def _words(array: NDArray[np.uint8], starts: NDArray[np.int64]) -> Callable[[NDA
     """Gives the eight bytes from each of some places on, all of which lie among the strings; behind them are zeros."""
     begin, end = int(starts[0]), int(starts[-1])
     padded = np.concatenate([array[begin:end], np.zeros(_WORD, np.uint8)])
-    words = np.ndarray((len(padded) - _WORD + 1,), "<u8", padded.data, strides=(1,))  # one from each byte on
+    # One from each byte on.
+    words: NDArray[np.uint64] = np.ndarray((len(padded) - _WORD + 1,), "<u8", padded.data, strides=(1,))
     return lambda places: words[places - begin]
 
 

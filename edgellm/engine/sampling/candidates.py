@@ -101,7 +101,7 @@ class Candidates:
         self._filters: list[Filter] = []  # that are still to be applied to all
         self.loops = loops
         self._given = self._all = AllTokens(logits, maxima, loops, False, is_lent)
-        self._some = NOTHING  # logits of those in `ids`
+        self._some: np.ndarray = NOTHING  # logits of those in `ids`
 
     def give_back(self) -> None:
         """What was lent is again what it was. What was made of it is of no use any more."""

@@ -263,7 +263,7 @@ class GroupLoops:
         """
         last = len(ids) - 1
         (ends,) = (ids[:last] == ids[last]).nonzero()
-        lengths = np.ones(len(ends))
+        lengths: np.ndarray = np.ones(len(ends))
         alive = np.arange(len(ends))
         for length in range(1, limit):
             alive = alive[ends[alive] >= length]

@@ -133,7 +133,8 @@ class ExpertParts:
                 f"[{n} * rank, n_in] and [n_out, rank * {n}], for {n} experts"
             )
         rank = n_flat // n
-        first, second = a.reshape(n, rank, n_in), b.reshape(n_out, rank, n).transpose(2, 0, 1)
+        first: NDArray[np.float32] = a.reshape(n, rank, n_in)
+        second: NDArray[np.float32] = b.reshape(n_out, rank, n).transpose(2, 0, 1)
         if self._is_turned(stack, n_in, n_out):
             first, second = second.swapaxes(1, 2), first.swapaxes(1, 2)
         if second.shape[1] % stack.n_parts:

@@ -162,7 +162,7 @@ def _gather(tensor: StoredTensor, storage: NDArray[np.uint8], item: int) -> NDAr
     """A tensor's numbers side by side, uint8[n_bytes]; those of `storage` lie at its strides."""
     # A dimension of 1 may have any stride, even one beyond what NumPy can hold.
     strides = [stride * item if dim > 1 else 0 for dim, stride in zip(tensor.shape, tensor.strides, strict=True)]
-    numbers = np.ndarray(tensor.shape, f"<u{item}", storage, tensor.offset * item, strides)
+    numbers: NDArray[np.unsignedinteger] = np.ndarray(tensor.shape, f"<u{item}", storage, tensor.offset * item, strides)
     copied = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
     copied.flags.writeable = False
     return copied

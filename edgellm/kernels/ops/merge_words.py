@@ -232,7 +232,7 @@ def build_index_strings(isa):
         short, long, keys = op.scratch, op.scratch + AT_ONCE * 8, op.scratch + 2 * AT_ONCE * 8
         for at in range(0, of.n, AT_ONCE):
             # Short and long strings apart: a CPU cannot guess which comes next, and most of the time would go there.
-            n_short, n_long = 0, 0
+            n_short, n_long = np.int64(0), np.int64(0)
             for i in range(at, min(at + AT_ONCE, of.n)):
                 start, end = bounds(of, i)
                 store(short + n_short * 8, i)

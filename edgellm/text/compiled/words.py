@@ -102,7 +102,8 @@ class CompiledWords:
             until = np.append(np.flatnonzero(array & 0xC0 != 0x80), len(encoded))[until]
         ids: list[int] = []
         begin = 0
-        all_ends, all_counts = [_EMPTY], [_EMPTY]
+        all_ends: list[NDArray[np.int64]] = [_EMPTY]
+        all_counts: list[NDArray[np.int64]] = [_EMPTY]
         for ends in self._words(array, until):
             if len(ends):
                 some, counts = self._ids(encoded, array, begin, ends, in_python)

@@ -151,7 +151,7 @@ class PolicyLearner:
         if isinstance(config, PpoConfig):
             return self._passes_of_ppo(answers, config)
         rewards = np.array([answer.reward for answer in answers]).reshape(-1, config.num_generations)
-        self._figures.add({"equal_groups": np.float64(np.ptp(rewards, axis=1) == 0)})  # they teach nothing
+        self._figures.add({"equal_groups": (np.ptp(rewards, axis=1) == 0).astype(np.float64)})  # they teach nothing
         each = group_advantages(rewards, config.scale_rewards).reshape(-1)
         advantages = [np.full(answer.n_tokens, a) for answer, a in zip(answers, each, strict=True)]
         weights = self._weights(answers, config.loss_type)

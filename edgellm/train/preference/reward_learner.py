@@ -76,7 +76,7 @@ class RewardLearner:
             by_reward = scale * np.stack([found.by_chosen, found.by_rejected], axis=1).reshape(-1)
             self.gradients[SCORE] += (by_reward @ features).astype(np.float32)
             gradient = np.zeros_like(hidden)
-            gradient[documents.ends] = self._norm.backward(last, np.outer(by_reward, self.parameters[SCORE]))
+            gradient[documents.ends] = self._norm.backward(last, by_reward[:, None] * self.parameters[SCORE])
             return gradient
 
         self._learner.gradients_by_hidden(documents, gradient_of)
