@@ -103,7 +103,8 @@ def measure_loss(args: argparse.Namespace) -> None:
         target = Path(folder, "quantized.gguf")
         imatrix = Path(folder, "imatrix.npz")
         if args.imatrix:
-            np.savez(imatrix, allow_pickle=False, **read_imatrix(args.imatrix).tensors)
+            arrays: dict[str, Any] = dict(read_imatrix(args.imatrix).tensors)
+            np.savez(imatrix, **arrays)
         for name in args.types:
             for importance in (None, args.imatrix) if args.imatrix else (None,):
                 losses = []

@@ -45,7 +45,7 @@ WIDEN = Schema(
 # h of a token is int16 with one scale, a float32 at the beginning of its row. Numbers are float32 in the same place
 # before they are rounded, so rows have room for those. Of a small rank, all that is read is on one cache line.
 NARROWED_AT = 16  # bytes before the numbers
-LARGEST_NARROWED = 8191
+LARGEST_NARROWED = 8191.0
 LEAST_NARROWED = 2.0**-114  # a row that holds no more becomes 0, as with LEAST_QUANTIZED
 MOST_RANK = 2048  # of larger ones, sums of products with int8 might not fit into 32 bits
 

@@ -12,8 +12,9 @@ The first key of a block stands there as it was, and meets the query as it is.
 from __future__ import annotations
 
 from edgellm.kernels.kv_types import LANES, UNIT_BYTES, ChannelKeys
-from edgellm.kernels.ops.attention_integers import UNROLLED, columns_of_integers, scale_and_inverse
+from edgellm.kernels.ops.attention_integers import LEAST, MOST, UNROLLED, columns_of_integers
 from edgellm.kernels.ops.attention_tiles import SPAN_ROW_BYTES, prefetch_ahead, tiles
+from edgellm.kernels.ops.rounding import as_magnitudes, scale_and_inverse, store_int16
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.staged import F32, I16, I32, Value, Vocabulary
 
@@ -59,20 +60,15 @@ def _take_scales(v: Vocabulary, query: Value, key_dim: Value, channels: Value, o
         product = x * v.half(at, LANES)
         v.store(out + i * (4 * LANES), product)
         return [
-            v.maximum(largest, v.abs(product).bitcast(I32)),
+            v.maximum(largest, as_magnitudes(v, product)),
             v.fma(x, v.half(at + key_dim * 2, LANES), common),
             v.fma(x, v.half(at + key_dim * 4, LANES), first),
         ]
 
     n = key_dim / LANES
     largest, common, first = v.loop(n, [v.constant(0, I32, LANES), zero, zero], some)
-    scale, inverse = scale_and_inverse(v, largest)
-
-    def rounded(i: Value) -> None:  # in its place: what is read is never before what is written
-        part = v.f32(out + i * (4 * LANES), LANES) * inverse
-        v.store(out + i * (2 * LANES), v.round_to_i32(part).trunc(I16))
-
-    v.repeat(n, rounded)
+    scale, inverse = scale_and_inverse(v, largest, MOST, LEAST)
+    store_int16(v, out, n, LANES, inverse, out)
     v.store(out + key_dim * 2, scale)
     v.store(out + key_dim * 2 + 4, _sum(v, common))
     return _sum(v, first)

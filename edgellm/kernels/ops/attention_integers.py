@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from edgellm.kernels.kv_types import LANES, SCALE_BYTES, SCALE_GROUP, UNIT_BYTES, IntegerKV
 from edgellm.kernels.ops.attention_tiles import SPAN_ROW_BYTES, prefetch_ahead, tiles
+from edgellm.kernels.ops.rounding import as_magnitudes, round_row, scale_and_inverse
 from edgellm.kernels.records import KV_BLOCK
 from edgellm.kernels.staged import F32, I16, I32, Value, Vocabulary
 
@@ -20,30 +21,9 @@ ROUNDED_BYTES = 4 * KV_BLOCK  # of a row's rounded weights in scratch memory, th
 UNROLLED = 4
 
 
-def scale_and_inverse(v: Vocabulary, magnitudes: Value) -> tuple[Value, Value]:
-    """From the bits of a register of magnitudes: as integers they have the same order, and NaN comes after infinity."""
-    largest = magnitudes.max().bitcast(F32)
-    is_some = v.greater(largest, v.constant(LEAST, F32))
-    inverse = v.select(is_some, v.constant(MOST, F32) / largest, v.constant(0.0, F32))
-    return largest * (1 / MOST), inverse
-
-
 def round_query(v: Vocabulary, x: Value, key_dim: Value, out: Value) -> None:
     """float32 [key_dim] at x as int16 at out, with the scale behind them."""
-
-    def magnitude(i: Value, largest: Value) -> list[Value]:
-        return [v.maximum(largest, v.abs(v.f32(x + i * (4 * LANES), LANES)).bitcast(I32))]
-
-    n = key_dim / LANES
-    (magnitudes,) = v.loop(n, [v.constant(0, I32, LANES)], magnitude)
-    scale, inverse = scale_and_inverse(v, magnitudes)
-    v.store(out + key_dim * 2, scale)
-
-    def rounded(i: Value) -> None:
-        part = v.f32(x + i * (4 * LANES), LANES) * inverse
-        v.store(out + i * (2 * LANES), v.round_to_i32(part).trunc(I16))
-
-    v.repeat(n, rounded)
+    round_row(v, x, key_dim / LANES, LANES, MOST, LEAST, out, out + key_dim * 2)
 
 
 def columns_of_integers(v: Vocabulary, n_rows: int) -> int:
@@ -160,9 +140,9 @@ def _round_weights(v: Vocabulary, weights: Value, scales: Value, out: Value) -> 
         weight = v.f32(weights + token * 4, lanes)
         # What is not seen has a weight of 0, and any scale.
         product = v.select(v.greater(weight, zero), weight * v.half(scales + token * SCALE_BYTES, lanes), zero)
-        largest = v.maximum(largest, v.abs(product).bitcast(I32))
+        largest = v.maximum(largest, as_magnitudes(v, product))
         products.append(product)
-    scale, inverse = scale_and_inverse(v, largest)
+    scale, inverse = scale_and_inverse(v, largest, MOST, LEAST)
     for token, product in zip(tokens, products, strict=True):
         v.store(out + token * 2, v.round_to_i32(product * inverse).trunc(I16))
     v.store(out + KV_BLOCK * 2, scale)

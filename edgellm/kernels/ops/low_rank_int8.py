@@ -14,7 +14,7 @@ from numba import njit
 from edgellm.kernels.low_rank_records import LARGEST_NARROWED, LEAST_NARROWED, NARROW_INT8, NARROWED_AT, WIDEN_INT8
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
-from edgellm.kernels.ops.quantize import as_magnitudes, scale_of
+from edgellm.kernels.ops.rounding import round_row
 from edgellm.kernels.ops.tile_products import as_multiplied, correction, is_corrected
 from edgellm.kernels.records import TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I16, I32, Value, Vocabulary, staged
@@ -48,24 +48,10 @@ def _dot_piece(
     v.store(out, total * scale)
 
 
-def _round_row(v: Vocabulary, row: Value, n_pieces: Value) -> None:
+def _round_h(v: Vocabulary, row: Value, n_pieces: Value) -> None:
     """The float32 of a row of h become int16 in the same place, with a scale before them."""
     numbers = row + NARROWED_AT
-
-    def piece(i: Value) -> Value:
-        return v.f32(numbers + i * (4 * PIECE_ROWS), PIECE_ROWS)
-
-    def join(i: Value, largest: Value) -> list[Value]:
-        return [v.maximum(largest, as_magnitudes(v, piece(i)))]
-
-    (largest,) = v.loop(n_pieces, [v.constant(0, I32, PIECE_ROWS)], join)
-    scale, inverse = scale_of(v, largest, LARGEST_NARROWED, LEAST_NARROWED)
-    v.store(row, scale)
-
-    def round_piece(i: Value) -> None:
-        v.store(numbers + i * (2 * PIECE_ROWS), v.round_to_i32(piece(i) * inverse).trunc(I16))
-
-    v.repeat(n_pieces, round_piece)
+    round_row(v, numbers, n_pieces, PIECE_ROWS, LARGEST_NARROWED, LEAST_NARROWED, out=numbers, scale_at=row)
 
 
 def build_narrow_int8(isa):
@@ -73,7 +59,7 @@ def build_narrow_int8(isa):
     op_at = record_viewer(NARROW_INT8)
     load_f32 = memory(isa).load_f32
     dot_piece = staged(isa, "void", *["i64"] * 5, "f32", "i64")(_dot_piece)
-    round_row = staged(isa, "void", "i64", "i64")(_round_row)
+    round_h = staged(isa, "void", "i64", "i64")(_round_h)
 
     @njit(error_model="numpy")
     def narrow_token(op, token):
@@ -89,7 +75,7 @@ def build_narrow_int8(isa):
                 np.float32(op.scale),
                 row + NARROWED_AT + piece * PIECE_ROWS * 4,
             )
-        round_row(row, op.n_pieces)
+        round_h(row, op.n_pieces)
 
     def narrow(record, chunk, thread):
         op = op_at(record)

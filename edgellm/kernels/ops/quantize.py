@@ -8,16 +8,17 @@ from numba import njit
 
 from edgellm.kernels.group_sums import ALL_SUMS, GroupSums
 from edgellm.kernels.numba_records import record_viewer
+from edgellm.kernels.ops.rounding import as_magnitudes, scale_and_inverse
 from edgellm.kernels.ops.tile_products import GROUP
 from edgellm.kernels.records import LEAST_QUANTIZED, PLANE_BITS, QUANTIZE
-from edgellm.kernels.staged import F32, I8, I32, Value, Vocabulary, staged
+from edgellm.kernels.staged import I8, I32, Value, Vocabulary, staged
 
 LANES = 16  # sums at a time
 
 
 def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value], d: Value, halves: Value) -> None:
     """32 numbers, in two registers, to the int8 of every plane at q, with their scale and the sums of both halves."""
-    scale, inverse = scale_of(v, v.maximum(*(as_magnitudes(v, half) for half in x)), 127, LEAST_QUANTIZED)
+    scale, inverse = scale_and_inverse(v, v.maximum(*(as_magnitudes(v, half) for half in x)), 127.0, LEAST_QUANTIZED)
     rounded = [v.round_to_i32(half * inverse) for half in x]
     sums = _store_bytes(v, rounded, q[0])
     if n_planes == 2:
@@ -31,22 +32,6 @@ def _quantize_group(v: Vocabulary, n_planes: int, x: list[Value], q: list[Value]
         scale = scale * 2.0**-PLANE_BITS
     v.store(d, scale)
     v.store(halves, v.vector_of(sums))
-
-
-def as_magnitudes(v: Vocabulary, x: Value) -> Value:
-    """As integers, which have the same order; there NaN comes after infinity, so it spoils the scale."""
-    return v.abs(x).bitcast(I32)
-
-
-def scale_of(v: Vocabulary, magnitudes: Value, most: int, least: float) -> tuple[Value, Value]:
-    """The scale with which the largest of some numbers is the integer `most`, and its inverse.
-
-    least:  of a largest magnitude that is no more, the inverse would be infinite; it is 0 then, and so is all.
-    """
-    largest = magnitudes.max().bitcast(F32)
-    is_some = v.greater(largest, v.constant(least, F32))
-    inverse = v.select(is_some, v.constant(float(most), F32) / largest, v.constant(0.0, F32))
-    return largest * (1 / most), inverse
 
 
 def _store_bytes(v: Vocabulary, halves: list[Value], q: Value) -> list[Value]:
