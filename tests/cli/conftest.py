@@ -10,11 +10,21 @@ from typing import Any
 import pytest
 
 import edgellm as package
+from edgellm.graph.tuner import TASK as TUNING_TASK
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_engine.py"))]
 REAL = [sys.executable, "-m", "edgellm"]
 
 Result = subprocess.CompletedProcess
+
+
+def beside_first_start(stderr: str) -> str:
+    """What a real model says beside the progress of a first start.
+
+    Any start may be a first one: settings that were measured on a busy machine are measured again on a quiet one.
+    """
+    progress = ("edgellm: compiling kernels", f"edgellm: {TUNING_TASK}")
+    return "".join(line for line in stderr.splitlines(keepends=True) if not line.startswith(progress))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import edgellm as package
 from tests.convert import encoder_checkpoints as encoders
 
-from .conftest import Result
+from .conftest import Result, beside_first_start
 
 Run = Callable[..., Result]
 LINES = ["def attention(q):", "", "some words: 1 to 9"]
@@ -40,7 +40,7 @@ def rows(printed: str) -> np.ndarray:
 def test_texts_become_lines_of_numbers(edgellm: Run, bert: str, vectors: np.ndarray, tmp_path: Path) -> None:
     """To the last bit, from wherever they come."""
     done = edgellm("embed", bert, *LINES, real=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, beside_first_start(done.stderr)) == (0, "")
     np.testing.assert_array_equal(rows(done.stdout), vectors)
     (tmp_path / "lines.txt").write_bytes("\r\n".join(LINES).encode() + b"\n")
     assert edgellm("embed", bert, "-f", str(tmp_path / "lines.txt"), real=True).stdout == done.stdout
@@ -82,13 +82,14 @@ def test_ranking(edgellm: Run, bert: str) -> None:
 def test_bad_input(edgellm: Run, bert: str, args: list[str], line: str) -> None:
     done = edgellm("embed", bert, *args, real=True)
     assert done.returncode != 0 and done.stdout == ""
-    assert done.stderr.startswith("edgellm: error: ") and line in done.stderr and done.stderr.count("\n") == 1
+    said = beside_first_start(done.stderr)
+    assert said.startswith("edgellm: error: ") and line in said and said.count("\n") == 1
 
 
 def test_a_chat_with_a_model_for_vectors(edgellm: Run, bert: str) -> None:
     done = edgellm("run", bert, "Hello", real=True)
     assert done.returncode == 2
-    assert done.stderr == (
+    assert beside_first_start(done.stderr) == (
         "edgellm: error: bert.gguf makes vectors of texts and writes none: use embed(texts) or `edgellm embed`, or "
         "load a model for chat (`edgellm list`)\n"
     )
