@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def compile_all(names: list[str], folder: str) -> None:
-    """The file of every instruction set, each made by a process of its own, as Numba knows one target CPU only."""
+    """The file of every instruction set, each made by a process of its own."""
     processes = []
     for isa in ISAS.values():
         command = [sys.executable, __file__, "--isa", isa.name, "--out", folder, "--only", *names]
@@ -70,11 +70,7 @@ def compile_for(isa: Isa, names: list[str], folder: Path) -> None:
     plain, with_amx = isa.for_family(), isa.for_family(amx.FEATURES)
     if isa is not AVX512:
         names = [name for name in names if name not in OF_AMX]
-    assert isa.portable is not None  # ISAS has only those
-    numba_target = isa.portable.target(amx.FEATURES if isa is AVX512 else ())
-    objects = {
-        name: compile_kernel(KERNELS[name], with_amx if name in OF_AMX else plain, numba_target) for name in names
-    }
+    objects = {name: compile_kernel(KERNELS[name], with_amx if name in OF_AMX else plain) for name in names}
     path = prebuilt.write(folder, isa, source_hash(), objects)
     print(f"{path.name}: {len(objects)} kernels, {path.stat().st_size:,} bytes", flush=True)
 

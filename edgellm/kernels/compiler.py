@@ -13,7 +13,7 @@ from edgellm.kernels.objects import undefined_symbols
 from edgellm.kernels.registry import Kernel
 
 with plain_numba():
-    from numba import cfunc, types
+    from edgellm.kernels.numba_ir import written_by_numba
 
 # What compiled code may call, for it is found in every running process: the C library's memory functions, those that
 # macOS has beside them, and what Windows calls before it uses a large piece of the stack. `_fltused` is a mark for
@@ -25,14 +25,13 @@ ALLOWED_EXTERNALS = frozenset(
 CALLERS_ALIGNMENT = 16  # bytes to which every caller aligns its stack
 
 
-def compile_kernel(kernel: Kernel, isa: Isa, numba_target: tuple[str, str] | None = None) -> bytes:
+def compile_kernel(kernel: Kernel, isa: Isa) -> bytes:
     """The object file of a kernel for an instruction set; its only symbol is `kernel.symbol`.
 
-    The same whatever is set for Numba. By itself that makes only what the host can run; for other CPUs it is told of
-    `numba_target`, see `plain_numba`. Raises KernelError when the code would need a function that a fresh process does
+    The same whatever is set for Numba. Raises KernelError when the code would need a function that a fresh process does
     not have.
     """
-    with plain_numba(numba_target):
+    with plain_numba():
         module = _numba_module(kernel, isa)
     machine = target_machine(isa)
     _optimize(module, machine)
@@ -46,12 +45,9 @@ def compile_kernel(kernel: Kernel, isa: Isa, numba_target: tuple[str, str] | Non
 
 def _numba_module(kernel: Kernel, isa: Isa) -> llvm.ModuleRef:
     """What Numba makes of a kernel: a module whose only name to the outside is `kernel.symbol`."""
-    function = kernel.build(isa)
-    signature = types.void(types.int64, types.int64, types.int64)
-    # No fastmath: it would let LLVM reorder the sums whose order the kernels promise.
-    compiled = cfunc(signature, error_model="numpy")(function)
-    module = llvm.parse_assembly(_with_aligned_stacks(compiled.inspect_llvm(), isa))
-    _keep_only(module, compiled.native_name, kernel.symbol)
+    text, name = written_by_numba(lambda: kernel.build(isa))
+    module = llvm.parse_assembly(_with_aligned_stacks(text, isa))
+    _keep_only(module, name, kernel.symbol)
     return module
 
 
@@ -91,6 +87,15 @@ def _keep_only(module: llvm.ModuleRef, wrapper: str, symbol: str) -> None:
 
 
 def _optimize(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    """All that LLVM's -O3 does; and once each function is as simple as it gets, what follows from that for others.
+
+    A function of Numba's returns whether it raised something. That none of ours does is only seen in the end.
+    """
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
+    cleanup = llvm.create_new_module_pass_manager()
+    cleanup.add_ipsccp_pass()  # interprocedural sparse conditional constant propagation
+    cleanup.add_simplify_cfg_pass()
+    cleanup.add_global_dead_code_eliminate_pass()
+    cleanup.run(module, builder)

@@ -19,11 +19,8 @@ _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def plain_numba(target: tuple[str, str] | None = None) -> Iterator[None]:
+def plain_numba() -> Iterator[None]:
     """Inside, Numba's settings are its defaults; afterwards they are what they were. One thread at a time.
-
-    target:  the CPU's name and features in LLVM's words, where it is not the host. Numba obeys the first that it is
-             told in a process.
 
     Raises KernelError when there is no Numba that works.
     """
@@ -31,9 +28,8 @@ def plain_numba(target: tuple[str, str] | None = None) -> Iterator[None]:
         config = _settings()
         found = {name: value for name, value in vars(config).items() if name.isupper()}
         reader = config._env_reloader
-        variables = dict(zip(("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"), target or (), strict=False))
         try:
-            config._EnvReloader.process_environ(reader, variables)
+            config._EnvReloader.process_environ(reader, {})
             config._env_reloader = SimpleNamespace(update=lambda: None)  # the compiler reads variables anew
             yield
         finally:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 from edgellm.kernels.byte_sums import ByteSum
+from edgellm.kernels.loops import Loops
 from edgellm.kernels.values import F16, F32, F64, I1, I8, I16, I32, I64, Value, bits_of, vector
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _REDUCTION_FLAGS = ("reassoc",)
 F64_MANTISSA = (1 << 52) - 1  # the bits behind its exponent
 
 
-class Vocabulary:
+class Vocabulary(Loops):
     """The words of staged code on plain LLVM vectors; an instruction set overrides what it does better.
 
     Attributes an instruction set declares (see `edgellm.kernels.isa`): `name`, `lanes` (float32 per register),
@@ -366,45 +367,6 @@ class Vocabulary:
                     swapped[i], swapped[i + width] = self.shuffle(a, b, low), self.shuffle(a, b, high)
             rows = swapped
         return list(rows)
-
-    # --- loops --------------------------------------------------------------------------------------------
-
-    def loop(self, n: Value, carried: Sequence[Value], body: Callable[..., Sequence[Value]]) -> list[Value]:
-        """`for i in range(n): carried = body(i, *carried)`, with the carried values in registers."""
-        builder = self.builder
-        before = builder.block
-        head, inside, after = (builder.append_basic_block(part) for part in ("loop.head", "loop.body", "loop.end"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        i = builder.phi(I64)
-        i.add_incoming(ir.Constant(I64, 0), before)
-        phis = [builder.phi(value.llvm.type) for value in carried]
-        for phi, value in zip(phis, carried, strict=True):
-            phi.add_incoming(value.llvm, before)
-        builder.cbranch(builder.icmp_signed("<", i, n.llvm), inside, after)
-        builder.position_at_end(inside)
-        results = body(Value(self, i), *(Value(self, phi) for phi in phis))
-        i.add_incoming(builder.add(i, ir.Constant(I64, 1)), builder.block)
-        for phi, value in zip(phis, results, strict=True):
-            phi.add_incoming(value.llvm, builder.block)
-        builder.branch(head)
-        builder.position_at_end(after)
-        return [Value(self, phi) for phi in phis]
-
-    def repeat(self, n: Value, body: Callable[[Value], None]) -> None:
-        """`for i in range(n): body(i)`, with nothing carried along."""
-
-        def inside(i: Value) -> list[Value]:
-            body(i)
-            return []
-
-        self.loop(n, [], inside)
-
-    def elements(self, n: Value, lanes: int, body: Callable[[Value, int], None]) -> None:
-        """body(i, lanes) for i = 0, lanes, 2 * lanes, ... and then body(i, 1) for each of the rest of n elements."""
-        n_whole = n / lanes * lanes
-        self.repeat(n / lanes, lambda i: body(i * lanes, lanes))
-        self.repeat(n - n_whole, lambda i: body(n_whole + i, 1))
 
 
 def staged(isa, result: str, *arguments: str):

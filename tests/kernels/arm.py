@@ -11,9 +11,7 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -34,19 +32,6 @@ PAGE = 4096
 STACK_BYTES = 1 << 18
 
 
-class _StandIn(NEON.vocabulary):
-    """Numba compiles for this machine too, whose LLVM target does not know ARM's instructions: calls stand in."""
-
-    def call(self, name, result, *args, suffix=True):
-        if name.startswith("llvm.aarch64."):
-            name = "standin." + name
-            llvm.add_symbol(name, 1)  # never called
-        return super().call(name, result, *args, suffix=suffix)
-
-
-NEON_ELSEWHERE = replace(NEON, vocabulary=_StandIn)
-
-
 def target_machine(triple: str = TRIPLE, cpu: str = "", features: str = FEATURES) -> llvm.TargetMachine:
     """LLVM's code generator for another machine; skips the test where this LLVM has none."""
     try:
@@ -58,12 +43,12 @@ def target_machine(triple: str = TRIPLE, cpu: str = "", features: str = FEATURES
 
 
 def arm_object(kernel: Kernel) -> bytes:
-    """A kernel's object for ARM, of NEON_ELSEWHERE: compiled once, found again by other files and in the next session.
+    """A kernel's object for ARM: compiled once, found again by other files and in the next session.
 
     They are kept as those of this machine are, but apart, and apart from those of another version of this file.
     """
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    store = KernelStore(NEON_ELSEWHERE, kernels_folder() / f"arm-elsewhere-{version}")
+    store = KernelStore(NEON, kernels_folder() / f"arm-elsewhere-{version}")
     machine = target_machine()
     if (code := store._read(kernel)) is None:
         with compiling_for(TRIPLE, machine):
@@ -75,20 +60,20 @@ def arm_object(kernel: Kernel) -> bytes:
 def compiling_for(triple: str, machine: llvm.TargetMachine) -> Iterator[None]:
     """Within, `compile_kernel` makes objects for another machine."""
 
-    def cfunc_elsewhere(*args, original=compiler.cfunc, **options):
-        def compile_function(function):
-            compiled = original(*args, **options)(function)
-            lines = [line for line in compiled.inspect_llvm().splitlines() if not line.startswith("target ")]
-            target = [f'target triple = "{triple}"', f'target datalayout = "{machine.target_data}"']
-            text = "\n".join([*target, *lines]).replace("standin.", "")
-            return SimpleNamespace(native_name=compiled.native_name, inspect_llvm=lambda: text)
-
-        return compile_function
+    def written_elsewhere(build, original=compiler.written_by_numba):
+        text, name = original(build)
+        lines = [line for line in text.splitlines() if not line.startswith("target ")]
+        return "\n".join([*of_target(triple, machine), *lines]), name
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "target_machine", lambda isa: machine)
-        patch.setattr(compiler, "cfunc", cfunc_elsewhere)
+        patch.setattr(compiler, "written_by_numba", written_elsewhere)
         yield
+
+
+def of_target(triple: str, machine: llvm.TargetMachine) -> list[str]:
+    """The lines of a module's IR that say for which machine it is."""
+    return [f'target triple = "{triple}"', f'target datalayout = "{machine.target_data}"']
 
 
 class EmulatedStore:

@@ -123,6 +123,58 @@ def test_settings_of_numba_are_a_persons_own_again() -> None:
         config.DISABLE_JIT = 0
 
 
+def test_numba_only_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It neither optimizes nor makes machine code of its own, of which nothing would be run."""
+    from numba.core import codegen
+
+    compiler.compile_kernel(find("add"), GENERIC)  # what Numba makes for itself, once, is there now
+
+    def not_asked_for(*_: object) -> None:
+        raise AssertionError("Numba compiles")
+
+    for name in ("add_module", "finalize_object"):
+        monkeypatch.setattr(codegen.JitEngine, name, not_asked_for)
+    for name in ("_optimize_functions", "_optimize_final_module"):
+        monkeypatch.setattr(codegen.CPUCodeLibrary, name, not_asked_for)
+    assert compiler.compile_kernel(find("attention_backward"), GENERIC)
+
+
+PEOPLES_OWN = """
+from concurrent.futures import ThreadPoolExecutor
+from numba import njit
+from edgellm.kernels.isa import GENERIC
+from edgellm.kernels.registry import all_kernels, find
+
+def clamp(low, high):
+    @njit
+    def inner(x):
+        return max(low, min(x, high)) + sum([i for i in range(3)])
+    return inner
+
+def kernels():
+    from edgellm.kernels.compiler import compile_kernel
+    return [compile_kernel(find(name), GENERIC) for name in ("attention_backward", "quantize", "work")]
+
+first, *others = [clamp(i, i + 10) for i in range(20)]
+if FIRST == "people":
+    assert first(100) == 13
+with ThreadPoolExecutor(2) as pool:
+    made = pool.submit(kernels)
+    assert [one(100) for one in others] == [i + 13 for i in range(1, 20)]
+    assert len(made.result()) == 3
+assert first(100) == 13 and clamp(0.5, 1.5)(1.0) == 4.0
+"""
+
+
+@pytest.mark.parametrize("first", ["people", "kernels"])
+def test_peoples_own_functions_are_compiled_as_ever(first: str) -> None:
+    """Before, after, and at the same time, by another thread."""
+    command = [sys.executable, "-c", f"FIRST = {first!r}\n{PEOPLES_OWN}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 def test_a_numba_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba.core", None)
     with pytest.raises(KernelError, match="Numba, which compiles kernels, cannot be imported: "), plain_numba():

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import cache
 
 import llvmlite.binding as llvm
 import pytest
 
 from edgellm.errors import KernelError
 from edgellm.kernels import compiler
-from edgellm.kernels.isa import AVX2, GENERIC, Isa, cpu
+from edgellm.kernels.isa import AVX2, GENERIC, NEON, Isa, cpu
 from edgellm.kernels.isa import generic as generic_module
 from edgellm.kernels.objects import undefined_symbols
 from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.staged import Vocabulary
 from edgellm.quants import FORMATS
 
-from .arm import FEATURES, NEON_ELSEWHERE, compiling_for, target_machine
+from .arm import FEATURES, compiling_for, target_machine
 
 X86 = ["x86_64-unknown-linux-gnu", "x86_64-apple-macosx13.0", "x86_64-pc-windows-msvc"]
 ARM = ["aarch64-unknown-linux-gnu", "arm64-apple-macosx14.0", "aarch64-pc-windows-msvc"]
@@ -94,35 +93,24 @@ KERNELS = [
 ]
 
 
-MADE_BY_NUMBA: dict[tuple[str, str], Any] = {}
-
-
-def once_for_all_systems(kernel: Kernel, isa: Isa) -> Callable[..., Any]:
-    """In the place of Numba's `cfunc`, which takes longest: what it makes is told of the system afterwards."""
-
-    def cfunc(*args: Any, original: Callable[..., Any] = compiler.cfunc, **options: Any) -> Callable[..., Any]:
-        def compile_function(function: Callable[..., Any]) -> Any:
-            key = kernel.name, isa.name
-            if key not in MADE_BY_NUMBA:
-                MADE_BY_NUMBA[key] = original(*args, **options)(function)
-            return MADE_BY_NUMBA[key]
-
-        return compile_function
-
-    return cfunc
+@cache
+def written_once(kernel: Kernel, isa: Isa) -> tuple[str, str]:
+    """What Numba writes of a kernel, which takes longest: it is told of the system afterwards."""
+    return compiler.written_by_numba(lambda: kernel.build(isa))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize(
     ("triple", "isa"),
     [*((triple, isa) for triple in X86[1:] for isa in (AVX2, GENERIC)),
-     *((triple, NEON_ELSEWHERE) for triple in ARM[1:])],
+     *((triple, NEON) for triple in ARM[1:])],
     ids=lambda value: getattr(value, "name", value),
 )  # fmt: skip
 def test_kernels_want_nothing_that_another_system_lacks(triple: str, isa: Isa, kernel, monkeypatch) -> None:
     """`compile_kernel` would refuse them; those for Linux are compiled by all other tests."""
-    features = {AVX2: V3, GENERIC: "", NEON_ELSEWHERE: FEATURES}[isa]
-    monkeypatch.setattr(compiler, "cfunc", once_for_all_systems(kernel, isa))
+    features = {AVX2: V3, GENERIC: "", NEON: FEATURES}[isa]
+    written = written_once(kernel, isa)
+    monkeypatch.setattr(compiler, "written_by_numba", lambda build: written)
     with compiling_for(triple, target_machine(triple, features=features)):
         code = compiler.compile_kernel(kernel, isa)
     assert kernel.symbol.encode() in code

@@ -18,6 +18,7 @@ from edgellm.quants.floats import FloatFormat
 
 ROWS = 8  # of weights that meet an input together; it divides ROW_ALIGN
 FEW_ROWS = 4  # the same where no more are left of a chunk
+AT_ONCE = 2  # registers of sums, each of which waits for its last product
 
 
 def _dot_rows(
@@ -139,7 +140,7 @@ def _add_rows(
             total = v.fma(fmt.load(v, row + column * size, n), factor, total)
         v.store(out + column * 4, v.fma(total, scale, v.f32(y + column * 4, n)))
 
-    v.elements(n_cols, v.isa.lanes, add_parts)
+    v.elements(n_cols, v.isa.lanes, add_parts, at_once=AT_ONCE)
 
 
 def build_widen(isa, fmt, small=False):
@@ -160,17 +161,18 @@ def build_widen(isa, fmt, small=False):
         n_cols = min(chunk_cols, op.n_cols - column)
         first = chunk // n_parts * op.chunk_tokens
         end = min(first + op.chunk_tokens, op.batch.n_tokens)
-        weight = op.weight + column * size
-        for row in range(0, op.rank, ROWS):
+        weight, row_bytes, rank = op.weight + column * size, op.n_cols * size, op.rank
+        h_bytes, out_bytes = op.h_stride * 4, op.stride * 4
+        for row in range(0, rank, ROWS):
+            y = op.y if row == 0 else op.out  # further rows add to what the first ones made
             for token in range(first, end):
                 scale = np.float32(op.scale)
                 if op.scales != 0:
                     scale *= load_f32(op.scales + token * 4)
-                at = (token * op.stride + column) * 4
-                y = op.y if row == 0 else op.out  # further rows add to what the first ones made
+                at = token * out_bytes + column * 4
                 if scale != 0:
-                    h = op.h + token * op.h_stride * 4
-                    add_rows(weight, op.n_cols * size, row, op.rank - 1, h, scale, y + at, op.out + at, n_cols)
+                    h = op.h + token * h_bytes
+                    add_rows(weight, row_bytes, row, rank - 1, h, scale, y + at, op.out + at, n_cols)
                 elif y != op.out:
                     copy(y + at, op.out + at, n_cols)
 

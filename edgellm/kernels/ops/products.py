@@ -14,6 +14,7 @@ from edgellm.kernels.staged import F32, Value, Vocabulary
 # Rows of a tile, tallest first: what one leaves over, the next takes. So many registers of sums as six rows have, with
 # `_tile_widths`, leave room for a piece of B and one number of A.
 _TILE_ROWS = (6, 4, 2, 1)
+AT_ONCE = 4  # products of a sum between two looks at whether it is at its end
 
 
 class Matrix(NamedTuple):
@@ -106,6 +107,7 @@ def _add_to_tile(
             results += [v.fma(register, number, total) for register, total in zip(registers, of_row, strict=False)]
         return results
 
-    totals = v.loop(n, [v.select(fresh, zero, v.f32(place, lanes)) for place in places], body)
+    before = [v.select(fresh, zero, v.f32(place, lanes)) for place in places]
+    totals = v.loop(n, before, body, at_once=AT_ONCE)
     for place, total in zip(places, totals, strict=True):
         v.store(place, total)
