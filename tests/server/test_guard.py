@@ -272,11 +272,10 @@ def test_a_model_without_a_template_continues_texts_and_does_not_chat(tiny_path)
             body = {"model": "tiny", "messages": CHAT["messages"], **more}
             answer = server.post(path, body | ({"max_tokens": 2} if path == "/v1/messages" else {}))
             assert answer.status_code == 400 and "/v1/completions" in str(answer.json()["error"])
-        text = server.post("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2})
+        text = server.post("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2, "temperature": 0})
         assert text.json()["usage"]["completion_tokens"] == 2
-        told = server.post(
-            "/api/generate", {"model": "tiny", "prompt": "a", "stream": False, "options": {"num_predict": 2}}
-        )
+        options = {"num_predict": 2, "temperature": 0}
+        told = server.post("/api/generate", {"model": "tiny", "prompt": "a", "stream": False, "options": options})
         assert told.json()["eval_count"] == 2
 
 
