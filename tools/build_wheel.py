@@ -4,7 +4,7 @@
     python tools/build_wheel.py --out FOLDER --only add  # one kernel, to try it
 
 Any x86-64 machine with Linux will do: kernels are compiled for each family of CPUs that an instruction set names
-(`Isa.portable`), not for this one, and none is run. It takes a minute or two. Needs hatchling.
+(`Isa.portable`), not for this one, and none is run. It takes some twenty minutes on two cores. Needs hatchling.
 `pip wheel .` builds the other wheel, for all platforms and without kernels.
 """
 
