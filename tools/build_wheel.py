@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def compile_all(names: list[str], folder: str) -> None:
-    """The file of every instruction set, each made by a process of its own."""
+    """The file of every instruction set, by processes side by side."""
     processes = []
     for isa in ISAS.values():
         command = [sys.executable, __file__, "--isa", isa.name, "--out", folder, "--only", *names]

@@ -17,7 +17,7 @@ from edgellm.kernels.registry import Kernel, find
 from edgellm.kernels.staged import Vocabulary
 from edgellm.quants import FORMATS
 
-from .arm import FEATURES, compiling_for, target_machine
+from .arm import FEATURES, compiling_for, of_target, target_machine
 
 X86 = ["x86_64-unknown-linux-gnu", "x86_64-apple-macosx13.0", "x86_64-pc-windows-msvc"]
 ARM = ["aarch64-unknown-linux-gnu", "arm64-apple-macosx14.0", "aarch64-pc-windows-msvc"]
@@ -53,7 +53,7 @@ define i32 @the_kernel(i32 %x) {
 
 def compiled(text: str, triple: str) -> bytes:
     machine = target_machine(triple, features="")
-    module = llvm.parse_assembly(f'target triple = "{triple}"\ntarget datalayout = "{machine.target_data}"\n{text}')
+    module = llvm.parse_assembly("\n".join([*of_target(triple, machine), text]))
     return machine.emit_object(module)
 
 
