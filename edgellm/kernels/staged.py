@@ -196,8 +196,15 @@ class Vocabulary(Loops):
         return (self.load(address, I16, n).zext(I32) << 16).bitcast(F32)
 
     def bits(self, word: Value) -> Value:
-        """The bits of words, lowest first, as bytes of 0 or 1."""
-        return Value(self, self.builder.bitcast(word.llvm, vector(I1, word.n * word.element.width))).zext(I8)
+        """The bits of words, lowest first, as bytes of 0 or 1.
+
+        Every byte stands there eight times, and each of them keeps one bit. A cast of the word to single bits says the
+        same, but without AVX-512 the compiler then takes out one bit after the other.
+        """
+        some = word.bitcast(I8)
+        eight = self.shuffle(some, some, [i for i in range(some.n) for _ in range(8)])
+        one = eight & self.like(self.constant([1 << bit for bit in range(8)], I8), eight)
+        return self.call("llvm.umin", one.llvm.type, one, self.like(1, one))
 
     def lookup(self, table: Sequence[int], indices: Value) -> Value:
         """table[i] for indices below 16, each entry a byte."""

@@ -25,7 +25,7 @@ from edgellm.quants import FORMATS
 
 from . import test_linear
 from .arm import FORMATS_OF_TILES, arm_object
-from .conftest import thorough_unless
+from .conftest import AVAILABLE, thorough_unless
 
 MIXED = ("q8_0:q4_0", "q4_0:f16")
 SOME_FORMATS = ("F16", "Q4_1", "Q6_K", "Q8_0", *KV_TYPES, *MIXED)
@@ -57,6 +57,13 @@ def test_stacks_are_aligned_to_registers(lanes: int, aligned: int | None) -> Non
     for function in functions:
         attributes = b" ".join(function.attributes).decode()
         assert re.findall(r"alignstack\(\d+\)", attributes) == expected, function.name
+
+
+@pytest.mark.parametrize("name", ["Q5_0", "Q5_1"])
+def test_a_fifth_bit_takes_few_instructions(name: str) -> None:
+    """Where a compiler takes out each of 32 bits by itself, code is more than twice as long as for four bits."""
+    four, five = (compiler.compile_kernel(find("linear_decode", FORMATS[one]), AVAILABLE[0]) for one in ("Q4_0", name))
+    assert len(five) < 1.5 * len(four)
 
 
 SETTINGS = {

@@ -6,7 +6,7 @@ from llvmlite import ir
 
 from edgellm.kernels.byte_sums import ByteSum, PairSum
 from edgellm.kernels.isa.base import Isa, Portable, host_target
-from edgellm.kernels.staged import I8, I16, I32, Value, Vocabulary, vector
+from edgellm.kernels.staged import I1, I8, I16, I32, Value, Vocabulary, vector
 from edgellm.kernels.values import bits_of
 from edgellm.quants import BlockFormat
 
@@ -49,6 +49,12 @@ class _Vnni(_X86):
         )
 
     byte_operand = I32
+
+    def bits(self, word: Value) -> Value:
+        """AVX-512 has registers of single bits, by which bytes become 0 or 1."""
+        if self.isa.lanes * 32 < 512:
+            return super().bits(word)
+        return Value(self, self.builder.bitcast(word.llvm, vector(I1, word.n * word.element.width))).zext(I8)
 
     def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
         name = f"llvm.x86.avx512.vpdpwssd.{a.n * 16}"
