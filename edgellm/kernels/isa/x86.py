@@ -50,16 +50,16 @@ class _Vnni(_X86):
 
     byte_operand = I32
 
-    def bits(self, word: Value) -> Value:
-        """AVX-512 has registers of single bits, by which bytes become 0 or 1."""
-        if self.isa.lanes * 32 < 512:
-            return super().bits(word)
-        return Value(self, self.builder.bitcast(word.llvm, vector(I1, word.n * word.element.width))).zext(I8)
-
     def dot_pairs(self, accumulator: Value, a: Value, b: Value) -> Value:
         name = f"llvm.x86.avx512.vpdpwssd.{a.n * 16}"
         b = self.like(b, a)
         return self.call(name, vector(I32, accumulator.n), accumulator, a.bitcast(I32), b.bitcast(I32), suffix=False)
+
+
+class _Avx512(_Vnni):
+    def bits(self, word: Value) -> Value:
+        """AVX-512 has registers of single bits, by which bytes become 0 or 1."""
+        return Value(self, self.builder.bitcast(word.llvm, vector(I1, word.n * word.element.width))).zext(I8)
 
 
 class _Avx2(_X86):
@@ -110,7 +110,7 @@ AVX512 = Isa(
     "AVX-512 VNNI",
     _has("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
     host_target,
-    _Vnni,
+    _Avx512,
     lanes=16,
     n_registers=32,
     tile_tokens=8,
