@@ -58,7 +58,7 @@ class BlockReader:
     def bits(self, at: int) -> Value:
         """32 single bits of every row, lowest first, as bytes of 0 or 1."""
         word = self.word(at)
-        if word.n == 1:
+        if word.n == 1:  # its halves are in order already
             return self.v.bits(word)
         return self.v.concat(*(self.v.bits(half.trunc(I16)) for half in (word, word >> 16)))
 

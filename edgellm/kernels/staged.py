@@ -198,8 +198,8 @@ class Vocabulary(Loops):
     def bits(self, word: Value) -> Value:
         """The bits of words, lowest first, as bytes of 0 or 1.
 
-        Every byte stands there eight times, and each of them keeps one bit. A cast of the word to single bits says the
-        same, but without AVX-512 the compiler then takes out one bit after the other.
+        Each byte is repeated eight times, and each copy keeps one bit. A cast of the word to single bits says the same,
+        but without AVX-512 the compiler then takes out one bit after the other.
         """
         some = word.bitcast(I8)
         eight = self.shuffle(some, some, [i for i in range(some.n) for _ in range(8)])
