@@ -19,6 +19,7 @@ from edgellm.files import private
 from edgellm.graph import Tuning
 from edgellm.graph.team import KERNELS, Team
 from edgellm.graph.tuner import measure_and_remember, remembered
+from edgellm.graph.weights import Kind
 from edgellm.hub.catalog import CHAT, NamedModel
 from edgellm.kernels import isa
 from edgellm.kernels.store import KernelStore
@@ -74,7 +75,7 @@ class Checkup:
 
 def checkup() -> Checkup:
     """Look, and measure for a few seconds."""
-    found, store, weights = isa.choose(), KernelStore(isa.choose()), FORMATS[TYPES[0]]
+    found, store, weights = isa.choose(), KernelStore(isa.choose()), Kind(FORMATS[TYPES[0]])
     with Progress("measuring") as progress:
         tuning = remembered(store, weights) or measure_and_remember(store, weights, progress=progress)
         store.load(KERNELS, progress)
@@ -174,7 +175,7 @@ class _Speeds:
 def _speeds(store: KernelStore, tuning: Tuning) -> tuple[_Speeds, float | None]:
     """The best of some tries while the machine is busy, and the cores that others used in the calmest of them."""
     best, least = None, float("inf")
-    tunings = {name: remembered(store, FORMATS[name]) or tuning for name in TYPES}
+    tunings = {name: remembered(store, Kind(FORMATS[name])) or tuning for name in TYPES}
     for _ in range(_TRIES):
         others = OtherWork()
         limits, one = (_limits(store, n) for n in (tuning.n_threads, 1))

@@ -66,7 +66,7 @@ class Embedder:
         self._alone = alone or _lock()
         if beside is None:
             self._store = KernelStore(choose())
-            self.target = target_for(file, self.graphs.body, self._store, runtime, progress)
+            self.target = target_for(self.graphs, self._store, runtime, progress)
         else:
             self._store, self.target = beside.store, beside.target
         self.n_threads = self.target.tuning.n_threads

@@ -18,7 +18,7 @@ from edgellm.formats.mapped import release_pages
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Tiles
 from edgellm.graph import Graph, Tuning
-from edgellm.graph.nodes import Linear, Node
+from edgellm.graph.weights import multiplied
 from edgellm.machine import available_memory
 from edgellm.params import RuntimeConfig
 from edgellm.quants.tiles import TILE_ROWS
@@ -106,20 +106,15 @@ def tensors_to_tile(graphs: Iterable[Graph], runtime: RuntimeConfig, tuning: Tun
         return []
     if wanted == "file" or (wanted == "auto" and not tuning.tiles):
         return []
-    weights = (_multiplied(node) for graph in graphs for node in graph.nodes)
-    found = list(dict.fromkeys(weight for weight in weights if weight is not None and weight.format.in_tiles))
+    weights = (multiplied(node) for graph in graphs for node in graph.nodes)
+    found = list(dict.fromkeys(weight for weight in weights if weight is not None and _can_be_tiles(weight)))
     is_small = sum(tensor.n_bytes for tensor in found) < LEAST_BYTES
     return [] if wanted == "auto" and is_small else found
 
 
-def _multiplied(node: Node) -> Tensor | None:
-    """A matrix that tokens are multiplied by, or several of experts, each of which must fill its tiles."""
-    weight = getattr(node, "weight", None)
-    if isinstance(node, Linear) and len(node.weight.shape) == 2:
-        return node.weight
-    # Only experts have stacks of matrices. Most models have none, and their starts import nothing of experts.
-    is_stack = isinstance(weight, Tensor) and len(weight.shape) == 3 and weight.shape[1] % TILE_ROWS == 0
-    return weight if is_stack else None
+def _can_be_tiles(weight: Tensor) -> bool:
+    """Of a stack of matrices, each must fill its tiles."""
+    return bool(weight.format.in_tiles) and (len(weight.shape) == 2 or weight.shape[1] % TILE_ROWS == 0)
 
 
 def _in_memory(tiles: Tiles, n_threads: int, progress: Progress | None) -> Mapping[Tensor, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import ExitStack, contextmanager
@@ -30,13 +29,13 @@ from edgellm.graph.lowering import ExpertSums, states_table
 from edgellm.graph.nodes import maxima
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuner import measure_and_remember, remembered
+from edgellm.graph.weights import most_common_kind
 from edgellm.kernels.isa import choose
 from edgellm.kernels.kv_types import CACHE_TYPES
 from edgellm.kernels.records import MAXIMA_GROUP
 from edgellm.kernels.store import KernelStore, Progress
 from edgellm.machine import default_threads
 from edgellm.params import RuntimeConfig
-from edgellm.quants import BlockFormat
 
 if TYPE_CHECKING:
     from edgellm.engine.laying_out import LayingOut
@@ -123,7 +122,7 @@ class Runner:
         largest = self.graphs.head.output(maxima(self.graphs.logits, MAXIMA_GROUP))
         self.n_vocab = self.graphs.logits.width
 
-        target = target_for(file, self.graphs.body, self.store, runtime, progress)
+        target = target_for(self.graphs, self.store, runtime, progress)
         self.layout = lay_out(file, (self.graphs.body, self.graphs.head), runtime, target.tuning, progress)
         self.target = replace(target, tiles=self.layout.tiles, copies=self.layout.copies)
         self.n_threads = self.target.tuning.n_threads
@@ -429,22 +428,12 @@ def _layer_of(name: str) -> int:
     return int(parts[1]) if parts[0] == "blk" and parts[1].isdecimal() else -1
 
 
-def target_for(
-    file: GGUFFile, body: Graph, store: KernelStore, runtime: RuntimeConfig, progress: Progress | None
-) -> Target:
+def target_for(graphs: ModelGraphs, store: KernelStore, runtime: RuntimeConfig, progress: Progress | None) -> Target:
     """How to compute a model on this machine, measured on a first start."""
-    isa, kv_type, weights = store.isa, CACHE_TYPES[runtime.kv_type], _most_common_format(file)
+    isa, kv_type, weights = store.isa, CACHE_TYPES[runtime.kv_type], most_common_kind((graphs.body, graphs.head))
     tuning = remembered(store, weights, runtime.n_threads)
     if tuning is None:
         # A file that cannot be run says so before anything is measured.
-        lower(body, Target(isa, Tuning(default_threads()), kv_type, runtime.activations))
+        lower(graphs.body, Target(isa, Tuning(default_threads()), kv_type, runtime.activations))
         tuning = measure_and_remember(store, weights, runtime.n_threads, progress)
     return Target(isa, tuning, kv_type, runtime.activations)
-
-
-def _most_common_format(file: GGUFFile) -> BlockFormat:
-    """The format that most bytes are in; the speed of decode is mostly that of its kernel."""
-    n_bytes: Counter[BlockFormat] = Counter()
-    for tensor in file.tensors.values():
-        n_bytes[tensor.format] += tensor.n_bytes
-    return max(n_bytes, key=lambda found: n_bytes[found])

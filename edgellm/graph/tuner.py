@@ -1,6 +1,7 @@
-"""Which settings are quickest, measured once for every machine and format of weights (see `graph.tuning`).
+"""Which settings are quickest, measured once for every machine and kind of weights (see `graph.tuning`).
 
-The work is that of a model: linear layers over weights that no cache holds, for one token and for small batches.
+The work is that of a model: linear layers over weights that no cache holds, for one token and for small batches. Rows
+are as long as those of its weights, and inputs as fine: whether tiles are worth their room goes by both.
 Candidates take turns, so that whatever else the machine does hits all of them; the default stays unless another one
 is clearly quicker in every turn. What is measured on a busy machine is then mostly the default. It serves as long as
 the machine is busy: the first start that finds it quiet measures again.
@@ -26,16 +27,17 @@ from edgellm.graph.ops import Rows
 from edgellm.graph.program import TOKEN_ALIGN, aligned
 from edgellm.graph.team import KERNELS
 from edgellm.graph.tuning import Tuning
+from edgellm.graph.weights import Kind
 from edgellm.kernels.store import KernelStore, Progress
 from edgellm.machine import available_memory, beyond_caches, default_threads, usable_threads
-from edgellm.quants import BlockFormat
 from edgellm.quants.tiles import TILE_ROWS
 
 T = TypeVar("T")
 
 TASK = "measuring which settings are quickest"  # what progress calls it
 WEIGHT_BYTES = 1 << 27  # far beyond most last level caches: what they hold of it makes all ways alike
-N_COLS, N_ROWS = 2048, 2048  # of a matrix
+N_COLS, N_COLS_OF_NARROW = 2048, 768
+N_WEIGHTS = 1 << 22  # of a matrix
 OPS_BESIDE = 8  # beside the matrices: what makes their input
 TURNS = 4
 CLEARLY = 0.96  # of the default's time: what less gains may be chance
@@ -59,7 +61,7 @@ PREFETCH_TURNS = 9
 LOOK_SECONDS, LOOK_AGAIN_SECONDS = 0.05, 60  # how long we look whether others are busy, and how long that is true
 
 
-def remembered(store: KernelStore, weights: BlockFormat, n_threads: int | None = None) -> Tuning | None:
+def remembered(store: KernelStore, weights: Kind, n_threads: int | None = None) -> Tuning | None:
     """What was measured before, with the number of threads that somebody wants; None on a first start, and where the
     machine was busy when it was measured and is quiet now.
     """
@@ -71,11 +73,11 @@ def remembered(store: KernelStore, weights: BlockFormat, n_threads: int | None =
 
 
 def measure_and_remember(
-    store: KernelStore, weights: BlockFormat, n_threads: int | None = None, progress: Progress | None = None
+    store: KernelStore, weights: Kind, n_threads: int | None = None, progress: Progress | None = None
 ) -> Tuning:
     """Measure, in some three seconds and twice that beside large caches, and keep the settings beside the kernels.
 
-    weights:  the format that most of a model's weights have. progress(done, total, what) is called while kernels are
+    weights:  what most of a model's weights are. progress(done, total, what) is called while kernels are
               compiled, with their names, and with (0, 0, TASK) before each of the measurements.
     """
     from edgellm.machine.others import OtherWork, is_too_busy  # which other starts do without
@@ -103,7 +105,7 @@ def forget(store: KernelStore) -> None:
         path.unlink(missing_ok=True)
 
 
-def _path(store: KernelStore, weights: BlockFormat, is_busy: bool = False) -> Path:
+def _path(store: KernelStore, weights: Kind, is_busy: bool = False) -> Path:
     """What was measured in a container, or pinned to few cores, says nothing of the whole machine."""
     return store.folder / f"tuning.{weights}.{usable_threads()}{'.busy' if is_busy else ''}.json"
 
@@ -112,7 +114,7 @@ def _with_threads(tuning: Tuning, n_threads: int | None) -> Tuning:
     return tuning if n_threads is None else replace(tuning, n_threads=n_threads)
 
 
-def measure(store: KernelStore, weights: BlockFormat, progress: Progress | None = None) -> Tuning:
+def measure(store: KernelStore, weights: Kind, progress: Progress | None = None) -> Tuning:
     """Find the settings, one after the other, each with those found before."""
     work = _Work(store, weights, min(WEIGHT_BYTES, available_memory() // 4), progress)
     tuning = Tuning(default_threads())
@@ -122,7 +124,7 @@ def measure(store: KernelStore, weights: BlockFormat, progress: Progress | None 
     tuning = work.best(tuning, [replace(tuning, chunk_bytes=n) for n in CHUNK_BYTES])
     tuning = work.best(tuning, [replace(tuning, prefetch_bytes=n) for n in PREFETCH_BYTES])
     tuning = replace(tuning, small_batch=work.small_batch(tuning))
-    if not weights.in_tiles:
+    if not weights.format.in_tiles:
         return tuning
     from_memory = _Work(store, weights, beyond_caches(WEIGHT_BYTES), progress)
     tuning = from_memory.prefetching_tiles(tuning)
@@ -139,18 +141,18 @@ def _thread_counts(default: int) -> list[int]:
 class _Work:
     """Programs of linear layers, and how long they take."""
 
-    def __init__(
-        self, store: KernelStore, weights: BlockFormat, n_bytes: int, progress: Progress | None = None
-    ) -> None:
-        self.store, self.format, self.progress = store, weights, progress
+    def __init__(self, store: KernelStore, weights: Kind, n_bytes: int, progress: Progress | None = None) -> None:
+        self.store, self.weights, self.progress = store, weights, progress
         store.load(KERNELS, progress)
-        self.n_cols = -(-N_COLS // weights.block_size) * weights.block_size
-        row_bytes = weights.row_bytes(self.n_cols)
-        self.memory = aligned(max(1, n_bytes // (N_ROWS * row_bytes)) * N_ROWS * row_bytes)
+        n_cols, fmt = N_COLS_OF_NARROW if weights.is_narrow else N_COLS, weights.format
+        self.n_cols = -(-n_cols // fmt.block_size) * fmt.block_size
+        self.n_rows = N_WEIGHTS // self.n_cols // TILE_ROWS * TILE_ROWS
+        row_bytes = fmt.row_bytes(self.n_cols)
+        self.memory = aligned(max(1, n_bytes // (self.n_rows * row_bytes)) * self.n_rows * row_bytes)
         self.memory.fill(0x3C)  # of float16 scales a number near 1; of zeros, all pages would be the same one
         self.matrices = [
-            Tensor(f"matrix {i}", (N_ROWS, self.n_cols), weights, raw)
-            for i, raw in enumerate(self.memory.reshape(-1, N_ROWS, row_bytes))
+            Tensor(f"matrix {i}", (self.n_rows, self.n_cols), fmt, raw)
+            for i, raw in enumerate(self.memory.reshape(-1, self.n_rows, row_bytes))
         ]
 
     @contextmanager
@@ -235,10 +237,10 @@ class _Runnable:
         graph = Graph()
         x = graph.input(self.work.n_cols)
         for matrix in self.work.matrices:
-            graph.output(linear(x, matrix))
+            graph.output(linear(x, matrix, sensitive=self.work.weights.n_planes == 2))
         # Whatever the bytes mean, as tiles they are read as quickly.
         matrices = self.work.matrices if self.tuning.tiles else []
-        tiles = {matrix: matrix.raw.reshape(N_ROWS // TILE_ROWS, -1) for matrix in matrices}
+        tiles = {matrix: matrix.raw.reshape(self.work.n_rows // TILE_ROWS, -1) for matrix in matrices}
         lowered = lower(graph, Target(self.work.store.isa, self.tuning, tiles=tiles))
         self.work.store.load(lowered.kernels, self.work.progress)
         self._input = np.ones((2 * TOKEN_ALIGN, Rows(x.width).stride), np.float32)

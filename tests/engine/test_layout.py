@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from edgellm.engine import layout, runner
 from edgellm.errors import MemoryLimitError, UsageError
 from edgellm.files import notice, tile_files
 from edgellm.formats.tile_file import Tiles
+from edgellm.graph import Tuning
 from tests.arch import tiny
 
 LAYOUTS = ("file", "tiles", "memory")
@@ -156,8 +156,7 @@ def test_float_weights_have_no_tiles(own_home: Path, tiny_path: Path) -> None:
 
 @pytest.mark.parametrize("pays", [False, True])
 def test_auto_takes_tiles_where_they_pay(own_home: Path, path: Path, monkeypatch, pays: bool) -> None:
-    measured = runner.remembered
-    monkeypatch.setattr(runner, "remembered", lambda *a: (found := measured(*a)) and replace(found, tiles=pays))
+    monkeypatch.setattr(runner, "remembered", lambda *a: Tuning(2, tiles=pays))
     with edgellm.load(path) as model:
         assert model.layout == "file"  # so few weights stay in the caches
     monkeypatch.setattr(layout, "LEAST_BYTES", 0)
@@ -197,8 +196,7 @@ def test_memory_that_is_not_there(own_home: Path, path: Path, monkeypatch) -> No
 @pytest.fixture
 def pays(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles are quicker, and worth it for small models."""
-    measured = runner.remembered
-    monkeypatch.setattr(runner, "remembered", lambda *a: (found := measured(*a)) and replace(found, tiles=True))
+    monkeypatch.setattr(runner, "remembered", lambda *a: Tuning(2, tiles=True))
     monkeypatch.setattr(layout, "LEAST_BYTES", 0)
 
 

@@ -16,6 +16,7 @@ from edgellm.errors import UnsupportedError
 from edgellm.graph import tuner
 from edgellm.graph.lowering import base
 from edgellm.graph.tuning import Tuning
+from edgellm.graph.weights import Kind
 from edgellm.kernels.isa import choose
 from edgellm.kernels.records import PREFETCHES
 from edgellm.kernels.store import KernelStore
@@ -23,7 +24,7 @@ from edgellm.machine import others
 from edgellm.quants import FORMATS
 from tests.arch import tiny
 
-F32 = FORMATS["F32"]
+F32, Q4_0 = Kind(FORMATS["F32"]), Kind(FORMATS["Q4_0"])
 
 
 class Elsewhere:
@@ -54,9 +55,24 @@ def test_what_is_measured_is_remembered_for_its_format(store: Elsewhere) -> None
     measured = tuner.measure_and_remember(store, F32)
     assert measured.is_sensible()
     assert tuner.remembered(store, F32) == measured
-    assert tuner.remembered(store, FORMATS["Q4_0"]) is None
+    assert tuner.remembered(store, Q4_0) is None
     tuner.forget(store)
     assert tuner.remembered(store, F32) is None
+
+
+def test_each_kind_of_weights_is_measured_by_itself(store: Elsewhere) -> None:
+    """The file's names of those that were there before kinds were are the same."""
+    wide, fine = Q4_0, Kind(FORMATS["Q4_0"], is_narrow=True, n_planes=2)
+    for kind, cols, planes in ((wide, 2048, 1), (fine, 768, 2)):
+        work = tuner._Work(store, kind, 1 << 22)
+        assert {tensor.shape[1] for tensor in work.matrices} == {cols}
+        assert all(tensor.shape[0] % 16 == 0 for tensor in work.matrices)
+        with work.programs(Tuning(1), Tuning(1, tiles=True)) as programs:
+            for program in programs:
+                linears = [op for op in program._program.lowered.ops if op.kernel.name.startswith("linear")]
+                assert linears and {dict(op.kernel.options)["n_planes"] for op in linears} == {planes}
+    tuner.measure_and_remember(store, fine)
+    assert tuner.remembered(store, fine) is not None and tuner.remembered(store, wide) is None
 
 
 def test_who_waits_is_told_what_for(store: Elsewhere) -> None:
@@ -86,7 +102,7 @@ def test_what_a_busy_machine_measured_serves_while_it_is_busy(store: Elsewhere, 
 
 def test_what_is_compared_has_one_team(store: Elsewhere) -> None:
     """Else another team's threads, that wait for work or wake up on a core in use, decide which setting is quicker."""
-    work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
+    work = tuner._Work(store, Q4_0, 1 << 22)
     with work.programs(Tuning(2), Tuning(2, tiles=True), Tuning(1)) as (first, second, alone):
         assert first.team is second.team and (first.team.n_threads, alone.team.n_threads) == (2, 1)
         for program in (first, second, alone):
@@ -99,7 +115,7 @@ def test_what_is_compared_has_one_team(store: Elsewhere) -> None:
 
 def test_tiles_are_taken_where_they_are_clearly_quicker(store: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quicker for one token, or as quick for one and far quicker for several; whatever holds up single turns."""
-    work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
+    work = tuner._Work(store, Q4_0, 1 << 22)
 
     def decide(one: float, several: float) -> bool:
         shares = iter((one, several))
@@ -118,7 +134,7 @@ def test_tiles_are_taken_where_they_are_clearly_quicker(store: Elsewhere, monkey
 
 
 def test_what_is_prefetched_of_tiles_is_what_is_clearly_quickest(store: Elsewhere, monkeypatch) -> None:
-    work = tuner._Work(store, FORMATS["Q4_0"], 1 << 22)
+    work = tuner._Work(store, Q4_0, 1 << 22)
     usual, second = (1 << 13, "non_temporal"), (1 << 13, "both_levels")
     near, far = (1 << 13, "first_level"), (7 << 12, "first_level")
     for seconds, chosen in (
