@@ -147,6 +147,12 @@ class Vocabulary(Loops):
         kind = vector(element, n)
         return Value(self, self.builder.load(self._pointer(address, kind), align=1))
 
+    def on_stack(self, n_bytes: int) -> Value:
+        """The address of so many bytes, which are there until the kernel returns."""
+        with self.builder.goto_entry_block():
+            place = self.builder.alloca(ir.ArrayType(I8, n_bytes))
+            return Value(self, self.builder.ptrtoint(place, I64))
+
     def store(self, address: Value, value: Value) -> None:
         self.builder.store(value.llvm, self._pointer(address, value.llvm.type), align=1)
 

@@ -58,7 +58,11 @@ class Registers(Sequence[Value]):
     def __lshift__(self, n_bits: int) -> Registers:
         return self._with(n_bits, operator.lshift)
 
-    def __rshift__(self, n_bits: int) -> Registers:
+    def __rshift__(self, n_bits: int | GroupNumber) -> Registers:
+        """By a group's number, bytes take in bits of their neighbours: who unpacks so wants single bits of them."""
+        if isinstance(n_bits, GroupNumber):
+            n_bits_now = (n_bits.k * n_bits.step + n_bits.known).trunc(I32)
+            return self.each(lambda part: (part.bitcast(I32) >> n_bits_now).bitcast(I8))
         return self._with(n_bits, operator.rshift)
 
     def __sub__(self, other: Any) -> Registers:
@@ -100,6 +104,40 @@ class TileVocabulary:
         return e.each(self.v.power_of_two)
 
 
+class GroupNumber:
+    """The number of a group where a loop goes over `step` of them at a time: known + step * k, in the loop's round k.
+
+    Formats compute with it as they do with numbers of which all is known (`BlockFormat.unpack`).
+    """
+
+    def __init__(self, known: int, step: int, k: Value) -> None:
+        self.known, self.step, self.k = known, step, k
+
+    def __add__(self, n: int) -> GroupNumber:
+        return GroupNumber(self.known + n, self.step, self.k)
+
+    def __mul__(self, n: int) -> GroupNumber:
+        return GroupNumber(self.known * n, self.step * n, self.k)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __floordiv__(self, n: int) -> GroupNumber:
+        return GroupNumber(self.known // n, self._step_of(n), self.k)
+
+    def __mod__(self, n: int) -> int:
+        """The same in each round."""
+        self._step_of(n)
+        return self.known % n
+
+    def __divmod__(self, n: int) -> tuple[GroupNumber, int]:
+        return self // n, self % n
+
+    def _step_of(self, n: int) -> int:
+        if self.step % n:
+            raise ValueError(f"a loop over {self.step} groups at a time does not know what they are modulo {n}")
+        return self.step // n
+
+
 class TileReader:
     """The block of a tile at `address`; `at` counts bytes of a row's block, as in files.
 
@@ -110,10 +148,17 @@ class TileReader:
         self.v, self.fmt, self.address = v, fmt, address
         self._words: Any = TileVocabulary(v)
         self._pieces = {piece.start: piece for piece in pieces(fmt)}
+        self._number: Callable[[int], Any] = int
+
+    def from_group(self, k: Value, step: int) -> TileReader:
+        """One whose groups are counted from group k * step on."""
+        reader = TileReader(self.v, self.fmt, self.address)
+        reader._number = lambda group: GroupNumber(group, step, k)
+        return reader
 
     def unpack(self, group: int) -> Registers:
         """A group of weights as eight registers of unsigned bytes."""
-        return self.fmt.unpack(self._words, self, group)
+        return self.fmt.unpack(self._words, self, self._number(group))
 
     def unpack_scales(self) -> tuple[Registers, Registers]:
         """The scales of the block, each for all rows, and likewise the biases; none where there is a zero point."""
@@ -122,8 +167,11 @@ class TileReader:
 
     # --- words of `quants.protocols.Block` ----------------------------------------------------------------------
 
-    def packed(self, at: int, n: int) -> Registers:
-        first = self.address + self._pieces[at].at
+    def packed(self, at: int | GroupNumber, n: int) -> Registers:
+        if isinstance(at, GroupNumber):  # within a field, a byte further on in a block is 16 bytes further on in a tile
+            first = self.address + at.k * (at.step * TILE_ROWS) + self._pieces[at.known].at
+        else:
+            first = self.address + self._pieces[at].at
         places = [first + i * TILE_ROWS for i in range(0, n, 4)]
         return Registers([partial(self.v.load, place, I8, 4 * TILE_ROWS) for place in places])
 

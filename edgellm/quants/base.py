@@ -43,6 +43,7 @@ class BlockFormat:
     scale_group: ClassVar[int] = 32
     zero: ClassVar[int] = 0
     max_u: ClassVar[int]  # no u is larger
+    n_alike: ClassVar[int] = 0  # so many groups are unpacked as the next ones are; 0: none, or not worth a loop
 
     # How the blocks of 16 rows lie in a tile (see `quants.tiles`): the fields of `layout` in the order in which
     # `unpack` uses them, and into pieces of how many bytes each falls. Empty where a format has no tiles.

@@ -28,6 +28,7 @@ class IQ4_XS(BlockFormat):
 
     ggml_type = 23
     block_size = 256
+    n_alike = 2
     max_u = 240
     zero = 127
     grid = Scales(8, 32, tuple(LEVELS.tolist()), scale_range=(-32, 31), stretch=25)

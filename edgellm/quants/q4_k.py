@@ -25,6 +25,7 @@ class Q4_K(BlockFormat):
 
     ggml_type = 12
     block_size = 256
+    n_alike = 2
     max_u = 15
     grid = Lines(8, 32, q_max=15, scale_max=63, stretch=(3, 1))
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])

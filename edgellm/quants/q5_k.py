@@ -27,6 +27,7 @@ class Q5_K(BlockFormat):
 
     ggml_type = 13
     block_size = 256
+    n_alike = 2
     max_u = 31
     grid = Lines(8, 32, q_max=31, scale_max=63, stretch=(6, 1))
     layout = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)])

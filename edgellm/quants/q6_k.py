@@ -24,6 +24,7 @@ class Q6_K(BlockFormat):
 
     ggml_type = 14
     block_size = 256
+    n_alike = 4
     scale_group = 16
     max_u = 63
     zero = 32

@@ -41,6 +41,8 @@ class Isa:
     lanes:          float32 lanes of a register.
     n_registers:    so many of them hold a tile of sums and what is multiplied.
     tile_tokens:    tokens that meet one unpacked tile of weights at a time (16 rows of it).
+    has_long_code:  whether a product of bytes takes several instructions: kernels for several tokens loop within a
+                    block then, or they would be longer than what a core keeps decoded.
     portable:       what its kernels are compiled for when they are to ship with the package.
     """
 
@@ -52,6 +54,7 @@ class Isa:
     lanes: int
     n_registers: int
     tile_tokens: int
+    has_long_code: bool = False
     portable: Portable | None = None
 
     def for_family(self, more: Iterable[str] = ()) -> Isa:

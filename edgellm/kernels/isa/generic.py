@@ -78,4 +78,5 @@ GENERIC = Isa(
     lanes=4,
     n_registers=16,
     tile_tokens=4,
+    has_long_code=True,
 )

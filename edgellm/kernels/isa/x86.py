@@ -137,5 +137,6 @@ AVX2 = Isa(
     lanes=8,
     n_registers=16,
     tile_tokens=4,
+    has_long_code=True,
     portable=Portable("x86-64-v3", _V3),
 )

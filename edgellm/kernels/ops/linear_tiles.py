@@ -9,7 +9,8 @@ The float32 operations for a row are those of `ops/linear.py`, one after the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from numba import njit
 
@@ -26,9 +27,10 @@ from edgellm.kernels.ops.tile_products import (
     store_totals,
 )
 from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
-from edgellm.kernels.staged import F32, Value, Vocabulary, staged
+from edgellm.kernels.staged import F32, I64, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import Registers, TileReader
 
+TILE_BYTES = TILE_ROWS * 4  # of a number of each row
 # Of each way to prefetch, the level that `Vocabulary.prefetch` is told.
 LEVELS = {"first_level": 1, "non_temporal": 0, "both_levels": 2}
 # So far before its use, what comes into the second level is prefetched again: a core drops some of those prefetches.
@@ -62,32 +64,76 @@ def multiply_few(
     """
     per_block, block_bytes = fmt.block_size // GROUP, fmt.block_bytes * TILE_ROWS
     tokens = Inputs(fmt, n_planes, n_blocks * per_block, q, d, sums)
+    n_groups = groups_at_once(v, fmt, n_tokens)
+    n_rounds = per_block // n_groups
+    round_bytes = block_bytes // n_rounds
     # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
     # long for a group that its lines need not be told apart, and have no register to spare.
     parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
     asks_again = level == 2 and n_tokens <= 2
 
-    def body(i: Value, *totals: Value) -> list[Value]:
-        here, asked = tile + i * block_bytes, ahead + i * block_bytes
-        block = TileReader(v, fmt, here)
-        scales = block.unpack_scales()
-        places = tokens.places(v, i * per_block, n_tokens, per_block)
+    def meet_groups(
+        block: TileReader, scales: tuple[Registers, Registers], first: Value, at: Value, totals: Sequence[Value]
+    ) -> list[Value]:
+        """Some groups of a block, the first of a row's and where it is in the tile."""
+        places = tokens.places(v, first, n_tokens, n_groups)
         results = list(totals)
-        for g in range(per_block):
+        for g in range(n_groups):
 
             def ask(word: int, g: int = g) -> None:
                 if word < parts:
-                    part = block_bytes, g * parts + word, per_block * parts
-                    prefetch_part(v, asked, *part, level)
+                    part = round_bytes, g * parts + word, n_groups * parts
+                    prefetch_part(v, ahead + at, *part, level)
                     if asks_again:
-                        prefetch_part(v, here + NEAR_BYTES, *part, level=1)
+                        prefetch_part(v, tile + at + NEAR_BYTES, *part, level=1)
 
             rows = group_of_rows(fmt, block, scales, g)
             results = meet_tokens(v, fmt, [rows.itself], places[g], results, ask)
         return results
 
+    def body(i: Value, *totals: Value) -> list[Value]:
+        block = TileReader(v, fmt, tile + i * block_bytes)
+        if n_rounds == 1:
+            return meet_groups(block, block.unpack_scales(), i * per_block, i * block_bytes, totals)
+        kept = KeptScales(v, *block.unpack_scales(), n_rounds)
+
+        def some_groups(k: Value, *totals: Value) -> list[Value]:
+            first, at = i * per_block + k * n_groups, i * block_bytes + k * round_bytes
+            return meet_groups(block.from_group(k, n_groups), kept.of_round(k), first, at, totals)
+
+        return v.loop(v.constant(n_rounds, I64), totals, some_groups)
+
     totals = v.loop(n_blocks, [v.constant(0.0, F32, TILE_ROWS)] * n_tokens, body)
     store_totals(v, finish(totals), 1, out, out_stride)
+
+
+def groups_at_once(v: Vocabulary, fmt, n_tokens: int) -> int:
+    """How many groups of a block are written out one after the other, in a loop over the block.
+
+    All of them, but where that is more code than a core keeps decoded (see `Isa.has_long_code`): it would decode
+    all of it again for each block.
+    """
+    per_block = fmt.block_size // GROUP
+    return fmt.n_alike or per_block if v.isa.has_long_code and n_tokens > 2 else per_block
+
+
+class KeptScales:
+    """The scales of a block and its biases, on the stack: which of them a round of a loop needs is not known before."""
+
+    def __init__(self, v: Vocabulary, scales: Registers, biases: Registers, n_rounds: int) -> None:
+        self.v, self.per_round, self.n_biases = v, len(scales) // n_rounds, len(biases) // n_rounds
+        self.scales_at = v.on_stack((len(scales) + len(biases)) * TILE_BYTES)
+        self.biases_at = self.scales_at + len(scales) * TILE_BYTES
+        for first, numbers in ((self.scales_at, scales), (self.biases_at, biases)):
+            for k, number in enumerate(numbers):
+                v.store(first + k * TILE_BYTES, number)
+
+    def of_round(self, k: Value) -> tuple[Registers, Registers]:
+        def numbers(first: Value, n: int) -> Registers:
+            places = [first + k * (n * TILE_BYTES) + i * TILE_BYTES for i in range(n)]
+            return Registers([partial(self.v.f32, place, TILE_ROWS) for place in places])
+
+        return numbers(self.scales_at, self.per_round), numbers(self.biases_at, self.n_biases)
 
 
 def group_of_rows(fmt, block: TileReader, scales: tuple[Registers, Registers], g: int) -> GroupOfRows:
