@@ -39,7 +39,7 @@ def edgellm_step(model_name: str, threads: int, activations: str) -> Callable[[]
     from edgellm.train.lora import LoraLearner
     from edgellm.train.optimizer import AdamW
 
-    model = edgellm.load(model_name, n_threads=threads, n_ctx=1024, activations=activations)
+    model = edgellm.load(model_name, n_threads=threads, n_ctx=1024, activations=activations, layout="file")
     learner = LoraLearner(model, LoraConfig(rank=RANK, alpha=ALPHA), n_batch=LENGTH)
     documents = [Documents.of(ids, np.ones(LENGTH, bool)) for ids in ids_of(model.n_vocab)]
     optimizer = AdamW(learner.parameters)

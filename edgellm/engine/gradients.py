@@ -30,7 +30,7 @@ from edgellm.kernels.isa.amx import has_amx
 from edgellm.kernels.records import KV_BLOCK
 
 LOGIT_BYTES = 64 << 20  # of rows whose loss is computed together
-LEAST_ROWS, MOST_ROWS = 16, 256
+LEAST_ROWS, MOST_ROWS = 16, 128
 
 
 def activations_of_training(runner: Runner) -> str:

@@ -37,6 +37,7 @@ from edgellm.kernels.isa import Isa, host
 from edgellm.kernels.isa.cpu import architecture
 from edgellm.kernels.registry import Kernel
 from edgellm.kernels.sources import source_hash
+from edgellm.machine.memory import give_back_freed
 
 Progress = Callable[[int, int, str], None]
 _DIGEST_BYTES = 32
@@ -85,6 +86,8 @@ class KernelStore:
         if missing and progress:
             progress(len(missing), len(missing), "")
         self._link(objects)
+        if missing:
+            give_back_freed()  # some tens of MB, which LLVM needed to compile
         self._note_use()
         if missing or not self.folder.exists():  # a first start, if one that compiles nothing
             self._remove_unused_folders()

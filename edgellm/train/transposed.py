@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgellm.engine.gradients import activations_of_training
+from edgellm.engine.layout import release_file_pages
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.nodes import Linear
 from edgellm.quants import FORMATS
@@ -32,7 +33,9 @@ def transposed_for(runner: Runner, graphs: ModelGraphs) -> dict[Tensor, Tensor] 
     if activations_of_training(runner) != "int8":
         return None
     linears = [node.weight for g in (graphs.body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
-    return transposed_copies(linears, runner.n_threads)
+    copies = transposed_copies(linears, runner.n_threads)
+    release_file_pages(weight for weight in copies if weight in runner.layout.tiles)
+    return copies
 
 
 def transposed_copies(weights: Iterable[Tensor], n_threads: int) -> dict[Tensor, Tensor]:

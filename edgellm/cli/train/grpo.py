@@ -28,4 +28,5 @@ def command(training: Training) -> None:
         sources = made(RewardSources)
         return Online(made(GrpoConfig), rewards_from(sources), sources)
 
+    training.layout = "auto"
     training.go(task)

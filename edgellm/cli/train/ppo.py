@@ -26,4 +26,5 @@ def command(training: Training) -> None:
         sources = made(RewardSources)
         return Online(made(PpoConfig), rewards_from(sources), sources)
 
+    training.layout = "auto"
     training.go(task)

@@ -58,6 +58,8 @@ class Training:
     typed:  settings that were typed.
     target: a file that is written at the end, where the run's folder is not all.
     without: settings that mean nothing to the command.
+    layout: of the weights, see `engine.layout`. Many tokens at once are as quick from the file, and tiles beside it
+            would take as much memory again. Who writes answers is quicker from tiles.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Training:
     weights: type = LoraConfig
     target: Path | None = None
     without: Collection[str] = ()
+    layout: str = "file"
 
     def go(
         self,
@@ -162,7 +165,8 @@ class Training:
         task = task_of(lambda kind: made(kind, settings)) if task_of else None
         self._refuse_target(models.find(settings["model"]), settings)
         path = models.path_of(settings["model"])
-        runtime = RuntimeConfig(n_threads=machine.threads, activations=config.activations or RuntimeConfig.activations)
+        activations = config.activations or RuntimeConfig.activations
+        runtime = RuntimeConfig(n_threads=machine.threads, activations=activations, layout=self.layout)
         with models.load(path, runtime) as loaded, Live() as live:
 
             def show_data(dataset: Any, advice: list[str]) -> None:

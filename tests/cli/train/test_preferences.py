@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.cli import main
+from edgellm.cli import main, models
 from edgellm.cli.train.outcome import taught_lines
 from edgellm.train.config import LoraConfig, MachineConfig, TrainConfig
 from edgellm.train.data.config import DataConfig
@@ -156,6 +156,18 @@ def test_a_reward_model_and_what_learns_from_it(tiny_path, pairs, prompts, tmp_p
     assert train("grpo", tiny_path, "--data", prompts, "-o", out, "--reward-model", rewards, *words, *QUICK) == 0
     told = capsys.readouterr().out
     assert re.search(r"^held out    reward -?\d\.\d+ before, -?\d\.\d+ after$", told, re.MULTILINE)
+
+
+def test_weights_lie_as_tiles_only_where_answers_are_written(
+    tiny_path, pairs, prompts, rules, tmp_path: Path, monkeypatch
+) -> None:
+    """Else the file is read for many tokens at a time, as quickly, and its pages are in memory in any case."""
+    layouts, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda path, runtime: layouts.append(runtime.layout) or load(path, runtime))
+    assert train("dpo", tiny_path, "--data", pairs, "-o", tmp_path / "dpo", *QUICK) == 0
+    words = ("--reward", rules, "--num-generations", 2, "--max-new-tokens", 4)
+    assert train("grpo", tiny_path, "--data", prompts, "-o", tmp_path / "grpo", *words, *QUICK) == 0
+    assert layouts == ["file", "auto"]
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo"])
