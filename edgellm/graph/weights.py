@@ -12,6 +12,7 @@ from edgellm.quants import FORMATS, BlockFormat
 from edgellm.quants.floats import FloatFormat
 
 NARROW_COLS = 1024
+LEAST_SHARE = 0.25  # of all bytes
 
 
 class Kind(NamedTuple):
@@ -33,7 +34,8 @@ class Kind(NamedTuple):
 def most_common_kind(graphs: Iterable[Graph]) -> Kind:
     """The kind that most bytes of a model's weights have; the speed of decode is mostly that of its kernel.
 
-    Embeddings that are only looked up do not count.
+    Embeddings that are only looked up do not count. Floats lie in one way alone: where LEAST_SHARE is in blocks, it is
+    these that have settings to find.
     """
     n_bytes: Counter[Kind] = Counter()
     for graph in graphs:
@@ -41,7 +43,9 @@ def most_common_kind(graphs: Iterable[Graph]) -> Kind:
             if (weight := multiplied(node)) is not None:
                 is_fine = getattr(node, "sensitive", False) and not isinstance(weight.format, FloatFormat)
                 n_bytes[Kind(weight.format, weight.shape[-1] <= NARROW_COLS, 2 if is_fine else 1)] += weight.n_bytes
-    return max(n_bytes, key=lambda kind: n_bytes[kind], default=Kind(FORMATS["F32"]))
+    in_blocks = {kind: n for kind, n in n_bytes.items() if not isinstance(kind.format, FloatFormat)}
+    some = in_blocks if sum(in_blocks.values()) > LEAST_SHARE * n_bytes.total() else n_bytes
+    return max(some, key=lambda kind: n_bytes[kind], default=Kind(FORMATS["F32"]))
 
 
 def multiplied(node: Node) -> Tensor | None:

@@ -32,7 +32,9 @@ def _graph(*weights: Tensor, is_head: bool = False) -> Graph:
         ([("Q4_K", 512, 2048)], ("Q6_K", 128, 2048), Kind(FORMATS["Q4_K"])),
         ([("Q4_K", 512, 2048)] * 2, ("Q6_K", 512, 2048), Kind(FORMATS["Q4_K"])),
         ([("Q4_K", 512, 1024)], ("F32", 16, 1024), Kind(FORMATS["Q4_K"], is_narrow=True)),
-        ([("Q4_K", 512, 1024)], ("F32", 512, 1024), Kind(FORMATS["F32"], is_narrow=True)),
+        ([("Q4_K", 512, 1024)], ("F32", 512, 1024), Kind(FORMATS["F32"], is_narrow=True)),  # 8 times the bytes
+        ([("Q4_K", 512, 1024)], ("F16", 256, 1024), Kind(FORMATS["Q4_K"], is_narrow=True)),  # twice
+        ([("Q4_K", 512, 2048)] * 2, ("F16", 256, 1024), Kind(FORMATS["Q4_K"])),
         ([("Q5_0", 64, 640), ("Q5_0", 16, 2048)], ("Q8_0", 128, 640), Kind(FORMATS["Q8_0"], True, 2)),
         ([("Q4_0", 64, 640), ("Q4_0", 64, 1280)], ("Q8_0", 16, 640), Kind(FORMATS["Q4_0"])),
     ],
