@@ -39,8 +39,8 @@ def test_of_a_small_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps what was freed")
 def test_what_was_freed_is_given_back() -> None:
     """Small pieces, of which the last one is still in use: none of them goes back by itself."""
-    pieces = [bytes(60_000) for _ in range(1000)]
-    last = bytes(60_000)
+    pieces = [b"x" * 60_000 for _ in range(1000)]  # written to, so that they are in memory
+    last = b"x" * 60_000
     full = resident(Path("/"))
     del pieces
     give_back_freed()
