@@ -61,8 +61,8 @@ class Registers(Sequence[Value]):
     def __rshift__(self, n_bits: int | GroupNumber) -> Registers:
         """By a group's number, bytes take in bits of their neighbours: who unpacks so wants single bits of them."""
         if isinstance(n_bits, GroupNumber):
-            n_bits_now = (n_bits.k * n_bits.step + n_bits.known).trunc(I32)
-            return self.each(lambda part: (part.bitcast(I32) >> n_bits_now).bitcast(I8))
+            amount = (n_bits.k * n_bits.step + n_bits.known).trunc(I32)
+            return self.each(lambda part: (part.bitcast(I32) >> amount).bitcast(I8))
         return self._with(n_bits, operator.rshift)
 
     def __sub__(self, other: Any) -> Registers:

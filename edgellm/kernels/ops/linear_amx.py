@@ -73,7 +73,7 @@ def multiply_tile(
     def body(g: Value, *totals: Value) -> list[Value]:
         ask_for_group(v, fmt, 1, g, ahead, asks)
         make_sums(g)
-        (scale,), biases = unpacked.scales_of(g)
+        (scale,), biases = unpacked.scales.of(g)
         results = []
         (places,) = inputs.places(v, g, n_tokens)
         for token, (total, place) in enumerate(zip(totals, places, strict=True)):

@@ -10,7 +10,6 @@ The float32 operations for a row are those of `ops/linear.py`, one after the oth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from numba import njit
 
@@ -21,6 +20,7 @@ from edgellm.kernels.ops.tile_products import (
     GROUP,
     GroupOfRows,
     Inputs,
+    TileScales,
     UnpackedTile,
     as_multiplied,
     meet_tokens,
@@ -30,7 +30,7 @@ from edgellm.kernels.records import LINEAR, PREFETCHES, TILE_ROWS
 from edgellm.kernels.staged import F32, I64, Value, Vocabulary, staged
 from edgellm.kernels.tile_words import Registers, TileReader
 
-TILE_BYTES = TILE_ROWS * 4  # of a number of each row
+Scales = Sequence[tuple[Registers, Registers]]  # and biases, of some groups
 # Of each way to prefetch, the level that `Vocabulary.prefetch` is told.
 LEVELS = {"first_level": 1, "non_temporal": 0, "both_levels": 2}
 # So far before its use, what comes into the second level is prefetched again: a core drops some of those prefetches.
@@ -67,15 +67,15 @@ def multiply_few(
     n_groups = groups_at_once(v, fmt, n_tokens)
     n_rounds = per_block // n_groups
     round_bytes = block_bytes // n_rounds
+    if n_rounds > 1:
+        kept = TileScales(v, fmt, v.on_stack(2 * fmt.block_size // fmt.scale_group * TILE_ROWS * 4), per_block)
     # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
     # long for a group that its lines need not be told apart, and have no register to spare.
     parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
     asks_again = level == 2 and n_tokens <= 2
 
-    def meet_groups(
-        block: TileReader, scales: tuple[Registers, Registers], first: Value, at: Value, totals: Sequence[Value]
-    ) -> list[Value]:
-        """Some groups of a block, the first of a row's and where it is in the tile."""
+    def meet_groups(block: TileReader, scales: Scales, first: Value, at: Value, totals: Sequence[Value]) -> list[Value]:
+        """n_groups of a block. first: which of a row's groups the first one is. at: where it is in the tile."""
         places = tokens.places(v, first, n_tokens, n_groups)
         results = list(totals)
         for g in range(n_groups):
@@ -87,19 +87,23 @@ def multiply_few(
                     if asks_again:
                         prefetch_part(v, tile + at + NEAR_BYTES, *part, level=1)
 
-            rows = group_of_rows(fmt, block, scales, g)
+            rows = GroupOfRows(weights_of(fmt, block, g), *scales[g])
             results = meet_tokens(v, fmt, [rows.itself], places[g], results, ask)
         return results
 
     def body(i: Value, *totals: Value) -> list[Value]:
         block = TileReader(v, fmt, tile + i * block_bytes)
+        scales = scales_by_group(fmt, block)
         if n_rounds == 1:
-            return meet_groups(block, block.unpack_scales(), i * per_block, i * block_bytes, totals)
-        kept = KeptScales(v, *block.unpack_scales(), n_rounds)
+            return meet_groups(block, scales, i * per_block, i * block_bytes, totals)
+        # Which of them a round of the loop needs is not known before, so all are in memory by then.
+        for g, some in enumerate(scales):
+            kept.store(g, *some)
 
         def some_groups(k: Value, *totals: Value) -> list[Value]:
             first, at = i * per_block + k * n_groups, i * block_bytes + k * round_bytes
-            return meet_groups(block.from_group(k, n_groups), kept.of_round(k), first, at, totals)
+            of_round = [kept.of(k * n_groups + g) for g in range(n_groups)]
+            return meet_groups(block.from_group(k, n_groups), of_round, first, at, totals)
 
         return v.loop(v.constant(n_rounds, I64), totals, some_groups)
 
@@ -108,40 +112,26 @@ def multiply_few(
 
 
 def groups_at_once(v: Vocabulary, fmt, n_tokens: int) -> int:
-    """How many groups of a block are written out one after the other, in a loop over the block.
+    """How many groups of a block are written out one after the other; a loop goes over the block in such steps.
 
     All of them, but where that is more code than a core keeps decoded (see `Isa.has_long_code`): it would decode
     all of it again for each block.
     """
-    per_block = fmt.block_size // GROUP
-    return fmt.n_alike or per_block if v.isa.has_long_code and n_tokens > 2 else per_block
+    loops = v.isa.has_long_code and n_tokens > 2 and fmt.n_alike
+    return fmt.n_alike if loops else fmt.block_size // GROUP
 
 
-class KeptScales:
-    """The scales of a block and its biases, on the stack: which of them a round of a loop needs is not known before."""
-
-    def __init__(self, v: Vocabulary, scales: Registers, biases: Registers, n_rounds: int) -> None:
-        self.v, self.per_round, self.n_biases = v, len(scales) // n_rounds, len(biases) // n_rounds
-        self.scales_at = v.on_stack((len(scales) + len(biases)) * TILE_BYTES)
-        self.biases_at = self.scales_at + len(scales) * TILE_BYTES
-        for first, numbers in ((self.scales_at, scales), (self.biases_at, biases)):
-            for k, number in enumerate(numbers):
-                v.store(first + k * TILE_BYTES, number)
-
-    def of_round(self, k: Value) -> tuple[Registers, Registers]:
-        def numbers(first: Value, n: int) -> Registers:
-            places = [first + k * (n * TILE_BYTES) + i * TILE_BYTES for i in range(n)]
-            return Registers([partial(self.v.f32, place, TILE_ROWS) for place in places])
-
-        return numbers(self.scales_at, self.per_round), numbers(self.biases_at, self.n_biases)
-
-
-def group_of_rows(fmt, block: TileReader, scales: tuple[Registers, Registers], g: int) -> GroupOfRows:
-    """The g-th group of a block, with its part of the block's scales and biases."""
+def scales_by_group(fmt, block: TileReader) -> list[tuple[Registers, Registers]]:
+    """The scales and biases of each group of a block."""
     per_group = GROUP // fmt.scale_group
-    some = slice(g * per_group, (g + 1) * per_group)
-    words = block.unpack(g).each(lambda word: as_multiplied(block.v, fmt, word))
-    return GroupOfRows(words, scales[0][some], scales[1][some])
+    scales, biases = block.unpack_scales()
+    parts = [slice(at, at + per_group) for at in range(0, len(scales), per_group)]
+    return [(scales[part], biases[part]) for part in parts]
+
+
+def weights_of(fmt, block: TileReader, g: int) -> Registers:
+    """The g-th group of a block, as it is multiplied."""
+    return block.unpack(g).each(lambda word: as_multiplied(block.v, fmt, word))
 
 
 def build_linear_tiles(isa, fmt, n_planes=1):
@@ -210,9 +200,8 @@ def tile_unpacker(isa, fmt):
 
         def body(i: Value) -> None:
             block = TileReader(v, fmt, weights + i * block_bytes)
-            scales = block.unpack_scales()
-            for g in range(per_block):
-                unpacked.store(i * per_block + g, *group_of_rows(fmt, block, scales, g))
+            for g, scales in enumerate(scales_by_group(fmt, block)):
+                unpacked.store(i * per_block + g, weights_of(fmt, block, g), *scales)
 
         v.repeat(n_blocks, body)
 

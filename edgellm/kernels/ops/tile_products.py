@@ -178,29 +178,16 @@ def _planes_together(sums: list[ByteSum]) -> Value:
     return total
 
 
-class UnpackedTile:
-    """16 rows of weights in scratch memory, as it was unpacked for tokens to meet it.
+class TileScales:
+    """Scales of groups of 16 rows in memory, then the biases if there are any; of each number 16 rows side by side."""
 
-    For every group of 32 columns eight registers of 16 rows x 4 bytes, so that one multiply of bytes meets four columns
-    of all 16 rows; behind those of all groups the scales and then the biases, if there are any, 16 rows side by side.
-    """
-
-    def __init__(self, v: Vocabulary, fmt, memory: Value, n_groups: Value) -> None:
-        self.v, self.memory = v, memory
-        self.per_group, self.has_biases = GROUP // fmt.scale_group, fmt.zero == 0
-        self.scales_at = memory + n_groups * (TILE_ROWS * GROUP)
-        self.biases_at = self.scales_at + n_groups * (self.per_group * TILE_ROWS * 4)
+    def __init__(self, v: Vocabulary, fmt, memory: Value, n_groups: Value | int) -> None:
+        self.v, self.per_group, self.has_biases = v, GROUP // fmt.scale_group, fmt.zero == 0
+        self.scales_at = memory
+        self.biases_at = memory + n_groups * (self.per_group * TILE_ROWS * 4)
         self.end = self.biases_at + n_groups * (self.per_group * TILE_ROWS * 4)
 
-    def group(self, g: Value) -> GroupOfRows:
-        # To the compiler, an address that was not there before: it would keep words on the stack rather than read them
-        # again.
-        v, words = self.v, self.v.opaque(self.memory + g * (TILE_ROWS * GROUP))
-        scales, biases = self.scales_of(g)
-        places = [words + k * TILE_ROWS * 4 for k in range(GROUP // 4)]
-        return GroupOfRows(Registers([partial(v.load, at, I8, TILE_ROWS * 4) for at in places]), scales, biases)
-
-    def scales_of(self, g: Value) -> tuple[Registers, Registers]:
+    def of(self, g: Value) -> tuple[Registers, Registers]:
         """The scales of a group and its biases."""
 
         def numbers(first: Value) -> Registers:
@@ -209,6 +196,33 @@ class UnpackedTile:
 
         return numbers(self.scales_at), numbers(self.biases_at) if self.has_biases else Registers([])
 
+    def store(self, g: Value | int, scales: Sequence[Value], biases: Sequence[Value], lane: Value | int = 0) -> None:
+        """Put those of a group there; of fewer rows, each register into the lanes from `lane` on."""
+        for first, numbers in ((self.scales_at, scales), (self.biases_at, biases)):
+            for s, number in enumerate(numbers):
+                self.v.store(first + (g * self.per_group + s) * (TILE_ROWS * 4) + lane * 4, number)
+
+
+class UnpackedTile:
+    """16 rows of weights in scratch memory, as it was unpacked for tokens to meet it.
+
+    For every group of 32 columns eight registers of 16 rows x 4 bytes, so that one multiply of bytes meets four columns
+    of all 16 rows; behind those of all groups the scales and biases.
+    """
+
+    def __init__(self, v: Vocabulary, fmt, memory: Value, n_groups: Value) -> None:
+        self.v, self.memory = v, memory
+        self.scales = TileScales(v, fmt, memory + n_groups * (TILE_ROWS * GROUP), n_groups)
+        self.end = self.scales.end
+
+    def group(self, g: Value) -> GroupOfRows:
+        # To the compiler, an address that was not there before: it would keep words on the stack rather than read them
+        # again.
+        v, words = self.v, self.v.opaque(self.memory + g * (TILE_ROWS * GROUP))
+        places = [words + k * TILE_ROWS * 4 for k in range(GROUP // 4)]
+        words_of_all = Registers([partial(v.load, at, I8, TILE_ROWS * 4) for at in places])
+        return GroupOfRows(words_of_all, *self.scales.of(g))
+
     def store(
         self, g: Value, words: Sequence[Value], scales: Sequence[Value], biases: Sequence[Value], lane: Value | int = 0
     ) -> None:
@@ -216,9 +230,7 @@ class UnpackedTile:
         v, at = self.v, self.memory + g * (TILE_ROWS * GROUP) + lane * 4
         for k, word in enumerate(words):
             v.store(at + k * TILE_ROWS * 4, word)
-        for first, numbers in ((self.scales_at, scales), (self.biases_at, biases)):
-            for s, number in enumerate(numbers):
-                v.store(first + (g * self.per_group + s) * (TILE_ROWS * 4) + lane * 4, number)
+        self.scales.store(g, scales, biases, lane)
 
 
 def unpacked_tiles(v: Vocabulary, fmt, n_tiles: int, memory: Value, n_groups: Value) -> list[UnpackedTile]:
