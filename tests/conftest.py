@@ -83,12 +83,16 @@ def _busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other tests may run beside this one: nothing is measured again in its midst because they have come to an end."""
     if tuner := sys.modules.get("edgellm.graph.tuner"):
         monkeypatch.setattr(tuner, "_is_busy", lambda minute: True)
-    if runner := sys.modules.get("edgellm.engine.runner"):
-        monkeypatch.setattr(runner, "measure_and_remember", _usual_settings)
 
 
-def _usual_settings(store: Any, weights: Any, n_threads: int | None = None, progress: Any = None) -> Any:
+@pytest.fixture(autouse=True)
+def _usual_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that are loaded here are tiny: to measure what is quickest would take longer than most tests."""
+    if runner := sys.modules.get("edgellm.engine.runner"):
+        monkeypatch.setattr(runner, "measure_and_remember", _not_measured)
+
+
+def _not_measured(store: Any, weights: Any, n_threads: int | None = None, progress: Any = None) -> Any:
     from edgellm.graph import Tuning
     from edgellm.machine import default_threads
 
