@@ -1,6 +1,7 @@
 """How fast a LoRA step is, beside PEFT with torch on the same weights, and how much memory each takes.
 
     python tools/bench_training.py smollm2-135m [--threads 2] [--rounds 3]
+    python tools/bench_training.py smollm2-135m --against CHECKOUT    # beside edgellm of another commit instead
 
 Both sides do the same work in turns, each in a process of its own: rank 8 on all linear layers, AdamW, batches of 4
 times 256 tokens, a loss on every token. PEFT has the same weights in float32. Needs torch, transformers and peft.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -25,7 +27,6 @@ import numpy as np
 
 BATCH, LENGTH, RANK, ALPHA = 4, 256, 8, 16
 STEPS = 3
-SIDES = ("edgellm", "peft")
 
 
 def ids_of(n_vocab: int) -> np.ndarray:
@@ -92,22 +93,26 @@ def measured(step: Callable[[], float]) -> dict[str, float]:
     }
 
 
-def in_turns(model: str, threads: int, rounds: int, activations: str) -> None:
+def in_turns(args: argparse.Namespace) -> None:
     from edgellm.convert.export import export_checkpoint
     from edgellm.hub import resolve
 
-    path = resolve(model)
+    path = resolve(args.model)
+    sides = {"edgellm": os.getcwd(), "against": args.against} if args.against else {"edgellm": "", "peft": ""}
     with tempfile.TemporaryDirectory() as folder:
-        export_checkpoint(path, Path(folder) / "model", "f32")
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for _ in range(rounds):
-            for side in SIDES:
+        if not args.against:
+            export_checkpoint(path, Path(folder) / "model", "f32")
+        found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+        for _ in range(args.rounds):
+            for side, checkout in sides.items():
                 command = [sys.executable, __file__, str(path), "--side", side, "--folder", f"{folder}/model"]
-                command += ["--threads", str(threads), "--activations", activations]
-                found[side].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-    print(f"{path.name}, {threads} threads\n{'':14}" + "".join(f"{side:>12}" for side in SIDES) + f"{'ratio':>10}")
-    for key in found["peft"][0]:
-        ours, theirs = (statistics.median(one[key] for one in found[side]) for side in SIDES)
+                command += ["--threads", str(args.threads), "--activations", args.activations]
+                env = {**os.environ, "PYTHONPATH": checkout} if checkout else None
+                run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env)
+                found[side].append(json.loads(run.stdout))
+    print(f"{path.name}, {args.threads} threads\n{'':14}" + "".join(f"{side:>12}" for side in sides) + f"{'ratio':>10}")
+    for key in found["edgellm"][0]:
+        ours, theirs = (statistics.median(one[key] for one in found[side]) for side in sides)
         print(f"{key:14}{ours:12.2f}{theirs:12.2f}{ours / theirs:10.2f}")
 
 
@@ -118,11 +123,12 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--activations", default="int8")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--against", metavar="CHECKOUT", help="a checkout of another commit of edgellm")
+    parser.add_argument("--side", choices=("edgellm", "against", "peft"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side is None:
-        in_turns(args.model, args.threads, args.rounds, args.activations)
+        in_turns(args)
     elif args.side == "peft":
         print(json.dumps(measured(peft_step(args.folder, args.threads))))
     else:

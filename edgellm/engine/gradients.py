@@ -6,6 +6,7 @@ a few at a time, so there is never a matrix of all logits. Then one program goes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from edgellm.arch import ModelGraphs
 from edgellm.engine.adapter_set import places
 from edgellm.engine.kv_cache import KVCache
 from edgellm.engine.runner import Runner, Span
+from edgellm.formats.pages import release_pages, stretches
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
@@ -26,11 +28,13 @@ from edgellm.graph.nodes.expert_gradients import Balance
 from edgellm.graph.nodes.gradients import CrossEntropy
 from edgellm.graph.nodes.low_rank import MultiplyColumns
 from edgellm.graph.program import RowMemory
+from edgellm.graph.weights import multiplied
 from edgellm.kernels.isa.amx import has_amx
 from edgellm.kernels.records import KV_BLOCK
 
 LOGIT_BYTES = 64 << 20  # of rows whose loss is computed together
 LEAST_ROWS, MOST_ROWS = 16, 128
+LET_GO_SECONDS = 0.2  # what is read in that time stays in memory
 
 
 def activations_of_training(runner: Runner) -> str:
@@ -119,6 +123,8 @@ class GradientPasses:
             body, values, kept = kept_in_bf16(graphs.body, self._back.kept)
             hidden = values[hidden]
         self._hidden = hidden
+        self._pages = stretches(weight.raw for node in graphs.body.nodes if (weight := multiplied(node)) is not None)
+        self._let_go_at = 0.0
         forward = lower(body, target, [value for value in kept.values() if value not in body.outputs])
         back = lower(self._back.graph, target, like=graphs.body, transposed=transposed, longest=n_batch)
         heads = [self._head_graph(sums), self._head_graph(None)]
@@ -174,7 +180,7 @@ class GradientPasses:
             (at,) = np.nonzero(texts.targets >= 0)
             weights = texts.weights[at] if weigh is None else weigh(self._losses(self._score, texts, None))
             losses = self._losses(self._head, texts, scale * np.asarray(weights, np.float32))
-            self._backward.run(counts)
+            self._backward.run(counts, self._let_go)
             return losses
 
     def gradients_of_hidden(self, texts: Texts, gradient_of: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -186,7 +192,7 @@ class GradientPasses:
             hidden = self._forward.view(self._hidden, len(texts.ids))
             self._gradient.array[:] = 0
             self._gradient.fill(gradient_of(hidden.copy()))
-            self._backward.run(counts)
+            self._backward.run(counts, self._let_go)
 
     def hidden(self, texts: Texts) -> np.ndarray:
         """The hidden states of all tokens, float32 [n, n_embd]: a copy."""
@@ -211,8 +217,22 @@ class GradientPasses:
                 pieces.append(piece._replace(adapters=[places(0, length, self._n_virtual)]))
                 start += length
             counts = self._batch.fill(pieces) | self._batch.fill_documents(lengths)
-            self._forward.run(counts)
+            self._forward.run(counts, self._let_go)
+            self._let_go(0)
             yield counts
+
+    def _let_go(self, least_seconds: float = LET_GO_SECONDS) -> bool:
+        """Let the system take back what layers have read of the file, if the last time was long enough ago.
+
+        A pass takes so long that reading it again, from the system's cache of files, costs next to nothing. False: who
+        asks between two ops whether to stop is to go on.
+        """
+        now = time.monotonic()
+        if now >= self._let_go_at + least_seconds:
+            self._let_go_at = now
+            for pages in self._pages:
+                release_pages(pages)
+        return False
 
     def _losses(self, head: Head, texts: Texts, weights: np.ndarray | None) -> np.ndarray:
         """Losses of all targets; with weights, their gradient by the hidden states too."""

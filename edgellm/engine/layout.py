@@ -14,7 +14,7 @@ from edgellm.errors import MemoryLimitError, UsageError, size_text
 from edgellm.files import tile_files
 from edgellm.files.notice import say_once
 from edgellm.formats.gguf import GGUFFile
-from edgellm.formats.mapped import release_pages
+from edgellm.formats.pages import release_pages
 from edgellm.formats.tensor import Tensor
 from edgellm.formats.tile_file import Tiles
 from edgellm.graph import Graph, Tuning

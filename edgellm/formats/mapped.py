@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -90,19 +90,6 @@ def map_file(path: Path, kind: str) -> NDArray[np.uint8]:
 def map_open(file: BinaryIO) -> NDArray[np.uint8]:
     """The bytes of an open file that has some, read-only; OSError or ValueError when it cannot be mapped."""
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-
-
-def release_pages(data: NDArray[np.uint8]) -> None:
-    """Tell the system that some bytes of a mapped file are not needed soon; they are read again when they are."""
-    base: Any = data
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = base.obj if isinstance(base, memoryview) else base.base
-    if base is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    begin = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    first, last = -(-begin // mmap.PAGESIZE), (begin + data.nbytes) // mmap.PAGESIZE
-    if first < last:
-        base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def count_elements(shape: Sequence[object]) -> int:
