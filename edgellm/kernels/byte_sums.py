@@ -56,14 +56,14 @@ class PairSum(ByteSum):
         self._n = 0
 
     def add(self, weights: Value, s: Value) -> None:
-        if self._n == self._most:
-            self._widen()
         parts = zip(_parts(weights, 32), _parts(s, 32), strict=True)
         pairs = [(self._centred if self.v.centres(self.fmt) else self.v.byte_pairs)(*part) for part in parts]
         if self._n:
             pairs = [self.v.in_order(a + b) for a, b in zip(self._pairs, pairs, strict=True)]
         self._pairs = pairs
         self._n += 1
+        if self._n == self._most:  # at once: what waits takes registers
+            self._widen()
 
     def total(self) -> Value:
         self._widen()

@@ -13,12 +13,11 @@ from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.linear import row_addresses
 from edgellm.kernels.ops.memory import memory
 from edgellm.kernels.schema import LINE
-from edgellm.kernels.staged import F32, Value, Vocabulary, staged
+from edgellm.kernels.staged import F32, I32, Value, Vocabulary, staged
 from edgellm.quants.floats import FloatFormat
 
 ROWS = 8  # of weights that meet an input together; it divides ROW_ALIGN
 FEW_ROWS = 4  # the same where no more are left of a chunk
-AT_ONCE = 2  # registers of sums, each of which waits for its last product
 
 
 def _dot_rows(
@@ -123,24 +122,37 @@ def _add_rows(
     first: Value,
     last: Value,
     h: Value,
+    h_bytes: Value,
     scale: Value,
     y: Value,
     out: Value,
+    out_bytes: Value,
     n_cols: Value,
+    n_tokens: Value,
 ) -> None:
-    """out = y + scale * W^T h for rows first to first + ROWS - 1 of W, none beyond last, and n_cols of its columns."""
+    """out = y + scale * W^T h for rows first to first + ROWS - 1 of W, none beyond last, and n_cols of its columns.
+
+    A register of each row stays where it is while all tokens meet it, for a chunk may have but 16 columns.
+    """
     size = fmt.block_bytes
     rows = row_addresses(v, weight, row_bytes, first, last, ROWS)
-    zero = v.constant(0.0, F32)
-    factors = [v.select(v.greater(first + r, last), zero, v.f32(h + (first + r) * 4)) for r in range(ROWS)]
+    none, all_bits = v.constant(0, I32), v.constant(-1, I32)
+    masks = [v.select(v.greater(first + r, last), none, all_bits) for r in range(ROWS)]
 
-    def add_parts(column: Value, n: int) -> None:
-        total = v.constant(0.0, F32, n)
-        for row, factor in zip(rows, factors, strict=True):
-            total = v.fma(fmt.load(v, row + column * size, n), factor, total)
-        v.store(out + column * 4, v.fma(total, scale, v.f32(y + column * 4, n)))
+    def add_columns(column: Value, n: int) -> None:
+        parts = [fmt.load(v, row + column * size, n) for row in rows]
+        of_all = [v.like(mask, v.constant(0, I32, n)) for mask in masks]
 
-    v.elements(n_cols, v.isa.lanes, add_parts, at_once=AT_ONCE)
+        def add_token(t: Value) -> None:
+            total, h_of_token, at = v.constant(0.0, F32, n), h + h_bytes * t + first * 4, out_bytes * t + column * 4
+            for r, (part, mask) in enumerate(zip(parts, of_all, strict=True)):
+                factor = v.like(v.load(h_of_token + r * 4, I32), mask) & mask
+                total = v.fma(part, factor.bitcast(F32), total)
+            v.store(out + at, v.fma(total, scale, v.f32(y + at, n)))
+
+        v.repeat(n_tokens, add_token)
+
+    v.elements(n_cols, v.isa.lanes, add_columns)
 
 
 def build_widen(isa, fmt, small=False):
@@ -149,7 +161,7 @@ def build_widen(isa, fmt, small=False):
     load_f32, copy = memory(isa).load_f32, memory(isa).copy_f32
     size = fmt.block_bytes
 
-    @staged(isa, "void", *["i64"] * 5, "f32", *["i64"] * 3)
+    @staged(isa, "void", *["i64"] * 6, "f32", *["i64"] * 5)
     def add_rows(v, *args):
         _add_rows(v, fmt, *args)
 
@@ -161,20 +173,25 @@ def build_widen(isa, fmt, small=False):
         n_cols = min(chunk_cols, op.n_cols - column)
         first = chunk // n_parts * op.chunk_tokens
         end = min(first + op.chunk_tokens, op.batch.n_tokens)
-        weight, row_bytes, rank = op.weight + column * size, op.n_cols * size, op.rank
+        weight, row_bytes, last = op.weight + column * size, op.n_cols * size, op.rank - 1
         h_bytes, out_bytes = op.h_stride * 4, op.stride * 4
-        for row in range(0, rank, ROWS):
+        piece = end - first if op.scales == 0 else 1  # tokens that have scales of their own come one by one
+        for row in range(0, op.rank, ROWS):
             y = op.y if row == 0 else op.out  # further rows add to what the first ones made
-            for token in range(first, end):
+            token = first
+            while token < end:
                 scale = np.float32(op.scale)
                 if op.scales != 0:
                     scale *= load_f32(op.scales + token * 4)
-                at = token * out_bytes + column * 4
+                h, at = op.h + token * h_bytes, token * out_bytes + column * 4
                 if scale != 0:
-                    h = op.h + token * h_bytes
-                    add_rows(weight, row_bytes, row, rank - 1, h, scale, y + at, op.out + at, n_cols)
+                    add_rows(
+                        weight, row_bytes, row, last, h, h_bytes, scale, y + at, op.out + at, out_bytes, n_cols, piece
+                    )
                 elif y != op.out:
-                    copy(y + at, op.out + at, n_cols)
+                    for same in range(piece):
+                        copy(y + at + same * out_bytes, op.out + at + same * out_bytes, n_cols)
+                token += piece
 
     return widen
 

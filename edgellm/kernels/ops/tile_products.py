@@ -93,7 +93,7 @@ def meet_tokens(
     is done beside, when the first tokens are about to meet each of the words.
     """
     n_tiles, results = len(tiles), list(totals)
-    at_once = _tokens_side_by_side(v, fmt, places, n_tiles)
+    at_once = _tokens_side_by_side(v, places, n_tiles)
     for first in range(0, len(places), at_once):
         weights, some = [tile() for tile in tiles], places[first : first + at_once]
         for s in range(GROUP // fmt.scale_group):
@@ -129,15 +129,13 @@ def add_scaled(v: Vocabulary, total: Value, dot: Value, scale: Value, d: Value) 
     return v.fma(dot.to_f32(), scale * v.f32(d), total)
 
 
-def _tokens_side_by_side(v: Vocabulary, fmt, places: Sequence[Place], n_tiles: int) -> int:
+def _tokens_side_by_side(v: Vocabulary, places: Sequence[Place], n_tiles: int) -> int:
     """So many have their products added in turns, for a sum waits some cycles for the last one: as registers allow.
 
-    Beside the sums there are a word, an input, their product and a constant; of weights around their zero
-    (`byte_sums.PairSum`) magnitudes and signs as well.
+    Beside the sums there are a word, an input, their product and a constant.
     """
     width = n_tiles * len(places[0].planes) * max(1, TILE_ROWS // v.isa.lanes)  # registers of the sums of a token
-    others = 9 if v.centres(fmt) else 4
-    return max(1, min(len(places), SIDE_BY_SIDE // n_tiles, (v.isa.n_registers - others) // width))
+    return max(1, min(len(places), SIDE_BY_SIDE // n_tiles, (v.isa.n_registers - 4) // width))
 
 
 def _dots_of_words(
