@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
@@ -161,5 +160,4 @@ def _lack_of_room(tiles: Tiles) -> str | None:
 def release_file_pages(tensors: Iterable[Tensor]) -> None:
     """Let the system take back the pages of the model's file that are read as tiles, so memory is not doubled."""
     for tensor in tensors:
-        with contextlib.suppress(OSError, ValueError):
-            release_pages(tensor.raw)
+        release_pages(tensor.raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterable
 from typing import Any
@@ -13,14 +14,18 @@ MOST_BETWEEN = 1 << 20  # bytes between two arrays that are released together
 
 
 def release_pages(data: NDArray[np.uint8]) -> None:
-    """Tell the system that some bytes of a mapped file are not needed soon; they are read again when they are."""
+    """Tell the system that some bytes of a mapped file are not needed soon; they are read again when they are.
+
+    Where the system will not hear it, they stay.
+    """
     place = _place(data)
     if place is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     mapping, begin = place
     first, last = -(-begin // mmap.PAGESIZE), (begin + data.nbytes) // mmap.PAGESIZE
     if first < last:
-        mapping.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+        with contextlib.suppress(OSError, ValueError):
+            mapping.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def stretches(arrays: Iterable[NDArray[np.uint8]], most_between: int = MOST_BETWEEN) -> list[NDArray[np.uint8]]:
