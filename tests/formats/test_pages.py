@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import re
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_released_pages_leave_memory_and_come_back(path: Path) -> None:
     assert _in_memory(data) == SIZE
     (stretch,) = stretches([data[100 : SIZE // 2], data[SIZE // 2 :]])
     release_pages(stretch)
-    assert _in_memory(data) <= 4096  # the first page is not released as a whole
+    assert _in_memory(data) <= mmap.PAGESIZE  # the first page is not released as a whole
     assert int(data.sum(dtype=np.int64)) == total
 
 
