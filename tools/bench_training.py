@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).parents[1]
 BATCH, LENGTH, RANK, ALPHA = 4, 256, 8, 16
 STEPS = 3
 
@@ -98,17 +99,18 @@ def in_turns(args: argparse.Namespace) -> None:
     from edgellm.hub import resolve
 
     path = resolve(args.model)
-    sides = {"edgellm": os.getcwd(), "against": args.against} if args.against else {"edgellm": "", "peft": ""}
+    sides = {"edgellm": ROOT} | ({"against": args.against.resolve()} if args.against else {"peft": ROOT})
     with tempfile.TemporaryDirectory() as folder:
         if not args.against:
             export_checkpoint(path, Path(folder) / "model", "f32")
         found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for _ in range(args.rounds):
             for side, checkout in sides.items():
-                command = [sys.executable, __file__, str(path), "--side", side, "--folder", f"{folder}/model"]
+                kind = "peft" if side == "peft" else "edgellm"
+                command = [sys.executable, __file__, str(path), "--side", kind, "--folder", f"{folder}/model"]
                 command += ["--threads", str(args.threads), "--activations", args.activations]
-                env = {**os.environ, "PYTHONPATH": checkout} if checkout else None
-                run = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=env)
+                env = {**os.environ, "PYTHONPATH": str(checkout)}
+                run = subprocess.run(command, check=True, capture_output=True, env=env)
                 found[side].append(json.loads(run.stdout))
     print(f"{path.name}, {args.threads} threads\n{'':14}" + "".join(f"{side:>12}" for side in sides) + f"{'ratio':>10}")
     for key in found["edgellm"][0]:
@@ -123,8 +125,8 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--activations", default="int8")
-    parser.add_argument("--against", metavar="CHECKOUT", help="a checkout of another commit of edgellm")
-    parser.add_argument("--side", choices=("edgellm", "against", "peft"), help=argparse.SUPPRESS)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout of edgellm, instead of PEFT")
+    parser.add_argument("--side", choices=("edgellm", "peft"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side is None:

@@ -18,7 +18,7 @@ from edgellm.arch import ModelGraphs
 from edgellm.engine.adapter_set import places
 from edgellm.engine.kv_cache import KVCache
 from edgellm.engine.runner import Runner, Span
-from edgellm.formats.pages import release_pages, stretches
+from edgellm.formats.pages import mapped_ranges, release_pages
 from edgellm.formats.tensor import Tensor
 from edgellm.graph import Batch, Lowered, Program, Team, Value, lower
 from edgellm.graph.backward import Backward, kept_in_bf16
@@ -123,7 +123,8 @@ class GradientPasses:
             body, values, kept = kept_in_bf16(graphs.body, self._back.kept)
             hidden = values[hidden]
         self._hidden = hidden
-        self._pages = stretches(weight.raw for node in graphs.body.nodes if (weight := multiplied(node)) is not None)
+        weights = (weight for node in graphs.body.nodes if (weight := multiplied(node)) is not None)
+        self._file_ranges = mapped_ranges(weight.raw for weight in weights)
         self._let_go_at = 0.0
         forward = lower(body, target, [value for value in kept.values() if value not in body.outputs])
         back = lower(self._back.graph, target, like=graphs.body, transposed=transposed, longest=n_batch)
@@ -224,14 +225,14 @@ class GradientPasses:
     def _let_go(self, least_seconds: float = LET_GO_SECONDS) -> bool:
         """Let the system take back what layers have read of the file, if the last time was long enough ago.
 
-        A pass takes so long that reading it again, from the system's cache of files, costs next to nothing. False: who
-        asks between two ops whether to stop is to go on.
+        A pass takes long, and to read it again from the system's cache of files costs little. Returns False: a run asks
+        this between two ops, as it would ask whether to stop.
         """
         now = time.monotonic()
         if now >= self._let_go_at + least_seconds:
             self._let_go_at = now
-            for pages in self._pages:
-                release_pages(pages)
+            for some in self._file_ranges:
+                release_pages(some)
         return False
 
     def _losses(self, head: Head, texts: Texts, weights: np.ndarray | None) -> np.ndarray:

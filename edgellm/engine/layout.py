@@ -158,6 +158,6 @@ def _lack_of_room(tiles: Tiles) -> str | None:
 
 
 def release_file_pages(tensors: Iterable[Tensor]) -> None:
-    """Let the system take back the pages of the model's file that are read as tiles, so memory is not doubled."""
+    """Let the system take back the pages of tensors in the model's file, of which there are copies or tiles to read."""
     for tensor in tensors:
         release_pages(tensor.raw)

@@ -28,10 +28,10 @@ def release_pages(data: NDArray[np.uint8]) -> None:
             mapping.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
-def stretches(arrays: Iterable[NDArray[np.uint8]], most_between: int = MOST_BETWEEN) -> list[NDArray[np.uint8]]:
-    """The parts of mapped files that some arrays lie in, few where most follow one another; of other arrays none.
+def mapped_ranges(arrays: Iterable[NDArray[np.uint8]], most_between: int = MOST_BETWEEN) -> list[NDArray[np.uint8]]:
+    """The ranges of mapped files that some arrays take: one for all that follow one another; none of other arrays.
 
-    Up to `most_between` bytes that lie between two of them are a part too.
+    Up to `most_between` bytes between two arrays do not part them.
     """
     places = [(*place, array.nbytes) for array in arrays if (place := _place(array))]
     found: list[tuple[mmap.mmap, int, int]] = []

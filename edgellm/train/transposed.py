@@ -34,7 +34,7 @@ def transposed_for(runner: Runner, graphs: ModelGraphs) -> dict[Tensor, Tensor] 
         return None
     linears = [node.weight for g in (graphs.body, graphs.head) for node in g.nodes if isinstance(node, Linear)]
     copies = transposed_copies(linears, runner.n_threads)
-    release_file_pages(copies)  # read for once, all of them
+    release_file_pages(copies)
     return copies
 
 

@@ -1,4 +1,4 @@
-"""Stretches of mapped files, and that what is released is out of memory and there again when it is read."""
+"""Ranges of mapped files, and that what is released is out of memory and there again when it is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.formats.mapped import map_file
-from edgellm.formats.pages import release_pages, stretches
+from edgellm.formats.pages import mapped_ranges, release_pages
 
 SIZE = 6 << 20
 
@@ -30,10 +30,10 @@ def path(tmp_path_factory) -> Path:
     spans=st.lists(st.tuples(st.integers(0, 3999), st.integers(1, 200)), max_size=8),
     n_others=st.integers(0, 2),
 )
-def test_stretches_are_what_arrays_fill(path: Path, spans: list[tuple[int, int]], n_others: int) -> None:
+def test_ranges_are_what_arrays_fill(path: Path, spans: list[tuple[int, int]], n_others: int) -> None:
     data = map_file(path, "bytes")
     arrays = [data[begin : begin + n] for begin, n in spans] + [np.zeros(9, np.uint8)] * n_others
-    found = [_span(part, data) for part in stretches(arrays, most_between=100)]
+    found = [_span(part, data) for part in mapped_ranges(arrays, most_between=100)]
     filled = {at for begin, n in spans for at in range(begin, begin + n)}
     covered = [at for begin, end in found for at in range(begin, end)]
     assert covered == sorted(set(covered)) and filled <= set(covered)
@@ -44,9 +44,9 @@ def test_stretches_are_what_arrays_fill(path: Path, spans: list[tuple[int, int]]
     assert all(right[0] - left[1] > 100 for left, right in itertools.pairwise(found))
 
 
-def test_two_files_are_two_stretches(path: Path) -> None:
+def test_two_files_are_two_mapped_ranges(path: Path) -> None:
     one, two = map_file(path, "bytes"), map_file(path, "bytes")
-    found = stretches([one[:100], two[50:200], one[100:300]])
+    found = mapped_ranges([one[:100], two[50:200], one[100:300]])
     assert sorted((_span(p, one), _span(p, two)) for p in found) == sorted(
         (_span(p, one), _span(p, two)) for p in (one[:300], two[50:200])
     )
@@ -57,8 +57,8 @@ def test_released_pages_leave_memory_and_come_back(path: Path) -> None:
     data = map_file(path, "bytes")
     total = int(data.sum(dtype=np.int64))
     assert _in_memory(data) == SIZE
-    (stretch,) = stretches([data[100 : SIZE // 2], data[SIZE // 2 :]])
-    release_pages(stretch)
+    (whole,) = mapped_ranges([data[100 : SIZE // 2], data[SIZE // 2 :]])
+    release_pages(whole)
     assert _in_memory(data) <= mmap.PAGESIZE  # the first page is not released as a whole
     assert int(data.sum(dtype=np.int64)) == total
 
@@ -66,7 +66,7 @@ def test_released_pages_leave_memory_and_come_back(path: Path) -> None:
 def test_what_is_no_file_stays_as_it_is() -> None:
     array = np.arange(100000, dtype=np.uint32).view(np.uint8)
     release_pages(array)
-    assert not stretches([array]) and array.view(np.uint32)[-1] == 99999
+    assert not mapped_ranges([array]) and array.view(np.uint32)[-1] == 99999
 
 
 def _span(part: np.ndarray, data: np.ndarray) -> tuple[int, int]:

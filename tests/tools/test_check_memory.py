@@ -29,5 +29,5 @@ def test_several_texts_take_what_is_forecast(tmp_path: Path, texts: int, tokens:
 
 def test_of_a_model_with_windows_and_a_large_vocabulary(gemma3: Path) -> None:
     """Most of its layers keep what their window left behind while there is room; a text reads some embeddings."""
-    said, took = compare(str(gemma3), RuntimeConfig(1024, n_threads=2), 4, 1024)
+    said, took = compare(str(gemma3), RuntimeConfig(2048, n_threads=2), 4, 2048)
     assert said == pytest.approx(took, rel=0.05)

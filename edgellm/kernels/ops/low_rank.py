@@ -141,11 +141,11 @@ def _add_rows(
 
     def add_columns(column: Value, n: int) -> None:
         parts = [fmt.load(v, row + column * size, n) for row in rows]
-        of_all = [v.like(mask, v.constant(0, I32, n)) for mask in masks]
+        lane_masks = [v.like(mask, v.constant(0, I32, n)) for mask in masks]
 
         def add_token(t: Value) -> None:
             total, h_of_token, at = v.constant(0.0, F32, n), h + h_bytes * t + first * 4, out_bytes * t + column * 4
-            for r, (part, mask) in enumerate(zip(parts, of_all, strict=True)):
+            for r, (part, mask) in enumerate(zip(parts, lane_masks, strict=True)):
                 factor = v.like(v.load(h_of_token + r * 4, I32), mask) & mask
                 total = v.fma(part, factor.bitcast(F32), total)
             v.store(out + at, v.fma(total, scale, v.f32(y + at, n)))
@@ -175,11 +175,11 @@ def build_widen(isa, fmt, small=False):
         end = min(first + op.chunk_tokens, op.batch.n_tokens)
         weight, row_bytes, last = op.weight + column * size, op.n_cols * size, op.rank - 1
         h_bytes, out_bytes = op.h_stride * 4, op.stride * 4
-        piece = end - first if op.scales == 0 else 1  # tokens that have scales of their own come one by one
+        # All tokens at once, but one by one where they have scales of their own.
+        n_pieces, piece = (1, end - first) if op.scales == 0 else (end - first, 1)
         for row in range(0, op.rank, ROWS):
             y = op.y if row == 0 else op.out  # further rows add to what the first ones made
-            token = first
-            while token < end:
+            for token in range(first, first + n_pieces):
                 scale = np.float32(op.scale)
                 if op.scales != 0:
                     scale *= load_f32(op.scales + token * 4)
@@ -191,7 +191,6 @@ def build_widen(isa, fmt, small=False):
                 elif y != op.out:
                     for same in range(piece):
                         copy(y + at + same * out_bytes, op.out + at + same * out_bytes, n_cols)
-                token += piece
 
     return widen
 
