@@ -277,9 +277,9 @@ def test_a_full_disk_keeps_the_answers_before(chat_path, tmp_path) -> None:
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
     program = limited + "from edgellm.cli.app import main; sys.exit(main(sys.argv[1:]))"
     words = ["batch", asked, "-o", out, "-t", "1", "--disk-bytes", "0"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, check=False
-    )
+    # -B: what Python keeps of the modules that it imports would be cut off as well, and fail in every later process.
+    command = [sys.executable, "-B", "-c", program, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and f"{out}: File too large; the answers before are kept" in done.stderr
     n_kept = len(answers(out))
     assert 0 < n_kept < 40 and out.read_bytes().endswith(b"\n")

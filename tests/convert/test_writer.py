@@ -101,10 +101,11 @@ def test_weights_that_are_no_numbers(bad: float, type_name: str, old: Path) -> N
 
 
 @POSIX
-def test_a_disk_that_becomes_full(old: Path) -> None:
+def test_a_disk_that_becomes_full(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit of the file's size fails in the same place, and needs no disk of its own."""
     import resource
 
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be cut off as well
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))
     try:

@@ -286,6 +286,7 @@ def test_a_full_disk_is_noticed_before_the_work(
 ) -> None:
     import resource
 
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would be cut off as well
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))
     try:

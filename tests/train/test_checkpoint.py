@@ -301,7 +301,9 @@ def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
         "from edgellm.errors import FileProblem\n"
         "try:\n    saved(Path(sys.argv[1]))\nexcept FileProblem as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT, check=True)
+    # -B: what Python keeps of the modules that it imports would be cut off as well, and fail in every later process.
+    command = [sys.executable, "-B", "-c", code, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.count("\n") == 1 and "File too large; the checkpoint of step 3 is kept" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003.safetensors"]
     a_run(tmp_path).resume()
