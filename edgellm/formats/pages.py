@@ -45,8 +45,11 @@ def mapped_ranges(arrays: Iterable[NDArray[np.uint8]], most_between: int = MOST_
 
 
 def _place(data: NDArray[np.uint8]) -> tuple[mmap.mmap, int] | None:
-    """The mapping that some bytes are a part of, and where in it they begin."""
+    """The mapped file that some bytes are a part of, and where in it they begin."""
     base: Any = data
     while base is not None and not isinstance(base, mmap.mmap):
         base = base.obj if isinstance(base, memoryview) else base.base
-    return None if base is None else (base, data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data)
+    # What can be written to is memory without a file: released, it would be lost.
+    if base is None or not memoryview(base).readonly:
+        return None
+    return base, data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
