@@ -56,6 +56,7 @@ class Team:
         self._programs: dict[Runnable, int] = {}  # where the record of each is
         self._done_with: set[Runnable] = set()
         self._stopping = False
+        self._is_running = False  # from before a run looks who sleeps until it is over
         self._gather()
         at_fork(self, in_child=Team._gather)
         self._wake()
@@ -70,8 +71,12 @@ class Team:
         address = known.get(program) or self._address_of(program)
         self._following[0] = 0 if then is None else known.get(then) or self._address_of(then)
         self._slice_word[0] = self.max_ops
-        self._wake()
-        self._lead(self._address, address, 0)
+        try:
+            self._is_running = True
+            self._wake()
+            self._lead(self._address, address, 0)
+        finally:
+            self._is_running = False
 
     def forget(self, programs: Iterable[Runnable]) -> None:
         """Release programs that will not be run any more, as soon as no thread can be at work in them."""
@@ -97,8 +102,9 @@ class Team:
         """
         address, n_ops, at = self._address_of(program), int(program.record["n_ops"][0]), 0
         self._following[0] = 0
-        self._wake()
         try:
+            self._is_running = True
+            self._wake()
             while at < n_ops:
                 if at and stop is not None and stop():
                     self._abort(program, at)
@@ -111,6 +117,8 @@ class Team:
         except BaseException:  # Ctrl-C between two slices, while the other threads are at work
             self._abort(program, at)
             raise
+        finally:
+            self._is_running = False
         return True
 
     def _abort(self, program: Runnable, at: int) -> None:
@@ -142,6 +150,7 @@ class Team:
     def _gather(self) -> None:
         """Helpers that are not there yet, and no run that they could be late for."""
         self._record[["generation", "program", "n_chunks"]] = 0
+        self._is_running = False
         self._seats.fill(0)
         # Zeros that the system makes as they are touched: most programs have far fewer ops than there may be.
         self._shares = np.zeros((self.max_ops * self.n_threads, LINE_WORDS), np.int64)
@@ -167,11 +176,12 @@ class Team:
     def _help(self, thread: int) -> None:
         while not self._stopping:
             self._work(self._address, thread, 0)
-            # A run that starts right here goes on without this thread; the next one finds it asleep.
             self._asleep[thread] = True
-            if self._stopping:
-                break
-            self._alarms[thread].acquire()
+            # This thread may have waited for the GIL since it had enough, and a run may have begun that counts on it.
+            if self._is_running:
+                self._asleep[thread] = False
+            elif not self._stopping:
+                self._alarms[thread].acquire()
 
 
 def _yield_function() -> int:

@@ -145,6 +145,31 @@ def test_nobody_works_when_there_is_no_work(store: KernelStore, team_of: Callabl
     program.run(np.random.default_rng(0))  # and they come back
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="another C library")
+def test_who_gives_up_while_python_is_busy_takes_part_in_the_next_run(
+    store: KernelStore, team_of: Callable[[int], Team]
+) -> None:
+    """A helper with nothing to do goes to sleep, but for that it needs the GIL, and gets it when the run begins."""
+    team, rng = team_of(2), np.random.default_rng(6)
+    team._record["yield_core"] = ctypes.cast(ctypes.CDLL(None).getppid, ctypes.c_void_p).value  # and yields nothing
+    shuffle = Shuffle(store, team, 60, width=1 << 16)  # some 30 ms: long enough to wake up in
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10)
+    try:
+        for _ in range(5):
+            shuffle.run(rng)
+            step = shuffle.prepare(rng)
+            until = time.perf_counter() + 0.1
+            while time.perf_counter() < until:
+                pass
+            shuffle.program.run(step)
+            shuffle.check()
+            wait_until_asleep(team)
+            assert team._seats[1, 1] == team._record["generation"][0]  # the last run that it has seen
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_close_ends_the_threads_asleep_or_awake(store: KernelStore, team_of: Callable[[int], Team]) -> None:
     before = {*threading.enumerate()}
     for pause in (0, 0.001, 0.05):
