@@ -175,5 +175,6 @@ def _fingerprint(isa: Isa, sources: str) -> str:
         sys.byteorder,
         isa.name,
         *isa.target(*host()),
+        str(isa.stream_level),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -44,6 +44,7 @@ class Isa:
     has_long_code:  whether a product of bytes takes several instructions: kernels for several tokens loop within a
                     block then, or they would be longer than what a core keeps decoded.
     portable:       what its kernels are compiled for when they are to ship with the package.
+    is_for_family:  whether they are compiled for that, and not for this machine.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Isa:
     tile_tokens: int
     has_long_code: bool = False
     portable: Portable | None = None
+    is_for_family: bool = False
 
     def for_family(self, more: Iterable[str] = ()) -> Isa:
         """The same, compiled for any CPU of the family instead of the host. Only where there is a `portable`.
@@ -64,7 +66,7 @@ class Isa:
         """
         portable = self.portable
         assert portable is not None
-        return replace(self, target=lambda cpu, features: portable.target(more))
+        return replace(self, target=lambda cpu, features: portable.target(more), is_for_family=True)
 
     @property
     def tiles_together(self) -> int:
@@ -77,7 +79,7 @@ class Isa:
 
         The first, but for Intel's CPUs: there it waits for a dozen lines at a time, and the second for some fifty.
         """
-        cpu, _ = self.target(*host())
+        cpu = "" if self.is_for_family else host()[0]
         return 2 if any(part in cpu for part in _OF_INTEL) else 1
 
     @property

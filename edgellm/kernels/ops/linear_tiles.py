@@ -69,10 +69,8 @@ def multiply_few(
     round_bytes = block_bytes // n_rounds
     if n_rounds > 1:
         kept = TileScales(v, fmt, v.on_stack(2 * fmt.block_size // fmt.scale_group * TILE_ROWS * 4), per_block)
-    # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing. Several tokens take so
-    # long for a group that its lines need not be told apart, and have no register to spare.
-    parts, level = GROUP // 4 if n_tokens <= 2 else 1, LEVELS[prefetch] if prefetch else v.isa.stream_level
-    asks_again = level == 2 and n_tokens <= 2
+    # As evenly as can be: while a core waits to ask for the next line, it multiplies nothing.
+    n_words, level = GROUP // 4, LEVELS[prefetch] if prefetch else v.isa.stream_level
 
     def meet_groups(block: TileReader, scales: Scales, first: Value, at: Value, totals: Sequence[Value]) -> list[Value]:
         """n_groups of a block. first: which of a row's groups the first one is. at: where it is in the tile."""
@@ -81,11 +79,10 @@ def multiply_few(
         for g in range(n_groups):
 
             def ask(word: int, g: int = g) -> None:
-                if word < parts:
-                    part = round_bytes, g * parts + word, n_groups * parts
-                    prefetch_part(v, ahead + at, *part, level)
-                    if asks_again:
-                        prefetch_part(v, tile + at + NEAR_BYTES, *part, level=1)
+                part = round_bytes, g * n_words + word, n_groups * n_words
+                prefetch_part(v, ahead + at, *part, level)
+                if level == 2:
+                    prefetch_part(v, tile + at + NEAR_BYTES, *part, level=1)
 
             rows = GroupOfRows(weights_of(fmt, block, g), *scales[g])
             results = meet_tokens(v, fmt, [rows.itself], places[g], results, ask)
