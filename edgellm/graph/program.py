@@ -63,7 +63,8 @@ class Program:
     """Lowered ops as records in memory, for batches of up to `capacity` tokens.
 
     tables:    addresses of what ops name but a batch does not have: the layers of the cache.
-    inputs:    memory for the values that come from outside; the address of each one's first row.
+    inputs:    memory for the values that come from outside, and for others that can be read after a run and are to be
+               elsewhere; the address of each one's first row.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Program:
         self._store = store
         self.capacity = -(-batch.capacity // TOKEN_ALIGN) * TOKEN_ALIGN
         self._inputs = {lowered.rows[value]: address for value, address in (inputs or {}).items()}
-        kept = [rows for value, rows in lowered.rows.items() if value not in lowered.outside]
+        kept = [
+            rows for value, rows in lowered.rows.items() if value not in lowered.outside and rows not in self._inputs
+        ]
         self._offsets, size = plan(self.steps, kept, self.capacity, outside=self._inputs)
         self.arena = _arena(size, batch.capacity)
         self._arena_start = self.arena.ctypes.data

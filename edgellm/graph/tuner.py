@@ -236,16 +236,19 @@ class _Runnable:
     def __post_init__(self) -> None:
         graph = Graph()
         x = graph.input(self.work.n_cols)
-        for matrix in self.work.matrices:
-            graph.output(linear(x, matrix, sensitive=self.work.weights.n_planes == 2))
+        is_sensitive = self.work.weights.n_planes == 2
+        products = [graph.output(linear(x, matrix, sensitive=is_sensitive)) for matrix in self.work.matrices]
         # Whatever the bytes mean, as tiles they are read as quickly.
         matrices = self.work.matrices if self.tuning.tiles else []
         tiles = {matrix: matrix.raw.reshape(self.work.n_rows // TILE_ROWS, -1) for matrix in matrices}
         lowered = lower(graph, Target(self.work.store.isa, self.tuning, tiles=tiles))
         self.work.store.load(lowered.kernels, self.work.progress)
         self._input = np.ones((2 * TOKEN_ALIGN, Rows(x.width).stride), np.float32)
-        batch, inputs = Batch(max(TILES_SMALL_BATCHES), lowered), {x: self._input.ctypes.data}
-        self._program = Program(lowered, self.work.store, batch, self.team, inputs=inputs)
+        self._products = np.empty((2 * TOKEN_ALIGN, Rows(self.work.n_rows).stride), np.float32)
+        # Nobody looks at the products: all are written to the same place, as in a model, whose layers use memory again.
+        places = {x: self._input.ctypes.data, **dict.fromkeys(products, self._products.ctypes.data)}
+        batch = Batch(max(TILES_SMALL_BATCHES), lowered)
+        self._program = Program(lowered, self.work.store, batch, self.team, inputs=places)
 
     def run(self, n_tokens: int = 1) -> None:
         self._program.run({"tokens": n_tokens})

@@ -113,6 +113,14 @@ def test_what_is_compared_has_one_team(store: Elsewhere) -> None:
     assert not helper.is_alive()
 
 
+def test_what_is_compared_takes_little_memory_beside_the_weights(store: Elsewhere) -> None:
+    work = tuner._Work(store, Q4_0, 1 << 24)
+    with work.programs(Tuning(1)) as (one,):
+        one.run(8)
+        assert len(work.matrices) > 4 and (one._products[:8] != 0).all()  # they are made, and in one place
+        assert one._program.arena.nbytes < work.memory.nbytes / 100
+
+
 def test_tiles_are_taken_where_they_are_clearly_quicker(store: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quicker for one token, or as quick for one and far quicker for several; whatever holds up single turns."""
     work = tuner._Work(store, Q4_0, 1 << 22)
