@@ -16,6 +16,7 @@ from edgellm.convert.quantized.bitsandbytes import unpack_bitsandbytes
 from edgellm.convert.quantized.compressed import unpack_compressed, unpack_plain
 from edgellm.convert.quantized.gptq import unpack_gptq
 from edgellm.convert.quantized.losses import Losses
+from edgellm.convert.quantized.modelopt import unpack_modelopt
 from edgellm.convert.quantized.mxfp4 import unpack_mxfp4
 from edgellm.errors import FileProblem, FormatError, UnsupportedError, shown
 from edgellm.formats.checkpoint import Checkpoint
@@ -32,6 +33,7 @@ METHODS: dict[str, tuple[str, Unpack]] = {
     "fp8": ("FP8", unpack_plain),
     "fbgemm_fp8": ("FP8", unpack_plain),
     "mxfp4": ("MXFP4", unpack_mxfp4),
+    "modelopt": ("ModelOpt", unpack_modelopt),
 }
 # Where config.json says it, and where folders of the first years, and of some makers, say it instead.
 _KEYS = ("quantization_config", "compression_config")

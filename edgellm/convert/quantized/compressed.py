@@ -4,6 +4,7 @@ pack-quantized   weight_packed int32 [n_out, n_in * bits / 32], q less half of i
                  weight_zero_point int32, packed along the rows; weight_g_idx where groups are scattered
 int-quantized    weight int8 [n_out, n_in], weight_zero_point int8
 float-quantized  weight in FP8
+nvfp4-pack-quantized  weight_packed uint8, weight_scale in FP8, weight_global_scale (see `nvfp4.py`)
 weight_scale     [1], [n_out, 1], [n_out, n_groups] or a scale for each block; weight_scale_inv elsewhere
 """
 
@@ -18,6 +19,7 @@ from edgellm.convert.quantized.arrays import Arrays
 from edgellm.convert.quantized.bits import unpack
 from edgellm.convert.quantized.grids import Grid, Rows, in_groups
 from edgellm.convert.quantized.losses import Losses
+from edgellm.convert.quantized.nvfp4 import unpack_nvfp4
 from edgellm.convert.quantized.small_floats import TYPES, unpack_fp8
 from edgellm.errors import FormatError, UnsupportedError
 from edgellm.formats.settings import Settings
@@ -25,7 +27,10 @@ from edgellm.formats.settings import Settings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
+FORMATS = (
+    *("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "naive-quantized"),
+    *("mixed-precision", "dense"),
+)
 # How activations, and keys and values in the cache, were rounded where the checkpoint was made for.
 _ACTIVATIONS = re.compile(r"\.(input|output|k|v|q)_(global_)?(scale|zero_point)(_ub)?$|\.(activation|input)_scale_ub$")
 
@@ -42,6 +47,8 @@ def unpack_compressed(arrays: Arrays, settings: Settings, as_it_is: bool, losses
         )
     if settings.section("transform_config").get("config_groups"):
         raise UnsupportedError("its weights are rotated (transform_config), which edgellm does not undo")
+    for module in list(arrays.ending("weight_global_scale")):
+        unpack_nvfp4(arrays, module, "weight_packed", "weight_global_scale", True, as_it_is, losses)
     for module in list(arrays.ending("weight_packed")):
         _add(arrays, _packed(arrays, module), as_it_is, losses)
     unpack_plain(arrays, settings, as_it_is, losses)
@@ -54,11 +61,19 @@ def unpack_plain(arrays: Arrays, settings: Settings, as_it_is: bool, losses: Los
         isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)
     ):
         raise FormatError(f"config.json: weight_block_size is {block!r:.60}; expected two numbers")
+    unpack_bytes(arrays, (block[0], block[1]) if block else None, as_it_is, losses)
+
+
+def unpack_bytes(arrays: Arrays, block: tuple[int, int] | None, as_it_is: bool, losses: Losses) -> None:
+    """The same, by what stands beside each weight. block: rows and columns with one scale, where that is said.
+
+    Raises FormatError, UnsupportedError.
+    """
     for scale in ("weight_scale", "weight_scale_inv"):
         for module in list(arrays.ending(scale)):
             kind = arrays.type_of(f"{module}.weight")
             if kind in TYPES:
-                unpack_fp8(arrays, module, scale, tuple(block) if block else None, as_it_is, losses)
+                unpack_fp8(arrays, module, scale, block, as_it_is, losses)
             elif kind == "I8":
                 _add(arrays, _whole(arrays, module), as_it_is, losses)
             elif not arrays.has(f"{module}.weight"):

@@ -33,7 +33,9 @@ def unpack_fp8(
     kind = arrays.type_of(name)
     raw = arrays.integers(name, *TYPES)
     scales, type_name = arrays.numbers(f"{module}.{scale_name}")
-    values, (n_out, n_in) = _values(kind or ""), raw.shape
+    if scales.shape[1::2] == (1, 1):  # ModelOpt's, of blocks
+        scales = scales.reshape(scales.shape[::2])
+    values, (n_out, n_in) = values_of(kind or ""), raw.shape
     high, wide = _block_of(scales, (n_out, n_in), block, name)
     of_row, of_column = np.arange(n_out) // high, np.arange(n_in) // wide
     scales = scales.reshape(-1, scales.shape[-1] if scales.ndim > 1 else 1)
@@ -63,7 +65,7 @@ def _block_of(
     )
 
 
-def _values(kind: str) -> NDArray[np.float32]:
+def values_of(kind: str) -> NDArray[np.float32]:
     """float32 [256]: what each byte means."""
     byte = np.arange(256, dtype=np.uint16)
     if kind == "F8_E5M2":
