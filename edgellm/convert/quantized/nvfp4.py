@@ -18,12 +18,12 @@ from edgellm.convert.quantized.losses import Losses
 from edgellm.convert.quantized.made import Rows, of_floats
 from edgellm.convert.quantized.small_floats import values_of
 from edgellm.errors import FormatError
+from edgellm.quants.mxfp4 import MAGNITUDES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_POSITIVE = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # E2M1: a sign, two bits of exponent, one of fraction
-_VALUES = np.concatenate([_POSITIVE, -_POSITIVE])
+_VALUES = np.concatenate([MAGNITUDES, -MAGNITUDES]).astype(np.float32) / 2
 
 
 def unpack_nvfp4(
@@ -40,7 +40,7 @@ def unpack_nvfp4(
     scales = values_of("F8_E4M3")[arrays.integers(f"{module}.weight_scale", "F8_E4M3")]
     one, _ = arrays.numbers(f"{module}.{of_tensor}")
     n_out, n_in = len(packed), 2 * packed.shape[1]
-    if one.size != 1 or len(scales) != n_out or not scales.shape[1] or n_in % scales.shape[1]:
+    if one.size != 1 or len(scales) != n_out or not n_in or not scales.shape[1] or n_in % scales.shape[1]:
         raise FormatError(
             f"tensor {name!r} is of shape {[n_out, n_in]}, its scales of {list(scales.shape)} and {list(one.shape)}, "
             "which do not belong together"
