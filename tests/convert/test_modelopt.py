@@ -164,10 +164,19 @@ def test_blocks_that_end_within_a_matrix(tmp_path: Path) -> None:
         (
             "NVFP4",
             {"weight_scale_2": torch.tensor(torch.inf)},
-            r"the scales of tensor '.*up_proj.weight' are not",
+            r"up_proj.weight_scale_2' holds NaN or infinity",
+        ),
+        (
+            "NVFP4",
+            {"weight_scale": torch.full((96, 4), torch.nan).to(torch.float8_e4m3fn)},
+            r"scales of .* are not finite",
         ),
         ("NVFP4", {"weight_scale_2": torch.ones(2)}, r"do not belong together"),
-        ("NVFP4", {"weight": torch.zeros(96, 0, dtype=torch.uint8)}, r"do not belong together"),
+        (
+            "NVFP4",
+            {"weight": torch.zeros(96, 0, dtype=torch.uint8)},
+            r"weight' is of shape \[96, 0\]: it has no",
+        ),
         ("NVFP4", {"weight_scale": torch.ones(3, 4)}, r"up_proj.weight_scale' is F32; expected F8_E4M3"),
         ("NVFP4", {"weight_scale_2": None}, r"up_proj.weight"),
     ],

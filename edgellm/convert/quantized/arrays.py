@@ -56,6 +56,7 @@ class Arrays:
         if found.dtype not in types or len(found.shape) not in dims:
             wanted = f"{' or '.join(types)} of {' or '.join(map(str, dims))} dimensions"
             raise FormatError(f"tensor {name!r} is {found.dtype} {list(found.shape)}; expected {wanted}")
+        _refuse_empty(name, found)
         return found.raw.view(_DTYPES.get(found.dtype, "u1")).reshape(found.shape)
 
     def any_bytes(self, name: str) -> NDArray[np.uint8]:
@@ -65,13 +66,17 @@ class Arrays:
         return self.integers(name, "U8", "I8", n_dims=(1, 2)).view(np.uint8).reshape(-1)
 
     def numbers(self, name: str) -> tuple[NDArray[np.float32], str]:
-        """An array of floats as float32, and its type. Raises FormatError."""
+        """An array of finite floats as float32, and its type. Raises FormatError."""
         found = self.floats.pop(name, None)
         if found is None:
             if name in self.others:
                 raise FormatError(f"tensor {name!r} is {self.others[name]}; expected F32, F16 or BF16")
             raise FormatError(f"the checkpoint has no tensor {name!r} in F32, F16 or BF16")
-        return found.dequantize(), found.format.name
+        _refuse_empty(name, found)
+        numbers = found.dequantize()
+        if not np.isfinite(numbers).all():
+            raise FormatError(f"tensor {name!r} holds NaN or infinity; the file is damaged")
+        return numbers, found.format.name
 
     def drop(self, name: str) -> bool:
         """Take away what is not needed; whether it was there."""
@@ -86,3 +91,8 @@ class Arrays:
         if self.has(tensor.name):
             raise FormatError(f"the checkpoint holds {tensor.name!r} twice, quantized and not")
         self.floats[tensor.name], self.has_unpacked = tensor, True
+
+
+def _refuse_empty(name: str, found: Tensor | PlainArray) -> None:
+    if not all(found.shape):
+        raise FormatError(f"tensor {name!r} is of shape {list(found.shape)}: it has no numbers; the file is damaged")

@@ -52,7 +52,7 @@ def _unpack_table(arrays: Arrays, module: str, table: str, as_it_is: bool, losse
         raise FormatError(f"tensor {name!r}: its shape is {shape!r:.60}; expected two numbers")
     n_out, n_in = shape
     packed = arrays.any_bytes(name)
-    levels, _ = arrays.numbers(f"{name}.quant_map")
+    levels = arrays.numbers(f"{name}.quant_map")[0].reshape(-1)
     absmax = _absmax(arrays, name, state)
     if len(levels) != 16 or 2 * len(packed) < n_out * n_in or len(absmax) != math.ceil(n_out * n_in / block):
         raise FormatError(f"tensor {name!r} of shape {n_out} x {n_in} has {len(packed)} bytes and {len(absmax)} scales")

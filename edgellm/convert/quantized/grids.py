@@ -57,8 +57,6 @@ class Grid:
                 raise FormatError(f"tensor {self.name!r}: its {what} are of shape {found}, its weights of {self.shape}")
         if len(self.group_of) != n_in or not 0 <= self.group_of.min() <= self.group_of.max() < self.scales.shape[1]:
             raise FormatError(f"tensor {self.name!r}: its groups of columns are not those of its {n_in} columns")
-        if not np.isfinite(self.scales).all():
-            raise FormatError(f"tensor {self.name!r}: its scales hold NaN or infinity; the file is damaged")
 
     def floats(self, rows: Rows) -> NDArray[np.float32]:
         """float32 [n, n_in]: the weights, to the last bit."""

@@ -40,7 +40,7 @@ def unpack_nvfp4(
     scales = values_of("F8_E4M3")[arrays.integers(f"{module}.weight_scale", "F8_E4M3")]
     one, _ = arrays.numbers(f"{module}.{of_tensor}")
     n_out, n_in = len(packed), 2 * packed.shape[1]
-    if one.size != 1 or len(scales) != n_out or not n_in or not scales.shape[1] or n_in % scales.shape[1]:
+    if one.size != 1 or len(scales) != n_out or n_in % scales.shape[1]:
         raise FormatError(
             f"tensor {name!r} is of shape {[n_out, n_in]}, its scales of {list(scales.shape)} and {list(one.shape)}, "
             "which do not belong together"

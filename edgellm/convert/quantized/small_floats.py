@@ -58,7 +58,7 @@ def _block_of(
         return shape
     if block and found == tuple(-(-n // size) for n, size in zip(shape, block, strict=True)):
         return block
-    if all(n % count == 0 for n, count in zip(shape, found, strict=True)):
+    if scales.ndim <= 2 and all(n % count == 0 for n, count in zip(shape, found, strict=True)):
         return shape[0] // found[0], shape[1] // found[1]
     raise FormatError(
         f"tensor {name!r} is of shape {shape}, and its scales of {scales.shape}, which do not belong together"
