@@ -255,6 +255,6 @@ def test_without_the_package_tools_are_read_and_not_forced(model, monkeypatch) -
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     monkeypatch.setattr("edgellm.engine.asking.find_spec", lambda name: None)
     model.chat_template = ChatTemplate(TEMPLATES["hermes"])
-    assert "".join(model.chat(ASKED, tools=TOOLS, max_tokens=5))
+    assert "".join(model.chat(ASKED, tools=TOOLS, max_tokens=5, temperature=0))
     with pytest.raises(UsageError, match=r"edgellm\[structure\]"):
         model.chat(ASKED, tools=TOOLS, tool_choice="required")

@@ -60,13 +60,13 @@ def test_one_that_is_cancelled_ends_and_the_others_go_on(model) -> None:
 
 
 def test_nothing_is_waited_for(model) -> None:
-    generation = model.generate(PROMPTS[0], max_tokens=3)
+    generation = model.generate(PROMPTS[0], max_tokens=3, temperature=0)
     assert generation.take() == []  # it has not begun
     assert generation.finish_reason is None
 
 
 def test_an_error_ends_its_answer(model) -> None:
-    generation = model.generate(PROMPTS[0], max_tokens=3)
+    generation = model.generate(PROMPTS[0], max_tokens=3, temperature=0)
     Generation.advance([generation])
     model.close()
     with pytest.raises(UsageError, match="closed"):
@@ -76,7 +76,7 @@ def test_an_error_ends_its_answer(model) -> None:
 
 
 def test_two_threads_cannot_take_of_one(model) -> None:
-    generation = model.generate(PROMPTS[0], max_tokens=3)
+    generation = model.generate(PROMPTS[0], max_tokens=3, temperature=0)
     assert generation._reading.acquire(blocking=False)
     try:
         with pytest.raises(UsageError, match="another thread"):
