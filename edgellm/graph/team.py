@@ -56,7 +56,6 @@ class Team:
         self._programs: dict[Runnable, int] = {}  # where the record of each is
         self._done_with: set[Runnable] = set()
         self._stopping = False
-        self._is_running = False  # from before a run looks who sleeps until it is over
         self._gather()
         at_fork(self, in_child=Team._gather)
         self._wake()
@@ -150,7 +149,7 @@ class Team:
     def _gather(self) -> None:
         """Helpers that are not there yet, and no run that they could be late for."""
         self._record[["generation", "program", "n_chunks"]] = 0
-        self._is_running = False
+        self._is_running = False  # True from before sleeping helpers are woken until the run is over
         self._seats.fill(0)
         # Zeros that the system makes as they are touched: most programs have far fewer ops than there may be.
         self._shares = np.zeros((self.max_ops * self.n_threads, LINE_WORDS), np.int64)
@@ -177,7 +176,7 @@ class Team:
         while not self._stopping:
             self._work(self._address, thread, 0)
             self._asleep[thread] = True
-            # This thread may have waited for the GIL since it had enough, and a run may have begun that counts on it.
+            # While this thread waited for the GIL, to say that it sleeps, a run may have begun: it takes part in that.
             if self._is_running:
                 self._asleep[thread] = False
             elif not self._stopping:

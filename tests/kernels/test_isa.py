@@ -85,7 +85,7 @@ def test_what_ships_has_all_that_its_instruction_set_needs(one: isa.Isa) -> None
 @pytest.mark.parametrize(
     ("cpu", "level"),
     [("skylake-avx512", 2), ("sapphirerapids", 2), ("haswell", 2), ("gracemont", 2), ("sierraforest", 2),
-     ("znver5", 1), ("x86-64", 1), ("apple-m1", 1), ("neoverse-v2", 1), ("generic", 1)],
+     ("znver5", 1), ("x86-64-v4", 1), ("x86-64", 1), ("apple-m1", 1), ("neoverse-v2", 1), ("generic", 1)],
 )  # fmt: skip
 def test_where_streams_are_prefetched_to(cpu: str, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second level of cache on Intel's CPUs alone, and what is compiled for a family may run on others."""

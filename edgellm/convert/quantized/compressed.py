@@ -28,8 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMATS = (
-    *("pack-quantized", "int-quantized", "float-quantized", "nvfp4-pack-quantized", "naive-quantized"),
-    *("mixed-precision", "dense"),
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "nvfp4-pack-quantized",
+    "naive-quantized",
+    "mixed-precision",
+    "dense",
 )
 # How activations, and keys and values in the cache, were rounded where the checkpoint was made for.
 _ACTIVATIONS = re.compile(r"\.(input|output|k|v|q)_(global_)?(scale|zero_point)(_ub)?$|\.(activation|input)_scale_ub$")
@@ -48,7 +53,7 @@ def unpack_compressed(arrays: Arrays, settings: Settings, as_it_is: bool, losses
     if settings.section("transform_config").get("config_groups"):
         raise UnsupportedError("its weights are rotated (transform_config), which edgellm does not undo")
     for module in list(arrays.ending("weight_global_scale")):
-        unpack_nvfp4(arrays, module, "weight_packed", "weight_global_scale", True, as_it_is, losses)
+        unpack_nvfp4(arrays, module, "weight_packed", "weight_global_scale", as_it_is, losses, is_inverse=True)
     for module in list(arrays.ending("weight_packed")):
         _add(arrays, _packed(arrays, module), as_it_is, losses)
     unpack_plain(arrays, settings, as_it_is, losses)

@@ -17,7 +17,13 @@ from edgellm.formats.settings import Settings
 IN_BLOCKS = "FP8_PB_WO"
 BLOCK = (128, 128)
 ALGORITHMS = (
-    *("FP8", "FP8_PER_CHANNEL_PER_TOKEN", IN_BLOCKS, "NVFP4", "W4A16_NVFP4", "W4A8_NVFP4_FP8", "W8A16"),
+    "FP8",
+    "FP8_PER_CHANNEL_PER_TOKEN",
+    IN_BLOCKS,
+    "NVFP4",
+    "W4A16_NVFP4",
+    "W4A8_NVFP4_FP8",
+    "W8A16",
     "MIXED_PRECISION",
 )
 
@@ -34,5 +40,5 @@ def unpack_modelopt(arrays: Arrays, settings: Settings, as_it_is: bool, losses: 
     for module in arrays.ending("pre_quant_scale"):
         raise UnsupportedError(f"the inputs of {module!r} are scaled (pre_quant_scale), which edgellm does not undo")
     for module in list(arrays.ending("weight_scale_2")):
-        unpack_nvfp4(arrays, module, "weight", "weight_scale_2", False, as_it_is, losses)
+        unpack_nvfp4(arrays, module, "weight", "weight_scale_2", as_it_is, losses)
     unpack_bytes(arrays, BLOCK if algorithm == IN_BLOCKS else None, as_it_is, losses)

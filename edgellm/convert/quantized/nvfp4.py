@@ -27,26 +27,26 @@ _VALUES = np.concatenate([MAGNITUDES, -MAGNITUDES]).astype(np.float32) / 2
 
 
 def unpack_nvfp4(
-    arrays: Arrays, module: str, numbers: str, of_tensor: str, is_inverse: bool, as_it_is: bool, losses: Losses
+    arrays: Arrays, module: str, numbers: str, of_tensor: str, as_it_is: bool, losses: Losses, is_inverse: bool = False
 ) -> None:
     """Put a float weight in the place of a module's tensors called `numbers`, "weight_scale" and `of_tensor`.
 
-    is_inverse:  whether scales are divided by the one of the tensor.
+    is_inverse:  whether the other scales are divided by that of the tensor, and not multiplied.
 
     Raises FormatError.
     """
     name = f"{module}.weight"
     packed = arrays.integers(f"{module}.{numbers}", "U8")
     scales = values_of("F8_E4M3")[arrays.integers(f"{module}.weight_scale", "F8_E4M3")]
-    one, _ = arrays.numbers(f"{module}.{of_tensor}")
+    tensor_scale, _ = arrays.numbers(f"{module}.{of_tensor}")
     n_out, n_in = len(packed), 2 * packed.shape[1]
-    if one.size != 1 or len(scales) != n_out or n_in % scales.shape[1]:
+    if tensor_scale.size != 1 or len(scales) != n_out or n_in % scales.shape[1]:
         raise FormatError(
-            f"tensor {name!r} is of shape {[n_out, n_in]}, its scales of {list(scales.shape)} and {list(one.shape)}, "
-            "which do not belong together"
+            f"tensor {name!r} is of shape {[n_out, n_in]}, its scales of {list(scales.shape)} and "
+            f"{list(tensor_scale.shape)}, which do not belong together"
         )
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scales = scales / one.reshape(()) if is_inverse else scales * one.reshape(())
+        scales = scales / tensor_scale.reshape(()) if is_inverse else scales * tensor_scale.reshape(())
     if not np.isfinite(scales).all():
         raise FormatError(f"the scales of tensor {name!r} are not finite")
     group = n_in // scales.shape[1]
