@@ -5,7 +5,7 @@ This is all that a model without adapters needs to know of them; `engine.adapter
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -92,8 +92,21 @@ class AdapterSet:
         """Tokens that stand before a text, and belong to an adapter."""
         return sum(adapter.n_virtual for adapter, _ in self.uses)
 
-    def use_of(self, slot: Slot, start: int, n: int) -> float | NDArray[np.float32]:
-        """How much the n tokens from a position on have of an adapter, or which of its own tokens they are."""
+    @cached_property
+    def _own(self) -> tuple[float, ...]:
+        """The scales of its own slots."""
+        return tuple(self.scales[slot] for slot in self.slots)
+
+    def uses_of(self, slots: tuple[Slot, ...], start: int, n: int) -> Sequence[float | NDArray[np.float32]]:
+        """How much the n tokens from a position on have of some adapters, or which of an adapter's own they are.
+
+        One number for all of them, or where they differ one for each.
+        """
+        if slots == self.slots and not self.n_virtual:  # as it mostly is, in every step
+            return self._own
+        return [self._use(slot, start, n) for slot in slots]
+
+    def _use(self, slot: Slot, start: int, n: int) -> float | NDArray[np.float32]:
         if slot in self.scales and slot.adapter.n_virtual:
             return places(start, n, slot.adapter.n_virtual)
         return self.scales.get(slot, 0.0)

@@ -59,10 +59,10 @@ class Span(NamedTuple):
     token_ids: SequenceOf[int]
     n_guesses: int = 0
 
-    def piece(self, slots: SequenceOf[Slot] = ()) -> Piece:
+    def piece(self, slots: tuple[Slot, ...] = ()) -> Piece:
         """The same for a batch, of a program with those adapters; the cache must have room already."""
         start, n = len(self.sequence), len(self.token_ids)
-        uses = [self.sequence.adapters.use_of(slot, start, n) for slot in slots]
+        uses = self.sequence.adapters.uses_of(slots, start, n)
         states = self.sequence.plan_states(n, self.n_guesses)
         return Piece(self.token_ids, start, self.sequence.slots(n), self.sequence.block_tables, uses, states)
 
@@ -252,6 +252,8 @@ class Runner:
         if not any(sets):
             return self.base
         slots = slots_of(sets)
+        if slots == self._running.slots:  # as it mostly is, in every step
+            return self._running
         found = self._variants.pop(slots, None) or self._new_variant(slots)
         self._variants[slots] = found
         while len(self._variants) > MOST_VARIANTS:
@@ -284,7 +286,10 @@ class Runner:
             self._drop(slots)
 
     def _drop(self, slots: tuple[Slot, ...]) -> None:
-        self.team.forget(self._variants.pop(slots).programs)
+        dropped = self._variants.pop(slots)
+        if self._running is dropped:
+            self._running = self.base
+        self.team.forget(dropped.programs)
 
     # --- other programs -------------------------------------------------------------------------------------
 

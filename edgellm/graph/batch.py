@@ -152,11 +152,13 @@ class Batch:
             positions.extend(range(start, start + n))
             for kept, of_kept in zip(self.kept, slots, strict=True):
                 of_kept.extend(piece.slots[kept])
-            for scales, scale in zip(self.adapters, piece.adapters, strict=False):
-                scales[first : first + n] = scale
             if n == 1:  # as decode has it
                 slices.append((first, 1, start, piece))
+                for scales, scale in zip(self.adapters, piece.adapters, strict=False):
+                    scales[first] = scale[0] if isinstance(scale, np.ndarray) else scale
             else:
+                for scales, scale in zip(self.adapters, piece.adapters, strict=False):
+                    scales[first : first + n] = scale
                 slices += [(first + i, size, start + i, piece) for i, size in self._slices(start, n)]
         n = len(positions)
         by_token = n == len(pieces) and self._is_by_token(pieces)

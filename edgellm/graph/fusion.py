@@ -52,7 +52,8 @@ def by_token(steps: Sequence[Op]) -> list[Op]:
         merge = rest.pop()
         after = [rest.pop()] if rest and rest[-1].split == OF_TOKENS else []
         whole = replace(op, fields=op.fields | {"chunk_heads": op.fields["n_kv_heads"]})
-        parts = [part for each in (*before, whole, *after) for part in each.parts or [each]]
+        # Copies: records of an op lie side by side, so it shares none with another one.
+        parts = [replace(part) for each in (*before, whole, *after) for part in each.parts or [each]]
         result += [
             _fused_op(parts, Chunks(BY_TOKEN)),
             *map(_together, before),
@@ -89,7 +90,8 @@ def _conflict(op: Op, other: Op) -> bool:
 
 def _fuse(ops: list[Op]) -> Op:
     if len(ops) == 1:
-        return ops[0]
+        (op,) = ops
+        return replace(op, chunks=replace(op.chunks, small_batch=0)) if op.is_only_large else op
     chunks = ops[0].chunks
     if isinstance(ops[0].split, ByRows):
         # All work on the same rows, so the one with the widest rows says how many are a chunk.
@@ -101,7 +103,10 @@ def _fused_op(ops: list[Op], chunks: Chunks) -> Op:
     return Op(
         FUSED,
         records.FUSED,
-        {"n_parts": len(ops)},
+        {
+            "n_parts": len(ops),
+            "n_small_parts": max((i for i, op in enumerate(ops, 1) if not op.is_only_large), default=0),
+        },
         chunks,
         reads=[buffer for op in ops for buffer in op.reads],
         writes=[buffer for op in ops for buffer in op.writes],
@@ -112,6 +117,6 @@ def _fused_op(ops: list[Op], chunks: Chunks) -> Op:
 
 def _in_chunks(op: Op, n_tokens: int) -> Op:
     """The same op with chunks of so many rows, if its chunks are rows."""
-    if not isinstance(op.split, ByRows):
+    if not isinstance(op.split, ByRows) or op.fields.get("chunk_tokens") == n_tokens:
         return op
     return replace(op, fields=op.fields | {"chunk_tokens": n_tokens})

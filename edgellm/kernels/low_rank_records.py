@@ -64,6 +64,7 @@ NARROW_INT8 = Schema(
     out="ptr",
     out_stride="i64",
     chunk_tokens="i64",
+    next="ptr",  # the record of another one of the same x, for kernels that make all of them; or 0
 )
 
 WIDEN_INT8 = Schema(

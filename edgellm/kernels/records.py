@@ -81,7 +81,16 @@ LAYER_NORM = Schema(
     chunk_tokens="i64",
 )
 
-QUANTIZE = Schema("quantize", batch=BATCH, x="ptr", stride="i64", n_cols="i64", to=QUANTIZED, chunk_tokens="i64")
+QUANTIZE = Schema(
+    "quantize",
+    batch=BATCH,
+    x="ptr",
+    stride="i64",
+    n_cols="i64",
+    to=QUANTIZED,
+    chunk_tokens="i64",
+    beside="ptr",  # a NARROW_INT8 record, for kernels that make of the int8 what it says
+)
 
 # Of tiles, every line is prefetched: into the first level of cache; there alone; or into the second, and again into the
 # first just before its use.
@@ -410,7 +419,8 @@ FUSED_PART = Schema(
     record="ptr",
 )
 
-FUSED = Schema("fused", batch=BATCH, parts="ptr", n_parts="i64")  # a FUSED_PART each
+# A FUSED_PART each; in a small batch, none behind the first n_small_parts has work of its own.
+FUSED = Schema("fused", batch=BATCH, parts="ptr", n_parts="i64", n_small_parts="i64")
 
 PROGRAM = Schema(
     "program",

@@ -138,6 +138,7 @@ _FAMILIES: dict[str, _Family] = {
     "widen": _Family("low_rank", _LOW_RANK, _SMALL),
     "ask_for_widen": _Family("low_rank", _LOW_RANK),
     "narrow_int8": _Family("low_rank_int8"),
+    "quantize_adapted": _Family("low_rank_int8"),
     "widen_int8": _Family("low_rank_int8", options=_SMALL),
     "linear_tiles_adapted": _Family("linear_tiles_adapted", _BLOCKS),
     "add_scaled": _Family("low_rank"),

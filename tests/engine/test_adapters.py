@@ -233,6 +233,20 @@ def test_a_text_keeps_its_adapter_to_its_end(folder: Path) -> None:
         assert generation.token_ids == expected
 
 
+def test_programs_that_were_dropped_are_not_run_again(folder: Path) -> None:
+    with load(folder / "base.gguf") as model:
+        name, runner = model.load_adapter(folder / "one"), model._runner
+        expected = answer(model, name)
+        slots = runner._running.slots
+        assert list(runner._variants) == [slots]
+        dropped = weakref.ref(runner._running)
+        runner._drop(slots)
+        gc.collect()
+        assert dropped() is None
+        assert answer(model, name) == expected
+        assert list(runner._variants.values()) == [runner._running]
+
+
 def test_what_does_not_fit_into_a_batch_waits_for_the_next(folder: Path) -> None:
     n = MOST_TOGETHER + 3
     with load(folder / "base.gguf") as model:

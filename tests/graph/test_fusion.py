@@ -160,6 +160,7 @@ def test_low_rank_steps_in_integers(store: KernelStore, team_of: Callable[[int],
             tiles = {w: to_tiles(w.format, w.raw) for w in weights} if in_tiles else {}
             ops = lowered(g, n_threads, tiles=tiles)
             assert names(ops)[0] == "rms_norm + quantize + narrow_int8 + narrow_int8"
+            assert ops.steps[0].name_of(ops.steps[0].kernel_when_small) == "rms_norm + quantize_adapted"
             small = "linear_tiles_adapted.Q8_0" if in_tiles else "linear_decode.Q8_0 + widen_int8.small"
             assert [op.name_of(op.kernel_when_small) for op in ops.steps[1:]] == [f"{small} + widen_int8.small"] * 2
             packed = sum(

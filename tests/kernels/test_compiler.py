@@ -225,6 +225,6 @@ def test_every_kernel_compiles_for_arm(kernel: Kernel) -> None:
     code = arm_object(kernel)
     assert kernel.symbol.encode() in code
     of_experts = ("experts_decode", "experts_prefill", "experts_tiles", "experts_tiles_prefill")
-    of_adapters = ("narrow_int8", "linear_tiles_adapted")
+    of_adapters = ("narrow_int8", "quantize_adapted", "linear_tiles_adapted")
     is_integer = kernel.op in (*test_linear.OPS, *of_experts, *of_adapters, "quantize", "multiply_limit")
     assert (count_dot_products(code) > 0) == is_integer

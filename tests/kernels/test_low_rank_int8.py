@@ -17,7 +17,7 @@ from edgellm.quants.low_rank import BYTES, PIECE_ROWS, pack_a, pack_b
 from edgellm.quants.tiles import to_tiles
 from tests.quants.test_low_rank import unpacked_a, unpacked_b
 
-from .compiled import Compiled, Output, _record, before_a_wall, into
+from .compiled import Compiled, Output, _record, before_a_wall, into, rows
 from .conftest import AVAILABLE, DISTINCT, thorough_unless
 from .weights import random_weights
 
@@ -96,19 +96,27 @@ def narrowed(
         low_rank_records.NARROW_INT8,
         -(-n // 2),
         n,
-        xq=as_record(x),
-        n_cols=x.q.shape[1],
-        weight=before_a_wall(packed),
-        n_pieces=packed.shape[0],
-        piece_bytes=packed.shape[1],
-        rank=rank,
-        scale=scale,
-        scales=0 if scales is None else scales,
-        out=out.memory,
-        out_stride=out.stride,
+        **narrow_fields(as_record(x), x.q.shape[1], packed, rank, scale, scales, out),
         chunk_tokens=2,
     )
     return out
+
+
+def narrow_fields(
+    xq: np.ndarray, n_cols: int, packed: np.ndarray, rank: int, scale: float, scales: np.ndarray | None, out: Narrowed
+) -> dict[str, Any]:
+    return {
+        "xq": xq,
+        "n_cols": n_cols,
+        "weight": before_a_wall(packed),
+        "n_pieces": packed.shape[0],
+        "piece_bytes": packed.shape[1],
+        "rank": rank,
+        "scale": scale,
+        "scales": 0 if scales is None else scales,
+        "out": out.memory,
+        "out_stride": out.stride,
+    }
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -145,6 +153,39 @@ def test_numbers_that_are_none_spoil_a_row(compiled: Compiled, rng: np.random.Ge
     x.d[1] = np.nan
     found = narrowed(compiled, x, packed, 3, factor, None)
     assert np.isfinite(found.scales[0]) and np.isnan(found.scales[1])
+
+
+def test_an_input_with_what_is_made_of_it(compiled: Compiled, rng: np.random.Generator) -> None:
+    """To the bit what the kernels make one after the other."""
+    x, kind = rng.standard_normal((N_TOKENS, 96), np.float32), sums_for(BYTES)
+    source = rows(x)
+    quantized, made = compiled.quantize_for(x, [kind])
+    found = {name: np.zeros_like(part) for name, part in {**quantized._asdict(), kind.field: made[kind]}.items()}
+    to, of_batch = _record(records.QUANTIZED, **found), _record(records.BATCH, n_tokens=N_TOKENS)
+    want, narrow, kept = [], None, []
+    for rank, scales in ((8, None), (33, SCALES), (12, SCALES[::-1].copy())):
+        packed, factor = pack_a(rng.standard_normal((rank, 96), np.float32))
+        want.append((narrowed(compiled, quantized, packed, rank, factor, scales), out := Narrowed(N_TOKENS, rank)))
+        fields = narrow_fields(to, 96, packed, rank, factor, scales, out) | {"chunk_tokens": 1}  # not those of the op
+        kept += [fields, narrow]
+        narrow = _record(low_rank_records.NARROW_INT8, batch=of_batch, **fields, next=0 if narrow is None else narrow)
+    compiled._run(
+        "quantize_adapted",
+        records.QUANTIZE,
+        -(-N_TOKENS // 2),
+        N_TOKENS,
+        x=source,
+        stride=source.shape[1],
+        n_cols=96,
+        to=to,
+        chunk_tokens=2,
+        beside=narrow,
+    )
+    for name, part in quantized._asdict().items():
+        np.testing.assert_array_equal(found[name], part)
+    for expected, out in want:
+        np.testing.assert_array_equal(out.memory, expected.memory)
+        assert expected.numbers.any()
 
 
 def widened(

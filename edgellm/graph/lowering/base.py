@@ -14,7 +14,7 @@ from edgellm.dataclass import dataclass
 from edgellm.formats.tensor import Tensor
 from edgellm.graph.cache_memory import CacheLayer, block_step, cache_table
 from edgellm.graph.nodes import Attention, Graph, KeysValues, Linear, Node, Rope, Value
-from edgellm.graph.ops import ByRows, Chunks, Fixed, Op, Quantized, Rows, Split, Table
+from edgellm.graph.ops import Buffer, ByRows, Chunks, Fixed, Op, Quantized, Rows, Split, Table
 from edgellm.graph.tuning import Tuning
 from edgellm.kernels import gradient_records, records
 from edgellm.kernels.group_sums import sums_for
@@ -273,9 +273,9 @@ class Lowering:
         split = ByRows(chunks.count)
         self.add(op, schema, chunks, reads, writes, split=split, stride=rows.stride, chunk_tokens=per_chunk, **more)
 
-    def maker_of(self, rows: Rows) -> Op | None:
-        """The last op that writes some rows."""
-        return next((op for op in reversed(self.ops) if rows in op.writes), None)
+    def maker_of(self, buffer: Buffer) -> Op | None:
+        """The last op that writes a buffer."""
+        return next((op for op in reversed(self.ops) if buffer in op.writes), None)
 
     def add_squares(self, value: Value, sums: np.ndarray) -> None:
         """In every run, add up the squares of a value column by column: float64 [stride], over all tokens so far."""

@@ -133,6 +133,20 @@ def _add_narrow_int8(low: Lowering, node: Narrow, x: Rows) -> None:
         out=out,
         out_stride=out.stride,
     )
+    quantize = low.maker_of(xq)
+    assert quantize is not None
+    _join_narrow(quantize, low.ops[-1])
+
+
+def _join_narrow(quantize: Op, narrow: Op) -> None:
+    """In a small batch, have the kernel that makes the int8 of an input narrow it too."""
+    quantize.small_kernel = find("quantize_adapted")
+    quantize.writes.append(narrow.fields["out"])
+    last, name = quantize, "beside"
+    while name in last.fields:
+        last, name = last.fields[name], "next"
+    last.fields[name] = narrow
+    narrow.is_only_large = True
 
 
 def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
@@ -154,10 +168,10 @@ def _add_widen_int8(low: Lowering, node: Widen, y: Rows, out: Rows) -> None:
     product = _add_to_product(low, "widen_int8", low_rank_records.WIDEN_INT8, y, h, out, y.stride, fields)
     small = product.small_kernel if product else None
     if product and out is y and small and small.op == "linear_tiles":
-        _join(product, low.ops[-1])
+        _join_widen(product, low.ops[-1])
 
 
-def _join(linear: Op, widen: Op) -> None:
+def _join_widen(linear: Op, widen: Op) -> None:
     """In a small batch, have the kernel of a product add to it what is beside it."""
     linear.small_kernel = find("linear_tiles_adapted", linear.kernel.format)
     linear.fields["beside"] = widen

@@ -16,11 +16,12 @@ def build_fused(isa, small=False):
 
     def fused(record, chunk, thread):
         op = op_at(record)
-        for index in range(op.n_parts if small else 0):
+        n_parts = op.n_small_parts if small else op.n_parts
+        for index in range(n_parts if small else 0):
             part = part_at(op.parts + index * part_bytes)
             if part.asking != 0:
                 call(part.asking, part.record, chunk, thread)
-        for index in range(op.n_parts):
+        for index in range(n_parts):
             part = part_at(op.parts + index * part_bytes)
             kernel = part.small_kernel if small else part.kernel
             if kernel != 0:

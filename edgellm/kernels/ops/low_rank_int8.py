@@ -14,9 +14,10 @@ from numba import njit
 from edgellm.kernels.low_rank_records import LARGEST_NARROWED, LEAST_NARROWED, NARROW_INT8, NARROWED_AT, WIDEN_INT8
 from edgellm.kernels.numba_records import record_viewer
 from edgellm.kernels.ops.memory import memory
+from edgellm.kernels.ops.quantize import build_quantize
 from edgellm.kernels.ops.rounding import round_row
 from edgellm.kernels.ops.tile_products import as_multiplied, correction, is_corrected
-from edgellm.kernels.records import TILE_ROWS
+from edgellm.kernels.records import QUANTIZE, TILE_ROWS
 from edgellm.kernels.staged import F32, I8, I16, I32, Value, Vocabulary, staged
 from edgellm.quants.low_rank import BYTES, GROUP, PAIR, PIECE_ROWS, WORD
 
@@ -54,9 +55,8 @@ def _round_h(v: Vocabulary, row: Value, n_pieces: Value) -> None:
     round_row(v, numbers, n_pieces, PIECE_ROWS, LARGEST_NARROWED, LEAST_NARROWED, out=numbers, scale_at=row)
 
 
-def build_narrow_int8(isa):
-    """h = scale * A x for A [rank, n_cols]. A chunk is some tokens."""
-    op_at = record_viewer(NARROW_INT8)
+def _narrower(isa):
+    """narrow_tokens(op, first, last): h = scale * A x for A [rank, n_cols] and some tokens."""
     load_f32 = memory(isa).load_f32
     dot_piece = staged(isa, "void", *["i64"] * 5, "f32", "i64")(_dot_piece)
     round_h = staged(isa, "void", "i64", "i64")(_round_h)
@@ -77,14 +77,44 @@ def build_narrow_int8(isa):
             )
         round_h(row, op.n_pieces)
 
-    def narrow(record, chunk, thread):
-        op = op_at(record)
-        first = chunk * op.chunk_tokens
-        for token in range(first, min(first + op.chunk_tokens, op.batch.n_tokens)):
+    @njit(error_model="numpy")
+    def narrow_tokens(op, first, last):
+        for token in range(first, last):
             if op.scales == 0 or load_f32(op.scales + token * 4) != 0:
                 narrow_token(op, token)
 
+    return narrow_tokens
+
+
+def build_narrow_int8(isa):
+    """h = scale * A x for A [rank, n_cols]. A chunk is some tokens."""
+    op_at, narrow_tokens = record_viewer(NARROW_INT8), _narrower(isa)
+
+    def narrow(record, chunk, thread):
+        op = op_at(record)
+        first = chunk * op.chunk_tokens
+        narrow_tokens(op, first, min(first + op.chunk_tokens, op.batch.n_tokens))
+
     return narrow
+
+
+def build_quantize_adapted(isa):
+    """x as int8, and h of all matrices A beside the linears that read it. A chunk is some tokens."""
+    op_at, narrow_at = record_viewer(QUANTIZE), record_viewer(NARROW_INT8)
+    quantize, narrow_tokens = njit(error_model="numpy")(build_quantize(isa)), _narrower(isa)
+
+    def quantize_adapted(record, chunk, thread):
+        quantize(record, chunk, thread)
+        op = op_at(record)
+        first = chunk * op.chunk_tokens
+        last = min(first + op.chunk_tokens, op.batch.n_tokens)
+        beside = op.beside
+        while beside != 0:
+            narrow = narrow_at(beside)
+            narrow_tokens(narrow, first, last)
+            beside = narrow.next
+
+    return quantize_adapted
 
 
 def widened(v: Vocabulary, tile: Value, n_pieces: Value, h: Value, scale: Value, y: Value) -> Value:
