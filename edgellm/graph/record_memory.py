@@ -13,6 +13,7 @@ import numpy as np
 
 from edgellm.graph.ops import Op, Packed
 from edgellm.kernels.schema import LINE, Schema
+from edgellm.machine.large_pages import LARGE_PAGE, on_large_pages
 
 PIECE_BYTES = 1 << 16
 OP_BYTES = 1 << 12  # more than the records of most ops
@@ -72,7 +73,12 @@ def gathered(ops: Iterable[Op]) -> tuple[np.ndarray, dict[Packed, int]]:
     found = [content for op in ops for part in op.parts or [op] for content in part.fields.values()]
     packed = [content for content in dict.fromkeys(c for c in found if isinstance(c, Packed))]
     starts = np.cumsum([0, *(-(-content.n_bytes // LINE) * LINE for content in packed)])
-    memory = aligned(int(starts[-1]))
+    memory = on_large_pages(_whole_pages(int(starts[-1])))
     for content, start in zip(packed, starts, strict=False):
         memory[start : start + content.n_bytes] = content.array.reshape(-1)
     return memory, {content: memory.ctypes.data + int(start) for content, start in zip(packed, starts, strict=False)}
+
+
+def _whole_pages(n_bytes: int) -> int:
+    """From one large page on, a multiple of them: what is less than one would lie on small ones."""
+    return n_bytes if n_bytes < LARGE_PAGE else -(-n_bytes // LARGE_PAGE) * LARGE_PAGE

@@ -114,7 +114,7 @@ class Work(Request):
 
     @property
     def is_ready(self) -> bool:
-        return self.n_cached == len(self.tokens)
+        return super().is_ready or self.n_cached == len(self.tokens)
 
     @property
     def first_wanted(self) -> int:
@@ -147,11 +147,12 @@ def write(scheduler: Scheduler, sequence: Sequence, ids: list[int]) -> float:
 def _seconds(scheduler: Scheduler, work: Work) -> float:
     started = time.perf_counter()
     scheduler.submit(work)
-    scheduler.wait(work)
-    seconds = time.perf_counter() - started
-    work.sequence = None  # the caller's
-    scheduler.retire(work)
-    return seconds
+    try:
+        scheduler.wait(work)
+        return time.perf_counter() - started
+    finally:
+        work.sequence = None  # the caller's
+        scheduler.retire(work)
 
 
 def _speeds(work: str, n_tokens: int, seconds: list[float]) -> dict[str, float | None]:

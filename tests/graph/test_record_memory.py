@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from edgellm.graph.record_memory import PIECE_BYTES, RecordMemory, gathered
 from edgellm.kernels.low_rank_records import NARROW_INT8
 from edgellm.kernels.registry import find
 from edgellm.kernels.schema import LINE, Schema
+from edgellm.machine.large_pages import LARGE_PAGE
 
 POINT = Schema("point", x="i64", y="f64")
 
@@ -40,6 +43,16 @@ def test_a_record_that_is_larger_than_a_piece() -> None:
 def test_a_word_that_a_record_has_not() -> None:
     with pytest.raises(KeyError):
         RecordMemory().filled(POINT, {"z": 1})
+
+
+def test_many_packed_matrices_lie_on_large_pages() -> None:
+    packed = [Packed(np.full((1, LARGE_PAGE // 2 + 1), n, np.uint8)) for n in range(3)]
+    kernel = find("narrow_int8")
+    memory, places = gathered([Op(kernel, NARROW_INT8, {"weight": each}, Chunks("tokens")) for each in packed])
+    assert memory.nbytes == 2 * LARGE_PAGE and (sys.platform == "win32" or memory.ctypes.data % LARGE_PAGE == 0)
+    for n, each in enumerate(packed):
+        start = places[each] - memory.ctypes.data
+        assert start % LINE == 0 and (memory[start : start + each.n_bytes] == n).all()
 
 
 def test_packed_matrices_lie_in_the_order_of_use() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import edgellm
-from edgellm.errors import UsageError
+from edgellm.errors import FileProblem, UsageError
 from edgellm.measure import bench, limits
 from edgellm.measure.bench import measure
 from edgellm.measure.profile import profile
@@ -57,6 +58,16 @@ def test_a_window_bounds_what_is_read(tmp_path) -> None:
     with edgellm.load(tiny.gemma3().save(tmp_path / "gemma3.gguf"), n_threads=1) as model:
         at = {depth: measure(model, 1, 1, 1, depth)["decode_bytes_per_token"] for depth in (0, 199)}
         assert at[199] - at[0] == model._runner.cache.token_bytes / 8 * (7 * 47 + 199)
+
+
+@pytest.mark.parametrize("work", [{"n_prompt": 5, "n_generate": 0}, {"n_prompt": 0, "n_generate": 5}])
+def test_damaged_weights_are_named(tmp_path, work: dict[str, int]) -> None:
+    checkpoint = tiny.llama()
+    checkpoint.tensors["blk.1.ffn_up.weight"][3] = np.nan
+    with edgellm.load(checkpoint.save(tmp_path / "bad.gguf"), n_threads=1) as model:
+        with pytest.raises(FileProblem, match=r"bad\.gguf: .*tensor 'blk.1.ffn_up.weight'"):
+            measure(model, **work, n_repetitions=1)
+        assert model._runner.cache.n_free_blocks == model._runner.cache.n_blocks
 
 
 def test_only_one_of_the_two(model) -> None:
