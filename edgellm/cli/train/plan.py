@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.checks import number
 from edgellm.cli.options import check_threads, threads_option, typed_name
 from edgellm.errors import UsageError, shown
 
@@ -88,8 +89,9 @@ def command(
     n_vocab, name = round(vocab or DEFAULT_VOCABULARY), f"{config_file}: n_vocab" if config else "--vocab"
     if not 257 <= n_vocab <= MOST_TOKENS:
         raise UsageError(f"{name} is {n_vocab}; expected from 257, all bytes and the end of a text, to {MOST_TOKENS}")
-    if share is not None and share > 1:
-        raise UsageError(f"--share is {share:g}; expected a share of at most 1")
+    for parameter, value, least, most in (("share", share, 1e-3, 1), ("model_speed", model_speed, 1e-3, 10**12)):
+        if value is not None:
+            number(parameter, value, least, most)
     counted = None
     with Progress(quiet=True) as progress:
         if data:
