@@ -44,7 +44,7 @@ def build_linear_tiles_adapted(isa, fmt):
         v.repeat((n_bytes + (LINE - 1)) / LINE, lambda i: v.prefetch(address + i * LINE, level=1))
 
     @njit(error_model="numpy")
-    def multiply_one(op, beside, scale, chunk, thread):
+    def multiply_one(op, beside, factor, chunk, thread):
         n_blocks, n_rows = op.n_cols // per_block, op.n_rows
         q, d, sums, out, stride = op.xq.q, op.xq.d, sums_of(op), op.out, op.out_stride
         tile_bytes, n_pieces, h = beside.tile_bytes, beside.n_pieces, beside.h
@@ -57,17 +57,17 @@ def build_linear_tiles_adapted(isa, fmt):
             if op.prefetch == NON_TEMPORAL:
                 by_one_non_temporal(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
-                    b, tile_bytes, n_pieces, h, scale,
+                    b, tile_bytes, n_pieces, h, factor,
                 )  # fmt: skip
             elif op.prefetch == FIRST_LEVEL:
                 by_one(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
-                    b, tile_bytes, n_pieces, h, scale,
+                    b, tile_bytes, n_pieces, h, factor,
                 )  # fmt: skip
             else:
                 by_one_both_levels(
                     tile, n_blocks, q, d, sums, y, stride, ahead,
-                    b, tile_bytes, n_pieces, h, scale,
+                    b, tile_bytes, n_pieces, h, factor,
                 )  # fmt: skip
             b += tile_bytes
 
@@ -78,7 +78,7 @@ def build_linear_tiles_adapted(isa, fmt):
         if beside.scales != 0:
             scale *= load_f32(beside.scales)
         if op.batch.n_tokens == 1 and scale != 0:
-            multiply_one(op, beside, scale, chunk, thread)
+            multiply_one(op, beside, load_f32(beside.h) * scale, chunk, thread)
         else:
             linear(record, chunk, thread)
             widen(op.beside, chunk, thread)
@@ -102,7 +102,7 @@ def _multiply_one(
     tile_bytes: Value,
     n_pieces: Value,
     h: Value,
-    scale: Value,
+    factor: Value,
 ) -> None:
     """A tile of weights by one token, and beside it the tile of B at b by its h."""
     b_ahead = b + tile_bytes * TILES_AHEAD
@@ -111,9 +111,8 @@ def _multiply_one(
         for line in range(0, PIECE_BYTES, LINE):
             v.prefetch(b_ahead + i * PIECE_BYTES + line, level=1)
 
-    v.repeat(n_pieces, ask)
     v.prefetch(b_ahead + n_pieces * PIECE_BYTES, level=1)  # the scales
     multiply_few(
         v, fmt, 1, 1, tile, n_blocks, q, d, sums, out, out_stride, ahead,
-        prefetch=prefetch, finish=lambda totals: [widened(v, b, n_pieces, h, scale, *totals)],
+        prefetch=prefetch, finish=lambda totals: [widened(v, b, n_pieces, h, factor, totals[0], ask)],
     )  # fmt: skip

@@ -8,6 +8,8 @@ A number is one sum in one order, whatever else is in the batch: so a token has 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit
 
@@ -117,14 +119,26 @@ def build_quantize_adapted(isa):
     return quantize_adapted
 
 
-def widened(v: Vocabulary, tile: Value, n_pieces: Value, h: Value, scale: Value, y: Value) -> Value:
-    """y + scale * B h, for the 16 rows of B at `tile` and the row of h there."""
+def widened(
+    v: Vocabulary,
+    tile: Value,
+    n_pieces: Value,
+    h: Value,
+    factor: Value,
+    y: Value,
+    before_piece: Callable[[Value], None] = lambda piece: None,
+) -> Value:
+    """y + factor * B h, for the 16 rows of B at `tile` and the int16 of the row of h there.
+
+    factor:  the scale of h is a part of it. before_piece: what is done beside, before each piece.
+    """
     lanes = min(v.isa.lanes, TILE_ROWS)
     numbers = h + NARROWED_AT
 
     def add_piece(i: Value, *sums: Value) -> list[Value]:
         columns = [tile + i * PIECE_BYTES + at * lanes * PAIR for at in range(len(sums))]
         pairs = numbers + i * (2 * PIECE_ROWS)
+        before_piece(i)
         for k in range(PIECE_ROWS // PAIR):
             pair = v.load(pairs + k * (2 * PAIR), I16, PAIR)
             some = [v.load(at + k * PAIR_BYTES, I8, PAIR * lanes).sext(I16) for at in columns]
@@ -133,7 +147,7 @@ def widened(v: Vocabulary, tile: Value, n_pieces: Value, h: Value, scale: Value,
 
     # Most adapters have a rank that takes a piece or two, so the loop is one that the CPU foresees.
     dots = v.concat(*v.loop(n_pieces, [v.constant(0, I32, lanes)] * (TILE_ROWS // lanes), add_piece)).to_f32()
-    return v.fma(dots, v.half(tile + n_pieces * PIECE_BYTES, TILE_ROWS) * (v.f32(h) * scale), y)
+    return v.fma(dots, v.half(tile + n_pieces * PIECE_BYTES, TILE_ROWS) * factor, y)
 
 
 def build_widen_int8(isa, small=False):
@@ -142,10 +156,10 @@ def build_widen_int8(isa, small=False):
     load_f32, copy = memory(isa).load_f32, memory(isa).copy_f32
 
     @staged(isa, "void", *["i64"] * 4, "f32", *["i64"] * 3)
-    def add_tiles(v, tile, tile_bytes, n_pieces, h, scale, y, out, n_tiles):
+    def add_tiles(v, tile, tile_bytes, n_pieces, h, factor, y, out, n_tiles):
         def add_tile(i: Value) -> None:
             at = i * (4 * TILE_ROWS)
-            v.store(out + at, widened(v, tile + i * tile_bytes, n_pieces, h, scale, v.f32(y + at, TILE_ROWS)))
+            v.store(out + at, widened(v, tile + i * tile_bytes, n_pieces, h, factor, v.f32(y + at, TILE_ROWS)))
 
         v.repeat(n_tiles, add_tile)
 
@@ -157,7 +171,7 @@ def build_widen_int8(isa, small=False):
         n_cols = min(chunk_cols, op.n_cols - column)
         first = chunk // n_parts * op.chunk_tokens
         for token in range(first, min(first + op.chunk_tokens, op.batch.n_tokens)):
-            scale = np.float32(op.scale)
+            h, scale = op.h + token * op.h_stride * 4, np.float32(op.scale)
             if op.scales != 0:
                 scale *= load_f32(op.scales + token * 4)
             at = (token * op.stride + column) * 4
@@ -166,8 +180,8 @@ def build_widen_int8(isa, small=False):
                     op.weight + column // TILE_ROWS * op.tile_bytes,
                     op.tile_bytes,
                     op.n_pieces,
-                    op.h + token * op.h_stride * 4,
-                    scale,
+                    h,
+                    load_f32(h) * scale,
                     op.y + at,
                     op.out + at,
                     (n_cols + TILE_ROWS - 1) // TILE_ROWS,
