@@ -31,6 +31,8 @@ MOST_OF_MEMORY = 0.9  # for the values of a batch
 _ELSEWHERE = (Tensor, Tiled, Rows)  # what `Program.bind` can have read elsewhere
 _NO_VIEW = (-1, np.empty((0, 0), np.float32))
 PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
+# Of matrices that one thread reads, at most, when their op begins: they fit into a first level cache beside its rows.
+FIRST_BYTES = 16384
 
 
 def _arena(n_bytes: int, n_tokens: int) -> np.ndarray:
@@ -141,6 +143,7 @@ class Program:
             self._counts = {}  # Ctrl-C may come before all is written
             self.ops["kernel"] = self._small_kernels if is_small else self._kernels
             self.ops["prefetch_bytes"] = PREFETCH_BYTES if is_small else 0
+            self.ops["first_lines"] = self._first_lines if is_small else 0
             for rule, indices in self._rules:
                 self.n_chunks[indices] = rule.of(counts, is_small)
             if self.n_chunks.max(initial=0) > MOST_CHUNKS * self.team.n_threads:
@@ -218,11 +221,13 @@ class Program:
         """
         weights, step, n_chunks, first = 0, 0, 0, 0
         prefetches = []
+        self._first_lines = np.zeros(len(self.steps), np.int64)
         for index in reversed(range(len(self.steps))):
             parts = self.steps[index].parts or [self.steps[index]]
             narrow = [part.fields["weight"] for part in parts if part.schema is NARROW_INT8]
             if narrow:
                 first = self._packed_at[narrow[0]]
+                self._first_lines[index] = min(FIRST_BYTES, sum(packed.n_bytes for packed in narrow)) // LINE
             for op in parts:
                 record = self._part_records.get(op, self._records[index])
                 if op.schema is records.LINEAR:  # one at most: it comes before what is added to it

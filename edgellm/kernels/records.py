@@ -406,6 +406,7 @@ OP = Schema(
     prefetch_chunks="i64",  # how many there are
     prefetch_first="ptr",  # for the first thread: what it reads by itself, or 0
     prefetch_bytes="i64",  # of each
+    first_lines="i64",  # of what the first thread reads by itself in this very op: so many it asks for when that begins
     # Its record and all that this points to, which is prefetched while the op before is done.
     own="ptr",
     own_lines="i64",

@@ -13,6 +13,7 @@ from edgellm.graph.nodes import add, linear, rms_norm, select_rows
 from edgellm.graph.nodes.low_rank import narrow, widen
 from edgellm.kernels import reference, reference_rows
 from edgellm.kernels.low_rank_records import MOST_RANK
+from edgellm.kernels.schema import LINE
 from edgellm.kernels.store import KernelStore
 from edgellm.quants.tiles import to_tiles
 
@@ -170,8 +171,11 @@ def test_low_rank_steps_in_integers(store: KernelStore, team_of: Callable[[int],
             rows = rows_for(x, 64)
             program = program_of(ops, store, team_of(n_threads), 64, {x: rows})
             rows[:] = np.random.default_rng(9).standard_normal(rows.shape)
+            of_a = sum(part.fields["weight"].n_bytes for part in ops.steps[0].parts if "rank" in part.fields)
             for n_tokens in (1, 2, 64):
                 program.run({"tokens": n_tokens})
+                is_small = n_tokens <= ops.target.small_batch
+                assert program.ops["first_lines"].tolist() == [of_a // LINE if is_small else 0, 0, 0]
                 normed = program.view(h, n_tokens)
                 for value, w, (a, b) in zip(made, weights, pairs, strict=True):
                     base = reference.linear(w.raw, w.format, reference.quantize(normed))

@@ -190,6 +190,8 @@ def _words(isa):
                     op.prefetch_bytes,
                 )
                 n_done += 1
+            if is_first:
+                ask(op.prefetch_first, op.first_lines)
             owner = thread
             for _ in range(n_threads):
                 n, share = share_size(n_chunks, owner, n_threads), shares + owner * LINE
