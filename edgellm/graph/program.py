@@ -31,7 +31,8 @@ MOST_OF_MEMORY = 0.9  # for the values of a batch
 _ELSEWHERE = (Tensor, Tiled, Rows)  # what `Program.bind` can have read elsewhere
 _NO_VIEW = (-1, np.empty((0, 0), np.float32))
 PREFETCH_BYTES = 65536  # of weights, by threads that wait for the op that reads them
-# Of matrices that one thread reads, at most, when their op begins: they fit into a first level cache beside its rows.
+# Of matrices that one thread reads, asked for when their op begins: as many as fit into a first level cache beside its
+# rows. Where linears ask for what comes next into the second level, a core drops some of it.
 FIRST_BYTES = 16384
 
 
@@ -227,7 +228,8 @@ class Program:
             narrow = [part.fields["weight"] for part in parts if part.schema is NARROW_INT8]
             if narrow:
                 first = self._packed_at[narrow[0]]
-                self._first_lines[index] = min(FIRST_BYTES, sum(packed.n_bytes for packed in narrow)) // LINE
+                if self.lowered.target.isa.stream_level == 2:
+                    self._first_lines[index] = min(FIRST_BYTES, sum(packed.n_bytes for packed in narrow)) // LINE
             for op in parts:
                 record = self._part_records.get(op, self._records[index])
                 if op.schema is records.LINEAR:  # one at most: it comes before what is added to it
