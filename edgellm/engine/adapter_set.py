@@ -98,9 +98,9 @@ class AdapterSet:
         return tuple(self.scales[slot] for slot in self.slots)
 
     def uses_of(self, slots: tuple[Slot, ...], start: int, n: int) -> Sequence[float | NDArray[np.float32]]:
-        """How much the n tokens from a position on have of some adapters, or which of an adapter's own they are.
+        """How much the n tokens from a position on have of each adapter, or which of its own tokens they are.
 
-        One number for all of them, or where they differ one for each.
+        Of an adapter, one number for all of these tokens, or an array [n] where they differ.
         """
         if slots == self.slots and not self.n_virtual:  # as it mostly is, in every step
             return self._own
