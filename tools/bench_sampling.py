@@ -25,7 +25,7 @@ from edgellm.engine.sampling.logprobs import logprobs_of
 from edgellm.engine.sampling.step import Step
 from edgellm.engine.structure.asked import asked_of
 from edgellm.engine.structure.constraint import Constraint
-from edgellm.measure.bench import Work, behind, read, write
+from edgellm.measure.bench import Work, behind, read, seconds_of, write
 from edgellm.params import SamplingParams
 
 N_CONTEXT = 2000
@@ -129,10 +129,7 @@ def main() -> None:
         write(model._scheduler, sequence, ids[8:16])
         with behind(sequence) as fork:
             turns = Turns(fork, (ids * N_REPETITIONS)[: len(choices) * N_REPETITIONS], list(choices.values()))
-            model._scheduler.submit(turns)
-            model._scheduler.wait(turns)
-            turns.sequence = None
-            model._scheduler.retire(turns)
+            seconds_of(model._scheduler, turns)
         sequence.release()
     token = median(turns.token_seconds)
     print(f"a token of {name}, {model.n_vocab} in its vocabulary: {token * 1e3:.1f} ms")

@@ -52,7 +52,7 @@ def by_token(steps: Sequence[Op]) -> list[Op]:
         merge = rest.pop()
         after = [rest.pop()] if rest and rest[-1].split == OF_TOKENS else []
         whole = replace(op, fields=op.fields | {"chunk_heads": op.fields["n_kv_heads"]})
-        # Copies: records of an op lie side by side, so it shares none with another one.
+        # Copies, for each step has records of its own, which lie together in memory.
         parts = [replace(part) for each in (*before, whole, *after) for part in each.parts or [each]]
         result += [
             _fused_op(parts, Chunks(BY_TOKEN)),

@@ -126,7 +126,7 @@ class Work(Request):
 
 def read(scheduler: Scheduler, sequence: Sequence, ids: list[int]) -> float:
     """Seconds to read a prompt, with logits for its last token only."""
-    return _seconds(scheduler, Work(sequence, ids, one_by_one=False))
+    return seconds_of(scheduler, Work(sequence, ids, one_by_one=False))
 
 
 @contextmanager
@@ -141,17 +141,18 @@ def behind(sequence: Sequence) -> Iterator[Sequence]:
 
 def write(scheduler: Scheduler, sequence: Sequence, ids: list[int]) -> float:
     """Seconds to compute tokens one by one, as in writing an answer."""
-    return _seconds(scheduler, Work(sequence, ids, one_by_one=True))
+    return seconds_of(scheduler, Work(sequence, ids, one_by_one=True))
 
 
-def _seconds(scheduler: Scheduler, work: Work) -> float:
+def seconds_of(scheduler: Scheduler, work: Work) -> float:
+    """How long a work takes. Its sequence stays the caller's."""
     started = time.perf_counter()
     scheduler.submit(work)
     try:
         scheduler.wait(work)
         return time.perf_counter() - started
     finally:
-        work.sequence = None  # the caller's
+        work.sequence = None
         scheduler.retire(work)
 
 
